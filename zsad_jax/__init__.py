@@ -1,0 +1,1 @@
+"""Zero-shot anomaly detection in JAX."""

@@ -1,0 +1,96 @@
+"""What a dataset is: a sequence of undecoded samples in one schema, whatever it came from."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+Encoded = str | bytes  # a file's path, or the encoded bytes of an image file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a dataset, nothing decoded. The fields are the feature schema of every dataset.
+
+    Attributes:
+      image: path or encoded bytes.
+      mask: path or encoded bytes of the ground truth, or a list of them to be joined with OR (None where there is none).
+      has_mask: whether pixel metrics may use this image: normal images have an all-zero mask and count,
+        anomalous images without ground truth do not.
+      label: 0 normal, 1 anomalous.
+      category: the dataset's own spelling ("metal_nut").
+      defect: kind of defect ("good" for normal images, "" when unknown).
+      prompt_name: how the category is called in prompts ("metal nut").
+      file_name: path relative to the dataset's root, for people and for results.
+      subject, slice: patient or volume, and position in it; "" and -1 elsewhere.
+    """
+
+    image: Encoded
+    mask: Encoded | tuple[Encoded, ...] | None = None
+    has_mask: bool = False
+    label: int = 0
+    category: str = ""
+    defect: str = ""
+    prompt_name: str = "object"
+    file_name: str = ""
+    subject: str = ""
+    slice: int = -1
+
+
+class Dataset(Protocol):
+    """A random-access sequence of samples (what grain calls a data source)."""
+
+    name: str
+    categories: tuple[str, ...]  # in the order of the tables
+    prompt_names: tuple[str, ...]  # of each category
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Fault(NamedTuple):
+    """A sample that could not be used, and why."""
+
+    file_name: str
+    reason: str
+
+
+class ImageBatch(NamedTuple):
+    """A decoded batch of constant shape; rows with valid False are padding or faults and count nowhere.
+
+    Attributes:
+      images: resized, still 8-bit; `Preprocess.normalize` makes the tower's input of it, on the device.
+      masks: resized ground truth, all False where there is none.
+      index: position in the dataset; -1 for padding.
+      faults: the samples of this batch that could not be read.
+    """
+
+    images: UInt8[np.ndarray, "b S S 3"]
+    masks: Bool[np.ndarray, "b S S"]
+    has_mask: Bool[np.ndarray, " b"]
+    labels: Int[np.ndarray, " b"]
+    category: Int[np.ndarray, " b"]
+    index: Int[np.ndarray, " b"]
+    valid: Bool[np.ndarray, " b"]
+    faults: tuple[Fault, ...] = ()
+
+
+class Samples(Sequence[Sample]):
+    """A dataset held as a list of samples."""
+
+    def __init__(self, name: str, samples: Sequence[Sample], categories: Sequence[str] | None = None):
+        """Categories come in the given order, else in order of first appearance."""
+        self.name = name
+        self._samples = tuple(samples)
+        prompt_names = {sample.category: sample.prompt_name for sample in self._samples}
+        self.categories = tuple(categories) if categories is not None else tuple(prompt_names)
+        self.prompt_names = tuple(prompt_names.get(category, category) for category in self.categories)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._samples[index]

@@ -1,0 +1,9 @@
+"""The one exception that is meant for a person."""
+
+
+class UserError(Exception):
+    """Something the user can mend: bad config, missing weights, unreadable input.
+
+    The message is one clear sentence that names the thing and the remedy. Commands print it without a
+    traceback and exit with code 2.
+    """

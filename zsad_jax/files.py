@@ -1,0 +1,53 @@
+"""Writing files so that a kill at any moment leaves either the old file or the new one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+
+def home() -> pathlib.Path:
+    """The cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`. Not created here."""
+    return pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax").expanduser()
+
+
+@contextlib.contextmanager
+def replaced(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes that name."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since writers such as numpy's and matplotlib's choose a format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent)
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes JSON atomically: indented, one trailing newline, NaN refused (undefined is null)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def digest(path: PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

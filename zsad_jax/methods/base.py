@@ -1,0 +1,92 @@
+"""The contract that every method fulfils: a NamedTuple of pure functions, as an optimiser is in optax."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+PyTree = Any
+
+
+class Scores(NamedTuple):
+    """What a method says of a batch of images.
+
+    Attributes:
+      image: image scores by name, higher = more anomalous.
+      patches: per-patch scores; what the C channels mean is the method's affair.
+      extras: per-layer maps, attention and the like, only when asked for.
+    """
+
+    image: dict[str, Float[Array, " b"]]
+    patches: Float[Array, "b h w c"]
+    extras: dict[str, Array] = {}  # noqa: RUF012 - never written to
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The ground truth of a training batch; rows with valid False count nowhere.
+
+    `class_names` is static: the prompt names that `category` indexes, for methods whose prompts are
+    conditioned on the class.
+    """
+
+    category: Int[Array, " b"]
+    labels: Int[Array, " b"]
+    masks: Float[Array, "b H W"]
+    has_mask: Bool[Array, " b"]
+    valid: Bool[Array, " b"]
+    class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+
+class Stage(NamedTuple):
+    """A part of training: which parameter groups move, and for what share of the epochs.
+
+    Attributes:
+      groups: names of the parameter groups that train; None = all.
+      loss: name handed to the method's loss as `stage`; None = the method has one loss.
+      epochs: how long; None = the config's.
+    """
+
+    groups: tuple[str, ...] | None = None
+    loss: str | None = None
+    epochs: int | None = None
+
+
+class Method(NamedTuple):
+    """A zero-shot anomaly detector over a frozen backbone.
+
+    `frozen` is `backbone.params` and always an argument: a jitted function never closes over weights.
+
+    Attributes:
+      name: the method's key ("tipsomaly").
+      init: (key, frozen) -> params: the learnable pytree, nothing else ({} when nothing is learned).
+      features: (frozen, params, images [b H W 3]) -> features, any pytree with leading axis b.
+      prototypes: (frozen, params, class_names: sequence of str) -> pytree, leading axis = category.
+        Called once per params; class_names is static.
+      score: (frozen, params, prototypes, features, category [b]) -> Scores.
+      anomaly_map: (patches [b h w c], size (H, W) or S) -> [b H W].
+      loss: (frozen, params, features, batch: Batch) -> (loss, {name: term}).
+      groups: params -> pytree of group names; each has its learning rate in the config.
+      image_scores: names in Scores.image; the first is the default of `config.image_score`.
+      map_range: (low, high) between which anomaly maps lie, for the colour scale and the histograms.
+      cacheable: True when `features` ignores `params` and nothing is augmented.
+      stages: the stages of training.
+      across: None, or a host function over all scores or features of one category.
+    """
+
+    name: str
+    init: Callable[..., PyTree]
+    features: Callable[..., PyTree]
+    prototypes: Callable[[PyTree, PyTree, Sequence[str]], PyTree]
+    score: Callable[..., Scores]
+    anomaly_map: Callable[..., Array]
+    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    groups: Callable[[PyTree], PyTree]
+    image_scores: tuple[str, ...]
+    map_range: tuple[float, float] = (0.0, 1.0)
+    cacheable: bool = True
+    stages: tuple[Stage, ...] = (Stage(),)
+    across: Callable[..., Any] | None = None

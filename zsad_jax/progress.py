@@ -1,0 +1,43 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from absl import logging
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def progress(items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1) -> Iterator[T]:
+    """Passes `items` on while showing rate and time left.
+
+    Args:
+      items: what is worked on.
+      total: how many units there are in all.
+      label: what is being done, in a word or two.
+      unit: what is counted.
+      step: units per item (the batch size, say).
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
+            for item in items:
+                yield item
+                bar.update(min(step, total - bar.n))
+        return
+    start = shown = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done = min(done + step, total)
+        now = time.monotonic()
+        if now - shown >= SECONDS_BETWEEN_LINES or done == total:
+            rate = done / max(now - start, 1e-9)
+            logging.info(
+                "%s: %d of %d %ss, %.1f/s, %.0f s left", label, done, total, unit, rate, (total - done) / rate
+            )
+            shown = now
