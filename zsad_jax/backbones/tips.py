@@ -1,0 +1,224 @@
+"""TIPS and TIPSv2 as Flax modules over the published files.
+
+The modules' parameter trees are the trees of the native npz files; PyTorch npz files are recognised by their
+keys and re-arranged. Sizes are read off the arrays. The two lineages differ in the GELU (native: tanh, PyTorch:
+exact) and in the text side's LayerNorm epsilon (1e-6, 1e-5); each file's own is the default.
+
+Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (ICLR 2025), and its release.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.base import VisionFeatures
+from zsad_jax.backbones.transformer import Transformer, layer_norm
+
+Arrays = Mapping[str, np.ndarray]
+
+MAX_TEXT_LENGTH = 64
+MAX_TIMESCALE = 10_000
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches through one matrix: a convolution whose stride is its size."""
+
+    patch_size: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
+        p = self.patch_size
+        shape = (p, p, 3, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        b, height, width, _ = images.shape
+        patches = images.reshape(b, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, height // p, width // p, p * p * 3).astype(self.dtype)
+        return patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+
+
+def pad_to_patches(images: Float[Array, "b H W 3"], patch_size: int) -> Float[Array, "b H2 W2 3"]:
+    """Zero-pads both sides to a multiple of the patch; an odd pixel goes to the bottom and right."""
+    short = [-size % patch_size for size in images.shape[1:3]]
+    if not any(short):
+        return images
+    return jnp.pad(images, ((0, 0), *((n // 2, n - n // 2) for n in short), (0, 0)))
+
+
+def resize_position_grid(
+    grid: Float[Array, "1 g g d"], size: tuple[int, int], *, stage: tuple[int, int] | None = None
+) -> Float[Array, "1 h w d"]:
+    """Bilinear resize (half-pixel centres, antialiased when shrinking), by way of `stage` if given.
+
+    The PyTorch files of TIPS v1 high resolution hold a 32x32 grid that was resized from the native 16x16 one;
+    16 -> 32 -> 37 is not 16 -> 37, so `stage=(32, 32)` reproduces on native files what published numbers used.
+    """
+    for target in (stage, size):
+        if target is not None and grid.shape[1:3] != tuple(target):
+            grid = jax.image.resize(grid, (1, *target, grid.shape[-1]), "bilinear")
+    return grid
+
+
+class TokenSequence(nn.Module):
+    """Images to tokens: patches with positions, after two global tokens without."""
+
+    patch_size: int
+    width: int
+    grid: int
+    posemb_stage: tuple[int, int] | None
+    num_global_tokens: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+        images = pad_to_patches(images, self.patch_size)
+        x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(images)
+        b, h, w, d = x.shape
+        normal = nn.initializers.normal(0.02)
+        grid = self.param("posembed_input", normal, (1, self.grid, self.grid, d))
+        x = x + resize_position_grid(grid, (h, w), stage=self.posemb_stage).astype(x.dtype)
+        cls = self.param("cls", normal, (1, self.num_global_tokens, d))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (b, self.num_global_tokens, d))
+        return jnp.concatenate([cls, x.reshape(b, h * w, d)], axis=1), (h, w)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes:
+    """What the arrays say of a vision tower, and the options that they do not say."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    feed_forward: str
+    grid: int
+    num_global_tokens: int = 2
+    gelu_approximate: bool = True
+    posemb_stage: tuple[int, int] | None = None
+    dtype: Any = jnp.float32
+
+
+class _Encoder(nn.Module):
+    sizes: VisionSizes
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None) -> VisionFeatures:
+        s = self.sizes
+        x, (h, w) = TokenSequence(
+            s.patch_size, s.width, s.grid, s.posemb_stage, s.num_global_tokens, s.dtype,
+            name="ToTokenSequence_0",
+        )(images)  # fmt: skip
+        x, outputs = Transformer(
+            s.depth,
+            s.num_heads,
+            s.mlp_dim,
+            s.feed_forward,  # type: ignore[arg-type]
+            "gelu_tanh" if s.gelu_approximate else "gelu",
+            dtype=s.dtype,
+            name="transformer",
+        )(x, layers=(s.depth,) if layers is None else tuple(layers))
+        norm = layer_norm(1e-6, name="encoder_norm")
+        g = s.num_global_tokens
+        patches = jnp.stack([norm(y[:, g:]) for y in outputs], axis=1)
+        return VisionFeatures(norm(x[:, :g]), patches.reshape(*patches.shape[:2], h, w, s.width))
+
+
+class VisionEncoder(nn.Module):
+    """The image side: two global tokens and the patch tokens, all through the final norm."""
+
+    sizes: VisionSizes
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None = None
+    ) -> VisionFeatures:
+        """Features of RGB images in [0, 1] of any size.
+
+        Args:
+          images: square or not; sides that the patch does not divide are padded with zeros.
+          layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
+        """
+        return _Encoder(self.sizes, name="encoder")(images, layers)
+
+
+def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
+    """Position table of the text side: sines, then cosines, over geometric wavelengths up to 10,000."""
+    half = width // 2
+    frequencies = np.exp(-np.arange(half) * (np.log(MAX_TIMESCALE) / max(half - 1, 1)))
+    angles = np.arange(length)[:, None] * frequencies
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return np.pad(table, ((0, 0), (0, width - 2 * half))).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """What the arrays say of a text tower, and the options that they do not say."""
+
+    vocabulary: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    text_ln_eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+
+class TokenEmbedding(nn.Module):
+    """The table of token embeddings, scaled by sqrt(width) on look-up."""
+
+    vocabulary: int
+    width: int
+
+    @nn.compact
+    def __call__(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n d"]:
+        scale = self.width**-0.5
+        table = self.param("emb_var", nn.initializers.normal(scale), (self.vocabulary, self.width))
+        return table[token_ids] * (self.width**0.5)
+
+
+class TextEncoder(nn.Module):
+    """The text side: bidirectional over the valid tokens, pooled by their mean after the final norm."""
+
+    sizes: TextSizes
+
+    def setup(self) -> None:
+        s = self.sizes
+        self.token_emb = TokenEmbedding(s.vocabulary, s.width)
+        self.transformer = Transformer(
+            s.depth, s.num_heads, s.mlp_dim, "mlp", "relu", s.text_ln_eps, s.dtype
+        )
+        self.text_encoder_norm = layer_norm(s.text_ln_eps, name="text_encoder_norm")
+        self.temperature_contrastive = self.param(
+            "temperature_contrastive", nn.initializers.constant(0.05), ()
+        )
+
+    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n d"]:
+        """Scaled token embeddings, without positions: where learned tokens enter, unscaled."""
+        return self.token_emb(token_ids)
+
+    def encode(
+        self,
+        embeddings: Float[Array, "t n d"],
+        paddings: Int[Array, "t n"],
+        deep_prompts: Float[Array, "deep #t p d"] | None = None,
+    ) -> Float[Array, "t d"]:
+        """Text embeddings of token embeddings; a text that is all padding gives zeros."""
+        s = self.sizes
+        valid = paddings == 0
+        x = embeddings + sinusoid(embeddings.shape[1], s.width)
+        x, _ = self.transformer(x.astype(s.dtype), valid=valid, deep_prompts=deep_prompts)
+        x = self.text_encoder_norm(x) * valid[..., None]
+        return jnp.sum(x, axis=1) / (jnp.sum(valid, axis=1, keepdims=True) + 1e-8)
+
+    def __call__(self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]) -> Float[Array, "t d"]:
+        """Text embeddings of token ids."""
+        return self.encode(self.embed(token_ids), paddings)
