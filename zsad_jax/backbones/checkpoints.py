@@ -38,8 +38,8 @@ _BROKEN_PICKLE = (
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays of an npz file by name, floating-point ones as float32.
 
-    Two-byte arrays without a type are taken for bfloat16, which numpy cannot name. Pickled objects are
-    refused.
+    Two-byte arrays without a type are taken for bfloat16, which numpy cannot name. Pickled
+    objects are refused.
 
     Raises:
       UserError: the file is missing, truncated or not an npz of plain arrays.
@@ -47,13 +47,15 @@ def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     _require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with archive:
             return {name: _as_float32(archive[name]) for name in archive.files}
-    except (*_BROKEN_FILE, TypeError, AttributeError) as error:
+    except _BROKEN_FILE as error:
         raise UserError(
-            f"{path} is not a readable npz file of plain arrays ({_reason(error)}): delete it and fetch it again."
+            f"{path} is not a readable npz file of plain arrays ({_reason(error)}):"
+            " delete it and fetch it again."
         ) from error
 
 
@@ -83,7 +85,11 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit_tree(
-    arrays: Mapping[str, Any], expected: Mapping[str, Any], *, source: str, ignored: Iterable[str] = ()
+    arrays: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    source: str,
+    ignored: Iterable[str] = (),
 ) -> Tree:
     """Arranges arrays as the tree that a module expects, every name and shape checked.
 
@@ -97,7 +103,8 @@ def fit_tree(
       Nested dicts of float32 arrays, the structure of `expected`.
 
     Raises:
-      UserError: arrays are missing, unexpected, misshapen or not finite; all of them are listed at once.
+      UserError: arrays are missing, unexpected, misshapen or not finite; all of them are listed
+        at once.
     """
     patterns = tuple(ignored)
     wanted = flatten(expected)
@@ -109,20 +116,26 @@ def fit_tree(
     common = [name for name in wanted if name in found]
     misshapen = [name for name in common if found[name].shape != tuple(wanted[name].shape)]
     # A sum is not finite when a term is not, and needs no second array as large as the weights.
-    broken = [name for name in common if not math.isfinite(float(np.sum(found[name], dtype=np.float32)))]
+    broken = [
+        name for name in common if not math.isfinite(float(np.sum(found[name], dtype=np.float32)))
+    ]
     problems = [
         _listed("missing", [name for name in wanted if name not in found]),
         _listed("unexpected", [name for name in found if name not in wanted]),
         _listed(
             "of the wrong shape",
-            [f"{name} {found[name].shape}, expected {tuple(wanted[name].shape)}" for name in misshapen],
+            [
+                f"{name} {found[name].shape}, expected {tuple(wanted[name].shape)}"
+                for name in misshapen
+            ],
         ),
         _listed("not finite", broken),
     ]
     if any(problems):
+        listing = "; ".join(filter(None, problems))
         raise UserError(
-            f"{source} does not hold the weights of this model ({'; '.join(filter(None, problems))}): check"
-            " that it is the file of the model that was named, or delete it and fetch it again."
+            f"{source} does not hold the weights of this model ({listing}): check that it is the"
+            " file of the model that was named, or delete it and fetch it again."
         )
     return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
 
@@ -133,7 +146,8 @@ def read_torch_pickle(path: PathLike) -> Any:
     Only plain containers, tensors, parameters and parameter lists are understood.
 
     Returns:
-      Nested dicts, lists and tuples with numpy arrays; a ParameterList is a list, bfloat16 becomes float32.
+      Nested dicts, lists and tuples with numpy arrays; a ParameterList is a list, bfloat16 becomes
+      float32.
 
     Raises:
       UserError: the file is missing or damaged, or asks for anything else to be loaded.
@@ -150,12 +164,13 @@ def read_torch_pickle(path: PathLike) -> Any:
                 return _plain(unpickler.load())
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error} to be loaded, which could run foreign code: use a file that holds"
-            " tensors only, or convert it to npz."
+            f"{path} asks for {error} to be loaded, which could run foreign code:"
+            " use a file that holds tensors only, or convert it to npz."
         ) from error
     except _BROKEN_PICKLE as error:
         raise UserError(
-            f"{path} is not a readable PyTorch archive ({_reason(error)}): delete it and fetch it again."
+            f"{path} is not a readable PyTorch archive ({_reason(error)}):"
+            " delete it and fetch it again."
         ) from error
 
 
