@@ -1,1 +1,28 @@
-"""Zero-shot anomaly detection in JAX."""
+"""Zero-shot anomaly detection in JAX: an image in, an anomaly score and an anomaly map out."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zsad_jax import metrics
+    from zsad_jax.backbones import load_backbone
+    from zsad_jax.predict import Detector, Prediction, load_detector
+
+__version__ = "0.1.0"
+__all__ = ["Detector", "Prediction", "load_backbone", "load_detector", "metrics"]
+
+_HOMES = {
+    "load_backbone": "zsad_jax.backbones",
+    "Detector": "zsad_jax.predict",
+    "Prediction": "zsad_jax.predict",
+    "load_detector": "zsad_jax.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is used when it is used, so that the import itself stays light."""
+    if name == "metrics":
+        return importlib.import_module("zsad_jax.metrics")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'zsad_jax' has no attribute {name!r}")

@@ -11,7 +11,9 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def progress(items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1) -> Iterator[T]:
+def progress(
+    items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
+) -> Iterator[T]:
     """Passes `items` on while showing rate and time left.
 
     Args:
@@ -38,6 +40,12 @@ def progress(items: Iterable[T], *, total: int, label: str, unit: str = "image",
         if now - shown >= SECONDS_BETWEEN_LINES or done == total:
             rate = done / max(now - start, 1e-9)
             logging.info(
-                "%s: %d of %d %ss, %.1f/s, %.0f s left", label, done, total, unit, rate, (total - done) / rate
+                "%s: %d of %d %ss, %.1f/s, %.0f s left",
+                label,
+                done,
+                total,
+                unit,
+                rate,
+                (total - done) / rate,
             )
             shown = now

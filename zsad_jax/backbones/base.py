@@ -29,7 +29,9 @@ class VisionFeatures(NamedTuple):
 class Tokenizer(Protocol):
     """Texts to token ids."""
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
         """Token ids and paddings (1 = pad)."""
         ...
 

@@ -8,7 +8,7 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,9 +20,7 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.backbones.transformer import Transformer, layer_norm
 
-Arrays = Mapping[str, np.ndarray]
-
-MAX_TEXT_LENGTH = 64
+TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
 MAX_TIMESCALE = 10_000
 
 
@@ -78,7 +76,9 @@ class TokenSequence(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+    def __call__(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         images = pad_to_patches(images, self.patch_size)
         x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(images)
         b, h, w, d = x.shape
@@ -111,7 +111,9 @@ class _Encoder(nn.Module):
     sizes: VisionSizes
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None) -> VisionFeatures:
+    def __call__(
+        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None
+    ) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(
             s.patch_size, s.width, s.grid, s.posemb_stage, s.num_global_tokens, s.dtype,
@@ -196,7 +198,7 @@ class TextEncoder(nn.Module):
         self.transformer = Transformer(
             s.depth, s.num_heads, s.mlp_dim, "mlp", "relu", s.text_ln_eps, s.dtype
         )
-        self.text_encoder_norm = layer_norm(s.text_ln_eps, name="text_encoder_norm")
+        self.text_encoder_norm = layer_norm(s.text_ln_eps)
         self.temperature_contrastive = self.param(
             "temperature_contrastive", nn.initializers.constant(0.05), ()
         )
@@ -219,6 +221,8 @@ class TextEncoder(nn.Module):
         x = self.text_encoder_norm(x) * valid[..., None]
         return jnp.sum(x, axis=1) / (jnp.sum(valid, axis=1, keepdims=True) + 1e-8)
 
-    def __call__(self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]) -> Float[Array, "t d"]:
+    def __call__(
+        self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
+    ) -> Float[Array, "t d"]:
         """Text embeddings of token ids."""
         return self.encode(self.embed(token_ids), paddings)

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from zsad_jax.backbones.tips import TextSizes, VisionSizes
+from zsad_jax.backbones.checkpoints import fit_tree
 from zsad_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
@@ -37,63 +38,153 @@ def _need(arrays: Arrays, name: str, source: str) -> np.ndarray:
     return arrays[name]
 
 
-def vision_from_pytorch(arrays: Arrays, *, num_heads: int, source: str) -> dict[str, np.ndarray]:
+def vision_from_pytorch(
+    arrays: Arrays, *, num_heads: int | None, source: str
+) -> dict[str, np.ndarray]:
     """Native names and layouts of a PyTorch vision file, LayerScale folded into the dense layers before it."""
     pos = _need(arrays, "pos_embed", source)
-    width = pos.shape[-1]
+    width, depth = pos.shape[-1], count_blocks(arrays, r"blocks\.(\d+)\.")
+    swiglu = "blocks.0.mlp.w12.weight" in arrays
+    hidden = _need(
+        arrays, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight", source
+    ).shape[1]
+    patch = _need(arrays, "patch_embed.proj.weight", source).shape[-1]
+    arrays = _checked(
+        arrays,
+        {
+            "patch_embed.proj.weight": (width, 3, patch, patch),
+            "patch_embed.proj.bias": (width,),
+            "pos_embed": pos.shape,
+            "cls_token": (1, 1, width),
+            "register_tokens": (1, 1, width),
+            "norm.weight": (width,),
+            "norm.bias": (width,),
+        }
+        | {
+            f"blocks.{i}.{name}": shape
+            for i in range(depth)
+            for name, shape in {
+                **_linear_shapes("attn.qkv.", width, 3 * width),
+                **_linear_shapes("attn.proj.", width, width),
+                **(
+                    {
+                        **_linear_shapes("mlp.w12.", width, 2 * hidden),
+                        **_linear_shapes("mlp.w3.", hidden, width),
+                    }
+                    if swiglu
+                    else {
+                        **_linear_shapes("mlp.fc1.", width, hidden),
+                        **_linear_shapes("mlp.fc2.", hidden, width),
+                    }
+                ),
+                **{f"norm{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+                **{f"ls{j}.gamma": (width,) for j in (1, 2)},
+            }.items()
+        },
+        source,
+    )
     grid = round((pos.shape[1] - 1) ** 0.5)
-    first = _need(arrays, "cls_token", source) + pos[:, :1]
+    first = arrays["cls_token"] + arrays["pos_embed"][:, :1]
     tokens = "encoder/ToTokenSequence_0"
     out = {
         f"{tokens}/embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
         f"{tokens}/embedding/bias": arrays["patch_embed.proj.bias"],
-        f"{tokens}/posembed_input": pos[:, 1:].reshape(1, grid, grid, width),
+        f"{tokens}/posembed_input": arrays["pos_embed"][:, 1:].reshape(1, grid, grid, width),
         f"{tokens}/cls": np.concatenate([first, arrays["register_tokens"]], axis=1),
         "encoder/encoder_norm/scale": arrays["norm.weight"],
         "encoder/encoder_norm/bias": arrays["norm.bias"],
     }
-    for i in range(count_blocks(arrays, r"blocks\.(\d+)\.")):
-        block = {k.split(".", 2)[2]: v for k, v in arrays.items() if k.startswith(f"blocks.{i}.")}
-        after_attention = block.get("ls1.gamma", np.ones(width, np.float32))
-        after_ffn = block.get("ls2.gamma", np.ones(width, np.float32))
-        native = {
-            **_norms(block, "norm1", "norm2"),
-            **_attention(block, "attn.qkv.", "attn.proj.", num_heads, scale=after_attention),
-        }
-        if "mlp.w12.weight" in block:
-            gate, linear = np.split(block["mlp.w12.weight"], 2)
-            gate_bias, linear_bias = np.split(block["mlp.w12.bias"], 2)
-            native |= _dense("FFNSwiGluFused_0/Dense_0", gate, gate_bias)
-            native |= _dense("FFNSwiGluFused_0/Dense_1", linear, linear_bias)
-            native |= _dense("FFNSwiGluFused_0/Dense_2", block["mlp.w3.weight"], block["mlp.w3.bias"], after_ffn)
-        else:
-            native |= _dense("MlpBlock_0/Dense_0", block["mlp.fc1.weight"], block["mlp.fc1.bias"])
-            native |= _dense("MlpBlock_0/Dense_1", block["mlp.fc2.weight"], block["mlp.fc2.bias"], after_ffn)
+    for i in range(depth):
+        block = _below(arrays, f"blocks.{i}.")
+        native = _vision_block(block, num_heads or default_heads(width), swiglu)
         out |= {f"{PREFIX}{i}/{name}": array for name, array in native.items()}
     return out
 
 
-def text_from_pytorch(arrays: Arrays, *, num_heads: int, source: str) -> dict[str, np.ndarray]:
+def _vision_block(block: Arrays, num_heads: int, swiglu: bool) -> dict[str, np.ndarray]:
+    native = {
+        **_norms(block, "norm1", "norm2"),
+        **_attention(block, "attn.qkv.", "attn.proj.", num_heads, scale=block["ls1.gamma"]),
+    }
+    if not swiglu:
+        return {
+            **native,
+            **_dense("MlpBlock_0/Dense_0", block, "mlp.fc1."),
+            **_dense("MlpBlock_0/Dense_1", block, "mlp.fc2.", block["ls2.gamma"]),
+        }
+    # Rows of the fused matrix: first the gate, then the linear branch.
+    for i, kind in enumerate(("gate", "linear")):
+        half = {f"{kind}.{k}": np.split(block[f"mlp.w12.{k}"], 2)[i] for k in ("weight", "bias")}
+        native |= _dense(f"FFNSwiGluFused_0/Dense_{i}", half, f"{kind}.")
+    return native | _dense("FFNSwiGluFused_0/Dense_2", block, "mlp.w3.", block["ls2.gamma"])
+
+
+def text_from_pytorch(
+    arrays: Arrays, *, num_heads: int | None, source: str
+) -> dict[str, np.ndarray]:
     """Native names and layouts of a PyTorch text file."""
+    table = _need(arrays, "token_embedding.weight", source)
+    width, depth = table.shape[1], count_blocks(arrays, r"transformer\.resblocks\.(\d+)\.")
+    hidden = _need(arrays, "transformer.resblocks.0.mlp.c_fc.weight", source).shape[0]
+    # Some files hold the temperature under its native name.
+    temperature = next(
+        (k for k in ("temperature_contrastive", "temperature") if k in arrays), "temperature"
+    )
+    arrays = _checked(
+        arrays,
+        {
+            "token_embedding.weight": table.shape,
+            "ln_final.weight": (width,),
+            "ln_final.bias": (width,),
+            temperature: arrays[temperature].shape if temperature in arrays else (),
+        }
+        | {
+            f"transformer.resblocks.{i}.{name}": shape
+            for i in range(depth)
+            for name, shape in {
+                "attn.in_proj_weight": (3 * width, width),
+                "attn.in_proj_bias": (3 * width,),
+                **_linear_shapes("attn.out_proj.", width, width),
+                **_linear_shapes("mlp.c_fc.", width, hidden),
+                **_linear_shapes("mlp.c_proj.", hidden, width),
+                **{f"ln_{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+            }.items()
+        },
+        source,
+    )
     out = {
-        "token_emb/emb_var": _need(arrays, "token_embedding.weight", source),
+        "token_emb/emb_var": arrays["token_embedding.weight"],
         "text_encoder_norm/scale": arrays["ln_final.weight"],
         "text_encoder_norm/bias": arrays["ln_final.bias"],
+        "temperature_contrastive": arrays[temperature],
     }
-    for name in ("temperature", "temperature_contrastive"):
-        if name in arrays:
-            out["temperature_contrastive"] = arrays[name]
-    for i in range(count_blocks(arrays, r"transformer\.resblocks\.(\d+)\.")):
-        prefix = f"transformer.resblocks.{i}."
-        block = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    for i in range(depth):
+        block = _below(arrays, f"transformer.resblocks.{i}.")
         native = {
             **_norms(block, "ln_1", "ln_2"),
-            **_attention(block, "attn.in_proj_", "attn.out_proj.", num_heads),
-            **_dense("MlpBlock_0/Dense_0", block["mlp.c_fc.weight"], block["mlp.c_fc.bias"]),
-            **_dense("MlpBlock_0/Dense_1", block["mlp.c_proj.weight"], block["mlp.c_proj.bias"]),
+            **_attention(
+                block, "attn.in_proj_", "attn.out_proj.", num_heads or default_heads(width)
+            ),
+            **_dense("MlpBlock_0/Dense_0", block, "mlp.c_fc."),
+            **_dense("MlpBlock_0/Dense_1", block, "mlp.c_proj."),
         }
         out |= {f"transformer/encoderblock_{i}/{name}": array for name, array in native.items()}
     return out
+
+
+def _checked(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], source: str) -> Arrays:
+    """The arrays, after one error that lists everything missing, unexpected or misshapen."""
+    expected = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    # The mask token serves pre-training only.
+    return fit_tree(arrays, expected, source=source, ignored=("mask_token",))
+
+
+def _linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+
+
+def _below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _norms(block: Arrays, first: str, second: str) -> dict[str, np.ndarray]:
@@ -105,9 +196,9 @@ def _norms(block: Arrays, first: str, second: str) -> dict[str, np.ndarray]:
 
 
 def _dense(
-    name: str, weight: np.ndarray, bias: np.ndarray, scale: np.ndarray | None = None
+    name: str, block: Arrays, theirs: str, scale: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    kernel = weight.T
+    kernel, bias = block[f"{theirs}weight"].T, block[f"{theirs}bias"]
     if scale is not None:
         kernel, bias = kernel * scale, bias * scale
     return {f"{name}/kernel": kernel, f"{name}/bias": bias}
@@ -125,7 +216,7 @@ def _attention(
         rows = slice(i * width, (i + 1) * width)
         native[f"{ATTENTION}/{name}/kernel"] = weight[rows].T.reshape(width, *heads)
         native[f"{ATTENTION}/{name}/bias"] = bias[rows].reshape(heads)
-    dense = _dense("out", block[f"{out}weight"], block[f"{out}bias"], scale)
+    dense = _dense("out", block, out, scale)
     native[f"{ATTENTION}/out/kernel"] = dense["out/kernel"].reshape(*heads, width)
     native[f"{ATTENTION}/out/bias"] = dense["out/bias"]
     return native
@@ -168,15 +259,3 @@ def read_sizes_text(arrays: Arrays, source: str) -> dict[str, Any]:
         "num_heads": query.shape[1],
         "mlp_dim": dense.shape[1],
     }
-
-
-__all__ = [
-    "TextSizes",
-    "VisionSizes",
-    "default_heads",
-    "is_pytorch",
-    "read_sizes_text",
-    "read_sizes_vision",
-    "text_from_pytorch",
-    "vision_from_pytorch",
-]

@@ -41,7 +41,9 @@ def tokenize_sentencepiece(
             " tokenizer=PATH, the sentencepiece model published beside the weights."
         )
     if not pathlib.Path(path).is_file():
-        raise UserError(f"The tokenizer {path} does not exist; fetch it, or pass another tokenizer=PATH.")
+        raise UserError(
+            f"The tokenizer {path} does not exist; fetch it, or pass another tokenizer=PATH."
+        )
     encoded = _sentencepiece(str(path)).encode([text.lower() for text in texts])
     ids = np.zeros((len(encoded), length), np.int32)
     paddings = np.ones((len(encoded), length), np.int32)

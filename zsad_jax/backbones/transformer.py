@@ -92,11 +92,14 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None
+    ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
         query, key, value = (
-            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value")
+            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x)
+            for name in ("query", "key", "value")
         )
         mixed = attend(query, key, value, valid=valid)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
@@ -110,7 +113,9 @@ class Mlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None
+    ) -> Float[Array, "b n d"]:
         mask = 1 if valid is None else valid[..., None].astype(self.dtype)
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, name="Dense_0")(x)
@@ -132,7 +137,7 @@ class SwiGlu(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name="Dense_2")(nn.silu(gate) * linear)
 
 
-def layer_norm(epsilon: float, *, name: str) -> nn.LayerNorm:
+def layer_norm(epsilon: float, *, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm in float32, with the variance from the centred values (the two-moment form loses digits)."""
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
@@ -148,9 +153,13 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None
+    ) -> Float[Array, "b n d"]:
         y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(self.dtype)
-        x = x + Attention(self.num_heads, self.dtype, name="MultiHeadDotProductAttention_0")(y, valid)
+        x = x + Attention(self.num_heads, self.dtype, name="MultiHeadDotProductAttention_0")(
+            y, valid
+        )
         y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(self.dtype)
         if self.feed_forward == "swiglu":
             return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y)

@@ -1,0 +1,211 @@
+"""TIPS towers against the reference implementation's outputs on tiny random weights."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsad_jax.backbones import load_backbone, tips
+from zsad_jax.errors import UserError
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tips"
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def golden(name):
+    return dict(np.load(GOLDENS / f"{name}_golden.npz"))
+
+
+def backbone(ffn="mlp", lineage="native", **options):
+    if lineage == "pytorch":
+        options = {"num_heads": 4, **options}
+    return load_backbone(
+        "tips",
+        vision=GOLDENS / f"vision_{ffn}_{lineage}.npz",
+        text=GOLDENS / f"text_{lineage}.npz",
+        **options,
+    )
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+CASES = ("native", "upsample_rect", "downsample")
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("case", [*CASES, "centerpad"])
+def test_native_vision(ffn, case):
+    data, model = golden(f"vision_{ffn}"), backbone(ffn)
+    features = model.encode_image(model.params, data[f"{case}/image"])
+    assert_close(features.global_tokens, data[f"{case}/scenic_cls"])
+    assert_close(features.patches[:, 0], data[f"{case}/scenic_patch"])
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("tanh", "prefix"), [(None, "torch"), (True, "torch_tanh")])
+def test_pytorch_vision(ffn, case, tanh, prefix):
+    data = golden(f"vision_{ffn}")
+    if f"{case}/{prefix}_cls" not in data:
+        prefix = "torch"  # a SwiGLU tower has no GELU
+    options = {} if tanh is None else {"gelu_approximate": tanh}
+    model = backbone(ffn, "pytorch", **options)
+    features = model.encode_image(model.params, data[f"{case}/image"])
+    assert_close(features.global_tokens, data[f"{case}/{prefix}_cls"])
+    assert_close(features.patches[:, 0], data[f"{case}/{prefix}_patch"])
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_the_lineages_hold_the_same_weights(ffn):
+    """The PyTorch SwiGLU file has LayerScale and a position for the first token, both to be folded."""
+    native, other = backbone(ffn).params["vision"], backbone(ffn, "pytorch").params["vision"]
+    jax.tree.map(lambda a, b: assert_close(b, np.asarray(a), 1e-6), native, other)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_position_grid(case):
+    data, model = golden("vision_mlp"), backbone()
+    grid = model.params["vision"]["encoder"]["ToTokenSequence_0"]["posembed_input"]
+    expected = data[f"{case}/posemb_scenic"]
+    assert_close(tips.resize_position_grid(grid, expected.shape[1:3]), expected, 1e-6)
+
+
+def test_two_stage_position_grid():
+    """Through the grid that the PyTorch files hold is not the same as directly."""
+    data = golden("vision_mlp")
+    direct, staged = backbone(), backbone(posemb_stage=(8, 8))
+    image = data["twostage/image"]
+    for model, name in ((direct, "scenic_direct"), (staged, "scenic_baked")):
+        features = model.encode_image(model.params, image)
+        assert_close(features.global_tokens, data[f"twostage/{name}_cls"])
+        assert_close(features.patches[:, 0], data[f"twostage/{name}_patch"])
+
+
+def test_layers_are_counted_from_one_and_pass_the_final_norm():
+    data, model = golden("vision_mlp"), backbone()
+    image = data["native/image"]
+    features = model.encode_image(model.params, image, layers=(3, 1))
+    assert features.patches.shape == (2, 2, 4, 4, 64)
+    assert_close(features.patches[:, 0], data["native/scenic_patch"])
+    with pytest.raises(UserError, match="layers 1 to 3"):
+        model.encode_image(model.params, image, layers=(0,))
+
+
+@pytest.mark.parametrize(
+    ("lineage", "options", "expected"),
+    [
+        ("native", {}, "scenic_text"),
+        ("pytorch", {}, "torch_text"),
+        ("pytorch", {"text_ln_eps": 1e-6}, "torch_eps1e-6_text"),
+    ],
+)
+def test_text(lineage, options, expected):
+    data, model = golden("text"), backbone("mlp", lineage, **options)
+    assert_close(model.encode_text(model.params, data["ids"], data["paddings"]), data[expected])
+
+
+def test_text_of_only_padding_is_zero():
+    model = backbone()
+    text = model.encode_text(model.params, np.zeros((1, 4), np.int32), np.ones((1, 4), np.int32))
+    np.testing.assert_array_equal(text, 0)
+
+
+def test_deep_prompts_take_part_and_are_removed():
+    """Prepending changes the texts; a tower without room for them (depth 0) does not."""
+    data, model = golden("text"), backbone()
+    embeddings = model.embed_tokens(model.params, data["ids"])
+    plain = model.encode_prompts(model.params, embeddings, data["paddings"])
+    deep = model.encode_prompts(
+        model.params, embeddings, data["paddings"], jnp.asarray(data["deep_tokens"])[:, None]
+    )
+    per_text = jnp.broadcast_to(data["deep_tokens"][:, None], (2, 6, 4, 64))
+    same = model.encode_prompts(model.params, embeddings, data["paddings"], per_text)
+    assert plain.shape == deep.shape
+    assert np.abs(plain - deep).max() > 1e-3
+    np.testing.assert_allclose(deep, same, atol=1e-6)
+
+
+def test_attention_by_head_equals_the_plain_form():
+    """Long sequences take another path on the CPU."""
+    model = backbone()
+    image = jax.random.uniform(jax.random.key(0), (2, 14 * 17, 14 * 16, 3))
+    from zsad_jax.backbones import transformer
+
+    long = model.encode_image(model.params, image)
+    limit = transformer.PLAIN_ATTENTION_TOKENS
+    try:
+        transformer.PLAIN_ATTENTION_TOKENS = 10_000
+        plain = model.encode_image(model.params, image)
+    finally:
+        transformer.PLAIN_ATTENTION_TOKENS = limit
+    assert_close(long.patches, np.asarray(plain.patches))
+
+
+def test_bfloat16_stays_near_float32():
+    data = golden("vision_mlp")
+    exact, half = backbone(), backbone(dtype="bfloat16")
+    a = exact.encode_image(exact.params, data["native/image"]).global_tokens
+    b = half.encode_image(half.params, data["native/image"]).global_tokens
+    assert b.dtype == jnp.float32
+    cosine = jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
+    assert cosine.min() > 0.999
+    assert 1e-6 < np.abs(a - b).max()
+
+
+def test_sizes_and_temperature_come_from_the_arrays():
+    model = backbone()
+    assert (model.vision_depth, model.text_depth, model.patch_size) == (3, 3, 14)
+    assert (model.embed_dim, model.num_global_tokens) == (64, 2)
+    assert model.preprocess.image_size == 56
+    assert model.temperature == pytest.approx(0.05)
+    assert not model.demonstration
+
+
+def test_confirmed_overrides_pass_and_contradicted_ones_do_not():
+    backbone(depth=3, num_heads=4)
+    with pytest.raises(UserError, match="depth=24 contradicts"):
+        backbone(depth=24)
+    with pytest.raises(UserError, match="4 attention heads, not the 2"):
+        backbone(num_heads=2)
+    with pytest.raises(UserError, match="'colour' is not an option"):
+        backbone(colour="red")
+    with pytest.raises(UserError, match="float16"):
+        backbone(dtype="float16")
+
+
+@pytest.mark.parametrize("lineage", ["native", "pytorch"])
+def test_all_wrong_arrays_are_named_at_once(tmp_path, lineage):
+    arrays = dict(np.load(GOLDENS / f"vision_mlp_{lineage}.npz"))
+    names = {
+        "native": ("encoder/encoder_norm/bias", "encoder/encoder_norm/scale", "extra/array"),
+        "pytorch": ("norm.bias", "norm.weight", "extra.array"),
+    }[lineage]
+    arrays.pop(names[0])
+    arrays[names[1]] = arrays[names[1]][:5]
+    arrays[names[2]] = np.zeros(3, np.float32)
+    path = tmp_path / "broken.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError) as error:
+        load_backbone("tips", vision=path, text=GOLDENS / f"text_{lineage}.npz", num_heads=4)
+    assert all(name in str(error.value) for name in (*names, "broken.npz"))
+
+
+def test_swapped_files_are_recognised():
+    with pytest.raises(UserError, match="swapped"):
+        load_backbone(
+            "tips", vision=GOLDENS / "text_native.npz", text=GOLDENS / "vision_mlp_native.npz"
+        )
+
+
+def test_tokenizer_is_missed_only_when_text_is_tokenised():
+    with pytest.raises(UserError, match="tokenizer"):
+        backbone().tokenize(["a photo"])

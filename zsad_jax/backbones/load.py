@@ -1,0 +1,262 @@
+"""`load_backbone`: from a name or files to a `Backbone`."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import files
+from zsad_jax.backbones import tips, tips_checkpoints, tokenizers
+from zsad_jax.backbones.base import Backbone, VisionFeatures
+from zsad_jax.backbones.checkpoints import fit_tree, read_arrays
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.errors import UserError
+
+PathLike = str | os.PathLike[str]
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: PathLike | None = None,
+    vision: PathLike | None = None,
+    text: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    image_size: int | None = None,
+    dtype: str = "float32",
+    num_heads: int | None = None,
+    text_num_heads: int | None = None,
+    activation: str | None = None,
+    **overrides: Any,
+) -> Backbone:
+    """A frozen vision-language model, ready to encode.
+
+    Args:
+      name: a released checkpoint ("tips-l14-hr", fetched on first use), a shipped one ("tips-nano"), or the
+        family "tips" together with files.
+      weights: one file with both towers (no TIPS release has that form).
+      vision, text: the two files of a family, native or PyTorch npz, told apart by their keys.
+      tokenizer: the sentencepiece model; without one, only tokenising is an error.
+      image_size: side of the square that images are resized to; None: the checkpoint's own.
+      dtype: "float32" or "bfloat16", of the matrix products; norms and softmax stay float32.
+      num_heads: for files that do not show it; holds for both towers unless `text_num_heads` is given.
+      text_num_heads: the same for the text tower.
+      activation: "gelu" or "gelu_tanh", of the vision tower; None: the lineage's.
+      **overrides: `lineage` ("native" or "pytorch": which files of a released name), `gelu_approximate`,
+        `text_ln_eps`, `posemb_stage`, or any size that the arrays show (checked, not set).
+
+    Raises:
+      UserError: unknown name or option, missing files, or arrays that do not fit.
+    """
+    if dtype not in DTYPES:
+        raise UserError(
+            f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
+        )
+    if weights is not None:
+        raise UserError(
+            "TIPS is published as two files; pass vision=PATH and text=PATH instead of weights=PATH."
+        )
+    if activation is not None:
+        if activation not in ("gelu", "gelu_tanh"):
+            raise UserError(
+                f"activation={activation!r} is not known for TIPS; choose gelu or gelu_tanh."
+            )
+        overrides.setdefault("gelu_approximate", activation == "gelu_tanh")
+    located = _locate(name, vision, text, tokenizer, overrides.pop("lineage", None))
+    heads = (num_heads, text_num_heads or num_heads)
+    towers = [
+        _Tower.read(path, heads=count, side=side)
+        for path, count, side in zip(located[:2], heads, ("vision", "text"), strict=True)
+    ]
+    sizes = _apply_overrides(name, towers, overrides, DTYPES[dtype])
+    return _assemble(name, towers, sizes, located[2], image_size)
+
+
+def _locate(
+    name: str,
+    vision: PathLike | None,
+    text: PathLike | None,
+    tokenizer: PathLike | None,
+    lineage: str | None,
+) -> tuple[PathLike, PathLike, PathLike | None]:
+    """The three files: given, or those of a released name (fetched if need be)."""
+    if vision is not None and text is not None:
+        return vision, text, tokenizer
+    if name == "tips":
+        raise UserError("The family 'tips' needs its files: pass vision=PATH and text=PATH.")
+    from zsad_jax.backbones import released
+
+    found = released.locate(name, lineage or "native")
+    return vision or found.vision, text or found.text, tokenizer or found.tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tower:
+    """One file's arrays under native names, and the sizes they show."""
+
+    path: PathLike
+    arrays: Mapping[str, np.ndarray]
+    sizes: dict[str, Any]
+    pytorch: bool
+
+    @classmethod
+    def read(cls, path: PathLike, *, heads: int | None, side: str) -> "_Tower":
+        arrays: Mapping[str, np.ndarray] = read_arrays(path)
+        source = f"The {side} file {path}"
+        pytorch = tips_checkpoints.is_pytorch(arrays)
+        if pytorch:
+            convert = getattr(tips_checkpoints, f"{side}_from_pytorch")
+            arrays = convert(arrays, num_heads=heads, source=source)
+        sizes = getattr(tips_checkpoints, f"read_sizes_{side}")(arrays, source)
+        if heads is not None and sizes["num_heads"] != heads:
+            raise UserError(
+                f"{source} has {sizes['num_heads']} attention heads, not the {heads} that were asked for;"
+                " leave num_heads out."
+            )
+        return cls(path, arrays, sizes, pytorch)
+
+
+def _apply_overrides(
+    name: str, towers: Sequence[_Tower], overrides: dict[str, Any], dtype: Any
+) -> tuple[tips.VisionSizes, tips.TextSizes]:
+    """Sizes with the lineage's defaults and the caller's options; sizes given again are only checked."""
+    vision, text = towers
+    options = {
+        "gelu_approximate": not vision.pytorch,
+        "posemb_stage": None,
+        "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
+    }
+    for key, value in overrides.items():
+        shown = vision.sizes.get(
+            key.removeprefix("vision_"), text.sizes.get(key.removeprefix("text_"))
+        )
+        if key in options:
+            options[key] = value
+        elif shown is None:
+            known = sorted({*options, *vision.sizes, *text.sizes, "lineage"})
+            raise UserError(f"{key!r} is not an option of TIPS; known are {', '.join(known)}.")
+        elif shown != value:
+            raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
+    stage = options.pop("posemb_stage")
+    if stage is not None:
+        stage = (int(stage[0]), int(stage[1]))
+        if name != "tips" and not _is_v1_high_resolution(name):
+            raise UserError(
+                f"posemb_stage={stage} is for TIPS v1 high-resolution weights only; leave it out for {name}."
+            )
+    text_ln_eps = options.pop("text_ln_eps")
+    return (
+        tips.VisionSizes(**vision.sizes, **options, posemb_stage=stage, dtype=dtype),
+        tips.TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=dtype),
+    )
+
+
+def _assemble(
+    name: str,
+    towers: Sequence[_Tower],
+    sizes: tuple[tips.VisionSizes, tips.TextSizes],
+    tokenizer: PathLike | None,
+    image_size: int | None,
+) -> Backbone:
+    vision, text = tips.VisionEncoder(sizes[0]), tips.TextEncoder(sizes[1])
+    patch = sizes[0].patch_size
+    key = jax.random.key(0)
+    image = jax.ShapeDtypeStruct((1, patch, patch, 3), jnp.float32)
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    expected = {
+        "vision": jax.eval_shape(vision.init, key, image)["params"],
+        "text": jax.eval_shape(text.init, key, token, token)["params"],
+    }
+    trees = {
+        side: fit_tree(_scalar_temperature(tower.arrays), expected[side], source=str(tower.path))
+        for side, tower in zip(("vision", "text"), towers, strict=True)
+    }
+    if sizes[0].width != sizes[1].width:
+        raise UserError(
+            f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
+            " the two files are not of one model."
+        )
+    return Backbone(
+        name=name,
+        params=jax.tree.map(jnp.asarray, trees),
+        preprocess=Preprocess(image_size=image_size or _native_image_size(name, sizes[0])),
+        temperature=float(trees["text"]["temperature_contrastive"]),
+        patch_size=patch,
+        embed_dim=sizes[0].width,
+        num_global_tokens=sizes[0].num_global_tokens,
+        vision_width=sizes[0].width,
+        vision_depth=sizes[0].depth,
+        text_width=sizes[1].width,
+        text_depth=sizes[1].depth,
+        text_length=tips.TEXT_LENGTH,
+        digest=_joint_digest([tower.path for tower in towers]),
+        demonstration=name.endswith("-nano"),
+        **_functions(vision, text, tokenizer, sizes[0].depth),
+    )
+
+
+def _is_v1_high_resolution(name: str) -> bool:
+    return name.startswith("tips-") and name.endswith("-hr")
+
+
+def _native_image_size(name: str, sizes: tips.VisionSizes) -> int:
+    """The side that a checkpoint was trained at; v1's native high-resolution files hold the low-resolution grid."""
+    return 448 if _is_v1_high_resolution(name) else sizes.grid * sizes.patch_size
+
+
+def _scalar_temperature(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The temperature as a scalar; published files have it as () or (1,)."""
+    name = "temperature_contrastive"
+    return (
+        {**arrays, name: arrays[name].reshape(())}
+        if name in arrays and arrays[name].size == 1
+        else dict(arrays)
+    )
+
+
+def _functions(
+    vision: tips.VisionEncoder, text: tips.TextEncoder, tokenizer: PathLike | None, depth: int
+) -> dict[str, Callable[..., Any]]:
+    """The backbone's pure functions; `params` is the whole frozen tree in each."""
+
+    def encode_image(
+        params: Any, images: Any, *, layers: Sequence[int] | None = None
+    ) -> VisionFeatures:
+        if layers is not None and not all(1 <= layer <= depth for layer in layers):
+            raise UserError(f"layers={tuple(layers)}: the vision tower has layers 1 to {depth}.")
+        return vision.apply({"params": params["vision"]}, images, layers=layers)  # type: ignore[return-value]
+
+    def embed_tokens(params: Any, token_ids: Any) -> Any:
+        return text.apply({"params": params["text"]}, token_ids, method="embed")
+
+    def encode_prompts(
+        params: Any, embeddings: Any, paddings: Any, deep_prompts: Any = None
+    ) -> Any:
+        return text.apply(
+            {"params": params["text"]}, embeddings, paddings, deep_prompts, method="encode"
+        )
+
+    def encode_text(params: Any, token_ids: Any, paddings: Any) -> Any:
+        return encode_prompts(params, embed_tokens(params, token_ids), paddings)
+
+    path = None if tokenizer is None else os.fspath(tokenizer)
+    return {
+        "encode_image": encode_image,
+        "embed_tokens": embed_tokens,
+        "encode_prompts": encode_prompts,
+        "encode_text": encode_text,
+        "tokenize": functools.partial(
+            tokenizers.tokenize_sentencepiece, path=path, length=tips.TEXT_LENGTH
+        ),
+    }
+
+
+def _joint_digest(paths: Sequence[PathLike]) -> str:
+    return hashlib.sha256("".join(files.digest(path) for path in paths).encode()).hexdigest()
