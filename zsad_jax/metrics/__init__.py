@@ -1,1 +1,115 @@
+"""Image and pixel metrics of anomaly detection, on the host: exact, or streaming in constant memory."""
 
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from zsad_jax.errors import UserError
+from zsad_jax.metrics import category, checks, curve, streaming
+from zsad_jax.metrics.figures import (
+    AUPRO_200STEP,
+    IMAGE_METRICS,
+    METRICS,
+    PIXEL_METRICS,
+    Figures,
+    mean_over,
+)
+from zsad_jax.metrics.published import pixel_aupro_200step
+
+__all__ = [
+    "AUPRO_200STEP",
+    "IMAGE_METRICS",
+    "METRICS",
+    "PIXEL_METRICS",
+    "Figures",
+    "category",
+    "compute",
+    "f1max_threshold",
+    "mean_over",
+    "pixel_aupro_200step",
+    "roc_curve",
+    "streaming",
+    "undefined_reasons",
+]
+
+
+def compute(
+    image_scores: ArrayLike,
+    image_labels: ArrayLike,
+    maps: Float[ArrayLike, "b H W"] | None = None,
+    masks: Bool[ArrayLike, "b H W"] | None = None,
+) -> dict[str, float]:
+    """The seven metrics of one category, exact.
+
+    Args:
+      image_scores: [b], higher = more anomalous.
+      image_labels: [b], 0 normal, 1 anomalous.
+      maps: anomaly maps, higher = more anomalous.
+      masks: ground truth, True (or 1) where anomalous, all zero for normal images.
+
+    Returns:
+      image_auroc, image_ap, image_f1max, pixel_auroc, pixel_ap, pixel_aupro (8-connected regions, up to a false
+      positive rate of 0.3) and pixel_f1max in [0, 1]; NaN where undefined (one class only, no maps or masks):
+      `undefined_reasons` says why.
+
+    Raises:
+      UserError: on scores that are not finite, labels other than 0 and 1, or shapes that do not match.
+    """
+    values = _figures(image_scores, image_labels, maps, masks).values
+    return {name: values[name] for name in METRICS}
+
+
+def undefined_reasons(
+    image_scores: ArrayLike,
+    image_labels: ArrayLike,
+    maps: Float[ArrayLike, "b H W"] | None = None,
+    masks: Bool[ArrayLike, "b H W"] | None = None,
+) -> dict[str, str]:
+    """Says in words why metrics of `compute` (same arguments) are NaN; empty when none is."""
+    reasons = _figures(image_scores, image_labels, maps, masks).reasons
+    return {name: reason for name, reason in reasons.items() if name in METRICS}
+
+
+def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The highest threshold for which deciding score >= threshold gives the largest F1.
+
+    Args:
+      scores: [b], higher = more anomalous.
+      labels: [b], 0 normal, 1 anomalous.
+
+    Raises:
+      UserError: when no image is anomalous, or on input that `compute` refuses.
+    """
+    checked, truth = checks.check_images(scores, labels)
+    if not truth.any():
+        raise UserError(
+            "A threshold of largest F1 needs at least one anomalous image, and there is none."
+        )
+    return curve.f1max(curve.curve_of(checked[~truth], checked[truth]))[1]
+
+
+def roc_curve(
+    scores: ArrayLike, labels: ArrayLike
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """False and true positive rates of image scores, from (0, 0) to (1, 1), for drawing.
+
+    Args:
+      scores: [b], higher = more anomalous.
+      labels: [b], 0 normal, 1 anomalous.
+
+    Raises:
+      UserError: when only one class is present, or on input that `compute` refuses.
+    """
+    checked, truth = checks.check_images(scores, labels)
+    if truth.all() or not truth.any():
+        raise UserError("A ROC curve needs normal and anomalous images, and one class is missing.")
+    return curve.roc(curve.curve_of(checked[~truth], checked[truth]))
+
+
+def _figures(
+    image_scores: ArrayLike,
+    image_labels: ArrayLike,
+    maps: ArrayLike | None,
+    masks: ArrayLike | None,
+) -> Figures:
+    state = category.update(category.init(exact=True), image_scores, image_labels, maps, masks)
+    return category.compute(state)

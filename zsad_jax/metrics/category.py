@@ -1,0 +1,173 @@
+"""The metrics of one category, gathered batch by batch."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from zsad_jax.errors import UserError
+from zsad_jax.metrics import checks, streaming
+from zsad_jax.metrics import exact as exact_pixels
+from zsad_jax.metrics.curve import curve_of
+from zsad_jax.metrics.figures import (
+    AUPRO_200STEP,
+    PIXEL_METRICS,
+    Figures,
+    image_figures,
+    joined,
+    undefined,
+)
+
+DEFAULT_SCORE = "score"
+
+
+class State(NamedTuple):
+    """What was seen of one category.
+
+    Attributes:
+      scores: image scores by name, all of them; they are few.
+      labels: True where the image is anomalous.
+      pixels: the pixels of images that have a mask.
+      num_maps: images that came with an anomaly map.
+      num_with_mask: those of them that also have a mask.
+      num_anomalous_without_mask: anomalous ones that have none.
+    """
+
+    scores: dict[str, Float[np.ndarray, " n"]]
+    labels: Bool[np.ndarray, " n"]
+    pixels: exact_pixels.State | streaming.State
+    num_maps: int = 0
+    num_with_mask: int = 0
+    num_anomalous_without_mask: int = 0
+
+
+def init(*, exact: bool = False) -> State:
+    """Nothing seen.
+
+    Args:
+      exact: keep the score of every pixel, in memory that grows with the images, instead of histograms.
+    """
+    return State({}, np.zeros(0, bool), exact_pixels.init() if exact else streaming.init())
+
+
+def update(
+    state: State,
+    image_scores: ArrayLike | Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    maps: Float[ArrayLike, "b H W"] | None = None,
+    masks: Bool[ArrayLike, "b H W"] | None = None,
+    has_mask: Bool[ArrayLike, " b"] | None = None,
+) -> State:
+    """Adds images. Go on with the returned state only: histograms are changed in place.
+
+    Args:
+      state: what was seen before.
+      image_scores: [b], or several by name with the same names in every call; higher = more anomalous.
+      labels: [b], 0 normal, 1 anomalous.
+      maps: anomaly maps; None when only image scores are wanted.
+      masks: ground truth, True where anomalous; None when no image has any.
+      has_mask: which images pixel metrics may use; by default all, where masks are given.
+
+    Raises:
+      UserError: on scores that are not finite, labels other than 0 and 1, or shapes that do not match.
+    """
+    named = image_scores if isinstance(image_scores, Mapping) else {DEFAULT_SCORE: image_scores}
+    checked = {name: checks.check_images(scores, labels) for name, scores in named.items()}
+    truth = checks.check_binary(labels, "Image labels")
+    state = state._replace(
+        scores=_appended(state.scores, {name: scores for name, (scores, _) in checked.items()}),
+        labels=np.append(state.labels, truth),
+    )
+    if maps is None:
+        return state
+    usable = _usable(truth, masks, has_mask)
+    if masks is not None:
+        maps, masks = np.asarray(maps), np.asarray(masks)
+        if len(maps) != len(truth) or len(masks) != len(truth):
+            raise UserError(
+                f"There must be one anomaly map and one mask per image, not {len(maps)} and {len(masks)}"
+                f" for {len(truth)} images."
+            )
+        state = state._replace(
+            pixels=_kind(state).update(state.pixels, maps[usable], masks=masks[usable])
+        )
+    return state._replace(
+        num_maps=state.num_maps + len(truth),
+        num_with_mask=state.num_with_mask + int(usable.sum()),
+        num_anomalous_without_mask=state.num_anomalous_without_mask + int((truth & ~usable).sum()),
+    )
+
+
+def merge(a: State, b: State) -> State:
+    """The state after both, equal to one pass over the images of both."""
+    return State(
+        _appended(a.scores, b.scores),
+        np.append(a.labels, b.labels),
+        _kind(a).merge(a.pixels, b.pixels),
+        a.num_maps + b.num_maps,
+        a.num_with_mask + b.num_with_mask,
+        a.num_anomalous_without_mask + b.num_anomalous_without_mask,
+    )
+
+
+def compute(state: State, *, image_score: str | None = None) -> Figures:
+    """The seven metrics, AUPRO as published code computes it, reasons for NaN, and remarks.
+
+    Args:
+      state: what was seen.
+      image_score: which image score the image metrics are of; None = the first.
+    """
+    name = image_score or next(iter(state.scores), DEFAULT_SCORE)
+    scores = state.scores[name] if state.scores else np.zeros(0)
+    image = image_figures(curve_of(scores[~state.labels], scores[state.labels]))
+    return joined(image, _pixel_figures(state))
+
+
+def _pixel_figures(state: State) -> Figures:
+    if not state.num_with_mask:
+        reason = (
+            "no image has a ground-truth mask" if state.num_maps else "there are no anomaly maps"
+        )
+        return undefined((*PIXEL_METRICS, AUPRO_200STEP), reason)
+    figures = _kind(state).compute(state.pixels)
+    if not state.num_anomalous_without_mask:
+        return figures
+    note = (
+        f"{state.num_anomalous_without_mask} anomalous images have no mask;"
+        f" pixel metrics are over the other {state.num_with_mask} images."
+    )
+    return figures._replace(notes=(*figures.notes, note))
+
+
+def _kind(state: State) -> Any:
+    """The module that gathers the pixels of this state."""
+    return exact_pixels if isinstance(state.pixels, exact_pixels.State) else streaming
+
+
+def _appended(
+    scores: dict[str, Float[np.ndarray, " n"]], more: dict[str, Float[np.ndarray, " m"]]
+) -> dict[str, Float[np.ndarray, " k"]]:
+    if not scores or not more:
+        return scores or more
+    if scores.keys() != more.keys():
+        raise UserError(
+            f"Image scores were named {list(scores)} before and {list(more)} now; keep to one set."
+        )
+    return {name: np.append(scores[name], more[name]) for name in scores}
+
+
+def _usable(
+    truth: Bool[np.ndarray, " b"], masks: ArrayLike | None, has_mask: ArrayLike | None
+) -> Bool[np.ndarray, " b"]:
+    """Which images have a mask."""
+    if masks is None:
+        return np.zeros(len(truth), bool)
+    if has_mask is None:
+        return np.ones(len(truth), bool)
+    usable = checks.check_binary(has_mask, "has_mask")
+    if usable.shape != truth.shape:
+        raise UserError(
+            f"has_mask must have one entry per image, not {usable.shape} for {len(truth)} images."
+        )
+    return usable

@@ -1,0 +1,57 @@
+"""What metrics refuse: values that would make a number look fine while it means nothing."""
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from zsad_jax.errors import UserError
+
+
+def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
+    """Scores as float32 or float64, refused unless every one is finite."""
+    array = np.asarray(scores)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+        raise UserError(
+            f"{what} must be finite, but entry {bad} holds NaN or infinity;"
+            " look for a broken input image or an overflow in the model."
+        )
+    return array
+
+
+def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
+    """Ground truth as booleans, refused unless every value is 0 or 1."""
+    array = np.asarray(values)
+    if array.dtype == bool:
+        return array
+    if not ((array == 0) | (array == 1)).all():
+        raise UserError(
+            f"{what} must be 0 (normal) or 1 (anomalous), and {array.max()!r} is among them."
+        )
+    return array.astype(bool)
+
+
+def check_images(
+    scores: ArrayLike, labels: ArrayLike
+) -> tuple[Float[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
+    """Image scores and labels of one length."""
+    scores, labels = check_scores(scores, "Image scores"), check_binary(labels, "Image labels")
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise UserError(
+            f"Image scores and labels must be two lists of one length, not {scores.shape} and {labels.shape}."
+        )
+    return scores, labels
+
+
+def check_maps(
+    maps: ArrayLike, masks: ArrayLike
+) -> tuple[Float[np.ndarray, "b H W"], Bool[np.ndarray, "b H W"]]:
+    """Anomaly maps and masks of one shape."""
+    maps, masks = check_scores(maps, "Anomaly maps"), check_binary(masks, "Masks")
+    if maps.ndim != 3 or maps.shape != masks.shape:
+        raise UserError(
+            "Anomaly maps and masks must both be [images, height, width],"
+            f" not {maps.shape} and {masks.shape}; resize one to the other."
+        )
+    return maps, masks

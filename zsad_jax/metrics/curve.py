@@ -1,0 +1,100 @@
+"""Ranking metrics from counts: how many normal and anomalous items lie at each distinct score."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Curve(NamedTuple):
+    """Counts at each distinct score, highest score first; ties share one entry.
+
+    Attributes:
+      scores: distinct scores, descending.
+      negatives: normal items (images or pixels) with that score.
+      positives: anomalous items with that score.
+      overlap: sum of 1 / |region| over the anomalous pixels with that score. Divided by the number of
+        regions, its cumulative sum is the per-region overlap (PRO).
+    """
+
+    scores: Float[np.ndarray, " n"]
+    negatives: Int[np.ndarray, " n"]
+    positives: Int[np.ndarray, " n"]
+    overlap: Float[np.ndarray, " n"]
+
+
+def curve_of(
+    negatives: Float[np.ndarray, " n"],
+    positives: Float[np.ndarray, " p"],
+    *,
+    overlap: Float[np.ndarray, " p"] | None = None,
+) -> Curve:
+    """Counts equal scores.
+
+    Args:
+      negatives: scores of the normal items, in any order.
+      positives: scores of the anomalous items.
+      overlap: 1 / |region| of each anomalous item; zeros where regions do not matter.
+    """
+    if overlap is None:
+        overlap = np.zeros(len(positives))
+    normal, num_normal = np.unique(negatives, return_counts=True)
+    anomalous, place, num_anomalous = np.unique(positives, return_inverse=True, return_counts=True)
+    scores = np.union1d(normal, anomalous)
+    counts = np.zeros((2, len(scores)), np.int64)
+    counts[0, np.searchsorted(scores, normal)] = num_normal
+    at = np.searchsorted(scores, anomalous)
+    counts[1, at] = num_anomalous
+    weights = np.zeros(len(scores))
+    weights[at] = np.bincount(place, overlap, minlength=len(anomalous))
+    return Curve(scores[::-1], counts[0, ::-1], counts[1, ::-1], weights[::-1])
+
+
+def auroc(curve: Curve) -> float:
+    """Area under the ROC curve: how often an anomalous item outranks a normal one, ties counted half."""
+    total = curve.negatives.sum()
+    outranked = total - np.cumsum(curve.negatives) + curve.negatives / 2
+    return float(np.dot(curve.positives, outranked) / total / curve.positives.sum())
+
+
+def average_precision(curve: Curve) -> float:
+    """Precision averaged over the steps of recall, without interpolation."""
+    true = np.cumsum(curve.positives)
+    precision = true / (true + np.cumsum(curve.negatives))
+    return float(np.dot(curve.positives, precision) / true[-1])
+
+
+def f1max(curve: Curve) -> tuple[float, float]:
+    """The largest F1 over all thresholds, and the highest threshold (score >= threshold) that gives it."""
+    true = np.cumsum(curve.positives)
+    f1 = 2 * true / (true + np.cumsum(curve.negatives) + true[-1])
+    best = int(np.argmax(f1))
+    return float(f1[best]), float(curve.scores[best])
+
+
+def roc(curve: Curve) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """False and true positive rates from (0, 0) to (1, 1)."""
+    false, true = (np.append(0, np.cumsum(counts)) for counts in (curve.negatives, curve.positives))
+    return false / false[-1], true / true[-1]
+
+
+def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
+    """Area under per-region overlap against false positive rate up to a limit, divided by the limit.
+
+    The curve starts at (0, 0) and is cut at the limit by linear interpolation (Bergmann et al. 2021,
+    "The MVTec Anomaly Detection Dataset", section 5).
+
+    Args:
+      curve: pixel counts with `overlap`.
+      num_regions: number of anomalous regions over all images.
+      fpr_limit: in (0, 1).
+    """
+    fpr = np.append(0, np.cumsum(curve.negatives)) / curve.negatives.sum()
+    pro = np.append(0, np.cumsum(curve.overlap)) / num_regions
+    end = int(np.searchsorted(fpr, fpr_limit, side="right"))  # the first point beyond the limit
+    share = (fpr_limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    last = pro[end - 1] + share * (pro[end] - pro[end - 1])
+    area = np.trapezoid(np.append(pro[:end], last), np.append(fpr[:end], fpr_limit))
+    return float(
+        min(area / fpr_limit, 1.0)
+    )  # the sum of many 1 / |region| may exceed 1 by rounding

@@ -1,0 +1,194 @@
+"""Pixel metrics in constant memory, from three histograms that adapt their resolution to the scores.
+
+Every pixel metric follows from how many normal, anomalous and region-weighted anomalous pixels lie at each
+score. Bins are runs of neighbouring float32 numbers: a bin is what is left of a number's bits, in an
+order-preserving form, when the lowest `level` bits are dropped. At level 0 nothing is rounded. Storage is
+given out in pages of 2^PAGE_BITS neighbouring numbers, to those in which a score was seen, and `level` is the
+smallest that lets all these pages fit into NUM_BINS bins. So scores that saturate near 0 or 1, and scores
+within a hair of each other, are resolved as finely as float32 itself resolves them, without a range to be
+known beforehand; and since the level depends only on which pages were seen, never on the order, merging two
+states equals one pass.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float, Int
+
+from zsad_jax.metrics import checks
+from zsad_jax.metrics.curve import Curve
+from zsad_jax.metrics.figures import Figures, pixel_figures
+from zsad_jax.metrics.regions import region_overlap
+
+PAGE_BITS = 14
+NUM_BINS = 2**20
+CROWDED = 0.01  # a bin with a larger share of the pixels is worth a warning
+
+
+class State(NamedTuple):
+    """The three histograms. Page i owns a run of 2^(PAGE_BITS - level) bins, in order of first sight.
+
+    Attributes:
+      pages: which page (a number's highest bits) each run belongs to.
+      negatives: normal pixels per bin.
+      positives: anomalous pixels per bin.
+      overlap: sum of 1 / |region| over the anomalous pixels of each bin.
+      num_regions: anomalous regions seen.
+      span: smallest and largest score seen; (inf, -inf) before the first.
+    """
+
+    pages: Int[np.ndarray, " p"]
+    negatives: Int[np.ndarray, " n"]
+    positives: Int[np.ndarray, " n"]
+    overlap: Float[np.ndarray, " n"]
+    num_regions: int
+    span: tuple[float, float]
+
+    @property
+    def level(self) -> int:
+        """How many low bits of a score are dropped."""
+        return PAGE_BITS - min(PAGE_BITS, (NUM_BINS // max(len(self.pages), 1)).bit_length() - 1)
+
+
+def init() -> State:
+    """No pixel seen. Takes 24 MB, whatever follows."""
+    return State(
+        pages=np.zeros(0, np.int32),
+        negatives=np.zeros(NUM_BINS, np.int64),
+        positives=np.zeros(NUM_BINS, np.int64),
+        overlap=np.zeros(NUM_BINS),
+        num_regions=0,
+        span=(np.inf, -np.inf),
+    )
+
+
+def update(
+    state: State, maps: Float[np.ndarray, "b H W"], *, masks: Bool[np.ndarray, "b H W"]
+) -> State:
+    """Adds images. The histograms are changed in place: go on with the returned state only.
+
+    Args:
+      state: what was seen before.
+      maps: anomaly maps, finite; taken as float32.
+      masks: True where anomalous.
+
+    Raises:
+      UserError: on maps that are not finite, or shapes that do not match.
+    """
+    maps, masks = checks.check_maps(np.asarray(maps, np.float32), masks)
+    for image, mask in zip(maps, masks, strict=True):
+        keys = _keys(image)
+        state, slots = _opened(state, keys >> PAGE_BITS)
+        bins = _bins(keys, slots, state.level)
+        state.negatives[:] += np.bincount(bins[~mask], minlength=NUM_BINS)
+        overlap, count = region_overlap(mask)
+        if count:
+            np.add.at(state.positives, bins[mask], 1)
+            np.add.at(state.overlap, bins[mask], overlap)
+        state = state._replace(
+            num_regions=state.num_regions + count,
+            span=(min(state.span[0], float(image.min())), max(state.span[1], float(image.max()))),
+        )
+    return state
+
+
+def merge(a: State, b: State) -> State:
+    """The state after both, equal to one pass over the pixels of both; neither is changed."""
+    merged, slots = _opened(_copied(a), b.pages)
+    used = slice(len(b.pages) << (PAGE_BITS - b.level))
+    runs = 1 << (PAGE_BITS - b.level)
+    fine = (np.repeat(b.pages, runs) << PAGE_BITS) + (
+        np.tile(np.arange(runs), len(b.pages)) << b.level
+    )
+    bins = _bins(fine.astype(np.int32), np.repeat(slots, runs), merged.level)
+    for name in ("negatives", "positives", "overlap"):
+        np.add.at(getattr(merged, name), bins, getattr(b, name)[used])
+    return merged._replace(
+        num_regions=a.num_regions + b.num_regions,
+        span=(min(a.span[0], b.span[0]), max(a.span[1], b.span[1])),
+    )
+
+
+def curve(state: State) -> Curve:
+    """The counts of every occupied bin, each under the lowest score that falls into it."""
+    runs = 1 << (PAGE_BITS - state.level)
+    order = np.argsort(-state.pages)
+    firsts = (state.pages[order, None] << PAGE_BITS) + (
+        np.arange(runs, dtype=np.int32)[::-1] << state.level
+    )
+    counts = [
+        counts[: len(order) * runs].reshape(-1, runs)[order, ::-1].ravel()
+        for counts in (state.negatives, state.positives, state.overlap)
+    ]
+    occupied = np.flatnonzero(counts[0] + counts[1])
+    return Curve(_scores(firsts.ravel()[occupied]), *(c[occupied] for c in counts))
+
+
+def rounded(state: State, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Scores as the state's bins hold them: the lowest float32 number of the bin each falls into."""
+    return _scores((_keys(np.asarray(scores, np.float32)) >> state.level) << state.level)
+
+
+def compute(state: State) -> Figures:
+    """The pixel metrics, AUPRO as published code computes it, and a note where the bins are too coarse."""
+    counted = curve(state)
+    figures = pixel_figures(counted, num_regions=state.num_regions, span=state.span)
+    pixels = counted.negatives + counted.positives
+    if not pixels.any() or (share := pixels.max() / pixels.sum()) <= CROWDED:
+        return figures
+    score = counted.scores[np.argmax(pixels)]
+    note = (
+        f"{share:.0%} of the pixels share the score {score:.6g}; the metrics are exact, but rank these as ties."
+        if state.level == 0
+        else f"{share:.0%} of the pixels fall into one bin at the score {score:.6g}, so pixel metrics may be"
+        " off by about that much; the exact mode keeps every score."
+    )
+    logging.warning("%s", note)
+    return figures._replace(notes=(*figures.notes, note))
+
+
+def _copied(state: State) -> State:
+    return state._replace(
+        **{n: getattr(state, n).copy() for n in ("negatives", "positives", "overlap")}
+    )
+
+
+def _keys(scores: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    """Integers in the order of the scores: the bits of a float, those of negative ones turned round."""
+    bits = (scores + np.float32(0)).view(np.int32)  # the sum makes -0.0 the equal of 0.0
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def _scores(keys: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The inverse of `_keys`."""
+    return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+def _bins(
+    keys: Int[np.ndarray, "..."], slots: Int[np.ndarray, "..."], level: int
+) -> Int[np.ndarray, "..."]:
+    """Where the histograms count a key whose page has the given slot."""
+    within = (keys & np.int32((1 << PAGE_BITS) - 1)) >> level
+    return (slots << (PAGE_BITS - level)) + within
+
+
+def _opened(state: State, pages: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
+    """Gives pages not seen before a run of bins, coarser ones if need be, and returns every page's slot."""
+    half = 1 << (31 - PAGE_BITS)
+    table = np.full(2 * half, -1, np.int32)
+    table[state.pages + half] = np.arange(len(state.pages))
+    slots = table[pages + half]
+    if (slots >= 0).all():
+        return state, slots
+    table[:] = 0
+    table[pages + half] = 1
+    table[state.pages + half] = 0
+    new = np.flatnonzero(table).astype(np.int32) - half
+    opened = state._replace(pages=np.concatenate([state.pages, new]))
+    for _ in range(opened.level - state.level):
+        for counts in (state.negatives, state.positives, state.overlap):
+            counts[: NUM_BINS // 2] = counts[::2] + counts[1::2]
+            counts[NUM_BINS // 2 :] = 0
+    table[opened.pages + half] = np.arange(len(opened.pages))
+    return opened, table[pages + half]
