@@ -1,0 +1,248 @@
+import functools
+import hashlib
+import http.server
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from zsad_jax import downloads
+from zsad_jax.errors import UserError
+
+CONTENT = bytes(range(256)) * 4096 * 3  # three megabytes
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT with ranges; what goes wrong is set on the server."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(dict(self.headers))
+        if server.statuses:
+            status = server.statuses.pop(0)
+            if status != 200:
+                return self.answer(status, b"sorry")
+        start, asked = 0, self.headers.get("Range")
+        if asked and self.headers.get("If-Range") == server.etag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+        if start >= len(CONTENT):
+            return self.answer(416, b"", {"Content-Range": f"bytes */{len(CONTENT)}"})
+        return self.answer(206 if start else 200, CONTENT[start:], server.headers)
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        limits = self.server.break_off_after
+        limit = limits.pop(0) if limits and status in (200, 206) else None
+        for position in range(0, len(body[:limit]), 1 << 16):
+            self.wfile.write(body[:limit][position : position + (1 << 16)])
+            time.sleep(self.server.pause)
+        self.close_connection = limit is not None
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.requests, server.statuses, server.break_off_after = [], [], []
+        server.etag, server.headers, server.pause = '"v1"', {}, 0.0
+        server.url = f"http://127.0.0.1:{server.server_port}/weights.npz"
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+
+
+def fetch(url, folder, **options):
+    options = {"label": "The test file", "instructions": "ask a friend", **options}
+    return downloads.fetch(url, pathlib.Path(folder) / "weights.npz", **options)
+
+
+def test_a_file_is_fetched_once_and_nothing_else_stays(server, tmp_path):
+    for _ in range(2):
+        path = fetch(server.url, tmp_path / "new", size=len(CONTENT), sha256=SHA256)
+        assert path.read_bytes() == CONTENT
+    assert len(server.requests) == 1
+    assert os.listdir(tmp_path / "new") == ["weights.npz"]
+
+
+def test_a_broken_connection_is_continued_in_the_same_call(server, tmp_path):
+    server.break_off_after = [15 << 16, 7 << 16]
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    ranges = [request.get("Range") for request in server.requests]
+    assert ranges == [None, f"bytes={15 << 16}-", f"bytes={22 << 16}-"]
+
+
+def test_a_later_call_resumes(server, tmp_path):
+    server.break_off_after = [15 << 16, 0, 0]
+    with pytest.raises(UserError, match=r"The test file .*broke off.*ask a friend"):
+        fetch(server.url, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["weights.npz.part", "weights.npz.part.etag"]
+    server.requests.clear()
+    assert fetch(server.url, tmp_path, sha256=SHA256).read_bytes() == CONTENT
+    assert [request["Range"] for request in server.requests] == [f"bytes={15 << 16}-"]
+    assert os.listdir(tmp_path) == ["weights.npz"]
+
+
+def test_a_part_of_another_version_is_not_continued(server, tmp_path):
+    (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
+    (tmp_path / "weights.npz.part.etag").write_text('"v0"')
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+
+
+def test_without_an_etag_a_part_is_not_continued(server, tmp_path):
+    (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
+    server.etag = ""
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+def test_a_whole_part_only_needs_its_name(server, tmp_path, size):
+    (tmp_path / "weights.npz.part").write_bytes(CONTENT)
+    (tmp_path / "weights.npz.part.etag").write_text(server.etag)
+    assert fetch(server.url, tmp_path, size=size).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
+    (tmp_path / "weights.npz.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "weights.npz.part.etag").write_text(server.etag)
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.statuses = [503, 429, 200]
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (500, downloads.ATTEMPTS)])
+def test_a_refusal_is_one_sentence_and_leaves_nothing(server, tmp_path, status, times):
+    server.statuses = [status] * 10
+    with pytest.raises(UserError, match=rf"The test file .*{server.url}.*{status}.*ask a friend\."):
+        fetch(server.url, tmp_path)
+    assert len(server.requests) == times
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_web_page_is_not_a_file(server, tmp_path):
+    server.headers = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(UserError, match="web page"):
+        fetch(server.url, tmp_path)
+    assert not (tmp_path / "weights.npz").exists()
+
+
+def test_another_size_is_refused_before_the_download(server, tmp_path):
+    with pytest.raises(UserError, match=r"3,145,728 bytes there instead of 3,145,729"):
+        fetch(server.url, tmp_path, size=len(CONTENT) + 1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_digest_is_thrown_away(server, tmp_path):
+    with pytest.raises(UserError, match="SHA-256"):
+        fetch(server.url, tmp_path, sha256="0" * 64)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_of_the_wrong_size_under_the_final_name_is_not_taken(server, tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"mine")
+    with pytest.raises(
+        UserError, match=r"weights\.npz has 4 bytes instead of 3,145,728: delete it"
+    ):
+        fetch(server.url, tmp_path, size=len(CONTENT))
+    assert (tmp_path / "weights.npz").read_bytes() == b"mine"
+    assert fetch(server.url, tmp_path).read_bytes() == b"mine"
+    assert server.requests == []
+
+
+def test_offline_says_what_to_do(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.npz"
+        with pytest.raises(UserError, match=r"no connection to 127\.0\.0\.1\): ask a friend"):
+            fetch(url, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_too_little_room_is_said_before_the_download(server, tmp_path, monkeypatch):
+    usage = downloads.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"needs 3,145,728 more bytes .* only 1,000 are free"):
+        fetch(server.url, tmp_path)
+    assert not (tmp_path / "weights.npz").exists()
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_becomes_full_is_said(server, tmp_path):
+    (tmp_path / "weights.npz.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"disk of .* became full"):
+        fetch(server.url, tmp_path)
+    assert not (tmp_path / "weights.npz").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        fetch(server.url, tmp_path / "file" / "folder")
+
+
+def test_a_killed_download_is_continued(server, tmp_path):
+    server.pause = 0.05
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(
+        target=downloads.fetch,
+        args=(server.url, tmp_path / "weights.npz"),
+        kwargs={"label": "x", "instructions": "y"},
+    )
+    process.start()
+    part = tmp_path / "weights.npz.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    have = part.stat().st_size
+    assert 0 < have < len(CONTENT)
+    assert not (tmp_path / "weights.npz").exists()
+    server.pause = 0.0
+    assert fetch(server.url, tmp_path, sha256=SHA256).read_bytes() == CONTENT
+    assert server.requests[-1]["Range"] == f"bytes={have}-"
+
+
+def test_many_at_once_download_once(server, tmp_path):
+    server.pause = 0.005
+    spawn = multiprocessing.get_context("spawn")
+    call = functools.partial(downloads.fetch, label="x", instructions="y", sha256=SHA256)
+    processes = [
+        spawn.Process(target=call, args=(server.url, tmp_path / "weights.npz")) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    threads = [threading.Thread(target=fetch, args=(server.url, tmp_path)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for worker in (*threads, *processes):
+        worker.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "weights.npz").read_bytes() == CONTENT
+    assert len(server.requests) == 1
+    assert os.listdir(tmp_path) == ["weights.npz"]
