@@ -1,1 +1,49 @@
+"""Zero-shot anomaly detectors: one file a method, all behind one contract."""
 
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.errors import UserError
+from zsad_jax.methods.base import Batch, Method, Scores, Stage
+
+# Name -> "module:factory"; a module is imported when its method is made.
+METHODS: dict[str, str] = {
+    "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly",
+}
+
+__all__ = ["METHODS", "Batch", "Method", "Scores", "Stage", "image_score", "make_method"]
+
+
+def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any = None) -> Method:
+    """The method of this name over a backbone.
+
+    Args:
+      name: a key of `METHODS`.
+      backbone: the frozen model.
+      config: the method's config dataclass, or a mapping of its keys; None: the defaults.
+
+    Raises:
+      UserError: for an unknown name, an unknown config key or a bad value.
+    """
+    if name not in METHODS:
+        raise UserError(f"Unknown method '{name}'; there are: {', '.join(sorted(METHODS))}.")
+    module, factory = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), factory)(backbone, config)
+
+
+def image_score(method: Method, name: str | None = None) -> str:
+    """The checked name of an image score; None is the method's default.
+
+    Raises:
+      UserError: when this method, over its backbone, has no score of that name.
+    """
+    if name is None:
+        return method.image_scores[0]
+    if name not in method.image_scores:
+        raise UserError(
+            f"Image score '{name}' does not exist for method '{method.name}' over this backbone;"
+            f" choose {' or '.join(repr(known) for known in method.image_scores)}."
+        )
+    return name

@@ -1,4 +1,4 @@
-"""The contract that every method fulfils: a NamedTuple of pure functions, as an optimiser is in optax."""
+"""The contract of every method: a NamedTuple of pure functions, as an optimiser is in optax."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -58,20 +58,22 @@ class Stage(NamedTuple):
 class Method(NamedTuple):
     """A zero-shot anomaly detector over a frozen backbone.
 
-    `frozen` is `backbone.params` and always an argument: a jitted function never closes over weights.
+    `frozen` is `backbone.params` and always an argument: a jitted function never closes over
+    weights.
 
     Attributes:
       name: the method's key ("tipsomaly").
-      init: (key, frozen) -> params: the learnable pytree, nothing else ({} when nothing is learned).
+      init: (key, frozen) -> params: the learnable pytree, nothing else ({}: nothing is learned).
       features: (frozen, params, images [b H W 3]) -> features, any pytree with leading axis b.
       prototypes: (frozen, params, class_names: sequence of str) -> pytree, leading axis = category.
         Called once per params; class_names is static.
-      score: (frozen, params, prototypes, features, category [b]) -> Scores.
+      score: (frozen, params, prototypes, features, category [b], *, extras=()) -> Scores; `extras`
+        names what is wanted in Scores.extras.
       anomaly_map: (patches [b h w c], size (H, W) or S) -> [b H W].
       loss: (frozen, params, features, batch: Batch) -> (loss, {name: term}).
       groups: params -> pytree of group names; each has its learning rate in the config.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
-      map_range: (low, high) between which anomaly maps lie, for the colour scale and the histograms.
+      map_range: (low, high) between which anomaly maps lie, for colour scales and histograms.
       cacheable: True when `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
       across: None, or a host function over all scores or features of one category.

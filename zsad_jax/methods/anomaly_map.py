@@ -1,0 +1,89 @@
+"""From patch scores to a pixel map: up-sampling and smoothing as one linear operator.
+
+Both are linear and separable, so map = A S Bᵀ for patch scores S [h, w], with A = G U [H, h]: U is
+the 1-D bilinear matrix (half-pixel centres) and G the 1-D Gaussian matrix. B is the same for the
+columns.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Size = int | tuple[int, int]
+
+
+def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
+    """The 1-D bilinear resize from `length` to `size` samples: half-pixel centres, no antialias."""
+    centres = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    left = np.minimum(centres.astype(int), max(length - 2, 0))
+    share = centres - left
+    matrix = np.zeros((size, length))
+    rows = np.arange(size)
+    matrix[rows, left] += 1 - share
+    matrix[rows, np.minimum(left + 1, length - 1)] += share
+    return matrix
+
+
+def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[np.ndarray, "n n"]:
+    """The 1-D Gaussian filter of scipy.ndimage: cut at `truncate` sigmas, border "reflect".
+
+    Args:
+      size: number of samples.
+      sigma: standard deviation in samples; 0 is the identity.
+      truncate: radius of the kernel in sigmas.
+    """
+    if sigma == 0:
+        return np.eye(size)
+    radius = int(truncate * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    # Reflection at half a sample (d c b a | a b c d | d c b a), as often as the radius asks for.
+    sources = (np.arange(size)[:, None] + offsets) % (2 * size)
+    sources = np.where(sources < size, sources, 2 * size - 1 - sources)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], sources), weights)
+    return matrix
+
+
+@functools.lru_cache(maxsize=64)
+def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size length"]:
+    """A = G U: from `length` patches to `size` pixels, then smoothed; read-only float32."""
+    matrix = (gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)).astype(np.float32)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def upsample(
+    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 0.0
+) -> Float[Array, "b H W c"]:
+    """Up-samples each channel of patch scores to pixels and smooths it.
+
+    Args:
+      patches: scores on the patch grid, square or not.
+      size: (H, W), or the side of a square.
+      sigma: standard deviation of the Gaussian in output pixels; 0 does not smooth.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    rows = map_matrix(patches.shape[1], height, float(sigma))
+    columns = map_matrix(patches.shape[2], width, float(sigma))
+    # Full precision: the default of an accelerator would round the scores to 8 bits of mantissa.
+    highest = jax.lax.Precision.HIGHEST
+    wide = jnp.einsum("bhwc,Ww->bhWc", patches.astype(jnp.float32), columns, precision=highest)
+    return jnp.einsum("bhWc,Hh->bHWc", wide, rows, precision=highest)
+
+
+def anomaly_map(
+    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 4.0
+) -> Float[Array, "b H W"]:
+    """The anomaly map A S Bᵀ of patch scores, summed over channels.
+
+    Args:
+      patches: anomaly scores on the patch grid; several channels are addends of one map.
+      size: (H, W), or the side of a square.
+      sigma: standard deviation of the Gaussian in output pixels.
+    """
+    return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]

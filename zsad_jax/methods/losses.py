@@ -1,0 +1,80 @@
+"""Losses on anomaly maps and scores, each with weights that leave padded or unlabelled rows out.
+
+The segmentation losses are those of AnomalyCLIP and its successors: they take probabilities, not
+logits.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from zsad_jax.methods.base import Batch
+
+FOCAL_SMOOTHING = 1e-5
+
+
+def weighted_mean(values: Float[Array, " b"], weights: Float[Array, " b"]) -> Float[Array, ""]:
+    """Mean over the rows of positive weight; 0 where there is none."""
+    # `where` and not a product alone, so that a NaN in a padded row counts nowhere.
+    kept = jnp.where(weights > 0, values * weights, 0.0)
+    return kept.sum() / jnp.maximum(weights.sum(), 1e-12)
+
+
+def segmentation_rows(batch: Batch) -> Bool[Array, " b"]:
+    """The rows that a segmentation loss may learn from.
+
+    Normal images count with their all-zero mask. Anomalous images without ground truth are left
+    out (the published codes learn from them as if they had no defect).
+    """
+    return batch.valid & (batch.has_mask | (batch.labels == 0))
+
+
+def focal_loss(
+    probabilities: Float[Array, "b H W 2"],
+    masks: Float[Array, "b H W"],
+    weights: Float[Array, " b"],
+    *,
+    gamma: int = 2,
+) -> Float[Array, ""]:
+    """Mean of -(1 - pt)^gamma ln(pt) over all pixels of the counted images.
+
+    pt = sum_c t_c P_c + 1e-5 with the one-hot ground truth t clipped to [1e-5, 1 - 1e-5].
+
+    Args:
+      probabilities: of (normal, anomalous), summing to 1.
+      masks: ground truth, 1 anomalous.
+      weights: of each image; 0 leaves it out.
+      gamma: how much easy pixels are discounted.
+    """
+    target = jnp.clip(masks.astype(jnp.float32), FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING)
+    pt = (1 - target) * probabilities[..., 0] + target * probabilities[..., 1] + FOCAL_SMOOTHING
+    values = -((1 - pt) ** gamma) * jnp.log(pt)
+    return weighted_mean(values.mean(axis=(1, 2)), weights)
+
+
+def dice_loss(
+    probabilities: Float[Array, "b H W"],
+    masks: Float[Array, "b H W"],
+    weights: Float[Array, " b"],
+    *,
+    smoothing: float = 1.0,
+) -> Float[Array, ""]:
+    """One minus the soft Dice overlap of each image, meaned over the counted images.
+
+    Args:
+      probabilities: that a pixel belongs to the region.
+      masks: the region, 1 inside.
+      weights: of each image; 0 leaves it out.
+      smoothing: added to numerator and denominator.
+    """
+    overlap = (probabilities * masks).sum(axis=(1, 2))
+    total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
+    return weighted_mean(1 - (2 * overlap + smoothing) / (total + smoothing), weights)
+
+
+def cross_entropy(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], weights: Float[Array, " b"]
+) -> Float[Array, ""]:
+    """Softmax cross-entropy, meaned over the counted rows."""
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+    return weighted_mean(-chosen, weights)

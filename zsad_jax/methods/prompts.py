@@ -1,0 +1,171 @@
+"""Sentences about normal and anomalous things, and their way to prototypes: shared by the methods."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.methods.similarity import normalize
+
+SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
+SENTENCES_PER_CHUNK = 256  # bounds the memory of encoding many categories
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFamily:
+    """Two ensembles of states and the templates around them.
+
+    Attributes:
+      normal, anomalous: states; `{}` is the class name.
+      templates: sentences; `{}` is the filled state.
+    """
+
+    normal: tuple[str, ...]
+    anomalous: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
+        """The normal and the anomalous sentences of a class: states outside, templates inside."""
+        name = clean_class_name(class_name)
+        normal, anomalous = (
+            [template.format(state.format(name)) for state in states for template in self.templates]
+            for states in (self.normal, self.anomalous)
+        )
+        return normal, anomalous
+
+
+# The sentences of TIPSomaly (arXiv 2602.03594), in the order of the published code.
+FAMILIES: dict[str, PromptFamily] = {
+    "industrial": PromptFamily(
+        normal=(
+            "{}",
+            "flawless {}",
+            "perfect {}",
+            "unblemished {}",
+            "{} without flaw",
+            "{} without defect",
+            "{} without damage",
+        ),
+        anomalous=(
+            "damaged {}",
+            "broken {}",
+            "{} with flaw",
+            "{} with defect",
+            "{} with damage",
+        ),
+        templates=(
+            "a bad photo of a {}.",
+            "a low resolution photo of the {}.",
+            "a bad photo of the {}.",
+            "a cropped photo of the {}.",
+        ),
+    ),
+    "medical": PromptFamily(
+        normal=(
+            "normal {}",
+            "intact {}",
+            "{} with uniform structure",
+            "{} showing clear tissue",
+            "{} with normal anatomy",
+            "{} showing no distortion",
+            "{} with symmetric appearance",
+            "{} looking normal",
+            "{} with even texture",
+            "{} with regular shape",
+        ),
+        anomalous=(
+            "abnormal {}",
+            "{} with spot",
+            "{} with abnormality",
+            "diseased {}",
+            "{} showing distortion",
+            "{} with irregular area",
+            "{} with irregular shape",
+            "{} with uneven texture",
+        ),
+        templates=(
+            "a medical image of a {}.",
+            "a medical image of the {}.",
+            "a diagnostic scan of a {}.",
+            "a diagnostic scan of the {}.",
+            "a slice showing a {}.",
+            "a slice showing the {}.",
+            "a scan of the {}.",
+            "a clinical brain scan of a {}.",
+        ),
+    ),
+    # The class name is still inserted: agnostic only where the class is called "object".
+    "object_agnostic": PromptFamily(normal=("{}",), anomalous=("damaged {}",), templates=("{}",)),
+}
+
+
+def clean_class_name(name: str) -> str:
+    """A class name as it is spoken: '_' and '-' become spaces."""
+    return name.replace("_", " ").replace("-", " ")
+
+
+def tokenize(
+    backbone: Backbone, texts: Sequence[str]
+) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
+    """Token ids and paddings (1 = pad), cut at the longest real text.
+
+    Positions behind the last real token change no result, in causal towers and in masked ones.
+    """
+    ids, paddings = (np.asarray(array) for array in backbone.tokenize(texts))
+    longest = max(int((paddings == 0).sum(axis=1).max()), 1)
+    return ids[:, :longest], paddings[:, :longest]
+
+
+def ensemble(
+    embeddings: Float[Array, "t d"], groups: Int[np.ndarray, " t"], num_groups: int
+) -> Float[Array, "groups d"]:
+    """One prototype per group of texts: normalise, mean, normalise.
+
+    Args:
+      embeddings: of the texts.
+      groups: number of the group that each text belongs to; every group has at least one.
+      num_groups: how many prototypes there are.
+    """
+    unit = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
+    # Every prototype is normalised in the end, so that the sum serves as the mean.
+    return normalize(jax.ops.segment_sum(unit, jnp.asarray(groups), num_segments=num_groups))
+
+
+def encode_ensembles(
+    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]]
+) -> Float[Array, "ensembles d"]:
+    """A unit-norm prototype for each ensemble of sentences.
+
+    All sentences are encoded once, repeated ones included, in chunks that bound the memory.
+
+    Args:
+      backbone: tokenises and encodes.
+      frozen: its parameters.
+      ensembles: sentences of each ensemble.
+    """
+    texts = list(dict.fromkeys(text for sentences in ensembles for text in sentences))
+    number = {text: index for index, text in enumerate(texts)}
+    rows = np.array([number[text] for sentences in ensembles for text in sentences])
+    groups = np.repeat(np.arange(len(ensembles)), [len(sentences) for sentences in ensembles])
+
+    ids, paddings = tokenize(backbone, texts)
+    chunks = -(-len(texts) // SENTENCES_PER_CHUNK)
+    size = -(-len(texts) // chunks)
+    filled = np.resize(np.arange(len(texts)), (chunks, size))  # the last repeats the first
+    embeddings = jax.lax.map(
+        lambda chunk: backbone.encode_text(frozen, *chunk), (ids[filled], paddings[filled])
+    )
+    embeddings = embeddings.reshape(chunks * size, -1)
+    return ensemble(embeddings[rows], groups, len(ensembles))
+
+
+def encode_pairs(
+    backbone: Backbone, frozen: Params, family: PromptFamily, class_names: Sequence[str]
+) -> Float[Array, "classes 2 d"]:
+    """The (normal, anomalous) prototypes of each class."""
+    ensembles = [sentences for name in class_names for sentences in family.sentences(name)]
+    return encode_ensembles(backbone, frozen, ensembles).reshape(len(class_names), 2, -1)

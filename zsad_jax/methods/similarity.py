@@ -1,0 +1,38 @@
+"""Cosines between images and texts, and the softmax over states."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, "*n d"]:
+    """Divides vectors by their L2 norm, or by `floor` where the norm is smaller; float32."""
+    x = x.astype(jnp.float32)
+    # The maximum is taken of squares, so that a zero vector has a gradient.
+    squares = jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), floor**2)
+    return x * jax.lax.rsqrt(squares)
+
+
+def cosines(
+    features: Float[Array, "b *n d"], text: Float[Array, "b k d"]
+) -> Float[Array, "b *n k"]:
+    """Cosines between each image's features and its own k texts; neither has to be normalised."""
+    flat = normalize(features).reshape(features.shape[0], -1, features.shape[-1])
+    values = jnp.einsum("bnd,bkd->bnk", flat, normalize(text))
+    return values.reshape(*features.shape[:-1], text.shape[1])
+
+
+def cosine_softmax(
+    features: Float[Array, "b *n d"], text: Float[Array, "b k d"], temperature: float
+) -> Float[Array, "b *n k"]:
+    """Probability of each of an image's k texts: softmax of cosine over temperature.
+
+    Args:
+      features: global or patch tokens.
+      text: prototypes of each image, row 0 normal and row 1 anomalous.
+      temperature: divides the cosine (tau).
+
+    Returns:
+      Probabilities in [0, 1], float32, that sum to 1 over the last axis.
+    """
+    return jax.nn.softmax(cosines(features, text) / temperature, axis=-1)
