@@ -42,16 +42,16 @@ class Batch:
 
 
 class Stage(NamedTuple):
-    """A part of training: which parameter groups move, and for what share of the epochs.
+    """A part of training: which parameter groups move, on which loss, and how long.
 
     Attributes:
       groups: names of the parameter groups that train; None = all.
-      loss: name handed to the method's loss as `stage`; None = the method has one loss.
+      loss: in place of the method's loss; None = that.
       epochs: how long; None = the config's.
     """
 
     groups: tuple[str, ...] | None = None
-    loss: str | None = None
+    loss: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     epochs: int | None = None
 
 

@@ -1,0 +1,40 @@
+"""How arrays lie on the devices: batches split over one axis, weights on every device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"
+
+
+def make_mesh() -> Mesh:
+    """All devices along the one axis "data"; the compiler propagates shardings (Auto axes)."""
+    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Every leaf on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(tree: Any, mesh: Mesh) -> Any:
+    """Every leaf's first axis over the devices; it must be a multiple of their number."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch size that the mesh can split and that holds `batch_size` rows."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def to_host(tree: Any) -> Any:
+    """Leaves as numpy arrays."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def initialised(init: Callable[..., Any], key: jax.Array, frozen: Any, mesh: Mesh) -> Any:
+    """A method's learnable parameters, on every device."""
+    return replicate(init(key, frozen), mesh)

@@ -1,0 +1,279 @@
+"""Optimise a method's learnable parameters on an auxiliary dataset."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from zsad_jax import sharding
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.data.base import Dataset, ImageBatch
+from zsad_jax.data.loader import load_batches
+from zsad_jax.errors import UserError
+from zsad_jax.methods.base import Batch, Method, Stage
+from zsad_jax.progress import progress
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the learnable parameters are optimised (Adam, constant rate).
+
+    Attributes:
+      epochs: passes over the auxiliary set, for stages that do not say.
+      batch_size: images per step; the last batch is padded and masked, never dropped.
+      learning_rate: for every parameter group that `learning_rates` does not name.
+      learning_rates: per parameter group.
+      b1, b2, eps: Adam's.
+      shuffle: False keeps the dataset's order, class by class, as the published code does.
+    """
+
+    epochs: int = 2
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    b1: float = 0.5
+    b2: float = 0.999
+    eps: float = 1e-8
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"config.training.{name}={getattr(self, name)} must be positive.")
+
+
+class TrainState(NamedTuple):
+    """What training goes on from."""
+
+    params: PyTree
+    optimizer: PyTree
+
+
+class Curves(Protocol):
+    """Where losses go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the values of a step."""
+        ...
+
+
+class Saver(Protocol):
+    """Where the state goes after each epoch, and where a killed run finds it."""
+
+    def latest(self) -> int | None: ...
+
+    def restore(self, epoch: int, like: PyTree) -> PyTree: ...
+
+    def save(self, epoch: int, state: PyTree) -> None: ...
+
+
+def make_optimizer(
+    config: TrainingConfig, method: Method, params: PyTree, stage: Stage
+) -> optax.GradientTransformation:
+    """Adam with each parameter group's own rate; groups outside the stage stand still."""
+    groups = method.groups(params)
+    names = set(jax.tree.leaves(groups))
+    unknown = set(config.learning_rates) - names
+    if unknown:
+        raise UserError(
+            f"config.training.learning_rates names {sorted(unknown)}, but {method.name} has the parameter"
+            f" groups {sorted(names)}."
+        )
+    transforms = {
+        name: optax.adam(
+            config.learning_rates.get(name, config.learning_rate), config.b1, config.b2, config.eps
+        )
+        if stage.groups is None or name in stage.groups
+        else optax.set_to_zero()
+        for name in names
+    }
+    return optax.partition(transforms, groups)
+
+
+def make_step(
+    method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
+    loss_of = stage.loss or method.loss
+
+    def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):  # type: ignore[no-untyped-def]
+        features = method.features(frozen, params, backbone.preprocess.normalize(images))
+        return loss_of(frozen, params, features, batch)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):  # type: ignore[no-untyped-def]
+        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, frozen, images, batch
+        )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, optimizer_state), {"loss": total, **terms}
+
+    return step
+
+
+def truth_of(images: ImageBatch, class_names: tuple[str, ...]) -> Batch:
+    """The part of a loaded batch that a loss sees."""
+    return Batch(
+        category=images.category,
+        labels=images.labels,
+        masks=images.masks.astype(np.float32),
+        has_mask=images.has_mask,
+        valid=images.valid,
+        class_names=class_names,
+    )
+
+
+def train(
+    method: Method,
+    backbone: Backbone,
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    key: jax.Array,
+    mesh: Mesh,
+    saver: Saver,
+    curves: Curves,
+    num_workers: int | None = None,
+) -> PyTree:
+    """Trains all stages, goes on where a killed run stopped, and returns the parameters.
+
+    Args:
+      method: what is trained.
+      backbone: the frozen model; its parameters are replicated over the mesh.
+      dataset: the auxiliary set, with labels and masks.
+      config: optimisation.
+      key: for the initial parameters and, with `shuffle`, the order of the images.
+      mesh: the devices.
+      saver: keeps the state after each epoch.
+      curves: receives the losses of each step.
+      num_workers: decoding processes; None chooses.
+
+    Raises:
+      UserError: the dataset is empty, the method learns nothing, or a loss stops being finite.
+    """
+    init_key, order_key = jax.random.split(key)
+    frozen = sharding.replicate(backbone.params, mesh)
+    params = sharding.replicate(method.init(init_key, frozen), mesh)
+    if not jax.tree.leaves(params):
+        raise UserError(
+            f"{method.name} as configured has nothing to learn; leave config.train False."
+        )
+    if not len(dataset):
+        raise UserError(f"The auxiliary dataset {dataset.name} holds no image.")
+    batch_size = sharding.round_up(config.batch_size, mesh)
+    per_epoch = -(-len(dataset) // batch_size)
+    done, first_epoch = saver.latest() or 0, 0
+    for stage in method.stages:
+        optimizer = make_optimizer(config, method, params, stage)
+        state = sharding.replicate(TrainState(params, optimizer.init(params)), mesh)
+        last_epoch = first_epoch + (stage.epochs or config.epochs)
+        if done > first_epoch:  # this stage was begun, or finished, before
+            state = sharding.replicate(saver.restore(min(done, last_epoch), state), mesh)
+        step = make_step(method, backbone, optimizer, stage)
+        for epoch in range(max(first_epoch, done), last_epoch):
+            seed = int(jax.random.randint(jax.random.fold_in(order_key, epoch), (), 0, 2**31 - 1))
+            batches = load_batches(
+                dataset,
+                backbone.preprocess,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                seed=seed if config.shuffle else None,
+            )
+            state = _train_epoch(
+                step, frozen, state, batches, mesh,
+                label=f"train {dataset.name} epoch {epoch + 1}", total=len(dataset),
+                first_step=epoch * per_epoch, class_names=dataset.prompt_names, curves=curves,
+            )  # fmt: skip
+            saver.save(epoch + 1, state)
+        params, first_epoch = state.params, last_epoch
+    return params
+
+
+def _train_epoch(
+    step: Callable[..., Any],
+    frozen: PyTree,
+    state: TrainState,
+    batches: Iterator[ImageBatch],
+    mesh: Mesh,
+    *,
+    label: str,
+    total: int,
+    first_step: int,
+    class_names: tuple[str, ...],
+    curves: Curves,
+) -> TrainState:
+    """One pass over the data; losses are read one step late, so that the device never waits for the host."""
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def record() -> None:
+        if pending is None:
+            return
+        values = {name: float(value) for name, value in pending[1].items()}
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"The loss became {values['loss']} at step {pending[0]} ({label});"
+                " lower config.training.learning_rate."
+            )
+        curves.write(pending[0], values)
+
+    rows = 0
+    for number, images in enumerate(progress(batches, total=total, label=label), start=first_step):
+        for fault in images.faults:
+            logging.warning("%s: skipped %s: %s", label, fault.file_name, fault.reason)
+        rows += int(images.valid.sum())
+        if not images.valid.any():
+            continue
+        batch = sharding.split_batch(truth_of(images, tuple(class_names)), mesh)
+        state, losses = step(frozen, state, sharding.split_batch(images.images, mesh), batch)
+        record()
+        pending = (number + 1, losses)
+    record()
+    if not rows:
+        raise UserError(
+            f"None of the images of {label.split()[1]} could be read; nothing to train on."
+        )
+    return state
+
+
+class OrbaxSaver:
+    """Keeps the newest states in a folder, written atomically by orbax."""
+
+    def __init__(self, folder: pathlib.Path, *, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The newest finished epoch; None when there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, epoch: int, like: PyTree) -> PyTree:
+        """The state after `epoch`, in the structure of `like`, as host arrays."""
+        shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
+        return self._manager.restore(epoch, args=self._ocp.args.StandardRestore(shapes))
+
+    def save(self, epoch: int, state: PyTree) -> None:
+        """Writes the state after `epoch`."""
+        self._manager.save(epoch, args=self._ocp.args.StandardSave(sharding.to_host(state)))
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
