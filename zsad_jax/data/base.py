@@ -16,7 +16,8 @@ class Sample:
 
     Attributes:
       image: path or encoded bytes.
-      mask: path or encoded bytes of the ground truth, or a list of them to be joined with OR (None where there is none).
+      mask: path or encoded bytes of the ground truth, or several to be joined with OR; None where there
+        is none.
       has_mask: whether pixel metrics may use this image: normal images have an all-zero mask and count,
         anomalous images without ground truth do not.
       label: 0 normal, 1 anomalous.
@@ -66,6 +67,7 @@ class ImageBatch(NamedTuple):
       masks: resized ground truth, all False where there is none.
       index: position in the dataset; -1 for padding.
       faults: the samples of this batch that could not be read.
+      notes: samples that were read with a remark (16-bit values scaled, say).
     """
 
     images: UInt8[np.ndarray, "b S S 3"]
@@ -73,24 +75,40 @@ class ImageBatch(NamedTuple):
     has_mask: Bool[np.ndarray, " b"]
     labels: Int[np.ndarray, " b"]
     category: Int[np.ndarray, " b"]
-    index: Int[np.ndarray, " b"]
+    index: Int[np.ndarray, " b"]  # type: ignore[assignment]  # tuples have a method of that name
     valid: Bool[np.ndarray, " b"]
     faults: tuple[Fault, ...] = ()
+    notes: tuple[Fault, ...] = ()
 
 
 class Samples(Sequence[Sample]):
-    """A dataset held as a list of samples."""
+    """A dataset held as a list of samples.
 
-    def __init__(self, name: str, samples: Sequence[Sample], categories: Sequence[str] | None = None):
+    Attributes:
+      faults: what was amiss when the dataset was put together (masks that are missing, say). The samples
+        concerned are in the dataset all the same; files that cannot be read are the loader's to report.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        categories: Sequence[str] | None = None,
+        *,
+        faults: Sequence[Fault] = (),
+    ):
         """Categories come in the given order, else in order of first appearance."""
         self.name = name
+        self.faults = tuple(faults)
         self._samples = tuple(samples)
         prompt_names = {sample.category: sample.prompt_name for sample in self._samples}
         self.categories = tuple(categories) if categories is not None else tuple(prompt_names)
-        self.prompt_names = tuple(prompt_names.get(category, category) for category in self.categories)
+        self.prompt_names = tuple(
+            prompt_names.get(category, category) for category in self.categories
+        )
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index):
         return self._samples[index]
