@@ -1,0 +1,220 @@
+"""Brushes of the procedural benchmark: outlines, fills, strokes and noise fields on one square canvas.
+
+Points are (x, y) in pixels, images float32 [SIZE, SIZE, 3] with values in [0, 1]. Nothing here knows what a
+category or a defect is.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+SIZE = 256  # side of every image, px
+CENTRE = (SIZE - 1) / 2
+_SUBPIXEL_BITS = 4
+_STROKE_ZOOM = 4  # strokes are drawn this much larger, then averaged down
+
+
+def rotate(points: Float[np.ndarray, "n 2"], angle: float) -> Float[np.ndarray, "n 2"]:
+    """Turns points about the origin by `angle` degrees (clockwise on the screen)."""
+    cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    return np.asarray(points) @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def ellipse(centre, radii, *, angle: float = 0.0) -> Float[np.ndarray, "48 2"]:
+    """Outline of an ellipse; `radii` is one number (a circle) or (along x, along y) before the turn."""
+    turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * radii, angle) + centre
+
+
+def box(centre, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.ndarray, "n 2"]:
+    """Outline of a rectangle of `size` (width, height) with corners rounded by radius `corner`."""
+    half = np.asarray(size) / 2 - corner
+    corners = []
+    for start, sign in ((0, (1, 1)), (90, (-1, 1)), (180, (-1, -1)), (270, (1, -1))):
+        turn = np.deg2rad(np.linspace(start, start + 90, 8 if corner else 1))
+        arc = corner * np.stack([np.cos(turn), np.sin(turn)], 1)
+        corners.append(half * sign + arc)
+    return rotate(np.concatenate(corners), angle) + centre
+
+
+def star(centre, radius: float, *, tips: int, inner: float = 0.45, angle: float = 0.0):
+    """Outline of a star with `tips` tips; `inner` is the inner radius as a share of `radius`."""
+    turn = np.linspace(0, 2 * np.pi, 2 * tips, endpoint=False)
+    reach = radius * np.where(np.arange(2 * tips) % 2, inner, 1.0)
+    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None], angle) + centre
+
+
+def blob(rng: np.random.Generator, centre, radius: float, *, roughness: float = 0.25):
+    """Outline of an irregular round thing: a circle with random waves on its radius."""
+    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    waves = np.arange(2, 10)
+    size = rng.normal(size=len(waves)) * 2 * roughness / waves
+    phase = rng.uniform(0, 2 * np.pi, len(waves))
+    reach = 1 + (size * np.sin(turn[:, None] * waves + phase)).sum(1)
+    reach = radius * np.clip(reach, 0.45, 1.7)
+    return np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None] + centre
+
+
+def scale(points: Float[np.ndarray, "n 2"], factor: float) -> Float[np.ndarray, "n 2"]:
+    """Enlarges an outline about its own middle."""
+    middle = points.mean(0)
+    return (points - middle) * factor + middle
+
+
+def curve(start, bend, end, count: int = 24) -> Float[np.ndarray, "n 2"]:
+    """Points of a quadratic Bezier curve."""
+    time = np.linspace(0, 1, count)[:, None]
+    return (1 - time) ** 2 * start + 2 * time * (1 - time) * np.asarray(bend) + time**2 * end
+
+
+def fill(image: Float[np.ndarray, "S S 3"], outline, colour, *, opacity: float = 1.0) -> None:
+    """Paints an outline's inside, antialiased and in place; what lies outside the canvas is cut off.
+
+    Args:
+      image: the canvas.
+      outline: points [n, 2].
+      colour: one value, an RGB triple, or a whole image whose pixels show through the outline.
+      opacity: 0 leaves the canvas as it is, 1 covers it.
+    """
+    import cv2
+
+    low = np.clip(np.floor(outline.min(0)).astype(int) - 1, 0, SIZE)
+    high = np.clip(np.ceil(outline.max(0)).astype(int) + 2, 0, SIZE)
+    if (high <= low).any():
+        return
+    window = (slice(low[1], high[1]), slice(low[0], high[0]))
+    alpha = np.zeros((high - low)[::-1], np.uint8)
+    fixed = np.round((outline - low) * 2**_SUBPIXEL_BITS).astype(np.int32)
+    cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    colour = np.asarray(colour, np.float32)
+    paint = colour[window] if colour.ndim == 3 else colour
+    image[window] += (alpha[..., None] * np.float32(opacity / 255)) * (paint - image[window])
+
+
+def coverage(outlines: Iterable[Float[np.ndarray, "n 2"]]) -> Float[np.ndarray, "S S"]:
+    """Share of every pixel that the union of the outlines covers."""
+    layer = np.zeros((SIZE, SIZE, 1), np.float32)
+    for outline in outlines:
+        fill(layer, outline, 1.0)
+    return layer[..., 0]
+
+
+def stroke(lines: Iterable[tuple[np.ndarray, float, float]]) -> Float[np.ndarray, "S S"]:
+    """Coverage of polylines whose width runs from one value to another, px.
+
+    Args:
+      lines: (points [n, 2], width at the first point, width at the last point).
+    """
+    import cv2
+
+    layer = np.zeros((SIZE * _STROKE_ZOOM, SIZE * _STROKE_ZOOM), np.uint8)
+    for points, first, last in lines:
+        fixed = np.round((points + 0.5) * _STROKE_ZOOM).astype(int)
+        widths = np.linspace(first, last, len(points) - 1) * _STROKE_ZOOM
+        for begin, end, width in zip(fixed[:-1], fixed[1:], widths, strict=True):
+            cv2.line(layer, begin.tolist(), end.tolist(), 255, max(1, round(float(width))))
+    return cv2.resize(layer, (SIZE, SIZE), interpolation=cv2.INTER_AREA) / np.float32(255)
+
+
+def blend(image: Float[np.ndarray, "S S 3"], alpha: Float[np.ndarray, "S S"], colour) -> None:
+    """Moves the canvas towards `colour` (value, RGB or image) by `alpha`, in place."""
+    image += alpha[..., None] * (np.asarray(colour, np.float32) - image)
+
+
+def noise(
+    rng: np.random.Generator,
+    cell: float,
+    *,
+    octaves: int = 1,
+    stretch: float = 1.0,
+    angle: float = 0.0,
+) -> Float[np.ndarray, "S S"]:
+    """A smooth random field of about unit variance.
+
+    Args:
+      rng: source of randomness.
+      cell: size of the coarsest features, px; each further octave halves size and strength.
+      octaves: number of layers.
+      stretch: how many times longer than high the features are.
+      angle: direction of the stretch, degrees.
+    """
+    import cv2
+
+    side = SIZE if angle == 0 else int(SIZE * 1.5)
+    field = np.zeros((side, side), np.float32)
+    for octave in range(octaves):
+        step = max(cell / 2**octave, 1.0)
+        shape = (int(side / step) + 3, int(side / (step * stretch)) + 3)
+        grid = rng.standard_normal(shape, dtype=np.float32)
+        field += cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC) * 0.5**octave
+    if angle:
+        middle = (side - 1) / 2
+        turn = cv2.getRotationMatrix2D((middle, middle), -angle, 1.0)
+        turn[:, 2] += CENTRE - middle
+        field = cv2.warpAffine(field, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+    return field * np.float32(1.25 / np.sqrt(sum(0.25**octave for octave in range(octaves))))
+
+
+def frame(
+    rng: np.random.Generator, angle: float, *, wobble: float = 0.0, wavelength: float = 60.0
+) -> tuple[Float[np.ndarray, "S S"], Float[np.ndarray, "S S"]]:
+    """Coordinates (u, v) of every pixel in a turned frame with a random origin.
+
+    Args:
+      rng: source of randomness.
+      angle: turn of the frame, degrees.
+      wobble: size of a smooth random displacement, px.
+      wavelength: its feature size, px.
+    """
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    cosine, sine = np.float32(np.cos(np.deg2rad(angle))), np.float32(np.sin(np.deg2rad(angle)))
+    u_start, v_start = rng.uniform(1000, 2000, 2).astype(np.float32)
+    u, v = cosine * x + sine * y + u_start, -sine * x + cosine * y + v_start
+    if wobble:
+        u += np.float32(wobble) * noise(rng, wavelength)
+        v += np.float32(wobble) * noise(rng, wavelength)
+    return u, v
+
+
+def tinted(value: Float[np.ndarray, "S S"], colour) -> Float[np.ndarray, "S S 3"]:
+    """An image of one colour whose brightness follows `value` (1 gives the colour itself)."""
+    return value[..., None] * np.asarray(colour, np.float32)
+
+
+def pick(rng: np.random.Generator, options: Sequence, *, spread: float = 0.04) -> np.ndarray:
+    """One RGB colour of `options`, varied in brightness and tint."""
+    colour = np.array(options[rng.integers(len(options))])
+    colour = colour * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 2, 3)
+    return np.clip(colour, 0.03, 0.97).astype(np.float32)
+
+
+def pick_contrasting(rng: np.random.Generator, options: Sequence, surface, *, apart: float):
+    """A colour like `pick`'s among the options at least `apart` (RGB distance) from a surface's colour."""
+    gaps = np.linalg.norm(np.asarray(options) - surface, axis=1)
+    fit = [option for option, gap in zip(options, gaps, strict=True) if gap >= apart]
+    return pick(rng, fit or [options[int(gaps.argmax())]])
+
+
+def dilate(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:
+    """Grows a mask by `radius` px."""
+    import cv2
+
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+
+
+def close_gaps(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:
+    """Joins what lies less than 2 * `radius` px apart."""
+    import cv2
+
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel).astype(bool)
+
+
+def encode_png(pixels: UInt8[np.ndarray, "S S *c"]) -> bytes:
+    """PNG bytes of an RGB image or a grey mask."""
+    import cv2
+
+    stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
+    return cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

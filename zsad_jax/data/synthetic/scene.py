@@ -1,0 +1,173 @@
+"""From a seed to an image with its mask: what a scene is, and the order in which it is drawn."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from zsad_jax.data.synthetic import canvas
+
+STRUCTURAL = ("missing", "misplaced")  # kinds that change which parts there are, and where
+
+
+class Layer(NamedTuple):
+    """One filled outline; `colour` is a value, an RGB triple or a whole image."""
+
+    outline: Float[np.ndarray, "n 2"]
+    colour: Float[np.ndarray, "..."] | float
+    opacity: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """An element of an object that can be missing or misplaced: outlines, the lowest first."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def body(self) -> Float[np.ndarray, "n 2"]:
+        """The largest outline's points."""
+        return max(
+            (layer.outline for layer in self.layers), key=lambda points: np.ptp(points, 0).sum()
+        )
+
+    @property
+    def centre(self) -> Float[np.ndarray, " 2"]:
+        """The middle of the body, px."""
+        return self.body.mean(0)
+
+    @property
+    def extent(self) -> float:
+        """The geometric mean of the body's width and height, px."""
+        return float(np.sqrt(np.ptp(self.body, 0).prod()))
+
+    def moved(self, shift, turn: float) -> "Part":
+        """The same part shifted by (x, y) px and turned about its own middle by `turn` degrees."""
+        pivot = self.centre
+
+        def move(points):
+            return canvas.rotate(points - pivot, turn) + pivot + shift
+
+        return Part(tuple(layer._replace(outline=move(layer.outline)) for layer in self.layers))
+
+    def footprint(self) -> Bool[np.ndarray, "S S"]:
+        """The pixels that the part covers, its shadow and rim included."""
+        return canvas.coverage(layer.outline for layer in self.layers) > 0.3
+
+
+@dataclasses.dataclass
+class Scene:
+    """A picture in the making; defects change it in place.
+
+    Attributes:
+      image: what is drawn so far, before light and camera.
+      region: where there is a surface that can be damaged.
+      parts: elements not drawn yet (objects only; their empty seats are in the image already).
+    """
+
+    image: Float[np.ndarray, "S S 3"]
+    region: Bool[np.ndarray, "S S"] = dataclasses.field(
+        default_factory=lambda: np.ones((canvas.SIZE, canvas.SIZE), bool)
+    )
+    parts: list[Part] = dataclasses.field(default_factory=list)
+
+    def assemble(self) -> None:
+        """Draws all parts onto the image."""
+        for part in self.parts:
+            for layer in part.layers:
+                canvas.fill(self.image, layer.outline, layer.colour, opacity=layer.opacity)
+
+    def place(self, rng: np.random.Generator, radius: int) -> Float[np.ndarray, " 2"]:
+        """A random point of the region with as much region within `radius` px around it as there can be."""
+        import cv2
+
+        side = 2 * radius + 1
+        inside = self.region.astype(np.float32)
+        room = inside * cv2.blur(inside, (side, side), borderType=cv2.BORDER_CONSTANT)
+        rows, columns = np.nonzero(room >= 0.85 * room.max())
+        chosen = rng.integers(len(rows))
+        return np.array([columns[chosen], rows[chosen]], float)
+
+    def colour(self, point, radius: int = 12) -> Float[np.ndarray, " 3"]:
+        """Mean colour of the surface around a point."""
+        x, y = (int(value) for value in point)
+        window = (slice(max(0, y - radius), y + radius), slice(max(0, x - radius), x + radius))
+        inside = self.region[window]
+        return self.image[window][inside].mean(0)
+
+
+Painter = Callable[[np.random.Generator], Scene]
+Defect = Callable[[np.random.Generator, Scene], Bool[np.ndarray, "S S"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Category:
+    """A kind of texture or object.
+
+    Attributes:
+      name: its key ("perforated_plate").
+      paint: draws a fault-free scene; the same generator state gives the same scene.
+      defects: for each kind of defect the function that inflicts it and returns its mask.
+    """
+
+    name: str
+    paint: Painter
+    defects: Mapping[str, Defect]
+
+    @property
+    def prompt_name(self) -> str:
+        """How the category is called in prompts."""
+        return self.name.replace("_", " ")
+
+
+def draw(
+    dataset: str, category: Category, index: int, *, defect: str | None
+) -> tuple[UInt8[np.ndarray, "S S 3"], Bool[np.ndarray, "S S"]]:
+    """One image and its mask, the same on every machine.
+
+    Scene, defect and camera have random streams of their own, so that the image without its defect is
+    the same picture but for the damage.
+
+    Args:
+      dataset: name of the dataset.
+      category: what to draw.
+      index: number of the image within its category.
+      defect: kind of defect, None for a normal image.
+
+    Returns:
+      The image, and where the defect is (all False for a normal image).
+    """
+
+    def stream(purpose: int) -> np.random.Generator:
+        names = [zlib.crc32(text.encode()) for text in (dataset, category.name)]
+        return np.random.default_rng([*names, index, purpose])
+
+    scene = category.paint(stream(0))
+    mask = np.zeros((canvas.SIZE, canvas.SIZE), bool)
+    if defect in STRUCTURAL:
+        mask = category.defects[defect](stream(1), scene)
+    scene.assemble()
+    if defect is not None and defect not in STRUCTURAL:
+        mask = category.defects[defect](stream(1), scene)
+    return _photograph(stream(2), scene.image), mask
+
+
+def _photograph(
+    rng: np.random.Generator, image: Float[np.ndarray, "S S 3"]
+) -> UInt8[np.ndarray, "S S 3"]:
+    """Uneven light, a slightly soft lens and sensor noise."""
+    import cv2
+
+    y, x = np.mgrid[-1 : 1 : canvas.SIZE * 1j, -1 : 1 : canvas.SIZE * 1j].astype(np.float32)
+    slope = rng.uniform(0.05, 0.3) * np.array([1, -1])[rng.integers(0, 2, 2)] * rng.uniform(0, 1, 2)
+    lamp = rng.uniform(-1.0, 1.0, 2)
+    spot = np.exp(-((x - lamp[0]) ** 2 + (y - lamp[1]) ** 2) / rng.uniform(0.5, 2.0))
+    light = 0.92 + slope[0] * x + slope[1] * y + rng.uniform(0.0, 0.25) * (spot - 0.5)
+    warmth = rng.normal(0, 0.025, 3)
+    lit = image * light[..., None] * (1 + warmth) * rng.uniform(0.9, 1.08)
+    lit = cv2.GaussianBlur(lit.astype(np.float32), (0, 0), float(rng.uniform(0.3, 0.75)))
+    lit += rng.uniform(0.006, 0.02) * rng.standard_normal(lit.shape, dtype=np.float32)
+    return np.clip(np.rint(lit * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,71 @@
+"""What all objects share: the table they lie on, how they lie, and what they are made of."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from zsad_jax.data.synthetic import canvas
+
+_TABLES = (
+    (0.2, 0.21, 0.23),
+    (0.75, 0.74, 0.71),
+    (0.35, 0.42, 0.5),
+    (0.5, 0.47, 0.42),
+    (0.62, 0.66, 0.62),
+)
+
+
+class Pose(NamedTuple):
+    """Where an object lies: its own coordinates have their origin in its middle."""
+
+    centre: Float[np.ndarray, " 2"]
+    angle: float
+    zoom: float
+
+    def apply(self, points) -> Float[np.ndarray, "n 2"]:
+        """From the object's coordinates to the canvas."""
+        return canvas.rotate(np.asarray(points, float) * self.zoom, self.angle) + self.centre
+
+
+def lay_down(rng: np.random.Generator, *, turn: float = 10.0, shift: float = 8.0) -> Pose:
+    """A random pose: at most `turn` degrees, `shift` px and 7 % off the nominal one."""
+    centre = canvas.CENTRE + rng.uniform(-shift, shift, 2)
+    return Pose(centre, rng.uniform(-turn, turn), rng.uniform(0.93, 1.07))
+
+
+def table(rng: np.random.Generator) -> Float[np.ndarray, "S S 3"]:
+    """A plain, slightly uneven ground."""
+    value = (
+        1 + 0.06 * canvas.noise(rng, 60, octaves=2) + rng.uniform(0.01, 0.04) * canvas.noise(rng, 2)
+    )
+    return canvas.tinted(value, canvas.pick(rng, _TABLES))
+
+
+def sheet(
+    rng: np.random.Generator, colours, *, streaks: float = 0.04
+) -> Float[np.ndarray, "S S 3"]:
+    """A rolled or moulded surface in one of `colours`; `streaks` is the strength of its grain."""
+    angle = rng.uniform(1, 179)
+    grain = canvas.noise(rng, 1.5, stretch=20, angle=angle)
+    value = 1 + streaks * grain + 0.06 * canvas.noise(rng, 80) + 0.02 * canvas.noise(rng, 2)
+    return canvas.tinted(value, canvas.pick(rng, colours))
+
+
+def turned(rng: np.random.Generator, centre, colours) -> Float[np.ndarray, "S S 3"]:
+    """A metal face turned on a lathe: fine rings and a reflection that fans out from the middle."""
+    y, x = np.mgrid[: canvas.SIZE, : canvas.SIZE].astype(np.float32)
+    radius = np.hypot(x - centre[0], y - centre[1])
+    angle = np.arctan2(y - centre[1], x - centre[0])
+    rings = np.sin(radius * rng.uniform(1.6, 2.4)) * 0.03
+    fan = 0.16 * np.cos(2 * angle + rng.uniform(0, 6)) + 0.06 * np.cos(
+        5 * angle + rng.uniform(0, 6)
+    )
+    value = (1 + rings + fan + 0.03 * canvas.noise(rng, 2)).astype(np.float32)
+    return canvas.tinted(value, canvas.pick(rng, colours))
+
+
+def grid_points(columns: int, rows: int, pitch) -> Float[np.ndarray, "n 2"]:
+    """The middles of a columns × rows grid about the origin, row by row."""
+    x, y = np.meshgrid(np.arange(columns) - (columns - 1) / 2, np.arange(rows) - (rows - 1) / 2)
+    return np.stack([x.ravel(), y.ravel()], 1) * pitch
