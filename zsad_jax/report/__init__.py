@@ -1,1 +1,30 @@
+"""Tables, figures, curves and one page that a person would want to open."""
 
+from zsad_jax.report.base import Case, DatasetScores, Report
+from zsad_jax.report.cases import choose_cases
+from zsad_jax.report.curves import CurveWriter, read_curves
+from zsad_jax.report.figures import gallery, heatmap_figure
+from zsad_jax.report.pictures import colourise, overlay
+from zsad_jax.report.published import PublishedNumber, published_numbers
+from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row
+from zsad_jax.report.write import DEMONSTRATION, write_report
+
+__all__ = [
+    "DEMONSTRATION",
+    "RESULT_COLUMNS",
+    "Case",
+    "CurveWriter",
+    "DatasetScores",
+    "PublishedNumber",
+    "Report",
+    "Row",
+    "choose_cases",
+    "colourise",
+    "gallery",
+    "heatmap_figure",
+    "overlay",
+    "published_numbers",
+    "read_curves",
+    "result_row",
+    "write_report",
+]

@@ -1,0 +1,85 @@
+"""What a report is made of: plain data, nothing computed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from zsad_jax.data.base import Fault
+from zsad_jax.report.rows import Row
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DatasetScores:
+    """Every image score of a dataset.
+
+    Attributes:
+      dataset: key of the dataset.
+      file_names: of each image, relative to the dataset's root.
+      categories: of each image.
+      labels: 0 normal, 1 anomalous.
+      scores: higher = more anomalous.
+    """
+
+    dataset: str
+    file_names: Sequence[str]
+    categories: Sequence[str]
+    labels: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """One image with what was said of it, for showing.
+
+    Attributes:
+      image: as decoded, or resized for the model.
+      anomaly_map: of the same content at any resolution.
+      mask: ground truth at any resolution; None where there is none.
+    """
+
+    dataset: str
+    category: str
+    file_name: str
+    label: int
+    score: float
+    image: UInt8[np.ndarray, "H W 3"]
+    anomaly_map: Float[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "mh mw"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """All that a report shows.
+
+    Attributes:
+      title: the heading, method and backbone in words.
+      rows: results.json.
+      comparisons: comparisons.json (fixed prompts, other image scores, single seeds).
+      notes: words on (dataset, category): why something is undefined, and the like.
+      scores: image scores, one entry per dataset.
+      cases: images to show; `choose_cases` says which are worth it.
+      history: the training curve, dicts with "step" and any numbers.
+      faults: images that could not be read, by dataset.
+      config_text: the resolved config.
+      run: run.json. Keys that end in "_seconds" and "_bytes" are shown in fitting units.
+      demonstration: True when the backbone is a demonstration model.
+      map_scale: (low, high), the one colour scale of all maps.
+      skipped: datasets that were left out, with the reason.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    comparisons: Sequence[Row] = ()
+    notes: Mapping[tuple[str, str], Sequence[str]] = dataclasses.field(default_factory=dict)
+    scores: Sequence[DatasetScores] = ()
+    cases: Sequence[Case] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    faults: Mapping[str, Sequence[Fault]] = dataclasses.field(default_factory=dict)
+    config_text: str = ""
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    demonstration: bool = False
+    map_scale: tuple[float, float] = (0.0, 1.0)
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)

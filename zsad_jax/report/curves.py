@@ -1,0 +1,86 @@
+"""Training curves, as JSON lines and as TensorBoard events."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from zsad_jax.files import PathLike, write_text
+
+FILE_NAME = "curves.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
+
+class CurveWriter:
+    """Writes the training curve of a working directory, one step at a time.
+
+    A context manager. Every line is handed to the system as it is written, so that a killed training
+    loses nothing but a last, half-written line, which the next start drops.
+
+    Args:
+      workdir: holds `curves.jsonl` and the folder `tensorboard`.
+      resume_step: the step of the restored checkpoint; later lines are dropped. None starts afresh.
+    """
+
+    def __init__(self, workdir: PathLike, resume_step: int | None = None):
+        from tensorboardX import SummaryWriter
+
+        path, events = pathlib.Path(workdir) / FILE_NAME, pathlib.Path(workdir) / EVENTS_FOLDER
+        kept = [] if resume_step is None else read_curves(workdir)
+        kept = [line for line in kept if line["step"] <= (resume_step or 0)]
+        write_text(path, "".join(map(_encode, kept)))
+        if resume_step is None and events.is_dir():
+            for file in events.glob("events.out.tfevents.*"):
+                file.unlink()
+        purge_step = None if resume_step is None else resume_step + 1
+        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        self._events = SummaryWriter(os.fspath(events), purge_step=purge_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to every curve.
+
+        Args:
+          step: counts from 1 through the whole training.
+          values: numbers by name (loss, terms, epoch). One that is not finite becomes null in the JSON.
+        """
+        plain = {name: float(value) for name, value in values.items()}
+        self._file.write(_encode({"step": int(step), **plain}))
+        self._file.flush()
+        for name, value in plain.items():
+            self._events.add_scalar(f"train/{name}", value, global_step=int(step))
+
+    def close(self) -> None:
+        """Flushes both files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> "CurveWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
+    """The training curve so far, oldest first; [] when there is none. A half-written last line is left out."""
+    path = pathlib.Path(workdir) / FILE_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

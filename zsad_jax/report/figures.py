@@ -1,0 +1,266 @@
+"""Figures: heat maps, score histograms, ROC curves, training curves. No pyplot, so no global state."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from zsad_jax.files import PathLike, replaced
+from zsad_jax.report import names, pictures
+from zsad_jax.report.base import Case, DatasetScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1f24"
+NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
+LABELS = {0: "normal", 1: "anomalous"}
+PANEL_COLUMNS = 5
+PANEL_PIXELS = 640  # more of an image would not be seen in a panel
+STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "zsad_jax",
+}
+
+
+def heatmap_figure(
+    image: pictures.Picture,
+    anomaly_map: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "mh mw"] | None = None,
+    *,
+    scale: tuple[float, float],
+    file_name: str,
+    score: float,
+    label: int | None = None,
+    title: str = "",
+) -> "Figure":
+    """Image, ground truth, map and overlay side by side, with the colour bar.
+
+    Args:
+      image: the image.
+      anomaly_map: its map, at any resolution.
+      mask: its ground truth, at any resolution; None where there is none.
+      scale: (low, high) of the colours, the same for every figure of a report.
+      file_name, score, label: written above; label None = unknown.
+      title: further words, the dataset and category say.
+    """
+    heading = " · ".join(
+        part for part in (title, file_name, f"score {score:.3f}", _label_words(label)) if part
+    )
+    with _style():
+        figure = _new_figure((11.4, 3.3))
+        axes = figure.subplots(1, 4)
+        _draw_panels(axes, image, anomaly_map, mask, scale=scale, label=label)
+        _draw_colour_bar(figure, list(axes), scale)
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def gallery(cases: Sequence[Case], *, scale: tuple[float, float], title: str = "") -> "Figure":
+    """Several cases below each other on one colour scale: image, ground truth, map, overlay."""
+    with _style():
+        figure = _new_figure((11.4, 0.4 + 2.9 * len(cases)))
+        grid = figure.subplots(len(cases), 4, squeeze=False)
+        for row, (case, axes) in enumerate(zip(cases, grid, strict=True)):
+            _draw_panels(
+                axes,
+                case.image,
+                case.anomaly_map,
+                case.mask,
+                scale=scale,
+                label=case.label,
+                titles=row == 0,
+            )
+            axes[0].set_ylabel(f"{names.category_name(case.category)}\nscore {case.score:.3f}")
+        _draw_colour_bar(figure, grid.ravel().tolist(), scale)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def score_histogram(scores: DatasetScores) -> "Figure":
+    """Image scores of normal and anomalous images, a panel per category, on common bins."""
+    values = np.asarray(scores.scores, np.float64)
+    bins = np.histogram_bin_edges(values, bins=24) if len(values) else np.linspace(0, 1, 25)
+    with _style():
+        figure, panels = _category_panels(scores, height=1.75, sharex=True)
+        for axes, name, members in panels:
+            for label, colour, hatch in ((0, NORMAL, ""), (1, ANOMALOUS, "////")):
+                counts, _ = np.histogram(
+                    values[members & (np.asarray(scores.labels) == label)], bins
+                )
+                axes.stairs(counts, bins, fill=True, color=colour, alpha=0.35)
+                axes.stairs(
+                    counts, bins, color=colour, linewidth=1.3, hatch=hatch, label=LABELS[label]
+                )
+            axes.set_title(name)
+            axes.locator_params(axis="y", integer=True, nbins=3)
+        figure.supxlabel("image score", fontsize=9)
+        figure.supylabel("images", fontsize=9)
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return figure
+
+
+def roc_figure(scores: DatasetScores) -> "Figure | None":
+    """ROC curves of the image scores, a panel per category with both labels; None without any."""
+    from sklearn.metrics import auc, roc_curve
+
+    labels, values = np.asarray(scores.labels), np.asarray(scores.scores, np.float64)
+    with _style():
+        figure, panels = _category_panels(scores, height=2.1, both_labels=True)
+        for axes, name, members in panels:
+            false_rate, true_rate, _ = roc_curve(labels[members], values[members])
+            axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
+            axes.plot(false_rate, true_rate, color=NORMAL, linewidth=1.6)
+            axes.fill_between(false_rate, true_rate, color=NORMAL, alpha=0.12, linewidth=0)
+            axes.set_title(f"{name}: {100 * auc(false_rate, true_rate):.1f}")
+            axes.set(
+                xlim=(-0.02, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect=1
+            )
+        if not panels:
+            return None
+        figure.supxlabel("false positive rate", fontsize=9)
+        figure.supylabel("true positive rate", fontsize=9)
+    return figure
+
+
+def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
+    """The loss and its terms over the training steps, a panel each; None without a history."""
+    curves = {
+        name: [(line["step"], line[name]) for line in history if line.get(name) is not None]
+        for name in dict.fromkeys(name for line in history for name in line)
+        if name not in ("step", "epoch")
+    }
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return None
+    with _style():
+        columns = min(len(curves), 4)
+        rows = -(-len(curves) // columns)
+        figure = _new_figure((2.9 * columns, 2.2 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (name, points) in zip(grid, curves.items(), strict=False):
+            steps, values = np.asarray(points, np.float64).T
+            axes.plot(steps, values, color=NORMAL, linewidth=1.2)
+            axes.set_title(name.replace("_", " "))
+            axes.margins(x=0.01)
+        for axes in grid[len(curves) :]:
+            axes.remove()
+        figure.supxlabel("step", fontsize=9)
+    return figure
+
+
+def save_png(figure: "Figure", path: PathLike, *, dpi: int = 100) -> None:
+    """Writes a figure as PNG, atomically; the same figure gives the same bytes."""
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
+
+
+def to_svg(figure: "Figure") -> str:
+    """A figure as an SVG element that takes its ink from the page (`currentColor`), without background."""
+    text = io.StringIO()
+    with _style():
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor").strip()
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def _new_figure(inches: tuple[float, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, layout="constrained")
+
+
+def _label_words(label: int | None) -> str:
+    return "" if label is None else LABELS[label]
+
+
+def _draw_panels(
+    axes: "Sequence[Axes]",
+    image: pictures.Picture,
+    anomaly_map: np.ndarray,
+    mask: np.ndarray | None,
+    *,
+    scale: tuple[float, float],
+    label: int | None,
+    titles: bool = True,
+) -> None:
+    """Draws one image into four axes."""
+    image = pictures.shrink(image, PANEL_PIXELS)
+    size = image.shape[:2]
+    mask = mask if mask is not None and np.any(mask) else None
+    over = pictures.overlay(image, anomaly_map, scale=scale)
+    truth = None if mask is None else pictures.draw_outline(image, mask)
+    panels = (
+        ("image", image),
+        ("ground truth", truth),
+        ("anomaly map", pictures.colourise(anomaly_map, scale=scale, size=size)),
+        ("overlay", over if mask is None else pictures.draw_outline(over, mask)),
+    )
+    for panel, (name, picture) in zip(axes, panels, strict=True):
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_visible(False)
+        if titles:
+            panel.set_title(name)
+        panel.imshow(np.full((*size, 3), 235, np.uint8) if picture is None else picture)
+    if mask is None:
+        words = "normal" if label == 0 else "no mask"
+        axes[1].text(
+            0.5, 0.5, words, transform=axes[1].transAxes, ha="center", va="center", color="#555555"
+        )
+
+
+def _draw_colour_bar(figure: "Figure", axes: "list[Axes]", scale: tuple[float, float]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    colours = ScalarMappable(Normalize(*scale), pictures.COLOUR_MAP)
+    figure.colorbar(colours, ax=axes, label="anomaly map", fraction=0.05, pad=0.01, aspect=30)
+
+
+def _category_panels(
+    scores: DatasetScores, *, height: float, both_labels: bool = False, sharex: bool = False
+) -> "tuple[Figure, list[tuple[Axes, str, np.ndarray]]]":
+    """A figure with one panel per category: axes, name, and which images belong to it."""
+    categories = np.asarray(scores.categories)
+    labels = np.asarray(scores.labels)
+    members = {name: categories == name for name in dict.fromkeys(scores.categories)}
+    if both_labels:
+        members = {name: of for name, of in members.items() if len(set(labels[of].tolist())) == 2}
+    columns = min(max(len(members), 1), PANEL_COLUMNS)
+    rows = max(-(-len(members) // columns), 1)
+    figure = _new_figure((max(2.1 * columns, 4.2), height * rows + 0.5))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel()
+    for axes in grid[len(members) :]:
+        axes.remove()
+    named = zip(grid, members.items(), strict=False)
+    return figure, [(axes, names.category_name(name), of) for axes, (name, of) in named]

@@ -1,0 +1,95 @@
+"""The files of a report."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+
+from zsad_jax.files import PathLike, write_text
+from zsad_jax.report import figures, names, tables
+from zsad_jax.report.base import Case, Report
+
+DEMONSTRATION = "Demonstration model, not for decisions."
+
+
+def write_report(workdir: PathLike, report: Report) -> None:
+    """Writes results.md, results.csv, figures/ and report.html into a working directory.
+
+    Every file is replaced atomically, and the same report gives the same bytes.
+    """
+    from zsad_jax.report.html import render_page
+
+    workdir = pathlib.Path(workdir)
+    write_text(workdir / "results.md", render_markdown(report))
+    remark = DEMONSTRATION if report.demonstration else ""
+    csv = tables.to_csv(report.rows, report.comparisons, report.notes, remark=remark)
+    write_text(workdir / "results.csv", csv)
+    write_figures(workdir / "figures", report)
+    write_text(workdir / "report.html", render_page(report))
+
+
+def render_markdown(report: Report) -> str:
+    """The tables of a report as one markdown text."""
+    parts = [f"# {report.title}\n"]
+    if report.demonstration:
+        parts.append(f"> **{DEMONSTRATION}**\n")
+    explained: set[str] = set()
+    for table in tables.make_tables(report.rows, report.comparisons, report.notes):
+        if table.compared not in explained:
+            parts.append(tables.legend(table.compared) + "\n")
+            explained.add(table.compared)
+        parts.append(tables.to_markdown(table))
+    if report.skipped:
+        parts.append("### Left out\n")
+        parts.append(
+            _bullets({names.dataset_name(key): why for key, why in report.skipped.items()})
+        )
+    faults = {
+        f"{dataset}/{f.file_name}": f.reason
+        for dataset, group in report.faults.items()
+        for f in group
+    }
+    if faults:
+        parts.append("### Images that could not be used\n")
+        parts.append(_bullets(faults))
+    return "\n".join(parts)
+
+
+def write_figures(folder: PathLike, report: Report) -> None:
+    """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
+    folder = pathlib.Path(folder)
+    for case in report.cases:
+        words = [DEMONSTRATION if report.demonstration else "", names.dataset_name(case.dataset)]
+        figure = figures.heatmap_figure(
+            case.image,
+            case.anomaly_map,
+            case.mask,
+            scale=report.map_scale,
+            file_name=case.file_name,
+            score=case.score,
+            label=case.label,
+            title=" · ".join(word for word in words if word),
+        )
+        figures.save_png(figure, folder / case.dataset / figure_name(case))
+    for scores in report.scores:
+        figures.save_png(
+            figures.score_histogram(scores), folder / scores.dataset / "score_histogram.png"
+        )
+        roc = figures.roc_figure(scores)
+        if roc is not None:
+            figures.save_png(roc, folder / scores.dataset / "roc.png")
+    training = figures.training_figure(report.history)
+    if training is not None:
+        figures.save_png(training, folder / "training.png")
+
+
+def figure_name(case: Case) -> str:
+    """The name of a case's heat-map figure: category, then what its file name adds to that."""
+    path = pathlib.PurePosixPath(case.file_name.replace("\\", "/"))
+    parts = [
+        part for part in (*path.parent.parts, path.name) if part not in (case.category, "/", "..")
+    ]
+    return re.sub(r"[^\w.-]+", "-", "_".join([case.category, *parts]).strip("_")) + ".png"
+
+
+def _bullets(items: Mapping[str, str]) -> str:
+    return "".join(f"- {name}: {words}\n" for name, words in items.items())
