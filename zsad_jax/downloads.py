@@ -110,16 +110,25 @@ def _alone(wanted: _Wanted) -> Iterator[IO[bytes]]:
         file = open(part, "ab", buffering=0)  # noqa: SIM115 - closed below
         fcntl.flock(file, fcntl.LOCK_EX)
         # Whoever had the lock before may have given the file its final name, or removed it.
-        if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+        if _has_name(file, part):
             break
         file.close()
     try:
         yield file
     finally:
-        if not part.exists() or part.stat().st_size == 0:
+        renamed = not _has_name(file, part)
+        if renamed or _length(file) == 0:
             wanted.etag_file.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
+        if not renamed and _length(file) == 0:
+            part.unlink()
         file.close()
+
+
+def _has_name(file: IO[bytes], path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _download_patiently(wanted: _Wanted, file: IO[bytes]) -> None:
