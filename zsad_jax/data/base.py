@@ -66,6 +66,7 @@ class ImageBatch(NamedTuple):
       images: resized, still 8-bit; `Preprocess.normalize` makes the tower's input of it, on the device.
       masks: resized ground truth, all False where there is none.
       index: position in the dataset; -1 for padding.
+      file_names: of each row; "" for padding.
       faults: the samples of this batch that could not be read.
       notes: samples that were read with a remark (16-bit values scaled, say).
     """
@@ -77,6 +78,7 @@ class ImageBatch(NamedTuple):
     category: Int[np.ndarray, " b"]
     index: Int[np.ndarray, " b"]  # type: ignore[assignment]  # tuples have a method of that name
     valid: Bool[np.ndarray, " b"]
+    file_names: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     notes: tuple[Fault, ...] = ()
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -27,7 +28,7 @@ MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
 MIN_IMAGES_FOR_WORKERS = 256
 MAX_THREADS = 4
-TEXTS = ("faults", "notes")  # the fields of a batch that are no arrays
+TEXTS = ("file_names", "faults", "notes")  # the fields of a batch that are no arrays
 
 _start_lock = threading.Lock()
 
@@ -111,23 +112,31 @@ def _iterate(pipeline, workers: int) -> Iterator[ImageBatch]:
     said: set[str] = set()
     try:
         with _main_not_run_again() if workers else contextlib.nullcontext():
-            batch = next(iterator, None)
+            batch = _take(iterator)
         while batch is not None:
             for file_name, note in batch.notes:
                 if note not in said:
                     logging.info("%s: %s (said once; others may follow)", file_name, note)
                     said.add(note)
-            # Copied out of the shared memory that workers write to, which is small in containers.
-            arrays = {
-                name: np.array(value)
-                for name, value in batch._asdict().items()
-                if name not in TEXTS
-            }
-            yield batch._replace(**arrays)
-            batch = next(iterator, None)
+            yield batch
+            batch = _take(iterator)
     finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
+        iterator.close()
+        if workers:
+            # Grain's finished threads keep the last batch in a reference cycle: shared memory that
+            # would be complained about when the process ends.
+            gc.collect()
+
+
+def _take(iterator: Iterator[ImageBatch]) -> ImageBatch | None:
+    """The next batch, copied out of the shared memory that workers write to (small in containers)."""
+    batch = next(iterator, None)
+    if batch is None:
+        return None
+    copies: dict[str, Any] = {
+        name: np.array(value) for name, value in batch._asdict().items() if name not in TEXTS
+    }
+    return batch._replace(**copies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +202,7 @@ class _Collate:
             category=np.zeros(b, np.int32),
             index=np.full(b, -1, np.int32),
             valid=np.zeros(b, np.bool_),
+            file_names=tuple(map(_label, rows)) + ("",) * (b - len(rows)),
             faults=tuple(Fault(_label(row), row.fault) for row in rows if row.fault),
             notes=tuple(Fault(_label(row), row.note) for row in rows if row.note),
         )

@@ -1,0 +1,299 @@
+"""Score a benchmark and hand the scores to the metrics."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+
+from zsad_jax import metrics, sharding
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.data.base import Dataset, Fault, ImageBatch
+from zsad_jax.data.loader import load_batches
+from zsad_jax.errors import UserError
+from zsad_jax.methods.base import Method
+from zsad_jax.metrics import Figures
+from zsad_jax.progress import progress
+from zsad_jax.report import Case, DatasetScores, choose_cases
+
+PyTree = Any
+
+
+class Contender(NamedTuple):
+    """A method with its parameters, as it is to be evaluated.
+
+    Attributes:
+      variant: what it is called beside the main one ("fixed prompts"); "" for the main one.
+    """
+
+    method: Method
+    params: PyTree
+    variant: str = ""
+
+
+class Scored(NamedTuple):
+    """Everything that evaluation says of one contender on one dataset.
+
+    Attributes:
+      image_scores: by name, one per readable image, in the dataset's order.
+      figures: category -> image score's name -> the metrics.
+    """
+
+    image_scores: dict[str, Float[np.ndarray, " n"]]
+    figures: dict[str, dict[str, Figures]]
+
+
+class Evaluation(NamedTuple):
+    """A dataset's evaluation by all contenders.
+
+    Attributes:
+      positions: of the readable images in the dataset.
+      file_names, categories, labels: of those images.
+      scored: one entry per contender.
+      cases: images worth showing, scored by the first contender.
+      faults: the images that could not be used.
+    """
+
+    dataset: str
+    positions: Int[np.ndarray, " n"]
+    file_names: tuple[str, ...]
+    categories: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    scored: tuple[Scored, ...]
+    cases: tuple[Case, ...]
+    faults: tuple[Fault, ...]
+
+
+# Per contender: image scores by name, and maps.
+Results = Sequence[tuple[dict[str, np.ndarray], Float[np.ndarray, "b S S"]]]
+Scorer = Callable[..., Any]
+
+
+def make_scorer(contenders: Sequence[Contender], backbone: Backbone) -> Scorer:
+    """The compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
+
+    Contenders whose features depend on nothing learned share one pass through the vision tower.
+    Maps have the side of the images.
+    """
+
+    @jax.jit
+    def score(
+        frozen: PyTree,
+        params: Sequence[PyTree],
+        prototypes: Sequence[PyTree],
+        images: UInt8[Array, "b S S 3"],
+        category: Int[Array, " b"],
+    ) -> list[tuple[dict[str, Array], Float[Array, "b S S"]]]:
+        size = (images.shape[1], images.shape[2])
+        images = backbone.preprocess.normalize(images)
+        shared = None
+        results = []
+        for contender, learned, texts in zip(contenders, params, prototypes, strict=True):
+            method = contender.method
+            features = shared if method.cacheable else None
+            if features is None:
+                features = method.features(frozen, learned, images)
+            if method.cacheable:
+                shared = features
+            scores = method.score(frozen, learned, texts, features, category)
+            results.append((scores.image, method.anomaly_map(scores.patches, size)))
+        return results
+
+    return score
+
+
+def evaluate(
+    contenders: Sequence[Contender],
+    backbone: Backbone,
+    dataset: Dataset,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    scorer: Scorer | None = None,
+    exact: bool = False,
+    image_score: str | None = None,
+    num_workers: int | None = None,
+) -> Evaluation:
+    """Scores every image of a dataset once and computes the metrics of every category.
+
+    Args:
+      contenders: what is compared; the first is the main one.
+      backbone: the frozen model that they share.
+      dataset: what is scored.
+      mesh: the devices.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+      scorer: from `make_scorer` with the same contenders, to compile once for many datasets.
+      exact: keep every pixel's score, in memory that grows with the images.
+      image_score: the score by which cases are chosen; None: the method's first.
+      num_workers: decoding processes; None chooses.
+
+    Raises:
+      UserError: the dataset is empty, or none of its images can be read.
+    """
+    if not len(dataset):
+        raise UserError(f"The dataset {dataset.name} holds no image.")
+    rows = sharding.round_up(batch_size, mesh)
+    load = functools.partial(
+        load_batches, dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers
+    )
+    scorer = scorer or make_scorer(contenders, backbone)
+    run = functools.partial(_run, _placed(contenders, backbone, dataset, mesh), scorer, mesh)
+
+    gathered = _Gathered(dataset, len(contenders), exact)
+    for batch, results in run(
+        load(), label=f"evaluate {dataset.name}", total=len(dataset), step=rows
+    ):
+        gathered.add(batch, results)
+    evaluation = gathered.finish()
+
+    chosen = choose_cases(dataset_scores(evaluation, image_score))
+    pictures = load(indices=evaluation.positions[chosen].tolist())
+    label = f"pictures of {dataset.name}"
+    cases = [
+        _case(evaluation, batch, int(row), results[0], image_score)
+        for batch, results in run(pictures, label=label, total=len(chosen), step=rows)
+        for row in np.flatnonzero(batch.valid)
+    ]
+    return evaluation._replace(cases=tuple(cases))
+
+
+def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> DatasetScores:
+    """The main contender's image scores of a dataset, for reports."""
+    scores = evaluation.scored[0].image_scores
+    return DatasetScores(
+        dataset=evaluation.dataset,
+        file_names=evaluation.file_names,
+        categories=evaluation.categories,
+        labels=evaluation.labels,
+        scores=scores[image_score or next(iter(scores))],
+    )
+
+
+def _placed(
+    contenders: Sequence[Contender], backbone: Backbone, dataset: Dataset, mesh: Mesh
+) -> tuple[PyTree, list[PyTree], list[PyTree]]:
+    """Frozen weights, learned parameters and prototypes, on every device."""
+    frozen = sharding.replicate(backbone.params, mesh)
+    params = [sharding.replicate(contender.params, mesh) for contender in contenders]
+    prototypes = [
+        jax.jit(contender.method.prototypes, static_argnums=2)(
+            frozen, learned, tuple(dataset.prompt_names)
+        )
+        for contender, learned in zip(contenders, params, strict=True)
+    ]
+    return frozen, params, prototypes
+
+
+def _run(
+    placed: tuple[PyTree, list[PyTree], list[PyTree]],
+    scorer: Scorer,
+    mesh: Mesh,
+    batches: Iterator[ImageBatch],
+    **shown: Any,
+) -> Iterator[tuple[ImageBatch, Results]]:
+    """Every batch with its results on the host, one batch late, so that devices and host work at once."""
+    pending: tuple[ImageBatch, Any] | None = None
+    for batch in progress(batches, **shown):
+        for fault in batch.faults:
+            logging.warning("%s: skipped %s: %s", shown["label"], *fault)
+        results = scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
+        if pending is not None:
+            yield pending[0], sharding.to_host(pending[1])
+        pending = batch, results
+    if pending is not None:
+        yield pending[0], sharding.to_host(pending[1])
+
+
+class _Gathered:
+    """What is kept of the batches: image scores, and the metrics' constant-size states."""
+
+    def __init__(self, dataset: Dataset, num_contenders: int, exact: bool):
+        self._dataset = dataset
+        self._exact = exact
+        self._states: list[dict[str, metrics.category.State]] = [{} for _ in range(num_contenders)]
+        self._rows: list[tuple[int, str, str, int]] = []
+        self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_contenders)]
+        self._faults: list[Fault] = list(getattr(dataset, "faults", ()))
+
+    def add(self, batch: ImageBatch, results: Results) -> None:
+        self._faults += batch.faults
+        rows = np.flatnonzero(batch.valid)
+        names = self._dataset.categories
+        self._rows += [
+            (
+                int(batch.index[i]),
+                batch.file_names[i],
+                names[batch.category[i]],
+                int(batch.labels[i]),
+            )
+            for i in rows
+        ]
+        for number, (scores, maps) in enumerate(results):
+            self._scores[number].append({name: value[rows] for name, value in scores.items()})
+            for category in np.unique(batch.category[rows]):
+                members = rows[batch.category[rows] == category]
+                states = self._states[number]
+                state = states.get(names[category]) or metrics.category.init(exact=self._exact)
+                states[names[category]] = metrics.category.update(
+                    state,
+                    {name: value[members] for name, value in scores.items()},
+                    batch.labels[members],
+                    maps[members],
+                    batch.masks[members],
+                    batch.has_mask[members],
+                )
+
+    def finish(self) -> Evaluation:
+        if not self._rows:
+            raise UserError(
+                f"None of the {len(self._faults)} images of {self._dataset.name} could be read;"
+                f" the first: {self._faults[0].file_name}: {self._faults[0].reason}."
+            )
+        positions, file_names, categories, labels = zip(*self._rows, strict=True)
+        scored = []
+        for states, parts in zip(self._states, self._scores, strict=True):
+            scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            figures = {
+                category: {
+                    name: metrics.category.compute(states[category], image_score=name)
+                    for name in scores
+                }
+                for category in self._dataset.categories
+                if category in states
+            }
+            scored.append(Scored(scores, figures))
+        return Evaluation(
+            dataset=self._dataset.name,
+            positions=np.array(positions),
+            file_names=file_names,
+            categories=categories,
+            labels=np.array(labels),
+            scored=tuple(scored),
+            cases=(),
+            faults=tuple(self._faults),
+        )
+
+
+def _case(
+    evaluation: Evaluation,
+    batch: ImageBatch,
+    row: int,
+    result: tuple[Mapping[str, np.ndarray], np.ndarray],
+    image_score: str | None,
+) -> Case:
+    scores, maps = result
+    at = int(np.searchsorted(evaluation.positions, batch.index[row]))
+    return Case(
+        dataset=evaluation.dataset,
+        category=evaluation.categories[at],
+        file_name=evaluation.file_names[at],
+        label=int(batch.labels[row]),
+        score=float(scores[image_score or next(iter(scores))][row]),
+        image=batch.images[row],
+        anomaly_map=maps[row],
+        mask=batch.masks[row] if batch.has_mask[row] else None,
+    )
