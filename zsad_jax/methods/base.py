@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
+AnyArray = jax.Array | np.ndarray
 
 
 class Scores(NamedTuple):
@@ -33,11 +35,11 @@ class Batch:
     conditioned on the class.
     """
 
-    category: Int[Array, " b"]
-    labels: Int[Array, " b"]
-    masks: Float[Array, "b H W"]
-    has_mask: Bool[Array, " b"]
-    valid: Bool[Array, " b"]
+    category: Int[AnyArray, " b"]
+    labels: Int[AnyArray, " b"]
+    masks: Float[AnyArray, "b H W"]
+    has_mask: Bool[AnyArray, " b"]
+    valid: Bool[AnyArray, " b"]
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -63,6 +65,7 @@ class Method(NamedTuple):
 
     Attributes:
       name: the method's key ("tipsomaly").
+      config: its checked config dataclass, for records; the defaults are those of its type.
       init: (key, frozen) -> params: the learnable pytree, nothing else ({}: nothing is learned).
       features: (frozen, params, images [b H W 3]) -> features, any pytree with leading axis b.
       prototypes: (frozen, params, class_names: sequence of str) -> pytree, leading axis = category.
@@ -80,6 +83,7 @@ class Method(NamedTuple):
     """
 
     name: str
+    config: Any
     init: Callable[..., PyTree]
     features: Callable[..., PyTree]
     prototypes: Callable[[PyTree, PyTree, Sequence[str]], PyTree]

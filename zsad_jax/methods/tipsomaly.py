@@ -118,6 +118,7 @@ def tipsomaly(
     encode_learned = _learned_encoder(backbone, config)
     return Method(
         name="tipsomaly",
+        config=config,
         init=functools.partial(_init, config, backbone.text_width),
         features=lambda frozen, params, images: backbone.encode_image(frozen, images),
         prototypes=functools.partial(_prototypes, backbone, config, encode_learned),
@@ -287,6 +288,7 @@ def _loss(
         raise UserError(
             "Nothing can be trained with learning='none'; choose learning='concat', say."
         )
+    features = losses.zero_invalid(features, batch.valid)
     pair = encode_learned(frozen, params)
     count = batch.labels.shape[0]
     text = jnp.broadcast_to(pair, (count, *pair.shape))
