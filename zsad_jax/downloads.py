@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from zsad_jax import files
@@ -20,6 +20,10 @@ CHUNK_KILOBYTES = 64  # what a broken connection can lose
 ATTEMPTS = 3  # in a row without a single new byte
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # doubled each time
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, between two packets
+
+
+class NotPublishedError(UserError):
+    """The server has no such file."""
 
 
 class _TransientError(Exception):
@@ -35,15 +39,16 @@ class _Wanted(NamedTuple):
     instructions: str
     size: int | None
     sha256: str | None
+    check: Callable[[pathlib.Path], str]
 
     @property
     def etag_file(self) -> pathlib.Path:
         """Holds the server's name for the version of the file that the part belongs to."""
         return self.part.with_name(f"{self.part.name}.etag")
 
-    def failure(self, reason: str) -> UserError:
+    def failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
         """The error that tells why the file cannot be had, and what to do instead."""
-        return UserError(
+        return kind(
             f"{self.label} could not be fetched from {self.url} ({reason}): {self.instructions}."
         )
 
@@ -56,6 +61,7 @@ def fetch(
     instructions: str,
     size: int | None = None,
     sha256: str | None = None,
+    check: Callable[[pathlib.Path], str] = lambda part: "",
 ) -> pathlib.Path:
     """Downloads a file once; an interrupted download goes on where it stopped.
 
@@ -69,13 +75,15 @@ def fetch(
       instructions: what to do when it cannot be fetched, the end of a sentence.
       size: bytes, when known.
       sha256: of the whole file, in hexadecimal, when known.
+      check: says what is wrong with a file that was fetched, "" when nothing is.
 
     Raises:
+      NotPublishedError: the server has no such file.
       UserError: the file cannot be had, is not what was expected, or cannot be written.
     """
     destination = pathlib.Path(destination)
     part = destination.with_name(f"{destination.name}.part")
-    wanted = _Wanted(url, part, label, instructions, size, sha256)
+    wanted = _Wanted(url, part, label, instructions, size, sha256, check)
     if _is_complete(destination, size):
         return destination
     try:
@@ -194,7 +202,7 @@ def _check_answer(response: Any, wanted: _Wanted) -> None:
     if status == 429 or status >= 500:
         raise _TransientError(answer)
     if status >= 400:
-        raise wanted.failure(answer)
+        raise wanted.failure(answer, NotPublishedError)
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise wanted.failure("a web page came instead")
 
@@ -246,6 +254,8 @@ def _verify(wanted: _Wanted) -> None:
     elif wanted.sha256 is not None and files.digest(wanted.part) != wanted.sha256:
         problem = "its SHA-256 is not the published one"
     else:
+        problem = wanted.check(wanted.part)
+    if not problem:
         return
     wanted.part.unlink()
     raise wanted.failure(f"{problem}, so it was thrown away")

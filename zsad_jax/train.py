@@ -106,12 +106,12 @@ def make_step(
     """The compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
     loss_of = stage.loss or method.loss
 
-    def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):  # type: ignore[no-untyped-def]
+    def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):
         features = method.features(frozen, params, backbone.preprocess.normalize(images))
         return loss_of(frozen, params, features, batch)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):  # type: ignore[no-untyped-def]
+    def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):
         (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, frozen, images, batch
         )

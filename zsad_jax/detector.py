@@ -1,0 +1,190 @@
+"""A method over a backbone with its prompts, ready for a user's own images."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Float, UInt8
+
+from zsad_jax import learned
+from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.released import ASSETS
+from zsad_jax.data.preprocess import open_image, resize_image
+from zsad_jax.errors import UserError
+from zsad_jax.evaluate import Contender, Scorer, make_scorer
+from zsad_jax.methods import Method, image_score, make_method
+from zsad_jax.methods.base import PyTree
+
+Image = np.ndarray | str | os.PathLike[str]
+
+
+class Prediction(NamedTuple):
+    """Scores and maps of a batch of images.
+
+    Attributes:
+      score: higher = more anomalous.
+      anomaly_map: at the model's size S, in the method's `map_range`.
+    """
+
+    score: Float[np.ndarray, " b"]
+    anomaly_map: Float[np.ndarray, "b S S"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Detector:
+    """A method over a backbone with its prompts; `load_detector` makes one.
+
+    Attributes:
+      prompts: which learned prompts are in use, in words, or "fixed prompts".
+      category: what the images show, for the fixed prompts.
+      image_score: which of the method's image scores `predict` returns.
+      batch_size: images per compiled call; every call has this size, whatever it is given.
+    """
+
+    backbone: Backbone
+    method: Method
+    params: PyTree
+    prompts: str
+    category: str
+    image_score: str
+    batch_size: int
+    prototypes: PyTree
+    scorer: Scorer
+
+    def predict(self, images: np.ndarray | Sequence[Image]) -> Prediction:
+        """Scores of images.
+
+        Args:
+          images: [b, H, W, 3] or [H, W, 3], or a list of such images and of file paths. 8-bit, or
+            floating-point in [0, 1]; any size.
+
+        Raises:
+          UserError: an image cannot be read, or has the wrong shape or range.
+        """
+        if isinstance(images, str | os.PathLike):
+            images = [images]
+        elif isinstance(images, np.ndarray) and images.ndim == 3:
+            images = images[None]
+        if not len(images):
+            raise UserError("There is no image to score; give at least one.")
+        return self.predict_resized(np.stack([self.resize(image) for image in images]))
+
+    def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
+        """An image as the backbone wants it, still 8-bit."""
+        if isinstance(image, np.ndarray):
+            import PIL.Image
+
+            opened = PIL.Image.fromarray(_as_8bit(image))
+        else:
+            opened, note = open_image(os.fspath(image))
+            if note:
+                logging.info("%s: %s", image, note)
+        return resize_image(opened, self.backbone.preprocess)
+
+    def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
+        """Scores of images that `resize` made."""
+        size = self.batch_size
+        scores, maps = [], []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            padded = np.zeros((size, *batch.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            [(image_scores, anomaly_maps)] = self.scorer(
+                self.backbone.params,
+                [self.params],
+                [self.prototypes],
+                padded,
+                np.zeros(size, np.int32),
+            )
+            scores.append(np.asarray(image_scores[self.image_score])[: len(batch)])
+            maps.append(np.asarray(anomaly_maps)[: len(batch)])
+        return Prediction(np.concatenate(scores), np.concatenate(maps))
+
+
+def load_detector(
+    method: str = "tipsomaly",
+    backbone: str | Backbone = "tips-nano",
+    *,
+    checkpoint: str | None = None,
+    category: str = "object",
+    score: str | None = None,
+    batch_size: int = 1,
+    backbone_options: dict[str, Any] | None = None,
+    **method_options: Any,
+) -> Detector:
+    """A detector for images of one category.
+
+    Args:
+      method: a key of `zsad_jax.methods.METHODS`.
+      backbone: a name for `load_backbone`, or a loaded backbone.
+      checkpoint: learned prompts: a released name or a file. None: those that ship with the backbone,
+        else fixed prompts, with a warning.
+      category: what the images show ("metal nut"), for the fixed prompts.
+      score: which image score to return; None: the method's first.
+      batch_size: images per compiled call.
+      backbone_options: for `load_backbone`.
+      **method_options: fields of the method's config.
+
+    Raises:
+      UserError: something is unknown, missing or does not fit.
+    """
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, **(backbone_options or {}))
+    made = make_method(method, backbone, method_options)
+    params, prompts = choose_params(made, backbone, checkpoint)
+    prototypes = jax.jit(made.prototypes, static_argnums=2)(backbone.params, params, (category,))
+    return Detector(
+        backbone=backbone,
+        method=made,
+        params=params,
+        prompts=prompts,
+        category=category,
+        image_score=image_score(made, score),
+        batch_size=batch_size,
+        prototypes=prototypes,
+        scorer=make_scorer([Contender(made, params)], backbone),
+    )
+
+
+def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) -> tuple[PyTree, str]:
+    """Learned parameters, and in words where they are from."""
+    if checkpoint is not None:
+        return jax.tree.map(jnp.asarray, learned.load(checkpoint, method, backbone)), checkpoint
+    if not learned.learns(method, backbone):
+        return {}, "fixed prompts"
+    shipped = shipped_prompts(method.name, backbone.name)
+    if shipped is not None:
+        params = learned.load(str(shipped), method, backbone)
+        return jax.tree.map(jnp.asarray, params), f"prompts that ship with {backbone.name}"
+    logging.warning(
+        "No learned prompts were given and none ship with %s: fixed prompts are used, which find less.",
+        backbone.name,
+    )
+    return {}, "fixed prompts"
+
+
+def shipped_prompts(method: str, backbone: str) -> pathlib.Path | None:
+    """The file of prompts that ships with a backbone; None where there is none."""
+    path = ASSETS / backbone / f"{method}_prompts.npz"
+    return path if path.exists() else None
+
+
+def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    """An array as an 8-bit RGB image."""
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(f"An image has the shape {image.shape}; it must be [height, width, 3].")
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        raise UserError(
+            f"An image has the type {image.dtype}; give 8-bit values, or floats in [0, 1]."
+        )
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise UserError("A floating-point image must lie in [0, 1]; divide 8-bit values by 255.")
+    return np.round(image * 255).astype(np.uint8)

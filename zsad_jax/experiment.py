@@ -1,0 +1,157 @@
+"""A whole run as checked, frozen data: what the config file and its overrides say."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.errors import UserError
+from zsad_jax.methods import METHODS, Method, make_method
+from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.train import TrainingConfig
+
+# Columns of their own in the results, so not named again in `variant`.
+COLUMNS_OF_THEIR_OWN = ("prompt_family", "sigma")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained and evaluated, and on what.
+
+    Attributes:
+      method: {"name": ..., and any field of the method's config}.
+      backbone: {"name": ..., and any argument of `load_backbone`}.
+      targets: the benchmarks to evaluate.
+      method_for: target -> fields of the method's config that differ there.
+      auxiliary: the dataset whose prompts serve every target ...
+      auxiliary_for: ... but these: target -> auxiliary.
+      train: train the prompts on the auxiliary sets instead of taking `checkpoints`.
+      training: fields of `TrainingConfig`.
+      checkpoints: auxiliary -> released name, or file; used unless `train`.
+      comparisons: name -> fields of the method's config; evaluated beside the main result.
+      image_score: which of the method's image scores the tables show; None: its first.
+      batch_size: images per evaluation step.
+      exact_metrics: keep every pixel's score instead of histograms.
+      skip_missing: leave out datasets that are not prepared, with a word, instead of stopping.
+      data_dir: where prepared datasets lie; None: under the cache directory.
+      num_workers: decoding processes; None chooses.
+      seed: of the initial parameters and of shuffling.
+      hint: what else the user can run when something is missing.
+    """
+
+    method: Mapping[str, Any]
+    backbone: Mapping[str, Any]
+    targets: tuple[Any, ...]
+    method_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    auxiliary: str | None = None
+    auxiliary_for: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    train: bool = False
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    image_score: str | None = None
+    batch_size: int = within(8, 1)
+    exact_metrics: bool = False
+    skip_missing: bool = False
+    data_dir: str | None = None
+    num_workers: int | None = within(None, 0)
+    seed: int = 0
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for part in ("method", "backbone"):
+            if "name" not in getattr(self, part):
+                raise UserError(f"config.{part}.name is missing; name the {part}.")
+        if self.method["name"] not in METHODS:
+            raise UserError(
+                f"config.method.name={self.method['name']!r} is unknown; there are: {', '.join(METHODS)}."
+            )
+        if not self.targets:
+            raise UserError("config.targets is empty; name at least one benchmark to evaluate.")
+        for target in self.targets:
+            auxiliary = self.auxiliary_of(target)
+            if auxiliary == target_name(target):
+                raise UserError(
+                    f"{auxiliary} would be trained on and evaluated on; set config.auxiliary_for.{auxiliary}"
+                    " to another dataset."
+                )
+
+    @property
+    def training_config(self) -> TrainingConfig:
+        """The checked training section."""
+        return config_from(TrainingConfig, self.training)
+
+    def auxiliary_of(self, target: Any) -> str | None:
+        """The dataset whose prompts serve a target; None when nothing is learned."""
+        return self.auxiliary_for.get(target_name(target), self.auxiliary)
+
+    def auxiliaries(self) -> tuple[str, ...]:
+        """Every auxiliary set that the targets need, each once."""
+        names = (self.auxiliary_of(target) for target in self.targets)
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def load_backbone(self) -> Backbone:
+        """The frozen model."""
+        options = dict(self.backbone)
+        return load_backbone(options.pop("name"), **options)
+
+    def make_method(self, backbone: Backbone, **overrides: Any) -> Method:
+        """The method, with some of its fields changed."""
+        options = {**self.method, **overrides}
+        return make_method(options.pop("name"), backbone, options)
+
+
+def target_name(target: Any) -> str:
+    """The key of a target: its name, or that of a folder given as {"folder": ..., "name": ...}."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, Mapping) and isinstance(target.get("folder"), str):
+        return str(target.get("name") or target["folder"].rstrip("/").rsplit("/", 1)[-1])
+    raise UserError(
+        f"config.targets holds {target!r}; give a benchmark's name or {{'folder': PATH}}."
+    )
+
+
+def from_config(config: Mapping[str, Any]) -> Experiment:
+    """The experiment of a `ConfigDict` or mapping.
+
+    Raises:
+      UserError: for an unknown key or a bad value, named.
+    """
+    return config_from(Experiment, {name: _plain(value) for name, value in config.items()})
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The resolved config as plain JSON data."""
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def describe_variant(method: Method) -> str:
+    """What differs from the method's defaults, "" when nothing does."""
+    changed = {
+        field.name: getattr(method.config, field.name)
+        for field in dataclasses.fields(method.config)
+        if field.name not in COLUMNS_OF_THEIR_OWN
+        and getattr(method.config, field.name) != field.default
+    }
+    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts as dicts, sequences as tuples."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value

@@ -1,0 +1,70 @@
+"""Learned parameters as small files: written after training, read by name, path or checkpoint."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from zsad_jax import files
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.checkpoints import fit_tree, flatten, read_arrays
+from zsad_jax.errors import UserError
+from zsad_jax.methods import released
+from zsad_jax.methods.base import Method, PyTree
+
+
+def save(path: files.PathLike, params: PyTree) -> None:
+    """Writes a parameter tree as an npz file whose array names are the tree's paths."""
+    arrays = {name: np.asarray(value) for name, value in flatten(params).items()}
+    with files.replaced(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
+
+
+def expected(method: Method, backbone: Backbone) -> PyTree:
+    """Shapes of the method's learnable parameters."""
+    return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+
+
+def learns(method: Method, backbone: Backbone) -> bool:
+    """Whether the method has anything to learn."""
+    return bool(jax.tree.leaves(expected(method, backbone)))
+
+
+def load(source: str, method: Method, backbone: Backbone) -> PyTree:
+    """The learned parameters of a released name or a file, checked against the method.
+
+    Args:
+      source: a released name ("tipsomaly-l14-hr-mvtec_ad-epoch2", fetched on first use), the authors'
+        `.pth`, or an npz file of theirs or of `save`.
+      method: what they are for.
+      backbone: what the method runs over.
+
+    Raises:
+      UserError: the file is missing, unreadable, or does not fit.
+    """
+    wanted = expected(method, backbone)
+    path = pathlib.Path(source)
+    if path.suffix == ".npz" and path.exists():
+        arrays: Any = read_arrays(path)
+        if set(arrays) != set(flatten(wanted)):
+            arrays = released.load_prompts(source)
+    else:
+        arrays = released.load_prompts(source)
+    try:
+        return fit_tree(arrays, wanted, source=source)
+    except UserError as error:
+        raise UserError(
+            f"The learned prompts {source} do not fit {method.name} over {backbone.name}: {error}"
+        ) from error
+
+
+def digest(params: PyTree) -> str:
+    """SHA-256 over names, shapes and values."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for name, value in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(value)
+        sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
+    return sha.hexdigest()
