@@ -135,6 +135,12 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
+def test_a_missing_file_can_be_told_apart(server, tmp_path):
+    server.statuses = [404]
+    with pytest.raises(downloads.NotPublishedError):
+        fetch(server.url, tmp_path)
+
+
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (500, downloads.ATTEMPTS)])
 def test_a_refusal_is_one_sentence_and_leaves_nothing(server, tmp_path, status, times):
     server.statuses = [status] * 10
@@ -160,6 +166,19 @@ def test_another_size_is_refused_before_the_download(server, tmp_path):
 def test_another_digest_is_thrown_away(server, tmp_path):
     with pytest.raises(UserError, match="SHA-256"):
         fetch(server.url, tmp_path, sha256="0" * 64)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_fails_the_check_is_thrown_away(server, tmp_path):
+    seen = []
+
+    def check(part):
+        seen.append(part.read_bytes())
+        return "it is not a model"
+
+    with pytest.raises(UserError, match="it is not a model, so it was thrown away"):
+        fetch(server.url, tmp_path, check=check)
+    assert seen == [CONTENT]
     assert os.listdir(tmp_path) == []
 
 

@@ -1,0 +1,56 @@
+"""Fetches released weights and published prompts: `python scripts/download_weights.py NAME ...`."""
+
+import argparse
+import sys
+
+from absl import logging
+
+from zsad_jax.backbones import released as backbones
+from zsad_jax.errors import UserError
+from zsad_jax.methods import released as prompts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="see --list")
+    parser.add_argument(
+        "--lineage",
+        choices=backbones.LINEAGES,
+        default="native",
+        help="the JAX files or the PyTorch files of a backbone",
+    )
+    parser.add_argument("--list", action="store_true", help="show all names and what is here")
+    options = parser.parse_args(arguments)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    if not options.names and not options.list:
+        parser.error("give a name, or --list")
+    try:
+        if options.list:
+            show(options.lineage)
+        for name in options.names:
+            fetch(name, options.lineage)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(lineage: str) -> None:
+    for name in backbones.names():
+        print(f"{name:36} {'missing' if backbones.missing_files(name, lineage) else 'here'}")
+    for name in prompts.names():
+        print(f"{name:36} {'missing' if prompts.missing_files(name) else 'here'}")
+
+
+def fetch(name: str, lineage: str) -> None:
+    known = [*backbones.names(), *prompts.names()]
+    if name not in known:
+        raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}.")
+    paths = [prompts.locate(name)] if name in prompts.names() else backbones.locate(name, lineage)
+    for path in paths:
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
