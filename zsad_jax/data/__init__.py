@@ -1,1 +1,40 @@
+"""Datasets in one schema, and one loader for all of them."""
 
+from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample, Samples
+from zsad_jax.data.class_names import prompt_name
+from zsad_jax.data.folder import find_images, read_folder
+from zsad_jax.data.loader import load_batches
+from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.open import check_available, is_available, open_dataset
+from zsad_jax.data.preprocess import (
+    Preprocess,
+    UnreadableImage,
+    decode_image,
+    decode_mask,
+    image_from_array,
+    resize_image,
+    resize_mask,
+)
+
+__all__ = [
+    "Dataset",
+    "Fault",
+    "ImageBatch",
+    "Preprocess",
+    "Sample",
+    "Samples",
+    "UnreadableImage",
+    "check_available",
+    "decode_image",
+    "decode_mask",
+    "find_images",
+    "image_from_array",
+    "is_available",
+    "load_batches",
+    "open_dataset",
+    "prompt_name",
+    "read_folder",
+    "read_meta_json",
+    "resize_image",
+    "resize_mask",
+]

@@ -1,0 +1,123 @@
+"""The community's `meta.json` datasets, as AnomalyCLIP, AdaCLIP, TIPSomaly and others prepare and read them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data.class_names import prompt_name
+from zsad_jax.errors import UserError
+from zsad_jax.files import PathLike
+
+
+def read_meta_json(
+    roots: PathLike | Sequence[PathLike],
+    *,
+    name: str | None = None,
+    split: str = "test",
+    prompt_names: Mapping[str, str] | None = None,
+    descriptive: bool = False,
+) -> Samples:
+    """Reads `<root>/meta.json`: {"train": {category: [sample, …]}, "test": {…}}.
+
+    A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to
+    the root; an absolute one of the author's disk is looked for under the root by its longest suffix that
+    exists. An image is counted once, however often or in however many roots it is listed. An anomalous
+    image without mask keeps has_mask False, so that pixel metrics leave it out.
+
+    Args:
+      roots: the folder with `meta.json`, or several that make up one dataset.
+      name: of the dataset; None = the (first) folder's name.
+      split: "test", "train" or "all", compared case-insensitively.
+      prompt_names: how categories are called in prompts; the others follow the plain rule.
+      descriptive: whether the others get their describing names where one is known.
+
+    Raises:
+      UserError: there is no such file or split, it is not in this form, or none of its images exists.
+    """
+    folders = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    name = name or pathlib.Path(folders[0]).resolve().name
+    samples: dict[str, Sample] = {}
+    faults: list[Fault] = []
+    missing: list[str] = []
+    for folder in map(pathlib.Path, folders):
+        for entry in _entries(folder / "meta.json", split):
+            sample, fault = _read_entry(entry, folder)
+            key = os.path.realpath(str(sample.image))
+            if key in samples:
+                continue
+            called = (prompt_names or {}).get(sample.category) or prompt_name(
+                sample.category, dataset=name, descriptive=descriptive
+            )
+            samples[key] = dataclasses.replace(sample, prompt_name=called)
+            faults += [fault] if fault else []
+            missing += [] if os.path.isfile(key) else [str(sample.image)]
+    if len(missing) == len(samples):
+        first = f" (the first: {missing[0]})" if missing else ""
+        raise UserError(f"None of the images that {folders[0]}/meta.json lists is there{first}.")
+    for what, which in (
+        ("images are missing", missing),
+        ("masks are missing", [fault.file_name for fault in faults]),
+    ):
+        if which:
+            logging.warning("%s: %d %s, the first: %s.", name, len(which), what, which[0])
+    return Samples(name, list(samples.values()), faults=faults)
+
+
+def _entries(path: pathlib.Path, split: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        splits = {key.lower(): value for key, value in content.items()}
+        known = ", ".join(key for key, value in splits.items() if value) or "none"
+        wanted = [key for key in splits if split.lower() in (key, "all") and splits[key]]
+        if not wanted:
+            raise UserError(f"{path} has no split {split!r} (it has: {known}).")
+        for key in wanted:
+            for category, entries in splits[key].items():
+                for entry in entries:
+                    if not entry["img_path"]:
+                        raise KeyError("img_path")
+                    yield {"cls_name": category} | entry
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a meta.json of the known form ({error}).") from error
+
+
+def _read_entry(entry: Mapping[str, Any], root: pathlib.Path) -> tuple[Sample, Fault | None]:
+    """A sample, and what is amiss with its mask."""
+    image = _resolve(entry["img_path"], root)
+    label = int(entry.get("anomaly", 0))
+    mask = _resolve(entry["mask_path"], root) if label and entry.get("mask_path") else None
+    file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
+    fault = None
+    if mask is not None and not mask.is_file():
+        # Some files name the folder instead of a mask where there is none.
+        fault = None if mask.is_dir() else Fault(file_name, f"its mask {mask} is missing")
+        mask = None
+    sample = Sample(
+        image=str(image),
+        mask=None if mask is None else str(mask),
+        has_mask=not label or mask is not None,
+        label=label,
+        category=str(entry["cls_name"]),
+        defect=str(entry.get("specie_name") or ("" if label else "good")),
+        file_name=file_name,
+    )
+    return sample, fault
+
+
+def _resolve(path: str, root: pathlib.Path) -> pathlib.Path:
+    """Where a listed file lies under the root; a path that does not exist when it is nowhere."""
+    # Files prepared on Windows have its separators.
+    listed = pathlib.PurePosixPath(path if (root / path).exists() else path.replace("\\", "/"))
+    direct = root / listed
+    if direct.exists() or not (listed.is_absolute() or listed.parts[0].endswith(":")):
+        return direct
+    suffixes = (root.joinpath(*listed.parts[start:]) for start in range(1, len(listed.parts)))
+    return next((one for one in suffixes if one.exists()), direct)

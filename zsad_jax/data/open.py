@@ -1,0 +1,121 @@
+"""A dataset by its name, wherever it comes from."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from zsad_jax.data.base import Dataset
+from zsad_jax.data.folder import read_folder
+from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.errors import UserError
+from zsad_jax.files import PathLike
+
+SYNTHETIC = ("synthetic_aux", "synthetic_target")
+# Folders of the prepared copies that circulate with a meta.json (linked from AdaCLIP's README).
+COMMUNITY_FOLDERS = {
+    "mvtec_ad": "mvtec_anomaly_detection",
+    "visa": "VisA_20220922",
+    "mpdd": "MPDD",
+    "btad": "BTech_Dataset_transformed",
+    "ksdd": "SDD_anomaly_detection",
+    "dagm": "DAGM_anomaly_detection",
+    "dtd_synthetic": "DTD-Synthetic",
+    "headct": "HeadCT_anomaly_detection",
+    "brainmri": "BrainMRI",
+    "br35h": "Br35h_anomaly_detection",
+    "isic": "ISIC",
+    "cvc_colondb": "CVC-ColonDB",
+    "cvc_clinicdb": "CVC-ClinicDB",
+    "tn3k": "TN3K",
+}
+
+Spec = str | Mapping[str, Any]
+
+
+def open_dataset(spec: Spec, data_dir: PathLike, *, split: str = "test", **options: Any) -> Dataset:
+    """Opens a dataset: synthetic, prepared with tensorflow-datasets, with a meta.json, or a folder.
+
+    Args:
+      spec: a dataset's key ("mvtec_ad", "synthetic_target"), or {"folder": PATH, …} with the arguments of
+        `read_folder`, or {"meta_json": ROOT, …} with those of `read_meta_json`.
+      data_dir: where prepared datasets lie: `<data_dir>/<key>`.
+      split: which split is read.
+      options: further arguments of the reader (`prompt_names` and the like).
+
+    Raises:
+      UserError: it is not there; the message says which command prepares it.
+    """
+    if not isinstance(spec, str):
+        return _open_described(spec, split=split, **options)
+    if spec in SYNTHETIC:
+        from zsad_jax.data import synthetic
+
+        return synthetic.load(spec)
+    if _is_prepared(spec, data_dir):
+        from zsad_jax.data import builders
+
+        return builders.open_prepared(spec, data_dir, split)
+    root = _meta_json_root(spec, data_dir)
+    if root is not None:
+        return read_meta_json(root, name=spec, split=split, **options)
+    raise UserError(_how_to_get(spec, data_dir))
+
+
+def check_available(spec: Spec, data_dir: PathLike) -> None:
+    """Makes sure, without reading anything long, that a dataset can be opened.
+
+    Raises:
+      UserError: it cannot; the message says which command prepares it.
+    """
+    if not isinstance(spec, str):
+        path = _described_path(spec)
+        if not pathlib.Path(path).is_dir():
+            raise UserError(f"There is no folder {path}.")
+        return
+    there = spec in SYNTHETIC or _is_prepared(spec, data_dir) or _meta_json_root(spec, data_dir)
+    if not there:
+        raise UserError(_how_to_get(spec, data_dir))
+
+
+def is_available(spec: Spec, data_dir: PathLike) -> bool:
+    """Whether a dataset can be opened."""
+    try:
+        check_available(spec, data_dir)
+    except UserError:
+        return False
+    return True
+
+
+def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
+    path = _described_path(spec)
+    options |= {key: value for key, value in spec.items() if key not in ("folder", "meta_json")}
+    try:
+        return read_folder(path, **options) if "folder" in spec else read_meta_json(path, **options)
+    except TypeError as error:
+        raise UserError(
+            f"The dataset {dict(spec)} has an entry that is not known ({error})."
+        ) from error
+
+
+def _described_path(spec: Mapping[str, Any]) -> Any:
+    if ("folder" in spec) == ("meta_json" in spec):
+        raise UserError(
+            f'A dataset is a name, {{"folder": PATH}} or {{"meta_json": ROOT}}, not {dict(spec)}.'
+        )
+    return spec["folder"] if "folder" in spec else spec["meta_json"]
+
+
+def _is_prepared(name: str, data_dir: PathLike) -> bool:
+    """Whether tensorflow-datasets has written it: `<data_dir>/<name>/<version>/dataset_info.json`."""
+    return any(pathlib.Path(data_dir, name).glob("*/dataset_info.json"))
+
+
+def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
+    folders = [pathlib.Path(data_dir) / one for one in (name, COMMUNITY_FOLDERS.get(name)) if one]
+    return next((one for one in folders if (one / "meta.json").is_file()), None)
+
+
+def _how_to_get(name: str, data_dir: PathLike) -> str:
+    from zsad_jax.data import builders
+
+    return builders.how_to_prepare(name, data_dir)
