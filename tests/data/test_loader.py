@@ -1,0 +1,170 @@
+import io
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.loader import load_batches
+from zsad_jax.data.preprocess import Preprocess, decode_image, decode_mask, resize_image, resize_mask
+
+PREPROCESS = Preprocess(image_size=24)
+
+
+def png(array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def dataset():
+    rng = np.random.default_rng(1)
+    samples = []
+    for i in range(11):
+        label = i % 2
+        samples.append(
+            Sample(
+                image=png(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)),
+                mask=png((rng.random((30, 40)) > 0.7).astype(np.uint8)) if label else None,
+                has_mask=i != 5,
+                label=label,
+                category="ab"[i % 3 == 0],
+                file_name=f"{i:02d}.png",
+            )
+        )
+    return Samples("made", samples, categories=("b", "a"))
+
+
+def load(dataset, **options):
+    options = {"batch_size": 4, "num_workers": 0} | options
+    return list(load_batches(dataset, PREPROCESS, **options))
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_order_content_and_padding(dataset):
+    batches = load(dataset)
+    assert [batch.index.tolist() for batch in batches] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, -1],
+    ]
+    for batch in batches:
+        assert batch.images.shape == (4, 24, 24, 3)
+        assert batch.images.dtype == np.uint8
+        assert batch.masks.shape == (4, 24, 24)
+        assert batch.masks.dtype == np.bool_
+        assert batch.faults == ()
+    assert batches[2].valid.tolist() == [True, True, True, False]
+    assert not batches[2].has_mask[3]
+    for batch in batches:
+        for row, index in enumerate(batch.index):
+            if index < 0:
+                continue
+            sample = dataset[index]
+            image = resize_image(decode_image(sample.image).image, PREPROCESS)
+            np.testing.assert_array_equal(batch.images[row], image)
+            assert batch.labels[row] == sample.label
+            assert dataset.categories[batch.category[row]] == sample.category
+            assert batch.has_mask[row] == sample.has_mask
+            truth = np.zeros((24, 24), bool)
+            if sample.label and sample.has_mask:
+                truth = resize_mask(decode_mask(sample.mask), 24)
+            np.testing.assert_array_equal(batch.masks[row], truth)
+
+
+def test_worker_processes_give_the_same_batches(dataset):
+    assert_same(load(dataset), load(dataset, num_workers=2))
+
+
+def test_faults_stay_in_their_row(dataset, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    good = dataset[1]
+    samples = [
+        good,
+        Sample(image=str(tmp_path / "text.png"), category="a", file_name="text.png"),
+        Sample(image=good.image, mask=png(np.ones((30, 41), np.uint8)), has_mask=True, label=1, category="a"),
+        Sample(image=good.image, mask=b"junk", has_mask=True, label=1, category="a", file_name="m.png"),
+        Sample(image=str(tmp_path / "gone.png"), category="a", file_name="gone.png"),
+        good,
+    ]
+    first, second = load(Samples("faulty", samples))
+    assert first.index.tolist() == [0, 1, 2, 3]
+    assert first.valid.tolist() == [True, False, False, False]
+    assert [fault.file_name for fault in first.faults] == ["text.png", "#2", "m.png"]
+    assert "not an image" in first.faults[0].reason
+    assert first.faults[1].reason == "its mask is 41x30, the image 40x30"
+    assert second.valid.tolist() == [False, True, False, False]
+    assert "no such file" in second.faults[0].reason
+    np.testing.assert_array_equal(first.images[0], second.images[1])
+    assert not first.images[1].any()
+
+
+def test_selection_shuffling_and_mask_size(dataset):
+    chosen = load(dataset, indices=[7, 1, 3], mask_size=10)
+    assert [batch.index.tolist() for batch in chosen] == [[7, 1, 3, -1]]
+    assert chosen[0].masks.shape == (4, 10, 10)
+    orders = [np.concatenate([b.index for b in load(dataset, seed=seed)]) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert (orders[0] != orders[2]).any()
+    assert sorted(orders[0])[1:] == list(range(11))
+
+
+def test_mask_threshold(dataset):
+    counts = [sum(b.masks.sum() for b in load(dataset, mask_threshold=at)) for at in (0, 127)]
+    assert counts[0] > 0
+    assert counts[1] == 0  # class indices, all below the threshold
+
+
+def test_16_bit_is_noted():
+    deep = Sample(image=png(np.full((5, 5), 40_000, np.uint16)), category="a", file_name="deep.png")
+    (batch,) = load(Samples("deep", [deep]))
+    assert batch.notes[0].file_name == "deep.png"
+    assert batch.images[0, 0, 0].tolist() == [156, 156, 156]
+
+
+def test_empty_selection(dataset):
+    assert load(dataset, indices=[]) == []
+
+
+SCRIPT = """
+    import io, sys
+    import numpy as np
+    from PIL import Image
+    from zsad_jax.data import Preprocess, Sample, Samples, load_batches
+    assert "jax" not in sys.modules, "the data room is imported without jax"
+    print("started", flush=True)
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(file, "PNG")
+    dataset = Samples("plain", [Sample(image=file.getvalue(), category="a")] * 6)
+    batches = load_batches(dataset, Preprocess(image_size=8), batch_size=2, num_workers=2)
+    print([batch.index.tolist() for batch in batches])
+"""
+
+
+def test_plain_script_without_main_guard(tmp_path):
+    """Worker processes do not run the script again, and leave no shared memory behind."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["started", "[[0, 1], [2, 3], [4, 5]]"]
+    assert "leaked" not in done.stderr
+    assert "Traceback" not in done.stderr

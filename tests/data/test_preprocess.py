@@ -1,0 +1,238 @@
+import io
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.data.preprocess import (
+    Preprocess,
+    UnreadableImage,
+    decode_image,
+    decode_mask,
+    image_from_array,
+    open_image,
+    resize_image,
+    resize_mask,
+)
+from zsad_jax.errors import UserError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly" / "preprocess_golden.npz"
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
+
+
+def encode(image, file_format="PNG", **options) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def odd_images() -> dict[str, bytes]:
+    colour = Image.fromarray(COLOUR)
+    alpha = Image.fromarray(RNG.integers(0, 256, (21, 34), dtype=np.uint8))
+    with_alpha = colour.copy()
+    with_alpha.putalpha(alpha)
+    transparent = encode(colour.quantize(16), transparency=3)
+    return {
+        "grey": encode(colour.convert("L")),
+        "grey_alpha": encode(with_alpha.convert("LA")),
+        "rgba": encode(with_alpha),
+        "palette": encode(colour.quantize(16)),
+        "palette_transparent": transparent,
+        "palette_gif": encode(colour.quantize(16), "GIF"),
+        "one_bit": encode(colour.convert("1")),
+        "cmyk_jpeg": encode(colour.convert("CMYK"), "JPEG"),
+        "cmyk_tiff": encode(colour.convert("CMYK"), "TIFF"),
+        "bmp": encode(colour, "BMP"),
+        "webp": encode(colour, "WEBP"),
+        "1x1": encode(np.full((1, 1, 3), 7, np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_images())
+def test_odd_images_equal_pillows_rgb(kind):
+    data = odd_images()[kind]
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    image, note = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+    assert note == ""
+    square = resize_image(open_image(data).image, Preprocess(image_size=28))
+    bilinear = Image.fromarray(expected).resize((28, 28), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(square, np.asarray(bilinear))
+
+
+def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
+    image, _ = decode_image(tmp_path / "turned.png")
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOUR, -1))
+    deep = (COLOUR[..., 0].astype(np.uint16)) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif)
+    image, _ = decode_image(str(tmp_path / "deep.png"))
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rot90(COLOUR[..., 0], -1))
+    mask = decode_mask(str(tmp_path / "deep.png"))
+    np.testing.assert_array_equal(mask, np.rot90(COLOUR[..., 0] > 0, -1))
+
+
+@pytest.mark.parametrize(("top", "end"), [(200, 255), (3000, 4095), (60000, 65535)])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_by_its_range_and_said_so(top, end, file_format):
+    values = np.linspace(0, top, 12 * 9).reshape(12, 9).astype(np.uint16)
+    image, note = decode_image(encode(values, file_format))
+    expected = np.rint(values * (255 / end)).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, axis=-1))
+    assert note == f"16-bit values 0 to {end} scaled to 8 bits"
+
+
+def test_16_bit_colour_equals_pillow_and_is_said():
+    cv2 = pytest.importorskip("cv2")
+    deep = COLOUR[..., ::-1].astype(np.uint16) * 257
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    image, note = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(image), COLOUR)
+    assert "16-bit" in note
+
+
+def test_opencv_reads_the_tiff_that_pillow_cannot():
+    cv2 = pytest.importorskip("cv2")
+    values = (COLOUR / np.float32(255)).astype(np.float32)
+    data = cv2.imencode(".tiff", values[..., ::-1])[1].tobytes()
+    with pytest.raises(Image.UnidentifiedImageError):
+        Image.open(io.BytesIO(data))
+    image, note = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(image), COLOUR)
+    assert "32-bit" in note
+    with pytest.raises(UnreadableImage):
+        decode_image(data[: len(data) // 2])
+
+
+def test_large_image(tmp_path):
+    Image.new("1", (10_000, 8_000), 1).save(tmp_path / "large.png")
+    image, _ = open_image(tmp_path / "large.png")
+    assert image.size == (10_000, 8_000)
+    square = resize_image(image.convert("L"), Preprocess(image_size=16))
+    np.testing.assert_array_equal(square, np.full((16, 16, 3), 255))
+
+
+def test_beyond_pillows_limit_without_changing_it(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    image, _ = decode_image(encode(COLOUR))
+    assert image.size == (34, 21)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def broken_files() -> dict[str, bytes]:
+    good = encode(COLOUR)
+    return {
+        "truncated.png": good[: len(good) // 2],
+        "no_pixels.png": good[:40],
+        "truncated.jpg": encode(COLOUR, "JPEG")[:600],
+        "text.png": b"this is no picture\n",
+        "empty.png": b"",
+        "vector.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        "half.tiff": encode(COLOUR, "TIFF")[:700],
+    }
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_broken_input_is_one_sentence(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(broken_files()[name])
+    for source in (path, str(path), path.read_bytes()):
+        with pytest.raises(UnreadableImage) as caught:
+            decode_image(source)
+        message = str(caught.value)
+        assert message.startswith("Cannot read ")
+        assert "\n" not in message
+        assert isinstance(source, bytes) or name in message
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UnreadableImage, match="no such file"):
+        decode_image(tmp_path / "nothing.png")
+    with pytest.raises(UnreadableImage, match="folder"):
+        decode_image(tmp_path)
+
+
+def test_clip_resizes_in_the_images_own_mode():
+    image = Image.fromarray(COLOUR).quantize(8)
+    own = resize_image(image, Preprocess(image_size=12, resize="bicubic", rgb_first=False))
+    expected = image.resize((12, 12), Image.Resampling.BICUBIC).convert("RGB")
+    np.testing.assert_array_equal(own, np.asarray(expected))
+    first = resize_image(image, Preprocess(image_size=12, resize="bicubic", rgb_first=True))
+    assert (own != first).any()
+
+
+@pytest.mark.parametrize("case", ["shrink", "grow"])
+def test_golden_images_and_masks_are_bit_equal(case):
+    golden = np.load(GOLDEN)
+    preprocess = Preprocess(image_size=28)
+    image = resize_image(Image.fromarray(golden[f"{case}/image_u8"]), preprocess)
+    np.testing.assert_array_equal(preprocess.normalize(image), golden[f"{case}/image_out"])
+    mask = decode_mask(encode(golden[f"{case}/mask_u8"]))
+    np.testing.assert_array_equal(resize_mask(mask, 28), golden[f"{case}/mask_out"] == 1)
+
+
+def test_masks_of_every_kind():
+    mask = np.zeros((8, 9), np.uint8)
+    mask[2:5, 3:7], mask[6, 1] = 1, 2
+    truth = mask > 0
+    palette = Image.fromarray(mask)
+    palette.putpalette([0, 0, 0, 255, 255, 255, 85, 85, 85])
+    for encoded in (
+        encode(mask),  # class indices
+        encode(palette, "BMP"),  # a palette: reading its indices / 255 would erase the defect
+        encode(mask.astype(np.uint16)),
+        encode(truth),  # one bit
+        encode(np.repeat(mask[..., None] * np.uint8(100), 3, axis=-1)),
+    ):
+        np.testing.assert_array_equal(decode_mask(encoded), truth)
+
+
+def test_inverted_palette_is_applied():
+    indices = Image.fromarray(np.array([[0, 1]], np.uint8))
+    indices.putpalette([255, 255, 255, 0, 0, 0])
+    np.testing.assert_array_equal(decode_mask(encode(indices)), [[True, False]])
+
+
+def test_mask_threshold():
+    grey = np.array([[0, 1, 127, 128, 255]], np.uint8)
+    assert decode_mask(encode(grey)).tolist() == [[False, True, True, True, True]]
+    strict = [[False, False, False, True, True]]
+    assert decode_mask(encode(grey), threshold=127).tolist() == strict
+    assert decode_mask(encode(grey.astype(np.uint16) * 257), threshold=127).tolist() == strict
+
+
+def test_several_masks_are_joined():
+    one, other = np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8)[::-1]
+    joined = decode_mask((encode(one), encode(other)))
+    np.testing.assert_array_equal(joined, (one + other) > 0)
+    with pytest.raises(UnreadableImage, match="differ in size"):
+        decode_mask((encode(one), encode(other[:3])))
+
+
+def test_normalize_numpy_and_traced():
+    preprocess = Preprocess(image_size=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    images = RNG.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    out = preprocess.normalize(images)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, (images / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.3], atol=1e-6)
+    traced = jax.jit(preprocess.normalize)(images)
+    assert traced.dtype == np.float32
+    np.testing.assert_allclose(traced, out, atol=1e-6)
+
+
+def test_arrays_become_images():
+    scaled = COLOUR / 255
+    for array in (COLOUR, scaled, scaled.astype(np.float32), COLOUR.astype(np.int64)):
+        np.testing.assert_array_equal(np.asarray(image_from_array(array).image), COLOUR)
+    assert image_from_array(COLOUR[..., :1]).image.mode == "L"
+    assert np.asarray(image_from_array(np.full((2, 2), 9.0)).image).max() == 0  # constant, no range
+    for wrong in (COLOUR[None], np.zeros((3, 4, 5)), np.zeros((0, 4, 3))):
+        with pytest.raises(UserError, match="must be"):
+            image_from_array(wrong)
