@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.errors import UserError
 from zsad_jax.methods import METHODS, Method, make_method
@@ -93,6 +95,11 @@ class Experiment:
         names = (self.auxiliary_of(target) for target in self.targets)
         return tuple(dict.fromkeys(name for name in names if name))
 
+    @property
+    def data_folder(self) -> pathlib.Path:
+        """Where prepared datasets lie."""
+        return pathlib.Path(self.data_dir) if self.data_dir else files.home() / "data"
+
     def load_backbone(self) -> Backbone:
         """The frozen model."""
         options = dict(self.backbone)
@@ -103,15 +110,25 @@ class Experiment:
         options = {**self.method, **overrides}
         return make_method(options.pop("name"), backbone, options)
 
+    def check_methods(self, backbone: Backbone) -> None:
+        """Makes every variant of the method once, so that a mistake is told before long work."""
+        for fields in ({}, *self.method_for.values()):
+            for changes in ({}, *self.comparisons.values()):
+                self.make_method(backbone, **{**fields, **changes})
+        self.training_config  # noqa: B018 - its check is what is wanted
+
 
 def target_name(target: Any) -> str:
     """The key of a target: its name, or that of a folder given as {"folder": ..., "name": ...}."""
     if isinstance(target, str):
         return target
-    if isinstance(target, Mapping) and isinstance(target.get("folder"), str):
-        return str(target.get("name") or target["folder"].rstrip("/").rsplit("/", 1)[-1])
+    if isinstance(target, Mapping):
+        for kind in ("folder", "meta_json"):
+            if isinstance(target.get(kind), str):
+                return str(target.get("name") or pathlib.Path(target[kind]).resolve().name)
     raise UserError(
-        f"config.targets holds {target!r}; give a benchmark's name or {{'folder': PATH}}."
+        f"config.targets holds {target!r}; give a benchmark's name, {{'folder': PATH}} or"
+        " {'meta_json': ROOT}."
     )
 
 
@@ -121,7 +138,9 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: for an unknown key or a bad value, named.
     """
-    return config_from(Experiment, {name: _plain(value) for name, value in config.items()})
+    return config_from(
+        Experiment, {name: value for name, value in _plain(config).items() if value is not None}
+    )
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:

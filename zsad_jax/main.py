@@ -1,0 +1,174 @@
+"""The command: read the config, then train, evaluate and report.
+
+python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
+"""
+
+import difflib
+import pathlib
+import re
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from zsad_jax import files, sharding
+from zsad_jax.backbones import released
+from zsad_jax.command import fail, guarded
+from zsad_jax.data.base import Dataset
+from zsad_jax.data.open import open_dataset
+from zsad_jax.errors import UserError
+from zsad_jax.evaluate import dataset_scores
+from zsad_jax.experiment import Experiment, from_config, target_name, to_json
+from zsad_jax.methods import image_score
+from zsad_jax.report import Report, read_curves, write_report
+from zsad_jax.results import collect
+from zsad_jax.run_info import Stopwatch, describe_run
+from zsad_jax.runner import Runner
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; default: runs/<config>.")
+
+
+def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Trains what must be trained, evaluates every target, and writes the report.
+
+    Raises:
+      UserError: something is wrong or missing; nothing long has been started then.
+    """
+    clock = Stopwatch()
+    datasets, skipped = open_datasets(experiment)
+    backbone = experiment.load_backbone()
+    method = experiment.make_method(backbone)
+    score = image_score(method, experiment.image_score)
+    experiment.check_methods(backbone)
+    files.write_json(workdir / "config.json", to_json(experiment))
+    clock.lap("start")
+
+    runner = Runner(experiment, workdir, backbone, sharding.make_mesh(), datasets, score)
+    targets = [target for target in experiment.targets if target_name(target) in datasets]
+    for auxiliary in dict.fromkeys(experiment.auxiliary_of(target) for target in targets):
+        runner.learned_on(auxiliary)
+        clock.lap(f"prompts from {auxiliary}")
+    evaluations, results = [], []
+    for target in targets:
+        evaluated = runner.evaluate(target)
+        evaluations.append(evaluated.evaluation)
+        results.append(collect(evaluated, backbone, datasets[target_name(target)], score))
+        clock.lap(f"evaluate {target_name(target)}")
+
+    rows = [row for result in results for row in result.rows]
+    comparisons = [row for result in results for row in result.comparisons]
+    files.write_json(workdir / "results.json", rows)
+    files.write_json(workdir / "comparisons.json", comparisons)
+    run = describe_run(backbone, clock, evaluations)
+    files.write_json(workdir / "run.json", run)
+    report = Report(
+        title=f"{method.name} over {backbone.name}",
+        rows=rows,
+        comparisons=comparisons,
+        notes={key: words for result in results for key, words in result.notes.items()},
+        scores=[dataset_scores(evaluation, score) for evaluation in evaluations],
+        cases=[case for evaluation in evaluations for case in evaluation.cases],
+        history=[line for folder in runner.trained for line in read_curves(folder)],
+        faults={e.dataset: e.faults for e in evaluations if e.faults},
+        config_text=(workdir / "config.json").read_text(encoding="utf-8"),
+        run=run,
+        demonstration=backbone.demonstration,
+        map_scale=method.map_range,
+        skipped=skipped,
+    )
+    write_report(workdir, report)
+    logging.info("The report is %s", workdir / "report.html")
+
+
+def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """Every dataset that the run needs, and the targets that are skipped with the reason.
+
+    Raises:
+      UserError: datasets are missing; it lists the commands for all that is missing, weights included.
+    """
+    needed: dict[str, Any] = {target_name(target): target for target in experiment.targets}
+    if experiment.train:
+        needed |= {name: name for name in experiment.auxiliaries()}
+    datasets: dict[str, Dataset] = {}
+    missing: dict[str, str] = {}
+    for name, spec in needed.items():
+        try:
+            datasets[name] = open_dataset(spec, experiment.data_folder)
+        except UserError as error:
+            missing[name] = str(error)
+    fatal = set(missing)
+    if experiment.skip_missing:
+        fatal = set(experiment.auxiliaries()) & set(missing) if experiment.train else set()
+        for name, reason in missing.items():
+            logging.warning("%s is left out: %s", name, reason)
+    if fatal or not datasets:
+        lines = [missing[name] for name in needed if name in missing]
+        raise UserError("\n".join([*lines, *_weight_hints(experiment), experiment.hint]).rstrip())
+    return datasets, missing
+
+
+def _weight_hints(experiment: Experiment) -> list[str]:
+    """What will have to be fetched besides the datasets."""
+    name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage", "native")
+    if name not in released.names() or not released.missing_files(name, lineage):
+        return []
+    command = released.fetch_command(name, lineage)
+    return [
+        f"The weights of {name} are not here either; they are fetched on first use, or with: {command}"
+    ]
+
+
+def default_workdir(config_path: str) -> pathlib.Path:
+    """runs/<config's name>[-<variant>] under the current directory."""
+    path, _, variant = config_path.partition(":")
+    name = pathlib.Path(path).stem
+    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with the user's mistakes in one sentence."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(f"{error}; see python -m zsad_jax.main --help.")
+    except FileNotFoundError as error:
+        fail(f"The config file {error.filename} does not exist; try configs/tipsomaly.py:demo.")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(_config_mistake(argv, error))
+
+
+def _config_mistake(argv: list[str], error: Exception) -> str:
+    """One sentence on what is wrong with the config or its overrides."""
+    keys = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
+    missing = re.search(r"[\"'](\w+)[\"']", str(error))
+    wrong = next((key for key in keys if missing and key.split(".")[-1] == missing[1]), None)
+    if isinstance(error, AttributeError | KeyError) and wrong:
+        known = list(Experiment.__dataclass_fields__)
+        near = difflib.get_close_matches(wrong.split(".")[0], known, n=1)
+        return f"config.{wrong} does not exist" + (
+            f"; did you mean config.{near[0]}?" if near else "."
+        )
+    return f"The config cannot be read: {str(error).splitlines()[0]}."
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment of the command line."""
+    del argv
+
+    def body() -> None:
+        if _CONFIG.value is None:
+            raise UserError(
+                "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
+            )
+        path = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+        workdir = pathlib.Path(_WORKDIR.value or default_workdir(path))
+        logging.set_verbosity(logging.INFO)
+        run_experiment(from_config(_CONFIG.value), workdir)
+
+    sys.exit(guarded(body))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

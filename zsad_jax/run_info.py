@@ -1,0 +1,65 @@
+"""What a run took and what it ran on: times, memory, versions. Kept apart from the results."""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from zsad_jax.backbones import Backbone
+from zsad_jax.evaluate import Evaluation
+
+PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
+
+
+class Stopwatch:
+    """Seconds of each part of a run, by name."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends a part."""
+        now = time.monotonic()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but bytes on macOS
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+
+
+def describe_run(
+    backbone: Backbone, clock: Stopwatch, evaluations: Sequence[Evaluation]
+) -> dict[str, Any]:
+    """The contents of run.json."""
+    return {
+        "command": sys.argv,
+        "backbone_sha256": backbone.digest,
+        "devices": [str(device) for device in jax.devices()],
+        "total_seconds": round(clock.total, 2),
+        "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
+        "peak_memory_bytes": peak_memory(),
+        "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
+        "demonstration": backbone.demonstration,
+        "versions": versions(),
+    }
