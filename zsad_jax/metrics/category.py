@@ -89,9 +89,9 @@ def update(
                 f"There must be one anomaly map and one mask per image, not {len(maps)} and {len(masks)}"
                 f" for {len(truth)} images."
             )
-        state = state._replace(
-            pixels=_kind(state).update(state.pixels, maps[usable], masks=masks[usable])
-        )
+        if not usable.all():  # else spare the copy
+            maps, masks = maps[usable], masks[usable]
+        state = state._replace(pixels=_kind(state).update(state.pixels, maps, masks=masks))
     return state._replace(
         num_maps=state.num_maps + len(truth),
         num_with_mask=state.num_with_mask + int(usable.sum()),

@@ -62,11 +62,10 @@ def stepped_aupro(
       num_regions: number of anomalous regions.
       span: smallest and largest value of the maps.
     """
-    low, high = np.float32(span[0]), np.float32(span[1])
-    step = (high - low) / np.float32(NUM_STEPS)
-    if not (num_regions and negatives.any() and 0 < step < np.inf):
+    low, high = float(np.float32(span[0])), float(np.float32(span[1]))
+    if not (num_regions and negatives.any() and low < high):
         return float("nan")
-    thresholds = np.arange(low, high, step)  # float32, and so sometimes 201 of them
+    thresholds = _thresholds(low, high)
     passed = np.searchsorted(thresholds, scores.astype(np.float32))  # how many thresholds lie below
 
     def rate(counts: Num[np.ndarray, " n"], total: float) -> Float[np.ndarray, " t"]:
@@ -81,3 +80,17 @@ def stepped_aupro(
     return float(
         np.trapezoid(pro[kept][::-1], (fpr[kept][::-1] - fpr[kept].min()) / np.ptp(fpr[kept]))
     )
+
+
+def _thresholds(low: float, high: float) -> Float[np.ndarray, " t"]:
+    """About 200 thresholds from `low` on, rounded to float32 as the published code's are.
+
+    They come from `torch.arange`, which rounds the first of every eight and adds to that (what is left beyond
+    the last sixteen it takes singly). This matters where scores are equal to a threshold.
+    """
+    step = (high - low) / NUM_STEPS
+    index = np.arange(np.ceil((high - low) / step))  # by rounding sometimes 201
+    lane = np.where(index < len(index) // 16 * 16, index % 8, 0)
+    first = low + step * (index - lane)
+    first = np.where(index < len(index) // 16 * 16, first.astype(np.float32), first)
+    return np.sort((first + step * lane).astype(np.float32))

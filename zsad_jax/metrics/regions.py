@@ -13,9 +13,13 @@ def region_overlap(mask: Bool[np.ndarray, "H W"]) -> tuple[Float[np.ndarray, " p
     Returns:
       1 / |region| of the anomalous pixels in the order of `map[mask]`, and the number of regions.
     """
-    if not mask.any():
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
         return np.zeros(0), 0
     import cv2
 
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    return 1.0 / stats[labels[mask], cv2.CC_STAT_AREA], count - 1
+    # Labelling only the box around all regions is several times faster for the usual small defects.
+    mask = np.ascontiguousarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    region = labels[mask]
+    return 1.0 / np.bincount(region, minlength=count)[region], count - 1

@@ -21,8 +21,9 @@ from zsad_jax.metrics.curve import Curve
 from zsad_jax.metrics.figures import Figures, pixel_figures
 from zsad_jax.metrics.regions import region_overlap
 
-PAGE_BITS = 14
+PAGE_BITS = 16
 NUM_BINS = 2**20
+HISTOGRAMS = ("negatives", "positives", "overlap")
 CROWDED = 0.01  # a bin with a larger share of the pixels is worth a warning
 
 
@@ -77,33 +78,27 @@ def update(
       UserError: on maps that are not finite, or shapes that do not match.
     """
     maps, masks = checks.check_maps(np.asarray(maps, np.float32), masks)
-    for image, mask in zip(maps, masks, strict=True):
-        keys = _keys(image)
-        state, slots = _opened(state, keys >> PAGE_BITS)
-        bins = _bins(keys, slots, state.level)
-        state.negatives[:] += np.bincount(bins[~mask], minlength=NUM_BINS)
-        overlap, count = region_overlap(mask)
-        if count:
-            np.add.at(state.positives, bins[mask], 1)
-            np.add.at(state.overlap, bins[mask], overlap)
-        state = state._replace(
-            num_regions=state.num_regions + count,
-            span=(min(state.span[0], float(image.min())), max(state.span[1], float(image.max()))),
-        )
-    return state
+    if not maps.size:
+        return state
+    state, bins = _binned(state, _keys(maps))
+    regions = [region_overlap(mask) for mask in masks]
+    anomalous = bins[masks]
+    state.negatives[:] += np.bincount(bins.ravel(), minlength=NUM_BINS)
+    np.subtract.at(state.negatives, anomalous, 1)
+    np.add.at(state.positives, anomalous, 1)
+    np.add.at(state.overlap, anomalous, np.concatenate([overlap for overlap, _ in regions]))
+    return state._replace(
+        num_regions=state.num_regions + sum(count for _, count in regions),
+        span=(min(state.span[0], float(maps.min())), max(state.span[1], float(maps.max()))),
+    )
 
 
 def merge(a: State, b: State) -> State:
     """The state after both, equal to one pass over the pixels of both; neither is changed."""
-    merged, slots = _opened(_copied(a), b.pages)
-    used = slice(len(b.pages) << (PAGE_BITS - b.level))
-    runs = 1 << (PAGE_BITS - b.level)
-    fine = (np.repeat(b.pages, runs) << PAGE_BITS) + (
-        np.tile(np.arange(runs), len(b.pages)) << b.level
-    )
-    bins = _bins(fine.astype(np.int32), np.repeat(slots, runs), merged.level)
-    for name in ("negatives", "positives", "overlap"):
-        np.add.at(getattr(merged, name), bins, getattr(b, name)[used])
+    copied = a._replace(**{name: getattr(a, name).copy() for name in HISTOGRAMS})
+    merged, bins = _binned(copied, _firsts(b))
+    for name in HISTOGRAMS:
+        np.add.at(getattr(merged, name), bins.ravel(), getattr(b, name)[: bins.size])
     return merged._replace(
         num_regions=a.num_regions + b.num_regions,
         span=(min(a.span[0], b.span[0]), max(a.span[1], b.span[1])),
@@ -112,14 +107,11 @@ def merge(a: State, b: State) -> State:
 
 def curve(state: State) -> Curve:
     """The counts of every occupied bin, each under the lowest score that falls into it."""
-    runs = 1 << (PAGE_BITS - state.level)
     order = np.argsort(-state.pages)
-    firsts = (state.pages[order, None] << PAGE_BITS) + (
-        np.arange(runs, dtype=np.int32)[::-1] << state.level
-    )
+    firsts = _firsts(state)[order, ::-1]
     counts = [
-        counts[: len(order) * runs].reshape(-1, runs)[order, ::-1].ravel()
-        for counts in (state.negatives, state.positives, state.overlap)
+        getattr(state, n)[: firsts.size].reshape(firsts.shape)[order, ::-1].ravel()
+        for n in HISTOGRAMS
     ]
     occupied = np.flatnonzero(counts[0] + counts[1])
     return Curve(_scores(firsts.ravel()[occupied]), *(c[occupied] for c in counts))
@@ -141,17 +133,11 @@ def compute(state: State) -> Figures:
     note = (
         f"{share:.0%} of the pixels share the score {score:.6g}; the metrics are exact, but rank these as ties."
         if state.level == 0
-        else f"{share:.0%} of the pixels fall into one bin at the score {score:.6g}, so pixel metrics may be"
-        " off by about that much; the exact mode keeps every score."
+        else f"{share:.0%} of the pixels fall into one bin at the score {score:.6g}, so unless they are"
+        " true ties, pixel metrics may be off by about that much; the exact mode keeps every score."
     )
     logging.warning("%s", note)
     return figures._replace(notes=(*figures.notes, note))
-
-
-def _copied(state: State) -> State:
-    return state._replace(
-        **{n: getattr(state, n).copy() for n in ("negatives", "positives", "overlap")}
-    )
 
 
 def _keys(scores: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
@@ -165,30 +151,41 @@ def _scores(keys: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-def _bins(
-    keys: Int[np.ndarray, "..."], slots: Int[np.ndarray, "..."], level: int
-) -> Int[np.ndarray, "..."]:
-    """Where the histograms count a key whose page has the given slot."""
-    within = (keys & np.int32((1 << PAGE_BITS) - 1)) >> level
-    return (slots << (PAGE_BITS - level)) + within
+def _firsts(state: State) -> Int[np.ndarray, "p n"]:
+    """The lowest key of each bin, page by page."""
+    within = np.arange(1 << (PAGE_BITS - state.level), dtype=np.int32) << state.level
+    return (state.pages[:, None] << PAGE_BITS) + within
 
 
-def _opened(state: State, pages: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
-    """Gives pages not seen before a run of bins, coarser ones if need be, and returns every page's slot."""
+def _binned(state: State, keys: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
+    """Finds the bin of every key; pages not seen before get a run of bins first, coarser ones if need be."""
+    half = np.int32(1 << (31 - PAGE_BITS))
+    pages = (keys >> PAGE_BITS) + half  # from 0 on
+    first_bins = _first_bins(state).take(pages)
+    if first_bins.min(initial=0) < 0:
+        new = np.zeros(2 * half, bool)
+        new[pages] = True
+        new[state.pages + half] = False
+        state = _opened(state, np.flatnonzero(new).astype(np.int32) - half)
+        first_bins = _first_bins(state).take(pages)
+    first_bins += (keys & np.int32((1 << PAGE_BITS) - 1)) >> state.level
+    return state, first_bins
+
+
+def _first_bins(state: State) -> Int[np.ndarray, " all_pages"]:
+    """Where the run of each page, in the order of scores, starts; -1 for pages without one."""
     half = 1 << (31 - PAGE_BITS)
     table = np.full(2 * half, -1, np.int32)
-    table[state.pages + half] = np.arange(len(state.pages))
-    slots = table[pages + half]
-    if (slots >= 0).all():
-        return state, slots
-    table[:] = 0
-    table[pages + half] = 1
-    table[state.pages + half] = 0
-    new = np.flatnonzero(table).astype(np.int32) - half
-    opened = state._replace(pages=np.concatenate([state.pages, new]))
+    table[state.pages + half] = np.arange(len(state.pages)) << (PAGE_BITS - state.level)
+    return table
+
+
+def _opened(state: State, pages: Int[np.ndarray, " q"]) -> State:
+    """Adds pages and halves the resolution of the histograms, in place, until all have room."""
+    opened = state._replace(pages=np.concatenate([state.pages, pages]))
     for _ in range(opened.level - state.level):
-        for counts in (state.negatives, state.positives, state.overlap):
+        for name in HISTOGRAMS:
+            counts = getattr(state, name)
             counts[: NUM_BINS // 2] = counts[::2] + counts[1::2]
             counts[NUM_BINS // 2 :] = 0
-    table[opened.pages + half] = np.arange(len(opened.pages))
-    return opened, table[pages + half]
+    return opened
