@@ -8,19 +8,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.methods.base import Batch
+from zsad_jax.methods.base import AnyArray, Batch, PyTree
 
 FOCAL_SMOOTHING = 1e-5
 
 
-def weighted_mean(values: Float[Array, " b"], weights: Float[Array, " b"]) -> Float[Array, ""]:
+def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
     """Mean over the rows of positive weight; 0 where there is none."""
-    # `where` and not a product alone, so that a NaN in a padded row counts nowhere.
-    kept = jnp.where(weights > 0, values * weights, 0.0)
-    return kept.sum() / jnp.maximum(weights.sum(), 1e-12)
+    return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
 
-def segmentation_rows(batch: Batch) -> Bool[Array, " b"]:
+def zero_invalid(features: PyTree, valid: Bool[AnyArray, " b"]) -> PyTree:
+    """Features with the rows zeroed that count nowhere, so that not even a NaN in them is felt."""
+
+    def zero(x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
+        return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+    return jax.tree.map(zero, features)
+
+
+def segmentation_rows(batch: Batch) -> Bool[AnyArray, " b"]:
     """The rows that a segmentation loss may learn from.
 
     Normal images count with their all-zero mask. Anomalous images without ground truth are left
@@ -31,8 +38,8 @@ def segmentation_rows(batch: Batch) -> Bool[Array, " b"]:
 
 def focal_loss(
     probabilities: Float[Array, "b H W 2"],
-    masks: Float[Array, "b H W"],
-    weights: Float[Array, " b"],
+    masks: Float[AnyArray, "b H W"],
+    weights: Float[AnyArray, " b"],
     *,
     gamma: int = 2,
 ) -> Float[Array, ""]:
@@ -54,8 +61,8 @@ def focal_loss(
 
 def dice_loss(
     probabilities: Float[Array, "b H W"],
-    masks: Float[Array, "b H W"],
-    weights: Float[Array, " b"],
+    masks: Float[AnyArray, "b H W"],
+    weights: Float[AnyArray, " b"],
     *,
     smoothing: float = 1.0,
 ) -> Float[Array, ""]:
@@ -73,7 +80,7 @@ def dice_loss(
 
 
 def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"], weights: Float[Array, " b"]
+    logits: Float[Array, "b k"], labels: Int[AnyArray, " b"], weights: Float[AnyArray, " b"]
 ) -> Float[Array, ""]:
     """Softmax cross-entropy, meaned over the counted rows."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]

@@ -1,0 +1,64 @@
+"""The tiny backbone of the TIPSomaly goldens, and the goldens themselves."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import zsad_jax
+
+FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
+
+
+def _load(name):
+    with np.load(FOLDER / f"{name}_golden.npz") as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def exact_and_quick():
+    """Full precision; and less optimisation, since these tests spend their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.default_matmul_precision("highest"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def prompts_golden():
+    return _load("prompts")
+
+
+@pytest.fixture(scope="session")
+def e2e_golden():
+    golden = _load("e2e")
+    return golden | {"images": golden["images"].astype(np.float32) / np.float32(255)}
+
+
+@pytest.fixture(scope="session")
+def train_golden():
+    return _load("train")
+
+
+@pytest.fixture(scope="session")
+def backbone(prompts_golden):
+    """The goldens' backbone; its tokenizer knows the goldens' sentences and nothing else."""
+    known = {}
+    for key, sentences in prompts_golden.items():
+        if key.endswith("/sentences"):
+            stem = key.removesuffix("sentences")
+            rows = zip(prompts_golden[f"{stem}ids"], prompts_golden[f"{stem}paddings"], strict=True)
+            known |= dict(zip(sentences.tolist(), rows, strict=True))
+
+    def tokenize(texts):
+        ids, paddings = zip(*(known[text] for text in texts), strict=True)
+        return np.stack(ids).astype(np.int32), np.stack(paddings).astype(np.int32)
+
+    loaded = zsad_jax.load_backbone(
+        "tips",
+        vision=FOLDER / "backbone_vision_native.npz",
+        text=FOLDER / "backbone_text_native.npz",
+    )
+    return dataclasses.replace(loaded, tokenize=tokenize)

@@ -1,0 +1,56 @@
+"""Configs made of mappings: what is accepted, and how mistakes are named."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from zsad_jax.errors import UserError
+from zsad_jax.methods.config import check_fields, config_from, within
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    kind: Literal["a", "b"] = "a"
+    count: int = within(3, 1, 9)
+    rate: float = within(0.5, 0)
+    layers: tuple[int, ...] = (1, 2)
+    name: str | None = None
+    fast: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def test_mappings_configs_and_nothing():
+    assert config_from(Example, None) == config_from(Example, {}) == Example()
+    assert config_from(Example, {"count": 4, "rate": 1}) == Example(count=4, rate=1)
+    assert config_from(Example, ConfigDict({"kind": "b", "layers": (3,)})).layers == (3,)
+    ready = Example(count=5)
+    assert config_from(Example, ready) is ready
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cuont": 1}, "Unknown key 'cuont' for Example: did you mean 'count'"),
+        ({"zzz": 1}, "Unknown key 'zzz'.*known keys: kind, count"),
+        ({"kind": "c"}, "'kind' is 'c'; it takes 'a' or 'b'"),
+        ({"count": 10}, "'count' is 10; it must be between 1 and 9"),
+        ({"count": True}, "'count' is True; it takes a whole number"),
+        ({"rate": "1"}, "'rate' is '1'; it takes a number"),
+        ({"rate": -0.1}, "'rate' is -0.1; it must be at least 0"),
+        ({"rate": float("nan")}, "'rate' is nan"),
+        ({"layers": (1, "2")}, "'layers'.*a tuple of a whole number"),
+        ({"name": 3}, "'name' is 3; it takes a text or None"),
+        ({"fast": 0}, "'fast' is 0; it takes True or False"),
+    ],
+)
+def test_mistakes_are_named(values, message):
+    with pytest.raises(UserError, match=message):
+        config_from(Example, values)
+    known = {field.name for field in dataclasses.fields(Example)}
+    if set(values) <= known:
+        with pytest.raises(UserError, match=message):
+            Example(**values)

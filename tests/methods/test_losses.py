@@ -1,0 +1,82 @@
+"""The losses by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsad_jax.methods import losses
+from zsad_jax.methods.base import Batch
+
+ONES = jnp.ones(1)
+
+
+def both(abnormal):
+    return jnp.stack([1 - abnormal, abnormal], axis=-1)
+
+
+def test_focal_of_one_pixel():
+    for p, mask in [(0.8, 1.0), (0.8, 0.0), (0.5, 1.0)]:
+        right = p if mask else 1 - p
+        pt = (1 - 1e-5) * right + 1e-5 * (1 - right) + 1e-5
+        value = losses.focal_loss(both(jnp.full((1, 1, 1), p)), jnp.full((1, 1, 1), mask), ONES)
+        np.testing.assert_allclose(value, -((1 - pt) ** 2) * np.log(pt), rtol=1e-5)
+
+
+def test_focal_is_finite_where_it_is_most_wrong_and_most_right():
+    masks = jnp.array([[[0.0, 1.0, 0.0, 1.0]]])
+    abnormal = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
+    loss = lambda x: losses.focal_loss(both(x), masks, ONES)  # noqa: E731
+    assert jnp.isfinite(loss(abnormal))
+    assert jnp.isfinite(jax.grad(loss)(abnormal)).all()
+
+
+def test_dice_by_hand():
+    probabilities, masks = jnp.array([[[0.5, 0.25]]]), jnp.array([[[1.0, 0.0]]])
+    value = losses.dice_loss(probabilities, masks, ONES)
+    np.testing.assert_allclose(value, 1 - (2 * 0.5 + 1) / (0.75 + 1 + 1), rtol=1e-6)
+    assert losses.dice_loss(masks, masks, ONES) == 0
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.array([[0.0, np.log(3.0)], [5.0, 5.0]])
+    value = losses.cross_entropy(logits, jnp.array([1, 0]), jnp.ones(2))
+    np.testing.assert_allclose(value, (-np.log(0.75) - np.log(0.5)) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "dice_loss", "cross_entropy"])
+def test_weights_choose_the_rows(name):
+    generator = np.random.default_rng(0)
+    abnormal = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
+    masks = jnp.asarray(generator.random((3, 4, 4)) > 0.5, jnp.float32)
+    arguments = {
+        "focal_loss": (both(abnormal), masks),
+        "dice_loss": (abnormal, masks),
+        "cross_entropy": (abnormal[:, 0], jnp.array([0, 3, 1])),
+    }[name]
+    loss = getattr(losses, name)
+    some = loss(*arguments, jnp.array([1.0, 0.0, 1.0]))
+    kept = loss(*(x[np.array([0, 2])] for x in arguments), jnp.ones(2))
+    np.testing.assert_allclose(some, kept, rtol=1e-6)
+    assert abs(some - loss(*arguments, jnp.ones(3))) > 1e-4
+    assert loss(*arguments, jnp.zeros(3)) == 0
+
+
+def test_rows_of_the_segmentation_losses():
+    batch = Batch(
+        category=jnp.zeros(5, int),
+        labels=jnp.array([0, 0, 1, 1, 1]),
+        masks=jnp.zeros((5, 2, 2)),
+        has_mask=jnp.array([True, False, True, False, True]),
+        valid=jnp.array([True, True, True, True, False]),
+        class_names=("object",),
+    )
+    # Normal images need no mask; an anomalous one without ground truth is left out.
+    assert losses.segmentation_rows(batch).tolist() == [True, True, True, False, False]
+
+
+def test_zeroed_rows():
+    features = {"a": jnp.array([[1.0, 2.0], [jnp.nan, 3.0]]), "b": jnp.array([4.0, jnp.inf])}
+    zeroed = losses.zero_invalid(features, jnp.array([True, False]))
+    np.testing.assert_array_equal(zeroed["a"], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(zeroed["b"], [4, 0])

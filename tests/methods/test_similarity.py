@@ -1,0 +1,40 @@
+"""Normalisation and the softmax over states, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize
+
+
+def test_normalize():
+    np.testing.assert_allclose(normalize(jnp.array([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-6)
+    # Below the floor the norm is taken for the floor; the scale of what is above does not matter.
+    small = normalize(jnp.array([3e-4, 4e-4]), floor=1e-3)
+    np.testing.assert_allclose(small, [0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(normalize(jnp.array([3e-4, 4e-4])), [0.6, 0.8], rtol=1e-6)
+
+
+def test_normalize_is_float32_and_has_a_gradient_at_zero():
+    assert normalize(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.float32
+    gradient = jax.grad(lambda x: normalize(x).sum())(jnp.zeros(3))
+    assert jnp.isfinite(gradient).all()
+
+
+def test_each_image_has_its_own_texts():
+    features = jnp.array([[[2.0, 0.0]], [[2.0, 0.0]]])
+    text = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [3.0, 0.0]]])
+    np.testing.assert_allclose(cosines(features, text), [[[1, 0]], [[0, 1]]], atol=1e-6)
+    low, high = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))
+    probabilities = cosine_softmax(features, text, 0.5)
+    np.testing.assert_allclose(probabilities, [[[high, low]], [[low, high]]], rtol=1e-5)
+
+
+def test_any_axes_between_image_and_width():
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+    text = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2, 5)), jnp.float32)
+    values = cosines(features, text)
+    assert values.shape == (2, 3, 4, 2)
+    one = features[1, 2, 3] @ text[1, 0]
+    one /= jnp.linalg.norm(features[1, 2, 3]) * jnp.linalg.norm(text[1, 0])
+    np.testing.assert_allclose(values[1, 2, 3, 0], one, rtol=1e-5)
