@@ -1,34 +1,130 @@
+import collections
 import io
 import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
 from zsad_jax.data import synthetic
 from zsad_jax.errors import UserError
 
 NAMES = ("synthetic_aux", "synthetic_target")
+SURFACE = {"scratch", "stain", "hole", "crack"}
 
 
 def read(encoded):
     return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_counts_and_fields(name):
-    dataset = synthetic.load(name)
-    samples = [dataset[index] for index in range(0, len(dataset), 15)]
-    assert len(dataset) >= 240
+@pytest.fixture(scope="module", params=NAMES)
+def dataset(request):
+    return synthetic.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def samples(dataset):
+    return list(dataset)
+
+
+def test_counts(dataset, samples):
+    assert len(samples) == len(dataset) >= 240
     assert len(dataset.categories) == len(set(dataset.categories)) >= 6
+    assert tuple(dict.fromkeys(sample.category for sample in samples)) == dataset.categories
+    for category in dataset.categories:
+        labels = [sample.label for sample in samples if sample.category == category]
+        assert 2 * sum(labels) == len(labels)
+    assert len({sample.image for sample in samples}) == len(samples)
+    assert len({sample.file_name for sample in samples}) == len(samples)
+
+
+def test_kinds_of_defects(dataset, samples):
+    kinds = collections.defaultdict(set)
     for sample in samples:
+        assert sample.label == (sample.defect != "good")
+        kinds[sample.category].add(sample.defect)
+    objects = [category for category, seen in kinds.items() if seen - {"good"} > SURFACE]
+    assert all(seen - {"good"} >= SURFACE for seen in kinds.values())
+    assert all(kinds[category] >= {"missing", "misplaced"} for category in objects)
+    assert 4 <= len(objects) < len(kinds)
+
+
+def test_samples_follow_the_schema(samples):
+    for sample in samples[::5]:
         image = read(sample.image)
         assert image.shape == (256, 256, 3)
         assert image.dtype == np.uint8
+        assert image.std() > 4
         assert sample.has_mask
         assert sample.prompt_name == sample.category.replace("_", " ")
-        assert sample.label == (sample.defect != "good")
-        assert (sample.mask is None) == (sample.label == 0)
+
+
+def test_masks_are_empty_for_normal_images_only(samples):
+    for sample in samples:
+        if sample.label == 0:
+            assert sample.mask is None
+            continue
+        mask = read(sample.mask)
+        assert mask.shape == (256, 256)
+        assert set(np.unique(mask)) == {0, 255}
+        assert 40 <= (mask > 0).sum() <= 0.1 * mask.size, sample.file_name
+
+
+def test_masks_lie_on_what_the_defect_changed(dataset):
+    for category in synthetic.CATEGORIES[dataset.name]:
+        for index, kind in enumerate(category.defects):
+            good, empty = synthetic.draw(dataset.name, category, index, defect=None)
+            bad, mask = synthetic.draw(dataset.name, category, index, defect=kind)
+            assert not empty.any()
+            change = np.abs(bad.astype(int) - good).max(-1)
+            near = ndimage.binary_dilation(mask, iterations=3)
+            assert change[~near].max() <= 4, (category.name, kind)
+            visible = change[mask] > 12
+            assert visible.mean() > 0.3, (category.name, kind)
+            assert visible.sum() > 30, (category.name, kind)
+
+
+def test_every_access_draws_the_same(dataset, samples):
+    copy = pickle.loads(pickle.dumps(dataset))
+    for index in (0, 77, 150, len(dataset) - 1):
+        assert copy[index] == dataset[index] == samples[index]
+    assert dataset[-1] == samples[-1]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "mean", "area"),
+    [
+        ("synthetic_aux", 17, [52.197, 63.593, 51.82, 66.315], 577),
+        ("synthetic_aux", 114, [132.446, 140.535, 138.535, 147.898], 428),
+        ("synthetic_aux", 148, [74.063, 97.409, 74.169, 77.707], 606),
+        ("synthetic_aux", 245, [158.486, 168.439, 149.459, 162.524], 3938),
+        ("synthetic_target", 17, [123.817, 116.807, 98.458, 92.832], 483),
+        ("synthetic_target", 114, [154.554, 162.495, 182.092, 206.471], 568),
+        ("synthetic_target", 148, [118.248, 113.638, 118.997, 128.645], 283),
+        ("synthetic_target", 245, [94.264, 85.502, 75.708, 64.566], 1258),
+    ],
+)
+def test_images_are_those_of_every_other_machine(name, index, mean, area):
+    sample = synthetic.load(name)[index]
+    blocks = read(sample.image).reshape(2, 128, 2, 128, 3).mean((1, 3, 4)).ravel()
+    np.testing.assert_allclose(blocks, mean, atol=0.02)
+    assert abs((read(sample.mask) > 0).sum() - area) <= 3
+
+
+def test_the_two_sets_share_neither_category_nor_defect_function():
+    aux, target = (synthetic.CATEGORIES[name] for name in NAMES)
+    assert not {category.name for category in aux} & {category.name for category in target}
+    assert not {category.paint for category in aux} & {category.paint for category in target}
+    inflict = [
+        {function for category in categories for function in category.defects.values()}
+        for categories in (aux, target)
+    ]
+    assert not inflict[0] & inflict[1]
+    assert all(len(functions) >= 5 for functions in inflict)
 
 
 def test_unknown_name_is_a_user_error():
@@ -36,6 +132,25 @@ def test_unknown_name_is_a_user_error():
         synthetic.load("synthetic")
 
 
-def test_pickle_gives_the_same_images():
+def untrained_map(image):
+    """Distance of every patch's mean colour and contrast from the image's median patch."""
+    resized = Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)
+    patches = np.asarray(resized, float).reshape(16, 14, 16, 14, 3)
+    look = np.concatenate([patches.mean((1, 3)), patches.std((1, 3))], -1)
+    distance = np.linalg.norm(look - np.median(look, axis=(0, 1)), axis=-1)
+    upsampled = Image.fromarray(distance.astype(np.float32)).resize((128, 128))
+    return np.asarray(upsampled)
+
+
+def test_an_untrained_detector_does_not_solve_it():
     dataset = synthetic.load("synthetic_target")
-    assert pickle.loads(pickle.dumps(dataset))[200] == dataset[200]
+    truths, maps = collections.defaultdict(list), collections.defaultdict(list)
+    for sample in dataset:
+        mask = np.zeros((256, 256), np.uint8) if sample.mask is None else read(sample.mask)
+        truths[sample.category].append(mask[::2, ::2] > 0)
+        maps[sample.category].append(untrained_map(read(sample.image)))
+    aurocs = {
+        category: roc_auc_score(np.ravel(truths[category]), np.ravel(maps[category]))
+        for category in dataset.categories
+    }
+    assert np.mean(list(aurocs.values())) < 0.80, aurocs

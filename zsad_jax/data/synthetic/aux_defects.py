@@ -28,7 +28,7 @@ def splash_drops(rng: np.random.Generator, scene: Scene):
 
     centre, radius = scene.place(rng, 18), rng.uniform(8, 16)
     drops = [canvas.ellipse(centre, radius * rng.uniform(0.8, 1.2, 2), angle=rng.uniform(0, 180))]
-    for _ in range(rng.integers(3, 8)):
+    for _ in range(canvas.count(rng, 3, 8)):
         direction = canvas.rotate(np.array([[1.0, 0.0]]), rng.uniform(0, 360))[0]
         middle = centre + direction * radius * rng.uniform(1.0, 1.9)
         drops.append(canvas.ellipse(middle, rng.uniform(0.12, 0.4) * radius))
@@ -42,14 +42,14 @@ def splash_drops(rng: np.random.Generator, scene: Scene):
     )
     ink = canvas.pick_contrasting(rng, inks, scene.colour(centre), apart=0.5)
     canvas.blend(scene.image, 0.85 * alpha, ink)
-    return alpha > 0.3
+    return alpha > 0.2
 
 
 def bore_pits(rng: np.random.Generator, scene: Scene):
     """One to three clean, round pits, dark in the shade and bright on the far wall."""
     centre = scene.place(rng, 16)
     total = np.zeros((canvas.SIZE, canvas.SIZE), np.float32)
-    for number in range(rng.integers(1, 4)):
+    for number in range(canvas.count(rng, 1, 4)):
         middle = centre + (rng.uniform(-16, 16, 2) if number else 0)
         radii = rng.uniform(4.5, 10) * np.array([1.0, rng.uniform(0.7, 1.0)])
         angle = rng.uniform(0, 180)
@@ -63,7 +63,7 @@ def bore_pits(rng: np.random.Generator, scene: Scene):
 
 def burst_star_fracture(rng: np.random.Generator, scene: Scene):
     """An impact: straight cracks that run out from one point, and a crushed middle."""
-    centre, count = scene.place(rng, 20), rng.integers(4, 8)
+    centre, count = scene.place(rng, 20), canvas.count(rng, 4, 8)
     angles = np.linspace(0, 360, count, endpoint=False) + rng.uniform(-22, 22, count)
     rays = []
     for angle in angles:
@@ -71,7 +71,9 @@ def burst_star_fracture(rng: np.random.Generator, scene: Scene):
         rays.append((np.stack([centre, *(canvas.rotate(tip, angle)[::-1] + centre)]), 2.6, 1.0))
     crushed = canvas.coverage([canvas.blob(rng, centre, rng.uniform(3, 5), roughness=0.4)])
     drawn = np.maximum(canvas.stroke(rays), crushed) * scene.region
-    lip = canvas.stroke([(points + 1.2, *widths) for points, *widths in rays]) * scene.region
+    lip = (
+        canvas.stroke([(points + 1.2, first, last) for points, first, last in rays]) * scene.region
+    )
     dark = scene.colour(centre).mean() > 0.25
     canvas.blend(scene.image, 0.4 * lip, 0.85 if dark else 0.4)
     canvas.blend(scene.image, 0.9 * drawn, 0.1 if dark else 0.85)
@@ -80,7 +82,7 @@ def burst_star_fracture(rng: np.random.Generator, scene: Scene):
 
 def break_part_off(rng: np.random.Generator, scene: Scene):
     """A part is broken out and leaves a torn, pale bed; the mask is where the part belongs."""
-    part = scene.parts.pop(rng.integers(len(scene.parts)))
+    part = scene.parts.pop(canvas.count(rng, 0, len(scene.parts)))
     seat = part.footprint()
     bed = canvas.coverage([canvas.scale(part.body, 0.9)])
     grit = np.clip(0.55 + 0.22 * canvas.noise(rng, 3, octaves=2), 0.1, 1.0)
@@ -100,7 +102,7 @@ def break_part_off(rng: np.random.Generator, scene: Scene):
 
 def twist_part(rng: np.random.Generator, scene: Scene):
     """A part is twisted well out of line and slips a little; the mask is its old and its new place."""
-    chosen = rng.integers(len(scene.parts))
+    chosen = canvas.count(rng, 0, len(scene.parts))
     part = scene.parts.pop(chosen)
     slip = rng.normal(size=2)
     slip *= part.extent * rng.uniform(0.4, 0.65) / np.linalg.norm(slip)

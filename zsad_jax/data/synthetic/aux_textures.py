@@ -16,7 +16,7 @@ def paint_leather_grain(rng: np.random.Generator) -> Scene:
     open_field = np.full((canvas.SIZE, canvas.SIZE), 255, np.uint8)
     open_field[points[:, 0].astype(int), points[:, 1].astype(int)] = 0
     away = cv2.distanceTransform(open_field, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / np.float32(cell)
-    relief = 1.12 - rng.uniform(0.5, 0.9) * away**2
+    relief = 1.12 - rng.uniform(0.5, 0.9) * canvas.uneven(rng, 0.35) * away**2
     hides = (
         (0.45, 0.28, 0.18),
         (0.66, 0.5, 0.36),
@@ -31,7 +31,7 @@ def paint_leather_grain(rng: np.random.Generator) -> Scene:
 def paint_concrete(rng: np.random.Generator) -> Scene:
     """Blotchy grey with sand grain and small pores."""
     blotches = canvas.noise(rng, 70, octaves=5)
-    sand = canvas.noise(rng, 2)
+    sand = canvas.uneven(rng, 0.5) * canvas.noise(rng, 2)
     pores = np.clip(canvas.noise(rng, 5) - rng.uniform(2.2, 2.8), 0, 0.5)
     greys = ((0.6, 0.6, 0.58), (0.48, 0.49, 0.5), (0.68, 0.65, 0.6), (0.56, 0.52, 0.48))
     value = 1 + rng.uniform(0.06, 0.12) * blotches + rng.uniform(0.04, 0.08) * sand - 0.7 * pores
@@ -45,11 +45,12 @@ def paint_wood_grain(rng: np.random.Generator) -> Scene:
     v = v + rng.uniform(5, 11) * canvas.noise(rng, 60, stretch=3, angle=angle)
     period = rng.uniform(14, 30)
     ring = (v / period) % 1.0
+    depth = rng.uniform(0.2, 0.35) * canvas.uneven(rng, 0.5)
     vessels = np.clip(canvas.noise(rng, 1.4, stretch=16, angle=angle) - 1.5, 0, 1.2)
     fibre = canvas.noise(rng, 1.2, stretch=40, angle=angle)
     woods = ((0.72, 0.54, 0.34), (0.5, 0.33, 0.2), (0.82, 0.68, 0.48), (0.58, 0.36, 0.25))
-    value = 1.08 - rng.uniform(0.2, 0.35) * ring**2.5 - 0.16 * vessels + 0.05 * fibre
-    return Scene(canvas.tinted(value.astype(np.float32), canvas.pick(rng, woods)))
+    value = 1.08 - depth * ring**2.5 - 0.16 * vessels + 0.05 * fibre
+    return Scene(canvas.tinted(value, canvas.pick(rng, woods)))
 
 
 def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
@@ -60,7 +61,7 @@ def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
     leg = np.abs(side)
     lift = (v + 1.5 * height * leg) / height
     strand = lift - np.floor(lift) - 0.5
-    relief = (1 - 1.9 * strand**2) * (1 - 7 * (leg - 0.25) ** 2)
+    relief = (1 - 1.6 * canvas.uneven(rng, 0.4) * strand**2) * (1 - 7 * (leg - 0.25) ** 2)
     twist = np.sin(2 * np.pi * (3 * lift + 6 * side))
     yarns = (
         (0.65, 0.2, 0.22),
@@ -72,4 +73,4 @@ def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
     value = relief * (
         1.05 + 0.06 * twist + 0.05 * canvas.noise(rng, 2) + 0.06 * canvas.noise(rng, 60)
     )
-    return Scene(canvas.tinted(value.astype(np.float32), canvas.pick(rng, yarns)))
+    return Scene(canvas.tinted(value, canvas.pick(rng, yarns)))

@@ -4,6 +4,7 @@ Points are (x, y) in pixels, images float32 [SIZE, SIZE, 3] with values in [0, 1
 category or a defect is.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -79,13 +80,13 @@ def fill(image: Float[np.ndarray, "S S 3"], outline, colour, *, opacity: float =
     """
     import cv2
 
-    low = np.clip(np.floor(outline.min(0)).astype(int) - 1, 0, SIZE)
-    high = np.clip(np.ceil(outline.max(0)).astype(int) + 2, 0, SIZE)
-    if (high <= low).any():
+    left, top = (max(0, math.floor(edge) - 1) for edge in outline.min(0))
+    right, bottom = (min(SIZE, math.ceil(edge) + 2) for edge in outline.max(0))
+    if right <= left or bottom <= top:
         return
-    window = (slice(low[1], high[1]), slice(low[0], high[0]))
-    alpha = np.zeros((high - low)[::-1], np.uint8)
-    fixed = np.round((outline - low) * 2**_SUBPIXEL_BITS).astype(np.int32)
+    window = (slice(top, bottom), slice(left, right))
+    alpha = np.zeros((bottom - top, right - left), np.uint8)
+    fixed = np.rint((outline - (left, top)) * 2**_SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     colour = np.asarray(colour, np.float32)
     paint = colour[window] if colour.ndim == 3 else colour
@@ -142,17 +143,18 @@ def noise(
     import cv2
 
     side = SIZE if angle == 0 else int(SIZE * 1.5)
-    field = np.zeros((side, side), np.float32)
+    field: np.ndarray = np.zeros((side, side), np.float32)
     for octave in range(octaves):
         step = max(cell / 2**octave, 1.0)
         shape = (int(side / step) + 3, int(side / (step * stretch)) + 3)
         grid = rng.standard_normal(shape, dtype=np.float32)
-        field += cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC) * 0.5**octave
+        layer = cv2.resize(grid * 0.5**octave, (side, side), interpolation=cv2.INTER_CUBIC)
+        field += np.asarray(layer, np.float32)
     if angle:
         middle = (side - 1) / 2
-        turn = cv2.getRotationMatrix2D((middle, middle), -angle, 1.0)
+        turn = np.array(cv2.getRotationMatrix2D((middle, middle), -angle, 1.0), float)
         turn[:, 2] += CENTRE - middle
-        field = cv2.warpAffine(field, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+        field = np.asarray(cv2.warpAffine(field, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR))
     return field * np.float32(1.25 / np.sqrt(sum(0.25**octave for octave in range(octaves))))
 
 
@@ -172,20 +174,30 @@ def frame(
     u_start, v_start = rng.uniform(1000, 2000, 2).astype(np.float32)
     u, v = cosine * x + sine * y + u_start, -sine * x + cosine * y + v_start
     if wobble:
-        u += np.float32(wobble) * noise(rng, wavelength)
-        v += np.float32(wobble) * noise(rng, wavelength)
+        u = u + np.float32(wobble) * noise(rng, wavelength)
+        v = v + np.float32(wobble) * noise(rng, wavelength)
     return u, v
+
+
+def uneven(rng: np.random.Generator, share: float, *, cell: float = 80.0, **options):
+    """A smooth positive field around 1, within 1 ± `share`; `options` go to `noise`."""
+    return 1 + share * np.tanh(noise(rng, cell, **options))
 
 
 def tinted(value: Float[np.ndarray, "S S"], colour) -> Float[np.ndarray, "S S 3"]:
     """An image of one colour whose brightness follows `value` (1 gives the colour itself)."""
-    return value[..., None] * np.asarray(colour, np.float32)
+    return value[..., None].astype(np.float32) * np.asarray(colour, np.float32)
+
+
+def count(rng: np.random.Generator, low: int, high: int) -> int:
+    """A random whole number, `low` <= number < `high`."""
+    return int(rng.integers(low, high))
 
 
 def pick(rng: np.random.Generator, options: Sequence, *, spread: float = 0.04) -> np.ndarray:
     """One RGB colour of `options`, varied in brightness and tint."""
-    colour = np.array(options[rng.integers(len(options))])
-    colour = colour * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 2, 3)
+    colour = np.array(options[count(rng, 0, len(options))])
+    colour = colour * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 3, 3)
     return np.clip(colour, 0.03, 0.97).astype(np.float32)
 
 
@@ -212,9 +224,16 @@ def close_gaps(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel).astype(bool)
 
 
+def to_bytes(image: Float[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S 3"]:
+    """8-bit pixels of an image in [0, 1]; what lies outside is cut off."""
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+
+
 def encode_png(pixels: UInt8[np.ndarray, "S S *c"]) -> bytes:
     """PNG bytes of an RGB image or a grey mask."""
     import cv2
 
     stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    return cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    # Runs only: camera noise hardly compresses, and a search for repeats would take as long as drawing.
+    quick = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    return cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1, *quick])[1].tobytes()

@@ -161,13 +161,13 @@ def _photograph(
     """Uneven light, a slightly soft lens and sensor noise."""
     import cv2
 
-    y, x = np.mgrid[-1 : 1 : canvas.SIZE * 1j, -1 : 1 : canvas.SIZE * 1j].astype(np.float32)
-    slope = rng.uniform(0.05, 0.3) * np.array([1, -1])[rng.integers(0, 2, 2)] * rng.uniform(0, 1, 2)
+    axis = np.arange(canvas.SIZE) / canvas.CENTRE - 1
+    slope = rng.uniform(0.05, 0.3) * rng.uniform(-1, 1, 2)
     lamp = rng.uniform(-1.0, 1.0, 2)
-    spot = np.exp(-((x - lamp[0]) ** 2 + (y - lamp[1]) ** 2) / rng.uniform(0.5, 2.0))
-    light = 0.92 + slope[0] * x + slope[1] * y + rng.uniform(0.0, 0.25) * (spot - 0.5)
+    spot = np.multiply.outer(*np.exp(-((axis - lamp[:, None]) ** 2) / rng.uniform(0.5, 2.0)))
+    light = 0.92 + np.add.outer(*(slope[:, None] * axis)) + rng.uniform(0.0, 0.25) * (spot - 0.5)
     warmth = rng.normal(0, 0.025, 3)
-    lit = image * light[..., None] * (1 + warmth) * rng.uniform(0.9, 1.08)
-    lit = cv2.GaussianBlur(lit.astype(np.float32), (0, 0), float(rng.uniform(0.3, 0.75)))
-    lit += rng.uniform(0.006, 0.02) * rng.standard_normal(lit.shape, dtype=np.float32)
-    return np.clip(np.rint(lit * 255), 0, 255).astype(np.uint8)
+    lit = image * canvas.tinted(light, (1 + warmth) * rng.uniform(0.9, 1.08))
+    lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, 0.75))
+    noise = rng.standard_normal(lit.shape, dtype=np.float32)
+    return canvas.to_bytes(lit + rng.uniform(0.006, 0.02) * noise)

@@ -55,13 +55,13 @@ def sheet(
 def turned(rng: np.random.Generator, centre, colours) -> Float[np.ndarray, "S S 3"]:
     """A metal face turned on a lathe: fine rings and a reflection that fans out from the middle."""
     y, x = np.mgrid[: canvas.SIZE, : canvas.SIZE].astype(np.float32)
-    radius = np.hypot(x - centre[0], y - centre[1])
-    angle = np.arctan2(y - centre[1], x - centre[0])
+    x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
     rings = np.sin(radius * rng.uniform(1.6, 2.4)) * 0.03
     fan = 0.16 * np.cos(2 * angle + rng.uniform(0, 6)) + 0.06 * np.cos(
         5 * angle + rng.uniform(0, 6)
     )
-    value = (1 + rings + fan + 0.03 * canvas.noise(rng, 2)).astype(np.float32)
+    value = 1 + rings + fan + 0.03 * canvas.noise(rng, 2)
     return canvas.tinted(value, canvas.pick(rng, colours))
 
 

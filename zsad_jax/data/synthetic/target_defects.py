@@ -14,7 +14,7 @@ def scrape_hairlines(rng: np.random.Generator, scene: Scene):
     across = np.array([-along[1], along[0]])
     bow = across * rng.uniform(-0.25, 0.25) * length
     lines = []
-    for number in range(rng.integers(3, 6)):
+    for number in range(canvas.count(rng, 3, 6)):
         offset = centre + across * (3.4 * number - 5.0 + rng.normal(0, 0.6))
         begin = offset - along * length * rng.uniform(0.35, 0.5)
         end = offset + along * length * rng.uniform(0.35, 0.5)
@@ -30,7 +30,7 @@ def scrape_hairlines(rng: np.random.Generator, scene: Scene):
 def spill_tide_mark(rng: np.random.Generator, scene: Scene):
     """A dried liquid: a tinted patch with a darker rim."""
     centre, radius = scene.place(rng, 18), rng.uniform(11, 24)
-    outline = canvas.blob(rng, centre, radius, roughness=0.22)
+    outline = canvas.blob(rng, centre, radius, roughness=0.2)
     tints = (
         (0.5, 0.34, 0.18),
         (0.3, 0.4, 0.6),
@@ -50,7 +50,7 @@ def spill_tide_mark(rng: np.random.Generator, scene: Scene):
 def tear_puncture(rng: np.random.Generator, scene: Scene):
     """A ragged opening with a raised edge; a dark surface shows light through it."""
     centre, radius = scene.place(rng, 14), rng.uniform(6.5, 12)
-    outline = canvas.blob(rng, centre, radius, roughness=0.4)
+    outline = canvas.blob(rng, centre, radius, roughness=0.28)
     rim = canvas.scale(outline, 1.0 + 3.0 / radius)
     dark = scene.colour(centre).mean() > 0.25
     edge = canvas.coverage([rim]) * scene.region
@@ -67,14 +67,14 @@ def split_forked_crack(rng: np.random.Generator, scene: Scene):
     """A jagged, tapering crack with branches."""
     centre = scene.place(rng, 20)
     heading = rng.uniform(0, 360)
-    trunk = _wander(rng, centre, heading, steps=rng.integers(5, 9))
-    back = _wander(rng, centre, heading + 180 + rng.uniform(-25, 25), steps=rng.integers(3, 6))
+    trunk = _wander(rng, centre, heading, steps=canvas.count(rng, 5, 9))
+    back = _wander(rng, centre, heading + 180 + rng.uniform(-25, 25), steps=canvas.count(rng, 3, 6))
     width = rng.uniform(2.2, 3.4)
     lines = [(trunk, width, 0.9), (back, width, 0.9)]
-    for _ in range(rng.integers(1, 4)):
-        root = trunk[rng.integers(1, len(trunk) - 1)]
+    for _ in range(canvas.count(rng, 1, 4)):
+        root = trunk[canvas.count(rng, 1, len(trunk) - 1)]
         side = heading + rng.choice([-1, 1]) * rng.uniform(35, 70)
-        lines.append((_wander(rng, root, side, steps=rng.integers(2, 5)), 0.7 * width, 0.8))
+        lines.append((_wander(rng, root, side, steps=canvas.count(rng, 2, 5)), 0.7 * width, 0.8))
     drawn = canvas.stroke(lines) * scene.region
     dark = scene.colour(centre).mean() > 0.22
     lip = (
@@ -95,7 +95,7 @@ def _wander(rng: np.random.Generator, start, heading: float, *, steps: int):
 
 def leave_seat_empty(rng: np.random.Generator, scene: Scene):
     """A part is gone and its seat is scuffed; the mask is where the part belongs."""
-    part = scene.parts.pop(rng.integers(len(scene.parts)))
+    part = scene.parts.pop(canvas.count(rng, 0, len(scene.parts)))
     seat = part.footprint()
     scuffs = np.clip(0.4 + 0.45 * canvas.noise(rng, 5, octaves=2), 0, 0.85) * seat
     canvas.blend(scene.image, scuffs, 0.12 if rng.random() < 0.5 else 0.85)
@@ -104,7 +104,7 @@ def leave_seat_empty(rng: np.random.Generator, scene: Scene):
 
 def shift_part(rng: np.random.Generator, scene: Scene):
     """A part sits beside its seat and askew; the mask is where it belongs and where it lies."""
-    chosen = rng.integers(len(scene.parts))
+    chosen = canvas.count(rng, 0, len(scene.parts))
     part = scene.parts.pop(chosen)
     direction = canvas.rotate(np.array([[1.0, 0.0]]), rng.uniform(0, 360))[0]
     turn = rng.choice([-1, 1]) * rng.uniform(18, 45)

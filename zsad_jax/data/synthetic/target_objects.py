@@ -5,6 +5,14 @@ import numpy as np
 from zsad_jax.data.synthetic import canvas, staging
 from zsad_jax.data.synthetic.scene import Layer, Part, Scene
 
+_DRUGS = (
+    (0.93, 0.92, 0.9),
+    (0.85, 0.45, 0.4),
+    (0.9, 0.78, 0.4),
+    (0.5, 0.68, 0.8),
+    (0.55, 0.72, 0.5),
+)
+
 
 def paint_perforated_plate(rng: np.random.Generator) -> Scene:
     """A sheet with a regular grid of punched holes; a part is a hole."""
@@ -12,7 +20,7 @@ def paint_perforated_plate(rng: np.random.Generator) -> Scene:
     ground = image.copy() * 0.55
     coats = ((0.62, 0.63, 0.65), (0.3, 0.32, 0.35), (0.72, 0.6, 0.38), (0.35, 0.48, 0.6))
     plate = staging.sheet(rng, coats)
-    count = rng.integers(5, 8)
+    count = canvas.count(rng, 5, 8)
     pitch = 196 / count
     outline = pose.apply(canvas.box((0, 0), (222, 222), corner=12))
     canvas.fill(image, outline + 4, 0.05, opacity=0.4)
@@ -49,17 +57,17 @@ def paint_washer(rng: np.random.Generator) -> Scene:
     region = canvas.coverage([canvas.scale(rim, 0.97)]) - canvas.coverage(
         [canvas.scale(opening, 1.03)]
     )
-    count = rng.integers(9, 13)
+    count = canvas.count(rng, 9, 13)
     broad, twist, reach = 150 / count, rng.uniform(-5, 5), rng.uniform(34, 39)
     tooth = np.array(
         [[inner + 3, -broad], [reach, twist - 0.6 * broad], [reach, twist + 0.6 * broad]]
     )
     tooth = np.concatenate([tooth, [[inner + 3, broad]]])
-    parts = []
+    flank, top, parts = metal * 0.6, metal * 1.08, []
     for number in range(count):
         outline = pose.apply(canvas.rotate(tooth, 360 * number / count))
         face = canvas.scale(outline, 0.86)
-        parts.append(Part((Layer(outline, metal * 0.6), Layer(face, metal * 1.08))))
+        parts.append(Part((Layer(outline, flank), Layer(face, top))))
     return Scene(image, region > 0.9, parts)
 
 
@@ -71,21 +79,14 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
     )
     u, v = canvas.frame(rng, pose.angle + 45)
     foil *= (1 + 0.05 * np.sin(u * 1.1) * np.sin(v * 1.1))[..., None]
-    columns, rows = [(3, 3), (3, 4), (4, 4), (4, 3)][rng.integers(4)]
+    columns, rows = [(3, 3), (3, 4), (4, 4), (4, 3)][canvas.count(rng, 0, 4)]
     pitch = np.array([212 / columns, 212 / rows])
     outline = pose.apply(canvas.box((0, 0), (224, 224), corner=14))
     canvas.fill(image, outline + 3, 0.05, opacity=0.4)
     canvas.fill(image, outline, foil)
     middles = staging.grid_points(columns, rows, pitch)
     length = 0.33 * pitch * pose.zoom if rng.random() < 0.5 else 0.31 * min(pitch) * pose.zoom
-    drugs = (
-        (0.93, 0.92, 0.9),
-        (0.85, 0.45, 0.4),
-        (0.9, 0.78, 0.4),
-        (0.5, 0.68, 0.8),
-        (0.55, 0.72, 0.5),
-    )
-    colour = canvas.pick(rng, drugs)
+    colour = canvas.pick(rng, _DRUGS)
     scored = rng.random() < 0.5
     parts = []
     for middle in pose.apply(middles):
@@ -97,10 +98,8 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
         layers = [Layer(pill + 2.5, 0.08, 0.4), Layer(pill, colour * 0.82)]
         layers.append(Layer(canvas.scale(pill, 0.86) - 0.8, colour))
         if scored:
-            groove = canvas.box(
-                (0, 0), (0.16 * np.min(length), 1.5 * np.min(length)), angle=pose.angle
-            )
-            layers.append(Layer(groove + middle, colour * 0.68))
+            groove = np.min(length) * np.array([0.16, 1.5])
+            layers.append(Layer(canvas.box(middle, groove, angle=pose.angle), colour * 0.68))
         parts.append(Part(tuple(layers)))
     return Scene(image, canvas.coverage([canvas.scale(outline, 0.97)]) > 0.9, parts)
 
@@ -113,26 +112,16 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
     image = canvas.tinted(weave, board)
     pose = staging.lay_down(rng, turn=5)
     plating = canvas.pick(rng, ((0.86, 0.72, 0.38), (0.78, 0.79, 0.8)))
-    count, spread = rng.integers(5, 8), rng.uniform(52, 66)
+    count, spread = canvas.count(rng, 5, 8), rng.uniform(52, 66)
     pitch = 190 / count
     middles = [
         (pitch * (number - (count - 1) / 2), side * spread)
         for side in (-1, 1)
         for number in range(count)
     ]
-    copper = np.clip(board * 1.5 + 0.03, 0, 1)
-    traces, vias = [], []
-    for x, y in middles:
-        bend, side = x + rng.choice([-1, 0, 1]) * 0.5 * pitch, np.sign(y)
-        stop = side * rng.uniform(98, 130)
-        traces.append(
-            (pose.apply([(x, y), (x, side * 84), (bend, side * 94), (bend, stop)]), 4.0, 4.0)
-        )
-        vias += [(bend, stop)] if abs(stop) < 112 else []
-        inward = side * rng.uniform(8, 22)
-        traces.append((pose.apply([(x, y), (x, inward)]), 4.0, 4.0))
-        vias.append((x, inward))
-    canvas.blend(image, canvas.stroke(traces), copper)
+    traces, vias = _wire(rng, middles, pitch)
+    lines = canvas.stroke([(pose.apply(trace), 4.0, 4.0) for trace in traces])
+    canvas.blend(image, lines, np.clip(board * 1.5 + 0.03, 0, 1))
     for via in pose.apply(vias):
         canvas.fill(image, canvas.ellipse(via, 5.0), plating)
         canvas.fill(image, canvas.ellipse(via, 2.3), 0.06)
@@ -142,8 +131,18 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
     parts = []
     for middle in middles:
         pad = pose.apply(canvas.box(middle, (0.56 * pitch, 30), corner=3))
-        face = canvas.scale(pad, 0.85)
-        parts.append(
-            Part((Layer(pad + 1, 0.04, 0.4), Layer(pad, plating * 0.75), Layer(face, plating)))
-        )
+        face = Layer(canvas.scale(pad, 0.85), plating)
+        parts.append(Part((Layer(pad + 1, 0.04, 0.4), Layer(pad, plating * 0.75), face)))
     return Scene(image, parts=parts)
+
+
+def _wire(rng: np.random.Generator, pads: list[tuple[float, float]], pitch: float):
+    """A trace from every pad to the outside and one to the inside, and the vias where traces end."""
+    traces, vias = [], []
+    for x, y in pads:
+        side, bend = np.sign(y), x + 0.5 * pitch * canvas.count(rng, -1, 2)
+        stop, inward = side * rng.uniform(98, 130), side * rng.uniform(8, 22)
+        traces.append([(x, y), (x, side * 84), (bend, side * 94), (bend, stop)])
+        traces.append([(x, y), (x, inward)])
+        vias += [(x, inward)] + ([(bend, stop)] if abs(stop) < 112 else [])
+    return traces, vias
