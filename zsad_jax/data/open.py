@@ -40,50 +40,54 @@ def open_dataset(spec: Spec, data_dir: PathLike, *, split: str = "test", **optio
         `read_folder`, or {"meta_json": ROOT, …} with those of `read_meta_json`.
       data_dir: where prepared datasets lie: `<data_dir>/<key>`.
       split: which split is read.
-      options: further arguments of the reader (`prompt_names` and the like).
+      options: further arguments of `read_folder` or `read_meta_json`, whichever reads it.
 
     Raises:
       UserError: it is not there; the message says which command prepares it.
     """
+    check_available(spec, data_dir)
     if not isinstance(spec, str):
         return _open_described(spec, split=split, **options)
+    root = _meta_json_root(spec, data_dir)
+    prepared = spec in SYNTHETIC or _is_prepared(spec, data_dir)
+    if options and (prepared or root is None):
+        raise UserError(f"The dataset {spec} takes no options, but {', '.join(options)} was given.")
     if spec in SYNTHETIC:
         from zsad_jax.data import synthetic
 
         return synthetic.load(spec)
-    if _is_prepared(spec, data_dir):
+    if prepared:
         from zsad_jax.data import builders
 
         return builders.open_prepared(spec, data_dir, split)
-    root = _meta_json_root(spec, data_dir)
-    if root is not None:
-        return read_meta_json(root, name=spec, split=split, **options)
-    raise UserError(_how_to_get(spec, data_dir))
+    assert root is not None  # or it would not be available
+    return read_meta_json(root, name=spec, split=split, **options)
+
+
+def is_available(spec: Spec, data_dir: PathLike) -> bool:
+    """Whether a dataset can be opened; a look at the disk, nothing is read."""
+    if not isinstance(spec, str):
+        return pathlib.Path(_described_path(spec)).is_dir()
+    return (
+        spec in SYNTHETIC
+        or _is_prepared(spec, data_dir)
+        or _meta_json_root(spec, data_dir) is not None
+    )
 
 
 def check_available(spec: Spec, data_dir: PathLike) -> None:
-    """Makes sure, without reading anything long, that a dataset can be opened.
+    """Makes sure, before anything long starts, that a dataset can be opened.
 
     Raises:
       UserError: it cannot; the message says which command prepares it.
     """
-    if not isinstance(spec, str):
-        path = _described_path(spec)
-        if not pathlib.Path(path).is_dir():
-            raise UserError(f"There is no folder {path}.")
+    if is_available(spec, data_dir):
         return
-    there = spec in SYNTHETIC or _is_prepared(spec, data_dir) or _meta_json_root(spec, data_dir)
-    if not there:
-        raise UserError(_how_to_get(spec, data_dir))
+    if not isinstance(spec, str):
+        raise UserError(f"There is no folder {_described_path(spec)}.")
+    from zsad_jax.data import builders
 
-
-def is_available(spec: Spec, data_dir: PathLike) -> bool:
-    """Whether a dataset can be opened."""
-    try:
-        check_available(spec, data_dir)
-    except UserError:
-        return False
-    return True
+    raise UserError(builders.how_to_prepare(spec, data_dir))
 
 
 def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
@@ -113,9 +117,3 @@ def _is_prepared(name: str, data_dir: PathLike) -> bool:
 def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
     folders = [pathlib.Path(data_dir) / one for one in (name, COMMUNITY_FOLDERS.get(name)) if one]
     return next((one for one in folders if (one / "meta.json").is_file()), None)
-
-
-def _how_to_get(name: str, data_dir: PathLike) -> str:
-    from zsad_jax.data import builders
-
-    return builders.how_to_prepare(name, data_dir)

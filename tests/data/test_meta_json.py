@@ -1,0 +1,147 @@
+import json
+import pathlib
+
+import pytest
+from PIL import Image
+
+from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.open import check_available, is_available, open_dataset
+from zsad_jax.errors import UserError
+
+
+def entry(image, category="metal_nut", defect="bent", anomaly=1, mask=""):
+    return {
+        "img_path": image,
+        "mask_path": mask,
+        "cls_name": category,
+        "specie_name": defect,
+        "anomaly": anomaly,
+    }
+
+
+def make(root: pathlib.Path, content, files=()):
+    root.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(root / file)
+    (root / "meta.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    nut = "metal_nut/test/bent/000.png"
+    truth = "metal_nut/ground_truth/bent/000_mask.png"
+    good = "metal_nut/test/good/000.png"
+    wood = "Woven_001/test/bad/1.png"
+    content = {
+        "train": {},
+        "Test": {
+            "metal_nut": [entry(nut, mask=truth), entry(good, defect="good", anomaly=0)],
+            "Woven_001": [entry(wood, "Woven_001", "")],
+        },
+    }
+    return make(tmp_path / "set", content, [nut, truth, good, wood])
+
+
+def test_the_known_form(root):
+    dataset = read_meta_json(root, name="made", prompt_names={"Woven_001": "fabric"})
+    assert dataset.name == "made"
+    assert dataset.categories == ("metal_nut", "Woven_001")
+    assert dataset.prompt_names == ("metal nut", "fabric")
+    bent, good, woven = dataset
+    assert bent.file_name == "metal_nut/test/bent/000.png"
+    assert bent.image == str(root / bent.file_name)
+    assert bent.mask == str(root / "metal_nut/ground_truth/bent/000_mask.png")
+    assert (bent.label, bent.has_mask, bent.defect) == (1, True, "bent")
+    assert (good.label, good.has_mask, good.mask, good.defect) == (0, True, None, "good")
+    # An anomalous image without a mask must not be scored as if its mask were empty.
+    assert (woven.label, woven.has_mask, woven.mask, woven.defect) == (1, False, None, "")
+    assert dataset.faults == ()
+
+
+def test_splits(root):
+    assert len(read_meta_json(root, split="TEST")) == 3
+    assert len(read_meta_json(root, split="all")) == 3
+    with pytest.raises(UserError, match="no split 'train'"):
+        read_meta_json(root, split="train")
+
+
+def test_absolute_paths_of_the_authors_disk(tmp_path):
+    image = "/remote-home/someone/data/HeadCT/brain/test/good/1.png"
+    windows = r"D:\data\brain\test\bad\2.png"
+    there = str(tmp_path / "elsewhere.png")
+    Image.new("L", (4, 4)).save(there)
+    entries = [
+        entry(image, "brain", anomaly=0),
+        entry(windows, "brain", mask="/remote-home/x/brain/masks/2.png"),
+        entry(there, "brain", anomaly=0),
+    ]
+    root = make(
+        tmp_path / "ct",
+        {"test": {"brain": entries}},
+        ["brain/test/good/1.png", "brain/test/bad/2.png", "brain/masks/2.png"],
+    )
+    one, two, three = read_meta_json(root)
+    assert one.image == str(root / "brain/test/good/1.png")
+    assert one.file_name == "brain/test/good/1.png"
+    assert two.image == str(root / "brain/test/bad/2.png")
+    assert two.mask == str(root / "brain/masks/2.png")
+    assert three.image == there
+
+
+def test_missing_files(tmp_path):
+    entries = [
+        entry("a.png", mask="gone_mask.png"),
+        entry("gone.png", anomaly=0),
+        entry("b.png", mask="folder"),
+    ]
+    root = make(tmp_path / "set", {"test": {"c": entries}}, ["a.png", "b.png", "folder/x.png"])
+    dataset = read_meta_json(root)
+    assert len(dataset) == 3  # the loader reports the image that is missing, in its place
+    assert not dataset[0].has_mask
+    assert [fault.file_name for fault in dataset.faults] == ["a.png"]
+    assert "gone_mask.png" in dataset.faults[0].reason
+    assert not dataset[2].has_mask
+    empty = make(tmp_path / "other", {"test": {"c": entries}})
+    with pytest.raises(UserError, match="None of the images"):
+        read_meta_json(empty)
+
+
+def test_nothing_is_counted_twice(root, tmp_path):
+    assert len(read_meta_json([root, root])) == 3
+    other = make(tmp_path / "more", {"test": {"metal_nut": [entry("1.png")] * 2}}, ["1.png"])
+    merged = read_meta_json([root, other])
+    assert len(merged) == 4
+    assert merged.categories == ("metal_nut", "Woven_001")
+
+
+@pytest.mark.parametrize(
+    "content", ["no json", "[]", '{"test": {"c": [{"mask_path": ""}]}}', '{"test": {"c": 3}}']
+)
+def test_another_form(tmp_path, content):
+    with pytest.raises(UserError, match=r"known form|no split"):
+        read_meta_json(make(tmp_path, content))
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match="There is no"):
+        read_meta_json(tmp_path)
+
+
+def test_open_by_name_and_by_description(root, tmp_path):
+    assert not is_available("mpdd", tmp_path)
+    root.rename(tmp_path / "MPDD")  # the folder of the copy that circulates
+    check_available("mpdd", tmp_path)
+    dataset = open_dataset("mpdd", tmp_path)
+    assert (dataset.name, len(dataset)) == ("mpdd", 3)
+    images = tmp_path / "MPDD" / "Woven_001"
+    described = {"folder": images, "name": "mine", "prompt_name": "cloth"}
+    assert is_available(described, tmp_path)
+    assert open_dataset(described, tmp_path).prompt_names == ("cloth",)
+    assert len(open_dataset({"meta_json": tmp_path / "MPDD"}, tmp_path)) == 3
+    assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
+    with pytest.raises(UserError, match="not known"):
+        open_dataset(described | {"colour": "red"}, tmp_path)
+    with pytest.raises(UserError, match="A dataset is a name"):
+        open_dataset({}, tmp_path)
