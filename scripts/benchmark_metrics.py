@@ -94,9 +94,8 @@ def main() -> None:
         print("  " + "  ".join(f"{key} {value:.5f}" for key, value in values.items()))
     error = max(abs(streaming[key] - exact[key]) for key in exact)
     print(f"largest difference of streaming from exact: {error:.1e}")
-    print(
-        f"published loop's AUPRO {published:.5f}, minus {AUPRO_200STEP}: {published - exact[AUPRO_200STEP]:+.1e}"
-    )
+    error = published - exact[AUPRO_200STEP]
+    print(f"published loop's AUPRO {published:.5f}, minus {AUPRO_200STEP}: {error:+.1e}")
 
 
 if __name__ == "__main__":

@@ -117,9 +117,16 @@ def compute(state: State, *, image_score: str | None = None) -> Figures:
     Args:
       state: what was seen.
       image_score: which image score the image metrics are of; None = the first.
+
+    Raises:
+      UserError: when there is no image score of that name.
     """
     name = image_score or next(iter(state.scores), DEFAULT_SCORE)
-    scores = state.scores[name] if state.scores else np.zeros(0)
+    if state.scores and name not in state.scores:
+        raise UserError(
+            f"There is no image score {name!r}; choose one of {', '.join(state.scores)}."
+        )
+    scores = state.scores.get(name, np.zeros(0))
     image = image_figures(curve_of(scores[~state.labels], scores[state.labels]))
     return joined(image, _pixel_figures(state))
 

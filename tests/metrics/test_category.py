@@ -1,0 +1,116 @@
+"""Metrics of a category gathered batch by batch, and their mean over categories."""
+
+import numpy as np
+import pytest
+
+from zsad_jax import metrics
+from zsad_jax.errors import UserError
+from zsad_jax.metrics import category
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((10, 24, 24), bool)
+    masks[::2, 4:12, 6:15] = True
+    masks[::4, 18:20, 2:5] = True
+    maps = (rng.uniform(size=masks.shape) + 0.4 * masks).astype(np.float32)
+    return maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), maps, masks
+
+
+def gathered(images, batch=10, *, exact=False, **options):
+    state = category.init(exact=exact)
+    for start in range(0, 10, batch):
+        state = category.update(
+            state, *(array[start : start + batch] for array in images), **options
+        )
+    return state
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 10])
+def test_batches_give_what_compute_gives(images, exact, batch):
+    figures = category.compute(gathered(images, batch, exact=exact))
+    expected = metrics.compute(*images) | {
+        metrics.AUPRO_200STEP: metrics.pixel_aupro_200step(images[2], images[3])
+    }
+    assert figures.values == pytest.approx(expected, abs=1e-9 if exact else 1e-4)
+    assert figures.reasons == {}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_merge_equals_one_pass(images, exact):
+    first, second = (
+        category.update(category.init(exact=exact), *(array[part] for array in images))
+        for part in (slice(7), slice(7, None))
+    )
+    merged = category.compute(category.merge(first, second))
+    assert merged.values == pytest.approx(
+        category.compute(gathered(images, exact=exact)).values, abs=1e-12
+    )
+
+
+def test_several_image_scores_by_name(images):
+    scores, labels, maps, masks = images
+    state = category.update(
+        category.init(), {"first": scores, "second": -scores}, labels, maps, masks
+    )
+    first, second = (
+        category.compute(state, image_score=name).values for name in ("first", "second")
+    )
+    assert category.compute(state).values == first
+    assert first["image_auroc"] == pytest.approx(1 - second["image_auroc"])
+    assert first["pixel_ap"] == second["pixel_ap"]
+    with pytest.raises(UserError, match="'third'; choose one of first, second"):
+        category.compute(state, image_score="third")
+    with pytest.raises(UserError, match="keep to one set"):
+        category.update(state, scores, labels)
+
+
+def test_images_without_mask_do_not_count_as_normal(images):
+    scores, labels, maps, masks = images
+    has_mask = np.arange(10) != 2  # an anomalous image
+    masks = masks & has_mask[:, None, None]
+    state = category.update(category.init(exact=True), scores, labels, maps, masks, has_mask)
+    figures = category.compute(state)
+    expected = metrics.compute(scores[has_mask], labels[has_mask], maps[has_mask], masks[has_mask])
+    assert {name: figures.values[name] for name in metrics.PIXEL_METRICS} == pytest.approx(
+        {name: expected[name] for name in metrics.PIXEL_METRICS}
+    )
+    assert figures.values["image_auroc"] == metrics.compute(scores, labels)["image_auroc"]
+    assert figures.notes == (
+        "1 anomalous images have no mask; pixel metrics are over the other 9 images.",
+    )
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_nothing_with_a_mask(images, exact):
+    scores, labels, maps, masks = images
+    none = np.zeros(10, bool)
+    state = category.update(category.init(exact=exact), scores, labels, maps, masks, none)
+    figures = category.compute(state)
+    assert "no image has a ground-truth mask" in figures.reasons["pixel_aupro"]
+    assert np.isnan(figures.values["pixel_aupro"])
+    assert not np.isnan(figures.values["image_auroc"])
+    assert "no images" in category.compute(category.init(exact=exact)).reasons["image_auroc"]
+
+
+def test_has_mask_of_another_length_is_refused(images):
+    with pytest.raises(UserError, match="one entry per image"):
+        category.update(category.init(), *images, np.ones(3, bool))
+
+
+def test_the_mean_leaves_undefined_values_out_and_says_so():
+    nan = float("nan")
+    figures = metrics.mean_over(
+        {
+            "a": {"image_auroc": 0.5, "pixel_auroc": nan, "pixel_ap": nan},
+            "b": {"image_auroc": 0.7, "pixel_auroc": 0.9, "pixel_ap": None},
+            "c": {"image_auroc": 0.9, "pixel_auroc": 0.8, "pixel_ap": nan},
+        }
+    )
+    assert figures.values == pytest.approx(
+        {"image_auroc": 0.7, "pixel_auroc": 0.85, "pixel_ap": nan}, nan_ok=True
+    )
+    assert figures.reasons == {"pixel_ap": "undefined for every category"}
+    assert figures.notes == ("pixel_auroc: mean over 2 of 3 categories, undefined for a.",)
