@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zsad_jax import metrics
     from zsad_jax.backbones import load_backbone
-    from zsad_jax.predict import Detector, Prediction, load_detector
+    from zsad_jax.detector import Detector, Prediction, load_detector
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "Prediction", "load_backbone", "load_detector", "metrics"]
 
 _HOMES = {
     "load_backbone": "zsad_jax.backbones",
-    "Detector": "zsad_jax.predict",
-    "Prediction": "zsad_jax.predict",
-    "load_detector": "zsad_jax.predict",
+    "Detector": "zsad_jax.detector",
+    "Prediction": "zsad_jax.detector",
+    "load_detector": "zsad_jax.detector",
 }
 
 

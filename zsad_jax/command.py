@@ -1,10 +1,18 @@
-"""How every command ends: a mistake of the user's in one sentence and exit code 2, never a traceback."""
+"""What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
 
+import difflib
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from absl import flags
+from ml_collections import config_flags
+
 from zsad_jax.errors import UserError
+from zsad_jax.experiment import Experiment, from_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 
 
 def fail(message: str) -> NoReturn:
@@ -22,3 +30,56 @@ def guarded(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
+    """absl's parsing for `app.run`, with the user's mistakes in one sentence.
+
+    Args:
+      module: the command's name, for pointing to its help.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            fail(f"{error}; see python -m {module} --help.")
+        except FileNotFoundError as error:
+            fail(f"The config file {error.filename} does not exist; try configs/tipsomaly.py:demo.")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            fail(_config_mistake(argv, error))
+
+    return parse
+
+
+def read_experiment() -> Experiment:
+    """The checked experiment of the flag --config and its overrides.
+
+    Raises:
+      UserError: no config was named, or it holds an unknown key or a bad value.
+    """
+    if _CONFIG.value is None:
+        raise UserError(
+            "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
+        )
+    return from_config(_CONFIG.value)
+
+
+def config_file() -> str:
+    """What the flag --config names, with its variant."""
+    return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+
+
+def _config_mistake(argv: list[str], error: Exception) -> str:
+    """One sentence on what is wrong with the config or its overrides."""
+    keys = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
+    said = str(error.args[0] if error.args else error)  # str(KeyError) is a repr
+    missing = re.search(r"[\"'](\w+)[\"']", said)
+    wrong = next((key for key in keys if missing and key.split(".")[-1] == missing[1]), None)
+    if isinstance(error, AttributeError | KeyError) and wrong:
+        known = list(Experiment.__dataclass_fields__)
+        near = difflib.get_close_matches(wrong.split(".")[0], known, n=1)
+        return f"config.{wrong} does not exist" + (
+            f"; did you mean config.{near[0]}?" if near else "."
+        )
+    return f"The config cannot be read: {said.splitlines()[0]}."

@@ -3,30 +3,26 @@
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
 """
 
-import difflib
 import pathlib
-import re
 import sys
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from zsad_jax import files, sharding
+from zsad_jax import command, files, sharding
 from zsad_jax.backbones import released
-from zsad_jax.command import fail, guarded
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import UserError
 from zsad_jax.evaluate import dataset_scores
-from zsad_jax.experiment import Experiment, from_config, target_name, to_json
+from zsad_jax.experiment import Experiment, target_name, to_json
 from zsad_jax.methods import image_score
 from zsad_jax.report import Report, read_curves, write_report
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, describe_run
 from zsad_jax.runner import Runner
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+flags.adopt_module_key_flags(command)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; default: runs/<config>.")
 
 
@@ -127,48 +123,18 @@ def default_workdir(config_path: str) -> pathlib.Path:
     return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with the user's mistakes in one sentence."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(f"{error}; see python -m zsad_jax.main --help.")
-    except FileNotFoundError as error:
-        fail(f"The config file {error.filename} does not exist; try configs/tipsomaly.py:demo.")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(_config_mistake(argv, error))
-
-
-def _config_mistake(argv: list[str], error: Exception) -> str:
-    """One sentence on what is wrong with the config or its overrides."""
-    keys = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
-    missing = re.search(r"[\"'](\w+)[\"']", str(error))
-    wrong = next((key for key in keys if missing and key.split(".")[-1] == missing[1]), None)
-    if isinstance(error, AttributeError | KeyError) and wrong:
-        known = list(Experiment.__dataclass_fields__)
-        near = difflib.get_close_matches(wrong.split(".")[0], known, n=1)
-        return f"config.{wrong} does not exist" + (
-            f"; did you mean config.{near[0]}?" if near else "."
-        )
-    return f"The config cannot be read: {str(error).splitlines()[0]}."
-
-
 def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
     del argv
 
     def body() -> None:
-        if _CONFIG.value is None:
-            raise UserError(
-                "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
-            )
-        path = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
-        workdir = pathlib.Path(_WORKDIR.value or default_workdir(path))
+        experiment = command.read_experiment()
+        workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         logging.set_verbosity(logging.INFO)
-        run_experiment(from_config(_CONFIG.value), workdir)
+        run_experiment(experiment, workdir)
 
-    sys.exit(guarded(body))
+    sys.exit(command.guarded(body))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command.flags_parser("zsad_jax.main"))
