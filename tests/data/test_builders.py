@@ -1,0 +1,474 @@
+import csv
+import hashlib
+import http.server
+import io
+import multiprocessing
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax import downloads
+from zsad_jax.data import __main__ as command
+from zsad_jax.data import builders
+from zsad_jax.data.builders import base, layouts, sources
+from zsad_jax.data.builders.mvtec_ad import MvtecAd
+from zsad_jax.data.builders.visa import Visa
+from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path / "home"))
+
+
+def draw(seed, *, mode="RGB", size=(12, 9)):
+    shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def mask_of(seed, *, values=(0, 255), size=(12, 9)):
+    pixels = np.random.default_rng(seed).choice(values, (size[1], size[0])).astype(np.uint8)
+    pixels[0, 0] = max(values)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def mvtec_folder(tmp_path):
+    """A small mvtec_anomaly_detection with two categories, one of them grey."""
+    root = tmp_path / "official" / "mvtec_anomaly_detection"
+    for category, mode in (("bottle", "RGB"), ("metal_nut", "L")):
+        folder = root / category
+        for i in range(3):
+            save(draw(i, mode=mode), folder / f"train/good/{i:03}.png")
+        for i in range(2):
+            save(draw(10 + i, mode=mode), folder / f"test/good/{i:03}.png")
+            save(draw(20 + i, mode=mode), folder / f"test/broken_large/{i:03}.png")
+            save(mask_of(i), folder / f"ground_truth/broken_large/{i:03}_mask.png")
+        save(draw(30, mode=mode), folder / "test/combined/000.png")
+        save(mask_of(9), folder / "ground_truth/combined/000_mask.png")
+        (folder / "license.txt").write_text("terms")
+        (folder / "test/good/.DS_Store").write_text("x")
+    return root
+
+
+@pytest.fixture
+def visa_folder(tmp_path):
+    """A small VisA with two categories and masks of several classes."""
+    root = tmp_path / "official" / "VisA_20220922"
+    rows = []
+    for category in ("candle", "pipe_fryum"):
+        for i in range(4):
+            name = f"{category}/Data/Images/Normal/{i:04}.JPG"
+            save(draw(i), root / name)
+            rows.append([category, "train" if i < 2 else "test", "normal", name, ""])
+        for i in range(3):
+            name = f"{category}/Data/Images/Anomaly/{i:03}.JPG"
+            mask = f"{category}/Data/Masks/Anomaly/{i:03}.png"
+            save(draw(40 + i), root / name)
+            save(mask_of(i, values=(0, 1, 2, 5)), root / mask)
+            rows.append([category, "test", "anomaly", name, mask])
+    (root / "split_csv").mkdir()
+    with open(root / "split_csv/1cls.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["object", "split", "label", "image", "mask"], *rows])
+    return root
+
+
+def pack(folder, path, mode):
+    """An archive of the folder's content (VisA's has no top folder) or of the folder itself."""
+    with tarfile.open(path, mode) as archive:
+        for one in sorted(folder.iterdir()):
+            archive.add(one, one.relative_to(folder.parent if "xz" in mode else folder))
+    return path
+
+
+def with_digest(monkeypatch, benchmark, path, **changes):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    archive = benchmark.ARCHIVES[0]._replace(sha256=digest, **changes)
+    monkeypatch.setattr(benchmark, "ARCHIVES", (archive,))
+
+
+@pytest.fixture
+def mvtec_archive(mvtec_folder, tmp_path, monkeypatch):
+    path = pack(mvtec_folder, tmp_path / "mvtec_anomaly_detection.tar.xz", "w:xz")
+    with_digest(monkeypatch, MvtecAd, path)
+    return path
+
+
+def prepare(name, data_dir, **options):
+    builders.find_benchmark(name)(data_dir=data_dir).download_and_prepare(**options)
+    return builders.open_prepared(name, data_dir)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def check_mvtec(dataset, root):
+    assert dataset.categories == ("bottle", "metal_nut")
+    assert dataset.prompt_names == ("bottle", "metal nut")
+    names = [dataset[i].file_name for i in range(len(dataset))]
+    kinds = ("broken_large/000", "broken_large/001", "combined/000", "good/000", "good/001")
+    assert names == [f"{c}/test/{k}.png" for c in dataset.categories for k in kinds]
+    for sample in (dataset[i] for i in range(len(dataset))):
+        category, _, defect, file = sample.file_name.split("/")
+        assert (sample.category, sample.defect) == (category, defect)
+        assert sample.prompt_name == category.replace("_", " ")
+        assert sample.label == int(defect != "good")
+        assert sample.has_mask
+        assert (sample.subject, sample.slice) == ("", -1)
+        assert sample.image == (root / sample.file_name).read_bytes()
+        if sample.label:
+            mask = root / category / "ground_truth" / defect / file.replace(".png", "_mask.png")
+            np.testing.assert_array_equal(
+                decode_mask(sample.mask), np.asarray(Image.open(mask)) > 0
+            )
+        else:
+            assert sample.mask is None
+
+
+def test_mvtec_from_the_archive_the_folder_and_its_parents(mvtec_archive, mvtec_folder, tmp_path):
+    for index, source in enumerate([mvtec_archive, mvtec_folder, tmp_path / "official"]):
+        dataset = prepare("mvtec_ad", tmp_path / f"data{index}", source=source)
+        check_mvtec(dataset, mvtec_folder)
+        assert dataset.faults == ()
+        assert sorted(os.listdir(tmp_path / f"data{index}/mvtec_ad")) == [".lock", "1.0.0"]
+    elsewhere = tmp_path / "downloaded"
+    elsewhere.mkdir()
+    mvtec_archive.rename(elsewhere / mvtec_archive.name)
+    check_mvtec(prepare("mvtec_ad", tmp_path / "data9", source=elsewhere), mvtec_folder)
+
+
+def test_the_training_split_is_there_too(mvtec_folder, tmp_path):
+    prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+    train = builders.open_prepared("mvtec_ad", tmp_path / "data", "train")
+    assert len(train) == 6
+    assert {train[i].label for i in range(6)} == {0}
+    with pytest.raises(UserError, match="no split 'val'; it has"):
+        builders.open_prepared("mvtec_ad", tmp_path / "data", "val")
+
+
+def test_a_prepared_dataset_travels_to_other_processes(mvtec_folder, tmp_path):
+    dataset = prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+    first = dataset[0]
+    assert pickle.loads(pickle.dumps(dataset))[np.int64(0)] == first
+
+
+def test_two_preparations_are_equal_whatever_the_number_of_threads(mvtec_folder, tmp_path):
+    records = []
+    for workers in (1, 4):
+        prepare("mvtec_ad", tmp_path / str(workers), source=mvtec_folder, num_workers=workers)
+        folder = tmp_path / str(workers) / "mvtec_ad" / "1.0.0"
+        records.append({path.name: path.read_bytes() for path in folder.glob("*.array_record*")})
+    assert len(records[0]) == 2
+    assert records[0] == records[1]
+
+
+def test_tensorflow_datasets_alone_reads_it(mvtec_folder, tmp_path):
+    """In a fresh process, without tensorflow, from the default folder."""
+    prepare("mvtec_ad", builders.default_data_dir(), source=mvtec_folder)
+    script = (
+        "import sys, tensorflow_datasets as tfds, zsad_jax.data.builders\n"
+        "source = tfds.data_source('mvtec_ad', split='test')\n"
+        "record = source[3]\n"
+        "print(len(source), record['image'].shape, record['mask'].shape, record['mask'].max())\n"
+        "print(record['label'], record['has_mask'], 'tensorflow' in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines() == ["10 (9, 12, 3) (9, 12, 1) 0", "0 True False"], result
+
+
+def test_visa_follows_the_official_split(visa_folder, tmp_path, monkeypatch):
+    archive = pack(visa_folder, tmp_path / "VisA_20220922.tar", "w")
+    with_digest(monkeypatch, Visa, archive)
+    dataset = prepare("visa", tmp_path / "data", source=archive)
+    assert dataset.categories == ("candle", "pipe_fryum")
+    assert dataset.prompt_names == ("candle", "pipe fryum")
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert [sample.label for sample in samples] == [0, 0, 1, 1, 1] * 2
+    for sample in samples:
+        assert sample.has_mask
+        np.testing.assert_array_equal(
+            np.asarray(decode_image(sample.image).image), pixels(visa_folder / sample.file_name)
+        )
+        if sample.label:
+            name = sample.file_name.replace("Images", "Masks").replace(".JPG", ".png")
+            expected = np.asarray(Image.open(visa_folder / name)) != 0
+            np.testing.assert_array_equal(decode_mask(sample.mask), expected)
+            assert sample.defect == ""
+    assert len(builders.open_prepared("visa", tmp_path / "data", "train")) == 4
+
+
+@pytest.fixture
+def visa_server(visa_folder, tmp_path, monkeypatch):
+    """The archive on a local server, under the address of the benchmark."""
+    content = pack(visa_folder, tmp_path / "served.tar", "w").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.count += 1
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.content, server.status, server.count = content, 200, 0
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/VisA_20220922.tar"
+        with_digest(monkeypatch, Visa, tmp_path / "served.tar", url=url)
+        monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+        yield server
+        server.shutdown()
+
+
+def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
+    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 0
+    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 0
+    assert visa_server.count == 1
+    printed = capsys.readouterr().out
+    assert "prepared already" in printed
+    assert "test/candle: 2 normal and 3 anomalous images instead of 100 and 100" in printed
+    assert len(builders.open_prepared("visa", tmp_path / "data")) == 10
+
+
+def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, capsys):
+    visa_server.content = visa_server.content[:-1] + b"x"
+    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    visa_server.status = 404
+    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 2
+    place = tmp_path / "data" / "downloads" / "VisA_20220922.tar"
+    assert (
+        f"404 Not Found): fetch it by other means and put it at {place}" in capsys.readouterr().err
+    )
+    assert not builders.is_prepared("visa", tmp_path / "data")
+    assert not [path for path in (tmp_path / "data/downloads").iterdir() if path.is_file()]
+
+
+def test_mvtec_without_a_source_says_what_to_fetch(tmp_path, capsys):
+    assert command.main(["prepare", "mvtec_ad", "--data_dir", str(tmp_path / "data")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "mvtec_anomaly_detection.tar.xz (4.9 GB) from https://www.mvtec.com" in message
+    assert "--source" in message
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "a category", "no archive", "other"])
+def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatch, capsys):
+    source = tmp_path / "source"
+    if kind == "empty folder":
+        source.mkdir()
+    elif kind == "a category":
+        source = mvtec_folder / "bottle"
+    elif kind == "no archive":
+        source.write_text("<html>login</html>")
+        with_digest(monkeypatch, MvtecAd, source)
+    elif kind == "other":
+        (tmp_path / "else").mkdir()
+        (tmp_path / "else" / "readme.txt").write_text("x")
+        pack(tmp_path / "else", source, "w")
+        with_digest(monkeypatch, MvtecAd, source)
+    arguments = ["prepare", "mvtec_ad", "--data_dir", str(tmp_path / "d"), "--source", str(source)]
+    assert command.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(source) in message
+    assert not builders.is_prepared("mvtec_ad", tmp_path / "d")
+    assert os.listdir(tmp_path / "d" / "mvtec_ad") == [".lock"]
+
+
+def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, monkeypatch):
+    good = mvtec_archive.read_bytes()
+    mvtec_archive.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match=r"tar\.xz is not the published archive .*SHA-256"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
+    with_digest(monkeypatch, MvtecAd, mvtec_archive)
+    with pytest.raises(UserError, match=r"tar\.xz is damaged"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
+    with_digest(monkeypatch, MvtecAd, mvtec_archive, size=len(good))
+    with pytest.raises(UserError, match=f"bytes instead of {len(good):,}"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
+    assert not builders.is_prepared("mvtec_ad", tmp_path / "data")
+
+
+def test_an_archive_cannot_write_outside(tmp_path, monkeypatch):
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("../../escaped.txt")
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+    with_digest(monkeypatch, MvtecAd, path)
+    with pytest.raises(UserError, match="damaged"):
+        prepare("mvtec_ad", tmp_path / "data", source=path)
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path, capsys):
+    bottle = mvtec_folder / "bottle"
+    whole = (bottle / "test/good/000.png").read_bytes()
+    (bottle / "test/good/000.png").write_bytes(whole[: len(whole) // 2])
+    (bottle / "ground_truth/broken_large/000_mask.png").unlink()
+    save(mask_of(1), bottle / "ground_truth/broken_large/777_mask.png")
+    save(mask_of(1, size=(5, 5)), bottle / "ground_truth/combined/000_mask.png")
+    save(Image.new("L", (12, 9)), mvtec_folder / "metal_nut/ground_truth/combined/000_mask.png")
+    (mvtec_folder / "metal_nut/ground_truth/broken_large/000_mask.png").write_text("no image")
+    data = str(tmp_path / "data")
+    assert (
+        command.main(["prepare", "mvtec_ad", "--data_dir", data, "--source", str(bottle.parent)])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    for file_name, reason in [
+        ("bottle/test/good/000.png", "damaged"),
+        ("bottle/test/broken_large/000.png", "it has no mask"),
+        ("bottle/ground_truth/broken_large/777_mask.png", "the mask of no image"),
+        ("bottle/test/combined/000.png", "its mask is 5x5, the image 12x9"),
+        ("metal_nut/test/combined/000.png", "its mask is empty"),
+        ("metal_nut/test/broken_large/000.png", "its mask cannot be used"),
+    ]:
+        assert [line for line in printed.splitlines() if file_name in line and reason in line], (
+            file_name
+        )
+    assert "6 files are amiss" in printed
+    assert "train/zipper: 0 normal and 0 anomalous images instead of 240 and 0" in printed
+    dataset = builders.open_prepared("mvtec_ad", data)
+    assert len(dataset) == 10
+    assert len(dataset.faults) == 6
+    assert dataset[0].label == 1
+    assert not dataset[0].has_mask
+    assert dataset[0].mask is None
+
+
+def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
+    (visa_folder / "candle/Data/Images/Normal/0003.JPG").unlink()
+    (visa_folder / "candle/Data/Masks/Anomaly/001.png").unlink()
+    save(mask_of(1), visa_folder / "candle/Data/Masks/Anomaly/900.png")
+    dataset = prepare("visa", tmp_path / "data", source=visa_folder)
+    assert len(dataset) == 9
+    assert dict(dataset.faults) == {
+        "candle/Data/Images/Normal/0003.JPG": "it is in the split but not there",
+        "candle/Data/Images/Anomaly/001.JPG": "it has no mask",
+        "candle/Data/Masks/Anomaly/900.png": "it is the mask of no image in the split",
+    }
+    (visa_folder / "split_csv/1cls.csv").write_text("object;split\n1;2\n")
+    with pytest.raises(UserError, match=r"1cls\.csv is not the split of VisA"):
+        prepare("visa", tmp_path / "data2", source=visa_folder)
+
+
+def slow_preparation(source, data_dir):
+    encode = base._encode
+
+    def slowly(sample):
+        time.sleep(0.3)
+        return encode(sample)
+
+    base._encode = slowly
+    prepare("mvtec_ad", data_dir, source=source)
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_finished(
+    mvtec_archive, mvtec_folder, tmp_path
+):
+    data = tmp_path / "data"
+    process = multiprocessing.get_context("fork").Process(
+        target=slow_preparation, args=(mvtec_folder, data)
+    )
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(data.glob("mvtec_ad/incomplete*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(UserError, match="by another process"):
+        prepare("mvtec_ad", data, source=mvtec_folder)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (data / "mvtec_ad" / sources.EXTRACTED).mkdir()
+    assert list(data.glob("mvtec_ad/incomplete*"))
+    assert not list(data.glob("mvtec_ad/*/dataset_info.json"))
+    assert not builders.is_prepared("mvtec_ad", data)
+    with pytest.raises(UserError, match="is not prepared in"):
+        builders.open_prepared("mvtec_ad", data)
+    check_mvtec(prepare("mvtec_ad", data, source=mvtec_archive), mvtec_folder)
+    assert sorted(os.listdir(data / "mvtec_ad")) == [".lock", "1.0.0"]
+
+
+def test_how_to_prepare_shows_the_exact_commands(tmp_path):
+    mvtec = builders.how_to_prepare("mvtec_ad", tmp_path / "my data")
+    assert (
+        f"python -m zsad_jax.data prepare mvtec_ad --data_dir '{tmp_path}/my data' --source"
+        in mvtec
+    )
+    assert "https://www.mvtec.com" in mvtec
+    visa = builders.how_to_prepare("visa", builders.default_data_dir())
+    assert visa.endswith("python -m zsad_jax.data prepare visa")
+    with pytest.raises(UserError, match="known are mvtec_ad, visa"):
+        builders.how_to_prepare("mvtec", tmp_path)
+
+
+def test_published_counts_add_up():
+    sums = {
+        name: np.sum(list(builders.find_benchmark(name).COUNTS["test"].values()), 0).tolist()
+        for name in ("mvtec_ad", "visa")
+    }
+    assert sums == {"mvtec_ad": [467, 1258], "visa": [962, 1200]}
+    assert sum(normal for normal, _ in Visa.COUNTS["train"].values()) == 8659
+    assert sum(normal for normal, _ in MvtecAd.COUNTS["train"].values()) == 3629
+    assert builders.compare_counts(Visa.COUNTS, Visa.COUNTS) == []
+
+
+def test_several_masks_are_joined():
+    first, second = np.zeros((9, 12), np.uint8), np.zeros((9, 12), np.uint8)
+    first[0], second[:, 0] = 1, 255
+    encoded = tuple(base._to_png(mask > 0) for mask in (first, second))
+    image = io.BytesIO()
+    draw(0).save(image, "PNG")
+    sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
+    record, faults = base._encode(sample)
+    assert faults == []
+    np.testing.assert_array_equal(decode_mask(record["mask"]), (first > 0) | (second > 0))
+
+
+def test_work_in_threads_stays_in_order_and_only_a_little_ahead():
+    started = []
+    results = base.map_in_threads(lambda i: started.append(i) or i, range(100), num_workers=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(started) <= 3 + 2 * 2 + 1
+    assert list(results) == list(range(3, 100))
+
+
+def test_masks_are_paired_by_stem(tmp_path):
+    for name in ("a.png", "b.JPG", "c.bmp"):
+        save(draw(0), tmp_path / "images" / name)
+    for name in ("b_mask.png", "a.png"):
+        save(mask_of(0), tmp_path / "masks" / name)
+    faults = []
+    found = layouts.list_pairs(tmp_path, tmp_path / "images", tmp_path / "masks", faults)
+    assert [pathlib.Path(sample.mask).name if sample.mask else None for sample in found] == [
+        "a.png",
+        "b_mask.png",
+        None,
+    ]
+    assert [fault.file_name for fault in faults] == ["images/c.bmp"]

@@ -1,0 +1,246 @@
+"""From what a person has (an archive, its extracted folder, a parent of it) to a benchmark's root."""
+
+import contextlib
+import errno
+import fcntl
+import lzma
+import os
+import pathlib
+import shlex
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from zsad_jax import downloads, files
+from zsad_jax.errors import UserError
+from zsad_jax.progress import progress
+
+SEARCH_DEPTH = 3  # folders below the given one in which the root is looked for
+# The prefix is that of tensorflow-datasets for what is not finished.
+EXTRACTED = "incomplete.extracted"
+_BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+
+
+class Archive(NamedTuple):
+    """An officially distributed file.
+
+    Attributes:
+      file_name: its published name.
+      about: its size for people ("4.9 GB").
+      sha256: of the whole file, where it is known.
+      url: where it can be fetched by anybody; "" when terms must be accepted first.
+      size: in bytes, where it is known.
+    """
+
+    file_name: str
+    about: str
+    sha256: str | None = None
+    url: str = ""
+    size: int | None = None
+
+
+class Layout(NamedTuple):
+    """What must be known of a benchmark to find it.
+
+    Attributes:
+      title: its name for people.
+      archives: the official files.
+      is_root: whether a folder is the root of the extracted archives.
+      tree: a path in it that shows the layout.
+      homepage: where people get it.
+    """
+
+    title: str
+    archives: Sequence[Archive]
+    is_root: Callable[[pathlib.Path], bool]
+    tree: str
+    homepage: str
+
+
+@contextlib.contextmanager
+def open_root(
+    layout: Layout,
+    source: files.PathLike | None,
+    workspace: files.PathLike,
+    downloaded: files.PathLike,
+) -> Iterator[pathlib.Path]:
+    """Gives the root of a benchmark, extracting its archives for as long as they are needed.
+
+    Args:
+      layout: what to look for.
+      source: an archive, the extracted folder, or a parent of either; None: `downloaded`, into which
+        archives that are open to all are fetched.
+      workspace: folder in which archives are extracted.
+      downloaded: folder of fetched archives.
+
+    Raises:
+      UserError: the benchmark is not there, or an archive is not the published one.
+    """
+    if source is None:
+        given = [_fetch(layout, archive, pathlib.Path(downloaded)) for archive in layout.archives]
+    else:
+        found = _find(layout, pathlib.Path(source))
+        if isinstance(found, pathlib.Path):
+            yield found
+            return
+        given = found
+    target = pathlib.Path(workspace) / EXTRACTED
+    shutil.rmtree(target, ignore_errors=True)  # of a preparation that was killed
+    try:
+        for archive, path in zip(layout.archives, given, strict=True):
+            _check_archive(layout, archive, path)
+            _extract(path, target)
+        root = _search(target, layout.is_root)
+        if root is None:
+            raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
+        yield root
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(folder: files.PathLike, what: str) -> Iterator[None]:
+    """Makes sure that no other process works in a folder.
+
+    Raises:
+      UserError: one does.
+    """
+    path = pathlib.Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written ({error.strerror}): give another folder as --data_dir."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{what} is being prepared in {folder} by another process: wait for it."
+            ) from error
+        yield
+
+
+def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
+    path = folder / archive.file_name
+    if not archive.url:
+        if path.exists():
+            return path
+        raise UserError(
+            f"{layout.title} cannot be fetched without accepting its terms: get {archive.file_name}"
+            f" ({archive.about}) from {layout.homepage} and give it, or its extracted folder, as --source."
+        )
+    return downloads.fetch(
+        archive.url,
+        path,
+        label=f"{layout.title} ({archive.about})",
+        instructions=f"fetch it by other means and put it at {path}",
+        size=archive.size,
+        sha256=archive.sha256,
+    )
+
+
+def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
+    """The root below a folder, else all archives below it, or the archive that was given."""
+    if not source.exists():
+        raise UserError(f"--source {source} does not exist.")
+    if source.is_file():
+        if len(layout.archives) == 1:
+            return [source]
+        source = source.parent
+    root = _search(source, layout.is_root)
+    if root is not None:
+        return root
+    paths = []
+    for archive in layout.archives:
+        holds = (lambda name: lambda folder: (folder / name).is_file())(archive.file_name)
+        folder = _search(source, holds)
+        if folder is None:
+            raise UserError(
+                f"{layout.title} is not in {source}: give the archive {archive.file_name}, or a folder"
+                f" that holds {layout.tree}."
+            )
+        paths.append(folder / archive.file_name)
+    return paths
+
+
+def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
+    """The first folder that is wanted, the nearest first, in the order of names."""
+    level = [folder]
+    for _ in range(SEARCH_DEPTH + 1):
+        for one in level:
+            if is_wanted(one):
+                return one
+        level = [below for one in level for below in _folders_in(one)]
+    return None
+
+
+def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except PermissionError:
+        return []
+
+
+def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None:
+    size = path.stat().st_size
+    if archive.size is not None and size != archive.size:
+        problem = f"it has {size:,} bytes instead of {archive.size:,}"
+    elif archive.sha256 is not None and files.digest(path) != archive.sha256:
+        problem = f"its SHA-256 is not {archive.sha256}"
+    else:
+        return
+    raise UserError(
+        f"{path} is not the published archive of {layout.title} ({problem}): fetch it again, or extract it"
+        " yourself and give the folder as --source."
+    )
+
+
+def _extract(path: pathlib.Path, target: pathlib.Path) -> None:
+    """Extracts a tar or zip archive, showing how far it is."""
+    try:
+        with open(path, "rb") as file:
+            megabytes = os.fstat(file.fileno()).st_size >> 20
+            unpack = _unpack_zip if zipfile.is_zipfile(path) else _unpack_tar
+            steps = unpack(file, target)
+            label = f"Extracting {path.name}"
+            for _ in progress(steps, total=megabytes, label=label, unit="megabyte"):
+                pass
+    except _BROKEN_ARCHIVE as error:
+        raise UserError(
+            f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
+            f" yourself (tar -xf {shlex.quote(str(path))}) and give the folder as --source."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"The disk became full while {path} was extracted to {target}: make room, or give a folder"
+            " on a larger disk as --data_dir."
+        ) from error
+
+
+def _unpack_tar(file, target: pathlib.Path) -> Iterator[None]:
+    done = 0
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            archive.extract(member, target, filter="data")
+            for _ in range(done, file.tell() >> 20):
+                done += 1
+                yield
+
+
+def _unpack_zip(file, target: pathlib.Path) -> Iterator[None]:
+    done, size = 0, 0
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            archive.extract(member, target)
+            size += member.compress_size
+            for _ in range(done, size >> 20):
+                done += 1
+                yield
