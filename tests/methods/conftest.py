@@ -43,8 +43,8 @@ def train_golden():
 
 
 @pytest.fixture(scope="session")
-def backbone(prompts_golden):
-    """The goldens' backbone; its tokenizer knows the goldens' sentences and nothing else."""
+def load_golden_backbone(prompts_golden):
+    """Loads the goldens' backbone; its tokenizer knows the goldens' sentences and nothing else."""
     known = {}
     for key, sentences in prompts_golden.items():
         if key.endswith("/sentences"):
@@ -56,9 +56,24 @@ def backbone(prompts_golden):
         ids, paddings = zip(*(known[text] for text in texts), strict=True)
         return np.stack(ids).astype(np.int32), np.stack(paddings).astype(np.int32)
 
-    loaded = zsad_jax.load_backbone(
-        "tips",
-        vision=FOLDER / "backbone_vision_native.npz",
-        text=FOLDER / "backbone_text_native.npz",
-    )
-    return dataclasses.replace(loaded, tokenize=tokenize)
+    def load(**overrides):
+        loaded = zsad_jax.load_backbone(
+            "tips",
+            vision=FOLDER / "backbone_vision_native.npz",
+            text=FOLDER / "backbone_text_native.npz",
+            **overrides,
+        )
+        return dataclasses.replace(loaded, tokenize=tokenize)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def backbone(load_golden_backbone):
+    return load_golden_backbone()
+
+
+@pytest.fixture(scope="session")
+def pytorch_backbone(load_golden_backbone):
+    """The same weights with the numerics of the PyTorch files, which the published code reads."""
+    return load_golden_backbone(gelu_approximate=False, text_ln_eps=1e-5)

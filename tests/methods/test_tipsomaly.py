@@ -77,23 +77,37 @@ def default_run(backbone, e2e_golden, features):
     return run_e2e(backbone, e2e_golden, {}, features)
 
 
+def check_e2e(golden, run, scores, maps):
+    for i in (1, 2):
+        expected = golden[f"{run}/global{i}_probs"]
+        close(scores.extras["global_probabilities"][:, i - 1], expected, SCORE_TOLERANCE)
+    patches = scores.extras["patch_probabilities"].reshape(12, 25, 2)
+    close(patches, golden[f"{run}/patch_probs"], SCORE_TOLERANCE)
+    image = np.stack([scores.image["first"], scores.image["second"]], axis=1)
+    for c in range(2):
+        expected = golden[f"{run}/image_scores_class{c}"]
+        close(image[golden["class_ids"] == c], expected, SCORE_TOLERANCE)
+    expected = golden[f"{run}/map_sigma4"]
+    close(maps if len(expected) == 12 else maps[np.array([1, 10])], expected, SCORE_TOLERANCE)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_scores_and_maps_are_those_of_the_published_code(backbone, e2e_golden, features, run):
     _, scores, maps = run_e2e(backbone, e2e_golden, RUNS[run], features)
-    for i in (1, 2):
-        close(
-            scores.extras["global_probabilities"][:, i - 1],
-            e2e_golden[f"{run}/global{i}_probs"],
-            SCORE_TOLERANCE,
-        )
-    patches = scores.extras["patch_probabilities"].reshape(12, 25, 2)
-    close(patches, e2e_golden[f"{run}/patch_probs"], SCORE_TOLERANCE)
-    image = np.stack([scores.image["first"], scores.image["second"]], axis=1)
-    for c in range(2):
-        expected = e2e_golden[f"{run}/image_scores_class{c}"]
-        close(image[e2e_golden["class_ids"] == c], expected, SCORE_TOLERANCE)
-    expected = e2e_golden[f"{run}/map_sigma4"]
-    close(maps if len(expected) == 12 else maps[np.array([1, 10])], expected, SCORE_TOLERANCE)
+    check_e2e(e2e_golden, run, scores, maps)
+
+
+def test_the_pytorch_lineage(pytorch_backbone, e2e_golden, train_golden):
+    features = jax.jit(tipsomaly(pytorch_backbone).features)(
+        pytorch_backbone.params, {}, e2e_golden["images"]
+    )
+    _, scores, maps = run_e2e(pytorch_backbone, e2e_golden, {}, features)
+    check_e2e(e2e_golden, "stock_torch_decoupled_agg", scores, maps)
+    params = dict(zip(("normal", "abnormal"), train_golden["seg/init"], strict=True))
+    inputs = next(training_batches(e2e_golden, features))
+    _, gradients = training_step(pytorch_backbone, "seg")(pytorch_backbone.params, params, *inputs)
+    stacked = np.stack([gradients["normal"], gradients["abnormal"]])
+    close(stacked, train_golden["seg/grads_stock_torch"][0], SCORE_TOLERANCE)
 
 
 def test_features_and_prototypes(default_run, features, e2e_golden):
@@ -314,6 +328,15 @@ def test_extras_only_when_asked_for(backbone, e2e_golden, default_run, features)
     close(expected, e2e_golden["decoupled_agg/global1_probs"], SCORE_TOLERANCE)
     with pytest.raises(UserError, match="'atention'"):
         method.score(*arguments, extras=("atention",))
+
+
+def test_scores_are_float32_whatever_the_tower(backbone, e2e_golden, default_run, features):
+    prototypes, scores, _ = default_run
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
+    arguments = (backbone.params, {}, prototypes, half, e2e_golden["class_ids"])
+    rounded = tipsomaly(backbone).score(*arguments)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
+    close(rounded.patches, scores.patches, 0.02)
 
 
 def test_the_temperature_can_be_set(backbone, e2e_golden, default_run, features):

@@ -18,7 +18,9 @@ def cosines(
 ) -> Float[Array, "b *n k"]:
     """Cosines between each image's features and its own k texts; neither has to be normalised."""
     flat = normalize(features).reshape(features.shape[0], -1, features.shape[-1])
-    values = jnp.einsum("bnd,bkd->bnk", flat, normalize(text))
+    # Full precision, since a small temperature multiplies the errors of an accelerator's default.
+    highest = jax.lax.Precision.HIGHEST
+    values = jnp.einsum("bnd,bkd->bnk", flat, normalize(text), precision=highest)
     return values.reshape(*features.shape[:-1], text.shape[1])
 
 

@@ -217,7 +217,7 @@ def _prototypes(
     def fixed() -> Float[Array, "c 2 d"]:
         return encode_pairs(backbone, frozen, FAMILIES[config.prompt_family], class_names)
 
-    if not params:
+    if not params or config.learning == "none":
         return Prototypes(*[fixed()] * 2)
     learned = encode_learned(frozen, params)
     learned = jnp.broadcast_to(learned, (len(class_names), *learned.shape))
