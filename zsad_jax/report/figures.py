@@ -20,7 +20,7 @@ INK = "#1b1f24"
 NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 LABELS = {0: "normal", 1: "anomalous"}
 PANEL_COLUMNS = 5
-PANEL_PIXELS = 640  # more of an image would not be seen in a panel
+PANEL_PIXELS = 480  # more of an image would not be seen in a panel
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -100,12 +100,12 @@ def score_histogram(scores: DatasetScores) -> "Figure":
     values = np.asarray(scores.scores, np.float64)
     bins = np.histogram_bin_edges(values, bins=24) if len(values) else np.linspace(0, 1, 25)
     with _style():
-        figure, panels = _category_panels(scores, height=1.75, sharex=True)
+        figure, panels = _category_panels(scores, aspect=0.83, sharex=True)
         for axes, name, members in panels:
             for label, colour, hatch in ((0, NORMAL, ""), (1, ANOMALOUS, "////")):
-                counts, _ = np.histogram(
-                    values[members & (np.asarray(scores.labels) == label)], bins
-                )
+                chosen = values[members & (np.asarray(scores.labels) == label)]
+                counts = np.histogram(chosen, bins)[0].astype(float)
+                counts[counts == 0] = np.nan  # no line along the axis
                 axes.stairs(counts, bins, fill=True, color=colour, alpha=0.35)
                 axes.stairs(
                     counts, bins, color=colour, linewidth=1.3, hatch=hatch, label=LABELS[label]
@@ -125,7 +125,7 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
 
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores, np.float64)
     with _style():
-        figure, panels = _category_panels(scores, height=2.1, both_labels=True)
+        figure, panels = _category_panels(scores, aspect=1.0, both_labels=True)
         for axes, name, members in panels:
             false_rate, true_rate, _ = roc_curve(labels[members], values[members])
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
@@ -171,7 +171,9 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
 def save_png(figure: "Figure", path: PathLike, *, dpi: int = 100) -> None:
     """Writes a figure as PNG, atomically; the same figure gives the same bytes."""
     with replaced(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
+        figure.savefig(
+            temporary, dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 4}
+        )
 
 
 def to_svg(figure: "Figure") -> str:
@@ -248,7 +250,7 @@ def _draw_colour_bar(figure: "Figure", axes: "list[Axes]", scale: tuple[float, f
 
 
 def _category_panels(
-    scores: DatasetScores, *, height: float, both_labels: bool = False, sharex: bool = False
+    scores: DatasetScores, *, aspect: float, both_labels: bool = False, sharex: bool = False
 ) -> "tuple[Figure, list[tuple[Axes, str, np.ndarray]]]":
     """A figure with one panel per category: axes, name, and which images belong to it."""
     categories = np.asarray(scores.categories)
@@ -256,9 +258,10 @@ def _category_panels(
     members = {name: categories == name for name in dict.fromkeys(scores.categories)}
     if both_labels:
         members = {name: of for name, of in members.items() if len(set(labels[of].tolist())) == 2}
-    columns = min(max(len(members), 1), PANEL_COLUMNS)
-    rows = max(-(-len(members) // columns), 1)
-    figure = _new_figure((max(2.1 * columns, 4.2), height * rows + 0.5))
+    rows = max(-(-len(members) // PANEL_COLUMNS), 1)
+    columns = max(-(-len(members) // rows), 1)
+    width = {1: 3.2, 2: 2.6, 3: 1.75}.get(columns, 2.1)  # up to three, two figures fit side by side
+    figure = _new_figure((width * columns, aspect * width * rows + 0.5))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel()
     for axes in grid[len(members) :]:
         axes.remove()

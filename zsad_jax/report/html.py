@@ -88,10 +88,10 @@ def _headlines(report: Report) -> str:
     tiles = []
     for metric, cell in zip(lines.metrics, line.cells, strict=True):
         if metric in HEADLINES:
-            tiles.append(_tile(names.METRICS[metric], _number(cell.ours), _beside(cell, "paper")))
-    tiles.append(
-        _tile("Images", f"{images:,}", f"{sum(not r.summary for r in lines.lines)} dataset(s)")
-    )
+            paper = f"paper {_beside(cell)}" if cell.paper else ""
+            tiles.append(_tile(names.METRICS[metric], _number(cell.ours), paper))
+    datasets = len({row["dataset"] for row in report.rows})
+    tiles.append(_tile("Images", f"{images:,}", _count(datasets, "dataset")))
     return f'<p class="soft">{escape(line.labels[0])}, percent</p><div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -130,28 +130,42 @@ def _table(table: tables.Table) -> str:
         entries += "".join(f'<td class="label">{escape(label)}</td>' for label in others)
         for cell in line.cells:
             spread = f" ± {cell.spread:.1f}" if cell.spread is not None else ""
-            beside = _beside(cell, table.compared)
+            beside = _beside(cell)
             small = f"<small>{beside}</small>" if beside else ""
             entries += f"<td>{_number(cell.ours)}{spread}{small}</td>"
         lines.append(f"<tr{' class=summary' if line.summary else ''}>{entries}</tr>")
     notes = "".join(f"<li>{escape(words)}</li>" for words in table.footnotes)
     notes = f'<ol class="notes">{notes}</ol>' if notes else ""
     return (
-        f'<div class="card"><table><caption>{escape(table.title)}</caption><thead><tr>{heads}</tr></thead>'
+        f'<div class="card"><table><caption>{escape(table.title)}</caption><thead>{_heads(table)}</thead>'
         f"<tbody>{''.join(lines)}</tbody></table>{notes}</div>"
     )
+
+
+def _heads(table: tables.Table) -> str:
+    """Two head rows: image and pixel level above, the metrics below."""
+    upper = "".join(
+        f'<th class="label" scope="col" rowspan="2">{escape(head)}</th>' for head in table.head
+    )
+    for level, name in names.METRIC_GROUPS.items():
+        count = sum(metric.startswith(level) for metric in table.metrics)
+        upper += f'<th scope="colgroup" colspan="{count}">{name}</th>'
+    lower = "".join(
+        f'<th scope="col">{escape(names.METRICS[metric].removeprefix("Image ").removeprefix("Pixel "))}</th>'
+        for metric in table.metrics
+    )
+    return f'<tr class="levels">{upper}</tr><tr>{lower}</tr>'
 
 
 def _number(value: float | None) -> str:
     return tables.UNDEFINED if value is None else f"{value:.1f}"
 
 
-def _beside(cell: tables.Cell, compared: str) -> str:
+def _beside(cell: tables.Cell) -> str:
     """The small second line of a cell: the paper's number, and the difference."""
     parts = []
     if cell.paper:
-        doubt = tables.DOUBT if cell.paper.suspicious else ""
-        parts.append(f"{compared} {cell.paper.percent:.1f}{doubt}")
+        parts.append(f"{cell.paper.percent:.1f}{tables.DOUBT if cell.paper.suspicious else ''}")
     if cell.difference is not None:
         parts.append(f"({tables.signed(cell.difference)})")
     return escape(" ".join(parts))
@@ -162,7 +176,7 @@ def _scores(report: Report) -> str:
     for scores in report.scores:
         name = names.dataset_name(scores.dataset)
         histogram = figures.score_histogram(scores)
-        parts.append(f"<h3>{escape(name)}</h3>")
+        parts.append(f'<h3>{escape(name)}</h3><div class="charts">')
         words = (
             f"Histograms of the image scores of {name}, normal and anomalous images, by category"
         )
@@ -171,6 +185,7 @@ def _scores(report: Report) -> str:
         if roc is not None:
             words = f"ROC curves of the image scores of {name} by category, with the area below in percent"
             parts.append(_chart(roc, words))
+        parts.append("</div>")
     return "".join(parts)
 
 
@@ -188,8 +203,8 @@ def _pictures(report: Report) -> str:
     datasets = list(dict.fromkeys(case.dataset for case in report.cases))
     limit = max(1, min(PICTURES_OF_A_KIND, PICTURES_IN_ALL // (4 * len(datasets))))
     parts = [
-        '<p class="legend">Left the image with its ground truth outlined, right the anomaly map over it.'
-        " All maps have the same colour scale.</p>",
+        '<p class="legend">From left to right: the image with its ground truth outlined, the anomaly'
+        " map, and the map over the image. All maps have the same colour scale.</p>",
         _colour_scale(report.map_scale),
     ]
     for dataset in datasets:
@@ -238,7 +253,9 @@ def _left_out(report: Report) -> str:
     parts = [f"<h3>Datasets</h3>{_definitions(skipped)}"] if skipped else []
     for dataset, faults in report.faults.items():
         if faults:
-            heading = f"{len(faults)} image(s) of {names.dataset_name(dataset)} could not be used"
+            heading = (
+                f"{_count(len(faults), 'image')} of {names.dataset_name(dataset)} could not be used"
+            )
             parts.append(f"<h3>{escape(heading)}</h3>{_definitions(faults)}")
     return "".join(parts)
 
@@ -275,6 +292,10 @@ def format_quantity(key: str, value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(str(entry) for entry in value)
     return tables.UNDEFINED if value is None else str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _words(key: str) -> str:

@@ -62,6 +62,8 @@ METRICS = {
     "pixel_aupro_200step": "AUPRO (200 steps)",
 }
 
+METRIC_GROUPS = {"image": "Image level", "pixel": "Pixel level"}
+
 COLUMNS = {
     "method": "Method",
     "variant": "Variant",

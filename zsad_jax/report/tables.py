@@ -26,6 +26,7 @@ PAPER_METRIC = {
     "pixel_aupro_200step": "pixel_aupro",
 }
 PAPER, MAIN_RESULT = "paper", "main result"  # what numbers are held against
+COUNTS = "Images (anomalous)"
 UNDEFINED = "–"
 DOUBT = "†"
 MINUS = "−"
@@ -104,10 +105,14 @@ def make_tables(
       notes: words on (dataset, category) that become footnotes.
     """
     notes = notes or {}
-    tables = [dataset_table(rows, notes)]
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        if any(row["dataset"] == dataset and row["category"] != MEAN for row in rows):
-            tables.append(category_table(dataset, rows, notes))
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    tables = [
+        category_table(dataset, rows, notes)
+        for dataset in datasets
+        if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
+    ]
+    if len(datasets) > 1 or not tables:
+        tables.insert(0, dataset_table(rows, notes))
     for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
         tables.append(comparison_table(dataset, rows, comparisons, notes))
     return tables
@@ -122,13 +127,15 @@ def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
     for row in means:
         members = [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
         words = [*notes.get((row["dataset"], MEAN), ()), *_words_on_members(members, "categories")]
+        if len(members) == 1:
+            words += notes.get((row["dataset"], members[0]["category"]), ())
         labels = (names.dataset_name(row["dataset"]), _counts(row))
         lines.append(Line(labels, _cells(row, metrics), footnotes.marks(words)))
     if len(means) > 1:
         cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
         marks = footnotes.marks(_words_on_members(means, "datasets"))
         lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
-    return _finish("Datasets", ("Dataset", "Images"), metrics, lines, footnotes)
+    return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
 
 def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
@@ -144,7 +151,7 @@ def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
         words += _words_on_members(members, "categories") if summary else []
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, _cells(row, metrics), footnotes.marks(words), summary))
-    return _finish(names.dataset_name(dataset), ("Category", "Images"), metrics, lines, footnotes)
+    return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
 
 
 def comparison_table(
@@ -152,31 +159,25 @@ def comparison_table(
 ) -> Table:
     """The main result of a dataset, and what it is compared with; differences are to the main result."""
     footnotes = _Footnotes()
-    is_mean = {"dataset": dataset, "category": MEAN}
     main, others = (
-        [row for row in group if all(row[key] == value for key, value in is_mean.items())]
+        [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
         for group in (rows, comparisons)
     )
-    shown = main + others
-    metrics = _metrics_to_show(shown)
-    head = tuple(key for key in names.COLUMNS if len({str(row[key]) for row in shown}) > 1)
-    reference = {metric: percent(main[0][metric]) for metric in metrics} if main else {}
-    marks = footnotes.marks(notes.get((dataset, MEAN), ()))
+    metrics = _metrics_to_show(main + others)
+    varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
+    words = [*notes.get((dataset, MEAN), ())]
     lines = []
-    for position, row in enumerate(shown):
-        label = "Main result" if position < len(main) else "Compared"
-        cells = tuple(
-            Cell(
-                percent(row[metric]),
-                reference=None if position < len(main) else reference.get(metric),
-            )
-            for metric in metrics
-        )
-        lines.append(Line((label, *(_label(key, row[key]) for key in head)), cells, marks))
-    lines += _seed_lines(others, head, metrics)
-    columns = ("", *(names.COLUMNS[key] for key in head))
+    for row in main:
+        cells = tuple(Cell(percent(row[metric])) for metric in metrics)
+        lines.append(Line((f"Main result: {_words(row, varied)}",), cells, footnotes.marks(words)))
+    for row in others:
+        against = main[0] if main else dict.fromkeys(row)
+        cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
+        differs = [key for key in varied if row[key] != against[key]]
+        lines.append(Line((_words(row, differs),), cells, footnotes.marks(words)))
+    lines += _seed_lines(others, metrics)
     title = f"{names.dataset_name(dataset)}: comparisons"
-    return Table(title, columns, metrics, tuple(lines), MAIN_RESULT, tuple(footnotes.words))
+    return Table(title, ("Setting",), metrics, tuple(lines), MAIN_RESULT, tuple(footnotes.words))
 
 
 def to_markdown(table: Table) -> str:
@@ -288,7 +289,7 @@ def _member_name(row: Row, what: str) -> str:
     return names.category_name(row["category"])
 
 
-def _seed_lines(rows: Sequence[Row], head: Sequence[str], metrics: Sequence[str]) -> list[Line]:
+def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
     """Mean and standard deviation over rows that differ by nothing but their seed."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -303,10 +304,26 @@ def _seed_lines(rows: Sequence[Row], head: Sequence[str], metrics: Sequence[str]
             values = [100 * row[metric] for row in group if row[metric] is not None]
             spread = round(float(np.std(values, ddof=1)), 1) if len(values) > 1 else None
             cells.append(Cell(_mean_percent(group, metric), spread=spread))
-        shared = {key: {_label(key, row[key]) for row in group} for key in head}
-        labels = [next(iter(values)) if len(values) == 1 else "" for values in shared.values()]
-        lines.append(Line((f"Mean ± std, {len(group)} seeds", *labels), tuple(cells), summary=True))
+        seeds = ", ".join(str(row["seed"]) for row in group)
+        lines.append(
+            Line((f"Mean ± standard deviation over seeds {seeds}",), tuple(cells), summary=True)
+        )
     return lines
+
+
+def _words(row: Row, columns: Sequence[str]) -> str:
+    """The given columns of a row in words."""
+    words = []
+    if not row["auxiliary"] and not row["checkpoint"]:
+        words.append("fixed prompts")
+        columns = [
+            key for key in columns if key not in ("auxiliary", "checkpoint", "epoch", "seed")
+        ]
+    shown = {"auxiliary": names.dataset_name, "method": names.method_name}
+    for key in columns:
+        value = UNDEFINED if row[key] in (None, "") else shown.get(key, str)(row[key])
+        words.append(f"{names.COLUMNS[key].lower()} {value}")
+    return ", ".join(words) or "the same again"
 
 
 def _finish(
@@ -327,13 +344,7 @@ def _finish(
 
 
 def _counts(row: Row) -> str:
-    return f"{row['n_images']} ({row['n_anomalous']} anomalous)"
-
-
-def _label(key: str, value: object) -> str:
-    if value is None or value == "":
-        return UNDEFINED
-    return names.method_name(str(value)) if key == "method" else str(value)
+    return f"{row['n_images']} ({row['n_anomalous']})"
 
 
 def _cell_text(cell: Cell) -> str:

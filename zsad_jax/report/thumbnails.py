@@ -6,20 +6,21 @@ import io
 import numpy as np
 
 from zsad_jax.report.base import Case
-from zsad_jax.report.pictures import Picture, draw_outline, overlay, shrink
+from zsad_jax.report.pictures import Picture, colourise, draw_outline, overlay, shrink
 
-LONGEST_SIDE = 320  # of one picture, in pixels
+LONGEST_SIDE = 260  # of one picture, in pixels
 GAP = 4
 
 
 def case_strip(case: Case, *, scale: tuple[float, float]) -> Picture:
-    """Image with the ground truth outlined, and overlay, side by side."""
+    """Image with the ground truth outlined, anomaly map and overlay, side by side."""
     image = shrink(case.image, LONGEST_SIDE)
+    heat = colourise(case.anomaly_map, scale=scale, size=image.shape[:2])
     over = overlay(image, case.anomaly_map, scale=scale)
     if case.mask is not None and np.any(case.mask):
         image = draw_outline(image, case.mask)
     gap = np.full((image.shape[0], GAP, 3), 128, np.uint8)
-    return np.concatenate([image, gap, over], axis=1)
+    return np.concatenate([image, gap, heat, gap, over], axis=1)
 
 
 def data_uri(case: Case, *, scale: tuple[float, float]) -> str:

@@ -85,9 +85,10 @@ def write_figures(folder: PathLike, report: Report) -> None:
 def figure_name(case: Case) -> str:
     """The name of a case's heat-map figure: category, then what its file name adds to that."""
     path = pathlib.PurePosixPath(case.file_name.replace("\\", "/"))
-    parts = [
-        part for part in (*path.parent.parts, path.name) if part not in (case.category, "/", "..")
-    ]
+    name = path.name.removesuffix(
+        ".png"
+    )  # other suffixes stay: 1.jpg and 1.tif may lie side by side
+    parts = [part for part in (*path.parent.parts, name) if part not in (case.category, "/", "..")]
     return re.sub(r"[^\w.-]+", "-", "_".join([case.category, *parts]).strip("_")) + ".png"
 
 
