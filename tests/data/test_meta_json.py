@@ -131,6 +131,8 @@ def test_no_file(tmp_path):
 
 def test_open_by_name_and_by_description(root, tmp_path):
     assert not is_available("mpdd", tmp_path)
+    with pytest.raises(UserError, match=r"mpdd.*meta\.json"):
+        open_dataset("mpdd", tmp_path)
     root.rename(tmp_path / "MPDD")  # the folder of the copy that circulates
     check_available("mpdd", tmp_path)
     dataset = open_dataset("mpdd", tmp_path)
@@ -145,3 +147,16 @@ def test_open_by_name_and_by_description(root, tmp_path):
         open_dataset(described | {"colour": "red"}, tmp_path)
     with pytest.raises(UserError, match="A dataset is a name"):
         open_dataset({}, tmp_path)
+
+
+def test_synthetic_by_name(tmp_path):
+    dataset = open_dataset("synthetic_target", tmp_path)
+    assert dataset.name == "synthetic_target"
+    assert is_available("synthetic_target", tmp_path)
+    with pytest.raises(UserError, match="takes no options"):
+        open_dataset("synthetic_target", tmp_path, prompt_names={})
+
+
+def test_a_benchmark_that_is_not_prepared_says_how(tmp_path):
+    with pytest.raises(UserError, match=r"python -m zsad_jax\.data prepare visa"):
+        check_available("visa", tmp_path)

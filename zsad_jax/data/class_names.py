@@ -12,7 +12,7 @@ DESCRIPTIVE = {
         "pcb3": "printed circuit board",
         "pcb4": "printed circuit board",
     },
-    "btad": {"01": "metal", "02": "wood", "03": "metal"},
+    "btad": {"01": "metal1", "02": "wood", "03": "metal2"},
     "ksdd": {"SDD": "electrical commutators", "ksdd": "electrical commutators"},
     "headct": {"headct": "brain"},
     "brainmri": {"brain_mri": "brain", "brainmri": "brain"},

@@ -26,7 +26,7 @@ from zsad_jax.data.preprocess import (
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
-MIN_IMAGES_FOR_WORKERS = 256
+MIN_IMAGES_FOR_WORKERS = 512
 MAX_THREADS = 4
 TEXTS = ("file_names", "faults", "notes")  # the fields of a batch that are no arrays
 

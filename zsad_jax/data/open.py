@@ -87,7 +87,12 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         raise UserError(f"There is no folder {_described_path(spec)}.")
     from zsad_jax.data import builders
 
-    raise UserError(builders.how_to_prepare(spec, data_dir))
+    if spec in builders.names():
+        raise UserError(f"{builders.how_to_prepare(spec, data_dir)}.")
+    raise UserError(
+        f"There is no dataset {spec!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
+        f" folder with a meta.json, as {pathlib.Path(data_dir, spec)}."
+    )
 
 
 def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:

@@ -261,6 +261,8 @@ def _describe_depth(image: Image.Image) -> str:
 def _describe_error(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * MAX_PIXELS} pixels; cut it into tiles"
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
     if isinstance(error, Image.UnidentifiedImageError):
         return f"it is not an image (known are {', '.join(FORMATS)})"
     return f"the file is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
