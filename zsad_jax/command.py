@@ -43,9 +43,9 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
-            fail(f"{error}; see python -m {module} --help.")
-        except FileNotFoundError as error:
-            fail(f"The config file {error.filename} does not exist; try configs/tipsomaly.py:demo.")
+            fail(f"{_flag_mistake(error)}; see python -m {module} --help.")
+        except OSError as error:
+            fail(_missing_config(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             fail(_config_mistake(argv, error))
 
@@ -62,7 +62,10 @@ def read_experiment() -> Experiment:
         raise UserError(
             "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
         )
-    return from_config(_CONFIG.value)
+    try:
+        return from_config(_CONFIG.value)
+    except OSError as error:  # a file that cannot be loaded shows itself when it is first used
+        raise UserError(_missing_config(error)) from error
 
 
 def config_file() -> str:
@@ -70,16 +73,26 @@ def config_file() -> str:
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
 
 
+def _flag_mistake(error: flags.Error) -> str:
+    """What is wrong with a flag, of a traceback only its last line: what the config file says."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
+
+
+def _missing_config(error: OSError) -> str:
+    reason = str(error).strip().splitlines()[-1].strip()
+    return f"The config file cannot be loaded ({reason}); try --config configs/tipsomaly.py:demo."
+
+
 def _config_mistake(argv: list[str], error: Exception) -> str:
     """One sentence on what is wrong with the config or its overrides."""
-    keys = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
-    said = str(error.args[0] if error.args else error)  # str(KeyError) is a repr
+    keys = [arg[len("--config.") :].split("=")[0] for arg in argv if arg.startswith("--config.")]
+    said = str(error).replace("\\", "")  # the text of a KeyError is quoted, once or twice
     missing = re.search(r"[\"'](\w+)[\"']", said)
-    wrong = next((key for key in keys if missing and key.split(".")[-1] == missing[1]), None)
+    wrong = next((key for key in keys if missing and missing[1] in key.split(".")), None)
     if isinstance(error, AttributeError | KeyError) and wrong:
-        known = list(Experiment.__dataclass_fields__)
-        near = difflib.get_close_matches(wrong.split(".")[0], known, n=1)
-        return f"config.{wrong} does not exist" + (
-            f"; did you mean config.{near[0]}?" if near else "."
-        )
-    return f"The config cannot be read: {said.splitlines()[0]}."
+        known = [f"config.{name}" for name in Experiment.__dataclass_fields__]
+        first = f"config.{wrong.split('.')[0]}"
+        near = [] if first in known else difflib.get_close_matches(first, known, n=1)
+        return f"config.{wrong} does not exist" + (f"; did you mean {near[0]}?" if near else ".")
+    return f"The config cannot be read: {str(error).splitlines()[0]}."
