@@ -10,7 +10,13 @@ from PIL import Image
 
 from zsad_jax.data.base import Sample, Samples
 from zsad_jax.data.loader import load_batches
-from zsad_jax.data.preprocess import Preprocess, decode_image, decode_mask, resize_image, resize_mask
+from zsad_jax.data.preprocess import (
+    Preprocess,
+    decode_image,
+    decode_mask,
+    resize_image,
+    resize_mask,
+)
 
 PREPROCESS = Preprocess(image_size=24)
 
@@ -93,8 +99,16 @@ def test_faults_stay_in_their_row(dataset, tmp_path):
     samples = [
         good,
         Sample(image=str(tmp_path / "text.png"), category="a", file_name="text.png"),
-        Sample(image=good.image, mask=png(np.ones((30, 41), np.uint8)), has_mask=True, label=1, category="a"),
-        Sample(image=good.image, mask=b"junk", has_mask=True, label=1, category="a", file_name="m.png"),
+        Sample(
+            image=good.image,
+            mask=png(np.ones((30, 41), np.uint8)),
+            has_mask=True,
+            label=1,
+            category="a",
+        ),
+        Sample(
+            image=good.image, mask=b"junk", has_mask=True, label=1, category="a", file_name="m.png"
+        ),
         Sample(image=str(tmp_path / "gone.png"), category="a", file_name="gone.png"),
         good,
     ]
