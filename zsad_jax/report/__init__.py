@@ -3,7 +3,7 @@
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import choose_cases
 from zsad_jax.report.curves import CurveWriter, read_curves
-from zsad_jax.report.figures import gallery, heatmap_figure
+from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay
 from zsad_jax.report.published import PublishedNumber, published_numbers
 from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row

@@ -1,4 +1,4 @@
-"""Figures: heat maps, score histograms, ROC curves, training curves. No pyplot, so no global state."""
+"""Charts: score histograms, ROC curves, training curves. No pyplot, so no global state."""
 
 import contextlib
 import io
@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from zsad_jax.files import PathLike, replaced
-from zsad_jax.report import names, pictures
-from zsad_jax.report.base import Case, DatasetScores
+from zsad_jax.report import names
+from zsad_jax.report.base import DatasetScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +19,6 @@ INK = "#1b1f24"
 NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 LABELS = {0: "normal", 1: "anomalous"}
 PANEL_COLUMNS = 5
-PANEL_PIXELS = 480  # more of an image would not be seen in a panel
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -40,66 +38,27 @@ STYLE: Any = {
 }
 
 
-def heatmap_figure(
-    image: pictures.Picture,
-    anomaly_map: Float[np.ndarray, "h w"],
-    mask: Bool[np.ndarray, "mh mw"] | None = None,
-    *,
-    scale: tuple[float, float],
-    file_name: str,
-    score: float,
-    label: int | None = None,
-    title: str = "",
-) -> "Figure":
-    """Image, ground truth, map and overlay side by side, with the colour bar.
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The look of every figure, in force while one is made or written."""
+    import matplotlib
 
-    Args:
-      image: the image.
-      anomaly_map: its map, at any resolution.
-      mask: its ground truth, at any resolution; None where there is none.
-      scale: (low, high) of the colours, the same for every figure of a report.
-      file_name, score, label: written above; label None = unknown.
-      title: further words, the dataset and category say.
-    """
-    heading = " · ".join(
-        part for part in (title, file_name, f"score {score:.3f}", _label_words(label)) if part
-    )
-    with _style():
-        figure = _new_figure((11.4, 3.3))
-        axes = figure.subplots(1, 4)
-        _draw_panels(axes, image, anomaly_map, mask, scale=scale, label=label)
-        _draw_colour_bar(figure, list(axes), scale)
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=10)
-    return figure
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
-def gallery(cases: Sequence[Case], *, scale: tuple[float, float], title: str = "") -> "Figure":
-    """Several cases below each other on one colour scale: image, ground truth, map, overlay."""
-    with _style():
-        figure = _new_figure((11.4, 0.4 + 2.9 * len(cases)))
-        grid = figure.subplots(len(cases), 4, squeeze=False)
-        for row, (case, axes) in enumerate(zip(cases, grid, strict=True)):
-            _draw_panels(
-                axes,
-                case.image,
-                case.anomaly_map,
-                case.mask,
-                scale=scale,
-                label=case.label,
-                titles=row == 0,
-            )
-            axes[0].set_ylabel(f"{names.category_name(case.category)}\nscore {case.score:.3f}")
-        _draw_colour_bar(figure, grid.ravel().tolist(), scale)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
+def new_figure(inches: tuple[float, float], *, layout: Any = "constrained") -> "Figure":
+    """An empty figure that belongs to no window and no global list."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, layout=layout)
 
 
 def score_histogram(scores: DatasetScores) -> "Figure":
     """Image scores of normal and anomalous images, a panel per category, on common bins."""
     values = np.asarray(scores.scores, np.float64)
     bins = np.histogram_bin_edges(values, bins=24) if len(values) else np.linspace(0, 1, 25)
-    with _style():
+    with style():
         figure, panels = _category_panels(scores, aspect=0.83, sharex=True)
         for axes, name, members in panels:
             for label, colour, hatch in ((0, NORMAL, ""), (1, ANOMALOUS, "////")):
@@ -124,7 +83,7 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
     from sklearn.metrics import auc, roc_curve
 
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores, np.float64)
-    with _style():
+    with style():
         figure, panels = _category_panels(scores, aspect=1.0, both_labels=True)
         for axes, name, members in panels:
             false_rate, true_rate, _ = roc_curve(labels[members], values[members])
@@ -152,10 +111,10 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
         return None
-    with _style():
+    with style():
         columns = min(len(curves), 4)
         rows = -(-len(curves) // columns)
-        figure = _new_figure((2.9 * columns, 2.2 * rows))
+        figure = new_figure((2.9 * columns, 2.2 * rows))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, points) in zip(grid, curves.items(), strict=False):
             steps, values = np.asarray(points, np.float64).T
@@ -179,74 +138,12 @@ def save_png(figure: "Figure", path: PathLike, *, dpi: int = 100) -> None:
 def to_svg(figure: "Figure") -> str:
     """A figure as an SVG element that takes its ink from the page (`currentColor`), without background."""
     text = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(
             text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor").strip()
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _new_figure(inches: tuple[float, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=inches, layout="constrained")
-
-
-def _label_words(label: int | None) -> str:
-    return "" if label is None else LABELS[label]
-
-
-def _draw_panels(
-    axes: "Sequence[Axes]",
-    image: pictures.Picture,
-    anomaly_map: np.ndarray,
-    mask: np.ndarray | None,
-    *,
-    scale: tuple[float, float],
-    label: int | None,
-    titles: bool = True,
-) -> None:
-    """Draws one image into four axes."""
-    image = pictures.shrink(image, PANEL_PIXELS)
-    size = image.shape[:2]
-    mask = mask if mask is not None and np.any(mask) else None
-    over = pictures.overlay(image, anomaly_map, scale=scale)
-    truth = None if mask is None else pictures.draw_outline(image, mask)
-    panels = (
-        ("image", image),
-        ("ground truth", truth),
-        ("anomaly map", pictures.colourise(anomaly_map, scale=scale, size=size)),
-        ("overlay", over if mask is None else pictures.draw_outline(over, mask)),
-    )
-    for panel, (name, picture) in zip(axes, panels, strict=True):
-        panel.set_xticks([])
-        panel.set_yticks([])
-        panel.spines[:].set_visible(False)
-        if titles:
-            panel.set_title(name)
-        panel.imshow(np.full((*size, 3), 235, np.uint8) if picture is None else picture)
-    if mask is None:
-        words = "normal" if label == 0 else "no mask"
-        axes[1].text(
-            0.5, 0.5, words, transform=axes[1].transAxes, ha="center", va="center", color="#555555"
-        )
-
-
-def _draw_colour_bar(figure: "Figure", axes: "list[Axes]", scale: tuple[float, float]) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    colours = ScalarMappable(Normalize(*scale), pictures.COLOUR_MAP)
-    figure.colorbar(colours, ax=axes, label="anomaly map", fraction=0.05, pad=0.01, aspect=30)
 
 
 def _category_panels(
@@ -261,7 +158,7 @@ def _category_panels(
     rows = max(-(-len(members) // PANEL_COLUMNS), 1)
     columns = max(-(-len(members) // rows), 1)
     width = {1: 3.2, 2: 2.6, 3: 1.75}.get(columns, 2.1)  # up to three, two figures fit side by side
-    figure = _new_figure((width * columns, aspect * width * rows + 0.5))
+    figure = new_figure((width * columns, aspect * width * rows + 0.5))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel()
     for axes in grid[len(members) :]:
         axes.remove()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from zsad_jax.files import PathLike, write_text
-from zsad_jax.report import figures, names, tables
+from zsad_jax.report import figures, heatmaps, names, tables
 from zsad_jax.report.base import Case, Report
 
 DEMONSTRATION = "Demonstration model, not for decisions."
@@ -59,7 +59,7 @@ def write_figures(folder: PathLike, report: Report) -> None:
     folder = pathlib.Path(folder)
     for case in report.cases:
         words = [DEMONSTRATION if report.demonstration else "", names.dataset_name(case.dataset)]
-        figure = figures.heatmap_figure(
+        figure = heatmaps.heatmap_figure(
             case.image,
             case.anomaly_map,
             case.mask,
