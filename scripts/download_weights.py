@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from absl import logging
-
+from zsad_jax import command
 from zsad_jax.backbones import released as backbones
+from zsad_jax.console import log_plainly
 from zsad_jax.errors import UserError
 from zsad_jax.methods import released as prompts
 
@@ -21,19 +21,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="show all names and what is here")
     options = parser.parse_args(arguments)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
     if not options.names and not options.list:
         parser.error("give a name, or --list")
-    try:
+    log_plainly()
+
+    def body() -> None:
         if options.list:
             show(options.lineage)
         for name in options.names:
             fetch(name, options.lineage)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return command.guarded(body)
 
 
 def show(lineage: str) -> None:

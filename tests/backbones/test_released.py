@@ -124,5 +124,7 @@ def test_the_command_of_an_error_message_works(published, capsys):
     assert released.missing_files("tips-s14-hr", "pytorch") == []
     assert main(["--list"]) == 0
     assert "tipsomaly-l14-hr-visa-epoch2" in capsys.readouterr().out
-    assert main(["nonsense"]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["nonsense"])
+    assert end.value.code == 2
     assert "'nonsense' is unknown" in capsys.readouterr().err

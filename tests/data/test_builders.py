@@ -29,6 +29,14 @@ from zsad_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def run(*arguments):
+    """The command's exit code."""
+    try:
+        return command.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path / "home"))
@@ -246,8 +254,8 @@ def visa_server(visa_folder, tmp_path, monkeypatch):
 
 
 def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
-    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 0
-    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 0
+    assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 0
+    assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 0
     assert visa_server.count == 1
     printed = capsys.readouterr().out
     assert "prepared already" in printed
@@ -257,10 +265,10 @@ def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
 
 def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, capsys):
     visa_server.content = visa_server.content[:-1] + b"x"
-    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 2
+    assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 2
     assert "SHA-256" in capsys.readouterr().err
     visa_server.status = 404
-    assert command.main(["prepare", "visa", "--data_dir", str(tmp_path / "data")]) == 2
+    assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 2
     place = tmp_path / "data" / "downloads" / "VisA_20220922.tar"
     assert (
         f"404 Not Found): fetch it by other means and put it at {place}" in capsys.readouterr().err
@@ -270,7 +278,7 @@ def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, 
 
 
 def test_mvtec_without_a_source_says_what_to_fetch(tmp_path, capsys):
-    assert command.main(["prepare", "mvtec_ad", "--data_dir", str(tmp_path / "data")]) == 2
+    assert run("prepare", "mvtec_ad", "--data_dir", tmp_path / "data") == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "mvtec_anomaly_detection.tar.xz (4.9 GB) from https://www.mvtec.com" in message
@@ -292,8 +300,7 @@ def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatc
         (tmp_path / "else" / "readme.txt").write_text("x")
         pack(tmp_path / "else", source, "w")
         with_digest(monkeypatch, MvtecAd, source)
-    arguments = ["prepare", "mvtec_ad", "--data_dir", str(tmp_path / "d"), "--source", str(source)]
-    assert command.main(arguments) == 2
+    assert run("prepare", "mvtec_ad", "--data_dir", tmp_path / "d", "--source", source) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert str(source) in message
@@ -336,11 +343,8 @@ def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path,
     save(mask_of(1, size=(5, 5)), bottle / "ground_truth/combined/000_mask.png")
     save(Image.new("L", (12, 9)), mvtec_folder / "metal_nut/ground_truth/combined/000_mask.png")
     (mvtec_folder / "metal_nut/ground_truth/broken_large/000_mask.png").write_text("no image")
-    data = str(tmp_path / "data")
-    assert (
-        command.main(["prepare", "mvtec_ad", "--data_dir", data, "--source", str(bottle.parent)])
-        == 0
-    )
+    data = tmp_path / "data"
+    assert run("prepare", "mvtec_ad", "--data_dir", data, "--source", mvtec_folder) == 0
     printed = capsys.readouterr().out
     for file_name, reason in [
         ("bottle/test/good/000.png", "damaged"),

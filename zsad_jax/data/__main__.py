@@ -5,15 +5,14 @@ import os
 import pathlib
 import sys
 
-from absl import logging
-
-from zsad_jax.errors import UserError
+from zsad_jax import command
+from zsad_jax.console import log_plainly
 
 FAULTS_SHOWN = 50
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code (2: the user has something to mend)."""
+    """Runs the command; returns the exit code. A mistake of the user's ends it with code 2."""
     parser = argparse.ArgumentParser(prog="python -m zsad_jax.data")
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write a benchmark from its official files")
@@ -26,19 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--workers", type=int, default=os.cpu_count() or 1, help="threads that decode and check"
     )
     options = parser.parse_args(arguments)
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    try:
-        _prepare(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    log_plainly()
+    return command.guarded(lambda: _prepare(options))
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    import tensorflow_datasets as tfds
+
     from zsad_jax.data import builders
 
+    tfds.disable_progress_bar()  # ours shows how much is left
     benchmark = builders.find_benchmark(options.name)
     data_dir = pathlib.Path(options.data_dir or builders.default_data_dir())
     builder = benchmark(data_dir=data_dir)

@@ -163,6 +163,12 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             disable_shuffling=True,
         )
 
+    def _log_download_bytes(self) -> None:
+        """Says nothing: the sizes that tensorflow-datasets would print are unknown to it."""
+
+    def _log_download_done(self) -> None:
+        """Says nothing: the command tells where the dataset lies."""
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if self._root is None:
             raise RuntimeError("download_and_prepare is what finds the files.")
