@@ -131,12 +131,13 @@ def test_two_steps_of_training_and_an_evaluation(backbone, e2e_golden, factory):
     optimizer = optax.adam(1e-3)
     state = optimizer.init(params)
     step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
-    seen = method.features(frozen, params, images) if method.cacheable else images
+    seen = jax.jit(method.features)(frozen, params, images) if method.cacheable else images
+    update = jax.jit(optimizer.update)
     losses = []
     for _ in range(3):
         (loss, _), gradients = step(frozen, params, seen, batch)
         losses.append(float(loss))
-        updates, state = optimizer.update(gradients, state)
+        updates, state = update(gradients, state)
         params = optax.apply_updates(params, updates)
     assert losses[2] < losses[0]
 
