@@ -68,7 +68,7 @@ def _hints(cls: Hashable) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value fits an annotation made of plain types, Literal, unions and tuple[x, ...]."""
+    """Whether a value fits an annotation: plain types, Literal, unions, tuple[x, ...] and mappings."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
@@ -82,7 +82,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return hint is bool
     if hint is float:
         return isinstance(value, int | float)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def _describe(hint: Any) -> str:
@@ -93,5 +93,7 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(arg) for arg in args)
     if origin is tuple:
         return f"a tuple of {_describe(args[0])}"
+    if origin is Mapping:
+        return "names with their values"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
     return "None" if hint is type(None) else names.get(hint, str(hint))
