@@ -116,7 +116,8 @@ def _described_path(spec: Mapping[str, Any]) -> Any:
 
 def _is_prepared(name: str, data_dir: PathLike) -> bool:
     """Whether tensorflow-datasets has written it: `<data_dir>/<name>/<version>/dataset_info.json`."""
-    return any(pathlib.Path(data_dir, name).glob("*/dataset_info.json"))
+    # Unfinished preparations lie in incomplete.* beside the versions.
+    return any(pathlib.Path(data_dir, name).glob("[0-9]*/dataset_info.json"))
 
 
 def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
