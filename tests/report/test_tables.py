@@ -3,43 +3,23 @@ import io
 
 import pytest
 
-from zsad_jax.report import RESULT_COLUMNS, result_row, tables
+from zsad_jax.report import tables
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
-
-
-def make_row(dataset, category="mean", **fields):
-    values = dict.fromkeys(RESULT_COLUMNS, 0.5) | {
-        "method": "tipsomaly",
-        "variant": "",
-        "backbone": "tips-nano",
-        "auxiliary": "visa",
-        "checkpoint": "trained",
-        "seed": 0,
-        "epoch": 2,
-        "class_name": "object",
-        "prompt_family": "industrial",
-        "image_size": 518,
-        "sigma": 4.0,
-        "image_score": "first",
-        "n_images": 10,
-        "n_anomalous": 4,
-    }
-    return result_row(**values | {"dataset": dataset, "category": category} | fields)
 
 
 def cell_of(table, line, metric):
     return table.lines[line].cells[table.metrics.index(metric)]
 
 
-def test_paper_stands_beside_ours_and_the_difference_fits_what_is_shown():
+def test_paper_stands_beside_ours_and_the_difference_fits_what_is_shown(make_row):
     table = tables.dataset_table([make_row("mvtec_ad", image_auroc=0.91249)], {})
     cell = cell_of(table, 0, "image_auroc")
     assert (cell.ours, cell.paper.percent, cell.difference) == (91.2, 93.4, -2.2)
     assert "91.2 (93.4, −2.2)" in tables.to_markdown(table)
 
 
-def test_papers_aupro_stands_beside_200_steps_only():
+def test_papers_aupro_stands_beside_200_steps_only(make_row):
     table = tables.dataset_table(
         [make_row("mvtec_ad", pixel_aupro=0.9, pixel_aupro_200step=0.85)], {}
     )
@@ -47,13 +27,13 @@ def test_papers_aupro_stands_beside_200_steps_only():
     assert cell_of(table, 0, "pixel_aupro_200step").difference == 1.0
 
 
-def test_200_steps_have_no_column_when_never_computed():
+def test_200_steps_have_no_column_when_never_computed(make_row):
     table = tables.dataset_table([make_row("visa", pixel_aupro_200step=None)], {})
     assert "pixel_aupro_200step" not in table.metrics
     assert "pixel_aupro" in table.metrics
 
 
-def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean():
+def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
     undefined = dict.fromkeys(PIXEL, float("nan"))
     rows = [
         make_row("visa", pixel_auroc=0.8),
@@ -66,28 +46,25 @@ def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean():
     assert cell_of(table, 3, "pixel_auroc").ours == 75.0
     assert "HeadCT [1]" in text
     assert "[1] No masks." in text
-    assert "mean over 2 of 3 datasets; undefined and left out: HeadCT." in text
+    assert "mean over 2 of 3 datasets, undefined for HeadCT." in text
     assert "| – |" in text
     assert "| 0.0" not in text
 
 
-def test_mean_over_categories_tells_what_it_leaves_out():
+def test_mean_over_categories_tells_what_it_leaves_out(make_row):
     rows = [make_row("visa", c, pixel_ap=v) for c, v in (("candle", 0.5), ("pipe_fryum", None))]
     table = tables.category_table("visa", [*rows, make_row("visa")], {})
     assert table.lines[-1].labels[0] == "Mean"
-    assert (
-        "Pixel AP: mean over 1 of 2 categories; undefined and left out: pipe fryum."
-        in table.footnotes
-    )
+    assert "Pixel AP: mean over 1 of 2 categories, undefined for pipe fryum." in table.footnotes
 
 
-def test_suspicious_numbers_carry_a_mark_and_the_reason():
+def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):
     text = tables.to_markdown(tables.dataset_table([make_row("btad", method="aprilgan")], {}))
     assert "60.8†" in text
     assert "† BTAD, Pixel AUROC: suspicious: other papers print about 89 / 69" in text
 
 
-def test_comparisons_say_what_differs_and_by_how_much():
+def test_comparisons_say_what_differs_and_by_how_much(make_row):
     main = make_row("visa", pixel_auroc=0.9)
     fixed = make_row("visa", pixel_auroc=0.85, auxiliary="", checkpoint="", epoch=None, seed=None)
     second = make_row("visa", image_score="second", pixel_auroc=0.9)
@@ -98,7 +75,7 @@ def test_comparisons_say_what_differs_and_by_how_much():
     assert cell_of(table, 1, "pixel_auroc").paper is None
 
 
-def test_seeds_get_mean_and_spread():
+def test_seeds_get_mean_and_spread(make_row):
     seeds = [make_row("visa", seed=s, image_auroc=v) for s, v in ((1, 0.80), (2, 0.84), (3, 0.88))]
     table = tables.comparison_table("visa", [make_row("visa")], seeds, {})
     assert table.lines[-1].labels[0].endswith("1, 2, 3")
@@ -106,14 +83,14 @@ def test_seeds_get_mean_and_spread():
     assert "84.0 ± 4.0" in tables.to_markdown(table)
 
 
-def test_one_dataset_with_categories_needs_one_table():
+def test_one_dataset_with_categories_needs_one_table(make_row):
     rows = [make_row("visa", name) for name in ("candle", "cashew", "mean")]
     assert [table.title for table in tables.make_tables(rows)] == ["VisA"]
     rows += [make_row("headct", name) for name in ("headct", "mean")]
     assert [table.title for table in tables.make_tables(rows)] == ["Datasets", "VisA"]
 
 
-def test_csv_holds_every_row_and_number():
+def test_csv_holds_every_row_and_number(make_row):
     rows = [make_row("mvtec_ad", image_auroc=0.9), make_row("headct", pixel_ap=None)]
     notes = {("headct", "mean"): ["No masks."]}
     text = tables.to_csv(rows, [make_row("mvtec_ad", seed=1)], notes, remark="Demonstration.")

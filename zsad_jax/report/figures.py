@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zsad_jax import metrics
 from zsad_jax.files import PathLike, replaced
 from zsad_jax.report import names
 from zsad_jax.report.base import DatasetScores
@@ -19,6 +20,7 @@ INK = "#1b1f24"
 NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 LABELS = {0: "normal", 1: "anomalous"}
 PANEL_COLUMNS = 5
+LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -32,6 +34,7 @@ STYLE: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "lines.linewidth": 1.2,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "zsad_jax",
@@ -80,17 +83,16 @@ def score_histogram(scores: DatasetScores) -> "Figure":
 
 def roc_figure(scores: DatasetScores) -> "Figure | None":
     """ROC curves of the image scores, a panel per category with both labels; None without any."""
-    from sklearn.metrics import auc, roc_curve
-
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores, np.float64)
     with style():
         figure, panels = _category_panels(scores, aspect=1.0, both_labels=True)
         for axes, name, members in panels:
-            false_rate, true_rate, _ = roc_curve(labels[members], values[members])
+            false_rate, true_rate = metrics.roc_curve(values[members], labels[members])
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
             axes.plot(false_rate, true_rate, color=NORMAL, linewidth=1.6)
             axes.fill_between(false_rate, true_rate, color=NORMAL, alpha=0.12, linewidth=0)
-            axes.set_title(f"{name}: {100 * auc(false_rate, true_rate):.1f}")
+            auroc = metrics.compute(values[members], labels[members])["image_auroc"]
+            axes.set_title(f"{name}: {100 * auroc:.1f}")
             axes.set(
                 xlim=(-0.02, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect=1
             )
@@ -102,13 +104,16 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
 
 
 def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
-    """The loss and its terms over the training steps, a panel each; None without a history."""
-    curves = {
-        name: [(line["step"], line[name]) for line in history if line.get(name) is not None]
+    """The loss and its terms over the training steps, a panel each; None without a history.
+
+    Where the steps start again, another training begins, with a line of its own.
+    """
+    trainings = _split_trainings(history)
+    curves = [
+        name
         for name in dict.fromkeys(name for line in history for name in line)
-        if name not in ("step", "epoch")
-    }
-    curves = {name: points for name, points in curves.items() if points}
+        if name not in ("step", "epoch") and any(line.get(name) is not None for line in history)
+    ]
     if not curves:
         return None
     with style():
@@ -116,15 +121,29 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
         rows = -(-len(curves) // columns)
         figure = new_figure((2.9 * columns, 2.2 * rows))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (name, points) in zip(grid, curves.items(), strict=False):
-            steps, values = np.asarray(points, np.float64).T
-            axes.plot(steps, values, color=NORMAL, linewidth=1.2)
+        for axes, name in zip(grid, curves, strict=False):
+            for number, lines in enumerate(trainings):
+                points = [line for line in lines if line.get(name) is not None]
+                steps, values = ([line[key] for line in points] for key in ("step", name))
+                colour, dashes = LINES[number % len(LINES)]
+                axes.plot(steps, values, dashes, color=colour, label=f"training {number + 1}")
             axes.set_title(name.replace("_", " "))
             axes.margins(x=0.01)
         for axes in grid[len(curves) :]:
             axes.remove()
+        if len(trainings) > 1:
+            grid[0].legend()
         figure.supxlabel("step", fontsize=9)
     return figure
+
+
+def _split_trainings(history: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    trainings: list[list[Mapping[str, Any]]] = []
+    for line in history:
+        if not trainings or line["step"] <= trainings[-1][-1]["step"]:
+            trainings.append([])
+        trainings[-1].append(line)
+    return trainings
 
 
 def save_png(figure: "Figure", path: PathLike, *, dpi: int = 100) -> None:

@@ -70,7 +70,7 @@ def _panels(
     scale: tuple[float, float],
     label: int | None,
 ) -> Panels:
-    image = pictures.shrink(image, PANEL_PIXELS)
+    image = pictures.fit(image, PANEL_PIXELS)
     over = pictures.overlay(image, anomaly_map, scale=scale)
     panels: Panels = [("image", image)]
     if mask is not None and np.any(mask):

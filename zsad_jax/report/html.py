@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from zsad_jax.report import figures, names, tables, thumbnails
+from zsad_jax.report import figures, names, tables, thumbnails, wording
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import group_cases, standing
 from zsad_jax.report.pictures import palette_stops
-from zsad_jax.report.rows import MEAN, Row
+from zsad_jax.report.rows import MEAN
 from zsad_jax.report.write import DEMONSTRATION
 
 HEADLINES = ("image_auroc", "pixel_auroc", "pixel_aupro")
@@ -46,26 +46,8 @@ def render_page(report: Report) -> str:
     )
 
 
-def describe(row: Row) -> str:
-    """A result's method, backbone and prompts in words."""
-    if row["auxiliary"]:
-        prompts = f"prompts learned on {names.dataset_name(row['auxiliary'])}"
-        prompts += f" (epoch {row['epoch']})" if row["epoch"] is not None else ""
-    else:
-        prompts = "fixed prompts, nothing learned"
-    parts = [
-        names.method_name(row["method"]),
-        f"backbone {row['backbone']}",
-        prompts,
-        f"{row['prompt_family']} wording" if row["prompt_family"] else "",
-        f"images of {row['image_size']} pixels" if row["image_size"] else "",
-        f"variant: {row['variant']}" if row["variant"] else "",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
 def _introduction(report: Report) -> str:
-    words = dict.fromkeys(describe(row) for row in report.rows)
+    words = dict.fromkeys(wording.describe(row) for row in report.rows)
     return "".join(f'<p class="soft">{escape(line)}</p>' for line in words)
 
 
@@ -261,47 +243,54 @@ def _left_out(report: Report) -> str:
 
 
 def _run(report: Report) -> str:
-    plain = [(key, value) for key, value in report.run.items() if not isinstance(value, Mapping)]
-    parts = [_definitions(plain)] if plain else []
+    plain = {key: value for key, value in report.run.items() if not isinstance(value, Mapping)}
+    parts = [_quantities(plain)] if plain else []
     for key, value in report.run.items():
         if isinstance(value, Mapping) and value:
-            parts.append(f"<h3>{escape(_words(key))}</h3>{_definitions(value.items())}")
+            name, unit = _split_unit(key)
+            parts.append(f"<h3>{escape(name)}</h3>{_quantities(value, unit)}")
     if report.config_text:
         config = escape(report.config_text.strip())
         parts.append(f"<details open><summary>Config</summary><pre>{config}</pre></details>")
     return "".join(parts)
 
 
-def _definitions(items: Iterable[tuple[str, Any]]) -> str:
-    pairs = ((escape(_words(key)), escape(format_quantity(key, value))) for key, value in items)
-    return f"<dl>{''.join(f'<dt>{key}</dt><dd>{value}</dd>' for key, value in pairs)}</dl>"
+def _quantities(values: Mapping[str, Any], unit: str = "") -> str:
+    named = (
+        (_split_unit(key)[0], format_quantity(key + unit, value)) for key, value in values.items()
+    )
+    return _definitions(named)
+
+
+def _definitions(items: Iterable[tuple[str, str]]) -> str:
+    pairs = (f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in items)
+    return f"<dl>{''.join(pairs)}</dl>"
 
 
 def format_quantity(key: str, value: Any) -> str:
     """A value of run.json for people: keys that end in "_seconds" or "_bytes" get a fitting unit."""
-    if isinstance(value, int | float) and key.endswith("_seconds"):
+    unit = _split_unit(key)[1]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if unit == "_seconds" and isinstance(value, int | float):
         if value < 120:
             return f"{value:.2f} s"
         return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
-    if isinstance(value, int | float) and key.endswith("_bytes"):
+    if unit == "_bytes" and isinstance(value, int | float):
         return f"{value / 2**30:.2f} GiB" if value >= 2**29 else f"{value / 2**20:.1f} MiB"
-    if isinstance(value, Mapping):
-        return ", ".join(
-            f"{_words(name)} {format_quantity(name, entry)}" for name, entry in value.items()
-        )
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(str(entry) for entry in value)
+        return (" " if key == "command" else ", ").join(str(entry) for entry in value)
     return tables.UNDEFINED if value is None else str(value)
+
+
+def _split_unit(key: str) -> tuple[str, str]:
+    """A key of run.json as words, and the unit at its end."""
+    unit = next((unit for unit in ("_seconds", "_bytes") if key.endswith(unit)), "")
+    return key.removesuffix(unit).replace("_", " "), unit
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _words(key: str) -> str:
-    for unit in ("_seconds", "_bytes"):
-        key = key.removesuffix(unit)
-    return key.replace("_", " ")
 
 
 def _anchor(name: str) -> str:

@@ -79,13 +79,14 @@ def draw_outline(image: Picture, mask: Bool[np.ndarray, "h w"]) -> Picture:
     return outlined
 
 
-def shrink(image: Picture, longest: int) -> Picture:
-    """The image with its longest side at most `longest` pixels, its aspect kept."""
+def fit(image: Picture, longest: int) -> Picture:
+    """The image with its longest side made `longest` pixels, its aspect kept."""
     from PIL import Image
 
-    picture = Image.fromarray(image)
-    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    height, width = (
+        max(round(side * longest / max(image.shape[:2])), 1) for side in image.shape[:2]
+    )
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def palette_stops(count: int) -> list[str]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from zsad_jax.metrics import AUPRO_200STEP, METRICS
+
 IDENTITY_COLUMNS = (
     "dataset",
     "category",
@@ -22,16 +24,7 @@ IDENTITY_COLUMNS = (
     "image_score",
 )
 COUNT_COLUMNS = ("n_images", "n_anomalous")
-METRIC_COLUMNS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_aupro",
-    "pixel_f1max",
-    "pixel_aupro_200step",
-)
+METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
 RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS
 MEAN = "mean"  # the category of a dataset's mean
 

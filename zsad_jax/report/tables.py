@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zsad_jax.report import names
+from zsad_jax.report import names, wording
 from zsad_jax.report.published import PublishedNumber, published_numbers
 from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
 
@@ -89,7 +89,7 @@ class _Footnotes:
         self.words: list[str] = []
 
     def marks(self, words: Iterable[str]) -> tuple[int, ...]:
-        unique = list(dict.fromkeys(words))
+        unique = wording.readable(dict.fromkeys(words))
         self.words += [word for word in unique if word not in self.words]
         return tuple(self.words.index(word) + 1 for word in unique)
 
@@ -126,14 +126,14 @@ def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
     lines = []
     for row in means:
         members = [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
-        words = [*notes.get((row["dataset"], MEAN), ()), *_words_on_members(members, "categories")]
+        words = _mean_notes(row["dataset"], members, notes)
         if len(members) == 1:
             words += notes.get((row["dataset"], members[0]["category"]), ())
         labels = (names.dataset_name(row["dataset"]), _counts(row))
         lines.append(Line(labels, _cells(row, metrics), footnotes.marks(words)))
     if len(means) > 1:
         cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
-        marks = footnotes.marks(_words_on_members(means, "datasets"))
+        marks = footnotes.marks(wording.words_on_members(means, "datasets"))
         lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
     return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
@@ -147,8 +147,11 @@ def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
     lines = []
     for row in members + [row for row in chosen if row["category"] == MEAN]:
         summary = row["category"] == MEAN
-        words = list(notes.get((dataset, row["category"]), ()))
-        words += _words_on_members(members, "categories") if summary else []
+        words = (
+            _mean_notes(dataset, members, notes)
+            if summary
+            else list(notes.get((dataset, row["category"]), ()))
+        )
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, _cells(row, metrics), footnotes.marks(words), summary))
     return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
@@ -169,12 +172,13 @@ def comparison_table(
     lines = []
     for row in main:
         cells = tuple(Cell(percent(row[metric])) for metric in metrics)
-        lines.append(Line((f"Main result: {_words(row, varied)}",), cells, footnotes.marks(words)))
+        label = f"Main result: {wording.describe_setting(row, varied)}"
+        lines.append(Line((label,), cells, footnotes.marks(words)))
     for row in others:
         against = main[0] if main else dict.fromkeys(row)
         cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
         differs = [key for key in varied if row[key] != against[key]]
-        lines.append(Line((_words(row, differs),), cells, footnotes.marks(words)))
+        lines.append(Line((wording.describe_setting(row, differs),), cells, footnotes.marks(words)))
     lines += _seed_lines(others, metrics)
     title = f"{names.dataset_name(dataset)}: comparisons"
     return Table(title, ("Setting",), metrics, tuple(lines), MAIN_RESULT, tuple(footnotes.words))
@@ -269,24 +273,10 @@ def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
     return percent(float(np.mean(defined))) if defined else None
 
 
-def _words_on_members(members: Sequence[Row], what: str) -> list[str]:
-    """A word on every mean that leaves undefined members out."""
-    left_out: dict[tuple[int, str], list[str]] = {}
-    for metric in _metrics_to_show(members):
-        undefined = [_member_name(row, what) for row in members if row[metric] is None]
-        if undefined and len(undefined) < len(members):
-            key = len(members) - len(undefined), ", ".join(undefined)
-            left_out.setdefault(key, []).append(names.METRICS[metric])
-    return [
-        f"{', '.join(metrics)}: mean over {count} of {len(members)} {what}; undefined and left out: {who}."
-        for (count, who), metrics in left_out.items()
-    ]
-
-
-def _member_name(row: Row, what: str) -> str:
-    if what == "datasets":
-        return names.dataset_name(row["dataset"])
-    return names.category_name(row["category"])
+def _mean_notes(dataset: str, members: Sequence[Row], notes: Notes) -> list[str]:
+    """The notes on a dataset's mean; without any, what its rows tell."""
+    given = notes.get((dataset, MEAN), ())
+    return list(given) or wording.words_on_members(members, "categories")
 
 
 def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
@@ -309,21 +299,6 @@ def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
             Line((f"Mean ± standard deviation over seeds {seeds}",), tuple(cells), summary=True)
         )
     return lines
-
-
-def _words(row: Row, columns: Sequence[str]) -> str:
-    """The given columns of a row in words."""
-    words = []
-    if not row["auxiliary"] and not row["checkpoint"]:
-        words.append("fixed prompts")
-        columns = [
-            key for key in columns if key not in ("auxiliary", "checkpoint", "epoch", "seed")
-        ]
-    shown = {"auxiliary": names.dataset_name, "method": names.method_name}
-    for key in columns:
-        value = UNDEFINED if row[key] in (None, "") else shown.get(key, str)(row[key])
-        words.append(f"{names.COLUMNS[key].lower()} {value}")
-    return ", ".join(words) or "the same again"
 
 
 def _finish(

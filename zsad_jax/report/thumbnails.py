@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from zsad_jax.report.base import Case
-from zsad_jax.report.pictures import Picture, colourise, draw_outline, overlay, shrink
+from zsad_jax.report.pictures import Picture, colourise, draw_outline, fit, overlay
 
 LONGEST_SIDE = 260  # of one picture, in pixels
 GAP = 4
@@ -14,7 +14,7 @@ GAP = 4
 
 def case_strip(case: Case, *, scale: tuple[float, float]) -> Picture:
     """Image with the ground truth outlined, anomaly map and overlay, side by side."""
-    image = shrink(case.image, LONGEST_SIDE)
+    image = fit(case.image, LONGEST_SIDE)
     heat = colourise(case.anomaly_map, scale=scale, size=image.shape[:2])
     over = overlay(image, case.anomaly_map, scale=scale)
     if case.mask is not None and np.any(case.mask):

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from zsad_jax.data.base import Fault
+from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
+
+
+@pytest.fixture
+def make_row():
+    def make(dataset, category="mean", **fields):
+        values = dict.fromkeys(RESULT_COLUMNS, 0.5) | {
+            "method": "tipsomaly",
+            "variant": "",
+            "backbone": "tips-nano",
+            "auxiliary": "visa",
+            "checkpoint": "trained",
+            "seed": 0,
+            "epoch": 2,
+            "class_name": "object",
+            "prompt_family": "industrial",
+            "image_size": 518,
+            "sigma": 4.0,
+            "image_score": "first",
+            "n_images": 10,
+            "n_anomalous": 4,
+        }
+        return result_row(**values | {"dataset": dataset, "category": category} | fields)
+
+    return make
+
+
+@pytest.fixture
+def scores():
+    """Two categories of four images; in "gear" the normal 2.png lies above the anomaly 1.png."""
+    return DatasetScores(
+        dataset="synthetic_target",
+        file_names=[f"{category}/{i}.png" for category in ("gear", "ring") for i in range(4)],
+        categories=["gear"] * 4 + ["ring"] * 4,
+        labels=np.array([0, 1, 0, 1, 0, 1, 0, 1]),
+        scores=np.array([0.1, 0.4, 0.5, 0.9, 0.2, 0.7, 0.3, 0.8]),
+    )
+
+
+@pytest.fixture
+def cases(scores):
+    rng = np.random.default_rng(0)
+    made = []
+    for i, name in enumerate(scores.file_names):
+        mask = np.zeros((40, 60), bool)
+        mask[10:20, 20:40] = scores.labels[i] == 1
+        made.append(
+            Case(
+                dataset=scores.dataset,
+                category=scores.categories[i],
+                file_name=name,
+                label=int(scores.labels[i]),
+                score=float(scores.scores[i]),
+                image=rng.integers(0, 256, (40, 60, 3)).astype(np.uint8),
+                anomaly_map=rng.random((10, 15)).astype(np.float32),
+                mask=mask,
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def report(make_row, scores, cases):
+    dataset = scores.dataset
+    return Report(
+        title="TIPSomaly <on> tips-nano",
+        rows=[make_row(dataset, category) for category in ("gear", "ring", "mean")],
+        comparisons=[make_row(dataset, variant="fixed prompts", auxiliary=None, checkpoint=None)],
+        notes={(dataset, "ring"): ["pixel_ap: no masks"]},
+        scores=[scores],
+        cases=cases,
+        history=[{"step": i, "epoch": 1, "loss": 1 / i} for i in range(1, 5)],
+        faults={dataset: [Fault("ring/<9>.png", "the file is truncated")]},
+        config_text='{"seed": 0}',
+        run={"total_seconds": 150.0, "peak_memory_bytes": 2**30, "parts_seconds": {"start": 1.5}},
+        demonstration=True,
+        skipped={"visa": "not prepared"},
+    )

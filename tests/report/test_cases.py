@@ -1,0 +1,49 @@
+import dataclasses
+
+import numpy as np
+
+from zsad_jax.report import choose_cases
+from zsad_jax.report.cases import group_cases, standing
+
+
+def test_every_category_gives_its_best_and_worst_of_either_label(scores):
+    assert choose_cases(scores) == [0, 1, 2, 3, 4, 5, 6, 7]
+    many = dataclasses.replace(
+        scores,
+        file_names=[str(i) for i in range(9)],
+        categories=["gear"] * 9,
+        labels=np.array([0, 0, 0, 1, 1, 1, 1, 1, 1]),
+        scores=np.array([3, 1, 2, 5, 9, 6, 4, 8, 7.0]),
+    )
+    assert choose_cases(many) == [0, 1, 4, 6]
+    assert choose_cases(many, per_category=2) == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_one_label_only_gives_that_label(scores):
+    anomalies = dataclasses.replace(scores, labels=np.ones(8, int))
+    assert choose_cases(anomalies) == [0, 3, 4, 7]
+
+
+def test_standing_counts_the_images_that_a_case_is_confused_with(cases, scores):
+    assert standing(cases[1], scores) == (1, 2)  # the anomaly at 0.4, below the normal at 0.5
+    assert standing(cases[2], scores) == (1, 2)
+    assert standing(cases[3], scores) == (0, 2)
+    assert standing(cases[3], None) == (0, 0)
+
+
+def test_groups_put_mistakes_first_and_show_no_case_twice(cases, scores):
+    groups = {
+        kind.heading: [c.file_name for c in group]
+        for kind, group in group_cases(cases, scores, limit=4)
+    }
+    assert groups["Anomalies with the lowest scores"][0] == "gear/1.png"
+    assert groups["Normal images with the highest scores"][0] == "gear/2.png"
+    assert groups["Anomalies with the highest scores"][0] == "gear/3.png"
+    assert groups["Normal images with the lowest scores"][0] == "gear/0.png"
+    shown = [name for names in groups.values() for name in names]
+    assert len(shown) == len(set(shown)) == 8
+
+
+def test_no_group_is_empty(cases, scores):
+    groups = group_cases([case for case in cases if case.label][:1], scores, limit=4)
+    assert [kind.heading for kind, _ in groups] == ["Anomalies with the lowest scores"]

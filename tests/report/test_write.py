@@ -1,0 +1,176 @@
+import base64
+import csv
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from zsad_jax.report import write_report
+from zsad_jax.report.html import PICTURES_IN_ALL, format_quantity, render_page
+from zsad_jax.report.write import DEMONSTRATION, figure_name
+
+VOID = {"meta", "img", "br"}
+
+
+class Checker(HTMLParser):
+    """Collects what a page refers to, and whether its elements are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.ids, self.anchors, self.tags = [], [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        self.sources += [values[key] for key in ("src", "srcset", "data") if key in values]
+        if tag == "a":
+            self.anchors.append(values["href"])
+        if tag == "section":
+            self.ids.append(values["id"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(report):
+    checker = Checker()
+    text = render_page(report)
+    checker.feed(text)
+    assert checker.open == []
+    return text, checker
+
+
+def test_page_needs_nothing_from_outside(page):
+    text, checker = page
+    assert all(source.startswith("data:image/jpeg;base64,") for source in checker.sources)
+    assert all(anchor.startswith("#") for anchor in checker.anchors)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in checker.tags}
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert [anchor[1:] for anchor in checker.anchors] == checker.ids
+
+
+def test_every_picture_says_what_it_shows(page):
+    _, checker = page
+    pictures = [values for tag, values in checker.tags if tag == "img"]
+    assert len(pictures) == 8
+    assert all("score" in values["alt"] for values in pictures)
+    charts = [values for tag, values in checker.tags if tag == "svg"]
+    assert len(charts) == 3
+    assert all(values["role"] == "img" and values["aria-label"] for values in charts)
+
+
+def test_pictures_decode(page):
+    _, checker = page
+    image = Image.open(io.BytesIO(base64.b64decode(checker.sources[0].partition(",")[2])))
+    assert image.width > 3 * image.height  # image, map and overlay of 60 x 40
+
+
+def test_page_escapes_and_tells_everything(page):
+    text, _ = page
+    assert "TIPSomaly &lt;on&gt; tips-nano" in text
+    assert "ring/&lt;9&gt;.png" in text
+    for words in (
+        DEMONSTRATION,
+        "the file is truncated",
+        "not prepared",
+        "2.5 min",
+        "1.00 GiB",
+        "1.50 s",
+    ):
+        assert words in text
+    assert "Pixel AP: no masks." in text
+    assert "fixed prompts" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_banner_only_for_demonstration_models(report):
+    assert DEMONSTRATION not in render_page(dataclasses.replace(report, demonstration=False))
+
+
+def test_pictures_are_limited_over_many_datasets(report, cases):
+    many = [dataclasses.replace(case, dataset=f"set{i}") for i in range(40) for case in cases]
+    text = render_page(dataclasses.replace(report, cases=many, scores=[]))
+    assert 0 < text.count("<img") <= max(PICTURES_IN_ALL, 4 * 40)
+
+
+def test_bare_report_is_still_a_page(report):
+    bare = dataclasses.replace(
+        report,
+        comparisons=(),
+        scores=(),
+        cases=(),
+        history=(),
+        faults={},
+        run={},
+        skipped={},
+        config_text="",
+    )
+    checker = Checker()
+    checker.feed(render_page(bare))
+    assert checker.ids == ["results"]
+
+
+def test_files_of_a_report(report, tmp_path):
+    write_report(tmp_path, report)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    expected = {"results.md", "results.csv", "report.html", "figures/training.png"}
+    folder = "figures/synthetic_target"
+    expected |= {f"{folder}/{name}.png" for name in ("score_histogram", "roc")}
+    expected |= {f"{folder}/{category}_{i}.png" for category in ("gear", "ring") for i in range(4)}
+    assert files == expected
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert markdown.startswith("# TIPSomaly <on> tips-nano\n\n> **Demonstration model")
+    assert "- VisA: not prepared" in markdown
+    assert "- synthetic_target/ring/<9>.png: the file is truncated" in markdown
+    rows = list(csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8")))
+    assert [row["table"] for row in rows] == ["main"] * 3 + ["comparison"]
+    assert all(row["notes"].startswith(DEMONSTRATION) for row in rows)
+
+
+def test_the_same_report_gives_the_same_bytes(report, tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        write_report(tmp_path / name, dataclasses.replace(report, cases=report.cases[:2]))
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        contents.append([path.read_bytes() for path in files])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("category", "file_name", "expected"),
+    [
+        ("bottle", "bottle/test/broken_large/000.png", "bottle_test_broken_large_000.png"),
+        ("brain", "yes/Y1 (2).JPG", "brain_yes_Y1-2-.JPG.png"),
+        ("", "../a.png", "a.png"),
+    ],
+)
+def test_figure_names(cases, category, file_name, expected):
+    assert (
+        figure_name(dataclasses.replace(cases[0], category=category, file_name=file_name))
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("x_seconds", 0.5, "0.50 s"),
+        ("x_seconds", 8000, "2.2 h"),
+        ("x_bytes", 2**20, "1.0 MiB"),
+        ("command", ["a", "b"], "a b"),
+        ("devices", ["a", "b"], "a, b"),
+        ("x", True, "yes"),
+        ("x", None, "–"),
+    ],
+)
+def test_quantities(key, value, words):
+    assert format_quantity(key, value) == words
