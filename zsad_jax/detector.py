@@ -61,31 +61,48 @@ class Detector:
         """Scores of images.
 
         Args:
-          images: [b, H, W, 3] or [H, W, 3], or a list of such images and of file paths. 8-bit, or
-            floating-point in [0, 1]; any size.
+          images: [b, H, W, 3] or [H, W, 3], or a list of such images [H, W, 3] and of file paths; each
+            of any size. Values are 8-bit, or floats in [0, 1], which are rounded to 8 bits.
 
         Raises:
-          UserError: an image cannot be read, or has the wrong shape or range.
+          UserError: an image cannot be read, or has the wrong shape, type or range.
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
-        elif isinstance(images, np.ndarray) and images.ndim == 3:
-            images = images[None]
+        elif isinstance(images, np.ndarray | jax.Array):
+            images = np.asarray(images)
+            if images.ndim not in (3, 4):
+                raise UserError(
+                    f"The images have the shape {images.shape}; give [height, width, 3], or several as"
+                    " [number, height, width, 3]."
+                )
+            images = images if images.ndim == 4 else images[None]
         if not len(images):
             raise UserError("There is no image to score; give at least one.")
         return self.predict_resized(np.stack([self.resize(image) for image in images]))
 
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
         """An image as the backbone wants it, still 8-bit."""
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray | jax.Array):
             import PIL.Image
 
-            opened = PIL.Image.fromarray(_as_8bit(image))
+            opened = PIL.Image.fromarray(_as_8bit(np.asarray(image)))
+        elif not isinstance(image, str | os.PathLike):
+            raise UserError(
+                f"An image is given as {type(image).__name__}; give an array or a file's path."
+            )
         else:
             opened, note = open_image(os.fspath(image))
             if note:
                 logging.info("%s: %s", image, note)
         return resize_image(opened, self.backbone.preprocess)
+
+    def compiled(self) -> "Detector":
+        """The same, compiled ahead of the first image."""
+        size = self.backbone.preprocess.image_size
+        images = np.zeros((self.batch_size, size, size, 3), np.uint8)
+        lowered = self.scorer.lower(*self._arguments(images))  # type: ignore[attr-defined]
+        return dataclasses.replace(self, scorer=lowered.compile())
 
     def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
         """Scores of images that `resize` made."""
@@ -95,16 +112,15 @@ class Detector:
             batch = images[start : start + size]
             padded = np.zeros((size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
-            [(image_scores, anomaly_maps)] = self.scorer(
-                self.backbone.params,
-                [self.params],
-                [self.prototypes],
-                padded,
-                np.zeros(size, np.int32),
-            )
+            [(image_scores, anomaly_maps)] = self.scorer(*self._arguments(padded))
             scores.append(np.asarray(image_scores[self.image_score])[: len(batch)])
             maps.append(np.asarray(anomaly_maps)[: len(batch)])
         return Prediction(np.concatenate(scores), np.concatenate(maps))
+
+    def _arguments(self, images: UInt8[np.ndarray, "b S S 3"]) -> tuple[Any, ...]:
+        """What the scorer takes."""
+        category = np.zeros(len(images), np.int32)
+        return self.backbone.params, [self.params], [self.prototypes], images, category
 
 
 def load_detector(
@@ -138,17 +154,51 @@ def load_detector(
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
     params, prompts = choose_params(made, backbone, checkpoint)
-    prototypes = jax.jit(made.prototypes, static_argnums=2)(backbone.params, params, (category,))
+    return make_detector(
+        backbone,
+        made,
+        params,
+        prompts=prompts,
+        category=category,
+        score=score,
+        batch_size=batch_size,
+    )
+
+
+def make_detector(
+    backbone: Backbone,
+    method: Method,
+    params: PyTree,
+    *,
+    prompts: str,
+    category: str = "object",
+    score: str | None = None,
+    batch_size: int = 1,
+) -> Detector:
+    """A detector of parts that are there already; prompts are encoded here.
+
+    Args:
+      backbone: the frozen model.
+      method: made over it.
+      params: of the method; {}: fixed prompts.
+      prompts: where they are from, in words.
+      category, score, batch_size: as for `load_detector`.
+
+    Raises:
+      UserError: the method has no such score, or the text cannot be tokenised.
+    """
+    chosen = image_score(method, score)
+    prototypes = jax.jit(method.prototypes, static_argnums=2)(backbone.params, params, (category,))
     return Detector(
         backbone=backbone,
-        method=made,
+        method=method,
         params=params,
         prompts=prompts,
         category=category,
-        image_score=image_score(made, score),
+        image_score=chosen,
         batch_size=batch_size,
         prototypes=prototypes,
-        scorer=make_scorer([Contender(made, params)], backbone),
+        scorer=make_scorer([Contender(method, params)], backbone),
     )
 
 

@@ -1,0 +1,316 @@
+"""The command for a user's own images: a score, a map and a picture of each.
+
+python -m zsad_jax.predict PATH ... --config configs/tipsomaly.py --out DIR
+
+PATH is a file, a folder (with all its subfolders) or a pattern. DIR gets predictions.jsonl, maps/, figures/
+and run.json. The same command again does only what is new.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from zsad_jax import command, decisions, files
+from zsad_jax.data.base import Fault
+from zsad_jax.data.folder import find_images
+from zsad_jax.data.preprocess import UnreadableImage
+from zsad_jax.errors import UserError
+from zsad_jax.experiment import Experiment, fingerprint
+from zsad_jax.methods import Method
+from zsad_jax.methods.prompts import FAMILIES
+from zsad_jax.predictions import COLUMNS, OUTPUTS, Journal, Row, Writer
+from zsad_jax.run_info import Stopwatch, describe_run
+from zsad_jax.scoring import Model, load_model, score_images
+
+flags.adopt_module_key_flags(command)
+_OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Learned prompts, a released name or a file; default: the config's."
+)
+_CATEGORY = flags.DEFINE_string("category", "object", "What the images show ('metal nut').")
+_PROMPTS = flags.DEFINE_enum(
+    "prompts", None, list(FAMILIES), "The sentences' family; default: the config's."
+)
+_SCALE = flags.DEFINE_string(
+    "scale", None, "LOW,HIGH of the pictures' colours; default: the method's fixed range."
+)
+_THRESHOLD = flags.DEFINE_string(
+    "threshold",
+    None,
+    "Scores above it are anomalous: 0.6, or a quantile over known-good images, good_images:0.99;"
+    " default: nothing is decided.",
+)
+_PIXEL_THRESHOLD = flags.DEFINE_float(
+    "pixel_threshold", None, "Also leave a mask and the regions where the map lies above it."
+)
+_MAP_SIZE = flags.DEFINE_integer(
+    "map_size", 1024, "Longest side of maps and pictures, in pixels.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images at a time; default: the config's.", lower_bound=1
+)
+MAX_WRITERS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beside the config.
+
+    Attributes:
+      paths: files, folders and patterns.
+      out: folder of the results.
+      checkpoint: learned prompts: a released name or a file; None: the config's, or those that ship.
+      category: what the images show.
+      prompt_family: of the sentences; None: the config's.
+      scale: (low, high) of the colours; None: the method's range.
+      threshold: on image scores; None: nothing is decided.
+      pixel_threshold: on maps; None: no masks and regions.
+      map_size: longest side of maps and pictures, in pixels.
+    """
+
+    paths: Sequence[str]
+    out: pathlib.Path
+    checkpoint: str | None = None
+    category: str = "object"
+    prompt_family: str | None = None
+    scale: tuple[float, float] | None = None
+    threshold: decisions.Threshold | None = None
+    pixel_threshold: float | None = None
+    map_size: int = 1024
+
+
+def predict(experiment: Experiment, options: Options) -> None:
+    """Scores images and leaves the results in a folder.
+
+    Raises:
+      UserError: something is wrong or missing, told before long work; or no image can be read.
+    """
+    clock = Stopwatch()
+    images = _without_outputs(find_images(options.paths), options.out)
+    asked = options.threshold
+    good = find_images([asked.good]) if asked is not None and asked.good else []
+    _prepare_folder(options.out)
+    model = load_model(
+        experiment,
+        checkpoint=options.checkpoint,
+        category=options.category,
+        prompt_family=options.prompt_family,
+        num_images=max(len(images), len(good)),
+    )
+    _check_pixel_threshold(options, model.method)
+    _tell(model)
+    clock.lap("start")
+
+    threshold, words = _settle_threshold(options, model, good, experiment.num_workers)
+    clock.lap("known-good images")
+    writer = Writer(
+        folder=options.out,
+        scale=options.scale or model.method.map_range,
+        map_size=options.map_size,
+        threshold=threshold,
+        pixel_threshold=options.pixel_threshold,
+        warning=model.warning,
+    )
+    settings = {
+        "scale": writer.scale,
+        "threshold": threshold,
+        "pixel_threshold": writer.pixel_threshold,
+        "map_size": writer.map_size,
+    }
+    journal = Journal(options.out / "predictions.jsonl", fingerprint(model.key, settings))
+    taken_over = journal.take_over(images)
+    if journal.others(images):
+        logging.warning(
+            "%d earlier rows in %s are of other images and are left out; give other images an --out of"
+            " their own.", journal.others(images), journal.path,
+        )  # fmt: skip
+    faults: list[Fault] = []
+    _score_all(model, images, journal, writer, faults, experiment.num_workers)
+    if len(faults) == len(images):
+        raise UserError(
+            f"None of the {len(images)} images could be read; the first: {faults[0].reason}."
+        )
+    rows = journal.finish(images)
+    clock.lap("images")
+    run = describe_run(model.backbone, clock, ()) | {
+        "warning": model.warning or None,
+        "num_images": len(images),
+        "num_scored": len(rows) - taken_over,
+        "num_taken_over": taken_over,
+        "unreadable": [{"path": fault.file_name, "reason": fault.reason} for fault in faults],
+        "model": model.describe(),
+        "settings": settings,
+        "threshold": words,
+        "columns": COLUMNS,
+    }
+    files.write_json(options.out / "run.json", run)
+    _tell_results(options, rows, taken_over, faults, threshold, model.warning)
+
+
+def _score_all(
+    model: Model,
+    images: Sequence[str],
+    journal: Journal,
+    writer: Writer,
+    faults: list[Fault],
+    num_workers: int | None,
+) -> None:
+    """Scores what is not finished; outputs are written while the next batch is computed."""
+    pending = [image for image in images if image not in journal]
+    if not pending:
+        return
+    writers = min(os.cpu_count() or 1, MAX_WRITERS)
+    waiting: collections.deque[tuple[str, concurrent.futures.Future[Row]]] = collections.deque()
+
+    def collect(limit: int) -> None:
+        while len(waiting) > limit:
+            path, future = waiting.popleft()
+            try:
+                journal.add(future.result())
+            except UnreadableImage as error:  # gone or changed since it was scored
+                faults.append(Fault(path, str(error).rstrip(".")))
+            except OSError as error:
+                raise UserError(
+                    f"Cannot write to {writer.folder} ({error.strerror or error}); make room or choose"
+                    " another --out. Nothing finished is lost."
+                ) from error
+
+    with concurrent.futures.ThreadPoolExecutor(writers) as pool:
+        for one in score_images(model, pending, faults, label="score", num_workers=num_workers):
+            waiting.append((one.path, pool.submit(writer.write, *one)))
+            collect(2 * writers)
+        collect(0)
+
+
+def _settle_threshold(
+    options: Options, model: Model, good: Sequence[str], num_workers: int | None
+) -> tuple[float | None, dict[str, Any] | None]:
+    """The threshold as a number, and what run.json says of it."""
+    asked = options.threshold
+    if asked is None or asked.value is not None:
+        value = None if asked is None else asked.value
+        return value, None if value is None else {"value": value, "from": "the command line"}
+    journal = Journal(options.out / "known_good.jsonl", model.key)
+    journal.take_over(good)
+    pending = [image for image in good if image not in journal]
+    faults: list[Fault] = []
+    for one in score_images(
+        model, pending, faults, label="known-good images", num_workers=num_workers
+    ):
+        score = round(one.score, 6)
+        journal.add({"path": one.path, "score": score, "sha256": files.digest(one.path)})
+    scores = [row["score"] for row in journal.finish(good)]
+    if not scores:
+        raise UserError(
+            f"None of the known-good images in {asked.good} could be read; the first: {faults[0].reason}."
+        )
+    value = decisions.quantile_threshold(scores, asked.quantile)
+    doubt = decisions.describe_support(len(scores), asked.quantile)
+    if doubt:
+        logging.warning(doubt)
+    return value, {
+        "value": value,
+        "from": asked.good,
+        "quantile": asked.quantile,
+        "num_images": len(scores),
+        "warning": doubt or None,
+    }
+
+
+def _without_outputs(images: list[str], out: pathlib.Path) -> list[str]:
+    """Leaves out what an earlier run has drawn, when the results lie among the images."""
+    drawn = tuple(os.path.realpath(out / folder) + os.sep for folder, _ in OUTPUTS.values())
+    kept = [image for image in images if not os.path.realpath(image).startswith(drawn)]
+    if not kept:
+        raise UserError(f"All of the {len(images)} images are results of an earlier run in {out}.")
+    return kept
+
+
+def _prepare_folder(out: pathlib.Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"The folder {out} cannot be written to; choose another --out.")
+
+
+def _check_pixel_threshold(options: Options, method: Method) -> None:
+    low, high = method.map_range
+    if options.pixel_threshold is not None and not low <= options.pixel_threshold < high:
+        raise UserError(
+            f"--pixel_threshold={options.pixel_threshold:g} lies outside the maps of {method.name}; give at"
+            f" least {low:g} and less than {high:g}."
+        )
+
+
+def _tell(model: Model) -> None:
+    """Prints what is used."""
+    used = model.describe()
+    family = used["method_config"].get("prompt_family")
+    print(f"model    {used['method']} over {used['backbone']}, {used['image_size']} pixels")
+    print(f"prompts  {used['prompts']}" + (f"; {family} words" if family else ""))
+    print(f'category "{used["category"]}", image score {used["image_score"]}')
+    if model.warning:
+        print(model.warning)
+
+
+def _tell_results(
+    options: Options,
+    rows: Sequence[Row],
+    taken_over: int,
+    faults: Sequence[Fault],
+    threshold: float | None,
+    warning: str,
+) -> None:
+    """Prints what came out."""
+    print(
+        f"{len(rows) - taken_over} images scored, {taken_over} taken over from an earlier run,"
+        f" {len(faults)} skipped because they cannot be read."
+    )
+    if threshold is not None:
+        count = sum(row["decision"] == "anomalous" for row in rows)
+        print(f"{count} anomalous, {len(rows) - count} normal; the threshold is {threshold:.6g}.")
+    print(f"The results are in {options.out}." + (f" {warning}" if warning else ""))
+
+
+def main(argv: list[str]) -> None:
+    """Scores the images of the command line."""
+
+    def body() -> None:
+        if _OUT.value is None:
+            raise UserError("Name a folder for the results: --out DIR.")
+        if len(argv) < 2:
+            raise UserError("Name images: files, folders or patterns.")
+        experiment = command.read_experiment()
+        if _BATCH_SIZE.value is not None:
+            experiment = dataclasses.replace(experiment, batch_size=_BATCH_SIZE.value)
+        options = Options(
+            paths=argv[1:],
+            out=pathlib.Path(_OUT.value),
+            checkpoint=_CHECKPOINT.value,
+            category=_CATEGORY.value,
+            prompt_family=_PROMPTS.value,
+            scale=None if _SCALE.value is None else decisions.parse_scale(_SCALE.value),
+            threshold=(
+                None if _THRESHOLD.value is None else decisions.parse_threshold(_THRESHOLD.value)
+            ),
+            pixel_threshold=_PIXEL_THRESHOLD.value,
+            map_size=_MAP_SIZE.value,
+        )
+        logging.set_verbosity(logging.INFO)
+        predict(experiment, options)
+
+    sys.exit(command.guarded(body))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command.flags_parser("zsad_jax.predict"))

@@ -1,0 +1,106 @@
+"""One picture of a prediction: overlay and heat map side by side, with the scale and what was found."""
+
+import functools
+import pathlib
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw, ImageFont
+
+from zsad_jax.report import colourise, overlay
+from zsad_jax.report.figures import ANOMALOUS, INK
+from zsad_jax.report.pictures import Picture, draw_outline
+
+MARGIN, GAP, BAR = 14, 8, 14  # pixels
+FONT_SIZE = 15
+LINE = 21
+NARROWEST = 420  # of the text, in pixels
+SHORTEST_PANEL = (
+    256  # the longer side of a panel is at least this, so that small images can be seen
+)
+
+
+def draw_figure(
+    image: Image.Image,
+    anomaly_map: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"] | None = None,
+    *,
+    scale: tuple[float, float],
+    lines: tuple[str, ...],
+    warning: str = "",
+) -> Image.Image:
+    """Overlay, heat map and colour scale under a few lines of words.
+
+    Args:
+      image: RGB, any size.
+      anomaly_map: of the image's aspect; the panels have its size, unless that is very small.
+      mask: what lies above a threshold, outlined in the overlay.
+      scale: (low, high), the values of the darkest and the brightest colour.
+      lines: written above; what is too long is shortened in its middle.
+      warning: written below them, in another colour.
+    """
+    width, height = _panel_size(anomaly_map)
+    shown = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0))
+    over = overlay(shown, anomaly_map, scale=scale)
+    if mask is not None and mask.any():
+        over = draw_outline(over, mask)
+    heat = colourise(anomaly_map, scale=scale, size=(height, width))
+
+    words = [(line, INK) for line in lines] + ([(warning, ANOMALOUS)] if warning else [])
+    ticks = [f"{value:.3g}" for value in np.linspace(scale[1], scale[0], 3)]
+    ticks_width = round(max(_font().getlength(tick) for tick in ticks))
+    inside = max(2 * width + 2 * GAP + BAR + 4 + ticks_width, NARROWEST)
+    top = MARGIN + LINE * len(words) + GAP
+    canvas = Image.new("RGB", (inside + 2 * MARGIN, top + height + MARGIN), "white")
+    pen = ImageDraw.Draw(canvas)
+    for number, (line, colour) in enumerate(words):
+        pen.text((MARGIN, MARGIN + LINE * number), _shorten(line, inside), colour, _font())
+    canvas.paste(Image.fromarray(over), (MARGIN, top))
+    canvas.paste(Image.fromarray(heat), (MARGIN + width + GAP, top))
+    _draw_scale(canvas, (MARGIN + 2 * (width + GAP), top), height, scale, ticks)
+    return canvas
+
+
+def _panel_size(anomaly_map: np.ndarray) -> tuple[int, int]:
+    """(width, height) of a panel."""
+    height, width = anomaly_map.shape
+    factor = max(SHORTEST_PANEL / max(height, width), 1)
+    return round(width * factor), round(height * factor)
+
+
+def _draw_scale(
+    canvas: Image.Image,
+    corner: tuple[int, int],
+    height: int,
+    scale: tuple[float, float],
+    ticks: list[str],
+) -> None:
+    """The colour bar, with its values at the top, in the middle and at the bottom where there is room."""
+    left, top = corner
+    values = np.linspace(scale[1], scale[0], max(height, 2), dtype=np.float32)[:, None]
+    bar: Picture = colourise(values, scale=scale, size=(height, BAR))
+    canvas.paste(Image.fromarray(bar), corner)
+    pen = ImageDraw.Draw(canvas)
+    room = [0, 1, 2] if height >= 3 * LINE else [0, 2] if height >= 2 * LINE else []
+    for number in room:
+        place = (left + BAR + 4, top + round(number / 2 * (height - FONT_SIZE)) - 2)
+        pen.text(place, ticks[number], INK, _font())
+
+
+def _shorten(line: str, width: int) -> str:
+    """The line as it is, or with its middle left out so that it fits."""
+    keep = len(line)
+    shortened = line
+    while keep > 8 and _font().getlength(shortened) > width:
+        keep -= 1
+        shortened = f"{line[: keep - keep // 2]}…{line[-(keep // 2) :]}"
+    return shortened
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The font of the reports' figures."""
+    import matplotlib
+
+    folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / "DejaVuSans.ttf", FONT_SIZE)
