@@ -28,8 +28,8 @@ DATASETS = {
     "mvtec_loco": "MVTec LOCO",
     "real_iad": "Real-IAD",
     "goodsad": "GoodsAD",
-    "synthetic_aux": "Synthetic, auxiliary",
-    "synthetic_target": "Synthetic, target",
+    "synthetic_aux": "Synthetic (auxiliary)",
+    "synthetic_target": "Synthetic (target)",
 }
 
 METHODS = {

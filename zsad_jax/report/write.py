@@ -58,7 +58,10 @@ def write_figures(folder: PathLike, report: Report) -> None:
     """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
     folder = pathlib.Path(folder)
     for case in report.cases:
-        words = [DEMONSTRATION if report.demonstration else "", names.dataset_name(case.dataset)]
+        words = [
+            DEMONSTRATION.rstrip(".") if report.demonstration else "",
+            names.dataset_name(case.dataset),
+        ]
         figure = heatmaps.heatmap_figure(
             case.image,
             case.anomaly_map,
