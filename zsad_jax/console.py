@@ -1,6 +1,7 @@
-"""How commands without absl flags talk: our own messages, one plain line each."""
+"""How commands talk: our own messages, one plain line each."""
 
 import logging as python_logging
+import pathlib
 import sys
 
 from absl import logging
@@ -9,8 +10,9 @@ from absl import logging
 def log_plainly() -> None:
     """Sends log messages to stderr as they are; those of libraries from warnings on."""
     handler = python_logging.StreamHandler(sys.stderr)
+    ours = str(pathlib.Path(__file__).parent)
     handler.addFilter(
-        lambda record: "zsad_jax" in record.pathname or record.levelno >= python_logging.WARNING
+        lambda record: record.pathname.startswith(ours) or record.levelno >= python_logging.WARNING
     )
     logger = logging.get_absl_logger()
     logger.handlers = [handler]

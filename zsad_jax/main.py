@@ -11,13 +11,14 @@ from absl import app, flags, logging
 
 from zsad_jax import command, files, sharding
 from zsad_jax.backbones import released
+from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import UserError
 from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import Experiment, target_name, to_json
 from zsad_jax.methods import image_score
-from zsad_jax.report import Report, read_curves, write_report
+from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, describe_run
 from zsad_jax.runner import Runner
@@ -60,7 +61,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     run = describe_run(backbone, clock, evaluations)
     files.write_json(workdir / "run.json", run)
     report = Report(
-        title=f"{method.name} over {backbone.name}",
+        title=f"{names.method_name(method.name)} over {backbone.name}",
         rows=rows,
         comparisons=comparisons,
         notes={key: words for result in results for key, words in result.notes.items()},
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> None:
     def body() -> None:
         experiment = command.read_experiment()
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
-        logging.set_verbosity(logging.INFO)
+        log_plainly()
         run_experiment(experiment, workdir)
 
     sys.exit(command.guarded(body))

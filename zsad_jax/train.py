@@ -192,7 +192,7 @@ def train(
             )
             state = _train_epoch(
                 step, frozen, state, batches, mesh,
-                label=f"train {dataset.name} epoch {epoch + 1}", total=len(dataset),
+                name=dataset.name, epoch=epoch, total=len(dataset), batch_size=batch_size,
                 first_step=epoch * per_epoch, class_names=dataset.prompt_names, curves=curves,
             )  # fmt: skip
             saver.save(epoch + 1, state)
@@ -207,13 +207,16 @@ def _train_epoch(
     batches: Iterator[ImageBatch],
     mesh: Mesh,
     *,
-    label: str,
+    name: str,
+    epoch: int,
     total: int,
+    batch_size: int,
     first_step: int,
     class_names: tuple[str, ...],
     curves: Curves,
 ) -> TrainState:
     """One pass over the data; losses are read one step late, so that the device never waits for the host."""
+    label = f"train {name} epoch {epoch + 1}"
     pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def record() -> None:
@@ -228,7 +231,8 @@ def _train_epoch(
         curves.write(pending[0], values)
 
     rows = 0
-    for number, images in enumerate(progress(batches, total=total, label=label), start=first_step):
+    batches = progress(batches, total=total, label=label, step=batch_size)
+    for number, images in enumerate(batches, start=first_step):
         for fault in images.faults:
             logging.warning("%s: skipped %s: %s", label, fault.file_name, fault.reason)
         rows += int(images.valid.sum())
@@ -240,9 +244,7 @@ def _train_epoch(
         pending = (number + 1, losses)
     record()
     if not rows:
-        raise UserError(
-            f"None of the images of {label.split()[1]} could be read; nothing to train on."
-        )
+        raise UserError(f"None of the images of {name} could be read; nothing to train on.")
     return state
 
 

@@ -128,7 +128,7 @@ def _apply_overrides(
 ) -> tuple[tips.VisionSizes, tips.TextSizes]:
     """Sizes with the lineage's defaults and the caller's options; sizes given again are only checked."""
     vision, text = towers
-    options = {
+    options: dict[str, Any] = {
         "gelu_approximate": not vision.pytorch,
         "posemb_stage": None,
         "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
@@ -207,7 +207,7 @@ def _is_v1_high_resolution(name: str) -> bool:
 
 
 def _native_image_size(name: str, sizes: tips.VisionSizes) -> int:
-    """The side that a checkpoint was trained at; v1's native high-resolution files hold the low-resolution grid."""
+    """The side that a checkpoint was trained at; v1's native files hold the low-resolution grid."""
     return 448 if _is_v1_high_resolution(name) else sizes.grid * sizes.patch_size
 
 
