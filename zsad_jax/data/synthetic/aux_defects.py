@@ -81,34 +81,32 @@ def burst_star_fracture(rng: np.random.Generator, scene: Scene):
 
 
 def break_part_off(rng: np.random.Generator, scene: Scene):
-    """A part is broken out and leaves a torn, pale bed; the mask is where the part belongs."""
-    part = scene.parts.pop(canvas.count(rng, 0, len(scene.parts)))
-    seat = part.footprint()
-    bed = canvas.coverage([canvas.scale(part.body, 0.9)])
-    grit = np.clip(0.55 + 0.22 * canvas.noise(rng, 3, octaves=2), 0.1, 1.0)
-    canvas.blend(scene.image, 0.75 * bed, canvas.tinted(grit, (0.85, 0.78, 0.68)))
-    shards = [
-        canvas.blob(
-            rng,
-            part.centre + rng.normal(0, 0.2, 2) * part.extent,
-            0.16 * part.extent,
-            roughness=0.5,
-        )
-        for _ in range(3)
-    ]
-    canvas.blend(scene.image, 0.8 * canvas.coverage(shards) * seat, 0.15)
-    return seat
+    """A part is broken out and leaves a torn bed; the mask is where the part belongs."""
+    part = scene.take_part(rng)
+    return _tear_bed(rng, scene, part)
 
 
 def twist_part(rng: np.random.Generator, scene: Scene):
-    """A part is twisted well out of line and slips a little; the mask is its old and its new place."""
-    chosen = canvas.count(rng, 0, len(scene.parts))
-    part = scene.parts.pop(chosen)
+    """A part is torn from its bed and twisted; the mask is its old and its new place."""
+    part = scene.take_part(rng)
+    bed = _tear_bed(rng, scene, part)
     slip = rng.normal(size=2)
     slip *= part.extent * rng.uniform(0.4, 0.65) / np.linalg.norm(slip)
-    twisted: Part = part.moved(slip, rng.choice([-1, 1]) * rng.uniform(28, 60))
-    scene.parts.append(twisted)
-    return part.footprint() | twisted.footprint()
+    twisted = part.moved(slip, rng.choice([-1, 1]) * rng.uniform(28, 60))
+    scene.parts.append(twisted)  # on top of its neighbours
+    return bed | twisted.footprint()
+
+
+def _tear_bed(rng: np.random.Generator, scene: Scene, part: Part):
+    """Leaves pale grit and dark shards where a part was; returns the part's footprint."""
+    footprint = part.footprint()
+    bed = canvas.coverage([canvas.scale(part.body, 0.9)])
+    grit = np.clip(0.55 + 0.22 * canvas.noise(rng, 3, octaves=2), 0.1, 1.0)
+    canvas.blend(scene.image, 0.75 * bed, canvas.tinted(grit, (0.85, 0.78, 0.68)))
+    middles = part.centre + 0.2 * part.extent * rng.normal(size=(3, 2))
+    shards = [canvas.blob(rng, middle, 0.16 * part.extent, roughness=0.5) for middle in middles]
+    canvas.blend(scene.image, 0.8 * canvas.coverage(shards) * footprint, 0.15)
+    return footprint
 
 
 SURFACE_DEFECTS = {

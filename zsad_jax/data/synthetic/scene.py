@@ -74,6 +74,10 @@ class Scene:
     )
     parts: list[Part] = dataclasses.field(default_factory=list)
 
+    def take_part(self, rng: np.random.Generator) -> Part:
+        """Removes a random part and returns it."""
+        return self.parts.pop(canvas.count(rng, 0, len(self.parts)))
+
     def assemble(self) -> None:
         """Draws all parts onto the image."""
         for part in self.parts:

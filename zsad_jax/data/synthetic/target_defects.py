@@ -3,7 +3,7 @@
 import numpy as np
 
 from zsad_jax.data.synthetic import canvas
-from zsad_jax.data.synthetic.scene import Scene
+from zsad_jax.data.synthetic.scene import Part, Scene
 
 
 def scrape_hairlines(rng: np.random.Generator, scene: Scene):
@@ -41,7 +41,7 @@ def spill_tide_mark(rng: np.random.Generator, scene: Scene):
     tint = canvas.pick_contrasting(rng, tints, scene.colour(centre), apart=0.4)
     inside = canvas.coverage([outline]) * scene.region
     core = canvas.coverage([canvas.scale(outline, 0.86)])
-    mottle = np.clip(0.55 + 0.12 * canvas.noise(rng, 9, octaves=2), 0.3, 0.8)
+    mottle = np.clip(0.6 + 0.12 * canvas.noise(rng, 9, octaves=2), 0.35, 0.8)
     canvas.blend(scene.image, inside * mottle, tint)
     canvas.blend(scene.image, 0.5 * inside * (1 - core), 0.6 * tint)
     return inside > 0.3
@@ -52,7 +52,7 @@ def tear_puncture(rng: np.random.Generator, scene: Scene):
     centre, radius = scene.place(rng, 14), rng.uniform(6.5, 12)
     outline = canvas.blob(rng, centre, radius, roughness=0.28)
     rim = canvas.scale(outline, 1.0 + 3.0 / radius)
-    dark = scene.colour(centre).mean() > 0.25
+    dark = scene.colour(centre).mean() > 0.33
     edge = canvas.coverage([rim]) * scene.region
     canvas.blend(scene.image, 0.7 * edge, 0.88 if dark else 0.45)
     canvas.blend(
@@ -76,7 +76,7 @@ def split_forked_crack(rng: np.random.Generator, scene: Scene):
         side = heading + rng.choice([-1, 1]) * rng.uniform(35, 70)
         lines.append((_wander(rng, root, side, steps=canvas.count(rng, 2, 5)), 0.7 * width, 0.8))
     drawn = canvas.stroke(lines) * scene.region
-    dark = scene.colour(centre).mean() > 0.22
+    dark = scene.colour(centre).mean() > 0.33
     lip = (
         canvas.stroke([(points - 1.3, first, last) for points, first, last in lines]) * scene.region
     )
@@ -95,22 +95,27 @@ def _wander(rng: np.random.Generator, start, heading: float, *, steps: int):
 
 def leave_seat_empty(rng: np.random.Generator, scene: Scene):
     """A part is gone and its seat is scuffed; the mask is where the part belongs."""
-    part = scene.parts.pop(canvas.count(rng, 0, len(scene.parts)))
-    seat = part.footprint()
-    scuffs = np.clip(0.4 + 0.45 * canvas.noise(rng, 5, octaves=2), 0, 0.85) * seat
-    canvas.blend(scene.image, scuffs, 0.12 if rng.random() < 0.5 else 0.85)
-    return seat
+    part = scene.take_part(rng)
+    return _scuff_seat(rng, scene, part)
 
 
 def shift_part(rng: np.random.Generator, scene: Scene):
-    """A part sits beside its seat and askew; the mask is where it belongs and where it lies."""
-    chosen = canvas.count(rng, 0, len(scene.parts))
-    part = scene.parts.pop(chosen)
+    """A part lies askew beside its scuffed seat; the mask is where it belongs and where it lies."""
+    part = scene.take_part(rng)
+    seat = _scuff_seat(rng, scene, part)
     direction = canvas.rotate(np.array([[1.0, 0.0]]), rng.uniform(0, 360))[0]
     turn = rng.choice([-1, 1]) * rng.uniform(18, 45)
     moved = part.moved(direction * part.extent * rng.uniform(0.4, 0.7), turn)
     scene.parts.append(moved)  # on top of its neighbours
-    return part.footprint() | moved.footprint()
+    return seat | moved.footprint()
+
+
+def _scuff_seat(rng: np.random.Generator, scene: Scene, part: Part):
+    """Leaves rough flecks where a part was; returns the part's footprint."""
+    seat = part.footprint()
+    flecks = np.clip(0.55 + 0.5 * canvas.noise(rng, 5, octaves=2), 0, 0.9) * seat
+    canvas.blend(scene.image, flecks, 0.08 if scene.image[seat].mean() > 0.4 else 0.85)
+    return seat
 
 
 SURFACE_DEFECTS = {

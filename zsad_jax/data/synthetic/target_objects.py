@@ -20,7 +20,7 @@ def paint_perforated_plate(rng: np.random.Generator) -> Scene:
     ground = image.copy() * 0.55
     coats = ((0.62, 0.63, 0.65), (0.3, 0.32, 0.35), (0.72, 0.6, 0.38), (0.35, 0.48, 0.6))
     plate = staging.sheet(rng, coats)
-    count = canvas.count(rng, 5, 8)
+    count = canvas.count(rng, 4, 7)
     pitch = 196 / count
     outline = pose.apply(canvas.box((0, 0), (222, 222), corner=12))
     canvas.fill(image, outline + 4, 0.05, opacity=0.4)
@@ -31,7 +31,7 @@ def paint_perforated_plate(rng: np.random.Generator) -> Scene:
         middles[:, 0] += np.where(np.arange(len(middles)) // count % 2, 0.25, -0.25) * pitch
     parts = []
     for middle in pose.apply(middles):
-        hole = canvas.ellipse(middle, 0.27 * pitch * pose.zoom)
+        hole = canvas.ellipse(middle, 0.25 * pitch * pose.zoom)
         lit, inner = canvas.scale(hole, 1.16) + 0.6, hole + 1.2
         parts.append(
             Part((Layer(lit, 0.95, 0.45), Layer(hole, 0.06, 0.9), Layer(inner, ground, 0.8)))
@@ -105,8 +105,8 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
 
 
 def paint_circuit_pads(rng: np.random.Generator) -> Scene:
-    """A bare board with rows of plated pads, traces and vias; a part is a pad."""
-    boards = ((0.12, 0.38, 0.22), (0.12, 0.22, 0.42), (0.42, 0.13, 0.14), (0.14, 0.15, 0.15))
+    """A board with a chip between two rows of plated pads, traces and vias; a part is a pad."""
+    boards = ((0.16, 0.46, 0.28), (0.16, 0.3, 0.52), (0.52, 0.2, 0.2), (0.2, 0.21, 0.22))
     board = canvas.pick(rng, boards)
     weave = 1 + 0.05 * canvas.noise(rng, 2) + 0.06 * canvas.noise(rng, 60)
     image = canvas.tinted(weave, board)
@@ -128,6 +128,7 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
     silk = pose.apply(canvas.box((0, 0), (count * pitch + 8, 2 * spread + 44), corner=3))
     loop = np.concatenate([silk, silk[:1]])
     canvas.blend(image, 0.85 * canvas.stroke([(loop, 1.8, 1.8)]), 0.9)
+    _mount_chip(rng, image, pose, 2 * (spread - rng.uniform(16, 24)))
     parts = []
     for middle in middles:
         pad = pose.apply(canvas.box(middle, (0.56 * pitch, 30), corner=3))
@@ -136,13 +137,21 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
     return Scene(image, parts=parts)
 
 
+def _mount_chip(rng: np.random.Generator, image: np.ndarray, pose: staging.Pose, height: float):
+    """Draws the body of a chip across the middle of the board."""
+    body = canvas.pick(rng, ((0.13, 0.13, 0.14), (0.26, 0.26, 0.27), (0.6, 0.58, 0.52)))
+    outline = pose.apply(canvas.box((0, 0), (186, height), corner=2))
+    canvas.fill(image, outline + 2, 0.03, opacity=0.5)
+    canvas.fill(image, outline, body)
+    canvas.fill(image, pose.apply(canvas.box((0, 0), (176, height - 10), corner=2)), body * 1.15)
+
+
 def _wire(rng: np.random.Generator, pads: list[tuple[float, float]], pitch: float):
-    """A trace from every pad to the outside and one to the inside, and the vias where traces end."""
+    """A trace from every pad outwards, and the vias where traces end."""
     traces, vias = [], []
     for x, y in pads:
         side, bend = np.sign(y), x + 0.5 * pitch * canvas.count(rng, -1, 2)
-        stop, inward = side * rng.uniform(98, 130), side * rng.uniform(8, 22)
+        stop = side * rng.uniform(98, 130)
         traces.append([(x, y), (x, side * 84), (bend, side * 94), (bend, stop)])
-        traces.append([(x, y), (x, inward)])
-        vias += [(x, inward)] + ([(bend, stop)] if abs(stop) < 112 else [])
+        vias += [(bend, stop)] if abs(stop) < 112 else []
     return traces, vias

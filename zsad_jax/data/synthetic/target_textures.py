@@ -26,7 +26,7 @@ def paint_woven_basket(rng: np.random.Generator) -> Scene:
     over = (column + row) % 2 == 0
     across, along = u / period - column - 0.5, v / period - row - 0.5
     across, along = np.where(over, along, across), np.where(over, across, along)
-    dyed = np.where(rng.random(512) < 0.18, rng.uniform(0.55, 0.8), 1.0)
+    dyed = np.where(rng.random(512) < 0.25, rng.uniform(0.5, 0.75), 1.0)
     tones = dyed * rng.normal(1, 0.1, 512)
     tone = np.where(over, tones[row % 256], tones[256 + column % 256])
     fibres = np.sin(across * rng.uniform(18, 30) + 3 * canvas.noise(rng, 30))
