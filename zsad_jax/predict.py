@@ -167,13 +167,13 @@ def _score_all(
     if not pending:
         return
     writers = min(os.cpu_count() or 1, MAX_WRITERS)
-    waiting: collections.deque[tuple[str, concurrent.futures.Future[Row]]] = collections.deque()
+    waiting: collections.deque[tuple[str, concurrent.futures.Future[None]]] = collections.deque()
 
-    def collect(limit: int) -> None:
+    def wait(limit: int) -> None:
         while len(waiting) > limit:
             path, future = waiting.popleft()
             try:
-                journal.add(future.result())
+                future.result()
             except UnreadableImage as error:  # gone or changed since it was scored
                 faults.append(Fault(path, str(error).rstrip(".")))
             except OSError as error:
@@ -184,9 +184,10 @@ def _score_all(
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
         for one in score_images(model, pending, faults, label="score", num_workers=num_workers):
-            waiting.append((one.path, pool.submit(writer.write, *one)))
-            collect(2 * writers)
-        collect(0)
+            task = pool.submit(lambda scored: journal.add(writer.write(*scored)), one)
+            waiting.append((one.path, task))
+            wait(2 * writers)
+        wait(0)
 
 
 def _settle_threshold(

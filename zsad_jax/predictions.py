@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -50,6 +51,7 @@ class Journal:
     def __init__(self, path: pathlib.Path, key: str):
         self.path = path
         self._key = key
+        self._lock = threading.Lock()
         self._started = False
         self._rows: dict[str, Row] = {}
         self._earlier = {os.path.realpath(row["path"]): row for row in _read_rows(path)}
@@ -73,14 +75,15 @@ class Journal:
         return self._rows[image]
 
     def add(self, row: Row) -> None:
-        """Adds a finished row."""
-        if not self._started:  # what was not taken over goes now
-            self._write(self._rows.values())
-            self._started = True
+        """Adds a finished row; from any thread."""
         row = {**row, "key": self._key}
-        self._rows[row["path"]] = row
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_to_line(row))
+        with self._lock:
+            if not self._started:  # what was not taken over goes now
+                self._write(self._rows.values())
+                self._started = True
+            self._rows[row["path"]] = row
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_to_line(row))
 
     def finish(self, images: Sequence[str]) -> list[Row]:
         """Puts the rows into the order of the images; returns them."""

@@ -1,0 +1,219 @@
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import zsad_jax
+from zsad_jax import detector as detectors
+from zsad_jax import learned
+from zsad_jax.data.preprocess import resize_image
+from zsad_jax.errors import UserError
+
+FOLDER = pathlib.Path(__file__).parent / "goldens" / "tipsomaly"
+SIZE = 42
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Less optimisation: these tests spend their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def tokenize(texts):
+    """Letters as tokens."""
+    ids = np.zeros((len(texts), 64), np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        codes = [ord(letter) % 128 for letter in text][:64]
+        row[: len(codes)] = codes
+    return ids, (ids == 0).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    loaded = zsad_jax.load_backbone(
+        "tips",
+        vision=FOLDER / "backbone_vision_native.npz",
+        text=FOLDER / "backbone_text_native.npz",
+        image_size=SIZE,
+    )
+    return dataclasses.replace(loaded, tokenize=tokenize)
+
+
+@pytest.fixture(scope="module")
+def detector(backbone):
+    return zsad_jax.load_detector("tipsomaly", backbone, category="metal nut", batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for height, width in ((50, 30), (20, 70), (42, 42))
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(detector, images):
+    return detector.predict(images)
+
+
+def assert_same(prediction, expected, rows):
+    np.testing.assert_allclose(prediction.score, expected.score[rows], rtol=1e-5)
+    np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map[rows], atol=1e-5)
+
+
+def test_scores_and_maps_of_images_of_several_sizes(detector, images, expected):
+    assert isinstance(detector, zsad_jax.Detector)
+    assert isinstance(expected, zsad_jax.Prediction)
+    assert expected.score.shape == (3,)
+    assert expected.anomaly_map.shape == (3, SIZE, SIZE)
+    assert len(set(expected.score.tolist())) == 3
+    low, high = detector.method.map_range
+    assert expected.anomaly_map.min() >= low
+    assert expected.anomaly_map.max() <= high
+
+
+def test_each_image_is_scored_by_itself(detector, images, expected):
+    for index, image in enumerate(images):
+        assert_same(detector.predict(image), expected, [index])
+    order = [2, 0, 1]
+    assert_same(detector.predict([images[index] for index in order]), expected, order)
+
+
+def test_it_computes_what_the_method_says(backbone, detector, images, expected):
+    inputs = np.stack(
+        [resize_image(Image.fromarray(image), backbone.preprocess) for image in images]
+    )
+    method = detector.method
+
+    @jax.jit
+    def run(frozen, inputs):
+        features = method.features(frozen, {}, backbone.preprocess.normalize(inputs))
+        prototypes = method.prototypes(frozen, {}, ["metal nut"])
+        scores = method.score(frozen, {}, prototypes, features, np.zeros(3, np.int32))
+        return scores.image["first"], method.anomaly_map(scores.patches, SIZE)
+
+    score, maps = run(backbone.params, inputs)
+    np.testing.assert_allclose(expected.score, score, rtol=1e-4)
+    np.testing.assert_allclose(expected.anomaly_map, maps, atol=1e-5)
+
+
+def test_arrays_floats_and_files_are_the_same_image(detector, images, expected, tmp_path):
+    square = images[2]
+    assert_same(detector.predict(np.stack([square, square])), expected, [2, 2])
+    assert_same(detector.predict(jax.numpy.asarray(square)), expected, [2])
+    assert_same(detector.predict(square / np.float32(255)), expected, [2])
+    assert_same(detector.predict([square / 255, square]), expected, [2, 2])
+    path = tmp_path / "0.png"
+    Image.fromarray(images[0]).save(path)
+    assert_same(detector.predict(str(path)), expected, [0])
+    assert_same(detector.predict([path, images[1]]), expected, [0, 1])
+
+
+def test_one_compilation_serves_all(detector, images):
+    detector.predict(images)
+    assert detector.scorer._cache_size() == 1
+
+
+def test_compiled_ahead_it_says_the_same(detector, images, expected):
+    assert_same(detector.compiled().predict(images), expected, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "There is no image"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "There is no image"),
+        (np.zeros((8, 8), np.uint8), r"the shape \(8, 8\); give \[height, width, 3\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"the shape \(8, 8, 4\)"),
+        ([np.zeros((0, 8, 3), np.uint8)], r"the shape \(0, 8, 3\)"),
+        (np.zeros((8, 8, 3), np.int32), "the type int32"),
+        (np.full((8, 8, 3), 1.5), "must lie in"),
+        (np.full((8, 8, 3), -0.1), "must lie in"),
+        (np.full((8, 8, 3), np.nan), "must lie in"),
+        ([None], "as NoneType"),
+        ("nowhere.png", "no such file"),
+    ],
+)
+def test_what_is_no_image_is_told_in_a_sentence(detector, given, words):
+    with pytest.raises(UserError, match=words) as caught:
+        detector.predict(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_is_named(detector, tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.png: it is not an image"):
+        detector.predict([path])
+
+
+def test_the_category_and_the_image_score_matter(backbone, detector, images, expected):
+    other = zsad_jax.load_detector("tipsomaly", backbone, category="wood", score="second")
+    assert (other.image_score, detector.image_score) == ("second", "first")
+    assert not np.allclose(other.predict(images[:1]).score, expected.score[:1], rtol=1e-3)
+
+
+def test_unknown_names_are_told(backbone):
+    with pytest.raises(UserError, match="Unknown method 'nothing'"):
+        zsad_jax.load_detector("nothing", backbone)
+    with pytest.raises(UserError, match="Image score 'third'"):
+        zsad_jax.load_detector("tipsomaly", backbone, score="third")
+    with pytest.raises(UserError, match="Unknown key 'sigmar'"):
+        zsad_jax.load_detector("tipsomaly", backbone, sigmar=1.0)
+
+
+@pytest.fixture
+def prompt_files(backbone, tmp_path, monkeypatch):
+    """Two files of learned prompts; "shipped" lies where prompts ship with the backbone "tips"."""
+    method = zsad_jax.methods.make_method("tipsomaly", backbone)
+    files = {"given": tmp_path / "given.npz", "shipped": tmp_path / "tips/tipsomaly_prompts.npz"}
+    for seed, path in enumerate(files.values()):
+        learned.save(path, method.init(jax.random.key(seed), backbone.params))
+    monkeypatch.setattr(detectors, "ASSETS", tmp_path)
+    return method, files
+
+
+def test_given_prompts_come_first_then_those_that_ship(backbone, prompt_files):
+    method, files = prompt_files
+    given, words = detectors.choose_params(method, backbone, str(files["given"]))
+    assert words == str(files["given"])
+    shipped, words = detectors.choose_params(method, backbone, None)
+    assert words == "prompts that ship with tips"
+    assert learned.digest(given) != learned.digest(shipped)
+    assert learned.digest(shipped) == learned.digest(
+        learned.load(str(files["shipped"]), method, backbone)
+    )
+
+
+def test_without_any_prompts_the_fixed_ones_serve_with_a_warning(backbone, prompt_files, caplog):
+    method, files = prompt_files
+    files["shipped"].unlink()
+    assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
+    assert "none ship with tips: fixed prompts are used" in caplog.text
+
+
+def test_fixed_prompts_by_wish_need_no_warning(backbone, prompt_files, caplog):
+    method = zsad_jax.methods.make_method("tipsomaly", backbone, {"learning": "none"})
+    assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
+    assert not caplog.records
+
+
+def test_learned_prompts_change_the_map(backbone, prompt_files, images, expected):
+    found = zsad_jax.load_detector(
+        "tipsomaly", backbone, checkpoint=str(prompt_files[1]["given"]), category="metal nut"
+    ).predict(images[:1])
+    assert np.abs(found.anomaly_map - expected.anomaly_map[:1]).max() > 1e-4
+
+
+def test_prompts_that_do_not_fit_are_refused(backbone, tmp_path):
+    path = tmp_path / "narrow.npz"
+    learned.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
+    with pytest.raises(UserError, match="do not fit tipsomaly over tips"):
+        zsad_jax.load_detector("tipsomaly", backbone, checkpoint=str(path))

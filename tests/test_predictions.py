@@ -1,0 +1,220 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.predictions import Journal, Writer, output_name, resize_map
+from zsad_jax.report import colourise
+
+
+def image_file(path, size=(30, 20), colour=(90, 120, 60)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return str(path)
+
+
+def spot(row, column, side=16):
+    """A map that is high in one place."""
+    anomaly_map = np.zeros((side, side), np.float32)
+    anomaly_map[row, column] = 1
+    return anomaly_map
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return Writer(folder=tmp_path / "out", scale=(0.0, 1.0), map_size=1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "shape"),
+    [
+        ((500, 1270), 1024, (1024, 403)),
+        ((40, 30), 1024, (30, 40)),
+        ((10000, 3), 100, (1, 100)),
+        ((1, 1), 9, (1, 1)),
+    ],
+)
+def test_a_map_has_the_aspect_of_its_image(size, longest, shape):
+    assert resize_map(spot(3, 4), size, longest).shape == shape
+
+
+def test_a_map_lies_where_its_image_lies():
+    resized = resize_map(spot(2, 12), (160, 320), 1024)  # 16 x 16 to 320 x 160
+    assert resized.dtype == np.float32
+    rows, columns = np.nonzero(resized == resized.max())
+    assert abs(rows.mean() - (2.5 / 16 * 320 - 0.5)) < 1
+    assert abs(columns.mean() - (12.5 / 16 * 160 - 0.5)) < 1
+
+
+def test_a_constant_map_stays_constant():
+    resized = resize_map(np.full((7, 7), 0.3, np.float32), (33, 21), 30)
+    np.testing.assert_allclose(resized, 0.3, rtol=1e-6)
+
+
+def test_outputs_of_images_of_the_same_name_differ(tmp_path):
+    paths = [
+        tmp_path / name for name in ("a/good/0.png", "b/good/0.png", "a/good/0.jpg", "a/bad/0.png")
+    ]
+    names = [output_name(str(path)) for path in paths]
+    assert len(set(names)) == 4
+    assert all(name.startswith(("good_0-", "bad_0-")) for name in names)
+    assert len(output_name("/x/" + "ü" * 90 + ".png").encode()) < 200
+
+
+def test_what_is_written_of_an_image(writer, tmp_path):
+    path = image_file(tmp_path / "in" / "wide image.png", (60, 20))
+    row = writer.write(path, 0.123456789, spot(8, 14), 0.25)
+    assert list(row) == ["path", "score", "size", "time", "map", "figure", "sha256"]
+    assert row["path"] == path
+    assert row["score"] == 0.123457
+    assert row["size"] == [60, 20]
+    assert row["time"] >= 0.25
+    assert np.load(writer.folder / row["map"]).shape == (20, 60)
+    assert not (writer.folder / "masks").exists()
+
+
+def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):
+    path = image_file(tmp_path / "grey.png", (300, 600), (100, 100, 100))
+    row = writer.write(path, 0.5, spot(2, 12), 0.0)
+    figure = np.asarray(Image.open(writer.folder / row["figure"])).astype(int)
+    dark = (figure == colourise(np.zeros((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
+    rows, columns = np.nonzero(dark)
+    top, left = rows.min(), columns[columns > 310].min()
+    heat = figure[top : top + 600, left : left + 300]
+    over = figure[top : top + 600, left - 308 : left - 8]
+    for panel, plain in ((heat, heat[-1, 0]), (over, (100, 100, 100))):
+        away = np.abs(panel - plain).sum(axis=-1)
+        row_of, column_of = np.unravel_index(away.argmax(), away.shape)
+        assert abs(row_of - 2.5 / 16 * 600) < 4
+        assert abs(column_of - 12.5 / 16 * 300) < 4
+    assert (over[-1, 0] == 100).all()  # a low map leaves the image as it is
+
+
+def test_colours_are_never_stretched_to_the_image(writer, tmp_path):
+    path = image_file(tmp_path / "a.png")
+    figures = []
+    for factor in (0.1, 0.2):
+        row = writer.write(path, 0.5, np.full((8, 8), factor, np.float32), 0.0)
+        figures.append(np.asarray(Image.open(writer.folder / row["figure"])))
+    assert (figures[0] != figures[1]).any()
+    assert colourise(np.full((1, 1), 0.2), scale=(0, 1))[0, 0].tolist() in figures[1][-40].tolist()
+
+
+def test_a_photograph_is_shown_the_right_way_round(writer, tmp_path):
+    picture = Image.new("RGB", (80, 40), "black")
+    picture.paste("white", (0, 0, 80, 10))  # white on top before the camera's turn
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees: the top is to be shown on the right
+    path = tmp_path / "photo.png"
+    picture.save(path, exif=exif)
+    row = writer.write(str(path), 0.5, np.zeros((8, 8), np.float32), 0.0)
+    assert row["size"] == [40, 80]
+    assert np.load(writer.folder / row["map"]).shape == (80, 40)
+    figure = np.asarray(Image.open(writer.folder / row["figure"]).convert("L"))
+    panel = figure[-270:-14, 14 : 14 + 128]
+    assert panel[128, 120] > 240
+    assert panel[128, 60] < 10
+
+
+def test_decisions_masks_and_regions_only_when_asked(tmp_path):
+    path = image_file(tmp_path / "a.png", (32, 16))
+    anomaly_map = np.zeros((8, 8), np.float32)
+    anomaly_map[:, 4:] = 0.9
+    options = {"folder": tmp_path / "out", "scale": (0.0, 1.0), "map_size": 1024}
+    writer = Writer(threshold=0.4, pixel_threshold=0.5, **options)
+    row = writer.write(path, 0.41, anomaly_map, 0.0)
+    assert row["decision"] == "anomalous"
+    mask = np.asarray(Image.open(tmp_path / "out" / row["mask"]))
+    assert mask.shape == (16, 32)
+    [region] = row["regions"]
+    left, top, width, height = region["box"]
+    assert (top, height, left + width) == (0, 16, 32)
+    assert 15 <= left <= 17
+    assert region["area"] == mask.astype(bool).sum()
+    assert region["peak"] == 0.9
+    again = Writer(**options).write(path, 0.41, anomaly_map, 0.0)
+    assert not {"decision", "mask", "regions"} & again.keys()
+    assert not (tmp_path / "out" / row["mask"]).exists()  # it would contradict the row
+
+
+def test_large_images_have_masks_and_regions_in_their_own_pixels(tmp_path):
+    path = image_file(tmp_path / "a.png", (200, 100))
+    writer = Writer(folder=tmp_path, scale=(0.0, 1.0), map_size=50, pixel_threshold=0.5)
+    row = writer.write(path, 0.0, np.ones((8, 8), np.float32), 0.0)
+    assert np.load(tmp_path / row["map"]).shape == (25, 50)
+    assert Image.open(tmp_path / row["mask"]).size == (200, 100)
+    assert row["regions"] == [{"box": [0, 0, 200, 100], "area": 20000, "peak": 1.0}]
+
+
+def test_a_warning_is_in_every_output(tmp_path):
+    path = image_file(tmp_path / "a.png")
+    options = {"scale": (0.0, 1.0), "map_size": 99, "pixel_threshold": 0.5}
+    plain, warned = (
+        Writer(folder=tmp_path / name, warning=name, **options)
+        for name in ("", "not for decisions")
+    )
+    row = warned.write(path, 0.0, spot(1, 1), 0.0)
+    assert row["warning"] == "not for decisions"
+    for kind in ("figure", "mask"):
+        assert Image.open(warned.folder / row[kind]).text["Comment"] == "not for decisions"
+    other = plain.write(path, 0.0, spot(1, 1), 0.0)
+    assert "warning" not in other
+    tall, short = (Image.open(one.folder / row["figure"]).height for one in (warned, plain))
+    assert tall > short  # a line more
+
+
+def row_of(path, **more):
+    import hashlib
+
+    with open(path, "rb") as file:
+        return {"path": path, "sha256": hashlib.sha256(file.read()).hexdigest(), **more}
+
+
+def test_a_journal_goes_on_where_it_was_cut(tmp_path):
+    images = [image_file(tmp_path / f"{i}.png", (3 + i, 3)) for i in range(4)]
+    first = Journal(tmp_path / "rows.jsonl", "key")
+    assert first.take_over(images) == 0
+    first.add(row_of(images[2], score=2))
+    first.add(row_of(images[0], score=0))
+    with open(first.path, "a") as file:
+        file.write('{"path": "cut')
+    second = Journal(tmp_path / "rows.jsonl", "key")
+    assert second.take_over(images) == 2
+    second.add(row_of(images[3], score=3))
+    assert [json.loads(line)["score"] for line in second.path.read_text().splitlines()] == [0, 2, 3]
+    rows = second.finish(images)
+    assert [row["score"] for row in rows] == [0, 2, 3]
+    assert [json.loads(line) for line in second.path.read_text().splitlines()] == rows
+
+
+def test_a_journal_takes_over_only_what_is_the_same(tmp_path):
+    images = [image_file(tmp_path / f"{i}.png") for i in range(4)]
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, "key")
+    for image in images:
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        (tmp_path / f"maps/{os.path.basename(image)}").touch()
+        journal.add(row_of(image, map=f"maps/{os.path.basename(image)}"))
+    journal.finish(images)
+    assert Journal(path, "other").take_over(images) == 0
+    image_file(tmp_path / "0.png", colour=(1, 2, 3))  # changed
+    os.unlink(tmp_path / "maps/1.png")  # its output is gone
+    os.unlink(images[2])  # the image is gone
+    again = Journal(path, "key")
+    assert again.take_over(images) == 1
+    assert images[3] in again
+    assert again.others(images[1:]) == 1
+
+
+def test_names_that_are_no_valid_text_survive(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        path = image_file(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes valid UTF-8 only")
+    journal = Journal(tmp_path / "rows.jsonl", "key")
+    journal.add(row_of(path))
+    journal.finish([path])
+    assert Journal(tmp_path / "rows.jsonl", "key").take_over([path]) == 1
