@@ -151,6 +151,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
 
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(config=config))
+    monkeypatch.setattr(predict, "log_plainly", lambda: None)  # it would outlive the test
 
     def run(*arguments, config=f"--config={path}"):
         argv = ["predict", *([config] if config else []), *map(str, arguments)]
@@ -189,6 +190,8 @@ def test_the_command_from_images_to_results(run_command, pictures, out, experime
         assert row["time"] > 0
         assert (out / row["figure"]).exists()
         assert "warning" not in row
+        assert ("note" in row) == row["path"].endswith(".tif")
+    assert rows[4]["note"] == "16-bit values 0 to 65535 scaled to 8 bits"
     assert len({row["map"] for row in rows}) == 5
 
     run = run_of(out)

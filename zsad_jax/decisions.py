@@ -106,7 +106,7 @@ def find_regions(
     if count == 1:  # the background alone
         return mask, []
     peaks = np.full(count, -np.inf)
-    np.maximum.at(peaks, labels[mask], anomaly_map[mask])
+    np.maximum.at(peaks, labels[mask].astype(np.intp), anomaly_map[mask])
     down, across = (full / own for full, own in zip(size, mask.shape, strict=True))
     regions = []
     for (left, top, width, height, area), peak in zip(stats[1:].tolist(), peaks[1:], strict=True):

@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from zsad_jax import command, decisions, files
+from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Fault
 from zsad_jax.data.folder import find_images
 from zsad_jax.data.preprocess import UnreadableImage
@@ -275,7 +276,7 @@ def _tell_results(
     """Prints what came out."""
     print(
         f"{len(rows) - taken_over} images scored, {taken_over} taken over from an earlier run,"
-        f" {len(faults)} skipped because they cannot be read."
+        f" {len(faults)} skipped as unreadable."
     )
     if threshold is not None:
         count = sum(row["decision"] == "anomalous" for row in rows)
@@ -307,7 +308,7 @@ def main(argv: list[str]) -> None:
             pixel_threshold=_PIXEL_THRESHOLD.value,
             map_size=_MAP_SIZE.value,
         )
-        logging.set_verbosity(logging.INFO)
+        log_plainly()
         predict(experiment, options)
 
     sys.exit(command.guarded(body))

@@ -34,6 +34,7 @@ COLUMNS = {
     "figure": "overlay and heat map",
     "mask": "255 above the pixel threshold, at the image's size",
     "sha256": "of the image file",
+    "note": "what decoding has changed",
     "key": "of the weights, prompts and options",
 }
 OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}
@@ -136,7 +137,7 @@ class Writer:
           seconds: what the model took.
         """
         start = time.monotonic()
-        image = decode_image(path).image
+        image, note = decode_image(path)
         score = round(score, 6)
         row: Row = {"path": path, "score": score}
         if self.threshold is not None:
@@ -150,6 +151,8 @@ class Writer:
             mask, row["regions"] = find_regions(resized, self.pixel_threshold, size)
         row |= self._write_files(path, image, resized, mask, self._describe(row))
         row["sha256"] = files.digest(path)
+        if note:
+            row["note"] = note
         if self.warning:
             row["warning"] = self.warning
         row["time"] = round(seconds + time.monotonic() - start, 4)
