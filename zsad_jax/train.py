@@ -1,7 +1,6 @@
 """Optimise a method's learnable parameters on an auxiliary dataset."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -110,7 +109,7 @@ def make_step(
         features = method.features(frozen, params, backbone.preprocess.normalize(images))
         return loss_of(frozen, params, features, batch)
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @jax.jit
     def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):
         (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, frozen, images, batch

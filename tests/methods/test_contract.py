@@ -1,16 +1,23 @@
 """The contract carries more than TIPSomaly: two toy methods, each defined here alone."""
 
+import dataclasses
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import PIL.Image
 import pytest
 
-from zsad_jax.methods import Batch, Method, Scores
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.evaluate import Contender, evaluate
+from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.anomaly_map import anomaly_map
 from zsad_jax.methods.losses import cross_entropy, weighted_mean
 from zsad_jax.methods.prompts import FAMILIES, encode_pairs, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, normalize
+from zsad_jax.sharding import make_mesh
+from zsad_jax.train import TrainingConfig, train
 
 CLASSES = ("round_plate", "fine-mesh")
 FAMILY = FAMILIES["object_agnostic"]
@@ -84,9 +91,9 @@ def inside_the_tower(backbone):
     def score(frozen, params, prototypes, features, category, *, extras=()):
         return score_with(prototypes, features, category, backbone.temperature)
 
-    def loss(frozen, params, images, batch):
+    def loss(frozen, params, features, batch):
         text = prototypes(frozen, params, batch.class_names)
-        scores = score(frozen, params, text, features(frozen, params, images), batch.category)
+        scores = score(frozen, params, text, features, batch.category)
         maps = anomaly_map(scores.patches, batch.masks.shape[1:], sigma=0.0)
         errors = jnp.square(maps - batch.masks).mean(axis=(1, 2))
         value = weighted_mean(errors, (batch.valid & batch.has_mask).astype(jnp.float32))
@@ -107,47 +114,82 @@ def inside_the_tower(backbone):
     )
 
 
+def encoded(image):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dataset(e2e_golden):
+    images = np.round(e2e_golden["images"] * 255).astype(np.uint8)
+    samples = [
+        Sample(
+            image=encoded(image),
+            mask=encoded(mask * np.uint8(255)) if label else None,
+            has_mask=True,
+            label=int(label),
+            category=CLASSES[category],
+            prompt_name=CLASSES[category],
+            file_name=f"{number}.png",
+        )
+        for number, (image, mask, label, category) in enumerate(
+            zip(
+                images,
+                e2e_golden["masks"],
+                e2e_golden["labels"],
+                e2e_golden["class_ids"],
+                strict=True,
+            )
+        )
+    ]
+    return Samples("toys", samples)
+
+
+class Memory:
+    """Keeps states and curves in memory."""
+
+    def __init__(self):
+        self.states, self.losses = {}, []
+
+    def latest(self):
+        return max(self.states, default=None)
+
+    def restore(self, epoch, like):
+        return self.states[epoch]
+
+    def save(self, epoch, state):
+        self.states[epoch] = jax.tree.map(np.asarray, state)
+
+    def write(self, step, values):
+        self.losses.append(values["loss"])
+
+
 @pytest.mark.parametrize("factory", [class_conditioned, inside_the_tower])
-def test_two_steps_of_training_and_an_evaluation(backbone, e2e_golden, factory):
-    method = factory(backbone)
-    frozen, images = backbone.params, jnp.asarray(e2e_golden["images"])
-    batch = Batch(
-        category=jnp.asarray(e2e_golden["class_ids"]),
-        labels=jnp.asarray(e2e_golden["labels"]),
-        masks=jnp.asarray(e2e_golden["masks"], jnp.float32),
-        has_mask=jnp.ones(12, bool),
-        valid=jnp.arange(12) < 11,
-        class_names=CLASSES,
+def test_trained_two_steps_and_evaluated(backbone, dataset, factory):
+    """By the project's own trainer and evaluator, which know nothing of the toys."""
+    size = dataclasses.replace(backbone.preprocess, image_size=70)
+    backbone = dataclasses.replace(backbone, preprocess=size)
+    method, memory, mesh = factory(backbone), Memory(), make_mesh()
+    start = method.init(jax.random.split(jax.random.key(3))[0], backbone.params)
+    params = train(
+        method,
+        backbone,
+        dataset,
+        TrainingConfig(epochs=2, batch_size=12, learning_rate=1e-3),
+        key=jax.random.key(3),
+        mesh=mesh,
+        saver=memory,
+        curves=memory,
     )
-
-    @jax.jit
-    def evaluate(frozen, params, images, category):
-        prototypes = method.prototypes(frozen, params, CLASSES)
-        features = method.features(frozen, params, images)
-        scores = method.score(frozen, params, prototypes, features, category)
-        return scores, method.anomaly_map(scores.patches, (70, 84))
-
-    start = params = method.init(jax.random.key(0), frozen)
-    optimizer = optax.adam(1e-3)
-    state = optimizer.init(params)
-    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
-    seen = jax.jit(method.features)(frozen, params, images) if method.cacheable else images
-    update = jax.jit(optimizer.update)
-    losses = []
-    for _ in range(3):
-        (loss, _), gradients = step(frozen, params, seen, batch)
-        losses.append(float(loss))
-        updates, state = update(gradients, state)
-        params = optax.apply_updates(params, updates)
-    assert losses[2] < losses[0]
-
-    before, _ = evaluate(frozen, start, images, batch.category)
-    scores, maps = evaluate(frozen, params, images, batch.category)
-    assert tuple(scores.image) == method.image_scores
-    assert scores.image["score"].shape == (12,)
-    assert maps.shape == (12, 70, 84)
-    low, high = method.map_range
-    assert low <= maps.min() < maps.max() <= high
-    assert jnp.abs(scores.patches - before.patches).max() > 1e-4
-    groups = method.groups(params)
-    assert jax.tree.structure(groups) == jax.tree.structure(params)
+    assert len(memory.losses) == 2
+    assert memory.losses[1] < memory.losses[0]
+    contenders = [Contender(method, start, "before"), Contender(method, params)]
+    result = evaluate(contenders, backbone, dataset, mesh=mesh, batch_size=8)
+    before, after = (scored.image_scores["score"] for scored in result.scored)
+    assert after.shape == (12,)
+    assert np.abs(after - before).max() > 1e-5
+    for scored in result.scored:
+        assert set(scored.figures) == set(CLASSES)
+        for by_score in scored.figures.values():
+            assert all(0 <= value <= 1 for value in by_score["score"].values.values())

@@ -1,0 +1,296 @@
+"""The main command as a user runs it: on a tiny model and two tiny datasets, in its own process."""
+
+import json
+import os
+import pathlib
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from zsad_jax.errors import UserError
+from zsad_jax.experiment import from_config
+from zsad_jax.main import run_experiment
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"
+ROOT = pathlib.Path(__file__).parents[1]
+
+CONFIG = """
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(variant=""):
+    config = ConfigDict()
+    config.method = ConfigDict({{"name": "tipsomaly", "learning": "concat", "sigma": 1.0}})
+    config.backbone = ConfigDict({{
+        "name": "tips", "vision": "{goldens}/vision_mlp_native.npz", "image_size": 56,
+        "text": "{goldens}/text_native.npz", "tokenizer": "{folder}/tokenizer.model",
+    }})
+    config.targets = ("target",)
+    config.auxiliary = "auxiliary"
+    config.auxiliary_for = ConfigDict()
+    config.checkpoints = ConfigDict()
+    config.train = True
+    config.training = ConfigDict({{"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "shuffle": True}})
+    config.comparisons = {{"fixed prompts": {{"learning": "none"}}}}
+    config.image_score = "second"
+    config.batch_size = 4
+    config.skip_missing = False
+    config.data_dir = "{folder}/data"
+    config.seed = 1
+    config.hint = "Or do something else."
+    return config
+"""
+
+
+def write_dataset(root, *, num_images, seed):
+    """A dataset with a meta.json: bright squares on noise."""
+    rng = np.random.default_rng(seed)
+    entries = {"plate": [], "cloth": []}
+    for number in range(num_images):
+        category = ("plate", "cloth")[number % 2]
+        image = rng.integers(60, 120, (64, 64, 3), dtype=np.uint8)
+        mask = np.zeros((64, 64), np.uint8)
+        if label := number // 2 % 2:
+            y, x = rng.integers(0, 44, 2)
+            image[y : y + 20, x : x + 20] = 255
+            mask[y : y + 20, x : x + 20] = 255
+        paths = {"img_path": f"{category}/{number}.png", "mask_path": ""}
+        (root / category).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(root / paths["img_path"])
+        if label:
+            paths["mask_path"] = f"{category}/{number}_mask.png"
+            PIL.Image.fromarray(mask).save(root / paths["mask_path"])
+        fields = {"cls_name": category, "specie_name": "square", "anomaly": int(label)}
+        entries[category].append(paths | fields)
+    (root / "meta.json").write_text(json.dumps({"train": {}, "test": entries}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("main")
+    from zsad_jax.methods.prompts import FAMILIES
+
+    words = [text for side in FAMILIES["industrial"].sentences("object") for text in side]
+    with open(folder / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words * 3), model_writer=file, vocab_size=120, model_type="bpe",
+            pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, minloglevel=2, hard_vocab_limit=False,
+        )  # fmt: skip
+    (folder / "config.py").write_text(CONFIG.format(goldens=GOLDENS, folder=folder))
+    write_dataset(folder / "data" / "auxiliary", num_images=12, seed=0)
+    write_dataset(folder / "data" / "target", num_images=16, seed=1)
+    return folder
+
+
+def command(folder, workdir, *overrides):
+    return [
+        sys.executable, "-m", "zsad_jax.main", "--config", str(folder / "config.py"),
+        "--workdir", str(folder / workdir), *overrides,
+    ]  # fmt: skip
+
+
+def environment(folder):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    return os.environ | cache | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
+
+
+def run(folder, workdir, *overrides):
+    return subprocess.run(
+        command(folder, workdir, *overrides),
+        env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A whole run."""
+    done = run(folder, "whole")
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"
+
+
+def results(workdir):
+    names = ("results.json", "comparisons.json")
+    return {name: (workdir / name).read_bytes() for name in names}
+
+
+def prompts(workdir):
+    (path,) = workdir.glob("training/*/prompts.npz")
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def test_a_run_leaves_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    expected = {
+        "results.json",
+        "comparisons.json",
+        "results.md",
+        "results.csv",
+        "report.html",
+        "run.json",
+    }
+    assert expected | {"config.json", "figures", "training", "evaluations"} <= names
+    rows = json.loads((finished / "results.json").read_text())
+    assert [row["category"] for row in rows] == ["plate", "cloth", "mean"]
+    assert {row["epoch"] for row in rows} == {3}
+    assert {row["image_score"] for row in rows} == {"second"}
+    assert rows[-1]["n_images"] == 16
+    assert rows[-1]["n_anomalous"] == 8
+    others = json.loads((finished / "comparisons.json").read_text())
+    assert {(row["variant"], row["image_score"]) for row in others} == {
+        (rows[0]["variant"], "first"),
+        ("fixed prompts", "first"),
+        ("fixed prompts", "second"),
+    }
+    assert {row["checkpoint"] for row in others if row["variant"] == "fixed prompts"} == {None}
+    (curves,) = finished.glob("training/*/curves.jsonl")
+    steps = [json.loads(line)["step"] for line in curves.read_text().splitlines()]
+    assert steps == list(range(1, 10))
+    assert list(finished.glob("training/*/tensorboard/events.*"))
+
+
+def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, finished):
+    before = results(finished)
+    training = prompts(finished)
+    stamp = next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns
+    done = run(folder, "whole")
+    assert done.returncode == 0, done.stderr
+    assert results(finished) == before
+    np.testing.assert_equal(prompts(finished), training)
+    assert next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns == stamp
+    (curves,) = finished.glob("training/*/curves.jsonl")
+    assert len(curves.read_text().splitlines()) == 9
+
+
+def killed_when(folder, workdir, happened):
+    """Starts a run and kills it, with no chance to tidy up, once `happened` is true."""
+    process = subprocess.Popen(
+        command(folder, workdir), env=environment(folder), cwd=folder,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not happened() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("workdir", "sign"),
+    [
+        ("training-killed", "training/*/checkpoints/1"),
+        ("evaluation-killed", "training/*/prompts.npz"),
+    ],
+)
+def test_killed_and_started_again(folder, finished, workdir, sign):
+    """Killed after the first epoch, or after training: the numbers are those of an unbroken run."""
+    killed_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
+    assert not (folder / workdir / "results.json").exists()
+    done = run(folder, workdir)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_equal(prompts(folder / workdir), prompts(finished))
+    assert results(folder / workdir) == results(finished)
+
+
+def test_prompts_of_a_run_serve_another(folder, finished):
+    """`config.checkpoints` takes the file that training left."""
+    (path,) = finished.glob("training/*/prompts.npz")
+    done = run(
+        folder,
+        "taken-over",
+        "--config.train=False",
+        f"--config.checkpoints={{'auxiliary': '{path}'}}",
+    )
+    assert done.returncode == 0, done.stderr
+    mean, other = (
+        json.loads((w / "results.json").read_text())[-1] for w in (finished, folder / "taken-over")
+    )
+    assert mean["pixel_auroc"] == other["pixel_auroc"]
+    assert other["checkpoint"] == "prompts.npz"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.sead=2", r"config.sead does not exist; did you mean config.seed"),
+        ("--config=nowhere.py", r"nowhere.py"),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_one_sentence(folder, override, expected):
+    done = run(folder, "mistaken", override)
+    assert done.returncode == 2, done.stderr
+    assert re.search(expected, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "mistaken").exists()
+
+
+MISTAKES = {
+    "unknown method key": ({"method": {"sigmaa": 2}}, r"sigmaa.*did you mean 'sigma'"),
+    "bad value": ({"method": {"learning": "shout"}}, r"learning.*shout"),
+    "unknown training key": ({"training": {"epoch": 2}}, r"epoch.*did you mean 'epochs'"),
+    "no image score": ({"image_score": "third"}, r"third.*first"),
+    "missing dataset": ({"targets": ("visa",)}, r"prepare visa[\s\S]*Or do something else"),
+    "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
+    "trained on its target": ({"targets": ("auxiliary",)}, r"trained on and evaluated on"),
+    "no prompts": ({"train": False}, r"config.checkpoints.auxiliary"),
+    "no target": ({"targets": ()}, r"config.targets is empty"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_sentence_before_any_work(folder, tmp_path, name):
+    changes, expected = MISTAKES[name]
+    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            config[key].update(value)
+        else:
+            config[key] = value
+    with pytest.raises(UserError) as error:
+        run_experiment(from_config(config), tmp_path)
+    assert re.search(expected, str(error.value))
+    assert not list(tmp_path.glob("*/**/*.npz"))
+
+
+def test_missing_datasets_can_be_skipped(folder):
+    done = run(
+        folder, "skipped", "--config.targets=('visa', 'target')", "--config.skip_missing=True",
+        "--config.train=False", "--config.method.learning=none", "--config.comparisons={}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((folder / "skipped" / "results.json").read_text())
+    assert {row["dataset"] for row in rows} == {"target"}
+    assert "visa" in (folder / "skipped" / "results.md").read_text().lower()
+
+
+def test_one_broken_image_is_reported_and_skipped(folder, tmp_path):
+    images = tmp_path / "mine" / "test"
+    rng = np.random.default_rng(0)
+    for kind in ("good", "bad"):
+        (images / kind).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(images / kind / f"{number}.png")
+    broken = images / "bad" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run(
+        folder, "broken", f"--config.targets=({{'folder': '{tmp_path / 'mine'}'}},)",
+        "--config.train=False", "--config.method.learning=none", "--config.comparisons={}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "bad/1.png" in done.stderr
+    rows = json.loads((folder / "broken" / "results.json").read_text())
+    assert rows[-1]["n_images"] == 5
+    assert rows[-1]["pixel_auroc"] is None
+    assert "bad/1.png" in (folder / "broken" / "results.md").read_text()
