@@ -409,7 +409,12 @@ def test_a_demonstration_model_says_so_everywhere(experiment, pictures, out, cap
         assert Image.open(out / row["figure"]).text["Comment"] == DEMONSTRATION
     assert run_of(out)["warning"] == DEMONSTRATION
     assert run_of(out)["demonstration"] is True
+    assert (out / "WARNING.txt").read_text().strip() == DEMONSTRATION
     assert capsys.readouterr().out.count(DEMONSTRATION) == 2
+    monkeypatch.undo()
+    predict.predict(experiment, options([pictures / "b"], out))
+    assert not (out / "WARNING.txt").exists()
+    assert not any("warning" in row for row in rows_of(out))
 
 
 def load(experiment, **changes):

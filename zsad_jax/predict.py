@@ -107,6 +107,7 @@ def predict(experiment: Experiment, options: Options) -> None:
     )
     _check_pixel_threshold(options, model.method)
     _tell(model)
+    _leave_warning(options.out, model.warning)
     clock.lap("start")
 
     threshold, words = _settle_threshold(options, model, good, experiment.num_workers)
@@ -125,7 +126,9 @@ def predict(experiment: Experiment, options: Options) -> None:
         "pixel_threshold": writer.pixel_threshold,
         "map_size": writer.map_size,
     }
-    journal = Journal(options.out / "predictions.jsonl", fingerprint(model.key, settings))
+    journal = Journal(
+        options.out / "predictions.jsonl", fingerprint(model.key, settings, model.warning)
+    )
     taken_over = journal.take_over(images)
     if journal.others(images):
         logging.warning(
@@ -243,6 +246,15 @@ def _prepare_folder(out: pathlib.Path) -> None:
         writable = False
     if not writable:
         raise UserError(f"The folder {out} cannot be written to; choose another --out.")
+
+
+def _leave_warning(out: pathlib.Path, warning: str) -> None:
+    """A file that speaks for what cannot say it itself: maps and scores of known-good images."""
+    path = out / "WARNING.txt"
+    if warning:
+        files.write_text(path, warning + "\n")
+    else:
+        path.unlink(missing_ok=True)  # of an earlier run with another model
 
 
 def _check_pixel_threshold(options: Options, method: Method) -> None:
