@@ -18,3 +18,4 @@ def log_plainly() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logging.set_verbosity(logging.INFO)
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it has its own way to stderr
