@@ -64,7 +64,7 @@ def reference(request):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = "norm" in name and name.endswith("weight") or "lambda1" in name
+            around_one = ("norm" in name and name.endswith("weight")) or "lambda1" in name
             parameter.copy_(1 + 0.3 * noise if around_one else 0.1 * noise)
         model.temperature.fill_(0.02)
     return model

@@ -13,7 +13,7 @@ import numpy as np
 
 from zsad_jax import files
 from zsad_jax.backbones import tips, tips_checkpoints, tokenizers
-from zsad_jax.backbones.base import Backbone, VisionFeatures
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints import fit_tree, read_arrays
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
@@ -99,10 +99,10 @@ def _locate(
 
 @dataclasses.dataclass(frozen=True)
 class _Tower:
-    """One file's arrays under native names, and the sizes they show."""
+    """One file's parameters as a module's tree on the device, and the sizes they show."""
 
     path: PathLike
-    arrays: Mapping[str, np.ndarray]
+    params: Params
     sizes: dict[str, Any]
     pytorch: bool
 
@@ -120,7 +120,14 @@ class _Tower:
                 f"{source} has {sizes['num_heads']} attention heads, not the {heads} that were asked for;"
                 " leave num_heads out."
             )
-        return cls(path, arrays, sizes, pytorch)
+        expected = (
+            tips.vision_tree(tips.VisionSizes(**sizes))
+            if side == "vision"
+            else tips.text_tree(tips.TextSizes(**sizes))
+        )
+        tree = fit_tree(_scalar_temperature(arrays), expected, source=str(path))
+        # Put on the device here, so that the host's copy is gone before the other file is read.
+        return cls(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
 
 
 def _apply_overrides(
@@ -165,30 +172,18 @@ def _assemble(
     tokenizer: PathLike | None,
     image_size: int | None,
 ) -> Backbone:
-    vision, text = tips.VisionEncoder(sizes[0]), tips.TextEncoder(sizes[1])
-    patch = sizes[0].patch_size
-    key = jax.random.key(0)
-    image = jax.ShapeDtypeStruct((1, patch, patch, 3), jnp.float32)
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    expected = {
-        "vision": jax.eval_shape(vision.init, key, image)["params"],
-        "text": jax.eval_shape(text.init, key, token, token)["params"],
-    }
-    trees = {
-        side: fit_tree(_scalar_temperature(tower.arrays), expected[side], source=str(tower.path))
-        for side, tower in zip(("vision", "text"), towers, strict=True)
-    }
     if sizes[0].width != sizes[1].width:
         raise UserError(
             f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
             " the two files are not of one model."
         )
+    params = {side: tower.params for side, tower in zip(("vision", "text"), towers, strict=True)}
     return Backbone(
         name=name,
-        params=jax.tree.map(jnp.asarray, trees),
+        params=params,
         preprocess=Preprocess(image_size=image_size or _native_image_size(name, sizes[0])),
-        temperature=float(trees["text"]["temperature_contrastive"]),
-        patch_size=patch,
+        temperature=float(params["text"]["temperature_contrastive"]),
+        patch_size=sizes[0].patch_size,
         embed_dim=sizes[0].width,
         num_global_tokens=sizes[0].num_global_tokens,
         vision_width=sizes[0].width,
@@ -198,7 +193,9 @@ def _assemble(
         text_length=tips.TEXT_LENGTH,
         digest=_joint_digest([tower.path for tower in towers]),
         demonstration=name.endswith("-nano"),
-        **_functions(vision, text, tokenizer, sizes[0].depth),
+        **_functions(
+            tips.VisionEncoder(sizes[0]), tips.TextEncoder(sizes[1]), tokenizer, sizes[0].depth
+        ),
     )
 
 

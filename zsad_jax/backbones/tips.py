@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import VisionFeatures
+from zsad_jax.backbones.base import Params, VisionFeatures
 from zsad_jax.backbones.transformer import Transformer, layer_norm
 
 TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
@@ -226,3 +226,15 @@ class TextEncoder(nn.Module):
     ) -> Float[Array, "t d"]:
         """Text embeddings of token ids."""
         return self.encode(self.embed(token_ids), paddings)
+
+
+def vision_tree(sizes: VisionSizes) -> Params:
+    """The names and shapes of a vision tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
+    image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), jnp.float32)
+    return jax.eval_shape(VisionEncoder(sizes).init, jax.random.key(0), image)["params"]
+
+
+def text_tree(sizes: TextSizes) -> Params:
+    """The same of a text tower."""
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(TextEncoder(sizes).init, jax.random.key(0), token, token)["params"]

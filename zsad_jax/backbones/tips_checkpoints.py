@@ -11,6 +11,7 @@ from zsad_jax.backbones.checkpoints import fit_tree
 from zsad_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 PREFIX = "encoder/transformer/encoderblock_"
 ATTENTION = "MultiHeadDotProductAttention_0"
@@ -49,40 +50,10 @@ def vision_from_pytorch(
         arrays, "blocks.0.mlp.w3.weight" if swiglu else "blocks.0.mlp.fc2.weight", source
     ).shape[1]
     patch = _need(arrays, "patch_embed.proj.weight", source).shape[-1]
-    arrays = _checked(
-        arrays,
-        {
-            "patch_embed.proj.weight": (width, 3, patch, patch),
-            "patch_embed.proj.bias": (width,),
-            "pos_embed": pos.shape,
-            "cls_token": (1, 1, width),
-            "register_tokens": (1, 1, width),
-            "norm.weight": (width,),
-            "norm.bias": (width,),
-        }
-        | {
-            f"blocks.{i}.{name}": shape
-            for i in range(depth)
-            for name, shape in {
-                **_linear_shapes("attn.qkv.", width, 3 * width),
-                **_linear_shapes("attn.proj.", width, width),
-                **(
-                    {
-                        **_linear_shapes("mlp.w12.", width, 2 * hidden),
-                        **_linear_shapes("mlp.w3.", hidden, width),
-                    }
-                    if swiglu
-                    else {
-                        **_linear_shapes("mlp.fc1.", width, hidden),
-                        **_linear_shapes("mlp.fc2.", hidden, width),
-                    }
-                ),
-                **{f"norm{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
-                **{f"ls{j}.gamma": (width,) for j in (1, 2)},
-            }.items()
-        },
-        source,
+    shapes = pytorch_vision_shapes(
+        width=width, depth=depth, hidden=hidden, patch=patch, positions=pos.shape[1], swiglu=swiglu
     )
+    arrays = _checked(arrays, shapes, source)
     grid = round((pos.shape[1] - 1) ** 0.5)
     first = arrays["cls_token"] + arrays["pos_embed"][:, :1]
     tokens = "encoder/ToTokenSequence_0"
@@ -130,28 +101,10 @@ def text_from_pytorch(
     temperature = next(
         (k for k in ("temperature_contrastive", "temperature") if k in arrays), "temperature"
     )
-    arrays = _checked(
-        arrays,
-        {
-            "token_embedding.weight": table.shape,
-            "ln_final.weight": (width,),
-            "ln_final.bias": (width,),
-            temperature: arrays[temperature].shape if temperature in arrays else (),
-        }
-        | {
-            f"transformer.resblocks.{i}.{name}": shape
-            for i in range(depth)
-            for name, shape in {
-                "attn.in_proj_weight": (3 * width, width),
-                "attn.in_proj_bias": (3 * width,),
-                **_linear_shapes("attn.out_proj.", width, width),
-                **_linear_shapes("mlp.c_fc.", width, hidden),
-                **_linear_shapes("mlp.c_proj.", hidden, width),
-                **{f"ln_{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
-            }.items()
-        },
-        source,
-    )
+    shapes = pytorch_text_shapes(vocabulary=table.shape[0], width=width, depth=depth, hidden=hidden)
+    del shapes["temperature"]
+    shapes[temperature] = arrays[temperature].shape if temperature in arrays else ()
+    arrays = _checked(arrays, shapes, source)
     out = {
         "token_emb/emb_var": arrays["token_embedding.weight"],
         "text_encoder_norm/scale": arrays["ln_final.weight"],
@@ -172,14 +125,65 @@ def text_from_pytorch(
     return out
 
 
-def _checked(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], source: str) -> Arrays:
+def pytorch_vision_shapes(
+    *, width: int, depth: int, hidden: int, patch: int, positions: int, swiglu: bool
+) -> Shapes:
+    """Names and shapes of a PyTorch vision file, without the mask token that inference ignores."""
+    feed_forward = (
+        _linear_shapes("mlp.w12.", width, 2 * hidden) | _linear_shapes("mlp.w3.", hidden, width)
+        if swiglu
+        else _linear_shapes("mlp.fc1.", width, hidden) | _linear_shapes("mlp.fc2.", hidden, width)
+    )
+    block = {
+        **_linear_shapes("attn.qkv.", width, 3 * width),
+        **_linear_shapes("attn.proj.", width, width),
+        **feed_forward,
+        **{f"norm{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+        **{f"ls{j}.gamma": (width,) for j in (1, 2)},
+    }
+    return {
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "pos_embed": (1, positions, width),
+        "cls_token": (1, 1, width),
+        "register_tokens": (1, 1, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        **{f"blocks.{i}.{name}": shape for i in range(depth) for name, shape in block.items()},
+    }
+
+
+def pytorch_text_shapes(*, vocabulary: int, width: int, depth: int, hidden: int) -> Shapes:
+    """Names and shapes of a PyTorch text file."""
+    block = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        **_linear_shapes("attn.out_proj.", width, width),
+        **_linear_shapes("mlp.c_fc.", width, hidden),
+        **_linear_shapes("mlp.c_proj.", hidden, width),
+        **{f"ln_{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+    }
+    return {
+        "token_embedding.weight": (vocabulary, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "temperature": (),
+        **{
+            f"transformer.resblocks.{i}.{name}": shape
+            for i in range(depth)
+            for name, shape in block.items()
+        },
+    }
+
+
+def _checked(arrays: Arrays, shapes: Shapes, source: str) -> Arrays:
     """The arrays, after one error that lists everything missing, unexpected or misshapen."""
     expected = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     # The mask token serves pre-training only.
     return fit_tree(arrays, expected, source=source, ignored=("mask_token",))
 
 
-def _linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
 
 
