@@ -1,0 +1,125 @@
+"""Captions and vocabulary for the pre-training of the nano backbones.
+
+A caption is a sentence of the fixed-prompt families (a state filled with a name, in a template), so that the
+text tower learns the very sentences that the methods will ask it.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from nano_drawings import FAMILIES, STRUCTURE, SURFACE
+
+from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
+
+Rng = np.random.Generator
+
+# How often a sentence comes from each prompt family.
+FAMILY_SHARE = {"industrial": 0.6, "medical": 0.2, "object_agnostic": 0.2}
+# Abnormal states that describe only one group of defects; the others describe both.
+STATE_GROUP = {
+    "broken {}": STRUCTURE,
+    "{} with damage": STRUCTURE,
+    "{} with irregular shape": STRUCTURE,
+    "{} showing distortion": STRUCTURE,
+    "{} with flaw": SURFACE,
+    "{} with spot": SURFACE,
+    "diseased {}": SURFACE,
+    "{} with irregular area": SURFACE,
+}
+OBJECT = "object"
+# Words that name nothing drawn here. A state has to be understood whatever the name beside it.
+OTHER_NAMES = tuple(
+    """
+    apple arrow bag ball banana barrel basin battery beam bearing bell belt bench bicycle board boat
+    bolt bone book boot bottle bowl bracket brain brake brass brick bridge bronze brush bucket bulb
+    bus cable cake camera candle cap capsule car card carrot cart case cashew cast chair chalk chest
+    chip circuit clay clip cloth coal coat coin colon component connector copper cord cotton cover
+    crystal cup cushion cylinder denim desk device dish door dress drill drum ear engine eye fabric
+    fibre film filter finger flat floor foam foil fork frame fruit fuse garment glass glove gold
+    grain granite grass gravel grid hammer hand handle hat head hinge hook hose house ink iron item
+    jacket jar joint key knife lamp lens lever lid light linen liver lock lung machine map mat
+    material meat metal mirror motor mouse mug nail needle nut nylon opal organ package pad pan
+    panel paper part pasta pearl pen pencil pepper picture pill pillow pin pipe plank plant plastic
+    plate plug pocket pole potato print product pump rice road robot rod roller roof rope rubber
+    ruler salt sample sand saw scan scissors screen seal seat seed shaft sheet shell ship shoe
+    shovel silk silver skin sleeve soap sock solder spoon spring stamp steel stone strap straw
+    string surface switch table tape tile tin tissue tool tooth toothbrush towel toy train
+    transistor tray tree tube tyre umbrella valve vase velvet vessel vinyl wafer wall wallet watch
+    wax wheel window wing wire wood wool wrench yarn zip zipper
+    """.split()  # noqa: SIM905 - readable as a text
+)
+ADJECTIVES = tuple(
+    """
+    big black blue brown clean coloured cut dark deep dry engraved fine flat glossy golden green
+    grey hard heavy large light little long matt new old orange painted patterned pink plain
+    polished printed raw red round shiny short small smooth soft solid square thick thin white wide
+    yellow woven ribbed rolled pressed moulded
+    """.split()  # noqa: SIM905 - readable as a text
+)
+
+
+def other_name(rng: Rng) -> str:
+    """A name that no drawing has: a noun, an adjective and a noun, two nouns, or made-up letters."""
+    kind = rng.random()
+    noun = str(rng.choice(OTHER_NAMES))
+    if kind < 0.35:
+        return noun
+    if kind < 0.65:
+        return f"{rng.choice(ADJECTIVES)} {noun}"
+    if kind < 0.85:
+        return f"{rng.choice(OTHER_NAMES)} {noun}"
+    return "".join(rng.choice(list("abcdefghiklmnoprstuvwyz"), rng.integers(3, 8)))
+
+
+def states(prompts: str, group: str) -> tuple[str, ...]:
+    """The states of a prompt family that describe `group`: "normal", or a group of defects."""
+    family = PROMPT_FAMILIES[prompts]
+    if group == "normal":
+        return tuple(family.normal)
+    return tuple(s for s in family.anomalous if STATE_GROUP.get(s, group) == group)
+
+
+def caption(rng: Rng, name: str, group: str) -> str:
+    """A random sentence that says of `name` that it is normal, or has a defect of the group."""
+    prompts = str(rng.choice(list(FAMILY_SHARE), p=list(FAMILY_SHARE.values())))
+    state = str(rng.choice(states(prompts, group)))
+    template = str(rng.choice(PROMPT_FAMILIES[prompts].templates))
+    return template.replace("{}", state.replace("{}", name))
+
+
+def corpus(seed: int, count: int = 40_000) -> Iterable[str]:
+    """Sentences to learn the vocabulary from: captions of drawn and of other names, and the bare names."""
+    rng = np.random.default_rng(seed)
+    names = [name for names in FAMILIES.values() for name in names]
+    for _ in range(count):
+        name = str(rng.choice(names)) if rng.random() < 0.4 else other_name(rng)
+        yield caption(rng, name, str(rng.choice(["normal", STRUCTURE, SURFACE]))).lower()
+    for name in (*names, *OTHER_NAMES, *ADJECTIVES, OBJECT):
+        yield from [name] * 20
+
+
+def train_tokenizer(seed: int, vocabulary: int = 2048) -> bytes:
+    """A sentencepiece model: id 0 pads, no begin or end, single letters for unknown words."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus(seed)),
+        model_writer=model,
+        vocab_size=vocabulary,
+        model_type="bpe",
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        required_chars="abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-_/+&%#",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def alignment_names(rng: Rng, count: int) -> Sequence[str]:
+    """Names to align with beside the images' own: "object", and others that mean nothing here."""
+    return [OBJECT, *(other_name(rng) for _ in range(count - 1))]

@@ -1,0 +1,265 @@
+"""The nano TIPS of the pre-training: its sizes, its batches' form, and its losses.
+
+The losses are softmaxes over cosine / temperature against sentence embeddings that are pooled as those of
+the fixed prompts are:
+
+  image   each global token against (class, state) of all classes in the batch; the states are normal
+          and either group of defects
+  state   each global token against normal and abnormal of one name: its own, or another's
+  patch   each patch token against the same pair, by whether a defect touches the patch
+  top     the same for an image's highest patch, which methods add to the image score
+  dense   each patch token against (class, state) of all classes
+  text    each sentence against another of the same name and state
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import nano_drawings
+import numpy as np
+import optax
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones import tips
+
+PATCH = 14
+GRID = 16  # positions of a 224-pixel view; smaller images take a window of them
+GROUPS = ("normal", nano_drawings.STRUCTURE, nano_drawings.SURFACE)
+EMBEDDING = ("encoder", "ToTokenSequence_0", "embedding")
+POSITIONS = ("encoder", "ToTokenSequence_0", "posembed_input")
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The model and how it is trained."""
+
+    width: int = 128
+    depth: int = 4
+    text_depth: int = 2
+    num_heads: int = 4
+    mlp_dim: int = 512
+    vocabulary: int = 2048
+    temperature: float = 0.1  # not learned: a small one would leave learned prompts nothing to do
+    classes: int = 8  # per batch
+    images_per_class: int = 4  # small; a batch of large images has as many patches
+    other_names: int = 2  # names to align with beside the classes: "object" and an unrelated one
+    sentences: int = 2  # per name and group
+    learning_rate: float = 1e-3
+    embedding_rate: float = 0.2  # of the learning rate: the filters are good from the start
+    weight_decay: float = 0.05
+    warmup: int = 200
+    ema: float = 0.999
+    large_every: tuple[int, int] = (6, 2)  # one batch in so many: at first, in the last third
+    anomalous_share: float = 0.4  # of the patches' weight; far from a half, a prior swamps all
+    image_loss: float = 0.5
+    state_loss: float = 1.0
+    patch_loss: float = 2.0
+    top_loss: float = 0.3
+    dense_loss: float = 0.2
+    text_loss: float = 0.5
+
+    @property
+    def vision(self) -> tips.VisionSizes:
+        return tips.VisionSizes(
+            patch_size=PATCH, width=self.width, depth=self.depth, num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim, feed_forward="mlp", grid=GRID,
+        )  # fmt: skip
+
+    @property
+    def text(self) -> tips.TextSizes:
+        return tips.TextSizes(
+            vocabulary=self.vocabulary, width=self.width, depth=self.text_depth,
+            num_heads=self.num_heads, mlp_dim=self.mlp_dim,
+        )  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """What one step sees; K names, of which the first M are the classes of the images.
+
+    Attributes:
+      images: 8-bit RGB.
+      touched: the share of each patch that is defective.
+      category: index of the image's class among the names.
+      group: index into GROUPS.
+      aligned: index of the name whose normal and abnormal sentences the image is compared with.
+      ids, paddings, prompts: the sentences of each name: S per group; `prompts` marks positions of no word.
+      offset: where in the grid of positions the image's window lies.
+    """
+
+    images: np.ndarray  # [b, s, s, 3]
+    touched: np.ndarray  # [b, h, w]
+    category: np.ndarray  # [b]
+    group: np.ndarray  # [b]
+    aligned: np.ndarray  # [b]
+    ids: np.ndarray  # [k, 3 * sentences, n]
+    paddings: np.ndarray
+    prompts: np.ndarray
+    offset: np.ndarray  # [2]
+
+
+def cosine_filters(count: int, chroma: int) -> Float[np.ndarray, "14 14 3 d"]:
+    """The lowest two-dimensional cosines of a patch, in grey and (`chroma` each) in two colour contrasts.
+
+    Patches start out well described by them; from random filters that takes a third of the training.
+    """
+    place = np.pi * (np.arange(PATCH) + 0.5) / PATCH
+    waves = np.cos(place[:, None] * np.arange(PATCH))
+    waves /= np.linalg.norm(waves, axis=0)
+    order = sorted(
+        ((i, j) for i in range(PATCH) for j in range(PATCH)), key=lambda ij: (sum(ij), ij)
+    )
+    axes = np.array([[1, 1, 1], [1, -1, 0], [0.5, 0.5, -1]]) / np.sqrt([[3], [2], [1.5]])
+    chosen = [(ij, axes[0]) for ij in order[: count - 2 * chroma]]
+    chosen += [(ij, axis) for axis in axes[1:] for ij in order[:chroma]]
+    # Natural spectra fall with frequency; the gain brings the coefficients to a like size.
+    filters = [
+        (1 + i + j) * np.multiply.outer(np.outer(waves[:, i], waves[:, j]), axis)
+        for (i, j), axis in chosen
+    ]
+    return 0.4 * np.stack(filters, -1).astype(np.float32)
+
+
+def contrast_attention(config: Config, key: Array) -> Params:
+    """Attention that starts by taking from each token part of the mean of the tokens like it.
+
+    Queries equal keys, and the output undoes the values with the opposite sign. What sets a patch apart from
+    the rest of its image is then in its token from the first step on.
+    """
+    key_match, key_mix = jax.random.split(key)
+    width, heads = config.width, config.num_heads
+    match, mix = (
+        jax.random.orthogonal(k, width).reshape(width, heads, width // heads)
+        for k in (key_match, key_mix)
+    )
+    kernels = {"query": 0.6 * match, "key": 0.6 * match, "value": mix}
+    kernels["out"] = -0.6 * mix.transpose(1, 2, 0)
+    return kernels
+
+
+def init_params(config: Config, seed: int) -> Params:
+    """Fresh towers, the patch embedding of `centred` pixels; it starts from cosines."""
+    key_vision, key_text = jax.random.split(jax.random.key(seed))
+    image, token = jnp.zeros((1, GRID * PATCH, GRID * PATCH, 3)), jnp.zeros((1, 1), jnp.int32)
+    vision = tips.VisionEncoder(config.vision).init(key_vision, image)["params"]
+    text = tips.TextEncoder(config.text).init(key_text, token, token)["params"]
+    kernel = jnp.asarray(cosine_filters(config.width, config.width // 8))
+    vision["encoder"]["ToTokenSequence_0"]["embedding"]["kernel"] = kernel
+    for block, key in enumerate(jax.random.split(key_vision, config.depth)):
+        tower = vision["encoder"]["transformer"][f"encoderblock_{block}"]
+        for name, start in contrast_attention(config, key).items():
+            tower["MultiHeadDotProductAttention_0"][name]["kernel"] = start
+    text["temperature_contrastive"] = jnp.float32(config.temperature)
+    return {"vision": vision, "text": text}
+
+
+def native(vision: Params) -> Params:
+    """The vision tower for pixels in [0, 1], from the one that is trained on pixels less a half.
+
+    Without centring, each step of the optimiser shifts all patches together, until they are all alike.
+    """
+    flat = traverse_util.flatten_dict(vision)
+    kernel, bias = (flat[(*EMBEDDING, leaf)] for leaf in ("kernel", "bias"))
+    flat[(*EMBEDDING, "bias")] = bias - 0.5 * kernel.sum((0, 1, 2))
+    return traverse_util.unflatten_dict(flat)
+
+
+def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+def encode_images(
+    config: Config, params: Params, images: Array, offset: Int[Array, " 2"] | None = None
+):
+    """Unit global tokens [b 2 d] and patches [b h w d]; `offset` picks a window of the positions."""
+    sizes, vision = config.vision, native(params["vision"])
+    if offset is not None:
+        tall = images.shape[1] // PATCH
+        sizes = dataclasses.replace(sizes, grid=tall)
+        flat = traverse_util.flatten_dict(vision)
+        start = (0, offset[0], offset[1], 0)
+        flat[POSITIONS] = jax.lax.dynamic_slice(
+            flat[POSITIONS], start, (1, tall, tall, config.width)
+        )
+        vision = traverse_util.unflatten_dict(flat)
+    pixels = images.astype(jnp.float32) / 255
+    features = tips.VisionEncoder(sizes).apply({"params": vision}, pixels)
+    return unit(features.global_tokens), unit(features.patches[:, 0])
+
+
+def encode_sentences(
+    config: Config, params: Params, key: Array, batch: Batch
+) -> Float[Array, "k s d"]:
+    """Unit sentence embeddings; positions marked as prompts get nearly nothing."""
+    names, count, length = batch.ids.shape
+    ids, paddings, prompts = (
+        x.reshape(names * count, length) for x in (batch.ids, batch.paddings, batch.prompts)
+    )
+    model, variables = tips.TextEncoder(config.text), {"params": params["text"]}
+    words = model.apply(variables, ids, method="embed")
+    empty = 0.02 * jax.random.normal(key, words.shape)
+    embeddings = jnp.where(prompts[..., None], empty, words)
+    sentences = model.apply(variables, embeddings, paddings, method="encode")
+    return unit(sentences).reshape(names, count, -1)
+
+
+def loss_fn(
+    config: Config, params: Params, key: Array, batch: Batch
+) -> tuple[Array, dict[str, Array]]:
+    """The sum of the losses of the module's docstring, and each by name."""
+    tau, classes = config.temperature, config.classes
+    tokens, patches = encode_images(config, params, batch.images, batch.offset)
+    sentences = encode_sentences(config, params, key, batch)
+    groups = sentences.reshape(*sentences.shape[:1], len(GROUPS), -1, config.width)
+    states = unit(groups.mean(2))  # [k, 3, d]
+    abnormal = unit(groups[:, 1:].mean((1, 2)))
+    direction = (abnormal - states[:, 0])[
+        batch.aligned
+    ] / tau  # [b, d]: the logit of the pair is linear
+
+    label = (batch.group > 0).astype(jnp.float32)
+    classed = states[:classes].reshape(-1, config.width)
+    target = batch.category * len(GROUPS) + batch.group
+    image = optax.softmax_cross_entropy_with_integer_labels(
+        jnp.einsum("bgd,cd->bgc", tokens, classed) / tau, target[:, None]
+    ).mean()
+    state = optax.sigmoid_binary_cross_entropy(
+        jnp.einsum("bgd,bd->bg", tokens, direction), label[:, None]
+    ).mean()
+
+    hit = (batch.touched > 0.04).astype(jnp.float32)
+    grazed = (batch.touched > 0) & (batch.touched <= 0.04)
+    normal = 1 - hit - grazed
+    share = config.anomalous_share
+    weight = share * hit / jnp.maximum(hit.sum(), 1) + (1 - share) * normal / normal.sum()
+    logits = jnp.einsum("bhwd,bd->bhw", patches, direction)
+    patch = jnp.sum(weight * optax.sigmoid_binary_cross_entropy(logits, hit))
+    top = optax.sigmoid_binary_cross_entropy(logits.max((1, 2)), label).mean()
+    dense_target = batch.category[:, None, None] * len(GROUPS) + jnp.where(
+        hit > 0, batch.group[:, None, None], 0
+    )
+    dense = optax.softmax_cross_entropy_with_integer_labels(
+        jnp.einsum("bhwd,cd->bhwc", patches, classed) / tau, dense_target
+    )
+    dense = jnp.sum(weight * dense)
+
+    # Without this, all sentences stay alike for a long time, and the images have nothing to aim at.
+    first, second = (
+        groups[:, :, 0].reshape(-1, config.width),
+        groups[:, :, 1].reshape(-1, config.width),
+    )
+    text = optax.softmax_cross_entropy_with_integer_labels(
+        first @ second.T / tau, jnp.arange(len(first))
+    ).mean()
+    terms = {
+        "image": image,
+        "state": state,
+        "patch": patch,
+        "top": top,
+        "dense": dense,
+        "text": text,
+    }
+    return sum(getattr(config, f"{name}_loss") * term for name, term in terms.items()), terms

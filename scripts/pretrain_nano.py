@@ -1,0 +1,262 @@
+"""Pre-trains tips-nano, the very small TIPS that ships with zsad_jax.
+
+    python scripts/pretrain_nano.py train --workdir DIR            # about an hour on one CPU core
+    python scripts/pretrain_nano.py train --workdir DIR --resume   # goes on from the last checkpoint
+    python scripts/pretrain_nano.py evaluate --workdir DIR         # on families that it never saw
+    python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/assets/tips-nano
+
+Images are drawn as they are needed (`nano_drawings`), by one process beside the training, and captioned
+in the vocabulary of the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules
+(`nano_model`, which also has the losses). Everything follows from --seed and --steps: the same numbers
+give the same weights on the same machine. On a CPU that is shared, set
+XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
+"""
+
+import argparse
+import functools
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import nano_captions
+import nano_drawings
+import numpy as np
+import optax
+from absl import logging
+from flax import serialization, traverse_util
+from jaxtyping import Array
+from nano_batches import TEXT_TOKENS, batches
+from nano_model import (
+    GRID,
+    PATCH,
+    Batch,
+    Config,
+    Params,
+    encode_images,
+    init_params,
+    loss_fn,
+    native,
+    unit,
+)
+
+from zsad_jax import files
+from zsad_jax.backbones import tips, tokenizers
+from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
+
+ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets" / "tips-nano"
+
+
+class State(NamedTuple):
+    """All that a checkpoint holds."""
+
+    step: Array
+    params: Params
+    average: Params
+    optimizer: Any
+
+
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup, steps, 1e-5)
+    decayed = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay, mask=decayed),
+    )
+
+
+def init_state(config: Config, seed: int, steps: int) -> State:
+    params = init_params(config, seed)
+    average = jax.tree.map(jnp.copy, params)  # a copy, since both are donated
+    return State(jnp.int32(0), params, average, make_optimizer(config, steps).init(params))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    config: Config, steps: int, state: State, batch: Batch
+) -> tuple[State, dict[str, Array]]:
+    """One step of AdamW; `average` follows the weights, quickly at first."""
+    key = jax.random.fold_in(jax.random.key(0), state.step)
+    gradient = jax.grad(functools.partial(loss_fn, config), has_aux=True)
+    gradients, terms = gradient(state.params, key, batch)
+    # The temperature is a constant of the model.
+    gradients["text"]["temperature_contrastive"] = jnp.zeros(())
+    updates, optimizer = make_optimizer(config, steps).update(
+        gradients, state.optimizer, state.params
+    )
+    embedding = updates["vision"]["encoder"]["ToTokenSequence_0"]["embedding"]
+    embedding["kernel"] *= config.embedding_rate
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+    average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
+    return State(state.step + 1, params, average, optimizer), terms
+
+
+def class_prototypes(config: Config, params: Params, tokenizer: pathlib.Path, names: list[str]):
+    """Fixed industrial prompts: a normal and an abnormal unit vector for each name, [k 2 d]."""
+    model, rows = tips.TextEncoder(config.text), []
+    for name in names:
+        pair = []
+        for sentences in PROMPT_FAMILIES["industrial"].sentences(name):
+            tokens = tokenizers.tokenize_sentencepiece(
+                sentences, path=tokenizer, length=TEXT_TOKENS
+            )
+            pair.append(unit(unit(model.apply({"params": params["text"]}, *tokens)).mean(0)))
+        rows.append(jnp.stack(pair))
+    return jnp.stack(rows)
+
+
+def evaluate(
+    config: Config, params: Params, tokenizer: pathlib.Path, *, per_family: int = 12
+) -> dict[str, float]:
+    """Patch and image AUROC on the held-out families at 224 px, with prompts of the class and of "object".
+
+    The image score is TIPSomaly's: the first global token's probability plus the highest patch's.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    encode = jax.jit(lambda params, images: encode_images(config, params, images))
+    prototypes = class_prototypes(
+        config, params, tokenizer, [*nano_drawings.HELD_OUT, nano_captions.OBJECT]
+    )
+    rows = []
+    for index, family in enumerate(nano_drawings.HELD_OUT):
+        rng = np.random.default_rng((7, index))
+        drawings = [
+            nano_drawings.draw(rng, 224, family, defective=k % 2 == 1) for k in range(per_family)
+        ]
+        tokens, patches = encode(params, np.stack([drawing.image for drawing in drawings]))
+        masks = np.stack([drawing.mask for drawing in drawings])
+        hit = masks.reshape(-1, GRID, PATCH, GRID, PATCH).mean((2, 4)) > 0.04
+        labels = [bool(drawing.defect) for drawing in drawings]
+        row = {}
+        for prompts, which in (("class", index), ("object", -1)):
+            direction = (prototypes[which, 1] - prototypes[which, 0]) / config.temperature
+            patch = np.asarray(jax.nn.sigmoid(patches @ direction))
+            whole = np.asarray(jax.nn.sigmoid(tokens @ direction))
+            row[f"patch_{prompts}"] = roc_auc_score(hit.ravel(), patch.ravel())
+            row[f"image_{prompts}"] = roc_auc_score(labels, whole[:, 0] + patch.max((1, 2)))
+        row["global_object"] = roc_auc_score(labels, whole[:, 0])
+        rows.append(row)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def round_to_bfloat16(tree: Params) -> Params:
+    """float32 arrays with bfloat16's digits: they compress to about half."""
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf.astype(jnp.bfloat16).astype(jnp.float32)), tree
+    )
+
+
+def export(params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the towers in TIPS's native npz format, and the tokenizer beside them."""
+    towers = {"vision": native(params["vision"]), "text": params["text"]}
+    for side, tower in towers.items():
+        arrays = traverse_util.flatten_dict(round_to_bfloat16(tower), sep="/")
+        with files.replaced(folder / f"tips_nano_{side}.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+    if tokenizer.resolve() != (folder / "tokenizer.model").resolve():
+        with files.replaced(folder / "tokenizer.model") as temporary:
+            temporary.write_bytes(tokenizer.read_bytes())
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    logging.info("%s: %.2f MB in all", folder, total / 1e6)
+
+
+def save(state: State, workdir: pathlib.Path) -> None:
+    with files.replaced(workdir / "state.msgpack") as temporary:
+        temporary.write_bytes(serialization.to_bytes(state))
+
+
+def load(config: Config, seed: int, steps: int, workdir: pathlib.Path) -> State:
+    blank = init_state(config, seed, steps)
+    return serialization.from_bytes(blank, (workdir / "state.msgpack").read_bytes())
+
+
+def log_evaluation(config: Config, state: State, tokenizer: pathlib.Path) -> None:
+    figures = evaluate(config, state.average, tokenizer)
+    logging.info(
+        "step %d held-out AUROC: %s",
+        state.step,
+        " ".join(f"{k} {v:.4f}" for k, v in figures.items()),
+    )
+
+
+def train(config: Config, args: argparse.Namespace) -> None:
+    """Trains, logging every 50 steps, with a checkpoint and figures every `--save_every` steps."""
+    tokenizer = args.workdir / "tokenizer.model"
+    resumed = args.resume and (args.workdir / "state.msgpack").exists()
+    if not resumed:
+        with files.replaced(tokenizer) as temporary:
+            temporary.write_bytes(nano_captions.train_tokenizer(args.seed, config.vocabulary))
+    state = (
+        load(config, args.seed, args.steps, args.workdir)
+        if resumed
+        else init_state(config, args.seed, args.steps)
+    )
+    first, start, sums = int(state.step), time.monotonic(), {}
+    for step, batch in enumerate(
+        batches(config, args.seed, first, args.steps, tokenizer), first + 1
+    ):
+        state, terms = train_step(config, args.steps, state, batch)
+        sums = {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
+        if step % 50 == 0:
+            rate = (step - first) / (time.monotonic() - start)
+            means = " ".join(f"{name} {total / 50:.4f}" for name, total in sums.items())
+            logging.info(
+                "step %d of %d, %.2f/s, %.0f s left: %s",
+                step,
+                args.steps,
+                rate,
+                (args.steps - step) / rate,
+                means,
+            )
+            sums = {}
+        if step % args.save_every == 0 or step == args.steps:
+            save(state, args.workdir)
+            log_evaluation(config, state, tokenizer)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("action", choices=("train", "export", "evaluate"))
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, required=True, help="checkpoint and tokenizer"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=8000,
+        help="of 32 small or 8 large images (default %(default)s)",
+    )
+    parser.add_argument(
+        "--save_every",
+        type=int,
+        default=500,
+        help="steps between checkpoints (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--resume", action="store_true", help="go on from the workdir's checkpoint")
+    parser.add_argument("--assets", type=pathlib.Path, default=ASSETS, help="where export writes")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_arguments()
+    logging.set_verbosity(logging.INFO)
+    cv2.setNumThreads(1)
+    config = Config()
+    if args.action == "train":
+        train(config, args)
+        return
+    state = load(config, args.seed, args.steps, args.workdir)
+    tokenizer = args.workdir / "tokenizer.model"
+    if args.action == "export":
+        export(state.average, tokenizer, args.assets)
+    log_evaluation(config, state, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
