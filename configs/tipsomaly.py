@@ -88,7 +88,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _visa(config: ConfigDict) -> None:
+    """The part that needs no registration: open archive, published prompts."""
     config.targets = ("visa",)
+    config.hint = "Without any download: python -m zsad_jax.main --config configs/tipsomaly.py:demo"
 
 
 def _demo(config: ConfigDict) -> None:

@@ -103,10 +103,10 @@ def environment(folder):
     return os.environ | cache | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
 
 
-def run(folder, workdir, *overrides):
+def run(folder, workdir, *overrides, **variables):
     return subprocess.run(
         command(folder, workdir, *overrides),
-        env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=300,
+        env=environment(folder) | variables, cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -201,6 +201,21 @@ def test_killed_and_started_again(folder, finished, workdir, sign):
     assert done.returncode == 0, done.stderr
     np.testing.assert_equal(prompts(folder / workdir), prompts(finished))
     assert results(folder / workdir) == results(finished)
+
+
+def test_eight_devices_give_the_numbers_of_one(folder, finished):
+    """Batches of four do not fill them: rows are added that count nowhere."""
+    flags = "--xla_force_host_platform_device_count=8"
+    done = run(folder, "eight", "--config.training.epochs=3", XLA_FLAGS=flags)
+    assert done.returncode == 0, done.stderr
+    one, eight = prompts(finished), prompts(folder / "eight")
+    for name in one:
+        np.testing.assert_allclose(eight[name], one[name], atol=2e-4)
+    one, eight = (
+        json.loads((w / "results.json").read_text()) for w in (finished, folder / "eight")
+    )
+    for before, after in zip(one, eight, strict=True):
+        assert after["pixel_auroc"] == pytest.approx(before["pixel_auroc"], abs=1e-3)
 
 
 def test_prompts_of_a_run_serve_another(folder, finished):

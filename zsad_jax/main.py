@@ -18,6 +18,7 @@ from zsad_jax.errors import UserError
 from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import Experiment, target_name, to_json
 from zsad_jax.methods import image_score
+from zsad_jax.methods import released as released_prompts
 from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, describe_run
@@ -102,18 +103,22 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
             logging.warning("%s is left out: %s", name, reason)
     if fatal or not datasets:
         lines = [missing[name] for name in needed if name in missing]
-        raise UserError("\n".join([*lines, *_weight_hints(experiment), experiment.hint]).rstrip())
+        raise UserError("\n".join([*lines, *_fetch_hints(experiment), experiment.hint]).rstrip())
     return datasets, missing
 
 
-def _weight_hints(experiment: Experiment) -> list[str]:
+def _fetch_hints(experiment: Experiment) -> list[str]:
     """What will have to be fetched besides the datasets."""
     name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage", "native")
-    if name not in released.names() or not released.missing_files(name, lineage):
-        return []
-    command = released.fetch_command(name, lineage)
+    wanted = {}
+    if name in released.names() and released.missing_files(name, lineage):
+        wanted[f"the weights of {name}"] = released.fetch_command(name, lineage)
+    for prompts in experiment.checkpoints.values() if not experiment.train else ():
+        if prompts in released_prompts.names() and released_prompts.missing_files(prompts):
+            wanted[prompts] = released_prompts.fetch_command(prompts)
     return [
-        f"The weights of {name} are not here either; they are fetched on first use, or with: {command}"
+        f"Not here either, and fetched on first use: {what}; or fetch with: {command}."
+        for what, command in wanted.items()
     ]
 
 

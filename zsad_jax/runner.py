@@ -101,7 +101,7 @@ class Runner:
         saver = OrbaxSaver(folder / "checkpoints")
         done = saver.latest()
         config = experiment.training_config
-        steps = -(-len(dataset) // sharding.round_up(config.batch_size, self.mesh))
+        steps = config.steps(len(dataset))
         with CurveWriter(folder, None if done is None else done * steps) as curves:
             params = train(
                 method, self.backbone, dataset, config,

@@ -1,6 +1,5 @@
 """How arrays lie on the devices: batches split over one axis, weights on every device."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,8 +20,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Every leaf's first axis over the devices; it must be a multiple of their number."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    """Host arrays' first axis over the devices, after rows of zeros up to a multiple of their number.
+
+    Zeros make `valid` False, so that the rows added count nowhere.
+    """
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        missing = round_up(len(array), mesh) - len(array)
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+    return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -33,8 +40,3 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 def to_host(tree: Any) -> Any:
     """Leaves as numpy arrays."""
     return jax.tree.map(np.asarray, tree)
-
-
-def initialised(init: Callable[..., Any], key: jax.Array, frozen: Any, mesh: Mesh) -> Any:
-    """A method's learnable parameters, on every device."""
-    return replicate(init(key, frozen), mesh)

@@ -18,6 +18,7 @@ from zsad_jax.data.base import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
 from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Batch, Method, Stage
+from zsad_jax.methods.config import check_fields, within
 from zsad_jax.progress import progress
 
 PyTree = Any
@@ -36,19 +37,21 @@ class TrainingConfig:
       shuffle: False keeps the dataset's order, class by class, as the published code does.
     """
 
-    epochs: int = 2
-    batch_size: int = 8
-    learning_rate: float = 1e-3
+    epochs: int = within(2, 1)
+    batch_size: int = within(8, 1)
+    learning_rate: float = within(1e-3, 0)
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    b1: float = 0.5
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: float = within(0.5, 0, 1)
+    b2: float = within(0.999, 0, 1)
+    eps: float = within(1e-8, 0)
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"config.training.{name}={getattr(self, name)} must be positive.")
+        check_fields(self)
+
+    def steps(self, num_images: int) -> int:
+        """Steps per epoch."""
+        return -(-num_images // self.batch_size)
 
 
 class TrainState(NamedTuple):
@@ -170,8 +173,7 @@ def train(
         )
     if not len(dataset):
         raise UserError(f"The auxiliary dataset {dataset.name} holds no image.")
-    batch_size = sharding.round_up(config.batch_size, mesh)
-    per_epoch = -(-len(dataset) // batch_size)
+    per_epoch = config.steps(len(dataset))
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
         optimizer = make_optimizer(config, method, params, stage)
@@ -185,13 +187,13 @@ def train(
             batches = load_batches(
                 dataset,
                 backbone.preprocess,
-                batch_size=batch_size,
+                batch_size=config.batch_size,
                 num_workers=num_workers,
                 seed=seed if config.shuffle else None,
             )
             state = _train_epoch(
                 step, frozen, state, batches, mesh,
-                name=dataset.name, epoch=epoch, total=len(dataset), batch_size=batch_size,
+                name=dataset.name, epoch=epoch, total=len(dataset), batch_size=config.batch_size,
                 first_step=epoch * per_epoch, class_names=dataset.prompt_names, curves=curves,
             )  # fmt: skip
             saver.save(epoch + 1, state)
