@@ -1,0 +1,154 @@
+"""What README.md says is there is there."""
+
+import importlib.util
+import pathlib
+import re
+import runpy
+import shlex
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax import data, methods
+from zsad_jax.backbones import released
+from zsad_jax.errors import UserError
+from zsad_jax.methods import released as prompts
+from zsad_jax.report import published_numbers
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.strip() for line in README.splitlines() if re.match(r"    (python|pip|pytest) ?", line)
+]
+INLINE = [words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", README)]
+METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_aupro", "pixel_f1max")
+
+
+def load_config(path, variant=""):
+    return runpy.run_path(str(ROOT / path))["get_config"](variant)
+
+
+def test_configs_exist_with_their_variants():
+    named = set(re.findall(r"(configs/\w+\.py)(?::(\w+))?", README))
+    assert ("configs/tipsomaly.py", "demo") in named
+    for path, variant in named:
+        assert load_config(path, variant).targets
+
+
+def test_config_keys_exist():
+    config = load_config("configs/tipsomaly.py")
+    keys = set(re.findall(r"--config\.([\w.]+)", README))
+    assert "method.sigma" in keys
+    for key in keys:
+        value = config
+        for part in key.split("."):
+            assert part in value, f"config.{key}"
+            value = value[part]
+
+
+def test_paths_exist():
+    named = re.findall(r"\b(?:zsad_jax|configs|tests|scripts|docs|\.ci)/[\w./-]*\w", README)
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_modules_exist():
+    modules = set(re.findall(r"python -m ([\w.]+)", README))
+    assert modules == {"zsad_jax.main", "zsad_jax.predict", "zsad_jax.data"}
+    assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def test_the_drawing_shows_what_is_there():
+    drawing = README.partition("## Architecture")[2].partition("A room imports")[0]
+    rooms, files = re.findall(r"(\w+)/", drawing), re.findall(r"\w+\.py", drawing)
+    assert rooms == ["data", "backbones", "methods", "metrics", "report"]
+    assert len(files) == 5
+    package = ROOT / "zsad_jax"
+    assert not [name for name in [*rooms, *files] if not (package / name).exists()]
+
+
+def test_the_contract_is_the_contract():
+    functions = re.findall(r"^    (\w+)\(.*\) -> ", README, re.MULTILINE)
+    assert len(functions) == 7
+    assert set(functions) <= set(methods.Method._fields)
+
+
+def test_options_exist():
+    sources = {
+        "zsad_jax.main": "zsad_jax/main.py",
+        "zsad_jax.predict": "zsad_jax/predict.py",
+        "zsad_jax.data": "zsad_jax/data/__main__.py",
+        "scripts/download_weights.py": "scripts/download_weights.py",
+    }
+    checked = 0
+    for command in [*COMMANDS, *INLINE]:
+        used = [source for name, source in sources.items() if f"{name} " in f"{command} "]
+        if not used and command.startswith("--") and not command.startswith("--config"):
+            used = [sources["zsad_jax.main"], sources["zsad_jax.predict"]]
+        text = "".join((ROOT / source).read_text(encoding="utf-8") for source in used)
+        for option in re.findall(r"(?:^| )--(\w+)(?![\w.])", command) if used else ():
+            assert option in ("config", "help") or f'"{option}"' in text or f'"--{option}"' in text
+            checked += 1
+    assert checked > 10
+
+
+def test_commands_can_be_typed():
+    assert len(COMMANDS) > 8
+    assert all(shlex.split(command) for command in COMMANDS)
+
+
+def test_extras_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = set(re.findall(r'"\.\[(\w+)\]"', README)) | {"cuda12", "cuda13", "tpu", "parity"}
+    assert named <= set(extras)
+    assert all(f"`{name}`" in README or f"[{name}]" in README for name in named)
+
+
+def test_continuous_integration_ends_with_the_test_command():
+    command = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
+    assert command in COMMANDS
+
+
+def test_names_are_known():
+    named = set(re.findall(r"\btips(?:v2)?-[a-z0-9-]+", README))
+    assert named
+    assert named <= set(released.names())
+    assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompts.names())
+    for name in re.findall(r"data prepare (\w+)", README):
+        with pytest.raises(UserError, match=f"prepare {name}"):
+            data.check_available(name, ROOT / "nowhere")
+
+
+def test_the_papers_numbers():
+    rows = dict(re.findall(r"^\| ([\w ]+), the paper \|(.*)\|$", README, re.MULTILINE))
+    assert set(rows) == {"MVTec AD", "VisA"}
+    for title, cells in rows.items():
+        numbers = published_numbers("tipsomaly", title.lower().replace(" ", "_"))
+        shown = [float(cell) for cell in cells.split("|")]
+        assert shown == [numbers[metric].percent for metric in METRICS]
+
+
+def test_the_code_compiles():
+    assert len(PYTHON_BLOCKS) >= 2
+    for block in PYTHON_BLOCKS:
+        compile(block, "README.md", "exec")
+
+
+def test_the_first_code_runs(tmp_path, monkeypatch, capsys):
+    if released.missing_files("tips-nano"):
+        pytest.skip("the demonstration backbone is not there")
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'"(\w+\.png)"', PYTHON_BLOCKS[0]):
+        noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(noise).save(name)
+    scope = {}
+    exec(compile(PYTHON_BLOCKS[0], "README.md", "exec"), scope)
+    size = scope["detector"].backbone.preprocess.image_size
+    assert scope["score"].shape == (2,)
+    assert scope["anomaly_map"].shape == (2, size, size)
+    assert capsys.readouterr().out
