@@ -15,6 +15,7 @@ from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Contender, Evaluation, evaluate, make_scorer
 from zsad_jax.experiment import Experiment, fingerprint, target_name, to_json
 from zsad_jax.methods import Method, released
+from zsad_jax.methods.base import PyTree
 from zsad_jax.report import CurveWriter
 from zsad_jax.train import OrbaxSaver, train
 
@@ -98,22 +99,35 @@ class Runner:
             experiment.seed, auxiliary, len(dataset),
         )  # fmt: skip
         folder = self.workdir / "training" / f"{auxiliary}-{key}"
+        finished = folder / "prompts.npz"
+        if not finished.exists():
+            learned.save(finished, self._optimise(dataset, folder))
+        params = learned.load(str(finished), method, self.backbone)
+        self.trained.append(folder)
+        each = experiment.training_config.epochs
+        epochs = sum(stage.epochs or each for stage in method.stages)
+        return Learned(params, auxiliary, folder.name, epochs, experiment.seed)
+
+    def _optimise(self, dataset: Dataset, folder: pathlib.Path) -> PyTree:
+        """Trains, or goes on from the last finished epoch in `folder`."""
+        config = self.experiment.training_config
         saver = OrbaxSaver(folder / "checkpoints")
         done = saver.latest()
-        config = experiment.training_config
-        steps = config.steps(len(dataset))
-        with CurveWriter(folder, None if done is None else done * steps) as curves:
+        resumed = None if done is None else done * config.steps(len(dataset))
+        with CurveWriter(folder, resumed) as curves:
             params = train(
-                method, self.backbone, dataset, config,
-                key=jax.random.key(experiment.seed), mesh=self.mesh, saver=saver, curves=curves,
-                num_workers=experiment.num_workers,
-            )  # fmt: skip
+                self._method,
+                self.backbone,
+                dataset,
+                config,
+                key=jax.random.key(self.experiment.seed),
+                mesh=self.mesh,
+                saver=saver,
+                curves=curves,
+                num_workers=self.experiment.num_workers,
+            )
         saver.close()
-        params = sharding.to_host(params)
-        learned.save(folder / "prompts.npz", params)
-        self.trained.append(folder)
-        epochs = sum(stage.epochs or config.epochs for stage in method.stages)
-        return Learned(params, auxiliary, folder.name, epochs, experiment.seed)
+        return sharding.to_host(params)
 
     def evaluate(self, target: Any) -> Evaluated:
         """A target's evaluation, computed or taken over."""
