@@ -46,7 +46,8 @@ def make_batch(config: Config, seed: int, step: int, steps: int, tokenizer: path
     """The batch of a step: half of each class's images have a defect."""
     rng = np.random.default_rng((seed, step))
     size = image_size(config, step, steps)
-    families = rng.choice(nano_drawings.TRAINED, config.classes, replace=False)
+    share = nano_drawings.FREQUENCY / nano_drawings.FREQUENCY.sum()
+    families = rng.choice(nano_drawings.TRAINED, config.classes, replace=False, p=share)
     copies = config.images_per_class if size == SMALL else max(1, config.images_per_class // 4)
     drawings, category = [], np.repeat(np.arange(config.classes), copies)
     for index, owner in enumerate(category):

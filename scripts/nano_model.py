@@ -53,7 +53,7 @@ class Config:
     weight_decay: float = 0.05
     warmup: int = 200
     ema: float = 0.999
-    large_every: tuple[int, int] = (6, 2)  # one batch in so many: at first, in the last third
+    large_every: tuple[int, int] = (4, 2)  # one batch in so many: at first, in the last third
     anomalous_share: float = 0.4  # of the patches' weight; far from a half, a prior swamps all
     image_loss: float = 0.5
     state_loss: float = 1.0

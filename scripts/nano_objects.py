@@ -16,6 +16,7 @@ from nano_textures import TEXTURES, colours, noise, paint
 Image = Float[np.ndarray, "s s 3"]
 Mask = Bool[np.ndarray, "s s"]
 Rng = np.random.Generator
+FULL_VIEW = 224  # pixels
 
 
 OBJECTS: dict[str, Callable[[Rng], list[Part]]] = {}
@@ -254,6 +255,32 @@ def paint_box(rng):
     ]
 
 
+@thing("chocolate box", "jewel tray")
+def chocolates(rng):
+    columns, rows = (int(n) for n in rng.integers(2, 6, 2))
+    outer = any_shape(rng, 0.85 / max(columns, rows) * rng.uniform(0.75, 1))
+    layers = [(outer, 1), (outer * rng.uniform(0.6, 0.85), 2)]
+    if rng.random() < 0.5:  # a mark on each
+        layers.append((box(0.5, 0.12) * np.abs(outer).max() * rng.uniform(0.6, 1.1), 3))
+    copies = [grid(outline, columns, rows, 0.86, colour) for outline, colour in layers]
+    return [
+        Part(box(0.96, 0.96, rounding=rng.uniform(0, 0.3)), 0),
+        *(part for copy in copies for part in copy),
+    ]
+
+
+@thing("mixing desk", "metro plan")
+def sliders(rng):
+    columns, rows = int(rng.integers(3, 9)), int(rng.integers(1, 4))
+    wires = [Part(part.outline, 1) for part in grid(box(0.015, 0.9 / rows), columns, rows, 0.85, 1)]
+    knob = any_shape(rng, 0.5 / columns * rng.uniform(0.8, 1.4))
+    ends = [
+        grid(knob + np.array([0, side * 0.45 / rows]), columns, rows, 0.85, 2) for side in (-1, 1)
+    ]
+    frame = [Part(box(0.88, 0.02, (0, side * 0.93)), 3) for side in (-1, 1)]
+    return [Part(box(0.98, 0.98), 0), *wires, *frame, *ends[0], *ends[1]]
+
+
 def change_part(rng: Rng, parts: Sequence[Part]) -> list[Part]:
     """The same object with one repeated part gone, moved, turned, recoloured, resized or cut."""
     index = int(rng.choice([i for i, part in enumerate(parts) if part.repeated]))
@@ -320,10 +347,12 @@ def make_stage(rng: Rng, size: int) -> Stage:
     if rng.random() < 0.25:
         field = 0.5 + 0.3 * (TEXTURES[str(rng.choice(list(TEXTURES)))](rng, size) - 0.5)
     background = paint(rng, field.astype(np.float32))
-    radius = size * rng.uniform(0.32, 0.5) * rng.choice([1.0, 1.0, 1.0, 1.6])
+    # Mostly at the scale of a full view, so that a small image is a crop of the object.
+    view = max(size, FULL_VIEW) if rng.random() < 0.75 else size
+    radius = view * rng.uniform(0.32, 0.5) * rng.choice([1.0, 1.0, 1.0, 1.4])
     turn = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.normal(0, 0.04)
     cos, sin = radius * np.cos(turn), radius * np.sin(turn)
-    place = size / 2 + size * 0.06 * rng.normal(size=2)
+    place = size / 2 + view * 0.05 * rng.normal(size=2) + (view - size) * rng.uniform(-0.6, 0.6, 2)
     matrix = np.array([[cos, -sin, place[0]], [sin, cos, place[1]]])
     outline = rng.uniform(0.4, 0.9) if rng.random() < 0.6 else 0.0
     grain = rng.uniform(0, 0.12) * noise(rng, size, rng.uniform(1.3, 12))

@@ -143,18 +143,16 @@ def evaluate(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def round_to_bfloat16(tree: Params) -> Params:
-    """float32 arrays with bfloat16's digits: they compress to about half."""
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf.astype(jnp.bfloat16).astype(jnp.float32)), tree
-    )
+def round_to_bfloat16(leaf: Array) -> np.ndarray:
+    """An array with bfloat16's digits, which compresses to about half; a scalar is kept as it is."""
+    return np.asarray(leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim else leaf)
 
 
 def export(params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
     """Writes the towers in TIPS's native npz format, and the tokenizer beside them."""
     towers = {"vision": native(params["vision"]), "text": params["text"]}
     for side, tower in towers.items():
-        arrays = traverse_util.flatten_dict(round_to_bfloat16(tower), sep="/")
+        arrays = traverse_util.flatten_dict(jax.tree.map(round_to_bfloat16, tower), sep="/")
         with files.replaced(folder / f"tips_nano_{side}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
     if tokenizer.resolve() != (folder / "tokenizer.model").resolve():
