@@ -40,6 +40,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "image_size": 518,
             "posemb_stage": (32, 32),
             "dtype": "float32",
+            # Files in place of the released ones.
+            "vision": config_dict.placeholder(str),
+            "text": config_dict.placeholder(str),
+            "tokenizer": config_dict.placeholder(str),
         }
     )
     config.targets = ("mvtec_ad", "visa")

@@ -102,7 +102,7 @@ class Experiment:
 
     def load_backbone(self) -> Backbone:
         """The frozen model."""
-        options = dict(self.backbone)
+        options = {key: value for key, value in self.backbone.items() if value is not None}
         return load_backbone(options.pop("name"), **options)
 
     def make_method(self, backbone: Backbone, **overrides: Any) -> Method:

@@ -1,0 +1,176 @@
+"""Evaluation on its own: several contenders, broken images, images without masks, what is stored."""
+
+import dataclasses
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from zsad_jax import metrics, stored
+from zsad_jax.backbones import Backbone
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.errors import UserError
+from zsad_jax.evaluate import Contender, evaluate
+from zsad_jax.methods import Method, Scores
+from zsad_jax.sharding import make_mesh
+
+SIZE = 16
+
+
+def encoded(pixels):
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def dataset():
+    """Bright squares on noise in two categories; the last image is broken, one anomaly has no mask."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(11):
+        image = rng.integers(0, 100, (SIZE, SIZE, 3), dtype=np.uint8)
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        if label := number % 2:
+            image[4:9, number : number + 4] += 60
+            mask[4:9, number : number + 4] = 255
+        has_mask = number != 5
+        samples.append(
+            Sample(
+                image=b"broken" if number == 10 else encoded(image),
+                mask=encoded(mask) if label and has_mask else None,
+                has_mask=has_mask,
+                label=label,
+                category=("left", "right")[number // 4 % 2],
+                file_name=f"{number}.png",
+            )
+        )
+    return Samples("squares", samples)
+
+
+def backbone():
+    fields = {field.name: None for field in dataclasses.fields(Backbone)}
+    return Backbone(**fields | {"params": {}, "preprocess": Preprocess(image_size=SIZE)})
+
+
+def method(**changes):
+    """Brightness is anomalous, scaled by the parameter."""
+
+    def score(frozen, params, prototypes, features, category):
+        patches = features * params["gain"]
+        return Scores({"mean": patches.mean((1, 2, 3)), "max": patches.max((1, 2, 3))}, patches)
+
+    toy = Method(
+        name="toy",
+        config=None,
+        init=None,
+        features=lambda frozen, params, images: images.mean(-1, keepdims=True),
+        prototypes=lambda frozen, params, class_names: jnp.zeros(len(class_names)),
+        score=score,
+        anomaly_map=lambda patches, size: patches[..., 0],
+        loss=None,
+        groups=None,
+        image_scores=("mean", "max"),
+    )
+    return toy._replace(**changes)
+
+
+def run(contenders=None, data=None, **options):
+    contenders = contenders or [Contender(method(), {"gain": jnp.float32(1)})]
+    options = {"mesh": make_mesh(), "batch_size": 4, "image_score": "max", **options}
+    return evaluate(contenders, backbone(), dataset() if data is None else data, **options)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    other = Contender(method(), {"gain": jnp.float32(-1)}, "darkness")
+    return run([Contender(method(), {"gain": jnp.float32(1)}), other])
+
+
+def test_every_readable_image_is_scored_in_order(evaluation):
+    assert evaluation.file_names == tuple(f"{number}.png" for number in range(10))
+    assert evaluation.labels.tolist() == [0, 1] * 5
+    assert [fault.file_name for fault in evaluation.faults] == ["10.png"]
+    bright, dark = (scored.image_scores["mean"] for scored in evaluation.scored)
+    np.testing.assert_allclose(bright, -dark)
+
+
+def test_figures_are_those_of_the_images(evaluation):
+    """By hand from the decoded images, pixel metrics without the anomaly that has no mask."""
+    data = dataset()
+    members = [number for number in range(10) if data[number].category == "right"]
+    images = [np.asarray(PIL.Image.open(io.BytesIO(data[n].image)), np.float32) for n in members]
+    maps = np.stack(images).mean(-1) / 255
+    masks = np.stack(
+        [
+            np.asarray(PIL.Image.open(io.BytesIO(data[n].mask))) > 0
+            if data[n].mask
+            else np.zeros((SIZE, SIZE), bool)
+            for n in members
+        ]
+    )
+    labels = [data[n].label for n in members]
+    kept = [i for i, n in enumerate(members) if n != 5]
+    expected = metrics.compute(maps.max((1, 2)), labels) | {
+        name: value
+        for name, value in metrics.compute(
+            maps.max((1, 2))[kept], np.array(labels)[kept], maps[kept], masks[kept]
+        ).items()
+        if name.startswith("pixel")
+    }
+    found = evaluation.scored[0].figures["right"]["max"]
+    for name, value in expected.items():
+        assert found.values[name] == pytest.approx(value, abs=1e-5), name
+    assert any("1 anomalous images have no mask" in note for note in found.notes)
+
+
+def test_exact_and_streaming_agree(evaluation):
+    exact = run(exact=True).scored[0].figures
+    for category, by_score in evaluation.scored[0].figures.items():
+        for name in metrics.METRICS:  # the 200 thresholds fall between the ties of so small a set
+            value = by_score["mean"].values[name]
+            assert exact[category]["mean"].values[name] == pytest.approx(value, abs=1e-4)
+
+
+def test_cases_show_the_main_contender(evaluation):
+    scores = dict(zip(evaluation.file_names, evaluation.scored[0].image_scores["max"], strict=True))
+    assert evaluation.cases
+    for case in evaluation.cases:
+        assert case.score == pytest.approx(scores[case.file_name])
+        assert case.anomaly_map.max() == pytest.approx(case.score)
+        assert (case.mask is None) == (case.file_name == "5.png")
+
+
+def test_methods_that_learn_inside_the_tower_have_their_own_features():
+    def inside(frozen, params, images):
+        return images.mean(-1, keepdims=True) + params["gain"]
+
+    tower = method(features=inside, cacheable=False)
+    plain = Contender(method(), {"gain": jnp.float32(1)})
+    raised = Contender(tower, {"gain": jnp.float32(2)}, "raised")
+    for contenders in ([plain, raised], [raised, plain]):
+        result = run(contenders)
+        scores = {
+            c.variant: s.image_scores["mean"]
+            for c, s in zip(contenders, result.scored, strict=True)
+        }
+        np.testing.assert_allclose(scores["raised"], 2 * (scores[""] + 2), rtol=1e-5)
+
+
+def test_what_is_stored_is_what_was_found(tmp_path, evaluation):
+    assert stored.load(tmp_path / "none.npz") is None
+    stored.save(tmp_path / "one.npz", evaluation)
+    loaded = stored.load(tmp_path / "one.npz")
+    np.testing.assert_equal(loaded._asdict() | {"cases": ()}, evaluation._asdict() | {"cases": ()})
+    for before, after in zip(evaluation.cases, loaded.cases, strict=True):
+        np.testing.assert_equal(dataclasses.asdict(after), dataclasses.asdict(before))
+
+
+def test_nothing_to_score_is_said():
+    with pytest.raises(UserError, match="squares holds no image"):
+        run(data=Samples("squares", [], ["left"]))
+    broken = [dataclasses.replace(dataset()[0], image=b"x")]
+    with pytest.raises(UserError, match=r"None of the 1 images of squares could be read"):
+        run(data=Samples("squares", broken))
