@@ -1,0 +1,171 @@
+"""Times the vision tower of TIPS against the same tower in PyTorch, and a detector on one image.
+
+    python scripts/make_random_tips.py tips-l14-hr --out /some/where
+    python scripts/benchmark_backbone.py --variant l14 --home /some/where
+
+Each side lives in a process of its own, so that its peak memory is its own, and they take turns, so that
+whatever else the machine does falls on both; on a busy machine the seconds of processor time say more.
+PyTorch's side is the TIPSv2 of `transformers` with fused attention (extra `parity`): the same width, depth,
+heads and feed-forward, float32, batch 1.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+VARIANTS = ("s14", "b14", "l14")
+# PyTorch's threads spin for a while after their work; the next turn begins when they have stopped.
+PAUSE_S = 0.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=VARIANTS, default="l14")
+    parser.add_argument("--home", help="the cache directory with the weights; default: the usual")
+    parser.add_argument("--lineage", choices=("native", "pytorch"), default="native")
+    parser.add_argument("--image_size", type=int, default=518)
+    parser.add_argument("--runs", type=int, default=10, help="turns of each side")
+    parser.add_argument("--cores", type=int, help="cores that each side may use; default: all")
+    options = parser.parse_args()
+    if options.home:
+        os.environ["ZSAD_JAX_HOME"] = options.home
+    cores = sorted(os.sched_getaffinity(0))[: options.cores]
+    load = os.getloadavg()[0]
+
+    torch = Side(functools.partial(prepare_torch, tower_sizes(options.variant)), cores, options)
+    ours = Side(prepare_ours, cores, options)
+    turns: dict[str, list[tuple[float, float]]] = {"torch": [], "tower": [], "predict": []}
+    for _ in range(options.runs):
+        turns["torch"].append(torch.time("tower"))
+        turns["tower"].append(ours.time("tower"))
+        turns["predict"].append(ours.time("predict"))
+
+    print(
+        f"TIPS {options.variant} ({options.lineage}) at {options.image_size}x{options.image_size},",
+        end=" ",
+    )
+    print(f"batch 1, {len(cores)} cores, {options.runs} turns, load {load:.1f} at the start")
+    report("tower, PyTorch", turns["torch"])
+    report("tower, zsad_jax", turns["tower"])
+    report("predict, zsad_jax", turns["predict"])
+    for what in ("tower", "predict"):
+        time_ratio, cpu_ratio = np.median(np.divide(turns[what], turns["torch"]), axis=0)
+        print(f"{what} / PyTorch's tower, median of the turns' ratios:", end=" ")
+        print(f"{time_ratio:.2f}, of processor time {cpu_ratio:.2f}")
+    print(f"peak memory: {ours.peak_gib():.2f} GiB with both towers loaded,", end=" ")
+    print(f"PyTorch's vision tower alone {torch.peak_gib():.2f} GiB")
+
+
+def report(name: str, turns: list[tuple[float, float]]) -> None:
+    seconds, cpu = np.transpose(turns)
+    low, p50, p99 = np.quantile(seconds, [0, 0.5, 0.99])
+    print(f"{name:18} p50 {p50:.3f} s   p99 {p99:.3f} s   fastest {low:.3f} s", end="   ")
+    print(f"processor p50 {np.median(cpu):.3f} s")
+
+
+def tower_sizes(variant: str) -> dict[str, Any]:
+    """The sizes of a variant's vision tower, as PyTorch's config names them."""
+    from make_random_tips import WIDTH_AND_MLP
+
+    from zsad_jax.backbones.released import RELEASES
+    from zsad_jax.backbones.tips_checkpoints import NUM_HEADS
+
+    width, mlp = WIDTH_AND_MLP[variant]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": RELEASES[f"tips-{variant}-hr"].vision_depth,
+        "num_attention_heads": NUM_HEADS[width],
+        "mlp_ratio": mlp / width,
+    }
+
+
+class Side:
+    """One implementation in a process of its own."""
+
+    def __init__(self, prepare: Callable, cores: list[int], options: argparse.Namespace):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(theirs, prepare, cores, options), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+
+    def time(self, what: str) -> tuple[float, float]:
+        """Seconds of one call, and seconds of processor time, of all threads."""
+        time.sleep(PAUSE_S)
+        self._pipe.send(what)
+        return self._pipe.recv()
+
+    def peak_gib(self) -> float:
+        """The process's largest resident size, loading included; it ends."""
+        self._pipe.send("")
+        return self._pipe.recv()
+
+
+def serve(pipe: Connection, prepare: Callable, cores: list[int], options: Any) -> None:
+    """Prepares, warms up, and times what it is asked for until it is asked for nothing."""
+    os.sched_setaffinity(0, cores)  # before any thread pool is made
+    calls = prepare(options, len(cores))
+    for call in calls.values():
+        call()
+    pipe.send("ready")
+    while what := pipe.recv():
+        start, cpu_start = time.perf_counter(), time.process_time()
+        calls[what]()
+        pipe.send((time.perf_counter() - start, time.process_time() - cpu_start))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def prepare_ours(options: argparse.Namespace, cores: int) -> dict[str, Callable]:
+    """The jitted tower, and `predict` from an 8-bit photograph to the map."""
+    del cores  # XLA's pool follows the process's affinity
+    import jax
+
+    import zsad_jax
+
+    backbone = zsad_jax.load_backbone(
+        f"tips-{options.variant}-hr", lineage=options.lineage, image_size=options.image_size
+    )
+    detector = zsad_jax.load_detector("tipsomaly", backbone)
+    encode = jax.jit(backbone.encode_image)
+    photograph = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    image = np.float32(detector.resize(photograph)[None]) / 255
+    return {
+        "tower": lambda: jax.block_until_ready(encode(backbone.params, image)),
+        "predict": lambda: detector.predict(photograph),
+    }
+
+
+def prepare_torch(
+    sizes: dict[str, Any], options: argparse.Namespace, cores: int
+) -> dict[str, Callable]:
+    """PyTorch's tower with random weights."""
+    import torch
+    from transformers import Tipsv2VisionConfig, Tipsv2VisionModel
+
+    torch.set_num_threads(cores)
+    config = Tipsv2VisionConfig(**sizes)
+    config._attn_implementation = "sdpa"
+    model = Tipsv2VisionModel(config).eval()
+    size = options.image_size
+    image = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))
+
+    def tower() -> None:
+        with torch.inference_mode():
+            model(image)
+
+    return {"tower": tower}
+
+
+if __name__ == "__main__":
+    main()
