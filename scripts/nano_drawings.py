@@ -308,7 +308,7 @@ def place_defect(
       The changed image, its mask, and the defect's name.
     """
     rows, columns = np.nonzero(cover)
-    for _ in range(8):
+    for _ in range(8 if len(rows) else 0):  # none where a crop missed the object
         name = str(rng.choice(list(DEFECTS)))
         pick = rng.integers(len(rows))
         changed, alpha = DEFECTS[name](rng, image, np.array([columns[pick], rows[pick]], float))
