@@ -9,6 +9,7 @@ from zsad_jax.decisions import (
     parse_scale,
     parse_threshold,
     quantile_threshold,
+    shortest,
 )
 from zsad_jax.errors import UserError
 
@@ -40,6 +41,23 @@ def test_the_quantile_lets_the_asked_share_of_good_images_pass():
     assert [decide(score, threshold) for score in (0.95, 0.951)] == ["normal", "anomalous"]
     assert np.mean([decide(score, threshold) == "normal" for score in scores]) == 0.95
     assert quantile_threshold([0.3, 0.1], 0.99) == 0.3
+
+
+def test_saturated_scores_stay_apart():
+    """Values of a softmax that saturates: the quantile is one of them, never 0."""
+    scores = [shortest(np.float32(value)) for value in (3e-7, 4e-8, 1 - 6e-8, 1 - 1.2e-7)]
+    assert scores[:2] == [3e-7, 4e-8]
+    assert [np.float32(score) for score in scores[2:]] == [
+        np.float32(1 - 6e-8), np.float32(1 - 1.2e-7)
+    ]  # fmt: skip
+    threshold = quantile_threshold(scores[:2], 0.5)
+    assert threshold == 4e-8
+    assert [decide(score, threshold) for score in scores[:2]] == ["anomalous", "normal"]
+
+
+def test_peaks_are_not_rounded_away():
+    _, [region] = find_regions(np.full((4, 5), 3e-7, np.float32), 1e-8, (4, 5))
+    assert region["peak"] == 3e-7
 
 
 def test_too_few_good_images_are_told():

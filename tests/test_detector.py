@@ -1,5 +1,8 @@
 import dataclasses
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -97,7 +100,7 @@ def test_it_computes_what_the_method_says(backbone, detector, images, expected):
         features = method.features(frozen, {}, backbone.preprocess.normalize(inputs))
         prototypes = method.prototypes(frozen, {}, ["metal nut"])
         scores = method.score(frozen, {}, prototypes, features, np.zeros(3, np.int32))
-        return scores.image["first"], method.anomaly_map(scores.patches, SIZE)
+        return scores.image[detector.image_score], method.anomaly_map(scores.patches, SIZE)
 
     score, maps = run(backbone.params, inputs)
     np.testing.assert_allclose(expected.score, score, rtol=1e-4)
@@ -119,6 +122,58 @@ def test_arrays_floats_and_files_are_the_same_image(detector, images, expected, 
 def test_one_compilation_serves_all(detector, images):
     detector.predict(images)
     assert detector.scorer._cache_size() == 1
+
+
+def test_scores_that_are_no_numbers_are_told(detector, images):
+    frozen = jax.tree.map(lambda leaf: leaf * np.nan, detector.backbone.params)
+    broken = dataclasses.replace(
+        detector, backbone=dataclasses.replace(detector.backbone, params=frozen)
+    )
+    with pytest.raises(
+        UserError, match=r"for 1 of 1 images; check the weights of tips and .*fixed"
+    ):
+        broken.predict(images[0])
+
+
+def test_a_batch_has_at_least_one_image(backbone):
+    with pytest.raises(UserError, match="batch_size=0 is too small"):
+        zsad_jax.load_detector("tipsomaly", backbone, batch_size=0)
+
+
+DEVICES = """
+import dataclasses, sys
+import jax, numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_detector import FOLDER, SIZE, tokenize
+import zsad_jax
+jax.config.update("jax_disable_most_optimizations", True)
+backbone = zsad_jax.load_backbone(
+    "tips", image_size=SIZE, vision=FOLDER / "backbone_vision_native.npz",
+    text=FOLDER / "backbone_text_native.npz",
+)
+backbone = dataclasses.replace(backbone, tokenize=tokenize)
+detector = zsad_jax.load_detector("tipsomaly", backbone, category="metal nut", batch_size=3)
+detector = detector.compiled()
+images = np.load(sys.argv[2])
+score, _ = detector.predict([images[name] for name in images])
+print(jax.device_count(), detector.mesh.size, detector.batch_size, *score)
+"""
+
+
+def test_a_batch_is_split_over_the_devices(images, expected, tmp_path):
+    """Two devices, so a batch of three becomes one of four."""
+    np.savez(tmp_path / "images.npz", *images)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    ran = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(FOLDER.parents[1]), str(tmp_path / "images.npz")],
+        env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    *counts, first, second, third = ran.stdout.split()
+    assert counts == ["2", "2", "4"]
+    np.testing.assert_allclose(
+        [float(x) for x in (first, second, third)], expected.score, rtol=1e-5
+    )
 
 
 def test_compiled_ahead_it_says_the_same(detector, images, expected):
@@ -155,8 +210,9 @@ def test_a_broken_file_is_named(detector, tmp_path):
 
 
 def test_the_category_and_the_image_score_matter(backbone, detector, images, expected):
-    other = zsad_jax.load_detector("tipsomaly", backbone, category="wood", score="second")
-    assert (other.image_score, detector.image_score) == ("second", "first")
+    default, *_, last = detector.method.image_scores
+    other = zsad_jax.load_detector("tipsomaly", backbone, category="wood", score=last)
+    assert (other.image_score, detector.image_score) == (last, default)
     assert not np.allclose(other.predict(images[:1]).score, expected.score[:1], rtol=1e-3)
 
 

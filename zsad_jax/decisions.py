@@ -80,6 +80,11 @@ def describe_support(count: int, quantile: float) -> str:
     )
 
 
+def shortest(value: float | np.floating[Any]) -> float:
+    """A float32 value as the number with the fewest digits that still names it, however small it is."""
+    return float(str(np.float32(value)))
+
+
 def decide(score: float, threshold: float) -> Decision:
     """Anomalous above the threshold, normal up to it."""
     return "anomalous" if score > threshold else "normal"
@@ -116,7 +121,7 @@ def find_regions(
             {
                 "box": [x, y, min(right, size[1]) - x, min(bottom, size[0]) - y],
                 "area": round(area * across * down),
-                "peak": round(float(peak), 6),
+                "peak": shortest(peak),
             }
         )
     return mask, sorted(regions, key=lambda region: -region["peak"])

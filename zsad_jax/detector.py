@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from zsad_jax import learned
+from zsad_jax import learned, sharding
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.released import ASSETS
 from zsad_jax.data.preprocess import open_image, resize_image
@@ -45,6 +46,7 @@ class Detector:
       category: what the images show, for the fixed prompts.
       image_score: which of the method's image scores `predict` returns.
       batch_size: images per compiled call; every call has this size, whatever it is given.
+      mesh: the devices over which a batch is split; frozen weights and prompts are on each.
     """
 
     backbone: Backbone
@@ -54,6 +56,7 @@ class Detector:
     category: str
     image_score: str
     batch_size: int
+    mesh: Mesh
     prototypes: PyTree
     scorer: Scorer
 
@@ -65,7 +68,8 @@ class Detector:
             of any size. Values are 8-bit, or floats in [0, 1], which are rounded to 8 bits.
 
         Raises:
-          UserError: an image cannot be read, or has the wrong shape, type or range.
+          UserError: an image cannot be read, or has the wrong shape, type or range; or a score is no
+            finite number.
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
@@ -105,7 +109,11 @@ class Detector:
         return dataclasses.replace(self, scorer=lowered.compile())
 
     def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
-        """Scores of images that `resize` made."""
+        """Scores of images that `resize` made.
+
+        Raises:
+          UserError: a score or a map is not finite.
+        """
         size = self.batch_size
         scores, maps = [], []
         for start in range(0, len(images), size):
@@ -115,12 +123,23 @@ class Detector:
             [(image_scores, anomaly_maps)] = self.scorer(*self._arguments(padded))
             scores.append(np.asarray(image_scores[self.image_score])[: len(batch)])
             maps.append(np.asarray(anomaly_maps)[: len(batch)])
+            self._check_finite(scores[-1], maps[-1])
         return Prediction(np.concatenate(scores), np.concatenate(maps))
 
+    def _check_finite(self, scores: np.ndarray, maps: np.ndarray) -> None:
+        finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2))
+        if not finite.all():
+            raise UserError(
+                f"{self.method.name} over {self.backbone.name} gives scores that are no finite numbers"
+                f" for {np.sum(~finite)} of {len(finite)} images; check the weights of"
+                f" {self.backbone.name} and the prompts in use ({self.prompts})."
+            )
+
     def _arguments(self, images: UInt8[np.ndarray, "b S S 3"]) -> tuple[Any, ...]:
-        """What the scorer takes."""
+        """What the scorer takes, on its devices."""
         category = np.zeros(len(images), np.int32)
-        return self.backbone.params, [self.params], [self.prototypes], images, category
+        split = sharding.split_batch((images, category), self.mesh)
+        return self.backbone.params, [self.params], [self.prototypes], *split
 
 
 def load_detector(
@@ -143,7 +162,8 @@ def load_detector(
         else fixed prompts, with a warning.
       category: what the images show ("metal nut"), for the fixed prompts.
       score: which image score to return; None: the method's first.
-      batch_size: images per compiled call.
+      batch_size: images per compiled call; they are split over this process's devices, one image each
+        at least, and the size is rounded up to a multiple of the devices in use.
       backbone_options: for `load_backbone`.
       **method_options: fields of the method's config.
 
@@ -185,18 +205,23 @@ def make_detector(
       category, score, batch_size: as for `load_detector`.
 
     Raises:
-      UserError: the method has no such score, or the text cannot be tokenised.
+      UserError: the method has no such score, the text cannot be tokenised, or there is no batch size.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is too small; give 1 or more.")
     chosen = image_score(method, score)
-    prototypes = jax.jit(method.prototypes, static_argnums=2)(backbone.params, params, (category,))
+    mesh = sharding.make_mesh(jax.local_devices()[:batch_size])
+    frozen, params = sharding.replicate((backbone.params, params), mesh)
+    prototypes = jax.jit(method.prototypes, static_argnums=2)(frozen, params, (category,))
     return Detector(
-        backbone=backbone,
+        backbone=dataclasses.replace(backbone, params=frozen),
         method=method,
         params=params,
         prompts=prompts,
         category=category,
         image_score=chosen,
-        batch_size=batch_size,
+        batch_size=sharding.round_up(batch_size, mesh),
+        mesh=mesh,
         prototypes=prototypes,
         scorer=make_scorer([Contender(method, params)], backbone),
     )

@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves either the old file or the new one."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -8,6 +9,10 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from absl import logging
+
+from zsad_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
@@ -53,3 +58,32 @@ def digest(path: PathLike) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def alone(folder: PathLike) -> Iterator[None]:
+    """Makes sure that no other process works in a folder, which is created; the lock ends with the process.
+
+    Raises:
+      UserError: one does, or the folder cannot be written.
+    """
+    path = pathlib.Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written to ({error.strerror}); choose another."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder} is in use by another process; wait for it, or choose another folder."
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logging.warning(
+                "%s cannot be locked (%s): let only one process work in it.", folder, error.strerror
+            )
+        yield

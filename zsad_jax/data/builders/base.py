@@ -122,7 +122,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         if self.data_path.exists():
             return
         folder = self.data_path.parent
-        with sources.alone(folder, self.TITLE):
+        with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             downloaded = pathlib.Path(self._data_dir_root) / "downloads"

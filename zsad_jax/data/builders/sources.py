@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import lzma
 import os
 import pathlib
@@ -99,31 +98,6 @@ def open_root(
         yield root
     finally:
         shutil.rmtree(target, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def alone(folder: files.PathLike, what: str) -> Iterator[None]:
-    """Makes sure that no other process works in a folder.
-
-    Raises:
-      UserError: one does.
-    """
-    path = pathlib.Path(folder) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}): give another folder as --data_dir."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{what} is being prepared in {folder} by another process: wait for it."
-            ) from error
-        yield
 
 
 def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
