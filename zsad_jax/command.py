@@ -27,6 +27,10 @@ def guarded(run: Callable[[], int | None]) -> int:
         return run() or 0
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}; make room, or choose another folder.")
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one clear sentence that names the thing and the remedy. Commands print it without a
     traceback and exit with code 2.
     """
+
+
+class NotPreparedError(UserError):
+    """A known dataset is not there yet; the message says how to get it."""

@@ -76,7 +76,7 @@ Scorer = Callable[..., Any]
 def make_scorer(contenders: Sequence[Contender], backbone: Backbone) -> Scorer:
     """The compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
 
-    Contenders whose features depend on nothing learned share one pass through the vision tower.
+    Contenders with the same `features_key` share one pass through the vision tower.
     Maps have the side of the images.
     """
 
@@ -90,15 +90,16 @@ def make_scorer(contenders: Sequence[Contender], backbone: Backbone) -> Scorer:
     ) -> list[tuple[dict[str, Array], Float[Array, "b S S"]]]:
         size = (images.shape[1], images.shape[2])
         images = backbone.preprocess.normalize(images)
-        shared = None
+        shared: dict[Any, PyTree] = {}
         results = []
         for contender, learned, texts in zip(contenders, params, prototypes, strict=True):
             method = contender.method
-            features = shared if method.cacheable else None
+            key = method.features_key if method.cacheable else None
+            features = shared.get(key)
             if features is None:
                 features = method.features(frozen, learned, images)
-            if method.cacheable:
-                shared = features
+            if key is not None:
+                shared[key] = features
             scores = method.score(frozen, learned, texts, features, category)
             results.append((scores.image, method.anomaly_map(scores.patches, size)))
         return results
@@ -214,7 +215,9 @@ class _Gathered:
     def __init__(self, dataset: Dataset, num_contenders: int, exact: bool):
         self._dataset = dataset
         self._exact = exact
+        # Of each contender: the categories that are being gathered, and the figures of finished ones.
         self._states: list[dict[str, metrics.category.State]] = [{} for _ in range(num_contenders)]
+        self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in range(num_contenders)]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_contenders)]
         self._faults: list[Fault] = list(getattr(dataset, "faults", ()))
@@ -234,9 +237,11 @@ class _Gathered:
         ]
         for number, (scores, maps) in enumerate(results):
             self._scores[number].append({name: value[rows] for name, value in scores.items()})
-            for category in np.unique(batch.category[rows]):
+            states = self._states[number]
+            for category in dict.fromkeys(batch.category[rows].tolist()):
+                if self._dataset.grouped:  # what came before is complete, and its histograms can go
+                    self._complete(number, except_for=names[category])
                 members = rows[batch.category[rows] == category]
-                states = self._states[number]
                 state = states.get(names[category]) or metrics.category.init(exact=self._exact)
                 states[names[category]] = metrics.category.update(
                     state,
@@ -247,6 +252,14 @@ class _Gathered:
                     batch.has_mask[members],
                 )
 
+    def _complete(self, number: int, *, except_for: str | None = None) -> None:
+        """Computes the figures of the categories gathered so far and drops their histograms."""
+        for category in [name for name in self._states[number] if name != except_for]:
+            state = self._states[number].pop(category)
+            self._figures[number][category] = {
+                name: metrics.category.compute(state, image_score=name) for name in state.scores
+            }
+
     def finish(self) -> Evaluation:
         if not self._rows:
             raise UserError(
@@ -255,16 +268,11 @@ class _Gathered:
             )
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []
-        for states, parts in zip(self._states, self._scores, strict=True):
+        for number, parts in enumerate(self._scores):
+            self._complete(number)
             scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            figures = {
-                category: {
-                    name: metrics.category.compute(states[category], image_score=name)
-                    for name in scores
-                }
-                for category in self._dataset.categories
-                if category in states
-            }
+            found = self._figures[number]
+            figures = {name: found[name] for name in self._dataset.categories if name in found}
             scored.append(Scored(scores, figures))
         return Evaluation(
             dataset=self._dataset.name,

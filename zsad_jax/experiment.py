@@ -10,7 +10,7 @@ from typing import Any
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.errors import UserError
-from zsad_jax.methods import METHODS, Method, make_method
+from zsad_jax.methods import Method, check_config, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.train import TrainingConfig
 
@@ -67,18 +67,37 @@ class Experiment:
         for part in ("method", "backbone"):
             if "name" not in getattr(self, part):
                 raise UserError(f"config.{part}.name is missing; name the {part}.")
-        if self.method["name"] not in METHODS:
-            raise UserError(
-                f"config.method.name={self.method['name']!r} is unknown; there are: {', '.join(METHODS)}."
-            )
         if not self.targets:
             raise UserError("config.targets is empty; name at least one benchmark to evaluate.")
-        for target in self.targets:
-            auxiliary = self.auxiliary_of(target)
-            if auxiliary == target_name(target):
+        names = [target_name(target) for target in self.targets]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"config.targets holds {max(names, key=names.count)!r} twice; give one of them another"
+                " name, as in {'folder': PATH, 'name': NAME}."
+            )
+        for name in names:
+            if self.auxiliary_for.get(name, self.auxiliary) == name:
                 raise UserError(
-                    f"{auxiliary} would be trained on and evaluated on; set config.auxiliary_for.{auxiliary}"
-                    " to another dataset."
+                    f"{name} would be trained on and evaluated on; set config.auxiliary_for.{name} to"
+                    " another dataset."
+                )
+        self._check_methods()
+        self._check_checkpoints()
+
+    def _check_methods(self) -> None:
+        """Every variant's fields and the training section, so that a mistake is told before long work."""
+        for fields in ({}, *self.method_for.values()):
+            for changes in ({}, *self.comparisons.values()):
+                options = {**self.method, **fields, **changes}
+                check_config(options.pop("name"), options)
+        config_from(TrainingConfig, self.training)
+
+    def _check_checkpoints(self) -> None:
+        for source in () if self.train else self.checkpoints.values():
+            if source not in released.names() and not pathlib.Path(source).is_file():
+                raise UserError(
+                    f"config.checkpoints names {source!r}, which is neither a file nor a released name"
+                    f" ({', '.join(released.names())})."
                 )
 
     @property
@@ -109,13 +128,6 @@ class Experiment:
         """The method, with some of its fields changed."""
         options = {**self.method, **overrides}
         return make_method(options.pop("name"), backbone, options)
-
-    def check_methods(self, backbone: Backbone) -> None:
-        """Makes every variant of the method once, so that a mistake is told before long work."""
-        for fields in ({}, *self.method_for.values()):
-            for changes in ({}, *self.comparisons.values()):
-                self.make_method(backbone, **{**fields, **changes})
-        self.training_config  # noqa: B018 - its check is what is wanted
 
 
 def target_name(target: Any) -> str:

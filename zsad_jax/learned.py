@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from zsad_jax import files
 from zsad_jax.backbones.base import Backbone
@@ -44,6 +45,11 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
       UserError: the file is missing, unreadable, or does not fit.
     """
     wanted = expected(method, backbone)
+    made_for = released.BACKBONE
+    if source in released.names() and backbone.name not in (made_for, "tips"):
+        logging.warning(
+            "The prompts %s were learned over %s, not %s.", source, made_for, backbone.name
+        )
     path = pathlib.Path(source)
     if path.suffix == ".npz" and path.exists():
         arrays: Any = read_arrays(path)

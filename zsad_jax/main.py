@@ -14,7 +14,7 @@ from zsad_jax.backbones import released
 from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
-from zsad_jax.errors import UserError
+from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import Experiment, target_name, to_json
 from zsad_jax.methods import image_score
@@ -39,15 +39,14 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     backbone = experiment.load_backbone()
     method = experiment.make_method(backbone)
     score = image_score(method, experiment.image_score)
-    experiment.check_methods(backbone)
     files.write_json(workdir / "config.json", to_json(experiment))
     clock.lap("start")
 
     runner = Runner(experiment, workdir, backbone, sharding.make_mesh(), datasets, score)
     targets = [target for target in experiment.targets if target_name(target) in datasets]
-    for auxiliary in dict.fromkeys(experiment.auxiliary_of(target) for target in targets):
-        runner.learned_on(auxiliary)
-        clock.lap(f"prompts from {auxiliary}")
+    for target in targets:
+        runner.prompts_for(target)
+        clock.lap(f"prompts from {experiment.auxiliary_of(target)}")
     evaluations, results = [], []
     for target in targets:
         evaluated = runner.evaluate(target)
@@ -94,7 +93,7 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
     for name, spec in needed.items():
         try:
             datasets[name] = open_dataset(spec, experiment.data_folder)
-        except UserError as error:
+        except NotPreparedError as error:
             missing[name] = str(error)
     fatal = set(missing)
     if experiment.skip_missing:

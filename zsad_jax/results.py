@@ -41,11 +41,13 @@ def collect(
       image_score: the score of the main rows.
     """
     results = Results([], [], {})
-    for contender, scored in zip(evaluated.contenders, evaluated.evaluation.scored, strict=True):
+    for contender, learned, scored in zip(
+        evaluated.contenders, evaluated.learned, evaluated.evaluation.scored, strict=True
+    ):
         for score in scored.image_scores:
             figures = {category: by_score[score] for category, by_score in scored.figures.items()}
             figures["mean"] = metrics.mean_over({name: one.values for name, one in figures.items()})
-            identity = _identity(contender, evaluated.learned, backbone, score)
+            identity = _identity(contender, learned, backbone, score)
             rows = _rows(figures, evaluated, dataset, identity)
             if not contender.variant and score == image_score:
                 results.rows.extend(rows)
@@ -56,17 +58,16 @@ def collect(
 
 
 def _identity(contender: Contender, learned: Learned, backbone: Backbone, score: str) -> Row:
-    """The columns that say what was evaluated; without learned parameters nothing is said of their origin."""
+    """The columns that say what was evaluated."""
     config = contender.method.config
-    used = bool(contender.params)
     return {
         "method": contender.method.name,
         "variant": contender.variant or describe_variant(contender.method),
         "backbone": backbone.name,
-        "auxiliary": learned.auxiliary if used else None,
-        "checkpoint": learned.checkpoint if used else None,
-        "seed": learned.seed if used else None,
-        "epoch": learned.epoch if used else None,
+        "auxiliary": learned.auxiliary,
+        "checkpoint": learned.checkpoint,
+        "seed": learned.seed,
+        "epoch": learned.epoch,
         "prompt_family": getattr(config, "prompt_family", None),
         "image_size": backbone.preprocess.image_size,
         "sigma": getattr(config, "sigma", None),

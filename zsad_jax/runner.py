@@ -1,5 +1,6 @@
 """The work of a run: learned parameters per auxiliary set, an evaluation per target, each done once."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+import zsad_jax
 from zsad_jax import learned, sharding, stored
 from zsad_jax.backbones import Backbone
 from zsad_jax.data.base import Dataset
@@ -31,11 +33,11 @@ class Learned(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A target's evaluation, by which contenders, with which learned parameters."""
+    """A target's evaluation, by which contenders, each with which learned parameters."""
 
     evaluation: Evaluation
     contenders: list[Contender]
-    learned: Learned
+    learned: list[Learned]
 
 
 class Runner:
@@ -66,49 +68,70 @@ class Runner:
         self.datasets = datasets
         self.image_score = image_score
         self.trained: list[pathlib.Path] = []
-        self.learned_on = functools.lru_cache(maxsize=None)(self._learned_on)
+        self._names = ("", *experiment.comparisons)
+        self._learned = functools.lru_cache(maxsize=None)(self._learned_on)
         self._scorer = functools.lru_cache(maxsize=2)(self._make_scorer)
 
-    def _learned_on(self, auxiliary: str | None) -> Learned:
-        """The parameters for targets of this auxiliary set: trained, or loaded."""
-        if auxiliary is None or not learned.learns(self._method, self.backbone):
+    def prompts_for(self, target: Any) -> list[Learned]:
+        """What a target's contenders have learned: the main result's, then each comparison's."""
+        return [self._learned(self.experiment.auxiliary_of(target), name) for name in self._names]
+
+    def _learned_on(self, auxiliary: str | None, comparison: str) -> Learned:
+        """The parameters for targets of this auxiliary set: trained, or loaded; none if nothing is learned.
+
+        A comparison is trained in its own way; the fields of `method_for` change only how the parameters
+        are used.
+        """
+        method = self._method(comparison)
+        if not learned.learns(method, self.backbone):
             return Learned({}, None, None, None, None)
-        return self._train(auxiliary) if self.experiment.train else self._load(auxiliary)
+        if auxiliary is None:
+            raise UserError(
+                f"{method.name} as configured learns prompts, but config.auxiliary does not say on what;"
+                " name a dataset, or set config.method.learning to 'none'."
+            )
+        if self.experiment.train:
+            return self._train(auxiliary, method)
+        return self._load(auxiliary, method)
 
-    @functools.cached_property
-    def _method(self) -> Method:
-        return self.experiment.make_method(self.backbone)
+    def _method(self, comparison: str, **fields: Any) -> Method:
+        """The method of the main result ("") or of a comparison."""
+        changes = self.experiment.comparisons.get(comparison, {})
+        return self.experiment.make_method(self.backbone, **{**fields, **changes})
 
-    def _load(self, auxiliary: str) -> Learned:
+    def _load(self, auxiliary: str, method: Method) -> Learned:
         source = self.experiment.checkpoints.get(auxiliary)
         if source is None:
             raise UserError(
                 f"There are no prompts learned on {auxiliary}: set config.checkpoints.{auxiliary}, or train"
                 " them with --config.train=True."
             )
-        params = learned.load(source, self._method, self.backbone)
+        params = learned.load(source, method, self.backbone)
         found = re.search(r"epoch(\d+)", source)
         name = source if source in released.names() else pathlib.Path(source).name
         return Learned(params, auxiliary, name, int(found[1]) if found else None, None)
 
-    def _train(self, auxiliary: str) -> Learned:
-        experiment, dataset, method = self.experiment, self.datasets[auxiliary], self._method
+    def _train(self, auxiliary: str, method: Method) -> Learned:
+        experiment, dataset = self.experiment, self.datasets[auxiliary]
         settings = to_json(experiment)
         key = fingerprint(
-            self.backbone.digest, settings["backbone"], settings["method"], settings["training"],
-            experiment.seed, auxiliary, len(dataset),
-        )  # fmt: skip
+            self.backbone.digest,
+            settings["backbone"],
+            [method.name, dataclasses.asdict(method.config), settings["training"], experiment.seed],
+            [auxiliary, dataset.fingerprint()],
+            zsad_jax.__version__,
+        )
         folder = self.workdir / "training" / f"{auxiliary}-{key}"
         finished = folder / "prompts.npz"
         if not finished.exists():
-            learned.save(finished, self._optimise(dataset, folder))
+            learned.save(finished, self._optimise(method, dataset, folder))
         params = learned.load(str(finished), method, self.backbone)
         self.trained.append(folder)
         each = experiment.training_config.epochs
         epochs = sum(stage.epochs or each for stage in method.stages)
         return Learned(params, auxiliary, folder.name, epochs, experiment.seed)
 
-    def _optimise(self, dataset: Dataset, folder: pathlib.Path) -> PyTree:
+    def _optimise(self, method: Method, dataset: Dataset, folder: pathlib.Path) -> PyTree:
         """Trains, or goes on from the last finished epoch in `folder`."""
         config = self.experiment.training_config
         saver = OrbaxSaver(folder / "checkpoints")
@@ -116,7 +139,7 @@ class Runner:
         resumed = None if done is None else done * config.steps(len(dataset))
         with CurveWriter(folder, resumed) as curves:
             params = train(
-                self._method,
+                method,
                 self.backbone,
                 dataset,
                 config,
@@ -133,14 +156,22 @@ class Runner:
         """A target's evaluation, computed or taken over."""
         name, experiment = target_name(target), self.experiment
         dataset = self.datasets[name]
-        prompts = self.learned_on(experiment.auxiliary_of(target))
-        contenders = self._contenders(name, prompts)
+        contenders, prompts = self._contenders(target)
         key = fingerprint(
             self.backbone.digest,
             to_json(experiment)["backbone"],
-            [(c.method.config, c.variant, learned.digest(c.params)) for c in contenders],
-            [target, len(dataset), dataset.prompt_names],
+            [
+                (
+                    c.method.name,
+                    dataclasses.asdict(c.method.config),
+                    c.variant,
+                    learned.digest(c.params),
+                )
+                for c in contenders
+            ],
+            [name, dataset.fingerprint(), dataset.prompt_names],
             [experiment.exact_metrics, self.image_score],
+            zsad_jax.__version__,
         )
         path = self.workdir / "evaluations" / f"{name}-{key}.npz"
         evaluation = stored.load(path)
@@ -159,19 +190,18 @@ class Runner:
             stored.save(path, evaluation)
         return Evaluated(evaluation, contenders, prompts)
 
-    def _contenders(self, target: str, prompts: Learned) -> list[Contender]:
-        experiment = self.experiment
-        fields = experiment.method_for.get(target, {})
-        main = Contender(experiment.make_method(self.backbone, **fields), prompts.params)
-        others = []
-        for variant, changes in experiment.comparisons.items():
-            method = experiment.make_method(self.backbone, **{**fields, **changes})
-            params = prompts.params if learned.learns(method, self.backbone) else {}
-            others.append(Contender(method, params, variant))
-        return [main, *others]
+    def _contenders(self, target: Any) -> tuple[list[Contender], list[Learned]]:
+        """The main result's method and the comparisons', each with its parameters."""
+        fields = self.experiment.method_for.get(target_name(target), {})
+        prompts = self.prompts_for(target)
+        contenders = [
+            Contender(self._method(name, **fields), one.params, name)
+            for name, one in zip(self._names, prompts, strict=True)
+        ]
+        return contenders, prompts
 
     def _make_scorer(self, target: str) -> Any:
         """One compilation for all targets that do not differ in the method's fields."""
-        return make_scorer(
-            self._contenders(target, Learned({}, None, None, None, None)), self.backbone
-        )
+        fields = self.experiment.method_for.get(target, {})
+        contenders = [Contender(self._method(name, **fields), {}, name) for name in self._names]
+        return make_scorer(contenders, self.backbone)

@@ -5,9 +5,12 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from zsad_jax import files
+from zsad_jax.backbones.checkpoints import read_arrays
 from zsad_jax.data.base import Fault
+from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Evaluation, Scored
 from zsad_jax.metrics import Figures
 from zsad_jax.report import Case
@@ -42,11 +45,14 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
 
 
 def load(path: files.PathLike) -> Evaluation | None:
-    """The evaluation that `save` wrote; None when there is none."""
+    """The evaluation that `save` wrote; None when there is none, or none that can be read."""
     if not pathlib.Path(path).exists():
         return None
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    try:
+        arrays = read_arrays(path)
+    except UserError as error:
+        logging.warning("%s It is computed again.", error)
+        return None
     text = json.loads(arrays["text"].tobytes())
     return Evaluation(
         dataset=text["dataset"],

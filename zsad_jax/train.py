@@ -179,8 +179,11 @@ def train(
         optimizer = make_optimizer(config, method, params, stage)
         state = sharding.replicate(TrainState(params, optimizer.init(params)), mesh)
         last_epoch = first_epoch + (stage.epochs or config.epochs)
-        if done > first_epoch:  # this stage was begun, or finished, before
-            state = sharding.replicate(saver.restore(min(done, last_epoch), state), mesh)
+        if done > last_epoch:  # its parameters are part of a later stage's state
+            first_epoch = last_epoch
+            continue
+        if done > first_epoch:
+            state = sharding.replicate(saver.restore(done, state), mesh)
         step = make_step(method, backbone, optimizer, stage)
         for epoch in range(max(first_epoch, done), last_epoch):
             seed = int(jax.random.randint(jax.random.fold_in(order_key, epoch), (), 0, 2**31 - 1))

@@ -51,8 +51,8 @@ class Backbone:
       text_width, text_depth, text_length: sizes of the text side (text_length: tokens per text).
       digest: SHA-256 over the weight files, so that results can name them.
       demonstration: True for the nano models, whose outputs are not for decisions.
-      encode_image: (params, images [b H W 3], *, layers=None, **options) -> VisionFeatures. Layers count
-        from 1; None is the last.
+      encode_image: (params, images [b H W 3], *, layers=None, project=True, **options) ->
+        VisionFeatures. Layers count from 1; None is the last.
       tokenize: texts -> (token_ids [t n], paddings [t n], 1 = pad), on the host.
       embed_tokens: (params, token_ids [t n]) -> [t n e]: what learned tokens are put among.
       encode_text: (params, token_ids, paddings) -> [t d].

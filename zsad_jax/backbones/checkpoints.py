@@ -19,7 +19,16 @@ from zsad_jax.files import PathLike
 Tree = dict[str, Any]  # nested dicts with arrays as leaves
 NAMES_SHOWN = 20
 
-_BROKEN_FILE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+_BROKEN_FILE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # What the unpickler raises on bytes that are no pickle at all, or a damaged one.
 _BROKEN_PICKLE = (
     pickle.UnpicklingError,
@@ -30,7 +39,6 @@ _BROKEN_PICKLE = (
     OverflowError,
     RecursionError,
     TypeError,
-    NotImplementedError,
     *_BROKEN_FILE,
 )
 

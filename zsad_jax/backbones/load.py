@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from zsad_jax import files
 from zsad_jax.backbones import tips, tips_checkpoints, tokenizers
@@ -19,6 +20,7 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
+MAX_IMAGE_SIZE = 8192
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -59,6 +61,8 @@ def load_backbone(
         raise UserError(
             f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
         )
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
     if weights is not None:
         raise UserError(
             "TIPS is published as two files; pass vision=PATH and text=PATH instead of weights=PATH."
@@ -69,7 +73,12 @@ def load_backbone(
                 f"activation={activation!r} is not known for TIPS; choose gelu or gelu_tanh."
             )
         overrides.setdefault("gelu_approximate", activation == "gelu_tanh")
-    located = _locate(name, vision, text, tokenizer, overrides.pop("lineage", None))
+    lineage = overrides.pop("lineage", None)
+    if lineage not in (None, "native", "pytorch"):
+        raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
+    located = locate_files(
+        name, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
+    )
     heads = (num_heads, text_num_heads or num_heads)
     towers = [
         _Tower.read(path, heads=count, side=side)
@@ -79,14 +88,23 @@ def load_backbone(
     return _assemble(name, towers, sizes, located[2], image_size)
 
 
-def _locate(
+def locate_files(
     name: str,
-    vision: PathLike | None,
-    text: PathLike | None,
-    tokenizer: PathLike | None,
-    lineage: str | None,
+    *,
+    vision: PathLike | None = None,
+    text: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    lineage: str | None = None,
+    **_: Any,
 ) -> tuple[PathLike, PathLike, PathLike | None]:
-    """The three files: given, or those of a released name (fetched if need be)."""
+    """The files that `load_backbone` reads for the same arguments: given, or a released name's.
+
+    Returns:
+      The vision tower, the text tower and the tokenizer; what a released name lacks is fetched first.
+
+    Raises:
+      UserError: unknown name or lineage, or missing files.
+    """
     if vision is not None and text is not None:
         return vision, text, tokenizer
     if name == "tips":
@@ -151,18 +169,28 @@ def _apply_overrides(
             raise UserError(f"{key!r} is not an option of TIPS; known are {', '.join(known)}.")
         elif shown != value:
             raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
-    stage = options.pop("posemb_stage")
-    if stage is not None:
-        stage = (int(stage[0]), int(stage[1]))
-        if name != "tips" and not _is_v1_high_resolution(name):
-            raise UserError(
-                f"posemb_stage={stage} is for TIPS v1 high-resolution weights only; leave it out for {name}."
-            )
+    if not isinstance(options["gelu_approximate"], bool):
+        raise UserError(f"gelu_approximate={options['gelu_approximate']!r} must be True or False.")
     text_ln_eps = options.pop("text_ln_eps")
+    if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
+        raise UserError(f"text_ln_eps={text_ln_eps!r} must be a small positive number, as 1e-5.")
+    stage = _read_stage(name, options.pop("posemb_stage"))
     return (
         tips.VisionSizes(**vision.sizes, **options, posemb_stage=stage, dtype=dtype),
         tips.TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=dtype),
     )
+
+
+def _read_stage(name: str, stage: Any) -> tuple[int, int] | None:
+    """The checked `posemb_stage`; it concerns v1's high-resolution weights (or files) alone."""
+    if stage in (None, (), (None,)):
+        return None
+    if not (isinstance(stage, tuple | list) and len(stage) == 2 and min(stage) > 0):
+        raise UserError(f"posemb_stage={stage!r} must be None or two numbers, as (32, 32).")
+    if name != "tips" and not _is_v1_high_resolution(name):
+        logging.info("posemb_stage is for TIPS v1 high-resolution weights; %s goes without.", name)
+        return None
+    return int(stage[0]), int(stage[1])
 
 
 def _assemble(
@@ -224,11 +252,14 @@ def _functions(
     """The backbone's pure functions; `params` is the whole frozen tree in each."""
 
     def encode_image(
-        params: Any, images: Any, *, layers: Sequence[int] | None = None
+        params: Any, images: Any, *, layers: Sequence[int] | None = None, project: bool = True
     ) -> VisionFeatures:
-        if layers is not None and not all(1 <= layer <= depth for layer in layers):
-            raise UserError(f"layers={tuple(layers)}: the vision tower has layers 1 to {depth}.")
-        return vision.apply({"params": params["vision"]}, images, layers=layers)  # type: ignore[return-value]
+        if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
+            raise UserError(
+                f"layers={tuple(layers)}: name at least one of the vision tower's layers 1 to {depth}."
+            )
+        variables = {"params": params["vision"]}
+        return vision.apply(variables, images, layers=layers, project=project)  # type: ignore[return-value]
 
     def embed_tokens(params: Any, token_ids: Any) -> Any:
         return text.apply({"params": params["text"]}, token_ids, method="embed")
@@ -250,7 +281,10 @@ def _functions(
         "encode_prompts": encode_prompts,
         "encode_text": encode_text,
         "tokenize": functools.partial(
-            tokenizers.tokenize_sentencepiece, path=path, length=tips.TEXT_LENGTH
+            tokenizers.tokenize_sentencepiece,
+            path=path,
+            length=tips.TEXT_LENGTH,
+            vocabulary=text.sizes.vocabulary,
         ),
     }
 

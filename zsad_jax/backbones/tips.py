@@ -112,7 +112,7 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None
+        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None, project: bool
     ) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(
@@ -130,7 +130,7 @@ class _Encoder(nn.Module):
         )(x, layers=(s.depth,) if layers is None else tuple(layers))
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
-        patches = jnp.stack([norm(y[:, g:]) for y in outputs], axis=1)
+        patches = jnp.stack([norm(y[:, g:]) if project else y[:, g:] for y in outputs], axis=1)
         return VisionFeatures(norm(x[:, :g]), patches.reshape(*patches.shape[:2], h, w, s.width))
 
 
@@ -141,15 +141,19 @@ class VisionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None = None
+        self,
+        images: Float[Array, "b H W 3"],
+        layers: Sequence[int] | None = None,
+        project: bool = True,
     ) -> VisionFeatures:
         """Features of RGB images in [0, 1] of any size.
 
         Args:
           images: square or not; sides that the patch does not divide are padded with zeros.
           layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
+          project: False leaves the patch tokens as the blocks give them, without the final norm.
         """
-        return _Encoder(self.sizes, name="encoder")(images, layers)
+        return _Encoder(self.sizes, name="encoder")(images, layers, project)
 
 
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:

@@ -11,7 +11,7 @@ from zsad_jax.errors import UserError
 
 
 @functools.lru_cache(maxsize=4)
-def _sentencepiece(path: str):  # type: ignore[no-untyped-def]
+def _sentencepiece(path: str):
     import sentencepiece
 
     try:
@@ -23,7 +23,7 @@ def _sentencepiece(path: str):  # type: ignore[no-untyped-def]
 
 
 def tokenize_sentencepiece(
-    texts: Sequence[str], *, path: str | pathlib.Path | None, length: int
+    texts: Sequence[str], *, path: str | pathlib.Path | None, length: int, vocabulary: int
 ) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
     """TIPS's way: lower case, no begin or end token, right-padded with id 0, cut at `length`.
 
@@ -31,6 +31,7 @@ def tokenize_sentencepiece(
       texts: sentences.
       path: the sentencepiece model; None is an error only here, where text is to be tokenised.
       length: tokens per text.
+      vocabulary: rows of the model's embedding table, which every id has to fit.
 
     Returns:
       Token ids and paddings (1 = pad). Padding goes by count, so that a real token of id 0 stays valid.
@@ -51,4 +52,9 @@ def tokenize_sentencepiece(
         tokens = tokens[:length]
         ids[row, : len(tokens)] = tokens
         paddings[row, : len(tokens)] = 0
+    if ids.max(initial=0) >= vocabulary:
+        raise UserError(
+            f"The tokenizer {path} gives ids up to {ids.max()}, but the text tower knows {vocabulary} tokens;"
+            " pass the tokenizer that was published beside the weights."
+        )
     return ids, paddings

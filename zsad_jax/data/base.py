@@ -1,8 +1,11 @@
 """What a dataset is: a sequence of undecoded samples in one schema, whatever it came from."""
 
 import dataclasses
+import hashlib
+import itertools
+import os
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -41,11 +44,24 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """A random-access sequence of samples (what grain calls a data source)."""
+    """A random-access sequence of samples (what grain calls a data source).
+
+    Attributes:
+      categories: in the order of the tables.
+      prompt_names: of each category.
+      grouped: whether the images of each category follow one another.
+    """
 
     name: str
-    categories: tuple[str, ...]  # in the order of the tables
-    prompt_names: tuple[str, ...]  # of each category
+    categories: tuple[str, ...]
+    prompt_names: tuple[str, ...]
+
+    @property
+    def grouped(self) -> bool: ...
+
+    def fingerprint(self) -> str:
+        """Changes when an image, a mask or a label does; told without decoding anything."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -114,3 +130,29 @@ class Samples(Sequence[Sample]):
 
     def __getitem__(self, index):
         return self._samples[index]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the images of each category follow one another."""
+        runs = [category for category, _ in itertools.groupby(s.category for s in self._samples)]
+        return len(runs) == len(set(runs))
+
+    def fingerprint(self) -> str:
+        """A digest of every sample's fields, of files by their size and time of change."""
+        digest = hashlib.sha256()
+        for sample in self._samples:
+            masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
+            stamps = [_stamp(encoded) for encoded in (sample.image, *masks)]
+            fields = dataclasses.replace(sample, image="", mask=None)
+            digest.update(repr((fields, stamps)).encode())
+        return digest.hexdigest()
+
+
+def _stamp(encoded: Encoded | None) -> Any:
+    """What changes when a file or its bytes do."""
+    if isinstance(encoded, bytes):
+        return hashlib.sha256(encoded).hexdigest()
+    if encoded is None or not os.path.exists(encoded):
+        return None
+    status = os.stat(encoded)
+    return os.fspath(encoded), status.st_size, status.st_mtime_ns

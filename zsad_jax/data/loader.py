@@ -17,12 +17,12 @@ from absl import logging
 from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample
 from zsad_jax.data.preprocess import (
     Preprocess,
-    UnreadableImage,
     decode_mask,
     open_image,
     resize_image,
     resize_mask,
 )
+from zsad_jax.errors import UserError
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
@@ -175,7 +175,7 @@ class _Decode:
                     return Row(index, sample, None, None, fault=reason)
                 mask = resize_mask(full, self.mask_size)
             return Row(index, sample, resize_image(image, self.preprocess), mask, note=note)
-        except UnreadableImage as error:
+        except UserError as error:
             return Row(index, sample, None, None, fault=str(error).rstrip("."))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.folder import read_folder
 from zsad_jax.data.meta_json import read_meta_json
-from zsad_jax.errors import UserError
+from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
@@ -88,7 +88,12 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     from zsad_jax.data import builders
 
     if spec in builders.names():
-        raise UserError(f"{builders.how_to_prepare(spec, data_dir)}.")
+        raise NotPreparedError(f"{builders.how_to_prepare(spec, data_dir)}.")
+    if spec in COMMUNITY_FOLDERS:
+        raise NotPreparedError(
+            f"{spec} is not in {data_dir}; put a prepared copy with its meta.json at"
+            f" {pathlib.Path(data_dir, spec)}."
+        )
     raise UserError(
         f"There is no dataset {spec!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
         f" folder with a meta.json, as {pathlib.Path(data_dir, spec)}."

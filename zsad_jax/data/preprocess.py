@@ -202,7 +202,7 @@ def _load_with_opencv(encoded: Encoded | os.PathLike[str]) -> np.ndarray | None:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
-    if array is not None and array.ndim == 3:
+    if array is not None and array.ndim == 3 and array.shape[-1] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[-1]]]  # BGR(A) to RGB(A)
     return array
 

@@ -7,13 +7,23 @@ from typing import Any
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
+from zsad_jax.methods.config import config_from
 
-# Name -> "module:factory"; a module is imported when its method is made.
+# Name -> "module:factory:config class"; a module is imported when its method is used.
 METHODS: dict[str, str] = {
-    "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly",
+    "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly:TIPSomalyConfig",
 }
 
-__all__ = ["METHODS", "Batch", "Method", "Scores", "Stage", "image_score", "make_method"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "Scores",
+    "Stage",
+    "check_config",
+    "image_score",
+    "make_method",
+]
 
 
 def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any = None) -> Method:
@@ -27,10 +37,27 @@ def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any =
     Raises:
       UserError: for an unknown name, an unknown config key or a bad value.
     """
+    factory, _ = _registered(name)
+    return factory(backbone, config)
+
+
+def check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Checks a method's config without a backbone, before anything is fetched or loaded.
+
+    Raises:
+      UserError: for an unknown name, an unknown config key or a bad value.
+    """
+    _, config_class = _registered(name)
+    config_from(config_class, config)
+
+
+def _registered(name: str) -> tuple[Any, Any]:
+    """A method's factory and its config dataclass."""
     if name not in METHODS:
         raise UserError(f"Unknown method '{name}'; there are: {', '.join(sorted(METHODS))}.")
-    module, factory = METHODS[name].split(":")
-    return getattr(importlib.import_module(module), factory)(backbone, config)
+    module, *attributes = METHODS[name].split(":")
+    factory, config_class = (getattr(importlib.import_module(module), one) for one in attributes)
+    return factory, config_class
 
 
 def image_score(method: Method, name: str | None = None) -> str:

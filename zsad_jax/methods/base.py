@@ -1,7 +1,7 @@
 """The contract of every method: a NamedTuple of pure functions, as an optimiser is in optax."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +77,8 @@ class Method(NamedTuple):
       groups: params -> pytree of group names; each has its learning rate in the config.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
       map_range: (low, high) between which anomaly maps lie, for colour scales and histograms.
+      features_key: equal (and not None) for methods that compute the same features over one backbone,
+        which are then computed once for all of them.
       cacheable: True when `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
       across: None, or a host function over all scores or features of one category.
@@ -93,6 +95,7 @@ class Method(NamedTuple):
     groups: Callable[[PyTree], PyTree]
     image_scores: tuple[str, ...]
     map_range: tuple[float, float] = (0.0, 1.0)
+    features_key: Hashable = None
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
     across: Callable[..., Any] | None = None

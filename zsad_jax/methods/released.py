@@ -37,7 +37,8 @@ def _published(folder: str, epoch: int, sha256: str) -> PublishedPrompts:
     return PublishedPrompts(f"{BASE_URL}/{path}", 67738, sha256)
 
 
-# Trained with tips-l14-hr (PyTorch files) at 518 pixels on the test split of the set in the name.
+BACKBONE = "tips-l14-hr"
+# Trained with its PyTorch files at 518 pixels on the test split of the set in the name.
 PUBLISHED = {
     "tipsomaly-l14-hr-mvtec_ad-epoch1": _published(
         "trained_on_mvtec_default",

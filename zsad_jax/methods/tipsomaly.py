@@ -126,7 +126,9 @@ def tipsomaly(
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_loss, config, temperature, encode_learned),
         groups=lambda params: jax.tree.map(lambda _: "prompts", params),
-        image_scores=IMAGE_SCORES[: backbone.num_global_tokens],
+        # The second token, which synthetic captions trained, comes first where there is one.
+        image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],
+        features_key="last layer",
     )
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 
 from zsad_jax.files import PathLike, write_text
@@ -57,6 +58,8 @@ def render_markdown(report: Report) -> str:
 def write_figures(folder: PathLike, report: Report) -> None:
     """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
     folder = pathlib.Path(folder)
+    for name in {scores.dataset for scores in report.scores}:
+        shutil.rmtree(folder / name, ignore_errors=True)  # pictures of an earlier run
     for case in report.cases:
         words = [
             DEMONSTRATION.rstrip(".") if report.demonstration else "",

@@ -1,5 +1,6 @@
 """Reading what the builders have written."""
 
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -23,7 +24,10 @@ class PreparedDataset:
       categories: those that the split has, in the order of the tables.
       prompt_names: of each category.
       faults: what preparation found amiss, in all splits.
+      grouped: True; records are written category by category.
     """
+
+    grouped = True
 
     def __init__(self, builder_class: type[Benchmark], data_dir: files.PathLike, split: str):
         self._builder_class, self._data_dir, self._split = builder_class, os.fspath(data_dir), split
@@ -45,6 +49,17 @@ class PreparedDataset:
 
     def __len__(self) -> int:
         return self._length
+
+    def fingerprint(self) -> str:
+        """A digest of what tensorflow-datasets recorded about the prepared files."""
+        builder = self._builder_class(data_dir=self._data_dir)
+        recorded = pathlib.Path(builder.data_dir, "dataset_info.json")
+        stamps = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sorted(recorded.parent.glob("*array_record*"))
+        ]
+        text = repr((recorded.read_bytes(), stamps, self._split))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
         record = self._open()[int(index)]

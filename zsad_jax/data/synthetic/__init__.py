@@ -22,6 +22,7 @@ from zsad_jax.errors import UserError
 __all__ = ["CATEGORIES", "STRUCTURAL", "Category", "Scene", "Synthetic", "draw", "load"]
 
 IMAGES_PER_CATEGORY = 32
+VERSION = 1  # to be raised whenever any picture changes
 
 AUX_DEFECTS = aux_defects.DEFECTS
 TARGET_DEFECTS = target_defects.DEFECTS
@@ -78,6 +79,8 @@ CATEGORIES: dict[str, tuple[Category, ...]] = {
 class Synthetic:
     """One of the two sets: a random-access sequence of samples that are drawn on access."""
 
+    grouped = True
+
     def __init__(self, name: str):
         self.name = name
         self.categories = tuple(category.name for category in CATEGORIES[name])
@@ -85,6 +88,10 @@ class Synthetic:
 
     def __len__(self) -> int:
         return len(self.categories) * IMAGES_PER_CATEGORY
+
+    def fingerprint(self) -> str:
+        """The version of the drawings; two versions never mix in a working directory."""
+        return f"{self.name} {VERSION}"
 
     def __getitem__(self, index: int) -> Sample:
         position = index + len(self) if index < 0 else index
