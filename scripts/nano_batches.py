@@ -1,8 +1,10 @@
 """Batches for the pre-training of the nano backbones, drawn by a process beside the training."""
 
+import functools
 import multiprocessing
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty
 
 import cv2
 import nano_captions
@@ -12,28 +14,29 @@ from nano_model import GRID, GROUPS, PATCH, Batch, Config
 
 from zsad_jax.backbones import tokenizers
 
-SMALL, LARGE = (
-    112,
-    210,
-)  # sides of the images; LARGE has about the most patches for which attention is plain
+# Sides of the images. LARGE has about the most patches for which attention is computed in one piece.
+SMALL, LARGE = 112, 210
 TEXT_TOKENS = 24
-MAX_PROMPTS = (
-    8  # positions of no word in front of a sentence, as learned prompts are when they start
-)
+MAX_PROMPTS = 8  # positions of no word before a sentence, as learned prompts are when they start
 Rng = np.random.Generator
 
 
-def tokenize_captions(rng, tokenizer: pathlib.Path, captions: list[str]):
-    """Ids, paddings and prompt marks of captions; every second one starts with some positions of no word."""
-    ids, paddings = tokenizers.tokenize_sentencepiece(captions, path=tokenizer, length=TEXT_TOKENS)
+def tokenize(config: Config, tokenizer: pathlib.Path, texts: Sequence[str]):
+    """Ids and paddings of texts, as the methods tokenise them but for the length."""
+    return tokenizers.tokenize_sentencepiece(
+        texts, path=tokenizer, length=TEXT_TOKENS, vocabulary=config.vocabulary
+    )
+
+
+def add_empty_positions(rng: Rng, ids, paddings):
+    """Puts positions of no word before every second text; returns ids, paddings and those positions."""
     prompts = np.zeros(ids.shape, bool)
     for row in np.flatnonzero(rng.random(len(ids)) < 0.5):
         count = MAX_PROMPTS if rng.random() < 0.5 else int(rng.integers(1, MAX_PROMPTS))
-        ids[row, count:], paddings[row, count:] = (
-            ids[row, :-count].copy(),
-            paddings[row, :-count].copy(),
-        )
-        ids[row, :count], paddings[row, :count], prompts[row, :count] = 0, 0, True
+        for array in (ids, paddings):
+            array[row, count:] = array[row, :-count].copy()
+            array[row, :count] = 0
+        prompts[row, :count] = True
     return ids, paddings, prompts
 
 
@@ -61,7 +64,7 @@ def make_batch(config: Config, seed: int, step: int, steps: int, tokenizer: path
         nano_captions.caption(rng, name, group)
         for name in names for group in GROUPS for _ in range(config.sentences)
     ]  # fmt: skip
-    tokens = tokenize_captions(rng, tokenizer, captions)
+    tokens = add_empty_positions(rng, *tokenize(config, tokenizer, captions))
     shape = (len(names), len(GROUPS) * config.sentences, TEXT_TOKENS)
     others = rng.integers(config.classes, len(names), len(category))
     tall = size // PATCH
@@ -71,7 +74,7 @@ def make_batch(config: Config, seed: int, step: int, steps: int, tokenizer: path
         touched=touched.reshape(-1, tall, PATCH, tall, PATCH).mean((2, 4)),
         category=category,
         group=np.array([GROUPS.index(group) for group in groups]),
-        aligned=np.where(rng.random(len(category)) < 0.6, category, others),
+        aligned=np.where(rng.random(len(category)) < config.own_share, category, others),
         ids=tokens[0].reshape(shape),
         paddings=tokens[1].reshape(shape),
         prompts=tokens[2].reshape(shape),
@@ -79,25 +82,44 @@ def make_batch(config: Config, seed: int, step: int, steps: int, tokenizer: path
     )
 
 
-def _draw_into(
-    queue, config: Config, seed: int, first: int, steps: int, tokenizer: pathlib.Path
-) -> None:
+def _draw_into(queue, steps_of_worker: range, draw: Callable[[int], Batch]) -> None:
     cv2.setNumThreads(1)
-    for step in range(first, steps):
-        queue.put(make_batch(config, seed, step, steps, tokenizer))
+    for step in steps_of_worker:
+        queue.put(draw(step))
+
+
+def _next(queue, process) -> Batch:
+    """The next batch; an error when the drawing process is no more."""
+    while True:
+        try:
+            return queue.get(timeout=5)
+        except Empty:
+            if not process.is_alive():
+                raise RuntimeError("The drawing process has died; its error is above.") from None
 
 
 def batches(
-    config: Config, seed: int, first: int, steps: int, tokenizer: pathlib.Path
+    config: Config, seed: int, first: int, steps: int, tokenizer: pathlib.Path, *, workers: int = 1
 ) -> Iterator[Batch]:
-    """Batches of the steps from `first` on, drawn by a process of their own."""
+    """Batches of the steps from `first` on, drawn by processes beside this one.
+
+    They are the same for any number of workers, who take turns.
+    """
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue(maxsize=12)
-    arguments = (queue, config, seed, first, steps, tokenizer)
-    process = context.Process(target=_draw_into, args=arguments, daemon=True)
-    process.start()
+    draw = functools.partial(_draw_step, config, seed, steps, tokenizer)
+    drawers = []
+    for worker in range(workers):
+        queue = context.Queue(maxsize=8)
+        arguments = (queue, range(first + worker, steps, workers), draw)
+        drawers.append((queue, context.Process(target=_draw_into, args=arguments, daemon=True)))
+        drawers[-1][1].start()
     try:
-        for _ in range(first, steps):
-            yield queue.get(timeout=300)
+        for step in range(first, steps):
+            yield _next(*drawers[(step - first) % workers])
     finally:
-        process.terminate()
+        for _, process in drawers:
+            process.terminate()
+
+
+def _draw_step(config: Config, seed: int, steps: int, tokenizer: pathlib.Path, step: int) -> Batch:
+    return make_batch(config, seed, step, steps, tokenizer)

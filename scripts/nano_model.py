@@ -48,6 +48,7 @@ class Config:
     images_per_class: int = 4  # small; a batch of large images has as many patches
     other_names: int = 2  # names to align with beside the classes: "object" and an unrelated one
     sentences: int = 2  # per name and group
+    own_share: float = 0.6  # of the images that are aligned with sentences about their own class
     learning_rate: float = 1e-3
     embedding_rate: float = 0.2  # of the learning rate: the filters are good from the start
     weight_decay: float = 0.05

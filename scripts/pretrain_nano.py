@@ -28,7 +28,7 @@ import optax
 from absl import logging
 from flax import serialization, traverse_util
 from jaxtyping import Array
-from nano_batches import TEXT_TOKENS, batches
+from nano_batches import batches, tokenize
 from nano_model import (
     GRID,
     PATCH,
@@ -43,7 +43,7 @@ from nano_model import (
 )
 
 from zsad_jax import files
-from zsad_jax.backbones import tips, tokenizers
+from zsad_jax.backbones import tips
 from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
 
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets" / "tips-nano"
@@ -100,9 +100,7 @@ def class_prototypes(config: Config, params: Params, tokenizer: pathlib.Path, na
     for name in names:
         pair = []
         for sentences in PROMPT_FAMILIES["industrial"].sentences(name):
-            tokens = tokenizers.tokenize_sentencepiece(
-                sentences, path=tokenizer, length=TEXT_TOKENS
-            )
+            tokens = tokenize(config, tokenizer, sentences)
             pair.append(unit(unit(model.apply({"params": params["text"]}, *tokens)).mean(0)))
         rows.append(jnp.stack(pair))
     return jnp.stack(rows)
@@ -195,7 +193,7 @@ def train(config: Config, args: argparse.Namespace) -> None:
     )
     first, start, sums = int(state.step), time.monotonic(), {}
     for step, batch in enumerate(
-        batches(config, args.seed, first, args.steps, tokenizer), first + 1
+        batches(config, args.seed, first, args.steps, tokenizer, workers=args.workers), first + 1
     ):
         state, terms = train_step(config, args.steps, state, batch)
         sums = {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
@@ -227,7 +225,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--steps",
         type=int,
         default=8000,
-        help="of 32 small or 8 large images (default %(default)s)",
+        help="default %(default)s",
     )
     parser.add_argument(
         "--save_every",
@@ -236,6 +234,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="steps between checkpoints (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="drawing processes (default %(default)s)"
+    )
+    defaults = Config()
+    parser.add_argument(
+        "--depth", type=int, default=defaults.depth, help="vision blocks (default %(default)s)"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=defaults.classes,
+        help="per batch, of four images each (default %(default)s)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the workdir's checkpoint")
     parser.add_argument("--assets", type=pathlib.Path, default=ASSETS, help="where export writes")
     return parser.parse_args(argv)
@@ -245,7 +256,7 @@ def main() -> None:
     args = parse_arguments()
     logging.set_verbosity(logging.INFO)
     cv2.setNumThreads(1)
-    config = Config()
+    config = Config(depth=args.depth, classes=args.classes)
     if args.action == "train":
         train(config, args)
         return

@@ -162,6 +162,15 @@ def test_batches_are_reproducible_and_balanced():
     assert (one.paddings == 0).any(-1).all()
 
 
+def test_drawing_processes_take_turns():
+    config = model.Config(**TINY)
+    drawn = batching.batches(config, 0, 1, 4, TOKENIZER, workers=2)
+    for step, batch in enumerate(drawn, 1):
+        expected = batching.make_batch(config, 0, step, 4, TOKENIZER)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    assert step == 3
+
+
 def test_two_steps_learn_and_stay_finite(tmp_path):
     config = model.Config(**TINY, warmup=1)
     state = nano.init_state(config, 0, 10)
