@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.predictions import Journal, Writer, output_name, resize_map
+from zsad_jax.predictions import Journal, Writer, is_output, output_name, resize_map
 from zsad_jax.report import colourise
 
 
@@ -68,11 +68,29 @@ def test_what_is_written_of_an_image(writer, tmp_path):
     row = writer.write(path, 0.123456789, spot(8, 14), 0.25)
     assert list(row) == ["path", "score", "size", "time", "map", "figure", "sha256"]
     assert row["path"] == path
-    assert row["score"] == 0.123457
+    assert row["score"] == 0.12345679
     assert row["size"] == [60, 20]
     assert row["time"] >= 0.25
     assert np.load(writer.folder / row["map"]).shape == (20, 60)
     assert not (writer.folder / "masks").exists()
+
+
+def test_saturated_scores_keep_their_digits(writer, tmp_path):
+    path = image_file(tmp_path / "a.png")
+    journal = Journal(tmp_path / "rows.jsonl", "key")
+    for score in (3e-7, 4e-8):
+        journal.add(writer.write(path, float(np.float32(score)), spot(8, 14), 0.0))
+    lines = journal.path.read_text().splitlines()
+    assert [json.loads(line)["score"] for line in lines] == [3e-7, 4e-8]
+
+
+def test_only_what_was_drawn_is_known_as_a_result(writer, tmp_path):
+    row = writer.write(image_file(tmp_path / "a.png"), 0.5, spot(8, 14), 0.0)
+    figure = writer.folder / row["figure"]
+    assert is_output(str(figure), writer.folder)
+    assert not is_output(str(figure), tmp_path)
+    assert not is_output(image_file(figure.with_name("own-20240131.png")), writer.folder)
+    assert not is_output(str(figure.with_name("none.png")), writer.folder)
 
 
 def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):

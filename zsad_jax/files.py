@@ -46,7 +46,8 @@ def replaced(path: PathLike) -> Iterator[pathlib.Path]:
 def write_text(path: PathLike, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files need not be valid text; what stands for other bytes is escaped as JSON does it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: PathLike, value: Any) -> None:

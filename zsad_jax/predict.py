@@ -9,10 +9,11 @@ and run.json. The same command again does only what is new.
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -24,11 +25,10 @@ from zsad_jax.data.folder import find_images
 from zsad_jax.data.preprocess import UnreadableImage
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint
-from zsad_jax.methods import Method
 from zsad_jax.methods.prompts import FAMILIES
-from zsad_jax.predictions import COLUMNS, OUTPUTS, Journal, Row, Writer
+from zsad_jax.predictions import COLUMNS, Journal, Row, Writer, is_output
 from zsad_jax.run_info import Stopwatch, describe_run
-from zsad_jax.scoring import Model, load_model, score_images
+from zsad_jax.scoring import Prepared, Scored, prepare_model, score_images
 
 flags.adopt_module_key_flags(command)
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.")
@@ -87,6 +87,23 @@ class Options:
     map_size: int = 1024
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a run.
+
+    Attributes:
+      images: all that were asked for.
+      rows: of those that were scored, now or by an earlier run.
+      taken_over: how many an earlier run has scored.
+      faults: those that could not be read.
+    """
+
+    images: Sequence[str]
+    rows: Sequence[Row]
+    taken_over: int
+    faults: Sequence[Fault]
+
+
 def predict(experiment: Experiment, options: Options) -> None:
     """Scores images and leaves the results in a folder.
 
@@ -97,79 +114,83 @@ def predict(experiment: Experiment, options: Options) -> None:
     images = _without_outputs(find_images(options.paths), options.out)
     asked = options.threshold
     good = find_images([asked.good]) if asked is not None and asked.good else []
-    _prepare_folder(options.out)
-    model = load_model(
-        experiment,
-        checkpoint=options.checkpoint,
-        category=options.category,
-        prompt_family=options.prompt_family,
-        num_images=max(len(images), len(good)),
-    )
-    _check_pixel_threshold(options, model.method)
-    _tell(model)
-    _leave_warning(options.out, model.warning)
-    clock.lap("start")
+    with files.alone(options.out):
+        model = prepare_model(
+            experiment,
+            earlier=_earlier_facts(options.out),
+            checkpoint=options.checkpoint,
+            category=options.category,
+            prompt_family=options.prompt_family,
+            num_images=max(len(images), len(good)),
+        )
+        _check_pixel_threshold(options, model)
+        _tell(model)
+        _leave_warning(options.out, model.warning)
+        clock.lap("start")
+        threshold, words = _settle_threshold(options, model, good, experiment.num_workers)
+        clock.lap("known-good images")
+        writer = _make_writer(options, model, threshold)
+        outcome = _score_all(model, images, writer, experiment.num_workers)
+        clock.lap("images")
+        _write_run(model, clock, writer, outcome, words)
+    if not outcome.rows:
+        raise UserError(
+            f"None of the {len(images)} images could be read; the first: {outcome.faults[0].reason}."
+        )
+    _tell_results(outcome, writer)
 
-    threshold, words = _settle_threshold(options, model, good, experiment.num_workers)
-    clock.lap("known-good images")
-    writer = Writer(
+
+def _earlier_facts(out: pathlib.Path) -> dict[str, Any]:
+    """What a finished run has said of its model; {} where there is none."""
+    try:
+        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _make_writer(options: Options, model: Prepared, threshold: float | None) -> Writer:
+    return Writer(
         folder=options.out,
-        scale=options.scale or model.method.map_range,
+        scale=options.scale or model.map_range,
         map_size=options.map_size,
         threshold=threshold,
         pixel_threshold=options.pixel_threshold,
         warning=model.warning,
     )
-    settings = {
-        "scale": writer.scale,
-        "threshold": threshold,
-        "pixel_threshold": writer.pixel_threshold,
-        "map_size": writer.map_size,
-    }
-    journal = Journal(
-        options.out / "predictions.jsonl", fingerprint(model.key, settings, model.warning)
-    )
-    taken_over = journal.take_over(images)
-    if journal.others(images):
-        logging.warning(
-            "%d earlier rows in %s are of other images and are left out; give other images an --out of"
-            " their own.", journal.others(images), journal.path,
-        )  # fmt: skip
-    faults: list[Fault] = []
-    _score_all(model, images, journal, writer, faults, experiment.num_workers)
-    if len(faults) == len(images):
-        raise UserError(
-            f"None of the {len(images)} images could be read; the first: {faults[0].reason}."
-        )
-    rows = journal.finish(images)
-    clock.lap("images")
-    run = describe_run(model.backbone, clock, ()) | {
-        "warning": model.warning or None,
-        "num_images": len(images),
-        "num_scored": len(rows) - taken_over,
-        "num_taken_over": taken_over,
-        "unreadable": [{"path": fault.file_name, "reason": fault.reason} for fault in faults],
-        "model": model.describe(),
-        "settings": settings,
-        "threshold": words,
-        "columns": COLUMNS,
-    }
-    files.write_json(options.out / "run.json", run)
-    _tell_results(options, rows, taken_over, faults, threshold, model.warning)
+
+
+def _settings(writer: Writer) -> dict[str, Any]:
+    names = ("scale", "threshold", "pixel_threshold", "map_size")
+    return {name: getattr(writer, name) for name in names}
 
 
 def _score_all(
-    model: Model,
-    images: Sequence[str],
-    journal: Journal,
-    writer: Writer,
-    faults: list[Fault],
-    num_workers: int | None,
-) -> None:
-    """Scores what is not finished; outputs are written while the next batch is computed."""
+    model: Prepared, images: Sequence[str], writer: Writer, num_workers: int | None
+) -> Outcome:
+    """Scores what is not finished."""
+    key = fingerprint(model.key, _settings(writer), model.warning)
+    journal = Journal(writer.folder / "predictions.jsonl", key)
+    taken_over = journal.take_over(images)
+    others = journal.others(images)
+    if others:
+        logging.warning(
+            "%d earlier rows in %s are of other images and are left out; give other images an --out of"
+            " their own.", others, journal.path,
+        )  # fmt: skip
     pending = [image for image in images if image not in journal]
-    if not pending:
-        return
+    faults: list[Fault] = []
+    if pending:  # until all is done, no run.json speaks for these rows
+        (writer.folder / "run.json").unlink(missing_ok=True)
+        scored = score_images(model, pending, faults, label="score", num_workers=num_workers)
+        _write_all(scored, journal, writer, faults)
+    return Outcome(images=images, rows=journal.finish(images), taken_over=taken_over, faults=faults)
+
+
+def _write_all(
+    scored: Iterator[Scored], journal: Journal, writer: Writer, faults: list[Fault]
+) -> None:
+    """Writes outputs while the next batch is computed."""
     writers = min(os.cpu_count() or 1, MAX_WRITERS)
     waiting: collections.deque[tuple[str, concurrent.futures.Future[None]]] = collections.deque()
 
@@ -187,15 +208,15 @@ def _score_all(
                 ) from error
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
-        for one in score_images(model, pending, faults, label="score", num_workers=num_workers):
-            task = pool.submit(lambda scored: journal.add(writer.write(*scored)), one)
+        for one in scored:
+            task = pool.submit(lambda done: journal.add(writer.write(*done)), one)
             waiting.append((one.path, task))
             wait(2 * writers)
         wait(0)
 
 
 def _settle_threshold(
-    options: Options, model: Model, good: Sequence[str], num_workers: int | None
+    options: Options, model: Prepared, good: Sequence[str], num_workers: int | None
 ) -> tuple[float | None, dict[str, Any] | None]:
     """The threshold as a number, and what run.json says of it."""
     asked = options.threshold
@@ -209,7 +230,7 @@ def _settle_threshold(
     for one in score_images(
         model, pending, faults, label="known-good images", num_workers=num_workers
     ):
-        score = round(one.score, 6)
+        score = decisions.shortest(one.score)
         journal.add({"path": one.path, "score": score, "sha256": files.digest(one.path)})
     scores = [row["score"] for row in journal.finish(good)]
     if not scores:
@@ -225,27 +246,22 @@ def _settle_threshold(
         "from": asked.good,
         "quantile": asked.quantile,
         "num_images": len(scores),
+        "unreadable": _describe_faults(faults),
         "warning": doubt or None,
     }
 
 
 def _without_outputs(images: list[str], out: pathlib.Path) -> list[str]:
-    """Leaves out what an earlier run has drawn, when the results lie among the images."""
-    drawn = tuple(os.path.realpath(out / folder) + os.sep for folder, _ in OUTPUTS.values())
-    kept = [image for image in images if not os.path.realpath(image).startswith(drawn)]
+    """Leaves out the pictures of earlier runs, when the results lie among the images."""
+    kept = [image for image in images if not is_output(image, out)]
     if not kept:
         raise UserError(f"All of the {len(images)} images are results of an earlier run in {out}.")
+    if len(kept) < len(images):
+        logging.info(
+            "%d pictures that earlier runs have left in %s are no images to score.",
+            len(images) - len(kept), out,
+        )  # fmt: skip
     return kept
-
-
-def _prepare_folder(out: pathlib.Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        writable = os.access(out, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"The folder {out} cannot be written to; choose another --out.")
 
 
 def _leave_warning(out: pathlib.Path, warning: str) -> None:
@@ -257,18 +273,44 @@ def _leave_warning(out: pathlib.Path, warning: str) -> None:
         path.unlink(missing_ok=True)  # of an earlier run with another model
 
 
-def _check_pixel_threshold(options: Options, method: Method) -> None:
-    low, high = method.map_range
+def _check_pixel_threshold(options: Options, model: Prepared) -> None:
+    low, high = model.map_range
     if options.pixel_threshold is not None and not low <= options.pixel_threshold < high:
         raise UserError(
-            f"--pixel_threshold={options.pixel_threshold:g} lies outside the maps of {method.name}; give at"
-            f" least {low:g} and less than {high:g}."
+            f"--pixel_threshold={options.pixel_threshold:g} lies outside the maps of"
+            f" {model.facts['method']}; give at least {low:g} and less than {high:g}."
         )
 
 
-def _tell(model: Model) -> None:
+def _write_run(
+    model: Prepared,
+    clock: Stopwatch,
+    writer: Writer,
+    outcome: Outcome,
+    words: dict[str, Any] | None,
+) -> None:
+    """Leaves run.json."""
+    run = describe_run(model, clock, ()) | {
+        "warning": model.warning or None,
+        "num_images": len(outcome.images),
+        "num_scored": len(outcome.rows) - outcome.taken_over,
+        "num_taken_over": outcome.taken_over,
+        "unreadable": _describe_faults(outcome.faults),
+        "model": model.facts,
+        "settings": _settings(writer),
+        "threshold": words,
+        "columns": COLUMNS,
+    }
+    files.write_json(writer.folder / "run.json", run)
+
+
+def _describe_faults(faults: Sequence[Fault]) -> list[dict[str, str]]:
+    return [{"path": fault.file_name, "reason": fault.reason} for fault in faults]
+
+
+def _tell(model: Prepared) -> None:
     """Prints what is used."""
-    used = model.describe()
+    used = model.facts
     family = used["method_config"].get("prompt_family")
     print(f"model    {used['method']} over {used['backbone']}, {used['image_size']} pixels")
     print(f"prompts  {used['prompts']}" + (f"; {family} words" if family else ""))
@@ -277,23 +319,19 @@ def _tell(model: Model) -> None:
         print(model.warning)
 
 
-def _tell_results(
-    options: Options,
-    rows: Sequence[Row],
-    taken_over: int,
-    faults: Sequence[Fault],
-    threshold: float | None,
-    warning: str,
-) -> None:
+def _tell_results(outcome: Outcome, writer: Writer) -> None:
     """Prints what came out."""
+    count = len(outcome.rows)
     print(
-        f"{len(rows) - taken_over} images scored, {taken_over} taken over from an earlier run,"
-        f" {len(faults)} skipped as unreadable."
+        f"{count - outcome.taken_over} images scored, {outcome.taken_over} taken over from an earlier run,"
+        f" {len(outcome.faults)} skipped as unreadable."
     )
-    if threshold is not None:
-        count = sum(row["decision"] == "anomalous" for row in rows)
-        print(f"{count} anomalous, {len(rows) - count} normal; the threshold is {threshold:.6g}.")
-    print(f"The results are in {options.out}." + (f" {warning}" if warning else ""))
+    if writer.threshold is not None:
+        found = sum(row["decision"] == "anomalous" for row in outcome.rows)
+        threshold = f"{writer.threshold:.9g}"
+        print(f"{found} anomalous, {count - found} normal; the threshold is {threshold}.")
+    warning = f" {writer.warning}" if writer.warning else ""
+    print(f"The results are in {writer.folder}.{warning}")
 
 
 def main(argv: list[str]) -> None:

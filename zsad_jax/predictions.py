@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from zsad_jax import files
 from zsad_jax.data.preprocess import decode_image
-from zsad_jax.decisions import decide, find_regions
+from zsad_jax.decisions import decide, find_regions, shortest
 from zsad_jax.prediction_figure import draw_figure
 
 Row = dict[str, Any]
@@ -38,6 +38,7 @@ COLUMNS = {
     "key": "of the weights, prompts and options",
 }
 OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}
+MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 
 class Journal:
@@ -138,7 +139,7 @@ class Writer:
         """
         start = time.monotonic()
         image, note = decode_image(path)
-        score = round(score, 6)
+        score = shortest(score)
         row: Row = {"path": path, "score": score}
         if self.threshold is not None:
             row["decision"] = decide(score, self.threshold)
@@ -188,6 +189,7 @@ class Writer:
 
     def _save_png(self, picture: Image.Image, path: pathlib.Path) -> None:
         words = PngInfo()
+        words.add_text(*MARK)
         if self.warning:
             words.add_text("Comment", self.warning)
         with files.replaced(path) as temporary:
@@ -195,9 +197,9 @@ class Writer:
 
     def _describe(self, row: Row) -> str:
         """Score, decision and number of regions in a line."""
-        parts = [f"score {row['score']:.4f}"]
+        parts = [f"score {row['score']:.9g}"]
         if "decision" in row:
-            parts.append(f"{row['decision']} (threshold {self.threshold:.4g})")
+            parts.append(f"{row['decision']} (threshold {self.threshold:.9g})")
         if "regions" in row:
             count = len(row["regions"])
             parts.append(f"{count} region{'s' * (count != 1)} above {self.pixel_threshold:.4g}")
@@ -226,6 +228,18 @@ def output_name(path: str) -> str:
     readable = "_".join(pathlib.PurePath(whole).with_suffix("").parts[-2:])
     readable = re.sub(r"[^\w.-]+", "-", readable)[-60:].strip("-.")
     return f"{readable}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
+
+
+def is_output(path: str, folder: pathlib.Path) -> bool:
+    """Whether an image is a picture that a `Writer` has left in its folder."""
+    places = {os.path.realpath(folder / place) for place, _ in OUTPUTS.values()}
+    if os.path.dirname(os.path.realpath(path)) not in places:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return "\0".join(MARK).encode() in file.read(256)  # words come before pixels
+    except OSError:
+        return False
 
 
 def _read_rows(path: pathlib.Path) -> list[Row]:

@@ -6,14 +6,25 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
-from zsad_jax.backbones import Backbone
 from zsad_jax.evaluate import Evaluation
 
 PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
+
+
+class Weights(Protocol):
+    """What is told of a backbone."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the weight files."""
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether outputs are not for decisions."""
 
 
 class Stopwatch:
@@ -49,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_run(
-    backbone: Backbone, clock: Stopwatch, evaluations: Sequence[Evaluation]
+    backbone: Weights, clock: Stopwatch, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any]:
     """The contents of run.json."""
     return {

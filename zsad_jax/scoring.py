@@ -4,18 +4,20 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from zsad_jax import __version__, learned
+from zsad_jax import __version__, files, learned
 from zsad_jax.backbones import Backbone
+from zsad_jax.backbones.load import locate_files
 from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.loader import load_batches
-from zsad_jax.detector import Detector, choose_params, make_detector
+from zsad_jax.data.preprocess import open_image
+from zsad_jax.detector import Detector, choose_params, make_detector, shipped_prompts
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint, to_json
 from zsad_jax.methods import Method, image_score, released
@@ -59,11 +61,6 @@ class Model:
             batch_size=self.batch_size,
         ).compiled()
 
-    @property
-    def warning(self) -> str:
-        """What every output has to say, or ""."""
-        return DEMONSTRATION if self.backbone.demonstration else ""
-
     def describe(self) -> dict[str, Any]:
         """What was used, for people and for run.json."""
         preprocess = self.backbone.preprocess
@@ -77,7 +74,60 @@ class Model:
             "prompts_sha256": learned.digest(self.params) if self.params else None,
             "category": self.category,
             "image_score": self.score,
+            "map_range": list(self.method.map_range),
+            "demonstration": self.backbone.demonstration,
+            "key": self.key,
         }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model as far as it is known without its weights, which are read for the first image to be scored.
+
+    Attributes:
+      facts: `Model.describe`, and what stands for the files that it is made of.
+      load: reads the weights.
+    """
+
+    facts: Mapping[str, Any]
+    load: Callable[[], Model]
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The model itself."""
+        model = self.load()
+        if model.key != self.key:
+            raise UserError(
+                f"The weights or prompts of {self.facts['backbone']} are not what the earlier run.json says,"
+                " although their dates are the same; delete it, or choose another --out."
+            )
+        return model
+
+    @property
+    def key(self) -> str:
+        """Stands for all that scores and maps depend on beside the image."""
+        return self.facts["key"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return self.facts["weights_sha256"]
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether outputs are not for decisions."""
+        return self.facts["demonstration"]
+
+    @property
+    def warning(self) -> str:
+        """What every output has to say, or ""."""
+        return DEMONSTRATION if self.demonstration else ""
+
+    @property
+    def map_range(self) -> tuple[float, float]:
+        """(low, high) between which maps lie."""
+        low, high = self.facts["map_range"]
+        return low, high
 
 
 class Scored(NamedTuple):
@@ -87,6 +137,40 @@ class Scored(NamedTuple):
     score: float
     anomaly_map: Float[np.ndarray, "S S"]
     seconds: float
+
+
+def prepare_model(
+    experiment: Experiment,
+    *,
+    earlier: Mapping[str, Any],
+    checkpoint: str | None,
+    category: str,
+    prompt_family: str | None,
+    num_images: int,
+) -> Prepared:
+    """The model, not read where an earlier run with the same files has left what is known of it.
+
+    Args:
+      earlier: the facts that an earlier run has left; {}: none.
+      experiment, checkpoint, category, prompt_family, num_images: as for `load_model`.
+
+    Raises:
+      UserError: something is unknown, missing or does not fit.
+    """
+    load = functools.partial(
+        load_model,
+        experiment,
+        checkpoint=checkpoint,
+        category=category,
+        prompt_family=prompt_family,
+        num_images=num_images,
+    )
+    options = (checkpoint, category, prompt_family)
+    if "inputs" in earlier and earlier["inputs"] == _describe_inputs(experiment, *options):
+        return Prepared(earlier, load)
+    model = load()
+    inputs = _describe_inputs(experiment, *options)
+    return Prepared(model.describe() | {"inputs": inputs}, lambda: model)
 
 
 def load_model(
@@ -121,7 +205,8 @@ def load_model(
         checkpoint = experiment.checkpoints.get(experiment.auxiliary or "")
     params, prompts = choose_params(method, backbone, checkpoint)
     key = fingerprint(
-        [__version__, backbone.digest, to_json(experiment)["backbone"]],
+        [__version__, backbone.digest, _tokenizer_digest(experiment)],
+        to_json(experiment)["backbone"],
         [method.name, dataclasses.asdict(method.config), score],
         [learned.digest(params), category],
     )
@@ -138,7 +223,7 @@ def load_model(
 
 
 def score_images(
-    model: Model,
+    prepared: Prepared,
     images: Sequence[str],
     faults: list[Fault],
     *,
@@ -148,14 +233,16 @@ def score_images(
     """Scores images in order; those that cannot be read are told and added to `faults`.
 
     Args:
-      model: what scores.
+      prepared: what scores; loaded when an image can be read.
       images: paths.
       faults: is added to.
       label: what is being done, for the progress bar.
       num_workers: decoding processes; None chooses.
     """
+    images = _from_first_readable(images, faults)
     if not images:
         return
+    model = prepared.model
     samples = [Sample(image=image, file_name=image) for image in images]
     size = model.batch_size
     batches = load_batches(
@@ -174,6 +261,59 @@ def score_images(
         seconds = (time.monotonic() - start) / len(rows)
         for row, score, anomaly_map in zip(rows, *predicted, strict=True):
             yield Scored(images[batch.index[row]], float(score), anomaly_map, seconds)
+
+
+def _from_first_readable(images: Sequence[str], faults: list[Fault]) -> Sequence[str]:
+    """Leaves out what cannot be read before the first image that can, so that no model is loaded for it."""
+    for position, image in enumerate(images):
+        try:
+            open_image(image)
+        except UserError as error:
+            logging.warning("Skipped: %s", error)
+            faults.append(Fault(image, str(error).rstrip(".")))
+        else:
+            return images[position:]
+    return []
+
+
+def _locate(experiment: Experiment) -> tuple[files.PathLike, files.PathLike, files.PathLike | None]:
+    """The backbone's files: vision tower, text tower, tokenizer."""
+    options = {key: value for key, value in experiment.backbone.items() if value is not None}
+    return locate_files(options.pop("name"), **options)
+
+
+def _tokenizer_digest(experiment: Experiment) -> str | None:
+    tokenizer = _locate(experiment)[2]
+    return None if tokenizer is None else files.digest(tokenizer)
+
+
+def _describe_inputs(
+    experiment: Experiment, checkpoint: str | None, category: str, prompt_family: str | None
+) -> str:
+    """Stands for the options and, by place, size and date, for all files that a model is made of."""
+    configured = experiment.checkpoints.get(experiment.auxiliary or "")
+    prompts = [
+        released.local_path(one) if one in released.names() else one
+        for one in (checkpoint, configured)
+        if one is not None
+    ]
+    shipped = shipped_prompts(experiment.method["name"], experiment.backbone["name"])
+    paths = [path for path in (*_locate(experiment), *prompts, shipped) if path is not None]
+    config = to_json(experiment)
+    return fingerprint(
+        __version__,
+        [config[part] for part in ("method", "backbone", "image_score")],
+        [checkpoint, configured, category, prompt_family],
+        [_stamp(path) for path in paths],
+    )
+
+
+def _stamp(path: files.PathLike) -> list[Any]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [os.fspath(path)]
+    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
 
 
 def _check_checkpoint(checkpoint: str | None) -> None:

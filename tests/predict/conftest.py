@@ -1,0 +1,180 @@
+import io
+import json
+import pathlib
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from zsad_jax import command, learned, predict, scoring
+from zsad_jax.experiment import from_config
+from zsad_jax.methods.prompts import FAMILIES
+
+FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
+SIZE = 42
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({config!r})
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Less optimisation: these tests spend their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """What has been compiled, by all that it depends on."""
+    return {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(quick, compiled):
+    """Equal models share a compilation, over all tests."""
+    make_detector = scoring.make_detector
+
+    def shared(backbone, method, params, **options):
+        key = repr([backbone.digest, method.config, learned.digest(params), options])
+        if key not in compiled:
+            compiled[key] = make_detector(backbone, method, params, **options).compiled()
+        return types.SimpleNamespace(compiled=lambda: compiled[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "make_detector", shared)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A sentencepiece model small enough for the backbone's vocabulary."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentences = [
+        sentence
+        for family in FAMILIES.values()
+        for state in family.sentences("object")
+        for sentence in state
+    ]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def config(tokenizer):
+    return {
+        "method": {"name": "tipsomaly", "sigma": 1.0},
+        "backbone": {
+            "name": "tips",
+            "vision": str(FOLDER / "backbone_vision_native.npz"),
+            "text": str(FOLDER / "backbone_text_native.npz"),
+            "tokenizer": str(tokenizer),
+            "image_size": SIZE,
+        },
+        "targets": ("synthetic_target",),
+        "auxiliary": "synthetic_aux",
+        "batch_size": 4,
+    }
+
+
+@pytest.fixture(scope="session")
+def experiment(config):
+    return from_config(config)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five images, two of them with the same name, and a text file called an image."""
+    rng = np.random.default_rng(0)
+    shapes = {"a/0.png": (40, 20), "a/1.png": (30, 70), "b/0.png": (42, 42), "b/2.jpg": (9, 500)}
+    for name, (height, width) in shapes.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    deep = rng.integers(0, 65536, (20, 30)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "images/b/3.tif")
+    (tmp_path / "images/a/broken.png").write_text("no picture")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """From here on, nothing may be scored."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a detector was made")
+
+    monkeypatch.setattr(scoring, "make_detector", fail)
+    return monkeypatch
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch, capsys, config):
+    """Runs the command as a shell would; gives exit code, what it said, and its mistakes."""
+    import grain  # noqa: F401 - defines flags of its own, which must outlive the restored ones
+
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(config=config))
+    monkeypatch.setattr(predict, "log_plainly", lambda: None)  # it would outlive the test
+
+    def run(*arguments, config=f"--config={path}"):
+        argv = ["predict", *([config] if config else []), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with flagsaver.flagsaver():
+            try:
+                flags.FLAGS.unparse_flags()
+                predict.main(command.flags_parser("zsad_jax.predict")(argv))
+            except SystemExit as ended:
+                return ended.code, *capsys.readouterr()
+        raise AssertionError("the command did not end")
+
+    return run
+
+
+class Job:
+    """Runs `predict` with one folder for the results, and reads what it has left there."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def predict(self, experiment, paths, **changes):
+        options = predict.Options(paths=[str(path) for path in paths], out=self.out, **changes)
+        predict.predict(experiment, options)
+
+    def rows(self, name="predictions.jsonl"):
+        return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
+
+    def facts(self):
+        return json.loads((self.out / "run.json").read_text())
+
+
+@pytest.fixture
+def job_in():
+    """Makes a job of the folder for its results."""
+    return Job
+
+
+@pytest.fixture
+def job(out):
+    return Job(out)

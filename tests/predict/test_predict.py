@@ -1,0 +1,157 @@
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax import decisions, learned, scoring
+from zsad_jax import detector as detectors
+from zsad_jax.experiment import Experiment, from_config
+from zsad_jax.report import DEMONSTRATION
+
+
+def test_the_command_from_images_to_results(run_command, pictures, job, experiment):
+    code, said, _ = run_command(
+        pictures,
+        "--out",
+        job.out,
+        "--threshold=1.0",
+        "--pixel_threshold=0.5",
+        "--category=metal nut",
+    )
+    assert code == 0
+    assert "tipsomaly over tips, 42 pixels" in said
+    assert "fixed prompts; industrial words" in said
+    method = experiment.make_method(experiment.load_backbone())
+    assert f'category "metal nut", image score {method.image_scores[0]}' in said
+    assert "5 images scored, 0 taken over" in said
+    assert "1 skipped" in said
+
+    rows = job.rows()
+    names = [os.path.relpath(row["path"], pictures) for row in rows]
+    assert names == ["a/0.png", "a/1.png", "b/0.png", "b/2.jpg", "b/3.tif"]
+    for row in rows:
+        size = Image.open(row["path"]).size
+        assert row["size"] == list(size)
+        assert np.load(job.out / row["map"]).shape == size[::-1]
+        assert Image.open(job.out / row["mask"]).size == size
+        assert row["decision"] == ("anomalous" if row["score"] > 1 else "normal")
+        assert row["time"] > 0
+        assert (job.out / row["figure"]).exists()
+        assert "warning" not in row
+        assert ("note" in row) == row["path"].endswith(".tif")
+    assert rows[4]["note"] == "16-bit values 0 to 65535 scaled to 8 bits"
+    assert len({row["map"] for row in rows}) == 5
+
+    run = job.facts()
+    assert (run["num_images"], run["num_scored"], run["num_taken_over"]) == (6, 5, 0)
+    [unreadable] = run["unreadable"]
+    assert unreadable["path"].endswith("a/broken.png")
+    assert "not an image" in unreadable["reason"]
+    assert run["settings"]["scale"] == [0, 1]
+    assert run["model"]["prompts"] == "fixed prompts"
+    assert not run["demonstration"]
+
+    found = detectors.load_detector(
+        "tipsomaly", experiment.load_backbone(), category="metal nut", sigma=1.0
+    ).predict([row["path"] for row in rows])
+    np.testing.assert_allclose([row["score"] for row in rows], found.score, atol=2e-6)
+    square = np.load(job.out / rows[2]["map"])
+    np.testing.assert_allclose(square, found.anomaly_map[2], atol=1e-5)
+
+
+def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
+    asked = decisions.Threshold(good=str(pictures / "b"), quantile=0.5)
+    job.predict(experiment, [pictures], threshold=asked)
+    good = job.rows("known_good.jsonl")
+    rows = job.rows()
+    by_path = {row["path"]: row["score"] for row in rows}
+    assert [row["score"] for row in good] == pytest.approx(
+        [by_path[row["path"]] for row in good], abs=2e-6
+    )
+    threshold = sorted(row["score"] for row in good)[1]  # two of three are not above it
+    assert job.facts()["threshold"] | {"from": ""} == {
+        "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "unreadable": [], "warning": None
+    }  # fmt: skip
+    for row in rows:
+        assert row["decision"] == ("anomalous" if row["score"] > threshold else "normal")
+    assert "known-good" not in caplog.text
+
+
+def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures, job):
+    asked = decisions.Threshold(good=str(pictures / "a"), quantile=0.5)
+    job.predict(experiment, [pictures / "b"], threshold=asked)
+    words = job.facts()["threshold"]
+    assert words["num_images"] == 2
+    [unreadable] = words["unreadable"]
+    assert unreadable["path"].endswith("a/broken.png")
+
+
+def test_without_a_threshold_nothing_is_decided(experiment, pictures, job, capsys):
+    job.predict(experiment, [pictures / "b"])
+    assert all("decision" not in row and "regions" not in row for row in job.rows())
+    assert "anomalous" not in capsys.readouterr().out
+    assert job.facts()["threshold"] is None
+
+
+def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, capsys, monkeypatch):
+    import dataclasses
+
+    backbone = dataclasses.replace(experiment.load_backbone(), name="tips-nano", demonstration=True)
+    monkeypatch.setattr(Experiment, "load_backbone", lambda self: backbone)
+    job.predict(experiment, [pictures / "b"])
+    for row in job.rows():
+        assert row["warning"] == DEMONSTRATION
+        assert Image.open(job.out / row["figure"]).text["Comment"] == DEMONSTRATION
+    assert job.facts()["warning"] == DEMONSTRATION
+    assert job.facts()["demonstration"] is True
+    assert (job.out / "WARNING.txt").read_text().strip() == DEMONSTRATION
+    assert capsys.readouterr().out.count(DEMONSTRATION) == 2
+    monkeypatch.undo()
+    (job.out / "run.json").unlink()  # it would speak for the same files
+    job.predict(experiment, [pictures / "b"])
+    assert not (job.out / "WARNING.txt").exists()
+    assert not any("warning" in row for row in job.rows())
+
+
+def load(experiment, **changes):
+    given = {"checkpoint": None, "category": "object", "prompt_family": None, "num_images": 9}
+    return scoring.load_model(experiment, **given | changes)
+
+
+def test_prompts_given_then_the_configs_then_those_that_ship(
+    config, experiment, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(detectors, "ASSETS", tmp_path)
+    plain = load(experiment)
+    assert plain.prompts == "fixed prompts"
+    assert "fixed prompts are used" in caplog.text
+
+    names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
+    given, configured, shipped = paths = [str(tmp_path / name) for name in names]
+    for seed, path in enumerate(paths):
+        key = jax.random.key(seed)
+        learned.save(path, plain.method.init(key, plain.backbone.params))
+    assert load(experiment).prompts == "prompts that ship with tips"
+    with_config = from_config(config | {"checkpoints": {"synthetic_aux": configured}})
+    assert load(with_config).prompts == configured
+    assert load(with_config, checkpoint=given).prompts == given
+    keys = {
+        load(experiment).key, load(with_config).key, load(with_config, checkpoint=given).key, plain.key
+    }  # fmt: skip
+    assert len(keys) == 4
+    # The same prompts under another name are the same.
+    assert load(experiment, checkpoint=shipped).key == load(experiment).key
+
+    fixed = from_config(
+        config
+        | {"checkpoints": {"synthetic_aux": configured}}
+        | {"method": {"name": "tipsomaly", "learning": "none"}}
+    )
+    assert load(fixed).prompts == "fixed prompts"
+
+
+def test_the_batch_is_no_larger_than_what_there_is(experiment):
+    assert load(experiment, num_images=2).batch_size == 2
+    assert load(experiment, num_images=100).batch_size == 4

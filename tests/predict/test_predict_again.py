@@ -1,0 +1,248 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax import decisions, predict
+from zsad_jax.errors import UserError
+from zsad_jax.experiment import Experiment, from_config
+
+
+@pytest.fixture
+def finished(experiment, pictures, job):
+    """A finished run, and what its rows said."""
+    job.predict(experiment, [pictures])
+    return (job.out / "predictions.jsonl").read_bytes()
+
+
+def no_weights(self):
+    raise AssertionError("weights were read")
+
+
+def test_the_second_run_does_no_work(experiment, pictures, job, finished, no_model):
+    monkeypatch = no_model
+    monkeypatch.setattr(Experiment, "load_backbone", no_weights)
+    before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
+    job.predict(experiment, [pictures])
+    assert (job.out / "predictions.jsonl").read_bytes() == finished
+    after = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"run.json"}
+    assert job.facts()["num_scored"] == 0
+    assert job.facts()["num_taken_over"] == 5
+
+
+@pytest.fixture
+def own_weights(config, tmp_path):
+    """An experiment with weight files of its own, and one of them."""
+    backbone = dict(config["backbone"])
+    for side in ("vision", "text"):
+        with np.load(backbone[side]) as arrays:
+            backbone[side] = str(tmp_path / f"{side}.npz")
+            np.savez(backbone[side], **arrays)
+    return from_config(config | {"backbone": backbone}), backbone["vision"]
+
+
+def test_weights_with_another_date_are_read_again(own_weights, pictures, job, request):
+    experiment, path = own_weights
+    job.predict(experiment, [pictures])
+    os.utime(path, ns=(0, 0))
+    no_model = request.getfixturevalue("no_model")
+    with no_model.context() as patch:
+        patch.setattr(Experiment, "load_backbone", no_weights)
+        with pytest.raises(AssertionError, match="weights were read"):
+            job.predict(experiment, [pictures])
+    job.predict(experiment, [pictures])  # and since they are the same, nothing is scored
+    assert job.facts()["num_taken_over"] == 5
+
+
+def test_weights_that_changed_behind_their_date_are_told(own_weights, pictures, job):
+    experiment, path = own_weights
+    job.predict(experiment, [pictures / "a"])
+    found = os.stat(path)
+    with np.load(path) as arrays:
+        changed = {name: array[..., ::-1] for name, array in arrays.items()}
+    np.savez(path, **changed)
+    assert os.path.getsize(path) == found.st_size
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with pytest.raises(UserError, match="their dates are the same; delete it"):
+        job.predict(experiment, [pictures])
+
+
+def count_scored(monkeypatch):
+    """Lists the images that are scored from here on."""
+    scored = []
+    original = predict.score_images
+
+    def listed(model, images, *args, **kwargs):
+        scored.extend(os.path.basename(image) for image in images)
+        return original(model, images, *args, **kwargs)
+
+    monkeypatch.setattr(predict, "score_images", listed)
+    return scored
+
+
+def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished, monkeypatch):
+    scored = count_scored(monkeypatch)
+    Image.new("RGB", (40, 20), "red").save(pictures / "a/1.png")  # another file under the name
+    Image.new("RGB", (10, 10), "blue").save(pictures / "b/1.png")  # a new one
+    os.unlink(job.out / job.rows()[3]["figure"])  # b/2.jpg has lost its picture
+    job.predict(experiment, [pictures])
+    assert sorted(scored) == ["1.png", "1.png", "2.jpg", "broken.png"]
+    rows = job.rows()
+    assert [os.path.relpath(row["path"], pictures) for row in rows] == [
+        "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.jpg", "b/3.tif"
+    ]  # fmt: skip
+    assert rows[1]["size"] == [40, 20]
+    assert job.facts()["num_taken_over"] == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"category": "wood"},
+        {"prompt_family": "medical"},
+        {"scale": (0.0, 0.5)},
+        {"map_size": 20},
+        {"pixel_threshold": 0.5},
+        {"threshold": decisions.Threshold(value=0.6)},
+        {"config": {"method": {"name": "tipsomaly", "sigma": 2.0}}},
+        {"config": {"image_score": "another"}},
+    ],
+    ids=str,
+)
+def test_other_options_do_everything_again(
+    config, experiment, pictures, job, finished, monkeypatch, change
+):
+    class StoppedError(Exception):
+        pass
+
+    def stop(model, images, *args, **kwargs):
+        raise StoppedError(len(images))
+
+    monkeypatch.setattr(predict, "score_images", stop)
+    change = dict(change)
+    changes = change.pop("config", {})
+    if "image_score" in changes:
+        method = experiment.make_method(experiment.load_backbone())
+        changes = {"image_score": method.image_scores[-1]}
+    changed = from_config(config | changes)
+    with pytest.raises(StoppedError, match="6"):
+        job.predict(changed, [pictures], **change)
+
+
+def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, job, monkeypatch):
+    """Killed while it writes the fourth image; the same command then does the rest."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys, threading
+        from absl import app
+        from zsad_jax import command, predict, predictions
+        original, count, lock = predictions.Writer.write, 0, threading.Lock()
+
+        def write(self, *arguments):
+            global count
+            with lock:
+                count += 1
+                if count == 4:
+                    with open({str(job.out / "predictions.jsonl")!r}, "a") as file:
+                        file.write('{{"path": "half a li')
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(self, *arguments)
+
+        predictions.Writer.write = write
+        predict.MAX_WRITERS = 1
+        app.run(predict.main, flags_parser=command.flags_parser("zsad_jax.predict"))
+    """)
+    config = pictures.parent / "config.py"
+    command_line = [
+        sys.executable,
+        "-c",
+        script,
+        str(pictures),
+        f"--out={job.out}",
+        f"--config={config}",
+    ]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    died = subprocess.run(command_line, env=environment, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (job.out / "run.json").exists()
+    kept = rows_of_cut(job.out)
+    assert len(kept) == 3
+
+    scored = count_scored(monkeypatch)
+    code, said, _ = run_command(pictures, "--out", job.out)
+    assert code == 0
+    assert "2 images scored, 3 taken over" in said
+    assert sorted(scored) == ["2.jpg", "3.tif", "broken.png"]
+    rows = job.rows()
+    assert rows[:3] == kept
+    assert len({row["path"] for row in rows}) == len(rows) == 5
+    assert not list(job.out.rglob(".*part*"))
+
+
+def rows_of_cut(out):
+    *lines, cut = (out / "predictions.jsonl").read_text().splitlines()
+    with pytest.raises(ValueError, match="Unterminated"):
+        json.loads(cut)
+    return [json.loads(line) for line in lines]
+
+
+def test_results_among_the_images_are_not_scored(experiment, pictures, job_in):
+    """Whatever folders they lie in: only what was drawn is left out."""
+    job = job_in(pictures)
+    (pictures / "b").rename(pictures / "figures")
+    for expected in (5, 0):
+        job.predict(experiment, [pictures], pixel_threshold=0.5)
+        assert job.facts()["num_scored"] == expected
+        assert job.facts()["num_images"] == 6
+    os.unlink(pictures / "a/0.png")
+    for _ in range(2):  # its picture stays what it is
+        job.predict(experiment, [pictures], pixel_threshold=0.5)
+        assert job.facts()["num_images"] == 5
+
+
+def test_rows_of_other_images_are_left_out_with_a_word(experiment, pictures, job, caplog):
+    job.predict(experiment, [pictures / "a"])
+    job.predict(experiment, [pictures / "b"])
+    assert "2 earlier rows" in caplog.text
+    assert [row["path"] for row in job.rows()] == [
+        str(pictures / name) for name in ("b/0.png", "b/2.jpg", "b/3.tif")
+    ]
+
+
+def test_the_second_run_scores_no_known_good_images_either(
+    experiment, pictures, job, capsys, caplog, monkeypatch
+):
+    asked = decisions.Threshold(good=str(pictures / "b"), quantile=0.99)
+    job.predict(experiment, [pictures / "a"], threshold=asked)
+    assert "needs at least 100 known-good images and there are 3" in caplog.text
+    assert "100" in job.facts()["threshold"]["warning"]
+    first = capsys.readouterr().out
+    scored = count_scored(monkeypatch)
+    job.predict(experiment, [pictures / "a"], threshold=asked)
+    assert scored == ["broken.png"]
+    decided = re.compile(r".* anomalous, .*")
+    assert decided.search(capsys.readouterr().out)[0] == decided.search(first)[0]
+
+
+def test_a_full_disk_is_told_and_loses_nothing(experiment, pictures, job, monkeypatch):
+    original = predict.Writer.write
+
+    def write(self, path, *arguments):
+        if path.endswith("2.jpg"):
+            raise OSError(28, "No space left on device")
+        return original(self, path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.Writer, "write", write)
+        with pytest.raises(UserError, match=r"No space left on device.*Nothing finished is lost"):
+            job.predict(experiment, [pictures])
+    job.predict(experiment, [pictures])
+    assert job.facts()["num_taken_over"] >= 3
+    assert len(job.rows()) == 5

@@ -1,0 +1,89 @@
+import re
+
+import pytest
+
+from zsad_jax import files
+from zsad_jax.errors import UserError
+from zsad_jax.experiment import Experiment
+
+
+@pytest.fixture
+def no_long_work(monkeypatch):
+    """A mistake must be told before weights are read."""
+
+    def fail(self):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(Experiment, "load_backbone", fail)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{images}"], "--out DIR"),
+        (["--out={out}"], "Name images"),
+        (["{images}/none", "--out={out}"], "no file or folder .*none"),
+        (["{empty}", "--out={out}"], "No images found in"),
+        (["{images}", "--out={out}", "--threshold=high"], "neither a number nor FOLDER:QUANTILE"),
+        (["{images}", "--out={out}", "--threshold={images}/none:0.9"], "no file or folder"),
+        (["{images}", "--out={out}", "--scale=1,0"], "not LOW,HIGH"),
+        (["{images}", "--out={out}", "--prompts=poetic"], "poetic"),
+        (["{images}", "--out={out}", "--map_size=0"], "map_size"),
+        (["{images}", "--out={out}", "--batch_size=x"], "batch_size"),
+        (["{images}", "--out={out}", "--nothing=1"], "nothing"),
+        (["{images}", "--out={out}", "--checkpoint=none.npz"], "none.npz is neither a file nor"),
+        (["{images}", "--out={images}/a/0.png"], "cannot be written to"),
+        (["{images}", "--out={out}", "--config.method.sigmar=1"], "sigmar"),
+        (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(
+    run_command, pictures, job, tmp_path, no_long_work, arguments, words
+):
+    (tmp_path / "empty").mkdir()
+    places = {"images": pictures, "out": job.out, "empty": tmp_path / "empty"}
+    code, _, said = run_command(*(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert re.search(words, said), said
+    [line] = said.strip().splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_missing_config_is_named(run_command, pictures, job):
+    code, _, said = run_command(pictures, f"--out={job.out}", config=None)
+    assert (code, said.startswith("error: Name a config")) == (2, True)
+    code, _, said = run_command(pictures, f"--out={job.out}", config="--config=none.py")
+    assert code == 2
+    assert "none.py" in said
+
+
+def test_a_pixel_threshold_outside_the_maps_is_refused(experiment, pictures, job, no_model):
+    with pytest.raises(UserError, match="at least 0 and less than 1"):
+        job.predict(experiment, [pictures], pixel_threshold=1.0)
+
+
+def test_nothing_readable_is_a_mistake(run_command, pictures, job, no_model):
+    code, _, said = run_command(pictures / "a/broken.png", "--out", job.out)
+    assert code == 2
+    assert "None of the 1 images could be read" in said
+    assert "broken.png" in said
+
+
+def test_nothing_readable_leaves_no_results_of_before(experiment, pictures, job):
+    job.predict(experiment, [pictures / "a"])
+    for image in (pictures / "a").iterdir():
+        image.write_text("no picture")
+    with pytest.raises(UserError, match="None of the 3 images could be read"):
+        job.predict(experiment, [pictures / "a"])
+    assert job.rows() == []
+    run = job.facts()
+    assert (run["num_images"], run["num_scored"], run["num_taken_over"]) == (3, 0, 0)
+    assert len(run["unreadable"]) == 3
+
+
+def test_a_second_process_is_sent_away(run_command, pictures, job, no_long_work):
+    with files.alone(job.out):
+        code, _, said = run_command(pictures, "--out", job.out)
+    assert code == 2
+    [line] = said.strip().splitlines()
+    assert f"{job.out} is in use by another process" in line
