@@ -162,8 +162,8 @@ def load_detector(
         else fixed prompts, with a warning.
       category: what the images show ("metal nut"), for the fixed prompts.
       score: which image score to return; None: the method's first.
-      batch_size: images per compiled call; they are split over this process's devices, one image each
-        at least, and the size is rounded up to a multiple of the devices in use.
+      batch_size: images per compiled call, split over this process's devices (no more than images); rounded
+        up to a multiple of them.
       backbone_options: for `load_backbone`.
       **method_options: fields of the method's config.
 
@@ -174,15 +174,8 @@ def load_detector(
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
     params, prompts = choose_params(made, backbone, checkpoint)
-    return make_detector(
-        backbone,
-        made,
-        params,
-        prompts=prompts,
-        category=category,
-        score=score,
-        batch_size=batch_size,
-    )
+    shown = {"prompts": prompts, "category": category}
+    return make_detector(backbone, made, params, **shown, score=score, batch_size=batch_size)
 
 
 def make_detector(

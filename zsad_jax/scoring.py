@@ -188,9 +188,7 @@ def load_model(
 
     Args:
       experiment: the config.
-      checkpoint: learned prompts: a released name or a file.
-      category: what the images show.
-      prompt_family: of the sentences; None: the config's.
+      checkpoint, category, prompt_family: as in the command's options.
       num_images: bounds the batch.
 
     Raises:
@@ -202,14 +200,8 @@ def load_model(
     method = experiment.make_method(backbone, **changes)
     score = image_score(method, experiment.image_score)
     if checkpoint is None and learned.learns(method, backbone):
-        checkpoint = experiment.checkpoints.get(experiment.auxiliary or "")
+        checkpoint = _configured_checkpoint(experiment)
     params, prompts = choose_params(method, backbone, checkpoint)
-    key = fingerprint(
-        [__version__, backbone.digest, _tokenizer_digest(experiment)],
-        to_json(experiment)["backbone"],
-        [method.name, dataclasses.asdict(method.config), score],
-        [learned.digest(params), category],
-    )
     return Model(
         backbone=backbone,
         method=method,
@@ -218,7 +210,12 @@ def load_model(
         category=category,
         score=score,
         batch_size=min(experiment.batch_size, num_images),
-        key=key,
+        key=fingerprint(
+            [__version__, backbone.digest, _tokenizer_digest(experiment)],
+            to_json(experiment)["backbone"],
+            [method.name, dataclasses.asdict(method.config), score],
+            [learned.digest(params), category],
+        ),
     )
 
 
@@ -276,6 +273,10 @@ def _from_first_readable(images: Sequence[str], faults: list[Fault]) -> Sequence
     return []
 
 
+def _configured_checkpoint(experiment: Experiment) -> str | None:
+    return experiment.checkpoints.get(experiment.auxiliary or "")
+
+
 def _locate(experiment: Experiment) -> tuple[files.PathLike, files.PathLike, files.PathLike | None]:
     """The backbone's files: vision tower, text tower, tokenizer."""
     options = {key: value for key, value in experiment.backbone.items() if value is not None}
@@ -291,7 +292,7 @@ def _describe_inputs(
     experiment: Experiment, checkpoint: str | None, category: str, prompt_family: str | None
 ) -> str:
     """Stands for the options and, by place, size and date, for all files that a model is made of."""
-    configured = experiment.checkpoints.get(experiment.auxiliary or "")
+    configured = _configured_checkpoint(experiment)
     prompts = [
         released.local_path(one) if one in released.names() else one
         for one in (checkpoint, configured)
