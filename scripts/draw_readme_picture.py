@@ -1,0 +1,55 @@
+"""Draws the README's picture from a finished demonstration: `python scripts/draw_readme_picture.py WORKDIR`."""
+
+import argparse
+import io
+import pathlib
+import sys
+
+from PIL import Image
+
+from zsad_jax import command, files, stored
+from zsad_jax.errors import UserError
+from zsad_jax.report import DEMONSTRATION, Case, gallery
+
+PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "demo.png"
+CATEGORIES = ("corrugated_card", "marble", "pill_blister", "washer")
+WIDTH = 1000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("workdir", type=pathlib.Path, help="of configs/tipsomaly.py:demo")
+    options = parser.parse_args(arguments)
+    return command.guarded(lambda: draw(options.workdir))
+
+
+def draw(workdir: pathlib.Path) -> None:
+    paths = sorted((workdir / "evaluations").glob("synthetic_target-*.npz"))
+    evaluation = stored.load(paths[-1]) if paths else None
+    if evaluation is None:
+        raise UserError(
+            f"There is no evaluation in {workdir}; run configs/tipsomaly.py:demo first."
+        )
+    figure = gallery(
+        [choose(category, evaluation.cases) for category in CATEGORIES],
+        scale=(0.0, 1.0),
+        title=f"tips-nano on drawings that it has never seen. {DEMONSTRATION}",
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=WIDTH / figure.get_figwidth())
+    # A palette makes it a quarter of the size; the octree's keeps the colours of the maps.
+    picture = Image.open(buffer).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE)
+    with files.replaced(PICTURE) as temporary:
+        picture.save(temporary, optimize=True)
+    print(PICTURE)
+
+
+def choose(category: str, cases: tuple[Case, ...]) -> Case:
+    """The anomaly with the highest score; of the last category the normal image with the lowest."""
+    label = int(category != CATEGORIES[-1])
+    found = [case for case in cases if case.category == category and case.label == label]
+    return sorted(found, key=lambda case: case.score)[-label]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
