@@ -1,5 +1,6 @@
-"""What holds for every test: the CPU, and a cache directory of the test's own."""
+"""What holds for every test: the CPU, a cache directory of its own, and logging as it was."""
 
+import logging as python_logging
 import os
 
 os.environ.setdefault(
@@ -7,6 +8,7 @@ os.environ.setdefault(
 )  # before jax is imported: tests never wait for a device
 
 import pytest
+from absl import logging
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,3 +25,14 @@ def home(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ZSAD_JAX_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """What a command sets up for its process does not outlive the test that calls it."""
+    logger, of_jax = logging.get_absl_logger(), python_logging.getLogger("jax")
+    before = logger.handlers, logger.propagate, logging.get_verbosity(), of_jax.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logging.set_verbosity(before[2])
+    of_jax.setLevel(before[3])
