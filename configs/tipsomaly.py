@@ -99,12 +99,14 @@ def _visa(config: ConfigDict) -> None:
 
 def _demo(config: ConfigDict) -> None:
     """The shipped nano backbone, trained and evaluated on procedurally drawn images."""
-    config.backbone = ConfigDict({"name": "tips-nano", "image_size": 224, "dtype": "float32"})
+    config.backbone = ConfigDict({"name": "tips-nano", "image_size": 252, "dtype": "float32"})
     config.targets = ("synthetic_target",)
     config.auxiliary = "synthetic_aux"
     config.auxiliary_for = ConfigDict()
     config.checkpoints = ConfigDict()
     config.train = True
+    # Few and easy images: larger steps, more passes, and mixed batches.
+    config.training.update({"epochs": 5, "batch_size": 16, "learning_rate": 5e-3, "shuffle": True})
     config.comparisons = {"fixed prompts": {"learning": "none"}}
     config.batch_size = 16
     config.hint = ""

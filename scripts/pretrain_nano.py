@@ -3,7 +3,13 @@
     python scripts/pretrain_nano.py train --workdir DIR            # about an hour on one CPU core
     python scripts/pretrain_nano.py train --workdir DIR --resume   # goes on from the last checkpoint
     python scripts/pretrain_nano.py evaluate --workdir DIR         # on families that it never saw
+    python scripts/pretrain_nano.py describe --workdir DIR --steps 300 --seed 3
     python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/assets/tips-nano
+
+Training aligns both towers, patches included. `describe` then gives the finished vision tower a fresh text
+tower, which learns from captions of whole images alone, as those of large models do: its prompts describe
+what is seen, and are no classifier of patches that was trained for the purpose. That is left to learned
+prompts.
 
 Images are drawn as they are needed (`nano_drawings`), by one process beside the training, and captioned
 in the vocabulary of the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules
@@ -13,6 +19,7 @@ XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import time
@@ -47,6 +54,10 @@ from zsad_jax.backbones import tips
 from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
 
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets" / "tips-nano"
+
+
+DESCRIBED = "described.msgpack"
+TEMPERATURE = 0.3  # softer than in training, so that probabilities do not crowd at 0 and 1
 
 
 class State(NamedTuple):
@@ -148,7 +159,8 @@ def round_to_bfloat16(leaf: Array) -> np.ndarray:
 
 def export(params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
     """Writes the towers in TIPS's native npz format, and the tokenizer beside them."""
-    towers = {"vision": native(params["vision"]), "text": params["text"]}
+    text = params["text"] | {"temperature_contrastive": jnp.float32(TEMPERATURE)}
+    towers = {"vision": native(params["vision"]), "text": text}
     for side, tower in towers.items():
         arrays = traverse_util.flatten_dict(jax.tree.map(round_to_bfloat16, tower), sep="/")
         with files.replaced(folder / f"tips_nano_{side}.npz") as temporary:
@@ -214,10 +226,41 @@ def train(config: Config, args: argparse.Namespace) -> None:
             log_evaluation(config, state, tokenizer)
 
 
+def describe(config: Config, vision: Params, args: argparse.Namespace) -> Params:
+    """Towers with the given vision side and a fresh text side, from the losses on whole images."""
+    whole = {f"{name}_loss": 0.0 for name in ("state", "patch", "top", "dense")}
+    config = dataclasses.replace(config, **whole)
+    text = init_params(config, args.seed)["text"]
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, args.steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
+    )
+    state = optimizer.init(text)
+
+    @jax.jit
+    def step(text: Params, state: Any, key: Array, batch: Batch) -> tuple[Params, Any, Array]:
+        def loss(text: Params) -> Array:
+            return loss_fn(config, {"vision": vision, "text": text}, key, batch)[0]
+
+        value, gradient = jax.value_and_grad(loss)(text)
+        updates, state = optimizer.update(gradient, state, text)
+        updates["temperature_contrastive"] = jnp.zeros(())
+        return optax.apply_updates(text, updates), state, value
+
+    tokenizer = args.workdir / "tokenizer.model"
+    stream = batches(config, args.seed, 0, args.steps, tokenizer, workers=args.workers)
+    for number, batch in enumerate(stream):
+        key = jax.random.fold_in(jax.random.key(args.seed), number)
+        text, state, value = step(text, state, key, batch)
+        if number % 50 == 49:
+            logging.info("description step %d of %d: loss %.4f", number + 1, args.steps, value)
+    return {"vision": vision, "text": text}
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("action", choices=("train", "export", "evaluate"))
+    parser.add_argument("action", choices=("train", "describe", "export", "evaluate"))
     parser.add_argument(
         "--workdir", type=pathlib.Path, required=True, help="checkpoint and tokenizer"
     )
@@ -262,6 +305,14 @@ def main() -> None:
         return
     state = load(config, args.seed, args.steps, args.workdir)
     tokenizer = args.workdir / "tokenizer.model"
+    described = args.workdir / DESCRIBED
+    if args.action == "describe":
+        towers = describe(config, state.average["vision"], args)
+        with files.replaced(described) as temporary:
+            temporary.write_bytes(serialization.to_bytes(towers))
+    if described.exists():
+        towers = serialization.from_bytes(state.average, described.read_bytes())
+        state = state._replace(average=towers)
     if args.action == "export":
         export(state.average, tokenizer, args.assets)
     log_evaluation(config, state, tokenizer)

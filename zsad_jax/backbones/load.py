@@ -76,9 +76,7 @@ def load_backbone(
     lineage = overrides.pop("lineage", None)
     if lineage not in (None, "native", "pytorch"):
         raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
-    located = locate_files(
-        name, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
-    )
+    located = locate_files(name, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage)
     heads = (num_heads, text_num_heads or num_heads)
     towers = [
         _Tower.read(path, heads=count, side=side)
@@ -233,6 +231,8 @@ def _is_v1_high_resolution(name: str) -> bool:
 
 def _native_image_size(name: str, sizes: tips.VisionSizes) -> int:
     """The side that a checkpoint was trained at; v1's native files hold the low-resolution grid."""
+    if name == "tips-nano":
+        return 252
     return 448 if _is_v1_high_resolution(name) else sizes.grid * sizes.patch_size
 
 

@@ -1,0 +1,61 @@
+"""The semantic check: the demonstration, as the README's first command runs it, finds what it should."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [
+        sys.executable,
+        "-m",
+        "zsad_jax.main",
+        "--config",
+        str(ROOT / "configs/tipsomaly.py:demo"),
+    ]
+    done = subprocess.run(
+        [*command, "--workdir", str(folder / "demo")],
+        env=os.environ | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"},
+        cwd=folder, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "demo"
+
+
+def mean_of(path, **wanted):
+    rows = json.loads(path.read_text())
+    return next(
+        row
+        for row in rows
+        if row["category"] == "mean" and all(row[key] == value for key, value in wanted.items())
+    )
+
+
+def test_learned_prompts_find_defects_never_seen(workdir):
+    mean = mean_of(workdir / "results.json")
+    assert (mean["n_images"], mean["n_anomalous"]) == (256, 128)
+    assert mean["image_auroc"] >= 0.85
+    assert mean["pixel_auroc"] >= 0.90
+    assert mean["pixel_aupro"] >= 0.70
+
+
+def test_learned_prompts_are_better_than_fixed_ones(workdir):
+    mean = mean_of(workdir / "results.json")
+    fixed = mean_of(
+        workdir / "comparisons.json", variant="fixed prompts", image_score=mean["image_score"]
+    )
+    assert mean["pixel_auroc"] >= fixed["pixel_auroc"] + 0.01
+
+
+def test_every_output_says_that_it_is_a_demonstration(workdir):
+    assert "not for decisions" in (workdir / "report.html").read_text()
+    assert "not for decisions" in (workdir / "results.md").read_text()
+    assert json.loads((workdir / "run.json").read_text())["demonstration"]
