@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import from_config
 from zsad_jax.main import run_experiment
@@ -260,6 +261,16 @@ MISTAKES = {
     "trained on its target": ({"targets": ("auxiliary",)}, r"trained on and evaluated on"),
     "no prompts": ({"train": False}, r"config.checkpoints.auxiliary"),
     "no target": ({"targets": ()}, r"config.targets is empty"),
+    "one name twice": (
+        {"targets": ({"folder": "a/parts"}, {"folder": "b/parts"})},
+        r"'parts' twice",
+    ),
+    "comparison": ({"comparisons": {"wide": {"num_promts": 4}}}, r"num_promts.*'num_prompts'"),
+    "nothing to learn on": ({"auxiliary": None}, r"config.auxiliary does not say"),
+    "no such checkpoint": (
+        {"train": False, "checkpoints": {"auxiliary": "nowhere.npz"}},
+        r"nowhere.npz.*neither a file nor a released name",
+    ),
 }
 
 
@@ -267,15 +278,26 @@ MISTAKES = {
 def test_mistakes_are_one_sentence_before_any_work(folder, tmp_path, name):
     changes, expected = MISTAKES[name]
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            config[key].update(value)
-        else:
-            config[key] = value
+    with config.unlocked(), config.ignore_type():
+        for key, value in changes.items():
+            if key in ("method", "backbone", "training"):
+                config[key].update(value)
+            else:
+                config[key] = value
     with pytest.raises(UserError) as error:
         run_experiment(from_config(config), tmp_path)
     assert re.search(expected, str(error.value))
     assert not list(tmp_path.glob("*/**/*.npz"))
+
+
+def test_changed_images_are_evaluated_anew(tmp_path):
+    """What is stored is taken over for the same files only."""
+    write_dataset(tmp_path, num_images=4, seed=0)
+    dataset = open_dataset({"meta_json": str(tmp_path)}, tmp_path)
+    before = dataset.fingerprint()
+    assert open_dataset({"meta_json": str(tmp_path)}, tmp_path).fingerprint() == before
+    PIL.Image.new("RGB", (64, 64)).save(tmp_path / "plate" / "0.png")
+    assert open_dataset({"meta_json": str(tmp_path)}, tmp_path).fingerprint() != before
 
 
 def test_missing_datasets_can_be_skipped(folder):

@@ -164,6 +164,17 @@ def test_stages_train_their_groups_one_after_another(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, params)
 
 
+def test_resumed_late_in_a_second_stage(tmp_path):
+    """The first stage's own checkpoints are long gone by then."""
+    toy = method(stages=(Stage(("level",), epochs=2), Stage(("other", "level"), epochs=4)))
+    whole, lines = run(tmp_path / "whole", toy=toy)
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", toy=toy, saver=KilledAfter(tmp_path / "killed", 5))
+    resumed, rest = run(tmp_path / "killed", toy=toy)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert rest == lines[-3:]
+
+
 def test_broken_images_are_left_out(tmp_path, caplog):
     _, lines = run(tmp_path, data=dataset(4, broken=(1,)), epochs=1)
     level = float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])

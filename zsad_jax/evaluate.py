@@ -196,17 +196,25 @@ def _run(
     batches: Iterator[ImageBatch],
     **shown: Any,
 ) -> Iterator[tuple[ImageBatch, Results]]:
-    """Every batch with its results on the host, one batch late, so that devices and host work at once."""
-    pending: tuple[ImageBatch, Any] | None = None
-    for batch in progress(batches, **shown):
+    """Every batch with its results on the host, and progress as they arrive."""
+
+    def score(batch: ImageBatch) -> Any:
         for fault in batch.faults:
             logging.warning("%s: skipped %s: %s", shown["label"], *fault)
-        results = scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
+        return scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
+
+    def one_late() -> Iterator[tuple[ImageBatch, Results]]:
+        """The next batch is dispatched before a result is waited for: devices and host work at once."""
+        pending: tuple[ImageBatch, Any] | None = None
+        for batch in batches:
+            results = score(batch)
+            if pending is not None:
+                yield pending[0], sharding.to_host(pending[1])
+            pending = batch, results
         if pending is not None:
             yield pending[0], sharding.to_host(pending[1])
-        pending = batch, results
-    if pending is not None:
-        yield pending[0], sharding.to_host(pending[1])
+
+    return progress(one_late(), **shown)
 
 
 class _Gathered:
