@@ -186,14 +186,7 @@ def train(
             state = sharding.replicate(saver.restore(done, state), mesh)
         step = make_step(method, backbone, optimizer, stage)
         for epoch in range(max(first_epoch, done), last_epoch):
-            seed = int(jax.random.randint(jax.random.fold_in(order_key, epoch), (), 0, 2**31 - 1))
-            batches = load_batches(
-                dataset,
-                backbone.preprocess,
-                batch_size=config.batch_size,
-                num_workers=num_workers,
-                seed=seed if config.shuffle else None,
-            )
+            batches = _load_epoch(dataset, backbone, config, order_key, epoch, num_workers)
             state = _train_epoch(
                 step, frozen, state, batches, mesh,
                 name=dataset.name, epoch=epoch, total=len(dataset), batch_size=config.batch_size,
@@ -202,6 +195,27 @@ def train(
             saver.save(epoch + 1, state)
         params, first_epoch = state.params, last_epoch
     return params
+
+
+def _load_epoch(
+    dataset: Dataset,
+    backbone: Backbone,
+    config: TrainingConfig,
+    key: jax.Array,
+    epoch: int,
+    num_workers: int | None,
+) -> Iterator[ImageBatch]:
+    """The batches of an epoch; with `shuffle`, in an order that depends on key and epoch alone."""
+    seed = None
+    if config.shuffle:
+        seed = int(jax.random.randint(jax.random.fold_in(key, epoch), (), 0, 2**31 - 1))
+    return load_batches(
+        dataset,
+        backbone.preprocess,
+        batch_size=config.batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
 
 
 def _train_epoch(
