@@ -136,7 +136,8 @@ def main(argv: list[str]) -> None:
         experiment = command.read_experiment()
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         log_plainly()
-        run_experiment(experiment, workdir)
+        with files.alone(workdir):
+            run_experiment(experiment, workdir)
 
     sys.exit(command.guarded(body))
 
