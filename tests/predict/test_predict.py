@@ -98,7 +98,7 @@ def test_without_a_threshold_nothing_is_decided(experiment, pictures, job, capsy
 def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, capsys, monkeypatch):
     import dataclasses
 
-    backbone = dataclasses.replace(experiment.load_backbone(), name="tips-nano", demonstration=True)
+    backbone = dataclasses.replace(experiment.load_backbone(), name="toy-nano", demonstration=True)
     monkeypatch.setattr(Experiment, "load_backbone", lambda self: backbone)
     job.predict(experiment, [pictures / "b"])
     for row in job.rows():

@@ -215,7 +215,7 @@ def test_the_shipped_files_are_small_and_load():
     backbone = zsad_jax.load_backbone("tips-nano")
     assert backbone.demonstration
     assert backbone.num_global_tokens == 2
-    assert backbone.temperature == pytest.approx(model.Config().temperature, rel=0.01)
+    assert backbone.temperature == pytest.approx(nano.TEMPERATURE)
     assert backbone.preprocess.image_size == 224
 
 
