@@ -216,7 +216,7 @@ def test_the_shipped_files_are_small_and_load():
     assert backbone.demonstration
     assert backbone.num_global_tokens == 2
     assert backbone.temperature == pytest.approx(nano.TEMPERATURE)
-    assert backbone.preprocess.image_size == 224
+    assert backbone.preprocess.image_size == 252
 
 
 def test_the_shipped_tokenizer_spells_any_word():
