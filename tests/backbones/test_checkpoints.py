@@ -1,4 +1,5 @@
 import collections
+import json
 import pathlib
 import pickle
 import zipfile
@@ -97,6 +98,74 @@ def test_read_arrays_gives_float32_whatever_the_file_holds(tmp_path):
         assert arrays[name].dtype == np.float32
         np.testing.assert_array_equal(arrays[name], values)
     assert arrays["count"].dtype.kind == "i"
+
+
+def safetensors_bytes(arrays):
+    """The format written out by hand: a length, a header, the values."""
+    header, values = {}, b""
+    for name, (kind, array) in arrays.items():
+        offsets = [len(values), len(values) + array.nbytes]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": offsets}
+        values += array.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + values
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_read_arrays_knows_safetensors_by_its_content(tmp_path, suffix):
+    values = np.array([[1.5, -2.0], [0.25, 3.0]], np.float32)
+    held = {
+        "single": ("F32", values),
+        "half": ("F16", values.astype(np.float16)),
+        "double": ("F64", values.astype(np.float64)),
+        "brain": ("BF16", values.astype(ml_dtypes.bfloat16)),
+        "count": ("I64", np.arange(3)),
+        "scalar": ("F32", np.array(0.5, np.float32)),
+    }
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(safetensors_bytes(held))
+    arrays = checkpoints.read_arrays(path)
+    assert arrays.keys() == held.keys()
+    for name in ("single", "half", "double", "brain"):
+        assert arrays[name].dtype == np.float32
+        np.testing.assert_array_equal(arrays[name], values)
+    np.testing.assert_array_equal(arrays["count"], np.arange(3))
+    assert arrays["scalar"].shape == ()
+    shapes = checkpoints.read_safetensors_shapes(path)
+    assert shapes["brain"] == ("BF16", (2, 2))
+    assert shapes["scalar"] == ("F32", ())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:20],
+        lambda data: b"",
+        lambda data: b"<html>404 not found</html>",
+        lambda data: data.replace(b"F32", b"F99"),
+        lambda data: data + b"more",
+    ],
+)
+def test_a_broken_safetensors_file_is_named_with_the_remedy(tmp_path, damage):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
+    with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
+        checkpoints.read_arrays(path)
+    with pytest.raises(ValueError, match=r"."):
+        checkpoints.read_safetensors_shapes(path)
+
+
+def test_an_npz_under_the_other_name_is_read(tmp_path):
+    with open(tmp_path / "weights.safetensors", "wb") as file:
+        np.savez(file, a=np.arange(3.0))
+    assert checkpoints.read_arrays(tmp_path / "weights.safetensors")["a"].dtype == np.float32
+
+
+def test_a_torch_archive_is_not_opened_but_to_be_converted(tmp_path):
+    path = write_archive(tmp_path / "ViT.pt", {}, {})
+    with pytest.raises(UserError, match=r"scripts/convert_clip\.py .*ViT\.pt .*ViT\.safetensors"):
+        checkpoints.read_arrays(path)
 
 
 def write_pickled(path):

@@ -44,27 +44,42 @@ _BROKEN_PICKLE = (
 
 
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads the arrays of an npz file by name, floating-point ones as float32.
+    """Reads the arrays of an npz or safetensors file by name, floating-point ones as float32.
 
-    Two-byte arrays without a type are taken for bfloat16, which numpy cannot name. Pickled
-    objects are refused.
+    The content tells the format. Two-byte arrays without a type are taken for bfloat16, which numpy
+    cannot name. Pickled objects are refused.
 
     Raises:
-      UserError: the file is missing, truncated or not an npz of plain arrays.
+      UserError: the file is missing, truncated or not a file of plain arrays.
     """
     path = pathlib.Path(path)
     _require_file(path)
+    kind, read = "npz", _read_npz
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with archive:
-            return {name: _as_float32(archive[name]) for name in archive.files}
+        if _is_safetensors(path):
+            kind, read = "safetensors", _read_safetensors
+        return read(path)
     except _BROKEN_FILE as error:
         raise UserError(
-            f"{path} is not a readable npz file of plain arrays ({_reason(error)}):"
+            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}):"
             " delete it and fetch it again."
         ) from error
+
+
+def read_safetensors_shapes(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type ("F32") and shape of every array of a safetensors file, from its header alone.
+
+    Raises:
+      ValueError: it is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            return {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
@@ -187,6 +202,37 @@ def _require_file(path: pathlib.Path) -> None:
         raise UserError(f"{path} is a folder, where a weight file is expected.")
     if not path.exists():
         raise UserError(f"{path} does not exist: give the path of a weight file, or fetch it.")
+
+
+def _is_safetensors(path: pathlib.Path) -> bool:
+    """Whether a length and the "{" of a header come first; a damaged file is told by its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    with archive:
+        if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
+            raise UserError(
+                f"{path} is a PyTorch archive, which holds code: convert it with"
+                f" `python scripts/convert_clip.py {path} {path.with_suffix('.safetensors')}`."
+            )
+        return {name: _as_float32(archive[name]) for name in archive.files}
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            # One after the other, so that memory holds no second copy in the file's own type.
+            return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: unknown types
+        raise ValueError(str(error)) from error
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
