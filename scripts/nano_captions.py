@@ -4,12 +4,15 @@ A caption is a sentence of the fixed-prompt families (a state filled with a name
 text tower learns the very sentences that the methods will ask it.
 """
 
+import gzip
 import io
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from nano_drawings import FAMILIES, STRUCTURE, SURFACE
 
+from zsad_jax.backbones.tokenizers import END_OF_WORD, byte_symbols, split_words
 from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
 
 Rng = np.random.Generator
@@ -118,6 +121,30 @@ def train_tokenizer(seed: int, vocabulary: int = 2048) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def train_merges(seed: int, count: int) -> bytes:
+    """A merge file in CLIP's published form: gzip, a line that names it, then the two parts of each merge."""
+    import tokenizers
+
+    # The trainer numbers the ends of words in the order of a hash table, which differs from run to run and
+    # decides between equally frequent pairs. So the last letter of a word is a letter of its own for it.
+    symbols = byte_symbols()
+    ends = {chr(0xE000 + byte): symbol + END_OF_WORD for byte, symbol in symbols.items()}
+    words = (
+        "".join(symbols[byte] for byte in letters[:-1]) + chr(0xE000 + letters[-1])
+        for sentence in corpus(seed)
+        for letters in map(str.encode, split_words(sentence))
+    )
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=count + len(symbols) + len(ends), show_progress=False
+    )
+    learner.train_from_iterator(words, trainer)
+    merges = json.loads(learner.to_str())["model"]["merges"][:count]
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    text = "\n".join([*lines, ""]).translate(str.maketrans(ends))
+    return gzip.compress(text.encode(), mtime=0)
 
 
 def alignment_names(rng: Rng, count: int) -> Sequence[str]:
