@@ -18,29 +18,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Params, VisionFeatures
+from zsad_jax.backbones.patches import PatchEmbedding
 from zsad_jax.backbones.transformer import Transformer, layer_norm
 
 TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
 MAX_TIMESCALE = 10_000
-
-
-class PatchEmbedding(nn.Module):
-    """Non-overlapping patches through one matrix: a convolution whose stride is its size."""
-
-    patch_size: int
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
-        p = self.patch_size
-        shape = (p, p, 3, self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        b, height, width, _ = images.shape
-        patches = images.reshape(b, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, height // p, width // p, p * p * 3).astype(self.dtype)
-        return patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
 
 def pad_to_patches(images: Float[Array, "b H W 3"], patch_size: int) -> Float[Array, "b H2 W2 3"]:
@@ -112,7 +94,12 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b H W 3"], layers: Sequence[int] | None, project: bool
+        self,
+        images: Float[Array, "b H W 3"],
+        layers: Sequence[int] | None,
+        project: bool,
+        vv_from: int | None,
+        cls_norm: bool,
     ) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(
@@ -127,11 +114,12 @@ class _Encoder(nn.Module):
             "gelu_tanh" if s.gelu_approximate else "gelu",
             dtype=s.dtype,
             name="transformer",
-        )(x, layers=(s.depth,) if layers is None else tuple(layers))
+        )(x, layers=(s.depth,) if layers is None else tuple(layers), vv_from=vv_from)
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
         patches = jnp.stack([norm(y[:, g:]) if project else y[:, g:] for y in outputs], axis=1)
-        return VisionFeatures(norm(x[:, :g]), patches.reshape(*patches.shape[:2], h, w, s.width))
+        patches = patches.reshape(*patches.shape[:2], h, w, s.width)
+        return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
 
 
 class VisionEncoder(nn.Module):
@@ -145,6 +133,8 @@ class VisionEncoder(nn.Module):
         images: Float[Array, "b H W 3"],
         layers: Sequence[int] | None = None,
         project: bool = True,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
     ) -> VisionFeatures:
         """Features of RGB images in [0, 1] of any size.
 
@@ -152,8 +142,10 @@ class VisionEncoder(nn.Module):
           images: square or not; sides that the patch does not divide are padded with zeros.
           layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
           project: False leaves the patch tokens as the blocks give them, without the final norm.
+          vv_from: patch tokens of the blocks from here on are those of the value-value stream.
+          cls_norm: False leaves the final norm off the global tokens.
         """
-        return _Encoder(self.sizes, name="encoder")(images, layers, project)
+        return _Encoder(self.sizes, name="encoder")(images, layers, project, vv_from, cls_norm)
 
 
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 
@@ -37,13 +38,18 @@ def _attend_plain(
     query: Float[Array, "b n h k"],
     key: Float[Array, "b m h k"],
     value: Float[Array, "b m h k"],
-    valid: Bool[Array, "b m"] | None,
+    valid: Bool[Array, "b m"] | None = None,
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b n h k"]:
     """Softmax attention in one piece; logits and softmax in float32. `query` is already scaled."""
     logits = jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
+    # A finite minimum, so that a text that is all padding gives a uniform row and not NaN.
+    minimum = jnp.finfo(jnp.float32).min
     if valid is not None:
-        # A finite minimum, so that a text that is all padding gives a uniform row and not NaN.
-        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(valid[:, None, None, :], logits, minimum)
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, minimum)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
@@ -77,17 +83,16 @@ def attend(
     value: Float[Array, "b m h k"],
     *,
     valid: Bool[Array, "b m"] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "b n h k"]:
     """Softmax attention over the tokens m that are `valid` (None: all); scale 1/sqrt(k).
 
-    Logits and softmax are float32 whatever the compute type.
+    Logits and softmax are float32 whatever the compute type. `causal`: a token sees none behind it.
     """
     query = query * (query.shape[-1] ** -0.5)
-    if valid is not None or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
-        return _attend_plain(query, key, value, valid)
-    return jax.lax.platform_dependent(
-        query, key, value, cpu=_attend_by_head, default=lambda q, k, v: _attend_plain(q, k, v, None)
-    )
+    if causal or valid is not None or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
+        return _attend_plain(query, key, value, valid, causal=causal)
+    return jax.lax.platform_dependent(query, key, value, cpu=_attend_by_head, default=_attend_plain)
 
 
 class Attention(nn.Module):
@@ -95,11 +100,17 @@ class Attention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    causal: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None
-    ) -> Float[Array, "b n d"]:
+        self,
+        x: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"] | None,
+        *,
+        value_value: bool = False,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
+        """The attention, and with `value_value` also that in which values serve as queries and keys."""
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
         rows = as_rows(x)
@@ -107,9 +118,13 @@ class Attention(nn.Module):
             nn.DenseGeneral(heads, dtype=self.dtype, name=name)(rows).reshape(b, n, *heads)
             for name in ("query", "key", "value")
         )
-        mixed = attend(query, key, value, valid=valid).reshape(b * n, *heads)
-        out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(mixed)
-        return out.reshape(x.shape)
+        out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")
+
+        def attended(query: Array, key: Array) -> Float[Array, "b n d"]:
+            mixed = attend(query, key, value, valid=valid, causal=self.causal)
+            return out(mixed.reshape(b * n, *heads)).reshape(x.shape)
+
+        return attended(query, key), attended(value, value) if value_value else None
 
 
 class Mlp(nn.Module):
@@ -151,7 +166,10 @@ def layer_norm(epsilon: float, *, name: str | None = None) -> nn.LayerNorm:
 
 
 class Block(nn.Module):
-    """x += attention(LN x); x += feed-forward(LN x)."""
+    """x += attention(LN x); x += feed-forward(LN x).
+
+    The value-value stream y beside it: y += value-value attention(LN x), with the same weights.
+    """
 
     num_heads: int
     mlp_dim: int
@@ -159,19 +177,29 @@ class Block(nn.Module):
     activation: str
     norm_epsilon: float
     dtype: jnp.dtype
+    causal: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None
-    ) -> Float[Array, "b n d"]:
+        self,
+        x: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"] | None = None,
+        stream: Float[Array, "b n d"] | None = None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
+        """The block's output for x, and the next state of the value-value stream if there is one."""
         y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(self.dtype)
-        x = x + Attention(self.num_heads, self.dtype, name="MultiHeadDotProductAttention_0")(
-            y, valid
+        attention = Attention(
+            self.num_heads, self.dtype, self.causal, name="MultiHeadDotProductAttention_0"
         )
+        mixed, by_value = attention(y, valid, value_value=stream is not None)
+        x = x + mixed
+        if stream is not None:
+            stream = stream + by_value
         y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(self.dtype)
         if self.feed_forward == "swiglu":
-            return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y)
-        return x + Mlp(self.mlp_dim, self.activation, self.dtype, name="MlpBlock_0")(y, valid)
+            return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y), stream
+        mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="MlpBlock_0")
+        return x + mlp(y, valid), stream
 
 
 class Transformer(nn.Module):
@@ -181,6 +209,9 @@ class Transformer(nn.Module):
       mlp_dim: hidden width of the feed-forward (of the SwiGLU branch, where it is one).
       activation: a key of `ACTIVATIONS`.
       dtype: of the matrix products; norms and softmax stay float32.
+      causal: whether a token sees only those before it.
+      overwrite_from: the row from which deep prompts take the place of tokens; None: they go in front of
+        the tokens, and their own rows are removed after the block.
     """
 
     depth: int
@@ -190,6 +221,8 @@ class Transformer(nn.Module):
     activation: str = "gelu"
     norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    causal: bool = False
+    overwrite_from: int | None = None
 
     @nn.compact
     def __call__(
@@ -199,6 +232,7 @@ class Transformer(nn.Module):
         valid: Bool[Array, "b n"] | None = None,
         layers: Sequence[int] = (),
         deep_prompts: Float[Array, "deep #b p d"] | None = None,
+        vv_from: int | None = None,
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
         """The last block's output, and those of the blocks `layers` (counted from 1).
 
@@ -206,10 +240,13 @@ class Transformer(nn.Module):
           x: tokens.
           valid: False where a token is padding; None: all valid.
           layers: blocks whose outputs are returned as well, in this order.
-          deep_prompts: row j goes in front of the tokens for block j+2 (the first block has the prompts of
-            its own input) and is removed after it; axis 1 is 1, or one set per sequence.
+          deep_prompts: row j goes into block j+2 (the first block has the prompts of its own input); axis 1
+            is 1, or one set per sequence.
+          vv_from: the value-value stream branches off before this block (CLIP Surgery, AnomalyCLIP): the
+            outputs of `layers` from there on are its own, while the last output stays the ordinary one.
         """
         outputs: dict[int, Array] = {}
+        stream = None
         for i in range(self.depth):
             block = Block(
                 self.num_heads,
@@ -218,25 +255,31 @@ class Transformer(nn.Module):
                 self.activation,
                 self.norm_epsilon,
                 self.dtype,
+                self.causal,
                 name=f"encoderblock_{i}",
             )
+            if i + 1 == vv_from:
+                stream = x
             if deep_prompts is not None and 1 <= i <= deep_prompts.shape[0]:
-                x = _with_prompts(block, x, valid, deep_prompts[i - 1])
+                x = self._with_prompts(block, x, valid, deep_prompts[i - 1])
             else:
-                x = block(x, valid)
-            outputs[i + 1] = x
+                x, stream = block(x, valid, stream)
+            outputs[i + 1] = x if stream is None else stream
         return x, [outputs[layer] for layer in layers]
 
-
-def _with_prompts(
-    block: Callable[..., Array],
-    x: Float[Array, "b n d"],
-    valid: Bool[Array, "b n"] | None,
-    prompts: Float[Array, "#b p d"],
-) -> Float[Array, "b n d"]:
-    """A block's output for x with `prompts` in front, the prompts' own rows removed."""
-    b, p = x.shape[0], prompts.shape[1]
-    prompts = jnp.broadcast_to(prompts.astype(x.dtype), (b, p, x.shape[2]))
-    if valid is not None:
-        valid = jnp.concatenate([jnp.ones((b, p), bool), valid], axis=1)
-    return block(jnp.concatenate([prompts, x], axis=1), valid)[:, p:]
+    def _with_prompts(
+        self,
+        block: Block,
+        x: Float[Array, "b n d"],
+        valid: Bool[Array, "b n"] | None,
+        prompts: Float[Array, "#b p d"],
+    ) -> Float[Array, "b n d"]:
+        """A block's output for x with `prompts` in place of tokens, or in front of them and removed again."""
+        b, p = x.shape[0], prompts.shape[1]
+        prompts = jnp.broadcast_to(prompts.astype(x.dtype), (b, p, x.shape[2]))
+        if self.overwrite_from is not None:
+            start = self.overwrite_from
+            return block(x.at[:, start : start + p].set(prompts), valid)[0]
+        if valid is not None:
+            valid = jnp.concatenate([jnp.ones((b, p), bool), valid], axis=1)
+        return block(jnp.concatenate([prompts, x], axis=1), valid)[0][:, p:]

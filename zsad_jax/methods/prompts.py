@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.errors import UserError
 from zsad_jax.methods.similarity import normalize
 
 SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
@@ -118,6 +119,84 @@ def tokenize(
     ids, paddings = (np.asarray(array) for array in backbone.tokenize(texts))
     longest = max(int((paddings == 0).sum(axis=1).max()), 1)
     return ids[:, :longest], paddings[:, :longest]
+
+
+def insert_tokens(
+    words: Float[Array, "t n e"],
+    paddings: Int[np.ndarray, "t n"],
+    learned: Float[Array, "t p e"],
+    *,
+    at: int | Sequence[int],
+    length: int | None = None,
+) -> tuple[Float[Array, "t m e"], Int[np.ndarray, "t m"]]:
+    """Puts learned tokens among the words of texts; what was there moves back.
+
+    Args:
+      words: token embeddings.
+      paddings: 1 = pad, on the host.
+      learned: of each text.
+      at: the row that the first learned token takes; one for all texts, or one each.
+      length: tokens that a text may have; rows behind are cut off. None: no limit.
+    """
+    t, n, _ = words.shape
+    p = learned.shape[1]
+    starts = np.broadcast_to(np.asarray(at), (t,))[:, None]
+    place = np.arange(n + p)[None]
+    # Row r of the result comes from row order[r] of [words, learned].
+    order = np.where(
+        place < starts, place, np.where(place < starts + p, n + place - starts, place - p)
+    )
+    order = order[:, :length]
+    both = np.concatenate([paddings, np.zeros((t, p), paddings.dtype)], axis=1)
+    if (starts == starts[0]).all():  # slices are cheaper than looking up rows
+        first = int(starts[0, 0])
+        rows = jnp.concatenate([words[:, :first], learned, words[:, first:]], axis=1)[:, :length]
+    else:
+        rows = jnp.concatenate([words, learned.astype(words.dtype)], axis=1)
+        rows = jnp.take_along_axis(rows, order[..., None], axis=1)
+    return rows, np.take_along_axis(both, order, axis=1)
+
+
+def encode_with_context(
+    backbone: Backbone,
+    frozen: Params,
+    tokens: tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]],
+    context: Float[Array, "t p e"],
+    *,
+    deep_prompts: Float[Array, "deep #t q e"] | None = None,
+) -> Float[Array, "t d"]:
+    """Text features of sentences behind learned tokens, which stand right behind any start token.
+
+    Args:
+      backbone: encodes.
+      frozen: its parameters.
+      tokens: ids and paddings of the fixed words, from `tokenize`.
+      context: the learned tokens of each text.
+      deep_prompts: into the text blocks after the first; see `Backbone.encode_prompts`.
+
+    Raises:
+      UserError: when words and learned tokens are more than the text tower can take.
+    """
+    ids, paddings = tokens
+    words = backbone.embed_tokens(frozen, ids)
+    check_length(backbone, paddings, context.shape[1])
+    embeddings, paddings = insert_tokens(words, paddings, context, at=backbone.num_start_tokens)
+    return backbone.encode_prompts(frozen, embeddings, paddings, deep_prompts=deep_prompts)
+
+
+def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: int) -> None:
+    """Refuses prompts that are longer than the text tower can take.
+
+    Raises:
+      UserError: when the longest text and `learned` more tokens do not fit.
+    """
+    longest = int((np.asarray(paddings) == 0).sum(axis=1).max()) + learned
+    if longest > backbone.text_length:
+        raise UserError(
+            f"A prompt of {longest} tokens, {learned} of them learned, is longer than the"
+            f" {backbone.text_length} that {backbone.name} reads; use fewer learned tokens or a shorter"
+            " class name."
+        )
 
 
 def ensemble(

@@ -1,0 +1,183 @@
+"""CLIP as Flax modules, of any ViT size, over OpenAI's, open_clip's and Hugging Face's weights.
+
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML
+2021), and its release; the position table is resized as the anomaly detectors over CLIP do it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.base import Params, VisionFeatures
+from zsad_jax.backbones.patches import PatchEmbedding
+from zsad_jax.backbones.transformer import Transformer, layer_norm
+
+NORM_EPSILON = 1e-5
+NUM_START_TOKENS = 1  # rows before the words of a text; deep prompts take the rows behind them
+NORMAL = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes:
+    """What the arrays say of a vision tower, and the options that they do not say."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    grid: int
+    embed_dim: int
+    activation: str = "quick_gelu"
+    dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """What the arrays say of a text tower, and the options that they do not say."""
+
+    vocabulary: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    length: int
+    embed_dim: int
+    activation: str = "quick_gelu"
+    dtype: Any = jnp.float32
+
+
+def resize_positions(
+    table: Float[Array, "n d"], size: tuple[int, int]
+) -> tuple[Float[Array, " d"], Float[Array, "h w d"]]:
+    """The position of the class token, and those of the patches on a grid of this size.
+
+    Bilinear with half-pixel centres and without antialias, in float32, always from the stored table.
+    """
+    side = round((table.shape[0] - 1) ** 0.5)
+    grid = table[1:].reshape(side, side, -1).astype(jnp.float32)
+    if size != (side, side):
+        grid = jax.image.resize(grid, (*size, grid.shape[-1]), "bilinear", antialias=False)
+    return table[0], grid
+
+
+class VisionEncoder(nn.Module):
+    """The image side: one class token and the patch tokens, in the joint space."""
+
+    sizes: VisionSizes
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b H W 3"],
+        layers: Sequence[int] | None = None,
+        project: bool = True,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
+    ) -> VisionFeatures:
+        """Features of RGB images with OpenAI's mean and standard deviation taken out.
+
+        Args:
+          images: square or not; rows and columns that fill no patch are left out, as a convolution does.
+          layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
+          project: False leaves the patch tokens as the blocks give them: no last norm, no projection.
+          vv_from: patch tokens of the blocks from here on are those of the value-value stream.
+          cls_norm: False projects the class token without the last norm (AnomalyCLIP and its kin).
+        """
+        s = self.sizes
+        x, (h, w) = self._tokens(images)
+        x, outputs = Transformer(
+            s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
+            name="transformer",
+        )(x, layers=(s.depth,) if layers is None else tuple(layers), vv_from=vv_from)  # fmt: skip
+        norm = layer_norm(NORM_EPSILON, name="ln_post")
+        projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
+
+        def projected(x: Float[Array, "*b d"], *, normed: bool = True) -> Float[Array, "*b e"]:
+            x = (norm(x) if normed else x).astype(s.dtype)
+            return (x @ projection.astype(s.dtype)).astype(jnp.float32)
+
+        patches = [projected(y[:, 1:]) if project else y[:, 1:] for y in outputs]
+        stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
+        return VisionFeatures(projected(x[:, :1], normed=cls_norm), stacked)
+
+    def _tokens(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+        """The class token and the patches, with their positions, through the first norm."""
+        s = self.sizes
+        h, w = (side // s.patch_size for side in images.shape[1:3])
+        images = images[:, : h * s.patch_size, : w * s.patch_size]
+        embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")
+        x = embed(images).astype(jnp.float32)
+        token = self.param("class_embedding", NORMAL, (s.width,))
+        table = self.param("positional_embedding", NORMAL, (1 + s.grid**2, s.width))
+        first, grid = resize_positions(table, (h, w))
+        x = (x + grid).reshape(x.shape[0], h * w, s.width)
+        first = jnp.broadcast_to(token + first, (x.shape[0], 1, s.width))
+        x = layer_norm(NORM_EPSILON, name="ln_pre")(jnp.concatenate([first, x], axis=1))
+        return x.astype(s.dtype), (h, w)
+
+
+class TextEncoder(nn.Module):
+    """The text side: causal, read off at the last valid token (the end token of a tokenised text)."""
+
+    sizes: TextSizes
+
+    def setup(self) -> None:
+        s = self.sizes
+        self.token_embedding = self.param("token_embedding", NORMAL, (s.vocabulary, s.width))
+        self.positional_embedding = self.param(
+            "positional_embedding", nn.initializers.normal(0.01), (s.length, s.width)
+        )
+        self.transformer = Transformer(
+            s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
+            causal=True, overwrite_from=NUM_START_TOKENS,
+        )  # fmt: skip
+        self.ln_final = layer_norm(NORM_EPSILON)
+        self.projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6593), ())
+
+    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
+        """Token embeddings, without positions: where learned tokens enter."""
+        return self.token_embedding[token_ids]
+
+    def encode(
+        self,
+        embeddings: Float[Array, "t n e"],
+        paddings: Int[Array, "t n"],
+        deep_prompts: Float[Array, "deep #t p e"] | None = None,
+    ) -> Float[Array, "t d"]:
+        """Text embeddings of token embeddings, read off at the last token that is no padding.
+
+        Padding needs no mask: it stands behind that token, which does not see it.
+        """
+        s = self.sizes
+        x = embeddings + self.positional_embedding[: embeddings.shape[1]]
+        x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
+        last = jnp.maximum(jnp.sum(jnp.asarray(paddings) == 0, axis=1) - 1, 0)
+        x = self.ln_final(x[jnp.arange(x.shape[0]), last]).astype(s.dtype)
+        return (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
+
+    def __call__(
+        self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
+    ) -> Float[Array, "t d"]:
+        """Text embeddings of token ids."""
+        return self.encode(self.embed(token_ids), paddings)
+
+
+def vision_tree(sizes: VisionSizes) -> Params:
+    """The names and shapes of a vision tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
+    image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), jnp.float32)
+    return jax.eval_shape(VisionEncoder(sizes).init, jax.random.key(0), image)["params"]
+
+
+def text_tree(sizes: TextSizes) -> Params:
+    """The same of a text tower."""
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(TextEncoder(sizes).init, jax.random.key(0), token, token)["params"]
