@@ -10,9 +10,8 @@ import cv2
 import nano_captions
 import nano_drawings
 import numpy as np
-from nano_model import GRID, GROUPS, PATCH, Batch, Config
-
-from zsad_jax.backbones import tokenizers
+from nano_model import GROUPS, Batch, Config
+from nano_towers import GRID, PATCH
 
 # Sides of the images. LARGE has about the most patches for which attention is computed in one piece.
 SMALL, LARGE = 112, 210
@@ -23,20 +22,24 @@ Rng = np.random.Generator
 
 def tokenize(config: Config, tokenizer: pathlib.Path, texts: Sequence[str]):
     """Ids and paddings of texts, as the methods tokenise them but for the length."""
-    return tokenizers.tokenize_sentencepiece(
-        texts, path=tokenizer, length=TEXT_TOKENS, vocabulary=config.vocabulary
-    )
+    return config.towers.tokenize(list(texts), tokenizer, TEXT_TOKENS)
 
 
-def add_empty_positions(rng: Rng, ids, paddings):
-    """Puts positions of no word before every second text; returns ids, paddings and those positions."""
+def add_empty_positions(rng: Rng, ids, paddings, *, start: int = 0):
+    """Puts positions of no word before the words of every second text, behind `start` tokens.
+
+    Returns ids, paddings and those positions. A text keeps its last token, which may mark its end.
+    """
     prompts = np.zeros(ids.shape, bool)
     for row in np.flatnonzero(rng.random(len(ids)) < 0.5):
         count = MAX_PROMPTS if rng.random() < 0.5 else int(rng.integers(1, MAX_PROMPTS))
+        if start:
+            count = min(count, int(paddings[row].sum()))
+        end = ids.shape[1] - count
         for array in (ids, paddings):
-            array[row, count:] = array[row, :-count].copy()
-            array[row, :count] = 0
-        prompts[row, :count] = True
+            array[row, start + count :] = array[row, start:end].copy()
+            array[row, start : start + count] = 0
+        prompts[row, start : start + count] = True
     return ids, paddings, prompts
 
 
@@ -64,7 +67,8 @@ def make_batch(config: Config, seed: int, step: int, steps: int, tokenizer: path
         nano_captions.caption(rng, name, group)
         for name in names for group in GROUPS for _ in range(config.sentences)
     ]  # fmt: skip
-    tokens = add_empty_positions(rng, *tokenize(config, tokenizer, captions))
+    start = config.towers.num_start_tokens
+    tokens = add_empty_positions(rng, *tokenize(config, tokenizer, captions), start=start)
     shape = (len(names), len(GROUPS) * config.sentences, TEXT_TOKENS)
     others = rng.integers(config.classes, len(names), len(category))
     tall = size // PATCH

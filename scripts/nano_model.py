@@ -1,4 +1,4 @@
-"""The nano TIPS of the pre-training: its sizes, its batches' form, and its losses.
+"""The nano backbones of the pre-training: its sizes, its batches' form, and its losses.
 
 The losses are softmaxes over cosine / temperature against sentence embeddings that are pooled as those of
 the fixed prompts are:
@@ -13,30 +13,24 @@ the fixed prompts are:
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import nano_drawings
 import numpy as np
 import optax
-from flax import traverse_util
 from jaxtyping import Array, Float, Int
+from nano_towers import FAMILIES, GRID, PATCH, Clip, Params, Sizes, Tips
 
-from zsad_jax.backbones import tips
-
-PATCH = 14
-GRID = 16  # positions of a 224-pixel view; smaller images take a window of them
 GROUPS = ("normal", nano_drawings.STRUCTURE, nano_drawings.SURFACE)
-EMBEDDING = ("encoder", "ToTokenSequence_0", "embedding")
-POSITIONS = ("encoder", "ToTokenSequence_0", "posembed_input")
-Params = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The model and how it is trained."""
 
+    family: str = "tips"
     width: int = 128
     depth: int = 4
     text_depth: int = 2
@@ -64,18 +58,10 @@ class Config:
     text_loss: float = 0.5
 
     @property
-    def vision(self) -> tips.VisionSizes:
-        return tips.VisionSizes(
-            patch_size=PATCH, width=self.width, depth=self.depth, num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim, feed_forward="mlp", grid=GRID,
-        )  # fmt: skip
-
-    @property
-    def text(self) -> tips.TextSizes:
-        return tips.TextSizes(
-            vocabulary=self.vocabulary, width=self.width, depth=self.text_depth,
-            num_heads=self.num_heads, mlp_dim=self.mlp_dim,
-        )  # fmt: skip
+    def towers(self) -> Tips | Clip:
+        """The family's way of doing things, at this config's sizes."""
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sizes)}
+        return FAMILIES[self.family](Sizes(**sizes))
 
 
 class Batch(NamedTuple):
@@ -142,30 +128,27 @@ def contrast_attention(config: Config, key: Array) -> Params:
 
 
 def init_params(config: Config, seed: int) -> Params:
-    """Fresh towers, the patch embedding of `centred` pixels; it starts from cosines."""
+    """Fresh towers, the patch embedding of centred pixels; it starts from cosines."""
     key_vision, key_text = jax.random.split(jax.random.key(seed))
+    towers = config.towers
     image, token = jnp.zeros((1, GRID * PATCH, GRID * PATCH, 3)), jnp.zeros((1, 1), jnp.int32)
-    vision = tips.VisionEncoder(config.vision).init(key_vision, image)["params"]
-    text = tips.TextEncoder(config.text).init(key_text, token, token)["params"]
+    vision = towers.vision().init(key_vision, image)["params"]
+    text = towers.text.init(key_text, token, token)["params"]
     kernel = jnp.asarray(cosine_filters(config.width, config.width // 8))
-    vision["encoder"]["ToTokenSequence_0"]["embedding"]["kernel"] = kernel
+    descend(vision, towers.embedding[:-1])[towers.embedding[-1]] = kernel
     for block, key in enumerate(jax.random.split(key_vision, config.depth)):
-        tower = vision["encoder"]["transformer"][f"encoderblock_{block}"]
+        tower = descend(vision, towers.blocks)[f"encoderblock_{block}"]
         for name, start in contrast_attention(config, key).items():
             tower["MultiHeadDotProductAttention_0"][name]["kernel"] = start
-    text["temperature_contrastive"] = jnp.float32(config.temperature)
+    text[towers.temperature] = towers.encode_temperature(config.temperature)
     return {"vision": vision, "text": text}
 
 
-def native(vision: Params) -> Params:
-    """The vision tower for pixels in [0, 1], from the one that is trained on pixels less a half.
-
-    Without centring, each step of the optimiser shifts all patches together, until they are all alike.
-    """
-    flat = traverse_util.flatten_dict(vision)
-    kernel, bias = (flat[(*EMBEDDING, leaf)] for leaf in ("kernel", "bias"))
-    flat[(*EMBEDDING, "bias")] = bias - 0.5 * kernel.sum((0, 1, 2))
-    return traverse_util.unflatten_dict(flat)
+def descend(tree: Params, names: tuple[str, ...]) -> Params:
+    """The branch of a tree that is reached by these names."""
+    for name in names:
+        tree = tree[name]
+    return tree
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -173,21 +156,22 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def encode_images(
-    config: Config, params: Params, images: Array, offset: Int[Array, " 2"] | None = None
+    config: Config,
+    params: Params,
+    images: Array,
+    offset: Int[Array, " 2"] | None = None,
+    vv_from: int | None = None,
 ):
-    """Unit global tokens [b 2 d] and patches [b h w d]; `offset` picks a window of the positions."""
-    sizes, vision = config.vision, native(params["vision"])
+    """Unit global tokens [b g d] and patches [b h w d].
+
+    `offset` picks a window of the positions; with `vv_from`, patches are of the value-value stream.
+    """
+    towers = config.towers
+    vision, module = towers.native(params["vision"]), towers.vision()
     if offset is not None:
         tall = images.shape[1] // PATCH
-        sizes = dataclasses.replace(sizes, grid=tall)
-        flat = traverse_util.flatten_dict(vision)
-        start = (0, offset[0], offset[1], 0)
-        flat[POSITIONS] = jax.lax.dynamic_slice(
-            flat[POSITIONS], start, (1, tall, tall, config.width)
-        )
-        vision = traverse_util.unflatten_dict(flat)
-    pixels = images.astype(jnp.float32) / 255
-    features = tips.VisionEncoder(sizes).apply({"params": vision}, pixels)
+        vision, module = towers.window(vision, offset, tall), towers.vision(grid=tall)
+    features = module.apply({"params": vision}, towers.pixels(images), vv_from=vv_from)
     return unit(features.global_tokens), unit(features.patches[:, 0])
 
 
@@ -199,7 +183,7 @@ def encode_sentences(
     ids, paddings, prompts = (
         x.reshape(names * count, length) for x in (batch.ids, batch.paddings, batch.prompts)
     )
-    model, variables = tips.TextEncoder(config.text), {"params": params["text"]}
+    model, variables = config.towers.text, {"params": params["text"]}
     words = model.apply(variables, ids, method="embed")
     empty = 0.02 * jax.random.normal(key, words.shape)
     embeddings = jnp.where(prompts[..., None], empty, words)
@@ -208,11 +192,11 @@ def encode_sentences(
 
 
 def loss_fn(
-    config: Config, params: Params, key: Array, batch: Batch
+    config: Config, params: Params, key: Array, batch: Batch, vv_from: int | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """The sum of the losses of the module's docstring, and each by name."""
     tau, classes = config.temperature, config.classes
-    tokens, patches = encode_images(config, params, batch.images, batch.offset)
+    tokens, patches = encode_images(config, params, batch.images, batch.offset, vv_from)
     sentences = encode_sentences(config, params, key, batch)
     groups = sentences.reshape(*sentences.shape[:1], len(GROUPS), -1, config.width)
     states = unit(groups.mean(2))  # [k, 3, d]

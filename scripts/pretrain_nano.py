@@ -1,10 +1,12 @@
-"""Pre-trains tips-nano, the very small TIPS that ships with zsad_jax.
+"""Pre-trains tips-nano and clip-nano, the very small TIPS and CLIP that ship with zsad_jax.
 
     python scripts/pretrain_nano.py train --workdir DIR            # about an hour on one CPU core
     python scripts/pretrain_nano.py train --workdir DIR --resume   # goes on from the last checkpoint
     python scripts/pretrain_nano.py evaluate --workdir DIR         # on families that it never saw
     python scripts/pretrain_nano.py describe --workdir DIR --steps 300 --seed 3
     python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/assets/tips-nano
+
+With --family clip, the same for clip-nano.
 
 Training aligns both towers, patches included. `describe` then gives the finished vision tower a fresh text
 tower, which learns from captions of whole images alone, as those of large models do: its prompts describe
@@ -13,7 +15,7 @@ prompts.
 
 Images are drawn as they are needed (`nano_drawings`), by one process beside the training, and captioned
 in the vocabulary of the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules
-(`nano_model`, which also has the losses). Everything follows from --seed and --steps: the same numbers
+(`nano_towers`; `nano_model` has the losses). Everything follows from --seed and --steps: the same numbers
 give the same weights on the same machine. On a CPU that is shared, set
 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
 """
@@ -33,30 +35,18 @@ import nano_drawings
 import numpy as np
 import optax
 from absl import logging
-from flax import serialization, traverse_util
+from flax import serialization
 from jaxtyping import Array
 from nano_batches import batches, tokenize
-from nano_model import (
-    GRID,
-    PATCH,
-    Batch,
-    Config,
-    Params,
-    encode_images,
-    init_params,
-    loss_fn,
-    native,
-    unit,
-)
+from nano_model import Batch, Config, descend, encode_images, init_params, loss_fn, unit
+from nano_towers import FAMILIES, GRID, PATCH, Params, write
 
 from zsad_jax import files
-from zsad_jax.backbones import tips
 from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
 
-ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets" / "tips-nano"
-
-
+ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets"
 DESCRIBED = "described.msgpack"
+VOCABULARY = {"tips": 2048, "clip": 512 + 1000 + 2}
 TEMPERATURE = 0.3  # softer than in training, so that probabilities do not crowd at 0 and 1
 
 
@@ -84,21 +74,21 @@ def init_state(config: Config, seed: int, steps: int) -> State:
     return State(jnp.int32(0), params, average, make_optimizer(config, steps).init(params))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 4), donate_argnums=2)
 def train_step(
-    config: Config, steps: int, state: State, batch: Batch
+    config: Config, steps: int, state: State, batch: Batch, vv_from: int | None = None
 ) -> tuple[State, dict[str, Array]]:
     """One step of AdamW; `average` follows the weights, quickly at first."""
     key = jax.random.fold_in(jax.random.key(0), state.step)
-    gradient = jax.grad(functools.partial(loss_fn, config), has_aux=True)
+    gradient = jax.grad(functools.partial(loss_fn, config, vv_from=vv_from), has_aux=True)
     gradients, terms = gradient(state.params, key, batch)
     # The temperature is a constant of the model.
-    gradients["text"]["temperature_contrastive"] = jnp.zeros(())
+    gradients["text"][config.towers.temperature] = jnp.zeros(())
     updates, optimizer = make_optimizer(config, steps).update(
         gradients, state.optimizer, state.params
     )
-    embedding = updates["vision"]["encoder"]["ToTokenSequence_0"]["embedding"]
-    embedding["kernel"] *= config.embedding_rate
+    path = config.towers.embedding
+    descend(updates["vision"], path[:-1])[path[-1]] *= config.embedding_rate
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
@@ -107,7 +97,7 @@ def train_step(
 
 def class_prototypes(config: Config, params: Params, tokenizer: pathlib.Path, names: list[str]):
     """Fixed industrial prompts: a normal and an abnormal unit vector for each name, [k 2 d]."""
-    model, rows = tips.TextEncoder(config.text), []
+    model, rows = config.towers.text, []
     for name in names:
         pair = []
         for sentences in PROMPT_FAMILIES["industrial"].sentences(name):
@@ -152,24 +142,12 @@ def evaluate(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def round_to_bfloat16(leaf: Array) -> np.ndarray:
-    """An array with bfloat16's digits, which compresses to about half; a scalar is kept as it is."""
-    return np.asarray(leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim else leaf)
-
-
-def export(params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the towers in TIPS's native npz format, and the tokenizer beside them."""
-    text = params["text"] | {"temperature_contrastive": jnp.float32(TEMPERATURE)}
-    towers = {"vision": native(params["vision"]), "text": text}
-    for side, tower in towers.items():
-        arrays = traverse_util.flatten_dict(jax.tree.map(round_to_bfloat16, tower), sep="/")
-        with files.replaced(folder / f"tips_nano_{side}.npz") as temporary:
-            np.savez_compressed(temporary, **arrays)
-    if tokenizer.resolve() != (folder / "tokenizer.model").resolve():
-        with files.replaced(folder / "tokenizer.model") as temporary:
-            temporary.write_bytes(tokenizer.read_bytes())
-    total = sum(path.stat().st_size for path in folder.iterdir())
-    logging.info("%s: %.2f MB in all", folder, total / 1e6)
+def export(config: Config, params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the towers in their family's published format, and the tokenizer beside them."""
+    towers = config.towers
+    temperature = {towers.temperature: towers.encode_temperature(TEMPERATURE)}
+    finished = {"vision": towers.native(params["vision"]), "text": params["text"] | temperature}
+    write(towers, finished, tokenizer, folder)
 
 
 def save(state: State, workdir: pathlib.Path) -> None:
@@ -193,11 +171,11 @@ def log_evaluation(config: Config, state: State, tokenizer: pathlib.Path) -> Non
 
 def train(config: Config, args: argparse.Namespace) -> None:
     """Trains, logging every 50 steps, with a checkpoint and figures every `--save_every` steps."""
-    tokenizer = args.workdir / "tokenizer.model"
+    tokenizer = args.workdir / config.towers.tokenizer
     resumed = args.resume and (args.workdir / "state.msgpack").exists()
     if not resumed:
         with files.replaced(tokenizer) as temporary:
-            temporary.write_bytes(nano_captions.train_tokenizer(args.seed, config.vocabulary))
+            temporary.write_bytes(config.towers.train_tokenizer(args.seed))
     state = (
         load(config, args.seed, args.steps, args.workdir)
         if resumed
@@ -207,7 +185,8 @@ def train(config: Config, args: argparse.Namespace) -> None:
     for step, batch in enumerate(
         batches(config, args.seed, first, args.steps, tokenizer, workers=args.workers), first + 1
     ):
-        state, terms = train_step(config, args.steps, state, batch)
+        streams = config.towers.streams
+        state, terms = train_step(config, args.steps, state, batch, streams[step % len(streams)])
         sums = {name: sums.get(name, 0.0) + float(term) for name, term in terms.items()}
         if step % 50 == 0:
             rate = (step - first) / (time.monotonic() - start)
@@ -244,10 +223,10 @@ def describe(config: Config, vision: Params, args: argparse.Namespace) -> Params
 
         value, gradient = jax.value_and_grad(loss)(text)
         updates, state = optimizer.update(gradient, state, text)
-        updates["temperature_contrastive"] = jnp.zeros(())
+        updates[config.towers.temperature] = jnp.zeros(())
         return optax.apply_updates(text, updates), state, value
 
-    tokenizer = args.workdir / "tokenizer.model"
+    tokenizer = args.workdir / config.towers.tokenizer
     stream = batches(config, args.seed, 0, args.steps, tokenizer, workers=args.workers)
     for number, batch in enumerate(stream):
         key = jax.random.fold_in(jax.random.key(args.seed), number)
@@ -291,7 +270,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="per batch, of four images each (default %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the workdir's checkpoint")
-    parser.add_argument("--assets", type=pathlib.Path, default=ASSETS, help="where export writes")
+    parser.add_argument(
+        "--family", choices=tuple(FAMILIES), default="tips", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--assets", type=pathlib.Path, default=ASSETS, help="export writes into a folder in this"
+    )
     return parser.parse_args(argv)
 
 
@@ -299,12 +283,15 @@ def main() -> None:
     args = parse_arguments()
     logging.set_verbosity(logging.INFO)
     cv2.setNumThreads(1)
-    config = Config(depth=args.depth, classes=args.classes)
+    vocabulary = VOCABULARY[args.family]
+    config = Config(
+        family=args.family, depth=args.depth, classes=args.classes, vocabulary=vocabulary
+    )
     if args.action == "train":
         train(config, args)
         return
     state = load(config, args.seed, args.steps, args.workdir)
-    tokenizer = args.workdir / "tokenizer.model"
+    tokenizer = args.workdir / config.towers.tokenizer
     described = args.workdir / DESCRIBED
     if args.action == "describe":
         towers = describe(config, state.average["vision"], args)
@@ -314,7 +301,7 @@ def main() -> None:
         towers = serialization.from_bytes(state.average, described.read_bytes())
         state = state._replace(average=towers)
     if args.action == "export":
-        export(state.average, tokenizer, args.assets)
+        export(config, state.average, tokenizer, args.assets / f"{args.family}-nano")
     log_evaluation(config, state, tokenizer)
 
 

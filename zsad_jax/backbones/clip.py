@@ -17,6 +17,9 @@ from zsad_jax.backbones.base import Params, VisionFeatures
 from zsad_jax.backbones.patches import PatchEmbedding
 from zsad_jax.backbones.transformer import Transformer, layer_norm
 
+# OpenAI's, for all sizes and for most models that others trained.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 NORM_EPSILON = 1e-5
 NUM_START_TOKENS = 1  # rows before the words of a text; deep prompts take the rows behind them
 NORMAL = nn.initializers.normal(0.02)

@@ -20,9 +20,6 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
-# OpenAI's, for all sizes and for most models that others trained.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 
 
@@ -104,7 +101,7 @@ def make_clip(
         name=name,
         params=params,
         preprocess=Preprocess(
-            image_size=image_size or native, resize="bicubic", mean=MEAN, std=STD, rgb_first=False
+            image_size=image_size or native, resize="bicubic", mean=clip.MEAN, std=clip.STD, rgb_first=False
         ),
         temperature=temperature,
         patch_size=vision.patch_size,

@@ -1,0 +1,234 @@
+"""What the two families of nano backbones do differently in the pre-training: TIPS and CLIP.
+
+Both are made of zsad_jax's own modules. A family says how its towers are built, where in their trees the
+patch embedding, the positions and the temperature lie, how pixels and texts come in, and how the finished
+towers are written in a published format.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+from zsad_jax import files
+from zsad_jax.backbones import clip, tips, tokenizers
+
+PATCH = 14
+GRID = 16  # positions of a 224-pixel view; smaller images take a window of them
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of both towers."""
+
+    width: int
+    depth: int
+    text_depth: int
+    num_heads: int
+    mlp_dim: int
+    vocabulary: int
+
+
+class Tips:
+    """tips-nano: two global tokens, sentencepiece, native npz files."""
+
+    num_start_tokens = 0
+    embedding = ("encoder", "ToTokenSequence_0", "embedding", "kernel")
+    blocks = ("encoder", "transformer")
+    temperature = "temperature_contrastive"
+    tokenizer = "tokenizer.model"
+    streams = (None,)  # ordinary patch tokens
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        common = {"num_heads": sizes.num_heads, "mlp_dim": sizes.mlp_dim, "width": sizes.width}
+        self._vision = tips.VisionSizes(
+            patch_size=PATCH, depth=sizes.depth, feed_forward="mlp", grid=GRID, **common
+        )
+        self.text = tips.TextEncoder(
+            tips.TextSizes(vocabulary=sizes.vocabulary, depth=sizes.text_depth, **common)
+        )
+
+    def vision(self, grid: int = GRID) -> tips.VisionEncoder:
+        return tips.VisionEncoder(dataclasses.replace(self._vision, grid=grid))
+
+    def native(self, vision: Params) -> Params:
+        """The vision tower for pixels in [0, 1], from the one that is trained on pixels less a half.
+
+        Without centring, each step of the optimiser shifts all patches together, until they are all alike.
+        """
+        flat = traverse_util.flatten_dict(vision)
+        bias = (*self.embedding[:-1], "bias")
+        flat[bias] = flat[bias] - 0.5 * flat[self.embedding].sum((0, 1, 2))
+        return traverse_util.unflatten_dict(flat)
+
+    def window(self, vision: Params, offset: Int[Array, " 2"], tall: int) -> Params:
+        """The tower with a window of its positions, `tall` patches high and wide."""
+        flat = traverse_util.flatten_dict(vision)
+        name, start = ("encoder", "ToTokenSequence_0", "posembed_input"), (0, *offset, 0)
+        size = (1, tall, tall, self.sizes.width)
+        flat[name] = jax.lax.dynamic_slice(flat[name], start, size)
+        return traverse_util.unflatten_dict(flat)
+
+    def pixels(self, images: Array) -> Float[Array, "b s s 3"]:
+        return images.astype(jnp.float32) / 255
+
+    def encode_temperature(self, temperature: float) -> Array:
+        """The value of the leaf `temperature`."""
+        return jnp.float32(temperature)
+
+    def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
+        return tokenizers.tokenize_sentencepiece(
+            texts, path=path, length=length, vocabulary=self.sizes.vocabulary
+        )
+
+    def train_tokenizer(self, seed: int) -> bytes:
+        import nano_captions
+
+        return nano_captions.train_tokenizer(seed, self.sizes.vocabulary)
+
+    def write(self, towers: Mapping[str, Params], folder: pathlib.Path) -> None:
+        for side, tower in towers.items():
+            arrays = traverse_util.flatten_dict(jax.tree.map(round_to_bfloat16, tower), sep="/")
+            with files.replaced(folder / f"tips_nano_{side}.npz") as temporary:
+                np.savez_compressed(temporary, **arrays)
+
+
+class Clip:
+    """clip-nano: one class token, its own merges, a safetensors file with OpenAI's names."""
+
+    num_start_tokens = clip.NUM_START_TOKENS
+    embedding = ("embedding", "kernel")
+    blocks = ("transformer",)
+    temperature = "logit_scale"
+    tokenizer = "bpe_simple_vocab.txt.gz"
+    # Patches are learned as they come out of the ordinary and of the value-value stream, by turns.
+    streams = (None, 1)
+    text_length = 77
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        common = {"num_heads": sizes.num_heads, "mlp_dim": sizes.mlp_dim, "width": sizes.width}
+        common |= {"embed_dim": sizes.width}
+        self._vision = clip.VisionSizes(patch_size=PATCH, depth=sizes.depth, grid=GRID, **common)
+        self.text = clip.TextEncoder(
+            clip.TextSizes(
+                vocabulary=sizes.vocabulary,
+                depth=sizes.text_depth,
+                length=self.text_length,
+                **common,
+            )
+        )
+
+    def vision(self, grid: int = GRID) -> clip.VisionEncoder:
+        return clip.VisionEncoder(dataclasses.replace(self._vision, grid=grid))
+
+    def native(self, vision: Params) -> Params:
+        """The same: the mean is taken out of CLIP's pixels."""
+        return vision
+
+    def window(self, vision: Params, offset: Int[Array, " 2"], tall: int) -> Params:
+        """The tower with a window of its positions, `tall` patches high and wide."""
+        table, width = vision["positional_embedding"], self.sizes.width
+        grid = table[1:].reshape(GRID, GRID, width)
+        grid = jax.lax.dynamic_slice(grid, (*offset, 0), (tall, tall, width))
+        table = jnp.concatenate([table[:1], grid.reshape(-1, width)])
+        return {**vision, "positional_embedding": table}
+
+    def pixels(self, images: Array) -> Float[Array, "b s s 3"]:
+        mean, std = (np.asarray(one, np.float32) for one in (clip.MEAN, clip.STD))
+        return (images.astype(jnp.float32) / 255 - mean) / std
+
+    def encode_temperature(self, temperature: float) -> Array:
+        """The value of the leaf `temperature`."""
+        return jnp.float32(-math.log(temperature))
+
+    def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
+        return tokenizers.tokenize_bpe(
+            texts, path=path, length=length, vocabulary=self.sizes.vocabulary
+        )
+
+    def train_tokenizer(self, seed: int) -> bytes:
+        import nano_captions
+
+        return nano_captions.train_merges(seed, self.sizes.vocabulary - 514)
+
+    def write(self, towers: Mapping[str, Params], folder: pathlib.Path) -> None:
+        from safetensors.numpy import save
+
+        arrays = openai_arrays(jax.device_get(towers["vision"]), jax.device_get(towers["text"]))
+        rounded = {name: np.ascontiguousarray(x, np.float16) for name, x in arrays.items()}
+        with files.replaced(folder / "clip_nano.safetensors") as temporary:
+            temporary.write_bytes(save(rounded))
+
+
+FAMILIES = {"tips": Tips, "clip": Clip}
+
+
+def write(family: Tips | Clip, towers: Mapping[str, Params], tokenizer, folder: pathlib.Path):
+    """Writes the finished towers, and the tokenizer beside them."""
+    family.write(towers, folder)
+    with files.replaced(folder / family.tokenizer) as temporary:
+        temporary.write_bytes(pathlib.Path(tokenizer).read_bytes())
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    logging.info("%s: %.2f MB in all", folder, total / 1e6)
+
+
+def round_to_bfloat16(leaf: Array) -> np.ndarray:
+    """An array with bfloat16's digits, which compresses to about half; a scalar is kept as it is."""
+    leaf = jnp.asarray(leaf)
+    return np.asarray(leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim else leaf)
+
+
+def openai_arrays(vision: Params, text: Params) -> dict[str, np.ndarray]:
+    """OpenAI's names and layouts of a CLIP's two trees."""
+    names = {
+        "visual.conv1.weight": vision["embedding"]["kernel"].transpose(3, 2, 0, 1),
+        "visual.class_embedding": vision["class_embedding"],
+        "visual.positional_embedding": vision["positional_embedding"],
+        **_norm("visual.ln_pre", vision["ln_pre"]),
+        **_norm("visual.ln_post", vision["ln_post"]),
+        "visual.proj": vision["projection"],
+        "token_embedding.weight": text["token_embedding"],
+        "positional_embedding": text["positional_embedding"],
+        **_norm("ln_final", text["ln_final"]),
+        "text_projection": text["projection"],
+        "logit_scale": text["logit_scale"],
+    }
+    for prefix, tower in (("visual.", vision), ("", text)):
+        for name, block in tower["transformer"].items():
+            number = name.removeprefix("encoderblock_")
+            names |= _block(f"{prefix}transformer.resblocks.{number}.", block)
+    return {name: np.asarray(array) for name, array in names.items()}
+
+
+def _norm(name: str, norm: Params) -> dict[str, np.ndarray]:
+    return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
+
+
+def _block(prefix: str, block: Params) -> dict[str, np.ndarray]:
+    attention, mlp = block["MultiHeadDotProductAttention_0"], block["MlpBlock_0"]
+    width = attention["out"]["kernel"].shape[-1]
+    inputs = [attention[name] for name in ("query", "key", "value")]
+    dense = {"attn.out_proj": attention["out"]["kernel"].reshape(width, width).T}
+    dense |= {"mlp.c_fc": mlp["Dense_0"]["kernel"].T, "mlp.c_proj": mlp["Dense_1"]["kernel"].T}
+    biases = (attention["out"]["bias"], mlp["Dense_0"]["bias"], mlp["Dense_1"]["bias"])
+    return {
+        **_norm(f"{prefix}ln_1", block["LayerNorm_0"]),
+        **_norm(f"{prefix}ln_2", block["LayerNorm_1"]),
+        f"{prefix}attn.in_proj_weight": np.concatenate(
+            [np.reshape(one["kernel"], (width, width)).T for one in inputs]
+        ),
+        f"{prefix}attn.in_proj_bias": np.concatenate([one["bias"].reshape(-1) for one in inputs]),
+        **{f"{prefix}{name}.weight": kernel for name, kernel in dense.items()},
+        **{f"{prefix}{name}.bias": bias for name, bias in zip(dense, biases, strict=True)},
+    }
