@@ -46,7 +46,7 @@ def fetch(name: str, lineage: str) -> None:
     if name not in known:
         raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}.")
     paths = [prompts.locate(name)] if name in prompts.names() else backbones.locate(name, lineage)
-    for path in paths:
+    for path in filter(None, paths):
         print(path)
 
 

@@ -1,14 +1,18 @@
+import hashlib
 import http.server
 import io
+import math
 import pathlib
 import runpy
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 from zsad_jax import downloads
-from zsad_jax.backbones import released
+from zsad_jax.backbones import clip, released, tips
+from zsad_jax.backbones.sizes import clip_sizes
 from zsad_jax.errors import UserError
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "download_weights.py"
@@ -54,7 +58,7 @@ def test_a_name_becomes_three_files_fetched_once(published):
     missing = released.missing_files("tips-s14-hr")
     assert len(missing) == 3
     found = released.locate("tips-s14-hr")
-    assert sorted(found) == sorted(missing)
+    assert sorted(path for path in found if path) == sorted(missing)
     assert found.tokenizer.read_bytes() == b"pieces"
     assert released.missing_files("tips-s14-hr") == []
     assert released.locate("tips-s14-hr") == found
@@ -89,16 +93,61 @@ def test_a_missing_file_says_what_to_put_where(published, tmp_path):
 
 
 def test_array_counts_are_those_of_the_published_files():
-    counts = {
-        name: release.count_arrays("native", "vision")
-        for name, release in released.RELEASES.items()
-    }
+    counts = {name: released.count_arrays(name, "native", "vision") for name in released.RELEASES}
     assert counts["tips-b14-hr"] == 198
     assert counts["tips-l14-hr"] == counts["tipsv2-l14"] == 390
     assert counts["tips-so400m14-hr"] == 438
     assert counts["tips-g14-lr"] == 726
-    assert released.RELEASES["tips-l14-hr"].count_arrays("pytorch", "vision") == 344
-    assert released.RELEASES["tips-l14-hr"].count_arrays("native", "text") == 196
+    assert released.count_arrays("tips-l14-hr", "pytorch", "vision") == 344
+    assert released.count_arrays("tips-l14-hr", "native", "text") == 196
+
+
+def test_all_names_have_sizes():
+    assert set(released.SIZES) == set(released.names())
+    assert released.SIZES["clip-vit-l14-336"] == (
+        {
+            "patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096,
+            "grid": 24, "embed_dim": 768,
+        },
+        {
+            "vocabulary": 49408, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072,
+            "length": 77, "embed_dim": 768,
+        },
+    )  # fmt: skip
+
+
+def count_leaves(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+# Counted on the published models.
+@pytest.mark.parametrize(
+    ("name", "vision", "text"),
+    [
+        ("clip-vit-l14-336", 304_293_888, 123_650_304),
+        ("clip-vit-b32", 87_849_216, 63_428_096),
+        ("clip-vit-b16", 86_192_640, 63_428_096),
+    ],
+)
+def test_the_sizes_of_clip_give_the_published_number_of_parameters(name, vision, text):
+    of_vision, of_text = released.SIZES[name]
+    assert count_leaves(clip.vision_tree(clip.VisionSizes(**of_vision))) == vision
+    assert count_leaves(clip.text_tree(clip.TextSizes(**of_text))) == text + 1
+    assert released.count_values(name) == vision + text
+
+
+@pytest.mark.parametrize(
+    ("name", "vision", "text"),
+    [
+        ("tips-s14-hr", 21_619_584, 33_582_336),
+        ("tips-l14-hr", 303_178_752, 183_924_736),
+        ("tipsv2-b14", 86_296_320, 109_632_000),
+    ],
+)
+def test_the_sizes_of_tips_give_the_published_number_of_parameters(name, vision, text):
+    of_vision, of_text = released.SIZES[name]
+    assert count_leaves(tips.vision_tree(tips.VisionSizes(**of_vision))) == vision
+    assert count_leaves(tips.text_tree(tips.TextSizes(**of_text))) == text + 1
 
 
 def test_unknown_names_and_lineages_are_one_sentence():
@@ -108,10 +157,100 @@ def test_unknown_names_and_lineages_are_one_sentence():
         released.locate("tips-l14-hr", "torch")
 
 
+@pytest.fixture
+def small_clip(monkeypatch):
+    """The smallest released CLIP, at a width of 4."""
+    sizes = clip_sizes(
+        patch_size=2, grid=2, width=4, depth=1, text_width=4, embed_dim=4, text_depth=1,
+        vocabulary=7, head_width=2,
+    )  # fmt: skip
+    monkeypatch.setitem(released.SIZES, "clip-vit-b32", sizes)
+    return "clip-vit-b32"
+
+
+def safetensors_bytes(count):
+    from safetensors.numpy import save
+
+    values = np.zeros(count, np.float16)
+    return save({"a": values, "scale": np.zeros((), np.float32), "ids": np.zeros((1, 3), np.int64)})
+
+
+def serve_clip(published, monkeypatch, weights, merges=b"merges"):
+    base = f"http://127.0.0.1:{published.server_port}"
+    monkeypatch.setattr(released, "CLIP_URL", f"{base}/{{}}/model.safetensors")
+    monkeypatch.setattr(released, "MERGES_URL", f"{base}/merges.gz")
+    monkeypatch.setattr(released, "MERGES_BYTES", len(merges))
+    monkeypatch.setattr(released, "MERGES_SHA256", hashlib.sha256(b"merges").hexdigest())
+    published.files["/vit_base_patch32_clip_224.openai/model.safetensors"] = weights
+    published.files["/merges.gz"] = merges
+
+
+def test_a_clip_becomes_two_files_fetched_once(published, monkeypatch, tmp_path, small_clip):
+    serve_clip(published, monkeypatch, safetensors_bytes(released.count_values(small_clip)))
+    folder = tmp_path / "home/weights/clip"
+    paths = [folder / "clip-vit-b32.safetensors", folder / "bpe_simple_vocab_16e6.txt.gz"]
+    assert released.missing_files(small_clip) == paths
+    found = released.locate(small_clip)
+    assert found == (paths[0], None, None, paths[1])
+    assert found.tokenizer.read_bytes() == b"merges"
+    assert released.locate(small_clip) == found
+    assert released.missing_files(small_clip) == []
+    assert len(published.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "problem"), [(None, "holds 10 numbers instead of"), (-1, "not a whole safetensors")]
+)
+def test_a_wrong_clip_file_is_thrown_away(
+    published, monkeypatch, tmp_path, small_clip, cut, problem
+):
+    serve_clip(published, monkeypatch, safetensors_bytes(10)[:cut])
+    with pytest.raises(UserError, match=problem):
+        released.locate(small_clip)
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+def test_converted_weights_of_ones_own_are_taken(published, monkeypatch, tmp_path, small_clip):
+    serve_clip(published, monkeypatch, b"")
+    own = tmp_path / "home/weights/clip/clip-vit-b32.npz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(npz_bytes(1))
+    assert released.locate(small_clip).weights == own
+    assert released.missing_files(small_clip) == []
+
+
+@pytest.mark.parametrize("merges", [None, b"MERGES"])
+def test_a_clip_without_merges_is_a_warning(
+    published, monkeypatch, caplog, tmp_path, small_clip, merges
+):
+    weights = safetensors_bytes(released.count_values(small_clip))
+    serve_clip(published, monkeypatch, weights, merges or b"merges")
+    published.files["/merges.gz"] = merges
+    with caplog.at_level("WARNING", logger="absl"):
+        found = released.locate(small_clip)
+    assert found.tokenizer is None
+    assert found.weights.exists()
+    assert f"put it at {tmp_path}/home/weights/clip/bpe_simple_vocab_16e6" in caplog.text
+
+
+def test_clip_offline_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path))
+    monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
+    monkeypatch.setattr(released, "CLIP_URL", "http://127.0.0.1:9/{}/model.safetensors")
+    place = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
+    with pytest.raises(UserError, match=rf"weights of clip-vit-l14-336 .* put it at {place}"):
+        released.locate("clip-vit-l14-336")
+
+
 def test_the_shipped_model_lies_in_the_package():
     found = released.locate("tips-nano")
     assert found.vision.name == "tips_nano_vision.npz"
     assert found.text.parent == found.tokenizer.parent == released.ASSETS / "tips-nano"
+    assert found.weights is None
+    small = released.locate("clip-nano")
+    assert small.weights == released.ASSETS / "clip-nano/clip_nano.safetensors"
+    assert small.tokenizer == released.ASSETS / "clip-nano/bpe_simple_vocab.txt.gz"
+    assert small.vision is small.text is None
 
 
 def test_the_command_of_an_error_message_works(published, capsys):

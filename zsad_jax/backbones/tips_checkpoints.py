@@ -1,33 +1,31 @@
 """TIPS files: which lineage they are of, what sizes they hold, and the PyTorch key names as a table."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from zsad_jax.backbones.checkpoints import fit_tree
+from zsad_jax.backbones.sizes import TIPS_TOWERS
+from zsad_jax.backbones.torch_layout import (
+    ATTENTION,
+    Arrays,
+    Shapes,
+    below,
+    check_heads,
+    count_blocks,
+    lay_out_block,
+)
 from zsad_jax.errors import UserError
 
-Arrays = Mapping[str, np.ndarray]
-Shapes = dict[str, tuple[int, ...]]
-
 PREFIX = "encoder/transformer/encoderblock_"
-ATTENTION = "MultiHeadDotProductAttention_0"
 # Head counts by width, for files whose arrays do not show them (PyTorch's fused matrices).
-NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24}
+NUM_HEADS = {tower.width: tower.num_heads for tower in TIPS_TOWERS.values()}
 
 
 def is_pytorch(arrays: Arrays) -> bool:
     """Whether the keys are those of the PyTorch release (dots) and not of the native one (slashes)."""
     return not any("/" in name for name in arrays)
-
-
-def count_blocks(arrays: Arrays, pattern: str) -> int:
-    """One more than the largest block number among the names that match `pattern` (one group)."""
-    numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
-    return max(numbers, default=-1) + 1
 
 
 def _need(arrays: Arrays, name: str, source: str) -> np.ndarray:
@@ -65,29 +63,26 @@ def vision_from_pytorch(
         "encoder/encoder_norm/scale": arrays["norm.weight"],
         "encoder/encoder_norm/bias": arrays["norm.bias"],
     }
+    heads = check_heads(num_heads or default_heads(width), width, source)
     for i in range(depth):
-        block = _below(arrays, f"blocks.{i}.")
-        native = _vision_block(block, num_heads or default_heads(width), swiglu)
+        native = _vision_block(below(arrays, f"blocks.{i}."), heads)
         out |= {f"{PREFIX}{i}/{name}": array for name, array in native.items()}
     return out
 
 
-def _vision_block(block: Arrays, num_heads: int, swiglu: bool) -> dict[str, np.ndarray]:
-    native = {
-        **_norms(block, "norm1", "norm2"),
-        **_attention(block, "attn.qkv.", "attn.proj.", num_heads, scale=block["ls1.gamma"]),
-    }
-    if not swiglu:
-        return {
-            **native,
-            **_dense("MlpBlock_0/Dense_0", block, "mlp.fc1."),
-            **_dense("MlpBlock_0/Dense_1", block, "mlp.fc2.", block["ls2.gamma"]),
-        }
-    # Rows of the fused matrix: first the gate, then the linear branch.
-    for i, kind in enumerate(("gate", "linear")):
-        half = {f"{kind}.{k}": np.split(block[f"mlp.w12.{k}"], 2)[i] for k in ("weight", "bias")}
-        native |= _dense(f"FFNSwiGluFused_0/Dense_{i}", half, f"{kind}.")
-    return native | _dense("FFNSwiGluFused_0/Dense_2", block, "mlp.w3.", block["ls2.gamma"])
+def _vision_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
+    """A block without its LayerScale, which goes into the dense layer before it."""
+    scales = {"attn.proj": block["ls1.gamma"], "mlp.fc2": block["ls2.gamma"]}
+    scales["mlp.w3"] = scales["mlp.fc2"]
+    scaled = {}
+    for name, array in block.items():
+        part, _, kind = name.rpartition(".")
+        if kind == "gamma":
+            continue
+        if part in scales:
+            array = array * (scales[part][:, None] if kind == "weight" else scales[part])
+        scaled[name] = array
+    return lay_out_block(scaled, num_heads)
 
 
 def text_from_pytorch(
@@ -111,16 +106,9 @@ def text_from_pytorch(
         "text_encoder_norm/bias": arrays["ln_final.bias"],
         "temperature_contrastive": arrays[temperature],
     }
+    heads = check_heads(num_heads or default_heads(width), width, source)
     for i in range(depth):
-        block = _below(arrays, f"transformer.resblocks.{i}.")
-        native = {
-            **_norms(block, "ln_1", "ln_2"),
-            **_attention(
-                block, "attn.in_proj_", "attn.out_proj.", num_heads or default_heads(width)
-            ),
-            **_dense("MlpBlock_0/Dense_0", block, "mlp.c_fc."),
-            **_dense("MlpBlock_0/Dense_1", block, "mlp.c_proj."),
-        }
+        native = lay_out_block(below(arrays, f"transformer.resblocks.{i}."), heads)
         out |= {f"transformer/encoderblock_{i}/{name}": array for name, array in native.items()}
     return out
 
@@ -185,45 +173,6 @@ def _checked(arrays: Arrays, shapes: Shapes, source: str) -> Arrays:
 
 def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
-
-
-def _below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def _norms(block: Arrays, first: str, second: str) -> dict[str, np.ndarray]:
-    return {
-        f"LayerNorm_{i}/{ours}": block[f"{name}.{theirs}"]
-        for i, name in enumerate((first, second))
-        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-    }
-
-
-def _dense(
-    name: str, block: Arrays, theirs: str, scale: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    kernel, bias = block[f"{theirs}weight"].T, block[f"{theirs}bias"]
-    if scale is not None:
-        kernel, bias = kernel * scale, bias * scale
-    return {f"{name}/kernel": kernel, f"{name}/bias": bias}
-
-
-def _attention(
-    block: Arrays, fused: str, out: str, num_heads: int, scale: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Query, key and value out of one fused matrix of rows [q; k; v]."""
-    weight, bias = block[f"{fused}weight"], block[f"{fused}bias"]
-    width = weight.shape[1]
-    heads = (num_heads, width // num_heads)
-    native: dict[str, np.ndarray] = {}
-    for i, name in enumerate(("query", "key", "value")):
-        rows = slice(i * width, (i + 1) * width)
-        native[f"{ATTENTION}/{name}/kernel"] = weight[rows].T.reshape(width, *heads)
-        native[f"{ATTENTION}/{name}/bias"] = bias[rows].reshape(heads)
-    dense = _dense("out", block, out, scale)
-    native[f"{ATTENTION}/out/kernel"] = dense["out/kernel"].reshape(*heads, width)
-    native[f"{ATTENTION}/out/bias"] = dense["out/bias"]
-    return native
 
 
 def default_heads(width: int) -> int:
