@@ -1,7 +1,6 @@
 """Learned parameters as small files: written after training, read by name, path or checkpoint."""
 
-import pathlib
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ from absl import logging
 
 from zsad_jax import files
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.checkpoints import fit_tree, flatten, read_arrays
+from zsad_jax.backbones.checkpoints import fit_tree, flatten
 from zsad_jax.errors import UserError
 from zsad_jax.methods import released
 from zsad_jax.methods.base import Method, PyTree
@@ -50,18 +49,25 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
         logging.warning(
             "The prompts %s were learned over %s, not %s.", source, made_for, backbone.name
         )
-    path = pathlib.Path(source)
-    if path.suffix == ".npz" and path.exists():
-        arrays: Any = read_arrays(path)
-        if set(arrays) != set(flatten(wanted)):
-            arrays = released.load_prompts(source)
-    else:
-        arrays = released.load_prompts(source)
+    arrays: PyTree = released.read_state(source)
     try:
+        if method.import_params is not None and set(arrays) != set(flatten(wanted)):
+            arrays = _import(method, arrays)
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:
         raise UserError(
             f"The learned prompts {source} do not fit {method.name} over {backbone.name}: {error}"
+        ) from error
+
+
+def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
+    assert method.import_params is not None
+    try:
+        return method.import_params(state)
+    except KeyError as error:
+        found = ", ".join(sorted(state)[:10]) or "nothing"
+        raise UserError(
+            f"it lacks {error.args[0]!r} and holds {found}; give the file that training wrote."
         ) from error
 
 

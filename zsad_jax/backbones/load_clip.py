@@ -101,7 +101,11 @@ def make_clip(
         name=name,
         params=params,
         preprocess=Preprocess(
-            image_size=image_size or native, resize="bicubic", mean=clip.MEAN, std=clip.STD, rgb_first=False
+            image_size=image_size or native,
+            resize="bicubic",
+            mean=clip.MEAN,
+            std=clip.STD,
+            rgb_first=False,
         ),
         temperature=temperature,
         patch_size=vision.patch_size,

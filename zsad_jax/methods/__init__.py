@@ -1,10 +1,14 @@
 """Zero-shot anomaly detectors: one file a method, all behind one contract."""
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
 from zsad_jax.methods.config import config_from
@@ -12,6 +16,10 @@ from zsad_jax.methods.config import config_from
 # Name -> "module:factory:config class"; a module is imported when its method is used.
 METHODS: dict[str, str] = {
     "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly:TIPSomalyConfig",
+    "anomalyclip": "zsad_jax.methods.anomalyclip:anomalyclip:AnomalyCLIPConfig",
+    "faprompt": "zsad_jax.methods.faprompt:faprompt:FAPromptConfig",
+    "tps": "zsad_jax.methods.tps:tps:TPSConfig",
+    "vip2clip": "zsad_jax.methods.vip2clip:vip2clip:ViP2CLIPConfig",
 }
 
 __all__ = [
@@ -21,6 +29,8 @@ __all__ = [
     "Scores",
     "Stage",
     "check_config",
+    "count_learned",
+    "count_parameters",
     "image_score",
     "make_method",
 ]
@@ -49,6 +59,35 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
     """
     _, config_class = _registered(name)
     config_from(config_class, config)
+
+
+def count_parameters(
+    method: str,
+    *,
+    backbone: str,
+    published: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> int:
+    """How many numbers a method learns over a released backbone, from shapes alone.
+
+    Args:
+      method: a key of `METHODS`.
+      backbone: a released checkpoint ("clip-vit-l14-336"); no weights are read.
+      published: count as the published code does, with what its optimiser holds to no effect.
+      config: fields of the method's config; None: the defaults.
+
+    Raises:
+      UserError: for an unknown name, an unknown config key or a bad value.
+    """
+    described = describe_backbone(backbone)
+    made = make_method(method, described, config)
+    return count_learned(made, described) + (made.unused_parameters if published else 0)
+
+
+def count_learned(method: Method, backbone: Backbone) -> int:
+    """How many numbers a method learns over a backbone."""
+    shapes = jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
 def _registered(name: str) -> tuple[Any, Any]:

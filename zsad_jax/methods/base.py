@@ -1,12 +1,14 @@
 """The contract of every method: a NamedTuple of pure functions, as an optimiser is in optax."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from zsad_jax.errors import UserError
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray
@@ -82,6 +84,10 @@ class Method(NamedTuple):
       cacheable: True when `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
       across: None, or a host function over all scores or features of one category.
+      import_params: {name: array} of the authors' released checkpoint (names joined by ".") -> params;
+        None where there is none.
+      unused_parameters: numbers that the published code's optimiser holds without any effect; published
+        counts include them.
     """
 
     name: str
@@ -99,3 +105,18 @@ class Method(NamedTuple):
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
     across: Callable[..., Any] | None = None
+    import_params: Callable[[Mapping[str, np.ndarray]], PyTree] | None = None
+    unused_parameters: int = 0
+
+
+def check_extras(method: str, wanted: Collection[str], known: Collection[str]) -> None:
+    """Refuses extras that a method cannot give.
+
+    Raises:
+      UserError: naming the first unknown one.
+    """
+    for name in wanted:
+        if name not in known:
+            raise UserError(
+                f"Method '{method}' has no extra '{name}'; there are: {', '.join(known)}."
+            )

@@ -85,3 +85,23 @@ def cross_entropy(
     """Softmax cross-entropy, meaned over the counted rows."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
     return weighted_mean(-chosen, weights)
+
+
+def segmentation_terms(
+    probabilities: Float[Array, "b H W 2"], batch: Batch
+) -> dict[str, Float[Array, ""]]:
+    """The three terms of the local loss of AnomalyCLIP and its successors, of one map.
+
+    Args:
+      probabilities: of (normal, anomalous), up-sampled to the masks' size.
+      batch: the ground truth; rows without it count nowhere.
+
+    Returns:
+      {"focal", "dice_abnormal", "dice_normal"}.
+    """
+    rows = segmentation_rows(batch).astype(jnp.float32)
+    return {
+        "focal": focal_loss(probabilities, batch.masks, rows),
+        "dice_abnormal": dice_loss(probabilities[..., 1], batch.masks, rows),
+        "dice_normal": dice_loss(probabilities[..., 0], 1 - batch.masks, rows),
+    }

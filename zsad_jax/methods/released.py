@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from zsad_jax import downloads, files
 from zsad_jax.backbones.checkpoints import flatten, read_arrays, read_torch_pickle
@@ -17,11 +16,7 @@ BASE_URL = (
     "https://raw.githubusercontent.com/AlirezaSalehy/Tipsomaly"
     "/760f055c329cee8a5e5129d534bbfd8b66e0281d/workspaces"
 )
-# How the (normal, abnormal) matrices are called in files: ours, plain copies, parameter lists.
-ARRAY_NAMES = (("normal", "abnormal"), ("normal_prompt", "abnormal_prompt"), ("0", "1"))
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
-
-Prompts = dict[str, Float[np.ndarray, "p e"]]
 
 
 class PublishedPrompts(NamedTuple):
@@ -104,18 +99,18 @@ def fetch_command(name: str) -> str:
     return f"python scripts/download_weights.py {name}"
 
 
-def load_prompts(path_or_name: files.PathLike) -> Prompts:
-    """Reads a pair of learned prompts.
+def read_state(path_or_name: files.PathLike) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file of learned parameters, the authors' or a copy of it.
 
     Args:
       path_or_name: a published name ("tipsomaly-l14-hr-visa-epoch2", fetched on first use), an npz, or
         a PyTorch file as the authors' code writes them (read without running anything in it).
 
     Returns:
-      {"normal": [P, E], "abnormal": [P, E]}, float32.
+      Arrays by name; what is nested in a PyTorch file is joined by ".".
 
     Raises:
-      UserError: nothing of that name, or a file that holds no pair of prompts.
+      UserError: nothing of that name, or a file that cannot be read.
     """
     path = pathlib.Path(path_or_name)
     if os.fspath(path_or_name) in PUBLISHED:
@@ -126,39 +121,19 @@ def load_prompts(path_or_name: files.PathLike) -> Prompts:
             f" {', '.join(PUBLISHED)}."
         )
     if path.suffix in TORCH_SUFFIXES:
-        arrays = _named(read_torch_pickle(path))
-    elif path.suffix == ".npz":
-        arrays = read_arrays(path)
-    else:
-        raise UserError(f"{path} is no prompt file: give an .npz or a .pth file.")
-    return _as_pair(arrays, path)
+        return _named(read_torch_pickle(path))
+    if path.suffix == ".npz":
+        return read_arrays(path)
+    raise UserError(f"{path} is no prompt file: give an .npz or a .pth file.")
 
 
-def _named(content: Any) -> Mapping[str, Any]:
+def _named(content: Any) -> dict[str, np.ndarray]:
     """What a PyTorch file holds, by name: a list, or a dict around one."""
     if isinstance(content, Mapping):
         content = content.get("learnable_prompts", content)
     if isinstance(content, list | tuple):
-        return {str(index): value for index, value in enumerate(content)}
-    return flatten(content) if isinstance(content, Mapping) else {}
-
-
-def _as_pair(arrays: Mapping[str, Any], path: pathlib.Path) -> Prompts:
-    for keys in ARRAY_NAMES:
-        if set(keys) <= set(arrays):
-            normal, abnormal = (np.asarray(arrays[key]) for key in keys)
-            break
-    else:
-        found = ", ".join(sorted(arrays)[:10]) or "nothing"
-        raise UserError(
-            f"{path} holds no learned prompts (a normal and an abnormal matrix), but {found}: give"
-            " the file that training wrote."
-        )
-    if normal.ndim != 2 or normal.shape != abnormal.shape or normal.dtype.kind != "f":
-        raise UserError(
-            f"{path} holds arrays of shape {normal.shape} and {abnormal.shape} where two equal"
-            " [prompts, width] matrices are expected: give the file that training wrote."
-        )
-    if not (np.isfinite(normal).all() and np.isfinite(abnormal).all()):
-        raise UserError(f"{path} holds prompts that are not finite: train or fetch them again.")
-    return {"normal": normal.astype(np.float32), "abnormal": abnormal.astype(np.float32)}
+        content = {str(index): value for index, value in enumerate(content)}
+    if not isinstance(content, Mapping):
+        return {}
+    arrays = flatten(content)
+    return {name.replace("/", "."): np.asarray(array) for name, array in arrays.items()}

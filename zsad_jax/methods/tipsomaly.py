@@ -18,9 +18,16 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.errors import UserError
 from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, Scores
+from zsad_jax.methods.base import Batch, Method, Scores, check_extras
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.prompts import FAMILIES, encode_pairs, ensemble, tokenize
+from zsad_jax.methods.prompts import (
+    FAMILIES,
+    check_length,
+    encode_pairs,
+    ensemble,
+    insert_tokens,
+    tokenize,
+)
 from zsad_jax.methods.similarity import cosine_softmax, cosines
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
@@ -114,6 +121,11 @@ def tipsomaly(
             f" {backbone.text_depth} blocks takes no deep tokens; give at most"
             f" {backbone.text_depth - 1}."
         )
+    if config.has_deep_tokens and backbone.num_start_tokens and config.n_deep > config.num_prompts:
+        raise UserError(
+            f"Config key 'n_deep' is {config.n_deep}, but over {backbone.name} deep tokens take the place"
+            f" of the {config.num_prompts} learned ones; give at most as many."
+        )
     temperature = backbone.temperature if config.temperature is None else config.temperature
     encode_learned = _learned_encoder(backbone, config)
     return Method(
@@ -129,7 +141,20 @@ def tipsomaly(
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],
         features_key="last layer",
+        import_params=import_params,
     )
+
+
+def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The pair of prompts in the authors' list, or in a copy of it.
+
+    Raises:
+      KeyError: when there is none.
+    """
+    for keys in (STATES, ("normal_prompt", "abnormal_prompt"), ("0", "1")):
+        if set(keys) <= set(state):
+            return {name: state[key] for name, key in zip(STATES, keys, strict=True)}
+    raise KeyError("a normal and an abnormal matrix")
 
 
 def _init(
@@ -158,21 +183,30 @@ def _learned_encoder(
     def tokens() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, paddings and state (0, 1) of every sentence; tokenised once, when needed."""
         pair = FAMILIES[config.prompt_family].sentences(config.learned_class_name)
+        if config.learning == "entire_learnable":  # between start and end token alone
+            pair = [""], [""]
         states = np.repeat([0, 1], [len(sentences) for sentences in pair])
         return *tokenize(backbone, [*pair[0], *pair[1]]), states
 
     def encode(frozen: Params, params: Params) -> Float[Array, "2 d"]:
         learned = jnp.stack([params[state] for state in STATES])
-        if config.learning == "entire_learnable":
+        start = backbone.num_start_tokens
+        if config.learning == "entire_learnable" and not start:
             # All sentences of a state are the same learned tokens: one stands for all.
             states = np.array([0, 1])
             embeddings = learned[:, : backbone.text_length]
             paddings = np.zeros(embeddings.shape[:2], np.int32)
         else:
             ids, paddings, states = tokens()
-            words = backbone.embed_tokens(frozen, ids)
-            insert = _put_in_front if config.learning == "concat" else _add_to_first
-            embeddings, paddings = insert(words, paddings, learned[states], backbone.text_length)
+            embeddings = backbone.embed_tokens(frozen, ids)
+            if config.learning != "sumate":
+                if start:  # an end token may not be cut off
+                    check_length(backbone, paddings, config.num_prompts)
+                embeddings, paddings = insert_tokens(
+                    embeddings, paddings, learned[states], at=start, length=backbone.text_length
+                )
+            else:
+                embeddings = _add_to_first(embeddings, learned[states], start)
         deep = None
         if config.has_deep_tokens:
             deep = jnp.stack([params[f"deep_{state}"] for state in STATES], axis=1)[:, states]
@@ -182,28 +216,12 @@ def _learned_encoder(
     return encode
 
 
-def _put_in_front(
-    words: Float[Array, "t n e"],
-    paddings: Int[np.ndarray, "t n"],
-    learned: Float[Array, "t p e"],
-    length: int,
-) -> tuple[Float[Array, "t m e"], Int[np.ndarray, "t m"]]:
-    """Learned tokens before the words, cut at the text length as in the published code."""
-    valid = np.zeros(learned.shape[:2], paddings.dtype)
-    embeddings = jnp.concatenate([learned, words], axis=1)[:, :length]
-    return embeddings, np.concatenate([valid, paddings], axis=1)[:, :length]
-
-
 def _add_to_first(
-    words: Float[Array, "t n e"],
-    paddings: Int[np.ndarray, "t n"],
-    learned: Float[Array, "t p e"],
-    length: int,
-) -> tuple[Float[Array, "t n e"], Int[np.ndarray, "t n"]]:
+    words: Float[Array, "t n e"], learned: Float[Array, "t p e"], start: int
+) -> Float[Array, "t n e"]:
     """Learned tokens added to the first words ("sumate"); what falls on padding has no effect."""
-    del length
-    count = min(learned.shape[1], words.shape[1])
-    return words.at[:, :count].add(learned[:, :count].astype(words.dtype)), paddings
+    end = min(start + learned.shape[1], words.shape[1])
+    return words.at[:, start:end].add(learned[:, : end - start].astype(words.dtype))
 
 
 def _prototypes(
@@ -243,7 +261,7 @@ def _score(
     p_abnormal alone, since the two add up to 1.
     """
     del frozen, params
-    _check_extras(extras)
+    check_extras("tipsomaly", extras, EXTRAS)
     image_text, patch_text = prototypes.image[category], prototypes.patches[category]
     tokens, patches = features.global_tokens, features.patches[:, -1]
     global_probabilities = cosine_softmax(tokens, image_text, temperature)
@@ -262,14 +280,6 @@ def _score(
         patches=patch_probabilities[..., 1:],
         extras={name: computed[name]() for name in extras},
     )
-
-
-def _check_extras(extras: Collection[str]) -> None:
-    for name in extras:
-        if name not in EXTRAS:
-            raise UserError(
-                f"Method 'tipsomaly' has no extra '{name}'; there are: {', '.join(EXTRAS)}."
-            )
 
 
 def _loss(
@@ -297,13 +307,10 @@ def _loss(
 
     probabilities = cosine_softmax(features.patches[:, -1], text, temperature)
     pixels = anomaly_map.upsample(probabilities, (batch.masks.shape[1], batch.masks.shape[2]))
-    rows = losses.segmentation_rows(batch).astype(jnp.float32)
     images = cosine_softmax(features.global_tokens, text, temperature)
     valid = batch.valid.astype(jnp.float32)
     terms = {
-        "focal": losses.focal_loss(pixels, batch.masks, rows),
-        "dice_abnormal": losses.dice_loss(pixels[..., 1], batch.masks, rows),
-        "dice_normal": losses.dice_loss(pixels[..., 0], 1 - batch.masks, rows),
+        **losses.segmentation_terms(pixels, batch),
         "cross_entropy": jnp.stack(
             [losses.cross_entropy(token, batch.labels, valid) for token in images.swapaxes(0, 1)]
         ).sum(),

@@ -1,0 +1,91 @@
+"""The small trainable networks of the prompt learners, as functions of plain parameter trees.
+
+A linear layer is {"kernel": [inputs, outputs], "bias": [outputs]}.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Linear = dict[str, Float[Array, "..."]]
+
+
+def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array, "..."]:
+    """Learned tokens, drawn from N(0, std²)."""
+    return std * jax.random.normal(key, tuple(shape))
+
+
+def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
+    """Uniform within 1/sqrt(inputs), kernel and bias alike: PyTorch's default."""
+    bound = inputs**-0.5
+    kernel_key, bias_key = jax.random.split(key)
+    return {
+        "kernel": jax.random.uniform(kernel_key, (inputs, outputs), minval=-bound, maxval=bound),
+        "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound),
+    }
+
+
+def linear(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
+    """x kernel + bias."""
+    return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]
+
+
+def init_bottleneck(key: Array, inputs: int, hidden: int, outputs: int) -> dict[str, Linear]:
+    """Two linear layers: {"first", "second"}."""
+    first, second = jax.random.split(key)
+    return {
+        "first": init_linear(first, inputs, hidden),
+        "second": init_linear(second, hidden, outputs),
+    }
+
+
+def bottleneck(
+    params: Mapping[str, Linear],
+    x: Float[Array, "*n d"],
+    *,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+) -> Float[Array, "*n e"]:
+    """second(activation(first(x)))."""
+    return linear(params["second"], activation(linear(params["first"], x)))
+
+
+def layer_norm(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """LayerNorm with {"scale", "bias"} and epsilon 1e-5."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
+
+
+def attend(
+    query: Float[Array, "*b n d"],
+    key: Float[Array, "*b m d"],
+    value: Float[Array, "*b m d"],
+    *,
+    num_heads: int,
+    scale: float,
+) -> Float[Array, "*b n d"]:
+    """Multi-head softmax attention of projected inputs, the heads next to each other again.
+
+    Args:
+      query, key, value: heads are runs of d / num_heads numbers.
+      num_heads: divides d.
+      scale: of the logits; the usual one is (d / num_heads)**-0.5.
+    """
+    heads = [x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value)]
+    highest = jax.lax.Precision.HIGHEST
+    logits = jnp.einsum("...nhk,...mhk->...hnm", heads[0], heads[1], precision=highest)
+    weights = jax.nn.softmax(scale * logits, axis=-1)
+    mixed = jnp.einsum("...hnm,...mhk->...nhk", weights, heads[2], precision=highest)
+    return mixed.reshape(query.shape)
+
+
+def linear_from_torch(state: Mapping[str, np.ndarray], name: str) -> Linear:
+    """A linear layer, or 1x1 convolution, out of a PyTorch state dict."""
+    weight = np.asarray(state[f"{name}.weight"])
+    return {
+        "kernel": weight.reshape(weight.shape[:2]).T,
+        "bias": np.asarray(state[f"{name}.bias"]),
+    }
