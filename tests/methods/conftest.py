@@ -1,6 +1,7 @@
 """The tiny backbone of the TIPSomaly goldens, and the goldens themselves."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -77,3 +78,45 @@ def backbone(load_golden_backbone):
 def pytorch_backbone(load_golden_backbone):
     """The same weights with the numerics of the PyTorch files, which the published code reads."""
     return load_golden_backbone(gelu_approximate=False, text_ln_eps=1e-5)
+
+
+@pytest.fixture(scope="session")
+def load_golden_clip():
+    """Loads the tiny CLIP of a golden folder: `load_golden_clip("anomalyclip")`."""
+
+    @functools.cache
+    def load(folder, *, num_heads=4, text_num_heads=4, **overrides):
+        return zsad_jax.load_backbone(
+            "clip",
+            weights=FOLDER.parent / folder / "weights.npz",
+            num_heads=num_heads,
+            text_num_heads=text_num_heads,
+            **overrides,
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def read_golden():
+    """Reads an npz file of the goldens: `read_golden("faprompt", "expected")`."""
+
+    @functools.cache
+    def read(folder, name):
+        with np.load(FOLDER.parent / folder / f"{name}.npz") as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_near():
+    """Compares with a golden, the error as a share of the golden's largest entry."""
+
+    def check(found, golden, tolerance, *, scale=None):
+        found, golden = np.asarray(found), np.asarray(golden)
+        assert found.shape == golden.shape
+        largest = np.abs(golden).max() if scale is None else scale
+        assert np.abs(found - golden).max() <= tolerance * largest
+
+    return check
