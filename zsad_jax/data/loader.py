@@ -123,9 +123,20 @@ def _iterate(pipeline, workers: int) -> Iterator[ImageBatch]:
     finally:
         iterator.close()
         if workers:
-            # Grain's finished threads keep the last batch in a reference cycle: shared memory that
-            # would be complained about when the process ends.
-            gc.collect()
+            _release_shared_memory()
+
+
+def _release_shared_memory() -> None:
+    """Frees what the batches lay in, which would be complained about when the process ends.
+
+    Grain's finished threads keep the last batch in a reference cycle, and one thread frees the memory
+    of discarded batches one by one: a task given to it ends when those before it are done.
+    """
+    gc.collect()
+    module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
+    pool = getattr(getattr(module, "SharedMemoryArray", None), "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)
 
 
 def _take(iterator: Iterator[ImageBatch]) -> ImageBatch | None:
