@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from zsad_jax.backbones.base import Backbone
 from zsad_jax.errors import UserError
 
 PyTree = Any
@@ -120,3 +121,16 @@ def check_extras(method: str, wanted: Collection[str], known: Collection[str]) -
             raise UserError(
                 f"Method '{method}' has no extra '{name}'; there are: {', '.join(known)}."
             )
+
+
+def check_global_token(backbone: Backbone, token: int) -> None:
+    """Refuses a config's `global_token` (counted from 0) that a backbone does not have.
+
+    Raises:
+      UserError: naming how many there are.
+    """
+    if token >= backbone.num_global_tokens:
+        raise UserError(
+            f"Config key 'global_token' is {token}, but {backbone.name} has {backbone.num_global_tokens}"
+            f" global token{'s' * (backbone.num_global_tokens > 1)}, counted from 0."
+        )
