@@ -1,6 +1,6 @@
 """Times the vision tower of TIPS against the same tower in PyTorch, and a detector on one image.
 
-    python scripts/make_random_tips.py tips-l14-hr --out /some/where
+    python scripts/make_random_weights.py tips-l14-hr --out /some/where
     python scripts/benchmark_backbone.py --variant l14 --home /some/where
 
 Each side lives in a process of its own, so that its peak memory is its own, and they take turns, so that
@@ -73,17 +73,14 @@ def report(name: str, turns: list[tuple[float, float]]) -> None:
 
 def tower_sizes(variant: str) -> dict[str, Any]:
     """The sizes of a variant's vision tower, as PyTorch's config names them."""
-    from make_random_tips import WIDTH_AND_MLP
+    from zsad_jax.backbones.sizes import SIZES
 
-    from zsad_jax.backbones.released import RELEASES
-    from zsad_jax.backbones.tips_checkpoints import NUM_HEADS
-
-    width, mlp = WIDTH_AND_MLP[variant]
+    vision, _ = SIZES[f"tips-{variant}-hr"]
     return {
-        "hidden_size": width,
-        "num_hidden_layers": RELEASES[f"tips-{variant}-hr"].vision_depth,
-        "num_attention_heads": NUM_HEADS[width],
-        "mlp_ratio": mlp / width,
+        "hidden_size": vision["width"],
+        "num_hidden_layers": vision["depth"],
+        "num_attention_heads": vision["num_heads"],
+        "mlp_ratio": vision["mlp_dim"] / vision["width"],
     }
 
 

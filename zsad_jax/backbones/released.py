@@ -174,14 +174,19 @@ def locate(name: str, lineage: str = "native") -> WeightFiles:
     return WeightFiles(**found)
 
 
-def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
-    """The files of a model that are not here yet and would be fetched."""
+def places(name: str, lineage: str = "native") -> WeightFiles:
+    """Where a model's files lie, or will lie when they are fetched."""
     _check_known(name, lineage)
     if name in SHIPPED:
-        shipped = (pathlib.Path(path) for path in _shipped_files(name) if path is not None)
-        return [path for path in shipped if not path.exists()]
-    published = _published_files(name, lineage).values()
-    return [file.places[0][0] for file in published if file.find() is None]
+        return _shipped_files(name)
+    published = _published_files(name, lineage).items()
+    return WeightFiles(**{kind: file.find() or file.places[0][0] for kind, file in published})
+
+
+def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
+    """The files of a model that are not here yet and would be fetched."""
+    paths = [pathlib.Path(path) for path in places(name, lineage) if path is not None]
+    return [path for path in paths if not path.exists()]
 
 
 def fetch_command(name: str, lineage: str = "native") -> str:

@@ -5,7 +5,7 @@ import runpy
 import numpy as np
 import pytest
 
-from zsad_jax.backbones import load_backbone, released
+from zsad_jax.backbones import load_backbone, released, sizes
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -13,7 +13,7 @@ SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    return runpy.run_path(str(SCRIPTS / "make_random_tips.py"))
+    return runpy.run_path(str(SCRIPTS / "make_random_weights.py"))
 
 
 def count_values(shapes):
@@ -44,35 +44,76 @@ def count_values(shapes):
 )
 def test_arrays_are_as_many_as_in_the_published_files(script, name, lineage, side, arrays, values):
     shapes = script["shapes_of"](name, lineage, side)
-    assert len(shapes) == arrays == released.RELEASES[name].count_arrays(lineage, side)
+    assert len(shapes) == arrays == released.count_arrays(name, lineage, side)
     # The published size of the largest text tower is rounded.
     tolerance = 1e-3 if side == "text" and arrays == 436 else 0
     assert count_values(shapes) == pytest.approx(values, rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize(
+    ("name", "arrays", "values", "width"),
+    [("clip-vit-l14-336", 446, 427_944_193, 1024), ("clip-vit-b32", 302, 151_277_313, 768)],
+)
+def test_clip_has_openais_names_and_shapes(script, name, arrays, values, width):
+    shapes = script["shapes_of"](name, "native", "weights")
+    assert len(shapes) == arrays
+    assert count_values(shapes) == values
+    assert shapes["token_embedding.weight"][0] == 49_408
+    assert shapes["visual.transformer.resblocks.11.attn.in_proj_weight"] == (3 * width, width)
+    assert shapes["logit_scale"] == ()
+
+
+@pytest.mark.parametrize(
     ("name", "lineage"), [("tips-s14-hr", "native"), ("tipsv2-b14", "pytorch")]
 )
-def test_a_written_checkpoint_loads_by_its_name(script, tmp_path, monkeypatch, name, lineage):
+def test_a_written_tips_loads_by_its_name(script, tmp_path, monkeypatch, name, lineage):
     """At a width of 32; the names and the numbers of blocks are the true ones."""
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     tokenizer = tmp_path / "any.model"
     tokenizer.write_bytes(b"pieces")
-    sizes = script["WIDTH_AND_MLP"]
-    monkeypatch.setitem(sizes, name.split("-")[1], (32, 64))
-    monkeypatch.setitem(script["tips_checkpoints"].NUM_HEADS, 32, 2)
-    monkeypatch.setitem(script["shapes_of"].__globals__, "VOCABULARY", 50)
+    small = sizes.tips_sizes(sizes.TipsTower(32, 2, 64, 12), grid=16, vocabulary=50)
+    monkeypatch.setitem(released.SIZES, name, small)
     arguments = [name, "--lineage", lineage, "--out", str(tmp_path), "--tokenizer", str(tokenizer)]
     assert script["main"](arguments) == 0
 
     model = load_backbone(name, lineage=lineage)
-    assert model.vision_depth == released.RELEASES[name].vision_depth
-    image = np.random.default_rng(0).random((1, 28, 28, 3), np.float32)
-    features = model.encode_image(model.params, image)
-    assert 0.1 < np.std(features.patches) < 10
-    text = model.encode_text(model.params, np.array([[3, 1, 4]]), np.zeros((1, 3), np.int32))
-    assert 0.1 < np.std(text) < 10
+    assert model.vision_depth == 12
+    assert_activations_of_order_one(model)
     assert released.missing_files(name, lineage) == []
+
+
+def assert_activations_of_order_one(model):
+    image = np.random.default_rng(0).random((1, 28, 28, 3), np.float32)
+    features = model.encode_image(model.params, image, project=False)
+    assert 0.1 < np.std(features.patches) < 10
+    assert np.isfinite(features.global_tokens).all()
+    text = model.encode_text(model.params, np.array([[3, 1, 4]]), np.zeros((1, 3), np.int32))
+    assert 0.01 < np.std(text) < 10
+
+
+def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys):
+    """At a width of 64 and with a few blocks."""
+    monkeypatch.setenv("ZSAD_JAX_HOME", "")
+    name = "clip-vit-l14-336"
+    small = sizes.clip_sizes(
+        patch_size=14, grid=4, width=64, depth=4, text_width=64, embed_dim=64, text_depth=2,
+        vocabulary=50,
+    )  # fmt: skip
+    monkeypatch.setitem(released.SIZES, name, small)
+    assert script["main"]([name, "--out", str(tmp_path)]) == 0
+    weights = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
+    assert capsys.readouterr().out == f"weights={weights}\n"
+    assert [path.name for path in released.missing_files(name)] == ["bpe_simple_vocab_16e6.txt.gz"]
+
+    model = load_backbone("clip", weights=weights)
+    assert model.vision_depth == 4
+    assert model.temperature == pytest.approx(0.01, rel=1e-2)  # half precision
+    assert_activations_of_order_one(model)
+
+    merges = tmp_path / "merges.gz"
+    merges.write_bytes(b"merges")
+    assert script["main"]([name, "--out", str(tmp_path), "--tokenizer", str(merges)]) == 0
+    assert released.missing_files(name) == []
 
 
 def test_the_seed_decides_the_values_and_what_is_there_stays(script, tmp_path):

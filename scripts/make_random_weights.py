@@ -1,0 +1,162 @@
+"""Writes a checkpoint of random values with the names, shapes and formats of a released one.
+
+    python scripts/make_random_weights.py clip-vit-l14-336 --out /some/where
+    ZSAD_JAX_HOME=/some/where python -m zsad_jax.main --config ...
+
+For trying the full size without a download. The files lie below --out as they would in the cache directory;
+files that are there already stay. TIPS gets a small tokenizer that was trained on the prompt sentences, CLIP
+only what --tokenizer gives: without merges it knows the words that learned prompts are made of.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from zsad_jax import command, files
+from zsad_jax.backbones import clip, clip_checkpoints, released, tips, tips_checkpoints
+from zsad_jax.backbones.checkpoints import flatten
+from zsad_jax.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+STD = 0.02  # keeps the activations of every variant of order 1
+TEMPERATURE = 0.01
+# Scales of norms, and LayerScale: these multiply and lie around 1.
+SCALE = re.compile(r"(^|[./])(scale|gamma|(norm\d?|ln_\w+)\.weight)$")
+PYTORCH_GRID = 32  # of positions, in the PyTorch files of TIPS v1 at high resolution
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "name",
+        choices=[*released.RELEASES, *released.CLIP_RELEASES],
+        metavar="NAME",
+        help="tips-l14-hr, clip-vit-l14-336, ...",
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="a cache directory")
+    parser.add_argument(
+        "--lineage", choices=released.LINEAGES, default="native", help="TIPS: which of its formats"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=pathlib.Path, help="copied to its place")
+    options = parser.parse_args(arguments)
+    return command.guarded(lambda: make(options))
+
+
+def make(options: argparse.Namespace) -> None:
+    """Writes those of a model's files that are not there yet, and prints where they are."""
+    os.environ["ZSAD_JAX_HOME"] = str(options.out)
+    places = released.places(options.name, options.lineage)
+    for number, (kind, place) in enumerate(places._asdict().items()):
+        if place is None:
+            continue
+        path = pathlib.Path(place)
+        if not path.exists() and kind == "tokenizer":
+            write_tokenizer(path, options.tokenizer, options.seed)
+        elif not path.exists():
+            shapes = shapes_of(options.name, options.lineage, kind)
+            write_arrays(path, shapes, np.random.default_rng([options.seed, number]))
+        if path.exists():
+            print(f"{kind}={path}")
+
+
+def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
+    """Names and shapes of the arrays in a released model's file.
+
+    Args:
+      name: a released checkpoint.
+      lineage: "native" or "pytorch", for TIPS.
+      kind: "vision" or "text", or "weights" for both.
+    """
+    vision, text = released.SIZES[name]
+    if kind == "weights":
+        trees = {
+            "vision": clip.vision_tree(clip.VisionSizes(**vision)),
+            "text": clip.text_tree(clip.TextSizes(**text)),
+        }
+        return shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
+    if lineage == "native":
+        return shapes_in(
+            tips.vision_tree(tips.VisionSizes(**vision))
+            if kind == "vision"
+            else tips.text_tree(tips.TextSizes(**text))
+        )
+    if kind == "text":
+        return tips_checkpoints.pytorch_text_shapes(
+            vocabulary=text["vocabulary"],
+            width=text["width"],
+            depth=text["depth"],
+            hidden=text["mlp_dim"],
+        )
+    grid = PYTORCH_GRID if name.endswith("-hr") else vision["grid"]
+    shapes = tips_checkpoints.pytorch_vision_shapes(
+        width=vision["width"],
+        depth=vision["depth"],
+        hidden=vision["mlp_dim"],
+        patch=vision["patch_size"],
+        positions=grid * grid + 1,
+        swiglu=vision["feed_forward"] == "swiglu",
+    )
+    return {**shapes, "mask_token": (1, vision["width"])}
+
+
+def shapes_in(tree: Mapping) -> Shapes:
+    return {name: leaf.shape for name, leaf in flatten(tree).items()}
+
+
+def write_arrays(path: pathlib.Path, shapes: Shapes, rng: np.random.Generator) -> None:
+    """Writes random arrays: as safetensors in half precision, as OpenAI's are, or as npz."""
+    with files.replaced(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            arrays = {
+                name: np.asarray(random_array(name, shape, rng), np.float16)
+                for name, shape in shapes.items()
+            }
+            save_file(arrays, temporary)
+            return
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            # One after the other, so that memory holds only one of them.
+            for name, shape in shapes.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, random_array(name, shape, rng))
+
+
+def random_array(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if name.startswith("temperature"):
+        return np.full(shape, TEMPERATURE, np.float32)
+    if name == "logit_scale":
+        return np.full(shape, -math.log(TEMPERATURE), np.float32)
+    array = rng.standard_normal(shape, np.float32) * np.float32(STD)
+    if SCALE.search(name):
+        array += 1
+    return array
+
+
+def write_tokenizer(path: pathlib.Path, given: pathlib.Path | None, seed: int) -> None:
+    if given is not None and not given.is_file():
+        raise UserError(f"The tokenizer {given} does not exist; leave it out, or give another.")
+    if given is None and path.suffix != ".model":
+        return
+    with files.replaced(path) as temporary:
+        if given is not None:
+            shutil.copyfile(given, temporary)
+            return
+        from nano_captions import train_tokenizer
+
+        temporary.write_bytes(train_tokenizer(seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
