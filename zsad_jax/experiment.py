@@ -10,7 +10,7 @@ from typing import Any
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.errors import UserError
-from zsad_jax.methods import Method, check_config, make_method, released
+from zsad_jax.methods import Method, check_config, count_learned, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.train import TrainingConfig
 
@@ -32,7 +32,8 @@ class Experiment:
       train: train the prompts on the auxiliary sets instead of taking `checkpoints`.
       training: fields of `TrainingConfig`.
       checkpoints: auxiliary -> released name, or file; used unless `train`.
-      comparisons: name -> fields of the method's config; evaluated beside the main result.
+      comparisons: label -> fields of the method's config, or another method's "name" with its fields;
+        evaluated beside the main result.
       image_score: which of the method's image scores the tables show; None: its first.
       batch_size: images per evaluation step.
       exact_metrics: keep every pixel's score instead of histograms.
@@ -87,8 +88,8 @@ class Experiment:
     def _check_methods(self) -> None:
         """Every variant's fields and the training section, so that a mistake is told before long work."""
         for fields in ({}, *self.method_for.values()):
-            for changes in ({}, *self.comparisons.values()):
-                options = {**self.method, **fields, **changes}
+            for comparison in ("", *self.comparisons):
+                options = self.method_options(comparison, **fields)
                 check_config(options.pop("name"), options)
         config_from(TrainingConfig, self.training)
 
@@ -124,9 +125,21 @@ class Experiment:
         options = {key: value for key, value in self.backbone.items() if value is not None}
         return load_backbone(options.pop("name"), **options)
 
-    def make_method(self, backbone: Backbone, **overrides: Any) -> Method:
-        """The method, with some of its fields changed."""
-        options = {**self.method, **overrides}
+    def method_options(self, comparison: str = "", **fields: Any) -> dict[str, Any]:
+        """Name and fields of the main result's method ("") or of a comparison's.
+
+        Args:
+          comparison: a key of `comparisons`; one that names another method has its own fields alone.
+          fields: that differ for a target.
+        """
+        changes = self.comparisons.get(comparison, {})
+        if changes.get("name", self.method["name"]) != self.method["name"]:
+            return dict(changes)
+        return {**self.method, **fields, **changes}
+
+    def make_method(self, backbone: Backbone, comparison: str = "", **fields: Any) -> Method:
+        """The method of the main result ("") or of a comparison, with some fields changed."""
+        options = self.method_options(comparison, **fields)
         return make_method(options.pop("name"), backbone, options)
 
 
@@ -160,15 +173,34 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
-def describe_variant(method: Method) -> str:
-    """What differs from the method's defaults, "" when nothing does."""
-    changed = {
+def changed_options(method: Method) -> dict[str, Any]:
+    """The fields of the method's config that differ from its defaults."""
+    return {
         field.name: getattr(method.config, field.name)
         for field in dataclasses.fields(method.config)
-        if field.name not in COLUMNS_OF_THEIR_OWN
-        and getattr(method.config, field.name) != field.default
+        if getattr(method.config, field.name) != field.default
     }
-    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+
+
+def describe_variant(method: Method) -> str:
+    """What differs from the method's defaults, "" when nothing does."""
+    changed = changed_options(method)
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in sorted(changed.items())
+        if name not in COLUMNS_OF_THEIR_OWN
+    )
+
+
+def describe_method(method: Method, backbone: Backbone) -> dict[str, Any]:
+    """What run.json says of the method: its changed options, and how much it learns, counted two ways."""
+    learned = count_learned(method, backbone)
+    return {
+        "method": method.name,
+        "changed_options": changed_options(method),
+        "trainable_parameters": learned,
+        "trainable_parameters_as_published": learned + method.unused_parameters,
+    }
 
 
 def fingerprint(*parts: Any) -> str:

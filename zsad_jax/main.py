@@ -16,7 +16,7 @@ from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
-from zsad_jax.experiment import Experiment, target_name, to_json
+from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
 from zsad_jax.methods import image_score
 from zsad_jax.methods import released as released_prompts
 from zsad_jax.report import Report, names, read_curves, write_report
@@ -58,7 +58,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     comparisons = [row for result in results for row in result.comparisons]
     files.write_json(workdir / "results.json", rows)
     files.write_json(workdir / "comparisons.json", comparisons)
-    run = describe_run(backbone, clock, evaluations)
+    run = describe_run(backbone, clock, evaluations) | describe_method(method, backbone)
     files.write_json(workdir / "run.json", run)
     report = Report(
         title=f"{names.method_name(method.name)} over {backbone.name}",
@@ -112,7 +112,8 @@ def _fetch_hints(experiment: Experiment) -> list[str]:
     wanted = {}
     if name in released.names() and released.missing_files(name, lineage):
         wanted[f"the weights of {name}"] = released.fetch_command(name, lineage)
-    for prompts in experiment.checkpoints.values() if not experiment.train else ():
+    auxiliaries = () if experiment.train else experiment.auxiliaries()
+    for prompts in filter(None, map(experiment.checkpoints.get, auxiliaries)):
         if prompts in released_prompts.names() and released_prompts.missing_files(prompts):
             wanted[prompts] = released_prompts.fetch_command(prompts)
     return [

@@ -96,8 +96,7 @@ class Runner:
 
     def _method(self, comparison: str, **fields: Any) -> Method:
         """The method of the main result ("") or of a comparison."""
-        changes = self.experiment.comparisons.get(comparison, {})
-        return self.experiment.make_method(self.backbone, **{**fields, **changes})
+        return self.experiment.make_method(self.backbone, comparison, **fields)
 
     def _load(self, auxiliary: str, method: Method) -> Learned:
         source = self.experiment.checkpoints.get(auxiliary)
