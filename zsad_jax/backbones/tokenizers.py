@@ -22,7 +22,7 @@ CLIP_VOCABULARY = 49_408
 # What the learned prompts are made of, so that they need no merge file.
 CLIP_WORDS = {
     "x": 343, "n": 333, "a": 320, "object": 14115, "damaged": 13568, ".": 269, "with": 593, "all": 615,
-    "parts": 5149, "flawless": 15531, "the": 518, "part": 1551,
+    "parts": 5149, "flawless": 15531, "the": 518, "part": 1551, "good": 886,
 }  # fmt: skip
 # Runs of letters, single digits, runs of anything else; the special tokens and English endings go first.
 WORDS = (
