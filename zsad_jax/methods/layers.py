@@ -114,6 +114,13 @@ def attend_folded(
     return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"])
 
 
+def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The nearest numbers of float16, with the gradient of the identity."""
+    # A cast there and back would be taken out by the compiler.
+    rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
+    return x + jax.lax.stop_gradient(rounded - x)
+
+
 def linear_from_torch(state: Mapping[str, np.ndarray], name: str) -> Linear:
     """A linear layer, or 1x1 convolution, out of a PyTorch state dict."""
     weight = np.asarray(state[f"{name}.weight"])
