@@ -25,7 +25,7 @@ from zsad_jax.methods.blocks import (
     scale_blocks,
 )
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.layers import init_normal
+from zsad_jax.methods.layers import init_normal, round_to_float16
 from zsad_jax.methods.prompts import (
     check_deep_prompts,
     count_unused_projections,
@@ -183,19 +183,10 @@ def _pair_encoder(
         context = jnp.stack([params[state] for state in STATES])
         deep = params["deep"][:, None] if "deep" in params else None
         if deep is not None and config.deep_prompts_float16:
-            deep = _round_to_float16(deep)
+            deep = round_to_float16(deep)
         return normalize(encode_with_context(backbone, frozen, words(), context, deep_prompts=deep))
 
     return encode
-
-
-def _round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The nearest numbers of float16, with the gradient of the identity."""
-    # A cast there and back may be taken out by the compiler, and reduce_precision makes zeros of float16's
-    # subnormal numbers, which are the multiples of 2^-24 below 2^-14.
-    rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
-    rounded = jnp.where(jnp.abs(x) < 2.0**-14, jnp.round(x * 2.0**24) * 2.0**-24, rounded)
-    return x + jax.lax.stop_gradient(rounded - x)
 
 
 def _prototypes(

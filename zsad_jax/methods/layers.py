@@ -116,8 +116,10 @@ def attend_folded(
 
 def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """The nearest numbers of float16, with the gradient of the identity."""
-    # A cast there and back would be taken out by the compiler.
+    # A cast there and back may be taken out by the compiler, and reduce_precision makes zeros of float16's
+    # subnormal numbers, which are the multiples of 2^-24 below 2^-14.
     rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
+    rounded = jnp.where(jnp.abs(x) < 2.0**-14, jnp.round(x * 2.0**24) * 2.0**-24, rounded)
     return x + jax.lax.stop_gradient(rounded - x)
 
 
