@@ -82,6 +82,23 @@ def attend(
     return mixed.reshape(query.shape)
 
 
+def folded_weights(
+    params: Mapping[str, Linear],
+    queries: Float[Array, "n d"],
+    tokens: Float[Array, "m d"],
+    *,
+    num_heads: int,
+    scale: float,
+) -> Float[Array, "h n m"]:
+    """What each head of `attend_folded` gives to the tokens; sums to 1 over them."""
+    highest = jax.lax.Precision.HIGHEST
+    kernel = params["key"]["kernel"].reshape(tokens.shape[-1], num_heads, -1)
+    projected = linear(params["query"], queries).reshape(-1, *kernel.shape[1:])
+    folded = jnp.einsum("nhk,dhk->hnd", projected, kernel, precision=highest)
+    logits = jnp.einsum("hnd,md->hnm", folded, tokens, precision=highest)
+    return jax.nn.softmax(scale * logits, axis=-1)
+
+
 def attend_folded(
     params: Mapping[str, Linear],
     queries: Float[Array, "n d"],
@@ -103,12 +120,8 @@ def attend_folded(
       scale: of the logits; the usual one is (d / num_heads)**-0.5.
     """
     highest = jax.lax.Precision.HIGHEST
-    d = queries.shape[-1]
-    key, value = (params[name]["kernel"].reshape(d, num_heads, -1) for name in ("key", "value"))
-    projected = linear(params["query"], queries).reshape(-1, num_heads, d // num_heads)
-    folded = jnp.einsum("nhk,dhk->hnd", projected, key, precision=highest)
-    logits = jnp.einsum("hnd,md->hnm", folded, tokens, precision=highest)
-    weights = jax.nn.softmax(scale * logits, axis=-1)
+    weights = folded_weights(params, queries, tokens, num_heads=num_heads, scale=scale)
+    value = params["value"]["kernel"].reshape(tokens.shape[-1], num_heads, -1)
     mixed = jnp.einsum("hnm,md->hnd", weights, tokens, precision=highest)
     heads = jnp.einsum("hnd,dhk->nhk", mixed, value, precision=highest)
     return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"])
