@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from zsad_jax import downloads
-from zsad_jax.backbones import clip, released, tips
+from zsad_jax.backbones import clip, load_backbone, released, tips
+from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.backbones.sizes import clip_sizes
 from zsad_jax.errors import UserError
 
@@ -114,6 +115,16 @@ def test_all_names_have_sizes():
             "length": 77, "embed_dim": 768,
         },
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", released.SHIPPED)
+def test_the_sizes_of_the_shipped_models_are_those_of_their_files(name):
+    if released.missing_files(name):
+        pytest.skip(f"{name} is not there")
+    loaded, described = load_backbone(name), describe_backbone(name)
+    assert jax.tree.map(lambda leaf: leaf.shape, loaded.params) == jax.tree.map(
+        lambda leaf: leaf.shape, described.params
+    )
 
 
 def count_leaves(tree):
