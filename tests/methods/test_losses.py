@@ -1,5 +1,7 @@
 """The losses by hand."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +82,28 @@ def test_zeroed_rows():
     zeroed = losses.zero_invalid(features, jnp.array([True, False]))
     np.testing.assert_array_equal(zeroed["a"], [[1, 2], [0, 0]])
     np.testing.assert_array_equal(zeroed["b"], [4, 0])
+
+
+def test_losses_and_gradients_of_the_published_code():
+    """With probabilities of exactly 0 and 1 among them."""
+    path = pathlib.Path(__file__).parents[1] / "goldens" / "anomalyclip" / "losses.npz"
+    with np.load(path) as arrays:
+        golden = {name: arrays[name] for name in arrays.files}
+    maps, masks = np.moveaxis(golden["prob_maps"], 1, -1), golden["gt"]
+    assert (maps == 0).any()
+    assert (maps == 1).any()
+
+    def dice(x):
+        abnormal = losses.dice_loss(x[..., 1], masks, jnp.ones(3))
+        normal = losses.dice_loss(x[..., 0], 1 - masks, jnp.ones(3))
+        return abnormal + normal, (abnormal, normal)
+
+    focal, of_focal = jax.value_and_grad(losses.focal_loss)(maps, masks, jnp.ones(3))
+    (_, (abnormal, normal)), of_dice = jax.value_and_grad(dice, has_aux=True)(maps)
+    np.testing.assert_allclose(focal, golden["focal"], rtol=1e-5)
+    np.testing.assert_allclose(abnormal, golden["dice_abnormal"], rtol=1e-5)
+    np.testing.assert_allclose(normal, golden["dice_normal"], rtol=1e-5)
+    for found, name in ((of_focal, "focal_grad"), (of_dice, "dice_sum_grad")):
+        expected = np.moveaxis(golden[name], 1, -1)
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest)

@@ -53,8 +53,13 @@ def focal_loss(
       weights: of each image; 0 leaves it out.
       gamma: how much easy pixels are discounted.
     """
-    target = jnp.clip(masks.astype(jnp.float32), FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING)
-    pt = (1 - target) * probabilities[..., 0] + target * probabilities[..., 1] + FOCAL_SMOOTHING
+    masks = masks.astype(jnp.float32)
+    # Each state is clipped by itself: 1 - (1 - 1e-5) is 0.1 % off in float32, and so would be the gradient
+    # of the most wrong pixels.
+    normal, abnormal = (
+        jnp.clip(state, FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING) for state in (1 - masks, masks)
+    )
+    pt = normal * probabilities[..., 0] + abnormal * probabilities[..., 1] + FOCAL_SMOOTHING
     values = -((1 - pt) ** gamma) * jnp.log(pt)
     return weighted_mean(values.mean(axis=(1, 2)), weights)
 
