@@ -19,7 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from zsad_jax import files
-from zsad_jax.backbones import clip, tips, tokenizers
+from zsad_jax.backbones import clip, clip_checkpoints, tips, tokenizers
 
 PATCH = 14
 GRID = 16  # positions of a 224-pixel view; smaller images take a window of them
@@ -165,7 +165,7 @@ class Clip:
     def write(self, towers: Mapping[str, Params], folder: pathlib.Path) -> None:
         from safetensors.numpy import save
 
-        arrays = openai_arrays(jax.device_get(towers["vision"]), jax.device_get(towers["text"]))
+        arrays = clip_checkpoints.to_openai(jax.device_get(dict(towers)))
         rounded = {name: np.ascontiguousarray(x, np.float16) for name, x in arrays.items()}
         with files.replaced(folder / "clip_nano.safetensors") as temporary:
             temporary.write_bytes(save(rounded))
@@ -187,48 +187,3 @@ def round_to_bfloat16(leaf: Array) -> np.ndarray:
     """An array with bfloat16's digits, which compresses to about half; a scalar is kept as it is."""
     leaf = jnp.asarray(leaf)
     return np.asarray(leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim else leaf)
-
-
-def openai_arrays(vision: Params, text: Params) -> dict[str, np.ndarray]:
-    """OpenAI's names and layouts of a CLIP's two trees."""
-    names = {
-        "visual.conv1.weight": vision["embedding"]["kernel"].transpose(3, 2, 0, 1),
-        "visual.class_embedding": vision["class_embedding"],
-        "visual.positional_embedding": vision["positional_embedding"],
-        **_norm("visual.ln_pre", vision["ln_pre"]),
-        **_norm("visual.ln_post", vision["ln_post"]),
-        "visual.proj": vision["projection"],
-        "token_embedding.weight": text["token_embedding"],
-        "positional_embedding": text["positional_embedding"],
-        **_norm("ln_final", text["ln_final"]),
-        "text_projection": text["projection"],
-        "logit_scale": text["logit_scale"],
-    }
-    for prefix, tower in (("visual.", vision), ("", text)):
-        for name, block in tower["transformer"].items():
-            number = name.removeprefix("encoderblock_")
-            names |= _block(f"{prefix}transformer.resblocks.{number}.", block)
-    return {name: np.asarray(array) for name, array in names.items()}
-
-
-def _norm(name: str, norm: Params) -> dict[str, np.ndarray]:
-    return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
-
-
-def _block(prefix: str, block: Params) -> dict[str, np.ndarray]:
-    attention, mlp = block["MultiHeadDotProductAttention_0"], block["MlpBlock_0"]
-    width = attention["out"]["kernel"].shape[-1]
-    inputs = [attention[name] for name in ("query", "key", "value")]
-    dense = {"attn.out_proj": attention["out"]["kernel"].reshape(width, width).T}
-    dense |= {"mlp.c_fc": mlp["Dense_0"]["kernel"].T, "mlp.c_proj": mlp["Dense_1"]["kernel"].T}
-    biases = (attention["out"]["bias"], mlp["Dense_0"]["bias"], mlp["Dense_1"]["bias"])
-    return {
-        **_norm(f"{prefix}ln_1", block["LayerNorm_0"]),
-        **_norm(f"{prefix}ln_2", block["LayerNorm_1"]),
-        f"{prefix}attn.in_proj_weight": np.concatenate(
-            [np.reshape(one["kernel"], (width, width)).T for one in inputs]
-        ),
-        f"{prefix}attn.in_proj_bias": np.concatenate([one["bias"].reshape(-1) for one in inputs]),
-        **{f"{prefix}{name}.weight": kernel for name, kernel in dense.items()},
-        **{f"{prefix}{name}.bias": bias for name, bias in zip(dense, biases, strict=True)},
-    }

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from zsad_jax import __version__, files, learned
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.load import locate_files
+from zsad_jax.backbones.released import WeightFiles
 from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import open_image
@@ -277,14 +278,14 @@ def _configured_checkpoint(experiment: Experiment) -> str | None:
     return experiment.checkpoints.get(experiment.auxiliary or "")
 
 
-def _locate(experiment: Experiment) -> tuple[files.PathLike, files.PathLike, files.PathLike | None]:
-    """The backbone's files: vision tower, text tower, tokenizer."""
+def _locate(experiment: Experiment) -> WeightFiles:
+    """The backbone's files."""
     options = {key: value for key, value in experiment.backbone.items() if value is not None}
     return locate_files(options.pop("name"), **options)
 
 
 def _tokenizer_digest(experiment: Experiment) -> str | None:
-    tokenizer = _locate(experiment)[2]
+    tokenizer = _locate(experiment).tokenizer
     return None if tokenizer is None else files.digest(tokenizer)
 
 

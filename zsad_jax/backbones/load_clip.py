@@ -15,6 +15,7 @@ from zsad_jax.backbones.assemble import apply_options, encoders, joint_digest
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.backbones.checkpoints import fit_tree, read_arrays
 from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.sizes import SIZES
 from zsad_jax.backbones.tokenizers import tokenize_bpe
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
@@ -51,8 +52,12 @@ def load_clip(
     for path in paths:
         arrays |= read_arrays(path)
     source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"
+    known = [sizes["num_heads"] for sizes in SIZES.get(name, ())] or [None, None]
     vision, text = clip_checkpoints.from_arrays(
-        arrays, num_heads=num_heads, text_num_heads=text_num_heads or num_heads, source=source
+        arrays,
+        num_heads=num_heads or known[0],
+        text_num_heads=text_num_heads or num_heads or known[1],
+        source=source,
     )
     shown = (
         clip_checkpoints.read_sizes_vision(vision, source),

@@ -193,7 +193,7 @@ class Block(nn.Module):
         )
         mixed, by_value = attention(y, valid, value_value=stream is not None)
         x = x + mixed
-        if stream is not None:
+        if stream is not None and by_value is not None:
             stream = stream + by_value
         y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(self.dtype)
         if self.feed_forward == "swiglu":
