@@ -1,0 +1,575 @@
+"""FAPrompt against the published code, run on a tiny CLIP; its base against AnomalyCLIP's."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from zsad_jax import learned
+from zsad_jax.errors import UserError
+from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods.config import config_from
+from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, FAPromptConfig, faprompt
+
+FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
+GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of 8
+RUNS = {"first_tokens": GOLDEN, "topk_tokens": {**GOLDEN, "dap_select": "topk"}}
+BASE = {**GOLDEN, "compound": False, "prior": False}
+LOCAL = ("focal", "dice_abnormal", "dice_normal")
+SHOWN = np.array([0, 3])  # the images whose maps are kept
+# What the tiny TIPS can tokenise.
+WORDS = {"normal_text": "object", "abnormal_text": "damaged object"}
+
+
+@pytest.fixture(scope="module")
+def clip(load_golden_clip):
+    return load_golden_clip("faprompt")
+
+
+@pytest.fixture(scope="module")
+def golden(read_golden):
+    return read_golden("faprompt", "expected")
+
+
+def state_of(arrays, prefix=""):
+    """The authors' state dict out of the goldens' names."""
+    return {
+        name.removeprefix(prefix).replace("/", "."): array
+        for name, array in arrays.items()
+        if name.startswith(f"{prefix}prompt_learner/")
+    }
+
+
+def from_golden(method, arrays, prefix=""):
+    """Parameters, or their gradients."""
+    return jax.tree.map(jnp.asarray, method.import_params(state_of(arrays, prefix)))
+
+
+@pytest.fixture(scope="module")
+def params(clip, read_golden):
+    return from_golden(faprompt(clip), read_golden("faprompt", "learnable"))
+
+
+def read_features(backbone, inputs):
+    images = backbone.preprocess.normalize(inputs["images_u8"])
+    return jax.jit(faprompt(backbone, GOLDEN).features)(backbone.params, {}, images)
+
+
+def read_batch(inputs):
+    return Batch(
+        category=jnp.zeros(4, int),
+        labels=jnp.asarray(inputs["labels"]),
+        masks=jnp.asarray(inputs["masks"], jnp.float32),
+        has_mask=jnp.ones(4, bool),
+        valid=jnp.ones(4, bool),
+        class_names=("plate",),
+    )
+
+
+@pytest.fixture(scope="module")
+def features(clip, read_golden):
+    return read_features(clip, read_golden("faprompt", "inputs"))
+
+
+@pytest.fixture(scope="module")
+def batch(read_golden):
+    return read_batch(read_golden("faprompt", "inputs"))
+
+
+@functools.cache
+def training_step(backbone, run):
+    """The jitted loss with its gradient."""
+    method = faprompt(backbone, RUNS[run])
+    return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
+
+
+def score_all(method, backbone, params, features, extras=()):
+    @jax.jit
+    def run(frozen, params, features):
+        prototypes = method.prototypes(frozen, params, ("plate", "mesh"))
+        category = jnp.arange(len(features.global_tokens)) % 2
+        scores = method.score(frozen, params, prototypes, features, category, extras=extras)
+        return prototypes, scores, method.anomaly_map(scores.patches, 70)
+
+    return run(backbone.params, params, features)
+
+
+@pytest.fixture(scope="module")
+def scored(clip, params, features):
+    """Prototypes, scores and maps of a run."""
+
+    @functools.cache
+    def run(name):
+        method = faprompt(clip, RUNS[name])
+        return score_all(method, clip, params, features, EXTRAS + PRIOR_EXTRAS)
+
+    return run
+
+
+def test_features(features, golden, assert_near):
+    patches = features.patches.reshape(4, 25, -1)
+    assert_near(patches, golden["vision/patch_features"][:, 1:], FEATURES)
+    assert_near(features.global_tokens[:, 0], golden["vision/cls_raw"], FEATURES)
+
+
+def test_prompts(clip, golden):
+    """Behind the start token come five learned tokens, in abnormal prompts seven, then the words."""
+    words, paddings = clip.tokenize(["object.", "damaged object."])
+    for row, (state, learned_tokens) in enumerate((("pos", 5), ("neg", 7))):
+        ids = golden[f"text/{state}/token_ids"][0]
+        kept = np.delete(ids, np.arange(1, 1 + learned_tokens))
+        np.testing.assert_array_equal(kept, words[row, : len(kept)])
+        assert (paddings[row] == 0).sum() + learned_tokens - 1 == ids.argmax()
+
+
+def test_first_stage(scored, golden, assert_near):
+    prototypes, scores, _ = scored("first_tokens")
+    for category in range(2):  # object-agnostic: the same prompts for every class
+        assert_near(prototypes.normal[category], golden["stage1/text_pos"][0], FEATURES)
+        assert_near(prototypes.abnormal[category], golden["stage1/text_neg_all"], FEATURES)
+    found = scores.extras["stage1_probabilities"]
+    assert_near(found.reshape(4, 25, 2), golden["stage1/similarity"], SCORES)
+    assert_near(found[..., 1].max(axis=(1, 2)), golden["stage1/max_score"], SCORES)
+    best = jax.lax.top_k(found[..., 1].reshape(4, 25), 10)
+    assert_near(best[0], golden["stage1/topk_value"], SCORES)
+    np.testing.assert_array_equal(best[1], golden["stage1/topk_index"])
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_scores_and_maps(scored, golden, assert_near, run):
+    _, scores, maps = scored(run)
+    extras = scores.extras
+    assert_near(extras["prior"], golden[f"{run}/bias"], FEATURES)
+    assert_near(extras["text_features"], golden[f"{run}/text_features_normalised"], FEATURES)
+    found = extras["stage2_probabilities"]
+    assert_near(found.reshape(4, 25, 2), golden[f"{run}/similarity"], SCORES)
+    assert_near(found[..., 1].max(axis=(1, 2)), golden[f"{run}/max_score"], SCORES)
+    assert_near(extras["image_logits"], golden[f"{run}/train_image_logits"], SCORES)
+    assert set(scores.image) == set(IMAGE_SCORES)
+    assert_near(scores.image["global"], golden[f"{run}/test_image_prob"], SCORES)
+    assert_near(scores.image["combined"], golden[f"{run}/test_image_score"], SCORES)
+    assert_near(maps[SHOWN], golden[f"{run}/anomaly_map_smoothed"], SCORES)
+
+
+def test_cosines_of_single_prompts(clip, params, features, scored):
+    """What an abnormal prompt says of each patch: its own feature with the image's prior."""
+    _, scores, _ = scored("topk_tokens")
+    found = scores.extras["prompt_cosines"]
+    assert found.shape == (4, 5, 5, 10)
+    moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][2]}
+    text = faprompt(clip).prototypes(clip.params, moved, ("a",)).abnormal[0]
+    unit = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
+    patches = features.patches[2, 0]
+    patches = patches / jnp.linalg.norm(patches, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found[2], patches @ unit.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_training_step_by_step(clip, params, features, batch, golden, assert_near, run):
+    """Four steps of Adam over the whole batch."""
+    step = training_step(clip, run)
+    optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    names = {
+        "image_loss": "cross_entropy",
+        "image_loss2": "image_focal",
+        "loss_ab": "orthogonality",
+        "loss_bias": "prior",
+    }
+    for number in range(4):
+        (loss, terms), gradients = step(clip.params, params, features, batch)
+        local = [sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)]
+        expected = golden[f"{run}/trajectory/loss"][number]
+        assert_near(local[0] + 0.5 * local[1], expected, FEATURES)
+        for theirs, ours in names.items():
+            assert_near(terms[ours], golden[f"{run}/trajectory/{theirs}"][number], FEATURES)
+        if number == 0:
+            assert_near(loss, golden[f"{run}/loss/total"], FEATURES)
+            focal = [terms["focal1"], terms["focal2"]]
+            assert_near(focal, golden[f"{run}/loss/FocalLoss_calls"], FEATURES)
+            dice = [terms[f"dice_{state}{s}"] for s in (1, 2) for state in ("abnormal", "normal")]
+            assert_near(dice, golden[f"{run}/loss/BinaryDiceLoss_calls"], FEATURES)
+            expected = golden[f"{run}/loss/BinaryFocalLoss_calls"][0]
+            assert_near(terms["image_focal"], expected, FEATURES)
+            expected = from_golden(faprompt(clip), golden, f"{run}/grad/")
+            assert len(jax.tree.leaves(expected)) == 7
+            jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
+        updates, state = update(gradients, state)
+        params = optax.apply_updates(params, updates)
+
+
+def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, assert_near):
+    """Against AnomalyCLIP's goldens; the joint space has another width than the tokens here."""
+    clip = load_golden_clip("anomalyclip")
+    golden = read_golden("anomalyclip", "expected")
+    inputs = read_golden("anomalyclip", "inputs")
+    weights = {"local1_weight": 4.0, "image_focal_weight": 0.0, "sigma": 4.0}
+    method = faprompt(clip, {**BASE, **weights})
+    params = from_golden(method, read_golden("anomalyclip", "learnable"))
+    shapes = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    features = read_features(clip, inputs)
+    prototypes, scores, maps = score_all(method, clip, params, features, EXTRAS)
+    raw = golden["text/prompt_learner/features_raw"]
+    assert_near(prototypes.normal[0], raw[0], FEATURES)
+    assert_near(prototypes.abnormal[0], raw[1:], FEATURES)
+    assert_near(scores.extras["image_logits"], golden["train/image_logits"], SCORES)
+    assert_near(scores.image["global"], golden["test/image_score"], SCORES)
+    expected = golden["all_layers/similarity/layer8"]
+    assert_near(scores.patches.reshape(4, 25), expected[..., 1], SCORES)
+    assert_near(scores.image["patch"], expected[..., 1].max(axis=1), SCORES)
+    assert_near(maps[SHOWN], golden["last_layer/anomaly_map_smoothed"], SCORES)
+    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
+    (loss, terms), gradients = step(clip.params, params, features, read_batch(inputs))
+    assert set(terms) == {*(f"{name}1" for name in LOCAL), "cross_entropy", "image_focal"}
+    expected = golden["last_layer/trajectory/loss"][0] + golden["last_layer/trajectory/image_loss"]
+    assert_near(loss, expected[0], FEATURES)
+    expected = from_golden(method, golden, "last_layer/grad/")
+    jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
+
+
+def test_the_prior_alone_moves_all_tokens_of_the_abnormal_prompt(
+    clip, features, batch, assert_near
+):
+    method = faprompt(clip, {**GOLDEN, "compound": False, "separate_length": 6})
+    params = method.init(jax.random.key(0), clip.params)
+    assert params["abnormal"].shape == (1, 6, 48)
+    extras = ("prior", "text_features")
+    prototypes, scores, _ = score_all(method, clip, params, features, extras)
+    moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][1]}
+    text = method.prototypes(clip.params, moved, ("a",)).abnormal[0, 0]
+    assert_near(scores.extras["text_features"][1, 1], text / jnp.linalg.norm(text), FEATURES)
+    normal = prototypes.normal[0] / jnp.linalg.norm(prototypes.normal[0])
+    assert_near(scores.extras["text_features"][1, 0], normal, FEATURES)
+    _, terms = jax.jit(method.loss)(clip.params, params, features, batch)
+    assert "orthogonality" not in terms
+    assert {"focal2", "prior"} <= set(terms)
+
+
+def test_compound_prompts_alone_are_the_first_stage(clip, params, features, scored, assert_near):
+    method = faprompt(clip, {**GOLDEN, "prior": False})
+    only = {name: params[name] for name in ("normal", "abnormal", "deep")}
+    _, scores, _ = score_all(method, clip, only, features)
+    first = scored("first_tokens")[1].extras["stage1_probabilities"][..., 1]
+    assert_near(scores.patches[..., 0], first, FEATURES)
+    assert_near(scores.image["patch"], first.max(axis=(1, 2)), FEATURES)
+    assert_near(scores.image["combined"], (scores.image["global"] + first.max((1, 2))) / 2, 1e-6)
+    shapes = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+    assert set(shapes) == set(only)
+
+
+def test_every_term_has_its_weight(clip, params, features, batch, assert_near):
+    weights = {
+        "local1": 2.0,
+        "local2": 3.0,
+        "cross_entropy": 5.0,
+        "image_focal": 7.0,
+        "orthogonality": 0.0,
+        "prior": 11.0,
+    }
+    switches = {f"{name}_weight": weight for name, weight in weights.items()}
+    loss = jax.jit(faprompt(clip, {**GOLDEN, **switches}).loss)
+    total, terms = loss(clip.params, params, features, batch)
+    assert all(float(term) != 0 for term in terms.values())
+    sums = {f"local{stage}": sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)}
+    expected = sum(weight * (sums | terms)[name] for name, weight in weights.items())
+    assert_near(total, expected, 1e-6)
+
+
+def test_the_prior_loss_is_of_normal_images_and_a_sum(
+    clip, params, features, batch, scored, assert_near
+):
+    prior = scored("first_tokens")[1].extras["prior"]
+    squares = jnp.square(prior).mean(axis=1)
+    step = training_step(clip, "first_tokens")
+    for labels in ([0, 0, 0, 1], [1, 1, 1, 1]):
+        changed = dataclasses.replace(batch, labels=jnp.asarray(labels))
+        (_, terms), _ = step(clip.params, params, features, changed)
+        expected = squares[: labels.count(0)].sum()
+        assert_near(terms["prior"], expected, FEATURES, scale=squares.sum())
+
+
+def test_the_mean_of_both_maxima(clip, params, features, scored, assert_near):
+    _, scores, _ = score_all(
+        faprompt(clip, {**GOLDEN, "max_scores": "mean"}), clip, params, features
+    )
+    found = scored("first_tokens")[1]
+    first, second = (
+        found.extras[f"stage{stage}_probabilities"][..., 1].max(axis=(1, 2)) for stage in (1, 2)
+    )
+    assert_near(scores.image["patch"], (first + second) / 2, 1e-6)
+    assert_near(found.image["patch"], (2 * first + second) / 3, 1e-6)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_invalid_rows_count_nowhere(clip, params, features, batch, assert_near, run):
+    step = training_step(clip, run)
+    kept, kept_batch = jax.tree.map(lambda x: x[:3], (features, batch))
+    # Three rows that count and one of each kind that does not.
+    padded = jax.tree.map(lambda x: x.at[3:].set(jnp.nan), features)
+    (expected, expected_terms), expected_gradients = step(clip.params, params, kept, kept_batch)
+    for label in (0, 1):
+        changed = dataclasses.replace(
+            batch,
+            valid=jnp.arange(4) < 3,
+            labels=batch.labels.at[3].set(label),
+            masks=batch.masks.at[3].set(label),
+        )
+        (loss, terms), gradients = step(clip.params, params, padded, changed)
+        assert_near(loss, expected, 1e-6)
+        jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), terms, expected_terms)
+        jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), gradients, expected_gradients)
+
+
+def test_text_is_encoded_once_and_no_longer_than_needed(clip, params, features):
+    """Nine rows for the normal prompt, twelve for the abnormal ones, which alone meet the images."""
+    calls = []
+
+    def encode_prompts(frozen, embeddings, paddings, deep_prompts=None):
+        calls.append(embeddings.shape)
+        return clip.encode_prompts(frozen, embeddings, paddings, deep_prompts)
+
+    method = faprompt(dataclasses.replace(clip, encode_prompts=encode_prompts), GOLDEN)
+    prototypes = method.prototypes(clip.params, params, ("a",))
+    assert calls == [(1, 9, 48), (10, 12, 48)]
+    calls.clear()
+    jax.eval_shape(method.score, clip.params, params, prototypes, features, jnp.zeros(4, int))
+    assert calls == [(10, 12, 48)]
+
+
+@pytest.mark.parametrize("lengths", [(2, 1), (5, 2), (10, 4)])
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_grids_of_the_paper(clip, features, batch, lengths, count):
+    switches = {
+        **GOLDEN,
+        "normal_length": lengths[0],
+        "abnormal_length": lengths[1],
+        "num_abnormal": count,
+        "num_selected": 21 - count,
+    }
+    method = faprompt(clip, switches)
+    params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+    assert params["normal"].shape == (lengths[0], 48)
+    assert params["abnormal"].shape == (count, lengths[1], 48)
+    inputs = (21 - count) * 48
+    assert params["prior"]["first"]["kernel"].shape == (inputs, inputs // 16)
+    loss, terms = jax.eval_shape(method.loss, clip.params, params, features, batch)
+    assert loss.shape == ()
+    assert len(terms) == 10
+
+
+def test_a_single_prompt_has_no_pairs(clip, features, batch):
+    method = faprompt(clip, {**GOLDEN, "num_abnormal": 1, "prior": False})
+    params = method.init(jax.random.key(0), clip.params)
+    _, terms = jax.jit(method.loss)(clip.params, params, features, batch)
+    assert terms["orthogonality"] == 0
+
+
+@pytest.mark.parametrize("select", ["first", "topk"])
+def test_an_image_of_fewer_patches_than_the_prior_asks_for(
+    clip, params, features, assert_near, select
+):
+    """The network's inputs without a patch are zero: their kernel rows have no part in it."""
+    switches = {**GOLDEN, "dap_select": select}
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(30 * 48, 90)) / 40, jnp.float32)
+    second = jnp.asarray(rng.normal(size=(90, 48)) / 40, jnp.float32)
+
+    def prior(count):
+        network = {
+            "first": {"kernel": kernel[: count * 48], "bias": jnp.zeros(90)},
+            "second": {"kernel": second, "bias": jnp.zeros(48)},
+        }
+        method = faprompt(clip, {**switches, "num_selected": count})
+        changed = params | {"prior": network}
+        return score_all(method, clip, changed, features, ("prior",))[1].extras["prior"]
+
+    assert jnp.abs(prior(25)).max() > 0.01
+    assert_near(prior(30), prior(25), 1e-6)
+
+
+def test_equal_patches_are_taken_in_raster_order(clip, params, features):
+    """Of patches that are equally abnormal the first ones count, so that results can be repeated."""
+    flat = features._replace(
+        patches=jnp.broadcast_to(features.patches[:, :, :1, :1], (4, 1, 5, 5, 48))
+    )
+    first, best = (
+        score_all(faprompt(clip, switches), clip, params, flat, ("prior",))[1].extras["prior"]
+        for switches in RUNS.values()
+    )
+    np.testing.assert_array_equal(first, best)
+
+
+@pytest.mark.parametrize(
+    ("switches", "options"),
+    [
+        ({}, {"layers": (8,), "vv_from": 2, "cls_norm": False}),
+        ({"vv_from": None, "cls_norm": True}, {"layers": (8,), "vv_from": None, "cls_norm": True}),
+    ],
+)
+def test_the_vision_side_is_told_what_the_config_says(clip, switches, options):
+    calls = []
+    spy = dataclasses.replace(clip, encode_image=lambda *_, **options: calls.append(options))
+    method = faprompt(spy, switches)
+    method.features({}, {}, np.zeros((1, 56, 56, 3)))
+    assert calls == [options]
+    assert method.features_key == tuple(options.values())
+    assert method.cacheable
+
+
+def test_deep_prompts_can_be_left_out(clip, params, golden):
+    shallow = {name: value for name, value in params.items() if name != "deep"}
+    for switches in ({"num_deep_prompts": 0}, {"deep_prompt_depth": 1}):
+        method = faprompt(clip, switches)
+        shapes = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+        assert set(shapes) == set(shallow)
+        assert method.unused_parameters == 0
+    found = method.prototypes(clip.params, shallow, ("a",))
+    assert np.abs(found.normal - golden["stage1/text_pos"]).max() > 1e-3
+
+
+def test_float16_rounds_what_float16_cannot_hold(clip, params):
+    plain, rounded = (
+        jax.jit(lambda p, m=faprompt(clip, switches): m.prototypes(clip.params, p, ("a",)))
+        for switches in ({}, {"deep_prompts_float16": True})
+    )
+    odd = params | {"deep": params["deep"] + 1e-4}
+    nearest = odd | {"deep": np.asarray(odd["deep"]).astype(np.float16).astype(np.float32)}
+    np.testing.assert_array_equal(rounded(odd).abnormal, plain(nearest).abnormal)
+    assert np.abs(plain(odd).abnormal - rounded(odd).abnormal).max() > 0
+
+
+def test_scores_are_float32_whatever_the_tower(clip, params, features, batch, scored, assert_near):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
+    _, scores, _ = score_all(faprompt(clip, GOLDEN), clip, params, half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(scores)} == {jnp.dtype("float32")}
+    assert_near(scores.patches, scored("first_tokens")[1].patches, 0.02)
+    (loss, _), _ = training_step(clip, "first_tokens")(clip.params, params, half, batch)
+    assert loss.dtype == jnp.float32
+    assert jnp.isfinite(loss)
+
+
+def test_init_is_seeded_and_has_the_configured_spread(clip):
+    method = faprompt(clip, {"normal_length": 64, "num_deep_prompts": 60, "init_std": 0.5})
+    params, again = (method.init(jax.random.key(3), clip.params) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert params["deep"].shape == (3, 60, 48)
+    for name in ("normal", "abnormal", "deep"):
+        assert abs(params[name].std() - 0.5) < 0.05
+    for layer in params["prior"].values():
+        bound = layer["kernel"].shape[0] ** -0.5
+        assert 0.9 * bound < jnp.abs(layer["kernel"]).max() <= bound
+    assert set(jax.tree.leaves(method.groups(params))) == {"prompts"}
+
+
+def test_two_steps_over_tips(backbone, e2e_golden):
+    """Another width, no start token, no projection, two global tokens and longer deep prompts."""
+    switches = {
+        **WORDS,
+        "global_token": 1,
+        "num_deep_prompts": 14,
+        "dap_select": "topk",
+        "num_abnormal": 3,
+    }
+    method = make_method("faprompt", backbone, switches)
+    start = params = method.init(jax.random.key(0), backbone.params)
+    assert params["deep"].shape[1:] == (14, backbone.text_width)
+    features = jax.jit(method.features)(backbone.params, {}, e2e_golden["images"][:4])
+    batch = read_batch({name: e2e_golden[name][:4] for name in ("labels", "masks")})
+    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
+    optimizer = optax.adam(1e-3)
+    state = optimizer.init(params)
+    for _ in range(2):
+        (loss, _), gradients = step(backbone.params, params, features, batch)
+        assert jnp.isfinite(loss)
+        assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+        updates, state = optimizer.update(gradients, state)
+        params = optax.apply_updates(params, updates)
+    for value, before in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True):
+        assert jnp.isfinite(value).all()
+        assert jnp.abs(value - before).max() > 1e-3
+
+
+def test_parameters_are_counted_both_ways():
+    count = functools.partial(count_parameters, "faprompt", backbone="clip-vit-l14-336")
+    assert count() == 4_100_064
+    assert count(published=True) == 9_612_256
+    assert count(config={"compound": False, "prior": False}) == 43_008
+    assert count(config={"prior": False}) == 3_840 + 15_360 + 24_576
+
+
+def test_the_authors_state_and_our_file_give_the_same(clip, params, read_golden, tmp_path):
+    method = faprompt(clip)
+    state = state_of(read_golden("faprompt", "learnable"))
+    state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
+    state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
+    np.savez(tmp_path / "theirs.npz", **state)
+    bare = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
+    np.savez(tmp_path / "bare.npz", **bare)
+    learned.save(tmp_path / "ours.npz", params)
+    for name in ("theirs", "bare", "ours"):
+        loaded = learned.load(str(tmp_path / f"{name}.npz"), method, clip)
+        jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["ctx_pos", "ctx_neg", "compound_prompts_text.1", "patch_meta_net.linear2.bias"],
+)
+def test_a_checkpoint_that_lacks_something_is_refused(clip, read_golden, tmp_path, lost):
+    state = state_of(read_golden("faprompt", "learnable"))
+    del state[f"prompt_learner.{lost}"]
+    np.savez(tmp_path / "p.npz", **state)
+    with pytest.raises(UserError, match=rf"do not fit faprompt .* lacks '{lost}'"):
+        learned.load(str(tmp_path / "p.npz"), faprompt(clip), clip)
+
+
+def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_path):
+    state = state_of(read_golden("faprompt", "learnable"))
+    np.savez(tmp_path / "p.npz", **state)
+    with pytest.raises(UserError, match="do not fit faprompt"):
+        learned.load(str(tmp_path / "p.npz"), faprompt(clip, {"deep_prompt_depth": 5}), clip)
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"num_abnormals": 4}, "'num_abnormals'.*'num_abnormal'"),
+        ({"num_abnormal": 0}, "'num_abnormal' is 0; it must be at least 1"),
+        ({"num_selected": 0}, "'num_selected' is 0; it must be at least 1"),
+        ({"dap_select": "last"}, "'dap_select' is 'last'; it takes 'first' or 'topk'"),
+        ({"max_scores": "1:1"}, "'max_scores' is '1:1'; it takes '2:1' or 'mean'"),
+        ({"prior_weight": -1.0}, "'prior_weight' is -1.0; it must be at least 0"),
+        ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
+        ({"vv_from": 25}, "'vv_from' is 25; it must be between 1 and 24"),
+        ({"normal_length": 74}, "prompt of 78 tokens, 74 of them learned, is longer than the 77"),
+        ({"num_deep_prompts": 8}, "'num_deep_prompts' is 8.* the normal prompt has 7"),
+        ({"global_token": 1}, "'global_token' is 1, but clip has 1 global token"),
+    ],
+)
+def test_mistakes_are_refused(clip, switches, message):
+    with pytest.raises(UserError, match=message):
+        method = faprompt(clip, switches)
+        params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+        jax.eval_shape(lambda p: method.prototypes(clip.params, p, ("a",)), params)
+
+
+def test_unknown_extras_are_refused(clip, params, features):
+    method = faprompt(clip, {"prior": False})
+    with pytest.raises(UserError, match="'faprompt' has no extra 'prior'; there are: stage1"):
+        method.score(clip.params, params, None, features, jnp.zeros(4, int), extras=("prior",))
+
+
+def test_the_defaults_are_the_published_setting():
+    config = config_from(FAPromptConfig, None)
+    weights = [
+        getattr(config, f"{name}_weight")
+        for name in ("local1", "local2", "cross_entropy", "image_focal", "orthogonality", "prior")
+    ]
+    assert weights == [1, 0.5, 1, 1, 0.1, 1]
+    assert (config.sigma, config.temperature, config.cls_norm) == (10, 0.07, False)
