@@ -1,0 +1,511 @@
+"""TPS against the authors' training and test scripts, run on a tiny CLIP."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from zsad_jax.backbones.clip import MEAN, STD
+from zsad_jax.errors import UserError
+from zsad_jax.methods import Batch, anomaly_map, count_learned, count_parameters, losses
+from zsad_jax.methods.tps import EXTRAS, tps
+
+FEATURE_TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between
+LAYERS = (2, 4, 6, 8)
+CLASSES = ("round_plate",)
+NO_EFFECT = ("former/ln_1.bias",)  # moves all keys alike: a gradient of zero, up to rounding
+
+
+@pytest.fixture(scope="module")
+def clip(load_golden_clip):
+    return load_golden_clip("anomalyclip")
+
+
+@pytest.fixture(scope="module")
+def golden(read_golden):
+    return read_golden("tps", "expected")
+
+
+@pytest.fixture(scope="module")
+def state(read_golden, clip):
+    """The learned parameters under the authors' names."""
+    arrays = {
+        name.replace("/", "."): array for name, array in read_golden("tps", "learnable").items()
+    }
+    return arrays | {"former.text_projection": np.asarray(clip.params["text"]["projection"])}
+
+
+@pytest.fixture(scope="module")
+def params(clip, state):
+    return jax.tree.map(jnp.asarray, tps(clip).import_params(state))
+
+
+@pytest.fixture(scope="module")
+def features(clip, read_golden):
+    images = read_golden("anomalyclip", "inputs")["images_u8"] / np.float32(255)
+    images = (images - np.float32(MEAN)) / np.float32(STD)
+    return jax.jit(tps(clip).features)(clip.params, {}, images)
+
+
+@pytest.fixture(scope="module")
+def batch(read_golden):
+    inputs = read_golden("anomalyclip", "inputs")
+    return Batch(
+        category=jnp.zeros(4, jnp.int32),
+        labels=jnp.asarray(inputs["labels"]),
+        masks=jnp.asarray(inputs["masks"], jnp.float32),
+        has_mask=jnp.ones(4, bool),
+        valid=jnp.ones(4, bool),
+        class_names=CLASSES,
+    )
+
+
+@functools.cache
+def training_step(clip, **switches):
+    method = tps(clip, switches)
+    return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
+
+
+@functools.cache
+def loss_of(clip, **switches):
+    return jax.jit(tps(clip, switches).loss)
+
+
+@functools.cache
+def scoring(clip, **switches):
+    method = tps(clip, switches)
+
+    @jax.jit
+    def run(frozen, params, features):
+        prototypes = method.prototypes(frozen, params, CLASSES)
+        category = jnp.zeros(features.patches.shape[0], jnp.int32)
+        scores = method.score(frozen, params, prototypes, features, category, extras=EXTRAS)
+        return prototypes, scores, method.anomaly_map(scores.patches, 70)
+
+    return run
+
+
+def as_published(tree):
+    """Parameters or their gradients under the authors' names, in the authors' layout."""
+    found = {}
+    for ours, theirs in (("global", "prompt_learner"), ("shunt", "class_learner")):
+        found[f"{theirs}/ctx_pos"] = tree[ours]["normal"][None, None]
+        found[f"{theirs}/ctx_neg"] = tree[ours]["abnormal"][None, None]
+        for i, deep in enumerate(tree[ours]["deep"]):
+            found[f"{theirs}/compound_prompts_text.{i}"] = deep
+    pathway = tree["pathway"]
+    norms = {"shunt": 0, "global": 1, "between": 2, "mlp": 3, "patches": 4}
+    for name, number in norms.items():
+        found[f"former/ln_{number}.weight"] = pathway["norms"][name]["scale"]
+        found[f"former/ln_{number}.bias"] = pathway["norms"][name]["bias"]
+    for ours, theirs in (("to_patches", "text_attention"), ("to_global", "cross_attention")):
+        parts = pathway["attentions"][ours]
+        inputs = [parts[name] for name in ("query", "key", "value")]
+        stem = f"former/{theirs}"
+        found[f"{stem}.in_proj_weight"] = jnp.concatenate([part["kernel"].T for part in inputs])
+        found[f"{stem}.in_proj_bias"] = jnp.concatenate([part["bias"] for part in inputs])
+        found[f"{stem}.out_proj.weight"] = parts["out"]["kernel"].T
+        found[f"{stem}.out_proj.bias"] = parts["out"]["bias"]
+    for name, number in (("first", 0), ("second", 2)):
+        found[f"former/text_feed.{number}.weight"] = pathway["mlp"][name]["kernel"].T
+        found[f"former/text_feed.{number}.bias"] = pathway["mlp"][name]["bias"]
+    found["former/text_projection"] = tree["text_projection"]
+    return found
+
+
+def test_features(features, golden, assert_near):
+    assert_near(features.global_tokens[:, 0], golden["vision/cls_raw"], FEATURE_TOLERANCE)
+    for i, layer in enumerate(LAYERS):
+        expected = golden[f"vision/patch_features/layer{layer}"].reshape(4, 5, 5, 32)
+        assert_near(features.patches[:, i], expected, FEATURE_TOLERANCE)
+
+
+def test_words(clip, golden):
+    """The words behind the learned tokens, whose places the golden fills with 'x'."""
+    for texts, learner in (
+        (tps(clip).config.global_texts, "prompt_learner"),
+        (tps(clip).config.shunt_texts, "class_learner"),
+    ):
+        ids, paddings = clip.tokenize(texts)
+        for row, words, padding in zip(
+            golden[f"text/{learner}/token_ids"], ids, paddings, strict=True
+        ):
+            count = int((padding == 0).sum())
+            np.testing.assert_array_equal(words[1:count], row[13 : 12 + count])
+
+
+def test_scores_and_maps_with_the_pathway(clip, params, features, golden, assert_near):
+    prototypes, scores, maps = scoring(clip)(clip.params, params, features)
+    assert_near(prototypes.image[0], golden["text/global_raw"], FEATURE_TOLERANCE)
+    assert_near(prototypes.pixels[0], golden["text/shunt_raw"], FEATURE_TOLERANCE)
+    for i, layer in enumerate(LAYERS):
+        found = scores.extras["pathway_features"][:, i]
+        assert_near(
+            found, golden[f"pathway_test/pathway_feature_raw/layer{layer}"], FEATURE_TOLERANCE
+        )
+        unit = found / jnp.linalg.norm(found, axis=-1, keepdims=True)
+        expected = golden[f"train/pathway_feature_normalised/layer{layer}"]
+        assert_near(unit, expected, FEATURE_TOLERANCE)
+        similarity = scores.extras["patch_probabilities"][:, i].reshape(4, 25, 2)
+        assert_near(similarity, golden[f"train/similarity/layer{layer}"], SCORE_TOLERANCE)
+    logits = scores.extras["global_cosines"] / 0.07
+    assert_near(logits, golden["train/image_logits"], SCORE_TOLERANCE)
+    assert_near(scores.image["global"], golden["test/image_score"], SCORE_TOLERANCE)
+    assert_near(maps, golden["pathway_test/anomaly_map_smoothed"], SCORE_TOLERANCE)
+    raw = tps(clip, {"sigma": 0.0}).anomaly_map(scores.patches, 70)
+    assert_near(raw[1:2], golden["pathway_test/anomaly_map_raw"], SCORE_TOLERANCE)
+    last = tps(clip, {"sigma": 0.0}).anomaly_map(scores.patches[..., 3:], 70)
+    assert_near(last[1:2], golden["train/similarity_map/layer8"][:, 1], SCORE_TOLERANCE)
+    low, high = tps(clip).map_range
+    assert low == 0 <= maps.min()
+    assert 1 < maps.max() <= high == 4
+
+
+def test_the_released_test_script(clip, params, features, golden, assert_near):
+    switches = {"pathway_at_test": False}
+    _, scores, maps = scoring(clip, **switches)(clip.params, params, features)
+    assert_near(scores.image["global"], golden["test/image_score"], SCORE_TOLERANCE)
+    assert_near(maps, golden["released_test/anomaly_map_smoothed"], SCORE_TOLERANCE)
+    raw = tps(clip, {"sigma": 0.0}).anomaly_map(scores.patches, 70)
+    assert_near(raw[1:2], golden["released_test/anomaly_map_raw"], SCORE_TOLERANCE)
+
+
+def test_training_step_by_step(clip, params, features, batch, golden, assert_near):
+    step = training_step(clip)
+    rates = {"prompts": 1e-3, "pathway": 1e-4}
+    optimizer = optax.multi_transform(
+        {name: optax.adam(rate, b1=0.5, b2=0.999, eps=1e-8) for name, rate in rates.items()},
+        tps(clip).groups,
+    )
+    update = jax.jit(optimizer.update)
+    optimizer_state = optimizer.init(params)
+    for i, expected in enumerate(golden["train/trajectory/loss"]):
+        (loss, terms), gradients = step(clip.params, params, features, batch)
+        image_loss = golden["train/trajectory/image_loss"][i]
+        assert_near(terms["cross_entropy"], image_loss, FEATURE_TOLERANCE)
+        local = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]
+        assert_near(local, expected, FEATURE_TOLERANCE)
+        assert_near(loss, expected + image_loss, FEATURE_TOLERANCE)
+        if i == 0:
+            focal, dice = (
+                golden[f"train/loss/{name}Loss_calls"] for name in ("Focal", "BinaryDice")
+            )
+            assert_near(terms["focal"], focal.sum(), FEATURE_TOLERANCE)
+            assert_near(terms["dice_abnormal"], dice[::2].sum(), FEATURE_TOLERANCE)
+            assert_near(terms["dice_normal"], dice[1::2].sum(), FEATURE_TOLERANCE)
+            check_gradients(gradients, golden, assert_near)
+        updates, optimizer_state = update(gradients, optimizer_state, params)
+        params = optax.apply_updates(params, updates)
+
+
+def check_gradients(gradients, golden, assert_near):
+    found = as_published(gradients)
+    expected = {
+        name.removeprefix("train/grad/"): array
+        for name, array in golden.items()
+        if name.startswith("train/grad/")
+    }
+    assert set(found) == set(expected)
+    largest = max(np.abs(array).max() for array in expected.values())
+    for name, array in expected.items():
+        scale = largest if name in NO_EFFECT else None
+        assert_near(found[name], array, SCORE_TOLERANCE, scale=scale)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_loss_terms_of_one_layer(clip, params, features, batch, golden, assert_near, layer):
+    one = features._replace(patches=features.patches[:, layer : layer + 1])
+    _, terms = loss_of(clip)(clip.params, params, one, batch)
+    focal, dice = (golden[f"train/loss/{name}Loss_calls"] for name in ("Focal", "BinaryDice"))
+    assert_near(terms["focal"], focal[layer], FEATURE_TOLERANCE)
+    assert_near(terms["dice_abnormal"], dice[2 * layer], FEATURE_TOLERANCE)
+    assert_near(terms["dice_normal"], dice[2 * layer + 1], FEATURE_TOLERANCE)
+
+
+def test_a_pathway_for_each_layer(clip, state, params, features, assert_near):
+    """Equal copies are the shared one; each moves its own layer only."""
+    method = tps(clip, {"shared_pathway": False})
+    several = method.import_params(state)
+    run = scoring(clip, shared_pathway=False)
+    shared = scoring(clip)(clip.params, params, features)[1].extras["pathway_features"]
+    found = run(clip.params, several, features)[1].extras["pathway_features"]
+    assert_near(found, shared, FEATURE_TOLERANCE)
+    several["pathway"]["mlp"]["second"]["bias"][2] += 1
+    moved = run(clip.params, several, features)[1].extras["pathway_features"] - found
+    np.testing.assert_array_equal(moved[:, [0, 1, 3]], 0)
+    np.testing.assert_allclose(moved[:, 2], 1, atol=1e-5)
+    fresh = method.init(jax.random.key(0), clip.params)
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, several)
+    assert jnp.abs(jnp.diff(fresh["pathway"]["mlp"]["first"]["kernel"], axis=0)).min(0).max() > 0.01
+
+
+def test_one_softmax_over_the_summed_layers(clip, params, features, batch, assert_near):
+    _, scores, _ = scoring(clip, segmentation="summed")(clip.params, params, features)
+    cosines = scores.extras["patch_cosines"]
+    expected = jax.nn.softmax(cosines.sum(axis=1) / 0.07)[..., 1:]
+    assert_near(scores.patches, expected, SCORE_TOLERANCE)
+    assert tps(clip, {"segmentation": "summed"}).map_range == (0.0, 1.0)
+    _, terms = loss_of(clip, segmentation="summed")(clip.params, params, features, batch)
+    assert 0 < terms["dice_abnormal"] < 1  # one map, and not the sum of four
+    expected = losses.segmentation_terms(
+        anomaly_map.upsample(scores.extras["patch_probabilities"][:, 0], (70, 70)), batch
+    )
+    for name, term in expected.items():
+        assert_near(terms[name], term, SCORE_TOLERANCE)
+
+
+def test_without_the_pathway(clip, state, features, batch, golden, assert_near):
+    """The raw shunt features are trained and scored, whatever `pathway_at_test` says."""
+    method = tps(clip, {"pathway": False})
+    params = method.import_params(state)
+    assert set(params) == {"global", "shunt", "text_projection"}
+    _, _, maps = scoring(clip, pathway=False)(clip.params, params, features)
+    assert_near(maps, golden["released_test/anomaly_map_smoothed"], SCORE_TOLERANCE)
+    _, raw = loss_of(clip, pathway=False)(clip.params, params, features, batch)
+    _, adapted = loss_of(clip)(clip.params, tps(clip).import_params(state), features, batch)
+    assert_near(raw["cross_entropy"], adapted["cross_entropy"], 1e-6)
+    assert abs(raw["focal"] - adapted["focal"]) > 1e-3
+
+
+def test_the_text_projection_is_trained_or_left(clip, state, params, features, batch, assert_near):
+    fresh = tps(clip).init(jax.random.key(0), clip.params)
+    np.testing.assert_array_equal(fresh["text_projection"], clip.params["text"]["projection"])
+    changed = params | {"text_projection": 2 * params["text_projection"]}
+    before, after = (scoring(clip)(clip.params, p, features)[0] for p in (params, changed))
+    assert_near(after.pixels, 2 * before.pixels, FEATURE_TOLERANCE)
+
+    frozen = tps(clip, {"tune_text_projection": False})
+    left = frozen.import_params(state)
+    assert set(left) == set(frozen.init(jax.random.key(0), clip.params))
+    assert set(left) == {"global", "shunt", "pathway"}
+    loss, _ = loss_of(clip, tune_text_projection=False)(clip.params, left, features, batch)
+    expected, _ = loss_of(clip)(clip.params, params, features, batch)
+    assert_near(loss, expected, 1e-6)
+
+
+def test_hand_written_prompts(clip, features, assert_near):
+    sentences = []
+
+    def tokenize(texts):
+        sentences.extend(texts)
+        lengths = np.array([len(text.split()) for text in texts])
+        ids = np.array([[sum(map(ord, text)) % 999] * 8 for text in texts])
+        return ids, (np.arange(8) > lengths[:, None]).astype(np.int32)
+
+    spoken = dataclasses.replace(clip, tokenize=tokenize)
+    method = tps(spoken, {"learned": False})
+    assert method.init(jax.random.key(0), clip.params) == {}
+    assert method.import_params is None
+    assert method.unused_parameters == 0
+    prototypes = method.prototypes(clip.params, {}, ("fine-mesh", "nut"))
+    assert sentences == [
+        "a photo of a normal fine mesh with all parts flawless",
+        "a photo of a anomalous fine mesh with damaged parts",
+        "a photo of the flawless part",
+        "a photo of the damaged part",
+        "a photo of a normal nut with all parts flawless",
+        "a photo of a anomalous nut with damaged parts",
+    ]
+    raw = jax.jit(clip.encode_text)(clip.params, *tokenize(sentences[:6]))
+    unit = raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
+    assert_near(prototypes.image, unit[np.array([[0, 1], [4, 5]])], FEATURE_TOLERANCE)
+    assert_near(prototypes.pixels, unit[np.array([[2, 3], [2, 3]])], FEATURE_TOLERANCE)
+
+    category = jnp.array([0, 1, 1, 0])
+    scores = method.score(clip.params, {}, prototypes, features, category, extras=EXTRAS)
+    np.testing.assert_array_equal(
+        scores.extras["pathway_features"], jnp.broadcast_to(prototypes.pixels[0], (4, 4, 2, 32))
+    )
+    tokens = features.global_tokens[1, 0]
+    cosine = prototypes.image[1] @ tokens / jnp.linalg.norm(tokens)
+    expected = jax.nn.softmax(cosine / 0.07)[1]
+    assert_near(scores.image["global"][1], expected, SCORE_TOLERANCE)
+    # Without parameters the learned method uses the same prompts.
+    again = tps(spoken).prototypes(clip.params, {}, ("fine-mesh", "nut"))
+    jax.tree.map(np.testing.assert_array_equal, again, prototypes)
+
+
+def test_nothing_is_trained_without_learned_prompts(clip, features, batch):
+    with pytest.raises(UserError, match="learned=False"):
+        tps(clip, {"learned": False}).loss(clip.params, {}, features, batch)
+
+
+def test_deep_prompts_through_float16(clip, params, features, assert_near):
+    rounded = jax.tree.map(lambda x: x, params)
+    for name in ("global", "shunt"):
+        deep = np.asarray(params[name]["deep"] + 1e-5)  # not exact in float16
+        params = params | {name: params[name] | {"deep": deep}}
+        rounded[name]["deep"] = deep.astype(np.float16).astype(np.float32)
+    found = scoring(clip, deep_prompts_float16=True)(clip.params, params, features)[0]
+    expected, plain = (scoring(clip)(clip.params, tree, features)[0] for tree in (rounded, params))
+    jax.tree.map(lambda f, e: assert_near(f, e, 1e-6), found, expected)
+    assert jnp.abs(plain.image - expected.image).max() > 1e-5
+
+
+def test_the_class_token_may_be_normed(clip):
+    images = np.zeros((1, 70, 70, 3), np.float32)
+    method = tps(clip, {"cls_norm": True, "feature_layers": (24,)})
+    found = jax.jit(method.features)(clip.params, {}, images)
+    expected = jax.jit(functools.partial(clip.encode_image, layers=(8,)))(clip.params, images)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert method.features_key != tps(clip, {"feature_layers": (24,)}).features_key
+
+
+def test_invalid_rows_count_nowhere(clip, params, features, batch, assert_near):
+    step = training_step(clip)
+    rows = np.array([0, 1, 0, 1])
+    kept = jax.tree.map(lambda x: x[rows], (features, batch))
+    (expected, _), expected_gradients = step(clip.params, params, *kept)
+    poisoned = jax.tree.map(lambda x: x.at[2:].set(jnp.nan), features)
+    changes = {"valid": jnp.arange(4) < 2, "masks": batch.masks.at[2:].set(1)}
+    (loss, _), gradients = step(
+        clip.params, params, poisoned, dataclasses.replace(batch, **changes)
+    )
+    assert_near(loss, expected, 1e-6)
+    jax.tree.map(
+        lambda found, golden: assert_near(found, golden, 1e-5, scale=1.0),
+        gradients,
+        expected_gradients,
+    )
+
+
+def test_bfloat16_features(clip, params, features, batch, assert_near):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
+    _, scores, _ = scoring(clip)(clip.params, params, half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(scores)} == {jnp.dtype("float32")}
+    _, exact, _ = scoring(clip)(clip.params, params, features)
+    assert_near(scores.patches, exact.patches, 0.05)
+    loss, _ = loss_of(clip)(clip.params, params, half, batch)
+    expected, _ = loss_of(clip)(clip.params, params, features, batch)
+    assert_near(loss, expected, 0.01)
+
+
+@pytest.fixture(scope="module")
+def speaking_tips(backbone):
+    """The tiny TIPS with a tokenizer that knows any text: a word is its length."""
+
+    def tokenize(texts):
+        lengths = [[len(word) for word in text.split()] for text in texts]
+        ids = np.zeros((len(texts), backbone.text_length), np.int32)
+        for row, words in zip(ids, lengths, strict=True):
+            row[: len(words)] = words
+        return ids, (ids == 0).astype(np.int32)
+
+    return dataclasses.replace(backbone, tokenize=tokenize)
+
+
+def test_two_steps_over_tips(speaking_tips, e2e_golden, batch):
+    """No text projection, two global tokens, deep prompts in front; class, then layers, fall together."""
+    method = tps(speaking_tips, {"global_token": 1})
+    params = start = method.init(jax.random.key(0), speaking_tips.params)
+    assert set(params) == {"global", "shunt", "pathway"}
+    features = jax.jit(method.features)(speaking_tips.params, {}, e2e_golden["images"][:4])
+    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
+    for _ in range(2):
+        (loss, _), gradients = step(speaking_tips.params, params, features, batch)
+        assert jnp.isfinite(loss)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, start)
+    moved["pathway"]["attentions"]["to_patches"]["key"]["bias"] = 1  # has no effect by its nature
+    moved["pathway"]["attentions"]["to_global"]["key"]["bias"] = 1
+    moved["pathway"]["norms"]["global"]["bias"] = 1
+    assert all(0 < leaf < float("inf") for leaf in jax.tree.leaves(moved))
+    _, scores, _ = scoring(speaking_tips, global_token=1)(speaking_tips.params, params, features)
+    assert scores.patches.shape == (4, 5, 5, 4)
+    assert jnp.isfinite(scores.patches).all()
+
+
+def test_import_gives_what_init_gives(clip, state, params, golden, assert_near):
+    fresh = tps(clip).init(jax.random.key(0), clip.params)
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
+    found = as_published(params)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, state[name.replace("/", ".", 1)])
+    groups = tps(clip).groups(params)
+    assert set(jax.tree.leaves((groups["global"], groups["shunt"]))) == {"prompts"}
+    assert set(jax.tree.leaves((groups["pathway"], groups["text_projection"]))) == {"pathway"}
+    for missing in ("class_learner.ctx_neg", "former.ln_4.bias", "former.text_projection"):
+        with pytest.raises(KeyError, match=missing):
+            tps(clip).import_params({k: v for k, v in state.items() if k != missing})
+
+
+def test_init(clip):
+    switches = {"num_prompts": 64, "num_deep_prompts": 32, "init_std": 0.5}
+    params = tps(clip, switches).init(jax.random.key(3), clip.params)
+    for name in ("global", "shunt"):
+        assert params[name]["deep"].shape == (3, 32, 48)
+        for leaf in params[name].values():
+            assert abs(leaf.std() - 0.5) < 0.05
+    assert jnp.abs(params["global"]["normal"] - params["shunt"]["normal"]).max() > 0.1
+    query = params["pathway"]["attentions"]["to_patches"]["query"]
+    assert 0.9 < jnp.abs(query["kernel"]).max() / (6 / 128) ** 0.5 <= 1
+    assert (
+        "deep"
+        not in tps(clip, {"deep_prompt_depth": 1}).init(jax.random.key(0), clip.params)["global"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "effective", "published"),
+    [
+        ({}, 10_130_688, 29_027_840),
+        ({"learned": False}, 0, 0),
+        ({"tune_text_projection": False, "pathway": False}, 86_016, 86_016 + 11_024_384),
+    ],
+)
+def test_numbers_of_parameters(config, effective, published):
+    count = functools.partial(count_parameters, "tps", backbone="clip-vit-l14-336", config=config)
+    assert count() == effective
+    assert count(published=True) == published
+
+
+def test_a_pathway_for_each_layer_is_counted(clip):
+    shared, several = (count_learned(tps(clip, {"shared_pathway": s}), clip) for s in (True, False))
+    assert several - shared == 3 * (2 * 4 * 33 * 32 + 33 * 128 + 129 * 32 + 5 * 64)
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"pathways": True}, "'pathways'.*'pathway'"),
+        ({"pathway_heads": 5}, "'pathway_heads' is 5.*does not divide the 32"),
+        ({"feature_layers": (6, 25)}, "'feature_layers' is \\(6, 25\\)"),
+        ({"feature_layers": ()}, "'feature_layers'"),
+        ({"global_token": 1}, "'global_token' is 1.*1 global token"),
+        ({"num_prompts": 3}, "'num_deep_prompts' is 4.*the 3 learned"),
+        ({"num_prompts": 0}, "'num_prompts' is 0"),
+        ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13"),
+        ({"segmentation": "mean"}, "'segmentation' is 'mean'.*'per_layer' or 'summed'"),
+        ({"shunt_texts": ("the part.",)}, "'shunt_texts'.*give two texts"),
+        ({"learned": False, "tune_text_projection": True}, "learned=False learns nothing"),
+        ({"temperature": 0.0}, "'temperature'"),
+    ],
+)
+def test_bad_switches_are_named(clip, switches, message):
+    with pytest.raises(UserError, match=message):
+        tps(clip, switches)
+
+
+def test_a_projection_that_is_not_there_cannot_be_tuned(backbone):
+    with pytest.raises(UserError, match=r"'tune_text_projection' is True.*has no projection"):
+        tps(backbone, {"tune_text_projection": True})
+
+
+def test_prompts_longer_than_the_text_tower_reads(clip, features, batch):
+    method = tps(clip, {"num_prompts": 72})
+    params = method.init(jax.random.key(0), clip.params)
+    with pytest.raises(UserError, match="72 of them learned"):
+        method.prototypes(clip.params, params, CLASSES)
+
+
+def test_unknown_extras_are_named(clip, params, features):
+    prototypes = scoring(clip)(clip.params, params, features)[0]
+    with pytest.raises(UserError, match="'atention'"):
+        tps(clip).score(
+            clip.params, params, prototypes, features, jnp.zeros(4, int), extras=("atention",)
+        )

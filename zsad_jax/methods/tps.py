@@ -1,0 +1,443 @@
+"""TPS (Text Prompt Shunt, AAAI 2025): prompts for images, prompts for pixels, and a pathway between them.
+
+The image score compares a global token with two learned "global" prompts. The map compares patches with
+two "shunt" prompts, whose features a pathway of two attentions adapts to each image's patches, layer by
+layer, and to the global prompts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.errors import UserError
+from zsad_jax.methods import anomaly_map, losses
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, check_extras, check_global_token
+from zsad_jax.methods.blocks import TEXT_DEPTH, check_blocks, scale_blocks
+from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods.layers import round_to_float16
+from zsad_jax.methods.learner import (
+    STATES,
+    count_deep_blocks,
+    init_learner,
+    learner_from_torch,
+)
+from zsad_jax.methods.pathway import (
+    adapt_texts,
+    count_unused_branch,
+    init_pathway,
+    pathway_from_torch,
+)
+from zsad_jax.methods.prompts import (
+    check_deep_prompts,
+    clean_class_name,
+    count_unused_projections,
+    encode_ensembles,
+    encode_with_context,
+    tokenize,
+)
+from zsad_jax.methods.similarity import cosines
+
+IMAGE_SCORES = ("global",)
+LEARNERS = ("global", "shunt")
+EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
+EXTRAS += ("pathway_features",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TPSConfig:
+    """The switches of TPS; the defaults are those of the authors' training.
+
+    Block numbers count from 1 in a vision tower of 24 blocks and a text tower of 12, and are scaled to the
+    depth of the backbone's.
+
+    Attributes:
+      learned: False: the hand-written prompts, and no pathway (the paper's ablation).
+      pathway: the shunt features pass the pathway; False: they are compared as they are.
+      shared_pathway: one pathway for all layers; False: one for each, as the paper writes.
+      pathway_at_test: False: scores compare the raw shunt features, as the released test script does,
+        though training goes through the pathway.
+      tune_text_projection: the text tower's projection into the joint space is trained with the pathway,
+        as in the authors' code; None: where the backbone has one.
+      num_prompts: learned tokens of each of the four prompts.
+      global_texts, shunt_texts: the words (normal, abnormal) behind the learned tokens.
+      hand_written_global, hand_written_shunt: the sentences (normal, abnormal) of learned=False; `{}` is
+        the class name.
+      deep_prompt_depth: text blocks with learned tokens of their own, the first one's being the prompts
+        themselves; 1: no deep prompts.
+      num_deep_prompts: deep prompts of each such block, shared by both states; 0: none.
+      deep_prompts_float16: the deep prompts are rounded to float16 on their way into the tower, as in the
+        authors' code; their gradient is not.
+      feature_layers: vision blocks whose patches are compared.
+      segmentation: "per_layer": a softmax for each layer, whose maps are added up; "summed": one softmax
+        over the cosines' sum over layers, as the paper writes.
+      pathway_heads: of both attentions; divides the width of the joint space.
+      cls_norm: whether the global token passes the vision tower's last norm.
+      global_token: which of the backbone's global tokens gives the image score, counted from 0.
+      sigma: of the map's Gaussian, in pixels of the map; 0 does not smooth.
+      temperature: divides the cosine; None is the backbone's own.
+      init_std: of the learned tokens' initial normal distribution.
+    """
+
+    learned: bool = True
+    pathway: bool = True
+    shared_pathway: bool = True
+    pathway_at_test: bool = True
+    tune_text_projection: bool | None = None
+    num_prompts: int = within(12, 1)
+    global_texts: tuple[str, ...] = (
+        "object with all parts flawless.",
+        "object with damaged parts.",
+    )
+    shunt_texts: tuple[str, ...] = ("the flawless part.", "the damaged part.")
+    hand_written_global: tuple[str, ...] = (
+        "a photo of a normal {} with all parts flawless",
+        "a photo of a anomalous {} with damaged parts",
+    )
+    hand_written_shunt: tuple[str, ...] = (
+        "a photo of the flawless part",
+        "a photo of the damaged part",
+    )
+    deep_prompt_depth: int = within(9, 1, TEXT_DEPTH)
+    num_deep_prompts: int = within(4, 0)
+    deep_prompts_float16: bool = False
+    feature_layers: tuple[int, ...] = (6, 12, 18, 24)
+    segmentation: Literal["per_layer", "summed"] = "per_layer"
+    pathway_heads: int = within(8, 1)
+    cls_norm: bool = False
+    global_token: int = within(0, 0)
+    sigma: float = within(4.0, 0)
+    temperature: float | None = within(0.07, 1e-6)
+    init_std: float = within(0.02, 0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_blocks("feature_layers", self.feature_layers)
+        for key in ("global_texts", "shunt_texts", "hand_written_global", "hand_written_shunt"):
+            if len(getattr(self, key)) != len(STATES):
+                raise UserError(
+                    f"Config key '{key}' is {getattr(self, key)!r}; give two texts, the normal one first."
+                )
+
+    @property
+    def num_pathways(self) -> int | None:
+        """How many there are; None: a single one for all layers."""
+        return None if self.shared_pathway else len(self.feature_layers)
+
+
+class Texts(NamedTuple):
+    """Raw text features, (normal, abnormal), of each category or image.
+
+    Attributes:
+      image: of the global prompts.
+      pixels: of the shunt prompts, before the pathway.
+    """
+
+    image: Float[Array, "c 2 d"]
+    pixels: Float[Array, "c 2 d"]
+
+
+def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None) -> Method:
+    """TPS over a backbone.
+
+    Args:
+      backbone: any with patch tokens in the joint space.
+      config: the switches, or a mapping of them; None: the authors' setting.
+
+    Returns:
+      A method whose params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]},
+      the last two only where the config and the backbone have them, and {} when nothing is learned. Given
+      {}, it uses the hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep":
+      [blocks, p, e]}; with shared_pathway=False leaves of the pathway have a leading axis of layers. The
+      group "prompts" (published learning rate 1e-3) holds the learners, "pathway" (1e-4) all else.
+      `patches` of its scores has a channel per layer, or one with segmentation="summed"; `score` takes
+      `extras`, names out of `EXTRAS`.
+
+    Raises:
+      UserError: for an unknown key or a bad value.
+    """
+    config = config_from(TPSConfig, config)
+    _check(backbone, config)
+    temperature = backbone.temperature if config.temperature is None else config.temperature
+    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
+    encode = _prompt_encoder(backbone, config)
+    imported = functools.partial(_import_params, config, _tunes_projection(backbone, config))
+    return Method(
+        name="tps",
+        config=config,
+        init=functools.partial(_init, backbone, config),
+        features=lambda frozen, params, images: backbone.encode_image(
+            frozen, images, layers=layers, cls_norm=config.cls_norm
+        ),
+        prototypes=functools.partial(_prototypes, backbone, config, encode),
+        score=functools.partial(_score, config, temperature),
+        anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
+        loss=functools.partial(_loss, config, temperature, encode),
+        groups=_groups,
+        image_scores=IMAGE_SCORES,
+        map_range=(0.0, float(len(layers)) if config.segmentation == "per_layer" else 1.0),
+        features_key=(layers, None, config.cls_norm),
+        import_params=imported if config.learned else None,
+        unused_parameters=_count_unused(backbone, config),
+    )
+
+
+def _check(backbone: Backbone, config: TPSConfig) -> None:
+    """Refuses what a backbone cannot give."""
+    check_global_token(backbone, config.global_token)
+    if config.learned and _count_deep_blocks(backbone, config):
+        check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
+    if config.learned and config.pathway and backbone.embed_dim % config.pathway_heads:
+        raise UserError(
+            f"Config key 'pathway_heads' is {config.pathway_heads}, which does not divide the"
+            f" {backbone.embed_dim} numbers of {backbone.name}'s text features; give a divisor."
+        )
+    if config.tune_text_projection and not _tunes_projection(backbone, config):
+        reason = f"the text tower of {backbone.name} has no projection"
+        raise UserError(
+            "Config key 'tune_text_projection' is True, but"
+            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
+        )
+
+
+def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
+    """Whether the text projection is trained: unless the config says no, where there is one."""
+    wanted = config.learned and config.tune_text_projection is not False
+    return wanted and "projection" in backbone.params["text"]
+
+
+def _count_deep_blocks(backbone: Backbone, config: TPSConfig) -> int:
+    return count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
+
+
+def _init(backbone: Backbone, config: TPSConfig, key: Array, frozen: Params) -> Params:
+    """Learned tokens from N(0, init_std²), a fresh pathway, and the backbone's own text projection."""
+    if not config.learned:
+        return {}
+    *learner_keys, pathway_key = jax.random.split(key, 3)
+    params: dict[str, Any] = {
+        name: init_learner(
+            one,
+            backbone.text_width,
+            num_prompts=config.num_prompts,
+            deep=(_count_deep_blocks(backbone, config), config.num_deep_prompts),
+            std=config.init_std,
+        )
+        for name, one in zip(LEARNERS, learner_keys, strict=True)
+    }
+    if config.pathway:
+        params["pathway"] = init_pathway(
+            pathway_key, backbone.embed_dim, copies=config.num_pathways
+        )
+    if _tunes_projection(backbone, config):
+        # A copy, since a training step may donate its parameters' memory.
+        projection = frozen["text"]["projection"]
+        params["text_projection"] = jnp.array(projection, jnp.float32, copy=True)
+    return params
+
+
+def _groups(params: Params) -> PyTree:
+    """The learners are "prompts"; the pathway and the text projection are "pathway"."""
+    return {
+        name: jax.tree.map(lambda _, name=name: "prompts" if name in LEARNERS else "pathway", part)
+        for name, part in params.items()
+    }
+
+
+def _count_unused(backbone: Backbone, config: TPSConfig) -> int:
+    """What the authors' optimiser holds to no effect.
+
+    Those are linear layers beside the deep prompts, the pathway's image branch (an attention, a
+    feed-forward part, a norm), and the vision tower's projection, which is behind frozen features.
+    """
+    if not config.learned:
+        return 0
+    deep = _count_deep_blocks(backbone, config)
+    unused = len(LEARNERS) * count_unused_projections(backbone.text_width, deep)
+    if config.pathway:
+        unused += (config.num_pathways or 1) * count_unused_branch(backbone.embed_dim)
+    if _tunes_projection(backbone, config):
+        unused += backbone.vision_width * backbone.embed_dim
+    return unused
+
+
+def _import_params(config: TPSConfig, tuned: bool, state: Mapping[str, np.ndarray]) -> Params:
+    """The parameters in the authors' checkpoint, where the config has them.
+
+    One pathway is published; it serves every layer when the config has one for each.
+
+    Raises:
+      KeyError: when one is missing.
+    """
+    params: dict[str, Any] = {
+        name: learner_from_torch(state, f"{theirs}.")
+        for name, theirs in zip(LEARNERS, ("prompt_learner", "class_learner"), strict=True)
+    }
+    if config.pathway:
+        params["pathway"] = pathway_from_torch(state, "former.")
+        if config.num_pathways:
+            params["pathway"] = jax.tree.map(
+                lambda x: np.stack([x] * config.num_pathways), params["pathway"]
+            )
+    if tuned:
+        params["text_projection"] = np.asarray(state["former.text_projection"])
+    return params
+
+
+def _prompt_encoder(backbone: Backbone, config: TPSConfig) -> Callable[[Params, Params], Texts]:
+    """The function (frozen, params) -> the learned prompts' features [2 d], not normalised."""
+
+    @functools.lru_cache(maxsize=1)
+    def words() -> tuple[np.ndarray, np.ndarray]:
+        """Ids and paddings of the fixed words; tokenised once, when needed."""
+        return tokenize(backbone, [*config.global_texts, *config.shunt_texts])
+
+    def encode(frozen: Params, params: Params) -> Texts:
+        if "text_projection" in params:
+            text = {**frozen["text"], "projection": params["text_projection"]}
+            frozen = {**frozen, "text": text}
+        learners = [params[name] for name in LEARNERS]
+        context = jnp.stack([learner[state] for learner in learners for state in STATES])
+        deep = None
+        if "deep" in learners[0]:  # one batch of four texts, though each learner has its own
+            deep = jnp.stack([learner["deep"] for learner in learners for _ in STATES], axis=1)
+            deep = round_to_float16(deep) if config.deep_prompts_float16 else deep
+        features = encode_with_context(backbone, frozen, words(), context, deep_prompts=deep)
+        return Texts(features[: len(STATES)], features[len(STATES) :])
+
+    return encode
+
+
+def _prototypes(
+    backbone: Backbone,
+    config: TPSConfig,
+    encode: Callable[[Params, Params], Texts],
+    frozen: Params,
+    params: Params,
+    class_names: Sequence[str],
+) -> Texts:
+    """The learned features, the same for every class; or those of the hand-written prompts."""
+    if params and config.learned:
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (len(class_names), *x.shape)), encode(frozen, params)
+        )
+    sentences = [
+        [text.replace("{}", clean_class_name(name))]
+        for name in class_names
+        for text in (*config.hand_written_global, *config.hand_written_shunt)
+    ]
+    features = encode_ensembles(backbone, frozen, sentences)
+    features = features.reshape(len(class_names), len(LEARNERS), len(STATES), -1)
+    return Texts(features[:, 0], features[:, 1])
+
+
+class _Compared(NamedTuple):
+    """Cosines of a batch with the text features of (normal, abnormal).
+
+    Attributes:
+      image: of the global token.
+      patches: of each layer's patches.
+      texts: what the patches were compared with, not normalised.
+    """
+
+    image: Float[Array, "b 2"]
+    patches: Float[Array, "b l h w 2"]
+    texts: Float[Array, "b l 2 d"]
+
+
+def _compare(
+    config: TPSConfig, params: Params, texts: Texts, features: VisionFeatures
+) -> _Compared:
+    """Compares each image with its texts; the pixels' go through the pathway if `params` has one."""
+    patches = features.patches
+    if config.pathway and "pathway" in params:
+        heads, shared = config.pathway_heads, config.shared_pathway
+        of_pixels = adapt_texts(
+            params["pathway"], texts.pixels, texts.image, patches, num_heads=heads, shared=shared
+        )
+    else:
+        of_pixels = jnp.stack([texts.pixels] * patches.shape[1], axis=1)
+    return _Compared(
+        image=cosines(features.global_tokens[:, config.global_token], texts.image),
+        patches=jax.vmap(cosines, in_axes=1, out_axes=1)(patches, of_pixels),
+        texts=of_pixels,
+    )
+
+
+def _patch_probabilities(
+    config: TPSConfig, temperature: float, similarity: Float[Array, "b l h w 2"]
+) -> Float[Array, "b m h w 2"]:
+    """The states' probabilities of each layer's patches, or one of all layers together."""
+    if config.segmentation == "summed":
+        similarity = similarity.sum(axis=1, keepdims=True)
+    return jax.nn.softmax(similarity / temperature, axis=-1)
+
+
+def _score(
+    config: TPSConfig,
+    temperature: float,
+    frozen: Params,
+    params: Params,
+    prototypes: Texts,
+    features: VisionFeatures,
+    category: Int[Array, " b"],
+    *,
+    extras: Collection[str] = (),
+) -> Scores:
+    """The image score, and patch probabilities [b, h, w, layers].
+
+    The published map, the sum over layers of (1 - p_normal + p_abnormal) / 2, is that of p_abnormal alone,
+    since the two add up to 1.
+    """
+    del frozen
+    check_extras("tps", extras, EXTRAS)
+    texts = jax.tree.map(lambda x: x[category], prototypes)
+    compared = _compare(config, params if config.pathway_at_test else {}, texts, features)
+    image_probabilities = jax.nn.softmax(compared.image / temperature, axis=-1)
+    patch_probabilities = _patch_probabilities(config, temperature, compared.patches)
+    computed = {
+        "global_cosines": compared.image,
+        "global_probabilities": image_probabilities,
+        "patch_cosines": compared.patches,
+        "patch_probabilities": patch_probabilities,
+        "pathway_features": compared.texts,
+    }
+    return Scores(
+        image={"global": image_probabilities[:, 1]},
+        patches=jnp.moveaxis(patch_probabilities[..., 1], 1, -1),
+        extras={name: computed[name] for name in extras},
+    )
+
+
+def _loss(
+    config: TPSConfig,
+    temperature: float,
+    encode: Callable[[Params, Params], Texts],
+    frozen: Params,
+    params: Params,
+    features: VisionFeatures,
+    batch: Batch,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Focal and dice losses of each layer's unsmoothed map, summed, plus the images' cross-entropy."""
+    if not params:
+        raise UserError("Nothing can be trained with learned=False; set learned=True.")
+    features = losses.zero_invalid(features, batch.valid)
+    count = batch.labels.shape[0]
+    texts = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), encode(frozen, params))
+
+    def segmentation(probabilities: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
+        size = (batch.masks.shape[1], batch.masks.shape[2])
+        return losses.segmentation_terms(anomaly_map.upsample(probabilities, size), batch)
+
+    compared = _compare(config, params, texts, features)
+    probabilities = _patch_probabilities(config, temperature, compared.patches)
+    local = jax.tree.map(jnp.sum, jax.vmap(segmentation, in_axes=1)(probabilities))
+    logits = compared.image / temperature
+    image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
+    return sum(local.values()) + image, {**local, "cross_entropy": image}
