@@ -127,10 +127,8 @@ def test_features(features, golden, assert_near):
 
 def test_words(clip, golden):
     """The words behind the learned tokens, whose places the golden fills with 'x'."""
-    for texts, learner in (
-        (tps(clip).config.global_texts, "prompt_learner"),
-        (tps(clip).config.shunt_texts, "class_learner"),
-    ):
+    four = tps(clip).config.learned_texts
+    for texts, learner in ((four[:2], "prompt_learner"), (four[2:], "class_learner")):
         ids, paddings = clip.tokenize(texts)
         for row, words, padding in zip(
             golden[f"text/{learner}/token_ids"], ids, paddings, strict=True
@@ -141,8 +139,8 @@ def test_words(clip, golden):
 
 def test_scores_and_maps_with_the_pathway(clip, params, features, golden, assert_near):
     prototypes, scores, maps = scoring(clip)(clip.params, params, features)
-    assert_near(prototypes.image[0], golden["text/global_raw"], FEATURE_TOLERANCE)
-    assert_near(prototypes.pixels[0], golden["text/shunt_raw"], FEATURE_TOLERANCE)
+    assert_near(prototypes[0, :2], golden["text/global_raw"], FEATURE_TOLERANCE)
+    assert_near(prototypes[0, 2:], golden["text/shunt_raw"], FEATURE_TOLERANCE)
     for i, layer in enumerate(LAYERS):
         found = scores.extras["pathway_features"][:, i]
         assert_near(
@@ -277,7 +275,7 @@ def test_the_text_projection_is_trained_or_left(clip, state, params, features, b
     np.testing.assert_array_equal(fresh["text_projection"], clip.params["text"]["projection"])
     changed = params | {"text_projection": 2 * params["text_projection"]}
     before, after = (scoring(clip)(clip.params, p, features)[0] for p in (params, changed))
-    assert_near(after.pixels, 2 * before.pixels, FEATURE_TOLERANCE)
+    assert_near(after, 2 * before, FEATURE_TOLERANCE)
 
     frozen = tps(clip, {"tune_text_projection": False})
     left = frozen.import_params(state)
@@ -313,21 +311,20 @@ def test_hand_written_prompts(clip, features, assert_near):
     ]
     raw = jax.jit(clip.encode_text)(clip.params, *tokenize(sentences[:6]))
     unit = raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
-    assert_near(prototypes.image, unit[np.array([[0, 1], [4, 5]])], FEATURE_TOLERANCE)
-    assert_near(prototypes.pixels, unit[np.array([[2, 3], [2, 3]])], FEATURE_TOLERANCE)
+    assert_near(prototypes, unit[np.array([[0, 1, 2, 3], [4, 5, 2, 3]])], FEATURE_TOLERANCE)
 
     category = jnp.array([0, 1, 1, 0])
     scores = method.score(clip.params, {}, prototypes, features, category, extras=EXTRAS)
     np.testing.assert_array_equal(
-        scores.extras["pathway_features"], jnp.broadcast_to(prototypes.pixels[0], (4, 4, 2, 32))
+        scores.extras["pathway_features"], jnp.broadcast_to(prototypes[0, 2:], (4, 4, 2, 32))
     )
     tokens = features.global_tokens[1, 0]
-    cosine = prototypes.image[1] @ tokens / jnp.linalg.norm(tokens)
+    cosine = prototypes[1, :2] @ tokens / jnp.linalg.norm(tokens)
     expected = jax.nn.softmax(cosine / 0.07)[1]
     assert_near(scores.image["global"][1], expected, SCORE_TOLERANCE)
     # Without parameters the learned method uses the same prompts.
     again = tps(spoken).prototypes(clip.params, {}, ("fine-mesh", "nut"))
-    jax.tree.map(np.testing.assert_array_equal, again, prototypes)
+    np.testing.assert_array_equal(again, prototypes)
 
 
 def test_nothing_is_trained_without_learned_prompts(clip, features, batch):
@@ -343,8 +340,8 @@ def test_deep_prompts_through_float16(clip, params, features, assert_near):
         rounded[name]["deep"] = deep.astype(np.float16).astype(np.float32)
     found = scoring(clip, deep_prompts_float16=True)(clip.params, params, features)[0]
     expected, plain = (scoring(clip)(clip.params, tree, features)[0] for tree in (rounded, params))
-    jax.tree.map(lambda f, e: assert_near(f, e, 1e-6), found, expected)
-    assert jnp.abs(plain.image - expected.image).max() > 1e-5
+    assert_near(found, expected, 1e-6)
+    assert jnp.abs(plain - expected).max() > 1e-5
 
 
 def test_the_class_token_may_be_normed(clip):
@@ -481,7 +478,7 @@ def test_a_pathway_for_each_layer_is_counted(clip):
         ({"num_prompts": 0}, "'num_prompts' is 0"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13"),
         ({"segmentation": "mean"}, "'segmentation' is 'mean'.*'per_layer' or 'summed'"),
-        ({"shunt_texts": ("the part.",)}, "'shunt_texts'.*give two texts"),
+        ({"learned_texts": ("the part.",)}, "'learned_texts'.*give four texts"),
         ({"learned": False, "tune_text_projection": True}, "learned=False learns nothing"),
         ({"temperature": 0.0}, "'temperature'"),
     ],

@@ -5,15 +5,17 @@ the two states, and further ones for the text blocks after the first. Without de
 "deep".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.methods.blocks import TEXT_DEPTH, scale_block
-from zsad_jax.methods.layers import init_normal
+from zsad_jax.methods.layers import init_normal, round_to_float16
+from zsad_jax.methods.prompts import encode_with_context
 
 STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
 Learner = dict[str, Float[Array, "..."]]
@@ -50,6 +52,34 @@ def init_learner(
         name: init_normal(one, shape, std=std)
         for one, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
+
+
+def encode_learners(
+    backbone: Backbone,
+    frozen: Params,
+    words: tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]],
+    learners: Sequence[Learner],
+    *,
+    float16: bool = False,
+) -> Float[Array, "t d"]:
+    """Text features of (normal, abnormal) of each learner, in one batch and not normalised.
+
+    Args:
+      backbone: encodes.
+      frozen: its parameters.
+      words: ids and paddings of the fixed words of each text, from `tokenize`.
+      learners: each has its own deep prompts, and all have them or none has.
+      float16: whether deep prompts are rounded to float16 on their way.
+
+    Raises:
+      UserError: when words and learned tokens are more than the text tower can take.
+    """
+    context = jnp.stack([learner[state] for learner in learners for state in STATES])
+    deep = None
+    if "deep" in learners[0]:
+        deep = jnp.stack([learner["deep"] for learner in learners for _ in STATES], axis=1)
+        deep = round_to_float16(deep) if float16 else deep
+    return encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
 
 
 def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

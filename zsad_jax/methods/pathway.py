@@ -171,7 +171,7 @@ def _attention_from_torch(state: Mapping[str, np.ndarray], name: str) -> dict[st
     """PyTorch's attention, which holds the three input layers as one."""
     kernels = np.split(np.asarray(state[f"{name}.in_proj_weight"]), 3)
     biases = np.split(np.asarray(state[f"{name}.in_proj_bias"]), 3)
-    inputs = {
+    inputs: dict[str, Any] = {
         part: {"kernel": kernel.T, "bias": bias}
         for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
     }

@@ -271,6 +271,19 @@ def encode_ensembles(
     return ensemble(embeddings[rows], groups, len(ensembles))
 
 
+def encode_sentences(
+    backbone: Backbone, frozen: Params, sentences: Sequence[str], class_names: Sequence[str]
+) -> Float[Array, "classes sentences d"]:
+    """The unit-norm features of each class in each sentence; `{}` is the class name."""
+    filled = [
+        [sentence.replace("{}", clean_class_name(name))]
+        for name in class_names
+        for sentence in sentences
+    ]
+    features = encode_ensembles(backbone, frozen, filled)
+    return features.reshape(len(class_names), len(sentences), -1)
+
+
 def encode_pairs(
     backbone: Backbone, frozen: Params, family: PromptFamily, class_names: Sequence[str]
 ) -> Float[Array, "classes 2 d"]:

@@ -21,10 +21,10 @@ from zsad_jax.methods import anomaly_map, losses
 from zsad_jax.methods.base import Batch, Method, PyTree, Scores, check_extras, check_global_token
 from zsad_jax.methods.blocks import TEXT_DEPTH, check_blocks, scale_blocks
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.layers import round_to_float16
 from zsad_jax.methods.learner import (
     STATES,
     count_deep_blocks,
+    encode_learners,
     init_learner,
     learner_from_torch,
 )
@@ -36,18 +36,18 @@ from zsad_jax.methods.pathway import (
 )
 from zsad_jax.methods.prompts import (
     check_deep_prompts,
-    clean_class_name,
     count_unused_projections,
-    encode_ensembles,
-    encode_with_context,
+    encode_sentences,
     tokenize,
 )
 from zsad_jax.methods.similarity import cosines
 
 IMAGE_SCORES = ("global",)
 LEARNERS = ("global", "shunt")
-EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
-EXTRAS += ("pathway_features",)
+EXTRAS = (
+    *("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities"),
+    "pathway_features",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,9 @@ class TPSConfig:
       tune_text_projection: the text tower's projection into the joint space is trained with the pathway,
         as in the authors' code; None: where the backbone has one.
       num_prompts: learned tokens of each of the four prompts.
-      global_texts, shunt_texts: the words (normal, abnormal) behind the learned tokens.
-      hand_written_global, hand_written_shunt: the sentences (normal, abnormal) of learned=False; `{}` is
-        the class name.
+      learned_texts: the words behind the learned tokens: global normal and abnormal, shunt normal and
+        abnormal.
+      hand_written_texts: the same four of learned=False, as whole sentences; `{}` is the class name.
       deep_prompt_depth: text blocks with learned tokens of their own, the first one's being the prompts
         themselves; 1: no deep prompts.
       num_deep_prompts: deep prompts of each such block, shared by both states; 0: none.
@@ -91,16 +91,15 @@ class TPSConfig:
     pathway_at_test: bool = True
     tune_text_projection: bool | None = None
     num_prompts: int = within(12, 1)
-    global_texts: tuple[str, ...] = (
+    learned_texts: tuple[str, ...] = (
         "object with all parts flawless.",
         "object with damaged parts.",
+        "the flawless part.",
+        "the damaged part.",
     )
-    shunt_texts: tuple[str, ...] = ("the flawless part.", "the damaged part.")
-    hand_written_global: tuple[str, ...] = (
+    hand_written_texts: tuple[str, ...] = (
         "a photo of a normal {} with all parts flawless",
         "a photo of a anomalous {} with damaged parts",
-    )
-    hand_written_shunt: tuple[str, ...] = (
         "a photo of the flawless part",
         "a photo of the damaged part",
     )
@@ -119,28 +118,17 @@ class TPSConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_blocks("feature_layers", self.feature_layers)
-        for key in ("global_texts", "shunt_texts", "hand_written_global", "hand_written_shunt"):
-            if len(getattr(self, key)) != len(STATES):
+        for key in ("learned_texts", "hand_written_texts"):
+            if len(getattr(self, key)) != len(LEARNERS) * len(STATES):
                 raise UserError(
-                    f"Config key '{key}' is {getattr(self, key)!r}; give two texts, the normal one first."
+                    f"Config key '{key}' is {getattr(self, key)!r}; give four texts: normal and abnormal of the"
+                    " image, normal and abnormal of the pixels."
                 )
 
     @property
     def num_pathways(self) -> int | None:
         """How many there are; None: a single one for all layers."""
         return None if self.shared_pathway else len(self.feature_layers)
-
-
-class Texts(NamedTuple):
-    """Raw text features, (normal, abnormal), of each category or image.
-
-    Attributes:
-      image: of the global prompts.
-      pixels: of the shunt prompts, before the pathway.
-    """
-
-    image: Float[Array, "c 2 d"]
-    pixels: Float[Array, "c 2 d"]
 
 
 def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None) -> Method:
@@ -155,7 +143,8 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
       the last two only where the config and the backbone have them, and {} when nothing is learned. Given
       {}, it uses the hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep":
       [blocks, p, e]}; with shared_pathway=False leaves of the pathway have a leading axis of layers. The
-      group "prompts" (published learning rate 1e-3) holds the learners, "pathway" (1e-4) all else.
+      group "prompts" (published learning rate 1e-3) holds the learners, "pathway" (1e-4) all else. Its
+      prototypes [c, 4, d] are in the order of `learned_texts`.
       `patches` of its scores has a channel per layer, or one with segmentation="summed"; `score` takes
       `extras`, names out of `EXTRAS`.
 
@@ -281,35 +270,30 @@ def _import_params(config: TPSConfig, tuned: bool, state: Mapping[str, np.ndarra
     }
     if config.pathway:
         params["pathway"] = pathway_from_torch(state, "former.")
-        if config.num_pathways:
-            params["pathway"] = jax.tree.map(
-                lambda x: np.stack([x] * config.num_pathways), params["pathway"]
-            )
+        if copies := config.num_pathways:
+            params["pathway"] = jax.tree.map(lambda x: np.stack([x] * copies), params["pathway"])
     if tuned:
         params["text_projection"] = np.asarray(state["former.text_projection"])
     return params
 
 
-def _prompt_encoder(backbone: Backbone, config: TPSConfig) -> Callable[[Params, Params], Texts]:
-    """The function (frozen, params) -> the learned prompts' features [2 d], not normalised."""
+def _prompt_encoder(
+    backbone: Backbone, config: TPSConfig
+) -> Callable[[Params, Params], Float[Array, "4 d"]]:
+    """The function (frozen, params) -> the four learned prompts' features, not normalised."""
 
     @functools.lru_cache(maxsize=1)
     def words() -> tuple[np.ndarray, np.ndarray]:
         """Ids and paddings of the fixed words; tokenised once, when needed."""
-        return tokenize(backbone, [*config.global_texts, *config.shunt_texts])
+        return tokenize(backbone, config.learned_texts)
 
-    def encode(frozen: Params, params: Params) -> Texts:
+    def encode(frozen: Params, params: Params) -> Float[Array, "4 d"]:
         if "text_projection" in params:
             text = {**frozen["text"], "projection": params["text_projection"]}
             frozen = {**frozen, "text": text}
         learners = [params[name] for name in LEARNERS]
-        context = jnp.stack([learner[state] for learner in learners for state in STATES])
-        deep = None
-        if "deep" in learners[0]:  # one batch of four texts, though each learner has its own
-            deep = jnp.stack([learner["deep"] for learner in learners for _ in STATES], axis=1)
-            deep = round_to_float16(deep) if config.deep_prompts_float16 else deep
-        features = encode_with_context(backbone, frozen, words(), context, deep_prompts=deep)
-        return Texts(features[: len(STATES)], features[len(STATES) :])
+        float16 = config.deep_prompts_float16
+        return encode_learners(backbone, frozen, words(), learners, float16=float16)
 
     return encode
 
@@ -317,66 +301,55 @@ def _prompt_encoder(backbone: Backbone, config: TPSConfig) -> Callable[[Params, 
 def _prototypes(
     backbone: Backbone,
     config: TPSConfig,
-    encode: Callable[[Params, Params], Texts],
+    encode: Callable[[Params, Params], Float[Array, "4 d"]],
     frozen: Params,
     params: Params,
     class_names: Sequence[str],
-) -> Texts:
-    """The learned features, the same for every class; or those of the hand-written prompts."""
-    if params and config.learned:
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (len(class_names), *x.shape)), encode(frozen, params)
-        )
-    sentences = [
-        [text.replace("{}", clean_class_name(name))]
-        for name in class_names
-        for text in (*config.hand_written_global, *config.hand_written_shunt)
-    ]
-    features = encode_ensembles(backbone, frozen, sentences)
-    features = features.reshape(len(class_names), len(LEARNERS), len(STATES), -1)
-    return Texts(features[:, 0], features[:, 1])
+) -> Float[Array, "c 4 d"]:
+    """The learned features, not normalised and the same for every class; or the hand-written prompts'."""
+    if not params or not config.learned:
+        return encode_sentences(backbone, frozen, config.hand_written_texts, class_names)
+    learned = encode(frozen, params)
+    return jnp.broadcast_to(learned, (len(class_names), *learned.shape))
 
 
 class _Compared(NamedTuple):
-    """Cosines of a batch with the text features of (normal, abnormal).
+    """A batch compared with the text features of (normal, abnormal).
 
     Attributes:
-      image: of the global token.
-      patches: of each layer's patches.
+      image: cosines of the global token.
+      patches: cosines of each layer's patches.
+      probabilities: of the patches, for each layer or for all together.
       texts: what the patches were compared with, not normalised.
     """
 
     image: Float[Array, "b 2"]
     patches: Float[Array, "b l h w 2"]
+    probabilities: Float[Array, "b m h w 2"]
     texts: Float[Array, "b l 2 d"]
 
 
 def _compare(
-    config: TPSConfig, params: Params, texts: Texts, features: VisionFeatures
+    config: TPSConfig,
+    temperature: float,
+    params: Params,
+    texts: Float[Array, "b 4 d"],
+    features: VisionFeatures,
 ) -> _Compared:
     """Compares each image with its texts; the pixels' go through the pathway if `params` has one."""
-    patches = features.patches
+    patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
     if config.pathway and "pathway" in params:
         heads, shared = config.pathway_heads, config.shared_pathway
         of_pixels = adapt_texts(
-            params["pathway"], texts.pixels, texts.image, patches, num_heads=heads, shared=shared
+            params["pathway"], shunt, of_image, patches, num_heads=heads, shared=shared
         )
     else:
-        of_pixels = jnp.stack([texts.pixels] * patches.shape[1], axis=1)
-    return _Compared(
-        image=cosines(features.global_tokens[:, config.global_token], texts.image),
-        patches=jax.vmap(cosines, in_axes=1, out_axes=1)(patches, of_pixels),
-        texts=of_pixels,
-    )
-
-
-def _patch_probabilities(
-    config: TPSConfig, temperature: float, similarity: Float[Array, "b l h w 2"]
-) -> Float[Array, "b m h w 2"]:
-    """The states' probabilities of each layer's patches, or one of all layers together."""
-    if config.segmentation == "summed":
-        similarity = similarity.sum(axis=1, keepdims=True)
-    return jax.nn.softmax(similarity / temperature, axis=-1)
+        of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
+    similarity = jax.vmap(cosines, in_axes=1, out_axes=1)(patches, of_pixels)
+    summed = config.segmentation == "summed"
+    logits = (similarity.sum(axis=1, keepdims=True) if summed else similarity) / temperature
+    image = cosines(features.global_tokens[:, config.global_token], of_image)
+    return _Compared(image, similarity, jax.nn.softmax(logits, axis=-1), of_pixels)
 
 
 def _score(
@@ -384,7 +357,7 @@ def _score(
     temperature: float,
     frozen: Params,
     params: Params,
-    prototypes: Texts,
+    prototypes: Float[Array, "c 4 d"],
     features: VisionFeatures,
     category: Int[Array, " b"],
     *,
@@ -397,20 +370,19 @@ def _score(
     """
     del frozen
     check_extras("tps", extras, EXTRAS)
-    texts = jax.tree.map(lambda x: x[category], prototypes)
-    compared = _compare(config, params if config.pathway_at_test else {}, texts, features)
+    params = params if config.pathway_at_test else {}
+    compared = _compare(config, temperature, params, prototypes[category], features)
     image_probabilities = jax.nn.softmax(compared.image / temperature, axis=-1)
-    patch_probabilities = _patch_probabilities(config, temperature, compared.patches)
     computed = {
         "global_cosines": compared.image,
         "global_probabilities": image_probabilities,
         "patch_cosines": compared.patches,
-        "patch_probabilities": patch_probabilities,
+        "patch_probabilities": compared.probabilities,
         "pathway_features": compared.texts,
     }
     return Scores(
         image={"global": image_probabilities[:, 1]},
-        patches=jnp.moveaxis(patch_probabilities[..., 1], 1, -1),
+        patches=jnp.moveaxis(compared.probabilities[..., 1], 1, -1),
         extras={name: computed[name] for name in extras},
     )
 
@@ -418,7 +390,7 @@ def _score(
 def _loss(
     config: TPSConfig,
     temperature: float,
-    encode: Callable[[Params, Params], Texts],
+    encode: Callable[[Params, Params], Float[Array, "4 d"]],
     frozen: Params,
     params: Params,
     features: VisionFeatures,
@@ -428,16 +400,15 @@ def _loss(
     if not params:
         raise UserError("Nothing can be trained with learned=False; set learned=True.")
     features = losses.zero_invalid(features, batch.valid)
-    count = batch.labels.shape[0]
-    texts = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), encode(frozen, params))
+    learned = encode(frozen, params)
+    texts = jnp.broadcast_to(learned, (batch.labels.shape[0], *learned.shape))
 
     def segmentation(probabilities: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
         size = (batch.masks.shape[1], batch.masks.shape[2])
         return losses.segmentation_terms(anomaly_map.upsample(probabilities, size), batch)
 
-    compared = _compare(config, params, texts, features)
-    probabilities = _patch_probabilities(config, temperature, compared.patches)
-    local = jax.tree.map(jnp.sum, jax.vmap(segmentation, in_axes=1)(probabilities))
+    compared = _compare(config, temperature, params, texts, features)
+    local = jax.tree.map(jnp.sum, jax.vmap(segmentation, in_axes=1)(compared.probabilities))
     logits = compared.image / temperature
     image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
     return sum(local.values()) + image, {**local, "cross_entropy": image}
