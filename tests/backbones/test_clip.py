@@ -1,0 +1,537 @@
+"""CLIP towers against the reference's outputs on tiny random weights, and the options of the shared tower.
+
+What the goldens do not show (the value-value stream from any block, deep prompts, raw tokens) is compared
+with the definitions written out in numpy, in float64.
+"""
+
+import io
+import json
+import math
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.backbones import clip, load_backbone
+from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
+from zsad_jax.errors import UserError
+from zsad_jax.methods.anomaly_map import bilinear_matrix
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+WEIGHTS = GOLDENS / "clip" / "weights.npz"
+SIZES = (56, 70, 42)  # the native grid, a larger one and a smaller one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact_and_quick():
+    """Full precision; and less optimisation, since these tests spend their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.default_matmul_precision("highest"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def load_golden(name):
+    with np.load(GOLDENS / "clip" / f"{name}.npz") as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_golden("expected")
+
+
+def load(**options):
+    return load_backbone("clip", **{"weights": WEIGHTS, "num_heads": 4, **options})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def tips():
+    folder = GOLDENS / "tips"
+    return load_backbone(
+        "tips", vision=folder / "vision_mlp_native.npz", text=folder / "text_native.npz"
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(golden):
+    """Ids and paddings: the end token has the largest id."""
+    ids = golden["text/token_ids"]
+    return ids, (np.arange(77) > ids.argmax(axis=1)[:, None]).astype(np.int32)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def encode_image(model, images, **options):
+    """Compiled as one, which is quicker than operation by operation."""
+    run = jax.jit(lambda params, images: model.encode_image(params, images, **options))
+    return run(model.params, images)
+
+
+def as_float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+# --- the definitions, in numpy ---------------------------------------------------------------------------
+
+
+def norm(params, x, epsilon):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return (
+        x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * params["scale"]
+        + params["bias"]
+    )
+
+
+def quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def attend(params, query, key, value, *, causal=False):
+    """softmax(q k^T / sqrt(width of a head)) v, per head, then the output projection."""
+    logits = np.einsum("bnhk,bmhk->bhnm", query, key) / np.sqrt(query.shape[-1])
+    if causal:
+        logits = np.where(np.tri(logits.shape[-1], dtype=bool), logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("bhnm,bmhk->bnhk", weights, value)
+    return np.einsum("bnhk,hkw->bnw", mixed, params["out"]["kernel"]) + params["out"]["bias"]
+
+
+def run_block(block, x, *, activation, epsilon, causal=False):
+    """A block's output, and its value-value attention on the same input."""
+    attention = block["MultiHeadDotProductAttention_0"]
+    y = norm(block["LayerNorm_0"], x, epsilon)
+    query, key, value = (
+        np.einsum("bnw,whk->bnhk", y, attention[name]["kernel"]) + attention[name]["bias"]
+        for name in ("query", "key", "value")
+    )
+    by_value = attend(attention, value, value, value, causal=causal)
+    x = x + attend(attention, query, key, value, causal=causal)
+    y = norm(block["LayerNorm_1"], x, epsilon)
+    first, second = (block["MlpBlock_0"][f"Dense_{i}"] for i in (0, 1))
+    hidden = activation(y @ first["kernel"] + first["bias"])
+    return x + hidden @ second["kernel"] + second["bias"], by_value
+
+
+def blocks_of(tower):
+    return [tower["transformer"][f"encoderblock_{i}"] for i in range(len(tower["transformer"]))]
+
+
+def run_vision(blocks, x, vv_from, **options):
+    """The ordinary stream's outputs and the patch stream's, block by block.
+
+    From block `vv_from` on the latter is y_i = y_(i-1) + value-value attention of LN(x_(i-1)).
+    """
+    ordinary, patches, stream = [], [], None
+    for number, block in enumerate(blocks, start=1):
+        if number == vv_from:
+            stream = x
+        x, by_value = run_block(block, x, **options)
+        stream = None if stream is None else stream + by_value
+        ordinary.append(x)
+        patches.append(x if stream is None else stream)
+    return ordinary, patches
+
+
+def embed_patches(kernel, images):
+    p = kernel.shape[0]
+    b, height, width, _ = images.shape
+    cut = images.reshape(b, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+    return np.einsum("bhwpqc,pqcd->bhwd", cut, kernel).reshape(b, -1, kernel.shape[-1])
+
+
+def clip_tokens(vision, images):
+    x = embed_patches(vision["embedding"]["kernel"], images)
+    first = np.broadcast_to(vision["class_embedding"], (len(x), 1, x.shape[-1]))
+    x = np.concatenate([first, x], axis=1) + vision["positional_embedding"]
+    return norm(vision["ln_pre"], x, 1e-5)
+
+
+def tips_tokens(encoder, images):
+    sequence = encoder["ToTokenSequence_0"]
+    embedding = sequence["embedding"]
+    x = embed_patches(embedding["kernel"], images) + embedding["bias"]
+    x = x + sequence["posembed_input"].reshape(1, *x.shape[1:])
+    first = np.broadcast_to(sequence["cls"], (len(x), *sequence["cls"].shape[1:]))
+    return np.concatenate([first, x], axis=1)
+
+
+# --- the vision tower ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_image_features(model, golden, size):
+    images = model.preprocess.normalize(golden[f"size{size}/images_u8"])
+    features = encode_image(model, images)
+    side = size // 14
+    assert features.patches.shape == (2, 1, side, side, 32)
+    assert_close(features.global_tokens[:, 0], golden[f"size{size}/image_features"])
+    patches = features.patches.reshape(2, side**2, 32)
+    assert_close(patches, golden[f"size{size}/tokens_projected"][:, 1:])
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 7, 9])
+def test_position_tables(model, golden, side):
+    table = model.params["vision"]["positional_embedding"]
+    used = {3: "size42/posemb_used", 4: "size56/posemb_used"}.get(side)
+    expected = golden[used or f"posemb_interp/grid{side}"]
+    first, grid = clip.resize_positions(table, (side, side))
+    assert_close(first, expected[0], 1e-6)
+    assert_close(grid.reshape(side**2, -1), expected[1:], 1e-6)
+    if f"posemb_interp/grid{side}" in golden and used:
+        np.testing.assert_array_equal(golden[f"posemb_interp/grid{side}"], expected)
+
+
+def test_position_tables_that_are_not_square(model):
+    table = np.asarray(model.params["vision"]["positional_embedding"])
+    rows, columns = bilinear_matrix(4, 3), bilinear_matrix(4, 7)
+    expected = np.einsum("hi,wj,ijd->hwd", rows, columns, table[1:].reshape(4, 4, -1))
+    assert_close(clip.resize_positions(jnp.asarray(table), (3, 7))[1], expected, 1e-6)
+
+
+def test_pixels_that_fill_no_patch_are_left_out(model, golden):
+    images = model.preprocess.normalize(golden["size70/images_u8"])
+    odd, cut = (
+        encode_image(model, images[:, :height, :width]) for height, width in ((69, 55), (56, 42))
+    )
+    assert odd.patches.shape == (2, 1, 4, 3, 32)
+    jax.tree.map(np.testing.assert_array_equal, odd, cut)
+
+
+@pytest.mark.parametrize(
+    ("vv_from", "project", "cls_norm"),
+    [(None, True, False), (1, False, True), (4, True, False), (8, False, False)],
+)
+def test_every_option_of_clips_vision_tower(model, golden, vv_from, project, cls_norm):
+    """Layers in any order, raw or projected, with the class token with and without the last norm."""
+    images = model.preprocess.normalize(golden["size56/images_u8"])
+    vision = as_float64(model.params["vision"])
+    tokens = clip_tokens(vision, images.astype(np.float64))
+    ordinary, patches = run_vision(
+        blocks_of(vision), tokens, vv_from, activation=quick_gelu, epsilon=1e-5
+    )
+    layers = (8, 2, 4)
+    last = ordinary[-1][:, :1]
+    options = {"project": project, "cls_norm": cls_norm}
+    features = encode_image(model, images, layers=layers, vv_from=vv_from, **options)
+    token = norm(vision["ln_post"], last, 1e-5) if cls_norm else last
+    assert_close(features.global_tokens, token @ vision["projection"])
+    for index, layer in enumerate(layers):
+        expected = patches[layer - 1][:, 1:]
+        if project:
+            expected = norm(vision["ln_post"], expected, 1e-5) @ vision["projection"]
+        assert_close(features.patches[:, index].reshape(2, 16, -1), expected)
+
+
+@pytest.mark.parametrize(
+    ("vv_from", "project", "cls_norm"), [(None, True, False), (1, False, True), (2, True, False)]
+)
+def test_the_same_options_of_tips(tips, vv_from, project, cls_norm):
+    with np.load(GOLDENS / "tips" / "vision_mlp_golden.npz") as arrays:
+        images = arrays["native/image"]
+    encoder = as_float64(tips.params["vision"]["encoder"])
+    tokens = tips_tokens(encoder, images.astype(np.float64))
+    ordinary, patches = run_vision(
+        blocks_of(encoder), tokens, vv_from, activation=gelu_tanh, epsilon=1e-6
+    )
+    layers = (3, 1)
+    last = ordinary[-1][:, :2]
+    options = {"project": project, "cls_norm": cls_norm}
+    features = encode_image(tips, images, layers=layers, vv_from=vv_from, **options)
+    token = norm(encoder["encoder_norm"], last, 1e-6) if cls_norm else last
+    assert_close(features.global_tokens, token)
+    for index, layer in enumerate(layers):
+        expected = patches[layer - 1][:, 2:]
+        if project:
+            expected = norm(encoder["encoder_norm"], expected, 1e-6)
+        assert_close(features.patches[:, index].reshape(*expected.shape), expected)
+
+
+def test_long_sequences_take_the_same_value_value_stream(model, monkeypatch):
+    """Beyond some hundred tokens the CPU attends head by head."""
+    images = jax.random.normal(jax.random.key(0), (1, 14 * 17, 14 * 16, 3))
+    options = {"layers": (2, 8), "vv_from": 7}
+    by_head = encode_image(model, images, **options)
+    monkeypatch.setattr("zsad_jax.backbones.transformer.PLAIN_ATTENTION_TOKENS", 10_000)
+    plain = encode_image(model, images, **options)
+    assert_close(by_head.patches, plain.patches)
+    assert_close(by_head.global_tokens, plain.global_tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": (9,)}, r"layers=\(9,\): name at least one of the vision tower's layers 1 to 8"),
+        ({"layers": ()}, "name at least one"),
+        ({"vv_from": 0}, "vv_from=0: the vision tower has the blocks 1 to 8"),
+        ({"vv_from": 9}, "vv_from=9"),
+    ],
+)
+def test_blocks_that_are_not_there(model, options, message):
+    with pytest.raises(UserError, match=message):
+        model.encode_image(model.params, np.zeros((1, 56, 56, 3), np.float32), **options)
+
+
+# --- the text tower --------------------------------------------------------------------------------------
+
+
+def test_text_features_and_logits(model, golden, texts):
+    features = jax.jit(model.encode_text)(model.params, *texts)
+    assert_close(features, golden["text/features"])
+    images = golden["size56/image_features"]
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (images, features)]
+    logits = unit[0] @ unit[1].T / model.temperature
+    assert_close(logits, golden["logits_per_image_size56"], 1e-4)
+
+
+def test_padding_counts_nowhere_and_may_be_cut_off(model, texts):
+    ids, paddings = texts
+    encode = jax.jit(model.encode_text)
+    features = encode(model.params, ids, paddings)
+    other = np.where(paddings == 1, 320, ids)
+    np.testing.assert_array_equal(encode(model.params, other, paddings), features)
+    short = (paddings == 0).sum(axis=1) < 77
+    assert short.sum() == 4
+    longest = (paddings[short] == 0).sum(axis=1).max()
+    cut = encode(model.params, ids[short, :longest], paddings[short, :longest])
+    assert longest < 12
+    assert_close(cut, features[short], 1e-6)
+
+
+def run_text(text, embeddings, paddings, deep, activation=quick_gelu):
+    """Deep prompts take the rows behind the start token before each block after the first."""
+    x = embeddings + text["positional_embedding"][: embeddings.shape[1]]
+    for i, block in enumerate(blocks_of(text)):
+        if 1 <= i <= len(deep):
+            x = x.copy()
+            x[:, 1 : 1 + deep.shape[2]] = deep[i - 1]
+        x, _ = run_block(block, x, activation=activation, epsilon=1e-5, causal=True)
+    last = (paddings == 0).sum(axis=1) - 1
+    x = norm(text["ln_final"], x[np.arange(len(x)), last], 1e-5)
+    return x @ text["projection"]
+
+
+@pytest.mark.parametrize("kind", ["none", "shared", "per_prompt"])
+def test_prompts(model, texts, kind):
+    """Learned embeddings, and deep prompts that all texts share or that each text has."""
+    rng = np.random.default_rng(0)
+    ids, paddings = (x[:2, :12] for x in texts)
+    embeddings = np.array(model.embed_tokens(model.params, ids))
+    np.testing.assert_array_equal(embeddings, model.params["text"]["token_embedding"][ids])
+    embeddings[:, 1:4] = rng.normal(size=(2, 3, 48))
+    sets = {"none": 0, "shared": 1, "per_prompt": 2}[kind]
+    deep = rng.normal(size=(3 if sets else 0, max(sets, 1), 2, 48)).astype(np.float32)
+    expected = run_text(as_float64(model.params["text"]), embeddings, paddings, deep)
+    given = {"deep_prompts": deep} if sets else {}
+    found = jax.jit(model.encode_prompts)(model.params, embeddings, paddings, **given)
+    assert_close(found, expected)
+
+
+def test_deep_prompts_of_one_text_leave_the_other_alone(model, texts):
+    rng = np.random.default_rng(0)
+    ids, paddings = (x[:2, :12] for x in texts)
+    embeddings = model.embed_tokens(model.params, ids)
+    encode = jax.jit(model.encode_prompts)
+    deep = rng.normal(size=(4, 1, 3, 48)).astype(np.float32)
+    shared = encode(model.params, embeddings, paddings, deep)
+    each = np.repeat(deep, 2, axis=1)
+    assert_close(encode(model.params, embeddings, paddings, each), shared, 1e-6)
+    each[:, 1] *= -1
+    moved = encode(model.params, embeddings, paddings, each)
+    assert_close(moved[0], shared[0], 1e-6)
+    assert np.abs(moved[1] - shared[1]).max() > 1e-3
+
+
+def test_models_trained_with_the_exact_gelu(texts):
+    model = load(activation="gelu")
+    ids, paddings = (x[:1, :9] for x in texts)
+    embeddings = np.asarray(model.embed_tokens(model.params, ids), np.float64)
+    erf = np.vectorize(math.erf)
+    expected = run_text(
+        as_float64(model.params["text"]),
+        embeddings,
+        paddings,
+        (),
+        activation=lambda x: 0.5 * x * (1 + erf(x / np.sqrt(2))),
+    )
+    assert_close(jax.jit(model.encode_text)(model.params, ids, paddings), expected)
+
+
+# --- precision -------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_stays_near_float32_with_norms_and_softmax_in_float32(model, golden, texts):
+    half = load(dtype="bfloat16")
+    images = model.preprocess.normalize(golden["size42/images_u8"])
+    texts = [x[:2, :12] for x in texts]
+
+    def encode(model):
+        def run(params, images, ids, paddings):
+            options = {"layers": (4, 8), "vv_from": 4, "cls_norm": False}
+            features = model.encode_image(params, images, **options)
+            return *features[:2], model.encode_text(params, ids, paddings)
+
+        return jax.jit(run)
+
+    exact, rounded = (encode(m)(m.params, images, *texts) for m in (model, half))
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.dtype == jnp.float32
+        cosine = jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
+        assert cosine.min() > 0.99
+        assert np.abs(a - b).max() > 1e-6
+    # Softmaxes take exponentials, norms reciprocal square roots; matrices are multiplied in bfloat16.
+    program = str(jax.make_jaxpr(encode(half))(half.params, images, *texts))
+    for name in ("exp", "rsqrt"):
+        types = re.findall(rf":(\w+)\[[^\]]*\] = {name}\b", program)
+        assert len(types) >= 13  # blocks of both towers
+        assert set(types) == {"f32"}
+    products = re.findall(r":(\w+)\[[^\]]*\] = dot_general\b", program)
+    assert "bf16" in products
+
+
+# --- preprocessing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rgb_down", "rgb_up", "gray", "rgba"])
+def test_preprocessing(model, kind):
+    data = load_golden("preprocess")
+    expected = data[f"{kind}/resized_u8"]
+    wanted = load(image_size=len(expected)).preprocess
+    assert wanted == Preprocess(
+        image_size=len(expected), resize="bicubic", mean=clip.MEAN, std=clip.STD, rgb_first=False
+    )
+    picture = Image.fromarray(data[f"{kind}/input_u8"])
+    resized = resize_image(picture, wanted)
+    np.testing.assert_array_equal(resized, expected)
+    every_seventh = wanted.normalize(resized).transpose(2, 0, 1)[:, ::7, ::7]
+    assert_close(every_seventh, data[f"{kind}/normalised"], 1e-6)
+    if kind == "rgba":  # here the order of resizing and converting shows
+        other = Preprocess(image_size=len(expected), resize="bicubic", rgb_first=True)
+        assert (resize_image(picture, other) != expected).any()
+
+
+def test_masks():
+    data = load_golden("preprocess")
+    buffer = io.BytesIO()
+    Image.fromarray(data["mask/input"]).save(buffer, "png")
+    mask = decode_mask(buffer.getvalue())
+    np.testing.assert_array_equal(mask, data["mask/input"] > 0)
+    resized = resize_mask(mask, 56)
+    np.testing.assert_array_equal(resized, data["mask/binary"] == 1)
+    np.testing.assert_array_equal(resized, data["mask/resized_float"] > 0.5)
+
+
+# --- loading ---------------------------------------------------------------------------------------------
+
+
+def test_sizes_come_from_the_arrays(model):
+    sizes = {
+        "patch_size": 14, "embed_dim": 32, "num_global_tokens": 1, "num_start_tokens": 1,
+        "vision_width": 64, "vision_depth": 8, "text_width": 48, "text_depth": 5, "text_length": 77,
+    }  # fmt: skip
+    assert {name: getattr(model, name) for name in sizes} == sizes
+    assert model.preprocess.image_size == 56
+    with np.load(WEIGHTS) as arrays:
+        assert model.temperature == pytest.approx(np.exp(-arrays["logit_scale"]), rel=1e-6)
+    assert not model.demonstration
+
+
+def test_the_words_of_learned_prompts_need_no_vocabulary(model):
+    ids, paddings = model.tokenize(["object.", "damaged object."])
+    assert ids.shape == paddings.shape == (2, 77)
+    np.testing.assert_array_equal(ids[1, :6], [49406, 13568, 14115, 269, 49407, 0])
+    np.testing.assert_array_equal((paddings == 0).sum(axis=1), [4, 5])
+    tokens = json.loads((GOLDENS / "clip" / "tokenizer.json").read_text())
+    assert tokens  # the other strings are in test_tokenizers.py
+    with pytest.raises(UserError, match="tokenizer=PATH"):
+        model.tokenize(["a screw"])
+
+
+@pytest.fixture
+def arrays():
+    with np.load(WEIGHTS) as content:
+        found = {name: content[name] for name in content.files}
+    # Few tokens make small files.
+    return found | {"token_embedding.weight": found["token_embedding.weight"][:600]}
+
+
+def save(path, arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
+    vision = {name: x for name, x in arrays.items() if name.startswith("visual.")}
+    text = {name: x for name, x in arrays.items() if name not in vision}
+    one = load(weights=save(tmp_path / "both.npz", arrays))
+    two = load_backbone(
+        "clip",
+        vision=save(tmp_path / "vision.npz", vision),
+        text=save(tmp_path / "text.npz", text),
+        num_heads=4,
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    assert one.digest != two.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": None}, "width of 48 is no multiple of 64: pass num_heads"),
+        ({"num_heads": 5}, "64 wide, which is no multiple of 5 attention heads"),
+        ({"text_num_heads": 7}, "48 wide, which is no multiple of 7 attention heads"),
+        ({"activation": "relu"}, "'relu' is not known for CLIP; choose one of quick_gelu, gelu"),
+        ({"dtype": "float16"}, "float16"),
+        ({"vision_depth": 24}, "vision_depth=24 contradicts .* have 8"),
+        ({"text_width": 768}, "text_width=768 contradicts .* have 48"),
+        ({"colour": "red"}, "'colour' is not an option of clip"),
+        ({"image_size": 0}, "image_size=0 must be between 1 and"),
+        ({"vision": WEIGHTS}, "Pass weights=PATH, or vision=PATH and text=PATH"),
+        ({"weights": None}, "'clip' needs its files"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        load(**options)
+
+
+def test_sizes_that_the_arrays_confirm_may_be_given():
+    model = load(vision_depth=8, text_depth=5, text_width=48, image_size=70, text_num_heads=2)
+    assert model.preprocess.image_size == 70
+    attention = model.params["text"]["transformer"]["encoderblock_0"]
+    assert attention["MultiHeadDotProductAttention_0"]["query"]["kernel"].shape == (48, 2, 24)
+
+
+def test_towers_of_two_models_are_refused(arrays, tmp_path):
+    arrays["text_projection"] = np.zeros((48, 40), np.float32)
+    path = save(tmp_path / "mixed.npz", arrays)
+    with pytest.raises(UserError, match=r"mixed\.npz project images to 32 and texts to 40 numbers"):
+        load(weights=path)
+
+
+def test_what_is_wrong_with_a_file_is_said_with_its_name(arrays, tmp_path):
+    del arrays["ln_final.bias"]
+    path = save(tmp_path / "broken.npz", arrays)
+    with pytest.raises(UserError, match=r"broken\.npz.*1 missing: ln_final/bias"):
+        load(weights=path)
+    path = save(tmp_path / "other.npz", {"norm.weight": np.zeros(3)})
+    with pytest.raises(UserError, match=r"other\.npz is not a CLIP file"):
+        load(weights=path)
