@@ -95,7 +95,8 @@ def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str) -> dict[str
     found = {}
     for ours, theirs in zip(STATES, ("ctx_pos", "ctx_neg"), strict=True):
         tokens = np.asarray(state[f"{prefix}{theirs}"])
-        found[ours] = tokens.reshape(tokens.shape[-2:])
+        several = [count for count in tokens.shape[:-2] if count > 1]  # prompts of a state
+        found[ours] = tokens.reshape(*several, *tokens.shape[-2:])
     name = f"{prefix}compound_prompts_text."
     count = sum(key.startswith(name) for key in state)
     deep = [np.asarray(state[f"{name}{i}"]) for i in range(count)]
