@@ -20,6 +20,10 @@ METHODS: dict[str, str] = {
     "faprompt": "zsad_jax.methods.faprompt:faprompt:FAPromptConfig",
     "tps": "zsad_jax.methods.tps:tps:TPSConfig",
     "vip2clip": "zsad_jax.methods.vip2clip:vip2clip:ViP2CLIPConfig",
+    "clip": "zsad_jax.methods.clip:clip:ClipConfig",
+    "clip_ac": "zsad_jax.methods.clip:clip_ac:ClipACConfig",
+    "coop": "zsad_jax.methods.coop:coop:CoOpConfig",
+    "cocoop": "zsad_jax.methods.coop:cocoop:CoCoOpConfig",
 }
 
 __all__ = [

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from zsad_jax.methods.anomaly_map import upsample
 from zsad_jax.methods.base import AnyArray, Batch, PyTree
 
 FOCAL_SMOOTHING = 1e-5
@@ -110,3 +111,20 @@ def segmentation_terms(
         "dice_abnormal": dice_loss(probabilities[..., 1], batch.masks, rows),
         "dice_normal": dice_loss(probabilities[..., 0], 1 - batch.masks, rows),
     }
+
+
+def layer_terms(
+    probabilities: Float[Array, "b l h w 2"], batch: Batch
+) -> dict[str, Float[Array, ""]]:
+    """The same three terms, summed over the maps of several layers, each up-sampled on its own.
+
+    Args:
+      probabilities: of (normal, anomalous) on the patch grid.
+      batch: the ground truth.
+    """
+    size = (batch.masks.shape[1], batch.masks.shape[2])
+
+    def one(layer: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
+        return segmentation_terms(upsample(layer, size), batch)
+
+    return jax.tree.map(jnp.sum, jax.vmap(one, in_axes=1)(probabilities))
