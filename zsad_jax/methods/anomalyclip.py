@@ -25,17 +25,16 @@ from zsad_jax.methods.blocks import (
     scale_blocks,
 )
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.layers import init_normal, round_to_float16
-from zsad_jax.methods.prompts import (
-    check_deep_prompts,
-    count_unused_projections,
-    encode_with_context,
-    tokenize,
+from zsad_jax.methods.learner import (
+    count_deep_blocks,
+    encode_learners,
+    init_learner,
+    learner_from_torch,
 )
+from zsad_jax.methods.prompts import check_deep_prompts, count_unused_projections, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize
 
 IMAGE_SCORES = ("global",)
-STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
 EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
 
 
@@ -104,7 +103,7 @@ def anomalyclip(
     """
     config = config_from(AnomalyCLIPConfig, config)
     check_global_token(backbone, config.global_token)
-    deep = _count_deep_blocks(backbone, config)
+    deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
     if deep:
         check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
     temperature = backbone.temperature if config.temperature is None else config.temperature
@@ -114,7 +113,13 @@ def anomalyclip(
     return Method(
         name="anomalyclip",
         config=config,
-        init=functools.partial(_init, config, deep, backbone.text_width),
+        init=lambda key, frozen: init_learner(
+            key,
+            backbone.text_width,
+            num_prompts=config.num_prompts,
+            deep=(deep, config.num_deep_prompts),
+            std=config.init_std,
+        ),
         features=lambda frozen, params, images: backbone.encode_image(
             frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         ),
@@ -137,36 +142,8 @@ def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       KeyError: when one is missing.
     """
-    state = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    found = {
-        ours: np.asarray(state[theirs]).reshape(state[theirs].shape[-2:])
-        for ours, theirs in (("normal", "ctx_pos"), ("abnormal", "ctx_neg"))
-    }
-    count = sum(name.startswith("compound_prompts_text.") for name in state)
-    deep = [np.asarray(state[f"compound_prompts_text.{i}"]) for i in range(count)]
-    return found | ({"deep": np.stack(deep)} if deep else {})
-
-
-def _count_deep_blocks(backbone: Backbone, config: AnomalyCLIPConfig) -> int:
-    """Text blocks with deep prompts: the first block takes the prompts themselves."""
-    if not config.num_deep_prompts:
-        return 0
-    return scale_block(config.deep_prompt_depth, backbone.text_depth, of=TEXT_DEPTH) - 1
-
-
-def _init(
-    config: AnomalyCLIPConfig, deep: int, width: int, key: Array, frozen: Params
-) -> dict[str, Float[Array, "..."]]:
-    """Learned tokens from N(0, init_std²)."""
-    del frozen
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
-    if deep:
-        shapes["deep"] = (deep, config.num_deep_prompts, width)
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: init_normal(one, shape, std=config.init_std)
-        for one, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    bare = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
+    return learner_from_torch(bare, "")
 
 
 def _pair_encoder(
@@ -180,11 +157,8 @@ def _pair_encoder(
         return tokenize(backbone, [config.normal_text, config.abnormal_text])
 
     def encode(frozen: Params, params: Params) -> Float[Array, "2 d"]:
-        context = jnp.stack([params[state] for state in STATES])
-        deep = params["deep"][:, None] if "deep" in params else None
-        if deep is not None and config.deep_prompts_float16:
-            deep = round_to_float16(deep)
-        return normalize(encode_with_context(backbone, frozen, words(), context, deep_prompts=deep))
+        float16 = config.deep_prompts_float16
+        return normalize(encode_learners(backbone, frozen, words(), [params], float16=float16))
 
     return encode
 
@@ -252,12 +226,7 @@ def _loss(
     pair = encode_pair(frozen, params)
     text = jnp.broadcast_to(pair, (batch.labels.shape[0], *pair.shape))
 
-    def segmentation(probabilities: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
-        size = (batch.masks.shape[1], batch.masks.shape[2])
-        return losses.segmentation_terms(anomaly_map.upsample(probabilities, size), batch)
-
-    by_layer = cosine_softmax(features.patches, text, temperature)
-    local = jax.tree.map(jnp.sum, jax.vmap(segmentation, in_axes=1)(by_layer))
+    local = losses.layer_terms(cosine_softmax(features.patches, text, temperature), batch)
     logits = cosines(features.global_tokens[:, config.global_token], text) / temperature
     image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
     return config.lam * sum(local.values()) + image, {**local, "cross_entropy": image}
