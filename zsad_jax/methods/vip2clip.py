@@ -388,19 +388,12 @@ def _loss(
     """Focal and dice losses of each layer's unsmoothed map, and the image's cross-entropy."""
     features = losses.zero_invalid(features, batch.valid)
     found = align(params, _condition(config, encode, frozen, params, features), features)
-    size = (batch.masks.shape[1], batch.masks.shape[2])
-
-    def of_layer(probabilities: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
-        return losses.segmentation_terms(anomaly_map.upsample(probabilities, size), batch)
-
-    by_layer = jax.vmap(of_layer, in_axes=1)(found.patch_probabilities)
-    terms = {name: values.sum() for name, values in by_layer.items()}
+    terms = losses.layer_terms(found.patch_probabilities, batch)
     local: Array = sum(terms.values(), jnp.zeros(()))
 
     logits = found.image_logits
     if config.global_loss == "pooled":
         logits = logits.mean(axis=1, keepdims=True)
     entropy = jax.vmap(losses.cross_entropy, in_axes=(1, None, None))
-    entropies = entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
-    terms["cross_entropy"] = entropies.sum()
+    terms["cross_entropy"] = entropy(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
     return terms["cross_entropy"] + config.lam * local, terms
