@@ -8,7 +8,7 @@ layer, and to the global prompts.
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -313,30 +313,20 @@ def _prototypes(
     return jnp.broadcast_to(learned, (len(class_names), *learned.shape))
 
 
-class _Compared(NamedTuple):
-    """A batch compared with the text features of (normal, abnormal).
-
-    Attributes:
-      image: cosines of the global token.
-      patches: cosines of each layer's patches.
-      probabilities: of the patches, for each layer or for all together.
-      texts: what the patches were compared with, not normalised.
-    """
-
-    image: Float[Array, "b 2"]
-    patches: Float[Array, "b l h w 2"]
-    probabilities: Float[Array, "b m h w 2"]
-    texts: Float[Array, "b l 2 d"]
-
-
 def _compare(
     config: TPSConfig,
     temperature: float,
     params: Params,
     texts: Float[Array, "b 4 d"],
     features: VisionFeatures,
-) -> _Compared:
-    """Compares each image with its texts; the pixels' go through the pathway if `params` has one."""
+) -> dict[str, Array]:
+    """Compares each image with its texts; the pixels' go through the pathway if `params` has one.
+
+    Returns:
+      What `EXTRAS` names. There are cosines [b, 2] of the global token and [b, l, h, w, 2] of each layer's
+      patches, the probabilities of both, those of patches for each layer or for all together, and
+      "pathway_features" [b, l, 2, d], which patches were compared with, not normalised.
+    """
     patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
     if config.pathway and "pathway" in params:
         heads, shared = config.pathway_heads, config.shared_pathway
@@ -347,9 +337,15 @@ def _compare(
         of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
     similarity = jax.vmap(cosines, in_axes=1, out_axes=1)(patches, of_pixels)
     summed = config.segmentation == "summed"
-    logits = (similarity.sum(axis=1, keepdims=True) if summed else similarity) / temperature
+    logits = similarity.sum(axis=1, keepdims=True) if summed else similarity
     image = cosines(features.global_tokens[:, config.global_token], of_image)
-    return _Compared(image, similarity, jax.nn.softmax(logits, axis=-1), of_pixels)
+    return {
+        "global_cosines": image,
+        "global_probabilities": jax.nn.softmax(image / temperature, axis=-1),
+        "patch_cosines": similarity,
+        "patch_probabilities": jax.nn.softmax(logits / temperature, axis=-1),
+        "pathway_features": of_pixels,
+    }
 
 
 def _score(
@@ -372,18 +368,10 @@ def _score(
     check_extras("tps", extras, EXTRAS)
     params = params if config.pathway_at_test else {}
     compared = _compare(config, temperature, params, prototypes[category], features)
-    image_probabilities = jax.nn.softmax(compared.image / temperature, axis=-1)
-    computed = {
-        "global_cosines": compared.image,
-        "global_probabilities": image_probabilities,
-        "patch_cosines": compared.patches,
-        "patch_probabilities": compared.probabilities,
-        "pathway_features": compared.texts,
-    }
     return Scores(
-        image={"global": image_probabilities[:, 1]},
-        patches=jnp.moveaxis(compared.probabilities[..., 1], 1, -1),
-        extras={name: computed[name] for name in extras},
+        image={"global": compared["global_probabilities"][:, 1]},
+        patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
+        extras={name: compared[name] for name in extras},
     )
 
 
@@ -402,13 +390,8 @@ def _loss(
     features = losses.zero_invalid(features, batch.valid)
     learned = encode(frozen, params)
     texts = jnp.broadcast_to(learned, (batch.labels.shape[0], *learned.shape))
-
-    def segmentation(probabilities: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
-        size = (batch.masks.shape[1], batch.masks.shape[2])
-        return losses.segmentation_terms(anomaly_map.upsample(probabilities, size), batch)
-
     compared = _compare(config, temperature, params, texts, features)
-    local = jax.tree.map(jnp.sum, jax.vmap(segmentation, in_axes=1)(compared.probabilities))
-    logits = compared.image / temperature
+    local = losses.layer_terms(compared["patch_probabilities"], batch)
+    logits = compared["global_cosines"] / temperature
     image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
     return sum(local.values()) + image, {**local, "cross_entropy": image}
