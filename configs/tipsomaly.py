@@ -14,20 +14,6 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
-METHOD = {
-    "name": "tipsomaly",
-    "prompt_family": "industrial",
-    "learning": "concat",
-    "num_prompts": 8,
-    "deep_tokens": "published",
-    "n_deep": 0,
-    "d_deep": 0,
-    "decoupled": True,
-    "local_to_global": True,
-    "sigma": 4.0,
-    "cls_seg_loss": "seg",
-    "l1_lambda": 0.0,
-}
 # The published numbers went through the PyTorch files: exact GELU, LayerNorm epsilon 1e-5 on the text
 # side, and a position grid that was resized to 32x32 before it is resized to the 37x37 of 518 pixels.
 BACKBONE = {
@@ -37,21 +23,16 @@ BACKBONE = {
     "posemb_stage": (32, 32),
     "dtype": "float32",
 }
-TRAINING = {
-    "epochs": 2,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "b1": 0.5,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "shuffle": False,  # the published order: class by class
-}
+# The published order: class by class.
+TRAINING = {"epochs": 2, "shuffle": False}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (the paper's), "visa", "demo" or "demo_clip"."""
     # "second": of the token that synthetic captions trained; "first" is reported beside it.
-    config = presets.paper(METHOD, TRAINING, backbone=BACKBONE, train=False, image_score="second")
+    config = presets.paper(
+        "tipsomaly", training=TRAINING, backbone=BACKBONE, train=False, image_score="second"
+    )
     # Brain images are described in medical words, everything else in industrial ones.
     medical = {"prompt_family": "medical"}
     config.method_for = ConfigDict({"headct": medical, "brainmri": medical, "br35h": medical})

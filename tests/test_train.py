@@ -15,7 +15,7 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, Stage
 from zsad_jax.sharding import make_mesh
-from zsad_jax.train import OrbaxSaver, TrainingConfig, train
+from zsad_jax.train import OrbaxSaver, TrainingConfig, make_schedule, train
 
 
 def encoded(value):
@@ -190,3 +190,24 @@ def test_what_cannot_be_trained_on_is_said(tmp_path):
         run(tmp_path / "c", toy=method(init=lambda key, frozen: {}))
     with pytest.raises(UserError, match="learning_rate"):
         run(tmp_path / "d", toy=method(loss=lambda *_: (jnp.float32(jnp.nan), {})))
+
+
+def test_schedules_hold_for_whole_epochs():
+    config = TrainingConfig(schedule="cosine", warmup_epochs=1, warmup_rate=1e-5)
+    rate = make_schedule(config, 0.002, 4, 3)
+    rates = [float(rate(step)) for step in range(12)]
+    expected = [1e-5, *(0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in (1, 2, 3))]
+    np.testing.assert_allclose(rates, np.repeat(expected, 3), rtol=1e-5)
+    assert make_schedule(TrainingConfig(), 0.002, 4, 3) == 0.002
+
+
+def test_sgd_with_momentum_and_decay(tmp_path):
+    """Two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v, by hand."""
+    options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "epochs": 2}
+    params, _ = run(tmp_path, batch_size=5, **options)
+    level = float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
+    mean, speed = np.mean([40 * number / 255 for number in range(5)]), 0.0
+    for _ in range(2):
+        speed = 0.9 * speed + 2 * (level - mean) + 0.5 * level
+        level -= 0.1 * speed
+    assert float(params["level"]) == pytest.approx(level, rel=1e-4)

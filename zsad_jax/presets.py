@@ -1,9 +1,13 @@
 """What the configs of all methods have in common, so that a config says only what is its own."""
 
+import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from zsad_jax.methods import config_class
 
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
 # The files of a backbone, in place of the released ones.
@@ -11,10 +15,23 @@ FILES = ("weights", "vision", "text", "tokenizer")
 FIXED_PROMPTS = {"name": "tipsomaly", "learning": "none"}
 
 
+# The recipe of AnomalyCLIP, which most methods over CLIP took over.
+TRAINING = {
+    "epochs": 15,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "learning_rates": {},
+    "b1": 0.5,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "shuffle": True,
+}
+
+
 def paper(
-    method: Mapping[str, Any],
-    training: Mapping[str, Any],
+    method: str,
     *,
+    training: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] = CLIP,
     train: bool = True,
     image_score: str | None = None,
@@ -22,13 +39,13 @@ def paper(
     """The setting of the papers: MVTec AD and VisA, trained on the other one's test split.
 
     Args:
-      method: its name and every field that a user may want to see.
-      training: fields of `TrainingConfig`.
+      method: its name; all fields of its config are there, with their defaults.
+      training: fields of `TrainingConfig` that differ from `TRAINING`.
       backbone: its name and options.
       train: False takes learned parameters from `config.checkpoints`.
       image_score: the score that tables show; None: the method's first.
     """
-    config = ConfigDict({"method": dict(method), "backbone": dict(backbone)})
+    config = ConfigDict({"method": _fields(method), "backbone": dict(backbone)})
     for name in FILES:
         config.backbone[name] = config_dict.placeholder(str)
     config.targets = ("mvtec_ad", "visa")
@@ -37,7 +54,7 @@ def paper(
     config.auxiliary_for = ConfigDict({"mvtec_ad": "visa"})
     config.checkpoints = ConfigDict()
     config.train = train
-    config.training = ConfigDict(dict(training))
+    config.training = ConfigDict({**TRAINING, **(training or {})})
     config.comparisons = config_dict.placeholder(object)
     config.image_score = image_score or config_dict.placeholder(str)
     config.batch_size = 8
@@ -56,6 +73,7 @@ def demo(
     backbone: str = "clip-nano",
     method: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    train: bool = True,
 ) -> None:
     """Makes a config the demonstration over a shipped backbone, on procedurally drawn images.
 
@@ -64,6 +82,7 @@ def demo(
       backbone: "clip-nano" or "tips-nano".
       method: fields of the method that differ.
       training: fields of `TrainingConfig` that differ.
+      train: False for methods that learn nothing.
     """
     config.backbone = ConfigDict({"name": backbone, "image_size": 252, "dtype": "float32"})
     config.targets = ("synthetic_target",)
@@ -71,7 +90,7 @@ def demo(
     config.auxiliary_for = ConfigDict()
     config.method_for = ConfigDict()
     config.checkpoints = ConfigDict()
-    config.train = True
+    config.train = train
     config.method.update(method or {})
     # Few and easy images: larger steps, other passes, and mixed batches.
     config.training.update(
@@ -95,12 +114,25 @@ def vary(
         raise ValueError(f"there is no variant {variant!r}; there are {known}")
     if variant:
         variants[variant](config)
-    config.hint = config.hint or _hint(config, variants)
+    config.hint = config.hint or _hint(config)
     return config
 
 
-def _hint(config: ConfigDict, variants: Mapping[str, Any]) -> str:
-    if "demo" not in variants or config.targets == ("synthetic_target",):
+def _fields(method: str) -> ConfigDict:
+    """A method's name and the defaults of its config; a field whose default is None takes its other type."""
+    fields = ConfigDict({"name": method})
+    hints = typing.get_type_hints(config_class(method))
+    for field in dataclasses.fields(config_class(method)):
+        value = field.default
+        if value is None:
+            kind = next(one for one in typing.get_args(hints[field.name]) if one is not type(None))
+            value = config_dict.placeholder(kind)
+        fields[field.name] = value
+    return fields
+
+
+def _hint(config: ConfigDict) -> str:
+    if config.targets == ("synthetic_target",):
         return ""
     return (
         "Without any download: python -m zsad_jax.main --config"

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,19 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the learnable parameters are optimised (Adam, constant rate).
+    """How the learnable parameters are optimised; Adam at a constant rate, unless told otherwise.
 
     Attributes:
       epochs: passes over the auxiliary set, for stages that do not say.
       batch_size: images per step; the last batch is padded and masked, never dropped.
       learning_rate: for every parameter group that `learning_rates` does not name.
       learning_rates: per parameter group.
+      optimizer: "adam", or "sgd" with `momentum` and `weight_decay`, as CoOp was trained.
       b1, b2, eps: Adam's.
+      momentum, weight_decay: of "sgd".
+      schedule: of the rate, epoch by epoch: "constant", or "cosine" down to zero over all epochs.
+      warmup_epochs: epochs at `warmup_rate` before it.
+      warmup_rate: of every group.
       shuffle: False keeps the dataset's order, class by class, as the published code does.
     """
 
@@ -44,6 +49,12 @@ class TrainingConfig:
     b1: float = within(0.5, 0, 1)
     b2: float = within(0.999, 0, 1)
     eps: float = within(1e-8, 0)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = within(0.9, 0, 1)
+    weight_decay: float = within(5e-4, 0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: int = within(0, 0)
+    warmup_rate: float = within(1e-5, 0)
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -80,9 +91,14 @@ class Saver(Protocol):
 
 
 def make_optimizer(
-    config: TrainingConfig, method: Method, params: PyTree, stage: Stage
+    config: TrainingConfig,
+    method: Method,
+    params: PyTree,
+    stage: Stage,
+    *,
+    steps_per_epoch: int = 1,
 ) -> optax.GradientTransformation:
-    """Adam with each parameter group's own rate; groups outside the stage stand still."""
+    """The optimiser with each parameter group's own rate; groups outside the stage stand still."""
     groups = method.groups(params)
     names = set(jax.tree.leaves(groups))
     unknown = set(config.learning_rates) - names
@@ -91,15 +107,33 @@ def make_optimizer(
             f"config.training.learning_rates names {sorted(unknown)}, but {method.name} has the parameter"
             f" groups {sorted(names)}."
         )
-    transforms = {
-        name: optax.adam(
-            config.learning_rates.get(name, config.learning_rate), config.b1, config.b2, config.eps
-        )
-        if stage.groups is None or name in stage.groups
-        else optax.set_to_zero()
-        for name in names
-    }
-    return optax.partition(transforms, groups)
+
+    def transform(name: str) -> optax.GradientTransformation:
+        if stage.groups is not None and name not in stage.groups:
+            return optax.set_to_zero()
+        peak = config.learning_rates.get(name, config.learning_rate)
+        rate = make_schedule(config, peak, stage.epochs or config.epochs, steps_per_epoch)
+        if config.optimizer == "adam":
+            return optax.adam(rate, config.b1, config.b2, config.eps)
+        decay = optax.add_decayed_weights(config.weight_decay)
+        return optax.chain(decay, optax.sgd(rate, config.momentum))
+
+    return optax.partition({name: transform(name) for name in names}, groups)
+
+
+def make_schedule(
+    config: TrainingConfig, peak: float, epochs: int, steps_per_epoch: int
+) -> float | optax.Schedule:
+    """The rate of each step: the same all through an epoch."""
+    if config.schedule == "constant" and not config.warmup_epochs:
+        return peak
+
+    def rate(step: Any) -> Any:
+        epoch = step // steps_per_epoch
+        share = jnp.cos(jnp.pi * epoch / epochs) / 2 + 0.5 if config.schedule == "cosine" else 1
+        return jnp.where(epoch < config.warmup_epochs, config.warmup_rate, peak * share)
+
+    return rate
 
 
 def make_step(
@@ -176,7 +210,7 @@ def train(
     per_epoch = config.steps(len(dataset))
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
-        optimizer = make_optimizer(config, method, params, stage)
+        optimizer = make_optimizer(config, method, params, stage, steps_per_epoch=per_epoch)
         state = sharding.replicate(TrainState(params, optimizer.init(params)), mesh)
         last_epoch = first_epoch + (stage.epochs or config.epochs)
         if done > last_epoch:  # its parameters are part of a later stage's state

@@ -33,6 +33,7 @@ __all__ = [
     "Scores",
     "Stage",
     "check_config",
+    "config_class",
     "count_learned",
     "count_parameters",
     "image_score",
@@ -61,8 +62,7 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: for an unknown name, an unknown config key or a bad value.
     """
-    _, config_class = _registered(name)
-    config_from(config_class, config)
+    config_from(config_class(name), config)
 
 
 def count_parameters(
@@ -94,13 +94,22 @@ def count_learned(method: Method, backbone: Backbone) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
+def config_class(name: str) -> type:
+    """The dataclass of a method's config.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    return _registered(name)[1]
+
+
 def _registered(name: str) -> tuple[Any, Any]:
     """A method's factory and its config dataclass."""
     if name not in METHODS:
         raise UserError(f"Unknown method '{name}'; there are: {', '.join(sorted(METHODS))}.")
     module, *attributes = METHODS[name].split(":")
-    factory, config_class = (getattr(importlib.import_module(module), one) for one in attributes)
-    return factory, config_class
+    factory, config = (getattr(importlib.import_module(module), one) for one in attributes)
+    return factory, config
 
 
 def image_score(method: Method, name: str | None = None) -> str:

@@ -1,0 +1,27 @@
+"""AnomalyCLIP (arXiv 2310.18961), as its published numbers were made.
+
+    python -m zsad_jax.main --config configs/anomalyclip.py            MVTec AD and VisA, trained on the other
+    python -m zsad_jax.main --config configs/anomalyclip.py:demo       no download: a demonstration in minutes
+    python -m zsad_jax.main --config configs/anomalyclip.py:demo_tips  the same over tips-nano
+
+Learned prompts of the authors serve in place of training with `--config.train=False
+--config.checkpoints.mvtec_ad=FILE --config.checkpoints.visa=FILE` (their .pth, trained on the named set).
+"""
+
+from ml_collections import ConfigDict
+
+from zsad_jax import presets
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    config = presets.paper("anomalyclip")
+    return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
+
+
+def _demo(config: ConfigDict) -> None:
+    presets.demo(config)
+
+
+def _demo_tips(config: ConfigDict) -> None:
+    presets.demo(config, backbone="tips-nano")

@@ -1,0 +1,27 @@
+"""CoOp (IJCV 2022) as a normal/abnormal detector.
+
+    python -m zsad_jax.main --config configs/coop.py            MVTec AD and VisA, trained on the other
+    python -m zsad_jax.main --config configs/coop.py:demo       no download: a demonstration in minutes
+    python -m zsad_jax.main --config configs/coop.py:demo_tips  the same over tips-nano
+
+Trained by AnomalyCLIP's recipe, for comparability; CoOp's own is `--config.training.optimizer=sgd` with a
+learning rate of 0.002, `schedule=cosine`, `warmup_epochs=1` and batches of 32.
+"""
+
+from ml_collections import ConfigDict
+
+from zsad_jax import presets
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    config = presets.paper("coop")
+    return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
+
+
+def _demo(config: ConfigDict) -> None:
+    presets.demo(config)
+
+
+def _demo_tips(config: ConfigDict) -> None:
+    presets.demo(config, backbone="tips-nano")

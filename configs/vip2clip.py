@@ -1,0 +1,28 @@
+"""ViP2-CLIP (arXiv 2505.17692), as its published numbers were made.
+
+    python -m zsad_jax.main --config configs/vip2clip.py            MVTec AD and VisA, trained on the other
+    python -m zsad_jax.main --config configs/vip2clip.py:demo       no download: a demonstration in minutes
+    python -m zsad_jax.main --config configs/vip2clip.py:demo_tips  the same over tips-nano
+
+The published code puts the abnormal adjective into both prompts: `--config.method.adjective_bug=True`.
+"""
+
+from ml_collections import ConfigDict
+
+from zsad_jax import presets
+
+TRAINING = {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    config = presets.paper("vip2clip", training=TRAINING)
+    return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
+
+
+def _demo(config: ConfigDict) -> None:
+    presets.demo(config)
+
+
+def _demo_tips(config: ConfigDict) -> None:
+    presets.demo(config, backbone="tips-nano")
