@@ -159,7 +159,7 @@ def load_detector(
       method: a key of `zsad_jax.methods.METHODS`.
       backbone: a name for `load_backbone`, or a loaded backbone.
       checkpoint: learned prompts: a released name or a file. None: those that ship with the backbone,
-        else fixed prompts, with a warning.
+        else fixed prompts, with a warning, if the method works with them.
       category: what the images show ("metal nut"), for the fixed prompts.
       score: which image score to return; None: the method's first.
       batch_size: images per compiled call, split over this process's devices (no more than images); rounded
@@ -230,6 +230,11 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
     if shipped is not None:
         params = learned.load(str(shipped), method, backbone)
         return jax.tree.map(jnp.asarray, params), f"prompts that ship with {backbone.name}"
+    if not method.works_untrained:
+        raise UserError(
+            f"{method.name} learns its prompts, and none ship with {backbone.name}: train them with python -m"
+            " zsad_jax.main, and give the prompts.npz that it writes as the checkpoint."
+        )
     logging.warning(
         "No learned prompts were given and none ship with %s: fixed prompts are used, which find less.",
         backbone.name,

@@ -49,7 +49,8 @@ def _attend_plain(
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, minimum)
     if causal:
-        logits = jnp.where(jnp.tri(*logits.shape[2:], dtype=bool), logits, minimum)
+        n, m = logits.shape[2:]
+        logits = jnp.where(jnp.tri(n, m, dtype=bool), logits, minimum)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 

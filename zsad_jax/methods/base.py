@@ -85,6 +85,7 @@ class Method(NamedTuple):
       cacheable: True when `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
       across: None, or a host function over all scores or features of one category.
+      works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: {name: array} of the authors' released checkpoint (names joined by ".") -> params;
         None where there is none.
       unused_parameters: numbers that the published code's optimiser holds without any effect; published
@@ -106,6 +107,7 @@ class Method(NamedTuple):
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
     across: Callable[..., Any] | None = None
+    works_untrained: bool = False
     import_params: Callable[[Mapping[str, np.ndarray]], PyTree] | None = None
     unused_parameters: int = 0
 

@@ -195,7 +195,7 @@ def _prototypes(
         text = normalize(backbone.encode_prompts(frozen, embeddings, paddings))
         text = text.reshape(-1, 2, text.shape[-1])
 
-    def pairs(x: Array) -> Array:
+    def pairs(x: Array | np.ndarray) -> Array:
         return jnp.asarray(x).reshape(len(class_names), 2, *x.shape[1:])
 
     return Prototypes(pairs(embeddings), pairs(paddings), pairs(mask[..., 0]), text)

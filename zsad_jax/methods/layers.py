@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Linear = dict[str, Float[Array, "..."]]
+from zsad_jax.methods.base import AnyArray
+
+Linear = Mapping[str, Float[AnyArray, "..."]]
 
 
 def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array, "..."]:

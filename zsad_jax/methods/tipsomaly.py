@@ -140,7 +140,8 @@ def tipsomaly(
         groups=lambda params: jax.tree.map(lambda _: "prompts", params),
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],
-        features_key="last layer",
+        features_key=((backbone.vision_depth,), None, True),
+        works_untrained=True,
         import_params=import_params,
     )
 
