@@ -1,8 +1,7 @@
 """FAPrompt (Fine-grained Abnormality Prompt Learning, ICCV 2025): compound prompts with an image's prior.
 
-Several abnormal prompts share the tokens of the normal one and have a few tokens of their own (CAP).
-In a second stage an offset, computed from patches of the image, is added to those (DAP). Based on
-AnomalyCLIP, whose prompts are what is left without both.
+Several abnormal prompts share the tokens of the normal one and have a few tokens of their own (CAP). In a
+second stage an offset, computed from patches of the image, is added to those (DAP).
 """
 
 import dataclasses
@@ -28,6 +27,7 @@ from zsad_jax.methods.layers import (
     linear_from_torch,
     round_to_float16,
 )
+from zsad_jax.methods.learner import STATES, count_deep_blocks, init_learner, learner_from_torch
 from zsad_jax.methods.prompts import count_unused_projections, encode_with_context, tokenize
 from zsad_jax.methods.similarity import cosines, normalize
 
@@ -40,7 +40,7 @@ PRIOR_EXTRAS = ("stage2_probabilities", "prior")  # only with a second stage
 class FAPromptConfig:
     """The switches of FAPrompt; the defaults made the published numbers.
 
-    Block numbers count on 24 vision and 12 text blocks, and are scaled to the depth of other towers.
+    Block numbers are those of 24 vision and 12 text blocks, and are scaled to the depth of other towers.
 
     Attributes:
       compound: abnormal prompts share the normal tokens (CAP); False: AnomalyCLIP's two prompts.
@@ -49,22 +49,21 @@ class FAPromptConfig:
       abnormal_length: further tokens of each abnormal prompt.
       num_abnormal: K, abnormal prompts.
       separate_length: learned tokens of each of the two prompts, without `compound`.
-      num_selected: M, patches that the prior is computed from; the image may have fewer.
-      dap_select: the first M patches in raster order, as the published code does (the image's top
-        edge), or the M most abnormal ones, as the paper says.
+      num_selected: M, patches that the prior is computed from; an image may have fewer.
+      dap_select: the first M patches in raster order, as the published code does (the image's top edge), or
+        the M most abnormal ones, as the paper says.
       prior_reduction: the prior network's input is so many times as wide as its hidden layer.
-      normal_text, abnormal_text: the words behind the learned tokens; in the paper they are the same.
-      vv_from: first vision block of the value-value stream; None: the ordinary patch tokens.
-      cls_norm: the global token passes the tower's last norm.
+      normal_text, abnormal_text: the words behind the learned tokens; in the paper both are "object.".
+      vv_from: the block from which patches are those of the value-value stream; None: ordinary ones.
+      cls_norm: whether the global token passes the vision tower's last norm.
       global_token: which of the backbone's global tokens is used, counted from 0.
-      deep_prompt_depth: text blocks with learned tokens, the first among them.
-      num_deep_prompts: learned tokens of each block after the first. Where they take the place of
-        tokens, those behind the normal tokens, if any, are each prompt's own and its words.
-      deep_prompts_float16: round deep prompts to float16, as the published code does.
-      max_scores: weights of the strongest patches of the first and second stage in the image score,
-        2 to 1 as coded, or the mean as in the paper.
-      local1_weight: of the first stage's focal and dice losses.
-      local2_weight: of the second stage's.
+      deep_prompt_depth: text blocks with learned tokens of their own, the first one's being the prompts
+        themselves; 1: no deep prompts.
+      num_deep_prompts: deep prompts of each such block, the same for all prompts; 0: none. Where they take the
+        place of tokens, more than `normal_length` of them go on over what stands behind, as published.
+      deep_prompts_float16: deep prompts are rounded to float16 on their way, as in the published code.
+      max_scores: weights of the stages' strongest patches in the image score: as coded, or as in the paper.
+      local1_weight, local2_weight: of the first and of the second stage's focal and dice losses.
       cross_entropy_weight: of the global token's cross-entropy.
       image_focal_weight: of the focal loss of the combined image score.
       orthogonality_weight: of the absolute cosines between abnormal prompts.
@@ -125,36 +124,10 @@ class Prototypes(NamedTuple):
     abnormal: Float[Array, "c k d"]
 
 
-class Comparison(NamedTuple):
-    """What both stages say of a batch of images.
-
-    Attributes:
-      patches: probabilities of (normal, abnormal) in each stage.
-      logits: cosines of the global token over the temperature, by the last stage's texts.
-      scores: image scores by name.
-      text: (normal, abnormal) prototype of each image in the last stage, unit norm.
-      abnormal: features of its abnormal prompts.
-      prior: what was added to their tokens; None without a second stage.
-    """
-
-    patches: tuple[Float[Array, "b h w 2"], ...]
-    logits: Float[Array, "b 2"]
-    scores: dict[str, Float[Array, " b"]]
-    text: Float[Array, "b 2 d"]
-    abnormal: Float[Array, "b k d"]
-    prior: Float[Array, "b e"] | None
-
-
-class Encoders(NamedTuple):
-    """The prompt learner's way into the text tower.
-
-    Attributes:
-      normal: (frozen, params) -> [1 d].
-      abnormal: (frozen, params, prior=None [e]) -> [k d].
-    """
-
-    normal: Callable[[Params, Params], Float[Array, "1 d"]]
-    abnormal: Callable[..., Float[Array, "k d"]]
+# Probabilities of (normal, abnormal) in the one or two stages, image scores and extras, each by name.
+Comparison = tuple[
+    Float[Array, "stages b h w 2"], dict[str, Float[Array, " b"]], dict[str, Float[Array, "b ..."]]
+]
 
 
 def faprompt(
@@ -168,8 +141,10 @@ def faprompt(
 
     Returns:
       A method whose params are {"normal": [P, e], "abnormal": [K, A, e]}, with deep prompts also
-      {"deep": [depth - 1, p, e]}, with the prior also {"prior": two linear layers}. Image scores:
-      "global" of the global token, "patch" of the strongest patches, and "combined", their mean.
+      {"deep": [depth - 1, p, e]}, with the prior also {"prior": two linear layers}, all of group
+      "prompts". Image scores: "global" of the global token (the one of AnomalyCLIP), "patch" of the
+      strongest patches, and "combined", their mean. `score` takes `extras`, names out of `EXTRAS` and, with
+      the prior, `PRIOR_EXTRAS`.
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -177,12 +152,11 @@ def faprompt(
     config = config_from(FAPromptConfig, config)
     check_global_token(backbone, config.global_token)
     temperature = backbone.temperature if config.temperature is None else config.temperature
-    depth = scale_block(config.deep_prompt_depth, backbone.text_depth, of=TEXT_DEPTH)
-    num_deep = depth - 1 if config.num_deep_prompts else 0
+    num_deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
     vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
     layers = (backbone.vision_depth,)
-    encoders = _make_encoders(backbone, config)
-    compare = functools.partial(_compare, config, temperature, encoders)
+    encode = _prompt_encoder(backbone, config, num_deep)
+    compare = functools.partial(_compare, config, temperature, encode)
     return Method(
         name="faprompt",
         config=config,
@@ -190,14 +164,14 @@ def faprompt(
         features=lambda frozen, params, images: backbone.encode_image(
             frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         ),
-        prototypes=functools.partial(_prototypes, encoders),
+        prototypes=functools.partial(_prototypes, encode),
         score=functools.partial(_score, config, compare),
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        loss=functools.partial(_loss, config, encoders, compare),
+        loss=functools.partial(_loss, config, encode, compare),
         groups=lambda params: jax.tree.map(lambda _: "prompts", params),
         image_scores=IMAGE_SCORES,
         features_key=(layers, vv_from, config.cls_norm),
-        import_params=functools.partial(_import_params, config, num_deep),
+        import_params=functools.partial(_import_params, config),
         unused_parameters=count_unused_projections(backbone.text_width, num_deep),
     )
 
@@ -207,107 +181,86 @@ def _init(
 ) -> Params:
     """Learned tokens from N(0, init_std²), the prior network as PyTorch draws linear layers."""
     del frozen
-    keys = jax.random.split(key, 4)
-    draw = functools.partial(init_normal, std=config.init_std)
-    width = backbone.text_width
-    (_, normal_length), abnormal = config.context_shapes
-    params = {
-        "normal": draw(keys[0], (normal_length, width)),
-        "abnormal": draw(keys[1], (*abnormal, width)),
-    }
-    if num_deep:
-        params["deep"] = draw(keys[2], (num_deep, config.num_deep_prompts, width))
+    learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
+    width, std = backbone.text_width, config.init_std
+    (_, length), abnormal = config.context_shapes
+    params: dict[str, Any] = init_learner(
+        learner_key, width, num_prompts=length, deep=(num_deep, config.num_deep_prompts), std=std
+    )
+    params["abnormal"] = init_normal(abnormal_key, (*abnormal, width), std=std)
     if config.prior:
         inputs = config.num_selected * backbone.embed_dim
         hidden = max(inputs // config.prior_reduction, 1)
-        params["prior"] = init_bottleneck(keys[3], inputs, hidden, width)
+        params["prior"] = init_bottleneck(prior_key, inputs, hidden, width)
     return params
 
 
-def _import_params(
-    config: FAPromptConfig, num_deep: int, state: Mapping[str, np.ndarray]
-) -> Params:
-    """The learned arrays of the authors' state dict.
+def _import_params(config: FAPromptConfig, state: Mapping[str, np.ndarray]) -> Params:
+    """What the authors' state dict has of the learned arrays; what has no effect is left out.
 
     Raises:
       KeyError: naming the first that is missing.
     """
     state = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    normal, abnormal = state["ctx_pos"], state["ctx_neg"]
-    params: Params = {
-        "normal": normal.reshape(normal.shape[-2:]),
-        "abnormal": abnormal.reshape(abnormal.shape[-3:]),
-    }
-    if num_deep:
-        # All that there are, so that a checkpoint of another depth does not fit.
-        found = sum(name.startswith("compound_prompts_text.") for name in state)
-        rows = range(max(found, num_deep))
-        params["deep"] = np.stack([state[f"compound_prompts_text.{row}"] for row in rows])
+    params: dict[str, Any] = learner_from_torch(state, "")
+    abnormal = params["abnormal"]
+    params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
     if config.prior:
         names = {"first": "patch_meta_net.linear1", "second": "patch_meta_net.linear2"}
         params["prior"] = {key: linear_from_torch(state, name) for key, name in names.items()}
     return params
 
 
-def _make_encoders(backbone: Backbone, config: FAPromptConfig) -> Encoders:
-    """The functions from parameters to text features."""
+def _prompt_encoder(
+    backbone: Backbone, config: FAPromptConfig, num_deep: int
+) -> Callable[..., Float[Array, "t d"]]:
+    """The function (frozen, params, state, prior=None) -> features of the state's prompts, raw."""
 
     @functools.lru_cache(maxsize=1)
     def tokens() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Ids and paddings of the words behind the learned tokens; tokenised once, when needed."""
-        texts = {"normal": config.normal_text, "abnormal": config.abnormal_text}
-        words = {state: tokenize(backbone, [text]) for state, text in texts.items()}
+        words = [tokenize(backbone, [text]) for text in (config.normal_text, config.abnormal_text)]
+        # The end token of a text, which is read off, must stay behind the deep prompts.
         (_, length), _ = config.context_shapes
-        # The last row of a text, which is read off, must stay behind the deep prompts.
-        room = length + words["normal"][0].shape[1] - backbone.num_start_tokens - 1
-        if backbone.num_start_tokens and config.num_deep_prompts > room:
+        room = length + words[0][0].shape[1] - backbone.num_start_tokens - 1
+        if num_deep and backbone.num_start_tokens and config.num_deep_prompts > room:
             raise UserError(
-                f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name}"
-                f" deep prompts take the place of tokens, of which the normal prompt has {room}; give at"
-                " most as many."
+                f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
+                f" prompts take the place of tokens, and the normal prompt has {room}; give at most as many."
             )
-        return words
+        return dict(zip(STATES, words, strict=True))
 
     def encode(
-        frozen: Params, params: Params, state: str, context: Float[Array, "t p e"]
+        frozen: Params, params: Params, state: str, prior: Float[Array, " e"] | None = None
     ) -> Float[Array, "t d"]:
-        ids, paddings = (np.repeat(array, context.shape[0], axis=0) for array in tokens()[state])
-        deep = params.get("deep")
-        if deep is not None:
-            if config.deep_prompts_float16:
-                deep = round_to_float16(deep)
-            deep = deep[:, None]
+        context = params[state] if state == "abnormal" else params[state][None]
+        if prior is not None:
+            context = context + prior
+        if state == "abnormal" and config.compound:
+            shared = jnp.broadcast_to(params["normal"], (len(context), *params["normal"].shape))
+            context = jnp.concatenate([shared, context], axis=1)
+        ids, paddings = (np.repeat(array, len(context), axis=0) for array in tokens()[state])
+        deep = params["deep"][:, None] if "deep" in params else None
+        if deep is not None and config.deep_prompts_float16:
+            deep = round_to_float16(deep)
         return encode_with_context(backbone, frozen, (ids, paddings), context, deep_prompts=deep)
 
-    def normal(frozen: Params, params: Params) -> Float[Array, "1 d"]:
-        return encode(frozen, params, "normal", params["normal"][None])
-
-    def abnormal(
-        frozen: Params, params: Params, prior: Float[Array, " e"] | None = None
-    ) -> Float[Array, "k d"]:
-        context = params["abnormal"] if prior is None else params["abnormal"] + prior
-        if config.compound:
-            shared = params["normal"]
-            shared = jnp.broadcast_to(shared, (context.shape[0], *shared.shape))
-            context = jnp.concatenate([shared, context], axis=1)
-        return encode(frozen, params, "abnormal", context)
-
-    return Encoders(normal, abnormal)
+    return encode
 
 
 def _prototypes(
-    encoders: Encoders, frozen: Params, params: Params, class_names: Sequence[str]
+    encode: Callable[..., Array], frozen: Params, params: Params, class_names: Sequence[str]
 ) -> Prototypes:
     """The prompts' features without a prior, the same for every class."""
-    normal, abnormal = encoders.normal(frozen, params)[0], encoders.abnormal(frozen, params)
+    normal, abnormal = (encode(frozen, params, state) for state in STATES)
     count = len(class_names)
-    return Prototypes(*(jnp.broadcast_to(x, (count, *x.shape)) for x in (normal, abnormal)))
+    return Prototypes(*(jnp.broadcast_to(x, (count, *x.shape)) for x in (normal[0], abnormal)))
 
 
 def _compare(
     config: FAPromptConfig,
     temperature: float,
-    encoders: Encoders,
+    encode: Callable[..., Array],
     frozen: Params,
     params: Params,
     text: Prototypes,
@@ -325,26 +278,30 @@ def _compare(
     ) -> tuple[Float[Array, " e"], Float[Array, "k d"]]:
         """The prior of one image, and its abnormal prompts with it."""
         prior = _prior(config, params["prior"], patches, anomaly)
-        return prior, encoders.abnormal(frozen, params, prior)
+        return prior, encode(frozen, params, "abnormal", prior)
 
     pair, abnormal, prior = _pair(*text), text.abnormal, None
-    stages: tuple[Array, ...] = (probabilities(pair),)
+    stages = probabilities(pair)[None]
     if config.prior:
         prior, abnormal = jax.vmap(second_stage)(
-            patches.reshape(b, h * w, d), stages[0][..., 1].reshape(b, h * w)
+            patches.reshape(b, h * w, d), stages[0, ..., 1].reshape(b, h * w)
         )
         pair = _pair(text.normal, abnormal)
-        stages = (*stages, probabilities(pair))
+        stages = jnp.concatenate([stages, probabilities(pair)[None]])
     logits = cosines(features.global_tokens[:, config.global_token], pair) / temperature
     of_image = jax.nn.softmax(logits, axis=-1)[:, 1]
-    of_patches = jnp.average(
-        jnp.stack([stage[..., 1].max(axis=(1, 2)) for stage in stages]),
-        axis=0,
-        weights=jnp.array((2.0, 1.0) if config.max_scores == "2:1" else (1.0, 1.0))[: len(stages)],
-    )
+    weights = np.array((2, 1) if config.max_scores == "2:1" else (1, 1))[: len(stages)]
+    of_patches = jnp.average(stages[..., 1].max(axis=(2, 3)), axis=0, weights=weights)
     values = (of_image + of_patches) / 2, of_image, of_patches
-    scores = dict(zip(IMAGE_SCORES, values, strict=True))
-    return Comparison(stages, logits, scores, pair, abnormal, prior)
+    extras = {
+        "stage1_probabilities": stages[0],
+        "image_logits": logits,
+        "prompt_cosines": cosines(patches, abnormal),
+        "text_features": pair,
+    }
+    if prior is not None:
+        extras |= {"stage2_probabilities": stages[1], "prior": prior}
+    return stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras
 
 
 def _pair(normal: Float[Array, "b d"], abnormal: Float[Array, "b k d"]) -> Float[Array, "b 2 d"]:
@@ -363,8 +320,7 @@ def _prior(
     if config.dap_select == "topk":
         patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly), count)[1]]
     # An image of fewer patches leaves the network's last inputs at zero.
-    missing = config.num_selected - count
-    selected = jnp.pad(normalize(patches[:count]), ((0, missing), (0, 0)))
+    selected = jnp.pad(normalize(patches[:count]), ((0, config.num_selected - count), (0, 0)))
     return bottleneck(network, selected.reshape(-1))
 
 
@@ -385,25 +341,17 @@ def _score(
     """
     check_extras("faprompt", extras, EXTRAS + PRIOR_EXTRAS if config.prior else EXTRAS)
     text = jax.tree.map(lambda x: x[category], prototypes)
-    found = compare(frozen, params, text, features)
-    computed = {
-        "stage1_probabilities": lambda: found.patches[0],
-        "stage2_probabilities": lambda: found.patches[1],
-        "image_logits": lambda: found.logits,
-        "prompt_cosines": lambda: cosines(features.patches[:, -1], found.abnormal),
-        "text_features": lambda: found.text,
-        "prior": lambda: found.prior,
-    }
+    stages, image, found = compare(frozen, params, text, features)
     return Scores(
-        image=found.scores,
-        patches=sum(found.patches)[..., 1:] / len(found.patches),  # type: ignore[index]
-        extras={name: computed[name]() for name in extras},  # type: ignore[misc]
+        image=image,
+        patches=stages.mean(axis=0)[..., 1:],
+        extras={name: found[name] for name in extras},
     )
 
 
 def _loss(
     config: FAPromptConfig,
-    encoders: Encoders,
+    encode: Callable[..., Array],
     compare: Callable[..., Comparison],
     frozen: Params,
     params: Params,
@@ -412,29 +360,26 @@ def _loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of all terms that the modules in use give rise to."""
     features = losses.zero_invalid(features, batch.valid)
-    names = ("",) * batch.labels.shape[0]  # the prompts are of no class
-    text = _prototypes(encoders, frozen, params, names)
-    found = compare(frozen, params, text, features)
+    text = _prototypes(encode, frozen, params, ("",) * len(batch.labels))  # of no class
+    stages, scores, found = compare(frozen, params, text, features)
     valid = batch.valid.astype(jnp.float32)
     size = batch.masks.shape[1], batch.masks.shape[2]
     total: Array = jnp.zeros(())
     terms: dict[str, Array] = {}
-    for stage, weight in zip((1, 2), (config.local1_weight, config.local2_weight), strict=True):
-        if stage > len(found.patches):
-            break
-        pixels = anomaly_map.upsample(found.patches[stage - 1], size)
-        local = losses.segmentation_terms(pixels, batch)
+    weights = config.local1_weight, config.local2_weight
+    for number, (stage, weight) in enumerate(zip(stages, weights, strict=False), 1):
+        local = losses.segmentation_terms(anomaly_map.upsample(stage, size), batch)
         total += weight * sum(local.values())
-        terms |= {f"{name}{stage}": value for name, value in local.items()}
+        terms |= {f"{name}{number}": value for name, value in local.items()}
     weighted = {
-        "cross_entropy": losses.cross_entropy(found.logits, batch.labels, valid),
-        "image_focal": _image_focal(found.scores["combined"], batch.labels, valid),
+        "cross_entropy": losses.cross_entropy(found["image_logits"], batch.labels, valid),
+        "image_focal": _image_focal(scores["combined"], batch.labels, valid),
     }
     if config.compound:
         weighted["orthogonality"] = _orthogonality(text.abnormal[0])
-    if found.prior is not None:  # summed over the batch, as published
-        normal = valid * (batch.labels == 0)
-        weighted["prior"] = (jnp.square(found.prior).mean(axis=1) * normal).sum()
+    if "prior" in found:  # summed over the batch, as published
+        squares = jnp.square(found["prior"]).mean(axis=1)
+        weighted["prior"] = (squares * valid * (batch.labels == 0)).sum()
     total += sum(getattr(config, f"{name}_weight") * term for name, term in weighted.items())
     return total, terms | weighted
 
