@@ -3,28 +3,36 @@ import pathlib
 import numpy as np
 import pytest
 
-from zsad_jax import downloads, files
+from zsad_jax import downloads, files, learned
 from zsad_jax.errors import UserError
-from zsad_jax.methods import released
+from zsad_jax.methods import make_method, released
+from zsad_jax.methods.tipsomaly import import_params
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly" / "released_prompts"
 GOLDEN = GOLDENS / "tipsomaly_l14h_trained_on_visa_epoch2.npz"
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "weights" / "tipsomaly"
 
 
+def read_pair(path):
+    """What TIPSomaly makes of a file."""
+    return import_params(released.read_state(path))
+
+
 def test_a_plain_copy_of_the_published_prompts_is_read():
-    prompts = released.load_prompts(GOLDEN)
+    prompts = read_pair(GOLDEN)
     with np.load(GOLDEN) as golden:
         np.testing.assert_array_equal(prompts["normal"], golden["normal_prompt"])
         np.testing.assert_array_equal(prompts["abnormal"], golden["abnormal_prompt"])
     assert prompts["normal"].shape == (8, 1024)
 
 
-@pytest.mark.parametrize("keys", released.ARRAY_NAMES)
+@pytest.mark.parametrize(
+    "keys", [("normal", "abnormal"), ("normal_prompt", "abnormal_prompt"), ("0", "1")]
+)
 def test_all_known_array_names_are_read(tmp_path, keys):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.savez(tmp_path / "p.npz", **{keys[0]: values, keys[1]: -values, "deep": values})
-    prompts = released.load_prompts(tmp_path / "p.npz")
+    prompts = read_pair(tmp_path / "p.npz")
     np.testing.assert_array_equal(prompts["normal"], values)
     np.testing.assert_array_equal(prompts["abnormal"], -values)
 
@@ -33,37 +41,44 @@ def test_all_known_array_names_are_read(tmp_path, keys):
 def test_both_forms_of_the_authors_files_are_read(tmp_path, monkeypatch, wrap):
     pair = (np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32))
     monkeypatch.setattr(released, "read_torch_pickle", lambda path: wrap(pair))
-    prompts = released.load_prompts(tmp_path / "p.pth")
+    prompts = read_pair(tmp_path / "p.pth")
     np.testing.assert_array_equal(prompts["normal"], pair[0])
     np.testing.assert_array_equal(prompts["abnormal"], pair[1])
+
+
+def test_names_in_a_state_dict_are_joined(tmp_path, monkeypatch):
+    state = {"prompt_learner": {"ctx_pos": np.ones(2), "deep.0": np.zeros(3)}, "epoch": 5}
+    monkeypatch.setattr(released, "read_torch_pickle", lambda path: state)
+    found = released.read_state(tmp_path / "p.pth")
+    assert set(found) == {"prompt_learner.ctx_pos", "prompt_learner.deep.0", "epoch"}
 
 
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
-        ({"other": np.ones((2, 3))}, "no learned prompts .* but other"),
-        ({"normal": np.ones((2, 3)), "abnormal": np.ones((2, 4))}, "two equal"),
-        ({"normal": np.ones(3), "abnormal": np.ones(3)}, "two equal"),
-        ({"0": np.ones((2, 3), int), "1": np.ones((2, 3), int)}, "two equal"),
-        ({"0": np.full((2, 3), np.nan), "1": np.ones((2, 3))}, "not finite"),
+        ({"other": np.ones((2, 3))}, "a normal and an abnormal matrix.* holds other"),
+        ({"normal": np.ones((2, 8)), "abnormal": np.ones((3, 8))}, "wrong shape"),
+        ({"normal": np.ones(3), "abnormal": np.ones(3)}, "wrong shape"),
+        ({"0": np.full((8, 64), np.nan), "1": np.ones((8, 64))}, "not finite"),
     ],
 )
-def test_files_without_a_pair_of_prompts_are_refused(tmp_path, arrays, problem):
+def test_files_without_a_pair_of_prompts_are_refused(backbone, tmp_path, arrays, problem):
     np.savez(tmp_path / "p.npz", **arrays)
+    method = make_method("tipsomaly", backbone)
     with pytest.raises(UserError, match=rf"p\.npz .*{problem}"):
-        released.load_prompts(tmp_path / "p.npz")
+        learned.load(str(tmp_path / "p.npz"), method, backbone)
 
 
 def test_names_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="known are tipsomaly-l14-hr"):
-        released.load_prompts("tipsomaly-l14-hr-visa-epoch7")
+        released.read_state("tipsomaly-l14-hr-visa-epoch7")
     with pytest.raises(UserError, match="known are tipsomaly"):
         released.locate("tipsomaly-l14-hr-visa-epoch7")
     (tmp_path / "p.txt").write_text("x")
     with pytest.raises(UserError, match="no prompt file"):
-        released.load_prompts(tmp_path / "p.txt")
+        released.read_state(tmp_path / "p.txt")
     with pytest.raises(UserError, match="does not exist"):
-        released.load_prompts(tmp_path / "none.npz")
+        released.read_state(tmp_path / "none.npz")
 
 
 def test_a_name_is_fetched_with_its_size_and_digest(tmp_path, monkeypatch):
@@ -87,10 +102,8 @@ def test_the_published_files_are_the_recorded_ones_and_equal_their_copies():
         path = SHARED.joinpath(*np.take(published.url.split("/"), [-4, -1]))
         assert path.stat().st_size == published.size
         assert files.digest(path) == published.sha256
-        prompts, copy = (released.load_prompts(p) for p in (path, path.with_suffix(".npz")))
+        prompts, copy = (read_pair(p) for p in (path, path.with_suffix(".npz")))
         np.testing.assert_array_equal(prompts["normal"], copy["normal"])
         np.testing.assert_array_equal(prompts["abnormal"], copy["abnormal"])
     path = SHARED / "trained_on_visa_default" / "learnable_params_2.pth"
-    np.testing.assert_array_equal(
-        released.load_prompts(path)["abnormal"], released.load_prompts(GOLDEN)["abnormal"]
-    )
+    np.testing.assert_array_equal(read_pair(path)["abnormal"], read_pair(GOLDEN)["abnormal"])

@@ -171,6 +171,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         groups=_groups,
         image_scores=IMAGE_SCORES,
         map_range=(0.0, float(len(layers)) if config.segmentation == "per_layer" else 1.0),
+        works_untrained=True,
         features_key=(layers, None, config.cls_norm),
         import_params=imported if config.learned else None,
         unused_parameters=_count_unused(backbone, config),
