@@ -10,20 +10,13 @@ heads and feed-forward, float32, batch 1.
 """
 
 import argparse
-import functools
-import multiprocessing
 import os
-import resource
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from benchmark_sides import Side
 
 VARIANTS = ("s14", "b14", "l14")
-# PyTorch's threads spin for a while after their work; the next turn begins when they have stopped.
-PAUSE_S = 0.3
 
 
 def main() -> None:
@@ -40,13 +33,13 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     load = os.getloadavg()[0]
 
-    torch = Side(functools.partial(prepare_torch, tower_sizes(options.variant)), cores, options)
-    ours = Side(prepare_ours, cores, options)
+    torch = Side(Theirs, cores, tower_sizes(options.variant), options.image_size)
+    ours = Side(Ours, cores, options)
     turns: dict[str, list[tuple[float, float]]] = {"torch": [], "tower": [], "predict": []}
     for _ in range(options.runs):
-        turns["torch"].append(torch.time("tower"))
-        turns["tower"].append(ours.time("tower"))
-        turns["predict"].append(ours.time("predict"))
+        turns["torch"].append(torch.time("tower")[:2])
+        turns["tower"].append(ours.time("tower")[:2])
+        turns["predict"].append(ours.time("predict")[:2])
 
     print(
         f"TIPS {options.variant} ({options.lineage}) at {options.image_size}x{options.image_size},",
@@ -84,84 +77,51 @@ def tower_sizes(variant: str) -> dict[str, Any]:
     }
 
 
-class Side:
-    """One implementation in a process of its own."""
-
-    def __init__(self, prepare: Callable, cores: list[int], options: argparse.Namespace):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(theirs, prepare, cores, options), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._pipe.recv()
-
-    def time(self, what: str) -> tuple[float, float]:
-        """Seconds of one call, and seconds of processor time, of all threads."""
-        time.sleep(PAUSE_S)
-        self._pipe.send(what)
-        return self._pipe.recv()
-
-    def peak_gib(self) -> float:
-        """The process's largest resident size, loading included; it ends."""
-        self._pipe.send("")
-        return self._pipe.recv()
-
-
-def serve(pipe: Connection, prepare: Callable, cores: list[int], options: Any) -> None:
-    """Prepares, warms up, and times what it is asked for until it is asked for nothing."""
-    os.sched_setaffinity(0, cores)  # before any thread pool is made
-    calls = prepare(options, len(cores))
-    for call in calls.values():
-        call()
-    pipe.send("ready")
-    while what := pipe.recv():
-        start, cpu_start = time.perf_counter(), time.process_time()
-        calls[what]()
-        pipe.send((time.perf_counter() - start, time.process_time() - cpu_start))
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-
-
-def prepare_ours(options: argparse.Namespace, cores: int) -> dict[str, Callable]:
+class Ours:
     """The jitted tower, and `predict` from an 8-bit photograph to the map."""
-    del cores  # XLA's pool follows the process's affinity
-    import jax
 
-    import zsad_jax
+    def __init__(self, options: argparse.Namespace):
+        import jax
 
-    backbone = zsad_jax.load_backbone(
-        f"tips-{options.variant}-hr", lineage=options.lineage, image_size=options.image_size
-    )
-    detector = zsad_jax.load_detector("tipsomaly", backbone)
-    encode = jax.jit(backbone.encode_image)
-    photograph = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
-    image = np.float32(detector.resize(photograph)[None]) / 255
-    return {
-        "tower": lambda: jax.block_until_ready(encode(backbone.params, image)),
-        "predict": lambda: detector.predict(photograph),
-    }
+        import zsad_jax
+
+        self.backbone = zsad_jax.load_backbone(
+            f"tips-{options.variant}-hr", lineage=options.lineage, image_size=options.image_size
+        )
+        self.detector = zsad_jax.load_detector("tipsomaly", self.backbone)
+        self.encode = jax.jit(self.backbone.encode_image)
+        self.photograph = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+        self.image = np.float32(self.detector.resize(self.photograph)[None]) / 255
+        self.tower()
+        self.predict()
+
+    def tower(self) -> None:
+        import jax
+
+        jax.block_until_ready(self.encode(self.backbone.params, self.image))
+
+    def predict(self) -> None:
+        self.detector.predict(self.photograph)
 
 
-def prepare_torch(
-    sizes: dict[str, Any], options: argparse.Namespace, cores: int
-) -> dict[str, Callable]:
+class Theirs:
     """PyTorch's tower with random weights."""
-    import torch
-    from transformers import Tipsv2VisionConfig, Tipsv2VisionModel
 
-    torch.set_num_threads(cores)
-    config = Tipsv2VisionConfig(**sizes)
-    config._attn_implementation = "sdpa"
-    model = Tipsv2VisionModel(config).eval()
-    size = options.image_size
-    image = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))
+    def __init__(self, sizes: dict[str, Any], image_size: int):
+        import torch
+        from transformers import Tipsv2VisionConfig, Tipsv2VisionModel
 
-    def tower() -> None:
-        with torch.inference_mode():
-            model(image)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_grad_enabled(False)
+        config = Tipsv2VisionConfig(**sizes)
+        config._attn_implementation = "sdpa"
+        self.model = Tipsv2VisionModel(config).eval()
+        generator = torch.Generator().manual_seed(0)
+        self.image = torch.rand((1, 3, image_size, image_size), generator=generator)
+        self.tower()
 
-    return {"tower": tower}
+    def tower(self) -> None:
+        self.model(self.image)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,353 @@
+"""CLIP and the methods over it once more in plain PyTorch: what `benchmark_methods.py` compares with.
+
+Written from the papers and from what their published code computes: eager, float32, fused attention, one
+image at a time; prompts have all rows of the text tower, those that look at an image are encoded anew for
+each, and maps are up-sampled and then smoothed by scipy. Text features that no image changes are encoded
+once.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F  # noqa: N812 - everybody's name
+from torch import Tensor
+
+HEAD_WIDTH = 64
+TEMPERATURE = 0.07
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+Weights = Mapping[str, Tensor]
+Features = tuple[Tensor, Tensor]  # the global token [d], and patches [layers, n, d]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
+    """Fused multi-head attention of [b, n, d]; the heads next to each other again."""
+    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)]
+    return F.scaled_dot_product_attention(*split, **options).transpose(1, 2).flatten(-2)
+
+
+class Clip:
+    """Both towers, from arrays under OpenAI's names."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.weights = {
+            name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()
+        }
+        self.patch = self.weights["visual.conv1.weight"].shape[-1]
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        scale, bias = (self.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+        return F.layer_norm(x, scale.shape, scale, bias, 1e-5)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def block(
+        self, name: str, x: Tensor, stream: Tensor | None = None, *, causal: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """A block's output, and the next state of the value-value stream."""
+        w, heads = self.weights, x.shape[-1] // HEAD_WIDTH
+        y = self.norm(f"{name}.ln_1", x)
+        inputs = F.linear(y, w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
+        query, key, value = inputs.chunk(3, dim=-1)
+        out = functools.partial(self.linear, f"{name}.attn.out_proj")
+        if stream is not None:
+            stream = stream + out(attend(value, value, value, heads))
+        x = x + out(attend(query, key, value, heads, is_causal=causal))
+        hidden = self.linear(f"{name}.mlp.c_fc", self.norm(f"{name}.ln_2", x))
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        return x + self.linear(f"{name}.mlp.c_proj", hidden), stream
+
+    def depth(self, tower: str) -> int:
+        start = f"{tower}transformer.resblocks."
+        return len(
+            {name.split(".")[start.count(".")] for name in self.weights if name.startswith(start)}
+        )
+
+    def encode_image(
+        self, image: np.ndarray, layers: list[int], vv_from: int | None, *, cls_norm: bool
+    ) -> Features:
+        """Of an 8-bit image [S, S, 3]."""
+        w = self.weights
+        x = (torch.from_numpy(image).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        x = F.conv2d(x.permute(2, 0, 1)[None], w["visual.conv1.weight"], stride=self.patch)
+        table, grid = w["visual.positional_embedding"], x.shape[-1]
+        side = round((len(table) - 1) ** 0.5)
+        positions = table[1:].T.reshape(1, -1, side, side)
+        positions = F.interpolate(positions, (grid, grid), mode="bilinear", align_corners=False)
+        x = (x + positions).flatten(2).transpose(1, 2)
+        first = (w["visual.class_embedding"] + table[0]).expand(1, 1, -1)
+        x = self.norm("visual.ln_pre", torch.cat([first, x], dim=1))
+        outputs, stream = {}, None
+        for i in range(1, self.depth("visual.") + 1):
+            stream = x if i == vv_from else stream
+            x, stream = self.block(f"visual.transformer.resblocks.{i - 1}", x, stream)
+            if i in layers:
+                seen = (x if stream is None else stream)[0, 1:]
+                outputs[i] = self.norm("visual.ln_post", seen) @ w["visual.proj"]
+        token = self.norm("visual.ln_post", x[0, 0]) if cls_norm else x[0, 0]
+        return token @ w["visual.proj"], torch.stack([outputs[i] for i in layers])
+
+    def encode_prompts(self, rows: Tensor, ends: Tensor, deep: Tensor | None = None) -> Tensor:
+        """Features of [t, 77, e], read off at `ends`; deep prompts [blocks, t or 1, p, e]."""
+        w = self.weights
+        x = rows + w["positional_embedding"]
+        for i in range(self.depth("")):
+            if deep is not None and 1 <= i <= len(deep):
+                prompts = deep[i - 1].expand(len(x), -1, -1)
+                x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
+            x, _ = self.block(f"transformer.resblocks.{i}", x, causal=True)
+        x = x[torch.arange(len(x)), ends]
+        return self.norm("ln_final", x) @ w["text_projection"]
+
+    def words(self, ids: Tensor) -> Tensor:
+        return self.weights["token_embedding.weight"][ids]
+
+
+def insert(words: Tensor, ids: Tensor, *learned: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows with learned tokens [t, p, e] put at their places in turn, and where the texts end."""
+    ends, length = ids.argmax(dim=-1), words.shape[1]
+    for place, tokens in learned:
+        words = torch.cat([words[:, :place], tokens, words[:, place:]], dim=1)[:, :length]
+        ends = ends + tokens.shape[1]
+    return words, ends
+
+
+def unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def compare(seen: Tensor, texts: Tensor) -> Tensor:
+    """Probabilities of (normal, abnormal)."""
+    return (unit(seen) @ unit(texts).mT / TEMPERATURE).softmax(dim=-1)
+
+
+def linear(params: Weights, name: str, x: Tensor) -> Tensor:
+    return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
+
+
+class Peer:
+    """A method over CLIP.
+
+    Args:
+      clip: both towers.
+      params: what the method has learned, as named arrays.
+      ids: of the fixed texts, 77 of each.
+      setup: "layers", "vv_from" and "cls_norm" of the features, and "sigma".
+    """
+
+    averaged = False  # whether maps are averaged and not added up
+
+    @torch.no_grad()
+    def __init__(self, clip: Clip, params: Weights, ids: Tensor, setup: Mapping[str, Any]):
+        self.clip, self.params, self.ids, self.setup = clip, params, ids, setup
+        self.rows = clip.words(ids)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Encodes what no image changes."""
+
+    @torch.no_grad()
+    def features(self, image: np.ndarray) -> Features:
+        s = self.setup
+        return self.clip.encode_image(image, s["layers"], s["vv_from"], cls_norm=s["cls_norm"])
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        """The image score, and probabilities [maps, n, 2] of the patches."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, features: Features, size: int) -> tuple[float, np.ndarray]:
+        """The image score, and the map."""
+        score, probabilities = self.score(features)
+        grid = round(probabilities.shape[1] ** 0.5)
+        maps = probabilities.mT.unflatten(-1, (grid, grid))
+        maps = F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
+        maps = (maps[:, 1] + 1 - maps[:, 0]) / 2
+        total = maps.mean(dim=0) if self.averaged else maps.sum(dim=0)
+        return float(score), scipy.ndimage.gaussian_filter(total.numpy(), self.setup["sigma"])
+
+
+class AnomalyCLIP(Peer):
+    """One learned pair."""
+
+    def prepare(self) -> None:
+        self.texts = encode_learner(self, self.params, slice(None))
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        token, patches = features
+        return compare(token, self.texts)[1], compare(patches, self.texts)
+
+
+def encode_learner(peer: Peer, params: Weights, texts: slice) -> Tensor:
+    """The pair of AnomalyCLIP's prompt learner, before these texts."""
+    context = torch.stack([params["normal"], params["abnormal"]])
+    rows, ends = insert(peer.rows[texts], peer.ids[texts], (1, context))
+    return peer.clip.encode_prompts(rows, ends, params["deep"][:, None])
+
+
+class FAPrompt(Peer):
+    """Two stages; the second encodes all prompts anew, as the published code does."""
+
+    averaged = True
+
+    def prepare(self) -> None:
+        self.texts = self.encode(torch.zeros(()))
+
+    def encode(self, prior: Tensor) -> Tensor:
+        """(normal, mean abnormal) with the prior on the abnormal prompts' own tokens."""
+        p, count = self.params, len(self.params["abnormal"])
+        normal = insert(self.rows[:1], self.ids[:1], (1, p["normal"][None]))
+        shared = p["normal"].expand(count, -1, -1)
+        own = torch.cat([shared, p["abnormal"] + prior], dim=1)
+        words = self.rows[1:].expand(count, -1, -1), self.ids[1:].expand(count, -1)
+        abnormal = insert(*words, (1, own))
+        rows, ends = (torch.cat(pair) for pair in zip(normal, abnormal, strict=True))
+        found = self.clip.encode_prompts(rows, ends, p["deep"][:, None])
+        return torch.stack([found[0], found[1:].mean(dim=0)])
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        token, [patches] = features
+        first = compare(patches, self.texts)
+        width = self.params["prior/first/kernel"].shape[0]
+        selected = unit(patches).flatten()[:width]  # the first patches in raster order
+        hidden = F.relu(
+            linear(self.params, "prior/first", F.pad(selected, (0, width - len(selected))))
+        )
+        texts = self.encode(linear(self.params, "prior/second", hidden))
+        second = compare(patches, texts)
+        strongest = (2 * first[:, 1].max() + second[:, 1].max()) / 3
+        return (compare(token, texts)[1] + strongest) / 2, torch.stack([first, second])
+
+
+class TPS(Peer):
+    """Global and shunt prompts, the latter through the pathway of each layer."""
+
+    heads = 8
+
+    def prepare(self) -> None:
+        self.clip.weights["text_projection"] = self.params["text_projection"]
+        self.image, self.shunt = (
+            encode_learner(self, below(self.params, name), texts)
+            for name, texts in (("global", slice(2)), ("shunt", slice(2, 4)))
+        )
+        self.pathway = below(self.params, "pathway")
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        p = self.pathway
+        return F.layer_norm(x, x.shape[-1:], p[f"norms/{name}/scale"], p[f"norms/{name}/bias"])
+
+    def attention(self, name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        parts = zip(("query", "key", "value"), (query, key, value), strict=True)
+        inputs = [linear(self.pathway, f"attentions/{name}/{part}", x)[None] for part, x in parts]
+        return linear(self.pathway, f"attentions/{name}/out", attend(*inputs, self.heads)[0])
+
+    def adapt(self, patches: Tensor) -> Tensor:
+        """The shunt features after a look at a layer's patches."""
+        texts, seen = self.norm("shunt", self.shunt), self.norm("patches", patches)
+        texts = self.norm("between", texts + self.attention("to_patches", texts, seen, seen))
+        key = self.norm("global", self.image)
+        texts = texts + self.attention("to_global", texts, key, texts)
+        hidden = linear(self.pathway, "mlp/first", self.norm("mlp", texts))
+        return texts + linear(self.pathway, "mlp/second", hidden * torch.sigmoid(1.702 * hidden))
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        token, patches = features
+        maps = [compare(layer, self.adapt(layer)) for layer in patches]
+        return compare(token, self.image)[1], torch.stack(maps)
+
+
+class ViP2CLIP(Peer):
+    """Prompts with a look at the image, and texts with a look at each layer's patches."""
+
+    averaged = True
+    heads, top_k = 8, 50
+
+    def encode(self, token: Tensor) -> Tensor:
+        p = self.params
+        x = unit(token) + p["meta_bias"]
+        networks = [
+            {name: p[f"meta_net/{name}"][i] for name in LAYERS} for i in range(len(p["class"]))
+        ]
+        seen = [linear(net, "second", F.relu(linear(net, "first", x))) for net in networks]
+        states = torch.stack([p["normal"], p["abnormal"]])
+        classes = (p["class"] + torch.stack(seen)).expand(2, -1, -1)
+        rows, ends = insert(self.rows, self.ids, (1, states), (2 + states.shape[1], classes))
+        return unit(self.clip.encode_prompts(rows, ends))
+
+    def perceive(self, texts: Tensor, patches: Tensor) -> Tensor:
+        seen = unit(patches)
+        query, key, value = (
+            linear(self.params, f"fgp/{name}", x)[None]
+            for name, x in (("query", texts), ("key", seen), ("value", seen))
+        )
+        return linear(self.params, "fgp/out", attend(query, key, value, self.heads, scale=1.0)[0])
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        token, patches = features
+        texts = self.encode(token)
+        cosines = torch.stack(
+            [unit(layer) @ unit(self.perceive(texts, layer)).T for layer in patches]
+        )
+        probabilities = (cosines / TEMPERATURE).softmax(dim=-1)
+        count = min(self.top_k, cosines.shape[1])
+        strongest = probabilities[..., 1].topk(count, dim=1).indices
+        chosen = cosines.gather(1, strongest[..., None].expand(-1, -1, 2))
+        return (chosen.mean(dim=(0, 1)) / TEMPERATURE).softmax(dim=-1)[1], probabilities
+
+
+LAYERS = [f"{name}/{part}" for name in ("first", "second") for part in ("kernel", "bias")]
+
+
+class CoOp(Peer):
+    """One context before the words of both states."""
+
+    def prepare(self) -> None:
+        self.texts = self.encode(torch.zeros(()))
+
+    def encode(self, shift: Tensor) -> Tensor:
+        context = (self.params["context"] + shift).expand(2, -1, -1)
+        return self.clip.encode_prompts(*insert(self.rows, self.ids, (1, context)))
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        token, patches = features
+        return compare(token, self.texts)[1], compare(patches, self.texts)
+
+
+class CoCoOp(CoOp):
+    """The context shifted by a look at the image."""
+
+    def score(self, features: Features) -> tuple[float, Tensor]:
+        hidden = F.relu(linear(self.params, "network/first", unit(features[0])))
+        self.texts = self.encode(linear(self.params, "network/second", hidden))
+        return super().score(features)
+
+
+class PlainClip(CoOp):
+    """Two hand-written sentences."""
+
+    def encode(self, shift: Tensor) -> Tensor:
+        del shift
+        return self.clip.encode_prompts(*insert(self.rows, self.ids))
+
+
+PEERS: dict[str, type[Peer]] = {
+    "anomalyclip": AnomalyCLIP,
+    "faprompt": FAPrompt,
+    "tps": TPS,
+    "vip2clip": ViP2CLIP,
+    "clip": PlainClip,
+    "coop": CoOp,
+    "cocoop": CoCoOp,
+}
+
+
+def below(params: Weights, name: str) -> Weights:
+    """The arrays under a name."""
+    start = f"{name}/"
+    return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}

@@ -1,0 +1,76 @@
+"""Implementations that are compared, each in a process of its own."""
+
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+# Threads may spin for a while after their work; the next turn begins when they have stopped.
+PAUSE_S = 0.3
+
+
+class Turn(NamedTuple):
+    """What a call gave, its seconds, and its seconds of processor time, of all threads."""
+
+    seconds: float
+    processor: float
+    value: Any
+
+
+class Side:
+    """One implementation in a process of its own, so that its memory is its own.
+
+    Args:
+      make: called there with `arguments`; gives the object whose methods are timed.
+      cores: that the process may use.
+    """
+
+    def __init__(self, make: Callable[..., Any], cores: list[int], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(theirs, make, cores, arguments), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+
+    def time(self, what: str, *arguments: Any) -> Turn:
+        """Times one call of a method, whose value must be picklable."""
+        time.sleep(PAUSE_S)
+        self._pipe.send((what, arguments))
+        return self._pipe.recv()
+
+    def peak_gib(self) -> float:
+        """The process's largest resident size so far, loading included."""
+        self._pipe.send(("", ()))
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+def serve(
+    pipe: Connection, make: Callable[..., Any], cores: list[int], arguments: tuple[Any, ...]
+) -> None:
+    """Makes an implementation, and times what it is asked for until nobody asks."""
+    os.sched_setaffinity(0, cores)  # before any thread pool is made
+    made = make(*arguments)
+    pipe.send("ready")
+    while True:
+        try:
+            what, given = pipe.recv()
+        except EOFError:
+            return
+        if not what:
+            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            continue
+        start, processor_start = time.perf_counter(), time.process_time()
+        value = getattr(made, what)(*given)
+        seconds = time.perf_counter() - start
+        pipe.send(Turn(seconds, time.process_time() - processor_start, value))
