@@ -39,7 +39,10 @@ def get_config(variant=""):
     config.checkpoints = ConfigDict()
     config.train = True
     config.training = ConfigDict({{"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "shuffle": True}})
-    config.comparisons = {{"fixed prompts": {{"learning": "none"}}}}
+    config.comparisons = {{
+        "fixed prompts": {{"learning": "none"}},
+        "CLIP's sentences": {{"name": "clip", "sigma": 2.0}},
+    }}
     config.image_score = "second"
     config.batch_size = 4
     config.skip_missing = False
@@ -152,12 +155,25 @@ def test_a_run_leaves_everything(finished):
         (rows[0]["variant"], "first"),
         ("fixed prompts", "first"),
         ("fixed prompts", "second"),
+        ("CLIP's sentences", "global"),
     }
     assert {row["checkpoint"] for row in others if row["variant"] == "fixed prompts"} == {None}
     (curves,) = finished.glob("training/*/curves.jsonl")
     steps = [json.loads(line)["step"] for line in curves.read_text().splitlines()]
     assert steps == list(range(1, 10))
     assert list(finished.glob("training/*/tensorboard/events.*"))
+    (row,) = (row for row in others if row["method"] == "clip" and row["category"] == "mean")
+    assert row["sigma"] == 2.0
+    assert row["image_score"] == "global"
+    assert row["auxiliary"] is None
+
+
+def test_the_record_of_a_run_says_what_was_learned(finished):
+    run = json.loads((finished / "run.json").read_text())
+    counted = sum(array.size for array in prompts(finished).values())
+    assert run["trainable_parameters"] == run["trainable_parameters_as_published"] == counted
+    assert run["method"] == "tipsomaly"
+    assert run["changed_options"] == {"sigma": 1.0}
 
 
 def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, finished):
@@ -261,6 +277,7 @@ MISTAKES = {
     "trained on its target": ({"targets": ("auxiliary",)}, r"trained on and evaluated on"),
     "no prompts": ({"train": False}, r"config.checkpoints.auxiliary"),
     "no target": ({"targets": ()}, r"config.targets is empty"),
+    "names in one text": ({"targets": ("mpdd,btad",)}, r"\('mpdd', 'btad'\)"),
     "one name twice": (
         {"targets": ({"folder": "a/parts"}, {"folder": "b/parts"})},
         r"'parts' twice",

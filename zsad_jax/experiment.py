@@ -146,6 +146,12 @@ class Experiment:
 def target_name(target: Any) -> str:
     """The key of a target: its name, or that of a folder given as {"folder": ..., "name": ...}."""
     if isinstance(target, str):
+        if "," in target:
+            quoted = ", ".join(repr(name.strip()) for name in target.split(","))
+            raise UserError(
+                f"config.targets holds {target!r}, which is read as one name; write"
+                f' --config.targets="({quoted})".'
+            )
         return target
     if isinstance(target, Mapping):
         for kind in ("folder", "meta_json"):

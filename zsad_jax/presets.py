@@ -12,6 +12,8 @@ from zsad_jax.methods import config_class
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
 # The files of a backbone, in place of the released ones.
 FILES = ("weights", "vision", "text", "tokenizer")
+# What differs over tips-nano, whose small vocabulary has other words than CLIP's.
+OVER_TIPS_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
 FIXED_PROMPTS = {"name": "tipsomaly", "learning": "none"}
 
 
@@ -91,6 +93,8 @@ def demo(
     config.method_for = ConfigDict()
     config.checkpoints = ConfigDict()
     config.train = train
+    if backbone == "tips-nano":
+        config.method.update(OVER_TIPS_NANO.get(config.method.name, {}))
     config.method.update(method or {})
     # Few and easy images: larger steps, other passes, and mixed batches.
     config.training.update(

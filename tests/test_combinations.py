@@ -1,0 +1,113 @@
+"""Every method over every shipped backbone: what README's table of combinations says."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zsad_jax
+from zsad_jax.backbones import released
+from zsad_jax.errors import UserError
+from zsad_jax.methods import METHODS, Batch, make_method
+from zsad_jax.presets import OVER_TIPS_NANO
+
+SIZE = 56  # four by four patches
+CLASSES = ("metal nut", "grid")
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """These tests spend their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in released.SHIPPED}
+
+
+def options_of(method, backbone):
+    return OVER_TIPS_NANO.get(method, {}) if backbone == "tips-nano" else {}
+
+
+def batch():
+    masks = np.zeros((2, SIZE, SIZE), np.float32)
+    masks[1, 10:40, 20:50] = 1
+    return Batch(
+        category=np.array([0, 1]),
+        labels=np.array([0, 1]),
+        masks=masks,
+        has_mask=np.ones(2, bool),
+        valid=np.ones(2, bool),
+        class_names=CLASSES,
+    )
+
+
+@pytest.mark.parametrize("backbone", released.SHIPPED)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_steps_of_training_then_scores(backbones, method, backbone):
+    model = backbones[backbone]
+    made = make_method(method, model, options_of(method, backbone))
+    images = jax.random.uniform(jax.random.key(0), (2, SIZE, SIZE, 3))
+    params = made.init(jax.random.key(1), model.params)
+    features = jax.jit(made.features)(model.params, params, images)
+    if params:
+        params = _train(made, model.params, params, features)
+
+    @jax.jit
+    def score(frozen, params, features):
+        prototypes = made.prototypes(frozen, params, CLASSES)
+        scores = made.score(frozen, params, prototypes, features, np.array([0, 1]))
+        return scores.image, made.anomaly_map(scores.patches, SIZE)
+
+    image, maps = score(model.params, params, features)
+    assert tuple(image) and set(image) == set(made.image_scores)
+    assert all(one.shape == (2,) and jnp.isfinite(one).all() for one in image.values())
+    assert maps.shape == (2, SIZE, SIZE)
+    low, high = made.map_range
+    assert low - 1e-4 <= maps.min() <= maps.max() <= high + 1e-4
+
+
+def _train(made, frozen, params, features):
+    """The parameters after two steps of Adam; every array of them has moved, unless it has no effect."""
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state):
+        (loss, _), gradient = jax.value_and_grad(
+            lambda p: made.loss(frozen, p, features, batch()), has_aux=True
+        )(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, before = optimizer.init(params), params
+    for _ in range(2):
+        params, state, loss = step(params, state)
+        assert jnp.isfinite(loss)
+    moved = [
+        float(jnp.abs(after - start).max())
+        for after, start in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True)
+    ]
+    assert max(moved) > 1e-3
+    assert np.isfinite(moved).all()
+    return params
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "tipsomaly"])
+def test_a_second_global_token_is_where_there_is_one(backbones, method):
+    options = options_of(method, "tips-nano") | {"global_token": 1}
+    assert make_method(method, backbones["tips-nano"], options)
+    with pytest.raises(UserError, match="'global_token' is 1, but clip-nano has 1 global token,"):
+        make_method(method, backbones["clip-nano"], {"global_token": 1})
+
+
+def test_readme_names_every_combination():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|", README.read_text(encoding="utf-8"), re.M)
+    assert {name for name, *_ in rows} == set(METHODS)
