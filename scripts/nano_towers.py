@@ -45,7 +45,6 @@ class Tips:
     embedding = ("encoder", "ToTokenSequence_0", "embedding", "kernel")
     blocks = ("encoder", "transformer")
     temperature = "temperature_contrastive"
-    joint = ()  # leaves of the vision tower that lead into the space of the texts
     tokenizer = "tokenizer.model"
     streams = (None,)  # ordinary patch tokens
 
@@ -111,7 +110,6 @@ class Clip:
     embedding = ("embedding", "kernel")
     blocks = ("transformer",)
     temperature = "logit_scale"
-    joint = ("projection",)  # leaves of the vision tower that lead into the space of the texts
     tokenizer = "bpe_simple_vocab.txt.gz"
     # Patches are learned as they come out of the ordinary and of the value-value stream, by turns.
     streams = (None, 1)

@@ -8,10 +8,10 @@
 
 With --family clip, the same for clip-nano.
 
-Training aligns both towers, patches included. `describe` then gives the finished vision tower a fresh text
-tower (and CLIP's a fresh projection into the joint space), which learns from captions of whole images alone,
-as those of large models do: its prompts describe what is seen, and are no classifier of patches that was
-trained for the purpose. That is left to learned prompts.
+Training aligns both towers, patches included. `describe` then gives the finished vision tower of tips-nano a
+fresh text tower, which learns from captions of whole images alone, as those of large models do: its prompts
+describe what is seen, and are no classifier of patches that was trained for the purpose. That is left to
+learned prompts. clip-nano is exported as it was trained, after 4,000 steps.
 
 Images are drawn as they are needed (`nano_drawings`), by one process beside the training, and captioned
 in the vocabulary of the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules
@@ -206,39 +206,34 @@ def train(config: Config, args: argparse.Namespace) -> None:
 
 
 def describe(config: Config, vision: Params, args: argparse.Namespace) -> Params:
-    """Towers with the given vision side and a fresh way from it to texts, from the losses on whole images."""
+    """Towers with the given vision side and a fresh text side, from the losses on whole images."""
     whole = {f"{name}_loss": 0.0 for name in ("state", "patch", "top", "dense")}
     config = dataclasses.replace(config, **whole)
-    fresh = init_params(config, args.seed)
-    learned = {"text": fresh["text"]}
-    learned["vision"] = {name: fresh["vision"][name] for name in config.towers.joint}
+    text = init_params(config, args.seed)["text"]
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, args.steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
-    state = optimizer.init(learned)
-
-    def towers(learned: Params) -> Params:
-        return {"vision": {**vision, **learned["vision"]}, "text": learned["text"]}
+    state = optimizer.init(text)
 
     @jax.jit
-    def step(learned: Params, state: Any, key: Array, batch: Batch) -> tuple[Params, Any, Array]:
-        def loss(learned: Params) -> Array:
-            return loss_fn(config, towers(learned), key, batch)[0]
+    def step(text: Params, state: Any, key: Array, batch: Batch) -> tuple[Params, Any, Array]:
+        def loss(text: Params) -> Array:
+            return loss_fn(config, {"vision": vision, "text": text}, key, batch)[0]
 
-        value, gradient = jax.value_and_grad(loss)(learned)
-        updates, state = optimizer.update(gradient, state, learned)
-        updates["text"][config.towers.temperature] = jnp.zeros(())
-        return optax.apply_updates(learned, updates), state, value
+        value, gradient = jax.value_and_grad(loss)(text)
+        updates, state = optimizer.update(gradient, state, text)
+        updates[config.towers.temperature] = jnp.zeros(())
+        return optax.apply_updates(text, updates), state, value
 
     tokenizer = args.workdir / config.towers.tokenizer
     stream = batches(config, args.seed, 0, args.steps, tokenizer, workers=args.workers)
     for number, batch in enumerate(stream):
         key = jax.random.fold_in(jax.random.key(args.seed), number)
-        learned, state, value = step(learned, state, key, batch)
+        text, state, value = step(text, state, key, batch)
         if number % 50 == 49:
             logging.info("description step %d of %d: loss %.4f", number + 1, args.steps, value)
-    return towers(learned)
+    return {"vision": vision, "text": text}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
