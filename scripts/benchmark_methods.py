@@ -28,8 +28,11 @@ from zsad_jax.errors import UserError
 
 METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
 CONDITIONED = ("faprompt", "vip2clip")
-TOLERANCE = 1e-3  # of scores and maps; less where the maps' range is less than 1
-NOISE = 0.01  # added to initial parameters, so that none is 0 or 1
+TOLERANCE = 1e-3  # of scores and maps, as a share of the maps' range where that is less than 1
+ROUNDING = 1e-6  # what float32 makes of a cosine over the temperature
+# Initial parameters are made so many times as large, and get noise, so that maps have contrast and no
+# part is 0 or 1.
+GAIN, NOISE = 10, 0.01
 CATEGORY = "object"
 
 Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
@@ -101,8 +104,10 @@ PARTS: dict[str, Callable[[argparse.Namespace, str, Side, Side], None]] = {
 def report(what: str, turns: Sequence[Sequence[Turn]], size: int) -> None:
     """Checks that both sides agree in every turn, and prints the medians."""
     difference, span = compare_values([(ours.value, theirs.value) for ours, theirs in turns])
-    if not difference <= TOLERANCE * min(span, 1):
-        raise UserError(f"{what}: the sides differ by {difference:.1e}; they must agree.")
+    if not difference <= TOLERANCE * min(span, 1) + ROUNDING:
+        raise UserError(
+            f"{what}: the sides differ by {difference:.1e} in maps that span {span:.1e}; they must agree."
+        )
     seconds, processor = (
         np.array([[getattr(turn, field) / size for turn in pair] for pair in turns])
         for field in ("seconds", "processor")
@@ -207,13 +212,13 @@ class Ours:
 
 
 def draw(params: Any) -> Any:
-    """The parameters with a little noise."""
+    """As if the parameters had learned something."""
     import jax
 
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), max(len(leaves), 1))
     return tree.unflatten(
-        leaf + NOISE * jax.random.normal(key, leaf.shape)
+        GAIN * leaf + NOISE * jax.random.normal(key, leaf.shape)
         for leaf, key in zip(leaves, keys[: len(leaves)], strict=True)
     )
 
