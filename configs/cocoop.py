@@ -12,6 +12,10 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+# The shipped backbones are four blocks deep, and were trained with a softer temperature.
+DEMO = {"temperature": 0.2}
+DEMO_TRAINING = {"learning_rate": 1e-3}
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
@@ -20,8 +24,14 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    presets.demo(config)
+    presets.demo(config, method=DEMO, training=DEMO_TRAINING)
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    presets.demo(config, backbone="tips-nano")
+    """TIPS has no need of the value-value stream: its patches know where they are."""
+    presets.demo(
+        config,
+        backbone="tips-nano",
+        method={**DEMO, "vv_from": None},
+        training={"learning_rate": 2e-3},
+    )

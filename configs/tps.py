@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 TRAINING = {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}
+# The shipped backbones are four blocks deep, and were trained with a softer temperature.
+DEMO = {"temperature": 0.2, "feature_layers": (18, 24)}
+DEMO_TRAINING = {"learning_rates": {"prompts": 1e-3, "pathway": 1e-3}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -22,8 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    presets.demo(config)
+    presets.demo(config, method=DEMO, training=DEMO_TRAINING)
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    presets.demo(config, backbone="tips-nano")
+    presets.demo(config, backbone="tips-nano", method=DEMO, training=DEMO_TRAINING)

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 TRAINING = {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
+# The shipped backbones are four blocks deep, and were trained with a softer temperature.
+DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
+DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -21,8 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _demo(config: ConfigDict) -> None:
-    presets.demo(config)
+    presets.demo(config, method=DEMO, training=DEMO_TRAINING)
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    presets.demo(config, backbone="tips-nano")
+    presets.demo(config, backbone="tips-nano", method=DEMO, training=DEMO_TRAINING)

@@ -12,9 +12,13 @@ from zsad_jax.methods import config_class
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
 # The files of a backbone, in place of the released ones.
 FILES = ("weights", "vision", "text", "tokenizer")
-# What differs over tips-nano, whose small vocabulary has other words than CLIP's.
-OVER_TIPS_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
-FIXED_PROMPTS = {"name": "tipsomaly", "learning": "none"}
+# What must differ over the shipped backbones, whose small vocabularies have fewer words.
+OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
+# The sentences that the shipped backbones were trained with, and those of the papers' baseline.
+COMPARISONS = {
+    "fixed prompts": {"name": "tipsomaly", "learning": "none"},
+    "CLIP's sentences": {"name": "clip"},
+}
 
 
 # The recipe of AnomalyCLIP, which most methods over CLIP took over.
@@ -93,14 +97,14 @@ def demo(
     config.method_for = ConfigDict()
     config.checkpoints = ConfigDict()
     config.train = train
-    if backbone == "tips-nano":
-        config.method.update(OVER_TIPS_NANO.get(config.method.name, {}))
-    config.method.update(method or {})
+    fields = {**OVER_NANO.get(config.method.name, {}), **(method or {})}
+    with config.ignore_type():  # None where a number was
+        config.method.update(fields)
     # Few and easy images: larger steps, other passes, and mixed batches.
     config.training.update(
         {"epochs": 5, "batch_size": 16, "learning_rate": 5e-3, "shuffle": True, **(training or {})}
     )
-    config.comparisons = {"fixed prompts": dict(FIXED_PROMPTS)}
+    config.comparisons = {label: dict(fields) for label, fields in COMPARISONS.items()}
     config.batch_size = 16
     config.hint = ""
 

@@ -1,0 +1,114 @@
+"""CLIP and CLIP-AC: closed forms over the tiny CLIP's own features."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from zsad_jax.errors import UserError
+from zsad_jax.methods import count_parameters, make_method
+from zsad_jax.methods.clip import IMAGENET_TEMPLATES
+
+CLASSES = ("metal_nut", "grid")
+
+
+@pytest.fixture(scope="module")
+def clip(load_golden_clip):
+    """The tiny CLIP, with a tokenizer that remembers what it was asked and knows some ids."""
+    backbone = load_golden_clip("tiny_clip_zsad", text_num_heads=3)
+    used = np.flatnonzero(np.abs(backbone.params["text"]["token_embedding"]).sum(1))
+    known = {}
+
+    def tokenize(texts):
+        ids = np.zeros((len(texts), 77), np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            words = known.setdefault(text, used[len(known) % 60 : len(known) % 60 + 5])
+            row[:7] = [49406, *words, 49407]
+        return ids, np.tile(np.arange(77) >= 7, (len(texts), 1)).astype(np.int32)
+
+    return dataclasses.replace(backbone, tokenize=tokenize), known
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def encode(backbone, texts):
+    """Unit features of texts, one by one the plain way."""
+    return unit(
+        np.asarray(jax.jit(backbone.encode_text)(backbone.params, *backbone.tokenize(texts)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentences"),
+    [
+        ("clip", {}, [["a photo of a normal {}"], ["a photo of an anomalous {}"]]),
+        (
+            "clip",
+            {"normal": "fine {}", "abnormal": "bad {}", "templates": ("my {}.", "one {}")},
+            [["my fine {}.", "one fine {}"], ["my bad {}.", "one bad {}"]],
+        ),
+        (
+            "clip_ac",
+            {},
+            [
+                [t.format(f"{word} {{}}") for t in IMAGENET_TEMPLATES]
+                for word in ("normal", "anomalous")
+            ],
+        ),
+    ],
+)
+def test_scores_are_softmaxes_of_cosines(clip, assert_near, name, options, sentences):
+    backbone, _ = clip
+    method = make_method(name, backbone, {**options, "feature_layers": (12, 24)})
+    images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
+    features = jax.jit(method.features)(backbone.params, {}, images)
+    prototypes = jax.jit(lambda f: method.prototypes(f, {}, CLASSES))(backbone.params)
+    expected = [
+        [
+            unit(encode(backbone, [s.format(c.replace("_", " ")) for s in state]).mean(0))
+            for state in sentences
+        ]
+        for c in CLASSES
+    ]
+    assert_near(prototypes, np.array(expected), 1e-5)
+
+    scores = method.score(backbone.params, {}, prototypes, features, np.array([1, 0]))
+    text = np.array(expected)[[1, 0]]
+    logits = np.einsum("bd,bkd->bk", unit(np.asarray(features.global_tokens)[:, 0]), text) / 0.07
+    assert_near(scores.image["global"], 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])), 1e-4)
+    patches = unit(np.asarray(features.patches))
+    logits = np.einsum("blhwd,bkd->bhwlk", patches, text) / 0.07
+    assert_near(scores.patches, 1 / (1 + np.exp(logits[..., 0] - logits[..., 1])), 1e-4)
+
+
+def test_the_80_templates():
+    assert len(set(IMAGENET_TEMPLATES)) == 80
+    assert {"a photo of the {}.", "the {} in a video game.", "itap of my {}."} <= set(
+        IMAGENET_TEMPLATES
+    )
+
+
+def test_nothing_is_learned(clip):
+    backbone, _ = clip
+    method = make_method("clip", backbone)
+    assert method.init(jax.random.key(0), backbone.params) == {}
+    assert count_parameters("clip_ac", backbone="clip-vit-l14-336", published=True) == 0
+    with pytest.raises(UserError, match="'clip' has nothing to learn"):
+        method.loss(backbone.params, {}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normal": "a photo"}, "'normal' has no {}"),
+        ({"templates": ()}, "'templates' must hold sentences"),
+        ({"templates": ("a photo",)}, "'templates' must hold sentences"),
+        ({"feature_layers": (25,)}, "between 1 and 24"),
+    ],
+)
+def test_mistakes_are_refused(clip, options, message):
+    with pytest.raises(UserError, match=message):
+        make_method("clip", clip[0], options)
