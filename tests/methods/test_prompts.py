@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from zsad_jax.methods import prompts
-from zsad_jax.methods.prompts import FAMILIES, clean_class_name, encode_ensembles, encode_pairs
+from zsad_jax.methods.prompts import (
+    FAMILIES,
+    PromptFamily,
+    clean_class_name,
+    encode_ensembles,
+    encode_pairs,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -29,6 +35,14 @@ def test_class_names_are_spoken():
 def test_braces_in_a_class_name_are_kept():
     normal, _ = FAMILIES["industrial"].sentences("part {7}")
     assert normal[0] == "a bad photo of a part {7}."
+
+
+def test_other_braces_in_a_sentence_are_kept():
+    """`{}` alone is filled, in each place where it stands."""
+    family = PromptFamily(("a {} {x}",), ("no {}",), ("one {} {0}.", "{} and {}"))
+    normal, abnormal = family.sentences("nut")
+    assert normal == ["one a nut {x} {0}.", "a nut {x} and a nut {x}"]
+    assert abnormal == ["one no nut {0}.", "no nut and no nut"]
 
 
 def test_texts_are_cut_at_the_longest(backbone):

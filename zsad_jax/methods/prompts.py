@@ -34,7 +34,11 @@ class PromptFamily:
         """The normal and the anomalous sentences of a class: states outside, templates inside."""
         name = clean_class_name(class_name)
         normal, anomalous = (
-            [template.format(state.format(name)) for state in states for template in self.templates]
+            [
+                template.replace("{}", state.replace("{}", name))
+                for state in states
+                for template in self.templates
+            ]
             for states in (self.normal, self.anomalous)
         )
         return normal, anomalous

@@ -20,6 +20,7 @@ from zsad_jax.errors import UserError
 from zsad_jax.methods import anomaly_map, losses
 from zsad_jax.methods.base import Batch, Method, Scores, check_extras
 from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods.learner import STATES
 from zsad_jax.methods.prompts import (
     FAMILIES,
     check_length,
@@ -31,7 +32,6 @@ from zsad_jax.methods.prompts import (
 from zsad_jax.methods.similarity import cosine_softmax, cosines
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
-STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
 EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
 
 

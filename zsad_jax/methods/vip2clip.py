@@ -31,10 +31,10 @@ from zsad_jax.methods.layers import (
     init_normal,
     linear_from_torch,
 )
+from zsad_jax.methods.learner import STATES
 from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize
 from zsad_jax.methods.similarity import cosines, normalize
 
-STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
 # Of the perception attention, as the authors' files name its projections.
 FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}
 MODULES = re.compile(r"^(prompt_learner|Zero_try|ica|fgp)\.")  # in front of the authors' names
