@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize
+from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
 
 
 def test_normalize():
@@ -38,3 +38,8 @@ def test_any_axes_between_image_and_width():
     one = features[1, 2, 3] @ text[1, 0]
     one /= jnp.linalg.norm(features[1, 2, 3]) * jnp.linalg.norm(text[1, 0])
     np.testing.assert_allclose(values[1, 2, 3, 0], one, rtol=1e-5)
+
+
+def test_the_backbones_temperature_unless_a_config_has_one(backbone):
+    assert temperature_of(backbone, None) == backbone.temperature
+    assert temperature_of(backbone, 0.5) == 0.5 != backbone.temperature

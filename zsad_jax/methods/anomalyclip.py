@@ -32,7 +32,7 @@ from zsad_jax.methods.learner import (
     learner_from_torch,
 )
 from zsad_jax.methods.prompts import check_deep_prompts, count_unused_projections, tokenize
-from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize
+from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
 
 IMAGE_SCORES = ("global",)
 EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
@@ -106,7 +106,7 @@ def anomalyclip(
     deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
     if deep:
         check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
     encode_pair = _pair_encoder(backbone, config)

@@ -19,7 +19,7 @@ from zsad_jax.methods.base import Method, Scores, check_extras, check_global_tok
 from zsad_jax.methods.blocks import check_blocks, scale_blocks
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.methods.prompts import PromptFamily, encode_pairs
-from zsad_jax.methods.similarity import cosine_softmax, cosines
+from zsad_jax.methods.similarity import cosine_softmax, cosines, temperature_of
 
 IMAGE_SCORES = ("global",)
 EXTRAS = ("global_cosines", "patch_cosines")
@@ -133,7 +133,7 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
             _score,
             name,
             config,
-            backbone.temperature if config.temperature is None else config.temperature,
+            temperature_of(backbone, config.temperature),
         ),
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_refuse_training, name),

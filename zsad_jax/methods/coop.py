@@ -23,7 +23,7 @@ from zsad_jax.methods.blocks import VISION_DEPTH, check_blocks, scale_block, sca
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.methods.layers import bottleneck, init_bottleneck, init_normal, linear_from_torch
 from zsad_jax.methods.prompts import check_length, clean_class_name, insert_tokens, tokenize
-from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize
+from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
 
 IMAGE_SCORES = ("global",)
 EXTRAS = ("global_cosines", "patch_cosines", "text_features")
@@ -118,7 +118,7 @@ def cocoop(backbone: Backbone, config: CoCoOpConfig | Mapping[str, Any] | None =
 
 def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     check_global_token(backbone, config.global_token)
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
     prototypes = functools.partial(_prototypes, backbone, config)

@@ -29,7 +29,7 @@ from zsad_jax.methods.layers import (
 )
 from zsad_jax.methods.learner import STATES, count_deep_blocks, init_learner, learner_from_torch
 from zsad_jax.methods.prompts import count_unused_projections, encode_with_context, tokenize
-from zsad_jax.methods.similarity import cosines, normalize
+from zsad_jax.methods.similarity import cosines, normalize, temperature_of
 
 IMAGE_SCORES = ("combined", "global", "patch")
 EXTRAS = ("stage1_probabilities", "image_logits", "prompt_cosines", "text_features")
@@ -151,7 +151,7 @@ def faprompt(
     """
     config = config_from(FAPromptConfig, config)
     check_global_token(backbone, config.global_token)
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     num_deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
     vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
     layers = (backbone.vision_depth,)

@@ -4,6 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.backbones.base import Backbone
+
+
+def temperature_of(backbone: Backbone, temperature: float | None) -> float:
+    """What a config's `temperature` stands for: None is the backbone's own."""
+    return backbone.temperature if temperature is None else temperature
+
 
 def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, "*n d"]:
     """Divides vectors by their L2 norm, or by `floor` where the norm is smaller; float32."""

@@ -29,7 +29,7 @@ from zsad_jax.methods.prompts import (
     insert_tokens,
     tokenize,
 )
-from zsad_jax.methods.similarity import cosine_softmax, cosines
+from zsad_jax.methods.similarity import cosine_softmax, cosines, temperature_of
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
 EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
@@ -126,7 +126,7 @@ def tipsomaly(
             f"Config key 'n_deep' is {config.n_deep}, but over {backbone.name} deep tokens take the place"
             f" of the {config.num_prompts} learned ones; give at most as many."
         )
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     encode_learned = _learned_encoder(backbone, config)
     return Method(
         name="tipsomaly",

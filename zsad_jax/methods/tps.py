@@ -40,7 +40,7 @@ from zsad_jax.methods.prompts import (
     encode_sentences,
     tokenize,
 )
-from zsad_jax.methods.similarity import cosines
+from zsad_jax.methods.similarity import cosines, temperature_of
 
 IMAGE_SCORES = ("global",)
 LEARNERS = ("global", "shunt")
@@ -153,7 +153,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
     """
     config = config_from(TPSConfig, config)
     _check(backbone, config)
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     encode = _prompt_encoder(backbone, config)
     imported = functools.partial(_import_params, config, _tunes_projection(backbone, config))

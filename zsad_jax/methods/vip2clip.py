@@ -33,7 +33,7 @@ from zsad_jax.methods.layers import (
 )
 from zsad_jax.methods.learner import STATES
 from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize
-from zsad_jax.methods.similarity import cosines, normalize
+from zsad_jax.methods.similarity import cosines, normalize, temperature_of
 
 # Of the perception attention, as the authors' files name its projections.
 FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}
@@ -153,7 +153,7 @@ def vip2clip(
             f" numbers of an embedding of {backbone.name}; choose a divisor."
         )
     layers = scale_blocks(config.feature_layers, backbone.vision_depth)
-    temperature = backbone.temperature if config.temperature is None else config.temperature
+    temperature = temperature_of(backbone, config.temperature)
     encode = functools.partial(_encode_pair, backbone, config)
     align = functools.partial(_align, config, temperature)
     return Method(
