@@ -36,12 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # Brain images are described in medical words, everything else in industrial ones.
     medical = {"prompt_family": "medical"}
     config.method_for = ConfigDict({"headct": medical, "brainmri": medical, "br35h": medical})
-    config.checkpoints = ConfigDict(
-        {
-            "mvtec_ad": "tipsomaly-l14-hr-mvtec_ad-epoch2",
-            "visa": "tipsomaly-l14-hr-visa-epoch2",
-        }
-    )
+    config.checkpoints.mvtec_ad = "tipsomaly-l14-hr-mvtec_ad-epoch2"
+    config.checkpoints.visa = "tipsomaly-l14-hr-visa-epoch2"
     if not variant:
         config.hint = (
             "Without any download: python -m zsad_jax.main --config configs/tipsomaly.py:demo\n"

@@ -115,7 +115,7 @@ def test_continuous_integration_ends_with_the_test_command():
 
 
 def test_names_are_known():
-    named = set(re.findall(r"\btips(?:v2)?-[a-z0-9-]+", README))
+    named = set(re.findall(r"\b(?:tips(?:v2)?|clip)-[a-z0-9-]+", README))
     assert named
     assert named <= set(released.names())
     assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompts.names())

@@ -9,6 +9,8 @@ from typing import Any
 
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.load import locate_files
+from zsad_jax.backbones.released import WeightFiles
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, check_config, count_learned, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
@@ -64,6 +66,8 @@ class Experiment:
     hint: str = ""
 
     def __post_init__(self) -> None:
+        given = {name: source for name, source in self.checkpoints.items() if source is not None}
+        object.__setattr__(self, "checkpoints", given)
         check_fields(self)
         for part in ("method", "backbone"):
             if "name" not in getattr(self, part):
@@ -124,6 +128,16 @@ class Experiment:
         """The frozen model."""
         options = {key: value for key, value in self.backbone.items() if value is not None}
         return load_backbone(options.pop("name"), **options)
+
+    def locate_backbone(self) -> WeightFiles:
+        """The backbone's files; what a released name lacks is fetched first."""
+        options = {key: value for key, value in self.backbone.items() if value is not None}
+        return locate_files(options.pop("name"), **options)
+
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of the backbone's tokenizer, which its own digest does not cover."""
+        tokenizer = self.locate_backbone().tokenizer
+        return None if tokenizer is None else files.digest(tokenizer)
 
     def method_options(self, comparison: str = "", **fields: Any) -> dict[str, Any]:
         """Name and fields of the main result's method ("") or of a comparison's.

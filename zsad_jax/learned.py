@@ -51,7 +51,8 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
         )
     arrays: PyTree = released.read_state(source)
     try:
-        if method.import_params is not None and set(arrays) != set(flatten(wanted)):
+        # Names of ours are a file of `save`, if of another config: what does not fit is told below.
+        if method.import_params is not None and not set(arrays) & set(flatten(wanted)):
             arrays = _import(method, arrays)
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from zsad_jax import command, files, sharding
+from zsad_jax import command, files, learned, sharding
 from zsad_jax.backbones import released
 from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Dataset
@@ -39,6 +39,10 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     backbone = experiment.load_backbone()
     method = experiment.make_method(backbone)
     score = image_score(method, experiment.image_score)
+    if experiment.train and not learned.learns(method, backbone):
+        raise UserError(
+            f"config.train is True, but {method.name} as configured learns nothing; leave it False."
+        )
     files.write_json(workdir / "config.json", to_json(experiment))
     clock.lap("start")
 

@@ -8,10 +8,14 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from zsad_jax.methods import config_class
+from zsad_jax.train import TrainingConfig
 
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
-# The files of a backbone, in place of the released ones.
-FILES = ("weights", "vision", "text", "tokenizer")
+# What else `load_backbone` takes: files in place of the released ones, and what files do not say.
+BACKBONE_OPTIONS = (
+    *("weights", "vision", "text", "tokenizer"),
+    *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage"),
+)
 # What must differ over the shipped backbones, whose small vocabularies have fewer words.
 OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
 # The sentences that the shipped backbones were trained with, and those of the papers' baseline.
@@ -19,19 +23,8 @@ COMPARISONS = {
     "fixed prompts": {"name": "tipsomaly", "learning": "none"},
     "CLIP's sentences": {"name": "clip"},
 }
-
-
 # The recipe of AnomalyCLIP, which most methods over CLIP took over.
-TRAINING = {
-    "epochs": 15,
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "learning_rates": {},
-    "b1": 0.5,
-    "b2": 0.999,
-    "eps": 1e-8,
-    "shuffle": True,
-}
+TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
 
 
 def paper(
@@ -51,16 +44,16 @@ def paper(
       train: False takes learned parameters from `config.checkpoints`.
       image_score: the score that tables show; None: the method's first.
     """
-    config = ConfigDict({"method": _fields(method), "backbone": dict(backbone)})
-    for name in FILES:
-        config.backbone[name] = config_dict.placeholder(str)
+    config = ConfigDict()
+    config.method = _fields(config_class(method), name=method)
+    config.backbone = _backbone(backbone)
     config.targets = ("mvtec_ad", "visa")
     config.method_for = ConfigDict()
     config.auxiliary = "mvtec_ad"
     config.auxiliary_for = ConfigDict({"mvtec_ad": "visa"})
-    config.checkpoints = ConfigDict()
+    config.checkpoints = ConfigDict(dict.fromkeys(config.targets, config_dict.placeholder(str)))
     config.train = train
-    config.training = ConfigDict({**TRAINING, **(training or {})})
+    config.training = _fields(TrainingConfig, **TRAINING | dict(training or {}))
     config.comparisons = config_dict.placeholder(object)
     config.image_score = image_score or config_dict.placeholder(str)
     config.batch_size = 8
@@ -90,21 +83,23 @@ def demo(
       training: fields of `TrainingConfig` that differ.
       train: False for methods that learn nothing.
     """
-    config.backbone = ConfigDict({"name": backbone, "image_size": 252, "dtype": "float32"})
+    config.backbone = _backbone({"name": backbone, "image_size": 252, "dtype": "float32"})
     config.targets = ("synthetic_target",)
     config.auxiliary = "synthetic_aux"
     config.auxiliary_for = ConfigDict()
     config.method_for = ConfigDict()
-    config.checkpoints = ConfigDict()
+    config.checkpoints = ConfigDict({config.auxiliary: config_dict.placeholder(str)})
     config.train = train
-    fields = {**OVER_NANO.get(config.method.name, {}), **(method or {})}
-    with config.ignore_type():  # None where a number was
-        config.method.update(fields)
+    config.method.update({**OVER_NANO.get(config.method.name, {}), **(method or {})})
     # Few and easy images: larger steps, other passes, and mixed batches.
     config.training.update(
         {"epochs": 5, "batch_size": 16, "learning_rate": 5e-3, "shuffle": True, **(training or {})}
     )
-    config.comparisons = {label: dict(fields) for label, fields in COMPARISONS.items()}
+    config.comparisons = {
+        label: dict(fields)
+        for label, fields in COMPARISONS.items()
+        if fields != {"name": config.method.name}
+    }
     config.batch_size = 16
     config.hint = ""
 
@@ -126,17 +121,28 @@ def vary(
     return config
 
 
-def _fields(method: str) -> ConfigDict:
-    """A method's name and the defaults of its config; a field whose default is None takes its other type."""
-    fields = ConfigDict({"name": method})
-    hints = typing.get_type_hints(config_class(method))
-    for field in dataclasses.fields(config_class(method)):
-        value = field.default
-        if value is None:
-            kind = next(one for one in typing.get_args(hints[field.name]) if one is not type(None))
-            value = config_dict.placeholder(kind)
-        fields[field.name] = value
+def _fields(cls: Any, **values: Any) -> ConfigDict:
+    """All fields of a config's dataclass, with their defaults or these values."""
+    hints = typing.get_type_hints(cls)
+    fields = ConfigDict()
+    for field in dataclasses.fields(cls):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        value = values.pop(field.name, default)
+        # A reference of any type, so that None can be set, and be replaced, in a command line.
+        optional = type(None) in typing.get_args(hints[field.name])
+        fields[field.name] = config_dict.FieldReference(value, object) if optional else value
+    fields.update(values)
     return fields
+
+
+def _backbone(options: Mapping[str, Any]) -> ConfigDict:
+    """A backbone's options, and room for those that are not given."""
+    config = ConfigDict(dict(options))
+    for name in BACKBONE_OPTIONS:
+        if name not in config:
+            config[name] = config_dict.placeholder(object)
+    return config
 
 
 def _hint(config: ConfigDict) -> str:

@@ -69,6 +69,9 @@ class Runner:
         self.image_score = image_score
         self.trained: list[pathlib.Path] = []
         self._names = ("", *experiment.comparisons)
+        self._model = [
+            backbone.digest, to_json(experiment)["backbone"], experiment.tokenizer_digest()
+        ]  # fmt: skip
         self._learned = functools.lru_cache(maxsize=None)(self._learned_on)
         self._scorer = functools.lru_cache(maxsize=2)(self._make_scorer)
 
@@ -88,7 +91,7 @@ class Runner:
         if auxiliary is None:
             raise UserError(
                 f"{method.name} as configured learns prompts, but config.auxiliary does not say on what;"
-                " name a dataset, or set config.method.learning to 'none'."
+                " name a dataset."
             )
         if self.experiment.train:
             return self._train(auxiliary, method)
@@ -114,8 +117,7 @@ class Runner:
         experiment, dataset = self.experiment, self.datasets[auxiliary]
         settings = to_json(experiment)
         key = fingerprint(
-            self.backbone.digest,
-            settings["backbone"],
+            self._model,
             [method.name, dataclasses.asdict(method.config), settings["training"], experiment.seed],
             [auxiliary, dataset.fingerprint()],
             zsad_jax.__version__,
@@ -157,8 +159,7 @@ class Runner:
         dataset = self.datasets[name]
         contenders, prompts = self._contenders(target)
         key = fingerprint(
-            self.backbone.digest,
-            to_json(experiment)["backbone"],
+            self._model,
             [
                 (
                     c.method.name,

@@ -13,15 +13,13 @@ from jaxtyping import Float
 
 from zsad_jax import __version__, files, learned
 from zsad_jax.backbones import Backbone
-from zsad_jax.backbones.load import locate_files
-from zsad_jax.backbones.released import WeightFiles
 from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import open_image
 from zsad_jax.detector import Detector, choose_params, make_detector, shipped_prompts
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint, to_json
-from zsad_jax.methods import Method, image_score, released
+from zsad_jax.methods import Method, config_class, image_score, released
 from zsad_jax.methods.base import PyTree
 from zsad_jax.progress import progress
 from zsad_jax.report import DEMONSTRATION
@@ -197,6 +195,11 @@ def load_model(
     """
     _check_checkpoint(checkpoint)
     changes = {} if prompt_family is None else {"prompt_family": prompt_family}
+    name = experiment.method["name"]
+    if not set(changes) <= {field.name for field in dataclasses.fields(config_class(name))}:
+        raise UserError(
+            f"--prompts chooses among TIPSomaly's sentences, and {name} has none of them; leave it out."
+        )
     backbone = experiment.load_backbone()
     method = experiment.make_method(backbone, **changes)
     score = image_score(method, experiment.image_score)
@@ -212,7 +215,7 @@ def load_model(
         score=score,
         batch_size=min(experiment.batch_size, num_images),
         key=fingerprint(
-            [__version__, backbone.digest, _tokenizer_digest(experiment)],
+            [__version__, backbone.digest, experiment.tokenizer_digest()],
             to_json(experiment)["backbone"],
             [method.name, dataclasses.asdict(method.config), score],
             [learned.digest(params), category],
@@ -278,17 +281,6 @@ def _configured_checkpoint(experiment: Experiment) -> str | None:
     return experiment.checkpoints.get(experiment.auxiliary or "")
 
 
-def _locate(experiment: Experiment) -> WeightFiles:
-    """The backbone's files."""
-    options = {key: value for key, value in experiment.backbone.items() if value is not None}
-    return locate_files(options.pop("name"), **options)
-
-
-def _tokenizer_digest(experiment: Experiment) -> str | None:
-    tokenizer = _locate(experiment).tokenizer
-    return None if tokenizer is None else files.digest(tokenizer)
-
-
 def _describe_inputs(
     experiment: Experiment, checkpoint: str | None, category: str, prompt_family: str | None
 ) -> str:
@@ -300,7 +292,9 @@ def _describe_inputs(
         if one is not None
     ]
     shipped = shipped_prompts(experiment.method["name"], experiment.backbone["name"])
-    paths = [path for path in (*_locate(experiment), *prompts, shipped) if path is not None]
+    paths = [
+        path for path in (*experiment.locate_backbone(), *prompts, shipped) if path is not None
+    ]
     config = to_json(experiment)
     return fingerprint(
         __version__,
