@@ -27,7 +27,7 @@ from zsad_jax import command
 from zsad_jax.errors import UserError
 
 METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
-CONDITIONED = ("faprompt", "vip2clip")
+SPEAKING = ("clip", "coop", "cocoop")  # of the class, which takes a tokenizer
 TOLERANCE = 1e-3  # of scores and maps, as a share of the maps' range where that is less than 1
 ROUNDING = 1e-6  # what float32 makes of a cosine over the temperature
 # Initial parameters are made so many times as large, and get noise, so that maps have contrast and no
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=pathlib.Path, required=True, help="a folder of pictures")
     parser.add_argument("--count", type=int, default=8, help="of pictures")
     parser.add_argument("--image_size", type=int, default=518)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS + SPEAKING, default=METHODS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
     parser.add_argument("--batch_size", type=int, default=1, help="images per call, of our side")
     parser.add_argument("--turns", type=int, default=3, help="of the second figure")
@@ -59,6 +59,10 @@ def run(options: argparse.Namespace) -> None:
     if not os.path.exists(options.weights):
         raise UserError(
             f"The weights {options.weights} do not exist; make_random_weights.py makes some."
+        )
+    if options.count % options.batch_size:
+        raise UserError(
+            f"--batch_size {options.batch_size} does not divide --count {options.count}."
         )
     options.images = pictures(options.images, options.count)
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
