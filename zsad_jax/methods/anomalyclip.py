@@ -30,6 +30,7 @@ from zsad_jax.methods.learner import (
     encode_learners,
     init_learner,
     learner_from_torch,
+    without_prefix,
 )
 from zsad_jax.methods.prompts import check_deep_prompts, count_unused_projections, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
@@ -142,8 +143,7 @@ def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       KeyError: when one is missing.
     """
-    bare = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    return learner_from_torch(bare, "")
+    return learner_from_torch(without_prefix(state), "")
 
 
 def _pair_encoder(

@@ -22,6 +22,7 @@ from zsad_jax.methods.base import Batch, Method, Scores, check_extras, check_glo
 from zsad_jax.methods.blocks import VISION_DEPTH, check_blocks, scale_block, scale_blocks
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.methods.layers import bottleneck, init_bottleneck, init_normal, linear_from_torch
+from zsad_jax.methods.learner import without_prefix
 from zsad_jax.methods.prompts import check_length, clean_class_name, insert_tokens, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
 
@@ -161,7 +162,7 @@ def _import_params(state: Mapping[str, np.ndarray], *, conditional: bool) -> dic
     Raises:
       KeyError: when one is missing.
     """
-    state = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
+    state = without_prefix(state)
     params: dict[str, Any] = {"context": np.asarray(state["ctx"])}
     if conditional:
         params["network"] = {

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.errors import UserError
-from zsad_jax.methods import anomaly_map, losses
+from zsad_jax.methods import anomaly_map, learner, losses
 from zsad_jax.methods.base import AnyArray, Batch, Method, Scores, check_extras, check_global_token
 from zsad_jax.methods.blocks import TEXT_DEPTH, VISION_DEPTH, scale_block
 from zsad_jax.methods.config import check_fields, config_from, within
@@ -27,7 +27,6 @@ from zsad_jax.methods.layers import (
     linear_from_torch,
     round_to_float16,
 )
-from zsad_jax.methods.learner import STATES, count_deep_blocks, init_learner, learner_from_torch
 from zsad_jax.methods.prompts import count_unused_projections, encode_with_context, tokenize
 from zsad_jax.methods.similarity import cosines, normalize, temperature_of
 
@@ -152,15 +151,15 @@ def faprompt(
     config = config_from(FAPromptConfig, config)
     check_global_token(backbone, config.global_token)
     temperature = temperature_of(backbone, config.temperature)
-    num_deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
+    deep = learner.count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
     vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
     layers = (backbone.vision_depth,)
-    encode = _prompt_encoder(backbone, config, num_deep)
+    encode = _prompt_encoder(backbone, config, deep)
     compare = functools.partial(_compare, config, temperature, encode)
     return Method(
         name="faprompt",
         config=config,
-        init=functools.partial(_init, backbone, config, num_deep),
+        init=functools.partial(_init, backbone, config, deep),
         features=lambda frozen, params, images: backbone.encode_image(
             frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         ),
@@ -172,7 +171,7 @@ def faprompt(
         image_scores=IMAGE_SCORES,
         features_key=(layers, vv_from, config.cls_norm),
         import_params=functools.partial(_import_params, config),
-        unused_parameters=count_unused_projections(backbone.text_width, num_deep),
+        unused_parameters=count_unused_projections(backbone.text_width, deep),
     )
 
 
@@ -184,7 +183,7 @@ def _init(
     learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
     width, std = backbone.text_width, config.init_std
     (_, length), abnormal = config.context_shapes
-    params: dict[str, Any] = init_learner(
+    params: dict[str, Any] = learner.init_learner(
         learner_key, width, num_prompts=length, deep=(num_deep, config.num_deep_prompts), std=std
     )
     params["abnormal"] = init_normal(abnormal_key, (*abnormal, width), std=std)
@@ -201,8 +200,8 @@ def _import_params(config: FAPromptConfig, state: Mapping[str, np.ndarray]) -> P
     Raises:
       KeyError: naming the first that is missing.
     """
-    state = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    params: dict[str, Any] = learner_from_torch(state, "")
+    state = learner.without_prefix(state)
+    params: dict[str, Any] = learner.learner_from_torch(state, "")
     abnormal = params["abnormal"]
     params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
     if config.prior:
@@ -228,7 +227,7 @@ def _prompt_encoder(
                 f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
                 f" prompts take the place of tokens, and the normal prompt has {room}; give at most as many."
             )
-        return dict(zip(STATES, words, strict=True))
+        return dict(zip(learner.STATES, words, strict=True))
 
     def encode(
         frozen: Params, params: Params, state: str, prior: Float[Array, " e"] | None = None
@@ -252,7 +251,7 @@ def _prototypes(
     encode: Callable[..., Array], frozen: Params, params: Params, class_names: Sequence[str]
 ) -> Prototypes:
     """The prompts' features without a prior, the same for every class."""
-    normal, abnormal = (encode(frozen, params, state) for state in STATES)
+    normal, abnormal = (encode(frozen, params, state) for state in learner.STATES)
     count = len(class_names)
     return Prototypes(*(jnp.broadcast_to(x, (count, *x.shape)) for x in (normal[0], abnormal)))
 

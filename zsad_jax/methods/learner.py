@@ -82,6 +82,11 @@ def encode_learners(
     return encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
 
 
+def without_prefix(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch state dict by their names inside the authors' prompt learner."""
+    return {name.removeprefix("prompt_learner."): array for name, array in state.items()}
+
+
 def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """A learner out of a PyTorch state dict; what has no effect or can be computed is left out.
 
