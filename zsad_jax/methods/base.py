@@ -87,7 +87,7 @@ class Method(NamedTuple):
       across: None, or a host function over all scores or features of one category.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: {name: array} of the authors' released checkpoint (names joined by ".") -> params;
-        None where there is none.
+        raises KeyError(name) for an array that is missing. None where there is no such checkpoint.
       unused_parameters: numbers that the published code's optimiser holds without any effect; published
         counts include them.
     """
