@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.backbones import clip, load_backbone
+from zsad_jax.backbones import clip, load_backbone, sizes
+from zsad_jax.backbones.transformer import Transformer
 from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
 from zsad_jax.errors import UserError
 from zsad_jax.methods.anomaly_map import bilinear_matrix
@@ -439,6 +440,14 @@ def test_masks():
     np.testing.assert_array_equal(resized, data["mask/resized_float"] > 0.5)
 
 
+def test_deep_prompts_have_no_value_value_stream():
+    tower = Transformer(depth=2, num_heads=1, mlp_dim=4)
+    with pytest.raises(ValueError, match="deep prompts has no value-value stream"):
+        tower.init(
+            jax.random.key(0), jnp.ones((1, 3, 4)), deep_prompts=jnp.ones((1, 1, 1, 4)), vv_from=1
+        )
+
+
 # --- loading ---------------------------------------------------------------------------------------------
 
 
@@ -504,6 +513,12 @@ def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
         ({"text_width": 768}, "text_width=768 contradicts .* have 48"),
         ({"colour": "red"}, "'colour' is not an option of clip"),
         ({"image_size": 0}, "image_size=0 must be between 1 and"),
+        ({"image_size": "56"}, "image_size='56' must be a whole number of pixels"),
+        ({"image_size": True}, "image_size=True must be a whole number of pixels"),
+        ({"image_size": 56.0}, "image_size=56.0 must be a whole number of pixels"),
+        ({"image_size": 13}, "image_size=13 is less than one patch of clip; give at least 14"),
+        ({"lineage": "native"}, "lineage='native' is for TIPS alone; leave it out for clip"),
+        ({"lineage": "jax"}, "lineage='jax' is unknown"),
         ({"vision": WEIGHTS}, "Pass weights=PATH, or vision=PATH and text=PATH"),
         ({"weights": None}, "'clip' needs its files"),
     ],
@@ -511,6 +526,27 @@ def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
 def test_bad_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         load(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clip-nano", {"num_heads": 2}, "num_heads=2 contradicts clip-nano, which has 4"),
+        ("clip-vit-l14", {"text_num_heads": 16}, "text_num_heads=16 .* which has 12"),
+        ("tips-l14-hr", {"num_heads": 8}, "num_heads=8 contradicts tips-l14-hr, which has 16"),
+    ],
+)
+def test_other_heads_than_those_of_a_named_model_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(name, weights=WEIGHTS, **options)
+
+
+def test_the_heads_of_a_named_model_may_be_given(monkeypatch):
+    """Those of the vision tower leave the text tower's as they are known to be."""
+    monkeypatch.setitem(sizes.SIZES, "clip-mine", ({"num_heads": 4}, {"num_heads": 2}))
+    text = load_backbone("clip-mine", weights=WEIGHTS, num_heads=4).params["text"]
+    attention = text["transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
+    assert attention["query"]["kernel"].shape == (48, 2, 24)
 
 
 def test_sizes_that_the_arrays_confirm_may_be_given():
@@ -528,10 +564,12 @@ def test_towers_of_two_models_are_refused(arrays, tmp_path):
 
 
 def test_what_is_wrong_with_a_file_is_said_with_its_name(arrays, tmp_path):
-    del arrays["ln_final.bias"]
+    del arrays["ln_final.bias"], arrays["visual.transformer.resblocks.3.attn.in_proj_weight"]
     path = save(tmp_path / "broken.npz", arrays)
-    with pytest.raises(UserError, match=r"broken\.npz.*1 missing: ln_final/bias"):
+    with pytest.raises(UserError, match=r"broken\.npz.*2 missing: ") as error:
         load(weights=path)
+    assert "visual.transformer.resblocks.3.attn.in_proj_weight (vision tower)" in str(error.value)
+    assert "ln_final.bias (text tower)" in str(error.value)
     path = save(tmp_path / "other.npz", {"norm.weight": np.zeros(3)})
     with pytest.raises(UserError, match=r"other\.npz is not a CLIP file"):
         load(weights=path)

@@ -98,10 +98,12 @@ def towers(arrays, **options):
         clip.vision_tree(clip.VisionSizes(**of_vision)),
         clip.text_tree(clip.TextSizes(**of_text)),
     )
-    fitted = [
-        fit_tree(a, b, source="The file x") for a, b in zip((vision, text), trees, strict=True)
-    ]
-    return dict(zip(("vision", "text"), fitted, strict=True))
+    return fit_tree(
+        {"vision": vision, "text": text},
+        dict(zip(("vision", "text"), trees, strict=True)),
+        source="The file x",
+        name_in_file=clip_checkpoints.names_in_file(arrays),
+    )
 
 
 def assert_same_bits(found, expected):
@@ -239,31 +241,87 @@ def test_all_that_is_wrong_is_listed_at_once(openai):
     del wrong["visual.transformer.resblocks.1.ln_1.weight"]
     with pytest.raises(UserError) as error:
         towers(wrong)
-    assert "1 missing: transformer/encoderblock_1/LayerNorm_0/scale" in str(error.value)
-    assert "1 of the wrong shape: ln_post/bias (7,), expected (128,)" in str(error.value)
-    text = clip_checkpoints.from_arrays(wrong, source="x")[1]
-    with pytest.raises(UserError) as error:
-        fit_tree(text, clip.text_tree(clip.TextSizes(**TEXT)), source="x")
     message = str(error.value)
     for part in (
-        "3 missing",
-        "MultiHeadDotProductAttention_0/query/bias",
-        "2 unexpected",
-        "encoderblock_2/mlp.gate.weight",
-        "encoderblock_2/attn.in_proj_bias",
-        "2 of the wrong shape",
-        "encoderblock_1/MlpBlock_0/Dense_1/kernel (4, 3), expected (256, 64)",
-        "1 not finite: transformer/encoderblock_0/LayerNorm_1/bias",
+        "1 missing: visual.transformer.resblocks.1.ln_1.weight (vision tower);",
+        "1 unexpected: transformer.resblocks.2.mlp.gate.weight (text tower);",
+        "4 of the wrong shape",
+        "visual.ln_post.bias (vision tower) (here vision/ln_post/bias) (7,), expected (128,)",
+        "transformer.resblocks.1.mlp.c_proj.weight (text tower)",
+        "encoderblock_1/MlpBlock_0/Dense_1/kernel) (4, 3), expected (256, 64)",
+        "transformer.resblocks.2.attn.in_proj_bias (text tower) (100,)",
+        "1 not finite: transformer.resblocks.0.ln_2.bias (text tower))",
     ):
         assert part in message
 
 
-@pytest.mark.parametrize("lost", ["visual.class_embedding", "token_embedding.weight"])
-def test_another_file_is_told_by_its_names(openai, lost):
-    arrays = {name: array for name, array in openai.items() if name != lost}
-    with pytest.raises(UserError, match=r"The file x is not a CLIP file .* ln_final\.bias"):
+NAMED = {
+    "openai": (lambda arrays: arrays, lambda name: name),
+    "hugging_face": (
+        to_hugging_face,
+        lambda name: next(iter(to_hugging_face({name: np.zeros((3, 3)), **PROJECTIONS}))),
+    ),
+    "open_clip": (
+        VARIANTS["open_clip_custom_text"],
+        lambda name: name if name.startswith("visual.") else f"text.{name}",
+    ),
+    "data_parallel": (VARIANTS["data_parallel"], lambda name: f"module.{name}"),
+}
+PROJECTIONS = {name: np.zeros((3, 3)) for name in ("visual.proj", "text_projection")}
+
+
+@pytest.mark.parametrize("names", NAMED)
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("visual.conv1.weight", "positional_embedding"),
+        ("visual.class_embedding", "token_embedding.weight"),
+        ("visual.ln_pre.bias", "ln_final.bias"),
+    ],
+)
+def test_what_is_missing_has_the_files_names_and_its_tower(openai, names, lost):
+    rename, rename_one = NAMED[names]
+    own = [rename_one(name) for name in lost]
+    arrays = {name: array for name, array in rename(openai).items() if name not in own}
+    assert len(arrays) == len(rename(openai)) - 2
+    with pytest.raises(UserError) as error:
         towers(arrays)
-    with pytest.raises(UserError, match=r"first names are norm\.weight"):
+    assert f"{own[0]} (vision tower)" in str(error.value)
+    assert f"{own[1]} (text tower)" in str(error.value)
+    assert "both towers" not in str(error.value)
+
+
+def test_a_block_has_the_files_names(openai):
+    arrays = to_hugging_face(openai)
+    del arrays["text_model.encoder.layers.2.self_attn.k_proj.bias"]
+    del arrays["vision_model.encoder.layers.0.mlp.fc1.weight"]
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.fc1\.weight \(vision tower\) is missing"):
+        towers(arrays)
+    arrays["vision_model.encoder.layers.0.mlp.fc1.weight"] = np.zeros((512, 128), np.float32)
+    with pytest.raises(
+        UserError,
+        match=r"1 missing: text_model\.encoder\.layers\.2\.self_attn\.k_proj\.bias \(text",
+    ):
+        towers(arrays)
+
+
+def test_a_native_file_has_its_own_names(openai):
+    arrays = flatten(towers(openai))
+    del arrays["text/ln_final/bias"], arrays["vision/ln_pre/scale"]
+    with pytest.raises(UserError, match=r"2 missing: .*text/ln_final/bias"):
+        towers(arrays)
+
+
+def test_a_tower_that_is_not_there_is_named(openai):
+    vision = {name: array for name, array in openai.items() if name.startswith("visual.")}
+    with pytest.raises(
+        UserError, match=r"not a CLIP file of both towers.* of the text tower \(its"
+    ):
+        towers(vision | {"logit_scale": openai["logit_scale"]})
+    text = {name: array for name, array in openai.items() if name not in vision}
+    with pytest.raises(UserError, match=r"no arrays of the vision tower .* ln_final\.bias"):
+        towers(text)
+    with pytest.raises(UserError, match=r"vision and the text tower .*names are norm\.weight"):
         towers({"norm.weight": np.zeros(3)})
 
 

@@ -93,7 +93,7 @@ def apply_options(
         if key in chosen:
             chosen[key] = value
         elif shown is None:
-            known = ", ".join(sorted({*options, *vision, *text, "lineage"}))
+            known = ", ".join(sorted({*options, *vision, *text}))
             raise UserError(f"{key!r} is not an option of {name}; known are {known}.")
         elif shown != value:
             raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")

@@ -113,6 +113,7 @@ def fit_tree(
     *,
     source: str,
     ignored: Iterable[str] = (),
+    name_in_file: Callable[[str], str] = str,
 ) -> Tree:
     """Arranges arrays as the tree that a module expects, every name and shape checked.
 
@@ -121,6 +122,7 @@ def fit_tree(
       expected: nested dicts whose leaves have a `.shape` (`jax.eval_shape` makes them).
       source: the file or files, for the error.
       ignored: names, or patterns such as "*/mask_token", that may be there and are left out.
+      name_in_file: what an array is called in the file, for the error; several may be of one there.
 
     Returns:
       Nested dicts of float32 arrays, the structure of `expected`.
@@ -142,17 +144,23 @@ def fit_tree(
     broken = [
         name for name in common if not math.isfinite(float(np.sum(found[name], dtype=np.float32)))
     ]
+    missing = dict.fromkeys(name_in_file(name) for name in wanted if name not in found)
+    unexpected = {name_in_file(name): name for name in found if name not in wanted}
     problems = [
-        _listed("missing", [name for name in wanted if name not in found]),
-        _listed("unexpected", [name for name in found if name not in wanted]),
+        _listed("missing", [name for name in missing if name not in unexpected]),
+        _listed("unexpected", [name for name in unexpected if name not in missing]),
         _listed(
             "of the wrong shape",
             [
                 f"{name} {found[name].shape}, expected {tuple(wanted[name].shape)}"
+                if (own := name_in_file(name)) == name
+                else f"{own} (here {name}) {found[name].shape}, expected {tuple(wanted[name].shape)}"
                 for name in misshapen
-            ],
+            ]
+            # Too few or too many numbers to be cut into the arrays that are made of it.
+            + [f"{own} {found[unexpected[own]].shape}" for own in missing if own in unexpected],
         ),
-        _listed("not finite", broken),
+        _listed("not finite", list(dict.fromkeys(map(name_in_file, broken)))),
     ]
     if any(problems):
         listing = "; ".join(filter(None, problems))

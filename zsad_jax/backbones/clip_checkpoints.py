@@ -11,6 +11,7 @@ import numpy as np
 from zsad_jax.backbones.checkpoints import flatten
 from zsad_jax.backbones.torch_layout import (
     ATTENTION,
+    HUGGING_FACE_PARTS,
     OPENAI_PARTS,
     Arrays,
     below,
@@ -61,7 +62,24 @@ _BLOCKS = {
     "vision": re.compile(r"(visual\.transformer\.resblocks\.|vision_model\.encoder\.layers\.)(\d+)\."),
     "text": re.compile(r"(transformer\.resblocks\.|text_model\.encoder\.layers\.)(\d+)\."),
 }  # fmt: skip
-_MARKS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
+_MARKS = (
+    "visual.conv1.weight",
+    "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.class_embedding",
+)
+# What tells the sizes; its dimensions.
+_TELLING = {
+    "vision/embedding/kernel": 4,
+    "vision/class_embedding": 1,
+    "vision/positional_embedding": 2,
+    "vision/projection": 2,
+    "text/token_embedding": 2,
+    "text/positional_embedding": 2,
+    "text/projection": 2,
+    **{f"{side}/{BLOCK}0/{ATTENTION}/query/kernel": 3 for side in SIDES},
+    **{f"{side}/{BLOCK}0/MlpBlock_0/Dense_0/kernel": 2 for side in SIDES},
+}
 # A constant that is added to all logits changes no softmax over prompts; the others say what the arrays show.
 _IGNORED = (
     "input_resolution",
@@ -98,8 +116,9 @@ def from_arrays(
       UserError: these are no arrays of a CLIP, or the heads do not fit them.
     """
     heads = {"vision": num_heads, "text": text_num_heads or num_heads}
-    if any(name.startswith(("vision/", "text/")) for name in arrays):
+    if _is_native(arrays):
         towers = {side: below(arrays, f"{side}/") for side in heads}
+        _check_telling(towers, arrays, source)
         for side, tower in towers.items():
             found = _count_heads(tower, source)
             if heads[side] not in (None, found):
@@ -109,17 +128,82 @@ def from_arrays(
                 )
         return towers["vision"], towers["text"]
     sides = _sort(_without_prefixes(arrays))
+    # With one head all is laid out that can be, whatever the width.
+    _check_telling({side: _join(*sides[side], 1) for side in SIDES}, arrays, source)
     widths = {
-        side: _need(sides[side][0], table, dimensions, source, shown=arrays).shape[-1]
-        for side, table, dimensions in (
-            ("vision", "class_embedding", 1),
-            ("text", "token_embedding", 2),
-        )
+        "vision": sides["vision"][0]["class_embedding"].shape[-1],
+        "text": sides["text"][0]["token_embedding"].shape[-1],
     }
     vision, text = (
         _join(*sides[side], _choose_heads(heads[side], widths[side], source)) for side in heads
     )
     return vision, text
+
+
+def names_in_file(arrays: Arrays) -> Callable[[str], str]:
+    """What a file of these arrays calls a native array ("vision/ln_post/bias"), be it there or not.
+
+    The name comes with its tower, which OpenAI's names do not always show.
+    """
+    if _is_native(arrays):
+        return str
+    prefix = _prefix(arrays)
+    below_text = "text." if any(name.startswith(f"{prefix}text.") for name in arrays) else ""
+    hugging_face = any(
+        name.startswith((f"{prefix}vision_", f"{prefix}text_model")) for name in arrays
+    )
+    outside = {native: name for name, native in _OPENAI.items()}
+    blocks = {"vision": "visual.transformer.resblocks", "text": "transformer.resblocks"}
+    if hugging_face:
+        outside |= {native: name for name, native in _HUGGING_FACE.items()}
+        blocks = {side: f"{side}_model.encoder.layers" for side in SIDES}
+    parts = {
+        target: part
+        for part, targets in (HUGGING_FACE_PARTS if hugging_face else OPENAI_PARTS).items()
+        for target in targets
+    }
+
+    def name_in_file(native: str) -> str:
+        side, _, rest = native.partition("/")
+        own = outside.get(native, rest)
+        if match := re.fullmatch(rf"{BLOCK}(\d+)/(.+)", rest):
+            target, _, leaf = match[2].rpartition("/")
+            part, kind = parts.get(target), "bias" if leaf == "bias" else "weight"
+            joint = "_" if part == "attn.in_proj" else "."
+            own = f"{blocks[side]}.{match[1]}.{f'{part}{joint}{kind}' if part else match[2]}"
+        if side == "text" and own != "logit_scale":
+            own = below_text + own
+        return f"{prefix}{own} ({side} tower)"
+
+    return name_in_file
+
+
+def _is_native(arrays: Arrays) -> bool:
+    return any(name.startswith(("vision/", "text/")) for name in arrays)
+
+
+def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) -> None:
+    """Refuses arrays that do not show the sizes of both towers, in one error."""
+    known = {side: {name for name in _TELLING if name.startswith(f"{side}/")} for side in SIDES}
+    found = {f"{side}/{name}": array for side in SIDES for name, array in towers[side].items()}
+    absent = [side for side in SIDES if not known[side] & found.keys()]
+    if absent:
+        raise UserError(
+            f"{source} is not a CLIP file of both towers: it has no arrays of the"
+            f" {' and the '.join(absent)} tower (its first names are {', '.join(sorted(arrays)[:3])});"
+            " give one with OpenAI's, open_clip's or Hugging Face's names."
+        )
+    name_in_file = names_in_file(arrays)
+    wrong = [
+        f"{name_in_file(name)} is {'missing' if name not in found else 'of the wrong shape'}"
+        for name, dimensions in _TELLING.items()
+        if name not in found or found[name].ndim != dimensions
+    ]
+    if wrong:
+        raise UserError(
+            f"{source} does not show the sizes of its CLIP ({'; '.join(wrong)}): check that it is a whole"
+            " file with OpenAI's, open_clip's or Hugging Face's names, or fetch it again."
+        )
 
 
 def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
@@ -142,11 +226,16 @@ def _join(
     return tower
 
 
-def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Without what all names begin with, without open_clip's "text.", and without what says nothing."""
-    prefix = next(
+def _prefix(arrays: Arrays) -> str:
+    """What all names begin with."""
+    return next(
         (name.removesuffix(mark) for mark in _MARKS for name in arrays if name.endswith(mark)), ""
     )
+
+
+def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Without what all names begin with, without open_clip's "text.", and without what says nothing."""
+    prefix = _prefix(arrays)
     shorter = {name.removeprefix(prefix).removeprefix("text."): x for name, x in arrays.items()}
     return {
         name: array
@@ -179,16 +268,10 @@ def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
     return array.T if name.endswith("_projection.weight") else array
 
 
-def _need(
-    arrays: Arrays, name: str, dimensions: int, source: str, *, shown: Arrays | None = None
-) -> np.ndarray:
+def _need(arrays: Arrays, name: str, dimensions: int, source: str) -> np.ndarray:
     if name not in arrays or arrays[name].ndim != dimensions:
         what = "no array" if name not in arrays else "another shape of"
-        first = ", ".join(sorted(arrays if shown is None else shown)[:3])
-        raise UserError(
-            f"{source} is not a CLIP file of both towers: it has {what} {name!r} (its first names are"
-            f" {first}); give one with OpenAI's, open_clip's or Hugging Face's names."
-        )
+        raise UserError(f"{source} is no tower of a CLIP: it has {what} {name!r}; fetch it again.")
     return arrays[name]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from zsad_jax.backbones.assemble import DTYPES
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.sizes import SIZES
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
@@ -36,9 +37,11 @@ def load_backbone(
       vision, text: the two files of a family; formats are told apart by their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenising is an
         error (but the words that CLIP's learned prompts are built around are known).
-      image_size: side of the square that images are resized to; None: the checkpoint's own.
+      image_size: side of the square that images are resized to, at least one patch; None: the checkpoint's
+        own.
       dtype: "float32" or "bfloat16", of the matrix products; norms and softmax stay float32.
-      num_heads: for files that do not show it; holds for both towers unless `text_num_heads` is given.
+      num_heads: for a family's files that do not show it; holds for both towers unless `text_num_heads` is
+        given. Those of a named model are known.
       text_num_heads: the same for the text tower.
       activation: TIPS: "gelu" or "gelu_tanh", of the vision tower, None: the lineage's; CLIP: "quick_gelu"
         (None: OpenAI's weights), "gelu" (LAION's) or "gelu_tanh", of both towers.
@@ -52,11 +55,13 @@ def load_backbone(
         raise UserError(
             f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
         )
-    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
+    _check_image_size(image_size)
+    _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
     if lineage not in (None, "native", "pytorch"):
         raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
+    if lineage is not None and _is_clip(name):
+        raise UserError(f"lineage={lineage!r} is for TIPS alone; leave it out for {name}.")
     located = locate_files(
         name, weights=weights, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
     )
@@ -71,10 +76,17 @@ def load_backbone(
     if _is_clip(name):
         from zsad_jax.backbones.load_clip import load_clip
 
-        return load_clip(name, located, **options)
-    from zsad_jax.backbones.load_tips import load_tips
+        backbone = load_clip(name, located, **options)
+    else:
+        from zsad_jax.backbones.load_tips import load_tips
 
-    return load_tips(name, located, **options)
+        backbone = load_tips(name, located, **options)
+    if backbone.preprocess.image_size < backbone.patch_size:
+        raise UserError(
+            f"image_size={image_size} is less than one patch of {name}; give at least"
+            f" {backbone.patch_size} pixels."
+        )
+    return backbone
 
 
 def locate_files(
@@ -135,6 +147,29 @@ def describe_backbone(name: str) -> Backbone:
     sizes = tips.VisionSizes(**of_vision), tips.TextSizes(**of_text)
     params = {"vision": tips.vision_tree(sizes[0]), "text": tips.text_tree(sizes[1])}
     return make_tips(name, params, sizes)
+
+
+def _check_image_size(image_size: Any) -> None:
+    if image_size is None:
+        return
+    if not isinstance(image_size, int) or isinstance(image_size, bool):
+        raise UserError(f"image_size={image_size!r} must be a whole number of pixels.")
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
+
+
+def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:
+    """Refuses other attention heads than a released model has: its arrays would load and be wrong."""
+    for sizes, key, given in zip(
+        SIZES.get(name, ()),
+        ("num_heads", "text_num_heads"),
+        (num_heads, text_num_heads),
+        strict=False,
+    ):
+        if given not in (None, sizes["num_heads"]):
+            raise UserError(
+                f"{key}={given} contradicts {name}, which has {sizes['num_heads']}; leave it out."
+            )
 
 
 def _is_clip(name: str) -> bool:

@@ -56,7 +56,7 @@ def load_clip(
     vision, text = clip_checkpoints.from_arrays(
         arrays,
         num_heads=num_heads or known[0],
-        text_num_heads=text_num_heads or num_heads or known[1],
+        text_num_heads=text_num_heads or known[1] or num_heads,
         source=source,
     )
     shown = (
@@ -71,13 +71,13 @@ def load_clip(
             f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
             " the two towers are not of one model."
         )
-    params = {}
-    for side, tower, expected in (
-        ("vision", vision, clip.vision_tree(sizes[0])),
-        ("text", text, clip.text_tree(sizes[1])),
-    ):
-        tree = fit_tree(tower, expected, source=source)
-        params[side] = jax.tree.map(jnp.asarray, tree)
+    tree = fit_tree(
+        {"vision": vision, "text": text},
+        {"vision": clip.vision_tree(sizes[0]), "text": clip.text_tree(sizes[1])},
+        source=source,
+        name_in_file=clip_checkpoints.names_in_file(arrays),
+    )
+    params = jax.tree.map(jnp.asarray, tree)
     return make_clip(
         name,
         params,

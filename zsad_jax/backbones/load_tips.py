@@ -152,6 +152,7 @@ def _read_sizes(
     """Sizes with the lineage's defaults and the caller's options."""
     vision, text = towers
     defaults = {
+        "lineage": None,  # chose the files already; named here among the options of TIPS
         "gelu_approximate": not vision.pytorch,
         "posemb_stage": None,
         "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
@@ -159,6 +160,7 @@ def _read_sizes(
     options = apply_options(name, defaults, overrides, (vision.sizes, text.sizes))
     if not isinstance(options["gelu_approximate"], bool):
         raise UserError(f"gelu_approximate={options['gelu_approximate']!r} must be True or False.")
+    del options["lineage"]
     text_ln_eps = options.pop("text_ln_eps")
     if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
         raise UserError(f"text_ln_eps={text_ln_eps!r} must be a small positive number, as 1e-5.")

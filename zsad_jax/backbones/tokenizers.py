@@ -24,6 +24,7 @@ CLIP_WORDS = {
     "x": 343, "n": 333, "a": 320, "object": 14115, "damaged": 13568, ".": 269, "with": 593, "all": 615,
     "parts": 5149, "flawless": 15531, "the": 518, "part": 1551, "good": 886,
 }  # fmt: skip
+WORDS_SHOWN = 8  # of a text, in errors
 # Runs of letters, single digits, runs of anything else; the special tokens and English endings go first.
 WORDS = (
     r"(?i)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -85,12 +86,16 @@ def tokenize_sentencepiece(
 
 
 def tokenize_bpe(
-    texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
+    texts: Sequence[str],
+    *,
+    path: PathLike | None,
+    length: int,
+    vocabulary: int,
+    truncate: bool = False,
 ) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
     """CLIP's way: byte-level pairs between a start and an end token, right-padded with id 0.
 
-    A text that is too long is cut, and its last id is the end token. Where a text itself spells an end token,
-    its first one counts, as the text tower pools there.
+    Where a text itself spells an end token, its first one counts, as the text tower pools there.
 
     Args:
       texts: sentences.
@@ -98,12 +103,14 @@ def tokenize_bpe(
         the words of the learned prompts are known, and only in CLIP's own vocabulary.
       length: tokens per text, with start and end.
       vocabulary: rows of the model's embedding table; all but 514 are merges.
+      truncate: a text that is too long is cut, and its last id is the end token.
 
     Returns:
       Token ids and paddings (1 = pad, all that is behind the end token).
 
     Raises:
-      UserError: no merge file where one is needed, or one that does not fit the vocabulary.
+      UserError: no merge file where one is needed, or one that does not fit the vocabulary; or a text that is
+        too long and may not be cut.
     """
     if path is None and vocabulary != CLIP_VOCABULARY:
         raise UserError(
@@ -121,8 +128,15 @@ def tokenize_bpe(
         spelled = [
             token for word in split_words(text) for token in special.get(word) or spell(word)
         ]
-        tokens = [start, *spelled, end][:length]
-        tokens[-1] = end
+        tokens = [start, *spelled, end]
+        if len(tokens) > length:
+            if not truncate:
+                first = " ".join(text.split()[:WORDS_SHOWN])
+                raise UserError(
+                    f"The text that begins with {first!r} has {len(tokens)} tokens, start and end included,"
+                    f" where the text tower reads {length}; shorten it."
+                )
+            tokens = [*tokens[: length - 1], end]
         ids[row, : len(tokens)] = tokens
         paddings[row, : tokens.index(end) + 1] = 0
     return ids, paddings

@@ -25,9 +25,7 @@ OPENAI_PARTS = {
     "mlp.c_fc": ("MlpBlock_0/Dense_0",),
     "mlp.c_proj": ("MlpBlock_0/Dense_1",),
 }
-_PARTS = {
-    **OPENAI_PARTS,
-    # Hugging Face
+HUGGING_FACE_PARTS = {
     "layer_norm1": ("LayerNorm_0",),
     "layer_norm2": ("LayerNorm_1",),
     "self_attn.q_proj": QUERY_KEY_VALUE[:1],
@@ -36,6 +34,10 @@ _PARTS = {
     "self_attn.out_proj": (f"{ATTENTION}/out",),
     "mlp.fc1": ("MlpBlock_0/Dense_0",),
     "mlp.fc2": ("MlpBlock_0/Dense_1",),
+}
+_PARTS = {
+    **OPENAI_PARTS,
+    **HUGGING_FACE_PARTS,
     # TIPS's vision side
     "norm1": ("LayerNorm_0",),
     "norm2": ("LayerNorm_1",),

@@ -245,7 +245,14 @@ class Transformer(nn.Module):
             is 1, or one set per sequence.
           vv_from: the value-value stream branches off before this block (CLIP Surgery, AnomalyCLIP): the
             outputs of `layers` from there on are its own, while the last output stays the ordinary one.
+
+        Raises:
+          ValueError: both `deep_prompts` and `vv_from` are given.
         """
+        if deep_prompts is not None and vv_from is not None:
+            raise ValueError(
+                "A block with deep prompts has no value-value stream: pass one of them."
+            )
         outputs: dict[int, Array] = {}
         stream = None
         for i in range(self.depth):
