@@ -16,7 +16,7 @@ from zsad_jax.methods.vip2clip import EXTRAS, vip2clip
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 LAYERS = 4
-GOLDEN = {"top_k": 10, "adjective_bug": True}
+GOLDEN = {"top_k": 10, "adjective_bug": True, "meta_hidden": 384}
 CLASSES = ("plate", "mesh")
 MODULES = {"ica": "prompt_learner", "fgp": "Zero_try"}  # of the goldens, of the authors' files
 SEGMENTATION = ("focal", "dice_abnormal", "dice_normal")
@@ -334,7 +334,7 @@ def test_groups_and_initial_values(clip):
     assert abs(params["normal"].std() - 0.5) < 0.05
     assert jnp.abs(params["normal"] - params["abnormal"]).max() > 0.1
     first = params["meta_net"]["first"]["kernel"]
-    assert first.shape == (4, 32, 384)
+    assert first.shape == (4, 32, 16)  # half the joint width
     assert 0.9 * 32**-0.5 < jnp.abs(first).max() <= 32**-0.5
     assert jnp.abs(first[0] - first[1]).max() > 0.1  # r networks, not one
 
@@ -349,7 +349,7 @@ def test_how_many_numbers_are_learned():
 def test_the_authors_files_are_read(clip, golden, params):
     state = published_state(golden)
     tokens = {"prompt_learner.token_prefix_pos": np.zeros((1, 1, 48), np.float32)}
-    method = vip2clip(clip)
+    method = vip2clip(clip, GOLDEN)
     imported = method.import_params(state | tokens)
     shapes = jax.eval_shape(method.init, jax.random.key(0), clip.params)
     assert jax.tree.map(np.shape, imported) == jax.tree.map(lambda leaf: leaf.shape, shapes)
@@ -373,14 +373,29 @@ def test_features_are_shared_where_they_are_the_same(clip):
     assert vip2clip(clip, {"cls_norm": True}).features_key == ((2, 4, 6, 8), None, True)
 
 
-def test_an_adjective_is_one_token(clip, params):
+def test_an_adjective_is_one_token(clip):
     ids = np.array([[49406, 886, 49407, 0], [49406, 5, 6, 49407]])
     paddings = np.array([[0, 0, 0, 1], [0, 0, 0, 0]])
     two = dataclasses.replace(clip, tokenize=lambda texts: (ids, paddings))
     with pytest.raises(UserError, match="The adjective 'quite bad' is 2 tokens for"):
-        vip2clip(two, {"adjectives": ("good", "quite bad")}).prototypes(
-            clip.params, params, CLASSES
-        )
+        vip2clip(two, {"adjectives": ("good", "quite bad")})
+
+
+def test_the_adjectives_are_tokenised_once_and_only_text_needs_a_tokenizer(clip):
+    asked = []
+
+    def tokenize(texts):
+        asked.append(tuple(texts))
+        if len(asked) == 1:
+            raise UserError("There is no tokenizer.")
+        return clip.tokenize(["good", "damaged"])
+
+    method = vip2clip(dataclasses.replace(clip, tokenize=tokenize))
+    params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
+    assert len(asked) == 1
+    for _ in range(2):
+        jax.eval_shape(lambda params: method.prototypes(clip.params, params, CLASSES), params)
+    assert asked == [("good", "damaged")] * 2
 
 
 def test_a_prompt_that_is_too_long(clip):

@@ -126,6 +126,26 @@ def tokenize(
     return ids[:, :longest], paddings[:, :longest]
 
 
+def tokenize_adjectives(
+    backbone: Backbone, adjectives: Sequence[str]
+) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
+    """As `tokenize`, of adjectives that are a single token each.
+
+    Raises:
+      UserError: naming one that is not.
+    """
+    ids, paddings = tokenize(backbone, adjectives)
+    # An end token goes with the start token.
+    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
+    for adjective, count in zip(adjectives, counts, strict=True):
+        if count != 1:
+            raise UserError(
+                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives' of"
+                " one token each, such as ('normal', 'abnormal')."
+            )
+    return ids, paddings
+
+
 def insert_tokens(
     words: Float[Array, "t n e"],
     paddings: Int[np.ndarray, "t n"],

@@ -32,7 +32,7 @@ from zsad_jax.methods.layers import (
     linear_from_torch,
 )
 from zsad_jax.methods.learner import STATES
-from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize
+from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize, tokenize_adjectives
 from zsad_jax.methods.similarity import cosines, normalize, temperature_of
 
 # Of the perception attention, as the authors' files name its projections.
@@ -54,7 +54,7 @@ class ViP2CLIPConfig:
       state_length: e, learned tokens of each state.
       class_length: r, learned tokens that both states share.
       vca: the Meta-Net adds what it sees in the image to the class tokens.
-      meta_hidden: hidden width of the Meta-Net's networks.
+      meta_hidden: hidden width of the Meta-Net's networks; None: half the width of the joint space.
       fgp: the perception attention takes the place of the text features, anew for each layer.
       fgp_heads: of the perception attention; divides the width of the joint space.
       utpa: the image score comes from the most anomalous patches; False: from the global token (the
@@ -78,7 +78,7 @@ class ViP2CLIPConfig:
     state_length: int = within(7, 1)
     class_length: int = within(3, 1)
     vca: bool = True
-    meta_hidden: int = within(384, 1)
+    meta_hidden: int | None = within(None, 1)
     fgp: bool = True
     fgp_heads: int = within(8, 1)
     utpa: bool = True
@@ -124,6 +124,7 @@ class Alignment(NamedTuple):
     image_logits: Float[Array, "b m 2"]
 
 
+Words = tuple[Int[np.ndarray, "2 n"], Int[np.ndarray, "2 n"]]  # ids and paddings
 EXTRAS = ("text_features", *Alignment._fields, "attention")
 
 
@@ -154,7 +155,7 @@ def vip2clip(
         )
     layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     temperature = temperature_of(backbone, config.temperature)
-    encode = functools.partial(_encode_pair, backbone, config)
+    encode = functools.partial(_encode_pair, backbone, config, _word_source(backbone, config))
     align = functools.partial(_align, config, temperature)
     return Method(
         name="vip2clip",
@@ -218,9 +219,10 @@ def _init(backbone: Backbone, config: ViP2CLIPConfig, key: Array, frozen: Params
         for one, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
     if config.vca:
-        params["meta_net"] = jax.vmap(
-            lambda one: init_bottleneck(one, joint, config.meta_hidden, width)
-        )(jax.random.split(meta, config.class_length))
+        hidden = config.meta_hidden or max(joint // 2, 1)
+        params["meta_net"] = jax.vmap(lambda one: init_bottleneck(one, joint, hidden, width))(
+            jax.random.split(meta, config.class_length)
+        )
     if config.fgp:
         params["fgp"] = {
             name: init_linear(one, joint, joint)
@@ -236,32 +238,30 @@ def _groups(params: Params) -> PyTree:
     )
 
 
-def _words(
-    backbone: Backbone, config: ViP2CLIPConfig
-) -> tuple[Int[np.ndarray, "2 n"], Int[np.ndarray, "2 n"]]:
-    """Ids and paddings of the two adjectives."""
-    ids, paddings = tokenize(backbone, config.adjectives)
-    # An end token goes with the start token.
-    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
-    for adjective, count in zip(config.adjectives, counts, strict=True):
-        if count != 1:
-            raise UserError(
-                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives' of"
-                " one token each, such as ('normal', 'abnormal')."
-            )
-    check_length(backbone, paddings, config.state_length + config.class_length)
-    return (ids[[1, 1]], paddings[[1, 1]]) if config.adjective_bug else (ids, paddings)
+def _word_source(backbone: Backbone, config: ViP2CLIPConfig) -> Callable[[], Words]:
+    """The function () -> tokens of the adjectives; a backbone that can tokenise checks them at once."""
+    words = functools.lru_cache(maxsize=1)(lambda: tokenize_adjectives(backbone, config.adjectives))
+    try:
+        tokenize(backbone, config.adjectives)
+    except UserError:  # there is no tokenizer, which is told where text is needed
+        return words
+    words()
+    return words
 
 
 def _encode_pair(
     backbone: Backbone,
     config: ViP2CLIPConfig,
+    words: Callable[[], Words],
     frozen: Params,
     params: Params,
     seen: Float[Array, "r e"] | float = 0.0,
 ) -> Float[Array, "2 d"]:
     """Unit-norm features of the two prompts; `seen` (a) is what the class tokens take from an image."""
-    ids, paddings = _words(backbone, config)
+    ids, paddings = words()
+    if config.adjective_bug:
+        ids, paddings = ids[[1, 1]], paddings[[1, 1]]
+    check_length(backbone, paddings, config.state_length + config.class_length)
     states = jnp.stack([params[state] for state in STATES])
     classes = jnp.stack([params["class"] + seen] * len(STATES))
     start = backbone.num_start_tokens
