@@ -6,17 +6,17 @@ compares a global token with the pair; the anomaly map compares patches of the v
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, Scores, check_extras, check_global_token
+from zsad_jax.methods.base import Batch, Method, check_global_token
 from zsad_jax.methods.blocks import (
     TEXT_DEPTH,
     VISION_DEPTH,
@@ -32,11 +32,9 @@ from zsad_jax.methods.learner import (
     learner_from_torch,
     without_prefix,
 )
+from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_scorer, texts_of_category
 from zsad_jax.methods.prompts import check_deep_prompts, count_unused_projections, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
-
-IMAGE_SCORES = ("global",)
-EXTRAS = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ def anomalyclip(
     Returns:
       A method whose params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}, all of group
       "prompts". `patches` of its scores has a channel per layer; `score` takes `extras`, names out of
-      `EXTRAS`.
+      `pair_score.EXTRAS`.
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -125,7 +123,9 @@ def anomalyclip(
             frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         ),
         prototypes=functools.partial(_prototypes, encode_pair),
-        score=functools.partial(_score, config, temperature),
+        score=pair_scorer(
+            "anomalyclip", texts_of_category, token=config.global_token, temperature=temperature
+        ),
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_loss, config, temperature, encode_pair),
         groups=lambda params: jax.tree.map(lambda _: "prompts", params),
@@ -172,41 +172,6 @@ def _prototypes(
     """The learned pair, the same for every class."""
     pair = encode_pair(frozen, params)
     return jnp.broadcast_to(pair, (len(class_names), *pair.shape))
-
-
-def _score(
-    config: AnomalyCLIPConfig,
-    temperature: float,
-    frozen: Params,
-    params: Params,
-    prototypes: Float[Array, "c 2 d"],
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-    *,
-    extras: Collection[str] = (),
-) -> Scores:
-    """The image score, and patch probabilities [b, h, w, layers].
-
-    The published map, the sum over layers of (1 - p_normal + p_abnormal) / 2, is that of p_abnormal alone,
-    since the two add up to 1.
-    """
-    del frozen, params
-    check_extras("anomalyclip", extras, EXTRAS)
-    text = prototypes[category]
-    tokens, patches = features.global_tokens[:, config.global_token], features.patches
-    image_probabilities = cosine_softmax(tokens, text, temperature)
-    patch_probabilities = cosine_softmax(patches, text, temperature)
-    computed = {
-        "global_cosines": lambda: cosines(tokens, text),
-        "global_probabilities": lambda: image_probabilities,
-        "patch_cosines": lambda: cosines(patches, text),
-        "patch_probabilities": lambda: patch_probabilities,
-    }
-    return Scores(
-        image={"global": image_probabilities[:, 1]},
-        patches=jnp.moveaxis(patch_probabilities[..., 1], 1, -1),
-        extras={name: computed[name]() for name in extras},
-    )
 
 
 def _loss(

@@ -7,22 +7,18 @@ one half is what the papers print.
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from jaxtyping import Array, Float, Int
-
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import Backbone
 from zsad_jax.errors import UserError
 from zsad_jax.methods import anomaly_map
-from zsad_jax.methods.base import Method, Scores, check_extras, check_global_token
+from zsad_jax.methods.base import Method, check_global_token
 from zsad_jax.methods.blocks import check_blocks, scale_blocks
 from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_scorer, texts_of_category
 from zsad_jax.methods.prompts import PromptFamily, encode_pairs
-from zsad_jax.methods.similarity import cosine_softmax, cosines, temperature_of
-
-IMAGE_SCORES = ("global",)
-EXTRAS = ("global_cosines", "patch_cosines")
+from zsad_jax.methods.similarity import temperature_of
 
 # CLIP's 80 templates for ImageNet (Radford et al. 2021), which come in kinds.
 _KINDS = "photo,painting,drawing,doodle,sketch,rendering,rendition,sculpture,tattoo"
@@ -129,11 +125,11 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         prototypes=lambda frozen, params, class_names: encode_pairs(
             backbone, frozen, family, class_names
         ),
-        score=functools.partial(
-            _score,
+        score=pair_scorer(
             name,
-            config,
-            temperature_of(backbone, config.temperature),
+            texts_of_category,
+            token=config.global_token,
+            temperature=temperature_of(backbone, config.temperature),
         ),
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_refuse_training, name),
@@ -141,35 +137,6 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         image_scores=IMAGE_SCORES,
         map_range=(0.0, float(len(layers))),
         features_key=(layers, None, config.cls_norm),
-    )
-
-
-def _score(
-    name: str,
-    config: ClipConfig,
-    temperature: float,
-    frozen: Params,
-    params: Params,
-    prototypes: Float[Array, "c 2 d"],
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-    *,
-    extras: Collection[str] = (),
-) -> Scores:
-    """Probabilities of the abnormal sentence; `patches` has a channel per layer."""
-    del frozen, params
-    check_extras(name, extras, EXTRAS)
-    text = prototypes[category]
-    token = features.global_tokens[:, config.global_token]
-    probabilities = cosine_softmax(features.patches, text, temperature)[..., 1]
-    computed = {
-        "global_cosines": lambda: cosines(token, text),
-        "patch_cosines": lambda: cosines(features.patches, text),
-    }
-    return Scores(
-        image={"global": cosine_softmax(token, text, temperature)[:, 1]},
-        patches=probabilities.transpose(0, 2, 3, 1),
-        extras={extra: computed[extra]() for extra in extras},
     )
 
 

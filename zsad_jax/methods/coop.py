@@ -8,7 +8,7 @@ CoCoOp learns from the masks and compares value-value patches, which is our assu
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,16 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, Scores, check_extras, check_global_token
+from zsad_jax.methods.base import Batch, Method, check_global_token
 from zsad_jax.methods.blocks import VISION_DEPTH, check_blocks, scale_block, scale_blocks
 from zsad_jax.methods.config import check_fields, config_from, within
 from zsad_jax.methods.layers import bottleneck, init_bottleneck, init_normal, linear_from_torch
 from zsad_jax.methods.learner import without_prefix
+from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_scorer
 from zsad_jax.methods.prompts import check_length, clean_class_name, insert_tokens, tokenize
 from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
-
-IMAGE_SCORES = ("global",)
-EXTRAS = ("global_cosines", "patch_cosines", "text_features")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +130,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
             frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         ),
         prototypes=prototypes,
-        score=functools.partial(_score, name, config, temperature, texts),
+        score=pair_scorer(name, texts, token=config.global_token, temperature=temperature),
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_loss, config, temperature, prototypes, texts),
         groups=lambda params: jax.tree.map(lambda _: "prompts", params),
@@ -236,36 +234,6 @@ def _texts(
         return backbone.encode_prompts(frozen, embeddings, prototypes.paddings[own])
 
     return normalize(jax.vmap(encode)(features.global_tokens[:, config.global_token], category))
-
-
-def _score(
-    name: str,
-    config: CoOpConfig,
-    temperature: float,
-    texts: Callable[..., Float[Array, "b 2 d"]],
-    frozen: Params,
-    params: Params,
-    prototypes: Prototypes,
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-    *,
-    extras: Collection[str] = (),
-) -> Scores:
-    """Probabilities of the abnormal sentence; `patches` has a channel per layer."""
-    check_extras(name, extras, EXTRAS)
-    text = texts(frozen, params, prototypes, features, category)
-    token = features.global_tokens[:, config.global_token]
-    probabilities = cosine_softmax(features.patches, text, temperature)[..., 1]
-    computed = {
-        "global_cosines": lambda: cosines(token, text),
-        "patch_cosines": lambda: cosines(features.patches, text),
-        "text_features": lambda: text,
-    }
-    return Scores(
-        image={"global": cosine_softmax(token, text, temperature)[:, 1]},
-        patches=probabilities.transpose(0, 2, 3, 1),
-        extras={extra: computed[extra]() for extra in extras},
-    )
 
 
 def _loss(
