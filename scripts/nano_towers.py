@@ -154,7 +154,7 @@ class Clip:
 
     def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
         return tokenizers.tokenize_bpe(
-            texts, path=path, length=length, vocabulary=self.sizes.vocabulary
+            texts, path=path, length=length, vocabulary=self.sizes.vocabulary, truncate=True
         )
 
     def train_tokenizer(self, seed: int) -> bytes:

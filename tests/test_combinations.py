@@ -12,12 +12,12 @@ import pytest
 import zsad_jax
 from zsad_jax.backbones import released
 from zsad_jax.errors import UserError
-from zsad_jax.methods import METHODS, Batch, make_method
+from zsad_jax.methods import METHODS, Batch, count_parameters, make_method
 from zsad_jax.presets import OVER_NANO
 
 SIZE = 56  # four by four patches
 CLASSES = ("metal nut", "grid")
-README = pathlib.Path(__file__).parents[1] / "README.md"
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,8 +105,15 @@ def test_a_second_global_token_is_where_there_is_one(backbones, method):
 
 
 def test_readme_names_every_combination():
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|", README.read_text(encoding="utf-8"), re.M)
+    """Each method has a row, with its two parameter counts and a figure over either backbone."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+?) \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
     assert {name for name, *_ in rows} == set(METHODS)
+    for name, counts, *figures in rows:
+        shown = [int(count.replace(",", "")) for count in re.findall(r"[\d,]+", counts)]
+        options = {"method": name, "backbone": "clip-vit-l14-336"}
+        counted = [count_parameters(**options, published=published) for published in (False, True)]
+        assert shown == list(dict.fromkeys(counted))
+        assert all(re.fullmatch(r"0\.\d{3} / 0\.\d{3}", figure) for figure in figures)
 
 
 def test_the_shipped_files_stay_small():

@@ -22,10 +22,19 @@ MODULES = (
 )  # fmt: skip
 textures, objects, drawings, captions, model, batching, nano = map(importlib.import_module, MODULES)
 
-TOKENIZER = nano.ASSETS / "tokenizer.model"
+TOKENIZER = nano.ASSETS / "tips-nano" / "tokenizer.model"
+MERGES = nano.ASSETS / "clip-nano" / "bpe_simple_vocab.txt.gz"
 TINY = {
     "width": 32, "depth": 1, "text_depth": 1, "num_heads": 2, "mlp_dim": 64, "classes": 3,
 }  # fmt: skip
+
+
+@pytest.fixture(params=["tips", "clip"])
+def family(request):
+    """A family's config and tokenizer."""
+    vocabulary = nano.VOCABULARY[request.param]
+    config = model.Config(**TINY, family=request.param, vocabulary=vocabulary, warmup=1)
+    return config, TOKENIZER if request.param == "tips" else MERGES
 
 
 @pytest.mark.parametrize("family", drawings.FAMILIES)
@@ -171,47 +180,62 @@ def test_drawing_processes_take_turns():
     assert step == 3
 
 
-def test_two_steps_learn_and_stay_finite(tmp_path):
-    config = model.Config(**TINY, warmup=1)
+def test_two_steps_learn_and_stay_finite(tmp_path, family):
+    config, tokenizer = family
     state = nano.init_state(config, 0, 10)
     before = jax.tree.map(np.asarray, state.params)
-    batches = [batching.make_batch(config, 0, step, 10, TOKENIZER) for step in (1, 2)]
+    batches = [batching.make_batch(config, 0, step, 10, tokenizer) for step in (1, 2)]
     for batch in batches:
-        state, terms = nano.train_step(config, 10, state, batch)
+        state, terms = nano.train_step(config, 10, state, batch, config.towers.streams[-1])
         assert all(np.isfinite(term) for term in terms.values())
     after = jax.tree.map(np.asarray, state.params)
     changed = jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     # All but the temperature, and the keys' biases, which no softmax feels.
     assert sum(changed) >= len(changed) - 1 - config.depth - config.text_depth
-    assert float(state.params["text"]["temperature_contrastive"]) == pytest.approx(0.1)
+    temperature = state.params["text"][config.towers.temperature]
+    assert float(temperature) == pytest.approx(float(config.towers.encode_temperature(0.1)))
 
     nano.save(state, tmp_path)
     resumed = nano.load(config, 0, 10, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 
-def test_an_export_is_the_model_that_was_trained(tmp_path):
-    config = model.Config(**TINY)
+def test_an_export_is_the_model_that_was_trained(tmp_path, family):
+    config, tokenizer = family
     params = model.init_params(config, 1)
-    nano.export(params, TOKENIZER, tmp_path)
+    nano.export(config, params, tokenizer, tmp_path)
+    sides = {side: tmp_path / f"tips_nano_{side}.npz" for side in ("vision", "text")}
+    files = sides if config.family == "tips" else {"weights": tmp_path / "clip_nano.safetensors"}
     backbone = zsad_jax.load_backbone(
-        "tips",
-        vision=tmp_path / "tips_nano_vision.npz",
-        text=tmp_path / "tips_nano_text.npz",
-        tokenizer=tmp_path / "tokenizer.model",
+        config.family,
+        **files,
+        tokenizer=tmp_path / config.towers.tokenizer,
         num_heads=config.num_heads,
     )
+    assert backbone.temperature == pytest.approx(nano.TEMPERATURE, rel=1e-3)
     images = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
     tokens, patches = model.encode_images(config, params, images)
-    features = backbone.encode_image(backbone.params, images / np.float32(255))
-    # The export is rounded to bfloat16: three digits.
+    features = backbone.encode_image(backbone.params, backbone.preprocess.normalize(images))
+    # The export is rounded to bfloat16 or float16: three digits.
     np.testing.assert_allclose(model.unit(features.global_tokens), tokens, atol=0.03)
     np.testing.assert_allclose(model.unit(features.patches[:, 0]), patches, atol=0.03)
+    words = config.towers.tokenize(["a photo of a damaged plate."], tokenizer, 24)
+    expected = config.towers.text.apply({"params": params["text"]}, *words)
+    found = backbone.encode_text(
+        backbone.params, *backbone.tokenize(["a photo of a damaged plate."])
+    )
+    np.testing.assert_allclose(model.unit(found), model.unit(expected), atol=0.03)
 
 
-def test_the_shipped_files_are_small_and_load():
-    assert sum(path.stat().st_size for path in nano.ASSETS.iterdir()) < 8e6
+def test_the_shipped_clip_loads():
+    backbone = zsad_jax.load_backbone("clip-nano")
+    assert backbone.demonstration
+    assert backbone.temperature == pytest.approx(nano.TEMPERATURE, rel=1e-3)
+    assert backbone.text_length == 77
+
+
+def test_the_shipped_tips_loads():
     backbone = zsad_jax.load_backbone("tips-nano")
     assert backbone.demonstration
     assert backbone.num_global_tokens == 2
