@@ -11,8 +11,9 @@ import pytest
 
 import zsad_jax
 from zsad_jax.backbones import released
+from zsad_jax.detector import choose_params
 from zsad_jax.errors import UserError
-from zsad_jax.methods import METHODS, Batch, count_parameters, make_method
+from zsad_jax.methods import METHODS, Batch, count_learned, count_parameters, make_method
 from zsad_jax.presets import OVER_NANO
 
 SIZE = 56  # four by four patches
@@ -119,3 +120,15 @@ def test_readme_names_every_combination():
 def test_the_shipped_files_stay_small():
     files = [path for path in released.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 14e6
+
+
+@pytest.mark.parametrize("name", released.SHIPPED)
+def test_shipped_prompts_fit_their_methods(backbones, name):
+    files = list((released.ASSETS / name).glob("*_prompts.npz"))
+    assert files
+    for path in files:
+        method = path.name.removesuffix("_prompts.npz")
+        made = make_method(method, backbones[name], OVER_NANO.get(method))
+        params, source = choose_params(made, backbones[name], None)
+        assert count_learned(made, backbones[name]) == sum(x.size for x in jax.tree.leaves(params))
+        assert source == f"prompts that ship with {name}"
