@@ -1,0 +1,61 @@
+"""A method whose prompts depend on the image gives on eight devices what it gives on one."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import jax, numpy as np
+import zsad_jax
+from zsad_jax import sharding
+from zsad_jax.methods import Batch, make_method
+
+assert len(jax.devices()) == 8
+SIZE, CLASSES = 56, ("grid",)
+backbone = zsad_jax.load_backbone("clip-nano", image_size=SIZE)
+method = make_method("faprompt", backbone, {"temperature": 0.2})
+params = method.init(jax.random.key(0), backbone.params)
+images = np.asarray(jax.random.normal(jax.random.key(1), (8, SIZE, SIZE, 3)))
+masks = np.zeros((8, SIZE, SIZE), np.float32)
+masks[::2, 10:30, 20:50] = 1
+batch = Batch(
+    category=np.zeros(8, int), labels=(np.arange(8) + 1) % 2, masks=masks, has_mask=np.ones(8, bool),
+    valid=np.arange(8) < 7, class_names=CLASSES,
+)
+
+@jax.jit
+def run(frozen, params, images, batch):
+    features = method.features(frozen, params, images)
+    prototypes = method.prototypes(frozen, params, CLASSES)
+    scores = method.score(frozen, params, prototypes, features, batch.category)
+    loss, gradient = jax.value_and_grad(
+        lambda p: method.loss(frozen, p, features, batch)[0]
+    )(params)
+    return scores.image, method.anomaly_map(scores.patches, SIZE), loss, gradient
+
+found = []
+for devices in (jax.devices()[:1], jax.devices()):
+    mesh = sharding.make_mesh(devices)
+    arguments = sharding.replicate((backbone.params, params), mesh)
+    found.append(jax.device_get(run(*arguments, *sharding.split_batch((images, batch), mesh))))
+one, eight = found
+for a, b in zip(jax.tree.leaves(one[:3]), jax.tree.leaves(eight[:3]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[3]))
+for a, b in zip(jax.tree.leaves(one[3]), jax.tree.leaves(eight[3]), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4 * largest)
+print("equal")
+"""
+
+
+def test_image_conditioned_prompts_on_eight_devices():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "equal"
