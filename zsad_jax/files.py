@@ -55,10 +55,10 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def digest(path: PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+def digest(path: PathLike, algorithm: str = "sha256") -> str:
+    """The SHA-256 (or another digest) of a file, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Datasets in one schema, and one loader for all of them."""
 
 from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample, Samples
-from zsad_jax.data.class_names import prompt_name
 from zsad_jax.data.folder import find_images, read_folder
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.meta_json import read_meta_json
@@ -15,6 +14,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
     resize_mask,
 )
+from zsad_jax.data.protocol import prompt_name
 
 __all__ = [
     "Dataset",

@@ -1,5 +1,6 @@
 """What a dataset is: a sequence of undecoded samples in one schema, whatever it came from."""
 
+import abc
 import dataclasses
 import hashlib
 import itertools
@@ -10,7 +11,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-Encoded = str | bytes  # a file's path, or the encoded bytes of an image file
+
+class Lazy(abc.ABC):
+    """An image file's bytes that are made when they are asked for: of a crop, or of a volume's slice."""
+
+    @abc.abstractmethod
+    def read(self) -> bytes:
+        """The encoded bytes, the same at every call; safe to call from several threads."""
+
+
+Encoded = str | bytes | Lazy  # a file's path, or the encoded bytes of an image file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +160,7 @@ class Samples(Sequence[Sample]):
 
 def _stamp(encoded: Encoded | None) -> Any:
     """What changes when a file or its bytes do."""
+    encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     if isinstance(encoded, bytes):
         return hashlib.sha256(encoded).hexdigest()
     if encoded is None or not os.path.exists(encoded):

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from zsad_jax.data.base import Fault, Sample, Samples
-from zsad_jax.data.class_names import prompt_name as default_prompt_name
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
+from zsad_jax.data.protocol import prompt_name as default_prompt_name
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 

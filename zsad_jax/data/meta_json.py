@@ -10,9 +10,11 @@ from typing import Any
 from absl import logging
 
 from zsad_jax.data.base import Fault, Sample, Samples
-from zsad_jax.data.class_names import prompt_name
+from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
+
+META_JSON = "meta.json"
 
 
 def read_meta_json(
@@ -21,7 +23,7 @@ def read_meta_json(
     name: str | None = None,
     split: str = "test",
     prompt_names: Mapping[str, str] | None = None,
-    descriptive: bool = False,
+    naming: Naming = "published",
 ) -> Samples:
     """Reads `<root>/meta.json`: {"train": {category: [sample, …]}, "test": {…}}.
 
@@ -34,8 +36,8 @@ def read_meta_json(
       roots: the folder with `meta.json`, or several that make up one dataset.
       name: of the dataset; None = the (first) folder's name.
       split: "test", "train" or "all", compared case-insensitively.
-      prompt_names: how categories are called in prompts; the others follow the plain rule.
-      descriptive: whether the others get their describing names where one is known.
+      prompt_names: how categories are called in prompts; `naming` tells the others'.
+      naming: see `prompt_name`.
 
     Raises:
       UserError: there is no such file or split, it is not in this form, or none of its images exists.
@@ -46,13 +48,13 @@ def read_meta_json(
     faults: list[Fault] = []
     missing: list[str] = []
     for folder in map(pathlib.Path, folders):
-        for entry in _entries(folder / "meta.json", split):
+        for entry in _entries(folder / META_JSON, split):
             sample, fault = _read_entry(entry, folder)
             key = os.path.realpath(str(sample.image))
             if key in samples:
                 continue
             called = (prompt_names or {}).get(sample.category) or prompt_name(
-                sample.category, dataset=name, descriptive=descriptive
+                sample.category, dataset=name, naming=naming
             )
             samples[key] = dataclasses.replace(sample, prompt_name=called)
             faults += [fault] if fault else []

@@ -6,28 +6,12 @@ from typing import Any
 
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.folder import read_folder
-from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.meta_json import META_JSON, read_meta_json
+from zsad_jax.data.protocol import DATASETS
 from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
-# Folders of the prepared copies that circulate with a meta.json (linked from AdaCLIP's README).
-COMMUNITY_FOLDERS = {
-    "mvtec_ad": "mvtec_anomaly_detection",
-    "visa": "VisA_20220922",
-    "mpdd": "MPDD",
-    "btad": "BTech_Dataset_transformed",
-    "ksdd": "SDD_anomaly_detection",
-    "dagm": "DAGM_anomaly_detection",
-    "dtd_synthetic": "DTD-Synthetic",
-    "headct": "HeadCT_anomaly_detection",
-    "brainmri": "BrainMRI",
-    "br35h": "Br35h_anomaly_detection",
-    "isic": "ISIC",
-    "cvc_colondb": "CVC-ColonDB",
-    "cvc_clinicdb": "CVC-ClinicDB",
-    "tn3k": "TN3K",
-}
 
 Spec = str | Mapping[str, Any]
 
@@ -89,11 +73,6 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
 
     if spec in builders.names():
         raise NotPreparedError(f"{builders.how_to_prepare(spec, data_dir)}.")
-    if spec in COMMUNITY_FOLDERS:
-        raise NotPreparedError(
-            f"{spec} is not in {data_dir}; put a prepared copy with its meta.json at"
-            f" {pathlib.Path(data_dir, spec)}."
-        )
     raise UserError(
         f"There is no dataset {spec!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
         f" folder with a meta.json, as {pathlib.Path(data_dir, spec)}."
@@ -126,5 +105,6 @@ def _is_prepared(name: str, data_dir: PathLike) -> bool:
 
 
 def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
-    folders = [pathlib.Path(data_dir) / one for one in (name, COMMUNITY_FOLDERS.get(name)) if one]
-    return next((one for one in folders if (one / "meta.json").is_file()), None)
+    about = DATASETS.get(name)
+    folders = [pathlib.Path(data_dir, one) for one in (name, about.folder if about else "") if one]
+    return next((one for one in folders if (one / META_JSON).is_file()), None)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageOps
 
-from zsad_jax.data.base import Encoded
+from zsad_jax.data.base import Encoded, Lazy
 from zsad_jax.errors import UserError
 
 # Pillow also opens formats that run other programs (EPS); only pictures are wanted here.
@@ -155,12 +155,22 @@ def decode_mask(
         if len({mask.shape for mask in masks}) != 1:
             raise UnreadableImage(_name(encoded[0]), "the masks of this image differ in size")
         return np.logical_or.reduce(masks)
+    values = read_mask(encoded)
+    return values > threshold * (1 if values.dtype == np.uint8 else 257)  # 257 is 65535 / 255
+
+
+def read_mask(encoded: Encoded) -> Shaped[np.ndarray, "H W"]:
+    """The grey values of ground truth as its file holds them: 8 bits with palettes applied, or deeper.
+
+    Raises:
+      UnreadableImage: the mask cannot be read.
+    """
     raw, _ = _load(encoded)
     if isinstance(raw, np.ndarray) or _is_deep(raw):
-        # Pillow's own conversion of 16 bits to 8 depends on its version. 257 is 65535 / 255.
+        # Pillow's own conversion of 16 bits to 8 depends on its version.
         values = np.asarray(raw)
-        return (values if values.ndim == 2 else values.max(axis=-1)) > threshold * 257
-    return np.asarray(raw.convert("L")) > threshold
+        return values if values.ndim == 2 else values.max(axis=-1)
+    return np.asarray(raw.convert("L"))
 
 
 def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S S"]:
@@ -171,6 +181,7 @@ def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S
 
 def _load(encoded: Encoded | os.PathLike[str]) -> tuple[Image.Image | np.ndarray, str]:
     """The decoded image in its own mode and depth (an array where only opencv could), and a note."""
+    encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     _check_there(encoded)
     try:
         with _large_images_allowed():
@@ -191,7 +202,7 @@ def _load(encoded: Encoded | os.PathLike[str]) -> tuple[Image.Image | np.ndarray
     return image, note
 
 
-def _load_with_opencv(encoded: Encoded | os.PathLike[str]) -> np.ndarray | None:
+def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | None:
     """A TIFF of a kind that Pillow does not know (deep or float colour, say); None for anything else."""
     data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
     if data[:4] not in (b"II*\0", b"MM\0*"):
@@ -207,7 +218,7 @@ def _load_with_opencv(encoded: Encoded | os.PathLike[str]) -> np.ndarray | None:
     return array
 
 
-def _check_there(encoded: Encoded | os.PathLike[str]) -> None:
+def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
     if isinstance(encoded, bytes):
         fault = "" if encoded else "it is empty"
     elif os.path.isdir(encoded):
@@ -269,4 +280,6 @@ def _describe_error(error: Exception) -> str:
 
 
 def _name(encoded: Encoded | os.PathLike[str]) -> str:
+    if isinstance(encoded, Lazy):
+        return str(encoded)
     return f"an image of {len(encoded)} bytes" if isinstance(encoded, bytes) else os.fspath(encoded)

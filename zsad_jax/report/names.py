@@ -1,36 +1,6 @@
 """How datasets, methods and metrics are called in front of people."""
 
-DATASETS = {
-    "mvtec_ad": "MVTec AD",
-    "visa": "VisA",
-    "mpdd": "MPDD",
-    "btad": "BTAD",
-    "ksdd": "KolektorSDD",
-    "dagm": "DAGM 2007",
-    "dtd_synthetic": "DTD-Synthetic",
-    "aitex": "AITEX",
-    "elpv": "ELPV",
-    "sd_saliency_900": "SD-saliency-900",
-    "rsdds_113": "RSDDs-113",
-    "headct": "HeadCT",
-    "brainmri": "BrainMRI",
-    "br35h": "Br35H",
-    "lag": "LAG",
-    "cvc_colondb": "CVC-ColonDB",
-    "cvc_clinicdb": "CVC-ClinicDB",
-    "kvasir": "Kvasir-SEG",
-    "endo": "EndoTect 2020",
-    "isic": "ISIC 2016",
-    "tn3k": "TN3K",
-    "msd_lung": "MSD lung",
-    "covid19": "COVID-19",
-    "mvtec_ad2": "MVTec AD 2",
-    "mvtec_loco": "MVTec LOCO",
-    "real_iad": "Real-IAD",
-    "goodsad": "GoodsAD",
-    "synthetic_aux": "Synthetic (auxiliary)",
-    "synthetic_target": "Synthetic (target)",
-}
+from zsad_jax.data.protocol import DATASETS
 
 METHODS = {
     "tipsomaly": "TIPSomaly",
@@ -82,7 +52,7 @@ COLUMNS = {
 
 def dataset_name(key: str) -> str:
     """The dataset's usual spelling; the key itself when it is a folder of the user's."""
-    return DATASETS.get(key, key)
+    return DATASETS[key].title if key in DATASETS else key
 
 
 def method_name(key: str) -> str:

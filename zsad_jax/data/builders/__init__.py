@@ -10,7 +10,8 @@ import pkgutil
 from zsad_jax import files
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.builders import prepared
-from zsad_jax.data.builders.base import Benchmark, compare_counts, default_data_dir
+from zsad_jax.data.builders.base import Benchmark, default_data_dir
+from zsad_jax.data.builders.counts import compare_counts
 from zsad_jax.errors import UserError
 
 __all__ = [

@@ -1,37 +1,29 @@
 """What all benchmarks share: features, splits, checks, counts and writing. A benchmark adds its layout."""
 
 import abc
-import collections
-import dataclasses
 import errno
-import io
 import os
 import pathlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from zsad_jax import files
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders import sources
-from zsad_jax.data.builders.layouts import Listing
+from zsad_jax.data.builders.counts import ALL, Counts, count
+from zsad_jax.data.builders.layouts import Listing, list_meta_json
+from zsad_jax.data.builders.records import Record, encode, map_in_threads
 from zsad_jax.data.builders.sources import Archive
-from zsad_jax.data.class_names import prompt_name
-from zsad_jax.data.preprocess import UnreadableImage, decode_image, decode_mask
+from zsad_jax.data.protocol import DATASETS
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
-__all__ = ["Archive", "Benchmark", "default_data_dir"]
-
-Counts = dict[str, dict[str, tuple[int, int]]]  # split -> category -> (normal, anomalous)
-Record = tuple[dict[str, Any], list[Fault]]
-T, R = TypeVar("T"), TypeVar("R")
+__all__ = ["ALL", "Archive", "Benchmark", "default_data_dir"]
 
 
 def default_data_dir() -> pathlib.Path:
@@ -45,8 +37,19 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     Records hold the files' own bytes. A normal image has an all-zero mask, and so has an anomalous one
     without ground truth, which `has_mask` tells apart.
 
-    A subclass sets the constants below and says how to find its files. COUNTS are the published numbers of
-    (normal, anomalous) images, and name the categories in the order of the tables.
+    A subclass is layout knowledge only. It sets the constants below (`name` is the dataset's key) and says how
+    to find its files. A folder in the community's form, with a meta.json, is read for every benchmark.
+
+    Attributes:
+      HOMEPAGE: where people get it.
+      LICENCE: of the data.
+      ARCHIVES: the official files.
+      TREE: paths below the root that show the layout, for people.
+      COUNTS: published numbers of (normal, anomalous) images: split -> category. `ALL` in place of a
+        category is the whole split, where no more is published; {} where nothing is.
+      CATEGORIES: in the order of the tables; () = those of COUNTS["test"], else as they are found.
+      TERMS: why the archives cannot be fetched by a program, if they cannot.
+      UNPACK: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -57,7 +60,14 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     LICENCE: ClassVar[str]
     ARCHIVES: ClassVar[tuple[Archive, ...]]
     TREE: ClassVar[str]
-    COUNTS: ClassVar[Counts]
+    COUNTS: ClassVar[Counts] = {}
+    CATEGORIES: ClassVar[tuple[str, ...]] = ()
+    TERMS: ClassVar[str] = "its terms must be accepted there"
+    UNPACK: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        cls.TITLE = DATASETS[cls.name].title
 
     def __init__(self, *, data_dir: files.PathLike | None = None, **options: Any):
         options["file_format"] = options.get("file_format") or "array_record"
@@ -65,6 +75,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self.num_workers = 1
         self._root: pathlib.Path | None = None
         self._faults: list[Fault] = []
+        self._notes: list[Fault] = []
         self._counted: Counts = {}
 
     @classmethod
@@ -75,17 +86,23 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     @classmethod
     @abc.abstractmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
-        """All samples with paths, and what does not belong together; nothing is read."""
+        """All samples, and what does not belong together; images are not read.
+
+        Raises:
+          UserError: the files cannot be understood; the message shows what was expected.
+        """
 
     @classmethod
     def categories(cls) -> tuple[str, ...]:
         """The categories in the order of the tables."""
-        return tuple(cls.COUNTS["test"])
+        return cls.CATEGORIES or tuple(name for name in cls.COUNTS.get("test", {}) if name != ALL)
 
     @classmethod
     def layout(cls) -> sources.Layout:
         """What is needed to find the benchmark on a disk."""
-        return sources.Layout(cls.TITLE, cls.ARCHIVES, cls.is_root, cls.TREE, cls.HOMEPAGE)
+        return sources.Layout(
+            cls.TITLE, cls.ARCHIVES, cls.is_root, cls.TREE, cls.HOMEPAGE, cls.TERMS, cls.UNPACK
+        )
 
     @classmethod
     def how_to_prepare(cls, data_dir: files.PathLike) -> str:
@@ -101,8 +118,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             )
         return (
             f"{cls.TITLE} is not prepared in {data_dir}; get {what} from {cls.HOMEPAGE}"
-            f" ({cls.LICENCE}; its terms must be accepted there), then: {command} --source PATH"
-            " (of the archive or its extracted folder)"
+            f" ({cls.LICENCE}; {cls.TERMS}), {f'unpack with {cls.UNPACK}, ' if cls.UNPACK else ''}then:"
+            f" {command} --source PATH (of the archive or its extracted folder)"
         )
 
     def download_and_prepare(
@@ -172,120 +189,40 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if self._root is None:
             raise RuntimeError("download_and_prepare is what finds the files.")
-        listing = self.list_files(self._root)
+        listing = self._list(self._root)
         if not any(listing.samples.values()):
             raise UserError(f"No images of {self.TITLE} in {self._root}: it holds no {self.TREE}.")
-        self._faults = list(listing.faults)
+        self._faults, self._notes = list(listing.faults), []
         self._counted = {split: count(samples) for split, samples in listing.samples.items()}
         return {
             split: self._generate_examples(split, samples)
             for split, samples in listing.samples.items()
         }
 
+    @classmethod
+    def _list(cls, root: pathlib.Path) -> Listing:
+        """The files of the official layout, else those that a meta.json lists."""
+        if cls.is_root(root):
+            return cls.list_files(root)
+        only = cls.categories()[0] if len(cls.categories()) == 1 else None
+        return list_meta_json(root, cls.name, only)
+
     def _generate_examples(
         self, split: str, samples: Sequence[Sample]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        records = map_in_threads(_encode, samples, num_workers=self.num_workers)
+        records = map_in_threads(
+            lambda sample: encode(sample, self.name), samples, num_workers=self.num_workers
+        )
         label = f"Writing {self.TITLE}, {split}"
         shown: Iterable[Record] = progress(records, total=len(samples), label=label)
-        for index, (record, faults) in enumerate(shown):
-            self._faults += faults
-            yield index, record
+        for index, record in enumerate(shown):
+            self._faults += record.faults
+            self._notes += record.notes
+            yield index, record.fields
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         super()._download_and_prepare(dl_manager, download_config)
         # Written beside the records, together with the rest of the dataset's description.
         self.info.metadata["counts"] = self._counted
         self.info.metadata["faults"] = [list(fault) for fault in self._faults]
-
-
-def count(samples: Iterable[Sample]) -> dict[str, tuple[int, int]]:
-    """Numbers of (normal, anomalous) images per category."""
-    labels = collections.defaultdict(list)
-    for sample in samples:
-        labels[sample.category].append(sample.label)
-    return {category: (ones.count(0), ones.count(1)) for category, ones in labels.items()}
-
-
-def compare_counts(found: Counts, published: Counts) -> list[str]:
-    """Every difference between what was found and what is published, a sentence each."""
-    differences = []
-    for split in dict.fromkeys([*published, *found]):
-        theirs, ours = published.get(split, {}), found.get(split, {})
-        for category in dict.fromkeys([*theirs, *ours]):
-            expected, has = theirs.get(category, (0, 0)), tuple(ours.get(category, (0, 0)))
-            if has != expected:
-                differences.append(
-                    f"{split}/{category}: {has[0]} normal and {has[1]} anomalous images instead of"
-                    f" {expected[0]} and {expected[1]}"
-                )
-    return differences
-
-
-def map_in_threads(
-    function: Callable[[T], R], items: Iterable[T], *, num_workers: int
-) -> Iterator[R]:
-    """Applies a function in threads, in order, a few items ahead and not more."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting: collections.deque[Future[R]] = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _encode(sample: Sample) -> Record:
-    """A sample as a record, and what is wrong with it."""
-    faults: list[Fault] = []
-
-    def report(reason: str) -> None:
-        faults.append(Fault(sample.file_name, reason))
-
-    image = _read(sample.image)
-    size = None
-    try:
-        size = decode_image(image).image.size
-    except UnreadableImage as error:
-        report(error.reason)
-    mask = _encode_mask(sample, size, report)
-    record = dataclasses.asdict(sample) | {
-        "image": image,
-        "mask": mask,
-        "prompt_name": prompt_name(sample.category)
-        if sample.prompt_name == "object"
-        else sample.prompt_name,
-    }
-    return record, faults
-
-
-def _encode_mask(
-    sample: Sample, size: tuple[int, int] | None, report: Callable[[str], None]
-) -> bytes:
-    """The mask's own bytes; zeros where there is none; several joined to one."""
-    if sample.mask is None:
-        return _to_png(np.zeros((size or (1, 1))[::-1], np.bool_))
-    parts = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
-    encoded = tuple(_read(part) for part in parts)
-    try:
-        mask = decode_mask(encoded)
-    except UnreadableImage as error:
-        report(f"its mask cannot be used: {error.reason}")
-        return encoded[0]
-    height, width = mask.shape
-    if size is not None and size != (width, height):
-        report(f"its mask is {width}x{height}, the image {size[0]}x{size[1]}")
-    if sample.label and not mask.any():
-        report("it is anomalous and its mask is empty")
-    return encoded[0] if len(encoded) == 1 else _to_png(mask)
-
-
-def _read(encoded: str | bytes) -> bytes:
-    return encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
-
-
-def _to_png(mask: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, "PNG")
-    return buffer.getvalue()
+        self.info.metadata["notes"] = [list(note) for note in self._notes]

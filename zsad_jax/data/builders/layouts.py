@@ -1,21 +1,39 @@
-"""What the layouts of benchmarks have in common: finding images, and pairing masks with them."""
+"""What the layouts of benchmarks have in common: finding images, pairing masks, cutting, choosing normals."""
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from zsad_jax.data.base import Fault, Sample
+import numpy as np
+
+from zsad_jax.data.base import Fault, Lazy, Sample
+from zsad_jax.data.builders.records import image_to_png, mask_to_png
 from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.preprocess import decode_mask, open_image
+from zsad_jax.errors import UserError
 
 Path = pathlib.Path
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
+T = TypeVar("T")
+
+# Papers test on a quarter of the normal images of some sets, drawn with this seed by scikit-learn from files
+# in the order of the disk. Who was drawn cannot be known; we draw from our own sorted order.
+TEST_SHARE = 0.25
+SEED = 42
 
 
 @dataclasses.dataclass
 class Listing:
-    """What was found of a benchmark, nothing read yet.
+    """What was found of a benchmark, no image read yet.
 
     Attributes:
-      samples: per split, in the order in which they are written. `prompt_name` may be left out.
+      samples: per split, in the order in which they are written, category by category. `prompt_name` may
+        be left out: the protocol knows it.
       faults: what does not belong together.
     """
 
@@ -25,6 +43,21 @@ class Listing:
     def add(self, split: str, samples: Iterable[Sample]) -> None:
         """Appends samples to a split."""
         self.samples.setdefault(split, []).extend(samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop(Lazy):
+    """A rectangle of an image, as a PNG; of ground truth, with 255 where a defect is."""
+
+    path: Path
+    box: Box
+    is_mask: bool = False
+
+    def read(self) -> bytes:
+        left, upper, right, lower = self.box
+        if self.is_mask:
+            return mask_to_png(decode_mask(str(self.path))[upper:lower, left:right])
+        return image_to_png(open_image(self.path).image.crop(self.box))
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -49,12 +82,20 @@ def list_folders(folder: Path) -> list[Path]:
     )
 
 
+def find_folder(parent: Path, *names: str) -> Path | None:
+    """The subfolder that has one of these names, in any case; the names come in order of preference."""
+    below = {folder.name.lower(): folder for folder in list_folders(parent)}
+    return next((below[name.lower()] for name in names if name.lower() in below), None)
+
+
 def list_mvtec_layout(
     root: Path,
     categories: Sequence[str],
     *,
     normal: str = "good",
-    splits: Sequence[str] = ("train", "test"),
+    splits: Mapping[str, str] | None = None,
+    ground_truth: str = "ground_truth",
+    mask_suffix: str = "_mask",
 ) -> Listing:
     """Reads `<category>/<split>/<defect>/000.png` with `<category>/ground_truth/<defect>/000_mask.png`.
 
@@ -64,63 +105,157 @@ def list_mvtec_layout(
       root: folder of the categories.
       categories: their names, in order; those without a folder are left out.
       normal: name of the folder of normal images.
-      splits: names of the splits' folders, which are the names of the splits.
+      splits: the splits and their folders; None: train and test.
+      ground_truth: the masks' folder, below the category's.
+      mask_suffix: what a mask's stem may have after its image's.
     """
     listing = Listing()
     for category in categories:
-        for split in splits:
-            for folder in list_folders(root / category / split):
-                is_normal = folder.name == normal
-                masks = root / category / "ground_truth" / folder.name
-                found = list_pairs(root, folder, None if is_normal else masks, listing.faults)
-                listing.add(
-                    split,
-                    (
-                        dataclasses.replace(
-                            sample,
-                            category=category,
-                            defect="good" if is_normal else folder.name,
-                        )
-                        for sample in found
-                    ),
-                )
+        for split, below in (splits or {"train": "train", "test": "test"}).items():
+            for folder in list_folders(root / category / below):
+                if folder == root / category / ground_truth:
+                    continue
+                if folder.name == normal:
+                    found = list_unmasked(root, folder, label=0, category=category, defect="good")
+                else:
+                    masks = root / category / ground_truth / folder.name
+                    found = list_pairs(
+                        root,
+                        folder,
+                        masks,
+                        listing.faults,
+                        mask_suffix=mask_suffix,
+                        category=category,
+                        defect=folder.name,
+                    )
+                listing.add(split, found)
     return listing
 
 
-def list_pairs(
-    root: Path, images: Path, masks: Path | None, faults: list[Fault], *, mask_suffix: str = "_mask"
-) -> list[Sample]:
-    """The images of a folder with the masks of another; paired by stem, never by position.
+def list_unmasked(root: Path, images: Path, *, label: int, **fields: Any) -> list[Sample]:
+    """The images of a folder, without ground truth: normal ones, or all of a set that has no masks.
 
     Args:
       root: folder that file names are relative to.
       images: folder of images.
-      masks: folder of their masks, which makes the images anomalous; None: they are normal.
+      label: of all of them; a normal image counts in pixel metrics, an anomalous one without mask does not.
+      fields: further fields of the samples, as category and defect.
+    """
+    return [
+        Sample(
+            image=str(path),
+            file_name=name_in(root, path),
+            label=label,
+            **{"has_mask": not label, **fields},
+        )
+        for path in list_images(images)
+    ]
+
+
+def list_pairs(
+    root: Path,
+    images: Path,
+    masks: Path,
+    faults: list[Fault],
+    *,
+    mask_suffix: str = "_mask",
+    **fields: Any,
+) -> list[Sample]:
+    """The anomalous images of a folder with the masks of another; paired by stem, never by position.
+
+    The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`; several are
+    joined.
+
+    Args:
+      root: folder that file names are relative to.
+      images: folder of images.
+      masks: folder of their masks.
       faults: images without mask and masks without image are added here.
       mask_suffix: what a mask's stem may have after its image's.
+      fields: further fields of the samples, as category and defect.
     """
-    if masks is None:
-        return [
-            Sample(image=str(path), file_name=name_in(root, path), has_mask=True)
-            for path in list_images(images)
-        ]
-    unused = {path.stem.removesuffix(mask_suffix): path for path in list_images(masks)}
+    return pair(root, list_images(images), masks_by_stem(masks, mask_suffix), faults, **fields)
+
+
+def masks_by_stem(masks: Path, mask_suffix: str = "_mask") -> dict[str, list[Path]]:
+    """The masks in a folder by the stem of the image that they belong to."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in list_images(masks):
+        match = re.fullmatch(rf"(.+){re.escape(mask_suffix)}\d*", path.stem)
+        found[match[1] if match and mask_suffix else path.stem].append(path)
+    for folder in list_folders(masks):
+        found[folder.name] += list_images(folder)
+    return {stem: paths for stem, paths in found.items() if paths}
+
+
+def pair(
+    root: Path,
+    images: Iterable[Path],
+    masks: Mapping[str, Sequence[Path]],
+    faults: list[Fault],
+    **fields: Any,
+) -> list[Sample]:
+    """Anomalous samples of images and their masks, by stem; see `list_pairs`."""
+    unused = dict(masks)
     samples = []
-    for path in list_images(images):
-        mask = unused.pop(path.stem, None)
-        if mask is None:
+    for path in images:
+        found = unused.pop(path.stem, ())
+        if not found:
             faults.append(Fault(name_in(root, path), "it has no mask"))
+        paths = tuple(map(str, found))
         samples.append(
             Sample(
                 image=str(path),
-                mask=None if mask is None else str(mask),
-                has_mask=mask is not None,
+                mask=paths if len(paths) > 1 else next(iter(paths), None),
+                has_mask=bool(paths),
                 label=1,
                 file_name=name_in(root, path),
+                **fields,
             )
         )
-    faults += [Fault(name_in(root, mask), "it is the mask of no image") for mask in unused.values()]
+    for paths_left in unused.values():
+        faults += [Fault(name_in(root, mask), "it is the mask of no image") for mask in paths_left]
     return samples
+
+
+def split_normals(samples: Sequence[T], *, share: float = TEST_SHARE) -> tuple[list[T], list[T]]:
+    """Draws the share of the normal images that papers test on; (chosen, left), each in the given order.
+
+    The number is rounded up, as scikit-learn does it, so that it is the published one.
+    """
+    count = math.ceil(len(samples) * share)
+    chosen = set(np.random.default_rng(SEED).permutation(len(samples))[:count].tolist())
+    return (
+        [one for index, one in enumerate(samples) if index in chosen],
+        [one for index, one in enumerate(samples) if index not in chosen],
+    )
+
+
+def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
+    """Reads the community's form: a root with a meta.json.
+
+    Args:
+      root: the folder.
+      name: the dataset's key.
+      only: the benchmark's only category, whatever the file calls it; None: it has several.
+    """
+    listing = Listing()
+    for split in ("train", "test"):
+        try:
+            found = read_meta_json(root, name=name, split=split)
+        except UserError:
+            if split == "test":
+                raise
+            continue  # most medical sets have no images for training
+        listing.faults += found.faults
+        for sample in found:
+            if Path(str(sample.image)).is_file():
+                category = only or sample.category
+                listing.add(split, [dataclasses.replace(sample, category=category)])
+            else:
+                reason = "it is in the meta.json but not there"
+                listing.faults.append(Fault(sample.file_name, reason))
+    return listing
 
 
 def name_in(root: Path, path: Path) -> str:

@@ -10,7 +10,6 @@ class MvtecAd(Benchmark):
     """Industrial textures and objects; masks for every defect."""
 
     name = "mvtec_ad"
-    TITLE = "MVTec AD"
     HOMEPAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
     LICENCE = "CC BY-NC-SA 4.0"
     ARCHIVES = (

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from zsad_jax import files
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders.base import Benchmark
-from zsad_jax.data.class_names import prompt_name
+from zsad_jax.data.protocol import prompt_name
 from zsad_jax.errors import UserError
 
 TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
@@ -24,6 +24,7 @@ class PreparedDataset:
       categories: those that the split has, in the order of the tables.
       prompt_names: of each category.
       faults: what preparation found amiss, in all splits.
+      notes: what it found worth knowing, in all splits.
       grouped: True; records are written category by category.
     """
 
@@ -42,10 +43,13 @@ class PreparedDataset:
         self._length = builder.info.splits[split].num_examples
         self.name = builder_class.name
         self.faults = tuple(Fault(*fault) for fault in metadata["faults"])
+        self.notes = tuple(Fault(*note) for note in metadata["notes"])
         found = list(metadata["counts"][split])
         known = builder_class.categories()
         self.categories = tuple(sorted(found, key=[*known, *found].index))
-        self.prompt_names = tuple(prompt_name(category) for category in self.categories)
+        self.prompt_names = tuple(
+            prompt_name(category, dataset=self.name) for category in self.categories
+        )
 
     def __len__(self) -> int:
         return self._length
@@ -62,6 +66,8 @@ class PreparedDataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
         record = self._open()[int(index)]
         values = {name: record[name] for name in ("image", "mask")}
         values |= {name: _as_text(record[name]) for name in TEXTS}

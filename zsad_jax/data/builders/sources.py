@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from zsad_jax import downloads, files
+from zsad_jax.data.meta_json import META_JSON
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
-SEARCH_DEPTH = 3  # folders below the given one in which the root is looked for
+SEARCH_DEPTH = 4  # folders below the given one in which the root is looked for
 # The prefix is that of tensorflow-datasets for what is not finished.
 EXTRACTED = "incomplete.extracted"
-_BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+# RuntimeError is what zipfile says of a password, NotImplementedError of a packing it does not know.
+_BROKEN_ARCHIVE = (
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError),
+    *(RuntimeError, NotImplementedError),
+)
 
 
 class Archive(NamedTuple):
@@ -29,7 +34,7 @@ class Archive(NamedTuple):
     Attributes:
       file_name: its published name.
       about: its size for people ("4.9 GB").
-      sha256: of the whole file, where it is known.
+      sha256, md5: of the whole file, where one is known.
       url: where it can be fetched by anybody; "" when terms must be accepted first.
       size: in bytes, where it is known.
     """
@@ -39,6 +44,7 @@ class Archive(NamedTuple):
     sha256: str | None = None
     url: str = ""
     size: int | None = None
+    md5: str | None = None
 
 
 class Layout(NamedTuple):
@@ -50,6 +56,8 @@ class Layout(NamedTuple):
       is_root: whether a folder is the root of the extracted archives.
       tree: a path in it that shows the layout.
       homepage: where people get it.
+      terms: why it cannot be fetched by a program, if it cannot.
+      unpack: the command that unpacks its archives where Python cannot; "" where it can.
     """
 
     title: str
@@ -57,6 +65,12 @@ class Layout(NamedTuple):
     is_root: Callable[[pathlib.Path], bool]
     tree: str
     homepage: str
+    terms: str
+    unpack: str
+
+    def is_there(self, folder: pathlib.Path) -> bool:
+        """Whether a folder is a root: in the official layout, or in the community's."""
+        return self.is_root(folder) or (folder / META_JSON).is_file()
 
 
 @contextlib.contextmanager
@@ -91,8 +105,8 @@ def open_root(
     try:
         for archive, path in zip(layout.archives, given, strict=True):
             _check_archive(layout, archive, path)
-            _extract(path, target)
-        root = _search(target, layout.is_root)
+            _extract(layout, path, target)
+        root = _search(target, layout.is_root) or _search(target, layout.is_there)
         if root is None:
             raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
         yield root
@@ -106,8 +120,9 @@ def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Pa
         if path.exists():
             return path
         raise UserError(
-            f"{layout.title} cannot be fetched without accepting its terms: get {archive.file_name}"
-            f" ({archive.about}) from {layout.homepage} and give it, or its extracted folder, as --source."
+            f"{layout.title} cannot be fetched by a program ({layout.terms}): get {archive.file_name}"
+            f" ({archive.about}) from {layout.homepage}{_how_to_unpack(layout)} and give it, or its"
+            " extracted folder, as --source."
         )
     return downloads.fetch(
         archive.url,
@@ -119,6 +134,10 @@ def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Pa
     )
 
 
+def _how_to_unpack(layout: Layout) -> str:
+    return f", unpack with {layout.unpack}," if layout.unpack else ""
+
+
 def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
     """The root below a folder, else all archives below it, or the archive that was given."""
     if not source.exists():
@@ -127,7 +146,7 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
         if len(layout.archives) == 1:
             return [source]
         source = source.parent
-    root = _search(source, layout.is_root)
+    root = _search(source, layout.is_root) or _search(source, layout.is_there)
     if root is not None:
         return root
     paths = []
@@ -136,8 +155,8 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
         folder = _search(source, holds)
         if folder is None:
             raise UserError(
-                f"{layout.title} is not in {source}: give the archive {archive.file_name}, or a folder"
-                f" that holds {layout.tree}."
+                f"{layout.title} is not in {source}: give the archive {archive.file_name}"
+                f"{_how_to_unpack(layout)} or a folder that holds {layout.tree}."
             )
         paths.append(folder / archive.file_name)
     return paths
@@ -167,6 +186,8 @@ def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None
         problem = f"it has {size:,} bytes instead of {archive.size:,}"
     elif archive.sha256 is not None and files.digest(path) != archive.sha256:
         problem = f"its SHA-256 is not {archive.sha256}"
+    elif archive.md5 is not None and files.digest(path, "md5") != archive.md5:
+        problem = f"its MD5 is not {archive.md5}"
     else:
         return
     raise UserError(
@@ -175,7 +196,7 @@ def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None
     )
 
 
-def _extract(path: pathlib.Path, target: pathlib.Path) -> None:
+def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
     """Extracts a tar or zip archive, showing how far it is."""
     try:
         with open(path, "rb") as file:
@@ -186,9 +207,10 @@ def _extract(path: pathlib.Path, target: pathlib.Path) -> None:
             for _ in progress(steps, total=megabytes, label=label, unit="megabyte"):
                 pass
     except _BROKEN_ARCHIVE as error:
+        command = layout.unpack or f"tar -xf {shlex.quote(str(path))}"
         raise UserError(
             f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
-            f" yourself (tar -xf {shlex.quote(str(path))}) and give the folder as --source."
+            f" yourself ({command}) and give the folder as --source."
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

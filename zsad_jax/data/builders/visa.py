@@ -15,7 +15,6 @@ class Visa(Benchmark):
     """Industrial objects, some images with several of them; masks hold indices of kinds of defect."""
 
     name = "visa"
-    TITLE = "VisA"
     HOMEPAGE = "https://github.com/amazon-science/spot-diff"
     LICENCE = "CC BY 4.0"
     ARCHIVES = (

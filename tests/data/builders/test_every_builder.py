@@ -1,0 +1,108 @@
+"""What holds for every benchmark, on a miniature of its official layout."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from zsad_jax.data import builders
+from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.protocol import DATASETS, prompt_name
+from zsad_jax.errors import UserError
+
+NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "miniatures").glob("*.py"))
+
+
+def test_every_benchmark_has_a_miniature():
+    assert builders.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
+    miniature = make_miniature(name, tmp_path / "official")
+    prepare(name, tmp_path / "official", num_workers=2)
+    benchmark = builders.find_benchmark(name)
+    splits = benchmark(data_dir=tmp_path / "data").info.splits
+    opened = {split: builders.open_prepared(name, tmp_path / "data", split) for split in splits}
+    found = {(split, s.file_name): s for split, samples in opened.items() for s in samples}
+    assert sum(map(len, opened.values())) == len(found) == len(miniature.samples)
+    for expected in miniature.samples:
+        split = expected.split or next(key[0] for key in found if key[1] == expected.file_name)
+        check_sample(name, found[split, expected.file_name], expected)
+    dataset = opened["test"]
+    for words, remarks in ((miniature.faults, dataset.faults), (miniature.notes, dataset.notes)):
+        assert len(remarks) == len(words), remarks
+        for file_name, reason in words:
+            assert [r for r in remarks if r[0].endswith(file_name) and reason in r[1]], remarks
+    for samples in opened.values():
+        assert_grouped([sample.category for sample in samples])
+
+
+def check_sample(name, sample, expected):
+    assert sample.category == expected.category
+    assert sample.label == expected.label
+    assert sample.has_mask == expected.has_mask
+    assert (sample.subject, sample.slice) == (expected.subject, expected.slice)
+    assert sample.prompt_name == prompt_name(expected.category, dataset=name)
+    assert expected.defect is None or sample.defect == expected.defect
+    np.testing.assert_array_equal(np.asarray(decode_image(sample.image).image), expected.image)
+    if expected.label and expected.has_mask:
+        np.testing.assert_array_equal(decode_mask(sample.mask), expected.mask)
+    else:
+        assert sample.mask is None
+
+
+def assert_grouped(categories):
+    runs = [one for i, one in enumerate(categories) if i == 0 or categories[i - 1] != one]
+    assert len(runs) == len(set(runs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_preparations_are_equal_whatever_the_number_of_threads(
+    name, make_miniature, prepare, tmp_path
+):
+    make_miniature(name, tmp_path / "official")
+    records = []
+    for workers in (1, 4):
+        data_dir = tmp_path / str(workers)
+        prepare(name, tmp_path / "official", data_dir=data_dir, num_workers=workers)
+        files = sorted(data_dir.glob(f"{name}/*/*.array_record*"))
+        records.append([(path.name, path.read_bytes()) for path in files])
+    assert records[0]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_levels_of_the_protocol_are_those_of_the_files(name, make_miniature, prepare, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    dataset = prepare(name, tmp_path / "official")
+    labels = {sample.label for sample in dataset}
+    levels = DATASETS[name].levels
+    assert ("image" in levels) == (labels == {0, 1})
+    assert ("pixel" in levels) == any(sample.has_mask and sample.label for sample in dataset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        prepare(name, tmp_path / "empty")
+    message = str(error.value)
+    assert "\n" not in message
+    assert DATASETS[name].title in message
+    assert builders.find_benchmark(name).TREE in message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, monkeypatch):
+    """Packed by the test, so of another size and digest than the published one."""
+    make_miniature(name, tmp_path / "official")
+    benchmark = builders.find_benchmark(name)
+    path = pack(tmp_path / "official", tmp_path / "packed.tar")
+    archive = benchmark.ARCHIVES[0]._replace(
+        file_name="packed.tar", sha256=None, md5=None, size=None
+    )
+    monkeypatch.setattr(benchmark, "ARCHIVES", (archive,))
+    from_archive = prepare(name, path, data_dir=tmp_path / "of_archive")
+    from_folder = prepare(name, tmp_path / "official", data_dir=tmp_path / "of_folder")
+    assert list(from_archive) == list(from_folder)

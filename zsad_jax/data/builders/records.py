@@ -1,0 +1,89 @@
+"""From a sample to the record that is written, in threads, every image decoded and checked on the way."""
+
+import collections
+import dataclasses
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from zsad_jax.data.base import Encoded, Fault, Lazy, Sample
+from zsad_jax.data.checks import Examined, examine
+from zsad_jax.data.protocol import prompt_name
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class Record(NamedTuple):
+    """What is written of a sample, and what is wrong with it, or worth a note."""
+
+    fields: dict[str, Any]
+    faults: list[Fault]
+    notes: list[Fault]
+
+
+def encode(sample: Sample, dataset: str) -> Record:
+    """Reads the files of a sample, checks them, and makes its record.
+
+    Args:
+      sample: of a listing; one whose category's name in prompts is not set gets that of the protocol.
+      dataset: the benchmark's key.
+    """
+    image = read(sample.image)
+    parts = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
+    masks = tuple(read(part) for part in parts if part is not None)
+    found = examine(dataclasses.replace(sample, image=image, mask=masks or None))
+    called = sample.prompt_name
+    if called == "object":
+        called = prompt_name(sample.category, dataset=dataset)
+    fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+    fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
+    return Record(
+        fields,
+        [Fault(sample.file_name, reason) for reason in found.faults],
+        [Fault(sample.file_name, reason) for reason in found.notes],
+    )
+
+
+def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
+    """The mask's own bytes; zeros where there is none; several joined to one."""
+    if not masks:
+        return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
+    return masks[0] if len(masks) == 1 or found.mask is None else mask_to_png(found.mask)
+
+
+def map_in_threads(
+    function: Callable[[T], R], items: Iterable[T], *, num_workers: int
+) -> Iterator[R]:
+    """Applies a function in threads, in order, a few items ahead and not more."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting: collections.deque[Future[R]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read(encoded: Encoded) -> bytes:
+    """The bytes of an image file, wherever they come from."""
+    if isinstance(encoded, Lazy):
+        return encoded.read()
+    return encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+
+
+def mask_to_png(mask: np.ndarray) -> bytes:
+    """A PNG with 255 where the mask is True."""
+    return image_to_png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)))
+
+
+def image_to_png(image: Image.Image) -> bytes:
+    """A PNG of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,190 @@
+"""The protocol of the papers, as data: what each benchmark can tell, what trains for what, and all names.
+
+Means are formed per category, then over the categories of a dataset, then over the datasets of a domain; what
+is undefined is left out, with a word.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Level = Literal["image", "pixel"]
+Domain = Literal["industrial", "medical", ""]
+Naming = Literal["published", "plain", "descriptive"]
+
+BOTH: tuple[Level, ...] = ("image", "pixel")
+IMAGE: tuple[Level, ...] = ("image",)  # no masks
+PIXEL: tuple[Level, ...] = ("pixel",)  # no normal images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """What must be known of a dataset besides its files.
+
+    Attributes:
+      title: its usual spelling.
+      domain: the mean that it belongs to; "" for none.
+      levels: at which metrics are defined.
+      called: what its categories are called in the prompts of the published code where that is not the plain
+        rule: one name for all, or some by category.
+      described: other names that some published code uses (Bayes-PFL), by category or for all.
+      folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
+    """
+
+    title: str
+    domain: Domain = "industrial"
+    levels: tuple[Level, ...] = BOTH
+    called: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    described: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    folder: str = ""
+
+
+DATASETS: dict[str, About] = {
+    "mvtec_ad": About(title="MVTec AD", folder="mvtec_anomaly_detection"),
+    "visa": About(
+        title="VisA",
+        described={
+            "chewinggum": "chewing gum",
+            "macaroni1": "macaroni",
+            "macaroni2": "macaroni",
+            "pcb1": "printed circuit board",
+            "pcb2": "printed circuit board",
+            "pcb3": "printed circuit board",
+            "pcb4": "printed circuit board",
+        },
+        folder="VisA_20220922",
+    ),
+    "mpdd": About(title="MPDD", folder="MPDD"),
+    "btad": About(
+        title="BTAD",
+        described={"01": "metal1", "02": "wood", "03": "metal2"},
+        folder="BTech_Dataset_transformed",
+    ),
+    "ksdd": About(
+        title="KolektorSDD", called="electrical commutators", folder="SDD_anomaly_detection"
+    ),
+    "dagm": About(title="DAGM 2007", folder="DAGM_anomaly_detection"),
+    "dtd_synthetic": About(title="DTD-Synthetic", folder="DTD-Synthetic"),
+    "aitex": About(title="AITEX", called="AITEX"),
+    "elpv": About(title="ELPV", levels=IMAGE, called="elpv"),
+    "sd_saliency_900": About(title="SD-saliency-900", levels=PIXEL, called="iron"),
+    "rsdds_113": About(title="RSDDs-113", levels=PIXEL, called="rail"),
+    "headct": About(
+        title="HeadCT",
+        domain="medical",
+        levels=IMAGE,
+        called="brain",
+        described="brain ct",
+        folder="HeadCT_anomaly_detection",
+    ),
+    "brainmri": About(
+        title="BrainMRI", domain="medical", levels=IMAGE, called="brain", folder="BrainMRI"
+    ),
+    "br35h": About(
+        title="Br35H",
+        domain="medical",
+        levels=IMAGE,
+        called="brain",
+        folder="Br35h_anomaly_detection",
+    ),
+    "lag": About(title="LAG", domain="medical", levels=IMAGE, called="LAG"),
+    "cvc_colondb": About(
+        title="CVC-ColonDB", domain="medical", levels=PIXEL, called="colon", folder="CVC-ColonDB"
+    ),
+    "cvc_clinicdb": About(
+        title="CVC-ClinicDB", domain="medical", levels=PIXEL, called="colon", folder="CVC-ClinicDB"
+    ),
+    "kvasir": About(title="Kvasir-SEG", domain="medical", levels=PIXEL, called="colon"),
+    "endo": About(title="EndoTect 2020", domain="medical", levels=PIXEL, called="colon"),
+    "isic": About(title="ISIC 2016", domain="medical", levels=PIXEL, called="skin", folder="ISIC"),
+    "tn3k": About(title="TN3K", domain="medical", levels=PIXEL, called="thyroid", folder="TN3K"),
+    "msd_lung": About(title="MSD lung", domain="medical", called="lung"),
+    "covid19": About(title="COVID-19", domain="medical", levels=IMAGE, called="chest"),
+    "mvtec_ad2": About(title="MVTec AD 2"),
+    "mvtec_loco": About(title="MVTec LOCO"),
+    "real_iad": About(title="Real-IAD"),
+    "goodsad": About(title="GoodsAD"),
+    "synthetic_aux": About(title="Synthetic (auxiliary)", domain=""),
+    "synthetic_target": About(title="Synthetic (target)", domain=""),
+}
+
+DOMAINS: dict[Domain, str] = {"industrial": "Industrial", "medical": "Medical"}
+
+INDUSTRIAL_7 = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic")
+BRAIN = ("headct", "brainmri", "br35h")
+
+
+class Protocol(NamedTuple):
+    """What a paper trains on and evaluates. Datasets are named as `zsad_jax.data.open_dataset` reads them.
+
+    Attributes:
+      auxiliary: whose learned prompts serve every target …
+      auxiliary_for: … but these.
+      targets: what is evaluated, in the order of the paper's tables.
+    """
+
+    auxiliary: str
+    auxiliary_for: Mapping[str, str]
+    targets: tuple[str, ...]
+
+
+def _common(*targets: str) -> Protocol:
+    """MVTec AD's test split trains for all others, VisA's for MVTec AD."""
+    return Protocol("mvtec_ad", {"mvtec_ad": "visa"}, targets)
+
+
+_TIPSOMALY = (*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "tn3k")
+_FAPROMPT = (
+    *("mvtec_ad", "visa", "ksdd", "btad", "mpdd", "aitex", "dagm", "dtd_synthetic", "elpv"),
+    *("brainmri", "headct", "lag", "br35h"),
+    *("cvc_colondb", "cvc_clinicdb", "kvasir", "endo", "isic", "tn3k"),
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "tipsomaly": _common(*_TIPSOMALY),
+    "vip2clip": _common(*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir"),
+    "tps": _common(
+        *("mvtec_ad", "visa", "mpdd", "btad", *BRAIN),
+        *("sd_saliency_900", "rsdds_113", "isic", "kvasir", "tn3k", "msd_lung"),
+    ),
+    # The released code reads the test split …
+    "faprompt": _common(*_FAPROMPT),
+    # … and the paper says that it trains on all images, train and test.
+    "faprompt_full": Protocol(
+        "mvtec_ad:train+mvtec_ad:test", {"mvtec_ad": "visa:train+visa:test"}, _FAPROMPT
+    ),
+    # ViP2-CLIP's Table 9: one polyp set is added to the industrial one, the other for itself.
+    "vip2clip_medical": Protocol(
+        "mvtec_ad+cvc_colondb",
+        {"cvc_colondb": "visa+cvc_clinicdb"},
+        (*BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo"),
+    ),
+    # TPS's Table 3, whose HeadCT and ISIC rows are of the sets that were trained on: not zero-shot, left out.
+    "tps_medical_image": Protocol("headct", {}, ("brainmri", "br35h")),
+    "tps_medical_pixel": Protocol("isic", {}, ("kvasir", "tn3k", "msd_lung")),
+}
+
+
+def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published") -> str:
+    """Says how a category is called in prompts. Class names change scores visibly.
+
+    Args:
+      category: the dataset's own spelling ("metal_nut").
+      dataset: its key ("mvtec_ad").
+      naming: "published": as the published code that most papers share (AnomalyCLIP, TIPSomaly); "plain":
+        the category itself; "descriptive": a describing name where one is known ("pcb1" becomes "printed
+        circuit board"), else the published one.
+
+    Returns:
+      The name; without a special one the category with "_" and "-" turned into spaces.
+    """
+    plain = category.replace("_", " ").replace("-", " ").strip()
+    about = DATASETS.get(dataset)
+    if about is None or naming == "plain":
+        return plain
+    called = _look_up(about.called, category) or plain
+    return _look_up(about.described, category) or called if naming == "descriptive" else called
+
+
+def _look_up(names: str | Mapping[str, str], category: str) -> str | None:
+    return names if isinstance(names, str) else names.get(category)
