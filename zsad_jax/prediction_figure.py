@@ -1,15 +1,12 @@
 """One picture of a prediction: overlay and heat map side by side, with the scale and what was found."""
 
-import functools
-import pathlib
-
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from zsad_jax.data.outline import Picture, draw_outline, load_font, shorten
 from zsad_jax.report import colourise, overlay
 from zsad_jax.report.figures import ANOMALOUS, INK
-from zsad_jax.report.pictures import Picture, draw_outline
 
 MARGIN, GAP, BAR = 14, 8, 14  # pixels
 FONT_SIZE = 15
@@ -48,13 +45,14 @@ def draw_figure(
 
     words = [(line, INK) for line in lines] + ([(warning, ANOMALOUS)] if warning else [])
     ticks = [f"{value:.3g}" for value in np.linspace(scale[1], scale[0], 3)]
-    ticks_width = round(max(_font().getlength(tick) for tick in ticks))
+    ticks_width = round(max(load_font(FONT_SIZE).getlength(tick) for tick in ticks))
     inside = max(2 * width + 2 * GAP + BAR + 4 + ticks_width, NARROWEST)
     top = MARGIN + LINE * len(words) + GAP
     canvas = Image.new("RGB", (inside + 2 * MARGIN, top + height + MARGIN), "white")
     pen = ImageDraw.Draw(canvas)
+    font = load_font(FONT_SIZE)
     for number, (line, colour) in enumerate(words):
-        pen.text((MARGIN, MARGIN + LINE * number), _shorten(line, inside), colour, _font())
+        pen.text((MARGIN, MARGIN + LINE * number), shorten(line, inside, font), colour, font)
     canvas.paste(Image.fromarray(over), (MARGIN, top))
     canvas.paste(Image.fromarray(heat), (MARGIN + width + GAP, top))
     _draw_scale(canvas, (MARGIN + 2 * (width + GAP), top), height, scale, ticks)
@@ -84,23 +82,4 @@ def _draw_scale(
     room = [0, 1, 2] if height >= 3 * LINE else [0, 2] if height >= 2 * LINE else []
     for number in room:
         place = (left + BAR + 4, top + round(number / 2 * (height - FONT_SIZE)) - 2)
-        pen.text(place, ticks[number], INK, _font())
-
-
-def _shorten(line: str, width: int) -> str:
-    """The line as it is, or with its middle left out so that it fits."""
-    keep = len(line)
-    shortened = line
-    while keep > 8 and _font().getlength(shortened) > width:
-        keep -= 1
-        shortened = f"{line[: keep - keep // 2]}…{line[-(keep // 2) :]}"
-    return shortened
-
-
-@functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    """The font of the reports' figures."""
-    import matplotlib
-
-    folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / "DejaVuSans.ttf", FONT_SIZE)
+        pen.text(place, ticks[number], INK, load_font(FONT_SIZE))

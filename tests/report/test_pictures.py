@@ -39,23 +39,6 @@ def test_map_lies_where_the_image_does():
     assert 20 <= column < 40
 
 
-def test_outline_surrounds_the_mask_and_spares_its_inside():
-    image = np.full((50, 60, 3), 128, np.uint8)
-    mask = np.zeros((50, 60), bool)
-    mask[20:30, 20:40] = True
-    outlined = pictures.draw_outline(image, mask)
-    np.testing.assert_array_equal(outlined[mask], 128)
-    assert tuple(outlined[19, 30]) == pictures.OUTLINE
-    assert tuple(outlined[18, 30]) == (0, 0, 0)
-    np.testing.assert_array_equal(outlined[:15], 128)
-    assert (image == 128).all()  # the input is not drawn into
-
-
-@pytest.mark.parametrize(("shape", "fitted"), [((1000, 500), (100, 50)), ((10, 1000), (1, 100))])
-def test_fit_keeps_the_aspect(shape, fitted):
-    assert pictures.fit(np.zeros((*shape, 3), np.uint8), 100).shape[:2] == fitted
-
-
 def test_palette_grows_lighter_all_the_way():
     levels = [int(stop[i : i + 2], 16) for stop in pictures.palette_stops(9) for i in (1, 3, 5)]
     lightness = np.array(levels).reshape(9, 3) @ (0.2126, 0.7152, 0.0722)

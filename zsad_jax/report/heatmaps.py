@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
+from zsad_jax.data.outline import Picture, draw_outline, fit
 from zsad_jax.report import names, pictures
 from zsad_jax.report.base import Case
 from zsad_jax.report.figures import LABELS, new_figure, style
@@ -21,11 +22,11 @@ PANEL, GAP, MARGIN = 2.6, 0.1, 0.12
 CAPTION, HEADS, TITLE = 0.3, 0.22, 0.36
 BAR_SPACE, BAR = 0.72, 0.12
 
-Panels = list[tuple[str, pictures.Picture | str]]  # name, and a picture or words in its place
+Panels = list[tuple[str, Picture | str]]  # name, and a picture or words in its place
 
 
 def heatmap_figure(
-    image: pictures.Picture,
+    image: Picture,
     anomaly_map: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "mh mw"] | None = None,
     *,
@@ -63,19 +64,19 @@ def gallery(cases: Sequence[Case], *, scale: tuple[float, float], title: str = "
 
 
 def _panels(
-    image: pictures.Picture,
+    image: Picture,
     anomaly_map: np.ndarray,
     mask: np.ndarray | None,
     *,
     scale: tuple[float, float],
     label: int | None,
 ) -> Panels:
-    image = pictures.fit(image, PANEL_PIXELS)
+    image = fit(image, PANEL_PIXELS)
     over = pictures.overlay(image, anomaly_map, scale=scale)
     panels: Panels = [("image", image)]
     if mask is not None and np.any(mask):
-        panels.append(("ground truth", pictures.draw_outline(image, mask)))
-        over = pictures.draw_outline(over, mask)
+        panels.append(("ground truth", draw_outline(image, mask)))
+        over = draw_outline(over, mask)
     elif label is not None:
         panels.append(("ground truth", "no defect" if label == 0 else "no mask"))
     heat = pictures.colourise(anomaly_map, scale=scale, size=image.shape[:2])
@@ -114,7 +115,7 @@ def _draw(
 def _draw_panel(
     figure: "Figure",
     place: tuple[float, float, float, float],
-    picture: pictures.Picture | str,
+    picture: Picture | str,
     *,
     name: str,
 ) -> None:

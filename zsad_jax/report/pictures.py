@@ -3,13 +3,12 @@
 import functools
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
+
+from zsad_jax.data.outline import Picture
 
 COLOUR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of colour vision
-OUTLINE = (0, 229, 255)
 ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes
-
-Picture = UInt8[np.ndarray, "H W 3"]
 
 
 def colourise(
@@ -58,37 +57,6 @@ def overlay(
         mixed = image[rows] * (1 - cover) + _palette()[levels] * cover
         picture[rows] = np.rint(mixed)
     return picture
-
-
-def draw_outline(image: Picture, mask: Bool[np.ndarray, "h w"]) -> Picture:
-    """The image with a bright, dark-rimmed line around the mask, just outside of it."""
-    import cv2
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    resized = Image.fromarray(np.asarray(mask, np.uint8)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
-    inside = np.asarray(resized)
-    thickness = 1 + max(height, width) // 400
-    line, rim = (
-        cv2.dilate(inside, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
-        for reach in (thickness, thickness + 1)
-    )
-    outlined = image.copy()
-    outlined[rim & ~line] = 0
-    outlined[line & (inside == 0)] = OUTLINE
-    return outlined
-
-
-def fit(image: Picture, longest: int) -> Picture:
-    """The image with its longest side made `longest` pixels, its aspect kept."""
-    from PIL import Image
-
-    height, width = (
-        max(round(side * longest / max(image.shape[:2])), 1) for side in image.shape[:2]
-    )
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def palette_stops(count: int) -> list[str]:
