@@ -1,0 +1,37 @@
+"""BTAD (Mishra et al., ISIE 2021): three products of beanTech; normal images are called `ok`."""
+
+import pathlib
+
+from zsad_jax.data.builders.base import Archive, Benchmark
+from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+
+
+class Btad(Benchmark):
+    """Body and surface defects of three industrial products; some masks have soft, grey edges."""
+
+    name = "btad"
+    HOMEPAGE = "https://avires.dimi.uniud.it/papers/btad/btad.zip"
+    LICENCE = "CC BY-SA 4.0 in one place and CC BY-NC-SA 4.0 in another: take it as non-commercial"
+    ARCHIVES = (
+        Archive(
+            "btad.zip",
+            about="1.2 GB",
+            sha256="461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
+            url="https://avires.dimi.uniud.it/papers/btad/btad.zip",
+        ),
+    )
+    TREE = "01/test/ko/0000.bmp"
+    COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
+        "train": {"01": (400, 0), "02": (399, 0), "03": (1000, 0)},
+        "test": {"01": (21, 49), "02": (30, 200), "03": (400, 41)},
+    }
+
+    @classmethod
+    def is_root(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds the three products."""
+        return any((folder / category / "test" / "ko").is_dir() for category in cls.categories())
+
+    @classmethod
+    def list_files(cls, root: pathlib.Path) -> Listing:
+        """All images with their masks, which often differ in type (bmp, png)."""
+        return list_mvtec_layout(root, cls.categories(), normal="ok")

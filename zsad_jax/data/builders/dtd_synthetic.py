@@ -1,0 +1,43 @@
+"""DTD-Synthetic (Aota et al., WACV 2023): textures with synthetic defects, in MVTec's layout."""
+
+import pathlib
+
+from zsad_jax.data.builders.base import ALL, Archive, Benchmark
+from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+
+
+class DtdSynthetic(Benchmark):
+    """Textures of the Describable Textures Dataset, turned and cut, with drawn defects and their masks."""
+
+    name = "dtd_synthetic"
+    HOMEPAGE = "https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1"
+    LICENCE = "no licence stated; made from the Describable Textures Dataset, which is for research"
+    ARCHIVES = (Archive("DTD-Synthetic.zip", about="a folder"),)
+    TERMS = "there is no direct link"
+    TREE = "Woven_001/test/bad/000.png"
+    # No more than the sums is published.
+    COUNTS = {"test": {ALL: (357, 947)}}  # noqa: RUF012 - a constant
+    CATEGORIES = (
+        "Blotchy_099",
+        "Fibrous_183",
+        "Marbled_078",
+        "Matted_069",
+        "Mesh_114",
+        "Perforated_037",
+        "Stratified_154",
+        "Woven_001",
+        "Woven_068",
+        "Woven_104",
+        "Woven_125",
+        "Woven_127",
+    )
+
+    @classmethod
+    def is_root(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds the textures in MVTec's layout."""
+        return any((folder / category / "test").is_dir() for category in cls.categories())
+
+    @classmethod
+    def list_files(cls, root: pathlib.Path) -> Listing:
+        """All images with their masks."""
+        return list_mvtec_layout(root, cls.categories())

@@ -1,0 +1,45 @@
+"""MPDD (Jezek et al., ICUMT 2021): painted and bare metal parts, in MVTec's layout."""
+
+import pathlib
+
+from zsad_jax.data.builders.base import Archive, Benchmark
+from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+
+
+class Mpdd(Benchmark):
+    """Metal parts, several in one image and in any position; masks for every defect."""
+
+    name = "mpdd"
+    HOMEPAGE = "https://github.com/stepanje/MPDD"
+    LICENCE = "CC BY-NC-SA 4.0"
+    ARCHIVES = (Archive("MPDD.zip", about="1.8 GB"),)
+    TERMS = "there is no direct link"
+    TREE = "bracket_black/test/hole/000.png"
+    COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
+        "train": {
+            "bracket_black": (289, 0),
+            "bracket_brown": (185, 0),
+            "bracket_white": (110, 0),
+            "connector": (128, 0),
+            "metal_plate": (54, 0),
+            "tubes": (122, 0),
+        },
+        "test": {
+            "bracket_black": (32, 47),
+            "bracket_brown": (26, 51),
+            "bracket_white": (30, 30),
+            "connector": (30, 14),
+            "metal_plate": (26, 71),
+            "tubes": (32, 69),
+        },
+    }
+
+    @classmethod
+    def is_root(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds the categories in MVTec's layout."""
+        return any((folder / category / "test" / "good").is_dir() for category in cls.categories())
+
+    @classmethod
+    def list_files(cls, root: pathlib.Path) -> Listing:
+        """All images with their masks."""
+        return list_mvtec_layout(root, cls.categories())
