@@ -5,13 +5,14 @@ import math
 import pathlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from zsad_jax.data.base import Fault, Lazy, Sample
 from zsad_jax.data.builders.records import image_to_png, mask_to_png
+from zsad_jax.data.checks import examine
 from zsad_jax.data.folder import EXTENSIONS
 from zsad_jax.data.meta_json import read_meta_json
 from zsad_jax.data.preprocess import decode_mask, open_image
@@ -83,9 +84,13 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def find_folder(parent: Path, *names: str) -> Path | None:
-    """The subfolder that has one of these names, in any case; the names come in order of preference."""
+    """The subfolder that has one of these names, in any case; the names come in order of preference.
+
+    One that holds a folder of its own name, as in Kaggle's copies, stands for that.
+    """
     below = {folder.name.lower(): folder for folder in list_folders(parent)}
-    return next((below[name.lower()] for name in names if name.lower() in below), None)
+    found = next((below[name.lower()] for name in names if name.lower() in below), None)
+    return found and (find_folder(found, found.name) or found)
 
 
 def list_mvtec_layout(
@@ -193,13 +198,18 @@ def pair(
     images: Iterable[Path],
     masks: Mapping[str, Sequence[Path]],
     faults: list[Fault],
+    *,
+    image_suffix: str = "",
     **fields: Any,
 ) -> list[Sample]:
-    """Anomalous samples of images and their masks, by stem; see `list_pairs`."""
+    """Anomalous samples of images and their masks, by stem; see `list_pairs`.
+
+    `image_suffix` is what the stem of an image may have after that which its masks are known by.
+    """
     unused = dict(masks)
     samples = []
     for path in images:
-        found = unused.pop(path.stem, ())
+        found = unused.pop(path.stem.removesuffix(image_suffix), ())
         if not found:
             faults.append(Fault(name_in(root, path), "it has no mask"))
         paths = tuple(map(str, found))
@@ -216,6 +226,45 @@ def pair(
     for paths_left in unused.values():
         faults += [Fault(name_in(root, mask), "it is the mask of no image") for mask in paths_left]
     return samples
+
+
+def cut(
+    sample: Sample, boxes: Callable[[tuple[int, int]], Iterable[Box]], faults: list[Fault]
+) -> list[Sample]:
+    """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
+
+    The image and its masks are decoded. One that cannot be used has no parts and is added to the faults; so
+    has one without ground truth (`has_mask` False), of which nothing is known.
+
+    Args:
+      sample: of files; its masks are joined.
+      boxes: from the image's (width, height), in pixels, to the parts.
+      faults: what is wrong with the image is added here.
+
+    Returns:
+      The parts, named `<stem>_0.png`, `<stem>_1.png`, …
+    """
+    found = examine(sample)
+    faults += [Fault(sample.file_name, reason) for reason in found.faults]
+    if found.faults or found.size is None or not sample.has_mask:
+        return []
+    masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
+    parts = []
+    for index, box in enumerate(boxes(found.size)):
+        left, upper, right, lower = box
+        anomalous = found.mask is not None and bool(found.mask[upper:lower, left:right].any())
+        cropped = tuple(Crop(Path(str(mask)), box, is_mask=True) for mask in masks if anomalous)
+        parts.append(
+            dataclasses.replace(
+                sample,
+                image=Crop(Path(str(sample.image)), box),
+                mask=cropped if len(cropped) > 1 else next(iter(cropped), None),
+                label=int(anomalous),
+                defect=sample.defect if anomalous else "good",
+                file_name=f"{Path(sample.file_name).with_suffix('').as_posix()}_{index}.png",
+            )
+        )
+    return parts
 
 
 def split_normals(samples: Sequence[T], *, share: float = TEST_SHARE) -> tuple[list[T], list[T]]:

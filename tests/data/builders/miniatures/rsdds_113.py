@@ -1,0 +1,22 @@
+"""Rails of different sizes; one image without mask, one mask without image."""
+
+
+def make(root, tools):
+    samples = []
+    for number in (1, 2, 10):
+        name, size = f"2D_Image/INPUT_IMG/{number}.bmp", (10 + number, 9)
+        image, mask = tools.save(tools.draw(number, size=size), root / name), None
+        if number != 2:
+            drawn = tools.draw_mask(number, size=size)
+            mask = tools.save_mask(drawn, root / f"Ground Truth/{number}.png")
+        has_mask = mask is not None
+        samples.append(tools.Expected("test", name, "rsdds_113", 1, image, mask, "", has_mask))
+    tools.save_mask(tools.draw_mask(0), root / "Ground Truth/11.png")
+    tools.save(tools.draw(7, mode="L"), root / "Depthmap/1.png")
+    return tools.Miniature(
+        samples,
+        faults=(
+            ("2D_Image/INPUT_IMG/2.bmp", "it has no mask"),
+            ("Ground Truth/11.png", "the mask of no image"),
+        ),
+    )
