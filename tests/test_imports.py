@@ -15,6 +15,7 @@ COMMON = {"downloads", "errors", "files", "progress"}
 FRAMEWORKS = {"tensorflow", "torch", "torchvision", "transformers", "keras"}
 LATER = {"cv2", "grain", "matplotlib", "orbax", "scipy", "sentencepiece", "sklearn", "tqdm"} | {
     "array_record",
+    "nibabel",
     "tensorboardX",
     "tensorflow_datasets",
 }

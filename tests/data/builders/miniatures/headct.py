@@ -1,0 +1,33 @@
+"""A table with blanks and without leading zeros, RGBA images, an image without row and a row without image."""
+
+
+def make(root, tools):
+    samples, rows = [], ["id, hemorrhage", "7,0", " 100, 0"]
+    for number, label in ((0, 1), (2, 1), (12, 1), (110, 0), (199, 0)):
+        mode = ("RGB", "RGBA", "L")[number % 3]
+        size = (12 + number % 5, 9)
+        path = root / f"head_ct/head_ct/{number:03}.png"
+        image = tools.save(tools.draw(number, mode=mode, size=size), path)
+        samples.append(
+            tools.Expected(
+                split="test",
+                file_name=f"head_ct/head_ct/{number:03}.png",
+                category="headct",
+                label=label,
+                image=image,
+                defect="hemorrhage" if label else "good",
+                has_mask=False,
+            )
+        )
+        rows.append(f"{number},{label}")
+    tools.save(tools.draw(0), root / "head_ct/head_ct/150.png")
+    tools.save(tools.draw(0), root / "head_ct/head_ct/copy.png")
+    (root / "labels.csv").write_text("\n".join([*rows, "12,yes", "", ""]))
+    faults = (
+        ("150.png", "it is not in labels.csv"),
+        ("copy.png", "it is not in labels.csv"),
+        ("labels.csv", "its image 007 is not there"),
+        ("labels.csv", "its image 100 is not there"),
+        ("labels.csv", "its row '12,yes' is no number with 0 or 1"),
+    )
+    return tools.Miniature(samples, faults)
