@@ -13,6 +13,7 @@ accelerator.
 from ml_collections import ConfigDict
 
 from zsad_jax import presets
+from zsad_jax.data.protocol import BRAIN
 
 # The published numbers went through the PyTorch files: exact GELU, LayerNorm epsilon 1e-5 on the text
 # side, and a position grid that was resized to 32x32 before it is resized to the 37x37 of 518 pixels.
@@ -35,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     # Brain images are described in medical words, everything else in industrial ones.
     medical = {"prompt_family": "medical"}
-    config.method_for = ConfigDict({"headct": medical, "brainmri": medical, "br35h": medical})
+    config.method_for = ConfigDict(dict.fromkeys(BRAIN, medical))
     config.checkpoints.mvtec_ad = "tipsomaly-l14-hr-mvtec_ad-epoch2"
     config.checkpoints.visa = "tipsomaly-l14-hr-visa-epoch2"
     if not variant:

@@ -232,7 +232,7 @@ def prompt_files(backbone, tmp_path, monkeypatch):
     files = {"given": tmp_path / "given.npz", "shipped": tmp_path / "tips/tipsomaly_prompts.npz"}
     for seed, path in enumerate(files.values()):
         learned.save(path, method.init(jax.random.key(seed), backbone.params))
-    monkeypatch.setattr(detectors, "ASSETS", tmp_path)
+    monkeypatch.setattr(learned, "ASSETS", tmp_path)
     return method, files
 
 

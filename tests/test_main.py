@@ -17,7 +17,7 @@ import pytest
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import from_config
-from zsad_jax.main import run_experiment
+from zsad_jax.main import default_workdir, open_datasets, run_experiment
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -326,6 +326,32 @@ def test_missing_datasets_can_be_skipped(folder):
     rows = json.loads((folder / "skipped" / "results.json").read_text())
     assert {row["dataset"] for row in rows} == {"target"}
     assert "visa" in (folder / "skipped" / "results.md").read_text().lower()
+
+
+def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, tmp_path):
+    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
+    with config.unlocked(), config.ignore_type():
+        config.targets, config.skip_missing = ("target", "auxiliary"), True
+        config.auxiliary_for = {"target": "visa:train", "auxiliary": "target"}
+        config.auxiliary = None
+    datasets, skipped = open_datasets(from_config(config))
+    assert set(datasets) == {"target", "auxiliary"}
+    assert list(skipped) == ["target"]
+    assert re.match("its prompts are trained on visa:train: .*prepare visa", skipped["target"])
+    config.targets = ("target",)
+    with pytest.raises(UserError, match="prepare visa"):
+        open_datasets(from_config(config))
+
+
+def test_workdirs_are_named_like_their_configs():
+    names = {
+        "configs/tps.py": "tps",
+        "configs/tps.py:demo": "tps-demo",
+        "configs/protocols/tps.py:nano": "protocols-tps-nano",
+        "/some/where/mine.py": "mine",
+    }
+    found = {config: default_workdir(config).as_posix() for config in names}
+    assert found == {config: f"runs/{name}" for config, name in names.items()}
 
 
 def test_one_broken_image_is_reported_and_skipped(folder, tmp_path):

@@ -10,12 +10,16 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from zsad_jax.data.protocol import DATASETS, parse_name
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, from_config
 from zsad_jax.methods import METHODS
+from zsad_jax.report import published_numbers
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+PAPERS = ("faprompt", "tipsomaly", "tps", "vip2clip")
+PROTOCOL_CONFIGS = sorted((ROOT / "configs/protocols").glob("*.py"))
 
 
 def parse(config, *overrides):
@@ -28,17 +32,18 @@ def parse(config, *overrides):
     return from_config(holder.value)
 
 
-def variants():
-    for path in CONFIGS:
-        named = re.findall(rf"configs/{path.name}:(\w+)", path.read_text(encoding="utf-8"))
-        yield from (f"{path.name}{':' * bool(name)}{name}" for name in dict.fromkeys(["", *named]))
+def variants(paths):
+    for path in paths:
+        file = path.relative_to(ROOT / "configs").as_posix()
+        named = re.findall(rf"configs/{file}:(\w+)", path.read_text(encoding="utf-8"))
+        yield from (f"{file}{':' * bool(name)}{name}" for name in dict.fromkeys(["", *named]))
 
 
 def test_every_method_has_a_config():
     assert {path.stem for path in CONFIGS} == set(METHODS)
 
 
-@pytest.mark.parametrize("config", variants())
+@pytest.mark.parametrize("config", variants(CONFIGS))
 def test_every_variant_is_an_experiment(config):
     experiment = parse(config)
     assert experiment.method["name"] == config.partition(".")[0]
@@ -66,6 +71,60 @@ def test_what_a_command_line_sets(override, read):
     override = override.replace("CONFIG", str(CONFIGS[0]))  # any file that is there
     train = "--config.train=False"
     assert read(parse("anomalyclip.py", f"--config.{override}", train))
+
+
+def test_every_paper_has_a_protocol():
+    assert {path.stem for path in PROTOCOL_CONFIGS} == set(PAPERS)
+
+
+@pytest.mark.parametrize("config", variants(PROTOCOL_CONFIGS))
+def test_every_protocol_trains_on_what_it_does_not_evaluate(config):
+    experiment = parse(config)
+    assert experiment.method["name"] in config
+    assert experiment.skip_missing
+    assert all(target in DATASETS for target in experiment.targets)
+    nano = config.endswith(":nano")
+    assert (experiment.auxiliaries() == ("synthetic_aux",)) == nano
+    assert ("nano" in experiment.backbone["name"]) == nano
+    assert experiment.train == (not nano and experiment.method["name"] != "tipsomaly")
+    for target in experiment.targets:
+        trained_on = {part.key for part in parse_name(experiment.auxiliary_of(target))}
+        assert trained_on <= set(DATASETS) - {target}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_targets_of_a_protocol_are_those_of_the_papers_tables(paper):
+    """Means and curiosities aside: what the main tables print, in no other set."""
+    experiment = parse(f"protocols/{paper}.py")
+    printed = {name for name in DATASETS if published_numbers(paper, name, paper=paper)}
+    assert set(experiment.targets) == printed
+
+
+def test_a_checkpoint_for_a_joined_auxiliary_can_be_set():
+    name = "mvtec_ad:train+mvtec_ad:test"
+    override = f"--config.checkpoints['{name}']={CONFIGS[0]}"
+    experiment = parse("protocols/faprompt.py:full", override, "--config.train=False")
+    assert experiment.checkpoints == {name: str(CONFIGS[0])}
+
+
+def test_a_folder_in_place_of_the_targets():
+    experiment = parse("anomalyclip.py", "--config.data={'folder': 'my_parts'}")
+    assert experiment.targets == ({"folder": "my_parts"},)
+
+
+@pytest.mark.parametrize("field", ["method_for", "auxiliary_for"])
+def test_a_misspelt_target_is_told(field):
+    options = {"method": {"name": "coop"}, "backbone": {"name": "clip-nano"}, "targets": ("visa",)}
+    value = {"vissa": {} if field == "method_for" else "mvtec_ad"}
+    with pytest.raises(UserError, match=rf"config\.{field} names 'vissa'.*did you mean visa"):
+        Experiment(**options, **{field: value})
+
+
+@pytest.mark.parametrize("auxiliary", ["visa", "visa:train", "mvtec_ad+visa:train"])
+def test_no_split_of_a_target_is_trained_on(auxiliary):
+    options = {"method": {"name": "coop"}, "backbone": {"name": "clip-nano"}}
+    with pytest.raises(UserError, match="visa would be trained on and evaluated on"):
+        Experiment(**options, targets=("visa",), auxiliary=auxiliary)
 
 
 def test_unset_options_say_nothing():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from zsad_jax import learned, sharding
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.released import ASSETS
 from zsad_jax.data.preprocess import open_image, resize_image
 from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Contender, Scorer, make_scorer
@@ -226,7 +224,7 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
         return jax.tree.map(jnp.asarray, learned.load(checkpoint, method, backbone)), checkpoint
     if not learned.learns(method, backbone):
         return {}, "fixed prompts"
-    shipped = shipped_prompts(method.name, backbone.name)
+    shipped = learned.shipped_prompts(method.name, backbone.name)
     if shipped is not None:
         params = learned.load(str(shipped), method, backbone)
         return jax.tree.map(jnp.asarray, params), f"prompts that ship with {backbone.name}"
@@ -240,12 +238,6 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
         backbone.name,
     )
     return {}, "fixed prompts"
-
-
-def shipped_prompts(method: str, backbone: str) -> pathlib.Path | None:
-    """The file of prompts that ships with a backbone; None where there is none."""
-    path = ASSETS / backbone / f"{method}_prompts.npz"
-    return path if path.exists() else None
 
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:

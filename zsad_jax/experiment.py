@@ -1,16 +1,18 @@
 """A whole run as checked, frozen data: what the config file and its overrides say."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import locate_files
 from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.data.protocol import DATASETS, parse_name
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, check_config, count_learned, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
@@ -27,7 +29,9 @@ class Experiment:
     Attributes:
       method: {"name": ..., and any field of the method's config}.
       backbone: {"name": ..., and any argument of `load_backbone`}.
-      targets: the benchmarks to evaluate.
+      targets: the benchmarks to evaluate, by name or as {"folder": PATH, …} or {"meta_json": ROOT, …}.
+      data: a folder that somebody has prepared, {"folder": PATH, …}, evaluated in place of `targets`.
+      naming: what categories are called in prompts, see `zsad_jax.data.prompt_name`.
       method_for: target -> fields of the method's config that differ there.
       auxiliary: the dataset whose prompts serve every target ...
       auxiliary_for: ... but these: target -> auxiliary.
@@ -48,7 +52,9 @@ class Experiment:
 
     method: Mapping[str, Any]
     backbone: Mapping[str, Any]
-    targets: tuple[Any, ...]
+    targets: tuple[Any, ...] = ()
+    data: Mapping[str, Any] | None = None
+    naming: Literal["published", "plain", "descriptive"] = "published"
     method_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     auxiliary: str | None = None
     auxiliary_for: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,6 +74,8 @@ class Experiment:
     def __post_init__(self) -> None:
         given = {name: source for name, source in self.checkpoints.items() if source is not None}
         object.__setattr__(self, "checkpoints", given)
+        if self.data is not None:
+            object.__setattr__(self, "targets", (self.data,))
         check_fields(self)
         for part in ("method", "backbone"):
             if "name" not in getattr(self, part):
@@ -80,14 +88,26 @@ class Experiment:
                 f"config.targets holds {max(names, key=names.count)!r} twice; give one of them another"
                 " name, as in {'folder': PATH, 'name': NAME}."
             )
-        for name in names:
-            if self.auxiliary_for.get(name, self.auxiliary) == name:
+        for target in filter(lambda target: isinstance(target, str), self.targets):
+            if _keys(target) & _keys(self.auxiliary_of(target) or ""):
                 raise UserError(
-                    f"{name} would be trained on and evaluated on; set config.auxiliary_for.{name} to"
+                    f"{target} would be trained on and evaluated on; set config.auxiliary_for.{target} to"
                     " another dataset."
                 )
+        self._check_targets_named()
         self._check_methods()
         self._check_checkpoints()
+
+    def _check_targets_named(self) -> None:
+        """Misspelt names of targets; a name that is like none is a dataset of the user's own."""
+        known = {*map(target_name, self.targets), *DATASETS}
+        for field in ("method_for", "auxiliary_for"):
+            for name in set(getattr(self, field)) - known:
+                for near in difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8):
+                    raise UserError(
+                        f"config.{field} names {name!r}, which is no target and no dataset; did you mean"
+                        f" {near}?"
+                    )
 
     def _check_methods(self) -> None:
         """Every variant's fields and the training section, so that a mistake is told before long work."""
@@ -155,6 +175,11 @@ class Experiment:
         """The method of the main result ("") or of a comparison, with some fields changed."""
         options = self.method_options(comparison, **fields)
         return make_method(options.pop("name"), backbone, options)
+
+
+def _keys(name: str) -> set[str]:
+    """The keys of the datasets in a name; two splits of one dataset are the same dataset."""
+    return {part.key for part in parse_name(name)} if name else set()
 
 
 def target_name(target: Any) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,11 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Writes JSON atomically: indented, one trailing newline, NaN refused (undefined is null)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def safe_name(text: str) -> str:
+    """A text as a file's name on any system: what is no letter, digit, ".", "+" or "-" becomes "_"."""
+    return re.sub(r"[^\w.+-]", "_", text)
 
 
 def digest(path: PathLike, algorithm: str = "sha256") -> str:

@@ -1,5 +1,6 @@
 """Learned parameters as small files: written after training, read by name, path or checkpoint."""
 
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -9,9 +10,12 @@ from absl import logging
 from zsad_jax import files
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints import fit_tree, flatten
+from zsad_jax.backbones.released import ASSETS
 from zsad_jax.errors import UserError
 from zsad_jax.methods import released
 from zsad_jax.methods.base import Method, PyTree
+
+SHIPPED_AUXILIARY = "synthetic_aux"  # what the prompts that ship were learned on
 
 
 def save(path: files.PathLike, params: PyTree) -> None:
@@ -24,6 +28,12 @@ def save(path: files.PathLike, params: PyTree) -> None:
 def expected(method: Method, backbone: Backbone) -> PyTree:
     """Shapes of the method's learnable parameters."""
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+
+
+def shipped_prompts(method: str, backbone: str) -> pathlib.Path | None:
+    """The file of prompts that ships with a backbone; None where there is none."""
+    path = ASSETS / backbone / f"{method}_prompts.npz"
+    return path if path.exists() else None
 
 
 def learns(method: Method, backbone: Backbone) -> bool:

@@ -89,25 +89,39 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
     Raises:
       UserError: datasets are missing; it lists the commands for all that is missing, weights included.
     """
+    auxiliary_of = {
+        target_name(target): experiment.auxiliary_of(target) if experiment.train else None
+        for target in experiment.targets
+    }
     needed: dict[str, Any] = {target_name(target): target for target in experiment.targets}
-    if experiment.train:
-        needed |= {name: name for name in experiment.auxiliaries()}
+    needed |= {name: name for name in auxiliary_of.values() if name}
     datasets: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
     for name, spec in needed.items():
         try:
-            datasets[name] = open_dataset(spec, experiment.data_folder)
+            datasets[name] = open_dataset(
+                spec, experiment.data_folder, **_options(experiment, spec)
+            )
         except NotPreparedError as error:
             missing[name] = str(error)
-    fatal = set(missing)
-    if experiment.skip_missing:
-        fatal = set(experiment.auxiliaries()) & set(missing) if experiment.train else set()
-        for name, reason in missing.items():
-            logging.warning("%s is left out: %s", name, reason)
-    if fatal or not datasets:
-        lines = [missing[name] for name in needed if name in missing]
-        raise UserError("\n".join([*lines, *_fetch_hints(experiment), experiment.hint]).rstrip())
-    return datasets, missing
+    skipped = {target: missing[target] for target in auxiliary_of if target in missing}
+    for target, auxiliary in auxiliary_of.items():
+        if auxiliary in missing:
+            reason = f"its prompts are trained on {auxiliary}: {missing[str(auxiliary)]}"
+            skipped.setdefault(target, reason)
+    left = [target for target in auxiliary_of if target not in skipped]
+    if not left or (skipped and not experiment.skip_missing):
+        hints = [*_fetch_hints(experiment), experiment.hint]
+        raise UserError("\n".join([*missing.values(), *hints]).rstrip())
+    for name, reason in skipped.items():
+        logging.warning("%s is left out: %s", name, reason)
+    wanted = {*left, *(auxiliary_of[target] for target in left)}
+    return {name: one for name, one in datasets.items() if name in wanted}, skipped
+
+
+def _options(experiment: Experiment, spec: Any) -> dict[str, Any]:
+    """How categories are called; a folder of the user's says it itself."""
+    return {"naming": experiment.naming} if isinstance(spec, str) else {}
 
 
 def _fetch_hints(experiment: Experiment) -> list[str]:
@@ -127,10 +141,11 @@ def _fetch_hints(experiment: Experiment) -> list[str]:
 
 
 def default_workdir(config_path: str) -> pathlib.Path:
-    """runs/<config's name>[-<variant>] under the current directory."""
-    path, _, variant = config_path.partition(":")
-    name = pathlib.Path(path).stem
-    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+    """runs/<config's name>[-<variant>] under the current directory; folders below configs/ name it too."""
+    file, _, variant = config_path.partition(":")
+    path = pathlib.Path(file).with_suffix("")
+    start = path.parts.index("configs") + 1 if "configs" in path.parts else -1
+    return pathlib.Path("runs", "-".join([*path.parts[start:], *([variant] if variant else [])]))
 
 
 def main(argv: list[str]) -> None:

@@ -1,12 +1,16 @@
 """What the configs of all methods have in common, so that a config says only what is its own."""
 
 import dataclasses
+import functools
+import pathlib
+import runpy
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from zsad_jax.data.protocol import PROTOCOLS, Protocol
 from zsad_jax.methods import config_class
 from zsad_jax.train import TrainingConfig
 
@@ -44,14 +48,18 @@ def paper(
       train: False takes learned parameters from `config.checkpoints`.
       image_score: the score that tables show; None: the method's first.
     """
+    rules = PROTOCOLS["common"]
     config = ConfigDict()
     config.method = _fields(config_class(method), name=method)
     config.backbone = _backbone(backbone)
-    config.targets = ("mvtec_ad", "visa")
+    config.targets = rules.targets
+    config.data = config_dict.placeholder(object)
+    config.naming = "published"
     config.method_for = ConfigDict()
-    config.auxiliary = "mvtec_ad"
-    config.auxiliary_for = ConfigDict({"mvtec_ad": "visa"})
-    config.checkpoints = ConfigDict(dict.fromkeys(config.targets, config_dict.placeholder(str)))
+    config.auxiliary = rules.auxiliary
+    config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
+    config.checkpoints = ConfigDict()
+    _make_room_for_checkpoints(config)
     config.train = train
     config.training = _fields(TrainingConfig, **TRAINING | dict(training or {}))
     config.comparisons = config_dict.placeholder(object)
@@ -88,7 +96,8 @@ def demo(
     config.auxiliary = "synthetic_aux"
     config.auxiliary_for = ConfigDict()
     config.method_for = ConfigDict()
-    config.checkpoints = ConfigDict({config.auxiliary: config_dict.placeholder(str)})
+    config.checkpoints = ConfigDict()
+    _make_room_for_checkpoints(config)
     config.train = train
     config.method.update({**OVER_NANO.get(config.method.name, {}), **(method or {})})
     # Few and easy images: larger steps, other passes, and mixed batches.
@@ -102,6 +111,51 @@ def demo(
     }
     config.batch_size = 16
     config.hint = ""
+
+
+def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
+    """A method's config on all the datasets of a paper; those that are not prepared are left out.
+
+    Variant "nano" is the same over the shipped backbone of the method's demonstration, with the prompts that
+    ship: nothing is fetched, nothing trained.
+
+    Args:
+      config_file: `configs/protocols/<method>.py`; the method's own config lies one folder up.
+      variant: a key of `names`, or "nano".
+      names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
+
+    Raises:
+      ValueError: for an unknown variant; the known ones are named.
+    """
+    path = pathlib.Path(config_file)
+    get_config = runpy.run_path(str(path.parents[1] / path.name))["get_config"]
+    rules = {name: PROTOCOLS[key] for name, key in names.items()}
+    config = get_config("demo" if variant == "nano" else "")
+    variants = {name: functools.partial(_follow, rules=rules[name]) for name in names if name}
+    if variant == "nano":
+        config.method_for = get_config().method_for
+        config.comparisons = config_dict.placeholder(object)
+        config.train = False
+        config.targets, config.skip_missing = rules[""].targets, True
+    else:
+        _follow(config, rules=rules[""])
+    return vary(config, variant, {**variants, "nano": lambda _: None})
+
+
+def _follow(config: ConfigDict, *, rules: Protocol) -> None:
+    """Puts a protocol's targets and auxiliary sets into a config."""
+    config.targets = rules.targets
+    config.auxiliary = rules.auxiliary
+    config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
+    _make_room_for_checkpoints(config)
+    config.skip_missing = True
+
+
+def _make_room_for_checkpoints(config: ConfigDict) -> None:
+    """A place for learned parameters of each auxiliary set, for the command line to fill."""
+    for name in (config.auxiliary, *config.auxiliary_for.values()):
+        if name not in config.checkpoints:
+            config.checkpoints[name] = config_dict.placeholder(str)
 
 
 def vary(

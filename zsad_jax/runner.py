@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 import zsad_jax
-from zsad_jax import learned, sharding, stored
+from zsad_jax import files, learned, sharding, stored
 from zsad_jax.backbones import Backbone
 from zsad_jax.data.base import Dataset
 from zsad_jax.errors import UserError
@@ -103,6 +103,9 @@ class Runner:
 
     def _load(self, auxiliary: str, method: Method) -> Learned:
         source = self.experiment.checkpoints.get(auxiliary)
+        if source is None and auxiliary == learned.SHIPPED_AUXILIARY:
+            shipped = learned.shipped_prompts(method.name, self.backbone.name)
+            source = None if shipped is None else str(shipped)
         if source is None:
             raise UserError(
                 f"There are no prompts learned on {auxiliary}: set config.checkpoints.{auxiliary}, or train"
@@ -122,7 +125,7 @@ class Runner:
             [auxiliary, dataset.fingerprint()],
             zsad_jax.__version__,
         )
-        folder = self.workdir / "training" / f"{auxiliary}-{key}"
+        folder = self.workdir / "training" / f"{files.safe_name(auxiliary)}-{key}"
         finished = folder / "prompts.npz"
         if not finished.exists():
             learned.save(finished, self._optimise(method, dataset, folder))
@@ -173,7 +176,7 @@ class Runner:
             [experiment.exact_metrics, self.image_score],
             zsad_jax.__version__,
         )
-        path = self.workdir / "evaluations" / f"{name}-{key}.npz"
+        path = self.workdir / "evaluations" / f"{files.safe_name(name)}-{key}.npz"
         evaluation = stored.load(path)
         if evaluation is None:
             evaluation = evaluate(

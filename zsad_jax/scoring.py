@@ -16,7 +16,7 @@ from zsad_jax.backbones import Backbone
 from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import open_image
-from zsad_jax.detector import Detector, choose_params, make_detector, shipped_prompts
+from zsad_jax.detector import Detector, choose_params, make_detector
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint, to_json
 from zsad_jax.methods import Method, config_class, image_score, released
@@ -291,7 +291,7 @@ def _describe_inputs(
         for one in (checkpoint, configured)
         if one is not None
     ]
-    shipped = shipped_prompts(experiment.method["name"], experiment.backbone["name"])
+    shipped = learned.shipped_prompts(experiment.method["name"], experiment.backbone["name"])
     paths = [
         path for path in (*experiment.locate_backbone(), *prompts, shipped) if path is not None
     ]

@@ -1,4 +1,8 @@
-from zsad_jax.data.protocol import prompt_name
+import pytest
+
+from zsad_jax.data import protocol
+from zsad_jax.data.protocol import DATASETS, PROTOCOLS, parse_name, prompt_name
+from zsad_jax.errors import UserError
 
 
 def test_plain_rule():
@@ -11,3 +15,34 @@ def test_describing_names_where_known():
     assert prompt_name("pcb1", dataset="visa", naming="descriptive") == "printed circuit board"
     assert prompt_name("pipe_fryum", dataset="visa", naming="descriptive") == "pipe fryum"
     assert prompt_name("pcb1", dataset="mvtec_ad", naming="descriptive") == "pcb1"
+
+
+def test_sets_of_one_category_are_called_by_what_they_show():
+    assert prompt_name("ksdd", dataset="ksdd") == "electrical commutators"
+    assert prompt_name("SDD", dataset="ksdd") == "electrical commutators"
+    assert prompt_name("ksdd", dataset="ksdd", naming="plain") == "ksdd"
+    assert prompt_name("headct", dataset="headct") == "brain"
+    assert prompt_name("headct", dataset="headct", naming="descriptive") == "brain ct"
+    assert prompt_name("br35h", dataset="br35h", naming="descriptive") == "brain"
+
+
+def test_names_of_datasets_may_say_the_split_and_be_joined():
+    assert parse_name("mvtec_ad") == (("mvtec_ad", ""),)
+    assert parse_name("mvtec_ad:train + visa") == (("mvtec_ad", "train"), ("visa", ""))
+    assert protocol.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
+    assert protocol.title("my+parts") == "my+parts"
+    for wrong in ("", "visa+", ":train"):
+        with pytest.raises(UserError, match="is no dataset's name"):
+            parse_name(wrong)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_name_known_datasets_and_never_train_on_a_target(name):
+    rules = PROTOCOLS[name]
+    assert len(set(rules.targets)) == len(rules.targets)
+    for target in rules.targets:
+        auxiliary = rules.auxiliary_for.get(target, rules.auxiliary)
+        assert target in DATASETS
+        keys = {part.key for part in parse_name(auxiliary)}
+        assert keys <= set(DATASETS)
+        assert target not in keys

@@ -123,7 +123,7 @@ def load(experiment, **changes):
 def test_prompts_given_then_the_configs_then_those_that_ship(
     config, experiment, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(detectors, "ASSETS", tmp_path)
+    monkeypatch.setattr(learned, "ASSETS", tmp_path)
     plain = load(experiment)
     assert plain.prompts == "fixed prompts"
     assert "fixed prompts are used" in caplog.text

@@ -1,29 +1,43 @@
 """A dataset by its name, wherever it comes from."""
 
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.folder import read_folder
+from zsad_jax.data.joined import Joined
 from zsad_jax.data.meta_json import META_JSON, read_meta_json
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.protocol import DATASETS, Naming, Part, parse_name
 from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
+# What a description of a dataset may hold besides the path, each with its reader.
+READERS: dict[str, Callable[..., Dataset]] = {"folder": read_folder, "meta_json": read_meta_json}
 
 Spec = str | Mapping[str, Any]
 
 
-def open_dataset(spec: Spec, data_dir: PathLike, *, split: str = "test", **options: Any) -> Dataset:
+def open_dataset(
+    spec: Spec,
+    data_dir: PathLike,
+    *,
+    split: str = "test",
+    naming: Naming = "published",
+    **options: Any,
+) -> Dataset:
     """Opens a dataset: synthetic, prepared with tensorflow-datasets, with a meta.json, or a folder.
 
     Args:
-      spec: a dataset's key ("mvtec_ad", "synthetic_target"), or {"folder": PATH, …} with the arguments of
-        `read_folder`, or {"meta_json": ROOT, …} with those of `read_meta_json`.
+      spec: a dataset's key ("mvtec_ad", "synthetic_target"), a key with its split ("mvtec_ad:train"), several
+        joined to one by "+" ("mvtec_ad:train+mvtec_ad:test"), or {"folder": PATH, …} with the arguments of
+        `read_folder` (a folder with a meta.json is read by that), or {"meta_json": ROOT, …} with those of
+        `read_meta_json`.
       data_dir: where prepared datasets lie: `<data_dir>/<key>`.
-      split: which split is read.
+      split: which split is read of keys that do not say it.
+      naming: what categories are called in prompts, see `prompt_name`.
       options: further arguments of `read_folder` or `read_meta_json`, whichever reads it.
 
     Raises:
@@ -32,31 +46,16 @@ def open_dataset(spec: Spec, data_dir: PathLike, *, split: str = "test", **optio
     check_available(spec, data_dir)
     if not isinstance(spec, str):
         return _open_described(spec, split=split, **options)
-    root = _meta_json_root(spec, data_dir)
-    prepared = spec in SYNTHETIC or _is_prepared(spec, data_dir)
-    if options and (prepared or root is None):
-        raise UserError(f"The dataset {spec} takes no options, but {', '.join(options)} was given.")
-    if spec in SYNTHETIC:
-        from zsad_jax.data import synthetic
-
-        return synthetic.load(spec)
-    if prepared:
-        from zsad_jax.data import builders
-
-        return builders.open_prepared(spec, data_dir, split)
-    assert root is not None  # or it would not be available
-    return read_meta_json(root, name=spec, split=split, **options)
+    parts = parse_name(spec)
+    opened = [_open_part(part, data_dir, split, naming, options) for part in parts]
+    return opened[0] if spec == parts[0].key else Joined(spec, opened)
 
 
 def is_available(spec: Spec, data_dir: PathLike) -> bool:
     """Whether a dataset can be opened; a look at the disk, nothing is read."""
     if not isinstance(spec, str):
-        return pathlib.Path(_described_path(spec)).is_dir()
-    return (
-        spec in SYNTHETIC
-        or _is_prepared(spec, data_dir)
-        or _meta_json_root(spec, data_dir) is not None
-    )
+        return pathlib.Path(_described(spec)[1]).is_dir()
+    return all(_is_there(part.key, data_dir) for part in parse_name(spec))
 
 
 def check_available(spec: Spec, data_dir: PathLike) -> None:
@@ -68,34 +67,65 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if is_available(spec, data_dir):
         return
     if not isinstance(spec, str):
-        raise UserError(f"There is no folder {_described_path(spec)}.")
+        raise UserError(f"There is no folder {_described(spec)[1]}.")
     from zsad_jax.data import builders
 
-    if spec in builders.names():
-        raise NotPreparedError(f"{builders.how_to_prepare(spec, data_dir)}.")
+    name = next(part.key for part in parse_name(spec) if not _is_there(part.key, data_dir))
+    if name in builders.names():
+        raise NotPreparedError(f"{builders.how_to_prepare(name, data_dir)}.")
     raise UserError(
-        f"There is no dataset {spec!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
-        f" folder with a meta.json, as {pathlib.Path(data_dir, spec)}."
+        f"There is no dataset {name!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
+        f" folder with a meta.json, as {pathlib.Path(data_dir, name)}."
     )
 
 
+def _open_part(
+    part: Part, data_dir: PathLike, split: str, naming: Naming, options: Mapping[str, Any]
+) -> Dataset:
+    name, split = part.key, part.split or split
+    prepared = name in SYNTHETIC or _is_prepared(name, data_dir)
+    if options and prepared:
+        raise UserError(f"The dataset {name} takes no options, but {', '.join(options)} was given.")
+    if name in SYNTHETIC:
+        from zsad_jax.data import synthetic
+
+        return synthetic.load(name)
+    if prepared:
+        from zsad_jax.data import builders
+
+        return builders.open_prepared(name, data_dir, split, naming=naming)
+    root = _meta_json_root(name, data_dir)
+    assert root is not None  # or it would not be available
+    return read_meta_json(root, **{"name": name, "split": split, "naming": naming, **options})
+
+
 def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
-    path = _described_path(spec)
-    options |= {key: value for key, value in spec.items() if key not in ("folder", "meta_json")}
+    kind, path = _described(spec)
+    options |= {key: value for key, value in spec.items() if key != kind}
+    if kind == "folder" and (pathlib.Path(path) / META_JSON).is_file():
+        kind = "meta_json"
     try:
-        return read_folder(path, **options) if "folder" in spec else read_meta_json(path, **options)
+        return READERS[kind](path, **options)
     except TypeError as error:
+        said = re.sub(r"^\w+\(\) got an? unexpected keyword argument", "", str(error)).strip()
         raise UserError(
-            f"The dataset {dict(spec)} has an entry that is not known ({error})."
+            f"The dataset {dict(spec)} has an entry that is not known ({said})."
         ) from error
 
 
-def _described_path(spec: Mapping[str, Any]) -> Any:
-    if ("folder" in spec) == ("meta_json" in spec):
+def _described(spec: Mapping[str, Any]) -> tuple[str, Any]:
+    """What kind of folder a description is of, and where."""
+    kinds = [kind for kind in READERS if kind in spec]
+    if len(kinds) != 1:
         raise UserError(
             f'A dataset is a name, {{"folder": PATH}} or {{"meta_json": ROOT}}, not {dict(spec)}.'
         )
-    return spec["folder"] if "folder" in spec else spec["meta_json"]
+    return kinds[0], spec[kinds[0]]
+
+
+def _is_there(name: str, data_dir: PathLike) -> bool:
+    prepared = name in SYNTHETIC or _is_prepared(name, data_dir)
+    return prepared or _meta_json_root(name, data_dir) is not None
 
 
 def _is_prepared(name: str, data_dir: PathLike) -> bool:

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from zsad_jax.errors import UserError
+
 Level = Literal["image", "pixel"]
 Domain = Literal["industrial", "medical", ""]
 Naming = Literal["published", "plain", "descriptive"]
@@ -114,8 +116,15 @@ INDUSTRIAL_7 = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthet
 BRAIN = ("headct", "brainmri", "br35h")
 
 
+class Part(NamedTuple):
+    """A dataset in the name of one that may be joined of several; split "" is the usual one."""
+
+    key: str
+    split: str = ""
+
+
 class Protocol(NamedTuple):
-    """What a paper trains on and evaluates. Datasets are named as `zsad_jax.data.open_dataset` reads them.
+    """What a paper trains on and evaluates. Datasets are named as `parse_name` reads them.
 
     Attributes:
       auxiliary: whose learned prompts serve every target …
@@ -141,6 +150,7 @@ _FAPROMPT = (
 )
 
 PROTOCOLS: dict[str, Protocol] = {
+    "common": _common("mvtec_ad", "visa"),
     "tipsomaly": _common(*_TIPSOMALY),
     "vip2clip": _common(*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir"),
     "tps": _common(
@@ -184,6 +194,35 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
         return plain
     called = _look_up(about.called, category) or plain
     return _look_up(about.described, category) or called if naming == "descriptive" else called
+
+
+def parse_name(name: str) -> tuple[Part, ...]:
+    """The parts of a dataset's name: "mvtec_ad", "mvtec_ad:train", "mvtec_ad:train+mvtec_ad:test".
+
+    Raises:
+      UserError: a part is empty.
+    """
+    parts = _split(name)
+    if not all(part.key for part in parts):
+        raise UserError(
+            f"{name!r} is no dataset's name; write a key, as mvtec_ad, or several with their splits, as"
+            " mvtec_ad:train+mvtec_ad:test."
+        )
+    return parts
+
+
+def title(name: str) -> str:
+    """What a dataset is called in front of people; a folder of the user's keeps its name."""
+    parts = _split(name)
+    if not all(part.key in DATASETS for part in parts):
+        return name
+    return " + ".join(
+        DATASETS[part.key].title + (f" ({part.split})" if part.split else "") for part in parts
+    )
+
+
+def _split(name: str) -> tuple[Part, ...]:
+    return tuple(Part(*(piece.strip() for piece in one.split(":", 1))) for one in name.split("+"))
 
 
 def _look_up(names: str | Mapping[str, str], category: str) -> str | None:

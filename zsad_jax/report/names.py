@@ -1,6 +1,6 @@
 """How datasets, methods and metrics are called in front of people."""
 
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data import protocol
 
 METHODS = {
     "tipsomaly": "TIPSomaly",
@@ -52,7 +52,7 @@ COLUMNS = {
 
 def dataset_name(key: str) -> str:
     """The dataset's usual spelling; the key itself when it is a folder of the user's."""
-    return DATASETS[key].title if key in DATASETS else key
+    return protocol.title(key)
 
 
 def method_name(key: str) -> str:

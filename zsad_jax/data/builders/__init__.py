@@ -12,6 +12,7 @@ from zsad_jax.data.base import Dataset
 from zsad_jax.data.builders import prepared
 from zsad_jax.data.builders.base import Benchmark, default_data_dir
 from zsad_jax.data.builders.counts import compare_counts
+from zsad_jax.data.protocol import Naming
 from zsad_jax.errors import UserError
 
 __all__ = [
@@ -51,15 +52,17 @@ def is_prepared(name: str, data_dir: files.PathLike) -> bool:
     return prepared.is_prepared(find_benchmark(name), data_dir)
 
 
-def open_prepared(name: str, data_dir: files.PathLike, split: str = "test") -> Dataset:
-    """Opens a prepared benchmark.
+def open_prepared(
+    name: str, data_dir: files.PathLike, split: str = "test", *, naming: Naming = "published"
+) -> Dataset:
+    """Opens a prepared benchmark; `naming` says what categories are called in prompts.
 
     Raises:
       UserError: it is not prepared; the message says what to do.
     """
     if not is_prepared(name, data_dir):
         raise UserError(f"{how_to_prepare(name, data_dir)}.")
-    return prepared.PreparedDataset(find_benchmark(name), data_dir, split)
+    return prepared.PreparedDataset(find_benchmark(name), data_dir, split, naming=naming)
 
 
 def how_to_prepare(name: str, data_dir: files.PathLike) -> str:

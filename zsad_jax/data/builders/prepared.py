@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from zsad_jax import files
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders.base import Benchmark
-from zsad_jax.data.protocol import prompt_name
+from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import UserError
 
 TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
@@ -30,7 +30,14 @@ class PreparedDataset:
 
     grouped = True
 
-    def __init__(self, builder_class: type[Benchmark], data_dir: files.PathLike, split: str):
+    def __init__(
+        self,
+        builder_class: type[Benchmark],
+        data_dir: files.PathLike,
+        split: str,
+        *,
+        naming: Naming = "published",
+    ):
         self._builder_class, self._data_dir, self._split = builder_class, os.fspath(data_dir), split
         self._source: Any = None
         builder = builder_class(data_dir=self._data_dir)
@@ -48,7 +55,7 @@ class PreparedDataset:
         known = builder_class.categories()
         self.categories = tuple(sorted(found, key=[*known, *found].index))
         self.prompt_names = tuple(
-            prompt_name(category, dataset=self.name) for category in self.categories
+            prompt_name(category, dataset=self.name, naming=naming) for category in self.categories
         )
 
     def __len__(self) -> int:

@@ -1,0 +1,21 @@
+"""FAPrompt on all the datasets of its paper, by one command.
+
+    python -m zsad_jax.main --config configs/protocols/faprompt.py
+        trained first
+    python -m zsad_jax.main --config configs/protocols/faprompt.py:full
+        trained on all images, as the paper's text has it
+    python -m zsad_jax.main --config configs/protocols/faprompt.py:nano
+        over clip-nano, with the prompts that ship: nothing to fetch
+
+Datasets that are not prepared are left out with a word (`python -m zsad_jax.data list` shows which are); the
+same command again does only what is missing. The report has the paper's tables beside the results.
+"""
+
+from ml_collections import ConfigDict
+
+from zsad_jax import presets
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "", "full" or "nano"."""
+    return presets.protocol(__file__, variant, {"": "faprompt", "full": "faprompt_full"})
