@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import os
 import subprocess
@@ -145,6 +146,21 @@ def test_16_bit_is_noted():
     (batch,) = load(Samples("deep", [deep]))
     assert batch.notes[0].file_name == "deep.png"
     assert batch.images[0, 0, 0].tolist() == [156, 156, 156]
+
+
+def test_an_empty_mask_stays_in_the_batch_and_is_told_once_with_a_count(dataset, caplog):
+    empty = dataclasses.replace(dataset[1], mask=png(np.zeros((30, 40), np.uint8)))
+    samples = [dataclasses.replace(empty, file_name=f"{i}.png") for i in range(6)]
+    with caplog.at_level("INFO", logger="absl"):
+        first, second = load(Samples("mine", samples))
+    assert first.valid.all()
+    assert first.has_mask.all()
+    assert not first.masks.any()
+    assert first.faults == ()
+    assert first.notes[3] == ("3.png", "it is anomalous and its mask is empty")
+    assert len(second.notes) == 2
+    words = "mine: 6 times: it is anomalous and its mask is empty (0.png, 1.png, 2.png, …)"
+    assert caplog.messages.count(words) == 1
 
 
 def test_empty_selection(dataset):

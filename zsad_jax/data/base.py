@@ -94,7 +94,7 @@ class ImageBatch(NamedTuple):
       index: position in the dataset; -1 for padding.
       file_names: of each row; "" for padding.
       faults: the samples of this batch that could not be read.
-      notes: samples that were read with a remark (16-bit values scaled, say).
+      notes: remarks on samples that were read (16-bit values scaled, an empty mask on an anomalous image).
     """
 
     images: UInt8[np.ndarray, "b S S 3"]

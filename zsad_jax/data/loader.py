@@ -14,15 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from zsad_jax.data import remarks
 from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample
-from zsad_jax.data.preprocess import (
-    Preprocess,
-    decode_mask,
-    open_image,
-    resize_image,
-    resize_mask,
-)
-from zsad_jax.errors import UserError
+from zsad_jax.data.checks import examine
+from zsad_jax.data.preprocess import Preprocess, resize_image, resize_mask
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
@@ -41,7 +36,7 @@ class Row(NamedTuple):
     image: np.ndarray | None
     mask: np.ndarray | None
     fault: str = ""
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def load_batches(
@@ -83,7 +78,7 @@ def load_batches(
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, collate.num_bytes)
     pipeline = _build_pipeline(_Selection(dataset, order), decode, collate, workers)
-    return _iterate(pipeline, workers)
+    return _iterate(pipeline, workers, dataset.name)
 
 
 def _build_pipeline(selection, decode, collate, workers):
@@ -107,19 +102,18 @@ def _build_pipeline(selection, decode, collate, workers):
     return batches.to_iter_dataset(in_order).mp_prefetch(options, worker_init_fn=_prepare_worker)
 
 
-def _iterate(pipeline, workers: int) -> Iterator[ImageBatch]:
+def _iterate(pipeline, workers: int, name: str) -> Iterator[ImageBatch]:
     iterator = iter(pipeline)
-    said: set[str] = set()
+    notes: list[Fault] = []
     try:
         with _main_not_run_again() if workers else contextlib.nullcontext():
             batch = _take(iterator)
         while batch is not None:
-            for file_name, note in batch.notes:
-                if note not in said:
-                    logging.info("%s: %s (said once; others may follow)", file_name, note)
-                    said.add(note)
+            notes += batch.notes
             yield batch
             batch = _take(iterator)
+        for kind in remarks.group(notes):
+            logging.info("%s: %s", name, kind)
     finally:
         iterator.close()
         if workers:
@@ -175,19 +169,13 @@ class _Decode:
 
     def __call__(self, item: tuple[int, Sample]) -> Row:
         index, sample = item
-        try:
-            image, note = open_image(sample.image)
-            mask = None
-            if sample.mask is not None and sample.has_mask:
-                full = decode_mask(sample.mask, threshold=self.mask_threshold)
-                if full.shape != image.size[::-1]:
-                    height, width = full.shape
-                    reason = f"its mask is {width}x{height}, the image {image.width}x{image.height}"
-                    return Row(index, sample, None, None, fault=reason)
-                mask = resize_mask(full, self.mask_size)
-            return Row(index, sample, resize_image(image, self.preprocess), mask, note=note)
-        except UserError as error:
-            return Row(index, sample, None, None, fault=str(error).rstrip("."))
+        found = examine(sample, threshold=self.mask_threshold)
+        if found.image is None or not found.usable:
+            return Row(index, sample, None, None, fault="; ".join(found.faults))
+        mask = None if found.mask is None else resize_mask(found.mask, self.mask_size)
+        notes = (found.scaling, *found.faults, *found.notes)
+        image = resize_image(found.image, self.preprocess)
+        return Row(index, sample, image, mask, notes=tuple(filter(None, notes)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +203,7 @@ class _Collate:
             valid=np.zeros(b, np.bool_),
             file_names=tuple(map(_label, rows)) + ("",) * (b - len(rows)),
             faults=tuple(Fault(_label(row), row.fault) for row in rows if row.fault),
-            notes=tuple(Fault(_label(row), row.note) for row in rows if row.note),
+            notes=tuple(Fault(_label(row), note) for row in rows for note in row.notes),
         )
         for i, row in enumerate(rows):
             batch.index[i] = row.position

@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,9 +95,12 @@ def open_image(encoded: Encoded | os.PathLike[str]) -> Decoded:
       UnreadableImage: the file is missing, empty, damaged or no image.
     """
     raw, note = _load(encoded)
-    if isinstance(raw, np.ndarray) or _is_deep(raw):
+    if not isinstance(raw, np.ndarray) and not _is_deep(raw):
+        return Decoded(raw, note)
+    try:
         return image_from_array(np.asarray(raw))
-    return Decoded(raw, note)
+    except UserError as error:  # of two channels, say
+        raise UnreadableImage(_name(encoded), str(error).rstrip(".")) from error
 
 
 def decode_image(encoded: Encoded | os.PathLike[str]) -> Decoded:
@@ -150,21 +153,33 @@ def decode_mask(
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
-    if isinstance(encoded, tuple):
-        masks = [decode_mask(one, threshold=threshold) for one in encoded]
-        if len({mask.shape for mask in masks}) != 1:
-            raise UnreadableImage(_name(encoded[0]), "the masks of this image differ in size")
-        return np.logical_or.reduce(masks)
-    values = read_mask(encoded)
-    return values > threshold * (1 if values.dtype == np.uint8 else 257)  # 257 is 65535 / 255
+    return binarise(read_masks(encoded), threshold=threshold)
 
 
-def read_mask(encoded: Encoded) -> Shaped[np.ndarray, "H W"]:
-    """The grey values of ground truth as its file holds them: 8 bits with palettes applied, or deeper.
+def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> list[Shaped[np.ndarray, "H W"]]:
+    """The grey values of ground truth, of one mask or several of the same image, as their files hold them.
+
+    8 bits with palettes applied, or deeper.
 
     Raises:
-      UnreadableImage: the mask cannot be read.
+      UnreadableImage: a mask cannot be read, or several differ in size.
     """
+    parts = encoded if isinstance(encoded, tuple) else (encoded,)
+    masks = [_read_mask(part) for part in parts]
+    if len({mask.shape for mask in masks}) != 1:
+        raise UnreadableImage(_name(parts[0]), "the masks of this image differ in size")
+    return masks
+
+
+def binarise(
+    masks: Sequence[Shaped[np.ndarray, "H W"]], *, threshold: int = 0
+) -> Bool[np.ndarray, "H W"]:
+    """Ground truth of grey values: True where one of the masks is above the threshold, a grey value of 255."""
+    steps = (threshold * (1 if mask.dtype == np.uint8 else 257) for mask in masks)  # 65535 / 255
+    return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
+
+
+def _read_mask(encoded: Encoded) -> Shaped[np.ndarray, "H W"]:
     raw, _ = _load(encoded)
     if isinstance(raw, np.ndarray) or _is_deep(raw):
         # Pillow's own conversion of 16 bits to 8 depends on its version.
