@@ -84,6 +84,14 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         """Whether a folder is the root of the extracted archives."""
 
     @classmethod
+    def is_given(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder that a person names outright is the root, even where nothing says so but that.
+
+        For layouts that several benchmarks share (`images` beside `masks`). True wherever `is_root` is.
+        """
+        return cls.is_root(folder)
+
+    @classmethod
     @abc.abstractmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
         """All samples, and what does not belong together; images are not read.
@@ -101,7 +109,14 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     def layout(cls) -> sources.Layout:
         """What is needed to find the benchmark on a disk."""
         return sources.Layout(
-            cls.TITLE, cls.ARCHIVES, cls.is_root, cls.TREE, cls.HOMEPAGE, cls.TERMS, cls.UNPACK
+            cls.TITLE,
+            cls.ARCHIVES,
+            cls.is_root,
+            cls.is_given,
+            cls.TREE,
+            cls.HOMEPAGE,
+            cls.TERMS,
+            cls.UNPACK,
         )
 
     @classmethod
@@ -202,7 +217,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     @classmethod
     def _list(cls, root: pathlib.Path) -> Listing:
         """The files of the official layout, else those that a meta.json lists."""
-        if cls.is_root(root):
+        if cls.is_given(root):
             return cls.list_files(root)
         only = cls.categories()[0] if len(cls.categories()) == 1 else None
         return list_meta_json(root, cls.name, only)

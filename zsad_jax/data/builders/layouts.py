@@ -233,8 +233,8 @@ def cut(
 ) -> list[Sample]:
     """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
 
-    The image and its masks are decoded. One that cannot be used has no parts and is added to the faults; so
-    has one without ground truth (`has_mask` False), of which nothing is known.
+    The image and its masks are decoded. One that cannot be used has no parts and is added to the faults.
+    Nothing is known of one that lacks its ground truth (`has_mask` False): it has no parts either.
 
     Args:
       sample: of files; its masks are joined.

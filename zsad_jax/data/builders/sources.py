@@ -54,6 +54,8 @@ class Layout(NamedTuple):
       title: its name for people.
       archives: the official files.
       is_root: whether a folder is the root of the extracted archives.
+      is_given: the same of a folder that a person named outright, or of all that was in an archive; it may
+        look like other benchmarks' folders, so nothing is searched with it.
       tree: a path in it that shows the layout.
       homepage: where people get it.
       terms: why it cannot be fetched by a program, if it cannot.
@@ -63,6 +65,7 @@ class Layout(NamedTuple):
     title: str
     archives: Sequence[Archive]
     is_root: Callable[[pathlib.Path], bool]
+    is_given: Callable[[pathlib.Path], bool]
     tree: str
     homepage: str
     terms: str
@@ -106,7 +109,7 @@ def open_root(
         for archive, path in zip(layout.archives, given, strict=True):
             _check_archive(layout, archive, path)
             _extract(layout, path, target)
-        root = _search(target, layout.is_root) or _search(target, layout.is_there)
+        root = _find_root(layout, target)
         if root is None:
             raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
         yield root
@@ -131,6 +134,7 @@ def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Pa
         instructions=f"fetch it by other means and put it at {path}",
         size=archive.size,
         sha256=archive.sha256,
+        check=lambda part: _compare_md5(archive, part),
     )
 
 
@@ -146,7 +150,7 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
         if len(layout.archives) == 1:
             return [source]
         source = source.parent
-    root = _search(source, layout.is_root) or _search(source, layout.is_there)
+    root = _find_root(layout, source)
     if root is not None:
         return root
     paths = []
@@ -160,6 +164,12 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
             )
         paths.append(folder / archive.file_name)
     return paths
+
+
+def _find_root(layout: Layout, folder: pathlib.Path) -> pathlib.Path | None:
+    """The root in or below a folder; what tells of its benchmark goes before what is merely possible."""
+    given = folder if layout.is_given(folder) else None
+    return _search(folder, layout.is_root) or given or _search(folder, layout.is_there)
 
 
 def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
@@ -186,14 +196,21 @@ def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None
         problem = f"it has {size:,} bytes instead of {archive.size:,}"
     elif archive.sha256 is not None and files.digest(path) != archive.sha256:
         problem = f"its SHA-256 is not {archive.sha256}"
-    elif archive.md5 is not None and files.digest(path, "md5") != archive.md5:
-        problem = f"its MD5 is not {archive.md5}"
     else:
+        problem = _compare_md5(archive, path)
+    if not problem:
         return
     raise UserError(
         f"{path} is not the published archive of {layout.title} ({problem}): fetch it again, or extract it"
         " yourself and give the folder as --source."
     )
+
+
+def _compare_md5(archive: Archive, path: pathlib.Path) -> str:
+    """What is wrong with a file, "" when nothing is."""
+    if archive.md5 is None or files.digest(path, "md5") == archive.md5:
+        return ""
+    return f"its MD5 is not {archive.md5}"
 
 
 def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:

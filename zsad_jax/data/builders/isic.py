@@ -1,0 +1,52 @@
+"""ISIC 2016 (Gutman et al., 2016): lesions of the skin, the test images of part 1."""
+
+import pathlib
+
+from zsad_jax.data.builders.base import Archive, Benchmark
+from zsad_jax.data.builders.layouts import Listing
+from zsad_jax.data.builders.paired_folders import FolderPair, has_pair, list_anomalous
+
+URL = "https://isic-challenge-data.s3.amazonaws.com/2016"
+DATA, GROUND_TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
+# AnomalyCLIP's copy has the images in `test`, a folder deeper.
+FOLDERS: FolderPair = ((DATA, "test"), (GROUND_TRUTH,))
+
+
+class Isic(Benchmark):
+    """Dermoscopy, a lesion in every image. Images are large."""
+
+    name = "isic"
+    HOMEPAGE = "https://challenge.isic-archive.com/data/#2016"
+    LICENCE = "CC0"
+    ARCHIVES = (
+        Archive(
+            f"{DATA}.zip",
+            about="379 images",
+            md5="efebcaeaae751007401a40a60d391f93",
+            url=f"{URL}/{DATA}.zip",
+        ),
+        Archive(
+            f"{GROUND_TRUTH}.zip",
+            about="379 masks",
+            md5="492a7711a2e19b96114cab6c96bd1ad5",
+            url=f"{URL}/{GROUND_TRUTH}.zip",
+        ),
+    )
+    TREE = f"{DATA}/ISIC_0000003.jpg and {GROUND_TRUTH}/ISIC_0000003_Segmentation.png"
+    COUNTS = {"test": {"isic": (0, 379)}}  # noqa: RUF012 - a constant
+
+    @classmethod
+    def is_root(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds the test images and their ground truth."""
+        return has_pair(folder, FOLDERS)
+
+    @classmethod
+    def list_files(cls, root: pathlib.Path) -> Listing:
+        """All images with their masks."""
+        return list_anomalous(
+            root,
+            {"test": FOLDERS},
+            mask_suffix="_Segmentation",
+            category=cls.name,
+            defect="lesion",
+        )
