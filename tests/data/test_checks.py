@@ -33,7 +33,7 @@ def test_a_good_sample_has_no_remarks():
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
-        ({"image": IMAGE[:-20]}, "damaged or cut short"),
+        ({"image": IMAGE[:-30]}, "damaged or cut short"),
         ({"image": b""}, "it is empty"),
         ({"image": "gone.png"}, "there is no such file"),
         ({"mask": b"junk"}, "its mask cannot be used: it is not an image"),
