@@ -11,6 +11,7 @@ from zsad_jax.data.builders.base import ALL, Archive, Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     find_folder,
+    has_pair,
     list_folders,
     list_images,
     name_in,
@@ -20,6 +21,7 @@ from zsad_jax.errors import UserError
 JSONS = "realiad_jsons"
 # The largest first; the original photographs (0.6 TB) only where there are no others.
 IMAGES = ("realiad_1024", "realiad_512", "realiad_256", "realiad_raw")
+PARTS = ((JSONS,), IMAGES)
 
 
 class RealIad(Benchmark):
@@ -55,12 +57,12 @@ class RealIad(Benchmark):
     @classmethod
     def is_root(cls, folder: pathlib.Path) -> bool:
         """Whether a folder holds the split and images of some size."""
-        return _find_split(folder) is not None and find_folder(folder, *IMAGES) is not None
+        return has_pair(folder, PARTS)
 
     @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
         """The images that the split names, at the largest size that is there."""
-        split, images = _find_split(root), find_folder(root, *IMAGES)
+        split, images = (find_folder(root, *either) for either in PARTS)
         listing = Listing()
         if split is None or images is None:
             return listing
@@ -73,12 +75,6 @@ class RealIad(Benchmark):
             elif folder.is_dir():
                 listing.faults.append(Fault(name_in(root, folder), "it has no json"))
         return listing
-
-
-def _find_split(root: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the split; as the zip has it, it is in one of the same name beside other splits."""
-    outer = find_folder(root, JSONS)
-    return outer and (find_folder(outer, JSONS) or outer)
 
 
 def _list_category(
