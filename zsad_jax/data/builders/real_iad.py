@@ -11,7 +11,6 @@ from zsad_jax.data.builders.base import ALL, Archive, Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     find_folder,
-    has_pair,
     list_folders,
     list_images,
     name_in,
@@ -57,7 +56,7 @@ class RealIad(Benchmark):
     @classmethod
     def is_root(cls, folder: pathlib.Path) -> bool:
         """Whether a folder holds the split and images of some size."""
-        return has_pair(folder, PARTS)
+        return all(find_folder(folder, *either) is not None for either in PARTS)
 
     @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
