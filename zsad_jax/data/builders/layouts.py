@@ -42,8 +42,10 @@ class Listing:
     faults: list[Fault] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, samples: Iterable[Sample]) -> None:
-        """Appends samples to a split."""
-        self.samples.setdefault(split, []).extend(samples)
+        """Appends samples to a split; none make no split, for an empty one cannot be written."""
+        found = list(samples)
+        if found:
+            self.samples.setdefault(split, []).extend(found)
 
 
 @dataclasses.dataclass(frozen=True)
