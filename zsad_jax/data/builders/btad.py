@@ -11,7 +11,7 @@ class Btad(Benchmark):
 
     name = "btad"
     HOMEPAGE = "https://avires.dimi.uniud.it/papers/btad/btad.zip"
-    LICENCE = "CC BY-SA 4.0 in one place and CC BY-NC-SA 4.0 in another: take it as non-commercial"
+    LICENCE = "for non-commercial use: CC BY-SA 4.0 or CC BY-NC-SA 4.0, its sources differ"
     ARCHIVES = (
         Archive(
             "btad.zip",

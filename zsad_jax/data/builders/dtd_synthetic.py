@@ -12,7 +12,7 @@ class DtdSynthetic(Benchmark):
     name = "dtd_synthetic"
     HOMEPAGE = "https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1"
     LICENCE = "no licence stated; made from the Describable Textures Dataset, which is for research"
-    ARCHIVES = (Archive("DTD-Synthetic.zip", about="a folder"),)
+    ARCHIVES = (Archive("DTD-Synthetic", about="a folder"),)
     TERMS = "there is no direct link"
     TREE = "Woven_001/test/bad/000.png"
     # No more than the sums is published.
