@@ -93,6 +93,16 @@ def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
     assert builders.find_benchmark(name).TREE in message
 
 
+def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
+    """So that a folder of many can be given for each of them."""
+    for name in NAMES:
+        make_miniature(name, tmp_path / name)
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    for name in NAMES:
+        is_root = builders.find_benchmark(name).is_root
+        assert {path.relative_to(tmp_path).parts[0] for path in folders if is_root(path)} == {name}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, monkeypatch):
     """Packed by the test, so of another size and digest than the published one."""
