@@ -6,13 +6,14 @@ benchmark is one module here with one subclass of `Benchmark`.
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 
 from zsad_jax import files
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.builders import prepared
 from zsad_jax.data.builders.base import Benchmark, default_data_dir
 from zsad_jax.data.builders.counts import compare_counts
-from zsad_jax.data.protocol import Naming
+from zsad_jax.data.protocol import DATASETS, Naming
 from zsad_jax.errors import UserError
 
 __all__ = [
@@ -32,7 +33,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 def names() -> list[str]:
     """The keys of all benchmarks."""
-    return sorted(benchmark.name for benchmark in Benchmark.__subclasses__())
+    return sorted(benchmark.name for benchmark in _benchmarks())
 
 
 def find_benchmark(name: str) -> type[Benchmark]:
@@ -41,7 +42,7 @@ def find_benchmark(name: str) -> type[Benchmark]:
     Raises:
       UserError: unknown name.
     """
-    for benchmark in Benchmark.__subclasses__():
+    for benchmark in _benchmarks():
         if benchmark.name == name:
             return benchmark
     raise UserError(f"{name!r} is not a dataset; known are {', '.join(names())}.")
@@ -68,3 +69,12 @@ def open_prepared(
 def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
     """What to do to get a benchmark, with the exact command."""
     return find_benchmark(name).how_to_prepare(data_dir)
+
+
+def _benchmarks(*bases: type[Benchmark]) -> Iterator[type[Benchmark]]:
+    """All benchmarks; a class between them and `Benchmark` is a layout that several share."""
+    for base in bases or (Benchmark,):
+        for below in base.__subclasses__():
+            if below.name in DATASETS:
+                yield below
+            yield from _benchmarks(below)

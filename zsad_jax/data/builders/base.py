@@ -67,7 +67,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        cls.TITLE = DATASETS[cls.name].title
+        if cls.name in DATASETS:  # else it is what several benchmarks share
+            cls.TITLE = DATASETS[cls.name].title
 
     def __init__(self, *, data_dir: files.PathLike | None = None, **options: Any):
         options["file_format"] = options.get("file_format") or "array_record"
@@ -110,6 +111,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         """What is needed to find the benchmark on a disk."""
         return sources.Layout(
             cls.TITLE,
+            tuple(filter(None, (cls.name, DATASETS[cls.name].folder))),
             cls.ARCHIVES,
             cls.is_root,
             cls.is_given,

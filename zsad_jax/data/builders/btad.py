@@ -1,12 +1,10 @@
 """BTAD (Mishra et al., ISIE 2021): three products of beanTech; normal images are called `ok`."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class Btad(Benchmark):
+class Btad(MvtecLayout):
     """Body and surface defects of three industrial products; some masks have soft, grey edges."""
 
     name = "btad"
@@ -21,17 +19,9 @@ class Btad(Benchmark):
         ),
     )
     TREE = "01/test/ko/0000.bmp"
+    NORMAL = "ok"
+    MARKS = ("test/ko",)
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {"01": (400, 0), "02": (399, 0), "03": (1000, 0)},
         "test": {"01": (21, 49), "02": (30, 200), "03": (400, 41)},
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the three products."""
-        return any((folder / category / "test" / "ko").is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks, which often differ in type (bmp, png)."""
-        return list_mvtec_layout(root, cls.categories(), normal="ok")

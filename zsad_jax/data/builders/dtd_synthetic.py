@@ -1,12 +1,10 @@
 """DTD-Synthetic (Aota et al., WACV 2023): textures with synthetic defects, in MVTec's layout."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import ALL, Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import ALL, Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class DtdSynthetic(Benchmark):
+class DtdSynthetic(MvtecLayout):
     """Textures of the Describable Textures Dataset, turned and cut, with drawn defects and their masks."""
 
     name = "dtd_synthetic"
@@ -15,6 +13,7 @@ class DtdSynthetic(Benchmark):
     ARCHIVES = (Archive("DTD-Synthetic", about="a folder"),)
     TERMS = "there is no direct link"
     TREE = "Woven_001/test/bad/000.png"
+    MARKS = ("test",)
     # No more than the sums is published.
     COUNTS = {"test": {ALL: (357, 947)}}  # noqa: RUF012 - a constant
     CATEGORIES = (
@@ -31,13 +30,3 @@ class DtdSynthetic(Benchmark):
         "Woven_125",
         "Woven_127",
     )
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the textures in MVTec's layout."""
-        return any((folder / category / "test").is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks."""
-        return list_mvtec_layout(root, cls.categories())

@@ -1,12 +1,10 @@
 """GoodsAD (Zhang et al., RA-L 2024): goods of a supermarket at 3000x3000, in MVTec's layout."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class GoodsAd(Benchmark):
+class GoodsAd(MvtecLayout):
     """Packed goods, many kinds in one category, in any position; most defects are small."""
 
     name = "goodsad"
@@ -40,13 +38,3 @@ class GoodsAd(Benchmark):
             "food_package": (253, 230),
         },
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the categories in MVTec's layout."""
-        return any((folder / category / "test" / "good").is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks."""
-        return list_mvtec_layout(root, cls.categories())

@@ -95,50 +95,6 @@ def find_folder(parent: Path, *names: str) -> Path | None:
     return found and (find_folder(found, found.name) or found)
 
 
-def list_mvtec_layout(
-    root: Path,
-    categories: Sequence[str],
-    *,
-    normal: str = "good",
-    splits: Mapping[str, str] | None = None,
-    ground_truth: str = "ground_truth",
-    mask_suffix: str = "_mask",
-) -> Listing:
-    """Reads `<category>/<split>/<defect>/000.png` with `<category>/ground_truth/<defect>/000_mask.png`.
-
-    Images come category by category, then by kind of defect and file name.
-
-    Args:
-      root: folder of the categories.
-      categories: their names, in order; those without a folder are left out.
-      normal: name of the folder of normal images.
-      splits: the splits and their folders; None: train and test.
-      ground_truth: the masks' folder, below the category's.
-      mask_suffix: what a mask's stem may have after its image's.
-    """
-    listing = Listing()
-    for category in categories:
-        for split, below in (splits or {"train": "train", "test": "test"}).items():
-            for folder in list_folders(root / category / below):
-                if folder == root / category / ground_truth:
-                    continue
-                if folder.name == normal:
-                    found = list_unmasked(root, folder, label=0, category=category, defect="good")
-                else:
-                    masks = root / category / ground_truth / folder.name
-                    found = list_pairs(
-                        root,
-                        folder,
-                        masks,
-                        listing.faults,
-                        mask_suffix=mask_suffix,
-                        category=category,
-                        defect=folder.name,
-                    )
-                listing.add(split, found)
-    return listing
-
-
 def list_unmasked(root: Path, images: Path, *, label: int, **fields: Any) -> list[Sample]:
     """The images of a folder, without ground truth: normal ones, or all of a set that has no masks.
 

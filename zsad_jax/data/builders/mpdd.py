@@ -1,12 +1,10 @@
 """MPDD (Jezek et al., ICUMT 2021): painted and bare metal parts, in MVTec's layout."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class Mpdd(Benchmark):
+class Mpdd(MvtecLayout):
     """Metal parts, several in one image and in any position; masks for every defect."""
 
     name = "mpdd"
@@ -33,13 +31,3 @@ class Mpdd(Benchmark):
             "tubes": (32, 69),
         },
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the categories in MVTec's layout."""
-        return any((folder / category / "test" / "good").is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks."""
-        return list_mvtec_layout(root, cls.categories())

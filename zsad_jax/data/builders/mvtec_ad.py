@@ -1,12 +1,10 @@
 """MVTec AD (Bergmann et al., CVPR 2019): 5 textures and 10 objects."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class MvtecAd(Benchmark):
+class MvtecAd(MvtecLayout):
     """Industrial textures and objects; masks for every defect."""
 
     name = "mvtec_ad"
@@ -56,13 +54,3 @@ class MvtecAd(Benchmark):
             "zipper": (32, 119),
         },
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds categories in MVTec's layout."""
-        return any((folder / category / "test" / "good").is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks."""
-        return list_mvtec_layout(root, cls.categories())

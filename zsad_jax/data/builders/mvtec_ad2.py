@@ -1,14 +1,12 @@
 """MVTec AD 2 (Heckler-Kram et al., 2025): glass, bulk goods, dark fields and changing light."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 PUBLIC = "test_public"
 
 
-class MvtecAd2(Benchmark):
+class MvtecAd2(MvtecLayout):
     """Eight industrial scenes under several lights.
 
     The test split is `test_public`. `test_private` and `test_private_mixed` are left out: their labels are
@@ -26,6 +24,9 @@ class MvtecAd2(Benchmark):
         ),
     )
     TREE = f"can/{PUBLIC}/bad/000_regular.png and can/{PUBLIC}/ground_truth/bad"
+    SPLITS = {"train": "train", "validation": "validation", "test": PUBLIC}  # noqa: RUF012 - a constant
+    GROUND_TRUTH = f"{PUBLIC}/ground_truth"
+    MARKS = (PUBLIC,)
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {
             "can": (412, 0),
@@ -58,18 +59,3 @@ class MvtecAd2(Benchmark):
             "walnuts": (60, 90),
         },
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the scenes."""
-        return any((folder / category / PUBLIC).is_dir() for category in cls.categories())
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images that have labels, with their masks."""
-        return list_mvtec_layout(
-            root,
-            cls.categories(),
-            splits={"train": "train", "validation": "validation", "test": PUBLIC},
-            ground_truth=f"{PUBLIC}/ground_truth",
-        )

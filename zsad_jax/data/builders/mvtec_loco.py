@@ -1,12 +1,10 @@
 """MVTec LOCO AD (Bergmann et al., IJCV 2022): what is broken, and what is wrongly put together."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_mvtec_layout
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 
 
-class MvtecLoco(Benchmark):
+class MvtecLoco(MvtecLayout):
     """Structural and logical anomalies of five compositions.
 
     An image has a mask for each of its defects; here they are joined. Their grey values tell the kind of
@@ -24,6 +22,8 @@ class MvtecLoco(Benchmark):
         ),
     )
     TREE = "pushpins/test/logical_anomalies/000.png"
+    SPLITS = {"train": "train", "validation": "validation", "test": "test"}  # noqa: RUF012 - a constant
+    MARKS = ("test/logical_anomalies", "test/structural_anomalies")
     # As in the archive; the paper has 354 and 59 splicing connectors to train and validate on.
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {
@@ -48,19 +48,3 @@ class MvtecLoco(Benchmark):
             "splicing_connectors": (119, 108 + 85),
         },
     }
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the categories with their two kinds of anomalies."""
-        kinds = ("logical_anomalies", "structural_anomalies")
-        return any(
-            (folder / category / "test" / kind).is_dir()
-            for category in cls.categories()
-            for kind in kinds
-        )
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images, each with all masks in the folder that is named like it."""
-        splits = {split: split for split in cls.COUNTS}
-        return list_mvtec_layout(root, cls.categories(), splits=splits)

@@ -52,6 +52,7 @@ class Layout(NamedTuple):
 
     Attributes:
       title: its name for people.
+      folders: names of folders that hold it in the community's form, with a meta.json.
       archives: the official files.
       is_root: whether a folder is the root of the extracted archives.
       is_given: the same of a folder that a person named outright, or of all that was in an archive; it may
@@ -63,6 +64,7 @@ class Layout(NamedTuple):
     """
 
     title: str
+    folders: tuple[str, ...]
     archives: Sequence[Archive]
     is_root: Callable[[pathlib.Path], bool]
     is_given: Callable[[pathlib.Path], bool]
@@ -71,9 +73,9 @@ class Layout(NamedTuple):
     terms: str
     unpack: str
 
-    def is_there(self, folder: pathlib.Path) -> bool:
-        """Whether a folder is a root: in the official layout, or in the community's."""
-        return self.is_root(folder) or (folder / META_JSON).is_file()
+    def is_copy(self, folder: pathlib.Path) -> bool:
+        """Whether a folder is this benchmark, and no other, in the community's form."""
+        return folder.name in self.folders and _has_meta_json(folder)
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def open_root(
         for archive, path in zip(layout.archives, given, strict=True):
             _check_archive(layout, archive, path)
             _extract(layout, path, target)
-        root = _find_root(layout, target)
+        root = _find_root(layout, target) or _search(target, _has_meta_json)
         if root is None:
             raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
         yield root
@@ -168,8 +170,13 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
 
 def _find_root(layout: Layout, folder: pathlib.Path) -> pathlib.Path | None:
     """The root in or below a folder; what tells of its benchmark goes before what is merely possible."""
-    given = folder if layout.is_given(folder) else None
-    return _search(folder, layout.is_root) or given or _search(folder, layout.is_there)
+    given = layout.is_given(folder) or _has_meta_json(folder)
+    root = _search(folder, layout.is_root)
+    return root or (folder if given else _search(folder, layout.is_copy))
+
+
+def _has_meta_json(folder: pathlib.Path) -> bool:
+    return (folder / META_JSON).is_file()
 
 
 def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
@@ -177,8 +184,9 @@ def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> 
     level = [folder]
     for _ in range(SEARCH_DEPTH + 1):
         for one in level:
-            if is_wanted(one):
-                return one
+            with contextlib.suppress(PermissionError):  # lost+found, and the like
+                if is_wanted(one):
+                    return one
         level = [below for one in level for below in _folders_in(one)]
     return None
 

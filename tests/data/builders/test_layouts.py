@@ -1,0 +1,71 @@
+"""What layouts share: MVTec's, and the community's with a meta.json."""
+
+import json
+import shutil
+
+import pytest
+
+from zsad_jax.data import builders
+from zsad_jax.data.builders import base, mvtec_layout
+from zsad_jax.errors import UserError
+
+
+def test_masks_and_categories_that_belong_to_nothing_are_named(make_miniature, prepare, tmp_path):
+    make_miniature("mvtec_ad", tmp_path / "official")
+    root = tmp_path / "official/mvtec_anomaly_detection"
+    (root / "bottle/ground_truth/scratch").mkdir()
+    shutil.copytree(root / "bottle", root / "botle")
+    (root / "notes").mkdir()
+    assert dict(prepare("mvtec_ad", root).faults) == {
+        "bottle/ground_truth/scratch": "these are the masks of no images",
+        "botle": "it is no category of the benchmark",
+    }
+
+
+@pytest.fixture
+def community(tools):
+    """A function that writes a copy with a meta.json, one category called as others call it."""
+
+    def write(root, category):
+        entries = []
+        for number in range(3):
+            label = int(number > 0)
+            tools.save(tools.draw(number), root / f"images/{number}.png")
+            mask = f"masks/{number}.png" if label else ""
+            if label:
+                tools.save_mask(tools.draw_mask(number), root / mask)
+            entries.append(
+                {"img_path": f"images/{number}.png", "mask_path": mask, "anomaly": label}
+            )
+        (root / "meta.json").write_text(json.dumps({"train": {}, "test": {category: entries}}))
+        return root
+
+    return write
+
+
+def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_path, monkeypatch):
+    root = community(tmp_path / "anywhere", "SDD")
+    dataset = prepare("ksdd", root)
+    assert dataset.categories == ("ksdd",)
+    assert dataset.prompt_names == ("electrical commutators",)
+    assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, True)] + [(1, True)] * 2
+    (root / "images/1.png").unlink()
+    dataset = prepare("ksdd", root, data_dir=tmp_path / "less")
+    assert len(dataset) == 2
+    assert dict(dataset.faults) == {"images/1.png": "it is in the meta.json but not there"}
+    packed = pack(tmp_path, tmp_path / "packed.tar")
+    archive = base.Archive("packed.tar", about="")
+    monkeypatch.setattr(builders.find_benchmark("ksdd"), "ARCHIVES", (archive,))
+    assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
+
+
+def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
+    community(tmp_path / "copies/BrainMRI", "brain")
+    with pytest.raises(UserError, match="Br35H is not in"):
+        prepare("br35h", tmp_path / "copies")
+    community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
+    assert len(prepare("br35h", tmp_path / "copies")) == 3
+
+
+def test_a_shared_layout_is_no_benchmark_itself():
+    assert mvtec_layout.MvtecLayout.name not in builders.names()
