@@ -116,3 +116,33 @@ def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path
     from_archive = prepare(name, path, data_dir=tmp_path / "of_archive")
     from_folder = prepare(name, tmp_path / "official", data_dir=tmp_path / "of_folder")
     assert list(from_archive) == list(from_folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature, prepare, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    whole = prepare(name, tmp_path / "official", data_dir=tmp_path / "whole")
+    path = file_of(whole[-1].file_name, tmp_path / "official")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damaged = prepare(name, tmp_path / "official", data_dir=tmp_path / "damaged")
+    added = [fault for fault in damaged.faults if fault not in whole.faults]
+    assert any("damaged" in reason or "cut short" in reason for _, reason in added), added
+    # A file of its own is kept and told when it is evaluated; parts of a strip or volume cannot be cut.
+    lost = {sample.file_name for sample in whole} - {sample.file_name for sample in damaged}
+    assert all(file_of(one, tmp_path / "official") == path for one in lost)
+
+
+def file_of(file_name, folder):
+    """The file that holds a sample: its own, or the strip or volume that it is a part of."""
+    part = pathlib.PurePosixPath(file_name)
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: len(p.parts)
+    )
+    own = [path for path in files if path.as_posix().endswith(f"/{part}")]
+    of_strip = [
+        path
+        for path in files
+        if (path.parent.name, path.stem) == (part.parent.name, part.stem.rpartition("_")[0])
+    ]
+    of_volume = [path for path in files if path.name.split(".")[0] == part.parent.name]
+    return (own or of_strip or of_volume)[0]

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -320,6 +321,36 @@ def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, monk
     with pytest.raises(UserError, match=f"bytes instead of {len(good):,}"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
     assert not builders.is_prepared("mvtec_ad", tmp_path / "data")
+
+
+def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make_miniature):
+    make_miniature("kvasir", tmp_path / "official")
+    path = tmp_path / "kvasir-seg.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for one in sorted((tmp_path / "official").rglob("*.jpg")):
+            archive.write(one, one.relative_to(tmp_path / "official"))
+    whole = path.read_bytes()
+    with pytest.raises(
+        UserError, match=r"is not the published archive .* bytes instead of 46,227,172"
+    ):
+        prepare("kvasir", tmp_path / "data", source=path)
+    benchmark = builders.find_benchmark("kvasir")
+    plain = (benchmark.ARCHIVES[0]._replace(sha256=None, size=None),)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "ARCHIVES", plain)
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="damaged or no tar or zip archive"):
+            prepare("kvasir", tmp_path / "data", source=path)
+        locked = bytearray(whole)
+        for start in (whole.index(b"PK\x03\x04") + 6, whole.index(b"PK\x01\x02") + 8):
+            locked[start] |= 1  # the flag of a password
+        path.write_bytes(locked)
+        with pytest.raises(UserError, match="password"):
+            prepare("kvasir", tmp_path / "data", source=path)
+        assert not builders.is_prepared("kvasir", tmp_path / "data")
+        path.write_bytes(whole)
+        assert len(prepare("kvasir", tmp_path / "data", source=path)) == 3
+    assert sorted(os.listdir(tmp_path / "data/kvasir")) == [".lock", "1.0.0"]
 
 
 def test_an_archive_cannot_write_outside(tmp_path, monkeypatch):

@@ -73,9 +73,10 @@ class PreparedDataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
+        position = int(index) + len(self) if index < 0 else int(index)
+        if not 0 <= position < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
-        record = self._open()[int(index)]
+        record = self._open()[position]
         values = {name: record[name] for name in ("image", "mask")}
         values |= {name: _as_text(record[name]) for name in TEXTS}
         values |= {name: int(record[name]) for name in ("label", "slice")}
