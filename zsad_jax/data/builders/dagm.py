@@ -29,7 +29,7 @@ class Dagm(Benchmark):
     ARCHIVES = (
         Archive("dagm-2007-competition-dataset-optical-inspection.zip", about="about 3 GB"),
     )
-    TERMS = "Kaggle wants an account"
+    TERMS = "Kaggle asks for an account"
     TREE = "Class1/Test/0001.PNG and Class1/Test/Label/0002_label.PNG"
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {
