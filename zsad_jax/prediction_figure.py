@@ -4,9 +4,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
-from zsad_jax.data.outline import Picture, draw_outline, load_font, shorten
+from zsad_jax.data.outline import ANOMALOUS, INK, Picture, draw_outline, load_font, shorten
 from zsad_jax.report import colourise, overlay
-from zsad_jax.report.figures import ANOMALOUS, INK
 
 MARGIN, GAP, BAR = 14, 8, 14  # pixels
 FONT_SIZE = 15

@@ -82,10 +82,11 @@ def test_remarks_of_a_kind_are_one_line():
     remarks.insert(7, Fault("other.png", "it has no mask"))
     remarks += [Fault(f"a{i}.png", f"its mask /some/where/{i}_m.png is missing") for i in "ab"]
     sizes, lonely, missing = group(remarks)
-    assert len(sizes.file_names) == 200
+    assert len(sizes.remarks) == 200
     words = "200 times: its mask is 0x5, the image 9x9, or the like (0.png, 1.png, 2.png, …)"
     assert str(sizes) == words
     assert str(lonely) == "other.png: it has no mask"
-    assert missing.file_names == ["aa.png", "ab.png"]
+    assert [one.file_name for one in missing.remarks] == ["aa.png", "ab.png"]
+    assert lonely.each() == ["other.png: it has no mask"]
     same = group([Fault(name, "it has no mask") for name in "ab"])
     assert [str(kind) for kind in same] == ["2 times: it has no mask (a, b)"]

@@ -1,68 +1,226 @@
-"""`python -m zsad_jax.data prepare NAME`: benchmarks from their official files."""
+"""`python -m zsad_jax.data prepare | verify | list | show`: benchmarks from their official files."""
 
 import argparse
 import os
 import pathlib
+import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from zsad_jax import command
 from zsad_jax.console import log_plainly
+from zsad_jax.errors import UserError
 
-FAULTS_SHOWN = 50
+if TYPE_CHECKING:
+    from zsad_jax.data.target import Target
+
+PROGRAM = "python -m zsad_jax.data"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code. A mistake of the user's ends it with code 2."""
-    parser = argparse.ArgumentParser(prog="python -m zsad_jax.data")
+    options = _make_parser().parse_args(arguments)
+    log_plainly()
+    return command.guarded(lambda: options.run(options))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data_dir", help="where prepared benchmarks lie")
+    threads = argparse.ArgumentParser(add_help=False)
+    threads.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="threads that decode"
+    )
+    threads.add_argument("--all", action="store_true", help="name every file that is amiss")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument(
+        "--normal_folders", nargs="+", help="of a folder: names of those with normal images"
+    )
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Benchmarks and folders of images.")
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="write a benchmark from its official files")
-    prepare.add_argument("name", metavar="NAME", help="the benchmark's key (mvtec_ad, visa)")
+
+    prepare = commands.add_parser(
+        "prepare", parents=[common, threads], help="write benchmarks from their official files"
+    )
+    prepare.add_argument(
+        "names", metavar="NAME", nargs="+", help="keys (mvtec_ad visa); all: those open to all"
+    )
     prepare.add_argument(
         "--source", help="the official archive, its extracted folder, or a parent of either"
     )
-    prepare.add_argument("--data_dir", help="where prepared benchmarks lie")
-    prepare.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="threads that decode and check"
+    prepare.set_defaults(run=_prepare)
+
+    verify = commands.add_parser(
+        "verify", parents=[common, threads, folder], help="decode and count everything again"
     )
-    options = parser.parse_args(arguments)
-    log_plainly()
-    return command.guarded(lambda: _prepare(options))
+    verify.add_argument("names", metavar="NAME", nargs="+", help="keys, or paths of folders")
+    verify.set_defaults(run=_verify)
+
+    stock = commands.add_parser("list", parents=[common], help="which benchmarks there are")
+    stock.add_argument(
+        "--categories", metavar="NAME", nargs="*", help="the counts per category, of all or these"
+    )
+    stock.add_argument("--format", choices=("plain", "markdown", "csv"), default="plain")
+    stock.set_defaults(run=_list)
+
+    show = commands.add_parser(
+        "show", parents=[common, folder], help="draw a sheet of images with masks outlined"
+    )
+    show.add_argument("name", metavar="NAME", help="a key, or the path of a folder")
+    show.add_argument("--out", help="the PNG file that is written; default: NAME.png")
+    show.add_argument("--category", action="append", help="only this one (may be repeated)")
+    show.add_argument("--images", type=_positive, default=8, help="of each category")
+    show.add_argument("--split", default="test", help="train or test")
+    show.set_defaults(run=_show)
+    return parser
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _data_dir(options: argparse.Namespace) -> pathlib.Path:
+    from zsad_jax.data import builders
+
+    return pathlib.Path(options.data_dir or builders.default_data_dir())
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    """Prepares one benchmark after the other; what cannot be had keeps none of the others back."""
     import tensorflow_datasets as tfds
 
-    from zsad_jax.data import builders
+    from zsad_jax.data import builders, target
 
     tfds.disable_progress_bar()  # ours shows how much is left
-    benchmark = builders.find_benchmark(options.name)
-    data_dir = pathlib.Path(options.data_dir or builders.default_data_dir())
-    builder = benchmark(data_dir=data_dir)
-    if builders.is_prepared(options.name, data_dir):
-        print(f"{benchmark.TITLE} is prepared already; delete {builder.data_path} to do it anew.")
-    builder.download_and_prepare(source=options.source, num_workers=max(1, options.workers))
-    builder = benchmark(data_dir=data_dir)
-    _report(benchmark, builder.info.metadata)
-    print(f"{benchmark.TITLE} lies in {builder.data_path}")
+    names = builders.names()
+    wanted = list(dict.fromkeys(options.names))
+    if "all" in wanted:
+        benchmarks = map(builders.find_benchmark, names)
+        wanted = [one.name for one in benchmarks if all(part.url for part in one.ARCHIVES)]
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"There is no benchmark {name!r}: {target.suggest(name, names)}")
+    failures = []
+    for name in wanted:
+        try:
+            _prepare_one(name, options)
+        except UserError as error:
+            if len(wanted) == 1:
+                raise
+            failures.append(name)
+            print(f"error: {error}", file=sys.stderr)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(wanted)} benchmarks could not be prepared: {', '.join(failures)}."
+        )
+    return 0
 
 
-def _report(benchmark, metadata) -> None:
-    """Prints the counts, every difference from the published ones, and the faults."""
-    from zsad_jax.data import builders
+def _prepare_one(name: str, options: argparse.Namespace) -> None:
+    from zsad_jax.data import builders, stock, summary
+    from zsad_jax.data.target import open_target
 
-    counts, faults = metadata["counts"], metadata["faults"]
-    for split, categories in counts.items():
-        normal, anomalous = map(sum, zip(*categories.values(), strict=True))
-        print(f"{split}: {normal} normal, {anomalous} anomalous, {len(categories)} categories")
-    differences = builders.compare_counts(counts, benchmark.COUNTS)
-    for difference in differences:
-        print(f"differs from the published count: {difference}")
-    if not differences:
-        print("all counts are the published ones")
-    for file_name, reason in faults[:FAULTS_SHOWN]:
-        print(f"amiss: {file_name}: {reason}")
-    if faults:
-        print(f"{len(faults)} files are amiss{', the first shown' * (len(faults) > FAULTS_SHOWN)}")
+    data_dir = _data_dir(options)
+    benchmark = builders.find_benchmark(name)
+    if builders.is_prepared(name, data_dir):
+        place = benchmark(data_dir=data_dir).data_path
+        print(f"{benchmark.TITLE} is prepared already; delete {place} to do it anew.")
+    else:
+        benchmark(data_dir=data_dir).download_and_prepare(
+            source=options.source, num_workers=options.workers
+        )
+    target = open_target(name, data_dir)
+    counts = stock.count_all(target)
+    print(f"\n{target.title} ({benchmark.LICENCE})")
+    differences = builders.compare_counts(counts, target.published)
+    for line in summary.describe_counts(target, counts, differences):
+        print(line)
+    hint = f"{PROGRAM} verify {name} --all{_with_data_dir(options)}"
+    faults, notes = target.faults, target.notes
+    for line in summary.describe_remarks(faults, notes, show_all=options.all, hint=hint):
+        print(line)
+    print(f"{target.title} lies in {target.place}", flush=True)
+
+
+def _with_data_dir(options: argparse.Namespace) -> str:
+    return f" --data_dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Verifies one dataset after the other; the exit code is 1 when one of them is not as it should be."""
+    from zsad_jax.data.target import open_target
+
+    folders = tuple(options.normal_folders or ()) or None
+    targets = [
+        open_target(name, _data_dir(options), normal_folders=folders)
+        for name in dict.fromkeys(options.names)
+    ]
+    good = [_verify_one(target, options) for target in targets]
+    return 0 if all(good) else 1
+
+
+def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
+    from zsad_jax.data import summary
+    from zsad_jax.data.verify import verify
+
+    found = verify(target, num_workers=options.workers)
+    print(f"\n{target.title}, {target.place}")
+    for line in summary.describe_counts(target, found.counts, found.differences):
+        print(line)
+    for contradiction in found.contradictions:
+        print(f"differs from what preparation recorded: {contradiction}")
+    hint = f"{PROGRAM} verify {shlex.quote(target.key)} --all{_with_data_dir(options)}"
+    for line in summary.describe_remarks(
+        found.faults, found.notes, show_all=options.all, hint=hint
+    ):
+        print(line)
+    problems = {
+        "counts differ": len(found.differences),
+        "counts are not what preparation recorded": len(found.contradictions),
+        "images or masks cannot be used": len(found.unusable),
+    }
+    words = [f"{number} {what}" for what, number in problems.items() if number]
+    print(f"{target.title}: {', '.join(words) or 'every image and mask can be used'}", flush=True)
+    return found.good
+
+
+def _list(options: argparse.Namespace) -> int:
+    from zsad_jax.data import stock, target
+    from zsad_jax.data.protocol import DATASETS
+
+    names = options.categories or list(DATASETS)
+    for name in names:
+        if name not in DATASETS:
+            raise UserError(f"There is no dataset {name!r}: {target.suggest(name, DATASETS)}")
+    entries = stock.take_stock(names, _data_dir(options))
+    if options.categories is None:
+        table = stock.tabulate_datasets(entries)
+    else:
+        counts = {entry.key: entry.counts for entry in entries}
+        table = stock.tabulate_categories(counts, {one.key: one.published for one in entries})
+    print(table.to_text(options.format), end="")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from zsad_jax.data.contact_sheet import write_sheet
+    from zsad_jax.data.target import open_target
+
+    folders = tuple(options.normal_folders or ()) or None
+    target = open_target(options.name, _data_dir(options), normal_folders=folders)
+    path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
+    number = write_sheet(
+        target,
+        path,
+        split=options.split,
+        categories=options.category,
+        per_category=options.images,
+    )
+    print(f"{number} images of {target.title} are shown in {path.resolve()}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ EXTENSIONS = (
 )
 NORMAL_FOLDERS = ("good", "ok", "normal")
 MASK_FOLDERS = ("ground_truth", "groundtruth", "masks", "mask")
+SPLITS = ("train", "validation", "test")
 
 _MASK_STEM = re.compile(r"(?P<stem>.+)_(mask|label|gt|segmentation)\d*", re.IGNORECASE)
 
@@ -130,6 +131,12 @@ def read_folder(
     return Samples(name, samples, faults=faults)
 
 
+def list_splits(path: PathLike) -> tuple[str, ...]:
+    """The splits of a folder in MVTec's layout, of one category or several; () in any other."""
+    places = [pathlib.Path(path), *_subfolders(pathlib.Path(path))]
+    return tuple(split for split in SPLITS if any(_subfolder(one, (split,)) for one in places))
+
+
 def _read_part(
     root: pathlib.Path,
     folder: pathlib.Path,
@@ -161,6 +168,8 @@ def _read_part(
             file_name=file_name,
         )
         samples.append(sample)
+    if not images:
+        faults.append(Fault(str(images_root), "there are no images in this folder"))
     anomalous = sum(sample.label for sample in samples)
     if anomalous and not pairs:
         reason = f"there are no masks; pixel metrics leave its {anomalous} anomalous images out"

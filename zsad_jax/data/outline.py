@@ -8,6 +8,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFont
 
 OUTLINE = (0, 229, 255)
+INK = "#1b1f24"
+NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 
 Picture = UInt8[np.ndarray, "H W 3"]
 

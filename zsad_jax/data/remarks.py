@@ -13,24 +13,23 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class Kind(NamedTuple):
-    """Remarks that say the same, but for numbers and paths.
+    """Remarks that say the same, but for numbers and paths, in order."""
 
-    Attributes:
-      reasons: in the order in which they first came, without repetition.
-      file_names: of all, in order.
-    """
-
-    reasons: list[str]
-    file_names: list[str]
+    remarks: list[Fault]
 
     def __str__(self) -> str:
         """One line: how often, what, and the first few files."""
-        names, reason = self.file_names, self.reasons[0]
-        if len(names) == 1:
-            return f"{names[0]}: {reason}"
-        alike = ", or the like" if len(self.reasons) > 1 else ""
-        shown = ", ".join(names[:NAMES_SHOWN]) + ", …" * (len(names) > NAMES_SHOWN)
-        return f"{len(names)} times: {reason}{alike} ({shown})"
+        reason = self.remarks[0].reason
+        if len(self.remarks) == 1:
+            return self.each()[0]
+        alike = "" if all(one.reason == reason for one in self.remarks) else ", or the like"
+        names = [one.file_name for one in self.remarks[:NAMES_SHOWN]]
+        shown = ", ".join(names) + ", …" * (len(self.remarks) > NAMES_SHOWN)
+        return f"{len(self.remarks)} times: {reason}{alike} ({shown})"
+
+    def each(self) -> list[str]:
+        """A line for each file."""
+        return [f"{file_name}: {reason}" for file_name, reason in self.remarks]
 
 
 def kind_of(reason: str) -> str:
@@ -41,9 +40,6 @@ def kind_of(reason: str) -> str:
 def group(remarks: Iterable[Fault]) -> list[Kind]:
     """Puts remarks together by kind, in the order in which the kinds first come."""
     kinds: dict[str, Kind] = {}
-    for file_name, reason in remarks:
-        kind = kinds.setdefault(kind_of(reason), Kind([], []))
-        kind.file_names.append(file_name)
-        if reason not in kind.reasons:
-            kind.reasons.append(reason)
+    for remark in remarks:
+        kinds.setdefault(kind_of(remark.reason), Kind([])).remarks.append(remark)
     return list(kinds.values())

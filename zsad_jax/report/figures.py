@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zsad_jax import metrics
+from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL
 from zsad_jax.files import PathLike, replaced
 from zsad_jax.report import names
 from zsad_jax.report.base import DatasetScores
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1b1f24"
-NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
 LABELS = {0: "normal", 1: "anomalous"}
 PANEL_COLUMNS = 5
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))

@@ -89,6 +89,11 @@ class Synthetic:
     def __len__(self) -> int:
         return len(self.categories) * IMAGES_PER_CATEGORY
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Numbers of (normal, anomalous) images per category."""
+        normal = IMAGES_PER_CATEGORY // 2
+        return dict.fromkeys(self.categories, (normal, IMAGES_PER_CATEGORY - normal))
+
     def fingerprint(self) -> str:
         """The version of the drawings; two versions never mix in a working directory."""
         return f"{self.name} {VERSION}"

@@ -1,0 +1,236 @@
+"""A sheet of a dataset's images, category by category, with the masks outlined."""
+
+import dataclasses
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from zsad_jax.data.base import Dataset, Sample
+from zsad_jax.data.builders.records import map_in_threads
+from zsad_jax.data.checks import examine
+from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL, draw_outline, fit, load_font, shorten
+from zsad_jax.data.target import Target, suggest
+from zsad_jax.errors import UserError
+from zsad_jax.files import replaced
+from zsad_jax.progress import progress
+
+T = TypeVar("T")
+
+TILE = 200  # the widest picture, in pixels
+TALLEST = 320
+COLUMNS = 8
+GAP, MARGIN = 12, 20
+NARROWEST = 640  # of a sheet: its headings need room
+FONT, HEADING, TITLE = 13, 17, 22  # sizes in pixels
+LINE = 17  # from one line of a caption to the next
+PAPER = (235, 235, 235)  # in place of a picture
+THREADS = 4
+
+
+class Chosen(NamedTuple):
+    """An image that is shown: where it is, and its fields without the pictures."""
+
+    position: int
+    sample: Sample
+
+
+class Tile(NamedTuple):
+    """A picture with its caption: lines and their colours."""
+
+    picture: Image.Image
+    lines: list[tuple[str, str]]
+
+
+def write_sheet(
+    target: Target,
+    path: pathlib.Path,
+    *,
+    split: str = "test",
+    categories: Sequence[str] | None = None,
+    per_category: int = 8,
+) -> int:
+    """Draws a contact sheet and writes it as a PNG.
+
+    Args:
+      target: what is shown.
+      path: of the file.
+      split: which split.
+      categories: which of its categories; None: all.
+      per_category: how many images of each, a quarter of them normal, the others spread over the kinds of
+        defect. The same images are chosen every time.
+
+    Returns:
+      The number of images.
+
+    Raises:
+      UserError: there is no such split or category, or `path` is a folder.
+    """
+    if split not in target.splits:
+        raise UserError(
+            f"{target.title} has no split {split!r}; it has {' and '.join(target.splits)}."
+        )
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a PNG file.")
+    dataset = target.splits[split]
+    for name in categories or ():
+        if name not in dataset.categories:
+            known = suggest(name, dataset.categories)
+            raise UserError(
+                f"{target.title} has no category {name!r} in its {split} split: {known}"
+            )
+    members = _members(target, split, categories or dataset.categories)
+    rows: list[tuple[str, list[Tile]]] = []
+    for category, found in members.items():
+        anomalous = sum(one.sample.label for one in found)
+        heading = f"{category}: {len(found) - anomalous} normal, {anomalous} anomalous"
+        tiles = [_make_tile(dataset[one.position]) for one in choose(found, per_category)]
+        rows.append((heading, tiles))
+    sheet = _draw(f"{target.title}, {split}", rows)
+    with replaced(path) as temporary:
+        sheet.save(temporary, "PNG")
+    return sum(len(tiles) for _, tiles in rows)
+
+
+def choose(members: Sequence[Chosen], count: int) -> list[Chosen]:
+    """Chooses images of a category: some normal ones, then anomalous ones of as many kinds as possible."""
+    kinds: defaultdict[str, list[Chosen]] = defaultdict(list)
+    normal: list[Chosen] = []
+    for one in members:
+        (kinds[one.sample.defect] if one.sample.label else normal).append(one)
+    anomalous = min(sum(map(len, kinds.values())), count - min(len(normal), max(1, count // 4)))
+    shown = _spread(normal, min(len(normal), count - anomalous))
+    for kind, number in _share_out({kind: len(kinds[kind]) for kind in sorted(kinds)}, anomalous):
+        shown += _spread(kinds[kind], number)
+    return shown
+
+
+def _share_out(sizes: Mapping[str, int], count: int) -> list[tuple[str, int]]:
+    """How many of each kind, in turn, until there are `count`; with too many kinds, evenly spread ones."""
+    kinds = _spread(list(sizes), min(len(sizes), count))
+    numbers = dict.fromkeys(kinds, 0)
+    left = count
+    while left and any(numbers[kind] < sizes[kind] for kind in kinds):
+        for kind in kinds:
+            if left and numbers[kind] < sizes[kind]:
+                numbers[kind] += 1
+                left -= 1
+    return list(numbers.items())
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, evenly spaced, in order."""
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def _members(target: Target, split: str, categories: Iterable[str]) -> dict[str, list[Chosen]]:
+    """The images of each category, in the order in which the categories are given."""
+    dataset, wanted = target.splits[split], list(categories)
+    indices = _indices(target, split, wanted)
+    looked: Iterable[Chosen] = map_in_threads(
+        lambda i: _strip(dataset, i), indices, num_workers=THREADS
+    )
+    found: dict[str, list[Chosen]] = {category: [] for category in wanted}
+    for one in progress(looked, total=len(indices), label=f"Looking through {target.title}"):
+        if one.sample.category in found:
+            found[one.sample.category].append(one)
+    return found
+
+
+def _indices(target: Target, split: str, categories: Sequence[str]) -> Sequence[int]:
+    """Which images need be looked at: where records are counted, those of the categories alone."""
+    if target.recorded is None:
+        return range(len(target.splits[split]))
+    # Records are written category by category, in the order in which the categories are counted.
+    start = 0
+    indices: list[int] = []
+    for category, (normal, anomalous) in target.recorded[split].items():
+        stop = start + normal + anomalous
+        indices += range(start, stop) if category in categories else ()
+        start = stop
+    return indices
+
+
+def _strip(dataset: Dataset, index: int) -> Chosen:
+    return Chosen(index, dataclasses.replace(dataset[index], image=b"", mask=None))
+
+
+def _make_tile(sample: Sample) -> Tile:
+    found = examine(sample)
+    colour = ANOMALOUS if sample.label else NORMAL
+    kind = sample.defect or ("anomalous" if sample.label else "normal")
+    lines = [(kind, colour), (_end_of(sample.file_name), INK)]
+    if found.image is None:
+        picture = Image.new("RGB", (TILE, TILE * 3 // 4), PAPER)
+    else:
+        whole = np.asarray(found.image.convert("RGB"))
+        height, width = whole.shape[:2]
+        shown = fit(whole, round(max(width, height) * min(TILE / width, TALLEST / height)))
+        if found.mask is not None and found.usable and found.mask.any():
+            shown = draw_outline(shown, found.mask)
+        picture = Image.fromarray(shown)
+    words = found.faults or ([] if sample.has_mask or not sample.label else ["it has no mask"])
+    return Tile(picture, lines + [(word, ANOMALOUS) for word in words])
+
+
+def _end_of(file_name: str) -> str:
+    """The end of a path, with as many of its folders as there is room for."""
+    parts = pathlib.PurePosixPath(file_name.replace(os.sep, "/")).parts
+    shown = parts[-1] if parts else ""
+    for start in range(len(parts) - 2, -1, -1):
+        longer = ("…/" if start else "") + "/".join(parts[start:])
+        if load_font(FONT).getlength(longer) > TILE:
+            break
+        shown = longer
+    return shown
+
+
+def _draw(title: str, rows: Sequence[tuple[str, list[Tile]]]) -> Image.Image:
+    """Places headings and tiles below each other."""
+    columns = min(COLUMNS, max((len(tiles) for _, tiles in rows), default=1) or 1)
+    width = max(2 * MARGIN + columns * (TILE + GAP) - GAP, NARROWEST)
+    placed, top = [], MARGIN + TITLE + 2 * GAP
+    for heading, tiles in rows:
+        lines = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+        placed.append((top, heading, lines))
+        top += HEADING + GAP + sum(_height(line) + GAP for line in lines) + GAP
+    sheet = Image.new("RGB", (width, top + MARGIN - GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text(
+        (MARGIN, MARGIN),
+        shorten(title, width - 2 * MARGIN, load_font(TITLE)),
+        INK,
+        load_font(TITLE),
+    )
+    for below, heading, lines in placed:
+        words = shorten(heading, width - 2 * MARGIN, load_font(HEADING))
+        pen.text((MARGIN, below), words, INK, load_font(HEADING))
+        corner = below + HEADING + GAP
+        for line in lines:
+            for column, tile in enumerate(line):
+                _place(sheet, pen, tile, (MARGIN + column * (TILE + GAP), corner))
+            corner += _height(line) + GAP
+    return sheet
+
+
+def _height(tiles: Sequence[Tile]) -> int:
+    """Of a line of tiles: its tallest picture, and its longest caption."""
+    return (
+        max(tile.picture.height for tile in tiles)
+        + LINE * max(len(tile.lines) for tile in tiles)
+        + 4
+    )
+
+
+def _place(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]
+) -> None:
+    left, top = corner
+    sheet.paste(tile.picture, corner)
+    for number, (words, colour) in enumerate(tile.lines):
+        below = top + tile.picture.height + 4 + number * LINE
+        pen.text((left, below), shorten(words, TILE, load_font(FONT)), colour, load_font(FONT))

@@ -1,0 +1,167 @@
+"""What a person names on the command line, a benchmark or a folder, with all of its splits."""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from zsad_jax.data import builders
+from zsad_jax.data.base import Dataset, Fault
+from zsad_jax.data.builders.counts import Counts, count
+from zsad_jax.data.folder import list_splits
+from zsad_jax.data.meta_json import META_JSON
+from zsad_jax.data.open import SYNTHETIC, is_available, open_dataset
+from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.synthetic import Synthetic
+from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.files import PathLike
+
+COPY_SPLITS = ("train", "test")
+
+
+class Target(NamedTuple):
+    """A dataset that is there.
+
+    Attributes:
+      key: the benchmark's key, or the folder as it was given.
+      title: for people.
+      place: where it lies.
+      splits: of which it consists.
+      recorded: the counts that preparation has written beside the records; None where there are no records.
+      published: the counts that are published of its splits, {} of a folder.
+      only: the benchmark's only category, whatever a copy calls it; "" where it has several.
+    """
+
+    key: str
+    title: str
+    place: str
+    splits: dict[str, Dataset]
+    recorded: Counts | None = None
+    published: Counts = {}  # noqa: RUF012 - never changed
+    only: str = ""
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What was amiss when it was prepared or put together, in all splits."""
+        return self._remarks("faults")
+
+    @property
+    def notes(self) -> tuple[Fault, ...]:
+        """What preparation has noted."""
+        return self._remarks("notes")
+
+    def _remarks(self, kind: str) -> tuple[Fault, ...]:
+        # Splits of one benchmark tell the same.
+        found = (fault for one in self.splits.values() for fault in getattr(one, kind, ()))
+        return tuple(dict.fromkeys(found))
+
+    def counts_of(self, split: str) -> dict[str, tuple[int, int]]:
+        """Numbers of (normal, anomalous) images per category, without decoding any."""
+        if self.recorded is not None:
+            return self.recorded[split]
+        dataset = self.splits[split]
+        if isinstance(dataset, Synthetic):
+            return dataset.counts()
+        return self.as_published(count(dataset[i] for i in range(len(dataset))))
+
+    def as_published(self, counts: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """Counts under the benchmark's own name of its category, where it has only one."""
+        if not self.only:
+            return dict(counts)
+        return {self.only: (sum(n for n, _ in counts.values()), sum(a for _, a in counts.values()))}
+
+
+def open_target(
+    name: str, data_dir: PathLike, *, normal_folders: tuple[str, ...] | None = None
+) -> Target:
+    """Opens a benchmark by its key, or a folder by its path; what is a key is taken as one.
+
+    Args:
+      name: a key ("mvtec_ad"), the name of a folder with a meta.json below `data_dir`, or a path.
+      data_dir: where prepared benchmarks lie.
+      normal_folders: names of folders with normal images, for a path; see `read_folder`.
+
+    Raises:
+      UserError: there is no such thing, or it is not prepared; the message says what to do.
+    """
+    if name in DATASETS:
+        return _open_known(name, data_dir)
+    if os.path.basename(name) == name and os.path.isfile(os.path.join(data_dir, name, META_JSON)):
+        return Target(name, name, os.path.join(data_dir, name), _open_splits(name, data_dir))
+    if os.path.isdir(name):
+        return _open_folder(name, data_dir, normal_folders)
+    if os.path.exists(name):
+        raise UserError(f"{name} is a file; give a dataset's key or a folder.")
+    raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Says which of the known names may be meant, or which there are."""
+    plain = {_plain(one): one for one in known}
+    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(plain.values())}."
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _open_known(name: str, data_dir: PathLike) -> Target:
+    title = DATASETS[name].title
+    if name in SYNTHETIC:
+        return Target(name, title, "what the library draws", {"test": open_dataset(name, data_dir)})
+    benchmark = builders.find_benchmark(name)
+    if builders.is_prepared(name, data_dir):
+        return _open_prepared(benchmark, data_dir)
+    if not is_available(name, data_dir):
+        raise NotPreparedError(f"{builders.how_to_prepare(name, data_dir)}.")
+    splits = _open_splits(name, data_dir)
+    published = {split: benchmark.COUNTS[split] for split in splits if split in benchmark.COUNTS}
+    categories = benchmark.categories()
+    only = categories[0] if len(categories) == 1 else ""
+    place = f"a folder with a {META_JSON} below {data_dir}"
+    return Target(name, title, place, splits, published=published, only=only)
+
+
+def _open_prepared(benchmark: type[builders.Benchmark], data_dir: PathLike) -> Target:
+    place = pathlib.Path(data_dir, benchmark.name)
+    try:
+        builder = benchmark(data_dir=data_dir)
+        place = pathlib.Path(builder.data_path)
+        recorded: Counts = {
+            split: {name: (normal, anomalous) for name, (normal, anomalous) in categories.items()}
+            for split, categories in builder.info.metadata["counts"].items()
+        }
+        splits = {split: open_dataset(benchmark.name, data_dir, split=split) for split in recorded}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The description of the records in {place} is damaged ({error}): delete that folder and prepare"
+            f" {benchmark.TITLE} again."
+        ) from error
+    return Target(benchmark.name, benchmark.TITLE, str(place), splits, recorded, benchmark.COUNTS)
+
+
+def _open_folder(path: str, data_dir: PathLike, normal_folders: tuple[str, ...] | None) -> Target:
+    options: dict[str, Any] = {"normal_folders": normal_folders} if normal_folders else {}
+    title = os.path.basename(os.path.abspath(path))
+    described = {"folder": path, **options}
+    if os.path.isfile(os.path.join(path, META_JSON)):
+        return Target(path, title, os.path.abspath(path), _open_splits(described, data_dir))
+    names = list_splits(path) or ("test",)
+    splits = {split: open_dataset(described, data_dir, split=split) for split in names}
+    return Target(path, title, os.path.abspath(path), splits)
+
+
+def _open_splits(spec: Any, data_dir: PathLike) -> dict[str, Dataset]:
+    """The splits of a meta.json; most medical sets have no images for training."""
+    splits = {}
+    for split in COPY_SPLITS:
+        try:
+            splits[split] = open_dataset(spec, data_dir, split=split)
+        except UserError:
+            if split == "test":
+                raise
+    return splits

@@ -1,0 +1,99 @@
+"""Looks at every image of a dataset again, and says what differs from what is published or recorded."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from zsad_jax.data.base import Dataset, Fault, Sample
+from zsad_jax.data.builders import compare_counts
+from zsad_jax.data.builders.counts import Counts, count
+from zsad_jax.data.builders.records import map_in_threads
+from zsad_jax.data.checks import examine
+from zsad_jax.data.target import Target
+from zsad_jax.progress import progress
+
+
+class Verified(NamedTuple):
+    """What was found.
+
+    Attributes:
+      counts: of the images that are there.
+      differences: from the published counts, a sentence each.
+      contradictions: between the records and what preparation wrote of them, a sentence each.
+      unusable: images that cannot be read, or whose mask cannot be used.
+      faults: all that is amiss, those included.
+      notes: what harms nothing.
+    """
+
+    counts: Counts
+    differences: list[str]
+    contradictions: list[str]
+    unusable: list[Fault]
+    faults: list[Fault]
+    notes: list[Fault]
+
+    @property
+    def good(self) -> bool:
+        """Whether all counts are right and every image and mask can be used."""
+        return not (self.differences or self.contradictions or self.unusable)
+
+
+class _Looked(NamedTuple):
+    """What is kept of an image."""
+
+    sample: Sample | None  # without image and mask; None where its record cannot be read
+    usable: bool
+    faults: list[Fault]
+    notes: list[Fault]
+
+
+def verify(target: Target, *, num_workers: int = 1) -> Verified:
+    """Decodes every image and mask, counts them, and compares the counts.
+
+    Args:
+      target: what is looked at.
+      num_workers: threads that decode.
+    """
+    counts: Counts = {}
+    looked: list[_Looked] = []
+    for split, dataset in target.splits.items():
+        found = _look_at_all(dataset, f"Verifying {target.title}, {split}", num_workers)
+        counts[split] = target.as_published(count(one.sample for one in found if one.sample))
+        looked += found
+    return Verified(
+        counts,
+        compare_counts(counts, target.published),
+        [] if target.recorded is None else compare_counts(counts, target.recorded),
+        [fault for one in looked if not one.usable for fault in one.faults],
+        _unite(target.faults, (fault for one in looked for fault in one.faults)),
+        _unite(target.notes, (note for one in looked for note in one.notes)),
+    )
+
+
+def _unite(recorded: Iterable[Fault], seen: Iterable[Fault]) -> list[Fault]:
+    """What preparation told, and what is seen now; what is the same is told once."""
+    return list(dict.fromkeys((*recorded, *seen)))
+
+
+def _look_at_all(dataset: Dataset, label: str, num_workers: int) -> Sequence[_Looked]:
+    found = map_in_threads(
+        lambda index: _look(dataset, index), range(len(dataset)), num_workers=num_workers
+    )
+    return list(progress(found, total=len(dataset), label=label))
+
+
+def _look(dataset: Dataset, index: int) -> _Looked:
+    try:
+        sample = dataset[index]
+    except Exception as error:  # whatever a damaged file of records leads to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fault = Fault(f"image {index} of {dataset.name}", f"its record cannot be read: {reason}")
+        return _Looked(None, False, [fault], [])
+    found = examine(sample)
+    name = sample.file_name
+    return _Looked(
+        dataclasses.replace(sample, image=b"", mask=None),
+        found.usable,
+        [Fault(name, reason) for reason in found.faults],
+        [Fault(name, reason) for reason in found.notes],
+    )
