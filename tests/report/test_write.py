@@ -122,7 +122,7 @@ def test_bare_report_is_still_a_page(report):
 def test_files_of_a_report(report, tmp_path):
     write_report(tmp_path, report)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    expected = {"results.md", "results.csv", "report.html", "figures/training.png"}
+    expected = {"results.md", "results.csv", "results.tex", "report.html", "figures/training.png"}
     folder = "figures/synthetic_target"
     expected |= {f"{folder}/{name}.png" for name in ("score_histogram", "roc")}
     expected |= {f"{folder}/{category}_{i}.png" for category in ("gear", "ring") for i in range(4)}

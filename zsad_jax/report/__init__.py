@@ -7,7 +7,8 @@ from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay
 from zsad_jax.report.published import PublishedNumber, published_numbers
 from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row
-from zsad_jax.report.write import DEMONSTRATION, write_report
+from zsad_jax.report.wording import DEMONSTRATION
+from zsad_jax.report.write import write_report
 
 __all__ = [
     "DEMONSTRATION",

@@ -1,16 +1,16 @@
 """One self-contained page: style, charts and pictures are inside, nothing is fetched."""
 
-import importlib.resources
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from zsad_jax.report import figures, names, tables, thumbnails, wording
+from zsad_jax.report import figures, formats, names, run_tables, tables, thumbnails, wording
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import group_cases, standing
+from zsad_jax.report.papers import compare_run
 from zsad_jax.report.pictures import palette_stops
 from zsad_jax.report.rows import MEAN
-from zsad_jax.report.write import DEMONSTRATION
+from zsad_jax.report.wording import DEMONSTRATION
 
 HEADLINES = ("image_auroc", "pixel_auroc", "pixel_aupro")
 PICTURES_IN_ALL = 120  # at some 35 kB each
@@ -21,6 +21,7 @@ def render_page(report: Report) -> str:
     """The report as one HTML document, below about 6 MB."""
     sections = {
         "Results": _results(report),
+        "Beside the papers": _beside_papers(report),
         "Comparisons": _comparisons(report),
         "Scores": _scores(report),
         "Pictures": _pictures(report),
@@ -28,21 +29,11 @@ def render_page(report: Report) -> str:
         "Left out": _left_out(report),
         "Run": _run(report),
     }
-    sections = {name: body for name, body in sections.items() if body}
-    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
-    body = "".join(
-        f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>'
-        for name, body in sections.items()
-    )
-    style = importlib.resources.files("zsad_jax.report") / "assets" / "report.css"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{style.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{escape(report.title)}</h1>{_introduction(report)}<nav>{links}</nav>"
-        f"{_banner(report)}{_headlines(report)}</header><main>{body}</main>"
-        "<footer>Made by zsad_jax. 0 is normal, 1 anomalous; a score is per image, a map per pixel.</footer>"
-        "</body></html>\n"
+    return formats.html_page(
+        report.title,
+        sections,
+        above=_introduction(report),
+        below=_banner(report) + _headlines(report),
     )
 
 
@@ -61,20 +52,21 @@ def _banner(report: Report) -> str:
 
 
 def _headlines(report: Report) -> str:
-    """The numbers that are asked for first: of the only dataset, or the mean over datasets."""
-    lines = tables.dataset_table(report.rows, {})
-    if not lines.lines:
-        return ""
-    line = lines.lines[-1]
+    """The numbers that are asked for first: of the only dataset, or the means over datasets."""
+    table = run_tables.dataset_table(report.rows, {})
+    shown = [line for line in table.lines if line.summary] or table.lines[-1:]
     images = sum(row["n_images"] for row in report.rows if row["category"] == MEAN)
-    tiles = []
-    for metric, cell in zip(lines.metrics, line.cells, strict=True):
-        if metric in HEADLINES:
-            paper = f"paper {_beside(cell)}" if cell.paper else ""
-            tiles.append(_tile(names.METRICS[metric], _number(cell.ours), paper))
     datasets = len({row["dataset"] for row in report.rows})
-    tiles.append(_tile("Images", f"{images:,}", _count(datasets, "dataset")))
-    return f'<p class="soft">{escape(line.labels[0])}, percent</p><div class="tiles">{"".join(tiles)}</div>'
+    parts = []
+    for line in shown:
+        tiles = [_tile("Images", f"{images:,}", _count(datasets, "dataset"))] * (line is shown[-1])
+        for column, cell in list(zip(table.columns, line.cells, strict=True))[::-1]:
+            if dict(column.keys)["metric"] in HEADLINES:
+                paper = f"paper {formats.html_beside(cell)}" if cell.paper else ""
+                tiles.insert(0, _tile(column.full, cell.number, paper))
+        parts.append(f'<p class="soft">{escape(line.labels[0])}, percent</p>')
+        parts.append(f'<div class="tiles">{"".join(tiles)}</div>')
+    return "".join(parts)
 
 
 def _tile(name: str, number: str, words: str) -> str:
@@ -83,74 +75,18 @@ def _tile(name: str, number: str, words: str) -> str:
 
 
 def _results(report: Report) -> str:
-    return _table_section(tables.make_tables(report.rows, (), report.notes)) if report.rows else ""
+    if not report.rows:
+        return ""
+    return formats.explained_html(run_tables.make_tables(report.rows, (), report.notes))
+
+
+def _beside_papers(report: Report) -> str:
+    return formats.explained_html(compare_run(report.rows))
 
 
 def _comparisons(report: Report) -> str:
-    made = tables.make_tables(report.rows, report.comparisons, report.notes)
-    return _table_section([table for table in made if table.compared == tables.MAIN_RESULT])
-
-
-def _table_section(made: Sequence[tables.Table]) -> str:
-    if not made:
-        return ""
-    return f'<p class="legend">{escape(tables.legend(made[0].compared))}</p>' + "".join(
-        map(_table, made)
-    )
-
-
-def _table(table: tables.Table) -> str:
-    heads = "".join(f'<th class="label" scope="col">{escape(head)}</th>' for head in table.head)
-    heads += "".join(
-        f'<th scope="col">{escape(names.METRICS[metric])}</th>' for metric in table.metrics
-    )
-    lines = []
-    for line in table.lines:
-        marks = "".join(f"<sup>[{mark}]</sup>" for mark in line.marks)
-        first, *others = line.labels
-        entries = f'<th class="label" scope="row">{escape(first)}{marks}</th>'
-        entries += "".join(f'<td class="label">{escape(label)}</td>' for label in others)
-        for cell in line.cells:
-            spread = f" ± {cell.spread:.1f}" if cell.spread is not None else ""
-            beside = _beside(cell)
-            small = f"<small>{beside}</small>" if beside else ""
-            entries += f"<td>{_number(cell.ours)}{spread}{small}</td>"
-        lines.append(f"<tr{' class=summary' if line.summary else ''}>{entries}</tr>")
-    notes = "".join(f"<li>{escape(words)}</li>" for words in table.footnotes)
-    notes = f'<ol class="notes">{notes}</ol>' if notes else ""
-    return (
-        f'<div class="card"><table><caption>{escape(table.title)}</caption><thead>{_heads(table)}</thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>{notes}</div>"
-    )
-
-
-def _heads(table: tables.Table) -> str:
-    """Two head rows: image and pixel level above, the metrics below."""
-    upper = "".join(
-        f'<th class="label" scope="col" rowspan="2">{escape(head)}</th>' for head in table.head
-    )
-    for level, name in names.METRIC_GROUPS.items():
-        count = sum(metric.startswith(level) for metric in table.metrics)
-        upper += f'<th scope="colgroup" colspan="{count}">{name}</th>'
-    lower = "".join(
-        f'<th scope="col">{escape(names.METRICS[metric].removeprefix("Image ").removeprefix("Pixel "))}</th>'
-        for metric in table.metrics
-    )
-    return f'<tr class="levels">{upper}</tr><tr>{lower}</tr>'
-
-
-def _number(value: float | None) -> str:
-    return tables.UNDEFINED if value is None else f"{value:.1f}"
-
-
-def _beside(cell: tables.Cell) -> str:
-    """The small second line of a cell: the paper's number, and the difference."""
-    parts = []
-    if cell.paper:
-        parts.append(f"{cell.paper.percent:.1f}{tables.DOUBT if cell.paper.suspicious else ''}")
-    if cell.difference is not None:
-        parts.append(f"({tables.signed(cell.difference)})")
-    return escape(" ".join(parts))
+    made = run_tables.make_tables(report.rows, report.comparisons, report.notes)
+    return formats.explained_html(table for table in made if table.compared == tables.MAIN_RESULT)
 
 
 def _scores(report: Report) -> str:
@@ -291,7 +227,3 @@ def _split_unit(key: str) -> tuple[str, str]:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")

@@ -19,6 +19,8 @@ METHODS = {
     "aaclip": "AA-CLIP",
     "vcpclip": "VCP-CLIP",
     "musc": "MuSc",
+    "patchcore": "PatchCore",
+    "rd4ad": "RD4AD",
 }
 
 METRICS = {
@@ -30,6 +32,15 @@ METRICS = {
     "pixel_f1max": "Pixel F1-max",
     "pixel_aupro": "AUPRO (exact)",
     "pixel_aupro_200step": "AUPRO (200 steps)",
+}
+
+PAPER_METRICS = {  # as the papers define them: one AUPRO, from 200 thresholds
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "image_f1max": "Image F1-max",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_aupro": "Pixel AUPRO",
+    "pixel_f1max": "Pixel F1-max",
 }
 
 METRIC_GROUPS = {"image": "Image level", "pixel": "Pixel level"}
@@ -51,8 +62,9 @@ COLUMNS = {
 
 
 def dataset_name(key: str) -> str:
-    """The dataset's usual spelling; the key itself when it is a folder of the user's."""
-    return protocol.title(key)
+    """The dataset's usual spelling ("industrial_mean": a mean); the key itself for a folder of the user's."""
+    means = {f"{domain}_mean": f"{title} mean" for domain, title in protocol.DOMAINS.items()}
+    return means.get(key) or protocol.title(key)
 
 
 def method_name(key: str) -> str:

@@ -6,6 +6,7 @@ from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, PIXEL_METRICS
 from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row
 
+DEMONSTRATION = "Demonstration model, not for decisions."
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns that tell of learned prompts
 
 

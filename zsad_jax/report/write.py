@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Mapping
 
 from zsad_jax.files import PathLike, write_text
-from zsad_jax.report import figures, heatmaps, names, tables
+from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
 from zsad_jax.report.base import Case, Report
-
-DEMONSTRATION = "Demonstration model, not for decisions."
+from zsad_jax.report.papers import compare_run
+from zsad_jax.report.wording import DEMONSTRATION
 
 
 def write_report(workdir: PathLike, report: Report) -> None:
-    """Writes results.md, results.csv, figures/ and report.html into a working directory.
+    """Writes results.md, results.csv, results.tex, figures/ and report.html into a working directory.
 
     Every file is replaced atomically, and the same report gives the same bytes.
     """
@@ -22,8 +22,11 @@ def write_report(workdir: PathLike, report: Report) -> None:
     workdir = pathlib.Path(workdir)
     write_text(workdir / "results.md", render_markdown(report))
     remark = DEMONSTRATION if report.demonstration else ""
-    csv = tables.to_csv(report.rows, report.comparisons, report.notes, remark=remark)
+    csv = run_tables.results_csv(report.rows, report.comparisons, report.notes, remark=remark)
     write_text(workdir / "results.csv", csv)
+    remarks = [remark] if remark else []
+    latex = formats.latex_document(report.title, remarks, [*_own_tables(report), *_beside(report)])
+    write_text(workdir / "results.tex", latex)
     write_figures(workdir / "figures", report)
     write_text(workdir / "report.html", render_page(report))
 
@@ -33,12 +36,10 @@ def render_markdown(report: Report) -> str:
     parts = [f"# {report.title}\n"]
     if report.demonstration:
         parts.append(f"> **{DEMONSTRATION}**\n")
-    explained: set[str] = set()
-    for table in tables.make_tables(report.rows, report.comparisons, report.notes):
-        if table.compared not in explained:
-            parts.append(tables.legend(table.compared) + "\n")
-            explained.add(table.compared)
-        parts.append(tables.to_markdown(table))
+    parts += formats.explained_markdown(_own_tables(report))
+    beside = _beside(report)
+    if beside:
+        parts += ["## Beside the papers\n", *formats.explained_markdown(beside)]
     if report.skipped:
         parts.append("### Left out\n")
         parts.append(
@@ -53,6 +54,14 @@ def render_markdown(report: Report) -> str:
         parts.append("### Images that could not be used\n")
         parts.append(_bullets(faults))
     return "\n".join(parts)
+
+
+def _own_tables(report: Report) -> list[tables.Table]:
+    return run_tables.make_tables(report.rows, report.comparisons, report.notes)
+
+
+def _beside(report: Report) -> list[tables.Table]:
+    return compare_run(report.rows)
 
 
 def write_figures(folder: PathLike, report: Report) -> None:

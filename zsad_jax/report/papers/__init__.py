@@ -1,0 +1,121 @@
+"""The papers' tables with our results beside them."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from zsad_jax.report import names
+from zsad_jax.report.papers.beside import make_table
+from zsad_jax.report.papers.gain import make_gain_table
+from zsad_jax.report.papers.sheets import (
+    GAIN,
+    TITLES,
+    Place,
+    Sheet,
+    check_table,
+    choose_papers,
+    make_sheets,
+)
+from zsad_jax.report.papers.workdirs import Ours, columns_of, read_workdirs
+from zsad_jax.report.published import DOMAIN_MEANS, paper_of
+from zsad_jax.report.rows import MEAN, Row
+from zsad_jax.report.tables import Table
+
+__all__ = [
+    "Ours",
+    "PaperTables",
+    "compare_papers",
+    "compare_run",
+    "read_workdirs",
+    "tell_missing",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperTables:
+    """The tables of a paper.
+
+    Attributes:
+      paper: its key.
+      title: its title.
+      tables: with our results.
+      datasets: that the tables have.
+    """
+
+    paper: str
+    title: str
+    tables: Sequence[Table]
+    datasets: Sequence[str]
+
+
+def compare_papers(
+    ours: Sequence[Ours],
+    *,
+    paper: str | None = None,
+    table: str | None = None,
+    everything: bool = False,
+) -> list[PaperTables]:
+    """The papers' tables with our columns.
+
+    Args:
+      ours: see `read_workdirs`.
+      paper: key of one paper; by default all.
+      table: the number of one table, "poster" or "gain"; by default those of main results, and the gain.
+      everything: all tables: ablations and variants as well.
+
+    Raises:
+      UserError: the paper or the table is not known.
+    """
+    papers = choose_papers(paper)
+    check_table(papers, table)
+    made = []
+    for key in papers:
+        sheets = list(make_sheets(key, table=table, everything=everything))
+        tables = [make_table(sheet, ours) for sheet in sheets]
+        if table in (None, GAIN):
+            main = [sheet for sheet in make_sheets(key) if not sheet.by_category]
+            position = sum(sheet.main and not sheet.by_category for sheet in sheets)
+            tables.insert(position, make_gain_table(key, main, ours))
+        datasets = dict.fromkeys(place.dataset for sheet in sheets for place in sheet.places)
+        shown = [dataset for dataset in datasets if dataset not in DOMAIN_MEANS]
+        if tables:
+            made.append(PaperTables(paper=key, title=TITLES[key], tables=tables, datasets=shown))
+    return made
+
+
+def compare_run(rows: Sequence[Row]) -> list[Table]:
+    """The main tables of the method's own paper, for the datasets that were run.
+
+    Args:
+      rows: results.json; methods without a paper here are held against the first that prints them.
+    """
+    datasets = {row["dataset"] for row in rows}
+    papers = dict.fromkeys(paper_of(row["method"]) for row in rows)
+    tables = []
+    for paper in filter(None, papers):
+        ours = columns_of(row for row in rows if paper_of(row["method"]) == paper)
+        for sheet in make_sheets(paper):
+            places = [] if sheet.by_category else _places_run(sheet, datasets)
+            if places:
+                tables.append(make_table(sheet.limited_to(places), ours))
+    return tables
+
+
+def tell_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
+    """A sentence for each of our columns that lacks datasets of the papers."""
+    wanted = dict.fromkeys(dataset for one in papers for dataset in one.datasets)
+    sentences = []
+    for one in ours:
+        missing = [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
+        if missing:
+            sentences.append(f"Not run with ours, {one.name}: {', '.join(missing)}.")
+    return sentences
+
+
+def _places_run(sheet: Sheet, datasets: set[str]) -> list[Place]:
+    """The rows of datasets that were run, and of means all of whose members were."""
+    return [
+        place
+        for place in sheet.places
+        if place.dataset in datasets
+        or (place.dataset in DOMAIN_MEANS and datasets.issuperset(sheet.members(place.dataset)))
+    ]

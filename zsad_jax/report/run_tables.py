@@ -1,0 +1,264 @@
+"""The tables of one run: datasets, categories and comparisons, the paper's numbers beside ours."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from zsad_jax.data.protocol import DATASETS
+from zsad_jax.report import formats, names, wording
+from zsad_jax.report.published import (
+    DOMAIN_MEANS,
+    PublishedNumber,
+    mean_members,
+    published_numbers,
+)
+from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
+from zsad_jax.report.tables import (
+    DOUBT,
+    MAIN_RESULT,
+    PAPER,
+    PAPER_METRIC,
+    Cell,
+    Footnotes,
+    Line,
+    Notes,
+    Table,
+    metric_column,
+    percent,
+)
+
+COUNTS = "Images (anomalous)"
+
+
+def make_tables(
+    rows: Sequence[Row], comparisons: Sequence[Row] = (), notes: Notes | None = None
+) -> list[Table]:
+    """Every table of a run: datasets, categories of each dataset, comparisons of each dataset.
+
+    Args:
+      rows: results.json.
+      comparisons: comparisons.json.
+      notes: words on (dataset, category) that become footnotes.
+    """
+    notes = notes or {}
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    tables = [
+        category_table(dataset, rows, notes)
+        for dataset in datasets
+        if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
+    ]
+    if len(datasets) > 1 or not tables:
+        tables.insert(0, dataset_table(rows, notes))
+    for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
+        tables.append(comparison_table(dataset, rows, comparisons, notes))
+    return tables
+
+
+def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
+    """The mean of each dataset, and the means over the datasets of a domain.
+
+    A domain's mean stands beside the paper's only where it covers the same datasets. Where no domain has
+    two datasets the mean is over all of them.
+    """
+    footnotes = Footnotes()
+    means = [row for row in rows if row["category"] == MEAN]
+    metrics = _metrics_to_show(means)
+    lines = []
+    for row in means:
+        members = [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
+        words = _mean_notes(row["dataset"], members, notes)
+        if len(members) == 1:
+            words += notes.get((row["dataset"], members[0]["category"]), ())
+        labels = (names.dataset_name(row["dataset"]), _counts(row))
+        lines.append(Line(labels, _cells(row, metrics), _marks(footnotes, words)))
+    domains = {mean: _of_domain(means, domain) for mean, domain in DOMAIN_MEANS.items()}
+    domains = {mean: members for mean, members in domains.items() if len(members) > 1}
+    for mean, members in domains.items():
+        cells = tuple(_domain_cell(mean, members, metric) for metric in metrics)
+        marks = _marks(footnotes, wording.words_on_members(members, "datasets"))
+        lines.append(Line((names.dataset_name(mean), ""), cells, marks, summary=True))
+    if len(means) > 1 and not domains:
+        cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
+        marks = _marks(footnotes, wording.words_on_members(means, "datasets"))
+        lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
+    return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
+
+
+def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
+    """The categories of a dataset, and their mean."""
+    footnotes = Footnotes()
+    chosen = [row for row in rows if row["dataset"] == dataset]
+    members = [row for row in chosen if row["category"] != MEAN]
+    metrics = _metrics_to_show(chosen)
+    lines = []
+    for row in members + [row for row in chosen if row["category"] == MEAN]:
+        summary = row["category"] == MEAN
+        words = (
+            _mean_notes(dataset, members, notes)
+            if summary
+            else list(notes.get((dataset, row["category"]), ()))
+        )
+        labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
+        lines.append(Line(labels, _cells(row, metrics), _marks(footnotes, words), summary))
+    return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
+
+
+def comparison_table(
+    dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
+) -> Table:
+    """The main result of a dataset, and what it is compared with; differences are to the main result."""
+    footnotes = Footnotes()
+    main, others = (
+        [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
+        for group in (rows, comparisons)
+    )
+    metrics = _metrics_to_show(main + others)
+    varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
+    marks = _marks(footnotes, notes.get((dataset, MEAN), ()))
+    lines = []
+    for row in main:
+        cells = tuple(Cell(percent(row[metric])) for metric in metrics)
+        label = f"Main result: {wording.describe_setting(row, varied)}"
+        lines.append(Line((label,), cells, marks))
+    for row in others:
+        against = main[0] if main else dict.fromkeys(row)
+        cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
+        differs = [key for key in varied if row[key] != against[key]]
+        lines.append(Line((wording.describe_setting(row, differs),), cells, marks))
+    lines += _seed_lines(others, metrics)
+    return Table(
+        title=f"{names.dataset_name(dataset)}: comparisons",
+        head=("Setting",),
+        columns=tuple(map(metric_column, metrics)),
+        lines=tuple(lines),
+        compared=MAIN_RESULT,
+        footnotes=tuple(footnotes.words),
+    )
+
+
+def results_csv(
+    rows: Sequence[Row],
+    comparisons: Sequence[Row] = (),
+    notes: Notes | None = None,
+    *,
+    remark: str = "",
+) -> str:
+    """All rows as CSV: what was run, then ours, the paper's and the difference, in percent.
+
+    Column "table" is "main" or "comparison"; an undefined number is an empty field; `remark` goes
+    before the notes of every row.
+    """
+    heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
+    for metric, paper in PAPER_METRIC.items():
+        heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
+    lines = []
+    for kind, group in (("main", rows), ("comparison", comparisons)):
+        for row in group:
+            values = [kind, *(row[key] for key in IDENTITY_COLUMNS + COUNT_COLUMNS)]
+            for metric, cell in zip(
+                PAPER_METRIC, _cells(row, PAPER_METRIC, kind == "main"), strict=True
+            ):
+                values.append(cell.value)
+                if PAPER_METRIC[metric]:
+                    values += [cell.paper.percent if cell.paper else None, cell.difference]
+            words = (notes or {}).get((row["dataset"], row["category"]), ())
+            lines.append([*values, " ".join(word for word in (remark, *words) if word)])
+    return formats.csv_text([*heads, "notes"], lines)
+
+
+def _cells(row: Row, metrics: Iterable[str], with_paper: bool = True) -> tuple[Cell, ...]:
+    paper = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
+    return tuple(_beside(percent(row[metric]), paper, metric) for metric in metrics)
+
+
+def _beside(value: float | None, paper: Mapping[str, PublishedNumber], metric: str) -> Cell:
+    return Cell(value, paper.get(PAPER_METRIC[metric] or ""))
+
+
+def _domain_cell(mean: str, members: Sequence[Row], metric: str) -> Cell:
+    """The mean over the datasets of a domain, beside the paper's if that covers the same ones."""
+    value = _mean_percent(members, metric)
+    covered = {row["dataset"] for row in members if row[metric] is not None}
+    methods = {row["method"] for row in members}
+    numbers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
+    number = numbers.get(PAPER_METRIC[metric] or "")
+    if number is None:
+        return Cell(value)
+    theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
+    return Cell(value, number if covered == set(theirs) else None)
+
+
+def _of_domain(means: Sequence[Row], domain: str) -> list[Row]:
+    known = [row for row in means if row["dataset"] in DATASETS]
+    return [row for row in known if DATASETS[row["dataset"]].domain == domain]
+
+
+def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
+    """All metrics, less the paper's AUPRO where it was not asked for."""
+    asked = any(row["pixel_aupro_200step"] is not None for row in rows)
+    return tuple(metric for metric in PAPER_METRIC if asked or metric != "pixel_aupro_200step")
+
+
+def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
+    defined = [row[metric] for row in rows if row[metric] is not None]
+    return percent(float(np.mean(defined))) if defined else None
+
+
+def _mean_notes(dataset: str, members: Sequence[Row], notes: Notes) -> list[str]:
+    """The notes on a dataset's mean; without any, what its rows tell."""
+    given = notes.get((dataset, MEAN), ())
+    return list(given) or wording.words_on_members(members, "categories")
+
+
+def _marks(footnotes: Footnotes, notes: Iterable[str]) -> tuple[int, ...]:
+    return footnotes.marks(wording.readable(dict.fromkeys(notes)))
+
+
+def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
+    """Mean and standard deviation over rows that differ by nothing but their seed."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        same = tuple(str(row[key]) for key in IDENTITY_COLUMNS if key not in ("seed", "checkpoint"))
+        groups.setdefault(same, []).append(row)
+    lines = []
+    for group in groups.values():
+        if len({row["seed"] for row in group}) < 2:
+            continue
+        cells = []
+        for metric in metrics:
+            values = [100 * row[metric] for row in group if row[metric] is not None]
+            spread = round(float(np.std(values, ddof=1)), 1) if len(values) > 1 else None
+            cells.append(Cell(_mean_percent(group, metric), spread=spread))
+        seeds = ", ".join(str(row["seed"]) for row in group)
+        lines.append(
+            Line((f"Mean ± standard deviation over seeds {seeds}",), tuple(cells), summary=True)
+        )
+    return lines
+
+
+def _finish(
+    title: str,
+    head: tuple[str, ...],
+    metrics: tuple[str, ...],
+    lines: list[Line],
+    footnotes: Footnotes,
+) -> Table:
+    """Adds a footnote on every number of the paper that its source marks as suspicious."""
+    for line in lines:
+        for metric, cell in zip(metrics, line.cells, strict=True):
+            if cell.paper and cell.paper.suspicious:
+                words = f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
+                footnotes.marks([words])
+    columns = tuple(map(metric_column, metrics))
+    return Table(
+        title=title,
+        head=head,
+        columns=columns,
+        lines=tuple(lines),
+        compared=PAPER,
+        footnotes=tuple(footnotes.words),
+    )
+
+
+def _counts(row: Row) -> str:
+    return f"{row['n_images']} ({row['n_anomalous']})"
