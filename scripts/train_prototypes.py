@@ -24,7 +24,7 @@ from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, Method, Scores, Stage, losses
 from zsad_jax.methods.anomaly_map import anomaly_map
 from zsad_jax.methods.layers import init_normal
-from zsad_jax.methods.similarity import cosine_softmax, cosines
+from zsad_jax.methods.similarity import cosines
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 
 TEMPERATURE = 0.07
@@ -64,17 +64,17 @@ def read_embeddings(path: pathlib.Path) -> Embeddings:
 def prototypes_method(width: int) -> Method:
     """Two learned vectors, compared with image embeddings; there are no patches."""
 
-    def pair(params: Any, features: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(params["prototypes"], (len(features), 2, width))
+    def logits_of(params: Any, features: jax.Array) -> jax.Array:
+        # As the tokens of one image, so that the pair is not repeated for each embedding.
+        return cosines(features[None], params["prototypes"][None])[0] / TEMPERATURE
 
     def loss(frozen: Any, params: Any, features: jax.Array, batch: Batch):
-        logits = cosines(features, pair(params, features)) / TEMPERATURE
         valid = batch.valid.astype(jnp.float32)
-        value = losses.cross_entropy(logits, batch.labels, valid)
+        value = losses.cross_entropy(logits_of(params, features), batch.labels, valid)
         return value, {"cross_entropy": value}
 
     def score(frozen, params, prototypes, features, category, *, extras=()):
-        image = cosine_softmax(features, pair(params, features), TEMPERATURE)[:, 1]
+        image = jax.nn.softmax(logits_of(params, features))[:, 1]
         return Scores({"global": image}, image[:, None, None, None])
 
     return Method(
@@ -109,9 +109,11 @@ def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, s
         valid=np.ones(count, bool),
         class_names=train.classes,
     )
+    # Once onto the device, and not again for every step.
+    batch, vectors = jax.tree.map(jnp.asarray, (batch, train.vectors))
     state = TrainState(params, optimizer.init(params))
     for _ in range(steps):
-        state, _ = step({}, state, train.vectors, batch)
+        state, _ = step({}, state, vectors, batch)
     vectors = jnp.asarray(evaluate.vectors)
     scored = method.score({}, state.params, None, vectors, evaluate.category)
     scores, figures = np.asarray(scored.image["global"]), []
