@@ -1,14 +1,48 @@
-"""What holds for every test: the CPU, a cache directory of its own, and logging as it was."""
+"""What holds for every test: the CPU, quick compiling, a cache directory of its own, and logging as it was."""
 
+import importlib.util
 import logging as python_logging
+import mmap
 import os
-
-os.environ.setdefault(
-    "JAX_PLATFORMS", "cpu"
-)  # before jax is imported: tests never wait for a device
+import pathlib
 
 import pytest
 from absl import logging
+
+# Compiling takes most of the time of these tests, and what is compiled here runs for an instant.
+QUICK_FLAGS = {
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
+
+
+def known_flags():
+    """Those of `QUICK_FLAGS` that this jaxlib knows, since it ends a process that gives it others."""
+    (package,) = importlib.util.find_spec("jaxlib").submodule_search_locations
+    known = []
+    for library in pathlib.Path(package).glob("libjax_common.*"):
+        with (
+            open(library, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+        ):
+            known += [name for name in QUICK_FLAGS if text.find(name.encode()) >= 0]
+    return [f"--{name}={QUICK_FLAGS[name]}" for name in known]
+
+
+# Before jax is imported, here and in what the tests start. Tests never wait for a device.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+given = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in known_flags() if flag not in given), *given])
+
+
+@pytest.fixture(scope="session")
+def environment_of_users():
+    """The variables for a command that is to be compiled as users have it, which then runs faster."""
+    variables = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    quick = known_flags()
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in quick]
+    return variables | {"XLA_FLAGS": " ".join(flags)}
 
 
 @pytest.fixture(autouse=True, scope="session")

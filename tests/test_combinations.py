@@ -21,14 +21,6 @@ CLASSES = ("metal nut", "grid")
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """These tests spend their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def backbones():
     return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in released.SHIPPED}

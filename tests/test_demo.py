@@ -1,7 +1,6 @@
 """The semantic check: the demonstration, as the README's first command runs it, finds what it should."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, environment_of_users):
     folder = tmp_path_factory.mktemp("demo")
     command = [
         sys.executable,
@@ -23,7 +22,7 @@ def workdir(tmp_path_factory):
     ]
     done = subprocess.run(
         [*command, "--workdir", str(folder / "demo")],
-        env=os.environ | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"},
+        env=environment_of_users | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"},
         cwd=folder, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

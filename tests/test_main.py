@@ -222,7 +222,7 @@ def test_killed_and_started_again(folder, finished, workdir, sign):
 
 def test_eight_devices_give_the_numbers_of_one(folder, finished):
     """Batches of four do not fill them: rows are added that count nowhere."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = run(folder, "eight", "--config.training.epochs=3", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     one, eight = prompts(finished), prompts(folder / "eight")

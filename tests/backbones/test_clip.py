@@ -28,12 +28,10 @@ SIZES = (56, 70, 42)  # the native grid, a larger one and a smaller one
 
 
 @pytest.fixture(autouse=True, scope="module")
-def exact_and_quick():
-    """Full precision; and less optimisation, since these tests spend their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def exact():
+    """Full precision."""
     with jax.default_matmul_precision("highest"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def load_golden(name):

@@ -19,12 +19,10 @@ def _load(name):
 
 
 @pytest.fixture(autouse=True, scope="package")
-def exact_and_quick():
-    """Full precision; and less optimisation, since these tests spend their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def exact():
+    """Full precision."""
     with jax.default_matmul_precision("highest"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -24,12 +24,10 @@ METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The scripts find one another; and less optimisation, since compiling takes the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """The scripts find one another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
