@@ -23,10 +23,15 @@ T = TypeVar("T")
 
 TILE = 200  # the widest picture, in pixels
 TALLEST = 320
+WIDE, WIDEST = (
+    2,
+    4,
+)  # a picture this many times as wide as high takes two columns and more, to at most four
 COLUMNS = 8
 GAP, MARGIN = 12, 20
 NARROWEST = 640  # of a sheet: its headings need room
 FONT, HEADING, TITLE = 13, 17, 22  # sizes in pixels
+CAPTION_GAP = 4
 LINE = 17  # from one line of a caption to the next
 PAPER = (235, 235, 235)  # in place of a picture
 THREADS = 4
@@ -40,10 +45,20 @@ class Chosen(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A picture with its caption: lines and their colours."""
+    """A picture with its caption: lines and their colours.
+
+    Attributes:
+      span: how many columns it takes; strips take several.
+    """
 
     picture: Image.Image
     lines: list[tuple[str, str]]
+    span: int = 1
+
+    @property
+    def width(self) -> int:
+        """Of its place, in pixels."""
+        return _width(self.span)
 
 
 def write_sheet(
@@ -88,7 +103,11 @@ def write_sheet(
     for category, found in members.items():
         anomalous = sum(one.sample.label for one in found)
         heading = f"{category}: {len(found) - anomalous} normal, {anomalous} anomalous"
-        tiles = [_make_tile(dataset[one.position]) for one in choose(found, per_category)]
+        without = not any(one.sample.label and one.sample.has_mask for one in found)
+        heading += ", no masks" * (without and anomalous > 0)
+        tiles = [
+            _make_tile(dataset[one.position], told=without) for one in choose(found, per_category)
+        ]
         rows.append((heading, tiles))
     sheet = _draw(f"{target.title}, {split}", rows)
     with replaced(path) as temporary:
@@ -159,22 +178,45 @@ def _strip(dataset: Dataset, index: int) -> Chosen:
     return Chosen(index, dataclasses.replace(dataset[index], image=b"", mask=None))
 
 
-def _make_tile(sample: Sample) -> Tile:
+def _make_tile(sample: Sample, *, told: bool) -> Tile:
+    """A sample's picture and caption; `told` when the heading says that there are no masks."""
     found = examine(sample)
     colour = ANOMALOUS if sample.label else NORMAL
     kind = sample.defect or ("anomalous" if sample.label else "normal")
     lines = [(kind, colour), (_end_of(sample.file_name), INK)]
+    span = 1
     if found.image is None:
-        picture = Image.new("RGB", (TILE, TILE * 3 // 4), PAPER)
+        picture = Image.new("RGB", (TILE, TILE), PAPER)
     else:
         whole = np.asarray(found.image.convert("RGB"))
         height, width = whole.shape[:2]
-        shown = fit(whole, round(max(width, height) * min(TILE / width, TALLEST / height)))
+        span = int(np.clip(width // (WIDE * height) + 1, 1, WIDEST))
+        scale = min(_width(span) / width, TALLEST / height)
+        shown = fit(whole, round(max(width, height) * scale))
         if found.mask is not None and found.usable and found.mask.any():
             shown = draw_outline(shown, found.mask)
         picture = Image.fromarray(shown)
-    words = found.faults or ([] if sample.has_mask or not sample.label else ["it has no mask"])
-    return Tile(picture, lines + [(word, ANOMALOUS) for word in words])
+    missing = sample.label and not sample.has_mask and not told
+    for words in [*found.faults, *(["it has no mask"] if missing else [])]:
+        lines += [(line, ANOMALOUS) for line in _wrap(words, _width(span))]
+    return Tile(picture, lines, span)
+
+
+def _width(span: int) -> int:
+    """Of so many columns, in pixels."""
+    return span * (TILE + GAP) - GAP
+
+
+def _wrap(words: str, width: int) -> list[str]:
+    """The words in lines that are no wider."""
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if load_font(FONT).getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _end_of(file_name: str) -> str:
@@ -191,46 +233,64 @@ def _end_of(file_name: str) -> str:
 
 def _draw(title: str, rows: Sequence[tuple[str, list[Tile]]]) -> Image.Image:
     """Places headings and tiles below each other."""
-    columns = min(COLUMNS, max((len(tiles) for _, tiles in rows), default=1) or 1)
-    width = max(2 * MARGIN + columns * (TILE + GAP) - GAP, NARROWEST)
+    columns = max((sum(tile.span for tile in tiles) for _, tiles in rows), default=1)
+    columns = min(max(columns, 1), COLUMNS)
+    width = max(2 * MARGIN + _width(columns), NARROWEST)
     placed, top = [], MARGIN + TITLE + 2 * GAP
     for heading, tiles in rows:
-        lines = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+        lines = _flow(tiles, columns)
         placed.append((top, heading, lines))
         top += HEADING + GAP + sum(_height(line) + GAP for line in lines) + GAP
     sheet = Image.new("RGB", (width, top + MARGIN - GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text(
-        (MARGIN, MARGIN),
-        shorten(title, width - 2 * MARGIN, load_font(TITLE)),
-        INK,
-        load_font(TITLE),
-    )
+    _write(pen, (MARGIN, MARGIN), title, TITLE, width)
     for below, heading, lines in placed:
-        words = shorten(heading, width - 2 * MARGIN, load_font(HEADING))
-        pen.text((MARGIN, below), words, INK, load_font(HEADING))
-        corner = below + HEADING + GAP
+        _write(pen, (MARGIN, below), heading, HEADING, width)
+        top = below + HEADING + GAP
         for line in lines:
-            for column, tile in enumerate(line):
-                _place(sheet, pen, tile, (MARGIN + column * (TILE + GAP), corner))
-            corner += _height(line) + GAP
+            left = MARGIN
+            for tile in line:
+                _place(sheet, pen, tile, left, top + _tallest(line))
+                left += tile.width + GAP
+            top += _height(line) + GAP
     return sheet
+
+
+def _flow(tiles: Sequence[Tile], columns: int) -> list[list[Tile]]:
+    """The tiles in lines of so many columns."""
+    lines: list[list[Tile]] = []
+    for tile in tiles:
+        if lines and sum(one.span for one in lines[-1]) + tile.span <= columns:
+            lines[-1].append(tile)
+        else:
+            lines.append([tile])
+    return lines
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], words: str, size: int, width: int
+) -> None:
+    """Writes a line of a size in pixels, shortened to the sheet's width."""
+    font = load_font(size)
+    pen.text(corner, shorten(words, width - 2 * MARGIN, font), INK, font)
 
 
 def _height(tiles: Sequence[Tile]) -> int:
     """Of a line of tiles: its tallest picture, and its longest caption."""
-    return (
-        max(tile.picture.height for tile in tiles)
-        + LINE * max(len(tile.lines) for tile in tiles)
-        + 4
-    )
+    captions = max(len(tile.lines) for tile in tiles)
+    return _tallest(tiles) + CAPTION_GAP + LINE * captions
+
+
+def _tallest(tiles: Sequence[Tile]) -> int:
+    return max(tile.picture.height for tile in tiles)
 
 
 def _place(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, corner: tuple[int, int]
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, bottom: int
 ) -> None:
-    left, top = corner
-    sheet.paste(tile.picture, corner)
+    """Puts a picture on its bottom line, and its caption below."""
+    sheet.paste(tile.picture, (left, bottom - tile.picture.height))
+    font = load_font(FONT)
     for number, (words, colour) in enumerate(tile.lines):
-        below = top + tile.picture.height + 4 + number * LINE
-        pen.text((left, below), shorten(words, TILE, load_font(FONT)), colour, load_font(FONT))
+        below = bottom + CAPTION_GAP + number * LINE
+        pen.text((left, below), shorten(words, tile.width, font), colour, font)

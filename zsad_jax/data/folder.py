@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import logging
 
+from zsad_jax.data import remarks
 from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocol import prompt_name as default_prompt_name
@@ -219,14 +220,8 @@ def _defect(image: str, label: int, labelled: bool, has_mask: bool) -> str:
 def _report(name: str, samples: Sequence[Sample], faults: Sequence[Fault]) -> None:
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %d images, %d of them anomalous.", name, len(samples), anomalous)
-    if faults:
-        logging.warning(
-            "%s: %d things amiss, the first: %s: %s.",
-            name,
-            len(faults),
-            faults[0].file_name,
-            faults[0].reason,
-        )
+    for kind in remarks.group(faults):
+        logging.warning("%s: %s", name, kind)
 
 
 class _Masks:

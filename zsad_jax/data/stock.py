@@ -116,7 +116,7 @@ def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Cou
             cells: list[Cell] = [key, name or "all"]
             for split in splits:
                 cells.append(_pick(counts.get(split), name, (0, 0)))
-                cells += [_pick(theirs.get(split), name, None)] if compared else []
+                cells += [_pick(theirs.get(split) or None, name, None)] if compared else []
             rows.append(tuple(cells))
     pairs = [head for split in splits for head in (split, f"published {split}")[: 1 + compared]]
     return Table(("dataset", "category", *pairs), frozenset(pairs), rows)
@@ -124,6 +124,6 @@ def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Cou
 
 def _pick(split: Split | None, name: str, missing: tuple[int, int] | None) -> Cell:
     """The numbers of a category, or of the whole; None where nothing is known."""
-    if not split:
+    if split is None:
         return None
     return total(dict(split)) if name == ALL else split.get(name, missing)
