@@ -55,6 +55,58 @@ def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
     assert "| 0.0" not in text
 
 
+INDUSTRIAL = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic")
+BRAIN = ("headct", "brainmri", "br35h")
+
+
+def test_means_are_formed_by_domain_and_stand_beside_the_papers(make_row):
+    rows = [make_row(key, image_auroc=0.9) for key in INDUSTRIAL]
+    rows += [make_row(key, image_auroc=0.8, **dict.fromkeys(PIXEL)) for key in BRAIN]
+    table = run_tables.dataset_table(rows, {})
+    labels = [line.labels[0] for line in table.lines if line.summary]
+    assert labels == ["Industrial mean", "Medical mean"]
+    cell = cell_of(table, -2, "image_auroc")
+    assert (cell.value, cell.paper.percent, cell.difference) == (90.0, 92.5, -2.5)
+    assert cell_of(table, -2, "pixel_aupro_200step").paper.percent == 90.2
+    cell = cell_of(table, -1, "image_auroc")
+    assert (cell.value, cell.paper.percent) == (80.0, 92.8)
+    assert cell_of(table, -1, "pixel_auroc") == tables.Cell()  # the paper's are other datasets
+
+
+@pytest.mark.parametrize(
+    ("datasets", "undefined"),
+    [
+        (INDUSTRIAL[1:], ()),  # one less
+        ((*INDUSTRIAL, "aitex"), ()),  # one more
+        (INDUSTRIAL, ("dagm",)),  # as many, one undefined
+    ],
+)
+def test_a_mean_of_other_datasets_stands_beside_nothing(make_row, datasets, undefined):
+    rows = [make_row(key, image_ap=None if key in undefined else 0.9) for key in datasets]
+    table = run_tables.dataset_table(rows, {})
+    assert table.lines[-1].labels[0] == "Industrial mean"
+    assert cell_of(table, -1, "image_ap") == tables.Cell(90.0)
+    if undefined:
+        assert "Image AP: mean over 6 of 7 datasets, undefined for DAGM 2007." in table.footnotes
+        assert cell_of(table, -1, "image_auroc").paper.percent == 92.5
+
+
+def test_what_a_mean_is_held_against_depends_on_the_method(make_row):
+    rows = [make_row(key, method="faprompt") for key in (*BRAIN, "lag")]
+    table = run_tables.dataset_table(rows, {})
+    assert cell_of(table, -1, "image_auroc").paper.percent == 90.9
+    rows[0]["method"] = "tps"
+    assert cell_of(run_tables.dataset_table(rows, {}), -1, "image_auroc").paper is None
+
+
+def test_without_two_datasets_of_a_domain_the_mean_is_over_all(make_row):
+    rows = [make_row("visa"), make_row("headct"), make_row("my_parts")]
+    labels = [line.labels[0] for line in run_tables.dataset_table(rows, {}).lines]
+    assert labels == ["VisA", "HeadCT", "my_parts", "Mean over datasets"]
+    (line,) = run_tables.dataset_table(rows[:1], {}).lines
+    assert not line.summary
+
+
 def test_mean_over_categories_tells_what_it_leaves_out(make_row):
     rows = [make_row("visa", c, pixel_ap=v) for c, v in (("candle", 0.5), ("pipe_fryum", None))]
     table = run_tables.category_table("visa", [*rows, make_row("visa")], {})

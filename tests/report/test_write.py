@@ -119,6 +119,35 @@ def test_bare_report_is_still_a_page(report):
     assert checker.ids == ["results"]
 
 
+def test_the_papers_own_table_is_part_of_the_report(report, make_row, tmp_path):
+    rows = [make_row(key, image_auroc=0.9) for key in ("mvtec_ad", "visa", "headct")]
+    report = dataclasses.replace(report, rows=rows, cases=(), scores=())
+    text = render_page(report)
+    assert '<section id="beside-the-papers">' in text
+    assert text.count("TIPSomaly, Table 1: ") == 6
+    section = text.partition('<section id="beside-the-papers">')[2].partition("</section>")[0]
+    assert "AnomalyCLIP" in section
+    assert "MPDD" not in section
+    assert "<small>(−3.4)</small>" in section
+    write_report(tmp_path, report)
+    markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "## Beside the papers\n" in markdown
+    assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) |" in markdown
+    latex = (tmp_path / "results.tex").read_text(encoding="utf-8")
+    assert latex.startswith("% TIPSomaly <on> tips-nano\n")
+    assert "% Demonstration model, not for decisions." in latex
+    assert "VisA & 78.0 & 82.1 & 85.8 & 87.7 & 90.0 {\\scriptsize (+2.3)} \\\\" in latex
+
+
+def test_headlines_are_the_means_of_each_domain(report, make_row):
+    rows = [make_row(key) for key in ("mvtec_ad", "visa", "headct", "br35h")]
+    text = render_page(dataclasses.replace(report, rows=rows, cases=(), scores=()))
+    head = text.partition("</header>")[0]
+    assert head.count('<div class="tiles">') == 2
+    assert head.index("Industrial mean, percent") < head.index("Medical mean, percent")
+    assert head.count("<span>Images</span>") == 1
+
+
 def test_files_of_a_report(report, tmp_path):
     write_report(tmp_path, report)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}

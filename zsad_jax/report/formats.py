@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from zsad_jax.report.tables import Cell, Column, Table, legend
+from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table, legend
 
 # The columns of a CSV with one number a line; a table, its lines and its columns fill in what they know.
 LONG_COLUMNS = (
@@ -101,18 +101,23 @@ def latex_document(title: str, remarks: Iterable[str], tables: Sequence[Table]) 
 
 def to_html(table: Table) -> str:
     """A table as an HTML element of the page that `html_page` makes."""
+    edges = _edges(table)
+    beside = {i for line in table.lines for i, cell in enumerate(line.cells) if cell.beside}
     lines = []
     for line in table.lines:
         first, *others = map(escape, line.labels)
         marks = _marks(line.marks, "<sup>[{}]</sup>")
         entries = f'<th class="label" scope="row">{first}{marks}</th>'
         entries += "".join(f'<td class="label">{label}</td>' for label in others)
-        entries += "".join(map(_html_cell, line.cells))
+        for index, cell in enumerate(line.cells):
+            edge = " class=edge" if index in edges else ""
+            entries += f"<td{edge}>{_html_cell(cell, with_small=index in beside)}</td>"
         lines.append(f"<tr{' class=summary' if line.summary else ''}>{entries}</tr>")
     notes = "".join(f"<li>{escape(words)}</li>" for words in table.footnotes)
     notes = f'<ol class="notes">{notes}</ol>' if notes else ""
+    kind = " class=compact" if table.compared in (SAME_METHOD, BEST_PRIOR) else ""
     return (
-        f'<div class="card"><table><caption>{escape(table.title)}</caption>'
+        f'<div class="card"><table{kind}><caption>{escape(table.title)}</caption>'
         f"<thead>{_html_heads(table)}</thead><tbody>{''.join(lines)}</tbody></table>{notes}</div>"
     )
 
@@ -231,14 +236,18 @@ def _html_heads(table: Table) -> str:
         f'<th class="label" scope="col" rowspan="2">{escape(head)}</th>' for head in table.head
     )
     for group, columns in _groups(table):
-        upper += f'<th scope="colgroup" colspan="{len(columns)}">{escape(group)}</th>'
-    lower = "".join(f'<th scope="col">{escape(column.name)}</th>' for column in table.columns)
+        upper += f'<th class="edge" scope="colgroup" colspan="{len(columns)}">{escape(group)}</th>'
+    edges, lower = _edges(table), ""
+    for index, column in enumerate(table.columns):
+        edge = ' class="edge"' if index in edges else ""
+        lower += f'<th{edge} scope="col">{escape(column.name)}</th>'
     return f'<tr class="levels">{upper}</tr><tr>{lower}</tr>'
 
 
-def _html_cell(cell: Cell) -> str:
-    small = f"<small>{html_beside(cell)}</small>" if cell.beside else ""
-    return f"<td>{escape(cell.number)}{_marks(cell.marks, '<sup>[{}]</sup>')}{small}</td>"
+def _html_cell(cell: Cell, *, with_small: bool) -> str:
+    """The value, and below or beside it in small print what it is held against."""
+    small = f"<small>{html_beside(cell)}</small>" if with_small else ""
+    return f"{escape(cell.number)}{_marks(cell.marks, '<sup>[{}]</sup>')}{small}"
 
 
 def _groups(table: Table) -> list[tuple[str, list[Column]]]:
@@ -247,6 +256,12 @@ def _groups(table: Table) -> list[tuple[str, list[Column]]]:
         (group, list(columns))
         for group, columns in itertools.groupby(table.columns, lambda column: column.group)
     ]
+
+
+def _edges(table: Table) -> set[int]:
+    """The first column of each group."""
+    counts = (len(columns) for _, columns in _groups(table))
+    return {0, *itertools.accumulate(counts)}
 
 
 def _anchor(name: str) -> str:

@@ -88,11 +88,13 @@ def compare_run(rows: Sequence[Row]) -> list[Table]:
     Args:
       rows: results.json; methods without a paper here are held against the first that prints them.
     """
-    datasets = {row["dataset"] for row in rows}
-    papers = dict.fromkeys(paper_of(row["method"]) for row in rows)
+    papers: dict[str, list[Row]] = {}
+    for row in rows:
+        papers.setdefault(paper_of(row["method"]) or "", []).append(row)
+    papers.pop("", None)
     tables = []
-    for paper in filter(None, papers):
-        ours = columns_of(row for row in rows if paper_of(row["method"]) == paper)
+    for paper, members in papers.items():
+        datasets, ours = {row["dataset"] for row in members}, columns_of(members)
         for sheet in make_sheets(paper):
             places = [] if sheet.by_category else _places_run(sheet, datasets)
             if places:

@@ -1,0 +1,259 @@
+import pytest
+
+from zsad_jax.report import formats, names
+from zsad_jax.report.papers import compare_papers, compare_run, tell_missing
+from zsad_jax.report.papers.beside import make_table
+from zsad_jax.report.papers.sheets import Competitor, Place, make_sheets
+from zsad_jax.report.published import MAIN_TABLES, all_numbers, is_main, published_numbers
+
+BRAIN = ("headct", "brainmri", "br35h")
+INDUSTRIAL_7 = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic")
+
+
+def sheet_of(paper, table, metric):
+    (sheet,) = (one for one in make_sheets(paper, table=table) if one.metric == metric)
+    return sheet
+
+
+def cells_of(table, label):
+    (line,) = (line for line in table.lines if line.labels[0] == label)
+    return {column.full: cell for column, cell in zip(table.columns, line.cells, strict=True)}
+
+
+def notes_of(table, cell):
+    return [table.footnotes[mark - 1] for mark in cell.marks]
+
+
+def test_a_paper_with_ours_beside_it_word_for_word(make_ours):
+    ours = make_ours(dict.fromkeys(BRAIN, 0.9))
+    sheet = sheet_of("tipsomaly", "1", "image_auroc")
+    sheet = sheet.limited_to([Place(key) for key in ("visa", *BRAIN, "medical_mean")])
+    assert formats.to_markdown(make_table(sheet, [ours])) == (
+        "### TIPSomaly, Table 1: Image AUROC\n"
+        "\n"
+        "| Dataset | APRIL-GAN | AnomalyCLIP | AdaCLIP | TIPSomaly | ours: TIPSomaly |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| VisA | 78.0 | 82.1 | 85.8 | 87.7 |  |\n"
+        "| HeadCT | 89.2 | 93.4 | 91.8 | 92.7 | 90.0 (−2.7) |\n"
+        "| BrainMRI | 89.6 | 90.3 | 93.5 | 92.4 | 90.0 (−2.4) |\n"
+        "| Br35H | 91.4 | 94.6 | 92.3 | 93.2 | 90.0 (−3.2) |\n"
+        "| **Medical mean** | **90.1** | **92.8** | **92.5** | **92.8** | **90.0 (−2.8)** |\n"
+    )
+
+
+@pytest.mark.parametrize("paper", MAIN_TABLES)
+def test_rows_come_by_domain_each_followed_by_its_mean(paper):
+    for sheet in make_sheets(paper):
+        if not sheet.by_category:
+            labels = [place.dataset for place in sheet.places]
+            domains = {"industrial_mean", "medical_mean"} & set(labels)
+            assert domains
+            assert labels[-1] in domains
+            if len(domains) == 2:
+                assert labels.index("industrial_mean") < labels.index("medical_mean")
+                assert not set(labels[: labels.index("industrial_mean")]) & {*BRAIN, "isic"}
+
+
+def printed_cells(papers):
+    """How often each number stands in the tables, by what it is."""
+    found = {}
+    for paper in papers:
+        for table in paper.tables:
+            for line in table.lines:
+                for column, cell in zip(table.columns, line.cells, strict=True):
+                    known = dict(table.keys + line.keys + column.keys + cell.keys)
+                    if known.get("source") != "published" or known["table"] == "gain":
+                        continue
+                    if cell.text:
+                        keys = ("paper", "table", "dataset", "category", "level", "metric")
+                        key = (*(known[k] for k in keys), known["method"], known["setting"])
+                        assert key not in found
+                        found[key] = cell
+    return found
+
+
+def key_of(number):
+    level, _, metric = number.metric.partition("_")
+    place = (number.paper, number.table, number.dataset, number.category, level, metric)
+    return (*place, number.method, number.setting)
+
+
+def test_every_number_of_the_main_tables_is_there_as_printed():
+    found = printed_cells(compare_papers([]))
+    in_main = [n for n in all_numbers() if n.table in sum(MAIN_TABLES[n.paper], ())]
+    assert len(in_main) == 300 + (336 + 216 + 6 * 78 + 6 * 96) + (70 + 100) + (234 + 252) + 4 * 234
+    for number in in_main:
+        cell = found.pop(key_of(number))
+        assert (cell.text, cell.doubt) == (number.printed, number.suspicious)
+    # What is left is printed elsewhere: full-shot methods, and the means of FAPrompt's Table 3.
+    full_shot = [key for key in found if key[6] in ("patchcore", "rd4ad")]
+    means = [key for key in found if key[2].endswith("_mean")]
+    assert (len(full_shot), len(means)) == (2 * 40, 16)
+    assert len(found) == len(full_shot) + len(means)
+
+
+def test_every_number_at_all_is_there_when_everything_is_asked_for():
+    found = printed_cells(compare_papers([], everything=True))
+    assert len(all_numbers()) == 4249
+    assert not [number for number in all_numbers() if key_of(number) not in found]
+
+
+def test_ablations_only_when_asked_for_and_with_their_names():
+    settings = {key[-1] for key in printed_cells(compare_papers([]))}
+    assert settings == {""}
+    (paper,) = compare_papers([], paper="vip2clip", table="4")
+    heads = [column.full for column in paper.tables[0].columns]
+    assert heads[0] == "ViP²-CLIP, ablation: none of UTPA, ViP-VCA, ViP-FGP"
+    assert len(heads) == 7
+
+
+def test_ours_is_held_against_the_full_model_of_an_ablation(make_ours):
+    ours = make_ours({"visa": 0.9}, method="vip2clip")
+    table = make_table(sheet_of("vip2clip", "4", "image_auroc"), [ours])
+    full = published_numbers("vip2clip", "visa")["image_auroc"].percent
+    assert cells_of(table, "VisA")["ours: ViP²-CLIP"].difference == round(90 - full, 1)
+    table = make_table(sheet_of("vip2clip", "5", "image_auroc"), [ours])
+    assert cells_of(table, "VisA")["ours: ViP²-CLIP"].difference is None
+
+
+def test_full_shot_methods_stand_apart():
+    table = make_table(sheet_of("faprompt", "1", "image_auroc"), [])
+    assert [column.group for column in table.columns] == ["published"] * 9 + [
+        "published, full-shot"
+    ] * 2
+    assert cells_of(table, "VisA")["PatchCore (published, full-shot)"].text == "94.6"
+    assert "PatchCore, RD4AD: Table 8, full-shot." in table.footnotes
+    assert cells_of(table, "Industrial mean")["PatchCore (published, full-shot)"].text == ""
+    f1 = make_table(sheet_of("vip2clip", "1", "image_f1max"), [])
+    assert {column.group for column in f1.columns} == {"published"}
+
+
+def test_a_suspicious_number_carries_a_mark_and_the_words():
+    table = make_table(sheet_of("vip2clip", "17", "pixel_aupro"), [])
+    marked = [line.labels[0] for line in table.lines if "†" in line.cells[4].number]
+    assert len(marked) == 15
+    (note,) = table.footnotes
+    assert note == (
+        f"† AdaCLIP, {', '.join(marked)}: suspicious: the column reads as if in alphabetical order of"
+        " the categories and so on the wrong rows."
+    )
+    assert "suspicious: the column reads" in formats.to_csv([table])
+
+
+def test_how_a_number_was_read_is_a_footnote():
+    table = make_table(sheet_of("faprompt", "2", "pixel_aupro"), [])
+    cell = cells_of(table, "AITEX")["CoCoOp"]
+    assert notes_of(table, cell) == ['CoCoOp, AITEX: printed "56,9" read as 56.9.']
+
+
+def test_means_that_are_not_printed_are_recomputed_and_say_so():
+    table = make_table(sheet_of("tps", "1", "image_auroc"), [])
+    cell = cells_of(table, "Medical mean")["CLIP"]
+    members = [published_numbers("clip", key, paper="tps")["image_auroc"] for key in BRAIN]
+    assert cell.value == round(sum(number.percent for number in members) / 3, 1)
+    assert notes_of(table, cell) == ["Not printed: the mean of the printed numbers."]
+    assert dict(cell.keys)["source"] == "recomputed"
+    table = make_table(sheet_of("faprompt", "1", "image_auroc"), [])
+    cell = cells_of(table, "Industrial mean")["FAPrompt"]
+    assert (cell.text, notes_of(table, cell)) == ("88.2", ["Printed in Table 3."])
+    (line,) = (line for line in table.lines if line.labels == ("Industrial mean",))
+    assert [table.footnotes[mark - 1] for mark in line.marks] == [
+        "Without MVTec AD, as in the paper."
+    ]
+
+
+@pytest.mark.parametrize("metric", ["image_auroc", "pixel_aupro"])
+def test_our_mean_leaves_out_what_the_papers_leaves_out(make_ours, metric):
+    sheet = sheet_of("faprompt", "1" if metric == "image_auroc" else "2", metric)
+    values = dict.fromkeys(sheet.members("industrial_mean"), 0.8)
+    assert "mvtec_ad" not in values
+    table = make_table(sheet, [make_ours(values | {"mvtec_ad": 0.1}, method="faprompt")])
+    cell = cells_of(table, "Industrial mean")["ours: FAPrompt"]
+    assert (cell.value, cell.marks) == (80.0, ())
+    printed = published_numbers("faprompt", "industrial_mean")[metric].percent
+    assert cell.difference == round(80 - printed, 1)
+
+
+def test_a_mean_over_less_says_so_and_is_held_against_nothing(make_ours, make_row):
+    values = {"mvtec_ad": 0.8, "visa": 0.9, "mpdd": None}
+    table = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [make_ours(values)])
+    cell = cells_of(table, "Industrial mean")["ours: TIPSomaly"]
+    assert (cell.value, cell.difference) == (85.0, None)
+    assert notes_of(table, cell) == [
+        "Mean over 2 of 7 datasets; not run: BTAD, KolektorSDD, DAGM 2007, DTD-Synthetic;"
+        " undefined: MPDD."
+    ]
+    assert cells_of(table, "Medical mean")["ours: TIPSomaly"].text == ""
+    cell = cells_of(table, "MPDD")["ours: TIPSomaly"]
+    assert (cell.number, notes_of(table, cell)) == ("–", ["MPDD: undefined for the data."])
+    assert cells_of(table, "BTAD")["ours: TIPSomaly"].number == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric", "fields", "words"),
+    [
+        ("headct", "image_auroc", {"n_anomalous": 0}, "HeadCT: no image is anomalous."),
+        ("headct", "image_auroc", {"n_anomalous": 10}, "HeadCT: no image is normal."),
+        ("visa", "pixel_aupro", {}, "VisA: AUPRO from 200 thresholds was not computed."),
+        ("visa", "pixel_aupro", {"pixel_aupro": None}, "VisA: undefined for the data."),
+    ],
+)
+def test_the_reason_for_an_undefined_number(make_ours, dataset, metric, fields, words):
+    ours = make_ours({dataset: None}, **fields)
+    table = make_table(sheet_of("tipsomaly", "1", metric), [ours])
+    cell = cells_of(table, names.dataset_name(dataset))["ours: TIPSomaly"]
+    assert (cell.number, notes_of(table, cell)) == ("–", [words])
+
+
+def test_the_mean_of_a_dataset_covers_the_papers_categories(make_ours):
+    sheet = sheet_of("faprompt", "13", "image_auroc")
+    categories = [place.category for place in sheet.places if place.category != "mean"]
+    values = {("visa", key): 0.9 for key in categories}
+    whole = make_ours({**values, "visa": 0.9}, method="faprompt")
+    cells = cells_of(make_table(sheet, [whole]), "Mean")
+    assert cells["ours: FAPrompt"].difference == round(90 - cells["FAPrompt"].value, 1)
+    cells = cells_of(make_table(sheet, [whole]), "pipe fryum")
+    assert cells["ours: FAPrompt"].difference == round(90 - cells["FAPrompt"].value, 1)
+
+    values["visa", "candle"] = None
+    del values["visa", "pcb4"]
+    part = make_ours({**values, "visa": 0.9}, method="faprompt")
+    table = make_table(sheet, [part])
+    cell = cells_of(table, "Mean")["ours: FAPrompt"]
+    assert cell.difference is None
+    assert notes_of(table, cell) == [
+        "VisA: mean over 10 of 12 categories; not run: pcb4; undefined: candle."
+    ]
+    above = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [part])
+    cell = cells_of(above, "Industrial mean")["ours: FAPrompt"]
+    assert "mean over 10 of 12 categories" in notes_of(above, cell)[0]
+
+
+def test_datasets_that_were_not_run_are_told_once(make_ours):
+    ours = make_ours(dict.fromkeys((*INDUSTRIAL_7, *BRAIN, "tn3k"), 0.9))
+    papers = compare_papers([ours], paper="tipsomaly")
+    assert tell_missing([ours], papers) == [
+        "Not run with ours, TIPSomaly: ISIC 2016, CVC-ColonDB, CVC-ClinicDB."
+    ]
+    assert tell_missing([], papers) == []
+
+
+def test_a_run_is_held_against_its_own_papers_table(make_row):
+    rows = [make_row(key, category) for key in BRAIN for category in (key, "mean")]
+    tables = compare_run([*rows, make_row("mvtec_ad", "mean")])
+    assert [table.title for table in tables] == [
+        f"TIPSomaly, Table 1: {names.PAPER_METRICS[metric]}" for metric in names.PAPER_METRICS
+    ]
+    labels = [line.labels[0] for line in tables[0].lines]
+    assert labels == ["MVTec AD", "HeadCT", "BrainMRI", "Br35H", "Medical mean"]
+    assert [line.labels[0] for line in tables[3].lines] == ["MVTec AD"]
+    (coop, *_) = compare_run([make_row("lag", method="coop")])
+    assert coop.title == "FAPrompt, Table 1: Image AUROC"
+    assert compare_run([make_row("synthetic_target"), make_row("mpdd", method="new")]) == []
+
+
+def test_a_competitor_is_printed_or_recomputed_never_guessed():
+    sheet = sheet_of("vip2clip", "1", "image_auroc")
+    assert sheet.percent(Competitor("nobody"), Place("industrial_mean")) is None
+    own = [n for n in all_numbers() if is_main(n) and n.method == "vip2clip"]
+    assert own

@@ -1,0 +1,75 @@
+import pytest
+
+from zsad_jax.report.papers import compare_papers
+from zsad_jax.report.papers.gain import make_gain_table, printed_gains
+from zsad_jax.report.papers.sheets import make_sheets
+from zsad_jax.report.published import MAIN_TABLES, published_numbers
+
+BRAIN = ("headct", "brainmri", "br35h")
+
+
+def gain_table(paper, ours=()):
+    return make_gain_table(
+        paper, [sheet for sheet in make_sheets(paper) if not sheet.by_category], ours
+    )
+
+
+def test_the_posters_gains_come_out():
+    table = gain_table("tipsomaly")
+    printed = printed_gains("tipsomaly")
+    assert len(printed) == 9
+    computed = {}
+    for line in table.lines:
+        known = dict(line.keys)
+        place = (known["dataset"], f"{known['level']}_{known['metric']}")
+        computed[place] = line.cells[1].difference
+        assert line.labels[3] == printed.get(place, "–")
+    assert len(computed) == 12
+    assert {place: f"{computed[place]:+.1f}" for place in printed} == printed
+
+
+def test_gains_are_over_the_best_published_method(make_ours):
+    table = gain_table("tipsomaly", [make_ours(dict.fromkeys(BRAIN, 0.95), method="coop")])
+    lines = {line.labels[:2]: line for line in table.lines}
+    line = lines["Medical mean", "Image AUROC"]
+    assert line.labels[2] == "AnomalyCLIP"
+    best = published_numbers("anomalyclip", "medical_mean", paper="tipsomaly")["image_auroc"]
+    assert [cell.value for cell in line.cells] == [best.percent, 92.8, 95.0]
+    assert line.cells[2].difference == 2.2
+    assert lines["Industrial mean", "Image AUROC"].cells[2].text == ""
+    assert not table.footnotes
+
+
+def test_a_mean_over_less_has_no_gain(make_ours):
+    table = gain_table("vip2clip", [make_ours({"headct": 0.99}, method="vip2clip")])
+    cells = [line.cells[2] for line in table.lines if line.labels[0] == "Medical mean"]
+    assert {cell.difference for cell in cells} == {None}
+    assert "Mean over 1 of 3 datasets; not run: BrainMRI, Br35H." in table.footnotes
+
+
+@pytest.mark.parametrize("paper", MAIN_TABLES)
+def test_full_shot_and_own_numbers_are_no_prior(paper):
+    own = {"faprompt": "FAPrompt", "tps": "TPS", "vip2clip": "ViP²-CLIP", "tipsomaly": "TIPSomaly"}
+    table = gain_table(paper)
+    assert not {line.labels[2] for line in table.lines} & {own[paper], "PatchCore", "RD4AD"}
+    assert table.columns[1].name == own[paper]
+
+
+def test_a_suspicious_prior_carries_its_mark():
+    table = gain_table("faprompt")
+    (line,) = (one for one in table.lines if one.labels[:2] == ("Medical mean", "Image AP"))
+    assert line.cells[0].number == "90.6†"
+    assert (
+        "† Medical mean, Image AP, AnomalyCLIP: suspicious: members average to 90.85."
+        in table.footnotes
+    )
+
+
+def test_the_gain_stands_between_datasets_and_categories():
+    (paper,) = compare_papers([], paper="vip2clip")
+    kinds = [table.title.split(":")[0] + table.compared for table in paper.tables]
+    position = kinds.index("ViP²-CLIPbest prior method")
+    assert kinds[position - 1].startswith("ViP²-CLIP, Table 2")
+    assert kinds[position + 1].startswith("ViP²-CLIP, Table 10")
+    (alone,) = compare_papers([], paper="tps", table="gain")
+    assert [table.compared for table in alone.tables] == ["best prior method"]

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+from absl import logging
+
+from zsad_jax.errors import UserError
+from zsad_jax.report.papers.workdirs import columns_of, read_workdirs
+
+
+def test_columns_are_named_by_what_tells_them_apart(make_row):
+    rows = [
+        make_row("visa"),
+        make_row("mpdd"),
+        make_row("visa", backbone="tips-l14-hr"),
+        make_row("visa", variant="sigma=8"),
+        make_row("visa", method="coop"),
+    ]
+    columns = columns_of(rows)
+    assert [(one.name, one.setting) for one in columns] == [
+        ("TIPSomaly (defaults, tips-nano)", "tips-nano"),
+        ("TIPSomaly (defaults, tips-l14-hr)", "tips-l14-hr"),
+        ("TIPSomaly (sigma=8, tips-nano)", "tips-nano, sigma=8"),
+        ("CoOp", "tips-nano"),
+    ]
+    assert set(columns[0].rows) == {("visa", "mean"), ("mpdd", "mean")}
+
+
+def test_one_way_of_running_a_method_needs_no_more_than_its_name(make_row):
+    rows = [make_row("visa", seed=1, image_score="first"), make_row("mpdd", seed=2)]
+    assert [one.name for one in columns_of(rows)] == ["TIPSomaly"]
+
+
+def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_logger().propagate = True
+    first = make_workdir("a", [make_row("visa", image_ap=0.1), make_row("mpdd", image_ap=0.2)])
+    second = make_workdir("b", [make_row("visa", image_ap=0.3)])
+    (ours,) = read_workdirs([first, second])
+    assert ours.rows["visa", "mean"]["image_ap"] == 0.3
+    assert ours.rows["mpdd", "mean"]["image_ap"] == 0.2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{second} replaces what {first} has of TIPSomaly on VisA."
+    ]
+
+
+def test_comparisons_are_columns_of_their_own_when_asked_for(make_row, make_workdir, caplog):
+    others = [
+        make_row("visa", image_score="second"),
+        make_row("visa", variant="fixed prompts", auxiliary=None, seed=None),
+        make_row("visa", seed=1),
+    ]
+    folder = make_workdir("a", [make_row("visa")], others)
+    assert [one.name for one in read_workdirs([folder])] == ["TIPSomaly"]
+    assert [one.name for one in read_workdirs([folder], comparisons=True)] == [
+        "TIPSomaly (defaults, image score first, seed 0)",
+        "TIPSomaly (defaults, image score second, seed 0)",
+        "TIPSomaly (fixed prompts, image score first)",
+        "TIPSomaly (defaults, image score first, seed 1)",
+    ]
+    assert not caplog.records
+
+
+def test_a_demonstration_says_so(make_row, make_workdir):
+    folders = [
+        make_workdir("a", [make_row("visa")], demonstration=True),
+        make_workdir("b", [make_row("visa", backbone="tips-l14")]),
+    ]
+    shown, real = read_workdirs(folders)
+    assert shown.demonstration
+    assert shown.about.startswith("Ours, TIPSomaly (tips-nano): TIPSomaly · backbone tips-nano · ")
+    assert shown.about.endswith("Demonstration model, not for decisions.")
+    assert not real.demonstration
+    assert "Demonstration" not in real.about
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[{", b"3", b"[3]", b"\xff", b'[{"dataset": "visa"}]', b'["visa"]'],
+)
+@pytest.mark.parametrize("name", ["results.json", "comparisons.json"])
+def test_a_broken_file_is_named_in_one_sentence(make_row, make_workdir, name, content):
+    folder = make_workdir("a", [make_row("visa")], [])
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_workdirs([folder], comparisons=True)
+    assert str(error.value).startswith(f"{folder / name} cannot be read (")
+    assert "\n" not in str(error.value)
+
+
+def test_a_metric_out_of_range_is_a_broken_file(make_row, make_workdir):
+    folder = make_workdir("a", [make_row("visa") | {"image_ap": 93.4}])
+    with pytest.raises(UserError, match=r"image_ap is 93\.4"):
+        read_workdirs([folder])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_without_results_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"{name} has no results.json"):
+        read_workdirs([tmp_path / name])
+
+
+def test_an_undefined_metric_may_be_nan(make_row, make_workdir):
+    folder = make_workdir("a", [make_row("visa")])
+    text = json.dumps([make_row("visa") | {"image_ap": float("nan")}])
+    (folder / "results.json").write_text(text)
+    assert read_workdirs([folder])[0].rows["visa", "mean"]["image_ap"] is None

@@ -1,0 +1,147 @@
+import csv
+import io
+
+import pytest
+
+from zsad_jax.report import formats
+from zsad_jax.report.tables import EMPTY, SAME_METHOD, Cell, Column, Line, Table
+
+KEYS = (("paper", "tps"), ("table", "1"), ("level", "image"), ("metric", "auroc"))
+PUBLISHED = (("method", "tps"), ("source", "published"))
+OURS = (("method", "tps"), ("setting", "tips-nano"), ("source", "ours"))
+
+
+@pytest.fixture
+def table():
+    """A number as printed with a mark of doubt, ours with its difference, one undefined and one empty."""
+    note = (("note", "suspicious: 5 % off."),)
+    return Table(
+        title="TPS, Table 1: a_b & c",
+        head=("Dataset",),
+        columns=(
+            Column("TPS", "published", "TPS", PUBLISHED),
+            Column("TPS", "ours", "ours: TPS", OURS),
+        ),
+        lines=(
+            Line(
+                ("[MVTec] AD",),
+                (Cell(90.0, text="90", doubt=True, keys=note), Cell(88.5, reference=90.0)),
+                keys=(("dataset", "mvtec_ad"), ("category", "mean")),
+            ),
+            Line(("a|b <c>",), (EMPTY, Cell(marks=(1,))), keys=(("dataset", "a|b <c>"),)),
+            Line(
+                ("Mean",),
+                (Cell(1.0, text="1.0"), EMPTY),
+                (2,),
+                summary=True,
+                keys=(("dataset", "industrial_mean"), ("category", "mean")),
+            ),
+        ),
+        compared=SAME_METHOD,
+        footnotes=("No masks.", "Without x_y."),
+        keys=KEYS,
+    )
+
+
+def test_markdown(table):
+    assert formats.to_markdown(table) == (
+        "### TPS, Table 1: a_b & c\n"
+        "\n"
+        "| Dataset | TPS | ours: TPS |\n"
+        "| --- | ---: | ---: |\n"
+        "| [MVTec] AD | 90† | 88.5 (−1.5) |\n"
+        "| a\\|b <c> |  | – [1] |\n"
+        "| **Mean [2]** | **1.0** |  |\n"
+        "\n"
+        "[1] No masks.  \n"
+        "[2] Without x_y.  \n"
+    )
+
+
+def test_latex(table):
+    assert formats.to_latex(table) == (
+        "\\begin{table}[htbp]\n"
+        "\\centering\\small\n"
+        "\\caption{TPS, Table 1: a\\_b \\& c}\n"
+        "\\begin{tabular}{lrr}\n"
+        "\\toprule\n"
+        " & \\multicolumn{1}{c}{published} & \\multicolumn{1}{c}{ours} \\\\\n"
+        "\\cmidrule(lr){2-2} \\cmidrule(lr){3-3}\n"
+        "Dataset & TPS & TPS \\\\\n"
+        "\\midrule\n"
+        "{[}MVTec{]} AD & 90$^\\dagger$ & 88.5 {\\scriptsize ($-$1.5)} \\\\\n"
+        "a\\textbar{}b \\textless{}c\\textgreater{} &  & --$^{[1]}$ \\\\\n"
+        "\\midrule\n"
+        "\\textbf{Mean$^{[2]}$} & \\textbf{1.0} &  \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+        "\\par\\raggedright\\footnotesize [1] No masks.\n"
+        "\\par\\raggedright\\footnotesize [2] Without x\\_y.\n"
+        "\\end{table}\n"
+    )
+
+
+def test_html(table):
+    assert formats.to_html(table) == (
+        '<div class="card"><table class=compact><caption>TPS, Table 1: a_b &amp; c</caption><thead>'
+        '<tr class="levels"><th class="label" scope="col" rowspan="2">Dataset</th>'
+        '<th class="edge" scope="colgroup" colspan="1">published</th>'
+        '<th class="edge" scope="colgroup" colspan="1">ours</th></tr>'
+        '<tr><th class="edge" scope="col">TPS</th><th class="edge" scope="col">TPS</th></tr></thead><tbody>'
+        '<tr><th class="label" scope="row">[MVTec] AD</th>'
+        "<td class=edge>90†</td><td class=edge>88.5<small>(−1.5)</small></td></tr>"
+        '<tr><th class="label" scope="row">a|b &lt;c&gt;</th>'
+        "<td class=edge></td><td class=edge>–<sup>[1]</sup><small></small></td></tr>"
+        '<tr class=summary><th class="label" scope="row">Mean<sup>[2]</sup></th>'
+        "<td class=edge>1.0</td><td class=edge><small></small></td></tr></tbody></table>"
+        '<ol class="notes"><li>No masks.</li><li>Without x_y.</li></ol></div>'
+    )
+
+
+def test_csv(table):
+    assert formats.to_csv([table]) == (
+        "paper,table,dataset,category,level,metric,method,setting,source,value,difference,note\n"
+        "tps,1,mvtec_ad,mean,image,auroc,tps,,published,90,,suspicious: 5 % off.\n"
+        "tps,1,mvtec_ad,mean,image,auroc,tps,tips-nano,ours,88.5,-1.5,\n"
+        "tps,1,a|b <c>,,image,auroc,tps,tips-nano,ours,,,No masks.\n"
+        "tps,1,industrial_mean,mean,image,auroc,tps,,published,1.0,,Without x_y.\n"
+    )
+
+
+def test_csv_quotes_what_it_must():
+    text = formats.csv_text(["a", "b"], [['x, "y"', None]])
+    assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['x, "y"', ""]]
+
+
+@pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
+def test_latex_has_no_character_that_means_something_else(table, character):
+    import dataclasses
+
+    text = formats.to_latex(dataclasses.replace(table, title=f"<{character}>"))
+    caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
+    escaped = caption.removesuffix("\\textgreater{}}")
+    assert escaped != character
+    assert escaped.isascii()
+
+
+def test_latex_is_told_what_it_needs_and_never_holds_back_many_tables(table):
+    text = formats.latex_document("A title", ["50 % of it."], [table] * 9)
+    assert text.startswith("% A title\n")
+    assert "\\usepackage{booktabs}" in text.splitlines()[1]
+    assert "% 50 % of it." in text.splitlines()
+    pages = text.split("\\clearpage")
+    assert [page.count("\\begin{table}") for page in pages] == [4, 4, 1]
+
+
+def test_how_a_table_is_read_is_said_once(table):
+    texts = formats.explained_markdown([table, table])
+    assert len(texts) == 3
+    assert "same method" in texts[0]
+    assert formats.explained_html([table, table]).count('class="legend"') == 1
+
+
+def test_a_page_leaves_out_empty_sections():
+    page = formats.html_page("A <b>", {"One": "<p>1</p>", "Two": ""}, above="<p>up</p>")
+    assert "<title>A &lt;b&gt;</title>" in page
+    assert '<p>up</p><nav><a href="#one">One</a></nav>' in page
+    assert "Two" not in page

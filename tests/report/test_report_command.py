@@ -1,0 +1,97 @@
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from zsad_jax.report.__main__ import main
+
+FILES = ("tables.csv", "tables.html", "tables.md", "tables.tex")
+
+
+@pytest.fixture
+def workdir(tmp_path, make_row):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [make_row("visa", c, image_auroc=0.9) for c in ("candle", "mean")] + [make_row("mpdd")]
+    (folder / "results.json").write_text(json.dumps(rows))
+    (folder / "comparisons.json").write_text(
+        json.dumps([make_row("visa", variant="fixed prompts")])
+    )
+    return str(folder)
+
+
+def test_markdown_to_the_terminal(workdir, capsys):
+    assert main([workdir, "--paper", "tipsomaly"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# The papers' tables, ours beside theirs\n\nOurs, TIPSomaly: ")
+    assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) [1] |" not in text
+    assert "| MPDD | 73.0 | 77.0 | 76.0 | 74.7 | 50.0 (−24.7) |" in text
+    assert text.count("Not run with ours, TIPSomaly: MVTec AD, BTAD") == 1
+    assert "## ViP²-CLIP" not in text
+    assert "fixed prompts" not in text
+
+
+def test_all_brings_ablations_theirs_and_ours(workdir, capsys):
+    assert main([workdir, "--paper", "tps", "--all"]) == 0
+    text = capsys.readouterr().out
+    assert "ours: TIPSomaly (fixed prompts)" in text
+    assert "TPS, variant: trained on medical data (HeadCT)" in text
+
+
+def test_one_table_as_csv(workdir, capsys):
+    assert main([workdir, "--paper", "vip2clip", "--table", "10", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {(row["paper"], row["table"], row["metric"]) for row in rows} == {
+        ("vip2clip", "10", "auroc")
+    }
+    ours = [row for row in rows if row["source"] == "ours"]
+    assert [row["category"] for row in ours] == ["candle", "mean"]
+    assert ours[0]["value"] == "50.0"
+    assert len(rows) == 78 + 2
+
+
+def test_a_table_number_is_looked_up_in_every_paper(workdir, capsys):
+    assert main([workdir, "--table", "2", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["paper"] for row in rows} == {"vip2clip", "tps", "faprompt"}
+
+
+@pytest.mark.parametrize("format", ["latex", "html"])
+def test_other_formats(workdir, capsys, format):
+    assert main([workdir, "--paper", "tps", "--format", format]) == 0
+    text = capsys.readouterr().out
+    assert {"latex": "\\toprule", "html": "<!doctype html>"}[format] in text
+
+
+def test_files(workdir, tmp_path, capsys):
+    folder = tmp_path / "deep" / "tables"
+    assert main([workdir, "--out", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == list(FILES)
+    assert set(capsys.readouterr().out.split()) == {str(folder / name) for name in FILES}
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    html = before["tables.html"].decode()
+    assert re.findall(r'<a href="#([^"]+)">', html) == re.findall(r'<section id="([^"]+)">', html)
+    assert before["tables.tex"].decode().count("\\begin{table}") == html.count("<table")
+    assert before["tables.md"].decode().count("### ") == html.count("<table")
+    assert main([workdir, "--out", str(folder)]) == 0
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--paper", "nobody"], 'There are no tables of a paper "nobody"; known are tipsomaly'),
+        (["--paper", "tps", "--table", "7"], 'There is no table "7": tps has 1, 2, 3, gain.'),
+        (["--table", "99"], 'There is no table "99": tipsomaly has 1, poster, gain; vip2clip'),
+        (["nowhere"], "nowhere has no results.json"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(workdir, capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit_:
+        main([workdir, *arguments])
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert words in told[0]
