@@ -153,6 +153,10 @@ def test_means_that_are_not_printed_are_recomputed_and_say_so():
     assert cell.value == round(sum(number.percent for number in members) / 3, 1)
     assert notes_of(table, cell) == ["Not printed: the mean of the printed numbers."]
     assert dict(cell.keys)["source"] == "recomputed"
+    assert cells_of(table, "Medical mean")["AnomalyCLIP"].number.endswith("†")
+    assert (
+        "† AnomalyCLIP, Medical mean: the mean has a suspicious member, Br35H." in table.footnotes
+    )
     table = make_table(sheet_of("faprompt", "1", "image_auroc"), [])
     cell = cells_of(table, "Industrial mean")["FAPrompt"]
     assert (cell.text, notes_of(table, cell)) == ("88.2", ["Printed in Table 3."])

@@ -57,7 +57,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
         cells = [_published_cell(sheet, one, place, footnotes) for one in sheet.competitors]
         for competitor, cell in zip(sheet.competitors, cells, strict=True):
             if cell.doubt:
-                said = (competitor_name(competitor), sheet.numbers[competitor, place].doubt)
+                said = (competitor_name(competitor), sheet.doubt(competitor, place))
                 doubts.setdefault(said, []).append(_label(place))
         cells += [_our_cell(sheet, one, place, footnotes) for one in ours]
         summary = place.dataset in DOMAIN_MEANS or (sheet.by_category and place.category == MEAN)
@@ -179,23 +179,24 @@ def _published_column(competitor: Competitor) -> Column:
 def _published_cell(
     sheet: Sheet, competitor: Competitor, place: Place, footnotes: Footnotes
 ) -> Cell:
-    number = sheet.numbers.get((competitor, place))
+    number, doubt = sheet.numbers.get((competitor, place)), sheet.doubt(competitor, place)
     if number is None:
         value = sheet.percent(competitor, place)
         if value is None:
             return EMPTY
         marks = footnotes.marks(["Not printed: the mean of the printed numbers."])
-        return Cell(value, marks=marks, keys=(("source", "recomputed"),))
+        keys = (("source", "recomputed"), ("note", f"{doubt}." if doubt else ""))
+        return Cell(value, doubt=bool(doubt), marks=marks, keys=keys)
     words = []
     if number.table != sheet.table and not number.full_shot:
         words.append(f"Printed in Table {number.table}.")
     if number.reading:
         words.append(f"{competitor_name(competitor)}, {_label(place)}: {number.reading}.")
-    said = [f"{words}." for words in (number.doubt, number.full_shot) if words]
+    said = [f"{words}." for words in (doubt, number.full_shot) if words]
     return Cell(
         number.percent,
         text=number.printed,
-        doubt=number.suspicious,
+        doubt=bool(doubt),
         marks=footnotes.marks(words),
         keys=(("note", " ".join(said)),),
     )

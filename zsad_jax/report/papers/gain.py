@@ -76,14 +76,13 @@ def _line(
         if (percent := sheet.percent(competitor, place)) is not None
     }
     best = max(prior, key=prior.__getitem__)
-    number = sheet.numbers.get((best, place))
-    doubt = bool(number and number.suspicious)
-    if number and doubt:
+    doubt = sheet.doubt(best, place)
+    if doubt:
         name = f"{names.dataset_name(place.dataset)}, {names.PAPER_METRICS[sheet.metric]}"
-        footnotes.marks([f"{DOUBT} {name}, {names.method_name(best.method)}: {number.doubt}."])
+        footnotes.marks([f"{DOUBT} {name}, {names.method_name(best.method)}: {doubt}."])
     reference = prior[best]
     cells = [
-        Cell(reference, doubt=doubt),
+        Cell(reference, doubt=bool(doubt)),
         Cell(sheet.percent(Competitor(sheet.paper), place), reference=reference),
     ]
     cells += [our_cell(our_value(sheet, one, place), reference, footnotes) for one in ours]

@@ -101,13 +101,28 @@ class Sheet:
     def percent(self, competitor: Competitor, place: Place) -> float | None:
         """A number: as printed, or for a mean that is not printed that of its printed members."""
         number = self.numbers.get((competitor, place))
-        if number is not None or place.dataset not in DOMAIN_MEANS or competitor.full_shot:
-            return number.percent if number else None
-        printed = [
-            self.numbers.get((competitor, Place(key))) for key in self.members(place.dataset)
-        ]
-        values = [number.percent for number in printed if number is not None]
-        return round(sum(values) / len(values), 1) if len(values) == len(printed) else None
+        if number is not None:
+            return number.percent
+        members = self._recomputed_from(competitor, place)
+        return round(sum(n.percent for n in members) / len(members), 1) if members else None
+
+    def doubt(self, competitor: Competitor, place: Place) -> str:
+        """Why a number is suspicious, printed or recomputed; "" when it is not."""
+        number = self.numbers.get((competitor, place))
+        if number is not None:
+            return number.doubt
+        members = [n for n in self._recomputed_from(competitor, place) if n.suspicious]
+        told = ", ".join(names.dataset_name(number.dataset) for number in members)
+        return f"the mean has a suspicious member, {told}" if told else ""
+
+    def _recomputed_from(self, competitor: Competitor, place: Place) -> list[PublishedNumber]:
+        """The members of a mean that is not printed; [] unless all of them are."""
+        if place.dataset not in DOMAIN_MEANS or competitor.full_shot:
+            return []
+        members = self.members(place.dataset)
+        printed = [self.numbers.get((competitor, Place(key))) for key in members]
+        found = [number for number in printed if number is not None]
+        return found if len(found) == len(members) else []
 
     def limited_to(self, places: Collection[Place]) -> "Sheet":
         """The same with some of the rows only, and with the columns that have numbers there."""
