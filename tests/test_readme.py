@@ -13,17 +13,22 @@ from PIL import Image
 
 from zsad_jax import data, methods
 from zsad_jax.backbones import released
+from zsad_jax.data import builders, protocol
+from zsad_jax.data.builders.counts import total
 from zsad_jax.errors import UserError
 from zsad_jax.methods import released as prompts
 from zsad_jax.report import published_numbers
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATASETS = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    line.strip() for line in README.splitlines() if re.match(r"    (python|pip|pytest) ?", line)
+    line.strip()
+    for line in (README + DATASETS).splitlines()
+    if re.match(r"    (python|pip|pytest) ?", line)
 ]
-INLINE = [words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", README)]
+INLINE = [words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", README + DATASETS)]
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_aupro", "pixel_f1max")
 
 
@@ -32,7 +37,7 @@ def load_config(path, variant=""):
 
 
 def test_configs_exist_with_their_variants():
-    named = set(re.findall(r"(configs/\w+\.py)(?::(\w+))?", README))
+    named = set(re.findall(r"(configs/[\w/]+\.py)(?::(\w+))?", README + DATASETS))
     assert ("configs/tipsomaly.py", "demo") in named
     for path, variant in named:
         assert load_config(path, variant).targets
@@ -41,8 +46,8 @@ def test_configs_exist_with_their_variants():
 def test_config_keys_exist():
     """Every key is one of the config that its line names, or of TIPSomaly's."""
     seen = set()
-    for line in README.splitlines():
-        path = re.search(r"configs/\w+\.py", line)
+    for line in (README + DATASETS).splitlines():
+        path = re.search(r"configs/[\w/]+\.py", line)
         config = load_config(path[0] if path else "configs/tipsomaly.py")
         for key in re.findall(r"--config\.([\w.]+)", line):
             value = config
@@ -54,14 +59,16 @@ def test_config_keys_exist():
 
 
 def test_paths_exist():
-    named = re.findall(r"\b(?:zsad_jax|configs|tests|scripts|docs|\.ci)/[\w./-]*\w", README)
+    named = re.findall(
+        r"\b(?:zsad_jax|configs|tests|scripts|docs|\.ci)/[\w./-]*\w", README + DATASETS
+    )
     assert len(named) > 10
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_modules_exist():
-    modules = set(re.findall(r"python -m ([\w.]+)", README))
-    assert modules == {"zsad_jax.main", "zsad_jax.predict", "zsad_jax.data"}
+    modules = set(re.findall(r"python -m ([\w.]+)", README + DATASETS))
+    assert modules == {"zsad_jax.main", "zsad_jax.predict", "zsad_jax.data", "zsad_jax.report"}
     assert all(importlib.util.find_spec(module) for module in modules)
 
 
@@ -85,6 +92,7 @@ def test_options_exist():
         "zsad_jax.main": "zsad_jax/main.py",
         "zsad_jax.predict": "zsad_jax/predict.py",
         "zsad_jax.data": "zsad_jax/data/__main__.py",
+        "zsad_jax.report": "zsad_jax/report/__main__.py",
         "scripts/download_weights.py": "scripts/download_weights.py",
     }
     checked = 0
@@ -108,9 +116,14 @@ def test_extras_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    named = set(re.findall(r'"\.\[(\w+)\]"', README)) | {"cuda12", "cuda13", "tpu", "parity"}
+    named = set(re.findall(r'"\.\[(\w+)\]"', README + DATASETS)) | {
+        "cuda12",
+        "cuda13",
+        "tpu",
+        "parity",
+    }
     assert named <= set(extras)
-    assert all(f"`{name}`" in README or f"[{name}]" in README for name in named)
+    assert all(f"`{name}`" in README + DATASETS or f"[{name}]" in README for name in named)
 
 
 def test_continuous_integration_ends_with_the_test_command():
@@ -123,9 +136,27 @@ def test_names_are_known():
     assert named
     assert named <= set(released.names())
     assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompts.names())
-    for name in re.findall(r"data prepare (\w+)", README):
+    for name in re.findall(r"data prepare (\w+)", README + DATASETS):
         with pytest.raises(UserError, match=f"prepare {name}"):
             data.check_available(name, ROOT / "nowhere")
+
+
+def test_the_table_of_benchmarks_is_that_of_the_builders():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DATASETS, re.MULTILINE)
+    assert [name for name, _ in rows] == [
+        name for name in protocol.DATASETS if name in builders.names()
+    ]
+    assert f"{len(rows)} benchmarks" in README
+    for name, cells in rows:
+        benchmark, about = builders.find_benchmark(name), protocol.DATASETS[name]
+        title, counts, levels, how, licence = cells.split(" | ")
+        assert title == f"[{about.title}]({benchmark.HOMEPAGE})"
+        published = benchmark.COUNTS.get("test")
+        assert counts == ("{:,} / {:,}".format(*total(published)) if published else "–")
+        assert levels == " and ".join(about.levels)
+        fetched = all(archive.url for archive in benchmark.ARCHIVES)
+        assert how == ("fetched" if fetched else f"by hand: {benchmark.TERMS}")
+        assert licence == benchmark.LICENCE
 
 
 def test_the_papers_numbers():
