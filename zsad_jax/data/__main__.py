@@ -12,7 +12,7 @@ from zsad_jax.console import log_plainly
 from zsad_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from zsad_jax.data.target import Target
+    from zsad_jax.data.inspection.target import Target
 
 PROGRAM = "python -m zsad_jax.data"
 
@@ -92,7 +92,8 @@ def _prepare(options: argparse.Namespace) -> int:
     """Prepares one benchmark after the other; what cannot be had keeps none of the others back."""
     import tensorflow_datasets as tfds
 
-    from zsad_jax.data import builders, target
+    from zsad_jax.data import builders
+    from zsad_jax.data.inspection import target
 
     tfds.disable_progress_bar()  # ours shows how much is left
     names = builders.names()
@@ -120,8 +121,9 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_one(name: str, options: argparse.Namespace) -> None:
-    from zsad_jax.data import builders, stock, summary
-    from zsad_jax.data.target import open_target
+    from zsad_jax.data import builders
+    from zsad_jax.data.inspection import stock, summary
+    from zsad_jax.data.inspection.target import open_target
 
     data_dir = _data_dir(options)
     benchmark = builders.find_benchmark(name)
@@ -151,7 +153,7 @@ def _with_data_dir(options: argparse.Namespace) -> str:
 
 def _verify(options: argparse.Namespace) -> int:
     """Verifies one dataset after the other; the exit code is 1 when one of them is not as it should be."""
-    from zsad_jax.data.target import open_target
+    from zsad_jax.data.inspection.target import open_target
 
     folders = tuple(options.normal_folders or ()) or None
     targets = [
@@ -163,8 +165,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
-    from zsad_jax.data import summary
-    from zsad_jax.data.verify import verify
+    from zsad_jax.data.inspection import summary
+    from zsad_jax.data.inspection.verify import verify
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
@@ -188,7 +190,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zsad_jax.data import stock, target
+    from zsad_jax.data.inspection import stock, target
     from zsad_jax.data.protocol import DATASETS
 
     names = options.categories or list(DATASETS)
@@ -206,8 +208,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from zsad_jax.data.contact_sheet import write_sheet
-    from zsad_jax.data.target import open_target
+    from zsad_jax.data.inspection.contact_sheet import write_sheet
+    from zsad_jax.data.inspection.target import open_target
 
     folders = tuple(options.normal_folders or ()) or None
     target = open_target(options.name, _data_dir(options), normal_folders=folders)

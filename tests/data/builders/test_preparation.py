@@ -25,6 +25,7 @@ from zsad_jax.data.builders import base, layouts, records, sources
 from zsad_jax.data.builders.mvtec_ad import MvtecAd
 from zsad_jax.data.builders.visa import Visa
 from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.threads import map_in_threads
 from zsad_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -488,7 +489,7 @@ def test_several_masks_are_joined():
 
 def test_work_in_threads_stays_in_order_and_only_a_little_ahead():
     started = []
-    results = records.map_in_threads(lambda i: started.append(i) or i, range(100), num_workers=2)
+    results = map_in_threads(lambda i: started.append(i) or i, range(100), num_workers=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(started) <= 3 + 2 * 2 + 1
     assert list(results) == list(range(3, 100))

@@ -17,9 +17,10 @@ from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders import sources
 from zsad_jax.data.builders.counts import ALL, Counts, count
 from zsad_jax.data.builders.layouts import Listing, list_meta_json
-from zsad_jax.data.builders.records import Record, encode, map_in_threads
+from zsad_jax.data.builders.records import Record, encode
 from zsad_jax.data.builders.sources import Archive
 from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.threads import map_in_threads
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 

@@ -1,12 +1,9 @@
-"""From a sample to the record that is written, in threads, every image decoded and checked on the way."""
+"""From a sample to the record that is written, every image decoded and checked on the way."""
 
-import collections
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,8 +11,6 @@ from PIL import Image
 from zsad_jax.data.base import Encoded, Fault, Lazy, Sample
 from zsad_jax.data.checks import Examined, examine
 from zsad_jax.data.protocol import prompt_name
-
-T, R = TypeVar("T"), TypeVar("R")
 
 
 class Record(NamedTuple):
@@ -54,20 +49,6 @@ def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
     if not masks:
         return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
     return masks[0] if len(masks) == 1 or found.mask is None else mask_to_png(found.mask)
-
-
-def map_in_threads(
-    function: Callable[[T], R], items: Iterable[T], *, num_workers: int
-) -> Iterator[R]:
-    """Applies a function in threads, in order, a few items ahead and not more."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting: collections.deque[Future[R]] = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def read(encoded: Encoded) -> bytes:

@@ -8,10 +8,10 @@ from absl import logging
 from zsad_jax.data import builders
 from zsad_jax.data.builders.counts import ALL, Counts, compare_counts, total
 from zsad_jax.data.folder import SPLITS
+from zsad_jax.data.inspection.table import Cell, Table
+from zsad_jax.data.inspection.target import Target, open_target
 from zsad_jax.data.open import SYNTHETIC, is_available
 from zsad_jax.data.protocol import DATASETS
-from zsad_jax.data.table import Cell, Table
-from zsad_jax.data.target import Target, open_target
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from zsad_jax.data.base import Dataset, Fault, Sample
 from zsad_jax.data.builders import compare_counts
 from zsad_jax.data.builders.counts import Counts, count
-from zsad_jax.data.builders.records import map_in_threads
 from zsad_jax.data.checks import examine
-from zsad_jax.data.target import Target
+from zsad_jax.data.inspection.target import Target
+from zsad_jax.data.threads import map_in_threads
 from zsad_jax.progress import progress
 
 

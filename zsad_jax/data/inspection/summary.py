@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from zsad_jax.data import remarks, stock
+from zsad_jax.data import remarks
 from zsad_jax.data.base import Fault
 from zsad_jax.data.builders.counts import Counts
-from zsad_jax.data.target import Target
+from zsad_jax.data.inspection import stock
+from zsad_jax.data.inspection.target import Target
 
 
 def describe_counts(target: Target, counts: Counts, differences: Sequence[str]) -> Iterator[str]:

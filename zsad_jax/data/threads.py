@@ -1,0 +1,22 @@
+"""Work that waits for files or for C code, side by side."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def map_in_threads(
+    function: Callable[[T], R], items: Iterable[T], *, num_workers: int
+) -> Iterator[R]:
+    """Applies a function in threads, in order, a few items ahead and not more."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting: collections.deque[Future[R]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
