@@ -1,20 +1,12 @@
 """EndoTect 2020 (Hicks et al., ICPR 2020 workshops): the test images of its segmentation task, polyps."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing
-from zsad_jax.data.builders.paired_folders import (
-    IMAGES_AND_MASKS,
-    has_pair,
-    is_called,
-    list_anomalous,
-)
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.paired_folders import PairedFolders
 
 FOLDER = "EndoTect_2020_Segmentation_Test_Dataset"
 
 
-class Endo(Benchmark):
+class Endo(PairedFolders):
     """Colonoscopy, a polyp in every image."""
 
     name = "endo"
@@ -23,19 +15,6 @@ class Endo(Benchmark):
     ARCHIVES = (Archive(f"{FOLDER}.zip", about="200 images with masks"),)
     TERMS = "Google Drive hands it to browsers only"
     TREE = f"{FOLDER}/images and {FOLDER}/masks"
+    CALLED = r"endo(tect.*)?"
+    DEFECT = "polyp"
     COUNTS = {"test": {"endo": (0, 200)}}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder has the set's name and holds images and masks."""
-        return is_called(folder, r"endo(tect.*)?") and cls.is_given(folder)
-
-    @classmethod
-    def is_given(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds images and masks."""
-        return has_pair(folder, IMAGES_AND_MASKS)
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks, which have the same names."""
-        return list_anomalous(root, {"test": IMAGES_AND_MASKS}, category=cls.name, defect="polyp")

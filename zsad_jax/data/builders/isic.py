@@ -1,18 +1,15 @@
 """ISIC 2016 (Gutman et al., 2016): lesions of the skin, the test images of part 1."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing
-from zsad_jax.data.builders.paired_folders import FolderPair, has_pair, list_anomalous
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.paired_folders import FolderPair, PairedFolders
 
 URL = "https://isic-challenge-data.s3.amazonaws.com/2016"
 DATA, GROUND_TRUTH = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
 # AnomalyCLIP's copy has the images in `test`, a folder deeper.
-FOLDERS: FolderPair = ((DATA, "test"), (GROUND_TRUTH,))
+PAIR: FolderPair = ((DATA, "test"), (GROUND_TRUTH,))
 
 
-class Isic(Benchmark):
+class Isic(PairedFolders):
     """Dermoscopy, a lesion in every image. Images are large."""
 
     name = "isic"
@@ -33,20 +30,7 @@ class Isic(Benchmark):
         ),
     )
     TREE = f"{DATA}/ISIC_0000003.jpg and {GROUND_TRUTH}/ISIC_0000003_Segmentation.png"
+    FOLDERS = {"test": PAIR}  # noqa: RUF012 - a constant
+    MASK_SUFFIX = "_Segmentation"
+    DEFECT = "lesion"
     COUNTS = {"test": {"isic": (0, 379)}}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the test images and their ground truth."""
-        return has_pair(folder, FOLDERS)
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks."""
-        return list_anomalous(
-            root,
-            {"test": FOLDERS},
-            mask_suffix="_Segmentation",
-            category=cls.name,
-            defect="lesion",
-        )

@@ -1,18 +1,10 @@
 """Kvasir-SEG (Jha et al., MMM 2020): polyps in the colon."""
 
-import pathlib
-
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing
-from zsad_jax.data.builders.paired_folders import (
-    IMAGES_AND_MASKS,
-    has_pair,
-    is_called,
-    list_anomalous,
-)
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.paired_folders import PairedFolders
 
 
-class Kvasir(Benchmark):
+class Kvasir(PairedFolders):
     """Colonoscopy, a polyp in every image. Masks are JPEGs: around a polyp they have a rim of noise."""
 
     name = "kvasir"
@@ -28,19 +20,6 @@ class Kvasir(Benchmark):
         ),
     )
     TREE = "Kvasir-SEG/images/cju0qkwl35piu0993l0dewei2.jpg and Kvasir-SEG/masks"
+    CALLED = r"kvasir([-_ ]?seg.*)?"
+    DEFECT = "polyp"
     COUNTS = {"test": {"kvasir": (0, 1000)}}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder has the set's name and holds images and masks."""
-        return is_called(folder, r"kvasir([-_ ]?seg.*)?") and cls.is_given(folder)
-
-    @classmethod
-    def is_given(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds images and masks."""
-        return has_pair(folder, IMAGES_AND_MASKS)
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All images with their masks, which have the same names."""
-        return list_anomalous(root, {"test": IMAGES_AND_MASKS}, category=cls.name, defect="polyp")

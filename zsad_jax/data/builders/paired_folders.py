@@ -4,8 +4,9 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from zsad_jax.data.builders.base import Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     find_folder,
@@ -19,6 +20,46 @@ from zsad_jax.data.builders.layouts import (
 FolderPair = tuple[Sequence[str], Sequence[str]]
 
 IMAGES_AND_MASKS: FolderPair = (("images", "image"), ("masks", "mask"))
+
+
+class PairedFolders(Benchmark, skip_registration=True):
+    """A folder of images beside one of their masks, and no normal images.
+
+    Attributes:
+      FOLDERS: the names of the two folders, per split.
+      CALLED: what the folder above them is called (a regular expression), where nothing else tells the
+        benchmark from others; a folder that is given outright may be called anything.
+      MASK_SUFFIX, IMAGE_SUFFIX: what stems may have after that which an image and its mask share.
+      DEFECT: what all images show.
+    """
+
+    FOLDERS: ClassVar[Mapping[str, FolderPair]] = {"test": IMAGES_AND_MASKS}
+    CALLED: ClassVar[str] = ""
+    MASK_SUFFIX: ClassVar[str] = "_mask"
+    IMAGE_SUFFIX: ClassVar[str] = ""
+    DEFECT: ClassVar[str]
+
+    @classmethod
+    def is_root(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds images and masks, and has the benchmark's name where that is needed."""
+        return cls.is_given(folder) and (not cls.CALLED or is_called(folder, cls.CALLED))
+
+    @classmethod
+    def is_given(cls, folder: pathlib.Path) -> bool:
+        """Whether a folder holds images and masks, whatever it is called."""
+        return has_pair(folder, cls.FOLDERS["test"])
+
+    @classmethod
+    def list_files(cls, root: pathlib.Path) -> Listing:
+        """All images with their masks."""
+        return list_anomalous(
+            root,
+            cls.FOLDERS,
+            image_suffix=cls.IMAGE_SUFFIX,
+            mask_suffix=cls.MASK_SUFFIX,
+            category=cls.name,
+            defect=cls.DEFECT,
+        )
 
 
 def has_pair(folder: pathlib.Path, names: FolderPair) -> bool:
