@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Params, VisionFeatures
 from zsad_jax.backbones.patches import PatchEmbedding
-from zsad_jax.backbones.transformer import Transformer, layer_norm
+from zsad_jax.backbones.transformer import Transformer, layer_norm, tree_of
 
 # OpenAI's, for all sizes and for most models that others trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -177,10 +177,10 @@ class TextEncoder(nn.Module):
 def vision_tree(sizes: VisionSizes) -> Params:
     """The names and shapes of a vision tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
     image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), jnp.float32)
-    return jax.eval_shape(VisionEncoder(sizes).init, jax.random.key(0), image)["params"]
+    return tree_of(VisionEncoder, sizes, image)
 
 
 def text_tree(sizes: TextSizes) -> Params:
     """The same of a text tower."""
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(TextEncoder(sizes).init, jax.random.key(0), token, token)["params"]
+    return tree_of(TextEncoder, sizes, token, token)

@@ -4,14 +4,17 @@ A variant that some method needs is a named option here, never a copy of the tow
 those of the native TIPS files (flax's own names), so a native file's tree is the module's tree.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from zsad_jax.backbones.base import Params
 
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
 PLAIN_ATTENTION_TOKENS = 256
@@ -201,6 +204,26 @@ class Block(nn.Module):
             return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y), stream
         mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="MlpBlock_0")
         return x + mlp(y, valid), stream
+
+
+def tree_of(tower: Callable[[Any], nn.Module], sizes: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
+    """The names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
+
+    Only one block is traced, since all blocks of a tower have the same shapes.
+
+    Args:
+      tower: the module, made of its sizes.
+      sizes: a dataclass with `depth`, the number of blocks.
+      inputs: shapes that the module can be called with.
+    """
+
+    def repeated(tree: Params) -> Params:
+        if "encoderblock_0" in tree:
+            return {f"encoderblock_{i}": tree["encoderblock_0"] for i in range(sizes.depth)}
+        return {k: repeated(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    one = tower(dataclasses.replace(sizes, depth=1))
+    return repeated(jax.eval_shape(one.init, jax.random.key(0), *inputs)["params"])
 
 
 class Transformer(nn.Module):
