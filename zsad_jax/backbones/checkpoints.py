@@ -138,6 +138,19 @@ def fit_tree(
         for name, array in flatten(arrays).items()
         if name in wanted or not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
+    problems = _misfits(found, wanted, name_in_file)
+    if problems:
+        raise UserError(
+            f"{source} does not hold the weights of this model ({'; '.join(problems)}): check that it is"
+            " the file of the model that was named, or delete it and fetch it again."
+        )
+    return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
+
+
+def _misfits(
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], name_in_file: Callable[[str], str]
+) -> list[str]:
+    """What keeps arrays from being those that are wanted, kind by kind, by their names in the file."""
     common = [name for name in wanted if name in found]
     misshapen = [name for name in common if found[name].shape != tuple(wanted[name].shape)]
     # A sum is not finite when a term is not, and needs no second array as large as the weights.
@@ -146,7 +159,7 @@ def fit_tree(
     ]
     missing = dict.fromkeys(name_in_file(name) for name in wanted if name not in found)
     unexpected = {name_in_file(name): name for name in found if name not in wanted}
-    problems = [
+    kinds = [
         _listed("missing", [name for name in missing if name not in unexpected]),
         _listed("unexpected", [name for name in unexpected if name not in missing]),
         _listed(
@@ -162,13 +175,7 @@ def fit_tree(
         ),
         _listed("not finite", list(dict.fromkeys(map(name_in_file, broken)))),
     ]
-    if any(problems):
-        listing = "; ".join(filter(None, problems))
-        raise UserError(
-            f"{source} does not hold the weights of this model ({listing}): check that it is the"
-            " file of the model that was named, or delete it and fetch it again."
-        )
-    return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
+    return [kind for kind in kinds if kind]
 
 
 def read_torch_pickle(path: PathLike) -> Any:

@@ -58,10 +58,7 @@ def load_backbone(
     _check_image_size(image_size)
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
-    if lineage not in (None, "native", "pytorch"):
-        raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
-    if lineage is not None and _is_clip(name):
-        raise UserError(f"lineage={lineage!r} is for TIPS alone; leave it out for {name}.")
+    _check_lineage(name, lineage)
     located = locate_files(
         name, weights=weights, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
     )
@@ -170,6 +167,13 @@ def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -
             raise UserError(
                 f"{key}={given} contradicts {name}, which has {sizes['num_heads']}; leave it out."
             )
+
+
+def _check_lineage(name: str, lineage: Any) -> None:
+    if lineage not in (None, "native", "pytorch"):
+        raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
+    if lineage is not None and _is_clip(name):
+        raise UserError(f"lineage={lineage!r} is for TIPS alone; leave it out for {name}.")
 
 
 def _is_clip(name: str) -> bool:

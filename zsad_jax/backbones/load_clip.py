@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zsad_jax.backbones import clip, clip_checkpoints
 from zsad_jax.backbones.assemble import apply_options, encoders, joint_digest
@@ -48,9 +47,7 @@ def load_clip(
             f"activation={activation!r} is not known for CLIP; choose one of {', '.join(ACTIVATIONS)}."
         )
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
-    arrays: dict[str, np.ndarray] = {}
-    for path in paths:
-        arrays |= read_arrays(path)
+    arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
     source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"
     known = [sizes["num_heads"] for sizes in SIZES.get(name, ())] or [None, None]
     vision, text = clip_checkpoints.from_arrays(
@@ -59,18 +56,8 @@ def load_clip(
         text_num_heads=text_num_heads or known[1] or num_heads,
         source=source,
     )
-    shown = (
-        clip_checkpoints.read_sizes_vision(vision, source),
-        clip_checkpoints.read_sizes_text(text, source),
-    )
-    apply_options(name, {}, overrides, shown)
     chosen = {"activation": activation or "quick_gelu", "dtype": dtype}
-    sizes = clip.VisionSizes(**shown[0], **chosen), clip.TextSizes(**shown[1], **chosen)
-    if sizes[0].embed_dim != sizes[1].embed_dim:
-        raise UserError(
-            f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
-            " the two towers are not of one model."
-        )
+    sizes = _read_sizes(name, (vision, text), overrides, chosen, source)
     tree = fit_tree(
         {"vision": vision, "text": text},
         {"vision": clip.vision_tree(sizes[0]), "text": clip.text_tree(sizes[1])},
@@ -87,6 +74,28 @@ def load_clip(
         image_size=image_size,
         digest=joint_digest(paths),
     )
+
+
+def _read_sizes(
+    name: str,
+    towers: tuple[Params, Params],
+    overrides: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    source: str,
+) -> tuple[clip.VisionSizes, clip.TextSizes]:
+    """What the arrays of both towers show, checked against the caller's options, with what they do not."""
+    vision, text = (
+        clip_checkpoints.read_sizes_vision(towers[0], source),
+        clip_checkpoints.read_sizes_text(towers[1], source),
+    )
+    apply_options(name, {}, overrides, (vision, text))
+    sizes = clip.VisionSizes(**vision, **chosen), clip.TextSizes(**text, **chosen)
+    if sizes[0].embed_dim != sizes[1].embed_dim:
+        raise UserError(
+            f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
+            " the two towers are not of one model."
+        )
+    return sizes
 
 
 def make_clip(
