@@ -54,7 +54,14 @@ class Preprocess:
           The same shape: scaled to [0, 1], then mean and std applied. Numpy in, numpy out.
         """
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return (images.astype(np.float32) / np.float32(255) - mean) / std
+        if not isinstance(images, np.ndarray) or images.ndim < 2:
+            return (images.astype(np.float32) / np.float32(255) - mean) / std
+        # Numpy is several times as fast over whole rows of pixels, in place, as over three channels.
+        values = images.reshape(*images.shape[:-2], -1).astype(np.float32)
+        values /= np.float32(255)
+        values -= np.tile(mean, images.shape[-2])
+        values /= np.tile(std, images.shape[-2])
+        return values.reshape(images.shape)
 
 
 class UnreadableImage(UserError):  # noqa: N818 - it says what the image is
