@@ -13,7 +13,7 @@ import pytest
 from zsad_jax import learned
 from zsad_jax.backbones.tokenizers import CLIP_MERGES, CLIP_VOCABULARY, tokenize_bpe
 from zsad_jax.errors import UserError
-from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods import Batch
 from zsad_jax.methods.anomalyclip import anomalyclip, import_params
 from zsad_jax.methods.released import read_state
 
@@ -30,8 +30,6 @@ RUNS = {
     },
 }
 SHOWN = np.array([0, 3])  # the images whose maps are kept
-# What the tiny TIPS can tokenise.
-WORDS = {"normal_text": "object", "abnormal_text": "damaged object"}
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "weights"
 CRANE = sorted((SHARED / "crane").glob("*/epoch_5.pth"))
@@ -235,29 +233,6 @@ def test_invalid_rows_and_missing_masks_count_nowhere(
     assert abs(terms["cross_entropy"] - of_normal["cross_entropy"]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("switches", "options"),
-    [
-        ({}, {"layers": (8,), "vv_from": 2, "cls_norm": False}),
-        ({"vv_from": None}, {"layers": (8,), "vv_from": None, "cls_norm": False}),
-        ({"cls_norm": True}, {"layers": (8,), "vv_from": 2, "cls_norm": True}),
-        ({"feature_layers": (3, 24)}, {"layers": (1, 8), "vv_from": 2, "cls_norm": False}),
-    ],
-)
-def test_the_vision_side_is_told_what_the_config_says(clip, switches, options):
-    calls = []
-
-    def encode_image(params, images, **options):
-        calls.append(options)
-
-    spy = dataclasses.replace(clip, encode_image=encode_image)
-    method = anomalyclip(spy, switches)
-    method.features({}, {}, np.zeros((1, 56, 56, 3)))
-    assert calls == [options]
-    assert method.features_key == tuple(options.values())
-    assert method.cacheable
-
-
 def test_deep_prompts_can_be_left_out(clip, params, golden):
     shallow = {"normal", "abnormal"}
     for switches in ({"num_deep_prompts": 0}, {"deep_prompt_depth": 1}):
@@ -328,76 +303,6 @@ def test_seeds_train_under_vmap(clip, features_of, batch, assert_near):
     single = jax.tree.map(lambda x: x[1], params)
     (expected, _), _ = training_step(clip, "last_layer")(clip.params, single, features, batch)
     assert_near(values[1], expected, 1e-6)
-
-
-def test_two_steps_over_tips(backbone, e2e_golden):
-    """Another width, no start token, no projection, two global tokens and longer deep prompts."""
-    switches = {**WORDS, "feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14}
-    method = make_method("anomalyclip", backbone, switches)
-    start = params = method.init(jax.random.key(0), backbone.params)
-    assert params["deep"].shape[1:] == (14, backbone.text_width)
-    features = jax.jit(method.features)(backbone.params, {}, e2e_golden["images"][:4])
-    assert features.patches.shape[1] == 2
-    batch = Batch(
-        category=jnp.zeros(4, int),
-        labels=jnp.asarray(e2e_golden["labels"][:4]),
-        masks=jnp.asarray(e2e_golden["masks"][:4], jnp.float32),
-        has_mask=jnp.ones(4, bool),
-        valid=jnp.ones(4, bool),
-        class_names=("object",),
-    )
-    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
-    optimizer = optax.adam(1e-3)
-    state = optimizer.init(params)
-    for _ in range(2):
-        (loss, _), gradients = step(backbone.params, params, features, batch)
-        assert jnp.isfinite(loss)
-        assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
-        updates, state = optimizer.update(gradients, state)
-        params = optax.apply_updates(params, updates)
-    for name, value in params.items():
-        assert jnp.isfinite(value).all()
-        assert jnp.abs(value - start[name]).max() > 1e-3
-    # The other global token gives another image score and the same map.
-    other = make_method("anomalyclip", backbone, {**switches, "global_token": 0})
-    pair = jax.jit(lambda params: method.prototypes(backbone.params, params, ("a", "b")))(params)
-    ours, theirs = (score_with(each, pair, features) for each in (method, other))
-    assert jnp.abs(ours.image["global"] - theirs.image["global"]).max() > 1e-4
-    np.testing.assert_array_equal(ours.patches, theirs.patches)
-
-
-def test_parameters_are_counted_both_ways():
-    count = functools.partial(count_parameters, "anomalyclip", backbone="clip-vit-l14-336")
-    assert count() == 43_008
-    assert count(published=True) == 5_555_200
-    assert count(config={"deep_prompt_depth": 1}) == 2 * 12 * 768
-
-
-def test_the_authors_state_and_our_file_give_the_same(clip, params, read_golden, tmp_path):
-    method = anomalyclip(clip)
-    arrays = read_golden("anomalyclip", "learnable")
-    state = {name.replace("/", "."): array for name, array in arrays.items()}
-    state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
-    state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
-    np.savez(tmp_path / "theirs.npz", **state)
-    bare = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    np.savez(tmp_path / "bare.npz", **bare)
-    learned.save(tmp_path / "ours.npz", params)
-    for name in ("theirs", "bare", "ours"):
-        loaded = learned.load(str(tmp_path / f"{name}.npz"), method, clip)
-        assert loaded.keys() == params.keys()
-        for key, value in params.items():
-            np.testing.assert_array_equal(loaded[key], value)
-
-
-@pytest.mark.parametrize("lost", ["ctx_pos", "ctx_neg", "compound_prompts_text.1"])
-def test_a_checkpoint_that_lacks_something_is_refused(clip, read_golden, tmp_path, lost):
-    arrays = read_golden("anomalyclip", "learnable")
-    state = {name.replace("/", "."): array for name, array in arrays.items()}
-    del state[f"prompt_learner.{lost}"]
-    np.savez(tmp_path / "p.npz", **state)
-    with pytest.raises(UserError, match=rf"do not fit anomalyclip .* lacks '{lost}'"):
-        learned.load(str(tmp_path / "p.npz"), anomalyclip(clip), clip)
 
 
 def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):

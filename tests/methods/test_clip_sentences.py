@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.errors import UserError
-from zsad_jax.methods import count_parameters, make_method
+from zsad_jax.methods import make_method
 from zsad_jax.methods.clip import IMAGENET_TEMPLATES
 
 CLASSES = ("metal_nut", "grid")
@@ -95,7 +95,6 @@ def test_nothing_is_learned(clip):
     backbone, _ = clip
     method = make_method("clip", backbone)
     assert method.init(jax.random.key(0), backbone.params) == {}
-    assert count_parameters("clip_ac", backbone="clip-vit-l14-336", published=True) == 0
     with pytest.raises(UserError, match="'clip' has nothing to learn"):
         method.loss(backbone.params, {}, None, None)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.errors import UserError
-from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods import Batch, make_method
 from zsad_jax.methods.similarity import normalize
 
 FEATURES, SCORES = 1e-5, 1e-4
@@ -190,12 +190,6 @@ def test_every_class_has_sentences_of_its_own(backbone):
     assert (found.paddings == 0).sum(-1).tolist() == [[6, 6], [7, 8]]
     norms = jnp.linalg.norm(found.text, axis=-1)
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "count"), [("coop", 9_216), ("cocoop", 83_760)])
-def test_parameters(name, count):
-    assert count_parameters(name, backbone="clip-vit-l14-336") == count
-    assert count_parameters(name, backbone="clip-vit-l14-336", published=True) == count
 
 
 def test_mistakes_are_refused(clip):

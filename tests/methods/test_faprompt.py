@@ -12,7 +12,7 @@ import pytest
 from zsad_jax import learned
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.errors import UserError
-from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods import Batch
 from zsad_jax.methods.config import config_from
 from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, FAPromptConfig, faprompt
 
@@ -22,8 +22,6 @@ RUNS = {"first_tokens": GOLDEN, "topk_tokens": {**GOLDEN, "dap_select": "topk"}}
 BASE = {**GOLDEN, "compound": False, "prior": False}
 LOCAL = ("focal", "dice_abnormal", "dice_normal")
 SHOWN = np.array([0, 3])  # the images whose maps are kept
-# What the tiny TIPS can tokenise.
-WORDS = {"normal_text": "object", "abnormal_text": "damaged object"}
 
 
 @pytest.fixture(scope="module")
@@ -422,23 +420,6 @@ def test_equal_patches_are_taken_in_raster_order(cheap, params, features):
     np.testing.assert_array_equal(first, best)
 
 
-@pytest.mark.parametrize(
-    ("switches", "options"),
-    [
-        ({}, {"layers": (8,), "vv_from": 2, "cls_norm": False}),
-        ({"vv_from": None, "cls_norm": True}, {"layers": (8,), "vv_from": None, "cls_norm": True}),
-    ],
-)
-def test_the_vision_side_is_told_what_the_config_says(clip, switches, options):
-    calls = []
-    spy = dataclasses.replace(clip, encode_image=lambda *_, **options: calls.append(options))
-    method = faprompt(spy, switches)
-    method.features({}, {}, np.zeros((1, 56, 56, 3)))
-    assert calls == [options]
-    assert method.features_key == tuple(options.values())
-    assert method.cacheable
-
-
 def test_deep_prompts_can_be_left_out(clip, params, golden):
     shallow = {name: value for name, value in params.items() if name != "deep"}
     for switches in ({"num_deep_prompts": 0}, {"deep_prompt_depth": 1, "num_deep_prompts": 9}):
@@ -484,67 +465,6 @@ def test_init_is_seeded_and_has_the_configured_spread(clip):
         bound = layer["kernel"].shape[0] ** -0.5
         assert 0.9 * bound < jnp.abs(layer["kernel"]).max() <= bound
     assert set(jax.tree.leaves(method.groups(params))) == {"prompts"}
-
-
-def test_two_steps_over_tips(backbone, e2e_golden):
-    """Another width, no start token, no projection, two global tokens and longer deep prompts."""
-    switches = {
-        **WORDS,
-        "global_token": 1,
-        "num_deep_prompts": 14,
-        "dap_select": "topk",
-        "num_abnormal": 3,
-    }
-    method = make_method("faprompt", backbone, switches)
-    start = params = method.init(jax.random.key(0), backbone.params)
-    assert params["deep"].shape[1:] == (14, backbone.text_width)
-    features = jax.jit(method.features)(backbone.params, {}, e2e_golden["images"][:4])
-    batch = read_batch({name: e2e_golden[name][:4] for name in ("labels", "masks")})
-    step = jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
-    optimizer = optax.adam(1e-3)
-    state = optimizer.init(params)
-    for _ in range(2):
-        (loss, _), gradients = step(backbone.params, params, features, batch)
-        assert jnp.isfinite(loss)
-        assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
-        updates, state = optimizer.update(gradients, state)
-        params = optax.apply_updates(params, updates)
-    for value, before in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True):
-        assert jnp.isfinite(value).all()
-        assert jnp.abs(value - before).max() > 1e-3
-
-
-def test_parameters_are_counted_both_ways():
-    count = functools.partial(count_parameters, "faprompt", backbone="clip-vit-l14-336")
-    assert count() == 4_100_064
-    assert count(published=True) == 9_612_256
-    assert count(config={"compound": False, "prior": False}) == 43_008
-
-
-def test_the_authors_state_and_our_file_give_the_same(clip, params, read_golden, tmp_path):
-    method = faprompt(clip)
-    state = state_of(read_golden("faprompt", "learnable"))
-    state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
-    state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
-    np.savez(tmp_path / "theirs.npz", **state)
-    bare = {name.removeprefix("prompt_learner."): array for name, array in state.items()}
-    np.savez(tmp_path / "bare.npz", **bare)
-    learned.save(tmp_path / "ours.npz", params)
-    for name in ("theirs", "bare", "ours"):
-        loaded = learned.load(str(tmp_path / f"{name}.npz"), method, clip)
-        jax.tree.map(np.testing.assert_array_equal, loaded, params)
-
-
-@pytest.mark.parametrize(
-    "lost",
-    ["ctx_pos", "ctx_neg", "compound_prompts_text.1", "patch_meta_net.linear2.bias"],
-)
-def test_a_checkpoint_that_lacks_something_is_refused(clip, read_golden, tmp_path, lost):
-    state = state_of(read_golden("faprompt", "learnable"))
-    del state[f"prompt_learner.{lost}"]
-    np.savez(tmp_path / "p.npz", **state)
-    with pytest.raises(UserError, match=rf"do not fit faprompt .* lacks '{lost}'"):
-        learned.load(str(tmp_path / "p.npz"), faprompt(clip), clip)
 
 
 def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_path):

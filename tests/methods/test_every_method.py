@@ -1,0 +1,219 @@
+"""What is asked of several methods alike: over TIPS, of authors' files, of the options of the vision side."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from zsad_jax import learned
+from zsad_jax.errors import UserError
+from zsad_jax.methods import Batch, count_parameters, make_method
+
+# What is learned over CLIP's ViT-L/14 with 336 px: what has an effect, and as published.
+COUNTS = {
+    "clip": (0, 0),
+    "clip_ac": (0, 0),
+    "coop": (9_216, 9_216),
+    "cocoop": (83_760, 83_760),
+    "anomalyclip": (43_008, 5_555_200),
+    "faprompt": (4_100_064, 9_612_256),
+    "tps": (10_130_688, 29_027_840),
+    "vip2clip": (4_149_120, 4_149_121),
+}
+OVER_TIPS = {
+    "anomalyclip": {"feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14},
+    "faprompt": {
+        "global_token": 1,
+        "num_deep_prompts": 14,
+        "dap_select": "topk",
+        "num_abnormal": 3,
+    },
+    "tps": {"global_token": 1},
+    "vip2clip": {},
+}
+# Moves all keys alike, or what a softmax sees alike: a gradient of zero, up to rounding.
+NO_EFFECT = {
+    "tps": (
+        "['pathway']['attentions']['to_patches']['key']['bias']",
+        "['pathway']['attentions']['to_global']['key']['bias']",
+        "['pathway']['norms']['global']['bias']",
+    ),
+    "vip2clip": ("['fgp']['key']['bias']",),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_are_counted_both_ways(name):
+    counts = tuple(
+        count_parameters(name, backbone="clip-vit-l14-336", published=published)
+        for published in (False, True)
+    )
+    assert counts == COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "count"),
+    [
+        ("anomalyclip", {"deep_prompt_depth": 1}, 2 * 12 * 768),
+        ("faprompt", {"compound": False, "prior": False}, 43_008),
+        ("vip2clip", {"vca": False, "fgp": False}, 17 * 768),
+    ],
+)
+def test_parts_that_are_off_are_not_counted(name, config, count):
+    assert count_parameters(name, backbone="clip-vit-l14-336", config=config) == count
+
+
+@pytest.fixture(scope="module")
+def speaking_tips(backbone):
+    """The tiny TIPS with a tokenizer that knows any text: a word is its length."""
+
+    def tokenize(texts):
+        lengths = [[len(word) for word in text.split()] for text in texts]
+        ids = np.zeros((len(texts), backbone.text_length), np.int32)
+        for row, words in zip(ids, lengths, strict=True):
+            row[: len(words)] = words
+        return ids, (ids == 0).astype(np.int32)
+
+    return dataclasses.replace(backbone, tokenize=tokenize)
+
+
+def leaves(tree):
+    """The largest entry of each array, by name."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): float(jnp.abs(leaf).max()) for path, leaf in found}
+
+
+@pytest.mark.parametrize("name", OVER_TIPS)
+def test_two_steps_over_tips(speaking_tips, e2e_golden, name):
+    """Another width, no start token, no projection, two global tokens and longer deep prompts."""
+    frozen, switches = speaking_tips.params, OVER_TIPS[name]
+    method = make_method(name, speaking_tips, switches)
+    params = start = jax.jit(method.init)(jax.random.key(0), frozen)
+    count = switches.get("num_deep_prompts")
+    assert count is None or params["deep"].shape[1:] == (count, speaking_tips.text_width)
+    features = jax.jit(method.features)(frozen, {}, e2e_golden["images"][:4])
+    assert features.patches.shape[1] == len(method.features_key[0])
+    assert not {"projection", "text_projection"} & set(params)
+    batch = Batch(
+        category=jnp.zeros(4, int),
+        labels=jnp.asarray(e2e_golden["labels"][:4]),
+        masks=jnp.asarray(e2e_golden["masks"][:4], jnp.float32),
+        has_mask=jnp.ones(4, bool),
+        valid=jnp.ones(4, bool),
+        class_names=("object",),
+    )
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(frozen, params, state, features):
+        (loss, _), gradients = jax.value_and_grad(method.loss, argnums=1, has_aux=True)(
+            frozen, params, features, batch
+        )
+        updates, state = optimizer.update(gradients, state)
+        return loss, gradients, optax.apply_updates(params, updates), state
+
+    state, idle = optimizer.init(params), set(NO_EFFECT.get(name, ()))
+    for _ in range(2):
+        loss, gradients, params, state = step(frozen, params, state, features)
+        assert jnp.isfinite(loss)
+        sizes = leaves(gradients)
+        assert idle <= set(sizes)
+        assert all(size > 0 for leaf, size in sizes.items() if leaf not in idle)
+    moved = leaves(jax.tree.map(lambda a, b: a - b, params, start))
+    assert np.isfinite(list(moved.values())).all()
+    assert all(move > 1e-3 for leaf, move in moved.items() if leaf not in idle)
+    if name == "vip2clip":
+        assert all(moved[leaf] == 0 for leaf in idle)
+    if "global_token" in switches:
+        check_the_other_token(name, speaking_tips, params, features)
+
+
+def check_the_other_token(name, backbone, params, features):
+    """The other global token gives another image score and the same patches."""
+    switches = OVER_TIPS[name]
+    methods = [make_method(name, backbone, switches | {"global_token": token}) for token in (1, 0)]
+
+    @jax.jit
+    def run(frozen, params, features):
+        prototypes = methods[0].prototypes(frozen, params, ("a", "b"))
+        category = jnp.arange(4) % 2
+        return [one.score(frozen, params, prototypes, features, category) for one in methods]
+
+    ours, theirs = run(backbone.params, params, features)
+    assert ours.patches.shape[:3] == (4, 5, 5)
+    assert jnp.isfinite(ours.patches).all()
+    assert jnp.abs(ours.image["global"] - theirs.image["global"]).max() > 1e-4
+    np.testing.assert_array_equal(ours.patches, theirs.patches)
+
+
+@pytest.mark.parametrize(
+    ("name", "switches", "options"),
+    [
+        ("anomalyclip", {}, ((8,), 2, False)),
+        ("anomalyclip", {"vv_from": None}, ((8,), None, False)),
+        ("anomalyclip", {"cls_norm": True}, ((8,), 2, True)),
+        ("anomalyclip", {"feature_layers": (3, 24)}, ((1, 8), 2, False)),
+        ("faprompt", {}, ((8,), 2, False)),
+        ("faprompt", {"vv_from": None, "cls_norm": True}, ((8,), None, True)),
+    ],
+)
+def test_the_vision_side_is_told_what_the_config_says(load_golden_clip, name, switches, options):
+    calls = []
+    clip = load_golden_clip(name)
+    spy = dataclasses.replace(clip, encode_image=lambda *_, **options: calls.append(options))
+    method = make_method(name, spy, switches)
+    method.features({}, {}, np.zeros((1, 56, 56, 3)))
+    assert calls == [dict(zip(("layers", "vv_from", "cls_norm"), options, strict=True))]
+    assert method.features_key == options
+    assert method.cacheable
+
+
+@pytest.fixture
+def authors_state(read_golden):
+    """A golden's learned parameters by the names of the authors' files."""
+
+    def read(name):
+        arrays = read_golden(name, "learnable")
+        return {key.replace("/", "."): array for key, array in arrays.items()}
+
+    return read
+
+
+@pytest.mark.parametrize("name", ["anomalyclip", "faprompt"])
+def test_the_authors_state_and_our_file_give_the_same(
+    load_golden_clip, authors_state, tmp_path, name
+):
+    clip, state = load_golden_clip(name), authors_state(name)
+    method = make_method(name, clip)
+    params = jax.tree.map(jnp.asarray, method.import_params(state))
+    learned.save(tmp_path / "ours.npz", params)
+    # What the authors' files hold besides.
+    state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
+    state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
+    np.savez(tmp_path / "theirs.npz", **state)
+    bare = {key.removeprefix("prompt_learner."): array for key, array in state.items()}
+    np.savez(tmp_path / "bare.npz", **bare)
+    for file in ("theirs", "bare", "ours"):
+        loaded = learned.load(str(tmp_path / f"{file}.npz"), method, clip)
+        jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        *(("anomalyclip", lost) for lost in ("ctx_pos", "ctx_neg", "compound_prompts_text.1")),
+        *(("faprompt", lost) for lost in ("ctx_pos", "ctx_neg", "compound_prompts_text.1")),
+        ("faprompt", "patch_meta_net.linear2.bias"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_refused(
+    load_golden_clip, authors_state, tmp_path, name, lost
+):
+    clip, state = load_golden_clip(name), authors_state(name)
+    del state[f"prompt_learner.{lost}"]
+    np.savez(tmp_path / "p.npz", **state)
+    with pytest.raises(UserError, match=rf"do not fit {name} .* lacks '{lost}'"):
+        learned.load(str(tmp_path / "p.npz"), make_method(name, clip), clip)
