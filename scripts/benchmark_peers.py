@@ -6,6 +6,7 @@ each, and maps are up-sampled and then smoothed by scipy. Text features that no 
 once.
 """
 
+import abc
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -131,7 +132,7 @@ def linear(params: Weights, name: str, x: Tensor) -> Tensor:
     return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
 
 
-class Peer:
+class Peer(abc.ABC):
     """A method over CLIP.
 
     Args:
@@ -149,6 +150,7 @@ class Peer:
         self.rows = clip.words(ids)
         self.prepare()
 
+    @abc.abstractmethod
     def prepare(self) -> None:
         """Encodes what no image changes."""
 
@@ -157,9 +159,9 @@ class Peer:
         s = self.setup
         return self.clip.encode_image(image, s["layers"], s["vv_from"], cls_norm=s["cls_norm"])
 
+    @abc.abstractmethod
     def score(self, features: Features) -> tuple[float, Tensor]:
         """The image score, and probabilities [maps, n, 2] of the patches."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def predict(self, features: Features, size: int) -> tuple[float, np.ndarray]:
@@ -267,6 +269,9 @@ class ViP2CLIP(Peer):
 
     averaged = True
     heads, top_k = 8, 50
+
+    def prepare(self) -> None:
+        """Nothing: all texts depend on the image."""
 
     def encode(self, token: Tensor) -> Tensor:
         p = self.params
