@@ -1,5 +1,6 @@
 """TIPS towers against the reference implementation's outputs on tiny random weights."""
 
+import functools
 import pathlib
 
 import jax
@@ -19,10 +20,12 @@ def _exact():
         yield
 
 
+@functools.cache
 def golden(name):
     return dict(np.load(GOLDENS / f"{name}_golden.npz"))
 
 
+@functools.cache
 def backbone(ffn="mlp", lineage="native", **options):
     if lineage == "pytorch":
         options = {"num_heads": 4, **options}
