@@ -36,6 +36,14 @@ given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in known_flags() if flag not in given), *given])
 
 
+LONGEST = ("test_main.py", "test_demo.py", "test_combinations.py", "test_faprompt.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def environment_of_users():
     """The variables for a command that is to be compiled as users have it, which then runs faster."""
