@@ -53,7 +53,7 @@ def test_a_good_folder(run, parts):
     assert lines_with(out, "parts", "nut", "1 / 0", "3 / 3")
     assert lines_with(out, "parts", "all", "2 / 0", "6 / 6")
     assert "published" not in out
-    assert out.endswith("parts: every image and mask can be used\n")
+    assert out.endswith("parts: every image and mask that is there can be used\n")
 
 
 def test_every_planted_fault_is_named(run, parts):
@@ -81,7 +81,7 @@ def test_every_planted_fault_is_named(run, parts):
         assert lines_with(out, "amiss: ", file_name, reason), (file_name, out)
     assert lines_with(out, "note: screw/test/bent/1.png: its mask has 30 levels")
     assert "6 files are amiss" in out
-    assert out.endswith("parts: 2 images or masks cannot be used\n")
+    assert out.endswith("parts: images that cannot be used: 2\n")
     assert lines_with(out, "parts", "all", "6 / 6")  # nothing is dropped
 
 

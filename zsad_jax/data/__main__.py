@@ -180,12 +180,13 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     ):
         print(line)
     problems = {
-        "counts differ": len(found.differences),
-        "counts are not what preparation recorded": len(found.contradictions),
-        "images or masks cannot be used": len(found.unusable),
+        "counts that are not the published ones": len(found.differences),
+        "counts that are not what preparation recorded": len(found.contradictions),
+        "images that cannot be used": len(found.unusable),
     }
-    words = [f"{number} {what}" for what, number in problems.items() if number]
-    print(f"{target.title}: {', '.join(words) or 'every image and mask can be used'}", flush=True)
+    words = [f"{what}: {number}" for what, number in problems.items() if number]
+    verdict = ", ".join(words) or "every image and mask that is there can be used"
+    print(f"{target.title}: {verdict}", flush=True)
     return found.good
 
 

@@ -130,7 +130,7 @@ def test_a_kind_of_fault_is_one_line_and_all_have_one_each_if_wanted(run, offici
     code, out, _ = run("verify", "mvtec_ad", "--all")
     assert code == 1
     assert len(lines_with(out, "amiss: bottle/test/broken_large/")) == 200
-    assert lines_with(out, "100 images or masks cannot be used")
+    assert lines_with(out, "images that cannot be used: 100")
 
 
 def test_verify_is_content_with_what_is_published(run, official, tiny_is_published):
@@ -138,7 +138,7 @@ def test_verify_is_content_with_what_is_published(run, official, tiny_is_publish
     code, out, _ = run("verify", "mvtec_ad", "--workers", "3")
     assert code == 0
     assert "all counts are the published ones" in out
-    assert "MVTec AD: every image and mask can be used" in out
+    assert "MVTec AD: every image and mask that is there can be used" in out
     assert lines_with(out, "mvtec_ad", "all", "6 / 0", "4 / 6")
     assert "amiss" not in out
 
@@ -169,7 +169,7 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, faul
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
     assert lines_with(out, "amiss: bottle/test/combined/000.png", reason)
-    assert "MVTec AD: 1 images or masks cannot be used" in out
+    assert "MVTec AD: images that cannot be used: 1" in out
 
 
 def test_verify_tells_damaged_records_and_what_contradicts_them(
