@@ -1,6 +1,7 @@
 """What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
 
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -30,9 +31,11 @@ def guarded(run: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        fail(f"{error.filename}: {error.strerror}; make room, or choose another folder.")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room" if full else "mend that"
+        fail(f"{error.filename}: {error.strerror}; {remedy}, or choose another folder.")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
 
 

@@ -224,7 +224,8 @@ def _check_fits(wanted: _Wanted, have: int, left: int | None) -> None:
     if left > free:
         raise UserError(
             f"{wanted.label} needs {left:,} more bytes in {wanted.part.parent}, where only"
-            f" {free:,} are free: make room, or set ZSAD_JAX_HOME to a folder on a larger disk."
+            f" {free:,} are free: make room, or set ZSAD_JAX_HOME (of benchmarks: --data_dir) to a folder on a larger"
+            " disk."
         )
 
 
@@ -295,9 +296,10 @@ def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"The disk of {destination.parent} became full while {label} was fetched: make room and"
-            " call again (it goes on where it stopped), or set ZSAD_JAX_HOME to a larger disk."
+            " call again (it goes on where it stopped), or set ZSAD_JAX_HOME (of benchmarks:"
+            " --data_dir) to a larger disk."
         )
     return (
         f"{label} cannot be written to {destination.parent} ({error.strerror}): mend that, or set"
-        " ZSAD_JAX_HOME to a folder that can be written."
+        " ZSAD_JAX_HOME (of benchmarks: --data_dir) to a folder that can be written."
     )

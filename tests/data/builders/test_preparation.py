@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -449,6 +450,36 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(
         builders.open_prepared("mvtec_ad", data)
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_archive), mvtec_folder)
     assert sorted(os.listdir(data / "mvtec_ad")) == [".lock", "1.0.0"]
+
+
+def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
+    data = tmp_path / "data"
+    prepare("mvtec_ad", data, source=mvtec_folder)
+    place = data / "mvtec_ad/1.0.0"
+    (place / "dataset_info.json").unlink()
+    assert not builders.is_prepared("mvtec_ad", data)
+    with pytest.raises(UserError, match=f"{place} is an incomplete copy of MVTec AD: delete it"):
+        prepare("mvtec_ad", data, source=mvtec_folder)
+    shutil.rmtree(place)
+    check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "metadata", "description"])
+def test_damaged_descriptions_are_told(damage, mvtec_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    prepare("mvtec_ad", data, source=mvtec_folder)
+    place = data / "mvtec_ad/1.0.0"
+    if damage == "no metadata":
+        (place / "metadata.json").unlink()
+    else:
+        name = "metadata.json" if damage == "metadata" else "dataset_info.json"
+        (place / name).write_text('{"counts": ')
+    with pytest.raises(UserError, match=r"MVTec AD in .*1\.0\.0 is damaged .*delete it"):
+        builders.open_prepared("mvtec_ad", data)
+    assert run("verify", "mvtec_ad", "--data_dir", data) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert run("list", "--data_dir", data) == 0
+    assert "damaged" in capsys.readouterr().out
 
 
 def test_how_to_prepare_shows_the_exact_commands(tmp_path):

@@ -13,6 +13,7 @@ from zsad_jax.data.base import Dataset
 from zsad_jax.data.builders import prepared
 from zsad_jax.data.builders.base import Benchmark, default_data_dir
 from zsad_jax.data.builders.counts import compare_counts
+from zsad_jax.data.builders.prepared import open_builder
 from zsad_jax.data.protocol import DATASETS, Naming
 from zsad_jax.errors import UserError
 
@@ -24,6 +25,7 @@ __all__ = [
     "how_to_prepare",
     "is_prepared",
     "names",
+    "open_builder",
     "open_prepared",
 ]
 

@@ -18,6 +18,7 @@ from zsad_jax.data.builders import sources
 from zsad_jax.data.builders.counts import ALL, Counts, count
 from zsad_jax.data.builders.layouts import Listing, list_meta_json
 from zsad_jax.data.builders.records import Record, encode
+from zsad_jax.data.builders.shards import write_split
 from zsad_jax.data.builders.sources import Archive
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.threads import map_in_threads
@@ -25,6 +26,11 @@ from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
 __all__ = ["ALL", "Archive", "Benchmark", "default_data_dir"]
+
+
+def prepared_at(path: files.PathLike) -> bool:
+    """Whether a folder of records is complete: its description is the last file that is written."""
+    return pathlib.Path(path, "dataset_info.json").is_file()
 
 
 def default_data_dir() -> pathlib.Path:
@@ -154,8 +160,12 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         Raises:
           UserError: the files are not there or not the published ones, or cannot be written.
         """
-        if self.data_path.exists():
+        if prepared_at(self.data_path):
             return
+        if self.data_path.exists():
+            raise UserError(
+                f"{self.data_path} is an incomplete copy of {self.TITLE}: delete it, and prepare it again."
+            )
         folder = self.data_path.parent
         with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
@@ -225,18 +235,26 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         only = cls.categories()[0] if len(cls.categories()) == 1 else None
         return list_meta_json(root, cls.name, only)
 
-    def _generate_examples(
-        self, split: str, samples: Sequence[Sample]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_splits(
+        self, dl_manager: Any, download_config: Any
+    ) -> Sequence[tfds.core.SplitInfo]:
+        """Writes the splits in tensorflow-datasets' place, which cannot without tensorflow above 1 GB."""
+        del download_config  # says how to shuffle and how many files to write
+        return [
+            write_split(examples, self.info.features, self._get_filename_template(split_name=name))
+            for name, examples in self._split_generators(dl_manager).items()
+        ]
+
+    def _generate_examples(self, split: str, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
         records = map_in_threads(
             lambda sample: encode(sample, self.name), samples, num_workers=self.num_workers
         )
         label = f"Writing {self.TITLE}, {split}"
         shown: Iterable[Record] = progress(records, total=len(samples), label=label)
-        for index, record in enumerate(shown):
+        for record in shown:
             self._faults += record.faults
             self._notes += record.notes
-            yield index, record.fields
+            yield record.fields
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         super()._download_and_prepare(dl_manager, download_config)

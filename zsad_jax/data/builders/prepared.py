@@ -3,17 +3,33 @@
 import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from zsad_jax import files
 from zsad_jax.data.base import Fault, Sample
-from zsad_jax.data.builders.base import Benchmark
+from zsad_jax.data.builders.base import Benchmark, prepared_at
+from zsad_jax.data.builders.counts import Counts
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import UserError
 
 TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
+
+
+class Recorded(NamedTuple):
+    """What preparation found, as it is written beside the records.
+
+    Attributes:
+      counts: of all splits.
+      faults: what was amiss, in all splits.
+      notes: what is worth knowing, in all splits.
+    """
+
+    counts: Counts
+    faults: tuple[Fault, ...]
+    notes: tuple[Fault, ...]
 
 
 class PreparedDataset:
@@ -40,8 +56,7 @@ class PreparedDataset:
     ):
         self._builder_class, self._data_dir, self._split = builder_class, os.fspath(data_dir), split
         self._source: Any = None
-        builder = builder_class(data_dir=self._data_dir)
-        metadata = builder.info.metadata
+        builder, metadata = open_builder(builder_class, data_dir)
         if split not in builder.info.splits:
             raise UserError(
                 f"{builder_class.TITLE} has no split {split!r}; it has"
@@ -49,9 +64,8 @@ class PreparedDataset:
             )
         self._length = builder.info.splits[split].num_examples
         self.name = builder_class.name
-        self.faults = tuple(Fault(*fault) for fault in metadata["faults"])
-        self.notes = tuple(Fault(*note) for note in metadata["notes"])
-        found = list(metadata["counts"][split])
+        self.faults, self.notes = metadata.faults, metadata.notes
+        found = list(metadata.counts[split])
         known = builder_class.categories()
         self.categories = tuple(sorted(found, key=[*known, *found].index))
         self.prompt_names = tuple(
@@ -99,8 +113,34 @@ class PreparedDataset:
 
 def is_prepared(builder_class: type[Benchmark], data_dir: files.PathLike) -> bool:
     """Whether a benchmark has been written completely."""
-    version = pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION))
-    return (version / "dataset_info.json").is_file()
+    return prepared_at(pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION)))
+
+
+def open_builder(
+    builder_class: type[Benchmark], data_dir: files.PathLike
+) -> tuple[Benchmark, Recorded]:
+    """The builder of a prepared benchmark, and what preparation recorded.
+
+    Raises:
+      UserError: what is recorded is damaged.
+    """
+    try:
+        builder = builder_class(data_dir=data_dir)
+        metadata = builder.info.metadata
+        return builder, Recorded(
+            counts={
+                split: {category: (n, a) for category, (n, a) in categories.items()}
+                for split, categories in metadata["counts"].items()
+            },
+            faults=tuple(Fault(*fault) for fault in metadata["faults"]),
+            notes=tuple(Fault(*note) for note in metadata["notes"]),
+        )
+    except (KeyError, TypeError, ValueError, OSError, json_format.ParseError) as error:
+        place = pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION))
+        raise UserError(
+            f"{builder_class.TITLE} in {place} is damaged ({str(error).splitlines()[0]}): delete it, and"
+            " prepare it again."
+        ) from error
 
 
 def _as_text(value: Any) -> str:

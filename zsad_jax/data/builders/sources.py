@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 from zsad_jax import downloads, files
 from zsad_jax.data.meta_json import META_JSON
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
-SEARCH_DEPTH = 4  # folders below the given one in which the root is looked for
+SEARCH_DEPTH = 6  # folders below the given one in which the root is looked for
 # The prefix is that of tensorflow-datasets for what is not finished.
 EXTRACTED = "incomplete.extracted"
 # RuntimeError is what zipfile says of a password, NotImplementedError of a packing it does not know.
@@ -102,6 +104,7 @@ def open_root(
     else:
         found = _find(layout, pathlib.Path(source))
         if isinstance(found, pathlib.Path):
+            logging.info("%s is read from %s.", layout.title, found)
             yield found
             return
         given = found
@@ -114,6 +117,7 @@ def open_root(
         root = _find_root(layout, target) or _search(target, _has_meta_json)
         if root is None:
             raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
+        logging.info("%s is read from %s.", layout.title, ", ".join(map(str, given)))
         yield root
     finally:
         shutil.rmtree(target, ignore_errors=True)
@@ -149,8 +153,9 @@ def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.P
     if not source.exists():
         raise UserError(f"--source {source} does not exist.")
     if source.is_file():
-        if len(layout.archives) == 1:
-            return [source]
+        siblings = [source.with_name(archive.file_name) for archive in layout.archives]
+        if len(layout.archives) == 1 or all(path.is_file() for path in siblings):
+            return [source] if len(layout.archives) == 1 else siblings
         source = source.parent
     root = _find_root(layout, source)
     if root is not None:

@@ -127,21 +127,10 @@ def _open_known(name: str, data_dir: PathLike) -> Target:
 
 
 def _open_prepared(benchmark: type[builders.Benchmark], data_dir: PathLike) -> Target:
-    place = pathlib.Path(data_dir, benchmark.name)
-    try:
-        builder = benchmark(data_dir=data_dir)
-        place = pathlib.Path(builder.data_path)
-        recorded: Counts = {
-            split: {name: (normal, anomalous) for name, (normal, anomalous) in categories.items()}
-            for split, categories in builder.info.metadata["counts"].items()
-        }
-        splits = {split: open_dataset(benchmark.name, data_dir, split=split) for split in recorded}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"The description of the records in {place} is damaged ({error}): delete that folder and prepare"
-            f" {benchmark.TITLE} again."
-        ) from error
-    return Target(benchmark.name, benchmark.TITLE, str(place), splits, recorded, benchmark.COUNTS)
+    builder, recorded = builders.open_builder(benchmark, data_dir)
+    counts, place = recorded.counts, str(builder.data_path)
+    splits = {split: open_dataset(benchmark.name, data_dir, split=split) for split in counts}
+    return Target(benchmark.name, benchmark.TITLE, place, splits, counts, benchmark.COUNTS)
 
 
 def _open_folder(path: str, data_dir: PathLike, normal_folders: tuple[str, ...] | None) -> Target:

@@ -1,0 +1,63 @@
+"""Writing a split's records as they come: in order, in memory that does not grow with the split.
+
+Tensorflow-datasets' own writer gathers a split to shuffle it, and needs tensorflow for what exceeds a gigabyte.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+from tensorflow_datasets.core.naming import ShardedFileTemplate
+
+SHARD_BYTES = 512 << 20  # a file is closed when it holds this much
+ONE_RECORD_A_GROUP = "group_size:1"  # as tensorflow-datasets writes them: each can be read alone
+
+
+def write_split(
+    examples: Iterable[Mapping[str, Any]],
+    features: tfds.features.FeaturesDict,
+    template: ShardedFileTemplate,
+) -> tfds.core.SplitInfo:
+    """Writes the records of a split as array_record files.
+
+    Args:
+      examples: in the order in which they are to be read; taken one by one.
+      features: what they consist of.
+      template: of the files' names.
+
+    Returns:
+      What tensorflow-datasets wants to know of the split.
+    """
+    serializer = ExampleSerializer(features.get_serialized_info())
+    lengths: list[int] = []
+    total = in_shard = 0
+    writer = None
+    try:
+        for example in examples:
+            if writer is None:
+                writer = ArrayRecordWriter(_unfinished(template, len(lengths)), ONE_RECORD_A_GROUP)
+                lengths.append(0)
+                in_shard = 0
+            record = serializer.serialize_example(features.encode_example(example))
+            writer.write(record)
+            lengths[-1] += 1
+            in_shard += len(record)
+            total += len(record)
+            if in_shard >= SHARD_BYTES:
+                writer.close()
+                writer = None
+    finally:
+        if writer is not None:
+            writer.close()
+    # How many files there are is part of their names, and known only now.
+    for index, path in enumerate(template.sharded_filepaths(len(lengths))):
+        template.data_dir.joinpath(_unfinished(template, index)).rename(path)
+    return tfds.core.SplitInfo(
+        name=template.split, shard_lengths=lengths, num_bytes=total, filename_template=template
+    )
+
+
+def _unfinished(template: ShardedFileTemplate, index: int) -> str:
+    return str(template.data_dir / f"{template.split}-{index:05}.unfinished")
