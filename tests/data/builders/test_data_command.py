@@ -195,7 +195,7 @@ def test_verify_tells_damaged_records_and_what_contradicts_them(
     code, _, err = run("verify", "mvtec_ad")
     assert code == 2
     assert "is damaged" in err
-    assert "prepare MVTec AD again" in err
+    assert "delete it, and prepare it again" in err
 
 
 def test_half_prepared_is_not_prepared(run, official, tmp_path):
