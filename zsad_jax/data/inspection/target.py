@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
