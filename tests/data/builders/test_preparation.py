@@ -518,6 +518,17 @@ def test_several_masks_are_joined():
     np.testing.assert_array_equal(decode_mask(record.fields["mask"]), (first > 0) | (second > 0))
 
 
+def test_masks_that_cannot_be_joined_are_no_mask():
+    encoded = tuple(records.mask_to_png(np.ones(shape, bool)) for shape in ((9, 12), (9, 11)))
+    image = io.BytesIO()
+    draw(0).save(image, "PNG")
+    sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
+    record = records.encode(sample, "mvtec_loco")
+    assert "differ in size" in record.faults[0].reason
+    assert not record.fields["has_mask"]
+    assert not decode_mask(record.fields["mask"]).any()
+
+
 def test_work_in_threads_stays_in_order_and_only_a_little_ahead():
     started = []
     results = map_in_threads(lambda i: started.append(i) or i, range(100), num_workers=2)

@@ -37,6 +37,8 @@ def encode(sample: Sample, dataset: str) -> Record:
         called = prompt_name(sample.category, dataset=dataset)
     fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
     fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
+    # Parts that cannot be joined are no mask, and the record has none.
+    fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
     return Record(
         fields,
         [Fault(sample.file_name, reason) for reason in found.faults],
@@ -46,9 +48,9 @@ def encode(sample: Sample, dataset: str) -> Record:
 
 def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
     """The mask's own bytes; zeros where there is none; several joined to one."""
-    if not masks:
+    if not masks or (len(masks) > 1 and found.mask is None):
         return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
-    return masks[0] if len(masks) == 1 or found.mask is None else mask_to_png(found.mask)
+    return masks[0] if found.mask is None or len(masks) == 1 else mask_to_png(found.mask)
 
 
 def read(encoded: Encoded) -> bytes:
