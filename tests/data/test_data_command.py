@@ -81,7 +81,7 @@ def test_every_planted_fault_is_named(run, parts):
         assert lines_with(out, "amiss: ", file_name, reason), (file_name, out)
     assert lines_with(out, "note: screw/test/bent/1.png: its mask has 30 levels")
     assert "6 files are amiss" in out
-    assert out.endswith("parts: images that cannot be used: 2\n")
+    assert out.endswith("parts: images that cannot be used: 2; 6 files are amiss\n")
     assert lines_with(out, "parts", "all", "6 / 6")  # nothing is dropped
 
 

@@ -186,6 +186,8 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     }
     words = [f"{what}: {number}" for what, number in problems.items() if number]
     verdict = ", ".join(words) or "every image and mask that is there can be used"
+    if found.faults:
+        verdict += f"; {summary.count_amiss(found.faults)}"
     print(f"{target.title}: {verdict}", flush=True)
     return found.good
 

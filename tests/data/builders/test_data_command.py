@@ -153,6 +153,26 @@ def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_publish
     assert code == 0
     assert lines_with(out, "amiss: bottle/test/broken_large/000.png: it has no mask")
     assert lines_with(out, "amiss: bottle/test/combined/000.png", "its mask is empty")
+    assert out.splitlines()[-1] == (
+        "MVTec AD: every image and mask that is there can be used; 2 files are amiss"
+    )
+
+
+def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
+    run, make_miniature, tmp_path
+):
+    for name in ("msd_lung", "dtd_synthetic"):
+        make_miniature(name, tmp_path / "official" / name)
+        assert run("prepare", name, "--source", tmp_path / "official" / name)[0] == 0
+    code, out, _ = run("verify", "msd_lung")
+    assert code == 1
+    assert "differs from the published count: test/lung_096: there are no images of this" in out
+    assert lines_with(out, "msd_lung", "lung_096", "0 / 0", "–")
+    assert "counts that are not the published ones: 61;" in out.splitlines()[-1]
+    code, out, _ = run("verify", "dtd_synthetic")
+    assert code == 1
+    assert "test/Woven_127: there are no images of this category" in out
+    assert lines_with(out, "dtd_synthetic", "Woven_127", "0 / 0", "–")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "no image", "mask", "other size"])
@@ -169,7 +189,7 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, faul
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
     assert lines_with(out, "amiss: bottle/test/combined/000.png", reason)
-    assert "MVTec AD: images that cannot be used: 1" in out
+    assert out.splitlines()[-1] == "MVTec AD: images that cannot be used: 1; 1 file is amiss"
 
 
 def test_verify_tells_damaged_records_and_what_contradicts_them(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.data import builders
-from zsad_jax.data.builders import msd_lung
+from zsad_jax.data.builders import counts, msd_lung
 from zsad_jax.data.preprocess import decode_image
 from zsad_jax.errors import UserError
 
@@ -45,18 +45,18 @@ def test_published_counts():
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "counts", "sums"),
+    ("name", "folder", "numbers", "sums"),
     [
         ("headct", "head_ct", (20, 20), (577695231, 1838178041)),
         ("brainmri", "brain_mri", (20, 20), (672816124, 589931623)),
         ("br35h", "br35h", (16, 16), (372824208, 864208911)),
     ],
 )
-def test_real_images(name, folder, counts, sums, real_data, prepare, tmp_path):
+def test_real_images(name, folder, numbers, sums, real_data, prepare, tmp_path):
     """From the set's own folder and from one that holds other sets as well."""
     own = real_data(folder)
     dataset = prepare(name, own)
-    assert count_labels(dataset) == counts
+    assert count_labels(dataset) == numbers
     assert sum_pixels(dataset) == sums
     assert dataset.faults == ()
     among_others = prepare(name, own.parent, data_dir=tmp_path / "among_others")
@@ -236,10 +236,19 @@ def test_slices_are_the_same_in_any_order_and_thread(tmp_path):
 
 
 def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
-    write_volumes(tmp_path, [f"lung_{i:03}" for i in range(63)], size=(2, 3, 3))
+    assert len(msd_lung.VOLUMES) == 63
+    write_volumes(tmp_path, msd_lung.VOLUMES, size=(2, 3, 3))
     listing = msd_lung.MsdLung.list_files(tmp_path)
     assert listing.faults == []
     assert count_labels(listing.samples["test"]) == (126, 63)
+    found = {"test": counts.count(listing.samples["test"])}
+    assert counts.compare_counts(found, msd_lung.MsdLung.COUNTS) == []
+    del found["test"]["lung_096"]
+    found["test"]["lung_002"] = (9, 0)
+    assert counts.compare_counts(found, msd_lung.MsdLung.COUNTS) == [
+        "test/lung_096: there are no images of this category",
+        "test/lung_002: 9 normal and 0 anomalous images instead of 0 and 0",
+    ]
 
 
 def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
@@ -252,8 +261,7 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
     dataset = prepare("msd_lung", tmp_path / "lung")
     assert dataset.categories == ("lung_002",)
     assert len(dataset) == 30
-    names = [fault.file_name for fault in dataset.faults]
-    assert names == ["imagesTr/lung_001.nii.gz", "labelsTr"]
+    assert [fault.file_name for fault in dataset.faults] == ["imagesTr/lung_001.nii.gz"]
 
 
 def test_no_volume_that_can_be_used(tmp_path, prepare):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from zsad_jax import files
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders import sources
-from zsad_jax.data.builders.counts import ALL, Counts, count
+from zsad_jax.data.builders.counts import ALL, Counts, Published, count
 from zsad_jax.data.builders.layouts import Listing, list_meta_json
 from zsad_jax.data.builders.records import Record, encode
 from zsad_jax.data.builders.shards import write_split
@@ -53,7 +53,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
       ARCHIVES: the official files.
       TREE: paths below the root that show the layout, for people.
       COUNTS: published numbers of (normal, anomalous) images: split -> category. `ALL` in place of a
-        category is the whole split, where no more is published; {} where nothing is.
+        category is the whole split, and a category of None is one of which the name alone is published;
+        {} where nothing is.
       CATEGORIES: in the order of the tables; () = those of COUNTS["test"], else as they are found.
       TERMS: why the archives cannot be fetched by a program, if they cannot.
       UNPACK: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
@@ -67,7 +68,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     LICENCE: ClassVar[str]
     ARCHIVES: ClassVar[tuple[Archive, ...]]
     TREE: ClassVar[str]
-    COUNTS: ClassVar[Counts] = {}
+    COUNTS: ClassVar[Published] = {}
     CATEGORIES: ClassVar[tuple[str, ...]] = ()
     TERMS: ClassVar[str] = "its terms must be accepted there"
     UNPACK: ClassVar[str] = ""

@@ -21,7 +21,15 @@ from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
 IMAGES, LABELS = "imagesTr", "labelsTr"  # imagesTs has no labels
-LABELLED = 63
+# The names of those that have labels; the others are in imagesTs.
+VOLUMES = tuple(
+    f"lung_{number:03}"
+    for number in (
+        *(1, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 20, 22, 23, 25, 26, 27, 28, 29, 31, 33, 34, 36, 37),
+        *(38, 41, 42, 43, 44, 45, 46, 47, 48, 49, 51, 53, 54, 55, 57, 58, 59, 61, 62, 64, 65, 66),
+        *(69, 70, 71, 73, 74, 75, 78, 79, 80, 81, 83, 84, 86, 92, 93, 95, 96),
+    )
+)
 BLOCK = 1 << 20  # bytes that are read at once
 # Threads that work side by side are in one volume, or at the end of one and the start of the next.
 VOLUMES_HELD = 2
@@ -48,6 +56,8 @@ class MsdLung(Benchmark):
         ),
     )
     TREE = f"{IMAGES}/lung_053.nii.gz and {LABELS}/lung_053.nii.gz"
+    # How many slices there are of each is not published.
+    COUNTS = {"test": dict.fromkeys(VOLUMES)}  # noqa: RUF012 - a constant
 
     @classmethod
     def is_root(cls, folder: pathlib.Path) -> bool:
@@ -74,10 +84,6 @@ class MsdLung(Benchmark):
                 listing.faults.append(Fault(name_in(root, error.path), error.reason))
         for path in labels.values():
             listing.faults.append(Fault(name_in(root, path), "it is the label of no volume"))
-        found = len({sample.category for sample in listing.samples.get("test", ())})
-        if found != LABELLED:
-            reason = f"{found} labelled volumes can be used instead of {LABELLED}"
-            listing.faults.append(Fault(LABELS, reason))
         return listing
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from absl import logging
 
 from zsad_jax.data import builders
-from zsad_jax.data.builders.counts import ALL, Counts, compare_counts, total
+from zsad_jax.data.builders.counts import ALL, Counts, Pair, Published, compare_counts, total
 from zsad_jax.data.folder import SPLITS
 from zsad_jax.data.inspection.table import Cell, Table
 from zsad_jax.data.inspection.target import Target, open_target
@@ -15,7 +15,7 @@ from zsad_jax.data.protocol import DATASETS
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
-Split = Mapping[str, tuple[int, int]]
+Split = Mapping[str, Pair | None]
 
 
 class Entry(NamedTuple):
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     key: str
     state: str
     counts: Counts
-    published: Counts
+    published: Published
     licence: str
 
 
@@ -94,7 +94,7 @@ def tabulate_datasets(entries: Sequence[Entry]) -> Table:
     )
 
 
-def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Counts]) -> Table:
+def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Published]) -> Table:
     """One row per category of each dataset, found beside published, and one for the whole of several.
 
     Args:
@@ -122,8 +122,8 @@ def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Cou
     return Table(("dataset", "category", *pairs), frozenset(pairs), rows)
 
 
-def _pick(split: Split | None, name: str, missing: tuple[int, int] | None) -> Cell:
+def _pick(split: Split | None, name: str, missing: Pair | None) -> Cell:
     """The numbers of a category, or of the whole; None where nothing is known."""
     if split is None:
         return None
-    return total(dict(split)) if name == ALL else split.get(name, missing)
+    return total(split) if name == ALL else split.get(name, missing)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from zsad_jax.data import builders
 from zsad_jax.data.base import Dataset, Fault
-from zsad_jax.data.builders.counts import Counts, count
+from zsad_jax.data.builders.counts import Counts, Published, count
 from zsad_jax.data.folder import list_splits
 from zsad_jax.data.meta_json import META_JSON
 from zsad_jax.data.open import SYNTHETIC, is_available, open_dataset
@@ -37,7 +37,7 @@ class Target(NamedTuple):
     place: str
     splits: dict[str, Dataset]
     recorded: Counts | None = None
-    published: Counts = {}  # noqa: RUF012 - never changed
+    published: Published = {}  # noqa: RUF012 - never changed
     only: str = ""
 
     @property

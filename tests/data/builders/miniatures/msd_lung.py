@@ -10,7 +10,7 @@ def make(root, tools):
     for number, (suffix, dtype, size) in enumerate(
         [("nii.gz", np.int16, (7, 9, 12)), ("nii", np.float32, (6, 8, 9))]
     ):
-        name = f"lung_{40 + number:03}"
+        name = f"lung_{41 + number:03}"
         volume = np.random.default_rng(number).integers(-1024, 3000, size).astype(dtype)
         volume[:, :, 2] = -1024  # nothing but air
         label = np.zeros(size, np.uint8)
@@ -40,7 +40,6 @@ def make(root, tools):
         ("imagesTr/lung_054.nii", "it is cut short"),
         ("labelsTr/lung_055.nii.gz", "it is the label of no volume"),
         ("labelsTr/lung_056.nii.gz", "it holds other values than 0 and 1"),
-        ("labelsTr", "2 labelled volumes can be used instead of 63"),
     )
     return tools.Miniature(samples, faults)
 
@@ -75,6 +74,6 @@ def plant_faults(folder):
     (images / "lung_053.nii.gz").write_text("<html>login</html>")
     save(label * 2, labels / "lung_056.nii.gz")
     for hidden in (images, labels):
-        (hidden / "._lung_040.nii.gz").write_text("a resource fork")
+        (hidden / "._lung_041.nii.gz").write_text("a resource fork")
     save(volume, folder / "imagesTs/lung_002.nii.gz")
     (folder / "dataset.json").write_text("{}")
