@@ -317,15 +317,33 @@ def test_changed_images_are_evaluated_anew(tmp_path):
     assert open_dataset({"meta_json": str(tmp_path)}, tmp_path).fingerprint() != before
 
 
-def test_missing_datasets_can_be_skipped(folder):
+@pytest.fixture(scope="module")
+def skipped(folder):
+    """A run without the dataset that is missing, on a benchmark of which only a part is there."""
+    write_dataset(folder / "data" / "mpdd", num_images=8, seed=2)
     done = run(
-        folder, "skipped", "--config.targets=('visa', 'target')", "--config.skip_missing=True",
+        folder, "skipped", "--config.targets=('visa', 'target', 'mpdd')", "--config.skip_missing=True",
         "--config.train=False", "--config.method.learning=none", "--config.comparisons={}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads((folder / "skipped" / "results.json").read_text())
-    assert {row["dataset"] for row in rows} == {"target"}
-    assert "visa" in (folder / "skipped" / "results.md").read_text().lower()
+    return folder / "skipped", done.stderr
+
+
+def test_missing_datasets_can_be_skipped(skipped):
+    folder, _ = skipped
+    rows = json.loads((folder / "results.json").read_text())
+    assert {row["dataset"] for row in rows} == {"target", "mpdd"}
+    assert "visa" in (folder / "results.md").read_text().lower()
+
+
+def test_a_part_of_a_benchmark_is_told_and_held_against_nothing(skipped):
+    folder, told = skipped
+    words = "MPDD: 2 of 6 categories, 8 of 458 images were evaluated."
+    warnings = [line for line in told.splitlines() if "were evaluated" in line]
+    assert len(warnings) == 1
+    assert f"{words} No difference to published results is given." in warnings[0]
+    assert words in (folder / "results.md").read_text()
+    assert json.loads((folder / "results.json").read_text())
 
 
 def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, tmp_path):

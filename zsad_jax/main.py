@@ -19,7 +19,7 @@ from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
 from zsad_jax.methods import image_score
 from zsad_jax.methods import released as released_prompts
-from zsad_jax.report import Report, names, read_curves, write_report
+from zsad_jax.report import Report, find_partial, names, read_curves, write_report
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, describe_run
 from zsad_jax.runner import Runner
@@ -56,6 +56,8 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         evaluated = runner.evaluate(target)
         evaluations.append(evaluated.evaluation)
         results.append(collect(evaluated, backbone, datasets[target_name(target)], score))
+        for words in find_partial(results[-1].rows).values():
+            logging.warning("%s No difference to published results is given.", words)
         clock.lap(f"evaluate {target_name(target)}")
 
     rows = [row for result in results for row in result.rows]

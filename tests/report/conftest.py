@@ -2,12 +2,17 @@ import numpy as np
 import pytest
 
 from zsad_jax.data.base import Fault
+from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
 
 
 @pytest.fixture
 def make_row():
+    """A row with all of a benchmark's published images; of other datasets, and of categories, with ten."""
+
     def make(dataset, category="mean", **fields):
+        about = DATASETS.get(dataset) if category == "mean" else None
+        normal, anomalous = (about and about.published) or (6, 4)
         values = dict.fromkeys(RESULT_COLUMNS, 0.5) | {
             "method": "tipsomaly",
             "variant": "",
@@ -21,8 +26,8 @@ def make_row():
             "image_size": 518,
             "sigma": 4.0,
             "image_score": "first",
-            "n_images": 10,
-            "n_anomalous": 4,
+            "n_images": normal + anomalous,
+            "n_anomalous": anomalous,
         }
         return result_row(**values | {"dataset": dataset, "category": category} | fields)
 

@@ -1,5 +1,8 @@
 import csv
+import dataclasses
 import io
+import shutil
+import subprocess
 
 import pytest
 
@@ -62,7 +65,8 @@ def test_latex(table):
     assert formats.to_latex(table) == (
         "\\begin{table}[htbp]\n"
         "\\centering\\small\n"
-        "\\caption{TPS, Table 1: a\\_b \\& c}\n"
+        "\\caption{TPS, Table 1: a\\_b \\& c}\\par\\medskip\n"
+        "\\sbox2{%\n"
         "\\begin{tabular}{lrr}\n"
         "\\toprule\n"
         " & \\multicolumn{1}{c}{published} & \\multicolumn{1}{c}{ours} \\\\\n"
@@ -74,7 +78,8 @@ def test_latex(table):
         "\\midrule\n"
         "\\textbf{Mean$^{[2]}$} & \\textbf{1.0} &  \\\\\n"
         "\\bottomrule\n"
-        "\\end{tabular}\n"
+        "\\end{tabular}}%\n"
+        "\\ifdim\\wd2>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox2}\\else\\usebox2\\fi\n"
         "\\par\\raggedright\\footnotesize [1] No masks.\n"
         "\\par\\raggedright\\footnotesize [2] Without x\\_y.\n"
         "\\end{table}\n"
@@ -115,19 +120,51 @@ def test_csv_quotes_what_it_must():
 
 @pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
 def test_latex_has_no_character_that_means_something_else(table, character):
-    import dataclasses
-
     text = formats.to_latex(dataclasses.replace(table, title=f"<{character}>"))
     caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
-    escaped = caption.removesuffix("\\textgreater{}}")
+    escaped = caption.removesuffix("\\textgreater{}}\\par\\medskip")
     assert escaped != character
     assert escaped.isascii()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("AUPRO (exact)", []),
+        ("AUPRO (200 steps)", ["AUPRO", "(200 steps)"]),
+        (
+            "TPS, variant: normal/abnormal_words (HeadCT)",
+            ["TPS, variant:", "normal/abnormal\\_words", "(HeadCT)"],
+        ),
+    ],
+)
+def test_long_headings_of_latex_have_several_lines(table, name, lines):
+    columns = (table.columns[0], Column(name, "ours", name))
+    text = formats.to_latex(dataclasses.replace(table, columns=columns))
+    stacked = "\\begin{tabular}[b]{@{}r@{}}" + " \\\\ ".join(lines) + "\\end{tabular}"
+    assert f"Dataset & TPS & {stacked if lines else name} \\\\\n" in text
+
+
+def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
+    if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"]).returncode:
+        pytest.skip("there is no LaTeX with booktabs to compile it")
+    wide = tuple(Column(f"A method ({i} words of text)", "ours", str(i)) for i in range(12))
+    lines = (Line(("A dataset [1]",), tuple(Cell(1.0, reference=2.0) for _ in wide)),)
+    wide_table = dataclasses.replace(table, columns=wide, lines=lines)
+    (tmp_path / "tables.tex").write_text(formats.latex_document("T", [], [table, wide_table]))
+    (tmp_path / "page.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}"
+        "\\begin{document}\\input{tables}\\end{document}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert "Overfull" not in (tmp_path / "page.log").read_text(errors="replace")
 
 
 def test_latex_is_told_what_it_needs_and_never_holds_back_many_tables(table):
     text = formats.latex_document("A title", ["50 % of it."], [table] * 9)
     assert text.startswith("% A title\n")
-    assert "\\usepackage{booktabs}" in text.splitlines()[1]
+    assert "\\usepackage{booktabs,graphicx}" in text.splitlines()[1]
     assert "% 50 % of it." in text.splitlines()
     pages = text.split("\\clearpage")
     assert [page.count("\\begin{table}") for page in pages] == [4, 4, 1]

@@ -59,6 +59,44 @@ INDUSTRIAL = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic
 BRAIN = ("headct", "brainmri", "br35h")
 
 
+def test_a_part_of_a_dataset_has_no_difference_but_a_footnote(make_row):
+    rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
+    rows[0] |= {"n_images": 40, "n_anomalous": 20}
+    table = run_tables.dataset_table(rows, {})
+    assert table.footnotes == ("HeadCT: 40 of 200 images were evaluated.",)
+    assert [line.marks for line in table.lines] == [(1,), (), (), (1,)]
+    cells = [cell_of(table, line, "image_auroc") for line in range(4)]
+    assert [cell.beside for cell in cells] == [
+        ("92.7",),
+        ("92.4", "−2.4"),
+        ("93.2", "−3.2"),
+        ("92.8",),
+    ]
+    first, second, _ = csv.DictReader(io.StringIO(run_tables.results_csv(rows)))
+    assert (first["image_auroc_paper"], first["image_auroc_difference"]) == ("92.7", "")
+    assert first["notes"] == "HeadCT: 40 of 200 images were evaluated."
+    assert (second["image_auroc_difference"], second["notes"]) == ("-2.4", "")
+
+
+def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_row):
+    rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
+    rows.append(make_row("isic", image_auroc=None, n_images=8))
+    table = run_tables.dataset_table(rows, {})
+    assert cell_of(table, -1, "image_auroc").beside == ("92.8", "−2.8")
+    assert "ISIC 2016: 8 of 379 images were evaluated." in table.footnotes
+
+
+def test_some_categories_of_a_dataset_are_held_against_nothing(make_row):
+    rows = [make_row("mvtec_ad", name) for name in ("bottle", "zipper")]
+    rows.append(make_row("mvtec_ad", n_images=20, n_anomalous=8))
+    rows = [row | {"method": "vip2clip"} for row in rows]
+    (table,) = run_tables.make_tables(rows)
+    assert table.footnotes == ("MVTec AD: 2 of 15 categories, 20 of 1725 images were evaluated.",)
+    for line in table.lines:
+        cell = line.cells[metrics(table).index("image_auroc")]
+        assert (line.marks, cell.paper is None, cell.difference) == ((1,), False, None)
+
+
 def test_means_are_formed_by_domain_and_stand_beside_the_papers(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in INDUSTRIAL]
     rows += [make_row(key, image_auroc=0.8, **dict.fromkeys(PIXEL)) for key in BRAIN]

@@ -31,6 +31,8 @@ class About:
         rule: one name for all, or some by category.
       described: other names that some published code uses (Bayes-PFL), by category or for all.
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
+      published: numbers of (normal, anomalous) images of the whole test split; None where none are published.
+      num_categories: of the whole test split; None where it has but one.
     """
 
     title: str
@@ -39,10 +41,14 @@ class About:
     called: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     described: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     folder: str = ""
+    published: tuple[int, int] | None = None
+    num_categories: int | None = None
 
 
 DATASETS: dict[str, About] = {
-    "mvtec_ad": About(title="MVTec AD", folder="mvtec_anomaly_detection"),
+    "mvtec_ad": About(
+        title="MVTec AD", folder="mvtec_anomaly_detection", published=(467, 1258), num_categories=15
+    ),
     "visa": About(
         title="VisA",
         described={
@@ -55,22 +61,38 @@ DATASETS: dict[str, About] = {
             "pcb4": "printed circuit board",
         },
         folder="VisA_20220922",
+        published=(962, 1200),
+        num_categories=12,
     ),
-    "mpdd": About(title="MPDD", folder="MPDD"),
+    "mpdd": About(title="MPDD", folder="MPDD", published=(176, 282), num_categories=6),
     "btad": About(
         title="BTAD",
         described={"01": "metal1", "02": "wood", "03": "metal2"},
         folder="BTech_Dataset_transformed",
+        published=(451, 290),
+        num_categories=3,
     ),
     "ksdd": About(
-        title="KolektorSDD", called="electrical commutators", folder="SDD_anomaly_detection"
+        title="KolektorSDD",
+        called="electrical commutators",
+        folder="SDD_anomaly_detection",
+        published=(286, 54),
     ),
-    "dagm": About(title="DAGM 2007", folder="DAGM_anomaly_detection"),
-    "dtd_synthetic": About(title="DTD-Synthetic", folder="DTD-Synthetic"),
-    "aitex": About(title="AITEX", called="AITEX"),
-    "elpv": About(title="ELPV", levels=IMAGE, called="elpv"),
-    "sd_saliency_900": About(title="SD-saliency-900", levels=PIXEL, called="iron"),
-    "rsdds_113": About(title="RSDDs-113", levels=PIXEL, called="rail"),
+    "dagm": About(
+        title="DAGM 2007",
+        folder="DAGM_anomaly_detection",
+        published=(6996, 1054),
+        num_categories=10,
+    ),
+    "dtd_synthetic": About(
+        title="DTD-Synthetic", folder="DTD-Synthetic", published=(357, 947), num_categories=12
+    ),
+    "aitex": About(title="AITEX", called="AITEX", published=(564, 183)),
+    "elpv": About(title="ELPV", levels=IMAGE, called="elpv", published=(377, 715)),
+    "sd_saliency_900": About(
+        title="SD-saliency-900", levels=PIXEL, called="iron", published=(0, 900)
+    ),
+    "rsdds_113": About(title="RSDDs-113", levels=PIXEL, called="rail", published=(0, 113)),
     "headct": About(
         title="HeadCT",
         domain="medical",
@@ -78,9 +100,15 @@ DATASETS: dict[str, About] = {
         called="brain",
         described="brain ct",
         folder="HeadCT_anomaly_detection",
+        published=(100, 100),
     ),
     "brainmri": About(
-        title="BrainMRI", domain="medical", levels=IMAGE, called="brain", folder="BrainMRI"
+        title="BrainMRI",
+        domain="medical",
+        levels=IMAGE,
+        called="brain",
+        folder="BrainMRI",
+        published=(98, 155),
     ),
     "br35h": About(
         title="Br35H",
@@ -88,24 +116,55 @@ DATASETS: dict[str, About] = {
         levels=IMAGE,
         called="brain",
         folder="Br35h_anomaly_detection",
+        published=(1500, 1500),
     ),
-    "lag": About(title="LAG", domain="medical", levels=IMAGE, called="LAG"),
+    "lag": About(title="LAG", domain="medical", levels=IMAGE, called="LAG", published=(786, 1711)),
     "cvc_colondb": About(
-        title="CVC-ColonDB", domain="medical", levels=PIXEL, called="colon", folder="CVC-ColonDB"
+        title="CVC-ColonDB",
+        domain="medical",
+        levels=PIXEL,
+        called="colon",
+        folder="CVC-ColonDB",
+        published=(0, 380),
     ),
     "cvc_clinicdb": About(
-        title="CVC-ClinicDB", domain="medical", levels=PIXEL, called="colon", folder="CVC-ClinicDB"
+        title="CVC-ClinicDB",
+        domain="medical",
+        levels=PIXEL,
+        called="colon",
+        folder="CVC-ClinicDB",
+        published=(0, 612),
     ),
-    "kvasir": About(title="Kvasir-SEG", domain="medical", levels=PIXEL, called="colon"),
-    "endo": About(title="EndoTect 2020", domain="medical", levels=PIXEL, called="colon"),
-    "isic": About(title="ISIC 2016", domain="medical", levels=PIXEL, called="skin", folder="ISIC"),
-    "tn3k": About(title="TN3K", domain="medical", levels=PIXEL, called="thyroid", folder="TN3K"),
-    "msd_lung": About(title="MSD lung", domain="medical", called="lung"),
-    "covid19": About(title="COVID-19", domain="medical", levels=IMAGE, called="chest"),
-    "mvtec_ad2": About(title="MVTec AD 2"),
-    "mvtec_loco": About(title="MVTec LOCO"),
-    "real_iad": About(title="Real-IAD"),
-    "goodsad": About(title="GoodsAD"),
+    "kvasir": About(
+        title="Kvasir-SEG", domain="medical", levels=PIXEL, called="colon", published=(0, 1000)
+    ),
+    "endo": About(
+        title="EndoTect 2020", domain="medical", levels=PIXEL, called="colon", published=(0, 200)
+    ),
+    "isic": About(
+        title="ISIC 2016",
+        domain="medical",
+        levels=PIXEL,
+        called="skin",
+        folder="ISIC",
+        published=(0, 379),
+    ),
+    "tn3k": About(
+        title="TN3K",
+        domain="medical",
+        levels=PIXEL,
+        called="thyroid",
+        folder="TN3K",
+        published=(0, 614),
+    ),
+    "msd_lung": About(title="MSD lung", domain="medical", called="lung", num_categories=63),
+    "covid19": About(
+        title="COVID-19", domain="medical", levels=IMAGE, called="chest", published=(1341, 219)
+    ),
+    "mvtec_ad2": About(title="MVTec AD 2", published=(379, 705), num_categories=8),
+    "mvtec_loco": About(title="MVTec LOCO", published=(575, 993), num_categories=5),
+    "real_iad": About(title="Real-IAD", published=(63_256, 51_329), num_categories=30),
+    "goodsad": About(title="GoodsAD", published=(1328, 1660), num_categories=6),
     "synthetic_aux": About(title="Synthetic (auxiliary)", domain=""),
     "synthetic_target": About(title="Synthetic (target)", domain=""),
 }

@@ -2,6 +2,7 @@
 
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import choose_cases
+from zsad_jax.report.coverage import find_partial
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay
@@ -21,6 +22,7 @@ __all__ = [
     "Row",
     "choose_cases",
     "colourise",
+    "find_partial",
     "gallery",
     "heatmap_figure",
     "overlay",

@@ -4,6 +4,7 @@ import csv
 import importlib.resources
 import io
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
@@ -16,6 +17,8 @@ LONG_COLUMNS = (
     *("value", "difference", "note"),
 )
 TABLES_A_PAGE = 4  # LaTeX can hold back only so many tables that do not fit on a page
+LATEX_HEAD = 16  # characters in a line of a column's heading
+_LATEX_FITTED = r"\ifdim\wd2>\linewidth\resizebox{\linewidth}{!}{\usebox2}\else\usebox2\fi"
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -67,12 +70,18 @@ def explained_html(tables: Iterable[Table]) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A table as a LaTeX float for a document that uses booktabs.
+    r"""A table as a LaTeX float for a document that uses booktabs and graphicx.
 
-    Groups of columns are headed by their own line, footnotes stand below; all text is escaped.
+    Groups of columns are headed by their own line, footnotes stand below; all text is escaped. What would be
+    wider than the text is made smaller.
     """
-    lines = [r"\begin{table}[htbp]", r"\centering\small", rf"\caption{{{_latex(table.title)}}}"]
-    lines.append(rf"\begin{{tabular}}{{{'l' * len(table.head)}{'r' * len(table.columns)}}}")
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering\small",
+        rf"\caption{{{_latex(table.title)}}}\par\medskip",
+        r"\sbox2{%",
+        rf"\begin{{tabular}}{{{'l' * len(table.head)}{'r' * len(table.columns)}}}",
+    ]
     lines += [r"\toprule", *_latex_heads(table), r"\midrule"]
     for before, line in zip((None, *table.lines), table.lines, strict=False):
         if before and before.summary != line.summary:
@@ -82,7 +91,7 @@ def to_latex(table: Table) -> str:
         if line.summary:
             entries = [rf"\textbf{{{entry}}}" if entry else "" for entry in entries]
         lines.append(" & ".join(entries) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}%", _LATEX_FITTED]
     for mark, words in enumerate(table.footnotes, 1):
         lines.append(rf"\par\raggedright\footnotesize [{mark}] {_latex(words)}")
     return "\n".join([*lines, r"\end{table}", ""])
@@ -90,7 +99,7 @@ def to_latex(table: Table) -> str:
 
 def latex_document(title: str, remarks: Iterable[str], tables: Sequence[Table]) -> str:
     """Tables for reading with LaTeX's `input`, with the title and remarks as comments."""
-    text = [f"% {title}", r"% Read it with \input, after \usepackage{booktabs}."]
+    text = [f"% {title}", r"% Read it with \input, after \usepackage{booktabs,graphicx}."]
     text += [f"% {remark}" for remark in remarks]
     for number, table in enumerate(tables):
         if number and number % TABLES_A_PAGE == 0:
@@ -226,8 +235,19 @@ def _latex_heads(table: Table) -> list[str]:
         upper.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{_latex(group)}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
         start += len(columns)
-    lower = [_latex(name) for name in (*table.head, *(column.name for column in table.columns))]
+    lower = [*map(_latex, table.head), *(_latex_head(column.name) for column in table.columns)]
     return [" & ".join(upper) + r" \\", " ".join(rules), " & ".join(lower) + r" \\"]
+
+
+def _latex_head(name: str) -> str:
+    """A column's name, in several lines if it is long, a bracket on its own."""
+    if len(name) <= LATEX_HEAD:
+        return _latex(name)
+    options: Any = {"break_long_words": False, "break_on_hyphens": False}
+    parts = name.replace(" (", "\n(").split("\n")
+    lines = [line for part in parts for line in textwrap.wrap(part, LATEX_HEAD, **options)]
+    stacked = r" \\ ".join(map(_latex, lines))
+    return rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{stacked}\end{{tabular}}"
 
 
 def _html_heads(table: Table) -> str:

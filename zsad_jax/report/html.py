@@ -63,6 +63,7 @@ def _headlines(report: Report) -> str:
         for column, cell in list(zip(table.columns, line.cells, strict=True))[::-1]:
             if dict(column.keys)["metric"] in HEADLINES:
                 paper = f"paper {formats.html_beside(cell)}" if cell.paper else ""
+                paper += ", other images" if cell.partial else ""
                 tiles.insert(0, _tile(column.full, cell.number, paper))
         parts.append(f'<p class="soft">{escape(line.labels[0])}, percent</p>')
         parts.append(f'<div class="tiles">{"".join(tiles)}</div>')

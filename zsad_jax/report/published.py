@@ -135,13 +135,6 @@ def mean_members(paper: str, domain: str, metric: str, table: str | None = None)
     )
 
 
-@functools.cache
-def categories_of(dataset: str) -> tuple[str, ...]:
-    """The categories of a dataset for which some paper prints numbers."""
-    found = dict.fromkeys(n.category for n in all_numbers() if n.dataset == dataset)
-    return tuple(category for category in found if category != MEAN)
-
-
 def is_main(number: PublishedNumber) -> bool:
     """Whether a number is one of its paper's main results, and not a repetition or an ablation."""
     means, categories = MAIN_TABLES[number.paper]

@@ -1,11 +1,12 @@
 """The tables of one run: datasets, categories and comparisons, the paper's numbers beside ours."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import formats, names, wording
+from zsad_jax.report.coverage import find_partial
 from zsad_jax.report.published import (
     DOMAIN_MEANS,
     PublishedNumber,
@@ -60,7 +61,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
     A domain's mean stands beside the paper's only where it covers the same datasets. Where no domain has
     two datasets the mean is over all of them.
     """
-    footnotes = Footnotes()
+    footnotes, partial = Footnotes(), find_partial(rows)
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -69,25 +70,32 @@ def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
         words = _mean_notes(row["dataset"], members, notes)
         if len(members) == 1:
             words += notes.get((row["dataset"], members[0]["category"]), ())
+        words += _told(partial, [row])
         labels = (names.dataset_name(row["dataset"]), _counts(row))
-        lines.append(Line(labels, _cells(row, metrics), _marks(footnotes, words)))
+        lines.append(Line(labels, _cells(row, metrics, partial), _marks(footnotes, words)))
     domains = {mean: _of_domain(means, domain) for mean, domain in DOMAIN_MEANS.items()}
     domains = {mean: members for mean, members in domains.items() if len(members) > 1}
     for mean, members in domains.items():
-        cells = tuple(_domain_cell(mean, members, metric) for metric in metrics)
-        marks = _marks(footnotes, wording.words_on_members(members, "datasets"))
-        lines.append(Line((names.dataset_name(mean), ""), cells, marks, summary=True))
+        cells = tuple(_domain_cell(mean, members, metric, partial) for metric in metrics)
+        words = _told(partial, members) + wording.words_on_members(members, "datasets")
+        label = names.dataset_name(mean)
+        lines.append(Line((label, ""), cells, _marks(footnotes, words), summary=True))
     if len(means) > 1 and not domains:
         cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
-        marks = _marks(footnotes, wording.words_on_members(means, "datasets"))
+        words = _told(partial, means) + wording.words_on_members(means, "datasets")
+        marks = _marks(footnotes, words)
         lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
     return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
 
 def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
-    """The categories of a dataset, and their mean."""
+    """The categories of a dataset, and their mean.
+
+    Which categories lack images of a dataset that does is not known, so none has a difference then.
+    """
     footnotes = Footnotes()
     chosen = [row for row in rows if row["dataset"] == dataset]
+    partial = find_partial(chosen)
     members = [row for row in chosen if row["category"] != MEAN]
     metrics = _metrics_to_show(chosen)
     lines = []
@@ -98,8 +106,11 @@ def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
             if summary
             else list(notes.get((dataset, row["category"]), ()))
         )
+        cells = _cells(row, metrics, partial)
+        if summary or any(cell.partial for cell in cells):
+            words += _told(partial, [row])
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
-        lines.append(Line(labels, _cells(row, metrics), _marks(footnotes, words), summary))
+        lines.append(Line(labels, cells, _marks(footnotes, words), summary))
     return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
 
 
@@ -151,31 +162,39 @@ def results_csv(
     heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
+    partial = find_partial(rows)
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
             values = [kind, *(row[key] for key in IDENTITY_COLUMNS + COUNT_COLUMNS)]
-            for metric, cell in zip(
-                PAPER_METRIC, _cells(row, PAPER_METRIC, kind == "main"), strict=True
-            ):
+            cells = _cells(row, PAPER_METRIC, partial, kind == "main")
+            for metric, cell in zip(PAPER_METRIC, cells, strict=True):
                 values.append(cell.value)
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
-            words = (notes or {}).get((row["dataset"], row["category"]), ())
-            lines.append([*values, " ".join(word for word in (remark, *words) if word)])
+            words = [remark, *(notes or {}).get((row["dataset"], row["category"]), ())]
+            words += _told(partial, [row])
+            lines.append([*values, " ".join(filter(None, words))])
     return formats.csv_text([*heads, "notes"], lines)
 
 
-def _cells(row: Row, metrics: Iterable[str], with_paper: bool = True) -> tuple[Cell, ...]:
+def _cells(
+    row: Row, metrics: Iterable[str], partial: Collection[str], with_paper: bool = True
+) -> tuple[Cell, ...]:
+    """A row's numbers beside the paper's; without difference if its dataset is among the partial ones."""
     paper = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
-    return tuple(_beside(percent(row[metric]), paper, metric) for metric in metrics)
+    other = row["dataset"] in partial
+    return tuple(_beside(percent(row[metric]), paper, metric, other) for metric in metrics)
 
 
-def _beside(value: float | None, paper: Mapping[str, PublishedNumber], metric: str) -> Cell:
-    return Cell(value, paper.get(PAPER_METRIC[metric] or ""))
+def _beside(
+    value: float | None, paper: Mapping[str, PublishedNumber], metric: str, other: bool
+) -> Cell:
+    number = paper.get(PAPER_METRIC[metric] or "")
+    return Cell(value, number, partial=other and number is not None)
 
 
-def _domain_cell(mean: str, members: Sequence[Row], metric: str) -> Cell:
+def _domain_cell(mean: str, members: Sequence[Row], metric: str, partial: Collection[str]) -> Cell:
     """The mean over the datasets of a domain, beside the paper's if that covers the same ones."""
     value = _mean_percent(members, metric)
     covered = {row["dataset"] for row in members if row[metric] is not None}
@@ -185,7 +204,14 @@ def _domain_cell(mean: str, members: Sequence[Row], metric: str) -> Cell:
     if number is None:
         return Cell(value)
     theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
-    return Cell(value, number if covered == set(theirs) else None)
+    if covered != set(theirs):
+        return Cell(value)
+    return Cell(value, number, partial=not covered.isdisjoint(partial))
+
+
+def _told(partial: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
+    """What is said of the partial ones among the datasets of some rows."""
+    return [partial[row["dataset"]] for row in rows if row["dataset"] in partial]
 
 
 def _of_domain(means: Sequence[Row], domain: str) -> list[Row]:

@@ -1,9 +1,13 @@
+import csv
+import io
+
 import pytest
 
 from zsad_jax.report import formats, names
 from zsad_jax.report.papers import compare_papers, compare_run, tell_missing
 from zsad_jax.report.papers.beside import make_table
 from zsad_jax.report.papers.sheets import Competitor, Place, make_sheets
+from zsad_jax.report.papers.workdirs import columns_of
 from zsad_jax.report.published import MAIN_TABLES, all_numbers, is_main, published_numbers
 
 BRAIN = ("headct", "brainmri", "br35h")
@@ -197,7 +201,7 @@ def test_a_mean_over_less_says_so_and_is_held_against_nothing(make_ours, make_ro
     ("dataset", "metric", "fields", "words"),
     [
         ("headct", "image_auroc", {"n_anomalous": 0}, "HeadCT: no image is anomalous."),
-        ("headct", "image_auroc", {"n_anomalous": 10}, "HeadCT: no image is normal."),
+        ("headct", "image_auroc", {"n_anomalous": 200}, "HeadCT: no image is normal."),
         ("visa", "pixel_aupro", {}, "VisA: AUPRO from 200 thresholds was not computed."),
         ("visa", "pixel_aupro", {"pixel_aupro": None}, "VisA: undefined for the data."),
     ],
@@ -225,12 +229,40 @@ def test_the_mean_of_a_dataset_covers_the_papers_categories(make_ours):
     table = make_table(sheet, [part])
     cell = cells_of(table, "Mean")["ours: FAPrompt"]
     assert cell.difference is None
-    assert notes_of(table, cell) == [
-        "VisA: mean over 10 of 12 categories; not run: pcb4; undefined: candle."
+    words = [
+        "VisA: 11 of 12 categories were evaluated.",
+        "VisA: mean over 10 of 11 categories; undefined: candle.",
     ]
+    assert notes_of(table, cell) == words
     above = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [part])
     cell = cells_of(above, "Industrial mean")["ours: FAPrompt"]
-    assert "mean over 10 of 12 categories" in notes_of(above, cell)[0]
+    assert notes_of(above, cell)[1:] == words
+    cell = cells_of(table, "pipe fryum")["ours: FAPrompt"]
+    assert (cell.difference, notes_of(table, cell)) == (None, words[:1])
+
+
+def test_a_part_of_a_dataset_is_held_against_nothing(make_row):
+    rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
+    rows[0] |= {"n_images": 40, "n_anomalous": 20}
+    sheet = sheet_of("tipsomaly", "1", "image_auroc")
+    sheet = sheet.limited_to([Place(key) for key in (*BRAIN, "medical_mean")])
+    table = make_table(sheet, columns_of(rows))
+    assert formats.to_markdown(table) == (
+        "### TIPSomaly, Table 1: Image AUROC\n"
+        "\n"
+        "| Dataset | APRIL-GAN | AnomalyCLIP | AdaCLIP | TIPSomaly | ours: TIPSomaly |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| HeadCT | 89.2 | 93.4 | 91.8 | 92.7 | 90.0 [1] |\n"
+        "| BrainMRI | 89.6 | 90.3 | 93.5 | 92.4 | 90.0 (−2.4) |\n"
+        "| Br35H | 91.4 | 94.6 | 92.3 | 93.2 | 90.0 (−3.2) |\n"
+        "| **Medical mean** | **90.1** | **92.8** | **92.5** | **92.8** | **90.0 [1]** |\n"
+        "\n"
+        "[1] HeadCT: 40 of 200 images were evaluated.  \n"
+    )
+    (ours,) = (row for row in csv.DictReader(io.StringIO(formats.to_csv([table])))
+               if (row["source"], row["dataset"]) == ("ours", "headct"))  # fmt: skip
+    assert (ours["value"], ours["difference"]) == ("90.0", "")
+    assert ours["note"] == "HeadCT: 40 of 200 images were evaluated."
 
 
 def test_datasets_that_were_not_run_are_told_once(make_ours):

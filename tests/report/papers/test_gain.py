@@ -3,6 +3,7 @@ import pytest
 from zsad_jax.report.papers import compare_papers
 from zsad_jax.report.papers.gain import make_gain_table, printed_gains
 from zsad_jax.report.papers.sheets import make_sheets
+from zsad_jax.report.papers.workdirs import columns_of
 from zsad_jax.report.published import MAIN_TABLES, published_numbers
 
 BRAIN = ("headct", "brainmri", "br35h")
@@ -45,6 +46,17 @@ def test_a_mean_over_less_has_no_gain(make_ours):
     cells = [line.cells[2] for line in table.lines if line.labels[0] == "Medical mean"]
     assert {cell.difference for cell in cells} == {None}
     assert "Mean over 1 of 3 datasets; not run: BrainMRI, Br35H." in table.footnotes
+
+
+def test_a_mean_over_a_part_of_a_dataset_has_no_gain(make_row):
+    rows = [make_row(key, method="vip2clip", image_auroc=0.99) for key in BRAIN]
+    rows[1]["n_images"] -= 3
+    table = gain_table("vip2clip", columns_of(rows))
+    (line, *_) = (one for one in table.lines if one.labels[0] == "Medical mean")
+    assert (line.cells[2].value, line.cells[2].difference) == (99.0, None)
+    assert table.footnotes[line.cells[2].marks[0] - 1] == (
+        "BrainMRI: 250 of 253 images were evaluated."
+    )
 
 
 @pytest.mark.parametrize("paper", MAIN_TABLES)

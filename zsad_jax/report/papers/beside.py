@@ -9,7 +9,7 @@ from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import names
 from zsad_jax.report.papers.sheets import Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
-from zsad_jax.report.published import DOMAIN_MEANS, categories_of
+from zsad_jax.report.published import DOMAIN_MEANS
 from zsad_jax.report.rows import MEAN, Row
 from zsad_jax.report.tables import (
     DOUBT,
@@ -36,12 +36,12 @@ class Value(NamedTuple):
     Attributes:
       percent: None where undefined.
       run: whether there is a result at all.
-      words: what must be said of it; a mean with any does not cover what the paper's covers.
+      words: sentences on it; a number with any does not cover what the paper's covers.
     """
 
     percent: float | None
     run: bool = True
-    words: str = ""
+    words: tuple[str, ...] = ()
 
 
 def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
@@ -105,7 +105,8 @@ def our_cell(value: Value, reference: float | None, footnotes: Footnotes) -> Cel
         return EMPTY
     if not value.words:
         return Cell(value.percent, reference=reference)
-    return Cell(value.percent, marks=footnotes.marks([value.words[0].upper() + value.words[1:]]))
+    sentences = (words[0].upper() + words[1:] for words in value.words)
+    return Cell(value.percent, marks=footnotes.marks(sentences))
 
 
 def our_value(sheet: Sheet, ours: Ours, place: Place) -> Value:
@@ -116,23 +117,21 @@ def our_value(sheet: Sheet, ours: Ours, place: Place) -> Value:
         present = [value.percent for value in values.values() if value.percent is not None]
         rows = [ours.rows[key, MEAN][metric] for key, v in values.items() if v.percent is not None]
         mean = percent(float(np.mean(rows))) if present else None
-        parts = [v.words for v in values.values() if v.percent is not None and v.words]
-        words = " ".join([*_coverage(values, "datasets", names.dataset_name), *parts])
-        return Value(mean, any(value.run for value in values.values()), words)
+        words = [*_coverage(values, "datasets", names.dataset_name)]
+        words += [said for v in values.values() if v.percent is not None for said in v.words]
+        return Value(mean, any(value.run for value in values.values()), tuple(words))
     row = ours.rows.get(place)
     if row is None:
         return Value(None, run=False)
     if row[metric] is None:
-        return Value(None, words=f"{_label(place)}: {_why_undefined(row, metric)}.")
-    own = [category for dataset, category in ours.rows if dataset == place.dataset]
-    own = [category for category in own if category != MEAN]
-    words = ""
-    if place.category == MEAN and own:
-        expected = dict.fromkeys((*categories_of(place.dataset), *own))
-        values = {key: our_value(sheet, ours, Place(place.dataset, key)) for key in expected}
-        words = " ".join(_coverage(values, "categories", names.category_name))
-        words = f"{_label(place)}: {words}" if words else ""
-    return Value(percent(row[metric]), words=words)
+        return Value(None, words=(f"{_label(place)}: {_why_undefined(row, metric)}.",))
+    words = [ours.partial[place.dataset]] if place.dataset in ours.partial else []
+    if place.category == MEAN:
+        own = [key for dataset, key in ours.rows if dataset == place.dataset and key != MEAN]
+        values = {key: our_value(sheet, ours, Place(place.dataset, key)) for key in own}
+        covered = _coverage(values, "categories", names.category_name)
+        words += [f"{_label(place)}: {sentence}" for sentence in covered]
+    return Value(percent(row[metric]), words=tuple(words))
 
 
 def _coverage(values: dict[str, Value], what: str, name: Callable[[str], str]) -> Iterable[str]:

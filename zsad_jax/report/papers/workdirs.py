@@ -1,6 +1,7 @@
 """Our own results of one or several working directories, a column for each way a method was run."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from absl import logging
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 from zsad_jax.report import names, wording
+from zsad_jax.report.coverage import find_partial
 from zsad_jax.report.rows import Row, result_row
 
 # What makes two results of a method different columns; of comparisons also the last two.
@@ -34,6 +36,11 @@ class Ours:
     setting: str
     rows: Mapping[tuple[str, str], Row]
     demonstration: bool = False
+
+    @functools.cached_property
+    def partial(self) -> dict[str, str]:
+        """The datasets of which other images were evaluated than are published, each with a sentence."""
+        return find_partial(self.rows.values())
 
     @property
     def about(self) -> str:
