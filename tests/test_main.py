@@ -346,7 +346,8 @@ def test_a_part_of_a_benchmark_is_told_and_held_against_nothing(skipped):
     assert f"{words} No difference to published results is given." in warnings[0]
     assert words in (folder / "results.md").read_text()
     rows = csv.DictReader(io.StringIO((folder / "results.csv").read_text()))
-    (row,) = (row for row in rows if (row["dataset"], row["category"]) == ("mpdd", "mean"))
+    wanted = {"table": "main", "dataset": "mpdd", "category": "mean"}
+    (row,) = (row for row in rows if wanted.items() <= row.items())
     assert (row["image_auroc_paper"] != "", row["image_auroc_difference"]) == (True, "")
 
 
