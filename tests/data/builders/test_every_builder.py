@@ -61,15 +61,16 @@ def assert_grouped(categories):
 def test_two_preparations_are_equal_whatever_the_number_of_threads(
     name, make_miniature, prepare, tmp_path
 ):
-    make_miniature(name, tmp_path / "official")
-    records = []
+    """And from wherever they were prepared: what is told of the files names no place, either."""
+    written = []
     for workers in (1, 4):
-        data_dir = tmp_path / str(workers)
-        prepare(name, tmp_path / "official", data_dir=data_dir, num_workers=workers)
-        files = sorted(data_dir.glob(f"{name}/*/*.array_record*"))
-        records.append([(path.name, path.read_bytes()) for path in files])
-    assert records[0]
-    assert records[0] == records[1]
+        make_miniature(name, tmp_path / f"from_{workers}")
+        data_dir = tmp_path / f"to_{workers}"
+        prepare(name, tmp_path / f"from_{workers}", data_dir=data_dir, num_workers=workers)
+        files = [*data_dir.glob(f"{name}/*/*.array_record*"), *data_dir.glob("*/*/metadata.json")]
+        written.append({path.name: path.read_bytes() for path in files})
+    assert len(written[0]) > 1
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,10 +127,27 @@ def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature,
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     damaged = prepare(name, tmp_path / "official", data_dir=tmp_path / "damaged")
     added = [fault for fault in damaged.faults if fault not in whole.faults]
+    assert str(tmp_path) not in str(added)
     assert any("damaged" in reason or "cut short" in reason for _, reason in added), added
     # A file of its own is kept and told when it is evaluated; parts of a strip or volume cannot be cut.
     lost = {sample.file_name for sample in whole} - {sample.file_name for sample in damaged}
     assert all(file_of(one, tmp_path / "official") == path for one in lost)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stray_file_beside_an_image_is_told(name, make_miniature, prepare, tools, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    before = prepare(name, tmp_path / "official", data_dir=tmp_path / "before")
+    folder = file_of(before[0].file_name, tmp_path / "official").parent
+    for name_below in ("stray.heic", "below/further/stray.png"):
+        tools.save(tools.draw(0), folder / name_below, format="PNG")
+    after = prepare(name, tmp_path / "official", data_dir=tmp_path / "after")
+    assert list(after) == list(before)
+    added = [fault for fault in after.faults if fault not in before.faults]
+    assert sorted((one.rpartition("/")[2], reason) for one, reason in added) == [
+        ("stray.heic", "its format is not read (.heic)"),
+        ("stray.png", "it is no part of the benchmark"),
+    ]
 
 
 def file_of(file_name, folder):

@@ -3,6 +3,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from zsad_jax.data import builders
 from zsad_jax.data.builders import counts
@@ -178,6 +179,40 @@ def test_masks_of_mvtec_ad2_belong_to_their_stem(mask_name, prepare, tools, tmp_
     assert dataset.faults == ()
 
 
+@pytest.mark.parametrize("given", ["", "VisA_pytorch/1cls"])
+def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, tools, tmp_path):
+    make_miniature("visa", tmp_path / "official")
+    official = [
+        *prepare("visa", tmp_path / "official", data_dir=tmp_path / "before", split="train"),
+        *builders.open_prepared("visa", tmp_path / "before"),
+    ]
+    root = tmp_path / "repacked/VisA_pytorch/1cls"
+    for number, sample in enumerate(official):
+        split, kind = "train" if number < 4 else "test", "bad" if sample.label else "good"
+        name = sample.file_name.rpartition("/")[2]
+        path = root / sample.category / split / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.image)
+        if sample.label:
+            mask = root / sample.category / "ground_truth/bad" / name.replace(".JPG", ".png")
+            tools.save_mask(Image.fromarray(decode_mask(sample.mask)), mask)
+    (root / "pipe_fryum/ground_truth/bad/002.png").unlink()
+    test = prepare("visa", tmp_path / "repacked" / given)
+    train = builders.open_prepared("visa", tmp_path / "data", "train")
+    lost = "pipe_fryum/test/bad/002.JPG"
+    assert test.faults == ((lost, "it has no mask"),)
+    assert test[0].file_name == "candle/test/bad/000.JPG"
+
+    def fields(sample):
+        mask = decode_mask(sample.mask).tobytes() if sample.mask else None
+        return (sample.category, sample.label, sample.defect, sample.image, mask)
+
+    assert len(train) == 4
+    found = {fields(sample) for sample in (*train, *test) if sample.file_name != lost}
+    assert found == {fields(sample) for sample in official[:-1]}
+    assert official[-1].file_name == "pipe_fryum/Data/Images/Anomaly/002.JPG"
+
+
 @pytest.fixture
 def real_iad(make_miniature, tmp_path):
     """The folder of a small Real-IAD."""
@@ -213,7 +248,7 @@ def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
     assert dict(dataset.faults) == {
         name(missing): "it is in the split but not there",
         name(mask).replace("_mask.png", ".jpg"): "it has no mask",
-        name(extra): "it is in no split",
+        name(extra): "it is no part of the benchmark",
         name(jsons / "toy.json"): "its images are not there",
         name(images / "usb"): "it has no json",
     }

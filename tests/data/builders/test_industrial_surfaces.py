@@ -198,7 +198,7 @@ def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
     assert "2 cells may or may not be defective and are left out" in caplog.text
     assert dict(dataset.faults) == {
         "images/cell0009.png": "it is in labels.csv but not there",
-        "images/cell1000.png": "it is not in labels.csv",
+        "images/cell1000.png": "it is no part of the benchmark",
     }
     with open(root / "labels.csv", "a") as file:
         file.write("images/cell0010.png,0.0,mono\n")

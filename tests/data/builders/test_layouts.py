@@ -1,25 +1,12 @@
 """What layouts share: MVTec's, and the community's with a meta.json."""
 
 import json
-import shutil
 
 import pytest
 
 from zsad_jax.data import builders
 from zsad_jax.data.builders import base, mvtec_layout
 from zsad_jax.errors import UserError
-
-
-def test_masks_and_categories_that_belong_to_nothing_are_named(make_miniature, prepare, tmp_path):
-    make_miniature("mvtec_ad", tmp_path / "official")
-    root = tmp_path / "official/mvtec_anomaly_detection"
-    (root / "bottle/ground_truth/scratch").mkdir()
-    shutil.copytree(root / "bottle", root / "botle")
-    (root / "notes").mkdir()
-    assert dict(prepare("mvtec_ad", root).faults) == {
-        "bottle/ground_truth/scratch": "these are the masks of no images",
-        "botle": "it is no category of the benchmark",
-    }
 
 
 @pytest.fixture

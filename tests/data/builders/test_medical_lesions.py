@@ -83,19 +83,19 @@ def test_clinicdb_as_rar_names_the_command(prepare, tmp_path):
         prepare("cvc_clinicdb", archive)
 
 
-def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, tmp_path):
+def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, prepare, tmp_path):
     make_miniature("cvc_colondb", tmp_path)
     root = tmp_path / "CVC-ColonDB" / "CVC-ColonDB"
     (root / "p2.tiff").unlink()
     tools.save(tools.draw_mask(0), root / "p55.tiff")
-    listing = builders.find_benchmark("cvc_colondb").list_files(root)
-    found = [(sample.file_name, sample.has_mask) for sample in listing.samples["test"]]
+    dataset = prepare("cvc_colondb", root)
+    found = [(sample.file_name, sample.has_mask) for sample in dataset]
     with_mask = [("1.tiff", True), ("2.tiff", False), ("10.tiff", True), ("77.tif", True)]
     assert found == [*with_mask, ("97.tif", True)]
-    assert dict(listing.faults) == {
+    assert dict(dataset.faults) == {
         "2.tiff": "it has no mask",
         "p55.tiff": "it is the mask of no image",
-        "overview.png": "it is neither a frame nor a mask nor a contour",
+        "overview.png": "it is no part of the benchmark",
     }
 
 

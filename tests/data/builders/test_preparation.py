@@ -409,7 +409,7 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
     assert dict(dataset.faults) == {
         "candle/Data/Images/Normal/0003.JPG": "it is in the split but not there",
         "candle/Data/Images/Anomaly/001.JPG": "it has no mask",
-        "candle/Data/Masks/Anomaly/900.png": "it is the mask of no image in the split",
+        "candle/Data/Masks/Anomaly/900.png": "it is no part of the benchmark",
     }
     (visa_folder / "split_csv/1cls.csv").write_text("object;split\n1;2\n")
     with pytest.raises(UserError, match=r"1cls\.csv is not the split of VisA"):

@@ -80,12 +80,12 @@ class Aitex(Benchmark):
             patch
             for folder in (clean, *list_folders(clean))
             for strip in list_unmasked(root, folder, label=0, category=cls.name)
-            for patch in cut(strip, patches, listing.faults)
+            for patch in cut(strip, patches, listing)
         ]
         defective = [
             patch
             for strip in _list_defective(cls.name, root, listing)
-            for patch in cut(strip, patches, listing.faults)
+            for patch in cut(strip, patches, listing)
         ]
         anomalous = [patch for patch in defective if patch.label]
         logging.info(

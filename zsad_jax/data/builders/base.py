@@ -20,6 +20,7 @@ from zsad_jax.data.builders.layouts import Listing, list_meta_json
 from zsad_jax.data.builders.records import Record, encode
 from zsad_jax.data.builders.shards import write_split
 from zsad_jax.data.builders.sources import Archive
+from zsad_jax.data.builders.unused import find_unused
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.threads import map_in_threads
 from zsad_jax.errors import UserError
@@ -56,6 +57,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         category is the whole split, and a category of None is one of which the name alone is published;
         {} where nothing is.
       CATEGORIES: in the order of the tables; () = those of COUNTS["test"], else as they are found.
+      LEFT_OUT: glob patterns, relative to the root and in any case, of files and folders with images that are
+        no part of the benchmark on purpose; all others that no sample is made of are told.
       TERMS: why the archives cannot be fetched by a program, if they cannot.
       UNPACK: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
     """
@@ -70,6 +73,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     TREE: ClassVar[str]
     COUNTS: ClassVar[Published] = {}
     CATEGORIES: ClassVar[tuple[str, ...]] = ()
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ()
     TERMS: ClassVar[str] = "its terms must be accepted there"
     UNPACK: ClassVar[str] = ""
 
@@ -113,6 +117,12 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     def categories(cls) -> tuple[str, ...]:
         """The categories in the order of the tables."""
         return cls.CATEGORIES or tuple(name for name in cls.COUNTS.get("test", {}) if name != ALL)
+
+    @classmethod
+    def left_out(cls, root: pathlib.Path) -> tuple[str, ...]:
+        """`LEFT_OUT`, and what else is left out of the files below this root."""
+        del root
+        return cls.LEFT_OUT
 
     @classmethod
     def layout(cls) -> sources.Layout:
@@ -232,7 +242,9 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     def _list(cls, root: pathlib.Path) -> Listing:
         """The files of the official layout, else those that a meta.json lists."""
         if cls.is_given(root):
-            return cls.list_files(root)
+            listing = cls.list_files(root)
+            listing.faults += find_unused(root, listing, cls.left_out(root))
+            return listing
         only = cls.categories()[0] if len(cls.categories()) == 1 else None
         return list_meta_json(root, cls.name, only)
 

@@ -15,5 +15,6 @@ class Br35h(TwoFolders):
     NORMAL, ANOMALOUS = ("no",), ("yes",)
     STEM = r"y\d+"  # BrainMRI has Y1.jpg
     DEFECT = "tumor"
+    LEFT_OUT = ("pred", "Br35H-Mask-RCNN")  # without labels; further copies
     TERMS = "Kaggle asks for an account"
     COUNTS = {"test": {"br35h": (1500, 1500)}}  # noqa: RUF012 - a constant, as tensorflow-datasets has them

@@ -10,11 +10,11 @@ class BrainMri(TwoFolders):
     name = "brainmri"
     HOMEPAGE = "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection"
     LICENCE = "not stated"
-    # Everything is in it twice; the copy in brain_tumor_dataset/ lies below the root and is not looked at.
     ARCHIVES = (Archive("brain-mri-images-for-brain-tumor-detection.zip", about="16 MB"),)
     TREE = "yes/Y1.jpg and no/1 no.jpeg"
     NORMAL, ANOMALOUS = ("no",), ("yes",)
     STEM = r"Y\d+"  # Br35H has y1.jpg
     DEFECT = "tumor"
+    LEFT_OUT = ("brain_tumor_dataset",)  # the archive holds everything twice
     TERMS = "Kaggle asks for an account"
     COUNTS = {"test": {"brainmri": (98, 155)}}  # noqa: RUF012 - a constant, as tensorflow-datasets has them

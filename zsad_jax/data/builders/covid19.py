@@ -18,5 +18,6 @@ class Covid19(TwoFolders):
     TREE = "COVID/images/COVID-1.png and Normal/images/Normal-1.png"
     NORMAL, ANOMALOUS = ("normal",), ("covid", "covid-19", "covid19")
     DEFECT = "COVID-19"
+    LEFT_OUT = ("lung?opacity", "viral?pneumonia", "*/masks")
     TERMS = "Kaggle asks for an account"
     COUNTS = {"test": {"covid19": (1341, 219)}}  # noqa: RUF012 - a constant, as tensorflow-datasets has them

@@ -4,9 +4,8 @@ import pathlib
 import re
 from collections import defaultdict
 
-from zsad_jax.data.base import Fault
 from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_images, name_in, pair
+from zsad_jax.data.builders.layouts import Listing, list_images, pair
 from zsad_jax.data.builders.paired_folders import (
     IMAGES_AND_MASKS,
     has_pair,
@@ -15,7 +14,7 @@ from zsad_jax.data.builders.paired_folders import (
     sort_by_number,
 )
 
-FRAME, MASK, CONTOUR, OTHER = "", "p", "cp", "other"
+FRAME, MASK = "", "p"
 
 
 class CvcColondb(Benchmark):
@@ -27,6 +26,7 @@ class CvcColondb(Benchmark):
     ARCHIVES = (Archive("CVC-ColonDB.zip", about="380 frames with masks"),)
     TERMS = "its authors give it on request"
     TREE = "1.tiff beside p1.tiff, or CVC-ColonDB/images and CVC-ColonDB/masks"
+    LEFT_OUT = ("cp[0-9]*.tif*",)  # contours
     COUNTS = {"test": {"cvc_colondb": (0, 380)}}  # noqa: RUF012 - a constant
 
     @classmethod
@@ -42,7 +42,7 @@ class CvcColondb(Benchmark):
 
     @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
-        """All frames with their masks, in the order of their numbers; the contours are left out."""
+        """All frames with their masks, in the order of their numbers."""
         fields = {"category": cls.name, "defect": "polyp"}
         if not _is_official(root):
             return list_anomalous(root, {"test": IMAGES_AND_MASKS}, **fields)
@@ -54,8 +54,6 @@ class CvcColondb(Benchmark):
         listing.add(
             "test", pair(root, sort_by_number(files[FRAME]), masks, listing.faults, **fields)
         )
-        reason = "it is neither a frame nor a mask nor a contour"
-        listing.faults += [Fault(name_in(root, path), reason) for path in files[OTHER]]
         return listing
 
 
@@ -67,9 +65,10 @@ def _is_official(folder: pathlib.Path) -> bool:
 
 
 def _sort_out(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """The images of a folder by their kind: frame `7.tiff`, mask `p7.tiff`, contour `cp7.tiff`, others."""
+    """The images of a folder by their kind: frame `7.tiff`, mask `p7.tiff`."""
     files: dict[str, list[pathlib.Path]] = defaultdict(list)
     for path in list_images(folder):
-        match = re.fullmatch(r"(cp|p|)\d+", path.stem, re.IGNORECASE)
-        files[match[1].lower() if match else OTHER].append(path)
+        match = re.fullmatch(r"(p|)\d+", path.stem, re.IGNORECASE)
+        if match:
+            files[match[1].lower()].append(path)
     return files

@@ -6,7 +6,7 @@ from absl import logging
 
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_images, name_in, split_normals
+from zsad_jax.data.builders.layouts import Listing, split_normals
 from zsad_jax.errors import UserError
 
 LIST = "labels.csv"
@@ -41,12 +41,11 @@ class Elpv(Benchmark):
         """The cells that are defective or sound for certain, in the order of the list."""
         listing = Listing()
         cells: dict[float, list[Sample]] = {}
-        named = set()
         for line in (root / LIST).read_text(encoding="utf-8-sig").splitlines():
             if not line.strip():
                 continue
             file_name, probability, kind = _read_line(root, line)
-            named.add(file_name)
+            listing.known.add(str(root / file_name))
             if not (root / file_name).is_file():
                 listing.faults.append(Fault(file_name, f"it is in {LIST} but not there"))
                 continue
@@ -58,11 +57,6 @@ class Elpv(Benchmark):
                 file_name=file_name,
             )
             cells.setdefault(probability, []).append(cell)
-        listing.faults += [
-            Fault(name_in(root, path), f"it is not in {LIST}")
-            for path in list_images(root / "images")
-            if name_in(root, path) not in named
-        ]
         defective, sound = cells.pop(1.0, []), cells.pop(0.0, [])
         logging.info(
             "%s: %d cells may or may not be defective and are left out.",

@@ -33,4 +33,6 @@ class Isic(PairedFolders):
     FOLDERS = {"test": PAIR}  # noqa: RUF012 - a constant
     MASK_SUFFIX = "_Segmentation"
     DEFECT = "lesion"
+    # What else the challenge consists of.
+    LEFT_OUT = ("ISBI2016_ISIC_Part1_Training*", "ISBI2016_ISIC_Part[23]*")
     COUNTS = {"test": {"isic": (0, 379)}}  # noqa: RUF012 - a constant

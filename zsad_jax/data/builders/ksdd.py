@@ -59,7 +59,7 @@ class Ksdd(Benchmark):
             images = [path for path in files if not path.stem.endswith(LABEL)]
             for image in pair(root, images, labels, listing.faults, category=cls.name):
                 # Every image has a label, and an empty one is no fault.
-                parts += cut(dataclasses.replace(image, label=0), thirds, listing.faults)
+                parts += cut(dataclasses.replace(image, label=0), thirds, listing)
         tested, left = split_normals([part for part in parts if not part.label])
         listing.add("train", left)
         listing.add("test", tested + [part for part in parts if part.label])

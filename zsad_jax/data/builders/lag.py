@@ -18,6 +18,7 @@ class Lag(TwoFolders):
     NORMAL, ANOMALOUS = ("non_glaucoma",), ("suspicious_glaucoma",)
     DEFECT = "glaucoma"
     DRAWN = True
+    LEFT_OUT = ("*/attention*",)
     TERMS = "its authors give the password on request, for academic use"
     UNPACK = "unrar x -pPASSWORD LAG_database_part_1.rar"
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them

@@ -27,6 +27,8 @@ T = TypeVar("T")
 TEST_SHARE = 0.25
 SEED = 42
 
+HIDDEN = (".", "__MACOSX")  # how the names of files begin that systems leave behind
+
 
 @dataclasses.dataclass
 class Listing:
@@ -35,10 +37,13 @@ class Listing:
     Attributes:
       samples: per split, in the order in which they are written, category by category. `prompt_name` may
         be left out: the protocol knows it.
+      known: further files that belong to the benchmark: those that parts are cut of, and those that are left
+        out for what is known of them.
       faults: what does not belong together.
     """
 
     samples: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
+    known: set[str] = dataclasses.field(default_factory=set)
     faults: list[Fault] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, samples: Iterable[Sample]) -> None:
@@ -57,6 +62,7 @@ class Crop(Lazy):
     is_mask: bool = False
 
     def read(self) -> bytes:
+        """Cuts the rectangle out and encodes it."""
         left, upper, right, lower = self.box
         if self.is_mask:
             return mask_to_png(decode_mask(str(self.path))[upper:lower, left:right])
@@ -70,7 +76,7 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(HIDDEN) and path.is_file()
     )
 
 
@@ -79,9 +85,7 @@ def list_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
     )
 
 
@@ -187,7 +191,7 @@ def pair(
 
 
 def cut(
-    sample: Sample, boxes: Callable[[tuple[int, int]], Iterable[Box]], faults: list[Fault]
+    sample: Sample, boxes: Callable[[tuple[int, int]], Iterable[Box]], listing: Listing
 ) -> list[Sample]:
     """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
 
@@ -197,16 +201,17 @@ def cut(
     Args:
       sample: of files; its masks are joined.
       boxes: from the image's (width, height), in pixels, to the parts.
-      faults: what is wrong with the image is added here.
+      listing: learns of the image and its masks, and of what is wrong with them.
 
     Returns:
       The parts, named `<stem>_0.png`, `<stem>_1.png`, …
     """
     found = examine(sample)
-    faults += [Fault(sample.file_name, reason) for reason in found.faults]
+    masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
+    listing.known |= {str(path) for path in (sample.image, *masks) if path is not None}
+    listing.faults += [Fault(sample.file_name, reason) for reason in found.faults]
     if found.faults or found.size is None or not sample.has_mask:
         return []
-    masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
     parts = []
     for index, box in enumerate(boxes(found.size)):
         left, upper, right, lower = box

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gzip
 import math
+import os
 import pathlib
 import threading
 import zlib
@@ -20,7 +21,7 @@ from zsad_jax.data.builders.records import image_to_png, mask_to_png
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
-IMAGES, LABELS = "imagesTr", "labelsTr"  # imagesTs has no labels
+IMAGES, LABELS = "imagesTr", "labelsTr"
 # The names of those that have labels; the others are in imagesTs.
 VOLUMES = tuple(
     f"lung_{number:03}"
@@ -56,6 +57,7 @@ class MsdLung(Benchmark):
         ),
     )
     TREE = f"{IMAGES}/lung_053.nii.gz and {LABELS}/lung_053.nii.gz"
+    LEFT_OUT = ("imagesTs",)  # without labels
     # How many slices there are of each is not published.
     COUNTS = {"test": dict.fromkeys(VOLUMES)}  # noqa: RUF012 - a constant
 
@@ -70,6 +72,7 @@ class MsdLung(Benchmark):
         listing = Listing()
         _import_nibabel()
         volumes, labels = _list_volumes(root / IMAGES), _list_volumes(root / LABELS)
+        listing.known |= {str(path) for path in (*volumes.values(), *labels.values())}
         reader = _Reader()
         for name, path in progress(
             volumes.items(), total=len(volumes), label="Checking volumes", unit="volume"
@@ -96,6 +99,7 @@ class _Slice(Lazy):
     index: int
 
     def read(self) -> bytes:
+        """Scales and encodes the slice."""
         return image_to_png(Image.fromarray(self.reader.read(self.path)[self.index]))
 
 
@@ -196,7 +200,8 @@ def _check(path: pathlib.Path) -> Any:
         *(OSError, EOFError, ValueError, zlib.error),
         *(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError),
     ) as error:
-        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        words = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        reason = words.replace(os.path.join(path.parent, ""), "")  # the same wherever it lies
         raise _DamagedVolume(path, f"it is damaged or no NIfTI volume ({reason})") from error
     if size < image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize:
         raise _DamagedVolume(path, "it is cut short")

@@ -27,6 +27,7 @@ class MvtecAd2(MvtecLayout):
     SPLITS = {"train": "train", "validation": "validation", "test": PUBLIC}  # noqa: RUF012 - a constant
     GROUND_TRUTH = f"{PUBLIC}/ground_truth"
     MARKS = (PUBLIC,)
+    LEFT_OUT = ("*/test_private", "*/test_private_mixed")
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {
             "can": (412, 0),

@@ -4,14 +4,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from zsad_jax.data.base import Fault
 from zsad_jax.data.builders.base import Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     list_folders,
     list_pairs,
     list_unmasked,
-    name_in,
 )
 
 
@@ -40,27 +38,19 @@ class MvtecLayout(Benchmark, skip_registration=True):
         )
 
     @classmethod
+    def left_out(cls, root: pathlib.Path) -> tuple[str, ...]:
+        """Masks of normal images are empty, where there are any."""
+        return (*super().left_out(root), f"*/{cls.GROUND_TRUTH}/{cls.NORMAL}")
+
+    @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
         """All images with their masks: category by category, then by kind of defect and file name."""
         listing = Listing()
         for category in cls.categories():
-            masked = set()
             for split, below in cls.SPLITS.items():
                 for folder in list_folders(root / category / below):
                     if folder != root / category / cls.GROUND_TRUTH:
-                        masked.add(folder.name)
                         cls._list_kind(root, folder, category, split, listing)
-            listing.faults += [
-                Fault(name_in(root, folder), "these are the masks of no images")
-                for folder in list_folders(root / category / cls.GROUND_TRUTH)
-                if folder.name not in masked
-            ]
-        listing.faults += [
-            Fault(name_in(root, folder), "it is no category of the benchmark")
-            for folder in list_folders(root)
-            if folder.name not in cls.categories()
-            and any((folder / below).is_dir() for below in cls.SPLITS.values())
-        ]
         return listing
 
     @classmethod

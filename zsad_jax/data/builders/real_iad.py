@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from zsad_jax.data.base import Fault, Sample
@@ -11,8 +11,6 @@ from zsad_jax.data.builders.base import ALL, Archive, Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     find_folder,
-    list_folders,
-    list_images,
     name_in,
 )
 from zsad_jax.errors import UserError
@@ -59,6 +57,12 @@ class RealIad(Benchmark):
         return all(find_folder(folder, *either) is not None for either in PARTS)
 
     @classmethod
+    def left_out(cls, root: pathlib.Path) -> tuple[str, ...]:
+        """The images at the sizes that are not read."""
+        found = find_folder(root, *IMAGES)
+        return tuple(one for one in IMAGES if not found or one not in name_in(root, found).lower())
+
+    @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
         """The images that the split names, at the largest size that is there."""
         split, images = (find_folder(root, *either) for either in PARTS)
@@ -80,7 +84,6 @@ def _list_category(
     root: pathlib.Path, path: pathlib.Path, images: pathlib.Path, listing: Listing
 ) -> None:
     """Adds the images of a category, and what of its json and its folder does not fit."""
-    used: set[str] = set()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         meta = content.get("meta", {})
@@ -88,8 +91,7 @@ def _list_category(
         for split in ("train", "test"):
             samples = []
             for entry in content[split]:
-                sample, mask = _read_entry(entry, root, images / prefix, normal, path.stem)
-                used |= {sample.file_name, mask}
+                sample = _read_entry(entry, root, images / prefix, normal, path.stem)
                 if not (root / sample.file_name).is_file():
                     fault = Fault(sample.file_name, "it is in the split but not there")
                     listing.faults.append(fault)
@@ -103,9 +105,6 @@ def _list_category(
             f'{path} is not a split of Real-IAD ({error!r}): it should hold "meta", "train" and "test" with'
             ' entries of "anomaly_class", "image_path" and "mask_path"; extract the official one again.'
         ) from error
-    for file in _walk(images / path.stem):
-        if name_in(root, file) not in used:
-            listing.faults.append(Fault(name_in(root, file), "it is in no split"))
 
 
 def _read_entry(
@@ -114,13 +113,15 @@ def _read_entry(
     folder: pathlib.Path,
     normal: str,
     category: str,
-) -> tuple[Sample, str]:
-    """A sample of the split, and the name of the mask that it should have ("" for none)."""
+) -> Sample:
+    """A sample of the split."""
     image, kind = folder / entry["image_path"], entry["anomaly_class"]
-    mask = folder / entry["mask_path"] if kind != normal and entry.get("mask_path") else None
+    mask = None
+    if kind != normal and entry.get("mask_path"):
+        mask = root / name_in(root, folder / entry["mask_path"])  # below the root
     has_mask = mask is None or mask.is_file()
     side = re.search(r"_C(\d+)_", image.name)
-    sample = Sample(
+    return Sample(
         image=str(image),
         mask=str(mask) if mask and has_mask else None,
         has_mask=has_mask,
@@ -131,11 +132,3 @@ def _read_entry(
         subject=image.parent.relative_to(folder).as_posix(),
         slice=int(side[1]) if side else -1,
     )
-    return sample, name_in(root, mask) if mask else ""
-
-
-def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All images in a folder and below it."""
-    yield from list_images(folder)
-    for below in list_folders(folder):
-        yield from _walk(below)

@@ -19,6 +19,7 @@ class Rsdds113(Benchmark):
     TERMS = "it is in parts and has a password"
     UNPACK = '7z x -pneurail 2D_Image.zip.001 && 7z x -pneurail "Ground Truth.zip"'
     TREE = "2D_Image/INPUT_IMG/1.png and Ground Truth/1.png"
+    LEFT_OUT = ("Depthmap*",)
     COUNTS = {"test": {"rsdds_113": (0, 113)}}  # noqa: RUF012 - a constant
 
     @classmethod

@@ -1,18 +1,23 @@
 """VisA (Zou et al., ECCV 2022): 12 objects, the one-class split of its authors."""
 
 import csv
+import dataclasses
 import pathlib
 
 from zsad_jax.data.base import Fault, Sample
-from zsad_jax.data.builders.base import Archive, Benchmark
-from zsad_jax.data.builders.layouts import Listing, list_images, name_in
+from zsad_jax.data.builders.base import Archive
+from zsad_jax.data.builders.layouts import Listing
+from zsad_jax.data.builders.mvtec_layout import MvtecLayout
 from zsad_jax.errors import UserError
 
 SPLIT_FILE = "split_csv/1cls.csv"
 
 
-class Visa(Benchmark):
-    """Industrial objects, some images with several of them; masks hold indices of kinds of defect."""
+class Visa(MvtecLayout):
+    """Industrial objects, some images with several of them; masks hold indices of kinds of defect.
+
+    A copy that its authors' program has repacked in MVTec's layout (`VisA_pytorch/1cls`) is read, too.
+    """
 
     name = "visa"
     HOMEPAGE = "https://github.com/amazon-science/spot-diff"
@@ -26,6 +31,7 @@ class Visa(Benchmark):
         ),
     )
     TREE = f"{SPLIT_FILE} and candle/Data/Images/Anomaly/000.JPG"
+    MARKS = ("test/bad",)
     COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
         "train": {
             "candle": (900, 0),
@@ -59,30 +65,37 @@ class Visa(Benchmark):
 
     @classmethod
     def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the official split and images."""
-        return (folder / SPLIT_FILE).is_file() and bool(list(folder.glob("*/Data/Images")))
+        """Whether a folder holds the official split and images, or repacked ones."""
+        return _is_official(folder) or super().is_root(folder)
 
     @classmethod
     def list_files(cls, root: pathlib.Path) -> Listing:
-        """The rows of the official split, in its order."""
+        """The rows of the official split, in its order; what is repacked in that of the folders."""
+        if not _is_official(root):
+            listing = super().list_files(root)
+            for split, samples in listing.samples.items():
+                listing.samples[split] = [_without_kind(sample) for sample in samples]
+            return listing
         listing = Listing()
-        named: set[str] = set()
         with open(root / SPLIT_FILE, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 sample = _read_row(root, row)
-                named |= {row["image"], row["mask"]}
                 if not (root / row["image"]).is_file():
                     listing.faults.append(Fault(row["image"], "it is in the split but not there"))
                     continue
                 if sample.label and not sample.has_mask:
                     listing.faults.append(Fault(row["image"], "it has no mask"))
                 listing.add(row["split"], [sample])
-        for category in cls.categories():
-            for path in list_images(root / category / "Data" / "Masks" / "Anomaly"):
-                if name_in(root, path) not in named:
-                    fault = Fault(name_in(root, path), "it is the mask of no image in the split")
-                    listing.faults.append(fault)
         return listing
+
+
+def _is_official(folder: pathlib.Path) -> bool:
+    return (folder / SPLIT_FILE).is_file() and any(folder.glob("*/Data/Images"))
+
+
+def _without_kind(sample: Sample) -> Sample:
+    """A repacked sample: its folder tells no more than that it is anomalous."""
+    return dataclasses.replace(sample, defect="") if sample.label else sample
 
 
 def _read_row(root: pathlib.Path, row: dict[str, str]) -> Sample:
