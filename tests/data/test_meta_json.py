@@ -4,7 +4,7 @@ import pathlib
 import pytest
 from PIL import Image
 
-from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.meta_json import NoImagesError, NoSplitError, read_meta_json, read_splits
 from zsad_jax.data.open import check_available, is_available, open_dataset
 from zsad_jax.errors import UserError
 
@@ -101,7 +101,7 @@ def test_missing_files(tmp_path):
     assert len(dataset) == 3  # the loader reports the image that is missing, in its place
     assert not dataset[0].has_mask
     assert [fault.file_name for fault in dataset.faults] == ["a.png"]
-    assert "gone_mask.png" in dataset.faults[0].reason
+    assert dataset.faults[0].reason == "its mask gone_mask.png is missing"
     assert not dataset[2].has_mask
     empty = make(tmp_path / "other", {"test": {"c": entries}})
     with pytest.raises(UserError, match="None of the images"):
@@ -109,11 +109,41 @@ def test_missing_files(tmp_path):
 
 
 def test_nothing_is_counted_twice(root, tmp_path):
-    assert len(read_meta_json([root, root])) == 3
+    twice = read_meta_json([root, root])
+    assert len(twice) == 3
+    assert twice.faults == (
+        ("meta.json", "entries of 'test' that repeat an image and are left out: 3"),
+    )
     other = make(tmp_path / "more", {"test": {"metal_nut": [entry("1.png")] * 2}}, ["1.png"])
     merged = read_meta_json([root, other])
     assert len(merged) == 4
     assert merged.categories == ("metal_nut", "Woven_001")
+
+
+@pytest.mark.parametrize("train", [None, {}, [], {"c": []}, {"c": [], "d": []}])
+def test_a_split_without_entries_is_none(tmp_path, train):
+    root = make(tmp_path, {"train": train, "test": {"c": [entry("a.png")]}}, ["a.png"])
+    with pytest.raises(NoSplitError, match=r"no split 'train' \(it has: test\)"):
+        read_meta_json(root, split="train")
+    splits = read_splits(lambda split: read_meta_json(root, split=split))
+    assert list(splits) == ["test"]
+
+
+def test_what_is_wrong_with_the_split_to_train_on_is_not_hidden(tmp_path):
+    def read(content):
+        root = make(tmp_path, {"test": {"c": [entry("a.png")]}, **content}, ["a.png"])
+        return read_splits(lambda split: read_meta_json(root, split=split))
+
+    splits = read({"train": {"c": [entry("gone.png", anomaly=0)]}})
+    assert [len(split) for split in splits.values()] == [0, 1]
+    reason = "none of the images that it lists in 'train' is there"
+    assert splits["train"].faults == (("meta.json", reason),)
+    with pytest.raises(UserError, match="known form"):
+        read({"train": {"c": [{"mask_path": ""}]}})
+    with pytest.raises(NoSplitError, match="no split 'test'"):
+        read({"test": {}})
+    with pytest.raises(NoImagesError, match=r"None of the images .*gone\.png"):
+        read({"test": {"c": [entry("gone.png")]}})
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,26 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from absl import logging
 
-from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data.base import Dataset, Fault, Sample, Samples
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
 META_JSON = "meta.json"
+D = TypeVar("D", bound=Dataset)
+
+
+class NoSplitError(UserError):
+    """A meta.json that can be read has no images in a split."""
+
+
+class NoImagesError(UserError):
+    """None of the images that a meta.json lists in a split is there."""
 
 
 def read_meta_json(
@@ -40,45 +49,85 @@ def read_meta_json(
       naming: see `prompt_name`.
 
     Raises:
-      UserError: there is no such file or split, it is not in this form, or none of its images exists.
+      NoSplitError: there is no such split.
+      NoImagesError: none of its images exists.
+      UserError: there is no such file, or it is not in this form.
     """
-    folders = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
-    name = name or pathlib.Path(folders[0]).resolve().name
+    given = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
+    folders = [pathlib.Path(one) for one in given]
+    name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
-    faults: list[Fault] = []
+    unmasked: list[Fault] = []
     missing: list[str] = []
-    for folder in map(pathlib.Path, folders):
+    repeated = 0
+    for folder in folders:
         for entry in _entries(folder / META_JSON, split):
             sample, fault = _read_entry(entry, folder)
             key = os.path.realpath(str(sample.image))
             if key in samples:
+                repeated += 1
                 continue
             called = (prompt_names or {}).get(sample.category) or prompt_name(
                 sample.category, dataset=name, naming=naming
             )
             samples[key] = dataclasses.replace(sample, prompt_name=called)
-            faults += [fault] if fault else []
+            unmasked += [fault] if fault else []
             missing += [] if os.path.isfile(key) else [str(sample.image)]
     if len(missing) == len(samples):
         first = f" (the first: {missing[0]})" if missing else ""
-        raise UserError(f"None of the images that {folders[0]}/meta.json lists is there{first}.")
-    for what, which in (
-        ("images are missing", missing),
-        ("masks are missing", [fault.file_name for fault in faults]),
-    ):
-        if which:
-            logging.warning("%s: %d %s, the first: %s.", name, len(which), what, which[0])
+        raise NoImagesError(
+            f"None of the images that {folders[0] / META_JSON} lists is there{first}."
+        )
+    _warn(name, "images", missing)
+    _warn(name, "masks", [fault.file_name for fault in unmasked])
+    faults = unmasked
+    if repeated:
+        reason = f"entries of {split!r} that repeat an image and are left out: {repeated}"
+        faults = [Fault(META_JSON, reason), *unmasked]
     return Samples(name, list(samples.values()), faults=faults)
+
+
+def _warn(name: str, what: str, missing: Sequence[str]) -> None:
+    if missing:
+        logging.warning(
+            "%s: %d %s are missing, the first: %s.", name, len(missing), what, missing[0]
+        )
+
+
+def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
+    """Reads what a meta.json has of the splits train and test; most medical sets have nothing to train on.
+
+    Args:
+      read: reads a split, as `read_meta_json` does.
+
+    Returns:
+      The splits; one to train on of which no image is there is empty, with a fault that says so.
+
+    Raises:
+      UserError: there is nothing to test on, or the meta.json cannot be read.
+    """
+    splits: dict[str, D | Samples] = {}
+    for split in ("train", "test"):
+        try:
+            splits[split] = read(split)
+        except (NoSplitError, NoImagesError) as error:
+            if split == "test":
+                raise
+            if isinstance(error, NoImagesError):
+                fault = Fault(META_JSON, f"none of the images that it lists in {split!r} is there")
+                splits[split] = Samples("", [], faults=[fault])
+    return splits
 
 
 def _entries(path: pathlib.Path, split: str) -> Iterator[Mapping[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         splits = {key.lower(): value for key, value in content.items()}
-        known = ", ".join(key for key, value in splits.items() if value) or "none"
-        wanted = [key for key in splits if split.lower() in (key, "all") and splits[key]]
+        filled = [key for key, categories in splits.items() if any((categories or {}).values())]
+        wanted = [key for key in filled if split.lower() in (key, "all")]
         if not wanted:
-            raise UserError(f"{path} has no split {split!r} (it has: {known}).")
+            known = ", ".join(filled) or "none"
+            raise NoSplitError(f"{path} has no split {split!r} (it has: {known}).")
         for key in wanted:
             for category, entries in splits[key].items():
                 for entry in entries:
@@ -100,7 +149,8 @@ def _read_entry(entry: Mapping[str, Any], root: pathlib.Path) -> tuple[Sample, F
     fault = None
     if mask is not None and not mask.is_file():
         # Some files name the folder instead of a mask where there is none.
-        fault = None if mask.is_dir() else Fault(file_name, f"its mask {mask} is missing")
+        reason = f"its mask {entry['mask_path']} is missing"  # in the words of the file
+        fault = None if mask.is_dir() else Fault(file_name, reason)
         mask = None
     sample = Sample(
         image=str(image),

@@ -254,6 +254,23 @@ def test_copies_with_a_meta_json_are_verified_and_listed(run, copy):
     assert row["state"] == "a copy with meta.json, counts differ"
 
 
+def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_path):
+    path = tmp_path / "data/MPDD/meta.json"
+    content = json.loads(path.read_text())
+    content["train"] = {"metal_nut": [{"img_path": "metal_nut/train/good/999.png"}]}
+    path.write_text(json.dumps(content))
+    code, out, _ = run("verify", "mpdd")
+    assert code == 1
+    assert "amiss: meta.json: none of the images that it lists in 'train' is there" in out
+    assert "train/tubes: 0 normal and 0 anomalous images instead of 122 and 0" in out
+    assert run("show", "mpdd", "--split", "train", "--out", tmp_path / "sheet.png")[0] == 0
+    content["train"] = 3
+    path.write_text(json.dumps(content))
+    code, _, err = run("verify", "mpdd")
+    assert code == 2
+    assert "not a meta.json of the known form" in err
+
+
 def test_list_is_the_papers_table(run, official, tiny_is_published):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("list", "--format", "csv")

@@ -46,6 +46,32 @@ def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_p
     assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
 
 
+def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, prepare, tmp_path):
+    metadata = []
+    for place in ("here", "there"):
+        root = community(tmp_path / place / "DTD-Synthetic", "Woven_001")
+        content = json.loads((root / "meta.json").read_text())
+        entries = content["test"]["Woven_001"]
+        entries += entries[:2]
+        content["train"] = {"Woven_001": [{"img_path": "gone/1.png", "anomaly": 0}]}
+        (root / "meta.json").write_text(json.dumps(content))
+        (root / "masks/1.png").unlink()
+        dataset = prepare("dtd_synthetic", tmp_path / place, data_dir=tmp_path / f"of_{place}")
+        assert len(dataset) == 3
+        assert dataset.faults == (
+            ("meta.json", "none of the images that it lists in 'train' is there"),
+            ("meta.json", "entries of 'test' that repeat an image and are left out: 2"),
+            ("images/1.png", "its mask masks/1.png is missing"),
+        )
+        folder = tmp_path / f"of_{place}/dtd_synthetic/1.0.0"
+        metadata.append((folder / "metadata.json").read_bytes())
+    assert metadata[0] == metadata[1]
+    content["train"] = {"Woven_001": 3}
+    (root / "meta.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"not a meta\.json of the known form"):
+        prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
+
+
 def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
     community(tmp_path / "copies/BrainMRI", "brain")
     with pytest.raises(UserError, match="Br35H is not in"):

@@ -14,9 +14,8 @@ from zsad_jax.data.base import Fault, Lazy, Sample
 from zsad_jax.data.builders.records import image_to_png, mask_to_png
 from zsad_jax.data.checks import examine
 from zsad_jax.data.folder import EXTENSIONS
-from zsad_jax.data.meta_json import read_meta_json
+from zsad_jax.data.meta_json import read_meta_json, read_splits
 from zsad_jax.data.preprocess import decode_mask, open_image
-from zsad_jax.errors import UserError
 
 Path = pathlib.Path
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
@@ -250,15 +249,13 @@ def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
       root: the folder.
       name: the dataset's key.
       only: the benchmark's only category, whatever the file calls it; None: it has several.
+
+    Raises:
+      UserError: the file cannot be read, or has no images to test on.
     """
     listing = Listing()
-    for split in ("train", "test"):
-        try:
-            found = read_meta_json(root, name=name, split=split)
-        except UserError:
-            if split == "test":
-                raise
-            continue  # most medical sets have no images for training
+    splits = read_splits(lambda split: read_meta_json(root, name=name, split=split))
+    for split, found in splits.items():
         listing.faults += found.faults
         for sample in found:
             if Path(str(sample.image)).is_file():

@@ -9,14 +9,12 @@ from zsad_jax.data import builders
 from zsad_jax.data.base import Dataset, Fault
 from zsad_jax.data.builders.counts import Counts, Published, count
 from zsad_jax.data.folder import list_splits
-from zsad_jax.data.meta_json import META_JSON
+from zsad_jax.data.meta_json import META_JSON, read_splits
 from zsad_jax.data.open import SYNTHETIC, is_available, open_dataset
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.synthetic import Synthetic
 from zsad_jax.errors import NotPreparedError, UserError
 from zsad_jax.files import PathLike
-
-COPY_SPLITS = ("train", "test")
 
 
 class Target(NamedTuple):
@@ -144,12 +142,4 @@ def _open_folder(path: str, data_dir: PathLike, normal_folders: tuple[str, ...] 
 
 
 def _open_splits(spec: Any, data_dir: PathLike) -> dict[str, Dataset]:
-    """The splits of a meta.json; most medical sets have no images for training."""
-    splits = {}
-    for split in COPY_SPLITS:
-        try:
-            splits[split] = open_dataset(spec, data_dir, split=split)
-        except UserError:
-            if split == "test":
-                raise
-    return splits
+    return dict(read_splits(lambda split: open_dataset(spec, data_dir, split=split)))
