@@ -366,6 +366,15 @@ def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, tmp_path
         open_datasets(from_config(config))
 
 
+def test_what_is_missing_is_told_with_a_shipped_backbone(tmp_path):
+    """Nothing is there, and nothing but the dataset is named."""
+    config = runpy.run_path(str(ROOT / "configs/protocols/tps.py"))["get_config"]("nano")
+    config.data_dir = str(tmp_path)
+    with pytest.raises(UserError, match="MVTec AD is not prepared in") as error:
+        open_datasets(from_config(config))
+    assert "lineage" not in str(error.value)
+
+
 def test_workdirs_are_named_like_their_configs():
     names = {
         "configs/tps.py": "tps",

@@ -29,9 +29,11 @@ def guarded(run: Callable[[], int | None]) -> int:
     except UserError as error:
         fail(str(error))
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and full:
+            fail("The disk is full: make room, or choose a folder on a larger one.")
         if error.filename is None:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room" if full else "mend that"
         fail(f"{error.filename}: {error.strerror}; {remedy}, or choose another folder.")
     except KeyboardInterrupt:

@@ -224,8 +224,8 @@ def _check_fits(wanted: _Wanted, have: int, left: int | None) -> None:
     if left > free:
         raise UserError(
             f"{wanted.label} needs {left:,} more bytes in {wanted.part.parent}, where only"
-            f" {free:,} are free: make room, or set ZSAD_JAX_HOME (of benchmarks: --data_dir) to a folder on a larger"
-            " disk."
+            f" {free:,} are free: make room, or set ZSAD_JAX_HOME (of benchmarks:"
+            " --data_dir) to a folder on a larger disk."
         )
 
 

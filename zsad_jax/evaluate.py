@@ -152,7 +152,7 @@ def evaluate(
     evaluation = gathered.finish()
 
     chosen = choose_cases(dataset_scores(evaluation, image_score))
-    pictures = load(indices=evaluation.positions[chosen].tolist())
+    pictures = load(indices=evaluation.positions[chosen].tolist(), tell_notes=False)
     label = f"pictures of {dataset.name}"
     cases = [
         _case(evaluation, batch, int(row), results[0], image_score)
@@ -228,10 +228,10 @@ class _Gathered:
         self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in range(num_contenders)]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_contenders)]
-        self._faults: list[Fault] = list(getattr(dataset, "faults", ()))
+        self._unread: list[Fault] = []
 
     def add(self, batch: ImageBatch, results: Results) -> None:
-        self._faults += batch.faults
+        self._unread += batch.faults
         rows = np.flatnonzero(batch.valid)
         names = self._dataset.categories
         self._rows += [
@@ -271,8 +271,8 @@ class _Gathered:
     def finish(self) -> Evaluation:
         if not self._rows:
             raise UserError(
-                f"None of the {len(self._faults)} images of {self._dataset.name} could be read;"
-                f" the first: {self._faults[0].file_name}: {self._faults[0].reason}."
+                f"None of the {len(self._unread)} images of {self._dataset.name} could be read;"
+                f" the first: {self._unread[0].file_name}: {self._unread[0].reason}."
             )
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []
@@ -290,7 +290,7 @@ class _Gathered:
             labels=np.array(labels),
             scored=tuple(scored),
             cases=(),
-            faults=tuple(self._faults),
+            faults=(*getattr(self._dataset, "faults", ()), *self._unread),
         )
 
 

@@ -197,7 +197,7 @@ def target_name(target: Any) -> str:
             if isinstance(target.get(kind), str):
                 return str(target.get("name") or pathlib.Path(target[kind]).resolve().name)
     raise UserError(
-        f"config.targets holds {target!r}; give a benchmark's name, {{'folder': PATH}} or"
+        f"config.targets (or config.data) holds {target!r}; give a benchmark's name, {{'folder': PATH}} or"
         " {'meta_json': ROOT}."
     )
 

@@ -128,7 +128,7 @@ def _options(experiment: Experiment, spec: Any) -> dict[str, Any]:
 
 def _fetch_hints(experiment: Experiment) -> list[str]:
     """What will have to be fetched besides the datasets."""
-    name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage", "native")
+    name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
     wanted = {}
     if name in released.names() and released.missing_files(name, lineage):
         wanted[f"the weights of {name}"] = released.fetch_command(name, lineage)

@@ -83,6 +83,11 @@ def test_what_is_missing_of_a_joined_set_is_named(data_dir):
         open_dataset("mpdd+visa", data_dir)
 
 
+def test_a_misspelt_name_is_told(data_dir):
+    with pytest.raises(UserError, match=r"no dataset 'mpd', nor a folder .* did you mean mpdd"):
+        open_dataset("mpd", data_dir)
+
+
 def test_faults_of_one_benchmark_are_told_once(data_dir):
     (data_dir / "mpdd/test/1.png").unlink()
     one = open_dataset("mpdd", data_dir)

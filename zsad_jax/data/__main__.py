@@ -26,7 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data_dir", help="where prepared benchmarks lie")
+    common.add_argument(
+        "--data_dir",
+        help="where prepared benchmarks lie; default: data/ in ZSAD_JAX_HOME, else in ~/.cache/zsad_jax",
+    )
     threads = argparse.ArgumentParser(add_help=False)
     threads.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, help="threads that decode"
@@ -76,10 +79,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _data_dir(options: argparse.Namespace) -> pathlib.Path:
@@ -103,7 +105,7 @@ def _prepare(options: argparse.Namespace) -> int:
         wanted = [one.name for one in benchmarks if all(part.url for part in one.ARCHIVES)]
     for name in wanted:
         if name not in names:
-            raise UserError(f"There is no benchmark {name!r}: {target.suggest(name, names)}")
+            raise UserError(_no_benchmark(name, target.suggest(name, names)))
     failures = []
     for name in wanted:
         try:
@@ -120,6 +122,17 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _no_benchmark(name: str, suggestion: str) -> str:
+    """Why a name cannot be prepared, and what may be meant."""
+    from zsad_jax.data.open import SYNTHETIC
+
+    if name in SYNTHETIC:
+        return f"{name} is drawn when it is used: there is nothing to prepare."
+    if os.path.exists(name):
+        return f"{name} is no benchmark's name: give the name, and {name} as --source."
+    return f"There is no benchmark {name!r}: {suggestion}"
+
+
 def _prepare_one(name: str, options: argparse.Namespace) -> None:
     from zsad_jax.data import builders
     from zsad_jax.data.inspection import stock, summary
@@ -129,7 +142,8 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     benchmark = builders.find_benchmark(name)
     if builders.is_prepared(name, data_dir):
         place = benchmark(data_dir=data_dir).data_path
-        print(f"{benchmark.TITLE} is prepared already; delete {place} to do it anew.")
+        unread = f", and {options.source} is not looked at" if options.source else ""
+        print(f"{benchmark.TITLE} is prepared already{unread}; delete {place} to do it anew.")
     else:
         benchmark(data_dir=data_dir).download_and_prepare(
             source=options.source, num_workers=options.workers

@@ -49,6 +49,7 @@ def load_batches(
     indices: Sequence[int] | None = None,
     mask_threshold: int = 0,
     seed: int | None = None,
+    tell_notes: bool = True,
 ) -> Iterator[ImageBatch]:
     """Decodes and resizes a dataset in the background and hands it over in batches of constant shape.
 
@@ -65,6 +66,7 @@ def load_batches(
       indices: which samples, in which order; None = all.
       mask_threshold: largest grey value (of 255) in a mask that is still no defect.
       seed: shuffles the samples; the same seed gives the same order whatever the workers. None = no shuffling.
+      tell_notes: log what is worth knowing of the images, once a kind, when all are through.
 
     Yields:
       Batches in order. Close the iterator (or exhaust it) to stop the workers.
@@ -78,7 +80,7 @@ def load_batches(
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, collate.num_bytes)
     pipeline = _build_pipeline(_Selection(dataset, order), decode, collate, workers)
-    return _iterate(pipeline, workers, dataset.name)
+    return _iterate(pipeline, workers, dataset.name, tell_notes)
 
 
 def _build_pipeline(selection, decode, collate, workers):
@@ -102,14 +104,14 @@ def _build_pipeline(selection, decode, collate, workers):
     return batches.to_iter_dataset(in_order).mp_prefetch(options, worker_init_fn=_prepare_worker)
 
 
-def _iterate(pipeline, workers: int, name: str) -> Iterator[ImageBatch]:
+def _iterate(pipeline, workers: int, name: str, tell_notes: bool) -> Iterator[ImageBatch]:
     iterator = iter(pipeline)
     notes: list[Fault] = []
     try:
         with _main_not_run_again() if workers else contextlib.nullcontext():
             batch = _take(iterator)
         while batch is not None:
-            notes += batch.notes
+            notes += batch.notes if tell_notes else ()
             yield batch
             batch = _take(iterator)
         for kind in remarks.group(notes):

@@ -1,5 +1,6 @@
 """A dataset by its name, wherever it comes from."""
 
+import difflib
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -73,9 +74,10 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     name = next(part.key for part in parse_name(spec) if not _is_there(part.key, data_dir))
     if name in builders.names():
         raise NotPreparedError(f"{builders.how_to_prepare(name, data_dir)}.")
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    known = f"did you mean {near[0]}?" if near else f"known are {', '.join(DATASETS)}."
     raise UserError(
-        f"There is no dataset {name!r}: known are {', '.join((*builders.names(), *SYNTHETIC))}, and any"
-        f" folder with a meta.json, as {pathlib.Path(data_dir, name)}."
+        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json: {known}"
     )
 
 

@@ -1,4 +1,5 @@
 import csv
+import errno
 import hashlib
 import http.server
 import io
@@ -462,6 +463,61 @@ def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
         prepare("mvtec_ad", data, source=mvtec_folder)
     shutil.rmtree(place)
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_damaged_records_are_told(damage, mvtec_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    prepare("mvtec_ad", data, source=mvtec_folder)
+    records_file = next(data.glob("mvtec_ad/*/mvtec_ad-test.array_record*"))
+    if damage == "gone":
+        records_file.unlink()
+    else:
+        records_file.write_bytes(records_file.read_bytes()[:900])
+    with pytest.raises(UserError, match=r"MVTec AD in .*1\.0\.0 is damaged .*prepare it again"):
+        list(builders.open_prepared("mvtec_ad", data))
+    assert run("show", "mvtec_ad", "--data_dir", data, "--out", tmp_path / "sheet.png") == 2
+    assert "prepare it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Not enough disk space. Needed: Unknown size"),
+        RuntimeError("write() failed: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told(error, mvtec_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(base, "write_split", fail)
+    with pytest.raises(UserError, match=r"disk of .*mvtec_ad became full"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+    assert not builders.is_prepared("mvtec_ad", tmp_path / "data")
+
+
+def test_a_source_that_is_not_looked_at_is_named(mvtec_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    prepare("mvtec_ad", data, source=mvtec_folder)
+    assert run("prepare", "mvtec_ad", "--data_dir", data, "--source", "elsewhere") == 0
+    printed = capsys.readouterr().out
+    place = data / "mvtec_ad/1.0.0"
+    assert f"prepared already, and elsewhere is not looked at; delete {place}" in printed
+
+
+def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
+    for name, words in (
+        ("synthetic_aux", "drawn when it is used"),
+        (mvtec_folder, f"and {mvtec_folder} as --source"),
+        ("mvtec", "did you mean mvtec_ad"),
+    ):
+        assert run("prepare", name, "--data_dir", tmp_path / "data") == 2
+        assert words in capsys.readouterr().err
+    for number in ("0", "many"):
+        assert run("prepare", "visa", "--workers", number) == 2
+        assert f"'{number}' is not a whole number from 1 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "metadata", "description"])

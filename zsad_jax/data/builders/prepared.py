@@ -90,7 +90,7 @@ class PreparedDataset:
         position = int(index) + len(self) if index < 0 else int(index)
         if not 0 <= position < len(self):
             raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
-        record = self._open()[position]
+        record = self._read(position)
         values = {name: record[name] for name in ("image", "mask")}
         values |= {name: _as_text(record[name]) for name in TEXTS}
         values |= {name: int(record[name]) for name in ("label", "slice")}
@@ -98,6 +98,15 @@ class PreparedDataset:
         if not (values["label"] and values["has_mask"]):
             values["mask"] = None  # the stored one is all zeros
         return Sample(**values)
+
+    def _read(self, position: int) -> dict[str, Any]:
+        try:
+            return self._open()[position]
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                _describe_damage(self._builder_class, self._data_dir, reason)
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
@@ -127,6 +136,11 @@ def open_builder(
     try:
         builder = builder_class(data_dir=data_dir)
         metadata = builder.info.metadata
+        for split in builder.info.splits.values():
+            for path in split.filepaths:
+                pathlib.Path(
+                    path
+                ).stat()  # a file of records that is gone is told before it is read
         return builder, Recorded(
             counts={
                 split: {category: (n, a) for category, (n, a) in categories.items()}
@@ -136,11 +150,15 @@ def open_builder(
             notes=tuple(Fault(*note) for note in metadata["notes"]),
         )
     except (KeyError, TypeError, ValueError, OSError, json_format.ParseError) as error:
-        place = pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION))
-        raise UserError(
-            f"{builder_class.TITLE} in {place} is damaged ({str(error).splitlines()[0]}): delete it, and"
-            " prepare it again."
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(_describe_damage(builder_class, data_dir, reason)) from error
+
+
+def _describe_damage(builder_class: type[Benchmark], data_dir: files.PathLike, reason: str) -> str:
+    place = pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION))
+    return (
+        f"{builder_class.TITLE} in {place} is damaged ({reason}): delete it, and prepare it again."
+    )
 
 
 def _as_text(value: Any) -> str:

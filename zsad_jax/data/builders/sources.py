@@ -237,7 +237,8 @@ def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
             for _ in progress(steps, total=megabytes, label=label, unit="megabyte"):
                 pass
     except _BROKEN_ARCHIVE as error:
-        command = layout.unpack or f"tar -xf {shlex.quote(str(path))}"
+        tool = "unzip" if path.suffix.lower() == ".zip" else "tar -xf"
+        command = layout.unpack or f"{tool} {shlex.quote(str(path))}"
         raise UserError(
             f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
             f" yourself ({command}) and give the folder as --source."
