@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
       file_names, categories, labels: of those images.
       scored: one entry per contender.
       cases: images worth showing, scored by the first contender.
-      faults: the images that could not be used.
+      faults: what was amiss: of the dataset as a whole, then images that could not be used.
     """
 
     dataset: str

@@ -65,6 +65,17 @@ def test_other_formats(workdir, capsys, format):
     assert {"latex": "\\toprule", "html": "<!doctype html>"}[format] in text
 
 
+@pytest.mark.parametrize("rows", [[], ["my_parts"]])
+def test_runs_of_no_paper_are_told(tmp_path, make_row, capsys, rows):
+    (tmp_path / "results.json").write_text(json.dumps([make_row(name) for name in rows]))
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path)])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert f"Nothing in {tmp_path} is of a dataset in these tables; they have" in printed.err
+    assert not printed.out
+
+
 def test_files(workdir, tmp_path, capsys):
     folder = tmp_path / "deep" / "tables"
     assert main([workdir, "--out", str(folder)]) == 0

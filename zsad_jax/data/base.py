@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
 
 class Fault(NamedTuple):
-    """A sample that could not be used, and why."""
+    """A file, or a folder, with which something is amiss, and what."""
 
     file_name: str
     reason: str

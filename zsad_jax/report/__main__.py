@@ -5,6 +5,7 @@ import sys
 
 from zsad_jax import command
 from zsad_jax.console import log_plainly
+from zsad_jax.errors import UserError
 from zsad_jax.report.papers import compare_papers, read_workdirs, tell_missing
 from zsad_jax.report.papers.document import FORMATS, render, write_all
 
@@ -28,6 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> None:
     ours = read_workdirs(options.workdirs, comparisons=options.all)
     papers = compare_papers(ours, paper=options.paper, table=options.table, everything=options.all)
+    in_papers = {dataset for one in papers for dataset in one.datasets}
+    if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
+        raise UserError(
+            f"Nothing in {', '.join(options.workdirs)} is of a dataset in these tables; they have"
+            f" {', '.join(sorted(in_papers))}."
+        )
     remarks = [*(one.about for one in ours), *tell_missing(ours, papers)]
     if options.out is None:
         print(render(papers, remarks, options.format), end="")

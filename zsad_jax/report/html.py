@@ -172,9 +172,7 @@ def _left_out(report: Report) -> str:
     parts = [f"<h3>Datasets</h3>{_definitions(skipped)}"] if skipped else []
     for dataset, faults in report.faults.items():
         if faults:
-            heading = (
-                f"{_count(len(faults), 'image')} of {names.dataset_name(dataset)} could not be used"
-            )
+            heading = f"{_count(len(faults), 'thing')} amiss in {names.dataset_name(dataset)}"
             parts.append(f"<h3>{escape(heading)}</h3>{_definitions(faults)}")
     return "".join(parts)
 

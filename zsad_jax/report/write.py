@@ -3,7 +3,7 @@
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from zsad_jax.files import PathLike, write_text
 from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
@@ -43,15 +43,15 @@ def render_markdown(report: Report) -> str:
     if report.skipped:
         parts.append("### Left out\n")
         parts.append(
-            _bullets({names.dataset_name(key): why for key, why in report.skipped.items()})
+            _bullets([(names.dataset_name(key), why) for key, why in report.skipped.items()])
         )
-    faults = {
-        f"{dataset}/{f.file_name}": f.reason
+    faults = [
+        (f"{dataset}/{fault.file_name}", fault.reason)
         for dataset, group in report.faults.items()
-        for f in group
-    }
+        for fault in group
+    ]
     if faults:
-        parts.append("### Images that could not be used\n")
+        parts.append("### What is amiss\n")
         parts.append(_bullets(faults))
     return "\n".join(parts)
 
@@ -107,5 +107,5 @@ def figure_name(case: Case) -> str:
     return re.sub(r"[^\w.-]+", "-", "_".join([case.category, *parts]).strip("_")) + ".png"
 
 
-def _bullets(items: Mapping[str, str]) -> str:
-    return "".join(f"- {name}: {words}\n" for name, words in items.items())
+def _bullets(items: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"- {name}: {words}\n" for name, words in items)

@@ -23,6 +23,7 @@ class Verified(NamedTuple):
       unusable: images that cannot be read, or whose mask cannot be used.
       faults: all that is amiss, those included.
       notes: what harms nothing.
+      strict: whether nothing may be amiss: where no counts are published, nothing else tells that all is there.
     """
 
     counts: Counts
@@ -31,11 +32,13 @@ class Verified(NamedTuple):
     unusable: list[Fault]
     faults: list[Fault]
     notes: list[Fault]
+    strict: bool
 
     @property
     def good(self) -> bool:
         """Whether all counts are right and every image and mask can be used."""
-        return not (self.differences or self.contradictions or self.unusable)
+        amiss = self.faults if self.strict else self.unusable
+        return not (self.differences or self.contradictions or amiss)
 
 
 class _Looked(NamedTuple):
@@ -67,6 +70,7 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
         [fault for one in looked if not one.usable for fault in one.faults],
         _unite(target.faults, (fault for one in looked for fault in one.faults)),
         _unite(target.notes, (note for one in looked for note in one.notes)),
+        strict=not target.published,
     )
 
 
