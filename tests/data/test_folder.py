@@ -103,7 +103,12 @@ def test_no_masks_at_all_is_one_fault(tmp_path):
     dataset = read_folder(tmp_path)
     assert not any(sample.has_mask for sample in dataset)
     assert len(dataset.faults) == 1
-    assert "3 anomalous images" in dataset.faults[0].reason
+    assert "all 3 count as anomalous" in dataset.faults[0].reason
+    write(tmp_path / "bottle" / "test" / "good" / "0.png")
+    dataset = read_folder(tmp_path)
+    assert [fault.reason for fault in dataset.faults] == [
+        "there are no masks; pixel metrics leave its 3 anomalous images out"
+    ]
 
 
 def test_flat_folder_without_labels(tmp_path):
@@ -126,6 +131,131 @@ def test_flat_folder_with_labels_by_folder(tmp_path):
     write(tmp_path / "yes" / "Y1.JPG")
     dataset = read_folder(tmp_path, normal_folders=("No",))
     assert [(s.label, s.defect) for s in dataset] == [(0, "good"), (1, "yes")]
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomalous"),
+    [
+        ("No", "yes"),
+        ("negative", "Positive"),
+        ("healthy", "glaucoma"),
+        ("Non-defective", "Defective"),
+        ("OK", "NG"),
+    ],
+)
+def test_usual_names_of_normal_folders(tmp_path, normal, anomalous):
+    write(tmp_path / "set" / normal / "1.png")
+    write(tmp_path / "set" / anomalous / "2.png")
+    labels = {sample.defect: sample.label for sample in read_folder(tmp_path)}
+    assert labels == {"good": 0, anomalous: 1}
+
+
+def test_no_is_normal_beside_yes_only(tmp_path):
+    write(tmp_path / "no" / "1.png")
+    write(tmp_path / "7" / "1.png")
+    assert not any(sample.defect for sample in read_folder(tmp_path))
+    write(tmp_path / "part" / "train" / "no" / "1.png")
+    write(tmp_path / "part" / "test" / "yes" / "1.png")
+    assert [sample.label for sample in read_folder(tmp_path, split="train")] == [0]
+
+
+@pytest.mark.parametrize("layout", ["flat", "test/fine"])
+def test_nothing_tells_normal_from_anomalous(tmp_path, layout, caplog):
+    for i in range(3):
+        write(tmp_path / layout / f"{i}.png")
+    dataset = read_folder(tmp_path)
+    label = int(layout != "flat")
+    assert {(sample.label, sample.has_mask) for sample in dataset} == {(label, False)}
+    assert len(dataset.faults) == 1
+    reason = dataset.faults[0].reason
+    assert f"all 3 count as {'anomalous' if label else 'normal'}" in reason
+    assert "`normal_folders`" in reason
+    assert [reason in record.getMessage() for record in caplog.records].count(True) == 1
+    told = read_folder(tmp_path, normal_folders=layout.split("/")[-1])
+    assert {sample.label for sample in told} == {0}
+    assert told.faults == ()
+
+
+def test_normal_folders_that_are_not_there(tmp_path):
+    make_mvtec(tmp_path)
+    with pytest.raises(UserError, match=r"is called nix or 0, as .* there are: bent, good\.$"):
+        read_folder(tmp_path, normal_folders=("nix", 0))
+    read_folder(tmp_path, normal_folders=("nix", "GOOD"))
+    # Names above the kinds of defects and of ground truth are none.
+    for name in ("metal_nut", "test", "ground_truth"):
+        with pytest.raises(UserError, match="is called"):
+            read_folder(tmp_path, normal_folders=[name])
+    # A split without normal images is none that lacks the folder.
+    for one in (tmp_path / "metal_nut" / "test" / "good").iterdir():
+        one.unlink()
+    assert all(sample.label for sample in read_folder(tmp_path, normal_folders=["good"]))
+    write(tmp_path / "flat" / "1.png")
+    with pytest.raises(UserError, match=r"there are: none\."):
+        read_folder(tmp_path / "flat", normal_folders=["good"])
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    make_mvtec(tmp_path)
+    for place in (tmp_path, tmp_path / "metal_nut"):
+        with pytest.raises(UserError, match="no split 'val'; it has train and test"):
+            read_folder(place, split="val")
+    (tmp_path / "metal_nut" / "test").rename(tmp_path / "metal_nut" / "val")
+    assert len(read_folder(tmp_path, split="val")) == 5
+    with pytest.raises(UserError, match="no split 'test'; it has train"):
+        read_folder(tmp_path)
+
+
+def test_ground_truth_is_no_image(tmp_path):
+    for i in range(2):
+        write(tmp_path / "Ground Truth" / f"{i}.png", 255)
+    with pytest.raises(UserError, match=r"ground truth only, no image; .*Ground Truth itself"):
+        read_folder(tmp_path)
+    assert len(read_folder(tmp_path / "Ground Truth")) == 2  # given outright
+    assert len(find_images([tmp_path])) == 2  # to be predicted
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../../..", "."])
+def test_links_to_what_holds_them_are_not_followed(tmp_path, target):
+    folder = make_mvtec(tmp_path)
+    expected = names(read_folder(tmp_path))
+    (folder / "test" / "good" / "self").symlink_to(target)
+    dataset = read_folder(tmp_path)
+    assert names(dataset) == expected
+    assert dataset.faults == ()
+    assert len(find_images([tmp_path])) == 6
+
+
+def test_links_are_followed_once_and_after_the_folders_themselves(tmp_path):
+    folder = make_mvtec(tmp_path / "set")
+    expected = names(read_folder(tmp_path / "set"))
+    (folder / "test" / "alias").symlink_to("good")
+    (tmp_path / "set" / "alias").symlink_to("metal_nut")
+    write(tmp_path / "elsewhere" / "1.png")
+    (folder / "test" / "normal").symlink_to(tmp_path / "elsewhere")
+    (folder / "test" / "ok").symlink_to(tmp_path / "elsewhere")
+    dataset = read_folder(tmp_path / "set")
+    assert names(dataset) == [*expected, "metal_nut/test/normal/1.png"]
+    assert dataset[-1].label == 0
+
+
+def test_what_is_for_one_category_only(tmp_path):
+    make_mvtec(tmp_path, "screw")
+    masks = tmp_path / "screw" / "truth"
+    (tmp_path / "screw" / "ground_truth").rename(masks)
+    dataset = read_folder(tmp_path, category="bolt", masks=masks)
+    assert dataset.categories == ("bolt",)
+    assert all(sample.has_mask for sample in dataset)
+    make_mvtec(tmp_path, "nut")
+    for given in ({"category": "bolt"}, {"masks": masks}):
+        with pytest.raises(UserError, match="has several: nut, screw"):
+            read_folder(tmp_path, **given)
+
+
+def test_masks_in_the_folder_of_the_images_are_no_images(tmp_path):
+    for name in ("1.png", "labels/1.png"):
+        write(tmp_path / name, 255)
+    dataset = read_folder(tmp_path, masks=tmp_path / "labels")
+    assert [(one.file_name, one.label) for one in dataset] == [("1.png", 1)]
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -216,9 +346,24 @@ def test_real_folder_without_masks():
 
 
 @needs_real
+@pytest.mark.parametrize("name", ["head_ct", "CVC-ColonDB"])
+def test_real_folders_of_which_nothing_tells_the_labels(name):
+    dataset = read_folder(REAL / name)
+    assert not any(sample.label for sample in dataset)
+    assert [f"all {len(dataset)} count as normal" in one.reason for one in dataset.faults] == [True]
+
+
+@needs_real
+def test_real_masks_only():
+    with pytest.raises(UserError, match="ground truth only"):
+        read_folder(REAL / "rsdds_113_masks_only")
+
+
+@needs_real
 def test_real_mixed_modes_and_extensions():
-    dataset = read_folder(REAL / "brain_mri", normal_folders=("no",), prompt_name="brain")
+    dataset = read_folder(REAL / "brain_mri", prompt_name="brain")
     assert Counter(s.label for s in dataset) == {0: 20, 1: 20}
+    assert Counter(s.label for s in read_folder(REAL / "br35h")) == {0: 16, 1: 16}
     assert len({pathlib.Path(s.image).suffix for s in dataset}) >= 3
     batches = list(load_batches(dataset, Preprocess(image_size=28), batch_size=40, num_workers=0))
     assert batches[0].valid.all()

@@ -70,24 +70,27 @@ def test_splits(root):
 def test_absolute_paths_of_the_authors_disk(tmp_path):
     image = "/remote-home/someone/data/HeadCT/brain/test/good/1.png"
     windows = r"D:\data\brain\test\bad\2.png"
-    there = str(tmp_path / "elsewhere.png")
-    Image.new("L", (4, 4)).save(there)
     entries = [
         entry(image, "brain", anomaly=0),
         entry(windows, "brain", mask="/remote-home/x/brain/masks/2.png"),
-        entry(there, "brain", anomaly=0),
+        entry(str(tmp_path / "ct" / "brain/test/good/3.png"), "brain", anomaly=0),
     ]
     root = make(
         tmp_path / "ct",
         {"test": {"brain": entries}},
-        ["brain/test/good/1.png", "brain/test/bad/2.png", "brain/masks/2.png"],
+        [
+            "brain/test/good/1.png",
+            "brain/test/bad/2.png",
+            "brain/masks/2.png",
+            "brain/test/good/3.png",
+        ],
     )
     one, two, three = read_meta_json(root)
     assert one.image == str(root / "brain/test/good/1.png")
     assert one.file_name == "brain/test/good/1.png"
     assert two.image == str(root / "brain/test/bad/2.png")
     assert two.mask == str(root / "brain/masks/2.png")
-    assert three.image == there
+    assert three.file_name == "brain/test/good/3.png"
 
 
 def test_missing_files(tmp_path):
@@ -144,6 +147,81 @@ def test_what_is_wrong_with_the_split_to_train_on_is_not_hidden(tmp_path):
         read({"test": {}})
     with pytest.raises(NoImagesError, match=r"None of the images .*gone\.png"):
         read({"test": {"c": [entry("gone.png")]}})
+
+
+def test_files_outside_the_folder_are_left_out(tmp_path):
+    for name in ("outside.png", "set_2/x.png"):  # the second begins as the folder does
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    outside = [
+        "../outside.png",
+        "../set_2/x.png",
+        "../../etc/passwd",
+        str(tmp_path / "outside.png"),
+    ]
+    entries = [
+        *(entry(path, anomaly=0) for path in outside),
+        entry("a.png", mask="../outside.png"),
+        entry("deep/../b.png", anomaly=0),
+        entry("/nowhere/../outside.png", anomaly=0),  # another disk's, and nowhere in the folder
+    ]
+    root = make(tmp_path / "set", {"test": {"c": entries}}, ["a.png", "b.png", "deep/c.png"])
+    dataset = read_meta_json(root)
+    assert [pathlib.Path(sample.image).name for sample in dataset[:2]] == ["a.png", "b.png"]
+    assert [sample.image for sample in dataset[2:]] == ["/nowhere/../outside.png"]
+    assert (dataset[0].has_mask, dataset[0].mask) == (False, None)
+    left = [name for name, reason in dataset.faults if reason == "it lies outside the folder"]
+    assert left == outside
+    assert ("a.png", "its mask ../outside.png lies outside the folder") in dataset.faults
+    nothing = make(tmp_path / "none", {"test": {"c": entries[:1]}})
+    with pytest.raises(UserError, match=r"None of the images .*\.\./outside\.png: it lies outside"):
+        read_meta_json(nothing)
+
+
+def test_several_roots_may_list_each_others_files(tmp_path):
+    other = make(
+        tmp_path / "other", {"test": {"c": [entry("/old/disk/2.png")]}}, ["2.png", "3.png"]
+    )
+    listed = ["../other/3.png", str(other / "2.png"), "/old/disk/1.png"]
+    root = make(tmp_path / "set", {"test": {"c": [entry(path) for path in listed]}}, ["1.png"])
+    dataset = read_meta_json([root, other])
+    found = [pathlib.Path(sample.image).resolve() for sample in dataset]
+    assert found == [other / "3.png", other / "2.png", root / "1.png"]
+
+
+def test_links_to_and_in_the_folder_are_no_way_out(root, tmp_path):
+    (tmp_path / "alias").symlink_to(root)
+    (root / "linked").symlink_to(tmp_path / "pictures")
+    make(tmp_path / "pictures", "", ["1.png"])
+    listed = [entry("linked/1.png"), entry(str(root / "metal_nut/test/good/000.png"), anomaly=0)]
+    make(root, {"test": {"c": listed}})
+    dataset = read_meta_json(tmp_path / "alias")
+    names = [sample.file_name for sample in dataset]
+    assert names == ["linked/1.png", "metal_nut/test/good/000.png"]
+
+
+@pytest.mark.parametrize(
+    ("anomaly", "label"), [(True, 1), (False, 0), ("0", 0), ("1", 1), (1.0, 1), (0, 0)]
+)
+def test_labels(tmp_path, anomaly, label):
+    root = make(tmp_path, {"test": {"c": [entry("a.png", anomaly=anomaly)]}}, ["a.png"])
+    assert read_meta_json(root)[0].label == label
+
+
+@pytest.mark.parametrize("anomaly", ["maybe", 2, -1, None, [1], 0.5])
+def test_a_label_that_is_none(tmp_path, anomaly):
+    root = make(tmp_path, {"test": {"c": [entry("a.png", anomaly=anomaly)]}}, ["a.png"])
+    with pytest.raises(UserError, match=r"known form .*anomaly of a\.png is .*neither 0 nor 1"):
+        read_meta_json(root)
+
+
+@pytest.mark.parametrize(
+    "paths", [{"img_path": 5}, {"img_path": ["a.png"]}, {"mask_path": 5}, {"img_path": None}]
+)
+def test_a_path_that_is_none(tmp_path, paths):
+    root = make(tmp_path, {"test": {"c": [entry("a.png") | paths]}}, ["a.png"])
+    with pytest.raises(UserError, match=r"known form .*_path"):
+        read_meta_json(root)
 
 
 @pytest.mark.parametrize(

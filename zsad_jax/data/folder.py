@@ -4,14 +4,13 @@ import dataclasses
 import glob
 import os
 import pathlib
-import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 
 from zsad_jax.data import remarks
 from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data.mask_files import MASK_STEM, MaskFiles
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocol import prompt_name as default_prompt_name
 from zsad_jax.errors import UserError
@@ -30,11 +29,11 @@ EXTENSIONS = (
     ".pgm",
     ".jp2",
 )
-NORMAL_FOLDERS = ("good", "ok", "normal")
+NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
+NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))  # normal only where its opposite is
 MASK_FOLDERS = ("ground_truth", "groundtruth", "masks", "mask")
 SPLITS = ("train", "validation", "test")
-
-_MASK_STEM = re.compile(r"(?P<stem>.+)_(mask|label|gt|segmentation)\d*", re.IGNORECASE)
+_NAMES_SHOWN = 10
 
 
 def find_images(paths: Sequence[PathLike]) -> list[str]:
@@ -53,7 +52,7 @@ def find_images(paths: Sequence[PathLike]) -> list[str]:
     found: dict[str, str] = {}
     for path in [os.fspath(one) for one in paths]:
         if os.path.isdir(path):
-            images = [os.path.join(path, one) for one in _without_masks(_list_images(path))]
+            images = _search(path)
         elif os.path.exists(path):
             images = [path]
         elif glob.has_magic(path):
@@ -80,7 +79,7 @@ def read_folder(
     prompt_names: Mapping[str, str] | None = None,
     masks: PathLike | None = None,
     split: str = "test",
-    normal_folders: Sequence[str] = NORMAL_FOLDERS,
+    normal_folders: str | Sequence[str] | None = None,
 ) -> Samples:
     """Reads a folder of images as a dataset.
 
@@ -90,39 +89,52 @@ def read_folder(
 
     An image is normal when a folder that it lies in is one of `normal_folders`, anomalous otherwise.
     Where no such folder exists, masks tell (no mask, or an all-zero one: normal); where there are no masks
-    either, nothing is known: label 0 and has_mask False.
+    either, nothing is known: label 0 and has_mask False, and a fault says so. Links to folders are
+    followed, to each folder once.
 
     Args:
       path: the folder.
       name: of the dataset; None = the folder's name.
-      category: of a single category; None = the folder's name.
+      category: of a single category; None = its folder's name.
       prompt_name: how every category is called in prompts; None = derived from the category in
         MVTec's layout, "object" otherwise.
       prompt_names: the same per category.
-      masks: the folder of the masks; None = a folder `ground_truth` or `masks` in its place, or
-        files `<stem>_mask.*` beside the images.
+      masks: the folder of the masks of a single category; None = a folder `ground_truth` or `masks` in
+        its place, or files `<stem>_mask.*` beside the images.
       split: which folder of MVTec's layout is read.
-      normal_folders: names of folders with normal images, in any case.
+      normal_folders: names of folders with normal images, in any spelling; None = the usual ones,
+        `NORMAL_FOLDERS`, and those of `NORMAL_BESIDE` where the opposite is.
 
     Raises:
-      UserError: the folder is missing or has no images, or a mask fits two images.
+      UserError: the folder is missing, has no images or no such split, no folder is one of
+        `normal_folders`, or a mask fits two images.
     """
     root = pathlib.Path(path)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}.")
     name = name or root.resolve().name
-    normal = {folder.lower() for folder in normal_folders}
-    if _subfolder(root, (split,)):
-        parts = [_read_part(root, root, split, category or root.resolve().name, masks, normal)]
-    else:
-        classes = [one for one in _subfolders(root) if _subfolder(one, (split,))]
-        parts = [_read_part(root, one, split, one.name, None, normal) for one in classes]
+    classes = _find_classes(root, split)
+    if len(classes) > 1 and (category or masks):
+        raise UserError(
+            f"`category` and `masks` are for a folder of one category, but {root} has several:"
+            f" {_enumerate([one.name for one in classes])}."
+        )
+    normal = _find_normal(root, classes, normal_folders)
+    parts = [
+        _read_part(root, one, split, category or _name(one, root), masks, normal) for one in classes
+    ]
     if not parts:
         prompt_name = prompt_name or "object"
         parts = [_read_part(root, root, None, category or name, masks, normal)]
     samples = [sample for part, _ in parts for sample in part]
     faults = [fault for _, part in parts for fault in part]
     if not samples:
+        everything = _list_images(root)
+        if everything and not _without_masks(everything):
+            place = os.path.dirname(everything[0])
+            raise UserError(
+                f"{root} holds ground truth only, no image; if these are images, give {root / place} itself."
+            )
         raise UserError(f"No images found in {root} (known: {', '.join(EXTENSIONS)}).")
     _report(name, samples, faults)
     for i, sample in enumerate(samples):
@@ -138,6 +150,51 @@ def list_splits(path: PathLike) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if any(_subfolder(one, (split,)) for one in places))
 
 
+def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """The folders of the categories in MVTec's layout; none in any other."""
+    if _subfolder(root, (split,)):
+        return [root]
+    # A link to a category is that category, not one more.
+    found = sorted(_subfolders(root), key=lambda one: (one.is_symlink(), one.name))
+    classes = {one.resolve(): one for one in reversed(found) if _subfolder(one, (split,))}
+    if not classes and (there := list_splits(root)):
+        raise UserError(
+            f"{root} has no split {split!r}; it has {' and '.join(there)}: give one as `split`."
+        )
+    return sorted(classes.values())
+
+
+def _find_normal(
+    root: pathlib.Path, classes: Sequence[pathlib.Path], given: str | Sequence[str] | None
+) -> set[str]:
+    """The names of folders that make their images normal.
+
+    Those of all splits count: `no` is normal in one split because there is a `yes` in another.
+    """
+    splits = [place for one in classes for place in _subfolders(one)]
+    places = [one for one in splits if _plain(one.name) not in MASK_FOLDERS] or [root]
+    there = {
+        _plain(part): part
+        for place in places
+        for image in _without_masks(_list_images(place))
+        for part in pathlib.PurePosixPath(image).parts[:-1]
+    }
+    if not given:
+        return {*NORMAL_FOLDERS, *(name for name, other in NORMAL_BESIDE if other in there)}
+    given = [given] if isinstance(given, str) else [str(name) for name in given]
+    normal = {_plain(name) for name in given}
+    if not normal & there.keys():
+        raise UserError(
+            f"No folder of images in {root} is called {' or '.join(given)}, as `normal_folders` says;"
+            f" there are: {_enumerate(sorted(there.values())) or 'none'}."
+        )
+    return normal
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + ", …" * (len(names) > _NAMES_SHOWN)
+
+
 def _read_part(
     root: pathlib.Path,
     folder: pathlib.Path,
@@ -148,7 +205,10 @@ def _read_part(
 ) -> tuple[list[Sample], list[Fault]]:
     """The samples of one category; `split` is None for a folder without layout."""
     images_root = folder if split is None else folder / (_subfolder(folder, (split,)) or "")
-    everything = _list_images(images_root)
+    inside = "" if masks is None else os.path.relpath(masks, images_root).replace(os.sep, "/")
+    everything = [
+        one for one in _list_images(images_root) if not inside or not one.startswith(f"{inside}/")
+    ]
     images = _without_masks(everything)
     pairs = _find_masks(folder, images_root, masks, sorted(set(everything) - set(images)))
     labelled = split is not None or any(normal & _folders(image) for image in images)
@@ -171,28 +231,39 @@ def _read_part(
         samples.append(sample)
     if not images:
         faults.append(Fault(str(images_root), "there are no images in this folder"))
-    anomalous = sum(sample.label for sample in samples)
-    if anomalous and not pairs:
-        reason = f"there are no masks; pixel metrics leave its {anomalous} anomalous images out"
-        faults.append(Fault(str(folder), reason))
+    elif not pairs:
+        faults += [Fault(str(images_root), reason) for reason in _miss_masks(samples, labelled)]
     if split != "train":
         faults += [Fault(mask, "this mask belongs to no image") for mask in pairs.unused()]
     return samples, faults
 
 
+def _miss_masks(samples: Sequence[Sample], labelled: bool) -> Iterator[str]:
+    """What is not known of a category without any mask."""
+    anomalous = sum(sample.label for sample in samples)
+    if not labelled or anomalous == len(samples):
+        yield (
+            "nothing tells normal from anomalous images (no folder of normal images, no masks), so that all"
+            f" {len(samples)} count as {'anomalous' if anomalous else 'normal'}; give the folders of normal"
+            " images as `normal_folders`"
+        )
+    elif anomalous:
+        yield f"there are no masks; pixel metrics leave its {anomalous} anomalous images out"
+
+
 def _find_masks(
     folder: pathlib.Path, images_root: pathlib.Path, given: PathLike | None, beside: Sequence[str]
-) -> "_Masks":
+) -> MaskFiles:
     """The masks of a category: those given, else in a folder of the known names, else beside the images."""
     if given is not None:
         if not os.path.isdir(given):
             raise UserError(f"There is no folder of masks {os.fspath(given)}.")
-        return _Masks(pathlib.Path(given), _list_images(given))
+        return MaskFiles(pathlib.Path(given), _list_images(given))
     for place in (folder, images_root):
         name = _subfolder(place, MASK_FOLDERS)
         if name is not None:
-            return _Masks(place / name, _list_images(place / name))
-    return _Masks(images_root, beside)
+            return MaskFiles(place / name, _list_images(place / name))
+    return MaskFiles(images_root, beside)
 
 
 def _judge(
@@ -224,55 +295,13 @@ def _report(name: str, samples: Sequence[Sample], faults: Sequence[Fault]) -> No
         logging.warning("%s: %s", name, kind)
 
 
-class _Masks:
-    """Mask files by the name of the image that they belong to."""
-
-    def __init__(self, root: pathlib.Path, files: Sequence[str]):
-        self._root = root
-        self._files = files
-        self._used: dict[str, str] = {}
-        self._by_key: defaultdict[str, list[str]] = defaultdict(list)
-        for file in files:
-            for key in self._keys(pathlib.PurePosixPath(file)):
-                self._by_key[key].append(file)
-
-    def __bool__(self) -> bool:
-        return bool(self._files)
-
-    @staticmethod
-    def _keys(file: pathlib.PurePosixPath) -> set[str]:
-        """The names an image may have: the mask's own, without `_mask`, and that of its folder.
-
-        The last is MVTec LOCO's way: several masks `<stem>/000.png` for one image.
-        """
-        match = _MASK_STEM.fullmatch(file.stem)
-        own = {str(file.with_suffix(""))}
-        bare = {str(file.with_name(match["stem"]))} if match else set()
-        folder = {str(file.parent)} if len(file.parts) > 1 else set()
-        return own | bare | folder
-
-    def of(self, image: str) -> tuple[str, ...]:
-        """The masks of an image; leading folders that only the images have do not matter."""
-        parts = pathlib.PurePosixPath(image).with_suffix("").parts
-        for start in range(len(parts)):
-            files = self._by_key.get("/".join(parts[start:]), [])
-            for file in files:
-                if self._used.setdefault(file, image) != image:
-                    raise UserError(
-                        f"The mask {self._root / file} fits two images, {self._used[file]} and {image}; "
-                        "put the masks into the same subfolders as the images."
-                    )
-            if files:
-                return tuple(str(self._root / file) for file in files)
-        return ()
-
-    def unused(self) -> list[str]:
-        """Masks that no image has asked for."""
-        return [str(self._root / file) for file in self._files if file not in self._used]
-
-
 def _folders(image: str) -> set[str]:
-    return {part.lower() for part in pathlib.PurePosixPath(image).parts[:-1]}
+    return {_plain(part) for part in pathlib.PurePosixPath(image).parts[:-1]}
+
+
+def _name(folder: pathlib.Path, root: pathlib.Path) -> str:
+    """The name of a category's folder; the root may be given as a dot."""
+    return folder.resolve().name if folder == root else folder.name
 
 
 def _plain(name: str) -> str:
@@ -298,34 +327,52 @@ def _is_image(name: str) -> bool:
 
 
 def _list_images(root: PathLike) -> list[str]:
-    """All images below a folder, relative to it, with "/" between folders, sorted."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [one for one in subfolders if not _is_hidden(one)]
-        found += [
-            os.path.relpath(os.path.join(folder, one), root) for one in files if _is_image(one)
-        ]
-    return sorted(one.replace(os.sep, "/") for one in found)
+    """All images below a folder, relative to it, with "/" between folders, sorted.
+
+    Links are followed after the folders themselves, and none to a folder that was seen or holds the root.
+    """
+    found: list[str] = []
+    seen = {str(one) for one in pathlib.Path(root).resolve().parents}
+    starts = [os.fspath(root)]
+    for start in starts:
+        for folder, subfolders, files in os.walk(start):
+            real = os.path.realpath(folder)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(one for one in subfolders if not _is_hidden(one))
+            below = [os.path.join(folder, one) for one in subfolders]
+            starts += [one for one in below if os.path.islink(one)]
+            place = os.path.relpath(folder, root)
+            found += [os.path.join(place, one) for one in files if _is_image(one)]
+    return sorted(os.path.normpath(one).replace(os.sep, "/") for one in found)
 
 
 def _without_masks(images: Sequence[str]) -> list[str]:
-    """Leaves ground truth out, unless that leaves nothing."""
+    """Leaves ground truth out."""
     stems = {str(pathlib.PurePosixPath(image).with_suffix("")) for image in images}
 
     def is_mask(image: str) -> bool:
         file = pathlib.PurePosixPath(image)
-        match = _MASK_STEM.fullmatch(file.stem)
+        match = MASK_STEM.fullmatch(file.stem)
         beside = match is not None and str(file.with_name(match["stem"])) in stems
         return beside or any(_plain(part) in MASK_FOLDERS for part in file.parts[:-1])
 
-    return [image for image in images if not is_mask(image)] or list(images)
+    return [image for image in images if not is_mask(image)]
+
+
+def _search(folder: str) -> list[str]:
+    """The images of a folder that is to be predicted, ground truth where there is nothing else."""
+    images = _list_images(folder)
+    return [os.path.join(folder, one) for one in _without_masks(images) or images]
 
 
 def _expand(pattern: str) -> list[str]:
     found: list[str] = []
     for match in sorted(glob.glob(pattern, recursive=True)):
         if os.path.isdir(match):
-            found += [os.path.join(match, one) for one in _without_masks(_list_images(match))]
+            found += _search(match)
         elif _is_image(os.path.basename(match)):
             found.append(match)
     return found

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 from absl import logging
 
+from zsad_jax.data import remarks
 from zsad_jax.data.base import Dataset, Fault, Sample, Samples
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
 META_JSON = "meta.json"
+_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # true and false are 1 and 0
 D = TypeVar("D", bound=Dataset)
 
 
@@ -38,8 +40,9 @@ def read_meta_json(
 
     A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to
     the root; an absolute one of the author's disk is looked for under the root by its longest suffix that
-    exists. An image is counted once, however often or in however many roots it is listed. An anomalous
-    image without mask keeps has_mask False, so that pixel metrics leave it out.
+    exists. A file outside all roots is not used: an image is left out, and a fault says so. An image is
+    counted once, however often or in however many roots it is listed. An anomalous image without mask
+    keeps has_mask False, so that pixel metrics leave it out.
 
     Args:
       roots: the folder with `meta.json`, or several that make up one dataset.
@@ -55,14 +58,18 @@ def read_meta_json(
     """
     given = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
     folders = [pathlib.Path(one) for one in given]
+    within = {place for one in given for place in (os.path.abspath(one), os.path.realpath(one))}
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
-    unmasked: list[Fault] = []
+    faults: list[Fault] = []
     missing: list[str] = []
     repeated = 0
     for folder in folders:
         for entry in _entries(folder / META_JSON, split):
-            sample, fault = _read_entry(entry, folder)
+            sample, fault = _read_entry(entry, folder, within)
+            if sample is None:
+                faults += [fault] if fault else []
+                continue
             key = os.path.realpath(str(sample.image))
             if key in samples:
                 repeated += 1
@@ -71,27 +78,21 @@ def read_meta_json(
                 sample.category, dataset=name, naming=naming
             )
             samples[key] = dataclasses.replace(sample, prompt_name=called)
-            unmasked += [fault] if fault else []
+            faults += [fault] if fault else []
             missing += [] if os.path.isfile(key) else [str(sample.image)]
     if len(missing) == len(samples):
-        first = f" (the first: {missing[0]})" if missing else ""
+        first = [*missing, *(f"{file_name}: {reason}" for file_name, reason in faults)][0]
         raise NoImagesError(
-            f"None of the images that {folders[0] / META_JSON} lists is there{first}."
+            f"None of the images that {folders[0] / META_JSON} lists is there (the first: {first})."
         )
-    _warn(name, "images", missing)
-    _warn(name, "masks", [fault.file_name for fault in unmasked])
-    faults = unmasked
+    if missing:
+        logging.warning("%s: %d images are missing, the first: %s.", name, len(missing), missing[0])
+    for kind in remarks.group(faults):
+        logging.warning("%s: %s", name, kind)
     if repeated:
         reason = f"entries of {split!r} that repeat an image and are left out: {repeated}"
-        faults = [Fault(META_JSON, reason), *unmasked]
+        faults.insert(0, Fault(META_JSON, reason))
     return Samples(name, list(samples.values()), faults=faults)
-
-
-def _warn(name: str, what: str, missing: Sequence[str]) -> None:
-    if missing:
-        logging.warning(
-            "%s: %d %s are missing, the first: %s.", name, len(missing), what, missing[0]
-        )
 
 
 def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
@@ -131,22 +132,39 @@ def _entries(path: pathlib.Path, split: str) -> Iterator[Mapping[str, Any]]:
         for key in wanted:
             for category, entries in splits[key].items():
                 for entry in entries:
-                    if not entry["img_path"]:
-                        raise KeyError("img_path")
-                    yield {"cls_name": category} | entry
+                    yield _check({"cls_name": category} | entry)
     except FileNotFoundError:
         raise UserError(f"There is no {path}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a meta.json of the known form ({error}).") from error
 
 
-def _read_entry(entry: Mapping[str, Any], root: pathlib.Path) -> tuple[Sample, Fault | None]:
-    """A sample, and what is amiss with its mask."""
-    image = _resolve(entry["img_path"], root)
-    label = int(entry.get("anomaly", 0))
-    mask = _resolve(entry["mask_path"], root) if label and entry.get("mask_path") else None
+def _check(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with its label as a number."""
+    image, mask, anomaly = entry["img_path"], entry.get("mask_path"), entry.get("anomaly", 0)
+    if not image or not isinstance(image, str):
+        raise TypeError(f"an img_path is {image!r}")
+    if not isinstance(mask, str | None):
+        raise TypeError(f"the mask_path of {image} is {mask!r}")
+    if not isinstance(anomaly, str | int | float) or anomaly not in _LABELS:
+        raise TypeError(f"the anomaly of {image} is {anomaly!r}, neither 0 nor 1")
+    return entry | {"anomaly": _LABELS[anomaly]}
+
+
+def _read_entry(
+    entry: Mapping[str, Any], root: pathlib.Path, within: set[str]
+) -> tuple[Sample | None, Fault | None]:
+    """A sample, and what is amiss with it or its mask; no sample where the image lies outside."""
+    image = _resolve(entry["img_path"], root, within)
+    if image is None:
+        return None, Fault(entry["img_path"], "it lies outside the folder")
+    label = entry["anomaly"]
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
-    fault = None
+    fault = mask = None
+    if label and entry.get("mask_path"):
+        mask = _resolve(entry["mask_path"], root, within)
+        if mask is None:
+            fault = Fault(file_name, f"its mask {entry['mask_path']} lies outside the folder")
     if mask is not None and not mask.is_file():
         # Some files name the folder instead of a mask where there is none.
         reason = f"its mask {entry['mask_path']} is missing"  # in the words of the file
@@ -164,12 +182,23 @@ def _read_entry(entry: Mapping[str, Any], root: pathlib.Path) -> tuple[Sample, F
     return sample, fault
 
 
-def _resolve(path: str, root: pathlib.Path) -> pathlib.Path:
-    """Where a listed file lies under the root; a path that does not exist when it is nowhere."""
+def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | None:
+    """Where a listed file lies; None outside the folders `within`.
+
+    A path of another disk that is nowhere under the root is given back as it is: it does not exist.
+    """
     # Files prepared on Windows have its separators.
     listed = pathlib.PurePosixPath(path if (root / path).exists() else path.replace("\\", "/"))
     direct = root / listed
-    if direct.exists() or not (listed.is_absolute() or listed.parts[0].endswith(":")):
-        return direct
+    if not (listed.is_absolute() or (listed.parts and listed.parts[0].endswith(":"))):
+        return direct if _is_inside(direct, within) else None
     suffixes = (root.joinpath(*listed.parts[start:]) for start in range(1, len(listed.parts)))
-    return next((one for one in suffixes if one.exists()), direct)
+    found = (one for one in (*suffixes, direct) if one.exists())
+    inside = next((one for one in found if _is_inside(one, within)), None)
+    return inside or (None if direct.exists() else direct)
+
+
+def _is_inside(path: pathlib.Path, within: set[str]) -> bool:
+    """Whether a path lies in one of these folders; links in them may lead elsewhere."""
+    plain = pathlib.Path(os.path.abspath(path))
+    return any(plain.is_relative_to(place) for place in within)
