@@ -277,7 +277,7 @@ MISTAKES = {
     "missing dataset": ({"targets": ("visa",)}, r"prepare visa[\s\S]*Or do something else"),
     "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
     "trained on its target": ({"targets": ("auxiliary",)}, r"trained on and evaluated on"),
-    "no prompts": ({"train": False}, r"config.checkpoints.auxiliary"),
+    "no prompts": ({"train": False}, r"config.checkpoints=.*'auxiliary'"),
     "no target": ({"targets": ()}, r"config.targets is empty"),
     "names in one text": ({"targets": ("mpdd,btad",)}, r"\('mpdd', 'btad'\)"),
     "one name twice": (
@@ -364,6 +364,17 @@ def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, tmp_path
     config.targets = ("target",)
     with pytest.raises(UserError, match="prepare visa"):
         open_datasets(from_config(config))
+
+
+def test_an_auxiliary_set_without_the_split_is_as_good_as_missing(folder):
+    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
+    with config.unlocked(), config.ignore_type():
+        config.targets, config.skip_missing = ("target", "auxiliary"), True
+        config.auxiliary_for = {"target": "auxiliary:train", "auxiliary": "target"}
+        config.auxiliary = None
+    datasets, skipped = open_datasets(from_config(config))
+    assert set(datasets) == {"target", "auxiliary"}
+    assert re.match("its prompts are trained on auxiliary:train: .*no split", skipped["target"])
 
 
 def test_what_is_missing_is_told_with_a_shipped_backbone(tmp_path):

@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class NotPreparedError(UserError):
     """A known dataset is not there yet; the message says how to get it."""
+
+
+class NoSplitError(UserError):
+    """A dataset that is there has no images in a split."""

@@ -91,8 +91,8 @@ class Experiment:
         for target in filter(lambda target: isinstance(target, str), self.targets):
             if _keys(target) & _keys(self.auxiliary_of(target) or ""):
                 raise UserError(
-                    f"{target} would be trained on and evaluated on; set config.auxiliary_for.{target} to"
-                    " another dataset."
+                    f"{target} would be trained on and evaluated on; name another dataset for it:"
+                    f" --config.auxiliary_for=\"{{'{target}': 'visa'}}\"."
                 )
         self._check_targets_named()
         self._check_methods()

@@ -14,7 +14,7 @@ from zsad_jax.backbones import released
 from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
-from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.errors import NoSplitError, NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
 from zsad_jax.methods import image_score
@@ -104,7 +104,7 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
             datasets[name] = open_dataset(
                 spec, experiment.data_folder, **_options(experiment, spec)
             )
-        except NotPreparedError as error:
+        except (NotPreparedError, NoSplitError) as error:
             missing[name] = str(error)
     skipped = {target: missing[target] for target in auxiliary_of if target in missing}
     for target, auxiliary in auxiliary_of.items():

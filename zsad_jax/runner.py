@@ -108,8 +108,9 @@ class Runner:
             source = None if shipped is None else str(shipped)
         if source is None:
             raise UserError(
-                f"There are no prompts learned on {auxiliary}: set config.checkpoints.{auxiliary}, or train"
-                " them with --config.train=True."
+                f"There are no prompts learned on {auxiliary}: give them,"
+                f" --config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\", or train them with"
+                " --config.train=True."
             )
         params = learned.load(source, method, self.backbone)
         found = re.search(r"epoch(\d+)", source)

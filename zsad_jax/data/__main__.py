@@ -181,6 +181,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     from zsad_jax.data.inspection import summary
     from zsad_jax.data.inspection.verify import verify
+    from zsad_jax.data.remarks import count_amiss
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
@@ -201,7 +202,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     words = [f"{what}: {number}" for what, number in problems.items() if number]
     verdict = ", ".join(words) or "every image and mask that is there can be used"
     if found.faults:
-        verdict += f"; {summary.count_amiss(found.faults)}"
+        verdict += f"; {count_amiss(found.faults)}"
     print(f"{target.title}: {verdict}", flush=True)
     return found.good
 

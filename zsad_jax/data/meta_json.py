@@ -12,16 +12,12 @@ from absl import logging
 from zsad_jax.data import remarks
 from zsad_jax.data.base import Dataset, Fault, Sample, Samples
 from zsad_jax.data.protocol import Naming, prompt_name
-from zsad_jax.errors import UserError
+from zsad_jax.errors import NoSplitError, UserError
 from zsad_jax.files import PathLike
 
 META_JSON = "meta.json"
 _LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # true and false are 1 and 0
 D = TypeVar("D", bound=Dataset)
-
-
-class NoSplitError(UserError):
-    """A meta.json that can be read has no images in a split."""
 
 
 class NoImagesError(UserError):

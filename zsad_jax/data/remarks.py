@@ -1,7 +1,7 @@
 """What is amiss or worth a note, many times over, told in a few lines."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from zsad_jax.data.base import Fault
@@ -43,3 +43,8 @@ def group(remarks: Iterable[Fault]) -> list[Kind]:
     for remark in remarks:
         kinds.setdefault(kind_of(remark.reason), Kind([])).remarks.append(remark)
     return list(kinds.values())
+
+
+def count_amiss(faults: Sequence[Fault]) -> str:
+    """How many remarks there are on what is amiss, in words."""
+    return "1 file is amiss" if len(faults) == 1 else f"{len(faults)} files are amiss"

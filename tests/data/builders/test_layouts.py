@@ -72,6 +72,17 @@ def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, pre
         prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
 
 
+def test_categories_stay_in_one_piece(community, prepare, tmp_path):
+    """Entries may name another category than the list that they stand in."""
+    root = community(tmp_path / "copy", "tubes")
+    content = json.loads((root / "meta.json").read_text())
+    content["test"]["tubes"][1]["cls_name"] = "connector"
+    (root / "meta.json").write_text(json.dumps(content))
+    dataset = prepare("mpdd", root)
+    assert [sample.category for sample in dataset] == ["tubes", "tubes", "connector"]
+    assert [sample.file_name[-5] for sample in dataset] == ["0", "2", "1"]
+
+
 def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
     community(tmp_path / "copies/BrainMRI", "brain")
     with pytest.raises(UserError, match="Br35H is not in"):

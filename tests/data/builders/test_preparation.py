@@ -465,6 +465,23 @@ def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
 
 
+def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, monkeypatch, capsys):
+    """All counts are right, and nothing can be measured."""
+    counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}}
+    counts["test"] = {"bottle": (2, 3), "metal_nut": (2, 3)}
+    monkeypatch.setattr(MvtecAd, "COUNTS", counts)
+    data = tmp_path / "data"
+    prepare("mvtec_ad", data, source=mvtec_folder)
+    assert run("verify", "mvtec_ad", "--data_dir", data) == 0
+    shutil.rmtree(mvtec_folder / "bottle/ground_truth")
+    prepare("mvtec_ad", tmp_path / "lost", source=mvtec_folder)
+    capsys.readouterr()
+    assert run("verify", "mvtec_ad", "--data_dir", tmp_path / "lost") == 1
+    assert "images that cannot be used: 3; 3 files are amiss" in capsys.readouterr().out
+    assert run("list", "--data_dir", tmp_path / "lost") == 0
+    assert "prepared, 3 files are amiss" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_damaged_records_are_told(damage, mvtec_folder, tmp_path, capsys):
     data = tmp_path / "data"

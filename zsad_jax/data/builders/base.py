@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from zsad_jax import files
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Fault, Sample, Samples
 from zsad_jax.data.builders import sources
 from zsad_jax.data.builders.counts import ALL, Counts, Published, count
 from zsad_jax.data.builders.layouts import Listing, list_meta_json
@@ -231,6 +231,9 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         listing = self._list(self._root)
         if not any(listing.samples.values()):
             raise UserError(f"No images of {self.TITLE} in {self._root}: it holds no {self.TREE}.")
+        for split, samples in listing.samples.items():
+            if not Samples(self.name, samples).grouped:
+                raise RuntimeError(f"{self.name}, {split}: a category is not in one piece.")
         self._faults, self._notes = list(listing.faults), []
         self._counted = {split: count(samples) for split, samples in listing.samples.items()}
         return {

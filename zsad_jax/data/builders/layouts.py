@@ -257,7 +257,9 @@ def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
     splits = read_splits(lambda split: read_meta_json(root, name=name, split=split))
     for split, found in splits.items():
         listing.faults += found.faults
-        for sample in found:
+        place = {category: number for number, category in enumerate(found.categories)}
+        # An entry may name another category than the list that it stands in.
+        for sample in sorted(found, key=lambda sample: place[sample.category]):
             if Path(str(sample.image)).is_file():
                 category = only or sample.category
                 listing.add(split, [dataclasses.replace(sample, category=category)])

@@ -13,7 +13,7 @@ from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.builders.base import Benchmark, prepared_at
 from zsad_jax.data.builders.counts import Counts
 from zsad_jax.data.protocol import Naming, prompt_name
-from zsad_jax.errors import UserError
+from zsad_jax.errors import NoSplitError, UserError
 
 TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
 
@@ -58,7 +58,7 @@ class PreparedDataset:
         self._source: Any = None
         builder, metadata = open_builder(builder_class, data_dir)
         if split not in builder.info.splits:
-            raise UserError(
+            raise NoSplitError(
                 f"{builder_class.TITLE} has no split {split!r}; it has"
                 f" {' and '.join(builder.info.splits)}."
             )

@@ -126,7 +126,7 @@ def open_root(
 def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
     path = folder / archive.file_name
     if not archive.url:
-        if path.exists():
+        if path.is_file():
             return path
         raise UserError(
             f"{layout.title} cannot be fetched by a program ({layout.terms}): get {archive.file_name}"

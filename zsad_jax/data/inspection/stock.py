@@ -12,6 +12,7 @@ from zsad_jax.data.inspection.table import Cell, Table
 from zsad_jax.data.inspection.target import Target, open_target
 from zsad_jax.data.open import SYNTHETIC, is_available
 from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.remarks import count_amiss
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
@@ -59,6 +60,8 @@ def _look_for(name: str, data_dir: PathLike) -> Entry:
     state = "a copy with meta.json" if target.recorded is None else "prepared"
     if compare_counts(counts, target.published):
         state += ", counts differ"
+    if target.faults:
+        state += f", {count_amiss(target.faults)}"
     return Entry(name, state, counts, published, licence)
 
 

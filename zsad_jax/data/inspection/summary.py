@@ -37,9 +37,4 @@ def describe_remarks(
             lines = kind.each() if show_all else [str(kind)]
             yield from (f"{word}: {line}" for line in lines)
     if faults:
-        yield f"{count_amiss(faults)}{f'; all of them: {hint}' if hint and not show_all else ''}"
-
-
-def count_amiss(faults: Sequence[Fault]) -> str:
-    """How many remarks there are on what is amiss, in words."""
-    return "1 file is amiss" if len(faults) == 1 else f"{len(faults)} files are amiss"
+        yield f"{remarks.count_amiss(faults)}{f'; all of them: {hint}' if hint and not show_all else ''}"

@@ -9,6 +9,7 @@ from zsad_jax.data.builders import compare_counts
 from zsad_jax.data.builders.counts import Counts, count
 from zsad_jax.data.checks import examine
 from zsad_jax.data.inspection.target import Target
+from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.threads import map_in_threads
 from zsad_jax.progress import progress
 
@@ -20,7 +21,8 @@ class Verified(NamedTuple):
       counts: of the images that are there.
       differences: from the published counts, a sentence each.
       contradictions: between the records and what preparation wrote of them, a sentence each.
-      unusable: images that cannot be read, or whose mask cannot be used.
+      unusable: images that cannot be read, or whose mask cannot be used, or of benchmarks for pixel metrics is
+        not there.
       faults: all that is amiss, those included.
       notes: what harms nothing.
       strict: whether nothing may be amiss: where no counts are published, nothing else tells that all is there.
@@ -58,9 +60,12 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
       num_workers: threads that decode.
     """
     counts: Counts = {}
+    # Lost masks are what makes a benchmark useless most often.
+    needs_masks = bool(target.published) and "pixel" in DATASETS[target.key].levels
     looked: list[_Looked] = []
     for split, dataset in target.splits.items():
-        found = _look_at_all(dataset, f"Verifying {target.title}, {split}", num_workers)
+        label = f"Verifying {target.title}, {split}"
+        found = _look_at_all(dataset, label, num_workers, needs_masks=needs_masks)
         counts[split] = target.as_published(count(one.sample for one in found if one.sample))
         looked += found
     return Verified(
@@ -79,14 +84,18 @@ def _unite(recorded: Iterable[Fault], seen: Iterable[Fault]) -> list[Fault]:
     return list(dict.fromkeys((*recorded, *seen)))
 
 
-def _look_at_all(dataset: Dataset, label: str, num_workers: int) -> Sequence[_Looked]:
+def _look_at_all(
+    dataset: Dataset, label: str, num_workers: int, *, needs_masks: bool
+) -> Sequence[_Looked]:
     found = map_in_threads(
-        lambda index: _look(dataset, index), range(len(dataset)), num_workers=num_workers
+        lambda index: _look(dataset, index, needs_masks),
+        range(len(dataset)),
+        num_workers=num_workers,
     )
     return list(progress(found, total=len(dataset), label=label))
 
 
-def _look(dataset: Dataset, index: int) -> _Looked:
+def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
     try:
         sample = dataset[index]
     except Exception as error:  # whatever a damaged file of records leads to
@@ -95,9 +104,10 @@ def _look(dataset: Dataset, index: int) -> _Looked:
         return _Looked(None, False, [fault], [])
     found = examine(sample)
     name = sample.file_name
+    lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask
     return _Looked(
         dataclasses.replace(sample, image=b"", mask=None),
-        found.usable,
-        [Fault(name, reason) for reason in found.faults],
+        found.usable and not lacks_mask,
+        [Fault(name, reason) for reason in [*found.faults, *["it has no mask"] * lacks_mask]],
         [Fault(name, reason) for reason in found.notes],
     )
