@@ -3,6 +3,7 @@
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
 """
 
+import itertools
 import pathlib
 import sys
 from typing import Any
@@ -21,7 +22,7 @@ from zsad_jax.methods import image_score
 from zsad_jax.methods import released as released_prompts
 from zsad_jax.report import Report, find_partial, names, read_curves, write_report
 from zsad_jax.results import collect
-from zsad_jax.run_info import Stopwatch, describe_run
+from zsad_jax.run_info import Stopwatch, count_without_mask, describe_run
 from zsad_jax.runner import Runner
 
 flags.adopt_module_key_flags(command)
@@ -56,7 +57,9 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         evaluated = runner.evaluate(target)
         evaluations.append(evaluated.evaluation)
         results.append(collect(evaluated, backbone, datasets[target_name(target)], score))
-        for words in find_partial(results[-1].rows).values():
+        without_mask = count_without_mask([evaluated.evaluation])
+        partial = find_partial(results[-1].rows, without_mask)
+        for words in dict.fromkeys(itertools.chain.from_iterable(partial.values())):
             logging.warning("%s No difference to published results is given.", words)
         clock.lap(f"evaluate {target_name(target)}")
 

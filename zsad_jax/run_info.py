@@ -2,17 +2,21 @@
 
 import importlib.metadata
 import platform
+import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
 
+from zsad_jax.data.protocol import DATASETS
 from zsad_jax.evaluate import Evaluation
+from zsad_jax.report import WITHOUT_MASK
 
 PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
+_WITHOUT_MASK = re.compile(r"(\d+) anomalous images have no mask;")  # as metrics.category notes it
 
 
 class Weights(Protocol):
@@ -59,10 +63,27 @@ def versions() -> dict[str, str]:
     }
 
 
+def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
+    """How many anomalous images lack the mask that pixel metrics need, by benchmark; none is not told."""
+    counts: dict[str, int] = {}
+    for evaluation in evaluations:
+        about = DATASETS.get(evaluation.dataset)
+        notes = [
+            note
+            for by_score in evaluation.scored[0].figures.values()
+            for note in next(iter(by_score.values())).notes
+        ]
+        found = sum(int(count[1]) for count in map(_WITHOUT_MASK.match, notes) if count)
+        if found and about and "pixel" in about.levels:
+            counts[evaluation.dataset] = found
+    return counts
+
+
 def describe_run(
     backbone: Weights, clock: Stopwatch, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any]:
     """The contents of run.json."""
+    without_mask = count_without_mask(evaluations)
     return {
         "command": sys.argv,
         "backbone_sha256": backbone.digest,
@@ -73,4 +94,5 @@ def describe_run(
         "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
         "demonstration": backbone.demonstration,
         "versions": versions(),
+        **({WITHOUT_MASK: without_mask} if without_mask else {}),
     }

@@ -17,7 +17,7 @@ def make_row():
             "method": "tipsomaly",
             "variant": "",
             "backbone": "tips-nano",
-            "auxiliary": "visa",
+            "auxiliary": "visa" if dataset == "mvtec_ad" else "mvtec_ad",
             "checkpoint": "trained",
             "seed": 0,
             "epoch": 2,

@@ -78,6 +78,52 @@ def test_a_part_of_a_dataset_has_no_difference_but_a_footnote(make_row):
     assert (second["image_auroc_difference"], second["notes"]) == ("-2.4", "")
 
 
+def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
+    row = make_row("rsdds_113", method="tps", pixel_auroc=0.662)
+    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    (table,) = run_tables.make_tables([row], without_mask={"rsdds_113": 53})
+    assert cell_of(table, 0, "pixel_auroc").beside == ("96.3",)
+    assert table.footnotes[0] == words
+    (whole,) = run_tables.make_tables([row])
+    assert cell_of(whole, 0, "pixel_auroc").beside == ("96.3", "−30.1")
+    text = run_tables.results_csv([row], without_mask={"rsdds_113": 53})
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert (line["pixel_auroc_paper"], line["pixel_auroc_difference"]) == ("96.3", "")
+    assert line["notes"] == words
+
+
+def test_missing_masks_leave_image_metrics_their_difference(make_row):
+    rows = [make_row(key, image_auroc=0.9, pixel_auroc=0.9) for key in INDUSTRIAL]
+    table = run_tables.dataset_table(rows, {}, {"ksdd": 4})
+    ksdd = INDUSTRIAL.index("ksdd")
+    for line in (ksdd, -1):  # the dataset, and the mean that it belongs to
+        assert cell_of(table, line, "image_auroc").difference is not None
+        cell = cell_of(table, line, "pixel_auroc")
+        assert (cell.paper is None, cell.difference) == (False, None)
+    assert cell_of(table, 0, "pixel_auroc").difference is not None
+    assert table.footnotes == ("KolektorSDD: 4 of 54 anomalous images have no mask.",)
+
+
+def test_another_training_has_no_difference_but_a_footnote(make_row):
+    rows = [make_row(key, image_auroc=0.9, auxiliary="mpdd") for key in BRAIN]
+    table = run_tables.dataset_table(rows, {})
+    words = "Trained on MPDD, the paper's on MVTec AD."
+    assert table.footnotes == (words,)
+    assert [line.marks for line in table.lines] == [(1,)] * 4
+    assert [cell_of(table, line, "image_auroc").beside for line in range(4)] == [
+        ("92.7",),
+        ("92.4",),
+        ("93.2",),
+        ("92.8",),
+    ]
+    comparison = make_row("headct", auxiliary="mpdd", variant="fixed prompts")
+    first, *_, last = csv.DictReader(io.StringIO(run_tables.results_csv(rows, [comparison])))
+    assert (first["image_auroc_paper"], first["image_auroc_difference"]) == ("92.7", "")
+    assert (first["notes"], last["notes"]) == (words, "")
+    elsewhere = run_tables.dataset_table([make_row("lag", auxiliary="mpdd")], {})
+    assert not elsewhere.footnotes  # nothing is published that it would be held against
+
+
 def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
     rows.append(make_row("isic", image_auroc=None, n_images=8))

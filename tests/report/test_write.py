@@ -203,3 +203,17 @@ def test_figure_names(cases, category, file_name, expected):
 )
 def test_quantities(key, value, words):
     assert format_quantity(key, value) == words
+
+
+def test_missing_masks_of_the_run_leave_no_difference_in_any_file(report, make_row, tmp_path):
+    rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
+    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    for run, told in (({}, False), ({"anomalous_without_mask": {"rsdds_113": 53}}, True)):
+        report = dataclasses.replace(
+            report, rows=rows, comparisons=(), cases=(), scores=(), run=run
+        )
+        write_report(tmp_path, report)
+        for name in ("results.md", "results.csv", "results.tex", "report.html"):
+            text = (tmp_path / name).read_text(encoding="utf-8")
+            assert (words in text) == told, name
+            assert bool(re.search("[-−]30[.]1|[$]-[$]30[.]1", text)) != told, name

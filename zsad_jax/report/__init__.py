@@ -2,7 +2,7 @@
 
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import choose_cases
-from zsad_jax.report.coverage import find_partial
+from zsad_jax.report.coverage import WITHOUT_MASK, find_partial
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay
@@ -14,6 +14,7 @@ from zsad_jax.report.write import write_report
 __all__ = [
     "DEMONSTRATION",
     "RESULT_COLUMNS",
+    "WITHOUT_MASK",
     "Case",
     "CurveWriter",
     "DatasetScores",

@@ -1,18 +1,22 @@
 """Whether all published images of a dataset were evaluated; only then are results held against the papers'."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from zsad_jax.data.protocol import DATASETS, About
+from zsad_jax.data.protocol import BOTH, DATASETS, About
 from zsad_jax.report.rows import MEAN, Row
 
+WITHOUT_MASK = "anomalous_without_mask"  # key of run.json: how many images, by dataset
+Partial = dict[tuple[str, str], tuple[str, ...]]  # sentences by (dataset, "image" or "pixel")
 
-def find_partial(rows: Iterable[Row]) -> dict[str, str]:
-    """The datasets of which other images were evaluated than are published, each with a sentence on it.
+
+def find_partial(rows: Iterable[Row], without_mask: Mapping[str, int] | None = None) -> Partial:
+    """The datasets of which other images were evaluated than are published, each with sentences on it.
 
     Images that could not be read were not evaluated. A dataset of which nothing is published is not told.
 
     Args:
       rows: results of a method, any datasets with their categories and means.
+      without_mask: how many anomalous images of a dataset have no mask; only its pixel metrics lack them.
     """
     categories: dict[str, set[str]] = {}
     means = {}
@@ -21,13 +25,31 @@ def find_partial(rows: Iterable[Row]) -> dict[str, str]:
             means[row["dataset"]] = row
         else:
             categories.setdefault(row["dataset"], set()).add(row["category"])
-    partial = {}
+    partial: Partial = {}
     for dataset, row in means.items():
         about = DATASETS.get(dataset)
         words = _compare(about, row, len(categories.get(dataset, ()))) if about else []
         if about and words:
-            partial[dataset] = f"{about.title}: {', '.join(words)} were evaluated."
+            told = f"{about.title}: {', '.join(words)} were evaluated."
+            partial |= {(dataset, level): (told,) for level in BOTH}
+        unmasked = (without_mask or {}).get(dataset)
+        if about and unmasked and "pixel" in about.levels:
+            told = (
+                f"{about.title}: {unmasked} of {row['n_anomalous']} anomalous images have no mask."
+            )
+            partial[dataset, "pixel"] = (*partial.get((dataset, "pixel"), ()), told)
     return partial
+
+
+def words_on(partial: Partial, dataset: str) -> list[str]:
+    """All that is said of a dataset, each sentence once."""
+    told = (sentence for level in BOTH for sentence in partial.get((dataset, level), ()))
+    return list(dict.fromkeys(told))
+
+
+def is_partial(partial: Partial, dataset: str, metric: str) -> bool:
+    """Whether a metric is of other images of a dataset than are published."""
+    return (dataset, metric.split("_")[0]) in partial
 
 
 def _compare(about: About, mean: Row, num_categories: int) -> list[str]:

@@ -53,7 +53,7 @@ def _banner(report: Report) -> str:
 
 def _headlines(report: Report) -> str:
     """The numbers that are asked for first: of the only dataset, or the means over datasets."""
-    table = run_tables.dataset_table(report.rows, {})
+    table = run_tables.dataset_table(report.rows, {}, report.without_mask)
     shown = [line for line in table.lines if line.summary] or table.lines[-1:]
     images = sum(row["n_images"] for row in report.rows if row["category"] == MEAN)
     datasets = len({row["dataset"] for row in report.rows})
@@ -63,7 +63,7 @@ def _headlines(report: Report) -> str:
         for column, cell in list(zip(table.columns, line.cells, strict=True))[::-1]:
             if dict(column.keys)["metric"] in HEADLINES:
                 paper = f"paper {formats.html_beside(cell)}" if cell.paper else ""
-                paper += ", other images" if cell.partial else ""
+                paper += ", not comparable" if cell.apart else ""
                 tiles.insert(0, _tile(column.full, cell.number, paper))
         parts.append(f'<p class="soft">{escape(line.labels[0])}, percent</p>')
         parts.append(f'<div class="tiles">{"".join(tiles)}</div>')
@@ -78,15 +78,16 @@ def _tile(name: str, number: str, words: str) -> str:
 def _results(report: Report) -> str:
     if not report.rows:
         return ""
-    return formats.explained_html(run_tables.make_tables(report.rows, (), report.notes))
+    made = run_tables.make_tables(report.rows, notes=report.notes, without_mask=report.without_mask)
+    return formats.explained_html(made)
 
 
 def _beside_papers(report: Report) -> str:
-    return formats.explained_html(compare_run(report.rows))
+    return formats.explained_html(compare_run(report.rows, report.without_mask))
 
 
 def _comparisons(report: Report) -> str:
-    made = run_tables.make_tables(report.rows, report.comparisons, report.notes)
+    made = run_tables.make_tables(report.rows, report.comparisons, notes=report.notes)
     return formats.explained_html(table for table in made if table.compared == tables.MAIN_RESULT)
 
 

@@ -1,12 +1,12 @@
 """The tables of one run: datasets, categories and comparisons, the paper's numbers beside ours."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import formats, names, wording
-from zsad_jax.report.coverage import find_partial
+from zsad_jax.report.coverage import Partial, find_partial, is_partial, words_on
 from zsad_jax.report.published import (
     DOMAIN_MEANS,
     PublishedNumber,
@@ -27,12 +27,17 @@ from zsad_jax.report.tables import (
     metric_column,
     percent,
 )
+from zsad_jax.report.training import is_usual, tell_training
 
 COUNTS = "Images (anomalous)"
 
 
 def make_tables(
-    rows: Sequence[Row], comparisons: Sequence[Row] = (), notes: Notes | None = None
+    rows: Sequence[Row],
+    comparisons: Sequence[Row] = (),
+    *,
+    notes: Notes | None = None,
+    without_mask: Mapping[str, int] | None = None,
 ) -> list[Table]:
     """Every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
@@ -40,28 +45,31 @@ def make_tables(
       rows: results.json.
       comparisons: comparisons.json.
       notes: words on (dataset, category) that become footnotes.
+      without_mask: how many anomalous images of a dataset have no mask.
     """
     notes = notes or {}
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     tables = [
-        category_table(dataset, rows, notes)
+        category_table(dataset, rows, notes, without_mask)
         for dataset in datasets
         if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
     ]
     if len(datasets) > 1 or not tables:
-        tables.insert(0, dataset_table(rows, notes))
+        tables.insert(0, dataset_table(rows, notes, without_mask))
     for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
         tables.append(comparison_table(dataset, rows, comparisons, notes))
     return tables
 
 
-def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
+def dataset_table(
+    rows: Sequence[Row], notes: Notes, without_mask: Mapping[str, int] | None = None
+) -> Table:
     """The mean of each dataset, and the means over the datasets of a domain.
 
     A domain's mean stands beside the paper's only where it covers the same datasets. Where no domain has
     two datasets the mean is over all of them.
     """
-    footnotes, partial = Footnotes(), find_partial(rows)
+    footnotes, partial = Footnotes(), find_partial(rows, without_mask)
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -70,32 +78,38 @@ def dataset_table(rows: Sequence[Row], notes: Notes) -> Table:
         words = _mean_notes(row["dataset"], members, notes)
         if len(members) == 1:
             words += notes.get((row["dataset"], members[0]["category"]), ())
-        words += _told(partial, [row])
+        cells = _cells(row, metrics, partial)
+        words += _told(partial, [row], cells)
         labels = (names.dataset_name(row["dataset"]), _counts(row))
-        lines.append(Line(labels, _cells(row, metrics, partial), _marks(footnotes, words)))
+        lines.append(Line(labels, cells, _marks(footnotes, words)))
     domains = {mean: _of_domain(means, domain) for mean, domain in DOMAIN_MEANS.items()}
     domains = {mean: members for mean, members in domains.items() if len(members) > 1}
     for mean, members in domains.items():
         cells = tuple(_domain_cell(mean, members, metric, partial) for metric in metrics)
-        words = _told(partial, members) + wording.words_on_members(members, "datasets")
+        words = _told(partial, members, cells) + wording.words_on_members(members, "datasets")
         label = names.dataset_name(mean)
         lines.append(Line((label, ""), cells, _marks(footnotes, words), summary=True))
     if len(means) > 1 and not domains:
         cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
-        words = _told(partial, means) + wording.words_on_members(means, "datasets")
+        words = _told(partial, means, cells) + wording.words_on_members(means, "datasets")
         marks = _marks(footnotes, words)
         lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
     return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
 
-def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
+def category_table(
+    dataset: str,
+    rows: Sequence[Row],
+    notes: Notes,
+    without_mask: Mapping[str, int] | None = None,
+) -> Table:
     """The categories of a dataset, and their mean.
 
     Which categories lack images of a dataset that does is not known, so none has a difference then.
     """
     footnotes = Footnotes()
     chosen = [row for row in rows if row["dataset"] == dataset]
-    partial = find_partial(chosen)
+    partial = find_partial(chosen, without_mask)
     members = [row for row in chosen if row["category"] != MEAN]
     metrics = _metrics_to_show(chosen)
     lines = []
@@ -107,8 +121,8 @@ def category_table(dataset: str, rows: Sequence[Row], notes: Notes) -> Table:
             else list(notes.get((dataset, row["category"]), ()))
         )
         cells = _cells(row, metrics, partial)
-        if summary or any(cell.partial for cell in cells):
-            words += _told(partial, [row])
+        if summary or any(cell.apart for cell in cells):
+            words += _told(partial, [row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, cells, _marks(footnotes, words), summary))
     return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
@@ -153,6 +167,7 @@ def results_csv(
     notes: Notes | None = None,
     *,
     remark: str = "",
+    without_mask: Mapping[str, int] | None = None,
 ) -> str:
     """All rows as CSV: what was run, then ours, the paper's and the difference, in percent.
 
@@ -162,7 +177,7 @@ def results_csv(
     heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
-    partial = find_partial(rows)
+    partial = find_partial(rows, without_mask)
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
@@ -173,45 +188,51 @@ def results_csv(
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
             words = [remark, *(notes or {}).get((row["dataset"], row["category"]), ())]
-            words += _told(partial, [row])
+            words += _told(partial, [row], cells)
             lines.append([*values, " ".join(filter(None, words))])
     return formats.csv_text([*heads, "notes"], lines)
 
 
 def _cells(
-    row: Row, metrics: Iterable[str], partial: Collection[str], with_paper: bool = True
+    row: Row, metrics: Iterable[str], partial: Partial, with_paper: bool = True
 ) -> tuple[Cell, ...]:
-    """A row's numbers beside the paper's; without difference if its dataset is among the partial ones."""
+    """A row's numbers beside the paper's; without difference where they are of something else."""
     paper = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
-    other = row["dataset"] in partial
-    return tuple(_beside(percent(row[metric]), paper, metric, other) for metric in metrics)
+    return tuple(_beside(row, metric, paper, partial) for metric in metrics)
 
 
-def _beside(
-    value: float | None, paper: Mapping[str, PublishedNumber], metric: str, other: bool
-) -> Cell:
+def _beside(row: Row, metric: str, paper: Mapping[str, PublishedNumber], partial: Partial) -> Cell:
     number = paper.get(PAPER_METRIC[metric] or "")
-    return Cell(value, number, partial=other and number is not None)
+    apart = number is not None and _is_apart(row, metric, partial)
+    return Cell(percent(row[metric]), number, apart=apart)
 
 
-def _domain_cell(mean: str, members: Sequence[Row], metric: str, partial: Collection[str]) -> Cell:
+def _is_apart(row: Row, metric: str, partial: Partial) -> bool:
+    """Whether a number is of other images, masks or training than the paper's."""
+    return is_partial(partial, row["dataset"], metric) or not is_usual(row)
+
+
+def _domain_cell(mean: str, members: Sequence[Row], metric: str, partial: Partial) -> Cell:
     """The mean over the datasets of a domain, beside the paper's if that covers the same ones."""
     value = _mean_percent(members, metric)
-    covered = {row["dataset"] for row in members if row[metric] is not None}
+    defined = [row for row in members if row[metric] is not None]
     methods = {row["method"] for row in members}
     numbers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
     number = numbers.get(PAPER_METRIC[metric] or "")
     if number is None:
         return Cell(value)
     theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
-    if covered != set(theirs):
+    if {row["dataset"] for row in defined} != set(theirs):
         return Cell(value)
-    return Cell(value, number, partial=not covered.isdisjoint(partial))
+    apart = any(_is_apart(row, metric, partial) for row in defined)
+    return Cell(value, number, apart=apart)
 
 
-def _told(partial: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
-    """What is said of the partial ones among the datasets of some rows."""
-    return [partial[row["dataset"]] for row in rows if row["dataset"] in partial]
+def _told(partial: Partial, rows: Sequence[Row], cells: Iterable[Cell]) -> list[str]:
+    """What is said of the partial ones among the datasets of some rows, and where cells have the paper's
+    numbers of other trainings."""
+    words = [told for row in rows for told in words_on(partial, row["dataset"])]
+    return words + (tell_training(rows) if any(cell.paper for cell in cells) else [])
 
 
 def _of_domain(means: Sequence[Row], domain: str) -> list[Row]:

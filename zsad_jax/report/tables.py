@@ -30,7 +30,10 @@ BEST_PRIOR: Compared = "best prior method"
 UNDEFINED = "–"
 DOUBT = "†"
 MINUS = "−"
-_PARTIAL = "Where ours is of other images than are published, a footnote says so, and no difference is given."
+_APART = (
+    "Where ours is of other images, masks or training than what is published, a footnote says so, and no"
+    " difference is given."
+)
 
 
 class Cell(NamedTuple):
@@ -39,7 +42,8 @@ class Cell(NamedTuple):
     Attributes:
       value: rounded as shown; None when undefined.
       paper: what the paper prints, to be shown beside the value.
-      partial: whether the value is of other images than the paper's, so that no difference is taken.
+      apart: whether the value is of other images, masks or training than the paper's, so that no difference
+        is taken.
       reference: what `difference` is taken against when no paper's number is; not shown.
       spread: standard deviation over seeds.
       text: shown in place of the value: a number as printed, or "" for a cell that is empty.
@@ -50,7 +54,7 @@ class Cell(NamedTuple):
 
     value: float | None = None
     paper: PublishedNumber | None = None
-    partial: bool = False
+    apart: bool = False
     reference: float | None = None
     spread: float | None = None
     text: str | None = None
@@ -62,7 +66,7 @@ class Cell(NamedTuple):
     def difference(self) -> float | None:
         """The value less the paper's number (or the reference), of the numbers as shown."""
         other = self.paper.percent if self.paper else self.reference
-        if self.partial or self.value is None or other is None:
+        if self.apart or self.value is None or other is None:
             return None
         return round(self.value - other, 1)
 
@@ -165,18 +169,18 @@ def legend(compared: Compared) -> str:
         return (
             "In percent: ours, and where the paper prints one, its number and ours less the paper's in"
             f" brackets. {undefined} {doubtful} The papers' AUPRO comes from 200 thresholds, so it stands"
-            f" beside ours from 200 thresholds; the exact AUPRO has its own column. {_PARTIAL}"
+            f" beside ours from 200 thresholds; the exact AUPRO has its own column. {_APART}"
         )
     if compared == SAME_METHOD:
         return (
             "In percent, published numbers as printed; ours with the difference to what the paper prints for"
             f" the same method in brackets. {undefined} An empty cell was not printed or not run."
-            f" {doubtful} AUPRO comes from 200 thresholds, the papers' and ours. {_PARTIAL}"
+            f" {doubtful} AUPRO comes from 200 thresholds, the papers' and ours. {_APART}"
         )
     if compared == BEST_PRIOR:
         return (
             "In percent; in brackets the gain over the best published mean of the table that is not of the"
-            f" paper's own method, full-shot methods aside. {undefined} {_PARTIAL}"
+            f" paper's own method, full-shot methods aside. {undefined} {_APART}"
         )
     return f"In percent; in brackets the difference to the {compared}. {undefined}"
 

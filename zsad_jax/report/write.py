@@ -22,7 +22,13 @@ def write_report(workdir: PathLike, report: Report) -> None:
     workdir = pathlib.Path(workdir)
     write_text(workdir / "results.md", render_markdown(report))
     remark = DEMONSTRATION if report.demonstration else ""
-    csv = run_tables.results_csv(report.rows, report.comparisons, report.notes, remark=remark)
+    csv = run_tables.results_csv(
+        report.rows,
+        report.comparisons,
+        report.notes,
+        remark=remark,
+        without_mask=report.without_mask,
+    )
     write_text(workdir / "results.csv", csv)
     remarks = [remark] if remark else []
     latex = formats.latex_document(report.title, remarks, [*_own_tables(report), *_beside(report)])
@@ -57,11 +63,13 @@ def render_markdown(report: Report) -> str:
 
 
 def _own_tables(report: Report) -> list[tables.Table]:
-    return run_tables.make_tables(report.rows, report.comparisons, report.notes)
+    return run_tables.make_tables(
+        report.rows, report.comparisons, notes=report.notes, without_mask=report.without_mask
+    )
 
 
 def _beside(report: Report) -> list[tables.Table]:
-    return compare_run(report.rows)
+    return compare_run(report.rows, report.without_mask)
 
 
 def write_figures(folder: PathLike, report: Report) -> None:

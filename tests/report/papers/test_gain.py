@@ -59,6 +59,33 @@ def test_a_mean_over_a_part_of_a_dataset_has_no_gain(make_row):
     )
 
 
+def test_another_training_has_no_gain(make_ours):
+    ours = make_ours(
+        dict.fromkeys(BRAIN, 0.99), method="vip2clip", auxiliary="mvtec_ad+cvc_colondb"
+    )
+    table = gain_table("vip2clip", [ours])
+    (line, *_) = (one for one in table.lines if one.labels[0] == "Medical mean")
+    assert (line.cells[2].value, line.cells[2].difference) == (99.0, None)
+    assert [table.footnotes[mark - 1] for mark in line.cells[2].marks] == [
+        "Trained on MVTec AD + CVC-ColonDB, the paper's on MVTec AD."
+    ]
+
+
+def test_missing_masks_leave_a_pixel_mean_without_gain(make_row):
+    keys = ("isic", "cvc_colondb", "cvc_clinicdb", "kvasir")
+    rows = [make_row(key, method="vip2clip", pixel_auroc=0.9) for key in keys]
+    cells = []
+    for without_mask in ({}, {"kvasir": 1}):
+        table = gain_table("vip2clip", columns_of(rows, without_mask))
+        (line,) = (one for one in table.lines if one.labels[:2] == ("Medical mean", "Pixel AUROC"))
+        cells.append(line.cells[2])
+    assert [cell.value for cell in cells] == [90.0, 90.0]
+    assert (cells[0].difference is None, cells[1].difference) == (False, None)
+    assert table.footnotes[cells[1].marks[0] - 1] == (
+        "Kvasir-SEG: 1 of 1000 anomalous images have no mask."
+    )
+
+
 @pytest.mark.parametrize("paper", MAIN_TABLES)
 def test_full_shot_and_own_numbers_are_no_prior(paper):
     own = {"faprompt": "FAPrompt", "tps": "TPS", "vip2clip": "ViP²-CLIP", "tipsomaly": "TIPSomaly"}

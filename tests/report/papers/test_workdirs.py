@@ -30,6 +30,48 @@ def test_one_way_of_running_a_method_needs_no_more_than_its_name(make_row):
     assert [one.name for one in columns_of(rows)] == ["TIPSomaly"]
 
 
+def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
+    make_row, make_workdir, caplog
+):
+    brain = ("brainmri", "br35h")
+    folders = [
+        make_workdir("tps", [make_row(key, method="tps") for key in ("mvtec_ad", *brain)]),
+        make_workdir("med", [make_row(key, method="tps", auxiliary="headct") for key in brain]),
+        make_workdir("second", [make_row("br35h", method="tps", image_score="second")]),
+    ]
+    both = read_workdirs(folders[:2])
+    assert [(one.name, one.setting, one.training, one.usual) for one in both] == [
+        (
+            "TPS (trained on VisA or MVTec AD)",
+            "tips-nano, trained on VisA or MVTec AD",
+            "common",
+            True,
+        ),
+        ("TPS (trained on HeadCT)", "tips-nano, trained on HeadCT", "tps_medical_image", False),
+    ]
+    assert [set(one.rows) for one in both] == [
+        {("mvtec_ad", "mean"), ("brainmri", "mean"), ("br35h", "mean")},
+        {("brainmri", "mean"), ("br35h", "mean")},
+    ]
+    assert [one.name for one in read_workdirs(folders[1:2])] == ["TPS (trained on HeadCT)"]
+    assert [one.name for one in read_workdirs([folders[0], folders[2]])] == [
+        "TPS (image score first)",
+        "TPS (image score second)",
+    ]
+    assert not caplog.records
+
+
+def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
+    rows = [make_row("ksdd"), make_row("rsdds_113")]
+    first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
+    counts = {"ksdd": 4, "rsdds_113": 53}
+    (first / "run.json").write_text(json.dumps({"anomalous_without_mask": counts}))
+    (ours,) = read_workdirs([first, second])
+    assert ours.partial == {
+        ("rsdds_113", "pixel"): ("RSDDs-113: 53 of 113 anomalous images have no mask.",)
+    }
+
+
 def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().propagate = True

@@ -1,7 +1,7 @@
 """The papers' tables with our results beside them."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zsad_jax.report import names
 from zsad_jax.report.papers.beside import make_table
@@ -82,11 +82,12 @@ def compare_papers(
     return made
 
 
-def compare_run(rows: Sequence[Row]) -> list[Table]:
+def compare_run(rows: Sequence[Row], without_mask: Mapping[str, int] | None = None) -> list[Table]:
     """The main tables of the method's own paper, for the datasets that were run.
 
     Args:
       rows: results.json; methods without a paper here are held against the first that prints them.
+      without_mask: how many anomalous images of a dataset have no mask.
     """
     papers: dict[str, list[Row]] = {}
     for row in rows:
@@ -94,11 +95,12 @@ def compare_run(rows: Sequence[Row]) -> list[Table]:
     papers.pop("", None)
     tables = []
     for paper, members in papers.items():
-        datasets, ours = {row["dataset"] for row in members}, columns_of(members)
+        datasets, ours = {row["dataset"] for row in members}, columns_of(members, without_mask)
         for sheet in make_sheets(paper):
             places = [] if sheet.by_category else _places_run(sheet, datasets)
             if places:
-                tables.append(make_table(sheet.limited_to(places), ours))
+                shown = [one for one in ours if any(place in one.rows for place in places)]
+                tables.append(make_table(sheet.limited_to(places), shown))
     return tables
 
 

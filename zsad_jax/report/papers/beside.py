@@ -24,6 +24,7 @@ from zsad_jax.report.tables import (
     Table,
     percent,
 )
+from zsad_jax.report.training import SETTINGS, tell_training
 from zsad_jax.report.wording import DEMONSTRATION
 
 OUR_METRIC = {paper: ours for ours, paper in PAPER_METRIC.items() if paper}
@@ -47,7 +48,8 @@ class Value(NamedTuple):
 def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     """One metric of a paper's table, our columns at the right.
 
-    Ours has the difference to what the paper prints for the same method, where both cover the same.
+    Ours has the difference to what the paper prints for the same method, where both cover the same and are
+    of the same training.
     """
     footnotes = Footnotes()
     doubts: dict[tuple[str, str], list[str]] = {}
@@ -125,13 +127,23 @@ def our_value(sheet: Sheet, ours: Ours, place: Place) -> Value:
         return Value(None, run=False)
     if row[metric] is None:
         return Value(None, words=(f"{_label(place)}: {_why_undefined(row, metric)}.",))
-    words = [ours.partial[place.dataset]] if place.dataset in ours.partial else []
+    words = list(ours.partial.get((place.dataset, metric.split("_")[0]), ()))
     if place.category == MEAN:
         own = [key for dataset, key in ours.rows if dataset == place.dataset and key != MEAN]
         values = {key: our_value(sheet, ours, Place(place.dataset, key)) for key in own}
         covered = _coverage(values, "categories", names.category_name)
         words += [f"{_label(place)}: {sentence}" for sentence in covered]
     return Value(percent(row[metric]), words=tuple(words))
+
+
+def on_training(value: Value, sheet: Sheet, ours: Ours, place: Place) -> Value:
+    """Our number with a word on what was trained on, where that is not the papers' usual training."""
+    if value.percent is None:
+        return value
+    keys = sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else [place.dataset]
+    places = (Place(key, place.category) for key in keys)
+    told = tell_training(ours.rows[one] for one in places if one in ours.rows)
+    return value._replace(words=(*value.words, *told))
 
 
 def _coverage(values: dict[str, Value], what: str, name: Callable[[str], str]) -> Iterable[str]:
@@ -162,9 +174,14 @@ def _why_undefined(row: Row, metric: str) -> str:
 
 
 def _our_cell(sheet: Sheet, ours: Ours, place: Place, footnotes: Footnotes) -> Cell:
-    counterpart = sheet.counterpart(ours.method)
-    reference = sheet.percent(counterpart, place) if counterpart else None
-    return our_cell(our_value(sheet, ours, place), reference, footnotes)
+    value, reference = our_value(sheet, ours, place), sheet.reference(ours.method, place)
+    if not ours.usual:
+        settings = SETTINGS.get((sheet.paper, ours.training), ())
+        same = sheet.reference(ours.method, place, settings=settings)
+        if same is None and reference is not None:
+            value = on_training(value, sheet, ours, place)
+        reference = same
+    return our_cell(value, reference, footnotes)
 
 
 def _published_column(competitor: Competitor) -> Column:

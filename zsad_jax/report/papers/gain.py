@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from zsad_jax.report import names
-from zsad_jax.report.papers.beside import PUBLISHED, metric_keys, our_cell, our_column, our_value
+from zsad_jax.report.papers.beside import (
+    PUBLISHED,
+    metric_keys,
+    on_training,
+    our_cell,
+    our_column,
+    our_value,
+)
 from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
 from zsad_jax.report.published import DOMAIN_MEANS, all_numbers
@@ -27,7 +34,8 @@ def make_gain_table(paper: str, sheets: Iterable[Sheet], ours: Sequence[Ours]) -
     Args:
       paper: key of the paper.
       sheets: the paper's tables of main results.
-      ours: our results; a mean that does not cover the paper's datasets has no gain.
+      ours: our results; a mean that does not cover the paper's datasets, or is of another training than
+        theirs, has no gain.
     """
     footnotes = Footnotes()
     printed = printed_gains(paper)
@@ -85,7 +93,8 @@ def _line(
         Cell(reference, doubt=bool(doubt)),
         Cell(sheet.percent(Competitor(sheet.paper), place), reference=reference),
     ]
-    cells += [our_cell(our_value(sheet, one, place), reference, footnotes) for one in ours]
+    values = [on_training(our_value(sheet, one, place), sheet, one, place) for one in ours]
+    cells += [our_cell(value, reference, footnotes) for value in values]
     labels = [names.dataset_name(place.dataset), names.PAPER_METRICS[sheet.metric]]
     labels.append(names.method_name(best.method))
     if printed:

@@ -129,13 +129,23 @@ class Sheet:
         numbers = {key: number for key, number in self.numbers.items() if key[1] in places}
         return dataclasses.replace(self, numbers=numbers, places=tuple(places))
 
-    def counterpart(self, method: str) -> Competitor | None:
-        """The column that our results of a method are held against: the method as proposed."""
+    def reference(
+        self, method: str, place: Place, *, settings: Collection[str] | None = None
+    ) -> float | None:
+        """The number that our results of a method are held against.
+
+        Args:
+          method: key of the method.
+          place: where.
+          settings: of which variants; None: the method as proposed.
+        """
         for competitor in self.competitors:
             if competitor.method == method and not competitor.full_shot:
                 number = next(n for (c, _), n in self.numbers.items() if c == competitor)
-                if number.main_setting:
-                    return competitor
+                fits = number.main_setting if settings is None else number.setting in settings
+                percent = self.percent(competitor, place) if fits else None
+                if percent is not None:
+                    return percent
         return None
 
 

@@ -12,11 +12,15 @@ from absl import logging
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 from zsad_jax.report import names, wording
-from zsad_jax.report.coverage import find_partial
+from zsad_jax.report.coverage import WITHOUT_MASK, Partial, find_partial
 from zsad_jax.report.rows import Row, result_row
+from zsad_jax.report.training import describe_training, is_usual, training_of
 
-# What makes two results of a method different columns; of comparisons also the last two.
-_ALWAYS, _COMPARED = ("method", "variant", "backbone"), ("image_score", "seed")
+TRAINING = (
+    "training"  # what stands in a column's identity for the auxiliary set, which targets may share
+)
+# What makes two results of a method different columns; of comparisons also the last.
+_ALWAYS, _COMPARED = ("method", "variant", "backbone", TRAINING, "image_score"), ("seed",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,21 +30,27 @@ class Ours:
     Attributes:
       method: key of the method.
       name: the method, and what differs where it was run in several ways.
-      setting: backbone and variant, for CSV.
+      setting: backbone, variant and what else tells it from others, for CSV.
+      training: what the prompts were trained on, see `training_of`.
+      usual: whether that is what the papers' main numbers stand for.
       rows: results by (dataset, category).
+      without_mask: how many anomalous images of a dataset have no mask.
       demonstration: whether the backbone is a demonstration model.
     """
 
     method: str
     name: str
     setting: str
+    training: str
+    usual: bool
     rows: Mapping[tuple[str, str], Row]
+    without_mask: Mapping[str, int]
     demonstration: bool = False
 
     @functools.cached_property
-    def partial(self) -> dict[str, str]:
-        """The datasets of which other images were evaluated than are published, each with a sentence."""
-        return find_partial(self.rows.values())
+    def partial(self) -> Partial:
+        """The datasets of which other images were evaluated than are published, each with sentences."""
+        return find_partial(self.rows.values(), self.without_mask)
 
     @property
     def about(self) -> str:
@@ -68,35 +78,42 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
                 " has finished."
             )
         run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-        demonstration = isinstance(run, dict) and run.get("demonstration") is True
+        run = run if isinstance(run, dict) else {}
+        demonstration = run.get("demonstration") is True
+        without_mask = run.get(WITHOUT_MASK, {})
         names_of_files = ("results.json", "comparisons.json")[: 1 + comparisons]
         for path in (folder / name for name in names_of_files):
             rows = _read_rows(path) if path.is_file() else []
             compared = path.name == "comparisons.json"
-            results += [_Result(row, str(folder), compared, demonstration) for row in rows]
+            results += [
+                _Result(row, without_mask, str(folder), compared, demonstration) for row in rows
+            ]
     return _gather(results)
 
 
-def columns_of(rows: Iterable[Row]) -> list[Ours]:
+def columns_of(rows: Iterable[Row], without_mask: Mapping[str, int] | None = None) -> list[Ours]:
     """The columns of one run.
 
     Args:
       rows: results.json.
+      without_mask: how many anomalous images of a dataset have no mask.
     """
-    return _gather([_Result(row) for row in rows])
+    return _gather([_Result(row, without_mask or {}) for row in rows])
 
 
 class _Result(NamedTuple):
     """A row and where it comes from."""
 
     row: Row
+    without_mask: Mapping[str, int]  # of its run
     folder: str = ""
     compared: bool = False
     demonstration: bool = False
 
     @property
     def column(self) -> tuple[Any, ...]:
-        return tuple(self.row[key] for key in _ALWAYS + _COMPARED * self.compared)
+        known = _known(self.row)
+        return tuple(known[key] for key in _ALWAYS + _COMPARED * self.compared)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -128,36 +145,54 @@ def _name_columns(
     named = []
     for column, results in columns.items():
         siblings = [other for other in columns if other[0] == column[0]]
-        compared = any(len(other) > len(_ALWAYS) for other in siblings)
-        keys = _ALWAYS + _COMPARED * compared
-        samples = [next(iter(columns[other].values())).row for other in siblings]
-        row = next(iter(results.values())).row
-        differs = _describe(row, [key for key in keys if len({r[key] for r in samples}) > 1])
-        settings = ("backbone", *(("variant",) if row["variant"] else ()))
-        settings += _COMPARED * (len(column) > len(_ALWAYS))
+        keys = _ALWAYS + _COMPARED * any(len(other) > len(_ALWAYS) for other in siblings)
+        samples = [_known(next(iter(columns[other].values())).row) for other in siblings]
+        rows = [result.row for result in results.values()]
+        usual = all(map(is_usual, rows))
+        differs = [key for key in keys if len({known[key] for known in samples}) > 1]
+        if not usual and TRAINING not in differs:
+            differs.append(TRAINING)
+        compared = ("image_score", *_COMPARED) * (len(column) > len(_ALWAYS))
+        settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
+        settings += [key for key in keys[3:] if key in differs or key in compared]
+        words = _describe(rows, differs)
         named.append(
             Ours(
-                method=row["method"],
-                name=names.method_name(row["method"]) + (f" ({differs})" if differs else ""),
-                setting=_describe(row, settings),
+                method=rows[0]["method"],
+                name=names.method_name(rows[0]["method"]) + (f" ({words})" if words else ""),
+                setting=_describe(rows, settings),
+                training=training_of(rows[0]),
+                usual=usual,
                 rows={place: result.row for place, result in results.items()},
+                without_mask={
+                    dataset: result.without_mask[dataset]
+                    for (dataset, _), result in results.items()
+                    if dataset in result.without_mask
+                },
                 demonstration=any(result.demonstration for result in results.values()),
             )
         )
     return named
 
 
-def _describe(row: Row, keys: Sequence[str]) -> str:
-    """What a row has in some columns: a variant and a backbone stand for themselves."""
+def _known(row: Row) -> dict[str, Any]:
+    """A row with its training."""
+    return row | {TRAINING: training_of(row)}
+
+
+def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
+    """What a column's rows have in common: a variant and a backbone stand for themselves."""
     words = []
     for key in keys:
         if key == "variant":
-            words.append(row[key] or "defaults")
+            words.append(rows[0][key] or "defaults")
         elif key == "backbone":
-            words.append(row[key])
-        elif row[key] not in (None, ""):
-            words.append(f"{names.COLUMNS[key].lower()} {row[key]}")
-    return ", ".join(words)
+            words.append(rows[0][key])
+        elif key == TRAINING:
+            words.append(describe_training(rows))
+        elif rows[0][key] not in (None, ""):
+            words.append(f"{names.COLUMNS[key].lower()} {rows[0][key]}")
+    return ", ".join(filter(None, words))
 
 
 def _read_rows(path: pathlib.Path) -> list[Row]:

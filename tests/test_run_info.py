@@ -1,0 +1,44 @@
+import json
+import types
+
+import numpy as np
+
+from zsad_jax import metrics, run_info
+from zsad_jax.evaluate import Evaluation, Scored
+
+
+def evaluation(dataset, *num_without_mask):
+    """Of a dataset with so many anomalous images without mask in each category, by two scores."""
+    figures = {}
+    for category, without in enumerate(num_without_mask):
+        labels = np.array([0, 1, 1, 1])
+        masks = np.zeros((4, 2, 2), bool)
+        masks[1:, 0, 0] = True
+        scores = {"first": np.arange(4.0), "second": np.arange(4.0)}
+        has_mask = np.arange(4) < 4 - without
+        maps = np.arange(16.0).reshape(4, 2, 2)
+        state = metrics.category.update(
+            metrics.category.init(exact=True), scores, labels, maps, masks, has_mask
+        )
+        figures[f"part {category}"] = {
+            name: metrics.category.compute(state, image_score=name) for name in scores
+        }
+    return Evaluation(dataset, np.zeros(0, int), (), (), labels, (Scored({}, figures),), (), ())
+
+
+def test_missing_masks_are_counted_over_categories_where_pixel_metrics_need_them():
+    evaluations = [
+        evaluation("ksdd", 2, 0, 1),
+        evaluation("visa", 0, 0),
+        evaluation("headct", 3),
+        evaluation("my_parts", 3),
+    ]
+    assert run_info.count_without_mask(evaluations) == {"ksdd": 3}
+
+
+def test_the_record_of_a_run_tells_missing_masks_only_where_there_are_any():
+    backbone = types.SimpleNamespace(digest="00", demonstration=False)
+    clock = run_info.Stopwatch()
+    missing = run_info.describe_run(backbone, clock, [evaluation("ksdd", 2)])
+    assert json.loads(json.dumps(missing))["anomalous_without_mask"] == {"ksdd": 2}
+    assert "anomalous_without_mask" not in run_info.describe_run(backbone, clock, [])
