@@ -3,12 +3,10 @@ import errno
 import hashlib
 import http.server
 import io
-import multiprocessing
 import os
 import pathlib
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -417,32 +415,37 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
         prepare("visa", tmp_path / "data2", source=visa_folder)
 
 
-def slow_preparation(source, data_dir):
-    encode = base.encode
+SLOW_PREPARATION = """
+import sys, time
+from zsad_jax.data import builders
+from zsad_jax.data.builders import base
 
-    def slowly(sample, dataset):
-        time.sleep(0.3)
-        return encode(sample, dataset)
+encode = base.encode
 
-    base.encode = slowly
-    prepare("mvtec_ad", data_dir, source=source)
+def encode_slowly(*arguments):
+    time.sleep(0.3)
+    return encode(*arguments)
+
+base.encode = encode_slowly
+benchmark = builders.find_benchmark("mvtec_ad")(data_dir=sys.argv[2])
+benchmark.download_and_prepare(source=sys.argv[1])
+"""
 
 
 def test_a_killed_preparation_leaves_nothing_that_looks_finished(
     mvtec_archive, mvtec_folder, tmp_path
 ):
     data = tmp_path / "data"
-    process = multiprocessing.get_context("fork").Process(
-        target=slow_preparation, args=(mvtec_folder, data)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_PREPARATION, mvtec_folder, data], cwd=ROOT
     )
-    process.start()
     deadline = time.monotonic() + 60
     while not list(data.glob("mvtec_ad/incomplete*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(UserError, match="by another process"):
         prepare("mvtec_ad", data, source=mvtec_folder)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    process.wait()
     (data / "mvtec_ad" / sources.EXTRACTED).mkdir()
     assert list(data.glob("mvtec_ad/incomplete*"))
     assert not list(data.glob("mvtec_ad/*/dataset_info.json"))
