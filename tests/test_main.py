@@ -351,30 +351,23 @@ def test_a_part_of_a_benchmark_is_told_and_held_against_nothing(skipped):
     assert (row["image_auroc_paper"] != "", row["image_auroc_difference"]) == (True, "")
 
 
-def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("auxiliary", "reason"), [("visa:train", "prepare visa"), ("auxiliary:train", "no split")]
+)
+def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, auxiliary, reason):
+    """A set without the split is as good as missing."""
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
         config.targets, config.skip_missing = ("target", "auxiliary"), True
-        config.auxiliary_for = {"target": "visa:train", "auxiliary": "target"}
+        config.auxiliary_for = {"target": auxiliary, "auxiliary": "target"}
         config.auxiliary = None
     datasets, skipped = open_datasets(from_config(config))
     assert set(datasets) == {"target", "auxiliary"}
     assert list(skipped) == ["target"]
-    assert re.match("its prompts are trained on visa:train: .*prepare visa", skipped["target"])
+    assert re.match(f"its prompts are trained on {auxiliary}: .*{reason}", skipped["target"])
     config.targets = ("target",)
-    with pytest.raises(UserError, match="prepare visa"):
+    with pytest.raises(UserError, match=reason):
         open_datasets(from_config(config))
-
-
-def test_an_auxiliary_set_without_the_split_is_as_good_as_missing(folder):
-    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
-    with config.unlocked(), config.ignore_type():
-        config.targets, config.skip_missing = ("target", "auxiliary"), True
-        config.auxiliary_for = {"target": "auxiliary:train", "auxiliary": "target"}
-        config.auxiliary = None
-    datasets, skipped = open_datasets(from_config(config))
-    assert set(datasets) == {"target", "auxiliary"}
-    assert re.match("its prompts are trained on auxiliary:train: .*no split", skipped["target"])
 
 
 def test_what_is_missing_is_told_with_a_shipped_backbone(tmp_path):

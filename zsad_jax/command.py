@@ -1,7 +1,6 @@
 """What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
 
 import difflib
-import errno
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_flags
 
+from zsad_jax import files
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, from_config
 
@@ -29,7 +29,7 @@ def guarded(run: Callable[[], int | None]) -> int:
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = files.is_disk_full(error)
         if error.filename is None and full:
             fail("The disk is full: make room, or choose a folder on a larger one.")
         if error.filename is None:

@@ -1,7 +1,6 @@
 """Fetching published files: resumed, checked, and under the final name only when complete."""
 
 import contextlib
-import errno
 import fcntl
 import math
 import os
@@ -293,7 +292,7 @@ def _reason(error: Exception, url: str) -> str:
 
 
 def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if files.is_disk_full(error):
         return (
             f"The disk of {destination.parent} became full while {label} was fetched: make room and"
             " call again (it goes on where it stopped), or set ZSAD_JAX_HOME (of benchmarks:"

@@ -1,4 +1,7 @@
-"""The one exception that is meant for a person."""
+"""What is meant for a person: one exception, and what a misspelt name may mean."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -15,3 +18,16 @@ class NotPreparedError(UserError):
 
 class NoSplitError(UserError):
     """A dataset that is there has no images in a split."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Says which of the known names may be meant, or which there are; the end of a sentence."""
+    plain = {_plain(one): one for one in known}
+    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(plain.values())}."
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves either the old file or the new one."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -54,6 +55,13 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Writes JSON atomically: indented, one trailing newline, NaN refused (undefined is null)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error says that a disk is full; some libraries say it in words only."""
+    number = getattr(error, "errno", None)
+    words = ("No space left on device", "Not enough disk space")
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
 
 
 def safe_name(text: str) -> str:

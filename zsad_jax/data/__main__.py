@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zsad_jax import command
 from zsad_jax.console import log_plainly
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from zsad_jax.data.inspection.target import Target
@@ -95,7 +95,6 @@ def _prepare(options: argparse.Namespace) -> int:
     import tensorflow_datasets as tfds
 
     from zsad_jax.data import builders
-    from zsad_jax.data.inspection import target
 
     tfds.disable_progress_bar()  # ours shows how much is left
     names = builders.names()
@@ -105,7 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
         wanted = [one.name for one in benchmarks if all(part.url for part in one.ARCHIVES)]
     for name in wanted:
         if name not in names:
-            raise UserError(_no_benchmark(name, target.suggest(name, names)))
+            raise UserError(_no_benchmark(name, suggest(name, names)))
     failures = []
     for name in wanted:
         try:
@@ -208,13 +207,13 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zsad_jax.data.inspection import stock, target
+    from zsad_jax.data.inspection import stock
     from zsad_jax.data.protocol import DATASETS
 
     names = options.categories or list(DATASETS)
     for name in names:
         if name not in DATASETS:
-            raise UserError(f"There is no dataset {name!r}: {target.suggest(name, DATASETS)}")
+            raise UserError(f"There is no dataset {name!r}: {suggest(name, DATASETS)}")
     entries = stock.take_stock(names, _data_dir(options))
     if options.categories is None:
         table = stock.tabulate_datasets(entries)

@@ -129,19 +129,24 @@ def read_folder(
     samples = [sample for part, _ in parts for sample in part]
     faults = [fault for _, part in parts for fault in part]
     if not samples:
-        everything = _list_images(root)
-        if everything and not _without_masks(everything):
-            place = os.path.dirname(everything[0])
-            raise UserError(
-                f"{root} holds ground truth only, no image; if these are images, give {root / place} itself."
-            )
-        raise UserError(f"No images found in {root} (known: {', '.join(EXTENSIONS)}).")
+        raise UserError(_why_empty(root))
     _report(name, samples, faults)
     for i, sample in enumerate(samples):
         called = (prompt_names or {}).get(sample.category) or prompt_name
         called = called or default_prompt_name(sample.category, dataset=name)
         samples[i] = dataclasses.replace(sample, prompt_name=called)
     return Samples(name, samples, faults=faults)
+
+
+def _why_empty(root: pathlib.Path) -> str:
+    """Why a folder has no samples, and what may be meant."""
+    everything = _list_images(root)
+    if everything and not _without_masks(everything):
+        place = root / os.path.dirname(everything[0])
+        return (
+            f"{root} holds ground truth only, no image; if these are images, give {place} itself."
+        )
+    return f"No images found in {root} (known: {', '.join(EXTENSIONS)})."
 
 
 def list_splits(path: PathLike) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """A dataset by its name, wherever it comes from."""
 
-import difflib
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from zsad_jax.data.folder import read_folder
 from zsad_jax.data.joined import Joined
 from zsad_jax.data.meta_json import META_JSON, read_meta_json
 from zsad_jax.data.protocol import DATASETS, Naming, Part, parse_name
-from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.errors import NotPreparedError, UserError, suggest
 from zsad_jax.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
@@ -74,10 +73,9 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     name = next(part.key for part in parse_name(spec) if not _is_there(part.key, data_dir))
     if name in builders.names():
         raise NotPreparedError(f"{builders.how_to_prepare(name, data_dir)}.")
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    known = f"did you mean {near[0]}?" if near else f"known are {', '.join(DATASETS)}."
     raise UserError(
-        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json: {known}"
+        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json:"
+        f" {suggest(name, DATASETS)}"
     )
 
 

@@ -1,7 +1,6 @@
 """What all benchmarks share: features, splits, checks, counts and writing. A benchmark adds its layout."""
 
 import abc
-import errno
 import os
 import pathlib
 import shlex
@@ -187,7 +186,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                 try:
                     super().download_and_prepare(**options)
                 except (OSError, RuntimeError) as error:
-                    if not _is_full(error):
+                    if not files.is_disk_full(error):
                         raise
                     raise UserError(
                         f"The disk of {folder} became full while {self.TITLE} was written: make room,"
@@ -278,10 +277,3 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self.info.metadata["counts"] = self._counted
         self.info.metadata["faults"] = [list(fault) for fault in self._faults]
         self.info.metadata["notes"] = [list(note) for note in self._notes]
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a disk is full: array_record and tensorflow-datasets say it in words only."""
-    number = getattr(error, "errno", None)
-    words = ("No space left on device", "Not enough disk space")
-    return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)

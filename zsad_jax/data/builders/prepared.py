@@ -136,11 +136,10 @@ def open_builder(
     try:
         builder = builder_class(data_dir=data_dir)
         metadata = builder.info.metadata
+        # A file of records that is gone is told before it is read.
         for split in builder.info.splits.values():
             for path in split.filepaths:
-                pathlib.Path(
-                    path
-                ).stat()  # a file of records that is gone is told before it is read
+                path.stat()
         return builder, Recorded(
             counts={
                 split: {category: (n, a) for category, (n, a) in categories.items()}

@@ -1,7 +1,6 @@
 """From what a person has (an archive, its extracted folder, a parent of it) to a benchmark's root."""
 
 import contextlib
-import errno
 import lzma
 import os
 import pathlib
@@ -244,7 +243,7 @@ def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
             f" yourself ({command}) and give the folder as --source."
         ) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not files.is_disk_full(error):
             raise
         raise UserError(
             f"The disk became full while {path} was extracted to {target}: make room, or give a folder"

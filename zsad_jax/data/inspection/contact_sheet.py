@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from zsad_jax.data.base import Dataset, Sample
 from zsad_jax.data.checks import examine
-from zsad_jax.data.inspection.target import Target, suggest
+from zsad_jax.data.inspection.target import Target
 from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL, draw_outline, fit, load_font, shorten
 from zsad_jax.data.threads import map_in_threads
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, suggest
 from zsad_jax.files import replaced
 from zsad_jax.progress import progress
 

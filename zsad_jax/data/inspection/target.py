@@ -1,8 +1,7 @@
 """What a person names on the command line, a benchmark or a folder, with all of its splits."""
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from zsad_jax.data import builders
@@ -13,7 +12,7 @@ from zsad_jax.data.meta_json import META_JSON, read_splits
 from zsad_jax.data.open import SYNTHETIC, is_available, open_dataset
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.synthetic import Synthetic
-from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.errors import NotPreparedError, UserError, suggest
 from zsad_jax.files import PathLike
 
 
@@ -91,19 +90,6 @@ def open_target(
     if os.path.exists(name):
         raise UserError(f"{name} is a file; give a dataset's key or a folder.")
     raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Says which of the known names may be meant, or which there are."""
-    plain = {_plain(one): one for one in known}
-    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(plain.values())}."
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _open_known(name: str, data_dir: PathLike) -> Target:
