@@ -94,9 +94,11 @@ class Detector:
                 f"An image is given as {type(image).__name__}; give an array or a file's path."
             )
         else:
-            opened, note = open_image(os.fspath(image))
-            if note:
-                logging.info("%s: %s", image, note)
+            preprocess = self.backbone.preprocess
+            decoded = open_image(os.fspath(image), bit_depth=preprocess.bit_depth)
+            opened = decoded.image
+            for note in decoded.notes:
+                logging.info("%s", note._replace(file=os.fspath(image)))
         return resize_image(opened, self.backbone.preprocess)
 
     def compiled(self) -> "Detector":

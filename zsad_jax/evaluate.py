@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from zsad_jax import metrics, sharding
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.data.base import Dataset, Fault, ImageBatch
+from zsad_jax.data.base import Dataset, ImageBatch
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Method
@@ -65,7 +66,7 @@ class Evaluation(NamedTuple):
     labels: Int[np.ndarray, " n"]
     scored: tuple[Scored, ...]
     cases: tuple[Case, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[Issue, ...]
 
 
 # Per contender: image scores by name, and maps.
@@ -200,7 +201,7 @@ def _run(
 
     def score(batch: ImageBatch) -> Any:
         for fault in batch.faults:
-            logging.warning("%s: skipped %s: %s", shown["label"], *fault)
+            logging.warning("%s: %s", shown["label"], fault)
         return scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
 
     def one_late() -> Iterator[tuple[ImageBatch, Results]]:
@@ -228,7 +229,7 @@ class _Gathered:
         self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in range(num_contenders)]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_contenders)]
-        self._unread: list[Fault] = []
+        self._unread: list[Issue] = []
 
     def add(self, batch: ImageBatch, results: Results) -> None:
         self._unread += batch.faults
@@ -272,7 +273,7 @@ class _Gathered:
         if not self._rows:
             raise UserError(
                 f"None of the {len(self._unread)} images of {self._dataset.name} could be read;"
-                f" the first: {self._unread[0].file_name}: {self._unread[0].reason}."
+                f" the first: {self._unread[0]}."
             )
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []

@@ -8,8 +8,9 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -18,10 +19,41 @@ from zsad_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+LOCK = ".lock"
+MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
+LONGEST_NAME = 80
+
 
 def home() -> pathlib.Path:
     """The cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`. Not created here."""
-    return pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax").expanduser()
+    place = pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax")
+    return place.expanduser().absolute()
+
+
+def make_removable(folder: PathLike) -> None:
+    """Creates a directory, or marks a new one, so that `remove` accepts it."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARK).touch()
+
+
+def remove(folder: PathLike) -> None:
+    """Removes a directory tree that the library created; one that is not there is no error.
+
+    Nothing is removed outside of it: links in it are removed, not followed.
+
+    Raises:
+      UserError: the path is a link, or is not a directory that `make_removable` marked.
+    """
+    path = pathlib.Path(folder)
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not (path / MARK).is_file():
+        raise UserError(
+            f"{path} was not created by zsad_jax, so it is not removed. Move it elsewhere and run the command"
+            " again."
+        )
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -65,8 +97,16 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def safe_name(text: str) -> str:
-    """A text as a file's name on any system: what is no letter, digit, ".", "+" or "-" becomes "_"."""
-    return re.sub(r"[^\w.+-]", "_", text)
+    """Returns a text as a file name that is valid on any system; different texts have different names.
+
+    All but letters, digits, ".", "+" and "-" becomes "_". A text that is changed, starts with "." or is long
+    gets a digest at its end.
+    """
+    plain = re.sub(r"[^\w.+-]", "_", text)
+    if plain == text and not plain.startswith(".") and 0 < len(plain) <= LONGEST_NAME:
+        return plain
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    return f"{plain.lstrip('.')[:LONGEST_NAME]}-{digest}"
 
 
 def digest(path: PathLike, algorithm: str = "sha256") -> str:
@@ -76,13 +116,25 @@ def digest(path: PathLike, algorithm: str = "sha256") -> str:
 
 
 @contextlib.contextmanager
-def alone(folder: PathLike) -> Iterator[None]:
+def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
     """Makes sure that no other process works in a folder, which is created; the lock ends with the process.
 
+    Args:
+      folder: where outputs are written.
+      outputs: names in it that will be written. In a folder that was never used as such, files of these
+        names are the user's own.
+
     Raises:
-      UserError: one does, or the folder cannot be written.
+      UserError: another process works in the folder, it cannot be written, or it holds the user's own files.
     """
-    path = pathlib.Path(folder) / ".lock"
+    path = pathlib.Path(folder) / LOCK
+    if not path.exists():
+        for name in outputs:
+            if os.path.lexists(path.with_name(name)):
+                raise UserError(
+                    f"{folder} holds {name!r}, which zsad_jax did not write and would overwrite. Choose another"
+                    " folder for the results."
+                )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115 - closed below

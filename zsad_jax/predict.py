@@ -20,13 +20,14 @@ from absl import app, flags, logging
 
 from zsad_jax import command, decisions, files
 from zsad_jax.console import log_plainly
-from zsad_jax.data.base import Fault
-from zsad_jax.data.folder import find_images
+from zsad_jax.data import issues
+from zsad_jax.data.folder import Found, find_images
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import UnreadableImage
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint
 from zsad_jax.methods.prompts import FAMILIES
-from zsad_jax.predictions import COLUMNS, Journal, Row, Writer, is_output
+from zsad_jax.predictions import COLUMNS, FILES, Journal, Row, Writer, is_output
 from zsad_jax.run_info import Stopwatch, describe_run
 from zsad_jax.scoring import Prepared, Scored, prepare_model, score_images
 
@@ -53,6 +54,13 @@ _PIXEL_THRESHOLD = flags.DEFINE_float(
 )
 _MAP_SIZE = flags.DEFINE_integer(
     "map_size", 1024, "Longest side of maps and pictures, in pixels.", lower_bound=1
+)
+_DEPTH = flags.DEFINE_integer(
+    "depth",
+    None,
+    "Bits in use in 16-bit images (12 for many cameras); default: the config's, 16.",
+    lower_bound=8,
+    upper_bound=16,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time; default: the config's.", lower_bound=1
@@ -94,14 +102,16 @@ class Outcome:
     Attributes:
       images: all that were asked for.
       rows: of those that were scored, now or by an earlier run.
-      taken_over: how many an earlier run has scored.
+      reused: how many an earlier run has scored.
       faults: those that could not be read.
+      ignored: other files that were found.
     """
 
     images: Sequence[str]
     rows: Sequence[Row]
-    taken_over: int
-    faults: Sequence[Fault]
+    reused: int
+    faults: Sequence[Issue]
+    ignored: Sequence[Issue]
 
 
 def predict(experiment: Experiment, options: Options) -> None:
@@ -111,10 +121,12 @@ def predict(experiment: Experiment, options: Options) -> None:
       UserError: something is wrong or missing, told before long work; or no image can be read.
     """
     clock = Stopwatch()
-    images = _without_outputs(find_images(options.paths), options.out)
+    images, ignored = _without_outputs(find_images(options.paths), options.out)
     asked = options.threshold
-    good = find_images([asked.good]) if asked is not None and asked.good else []
-    with files.alone(options.out):
+    good = find_images([asked.good]).images if asked is not None and asked.good else []
+    for kind in issues.group(issue for issue in ignored if issue.kind != "hidden"):
+        logging.warning("Ignoring %s", issues.summarize(kind))
+    with files.alone(options.out, FILES):
         model = prepare_model(
             experiment,
             earlier=_earlier_facts(options.out),
@@ -130,12 +142,12 @@ def predict(experiment: Experiment, options: Options) -> None:
         threshold, words = _settle_threshold(options, model, good, experiment.num_workers)
         clock.lap("known-good images")
         writer = _make_writer(options, model, threshold)
-        outcome = _score_all(model, images, writer, experiment.num_workers)
+        outcome = _score_all(model, images, ignored, writer, experiment.num_workers)
         clock.lap("images")
         _write_run(model, clock, writer, outcome, words)
     if not outcome.rows:
         raise UserError(
-            f"None of the {len(images)} images could be read; the first: {outcome.faults[0].reason}."
+            f"None of the {len(images)} images could be read; the first: {outcome.faults[0]}."
         )
     _tell_results(outcome, writer)
 
@@ -152,6 +164,7 @@ def _earlier_facts(out: pathlib.Path) -> dict[str, Any]:
 def _make_writer(options: Options, model: Prepared, threshold: float | None) -> Writer:
     return Writer(
         folder=options.out,
+        bit_depth=model.facts["bit_depth"],
         scale=options.scale or model.map_range,
         map_size=options.map_size,
         threshold=threshold,
@@ -166,12 +179,16 @@ def _settings(writer: Writer) -> dict[str, Any]:
 
 
 def _score_all(
-    model: Prepared, images: Sequence[str], writer: Writer, num_workers: int | None
+    model: Prepared,
+    images: Sequence[str],
+    ignored: Sequence[Issue],
+    writer: Writer,
+    num_workers: int | None,
 ) -> Outcome:
     """Scores what is not finished."""
     key = fingerprint(model.key, _settings(writer), model.warning)
     journal = Journal(writer.folder / "predictions.jsonl", key)
-    taken_over = journal.take_over(images)
+    reused = journal.take_over(images)
     others = journal.others(images)
     if others:
         logging.warning(
@@ -179,16 +196,17 @@ def _score_all(
             " their own.", others, journal.path,
         )  # fmt: skip
     pending = [image for image in images if image not in journal]
-    faults: list[Fault] = []
+    faults: list[Issue] = []
     if pending:  # until all is done, no run.json speaks for these rows
         (writer.folder / "run.json").unlink(missing_ok=True)
         scored = score_images(model, pending, faults, label="score", num_workers=num_workers)
         _write_all(scored, journal, writer, faults)
-    return Outcome(images=images, rows=journal.finish(images), taken_over=taken_over, faults=faults)
+    rows = journal.finish(images)
+    return Outcome(images=images, rows=rows, reused=reused, faults=faults, ignored=ignored)
 
 
 def _write_all(
-    scored: Iterator[Scored], journal: Journal, writer: Writer, faults: list[Fault]
+    scored: Iterator[Scored], journal: Journal, writer: Writer, faults: list[Issue]
 ) -> None:
     """Writes outputs while the next batch is computed."""
     writers = min(os.cpu_count() or 1, MAX_WRITERS)
@@ -200,7 +218,8 @@ def _write_all(
             try:
                 future.result()
             except UnreadableImage as error:  # gone or changed since it was scored
-                faults.append(Fault(path, str(error).rstrip(".")))
+                faults.append(Issue("image_changed", path, error.reason))
+                logging.warning("Skipped %s", faults[-1])
             except OSError as error:
                 raise UserError(
                     f"Cannot write to {writer.folder} ({error.strerror or error}); make room or choose"
@@ -226,7 +245,7 @@ def _settle_threshold(
     journal = Journal(options.out / "known_good.jsonl", model.key)
     journal.take_over(good)
     pending = [image for image in good if image not in journal]
-    faults: list[Fault] = []
+    faults: list[Issue] = []
     for one in score_images(
         model, pending, faults, label="known-good images", num_workers=num_workers
     ):
@@ -235,7 +254,7 @@ def _settle_threshold(
     scores = [row["score"] for row in journal.finish(good)]
     if not scores:
         raise UserError(
-            f"None of the known-good images in {asked.good} could be read; the first: {faults[0].reason}."
+            f"None of the known-good images in {asked.good} could be read; the first: {faults[0]}."
         )
     value = decisions.quantile_threshold(scores, asked.quantile)
     doubt = decisions.describe_support(len(scores), asked.quantile)
@@ -246,22 +265,20 @@ def _settle_threshold(
         "from": asked.good,
         "quantile": asked.quantile,
         "num_images": len(scores),
-        "unreadable": _describe_faults(faults),
+        "issues": _to_json(faults),
         "warning": doubt or None,
     }
 
 
-def _without_outputs(images: list[str], out: pathlib.Path) -> list[str]:
-    """Leaves out the pictures of earlier runs, when the results lie among the images."""
-    kept = [image for image in images if not is_output(image, out)]
-    if not kept:
-        raise UserError(f"All of the {len(images)} images are results of an earlier run in {out}.")
-    if len(kept) < len(images):
-        logging.info(
-            "%d pictures that earlier runs have left in %s are no images to score.",
-            len(images) - len(kept), out,
-        )  # fmt: skip
-    return kept
+def _without_outputs(found: Found, out: pathlib.Path) -> Found:
+    """Ignores what earlier runs wrote, when the results are among the images."""
+    outputs = [image for image in found.images if is_output(image, out)]
+    if len(outputs) == len(found.images):
+        raise UserError(f"All of the {len(outputs)} images are results of an earlier run in {out}.")
+    ignored = [Issue("output", image) for image in outputs]
+    for issue in found.ignored:
+        ignored.append(Issue("output", issue.file) if is_output(issue.file, out) else issue)
+    return Found([image for image in found.images if image not in set(outputs)], ignored)
 
 
 def _leave_warning(out: pathlib.Path, warning: str) -> None:
@@ -292,10 +309,14 @@ def _write_run(
     """Leaves run.json."""
     run = describe_run(model, clock, ()) | {
         "warning": model.warning or None,
+        "num_files": len(outcome.images) + len(outcome.ignored),
         "num_images": len(outcome.images),
-        "num_scored": len(outcome.rows) - outcome.taken_over,
-        "num_taken_over": outcome.taken_over,
-        "unreadable": _describe_faults(outcome.faults),
+        "num_scored": len(outcome.rows) - outcome.reused,
+        "num_reused": outcome.reused,
+        "num_unreadable": len(outcome.faults),
+        "num_ignored": len(outcome.ignored),
+        "issues": _to_json(outcome.faults),
+        "ignored": _to_json(outcome.ignored),
         "model": model.facts,
         "settings": _settings(writer),
         "threshold": words,
@@ -304,8 +325,8 @@ def _write_run(
     files.write_json(writer.folder / "run.json", run)
 
 
-def _describe_faults(faults: Sequence[Fault]) -> list[dict[str, str]]:
-    return [{"path": fault.file_name, "reason": fault.reason} for fault in faults]
+def _to_json(found: Sequence[Issue]) -> list[dict[str, str]]:
+    return [issue._asdict() for issue in found]
 
 
 def _tell(model: Prepared) -> None:
@@ -322,9 +343,10 @@ def _tell(model: Prepared) -> None:
 def _tell_results(outcome: Outcome, writer: Writer) -> None:
     """Prints what came out."""
     count = len(outcome.rows)
+    scored = count - outcome.reused
     print(
-        f"{count - outcome.taken_over} images scored, {outcome.taken_over} taken over from an earlier run,"
-        f" {len(outcome.faults)} skipped as unreadable."
+        f"Scored {scored} image{'s' * (scored != 1)} ({outcome.reused} reused from an earlier run,"
+        f" {len(outcome.faults)} unreadable, {len(outcome.ignored)} files ignored)."
     )
     if writer.threshold is not None:
         found = sum(row["decision"] == "anomalous" for row in outcome.rows)
@@ -345,6 +367,9 @@ def main(argv: list[str]) -> None:
         experiment = command.read_experiment()
         if _BATCH_SIZE.value is not None:
             experiment = dataclasses.replace(experiment, batch_size=_BATCH_SIZE.value)
+        if _DEPTH.value is not None:
+            backbone = {**experiment.backbone, "bit_depth": _DEPTH.value}
+            experiment = dataclasses.replace(experiment, backbone=backbone)
         options = Options(
             paths=argv[1:],
             out=pathlib.Path(_OUT.value),

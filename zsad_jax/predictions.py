@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from zsad_jax import files
-from zsad_jax.data.preprocess import decode_image
+from zsad_jax.data.preprocess import decode_image, one_large_image
 from zsad_jax.decisions import decide, find_regions, shortest
 from zsad_jax.prediction_figure import draw_figure
 
@@ -38,6 +39,11 @@ COLUMNS = {
     "key": "of the weights, prompts and options",
 }
 OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}
+# The names that a run writes into its folder.
+FILES = (
+    *(folder for folder, _ in OUTPUTS.values()),
+    *("predictions.jsonl", "known_good.jsonl", "run.json", "WARNING.txt"),
+)
 MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 
@@ -117,6 +123,7 @@ class Writer:
       threshold: on scores; None: nothing is decided.
       pixel_threshold: on maps; None: no masks and regions.
       warning: to be told with every output; "" for none.
+      bit_depth: of images, see `Preprocess`.
     """
 
     folder: pathlib.Path
@@ -125,6 +132,7 @@ class Writer:
     threshold: float | None = None
     pixel_threshold: float | None = None
     warning: str = ""
+    bit_depth: int = 16
 
     def write(
         self, path: str, score: float, anomaly_map: Float[np.ndarray, "S S"], seconds: float
@@ -137,8 +145,12 @@ class Writer:
           anomaly_map: its map at the model's size.
           seconds: what the model took.
         """
+        with one_large_image(path):
+            return self._write(path, score, anomaly_map, seconds)
+
+    def _write(self, path: str, score: float, anomaly_map: np.ndarray, seconds: float) -> Row:
         start = time.monotonic()
-        image, note = decode_image(path)
+        image, notes = decode_image(path, bit_depth=self.bit_depth)[:2]
         score = shortest(score)
         row: Row = {"path": path, "score": score}
         if self.threshold is not None:
@@ -152,8 +164,8 @@ class Writer:
             mask, row["regions"] = find_regions(resized, self.pixel_threshold, size)
         row |= self._write_files(path, image, resized, mask, self._describe(row))
         row["sha256"] = files.digest(path)
-        if note:
-            row["note"] = note
+        if notes:
+            row["note"] = "; ".join(note.description for note in notes)
         if self.warning:
             row["warning"] = self.warning
         row["time"] = round(seconds + time.monotonic() - start, 4)
@@ -171,15 +183,21 @@ class Writer:
         places = {kind: f"{folder}/{name}{suffix}" for kind, (folder, suffix) in OUTPUTS.items()}
         with files.replaced(self.folder / places["map"]) as temporary:
             np.save(temporary, anomaly_map)
-        figure = draw_figure(
-            image,
-            anomaly_map,
-            mask,
-            scale=self.scale,
-            lines=("/".join(pathlib.PurePath(os.path.realpath(path)).parts[-2:]), line),
-            warning=self.warning,
-        )
-        self._save_png(figure, self.folder / places["figure"])
+        shown = "/".join(pathlib.PurePath(os.path.realpath(path)).parts[-2:])
+        try:
+            figure = draw_figure(
+                image,
+                anomaly_map,
+                mask,
+                scale=self.scale,
+                lines=(shown, line),
+                warning=self.warning,
+            )
+        except Exception as error:  # a picture that cannot be drawn does not end the run
+            logging.warning("The picture of %s cannot be drawn (%s).", path, error)
+            del places["figure"]
+        else:
+            self._save_png(figure, self.folder / places["figure"])
         if mask is None:
             (self.folder / places.pop("mask")).unlink(missing_ok=True)  # of an earlier run
         else:
@@ -231,10 +249,15 @@ def output_name(path: str) -> str:
 
 
 def is_output(path: str, folder: pathlib.Path) -> bool:
-    """Whether an image is a picture that a `Writer` has left in its folder."""
-    places = {os.path.realpath(folder / place) for place, _ in OUTPUTS.values()}
-    if os.path.dirname(os.path.realpath(path)) not in places:
+    """Whether a file was written by an earlier run into its folder; pictures are known by their mark."""
+    place, name = os.path.split(os.path.realpath(path))
+    if place == os.path.realpath(folder):
+        return name in FILES
+    places = {os.path.realpath(folder / part): suffix for part, suffix in OUTPUTS.values()}
+    if place not in places:
         return False
+    if places[place] == ".npy":
+        return name.endswith(".npy")
     try:
         with open(path, "rb") as file:
             return "\0".join(MARK).encode() in file.read(256)  # words come before pixels

@@ -18,7 +18,7 @@ CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
 # What else `load_backbone` takes: files in place of the released ones, and what files do not say.
 BACKBONE_OPTIONS = (
     *("weights", "vision", "text", "tokenizer"),
-    *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage"),
+    *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
 )
 # What must differ over the shipped backbones, whose small vocabularies have fewer words.
 OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}

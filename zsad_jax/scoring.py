@@ -13,9 +13,10 @@ from jaxtyping import Float
 
 from zsad_jax import __version__, files, learned
 from zsad_jax.backbones import Backbone
-from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
-from zsad_jax.data.preprocess import open_image
+from zsad_jax.data.preprocess import UnreadableImage, open_image
 from zsad_jax.detector import Detector, choose_params, make_detector
 from zsad_jax.errors import UserError
 from zsad_jax.experiment import Experiment, fingerprint, to_json
@@ -67,6 +68,7 @@ class Model:
             "backbone": self.backbone.name,
             "weights_sha256": self.backbone.digest,
             "image_size": preprocess.image_size,
+            "bit_depth": preprocess.bit_depth,
             "method": self.method.name,
             "method_config": dataclasses.asdict(self.method.config),
             "prompts": self.prompts,
@@ -226,12 +228,12 @@ def load_model(
 def score_images(
     prepared: Prepared,
     images: Sequence[str],
-    faults: list[Fault],
+    faults: list[Issue],
     *,
     label: str,
     num_workers: int | None = None,
 ) -> Iterator[Scored]:
-    """Scores images in order; those that cannot be read are told and added to `faults`.
+    """Scores images in order; those that cannot be read are reported and added to `faults`.
 
     Args:
       prepared: what scores; loaded when an image can be read.
@@ -251,7 +253,7 @@ def score_images(
     )
     for batch in progress(batches, total=len(images), label=label, step=size):
         for fault in batch.faults:
-            logging.warning("Skipped: %s.", fault.reason)
+            logging.warning("Skipped %s", fault)
         faults += batch.faults
         rows = np.flatnonzero(batch.valid)
         if not len(rows):
@@ -264,14 +266,14 @@ def score_images(
             yield Scored(images[batch.index[row]], float(score), anomaly_map, seconds)
 
 
-def _from_first_readable(images: Sequence[str], faults: list[Fault]) -> Sequence[str]:
-    """Leaves out what cannot be read before the first image that can, so that no model is loaded for it."""
+def _from_first_readable(images: Sequence[str], faults: list[Issue]) -> Sequence[str]:
+    """Skips what cannot be read before the first image that can, so that no model is loaded for it."""
     for position, image in enumerate(images):
         try:
             open_image(image)
-        except UserError as error:
-            logging.warning("Skipped: %s", error)
-            faults.append(Fault(image, str(error).rstrip(".")))
+        except UnreadableImage as error:
+            faults.append(Issue("image_unreadable", image, error.reason))
+            logging.warning("Skipped %s", faults[-1])
         else:
             return images[position:]
     return []

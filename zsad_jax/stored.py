@@ -9,7 +9,7 @@ from absl import logging
 
 from zsad_jax import files
 from zsad_jax.backbones.checkpoints import read_arrays
-from zsad_jax.data.base import Fault
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Evaluation, Scored
 from zsad_jax.metrics import Figures
@@ -78,7 +78,7 @@ def load(path: files.PathLike) -> Evaluation | None:
             )
             for i, fields in enumerate(text["cases"])
         ),
-        faults=tuple(Fault(*fault) for fault in text["faults"]),
+        faults=tuple(Issue(*fault) for fault in text["faults"]),
     )
 
 

@@ -286,7 +286,7 @@ def _train_epoch(
     batches = progress(batches, total=total, label=label, step=batch_size)
     for number, images in enumerate(batches, start=first_step):
         for fault in images.faults:
-            logging.warning("%s: skipped %s: %s", label, fault.file_name, fault.reason)
+            logging.warning("%s: %s", label, fault)
         rows += int(images.valid.sum())
         if not images.valid.any():
             continue

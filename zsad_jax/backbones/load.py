@@ -1,5 +1,6 @@
 """`load_backbone`: from a name or files to a `Backbone`."""
 
+import dataclasses
 from typing import Any
 
 from zsad_jax.backbones.assemble import DTYPES
@@ -25,6 +26,7 @@ def load_backbone(
     num_heads: int | None = None,
     text_num_heads: int | None = None,
     activation: str | None = None,
+    bit_depth: int = 16,
     **overrides: Any,
 ) -> Backbone:
     """A frozen vision-language model, ready to encode.
@@ -45,6 +47,7 @@ def load_backbone(
       text_num_heads: the same for the text tower.
       activation: TIPS: "gelu" or "gelu_tanh", of the vision tower, None: the lineage's; CLIP: "quick_gelu"
         (None: OpenAI's weights), "gelu" (LAION's) or "gelu_tanh", of both towers.
+      bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
       **overrides: for TIPS `lineage` ("native" or "pytorch": which files of a released name),
         `gelu_approximate`, `text_ln_eps`, `posemb_stage`; any size that the arrays show is checked, not set.
 
@@ -56,6 +59,8 @@ def load_backbone(
             f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
         )
     _check_image_size(image_size)
+    if not isinstance(bit_depth, int) or not 8 <= bit_depth <= 16:
+        raise UserError(f"bit_depth={bit_depth!r} must be a whole number from 8 to 16.")
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
     _check_lineage(name, lineage)
@@ -83,7 +88,8 @@ def load_backbone(
             f"image_size={image_size} is less than one patch of {name}; give at least"
             f" {backbone.patch_size} pixels."
         )
-    return backbone
+    preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
+    return dataclasses.replace(backbone, preprocess=preprocess)
 
 
 def locate_files(

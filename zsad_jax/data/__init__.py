@@ -1,7 +1,8 @@
 """Datasets in one schema, and one loader for all of them."""
 
-from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample, Samples
+from zsad_jax.data.base import Dataset, ImageBatch, Sample, Samples
 from zsad_jax.data.folder import find_images, read_folder
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.meta_json import read_meta_json
 from zsad_jax.data.open import check_available, is_available, open_dataset
@@ -18,8 +19,8 @@ from zsad_jax.data.protocol import prompt_name
 
 __all__ = [
     "Dataset",
-    "Fault",
     "ImageBatch",
+    "Issue",
     "Preprocess",
     "Sample",
     "Samples",

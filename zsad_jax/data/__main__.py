@@ -34,7 +34,7 @@ def _make_parser() -> argparse.ArgumentParser:
     threads.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, help="threads that decode"
     )
-    threads.add_argument("--all", action="store_true", help="name every file that is amiss")
+    threads.add_argument("--all", action="store_true", help="list every file that has an issue")
     folder = argparse.ArgumentParser(add_help=False)
     folder.add_argument(
         "--normal_folders", nargs="+", help="of a folder: names of those with normal images"
@@ -155,7 +155,7 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
         print(line)
     hint = f"{PROGRAM} verify {name} --all{_with_data_dir(options)}"
     faults, notes = target.faults, target.notes
-    for line in summary.describe_remarks(faults, notes, show_all=options.all, hint=hint):
+    for line in summary.describe_issues(faults, notes, show_all=options.all, hint=hint):
         print(line)
     print(f"{target.title} lies in {target.place}", flush=True)
 
@@ -180,7 +180,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     from zsad_jax.data.inspection import summary
     from zsad_jax.data.inspection.verify import verify
-    from zsad_jax.data.remarks import count_amiss
+    from zsad_jax.data.issues import count_files
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
@@ -189,9 +189,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     for contradiction in found.contradictions:
         print(f"differs from what preparation recorded: {contradiction}")
     hint = f"{PROGRAM} verify {shlex.quote(target.key)} --all{_with_data_dir(options)}"
-    for line in summary.describe_remarks(
-        found.faults, found.notes, show_all=options.all, hint=hint
-    ):
+    for line in summary.describe_issues(found.faults, found.notes, show_all=options.all, hint=hint):
         print(line)
     problems = {
         "counts that are not the published ones": len(found.differences),
@@ -201,7 +199,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     words = [f"{what}: {number}" for what, number in problems.items() if number]
     verdict = ", ".join(words) or "every image and mask that is there can be used"
     if found.faults:
-        verdict += f"; {count_amiss(found.faults)}"
+        verdict += f"; {count_files(found.faults)}"
     print(f"{target.title}: {verdict}", flush=True)
     return found.good
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from zsad_jax.data.issues import Issue
+
 
 class Lazy(abc.ABC):
     """An image file's bytes that are made when they are asked for: of a crop, or of a volume's slice."""
@@ -78,23 +80,16 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class Fault(NamedTuple):
-    """A file, or a folder, with which something is amiss, and what."""
-
-    file_name: str
-    reason: str
-
-
 class ImageBatch(NamedTuple):
-    """A decoded batch of constant shape; rows with valid False are padding or faults and count nowhere.
+    """A decoded batch of constant shape; rows with `valid=False` are padding or unreadable, and ignored.
 
     Attributes:
       images: resized, still 8-bit; `Preprocess.normalize` makes the tower's input of it, on the device.
       masks: resized ground truth, all False where there is none.
       index: position in the dataset; -1 for padding.
       file_names: of each row; "" for padding.
-      faults: the samples of this batch that could not be read.
-      notes: remarks on samples that were read (16-bit values scaled, an empty mask on an anomalous image).
+      faults: images that could not be read, and masks that could not be used.
+      notes: what is worth knowing of the others (16-bit values scaled, an empty mask on an anomalous image).
     """
 
     images: UInt8[np.ndarray, "b S S 3"]
@@ -105,8 +100,8 @@ class ImageBatch(NamedTuple):
     index: Int[np.ndarray, " b"]  # type: ignore[assignment]  # tuples have a method of that name
     valid: Bool[np.ndarray, " b"]
     file_names: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    notes: tuple[Fault, ...] = ()
+    faults: tuple[Issue, ...] = ()
+    notes: tuple[Issue, ...] = ()
 
 
 class Samples(Sequence[Sample]):
@@ -123,7 +118,7 @@ class Samples(Sequence[Sample]):
         samples: Sequence[Sample],
         categories: Sequence[str] | None = None,
         *,
-        faults: Sequence[Fault] = (),
+        faults: Sequence[Issue] = (),
     ):
         """Categories come in the given order, else in order of first appearance."""
         self.name = name

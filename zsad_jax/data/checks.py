@@ -1,4 +1,4 @@
-"""What can be wrong with a sample, told by decoding it."""
+"""Checks of a sample that need its files decoded."""
 
 from typing import NamedTuple
 
@@ -7,27 +7,33 @@ from jaxtyping import Bool, Shaped
 from PIL import Image
 
 from zsad_jax.data.base import Sample
-from zsad_jax.data.preprocess import UnreadableImage, binarise, open_image, read_masks
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.preprocess import (
+    Decoded,
+    UnreadableImage,
+    binarise,
+    open_image,
+    read_masks,
+    turn_mask,
+)
 
 
 class Examined(NamedTuple):
     """A decoded sample.
 
     Attributes:
-      image: 8 bits a channel, in its own colour mode; None when it cannot be read.
-      mask: the ground truth, several parts joined; None where there is none that can be read.
-      usable: whether the image can be read and has its mask, of its size, where it should have one.
-      faults: what is wrong with the sample; nearly always, what keeps it or its mask from being used.
-      notes: what is worth knowing of the mask but harms nothing.
-      scaling: how the image was brought to 8 bits, if it had to be.
+      image: 8 bits a channel, in its own color mode; None when it cannot be read.
+      mask: the ground truth, several parts joined; None where there is none that can be used.
+      usable: whether the image can be read, and its mask used where it should have one.
+      faults: what is wrong with the sample.
+      notes: what is worth knowing but harms nothing.
     """
 
     image: Image.Image | None
     mask: Bool[np.ndarray, "H W"] | None
     usable: bool
-    faults: list[str]
-    notes: list[str]
-    scaling: str = ""
+    faults: list[Issue]
+    notes: list[Issue]
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -35,43 +41,81 @@ class Examined(NamedTuple):
         return None if self.image is None else self.image.size
 
 
-def examine(sample: Sample, *, threshold: int = 0) -> Examined:
-    """Decodes a sample in full and says, in words, everything that is wrong with it.
+def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Examined:
+    """Decodes a sample in full and reports everything that is wrong with it.
 
-    An anomalous image whose mask is empty is told, and stays usable: the published loaders count all of
-    its pixels as normal.
+    An anomalous image whose mask is empty, or covers it, stays usable: the published loaders count all of its
+    pixels as normal, or as anomalous.
 
     Args:
-      sample: of which the mask is looked at if it `has_mask`.
-      threshold: largest grey value (of 255) in a mask that is still no defect.
+      sample: its mask is examined if it `has_mask`.
+      threshold: largest gray value (of 255) in a mask that is still no defect.
+      bit_depth: see `Preprocess`.
     """
-    faults: list[str] = []
-    image, scaling = None, ""
+    name = sample.file_name
+    faults: list[Issue] = []
+    notes: list[Issue] = []
+    decoded = None
     try:
-        image, scaling = open_image(sample.image)
+        decoded = open_image(sample.image, bit_depth=bit_depth)
+        notes += [note._replace(file=name) for note in decoded.notes]
     except UnreadableImage as error:
-        faults.append(error.reason)
+        faults.append(Issue("image_unreadable", name, error.reason))
+    image = None if decoded is None else decoded.image
     if sample.mask is None or not sample.has_mask:
-        return Examined(image, None, image is not None, faults, [], scaling)
+        return Examined(image, None, image is not None, faults, notes)
     try:
         values = read_masks(sample.mask)
     except UnreadableImage as error:
-        faults.append(f"its mask cannot be used: {error.reason}")
-        return Examined(image, None, False, faults, [], scaling)
-    mask = binarise(values, threshold=threshold)
-    height, width = mask.shape
-    if image is not None and image.size != (width, height):
-        faults.append(f"its mask is {width}x{height}, the image {image.width}x{image.height}")
+        faults.append(Issue("mask_unreadable", name, error.reason))
+        return Examined(image, None, False, faults, notes)
+    drawn = binarise(values.parts, threshold=threshold)
+    mask: Bool[np.ndarray, "H W"] | None = drawn
+    if decoded is not None:
+        mask, issue = _fit(drawn, decoded, values.oriented)
+        if issue:
+            (notes if mask is not None else faults).append(issue._replace(file=name))
     usable = not faults
-    if sample.label and not mask.any():
-        faults.append("it is anomalous and its mask is empty")
-    levels = max(map(_count_levels, values))
-    words = f"its mask has {levels} levels; all above {threshold} are taken as defect"
-    return Examined(image, mask, usable, faults, [words] if levels > 2 else [], scaling)
+    if mask is not None and sample.label and not mask.any():
+        faults.append(Issue("mask_empty", name))
+    if mask is not None and mask.all():
+        faults.append(Issue("mask_full", name))
+    levels = max(map(_count_levels, values.parts))
+    if levels > 2:
+        notes.append(Issue("mask_levels", name, f"{levels} levels, threshold {threshold}"))
+    return Examined(image, mask, usable, faults, notes)
+
+
+def _fit(
+    mask: Bool[np.ndarray, "H W"], decoded: Decoded, oriented: bool
+) -> tuple[Bool[np.ndarray, "h w"] | None, Issue | None]:
+    """Brings a mask to the orientation of its image; None where it cannot belong to it.
+
+    A mask without an orientation of its own was drawn on the stored pixels or on the turned image. Only their
+    sizes can tell, and do not for square images and for half turns.
+    """
+    height, width = mask.shape
+    image = decoded.image
+    detail = f"{width}x{height}, the image {image.width}x{image.height}"
+    stored = image.size if decoded.orientation < 5 else image.size[::-1]  # from 5 on, sides swap
+    if decoded.orientation != 1 and not oriented:
+        if stored == image.size:
+            return None, Issue("mask_orientation", "", f"orientation {decoded.orientation}")
+        if (width, height) == stored:
+            issue = Issue("mask_turned", "", f"orientation {decoded.orientation}")
+            return turn_mask(mask, decoded.orientation), issue
+    if (width, height) == image.size:
+        return mask, None
+    same_aspect = width == round(image.width * height / image.height) or height == round(
+        image.height * width / image.width
+    )
+    if same_aspect:
+        return mask, Issue("mask_resized", "", detail)
+    return None, Issue("mask_size", "", detail)
 
 
 def _count_levels(values: Shaped[np.ndarray, "H W"]) -> int:
-    """How many grey values there are: more than a yes and a no are JPEG noise, indices or soft edges."""
+    """The number of gray values; more than two are JPEG noise, class indices or soft edges."""
     low, high = values.min(), values.max()
     if np.logical_or(values == low, values == high).all():  # faster than counting
         return 1 if low == high else 2

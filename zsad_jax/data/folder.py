@@ -5,11 +5,13 @@ import glob
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from absl import logging
 
-from zsad_jax.data import remarks
-from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data import issues
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.mask_files import MASK_STEM, MaskFiles
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocol import prompt_name as default_prompt_name
@@ -17,17 +19,8 @@ from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
 NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))  # normal only where its opposite is
@@ -36,38 +29,55 @@ SPLITS = ("train", "validation", "test")
 _NAMES_SHOWN = 10
 
 
-def find_images(paths: Sequence[PathLike]) -> list[str]:
+class Found(NamedTuple):
+    """The images that were found, and the files beside them that are not scored.
+
+    Attributes:
+      images: paths, each once.
+      ignored: the other files, with the reason.
+    """
+
+    images: list[str]
+    ignored: list[Issue]
+
+
+def find_images(paths: Sequence[PathLike]) -> Found:
     """Lists the images that a person means by files, folders and glob patterns.
 
-    Folders are searched with all their subfolders, leaving out ground truth (folders `ground_truth` or
-    `masks`, files `<stem>_mask.*` beside their image). A file named outright is kept whatever its type,
-    so that it is reported when it cannot be read.
+    Folders are searched with all their subfolders. Ground truth in them (folders `ground_truth` or `masks`,
+    files `<stem>_mask.*` beside their image), hidden files and files of other types are ignored and reported.
+    A file that is named itself, or matched by a pattern, is never ignored.
 
     Returns:
-      Paths without repetition, in the order of `paths`, sorted within each.
+      Images in the order of `paths`, sorted within each.
 
     Raises:
       UserError: a path does not exist, or there is no image at all.
     """
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
+    ignored: dict[str, Issue] = {}
     for path in [os.fspath(one) for one in paths]:
         if os.path.isdir(path):
-            images = _search(path)
+            found = [_search(path)]
         elif os.path.exists(path):
-            images = [path]
+            found = [Found([path], [])]
         elif glob.has_magic(path):
-            images = _expand(path)
+            matches = sorted(glob.glob(path, recursive=True))
+            found = [_search(one) if os.path.isdir(one) else Found([one], []) for one in matches]
         else:
             raise UserError(f"There is no file or folder {path}.")
-        if not images:
+        if not any(one.images for one in found):
             logging.warning("No images in %s.", path)
-        for image in images:
-            found.setdefault(os.path.realpath(image), image)
-    if not found:
+        for one in found:
+            for image in one.images:
+                images.setdefault(os.path.realpath(image), image)
+            for issue in one.ignored:
+                ignored.setdefault(os.path.realpath(issue.file), issue)
+    if not images:
         raise UserError(
             f"No images found in {', '.join(os.fspath(one) for one in paths)} (known: {', '.join(EXTENSIONS)})."
         )
-    return list(found.values())
+    return Found(list(images.values()), [ignored[key] for key in ignored if key not in images])
 
 
 def read_folder(
@@ -207,7 +217,7 @@ def _read_part(
     category: str,
     masks: PathLike | None,
     normal: set[str],
-) -> tuple[list[Sample], list[Fault]]:
+) -> tuple[list[Sample], list[Issue]]:
     """The samples of one category; `split` is None for a folder without layout."""
     images_root = folder if split is None else folder / (_subfolder(folder, (split,)) or "")
     inside = "" if masks is None else os.path.relpath(masks, images_root).replace(os.sep, "/")
@@ -223,7 +233,7 @@ def _read_part(
         file_name = (images_root / image).relative_to(root).as_posix()
         label, has_mask = _judge(image, found, labelled, bool(pairs), normal)
         if label and not has_mask and pairs:
-            faults.append(Fault(file_name, "its mask is missing; pixel metrics leave it out"))
+            faults.append(Issue("mask_missing", file_name))
         sample = Sample(
             image=str(images_root / image),
             mask=(found if len(found) > 1 else found[0]) if label and found else None,
@@ -235,25 +245,22 @@ def _read_part(
         )
         samples.append(sample)
     if not images:
-        faults.append(Fault(str(images_root), "there are no images in this folder"))
+        faults.append(Issue("folder_empty", str(images_root)))
     elif not pairs:
-        faults += [Fault(str(images_root), reason) for reason in _miss_masks(samples, labelled)]
+        faults += _miss_masks(str(images_root), samples, labelled)
     if split != "train":
-        faults += [Fault(mask, "this mask belongs to no image") for mask in pairs.unused()]
+        faults += [Issue("mask_unused", mask) for mask in pairs.unused()]
     return samples, faults
 
 
-def _miss_masks(samples: Sequence[Sample], labelled: bool) -> Iterator[str]:
-    """What is not known of a category without any mask."""
+def _miss_masks(folder: str, samples: Sequence[Sample], labelled: bool) -> Iterator[Issue]:
+    """Reports what is unknown of a category without any mask."""
     anomalous = sum(sample.label for sample in samples)
     if not labelled or anomalous == len(samples):
-        yield (
-            "nothing tells normal from anomalous images (no folder of normal images, no masks), so that all"
-            f" {len(samples)} count as {'anomalous' if anomalous else 'normal'}; give the folders of normal"
-            " images as `normal_folders`"
-        )
+        kind = "anomalous" if anomalous else "normal"
+        yield Issue("label_unknown", folder, f"all {len(samples)} images count as {kind}")
     elif anomalous:
-        yield f"there are no masks; pixel metrics leave its {anomalous} anomalous images out"
+        yield Issue("masks_missing", folder, f"{anomalous} of {len(samples)} images")
 
 
 def _find_masks(
@@ -293,11 +300,11 @@ def _defect(image: str, label: int, labelled: bool, has_mask: bool) -> str:
     return folders[-1] if folders and labelled else ""
 
 
-def _report(name: str, samples: Sequence[Sample], faults: Sequence[Fault]) -> None:
+def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> None:
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %d images, %d of them anomalous.", name, len(samples), anomalous)
-    for kind in remarks.group(faults):
-        logging.warning("%s: %s", name, kind)
+    for kind in issues.group(faults):
+        logging.warning("%s: %s", name, issues.summarize(kind))
 
 
 def _folders(image: str) -> set[str]:
@@ -324,19 +331,21 @@ def _subfolder(folder: pathlib.Path, names: Sequence[str]) -> str | None:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not _is_hidden(name)
 
 
-def _list_images(root: PathLike) -> list[str]:
+def _list_images(root: PathLike, ignored: list[Issue] | None = None) -> list[str]:
     """All images below a folder, relative to it, with "/" between folders, sorted.
 
     Links are followed after the folders themselves, and none to a folder that was seen or holds the root.
+    Other files, and hidden folders as a whole, are added to `ignored`.
     """
     found: list[str] = []
+    others: list[Issue] = []
     seen = {str(one) for one in pathlib.Path(root).resolve().parents}
     starts = [os.fspath(root)]
     for start in starts:
@@ -346,12 +355,25 @@ def _list_images(root: PathLike) -> list[str]:
                 subfolders.clear()
                 continue
             seen.add(real)
+            place = os.path.relpath(folder, root)
+            hidden = [one for one in (*subfolders, *files) if _is_hidden(one)]
+            others += [Issue("hidden", os.path.join(place, one)) for one in hidden]
             subfolders[:] = sorted(one for one in subfolders if not _is_hidden(one))
             below = [os.path.join(folder, one) for one in subfolders]
             starts += [one for one in below if os.path.islink(one)]
-            place = os.path.relpath(folder, root)
-            found += [os.path.join(place, one) for one in files if _is_image(one)]
-    return sorted(os.path.normpath(one).replace(os.sep, "/") for one in found)
+            for name in files:
+                if _is_image(name):
+                    found.append(os.path.join(place, name))
+                elif not _is_hidden(name):
+                    suffix = os.path.splitext(name)[1].lower()
+                    others.append(Issue("format_unsupported", os.path.join(place, name), suffix))
+    if ignored is not None:
+        ignored += sorted(one._replace(file=_to_posix(one.file)) for one in others)
+    return sorted(map(_to_posix, found))
+
+
+def _to_posix(path: str) -> str:
+    return os.path.normpath(path).replace(os.sep, "/")
 
 
 def _without_masks(images: Sequence[str]) -> list[str]:
@@ -367,17 +389,13 @@ def _without_masks(images: Sequence[str]) -> list[str]:
     return [image for image in images if not is_mask(image)]
 
 
-def _search(folder: str) -> list[str]:
+def _search(folder: str) -> Found:
     """The images of a folder that is to be predicted, ground truth where there is nothing else."""
-    images = _list_images(folder)
-    return [os.path.join(folder, one) for one in _without_masks(images) or images]
-
-
-def _expand(pattern: str) -> list[str]:
-    found: list[str] = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
-        if os.path.isdir(match):
-            found += _search(match)
-        elif _is_image(os.path.basename(match)):
-            found.append(match)
-    return found
+    ignored: list[Issue] = []
+    everything = _list_images(folder, ignored)
+    images = _without_masks(everything) or everything
+    masks = [Issue("mask_ignored", one) for one in everything if one not in set(images)]
+    return Found(
+        [os.path.join(folder, one) for one in images],
+        [issue._replace(file=os.path.join(folder, issue.file)) for issue in [*masks, *ignored]],
+    )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zsad_jax.data.base import Dataset, Fault, Sample
+from zsad_jax.data.base import Dataset, Sample
+from zsad_jax.data.issues import Issue
 
 
 class Joined:
@@ -29,7 +30,7 @@ class Joined:
         self.categories, self.prompt_names = tuple(named), tuple(named.values())
         # Splits of one benchmark tell the same faults.
         found = (fault for dataset in datasets for fault in getattr(dataset, "faults", ()))
-        self.faults: tuple[Fault, ...] = tuple(dict.fromkeys(found))
+        self.faults: tuple[Issue, ...] = tuple(dict.fromkeys(found))
 
     @property
     def grouped(self) -> bool:

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
+import pickle
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from zsad_jax.data import remarks
-from zsad_jax.data.base import Dataset, Fault, ImageBatch, Sample
+from zsad_jax.data import issues
+from zsad_jax.data.base import Dataset, ImageBatch, Sample
 from zsad_jax.data.checks import examine
-from zsad_jax.data.preprocess import Preprocess, resize_image, resize_mask
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
+from zsad_jax.errors import UserError
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
@@ -29,14 +34,14 @@ _start_lock = threading.Lock()
 
 
 class Row(NamedTuple):
-    """One decoded sample of a batch; image and mask are None when it could not be read."""
+    """One decoded sample of a batch; image and mask are None when they could not be read."""
 
     position: int
     sample: Sample
     image: np.ndarray | None
     mask: np.ndarray | None
-    fault: str = ""
-    notes: tuple[str, ...] = ()
+    faults: tuple[Issue, ...] = ()
+    notes: tuple[Issue, ...] = ()
 
 
 def load_batches(
@@ -53,8 +58,8 @@ def load_batches(
 ) -> Iterator[ImageBatch]:
     """Decodes and resizes a dataset in the background and hands it over in batches of constant shape.
 
-    A sample that cannot be read keeps its row, with `valid` False and a `Fault` that says why. The last
-    batch is padded with rows whose index is -1.
+    A sample whose image cannot be read keeps its row, with `valid=False` and an issue in `faults`; one whose
+    mask cannot be used has `has_mask=False`. The last batch is padded with rows whose index is -1.
 
     Args:
       dataset: samples; must be picklable when worker processes are used.
@@ -79,17 +84,16 @@ def load_batches(
     collate = _Collate(tuple(dataset.categories), batch_size, preprocess.image_size, size)
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, collate.num_bytes)
-    pipeline = _build_pipeline(_Selection(dataset, order), decode, collate, workers)
-    return _iterate(pipeline, workers, dataset.name, tell_notes)
+    return _iterate(_Selection(dataset, order), decode, collate, workers, tell_notes)
 
 
-def _build_pipeline(selection, decode, collate, workers):
+def _build_pipeline(source, decode, collate, workers):
     import grain
 
     # Batches are put together before the conversion to an iterator: each worker then makes whole
     # batches, which keeps the order.
     batches = (
-        grain.MapDataset.source(selection).map(decode).batch(collate.batch_size, batch_fn=collate)
+        grain.MapDataset.source(source).map(decode).batch(collate.batch_size, batch_fn=collate)
     )
     if not workers:
         threads = min(_num_cores(), MAX_THREADS)
@@ -104,22 +108,31 @@ def _build_pipeline(selection, decode, collate, workers):
     return batches.to_iter_dataset(in_order).mp_prefetch(options, worker_init_fn=_prepare_worker)
 
 
-def _iterate(pipeline, workers: int, name: str, tell_notes: bool) -> Iterator[ImageBatch]:
-    iterator = iter(pipeline)
-    notes: list[Fault] = []
-    try:
+def _iterate(
+    selection: "_Selection", decode: "_Decode", collate: "_Collate", workers: int, tell_notes: bool
+) -> Iterator[ImageBatch]:
+    name = selection.dataset.name
+    notes: list[Issue] = []
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_in_file(selection)) if workers else selection
+        iterator = iter(_build_pipeline(source, decode, collate, workers))
+        stack.callback(_release_shared_memory if workers else lambda: None)
+        stack.callback(iterator.close)
         with _main_not_run_again() if workers else contextlib.nullcontext():
-            batch = _take(iterator)
+            batch = _take(iterator, name, workers)
         while batch is not None:
             notes += batch.notes if tell_notes else ()
             yield batch
-            batch = _take(iterator)
-        for kind in remarks.group(notes):
-            logging.info("%s: %s", name, kind)
-    finally:
-        iterator.close()
-        if workers:
-            _release_shared_memory()
+            batch = _take(iterator, name, workers)
+        _report(name, notes)
+
+
+def _report(name: str, notes: Sequence[Issue]) -> None:
+    """Logs the notes, a line for each kind; images that were scaled differently do not compare."""
+    for kind in issues.group(notes):
+        scales = {note.detail for note in kind if note.kind == "image_scaled"}
+        level = logging.WARNING if len(scales) > 1 else logging.INFO
+        logging.log(level, "%s: %s", name, issues.summarize(kind))
 
 
 def _release_shared_memory() -> None:
@@ -135,9 +148,19 @@ def _release_shared_memory() -> None:
         pool.apply(int)
 
 
-def _take(iterator: Iterator[ImageBatch]) -> ImageBatch | None:
+def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch | None:
     """The next batch, copied out of the shared memory that workers write to (small in containers)."""
-    batch = next(iterator, None)
+    try:
+        batch = next(iterator, None)
+    except (
+        RuntimeError
+    ) as error:  # what grain raises for a worker that is gone; decoding raises nothing
+        if not workers:
+            raise
+        raise UserError(
+            f"A process that decodes the images of {name} was killed or ran out of memory. Run the same"
+            " command again to resume; --config.num_workers=0 decodes without further processes."
+        ) from error
     if batch is None:
         return None
     copies: dict[str, Any] = {
@@ -162,6 +185,41 @@ class _Selection:
 
 
 @dataclasses.dataclass(frozen=True)
+class _FromFile:
+    """A selection in a file, which each worker process reads once."""
+
+    path: str
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> tuple[int, Sample]:
+        return _read_selection(self.path)[position]
+
+
+@functools.lru_cache(maxsize=1)
+def _read_selection(path: str) -> _Selection:
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+@contextlib.contextmanager
+def _in_file(selection: _Selection) -> Iterator[_FromFile]:
+    """Writes a selection to a temporary file.
+
+    A process is started with its arguments in a pipe. If it is killed before it reads them, writing more
+    than the pipe holds (64 KiB) blocks forever, so that they must stay small.
+    """
+    import cloudpickle  # takes classes of a user's script by value
+
+    with tempfile.NamedTemporaryFile(prefix="zsad_jax-", suffix=".pickle") as file:
+        cloudpickle.dump(selection, file)
+        file.flush()
+        yield _FromFile(file.name, len(selection))
+
+
+@dataclasses.dataclass(frozen=True)
 class _Decode:
     """Decodes and resizes one sample."""
 
@@ -171,13 +229,28 @@ class _Decode:
 
     def __call__(self, item: tuple[int, Sample]) -> Row:
         index, sample = item
-        found = examine(sample, threshold=self.mask_threshold)
-        if found.image is None or not found.usable:
-            return Row(index, sample, None, None, fault="; ".join(found.faults))
-        mask = None if found.mask is None else resize_mask(found.mask, self.mask_size)
-        notes = (found.scaling, *found.faults, *found.notes)
+        if not sample.file_name:
+            name = sample.image if isinstance(sample.image, str) else f"#{index}"
+            sample = dataclasses.replace(sample, file_name=name)
+        try:
+            with one_large_image(sample.image):
+                return self._decode(index, sample)
+        except Exception as error:  # one file must not end the run, whatever a decoder raises
+            issue = Issue("image_unreadable", sample.file_name, f"{type(error).__name__}: {error}")
+            return Row(index, sample, None, None, faults=(issue,))
+
+    def _decode(self, index: int, sample: Sample) -> Row:
+        found = examine(sample, threshold=self.mask_threshold, bit_depth=self.preprocess.bit_depth)
+        faults, notes = tuple(found.faults), tuple(found.notes)
+        if found.image is None:
+            return Row(index, sample, None, None, faults, notes)
         image = resize_image(found.image, self.preprocess)
-        return Row(index, sample, image, mask, notes=tuple(filter(None, notes)))
+        if found.mask is not None:
+            mask = resize_mask(found.mask, self.mask_size)
+            return Row(index, sample, image, mask, notes=faults + notes)
+        if sample.mask is not None:
+            sample = dataclasses.replace(sample, has_mask=False)
+        return Row(index, sample, image, None, faults, notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +276,9 @@ class _Collate:
             category=np.zeros(b, np.int32),
             index=np.full(b, -1, np.int32),
             valid=np.zeros(b, np.bool_),
-            file_names=tuple(map(_label, rows)) + ("",) * (b - len(rows)),
-            faults=tuple(Fault(_label(row), row.fault) for row in rows if row.fault),
-            notes=tuple(Fault(_label(row), note) for row in rows for note in row.notes),
+            file_names=(*(row.sample.file_name for row in rows), *[""] * (b - len(rows))),
+            faults=tuple(fault for row in rows for fault in row.faults),
+            notes=tuple(note for row in rows for note in row.notes),
         )
         for i, row in enumerate(rows):
             batch.index[i] = row.position
@@ -219,12 +292,6 @@ class _Collate:
             if row.mask is not None:
                 batch.masks[i] = row.mask
         return batch
-
-
-def _label(row: Row) -> str:
-    return row.sample.file_name or (
-        row.sample.image if isinstance(row.sample.image, str) else f"#{row.position}"
-    )
 
 
 def _num_cores() -> int:

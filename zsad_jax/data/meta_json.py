@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from zsad_jax.data import remarks
-from zsad_jax.data.base import Dataset, Fault, Sample, Samples
+from zsad_jax.data import issues
+from zsad_jax.data.base import Dataset, Sample, Samples
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import NoSplitError, UserError
 from zsad_jax.files import PathLike
@@ -57,7 +58,7 @@ def read_meta_json(
     within = {place for one in given for place in (os.path.abspath(one), os.path.realpath(one))}
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
-    faults: list[Fault] = []
+    faults: list[Issue] = []
     missing: list[str] = []
     repeated = 0
     for folder in folders:
@@ -77,17 +78,16 @@ def read_meta_json(
             faults += [fault] if fault else []
             missing += [] if os.path.isfile(key) else [str(sample.image)]
     if len(missing) == len(samples):
-        first = [*missing, *(f"{file_name}: {reason}" for file_name, reason in faults)][0]
+        first = [*missing, *map(str, faults)][0]
         raise NoImagesError(
             f"None of the images that {folders[0] / META_JSON} lists is there (the first: {first})."
         )
     if missing:
         logging.warning("%s: %d images are missing, the first: %s.", name, len(missing), missing[0])
-    for kind in remarks.group(faults):
-        logging.warning("%s: %s", name, kind)
     if repeated:
-        reason = f"entries of {split!r} that repeat an image and are left out: {repeated}"
-        faults.insert(0, Fault(META_JSON, reason))
+        faults.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
+    for kind in issues.group(faults):
+        logging.warning("%s: %s", name, issues.summarize(kind))
     return Samples(name, list(samples.values()), faults=faults)
 
 
@@ -111,8 +111,8 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
             if split == "test":
                 raise
             if isinstance(error, NoImagesError):
-                fault = Fault(META_JSON, f"none of the images that it lists in {split!r} is there")
-                splits[split] = Samples("", [], faults=[fault])
+                missing = Issue("images_missing", META_JSON, split)
+                splits[split] = Samples("", [], faults=[missing])
     return splits
 
 
@@ -149,22 +149,21 @@ def _check(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _read_entry(
     entry: Mapping[str, Any], root: pathlib.Path, within: set[str]
-) -> tuple[Sample | None, Fault | None]:
+) -> tuple[Sample | None, Issue | None]:
     """A sample, and what is amiss with it or its mask; no sample where the image lies outside."""
     image = _resolve(entry["img_path"], root, within)
     if image is None:
-        return None, Fault(entry["img_path"], "it lies outside the folder")
+        return None, Issue("image_outside", entry["img_path"])
     label = entry["anomaly"]
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
     fault = mask = None
     if label and entry.get("mask_path"):
         mask = _resolve(entry["mask_path"], root, within)
         if mask is None:
-            fault = Fault(file_name, f"its mask {entry['mask_path']} lies outside the folder")
+            fault = Issue("mask_outside", file_name, entry["mask_path"])
     if mask is not None and not mask.is_file():
         # Some files name the folder instead of a mask where there is none.
-        reason = f"its mask {entry['mask_path']} is missing"  # in the words of the file
-        fault = None if mask.is_dir() else Fault(file_name, reason)
+        fault = None if mask.is_dir() else Issue("mask_missing", file_name, entry["mask_path"])
         mask = None
     sample = Sample(
         image=str(image),

@@ -46,8 +46,14 @@ def fit(image: Picture, longest: int) -> Picture:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def printable(text: str) -> str:
+    """Returns a text with what cannot be drawn escaped: line breaks, control characters, other bytes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def shorten(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """The line as it is, or with its middle left out so that it is at most `width` pixels wide."""
+    """Returns the line, printable and with its middle removed so that it is at most `width` pixels wide."""
+    line = printable(line)
     keep = len(line)
     shortened = line
     while keep > 8 and font.getlength(shortened) > width:

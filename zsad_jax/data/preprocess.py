@@ -11,20 +11,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from zsad_jax.data.base import Encoded, Lazy
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 
 # Pillow also opens formats that run other programs (EPS); only pictures are wanted here.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Pillow warns from 89 million pixels on and refuses 179 million. Line-scan cameras make such images,
-# so the limit is raised, knowingly: this many pixels take 2 GiB.
-MAX_PIXELS = 2**29
-# Cameras with 12 bits store them in 16, so the depth is told by the largest value.
-INTEGER_RANGES = (255, 4095, 65535)
+# Pillow warns from 89 million pixels on and rejects 179 million. Line-scan cameras make such images, so the
+# limit is raised: at 4 bytes a pixel, which RGB takes in Pillow, this many take 1 GiB.
+MAX_PIXELS = 2**28
+LARGE_PIXELS = 2**25  # larger images are decoded one at a time
+BAND_BYTES = 2**24  # of the values that are scaled to 8 bits at a time
+SHALLOW_BITS = 12  # many cameras store this many bits in 16
 
 _limit_lock = threading.Lock()
+_large_lock = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Preprocess:
       resize: Pillow's kernel, antialiased, 8-bit result.
       mean, std: per channel, on values in [0, 1].
       rgb_first: whether the conversion to RGB precedes resizing (TIPS yes, CLIP no).
+      bit_depth: bits in use in images of 16 bits; the same for all images, so that their scores compare.
     """
 
     image_size: int
@@ -43,6 +47,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     rgb_first: bool = True
+    bit_depth: int = 16
 
     def normalize(self, images):
         """Makes the tower's float32 input of 8-bit images.
@@ -85,62 +90,89 @@ class Decoded(NamedTuple):
 
     Attributes:
       image: 8 bits a channel, the right way round.
-      note: what was changed beyond decoding ("16-bit values 0..4095 scaled to 8 bits"), or "".
+      notes: what decoding changed, as issues without a file.
+      orientation: the EXIF orientation that was applied; 1 for none.
     """
 
     image: Image.Image
-    note: str = ""
+    notes: tuple[Issue, ...] = ()
+    orientation: int = 1
+
+    @property
+    def note(self) -> str:
+        """The notes as one text, "" for none."""
+        return "; ".join(note.description for note in self.notes)
 
 
-def open_image(encoded: Encoded | os.PathLike[str]) -> Decoded:
-    """Decodes an image and keeps its colour mode, so that CLIP can resize before it converts to RGB.
+def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
+    """Decodes an image and keeps its color mode, so that CLIP can resize before it converts to RGB.
 
-    The EXIF orientation is applied always: benchmark files carry none, and people's photographs come
-    out the right way round. Deeper images are scaled to 8 bits and the note says how.
+    The EXIF orientation is always applied: benchmark files carry none, and photographs come out the right
+    way round. Deeper images are scaled to 8 bits, see `image_from_array`.
 
     Raises:
-      UnreadableImage: the file is missing, empty, damaged or no image.
+      UnreadableImage: the file is missing, empty, damaged, too large or not an image.
     """
-    raw, note = _load(encoded)
-    if not isinstance(raw, np.ndarray) and not _is_deep(raw):
-        return Decoded(raw, note)
+    loaded = _load(encoded)
+    if not isinstance(loaded.raw, np.ndarray) and not _is_deep(loaded.raw):
+        if loaded.notes and bit_depth != 16:  # Pillow has already dropped the low bytes
+            raise UnreadableImage(_name(encoded), "16-bit color needs bit_depth=16")
+        return Decoded(loaded.raw, loaded.notes, loaded.orientation)
     try:
-        return image_from_array(np.asarray(raw))
+        made = image_from_array(loaded.raw, bit_depth=bit_depth)
     except UserError as error:  # of two channels, say
         raise UnreadableImage(_name(encoded), str(error).rstrip(".")) from error
+    return made._replace(notes=loaded.notes + made.notes, orientation=loaded.orientation)
 
 
-def decode_image(encoded: Encoded | os.PathLike[str]) -> Decoded:
+def decode_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
     """Decodes an image to RGB, equal in pixels to Pillow's `convert("RGB")` for all 8-bit images.
 
     Alpha is dropped without blending, as the published pipelines do.
 
     Raises:
-      UnreadableImage: the file is missing, empty, damaged or no image.
+      UnreadableImage: the file is missing, empty, damaged, too large or not an image.
     """
-    image, note = open_image(encoded)
-    return Decoded(image.convert("RGB"), note)
+    decoded = open_image(encoded, bit_depth=bit_depth)
+    return decoded._replace(image=decoded.image.convert("RGB"))
 
 
-def image_from_array(array: np.ndarray) -> Decoded:
-    """Makes an 8-bit image of an array [H, W] or [H, W, 1, 3 or 4].
+def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) -> Decoded:
+    """Makes an 8-bit image of an array [H, W] or [H, W, 1, 3 or 4], or of a deep gray image.
 
-    Integers are scaled by the smallest of 8, 12 and 16 bits that holds their largest value, floats from
-    [0, 1]; what lies outside these ranges is scaled from its own minimum and maximum.
+    16-bit integers are scaled from [0, 2**bit_depth - 1], whatever their largest value, so that all images
+    are scaled alike; wider integers from [0, 255] or that range, floats from [0, 1]. Values outside of
+    these ranges are scaled from their own minimum and maximum, and the note says so.
+
+    Raises:
+      UserError: the shape is another, or 16-bit values exceed the bit depth.
     """
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
-        raise UserError(f"An image array must be [H, W] or [H, W, 3], not {list(array.shape)}.")
-    array, note = _to_8_bits(array)
-    return Decoded(Image.fromarray(np.ascontiguousarray(array)), note)
+    if isinstance(array, np.ndarray):
+        if array.ndim == 3 and array.shape[-1] == 1:
+            array = array[..., 0]
+        if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
+            raise UserError(f"An image array must be [H, W] or [H, W, 3], not {list(array.shape)}.")
+        if array.dtype in (np.uint8, np.bool_):
+            array = array * np.uint8(255) if array.dtype == np.bool_ else array
+            return Decoded(Image.fromarray(np.ascontiguousarray(array)))
+    low, high, dtype = _range_of(array)
+    start, end = _scale_of(low, high, dtype, bit_depth)
+    bands = [
+        np.rint((band - start) * (255 / ((end - start) or 1))).astype(np.uint8)
+        for band in _bands(array)
+    ]
+    bits = dtype.itemsize * 8
+    notes = [Issue("image_scaled", "", f"{bits}-bit values {start:g} to {end:g}")]
+    if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
+        notes.append(Issue("image_shallow", ""))
+    return Decoded(Image.fromarray(np.concatenate(bands)), tuple(notes))
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes an image to the square that the backbone wants, with Pillow's antialiased 8-bit kernel."""
     size = (preprocess.image_size, preprocess.image_size)
     kernel = Image.Resampling[preprocess.resize.upper()]
-    # Grey images give the same pixels in either order, and a third of the work in this one.
+    # Gray images give the same pixels in either order, and a third of the work in this one.
     if preprocess.rgb_first and image.mode != "L":
         image = image.convert("RGB")
     return np.asarray(image.resize(size, kernel).convert("RGB"))
@@ -160,22 +192,32 @@ def decode_mask(
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
-    return binarise(read_masks(encoded), threshold=threshold)
+    return binarise(read_masks(encoded).parts, threshold=threshold)
 
 
-def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> list[Shaped[np.ndarray, "H W"]]:
-    """The grey values of ground truth, of one mask or several of the same image, as their files hold them.
+class MaskValues(NamedTuple):
+    """The gray values of ground truth, as its files hold them.
 
-    8 bits with palettes applied, or deeper.
+    Attributes:
+      parts: of one mask or several of the same image; 8 bits with palettes applied, or deeper.
+      oriented: whether an EXIF orientation was applied.
+    """
+
+    parts: list[Shaped[np.ndarray, "H W"]]
+    oriented: bool
+
+
+def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> MaskValues:
+    """Decodes ground truth of one mask, or of several of the same image.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
     parts = encoded if isinstance(encoded, tuple) else (encoded,)
-    masks = [_read_mask(part) for part in parts]
+    masks, orientations = zip(*map(_read_mask, parts), strict=True)
     if len({mask.shape for mask in masks}) != 1:
         raise UnreadableImage(_name(parts[0]), "the masks of this image differ in size")
-    return masks
+    return MaskValues(list(masks), any(orientation != 1 for orientation in orientations))
 
 
 def binarise(
@@ -186,13 +228,21 @@ def binarise(
     return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
 
 
-def _read_mask(encoded: Encoded) -> Shaped[np.ndarray, "H W"]:
-    raw, _ = _load(encoded)
-    if isinstance(raw, np.ndarray) or _is_deep(raw):
+def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int]:
+    """The gray values of a mask, and the EXIF orientation that was applied."""
+    loaded = _load(encoded)
+    if isinstance(loaded.raw, np.ndarray) or _is_deep(loaded.raw):
         # Pillow's own conversion of 16 bits to 8 depends on its version.
-        values = np.asarray(raw)
-        return values if values.ndim == 2 else values.max(axis=-1)
-    return np.asarray(raw.convert("L"))
+        values = np.asarray(loaded.raw)
+        return values if values.ndim == 2 else values.max(axis=-1), loaded.orientation
+    return np.asarray(loaded.raw.convert("L")), loaded.orientation
+
+
+def turn_mask(mask: Bool[np.ndarray, "H W"], orientation: int) -> Bool[np.ndarray, "h w"]:
+    """Applies an EXIF orientation to ground truth that was drawn on the stored pixels."""
+    image = Image.fromarray(mask)
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S S"]:
@@ -201,43 +251,94 @@ def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
-def _load(encoded: Encoded | os.PathLike[str]) -> tuple[Image.Image | np.ndarray, str]:
-    """The decoded image in its own mode and depth (an array where only opencv could), and a note."""
+class _Loaded(NamedTuple):
+    """A decoded file in its own mode and depth; an array where only opencv can read it."""
+
+    raw: Image.Image | np.ndarray
+    notes: tuple[Issue, ...] = ()
+    orientation: int = 1
+
+
+def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
     encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     _check_there(encoded)
     try:
-        with _large_images_allowed():
-            source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-            image = Image.open(source, formats=FORMATS)
-        with image:  # closes the file; the pixels stay
-            note = _describe_depth(image)
-            image.load()
+        with _open(encoded) as image:  # closes the file; the pixels stay
+            _check_size(image.size, encoded)
+            notes = _describe_depth(image)
+            large = image.width * image.height > LARGE_PIXELS
+            with _large_images_allowed() if large else contextlib.nullcontext():
+                image.load()
+            if image.mode not in ("1", "L", "RGB", "RGBA", "CMYK") and not _is_deep(image):
+                image.convert("RGB")  # fails for a damaged palette, which loading does not notice
+    except UnreadableImage:
+        raise
     # Pillow's decoders raise whatever comes up: OSError, SyntaxError, ValueError, struct.error…
     except Exception as error:
-        array = _load_with_opencv(encoded)
+        reason = _describe_error(error)
+        array = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
         if array is None:
-            raise UnreadableImage(_name(encoded), _describe_error(error)) from error
-        return array, ""
-    # A broken EXIF block is no reason to refuse a good picture.
+            raise UnreadableImage(_name(encoded), reason) from error
+        return _Loaded(array)
+    orientation = 1
+    # A broken EXIF block is no reason to reject a good picture.
     with contextlib.suppress(Exception):
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
-    return image, note
+    return _Loaded(image, notes, orientation if orientation in range(1, 9) else 1)
+
+
+def _open(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
+    """Opens an image without decoding its pixels."""
+    with _large_images_allowed():
+        source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        return Image.open(source, formats=FORMATS)
+
+
+def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        reason = f"its {width}x{height} pixels are more than {MAX_PIXELS:,}; cut it into tiles"
+        raise UnreadableImage(_name(encoded), reason)
+
+
+@contextlib.contextmanager
+def one_large_image(encoded: Encoded | os.PathLike[str]) -> Iterator[None]:
+    """Lets one thread at a time hold a very large decoded image, so that memory stays bounded."""
+    large = False
+    if not isinstance(encoded, Lazy):
+        with contextlib.suppress(Exception), _open(encoded) as image:
+            large = image.width * image.height > LARGE_PIXELS
+    with _large_lock if large else contextlib.nullcontext():
+        yield
 
 
 def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | None:
-    """A TIFF of a kind that Pillow does not know (deep or float colour, say); None for anything else."""
+    """A TIFF of a kind that Pillow does not know (deep or float color, say); None for anything else."""
     data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return None
     import cv2
 
     try:
+        _check_size(_tiff_size(data), encoded)
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+    except UnreadableImage:
+        raise
+    except Exception:  # of either library's
         return None
     if array is not None and array.ndim == 3 and array.shape[-1] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[-1]]]  # BGR(A) to RGB(A)
     return array
+
+
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    """Width and height in the header of a TIFF."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
 
 
 def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
@@ -255,8 +356,9 @@ def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _large_images_allowed() -> Iterator[None]:
+    """Lifts Pillow's own limit, which is global and less than ours; `_check_size` takes its place."""
     with _limit_lock:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
         finally:
@@ -267,33 +369,51 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _to_8_bits(array: np.ndarray) -> tuple[np.ndarray, str]:
-    if array.dtype == np.uint8:
-        return array, ""
-    if array.dtype == np.bool_:
-        return array * np.uint8(255), ""
-    values = np.nan_to_num(array.astype(np.float64))
-    low, high = values.min(), values.max()
-    if array.dtype.kind == "f":
-        start, end = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    else:
-        fitting = [end for end in INTEGER_RANGES if low >= 0 and high <= end]
-        start, end = (0, fitting[0]) if fitting else (low, high)
-    scaled = np.rint((values - start) * (255 / ((end - start) or 1))).astype(np.uint8)
-    return scaled, f"{array.dtype.itemsize * 8}-bit values {start:g} to {end:g} scaled to 8 bits"
+def _bands(array: np.ndarray | Image.Image) -> Iterator[np.ndarray]:
+    """The rows of an array or image a few at a time, as float64; a whole image would take 8 bytes a value."""
+    size = (array.shape[1], array.shape[0]) if isinstance(array, np.ndarray) else array.size
+    channels = array.shape[-1] if isinstance(array, np.ndarray) and array.ndim == 3 else 1
+    rows = max(BAND_BYTES // (8 * size[0] * channels), 1)
+    for top in range(0, size[1], rows):
+        if isinstance(array, np.ndarray):
+            band = array[top : top + rows]
+        else:
+            band = np.asarray(array.crop((0, top, size[0], min(top + rows, size[1]))))
+        yield np.nan_to_num(band.astype(np.float64))
 
 
-def _describe_depth(image: Image.Image) -> str:
-    """What Pillow does silently: of 16-bit colour (not grey) it keeps the high byte."""
+def _range_of(array: np.ndarray | Image.Image) -> tuple[float, float, np.dtype]:
+    """The smallest and the largest value, and the type of the values."""
+    corner = array[:1, :1] if isinstance(array, np.ndarray) else array.crop((0, 0, 1, 1))
+    ends = [(band.min(), band.max()) for band in _bands(array)]
+    low, high = min(one for one, _ in ends), max(one for _, one in ends)
+    return float(low), float(high), np.asarray(corner).dtype
+
+
+def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple[float, float]:
+    """The values that become 0 and 255."""
+    if dtype.kind == "f":
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    full = 2**bit_depth - 1
+    if dtype.itemsize == 2 and low >= 0:
+        if high > full:
+            raise UserError(
+                f"The values reach {high:g}, more than {bit_depth} bits hold ({full}); set a larger bit_depth."
+            )
+        return 0, full
+    fitting = [end for end in (255, full) if low >= 0 and high <= end]
+    return (0, fitting[0]) if fitting else (low, high)
+
+
+def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
+    """Reports what Pillow does silently: of 16-bit color (not gray) it keeps the high byte."""
     raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if ";16" in raw_modes and not _is_deep(image):
-        return "16-bit values 0 to 65535 scaled to 8 bits"
-    return ""
+        return (Issue("image_scaled", "", "16-bit values 0 to 65535"),)
+    return ()
 
 
 def _describe_error(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * MAX_PIXELS} pixels; cut it into tiles"
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from zsad_jax.data.base import Fault
+from zsad_jax.data.issues import Issue
 from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.rows import Row
 
@@ -78,7 +78,7 @@ class Report:
     scores: Sequence[DatasetScores] = ()
     cases: Sequence[Case] = ()
     history: Sequence[Mapping[str, Any]] = ()
-    faults: Mapping[str, Sequence[Fault]] = dataclasses.field(default_factory=dict)
+    faults: Mapping[str, Sequence[Issue]] = dataclasses.field(default_factory=dict)
     config_text: str = ""
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     demonstration: bool = False

@@ -36,6 +36,7 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold dollar signs
     "svg.hashsalt": "zsad_jax",
 }
 

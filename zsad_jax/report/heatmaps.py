@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from zsad_jax.data.outline import Picture, draw_outline, fit
+from zsad_jax.data.outline import Picture, draw_outline, fit, printable
 from zsad_jax.report import names, pictures
 from zsad_jax.report.base import Case
 from zsad_jax.report.figures import LABELS, new_figure, style
@@ -46,7 +46,12 @@ def heatmap_figure(
       file_name, score, label: written above; label None = unknown.
       title: further words, the dataset say.
     """
-    parts = (title, file_name, f"score {score:.3f}", "" if label is None else LABELS[label])
+    parts = (
+        title,
+        printable(file_name),
+        f"score {score:.3f}",
+        "" if label is None else LABELS[label],
+    )
     panels = _panels(image, anomaly_map, mask, scale=scale, label=label)
     return _draw([(" · ".join(part for part in parts if part), panels)], scale=scale)
 

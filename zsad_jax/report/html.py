@@ -173,8 +173,9 @@ def _left_out(report: Report) -> str:
     parts = [f"<h3>Datasets</h3>{_definitions(skipped)}"] if skipped else []
     for dataset, faults in report.faults.items():
         if faults:
-            heading = f"{_count(len(faults), 'thing')} amiss in {names.dataset_name(dataset)}"
-            parts.append(f"<h3>{escape(heading)}</h3>{_definitions(faults)}")
+            heading = f"{_count(len(faults), 'issue')} in {names.dataset_name(dataset)}"
+            described = [(fault.file, fault.description) for fault in faults]
+            parts.append(f"<h3>{escape(heading)}</h3>{_definitions(described)}")
     return "".join(parts)
 
 

@@ -1,6 +1,7 @@
 """How datasets, methods and metrics are called in front of people."""
 
 from zsad_jax.data import protocol
+from zsad_jax.data.outline import printable
 
 METHODS = {
     "tipsomaly": "TIPSomaly",
@@ -64,7 +65,7 @@ COLUMNS = {
 def dataset_name(key: str) -> str:
     """The dataset's usual spelling ("industrial_mean": a mean); the key itself for a folder of the user's."""
     means = {f"{domain}_mean": f"{title} mean" for domain, title in protocol.DOMAINS.items()}
-    return means.get(key) or protocol.title(key)
+    return means.get(key) or printable(protocol.title(key))
 
 
 def method_name(key: str) -> str:
@@ -74,4 +75,4 @@ def method_name(key: str) -> str:
 
 def category_name(key: str) -> str:
     """A category as words ("metal_nut" becomes "metal nut")."""
-    return key.replace("_", " ")
+    return printable(key.replace("_", " "))

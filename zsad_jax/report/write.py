@@ -1,15 +1,23 @@
 """The files of a report."""
 
+import functools
+import json
 import pathlib
-import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from zsad_jax.files import PathLike, write_text
+from absl import logging
+
+from zsad_jax.files import PathLike, safe_name, write_json, write_text
 from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
 from zsad_jax.report.base import Case, Report
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.wording import DEMONSTRATION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECORD = "written.json"  # names the figures that the last report wrote
 
 
 def write_report(workdir: PathLike, report: Report) -> None:
@@ -52,7 +60,7 @@ def render_markdown(report: Report) -> str:
             _bullets([(names.dataset_name(key), why) for key, why in report.skipped.items()])
         )
     faults = [
-        (f"{dataset}/{fault.file_name}", fault.reason)
+        (f"{dataset}/{fault.file}", fault.description)
         for dataset, group in report.faults.items()
         for fault in group
     ]
@@ -75,14 +83,25 @@ def _beside(report: Report) -> list[tables.Table]:
 def write_figures(folder: PathLike, report: Report) -> None:
     """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
     folder = pathlib.Path(folder)
-    for name in {scores.dataset for scores in report.scores}:
-        shutil.rmtree(folder / name, ignore_errors=True)  # pictures of an earlier run
+    written: list[str] = []
+
+    def save(make: "Callable[[], Figure | None]", *names: str) -> None:
+        try:
+            figure = make()
+        except Exception as error:  # no name that a user gives to a file may end a finished run
+            logging.warning("The figure %s cannot be drawn (%s).", "/".join(names), error)
+            return
+        if figure is not None:
+            figures.save_png(figure, folder.joinpath(*names))
+            written.append("/".join(names))
+
     for case in report.cases:
         words = [
             DEMONSTRATION.rstrip(".") if report.demonstration else "",
             names.dataset_name(case.dataset),
         ]
-        figure = heatmaps.heatmap_figure(
+        heatmap = functools.partial(
+            heatmaps.heatmap_figure,
             case.image,
             case.anomaly_map,
             case.mask,
@@ -92,27 +111,37 @@ def write_figures(folder: PathLike, report: Report) -> None:
             label=case.label,
             title=" · ".join(word for word in words if word),
         )
-        figures.save_png(figure, folder / case.dataset / figure_name(case))
+        save(heatmap, safe_name(case.dataset), figure_name(case))
     for scores in report.scores:
-        figures.save_png(
-            figures.score_histogram(scores), folder / scores.dataset / "score_histogram.png"
-        )
-        roc = figures.roc_figure(scores)
-        if roc is not None:
-            figures.save_png(roc, folder / scores.dataset / "roc.png")
-    training = figures.training_figure(report.history)
-    if training is not None:
-        figures.save_png(training, folder / "training.png")
+        place = safe_name(scores.dataset)
+        save(functools.partial(figures.score_histogram, scores), place, "score_histogram.png")
+        save(functools.partial(figures.roc_figure, scores), place, "roc.png")
+    save(functools.partial(figures.training_figure, report.history), "training.png")
+    _remove_earlier(folder, written)
+
+
+def _remove_earlier(folder: pathlib.Path, written: list[str]) -> None:
+    """Removes the figures of an earlier report that this one does not have, and nothing else."""
+    record = folder / RECORD
+    try:
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = []
+    for name in set(map(str, earlier)) - set(written):
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())  # an edited record, or a link
+        if inside and path.suffix == ".png" and path.is_file():
+            path.unlink()
+    write_json(record, written)
 
 
 def figure_name(case: Case) -> str:
-    """The name of a case's heat-map figure: category, then what its file name adds to that."""
+    """Returns the file name of a case's heat map: its category, then what its file name adds to that."""
     path = pathlib.PurePosixPath(case.file_name.replace("\\", "/"))
-    name = path.name.removesuffix(
-        ".png"
-    )  # other suffixes stay: 1.jpg and 1.tif may lie side by side
+    # Other suffixes stay: 1.jpg and 1.tif may be in the same folder.
+    name = path.name.removesuffix(".png")
     parts = [part for part in (*path.parent.parts, name) if part not in (case.category, "/", "..")]
-    return re.sub(r"[^\w.-]+", "-", "_".join([case.category, *parts]).strip("_")) + ".png"
+    return safe_name("_".join([case.category, *parts]).strip("_")) + ".png"
 
 
 def _bullets(items: Iterable[tuple[str, str]]) -> str:

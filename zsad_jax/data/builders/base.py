@@ -4,7 +4,6 @@ import abc
 import os
 import pathlib
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from zsad_jax import files
-from zsad_jax.data.base import Fault, Sample, Samples
+from zsad_jax.data.base import Sample, Samples
 from zsad_jax.data.builders import sources
 from zsad_jax.data.builders.counts import ALL, Counts, Published, count
 from zsad_jax.data.builders.layouts import Listing, list_meta_json
@@ -20,6 +19,7 @@ from zsad_jax.data.builders.records import Record, encode
 from zsad_jax.data.builders.shards import write_split
 from zsad_jax.data.builders.sources import Archive
 from zsad_jax.data.builders.unused import find_unused
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.threads import map_in_threads
 from zsad_jax.errors import UserError
@@ -83,11 +83,11 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
     def __init__(self, *, data_dir: files.PathLike | None = None, **options: Any):
         options["file_format"] = options.get("file_format") or "array_record"
-        super().__init__(data_dir=os.fspath(data_dir or default_data_dir()), **options)
+        super().__init__(data_dir=os.path.abspath(data_dir or default_data_dir()), **options)
         self.num_workers = 1
         self._root: pathlib.Path | None = None
-        self._faults: list[Fault] = []
-        self._notes: list[Fault] = []
+        self._faults: list[Issue] = []
+        self._notes: list[Issue] = []
         self._counted: Counts = {}
 
     @classmethod
@@ -179,7 +179,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         folder = self.data_path.parent
         with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+                files.remove(unfinished)  # of a preparation that was killed
             downloaded = pathlib.Path(self._data_dir_root) / "downloads"
             with sources.open_root(self.layout(), source, folder, downloaded) as root:
                 self._root, self.num_workers = root, num_workers
@@ -255,6 +255,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     ) -> Sequence[tfds.core.SplitInfo]:
         """Writes the splits in tensorflow-datasets' place, which cannot without tensorflow above 1 GB."""
         del download_config  # says how to shuffle and how many files to write
+        files.make_removable(self.data_dir)  # the directory of what is not finished
         return [
             write_split(examples, self.info.features, self._get_filename_template(split_name=name))
             for name, examples in self._split_generators(dl_manager).items()
@@ -277,3 +278,4 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self.info.metadata["counts"] = self._counted
         self.info.metadata["faults"] = [list(fault) for fault in self._faults]
         self.info.metadata["notes"] = [list(note) for note in self._notes]
+        pathlib.Path(self.data_dir, files.MARK).unlink()  # it is finished, and not removed any more

@@ -4,9 +4,10 @@ import pathlib
 
 from absl import logging
 
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import Archive, Benchmark
 from zsad_jax.data.builders.layouts import Listing, split_normals
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 
 LIST = "labels.csv"
@@ -47,7 +48,7 @@ class Elpv(Benchmark):
             file_name, probability, kind = _read_line(root, line)
             listing.known.add(str(root / file_name))
             if not (root / file_name).is_file():
-                listing.faults.append(Fault(file_name, f"it is in {LIST} but not there"))
+                listing.faults.append(Issue("image_missing", file_name, LIST))
                 continue
             cell = Sample(
                 image=str(root / file_name),

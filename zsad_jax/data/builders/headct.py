@@ -3,9 +3,10 @@
 import csv
 import pathlib
 
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import Archive, Benchmark
 from zsad_jax.data.builders.layouts import Listing, list_images, name_in
+from zsad_jax.data.issues import Issue
 
 LABELS = "labels.csv"
 COLUMNS = ["id", "hemorrhage"]
@@ -38,12 +39,11 @@ class HeadCt(Benchmark):
             if len(row) == 2 and row[0].isdecimal() and row[1] in DEFECTS:
                 labels[int(row[0])] = row[1]
             elif any(row):
-                reason = f"its row {','.join(row)!r} is no number with 0 or 1"
-                listing.faults.append(Fault(LABELS, reason))
+                listing.faults.append(Issue("entry_invalid", LABELS, f"row {','.join(row)!r}"))
         for path in _find_images(root):
             label = labels.pop(int(path.stem), None) if path.stem.isdecimal() else None
             if label is None:
-                listing.faults.append(Fault(name_in(root, path), f"it is not in {LABELS}"))
+                listing.faults.append(Issue("image_unlisted", name_in(root, path), LABELS))
                 continue
             sample = Sample(
                 image=str(path),
@@ -54,7 +54,7 @@ class HeadCt(Benchmark):
             )
             listing.add("test", [sample])
         for number in labels:
-            listing.faults.append(Fault(LABELS, f"its image {number:03} is not there"))
+            listing.faults.append(Issue("image_missing", f"{number:03}", LABELS))
         return listing
 
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zsad_jax.data.base import Fault, Lazy, Sample
+from zsad_jax.data.base import Lazy, Sample
 from zsad_jax.data.builders.records import image_to_png, mask_to_png
 from zsad_jax.data.checks import examine
 from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import read_meta_json, read_splits
 from zsad_jax.data.preprocess import decode_mask, open_image
 
@@ -43,7 +44,7 @@ class Listing:
 
     samples: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
     known: set[str] = dataclasses.field(default_factory=set)
-    faults: list[Fault] = dataclasses.field(default_factory=list)
+    faults: list[Issue] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, samples: Iterable[Sample]) -> None:
         """Appends samples to a split; none make no split, for an empty one cannot be written."""
@@ -122,7 +123,7 @@ def list_pairs(
     root: Path,
     images: Path,
     masks: Path,
-    faults: list[Fault],
+    faults: list[Issue],
     *,
     mask_suffix: str = "_mask",
     **fields: Any,
@@ -158,7 +159,7 @@ def pair(
     root: Path,
     images: Iterable[Path],
     masks: Mapping[str, Sequence[Path]],
-    faults: list[Fault],
+    faults: list[Issue],
     *,
     image_suffix: str = "",
     **fields: Any,
@@ -172,7 +173,7 @@ def pair(
     for path in images:
         found = unused.pop(path.stem.removesuffix(image_suffix), ())
         if not found:
-            faults.append(Fault(name_in(root, path), "it has no mask"))
+            faults.append(Issue("mask_missing", name_in(root, path)))
         paths = tuple(map(str, found))
         samples.append(
             Sample(
@@ -185,7 +186,7 @@ def pair(
             )
         )
     for paths_left in unused.values():
-        faults += [Fault(name_in(root, mask), "it is the mask of no image") for mask in paths_left]
+        faults += [Issue("mask_unused", name_in(root, mask)) for mask in paths_left]
     return samples
 
 
@@ -208,7 +209,7 @@ def cut(
     found = examine(sample)
     masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
     listing.known |= {str(path) for path in (sample.image, *masks) if path is not None}
-    listing.faults += [Fault(sample.file_name, reason) for reason in found.faults]
+    listing.faults += found.faults
     if found.faults or found.size is None or not sample.has_mask:
         return []
     parts = []
@@ -264,8 +265,7 @@ def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
                 category = only or sample.category
                 listing.add(split, [dataclasses.replace(sample, category=category)])
             else:
-                reason = "it is in the meta.json but not there"
-                listing.faults.append(Fault(sample.file_name, reason))
+                listing.faults.append(Issue("image_missing", sample.file_name))
     return listing
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from zsad_jax.data.base import Fault, Lazy, Sample
+from zsad_jax.data.base import Lazy, Sample
 from zsad_jax.data.builders.base import Archive, Benchmark
 from zsad_jax.data.builders.layouts import Listing, name_in
 from zsad_jax.data.builders.records import image_to_png, mask_to_png
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
@@ -79,14 +80,16 @@ class MsdLung(Benchmark):
         ):
             label = labels.pop(name, None)
             if label is None:
-                listing.faults.append(Fault(name_in(root, path), "it has no label"))
+                listing.faults.append(Issue("mask_missing", name_in(root, path)))
                 continue
             try:
                 listing.add("test", _list_slices(name, path, _read_label(label, path), reader))
             except _DamagedVolume as error:
-                listing.faults.append(Fault(name_in(root, error.path), error.reason))
+                listing.faults.append(
+                    Issue("image_unreadable", name_in(root, error.path), error.reason)
+                )
         for path in labels.values():
-            listing.faults.append(Fault(name_in(root, path), "it is the label of no volume"))
+            listing.faults.append(Issue("mask_unused", name_in(root, path)))
         return listing
 
 

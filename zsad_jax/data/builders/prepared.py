@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from zsad_jax import files
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import Benchmark, prepared_at
 from zsad_jax.data.builders.counts import Counts
 from zsad_jax.data.protocol import Naming, prompt_name
@@ -28,8 +28,8 @@ class Recorded(NamedTuple):
     """
 
     counts: Counts
-    faults: tuple[Fault, ...]
-    notes: tuple[Fault, ...]
+    faults: tuple[Issue, ...]
+    notes: tuple[Issue, ...]
 
 
 class PreparedDataset:
@@ -145,12 +145,16 @@ def open_builder(
                 split: {category: (n, a) for category, (n, a) in categories.items()}
                 for split, categories in metadata["counts"].items()
             },
-            faults=tuple(Fault(*fault) for fault in metadata["faults"]),
-            notes=tuple(Fault(*note) for note in metadata["notes"]),
+            faults=_read_issues(metadata["faults"]),
+            notes=_read_issues(metadata["notes"]),
         )
     except (KeyError, TypeError, ValueError, OSError, json_format.ParseError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(_describe_damage(builder_class, data_dir, reason)) from error
+
+
+def _read_issues(rows: Any) -> tuple[Issue, ...]:
+    return tuple(Issue(kind, file, detail) for kind, file, detail in rows)
 
 
 def _describe_damage(builder_class: type[Benchmark], data_dir: files.PathLike, reason: str) -> str:

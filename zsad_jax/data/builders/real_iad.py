@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import ALL, Archive, Benchmark
 from zsad_jax.data.builders.layouts import (
     Listing,
     find_folder,
     name_in,
 )
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 
 JSONS = "realiad_jsons"
@@ -74,9 +75,9 @@ class RealIad(Benchmark):
             if path.is_file() and folder.is_dir():
                 _list_category(root, path, images, listing)
             elif path.is_file():
-                listing.faults.append(Fault(name_in(root, path), "its images are not there"))
+                listing.faults.append(Issue("folder_missing", name_in(root, path)))
             elif folder.is_dir():
-                listing.faults.append(Fault(name_in(root, folder), "it has no json"))
+                listing.faults.append(Issue("list_missing", name_in(root, folder)))
         return listing
 
 
@@ -93,11 +94,10 @@ def _list_category(
             for entry in content[split]:
                 sample = _read_entry(entry, root, images / prefix, normal, path.stem)
                 if not (root / sample.file_name).is_file():
-                    fault = Fault(sample.file_name, "it is in the split but not there")
-                    listing.faults.append(fault)
+                    listing.faults.append(Issue("image_missing", sample.file_name))
                     continue
                 if not sample.has_mask:
-                    listing.faults.append(Fault(sample.file_name, "it has no mask"))
+                    listing.faults.append(Issue("mask_missing", sample.file_name))
                 samples.append(sample)
             listing.add(split, sorted(samples, key=lambda sample: sample.file_name))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

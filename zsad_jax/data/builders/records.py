@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from zsad_jax.data.base import Encoded, Fault, Lazy, Sample
+from zsad_jax.data.base import Encoded, Lazy, Sample
 from zsad_jax.data.checks import Examined, examine
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import prompt_name
 
 
@@ -17,8 +18,8 @@ class Record(NamedTuple):
     """What is written of a sample, and what is wrong with it, or worth a note."""
 
     fields: dict[str, Any]
-    faults: list[Fault]
-    notes: list[Fault]
+    faults: list[Issue]
+    notes: list[Issue]
 
 
 def encode(sample: Sample, dataset: str) -> Record:
@@ -39,11 +40,7 @@ def encode(sample: Sample, dataset: str) -> Record:
     fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
     # Parts that cannot be joined are no mask, and the record has none.
     fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
-    return Record(
-        fields,
-        [Fault(sample.file_name, reason) for reason in found.faults],
-        [Fault(sample.file_name, reason) for reason in found.notes],
-    )
+    return Record(fields, found.faults, found.notes)
 
 
 def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:

@@ -3,6 +3,7 @@
 Tensorflow-datasets' own writer gathers a split to shuffle it, and needs tensorflow for what exceeds a gigabyte.
 """
 
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def write_split(
             writer.close()
     # How many files there are is part of their names, and known only now.
     for index, path in enumerate(template.sharded_filepaths(len(lengths))):
-        template.data_dir.joinpath(_unfinished(template, index)).rename(path)
+        pathlib.Path(_unfinished(template, index)).rename(path)
     return tfds.core.SplitInfo(
         name=template.split, shard_lengths=lengths, num_bytes=total, filename_template=template
     )

@@ -1,16 +1,18 @@
 """From what a person has (an archive, its extracted folder, a parent of it) to a benchmark's root."""
 
 import contextlib
+import functools
 import lzma
 import os
 import pathlib
 import shlex
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
 
 from absl import logging
 
@@ -20,6 +22,8 @@ from zsad_jax.errors import UserError
 from zsad_jax.progress import progress
 
 SEARCH_DEPTH = 6  # folders below the given one in which the root is looked for
+# The extracted files may have this many times the size of their archive, and this much more.
+MOST_EXPANSION, SPARE_BYTES = 100, 2**30
 # The prefix is that of tensorflow-datasets for what is not finished.
 EXTRACTED = "incomplete.extracted"
 # RuntimeError is what zipfile says of a password, NotImplementedError of a packing it does not know.
@@ -108,7 +112,8 @@ def open_root(
             return
         given = found
     target = pathlib.Path(workspace) / EXTRACTED
-    shutil.rmtree(target, ignore_errors=True)  # of a preparation that was killed
+    files.remove(target)  # of a preparation that was killed
+    files.make_removable(target)
     try:
         for archive, path in zip(layout.archives, given, strict=True):
             _check_archive(layout, archive, path)
@@ -119,7 +124,7 @@ def open_root(
         logging.info("%s is read from %s.", layout.title, ", ".join(map(str, given)))
         yield root
     finally:
-        shutil.rmtree(target, ignore_errors=True)
+        files.remove(target)
 
 
 def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
@@ -229,12 +234,17 @@ def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
     """Extracts a tar or zip archive, showing how far it is."""
     try:
         with open(path, "rb") as file:
-            megabytes = os.fstat(file.fileno()).st_size >> 20
-            unpack = _unpack_zip if zipfile.is_zipfile(path) else _unpack_tar
-            steps = unpack(file, target)
+            size = os.fstat(file.fileno()).st_size
+            members = _zip_members if zipfile.is_zipfile(path) else _tar_members
+            steps = _unpack(members(file), target, MOST_EXPANSION * size + SPARE_BYTES)
             label = f"Extracting {path.name}"
-            for _ in progress(steps, total=megabytes, label=label, unit="megabyte"):
+            for _ in progress(steps, total=size >> 20, label=label, unit="megabyte"):
                 pass
+    except _UnsafeMember as error:
+        raise UserError(
+            f"{path} is not extracted, because {error}. Download the official archive again, or extract it"
+            " yourself and give the folder as --source."
+        ) from error
     except _BROKEN_ARCHIVE as error:
         tool = "unzip" if path.suffix.lower() == ".zip" else "tar -xf"
         command = layout.unpack or f"{tool} {shlex.quote(str(path))}"
@@ -251,22 +261,79 @@ def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
         ) from error
 
 
-def _unpack_tar(file, target: pathlib.Path) -> Iterator[None]:
-    done = 0
+class _UnsafeMember(Exception):  # noqa: N818 - describes the member of an archive
+    """A member that no benchmark has: a link, a device, a path that leaves the folder, or an absurd size."""
+
+
+class _Member(NamedTuple):
+    """A member of an archive; `read` is how many bytes of the archive were read after it."""
+
+    name: str
+    size: int
+    is_folder: bool
+    is_file: bool
+    open: Callable[[], Any]
+    read: Callable[[], int]
+
+
+def _tar_members(file: IO[bytes]) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, mode="r|*") as archive:
         for member in archive:
-            archive.extract(member, target, filter="data")
-            for _ in range(done, file.tell() >> 20):
-                done += 1
-                yield
+            is_file = member.isreg() and not member.issparse()
+            open_member = functools.partial(archive.extractfile, member)
+            yield _Member(member.name, member.size, member.isdir(), is_file, open_member, file.tell)
 
 
-def _unpack_zip(file, target: pathlib.Path) -> Iterator[None]:
-    done, size = 0, 0
+def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
+    done = 0
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            archive.extract(member, target)
-            size += member.compress_size
-            for _ in range(done, size >> 20):
-                done += 1
-                yield
+            done += member.compress_size
+            # Archives made on Windows have no file type.
+            is_file = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+            open_member = functools.partial(archive.open, member)
+            read = functools.partial(int, done)
+            yield _Member(
+                member.filename, member.file_size, member.is_dir(), is_file, open_member, read
+            )
+
+
+def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Iterator[None]:
+    """Writes regular files and folders below `target`, and yields once a megabyte of the archive.
+
+    Python's own filters did not stop chains of links from leaving the folder before 3.11.13 (CVE-2025-4517).
+    Without links nothing can.
+
+    Args:
+      members: in their order.
+      target: the folder.
+      limit: bytes that may be written.
+
+    Raises:
+      _UnsafeMember: a member is neither file nor folder, would leave the folder, or exceeds the limit.
+    """
+    megabytes = 0
+    for member in members:
+        path = pathlib.PurePosixPath(member.name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or "\0" in member.name:
+            raise _UnsafeMember(
+                f"its member {member.name!r} would be written outside of the folder"
+            )
+        if member.is_folder:
+            (target / path).mkdir(parents=True, exist_ok=True)
+            continue
+        if not member.is_file:
+            raise _UnsafeMember(
+                f"its member {member.name!r} is a link or a device, which no benchmark has"
+            )
+        limit -= member.size
+        if limit < 0:
+            raise _UnsafeMember(
+                f"its members are absurdly large ({member.name!r}: {member.size:,} bytes)"
+            )
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(target / path, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        for _ in range(megabytes, member.read() >> 20):
+            megabytes += 1
+            yield

@@ -6,9 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from zsad_jax.data.base import Fault
 from zsad_jax.data.builders.layouts import HIDDEN, Listing, Path
 from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.issues import Issue
 
 NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".dcm", ".mha", ".nrrd")
 VOLUMES = (".nii", ".nii.gz")
@@ -19,7 +19,7 @@ PLACES = 100  # where there are more, what lies at them is told of the folders a
 _Group = dict[tuple[str, str], list[str]]  # (folder, suffix that is not read, or "") -> files
 
 
-def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[Fault]:
+def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[Issue]:
     """Names the image files below a root that nothing accounts for; none is opened.
 
     Args:
@@ -33,11 +33,11 @@ def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[F
       A fault each for a few files at one place, one for many; folders of nothing else count as one place.
     """
     patterns = re.compile("|".join(map(fnmatch.translate, left_out)), re.IGNORECASE)
-    told = {fault.file_name for fault in listing.faults}
+    reported = {fault.file for fault in listing.faults}
     used = _relative(root, _files_of(listing))
     unused = [
         name
-        for name in _walk(root, lambda one: one in told or bool(patterns.fullmatch(one)))
+        for name in _walk(root, lambda one: one in reported or bool(patterns.fullmatch(one)))
         if name not in used
     ]
     occupied = {""}
@@ -47,7 +47,9 @@ def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[F
             folder = os.path.dirname(folder)
     groups = _group((_place(name, occupied), name) for name in unused)
     return [
-        fault for (place, suffix), names in groups.items() for fault in _tell(place, suffix, names)
+        fault
+        for (place, suffix), names in groups.items()
+        for fault in _report(place, suffix, names)
     ]
 
 
@@ -115,15 +117,8 @@ def _group(placed: Iterable[tuple[str, str]]) -> _Group:
     return groups
 
 
-def _tell(place: str, suffix: str, names: Sequence[str]) -> list[Fault]:
+def _report(place: str, suffix: str, names: Sequence[str]) -> list[Issue]:
+    kind = "format_unsupported" if suffix else "image_unused"
     if len(names) <= NAMED_ALONE:
-        reason = (
-            f"its format is not read ({suffix})" if suffix else "it is no part of the benchmark"
-        )
-        return [Fault(name, reason) for name in names]
-    what = (
-        f"{suffix} files in it are not read"
-        if suffix
-        else "image files in it are no part of the benchmark"
-    )
-    return [Fault(place or ".", f"{len(names)} {what}")]
+        return [Issue(kind, name, suffix) for name in names]
+    return [Issue(kind, place or ".", f"{len(names)} {suffix or 'image'} files")]

@@ -4,10 +4,11 @@ import csv
 import dataclasses
 import pathlib
 
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import Archive
 from zsad_jax.data.builders.layouts import Listing
 from zsad_jax.data.builders.mvtec_layout import MvtecLayout
+from zsad_jax.data.issues import Issue
 from zsad_jax.errors import UserError
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -81,10 +82,10 @@ class Visa(MvtecLayout):
             for row in csv.DictReader(file):
                 sample = _read_row(root, row)
                 if not (root / row["image"]).is_file():
-                    listing.faults.append(Fault(row["image"], "it is in the split but not there"))
+                    listing.faults.append(Issue("image_missing", row["image"]))
                     continue
                 if sample.label and not sample.has_mask:
-                    listing.faults.append(Fault(row["image"], "it has no mask"))
+                    listing.faults.append(Issue("mask_missing", row["image"]))
                 listing.add(row["split"], [sample])
         return listing
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from zsad_jax.data.base import Dataset, Sample
 from zsad_jax.data.checks import examine
 from zsad_jax.data.inspection.target import Target
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL, draw_outline, fit, load_font, shorten
 from zsad_jax.data.threads import map_in_threads
 from zsad_jax.errors import UserError, suggest
@@ -197,8 +198,8 @@ def _make_tile(sample: Sample, *, told: bool) -> Tile:
             shown = draw_outline(shown, found.mask)
         picture = Image.fromarray(shown)
     missing = sample.label and not sample.has_mask and not told
-    for words in [*found.faults, *(["it has no mask"] if missing else [])]:
-        lines += [(line, ANOMALOUS) for line in _wrap(words, _width(span))]
+    for issue in [*found.faults, *[Issue("mask_missing", "")] * bool(missing)]:
+        lines += [(line, ANOMALOUS) for line in _wrap(issue.description, _width(span))]
     return Tile(picture, lines, span)
 
 

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from zsad_jax.data import remarks
-from zsad_jax.data.base import Fault
+from zsad_jax.data import issues
 from zsad_jax.data.builders.counts import Counts
 from zsad_jax.data.inspection import stock
 from zsad_jax.data.inspection.target import Target
+from zsad_jax.data.issues import Issue
 
 
 def describe_counts(target: Target, counts: Counts, differences: Sequence[str]) -> Iterator[str]:
@@ -21,20 +21,21 @@ def describe_counts(target: Target, counts: Counts, differences: Sequence[str]) 
         yield "all counts are the published ones"
 
 
-def describe_remarks(
-    faults: Sequence[Fault], notes: Sequence[Fault], *, show_all: bool, hint: str = ""
+def describe_issues(
+    faults: Sequence[Issue], notes: Sequence[Issue], *, show_all: bool, hint: str = ""
 ) -> Iterator[str]:
-    """What is amiss, and what is worth a note: a line a kind, or one a file.
+    """Describes issues and notes: a line for each kind, or for each file.
 
     Args:
-      faults: what is amiss.
+      faults: what is wrong.
       notes: what harms nothing.
       show_all: whether each file has its line.
       hint: the command that shows all.
     """
-    for word, found in (("amiss", faults), ("note", notes)):
-        for kind in remarks.group(found):
-            lines = kind.each() if show_all else [str(kind)]
+    for word, found in (("issue", faults), ("note", notes)):
+        for kind in issues.group(found):
+            lines = map(str, kind) if show_all else [issues.summarize(kind)]
             yield from (f"{word}: {line}" for line in lines)
     if faults:
-        yield f"{remarks.count_amiss(faults)}{f'; all of them: {hint}' if hint and not show_all else ''}"
+        more = f"; to list all: {hint}" if hint and not show_all else ""
+        yield f"{issues.count_files(faults)}{more}"

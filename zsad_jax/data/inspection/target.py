@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from zsad_jax.data import builders
-from zsad_jax.data.base import Dataset, Fault
+from zsad_jax.data.base import Dataset
 from zsad_jax.data.builders.counts import Counts, Published, count
 from zsad_jax.data.folder import list_splits
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import META_JSON, read_splits
 from zsad_jax.data.open import SYNTHETIC, is_available, open_dataset
 from zsad_jax.data.protocol import DATASETS
@@ -38,16 +39,16 @@ class Target(NamedTuple):
     only: str = ""
 
     @property
-    def faults(self) -> tuple[Fault, ...]:
+    def faults(self) -> tuple[Issue, ...]:
         """What was amiss when it was prepared or put together, in all splits."""
         return self._remarks("faults")
 
     @property
-    def notes(self) -> tuple[Fault, ...]:
+    def notes(self) -> tuple[Issue, ...]:
         """What preparation has noted."""
         return self._remarks("notes")
 
-    def _remarks(self, kind: str) -> tuple[Fault, ...]:
+    def _remarks(self, kind: str) -> tuple[Issue, ...]:
         # Splits of one benchmark tell the same.
         found = (fault for one in self.splits.values() for fault in getattr(one, kind, ()))
         return tuple(dict.fromkeys(found))

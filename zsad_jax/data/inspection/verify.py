@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from zsad_jax.data.base import Dataset, Fault, Sample
+from zsad_jax.data.base import Dataset, Sample
 from zsad_jax.data.builders import compare_counts
 from zsad_jax.data.builders.counts import Counts, count
 from zsad_jax.data.checks import examine
 from zsad_jax.data.inspection.target import Target
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.preprocess import one_large_image
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.data.threads import map_in_threads
 from zsad_jax.progress import progress
@@ -31,9 +33,9 @@ class Verified(NamedTuple):
     counts: Counts
     differences: list[str]
     contradictions: list[str]
-    unusable: list[Fault]
-    faults: list[Fault]
-    notes: list[Fault]
+    unusable: list[Issue]
+    faults: list[Issue]
+    notes: list[Issue]
     strict: bool
 
     @property
@@ -48,8 +50,8 @@ class _Looked(NamedTuple):
 
     sample: Sample | None  # without image and mask; None where its record cannot be read
     usable: bool
-    faults: list[Fault]
-    notes: list[Fault]
+    faults: list[Issue]
+    notes: list[Issue]
 
 
 def verify(target: Target, *, num_workers: int = 1) -> Verified:
@@ -79,7 +81,7 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
     )
 
 
-def _unite(recorded: Iterable[Fault], seen: Iterable[Fault]) -> list[Fault]:
+def _unite(recorded: Iterable[Issue], seen: Iterable[Issue]) -> list[Issue]:
     """What preparation told, and what is seen now; what is the same is told once."""
     return list(dict.fromkeys((*recorded, *seen)))
 
@@ -100,14 +102,14 @@ def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
         sample = dataset[index]
     except Exception as error:  # whatever a damaged file of records leads to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fault = Fault(f"image {index} of {dataset.name}", f"its record cannot be read: {reason}")
+        fault = Issue("record_unreadable", f"image {index} of {dataset.name}", reason)
         return _Looked(None, False, [fault], [])
-    found = examine(sample)
-    name = sample.file_name
+    with one_large_image(sample.image):
+        found = examine(sample)
     lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask
     return _Looked(
         dataclasses.replace(sample, image=b"", mask=None),
         found.usable and not lacks_mask,
-        [Fault(name, reason) for reason in [*found.faults, *["it has no mask"] * lacks_mask]],
-        [Fault(name, reason) for reason in found.notes],
+        [*found.faults, *[Issue("mask_missing", sample.file_name)] * lacks_mask],
+        found.notes,
     )

@@ -1,0 +1,95 @@
+"""Records of what is wrong with the files of a dataset, or worth knowing, and their descriptions for people."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+FILES_SHOWN = 3
+
+# Code decides on the kinds; the descriptions are only shown.
+DESCRIPTIONS = {
+    "image_unreadable": "the image cannot be read",
+    "image_missing": "the image is listed but does not exist",
+    "images_missing": "none of the images that it lists in a split exists",
+    "image_outside": "the image is outside the folder of the dataset",
+    "image_unlisted": "the image is in no list of the dataset",
+    "image_unused": "not part of the benchmark",
+    "image_changed": "the image changed after it was scored",
+    "image_scaled": "the pixel values were scaled to 8 bits",
+    "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
+    " fewer than 16 bits, set `bit_depth`",
+    "image_turned": "the image was turned by its EXIF orientation",
+    "format_unsupported": "the file format is not supported",
+    "hidden": "hidden files and folders are ignored",
+    "output": "written by an earlier run",
+    "mask_ignored": "looks like a ground-truth mask; name the file itself to score it",
+    "mask_unreadable": "the mask cannot be read",
+    "mask_missing": "the mask is missing",
+    "mask_outside": "the mask is outside the folder of the dataset",
+    "mask_unused": "the mask of no image",
+    "mask_size": "the mask has another size than the image and is excluded from pixel metrics",
+    "mask_resized": "the mask has another size than the image, with the same aspect ratio",
+    "mask_orientation": "the image is turned by its EXIF orientation and the mask is not; the mask is"
+    " excluded from pixel metrics",
+    "mask_turned": "the mask was turned by the EXIF orientation of its image",
+    "mask_empty": "the image is anomalous, but its mask is empty",
+    "mask_full": "the mask covers the whole image",
+    "mask_levels": "the mask has more than two gray levels; all above the threshold count as anomalous",
+    "masks_missing": "there are no masks; the anomalous images are excluded from pixel metrics",
+    "label_unknown": "neither a folder of normal images nor masks tell normal from anomalous images;"
+    " name the folders of normal images in `normal_folders`",
+    "entry_invalid": "an entry of the list is not valid",
+    "entries_repeated": "entries that repeat an image are ignored",
+    "folder_empty": "the folder has no images",
+    "folder_missing": "the folder of its images does not exist",
+    "list_missing": "the list of its images does not exist",
+    "record_unreadable": "the record cannot be read",
+}
+
+
+class Issue(NamedTuple):
+    """A file, or a folder, with what is wrong with it or worth knowing.
+
+    Attributes:
+      kind: a key of `DESCRIPTIONS`.
+      file: its path, relative to the dataset's root where there is one.
+      detail: the values concerned, for people; "" for none.
+    """
+
+    kind: str
+    file: str
+    detail: str = ""
+
+    @property
+    def description(self) -> str:
+        """The description of the kind, with the detail."""
+        return DESCRIPTIONS[self.kind] + (f" ({self.detail})" if self.detail else "")
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.description}"
+
+
+def group(issues: Iterable[Issue]) -> list[list[Issue]]:
+    """Groups issues by kind, in order of first appearance."""
+    kinds: dict[str, list[Issue]] = {}
+    for issue in issues:
+        kinds.setdefault(issue.kind, []).append(issue)
+    return list(kinds.values())
+
+
+def summarize(issues: Sequence[Issue]) -> str:
+    """Describes the issues of one kind in a line: their number, and the first few files."""
+    if len(issues) == 1:
+        return str(issues[0])
+    same = len({issue.detail for issue in issues}) == 1
+    description = issues[0].description if same else DESCRIPTIONS[issues[0].kind]
+    shown = [
+        issue.file if same or not issue.detail else f"{issue.file}: {issue.detail}"
+        for issue in issues[:FILES_SHOWN]
+    ]
+    more = ["…"] * (len(issues) > FILES_SHOWN)
+    return f"{len(issues)} files: {description} ({', '.join([*shown, *more])})"
+
+
+def count_files(issues: Sequence[Issue]) -> str:
+    """Returns the number of issues in words: "1 issue", "2 issues"."""
+    return f"{len(issues)} issue{'s' * (len(issues) != 1)}"
