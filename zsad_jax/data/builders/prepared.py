@@ -12,6 +12,7 @@ from zsad_jax import files
 from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.base import Benchmark, prepared_at
 from zsad_jax.data.builders.counts import Counts
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import NoSplitError, UserError
 
