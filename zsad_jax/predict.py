@@ -126,7 +126,7 @@ def predict(experiment: Experiment, options: Options) -> None:
     good = find_images([asked.good]).images if asked is not None and asked.good else []
     for kind in issues.group(issue for issue in ignored if issue.kind != "hidden"):
         logging.warning("Ignoring %s", issues.summarize(kind))
-    with files.alone(options.out, FILES):
+    with files.alone(options.out, (*FILES, "masks")):
         model = prepare_model(
             experiment,
             earlier=_earlier_facts(options.out),

@@ -39,11 +39,7 @@ COLUMNS = {
     "key": "of the weights, prompts and options",
 }
 OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}
-# The names that a run writes into its folder.
-FILES = (
-    *(folder for folder, _ in OUTPUTS.values()),
-    *("predictions.jsonl", "known_good.jsonl", "run.json", "WARNING.txt"),
-)
+FILES = ("predictions.jsonl", "known_good.jsonl", "run.json", "WARNING.txt")
 MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 

@@ -26,9 +26,15 @@ def run(capsys):
     return call
 
 
+MASK = 255
+
+
 def save(path, value=0, size=(6, 5)):
+    """Writes an image of one gray value, or one whose left column has the value of a mask."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, value).save(path)
+    image = Image.new("L", size)
+    image.paste(value, (0, 0, 1 if value == MASK else size[0], size[1]))
+    image.save(path)
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def parts(tmp_path):
         for number in range(3):
             save(tmp_path / "parts" / category / f"test/good/{number}.png")
             save(tmp_path / "parts" / category / f"test/bent/{number}.png")
-            save(tmp_path / "parts" / category / f"ground_truth/bent/{number}_mask.png", 255)
+            save(tmp_path / "parts" / category / f"ground_truth/bent/{number}_mask.png", MASK)
     return tmp_path / "parts"
 
 
@@ -62,8 +68,8 @@ def test_every_planted_fault_is_named(run, parts):
     bent.joinpath("0.png").write_bytes(b"")
     truth.joinpath("1_mask.png").unlink()
     save(truth / "2_mask.png", 0)
-    save(truth / "9_mask.png", 255)
-    save(parts / "screw/ground_truth/bent/0_mask.png", 255, (4, 4))
+    save(truth / "9_mask.png", MASK)
+    save(parts / "screw/ground_truth/bent/0_mask.png", MASK, (4, 4))
     grey = Image.new("L", (6, 5))
     grey.putdata(range(30))
     grey.save(parts / "screw/ground_truth/bent/1_mask.png")
@@ -72,21 +78,21 @@ def test_every_planted_fault_is_named(run, parts):
     assert code == 1
     for file_name, reason in [
         ("nut/test/bent/0.png", "the file is empty"),
-        ("nut/test/bent/1.png", "its mask is missing"),
+        ("nut/test/bent/1.png", "the mask is missing"),
         ("nut/test/bent/2.png", "its mask is empty"),
-        ("9_mask.png", "this mask belongs to no image"),
-        ("screw/test/bent/0.png", "its mask is 4x4, the image 6x5"),
-        ("bolt/test", "there are no images in this folder"),
+        ("9_mask.png", "the mask of no image"),
+        ("screw/test/bent/0.png", "(4x4, the image 6x5)"),
+        ("bolt/test", "the folder has no images"),
     ]:
-        assert lines_with(out, "amiss: ", file_name, reason), (file_name, out)
-    assert lines_with(out, "note: screw/test/bent/1.png: its mask has 30 levels")
-    assert "6 files are amiss" in out
-    assert out.endswith("parts: images that cannot be used: 2; 6 files are amiss\n")
+        assert lines_with(out, "issue: ", file_name, reason), (file_name, out)
+    assert lines_with(out, "note: screw/test/bent/1.png: ", "(30 levels, threshold 0)")
+    assert "6 issues" in out
+    assert out.endswith("parts: images that cannot be used: 2; 6 issues\n")
     assert lines_with(out, "parts", "all", "6 / 6")  # nothing is dropped
 
 
 def test_a_flat_folder_with_masks_beside(run, tmp_path):
-    for stem, value in (("a", 0), ("b", 9)):
+    for stem, value in (("a", 0), ("b", MASK)):
         save(tmp_path / "flat" / f"{stem}.png")
         save(tmp_path / "flat" / f"{stem}_mask.png", value)
     code, out, _ = run("verify", tmp_path / "flat")
@@ -101,7 +107,7 @@ def test_a_folder_with_a_meta_json(run, parts):
     code, out, _ = run("verify", parts)
     assert code == 1
     assert lines_with(out, "nut", "2 / 1")
-    assert lines_with(out, "amiss: gone.png: there is no such file")
+    assert lines_with(out, "issue: gone.png: the image cannot be read (there is no such file)")
     (parts / "meta.json").write_text("[]")
     assert "is not a meta.json of the known form" in run("verify", parts)[2]
 
@@ -130,7 +136,7 @@ def test_a_sheet_of_a_folder_and_of_a_drawn_set(run, parts, tmp_path, monkeypatc
 
 @needs_real
 @pytest.mark.parametrize(
-    ("arguments", "counts", "amiss"),
+    ("arguments", "counts", "issues"),
     [
         (("hazelnut_toy",), ("hazelnut", "10 / 0", "3 / 9"), 0),
         (("brain_mri", "--normal_folders", "no"), ("brain_mri", "20 / 20"), 1),
@@ -138,8 +144,8 @@ def test_a_sheet_of_a_folder_and_of_a_drawn_set(run, parts, tmp_path, monkeypatc
         (("KolektorSDD",), ("KolektorSDD", "5 / 9"), 0),
     ],
 )
-def test_real_folders(run, arguments, counts, amiss):
+def test_real_folders(run, arguments, counts, issues):
     code, out, _ = run("verify", REAL / arguments[0], *arguments[1:])
-    assert code == int(amiss > 0)
+    assert code == int(issues > 0)
     assert lines_with(out, *counts)
-    assert len(lines_with(out, "amiss: ")) == amiss
+    assert len(lines_with(out, "issue: ")) == issues

@@ -115,12 +115,17 @@ def test_faults_stay_in_their_row(dataset, tmp_path):
     ]
     first, second = load(Samples("faulty", samples))
     assert first.index.tolist() == [0, 1, 2, 3]
-    assert first.valid.tolist() == [True, False, False, False]
-    assert [fault.file_name for fault in first.faults] == ["text.png", "#2", "m.png"]
-    assert "not an image" in first.faults[0].reason
-    assert first.faults[1].reason == "its mask is 41x30, the image 40x30"
+    assert first.valid.tolist() == [True, False, True, True]
+    assert first.has_mask.tolist() == [True, False, False, False]  # masks that cannot be used
+    assert [(issue.kind, issue.file) for issue in first.faults] == [
+        ("image_unreadable", "text.png"),
+        ("mask_size", "#2"),
+        ("mask_unreadable", "m.png"),
+    ]
+    assert "not an image" in first.faults[0].detail
+    assert first.faults[1].detail == "41x30, the image 40x30"
     assert second.valid.tolist() == [False, True, False, False]
-    assert "no such file" in second.faults[0].reason
+    assert "no such file" in second.faults[0].detail
     np.testing.assert_array_equal(first.images[0], second.images[1])
     assert not first.images[1].any()
 
@@ -144,7 +149,7 @@ def test_mask_threshold(dataset):
 def test_16_bit_is_noted():
     deep = Sample(image=png(np.full((5, 5), 40_000, np.uint16)), category="a", file_name="deep.png")
     (batch,) = load(Samples("deep", [deep]))
-    assert batch.notes[0].file_name == "deep.png"
+    assert batch.notes[0].file == "deep.png"
     assert batch.images[0, 0, 0].tolist() == [156, 156, 156]
 
 
@@ -157,9 +162,9 @@ def test_an_empty_mask_stays_in_the_batch_and_is_told_once_with_a_count(dataset,
     assert first.has_mask.all()
     assert not first.masks.any()
     assert first.faults == ()
-    assert first.notes[3] == ("3.png", "it is anomalous and its mask is empty")
+    assert first.notes[3] == ("mask_empty", "3.png", "")
     assert len(second.notes) == 2
-    words = "mine: 6 times: it is anomalous and its mask is empty (0.png, 1.png, 2.png, …)"
+    words = "mine: 6 files: the image is anomalous, but its mask is empty (0.png, 1.png, 2.png, …)"
     assert caplog.messages.count(words) == 1
 
 

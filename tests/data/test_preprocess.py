@@ -56,9 +56,9 @@ def odd_images() -> dict[str, bytes]:
 def test_odd_images_equal_pillows_rgb(kind):
     data = odd_images()[kind]
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    image, note = decode_image(data)
+    image, notes, _ = decode_image(data)
     np.testing.assert_array_equal(np.asarray(image), expected)
-    assert note == ""
+    assert notes == ()
     square = resize_image(open_image(data).image, Preprocess(image_size=28))
     bilinear = Image.fromarray(expected).resize((28, 28), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(square, np.asarray(bilinear))
@@ -68,33 +68,45 @@ def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
-    image, _ = decode_image(tmp_path / "turned.png")
+    image = decode_image(tmp_path / "turned.png").image
     np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOUR, -1))
     deep = (COLOUR[..., 0].astype(np.uint16)) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif)
-    image, _ = decode_image(str(tmp_path / "deep.png"))
+    image = decode_image(str(tmp_path / "deep.png")).image
     np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rot90(COLOUR[..., 0], -1))
     mask = decode_mask(str(tmp_path / "deep.png"))
     np.testing.assert_array_equal(mask, np.rot90(COLOUR[..., 0] > 0, -1))
 
 
-@pytest.mark.parametrize(("top", "end"), [(200, 255), (3000, 4095), (60000, 65535)])
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_by_its_range_and_said_so(top, end, file_format):
+@pytest.mark.parametrize(("top", "depth"), [(200, 16), (3000, 16), (60000, 16), (3000, 12)])
+def test_16_bit_gray_is_scaled_by_the_bit_depth_whatever_its_values(top, depth, file_format):
+    """One bright pixel must not make an image darker than the others of its folder."""
     values = np.linspace(0, top, 12 * 9).reshape(12, 9).astype(np.uint16)
-    image, note = decode_image(encode(values, file_format))
+    end = 2**depth - 1
+    image, notes, _ = decode_image(encode(values, file_format), bit_depth=depth)
     expected = np.rint(values * (255 / end)).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, axis=-1))
-    assert note == f"16-bit values 0 to {end} scaled to 8 bits"
+    assert notes[0] == ("image_scaled", "", f"16-bit values 0 to {end}")
+    assert [note.kind for note in notes[1:]] == ["image_shallow"] * (top < 4096 and depth == 16)
+
+
+def test_values_beyond_the_bit_depth_are_rejected():
+    with pytest.raises(UnreadableImage, match=r"reach 4096, more than 12 bits hold \(4095\)"):
+        decode_image(encode(np.full((2, 2), 4096, np.uint16)), bit_depth=12)
+    cv2 = pytest.importorskip("cv2")
+    color = cv2.imencode(".png", np.full((2, 2, 3), 9, np.uint16))[1].tobytes()
+    with pytest.raises(UnreadableImage, match="16-bit color needs bit_depth=16"):
+        decode_image(color, bit_depth=12)
 
 
 def test_16_bit_colour_equals_pillow_and_is_said():
     cv2 = pytest.importorskip("cv2")
     deep = COLOUR[..., ::-1].astype(np.uint16) * 257
     data = cv2.imencode(".png", deep)[1].tobytes()
-    image, note = decode_image(data)
-    np.testing.assert_array_equal(np.asarray(image), COLOUR)
-    assert "16-bit" in note
+    decoded = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
+    assert "16-bit" in decoded.note
 
 
 def test_opencv_reads_the_tiff_that_pillow_cannot():
@@ -103,16 +115,16 @@ def test_opencv_reads_the_tiff_that_pillow_cannot():
     data = cv2.imencode(".tiff", values[..., ::-1])[1].tobytes()
     with pytest.raises(Image.UnidentifiedImageError):
         Image.open(io.BytesIO(data))
-    image, note = decode_image(data)
-    np.testing.assert_array_equal(np.asarray(image), COLOUR)
-    assert "32-bit" in note
+    decoded = decode_image(data)
+    np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
+    assert "32-bit" in decoded.note
     with pytest.raises(UnreadableImage):
         decode_image(data[: len(data) // 2])
 
 
 def test_large_image(tmp_path):
     Image.new("1", (10_000, 8_000), 1).save(tmp_path / "large.png")
-    image, _ = open_image(tmp_path / "large.png")
+    image = open_image(tmp_path / "large.png").image
     assert image.size == (10_000, 8_000)
     square = resize_image(image.convert("L"), Preprocess(image_size=16))
     np.testing.assert_array_equal(square, np.full((16, 16, 3), 255))
@@ -120,7 +132,7 @@ def test_large_image(tmp_path):
 
 def test_beyond_pillows_limit_without_changing_it(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    image, _ = decode_image(encode(COLOUR))
+    image = decode_image(encode(COLOUR)).image
     assert image.size == (34, 21)
     assert Image.MAX_IMAGE_PIXELS == 100
 

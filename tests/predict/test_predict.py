@@ -25,8 +25,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
     assert "fixed prompts; industrial words" in said
     method = experiment.make_method(experiment.load_backbone())
     assert f'category "metal nut", image score {method.image_scores[0]}' in said
-    assert "5 images scored, 0 taken over" in said
-    assert "1 skipped" in said
+    assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 0 files ignored)." in said
 
     rows = job.rows()
     names = [os.path.relpath(row["path"], pictures) for row in rows]
@@ -41,14 +40,15 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
         assert (job.out / row["figure"]).exists()
         assert "warning" not in row
         assert ("note" in row) == row["path"].endswith(".tif")
-    assert rows[4]["note"] == "16-bit values 0 to 65535 scaled to 8 bits"
+    assert rows[4]["note"] == "the pixel values were scaled to 8 bits (16-bit values 0 to 65535)"
     assert len({row["map"] for row in rows}) == 5
 
     run = job.facts()
-    assert (run["num_images"], run["num_scored"], run["num_taken_over"]) == (6, 5, 0)
-    [unreadable] = run["unreadable"]
-    assert unreadable["path"].endswith("a/broken.png")
-    assert "not an image" in unreadable["reason"]
+    assert (run["num_images"], run["num_scored"], run["num_reused"]) == (6, 5, 0)
+    [unreadable] = run["issues"]
+    assert unreadable["kind"] == "image_unreadable"
+    assert unreadable["file"].endswith("a/broken.png")
+    assert "not an image" in unreadable["detail"]
     assert run["settings"]["scale"] == [0, 1]
     assert run["model"]["prompts"] == "fixed prompts"
     assert not run["demonstration"]
@@ -72,7 +72,7 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
     )
     threshold = sorted(row["score"] for row in good)[1]  # two of three are not above it
     assert job.facts()["threshold"] | {"from": ""} == {
-        "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "unreadable": [], "warning": None
+        "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "warning": None
     }  # fmt: skip
     for row in rows:
         assert row["decision"] == ("anomalous" if row["score"] > threshold else "normal")
@@ -84,8 +84,8 @@ def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures,
     job.predict(experiment, [pictures / "b"], threshold=asked)
     words = job.facts()["threshold"]
     assert words["num_images"] == 2
-    [unreadable] = words["unreadable"]
-    assert unreadable["path"].endswith("a/broken.png")
+    [unreadable] = words["issues"]
+    assert unreadable["file"].endswith("a/broken.png")
 
 
 def test_without_a_threshold_nothing_is_decided(experiment, pictures, job, capsys):

@@ -35,7 +35,7 @@ def test_the_second_run_does_no_work(experiment, pictures, job, finished, no_mod
     after = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
     assert {path.name for path in after if after[path] != before.get(path)} == {"run.json"}
     assert job.facts()["num_scored"] == 0
-    assert job.facts()["num_taken_over"] == 5
+    assert job.facts()["num_reused"] == 5
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_weights_with_another_date_are_read_again(own_weights, pictures, job, re
         with pytest.raises(AssertionError, match="weights were read"):
             job.predict(experiment, [pictures])
     job.predict(experiment, [pictures])  # and since they are the same, nothing is scored
-    assert job.facts()["num_taken_over"] == 5
+    assert job.facts()["num_reused"] == 5
 
 
 def test_weights_that_changed_behind_their_date_are_told(own_weights, pictures, job):
@@ -100,7 +100,7 @@ def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished
         "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.jpg", "b/3.tif"
     ]  # fmt: skip
     assert rows[1]["size"] == [40, 20]
-    assert job.facts()["num_taken_over"] == 3
+    assert job.facts()["num_reused"] == 3
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, 
     scored = count_scored(monkeypatch)
     code, said, _ = run_command(pictures, "--out", job.out)
     assert code == 0
-    assert "2 images scored, 3 taken over" in said
+    assert "Scored 2 images (3 reused" in said
     assert sorted(scored) == ["2.jpg", "3.tif", "broken.png"]
     rows = job.rows()
     assert rows[:3] == kept
@@ -244,5 +244,5 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, pictures, job, monkey
         with pytest.raises(UserError, match=r"No space left on device.*Nothing finished is lost"):
             job.predict(experiment, [pictures])
     job.predict(experiment, [pictures])
-    assert job.facts()["num_taken_over"] >= 3
+    assert job.facts()["num_reused"] >= 3
     assert len(job.rows()) == 5

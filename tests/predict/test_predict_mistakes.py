@@ -77,8 +77,8 @@ def test_nothing_readable_leaves_no_results_of_before(experiment, pictures, job)
         job.predict(experiment, [pictures / "a"])
     assert job.rows() == []
     run = job.facts()
-    assert (run["num_images"], run["num_scored"], run["num_taken_over"]) == (3, 0, 0)
-    assert len(run["unreadable"]) == 3
+    assert (run["num_images"], run["num_scored"], run["num_reused"]) == (3, 0, 0)
+    assert run["num_unreadable"] == len(run["issues"]) == 3
 
 
 def test_a_second_process_is_sent_away(run_command, pictures, job, no_long_work):

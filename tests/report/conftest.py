@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from zsad_jax.data.base import Fault
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
 
@@ -79,7 +79,7 @@ def report(make_row, scores, cases):
         scores=[scores],
         cases=cases,
         history=[{"step": i, "epoch": 1, "loss": 1 / i} for i in range(1, 5)],
-        faults={dataset: [Fault("ring/<9>.png", "the file is truncated")]},
+        faults={dataset: [Issue("image_unreadable", "ring/<9>.png", "the file is truncated")]},
         config_text='{"seed": 0}',
         run={"total_seconds": 150.0, "peak_memory_bytes": 2**30, "parts_seconds": {"start": 1.5}},
         demonstration=True,

@@ -152,6 +152,7 @@ def test_files_of_a_report(report, tmp_path):
     write_report(tmp_path, report)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     expected = {"results.md", "results.csv", "results.tex", "report.html", "figures/training.png"}
+    expected.add("figures/.written.json")
     folder = "figures/synthetic_target"
     expected |= {f"{folder}/{name}.png" for name in ("score_histogram", "roc")}
     expected |= {f"{folder}/{category}_{i}.png" for category in ("gear", "ring") for i in range(4)}
@@ -159,7 +160,10 @@ def test_files_of_a_report(report, tmp_path):
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert markdown.startswith("# TIPSomaly <on> tips-nano\n\n> **Demonstration model")
     assert "- VisA: not prepared" in markdown
-    assert "- synthetic_target/ring/<9>.png: the file is truncated" in markdown
+    assert (
+        "- synthetic_target/ring/<9>.png: the image cannot be read (the file is truncated)"
+        in markdown
+    )
     rows = list(csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8")))
     assert [row["table"] for row in rows] == ["main"] * 3 + ["comparison"]
     assert all(row["notes"].startswith(DEMONSTRATION) for row in rows)
@@ -178,7 +182,7 @@ def test_the_same_report_gives_the_same_bytes(report, tmp_path):
     ("category", "file_name", "expected"),
     [
         ("bottle", "bottle/test/broken_large/000.png", "bottle_test_broken_large_000.png"),
-        ("brain", "yes/Y1 (2).JPG", "brain_yes_Y1-2-.JPG.png"),
+        ("brain", "yes/Y1 (2).JPG", "brain_yes_Y1__2_.JPG-637834c8.png"),
         ("", "../a.png", "a.png"),
     ],
 )

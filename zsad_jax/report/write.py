@@ -17,7 +17,7 @@ from zsad_jax.report.wording import DEMONSTRATION
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RECORD = "written.json"  # names the figures that the last report wrote
+RECORD = ".written.json"  # the figures that the last report wrote
 
 
 def write_report(workdir: PathLike, report: Report) -> None:

@@ -40,6 +40,4 @@ def write_pairs(
 
 def note_levels(samples):
     """The notes on masks with more than two levels."""
-    return tuple(
-        (sample.file_name, "levels; all above 0 are taken as defect") for sample in samples
-    )
+    return tuple((sample.file_name, "mask_levels") for sample in samples)

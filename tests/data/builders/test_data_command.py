@@ -62,7 +62,11 @@ def test_several_are_prepared_from_one_parent_folder(run, official, tmp_path):
     assert lines_with(out, "mvtec_ad", "bottle", "3 / 0", "209 / 0", "2 / 3", "20 / 63")
     assert lines_with(out, "mvtec_ad", "all", "6 / 0", "3629 / 0", "4 / 6", "467 / 1258")
     assert "test/bottle: 2 normal and 3 anomalous images instead of 20 and 63" in out
-    assert lines_with(out, "note: 6 times: its mask has 4 levels", "candle/Data/Images/Anomaly/000")
+    assert lines_with(
+        out,
+        "note: 6 files: the mask has more than two gray levels",
+        "candle/Data/Images/Anomaly/000",
+    )
 
 
 def test_what_cannot_be_prepared_keeps_the_others_from_nothing(run, official, tmp_path):
@@ -122,14 +126,16 @@ def test_a_kind_of_fault_is_one_line_and_all_have_one_each_if_wanted(run, offici
             tools.save_mask(mask, bottle / "ground_truth/broken_large" / name)
     code, out, _ = run("prepare", "mvtec_ad", "--source", official)
     assert code == 0
-    assert len(lines_with(out, "amiss: ")) == 2
-    assert lines_with(out, "amiss: 100 times: it has no mask (bottle/test/broken_large/100.png, ")
-    words = "100 times: its mask is 5x6, the image 12x9, or the like ("
-    assert lines_with(out, words, "/101.png, ", "/103.png, ", "/105.png, …)")
-    assert lines_with(out, "200 files are amiss; all of them: python -m zsad_jax.data verify")
+    assert len(lines_with(out, "issue: ")) == 2
+    assert lines_with(
+        out, "issue: 100 files: the mask is missing (bottle/test/broken_large/100.png, "
+    )
+    words = "100 files: the mask has another size than the image"
+    assert lines_with(out, words, "/101.png: 5x6, the image 12x9, ", "/105.png: 5x6, ", ", …)")
+    assert lines_with(out, "200 issues; to list all: python -m zsad_jax.data verify")
     code, out, _ = run("verify", "mvtec_ad", "--all")
     assert code == 1
-    assert len(lines_with(out, "amiss: bottle/test/broken_large/")) == 200
+    assert len(lines_with(out, "issue: bottle/test/broken_large/")) == 200
     assert lines_with(out, "images that cannot be used: 200")
 
 
@@ -140,7 +146,7 @@ def test_verify_is_content_with_what_is_published(run, official, tiny_is_publish
     assert "all counts are the published ones" in out
     assert "MVTec AD: every image and mask that is there can be used" in out
     assert lines_with(out, "mvtec_ad", "all", "6 / 0", "4 / 6")
-    assert "amiss" not in out
+    assert "issue" not in out
 
 
 def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_published):
@@ -150,9 +156,9 @@ def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_publish
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 0
-    assert lines_with(out, "amiss: bottle/test/combined/000.png", "its mask is empty")
+    assert lines_with(out, "issue: bottle/test/combined/000.png", "its mask is empty")
     assert out.splitlines()[-1] == (
-        "MVTec AD: every image and mask that is there can be used; 1 file is amiss"
+        "MVTec AD: every image and mask that is there can be used; 1 issue"
     )
 
 
@@ -180,14 +186,17 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, faul
     reason = {
         "truncated": lambda: image.write_bytes(image.read_bytes()[:-40]) and "damaged",
         "no image": lambda: image.write_text("nothing") and "it is not an image",
-        "mask": lambda: mask.write_text("nothing") and "its mask cannot be used",
-        "other size": lambda: Image.new("L", (5, 5), 9).save(mask) or "its mask is 5x5",
+        "mask": lambda: mask.write_text("nothing") and "the mask cannot be read",
+        "other size": lambda: (
+            Image.new("L", (5, 5), 9).save(mask)
+            or "the mask has another size than the image and is excluded from pixel metrics (5x5"
+        ),
     }[fault]()
     assert run("prepare", "mvtec_ad", "--source", official)[0] == 0
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
-    assert lines_with(out, "amiss: bottle/test/combined/000.png", reason)
-    assert out.splitlines()[-1] == "MVTec AD: images that cannot be used: 1; 1 file is amiss"
+    assert lines_with(out, "issue: bottle/test/combined/000.png", reason)
+    assert out.splitlines()[-1] == "MVTec AD: images that cannot be used: 1; 1 issue"
 
 
 def test_verify_tells_damaged_records_and_what_contradicts_them(
@@ -207,7 +216,7 @@ def test_verify_tells_damaged_records_and_what_contradicts_them(
     records.write_bytes(records.read_bytes()[: records.stat().st_size // 2])
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
-    assert lines_with(out, "amiss: 10 times: its record cannot be read")
+    assert lines_with(out, "issue: 10 files: the record cannot be read")
     assert lines_with(out, "mvtec_ad", "all", "0 / 0")
     metadata.write_text("{")
     code, _, err = run("verify", "mvtec_ad")
@@ -259,7 +268,7 @@ def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_pat
     path.write_text(json.dumps(content))
     code, out, _ = run("verify", "mpdd")
     assert code == 1
-    assert "amiss: meta.json: none of the images that it lists in 'train' is there" in out
+    assert "issue: meta.json: none of the images that it lists in a split exists (train)" in out
     assert "train/tubes: 0 normal and 0 anomalous images instead of 122 and 0" in out
     assert run("show", "mpdd", "--split", "train", "--out", tmp_path / "sheet.png")[0] == 0
     content["train"] = 3

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import builders
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.builders import counts
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.errors import UserError
@@ -105,13 +106,13 @@ def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
     (black / "ground_truth/scratches/000_mask.png").unlink()
     dataset = prepare("mpdd", root)
     assert len(dataset) == sum(sample.split == "test" for sample in miniature.samples) + 1
-    faults = dict(dataset.faults)
+    faults = {issue.file: issue.kind for issue in dataset.faults}
     assert set(faults) == {
         "bracket_black/test/hole/777.png",
         "bracket_black/test/scratches/000.png",
     }
-    assert "image" in faults["bracket_black/test/hole/777.png"]
-    assert faults["bracket_black/test/scratches/000.png"] == "it has no mask"
+    assert faults["bracket_black/test/hole/777.png"] == "image_unreadable"
+    assert faults["bracket_black/test/scratches/000.png"] == "mask_missing"
     told = differences("mpdd", tmp_path / "data")
     assert "test/connector: 0 normal and 0 anomalous images instead of 30 and 14" in told
     assert "test/bracket_black: 2 normal and 4 anomalous images instead of 32 and 47" in told
@@ -160,10 +161,9 @@ def test_masks_of_one_loco_image_that_differ_in_size(make_miniature, prepare, to
     for path in (masks / "001").iterdir():
         path.unlink()
     dataset = prepare("mvtec_loco", root)
-    assert dict(dataset.faults) == {
-        "juice_bottle/test/logical_anomalies/000.png": "its mask cannot be used: the masks of this"
-        " image differ in size",
-        "juice_bottle/test/logical_anomalies/001.png": "it has no mask",
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        "juice_bottle/test/logical_anomalies/000.png": "mask_unreadable",
+        "juice_bottle/test/logical_anomalies/001.png": "mask_missing",
     }
 
 
@@ -200,7 +200,7 @@ def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, 
     test = prepare("visa", tmp_path / "repacked" / given)
     train = builders.open_prepared("visa", tmp_path / "data", "train")
     lost = "pipe_fryum/test/bad/002.JPG"
-    assert test.faults == ((lost, "it has no mask"),)
+    assert test.faults == (Issue("mask_missing", lost),)
     assert test[0].file_name == "candle/test/bad/000.JPG"
 
     def fields(sample):
@@ -245,12 +245,12 @@ def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
     def name(path):
         return path.relative_to(real_iad).as_posix()
 
-    assert dict(dataset.faults) == {
-        name(missing): "it is in the split but not there",
-        name(mask).replace("_mask.png", ".jpg"): "it has no mask",
-        name(extra): "it is no part of the benchmark",
-        name(jsons / "toy.json"): "its images are not there",
-        name(images / "usb"): "it has no json",
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        name(missing): "image_missing",
+        name(mask).replace("_mask.png", ".jpg"): "mask_missing",
+        name(extra): "image_unused",
+        name(jsons / "toy.json"): "folder_missing",
+        name(images / "usb"): "list_missing",
     }
     assert [sample.label for sample in dataset if not sample.has_mask] == [1]
 
@@ -284,7 +284,7 @@ def test_real_bottles_without_masks(real_data, prepare, tmp_path):
     }
     assert {decode_image(s.image).image.size for s in dataset} == {(900, 900)}
     assert [s.image for s in dataset] == [(root / s.file_name).read_bytes() for s in dataset]
-    assert dataset.faults == (("bottle/test/broken_large/002.png", "it has no mask"),)
+    assert dataset.faults == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
     told = differences("mvtec_ad", tmp_path / "data")
     assert "test/bottle: 1 normal and 1 anomalous images instead of 20 and 63" in told
     assert len(told) == 30

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import builders
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.builders import aitex, counts, ksdd, layouts
 from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.errors import UserError
@@ -140,12 +141,12 @@ def test_ksdd_tells_labels_that_cannot_be_used_once_an_image(make_miniature, pre
     Image.new("L", (5, 5)).save(root / "kos20/Part0_label.bmp")
     Image.new("L", (5, 5)).save(root / "kos20/Part7_label.bmp")
     dataset = prepare("ksdd", root)
-    faults = dict(dataset.faults)
+    faults = {issue.file: issue.kind for issue in dataset.faults}
     assert len(dataset.faults) == len(faults) == 4
-    assert "damaged" in faults["kos01/Part0.jpg"]
-    assert faults["kos01/Part5.jpg"] == "it has no mask"
-    assert faults["kos20/Part0.jpg"] == "its mask is 5x5, the image 8x10"
-    assert faults["kos20/Part7_label.bmp"] == "it is the mask of no image"
+    assert faults["kos01/Part0.jpg"] == "image_unreadable"
+    assert faults["kos01/Part5.jpg"] == "mask_missing"
+    assert faults["kos20/Part0.jpg"] == "mask_size"
+    assert faults["kos20/Part7_label.bmp"] == "mask_unused"
     assert {name.rsplit("_", 1)[0] for name in (s.file_name for s in dataset)} == {"kos20/Part4"}
 
 
@@ -156,7 +157,7 @@ def test_dagm_knows_of_a_lost_mask_by_the_list(make_miniature, prepare, tmp_path
     (root / "Class10/Test").rename(root / "Class10/test")
     dataset = prepare("dagm", root)
     assert len(dataset) == sum(one.split == "test" for one in miniature.samples)
-    assert dataset.faults == (("Class1/Test/0005.PNG", "it has no mask"),)
+    assert dataset.faults == (Issue("mask_missing", "Class1/Test/0005.PNG"),)
     lost = next(s for s in dataset if s.file_name == "Class1/Test/0005.PNG")
     assert (lost.label, lost.has_mask) == (1, False)
     assert dataset.categories == ("Class1", "Class10")
@@ -196,9 +197,9 @@ def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
     with caplog.at_level("INFO", logger="absl"):
         dataset = prepare("elpv", root)
     assert "2 cells may or may not be defective and are left out" in caplog.text
-    assert dict(dataset.faults) == {
-        "images/cell0009.png": "it is in labels.csv but not there",
-        "images/cell1000.png": "it is no part of the benchmark",
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        "images/cell0009.png": "image_missing",
+        "images/cell1000.png": "image_unused",
     }
     with open(root / "labels.csv", "a") as file:
         file.write("images/cell0010.png,0.0,mono\n")
@@ -284,7 +285,7 @@ def test_real_masks_of_rails_without_their_images(real_data, prepare):
     listing = listed("rsdds_113", root)
     assert listing.samples == {}
     assert len(listing.faults) == 56
-    assert {reason for _, reason in listing.faults} == {"it is the mask of no image"}
+    assert {issue.kind for issue in listing.faults} == {"mask_unused"}
     with pytest.raises(UserError, match=r"RSDDs-113 is not in .*2D_Image/INPUT_IMG") as error:
         prepare("rsdds_113", root)
     assert "\n" not in str(error.value)

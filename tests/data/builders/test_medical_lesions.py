@@ -92,10 +92,10 @@ def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, prep
     found = [(sample.file_name, sample.has_mask) for sample in dataset]
     with_mask = [("1.tiff", True), ("2.tiff", False), ("10.tiff", True), ("77.tif", True)]
     assert found == [*with_mask, ("97.tif", True)]
-    assert dict(dataset.faults) == {
-        "2.tiff": "it has no mask",
-        "p55.tiff": "it is the mask of no image",
-        "overview.png": "it is no part of the benchmark",
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        "2.tiff": "mask_missing",
+        "p55.tiff": "mask_unused",
+        "overview.png": "image_unused",
     }
 
 
@@ -106,9 +106,9 @@ def test_what_has_no_partner_is_named(make_miniature, tools, tmp_path):
     tools.save(tools.draw_mask(0), root / "masks/extra.jpg")
     listing = builders.find_benchmark("kvasir").list_files(root)
     assert [sample.has_mask for sample in listing.samples["test"]] == [True, False, True]
-    assert dict(listing.faults) == {
-        "images/cju0qoxqj9q6s0835b43399p4.jpg": "it has no mask",
-        "masks/extra.jpg": "it is the mask of no image",
+    assert {issue.file: issue.kind for issue in listing.faults} == {
+        "images/cju0qoxqj9q6s0835b43399p4.jpg": "mask_missing",
+        "masks/extra.jpg": "mask_unused",
     }
 
 
@@ -238,8 +238,8 @@ def test_kvasir_real_masks_have_a_rim(real_data, prepare):
         ("images/cju0qx73cjw570799j4n5cjze.jpg", 106837),
     ]
     assert not dataset.faults
-    levels = [reason.split(";")[0] for _, reason in dataset.notes]
-    assert levels == [f"its mask has {n} levels" for n in (18, 16, 16)]
+    levels = [note.detail for note in dataset.notes]
+    assert levels == [f"{n} levels, threshold 0" for n in (18, 16, 16)]
 
 
 def test_real_sets_side_by_side_are_not_mistaken(real_data, prepare):

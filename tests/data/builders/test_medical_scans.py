@@ -261,7 +261,7 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
     dataset = prepare("msd_lung", tmp_path / "lung")
     assert dataset.categories == ("lung_002",)
     assert len(dataset) == 30
-    assert [fault.file_name for fault in dataset.faults] == ["imagesTr/lung_001.nii.gz"]
+    assert [fault.file for fault in dataset.faults] == ["imagesTr/lung_001.nii.gz"]
 
 
 def test_no_volume_that_can_be_used(tmp_path, prepare):
@@ -296,6 +296,5 @@ def test_a_wrong_row_of_headct_is_named(make_miniature, prepare, tmp_path):
         csv.writer(file).writerows([*rows, ["1", "2", "3"]])
     dataset = prepare("headct", tmp_path / "ct")
     assert len(dataset) == 5
-    assert [fault.reason for fault in dataset.faults if "row" in fault.reason] == [
-        "its row '1,2,3' is no number with 0 or 1"
-    ]
+    invalid = [issue.detail for issue in dataset.faults if issue.kind == "entry_invalid"]
+    assert invalid == ["row '1,2,3'"]

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import downloads
+from zsad_jax import downloads, files
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import builders
 from zsad_jax.data.builders import base, layouts, records, sources
@@ -354,16 +355,78 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
     assert sorted(os.listdir(tmp_path / "data/kvasir")) == [".lock", "1.0.0"]
 
 
-def test_an_archive_cannot_write_outside(tmp_path, monkeypatch):
+def hostile_archives():
+    """Members that no benchmark has: (name in the archive, what is set on it, expected message)."""
+    link, hard = {"type": tarfile.SYMTYPE}, {"type": tarfile.LNKTYPE}
+    return {
+        "above": ("../../escaped.txt", {}, "outside"),
+        "absolute": ("/tmp/escaped.txt", {}, "outside"),
+        "backslashes": ("..\\..\\escaped.txt", {}, "outside"),
+        "link": ("bottle/escaped.txt", link | {"linkname": "../../../victim.txt"}, "link"),
+        "hard link": ("bottle/escaped.txt", hard | {"linkname": "../../../victim.txt"}, "link"),
+        "device": ("bottle/escaped.txt", {"type": tarfile.CHRTYPE}, "device"),
+        "sparse": ("bottle/escaped.txt", {"size": 2**40}, "absurdly large"),
+    }
+
+
+@pytest.mark.parametrize("kind", hostile_archives())
+def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, monkeypatch):
+    name, fields, message = hostile_archives()[kind]
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as archive:
-        member = tarfile.TarInfo("../../escaped.txt")
-        member.size = 1
-        archive.addfile(member, io.BytesIO(b"x"))
+        member = tarfile.TarInfo(name)
+        for key, value in {"size": 1, **fields}.items():
+            setattr(member, key, value)
+        if kind == "sparse":  # the header alone: nothing may be written before it is rejected
+            archive.fileobj.write(member.tobuf())
+        else:
+            archive.addfile(member, io.BytesIO(b"x"))
+        archive.addfile(tarfile.TarInfo("bottle/escaped.txt/x"), io.BytesIO())
     with_digest(monkeypatch, MvtecAd, path)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=message):
         prepare("mvtec_ad", tmp_path / "data", source=path)
     assert not list(tmp_path.rglob("escaped.txt"))
+    assert victim.read_text() == "mine"
+    assert os.listdir(tmp_path / "data/mvtec_ad") == [".lock"]
+
+
+def test_zip_with_a_link_is_rejected(tmp_path, monkeypatch):
+    path = tmp_path / "kvasir-seg.zip"
+    link = zipfile.ZipInfo("Kvasir-SEG/images")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(link, "../../..")
+    with_digest(monkeypatch, builders.find_benchmark("kvasir"), path, size=None)
+    with pytest.raises(UserError, match="link"):
+        prepare("kvasir", tmp_path / "data", source=path)
+
+
+def test_directory_of_the_user_is_never_removed(mvtec_folder, tmp_path):
+    """A folder of the name of an unfinished preparation, but without its mark, and a link to one."""
+    data = tmp_path / "data/mvtec_ad"
+    for name in ("incomplete.backup", sources.EXTRACTED):
+        (data / name).mkdir(parents=True)
+        (data / name / "mine.txt").write_text("mine")
+        with pytest.raises(UserError, match=f"{name} was not created by zsad_jax"):
+            prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+        assert (data / name / "mine.txt").read_text() == "mine"
+        shutil.rmtree(data / name)
+    elsewhere = tmp_path / "elsewhere"
+    files.make_removable(elsewhere)
+    (data / "incomplete.link_1.0.0").symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(UserError, match="was not created by zsad_jax"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+    assert elsewhere.is_dir()
+
+
+def test_prepares_into_a_relative_data_dir(mvtec_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_mvtec(prepare("mvtec_ad", "data", source=mvtec_folder), mvtec_folder)
+    monkeypatch.setenv("ZSAD_JAX_HOME", "home")
+    assert run("prepare", "mvtec_ad", "--source", mvtec_folder) == 0
+    assert (tmp_path / "home/data/mvtec_ad/1.0.0/dataset_info.json").is_file()
 
 
 def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path, capsys):
@@ -380,16 +443,16 @@ def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path,
     printed = capsys.readouterr().out
     for file_name, reason in [
         ("bottle/test/good/000.png", "damaged"),
-        ("bottle/test/broken_large/000.png", "it has no mask"),
+        ("bottle/test/broken_large/000.png", "the mask is missing"),
         ("bottle/ground_truth/broken_large/777_mask.png", "the mask of no image"),
-        ("bottle/test/combined/000.png", "its mask is 5x5, the image 12x9"),
+        ("bottle/test/combined/000.png", "(5x5, the image 12x9)"),
         ("metal_nut/test/combined/000.png", "its mask is empty"),
-        ("metal_nut/test/broken_large/000.png", "its mask cannot be used"),
+        ("metal_nut/test/broken_large/000.png", "the mask cannot be read"),
     ]:
         assert [line for line in printed.splitlines() if file_name in line and reason in line], (
             file_name
         )
-    assert "6 files are amiss" in printed
+    assert "6 issues" in printed
     assert "train/zipper: 0 normal and 0 anomalous images instead of 240 and 0" in printed
     dataset = builders.open_prepared("mvtec_ad", data)
     assert len(dataset) == 10
@@ -405,10 +468,10 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
     save(mask_of(1), visa_folder / "candle/Data/Masks/Anomaly/900.png")
     dataset = prepare("visa", tmp_path / "data", source=visa_folder)
     assert len(dataset) == 9
-    assert dict(dataset.faults) == {
-        "candle/Data/Images/Normal/0003.JPG": "it is in the split but not there",
-        "candle/Data/Images/Anomaly/001.JPG": "it has no mask",
-        "candle/Data/Masks/Anomaly/900.png": "it is no part of the benchmark",
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        "candle/Data/Images/Normal/0003.JPG": "image_missing",
+        "candle/Data/Images/Anomaly/001.JPG": "mask_missing",
+        "candle/Data/Masks/Anomaly/900.png": "image_unused",
     }
     (visa_folder / "split_csv/1cls.csv").write_text("object;split\n1;2\n")
     with pytest.raises(UserError, match=r"1cls\.csv is not the split of VisA"):
@@ -480,9 +543,9 @@ def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, monkeypatch, c
     prepare("mvtec_ad", tmp_path / "lost", source=mvtec_folder)
     capsys.readouterr()
     assert run("verify", "mvtec_ad", "--data_dir", tmp_path / "lost") == 1
-    assert "images that cannot be used: 3; 3 files are amiss" in capsys.readouterr().out
+    assert "images that cannot be used: 3; 3 issues" in capsys.readouterr().out
     assert run("list", "--data_dir", tmp_path / "lost") == 0
-    assert "prepared, 3 files are amiss" in capsys.readouterr().out
+    assert "prepared, 3 issues" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut"])
@@ -600,7 +663,7 @@ def test_masks_that_cannot_be_joined_are_no_mask():
     draw(0).save(image, "PNG")
     sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
     record = records.encode(sample, "mvtec_loco")
-    assert "differ in size" in record.faults[0].reason
+    assert "differ in size" in record.faults[0].detail
     assert not record.fields["has_mask"]
     assert not decode_mask(record.fields["mask"]).any()
 
@@ -625,4 +688,4 @@ def test_masks_are_paired_by_stem(tmp_path):
         "b_mask.png",
         None,
     ]
-    assert [fault.file_name for fault in faults] == ["images/c.bmp"]
+    assert [fault.file for fault in faults] == ["images/c.bmp"]

@@ -6,11 +6,12 @@ import shutil
 import pytest
 
 from zsad_jax.data import builders
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.builders.layouts import Listing
 from zsad_jax.data.builders.unused import NAMED_ALONE, PLACES, find_unused
+from zsad_jax.data.issues import Issue
 
-ALONE = "it is no part of the benchmark"
+ALONE = "image_unused"
 
 
 def touch(root, *names):
@@ -24,7 +25,7 @@ def listing_of(root, *names, **further):
 
 
 def unused(root, listing, *left_out):
-    return {fault.file_name: fault.reason for fault in find_unused(root, listing, left_out)}
+    return {issue.file: issue.kind for issue in find_unused(root, listing, left_out)}
 
 
 def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
@@ -35,7 +36,7 @@ def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
     listing = Listing(
         samples={"train": [sample], "test": [Sample(image=b"made", mask=b"made")]},
         known={str(tmp_path / "strip.tif")},
-        faults=[Fault("told", "empty"), Fault("told_too.jpg", "it has no label")],
+        faults=[Issue("folder_empty", "told"), Issue("mask_missing", "told_too.jpg")],
     )
     assert unused(tmp_path, listing) == {"a/2.PNG": ALONE}
 
@@ -48,14 +49,14 @@ def test_many_at_one_place_are_a_number_and_few_are_named(tmp_path):
     touch(tmp_path, *(f"heic/{i}.HEIC" for i in range(8)))
     listing = listing_of(tmp_path, "a/good/1.png", "b/good/1.png")
     assert unused(tmp_path, listing) == {
-        ".": "7 image files in it are no part of the benchmark",
+        ".": "image_unused",
         **{f"a/good/{i}.jpg": ALONE for i in range(NAMED_ALONE)},
-        "b/good": "6 image files in it are no part of the benchmark",
-        "b/good/x.heic": "its format is not read (.heic)",
-        "b/good/y.DCM": "its format is not read (.dcm)",
-        "heic": "8 .heic files in it are not read",
+        "b/good": "image_unused",
+        "b/good/x.heic": "format_unsupported",
+        "b/good/y.DCM": "format_unsupported",
+        "heic": "format_unsupported",
         "odd/deep/1.png": ALONE,
-        "strange": "9 image files in it are no part of the benchmark",
+        "strange": "image_unused",
     }
 
 
@@ -63,7 +64,7 @@ def test_places_beyond_number_are_told_of_the_folders_above(tmp_path):
     used = [f"{top}/{i:03}/a.png" for top in ("x", "y") for i in range(PLACES)]
     touch(tmp_path, *used, *(name.replace("a.png", "b.png") for name in used))
     listing = listing_of(tmp_path, *used)
-    many = f"{PLACES} image files in it are no part of the benchmark"
+    many = "image_unused"
     assert unused(tmp_path, listing) == {"x": many, "y": many}
 
 
@@ -94,13 +95,13 @@ def test_whatever_is_misplaced_in_mvtecs_layout_is_told(make_miniature, prepare,
     tools.save(tools.draw_mask(0), root / "bottle/ground_truth/good/000_mask.png")
     touch(root, "bottle/test/good/photo.heic")
     shutil.copytree(root / "bottle", root / "botle")
-    assert dict(prepare("mvtec_ad", root).faults) == {
-        "botle": "15 image files in it are no part of the benchmark",
-        "botle/test/good/photo.heic": "its format is not read (.heic)",
+    assert {issue.file: issue.kind for issue in prepare("mvtec_ad", root).faults} == {
+        "botle": "image_unused",
+        "botle/test/good/photo.heic": "format_unsupported",
         "bottle/ground_truth/gone/000_mask.png": ALONE,
         "bottle/ground_truth/loose_mask.png": ALONE,
         "bottle/test/broken_large/more/1.png": ALONE,
-        "bottle/test/good/photo.heic": "its format is not read (.heic)",
+        "bottle/test/good/photo.heic": "format_unsupported",
         "bottle/test/loose.png": ALONE,
     }
 
@@ -113,8 +114,8 @@ def test_images_outside_the_split_of_visa_and_other_folders_of_ksdd_are_told(
     tools.save(tools.draw(0), tmp_path / "visa/candle/Data/Images/Normal/9999.JPG")
     tools.save(tools.draw(0), tmp_path / "ksdd/KolektorSDD/others/Part0.jpg")
     visa, ksdd = (prepare(name, tmp_path / name) for name in ("visa", "ksdd"))
-    assert visa.faults == (("candle/Data/Images/Normal/9999.JPG", ALONE),)
-    assert ksdd.faults == (("others/Part0.jpg", ALONE),)
+    assert visa.faults == (Issue(ALONE, "candle/Data/Images/Normal/9999.JPG"),)
+    assert ksdd.faults == (Issue(ALONE, "others/Part0.jpg"),)
 
 
 def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
@@ -125,7 +126,7 @@ def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
         tools.save(tools.draw(0), tmp_path / folder / "1.jpg")
     left_out = builders.find_benchmark("real_iad").left_out(tmp_path)
     assert set(left_out) == {"realiad_1024", "realiad_256", "realiad_raw"}
-    assert prepare("real_iad", tmp_path).faults == (("realiad_512/unknown/1.jpg", ALONE),)
+    assert prepare("real_iad", tmp_path).faults == (Issue(ALONE, "realiad_512/unknown/1.jpg"),)
 
 
 @pytest.mark.parametrize(

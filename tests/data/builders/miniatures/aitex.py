@@ -40,8 +40,8 @@ def make(root, tools):
     return tools.Miniature(
         samples,
         faults=(
-            ("Defect_images/0100_025_08.png", "it has no mask"),
-            ("Defect_images/0106_010_03.png", "its mask is empty"),
+            ("Defect_images/0100_025_08.png", "mask_missing"),
+            ("Defect_images/0106_010_03.png", "mask_empty"),
         ),
     )
 

@@ -21,4 +21,4 @@ def make(root, tools):
         *write("03", suffix=".bmp", masks=("{}.bmp",), mode="L"),
     ]
     soft = [s.file_name for s in samples if s.category == "02" and s.label]
-    return tools.Miniature(samples, notes=tuple((name, "4 levels") for name in soft))
+    return tools.Miniature(samples, notes=tuple((name, "mask_levels") for name in soft))

@@ -24,10 +24,10 @@ def make(root, tools):
     tools.save(tools.draw(0), root / "head_ct/head_ct/copy.png")
     (root / "labels.csv").write_text("\n".join([*rows, "12,yes", "", ""]))
     faults = (
-        ("150.png", "it is not in labels.csv"),
-        ("copy.png", "it is not in labels.csv"),
-        ("labels.csv", "its image 007 is not there"),
-        ("labels.csv", "its image 100 is not there"),
-        ("labels.csv", "its row '12,yes' is no number with 0 or 1"),
+        ("150.png", "image_unlisted"),
+        ("copy.png", "image_unlisted"),
+        ("007", "image_missing"),
+        ("100", "image_missing"),
+        ("labels.csv", "entry_invalid"),
     )
     return tools.Miniature(samples, faults)

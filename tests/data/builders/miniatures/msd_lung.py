@@ -33,13 +33,13 @@ def make(root, tools):
         ]
     plant_faults(folder)
     faults = (
-        ("imagesTr/lung_050.nii.gz", "it has no label"),
-        ("imagesTr/lung_051.nii.gz", "its label is 4x5x7, the volume 4x5x6"),
-        ("imagesTr/lung_052.nii.gz", "it is damaged or no NIfTI volume"),
-        ("imagesTr/lung_053.nii.gz", "it is damaged or no NIfTI volume"),
-        ("imagesTr/lung_054.nii", "it is cut short"),
-        ("labelsTr/lung_055.nii.gz", "it is the label of no volume"),
-        ("labelsTr/lung_056.nii.gz", "it holds other values than 0 and 1"),
+        ("imagesTr/lung_050.nii.gz", "mask_missing"),
+        ("imagesTr/lung_051.nii.gz", "image_unreadable"),
+        ("imagesTr/lung_052.nii.gz", "image_unreadable"),
+        ("imagesTr/lung_053.nii.gz", "image_unreadable"),
+        ("imagesTr/lung_054.nii", "image_unreadable"),
+        ("labelsTr/lung_055.nii.gz", "mask_unused"),
+        ("labelsTr/lung_056.nii.gz", "image_unreadable"),
     )
     return tools.Miniature(samples, faults)
 

@@ -16,7 +16,7 @@ def make(root, tools):
     return tools.Miniature(
         samples,
         faults=(
-            ("2D_Image/INPUT_IMG/2.bmp", "it has no mask"),
-            ("Ground Truth/11.png", "the mask of no image"),
+            ("2D_Image/INPUT_IMG/2.bmp", "mask_missing"),
+            ("Ground Truth/11.png", "mask_unused"),
         ),
     )

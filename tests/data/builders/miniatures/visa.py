@@ -22,5 +22,5 @@ def make(root, tools):
     (root / "split_csv").mkdir()
     with open(root / "split_csv/1cls.csv", "w", newline="") as file:
         csv.writer(file).writerows([["object", "split", "label", "image", "mask"], *rows])
-    levels = [(sample.file_name, "4 levels") for sample in samples if sample.label]
+    levels = [(sample.file_name, "mask_levels") for sample in samples if sample.label]
     return tools.Miniature(samples, notes=tuple(levels))
