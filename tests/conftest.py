@@ -5,6 +5,7 @@ import logging as python_logging
 import mmap
 import os
 import pathlib
+import runpy
 
 import pytest
 from absl import logging
@@ -42,6 +43,19 @@ LONGEST = ("test_main.py", "test_demo.py", "test_combinations.py", "test_fapromp
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no process is alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def shipped_experiment():
+    """Reads the experiment of `configs/<method>.py`, without a variant."""
+
+    def read(method):
+        from zsad_jax.experiment import from_config
+
+        path = pathlib.Path(__file__).parents[1] / "configs" / f"{method}.py"
+        return from_config(runpy.run_path(str(path))["get_config"]())
+
+    return read
 
 
 @pytest.fixture(scope="session")
