@@ -58,6 +58,35 @@ def shipped_experiment():
     return read
 
 
+# Learned arrays that move all keys alike, or what a softmax sees alike: a gradient of zero, up to rounding.
+NO_EFFECT = {
+    "tps": {
+        "['pathway']['attentions']['to_patches']['key']['bias']",
+        "['pathway']['attentions']['to_global']['key']['bias']",
+        "['pathway']['norms']['global']['bias']",
+    },
+    "vip2clip": {"['fgp']['key']['bias']"},
+}
+
+
+@pytest.fixture(scope="session")
+def largest_entries():
+    """Returns the largest absolute entry of each learned array by name, for arrays with an effect."""
+    import jax
+    import numpy as np
+
+    def find(method, tree):
+        found = {
+            jax.tree_util.keystr(path): float(np.abs(leaf).max())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        idle = NO_EFFECT.get(method, set())
+        assert idle <= set(found)
+        return {name: value for name, value in found.items() if name not in idle}
+
+    return find
+
+
 @pytest.fixture(scope="session")
 def environment_of_users():
     """The variables for a command that is to be compiled as users have it, which then runs faster."""
