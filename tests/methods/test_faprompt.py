@@ -12,8 +12,7 @@ from zsad_jax import learned
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch
-from zsad_jax.methods.config import config_from
-from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, FAPromptConfig, faprompt
+from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, faprompt
 
 FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of 8
@@ -505,13 +504,3 @@ def test_unknown_extras_are_refused(clip, params, features):
     method = faprompt(clip, {"prior": False})
     with pytest.raises(UserError, match="'faprompt' has no extra 'prior'; there are: stage1"):
         method.score(clip.params, params, None, features, jnp.zeros(4, int), extras=("prior",))
-
-
-def test_the_defaults_are_the_published_setting():
-    config = config_from(FAPromptConfig, None)
-    weights = [
-        getattr(config, f"{name}_weight")
-        for name in ("local1", "local2", "cross_entropy", "image_focal", "orthogonality", "prior")
-    ]
-    assert weights == [1, 0.5, 1, 1, 0.1, 1]
-    assert (config.sigma, config.temperature, config.cls_norm) == (10, 0.07, False)
