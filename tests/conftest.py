@@ -5,6 +5,7 @@ import logging as python_logging
 import mmap
 import os
 import pathlib
+import runpy
 
 import pytest
 from absl import logging
@@ -42,6 +43,48 @@ LONGEST = ("test_main.py", "test_demo.py", "test_combinations.py", "test_fapromp
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no process is alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def shipped_experiment():
+    """Reads the experiment of `configs/<method>.py`, without a variant."""
+
+    def read(method):
+        from zsad_jax.experiment import from_config
+
+        path = pathlib.Path(__file__).parents[1] / "configs" / f"{method}.py"
+        return from_config(runpy.run_path(str(path))["get_config"]())
+
+    return read
+
+
+# Learned arrays that move all keys alike, or what a softmax sees alike: a gradient of zero, up to rounding.
+NO_EFFECT = {
+    "tps": {
+        "['pathway']['attentions']['to_patches']['key']['bias']",
+        "['pathway']['attentions']['to_global']['key']['bias']",
+        "['pathway']['norms']['global']['bias']",
+    },
+    "vip2clip": {"['fgp']['key']['bias']"},
+}
+
+
+@pytest.fixture(scope="session")
+def largest_entries():
+    """Returns the largest absolute entry of each learned array by name, for arrays with an effect."""
+    import jax
+    import numpy as np
+
+    def find(method, tree):
+        found = {
+            jax.tree_util.keystr(path): float(np.abs(leaf).max())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        idle = NO_EFFECT.get(method, set())
+        assert idle <= set(found)
+        return {name: value for name, value in found.items() if name not in idle}
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,9 @@ def test_learned_prompts_are_better_than_fixed_ones(workdir):
     fixed = mean_of(
         workdir / "comparisons.json", variant="fixed prompts", image_score=mean["image_score"]
     )
-    assert mean["pixel_auroc"] >= fixed["pixel_auroc"] + 0.01
+    # Masks make the difference: training with true masks gains 0.0185 to 0.0227 over eight seeds, and
+    # training with blank or permuted ones 0.0122 to 0.0125.
+    assert mean["pixel_auroc"] >= fixed["pixel_auroc"] + 0.015
 
 
 def test_every_output_says_that_it_is_a_demonstration(workdir):

@@ -50,13 +50,21 @@ def dataset():
     return Samples("squares", samples)
 
 
+# Powers of two, which add no rounding.
+PREPROCESS = Preprocess(image_size=SIZE, mean=(0.5, 0.25, 0.125), std=(0.25, 0.5, 2.0))
+
+
 def backbone():
     fields = {field.name: None for field in dataclasses.fields(Backbone)}
-    return Backbone(**fields | {"params": {}, "preprocess": Preprocess(image_size=SIZE)})
+    return Backbone(**fields | {"params": {}, "preprocess": PREPROCESS})
 
 
 def brightness(images):
-    """A whole number over a power of two: equal brightnesses are equal floats on every machine."""
+    """Returns the sum of the channels before they were normalized.
+
+    It is a whole number over a power of two: equal brightnesses are equal floats on every machine.
+    """
+    images = images * jnp.array(PREPROCESS.std) + jnp.array(PREPROCESS.mean)
     return jnp.round(images.sum(-1, keepdims=True) * 255) / 1024
 
 
@@ -162,6 +170,56 @@ def test_methods_that_learn_inside_the_tower_have_their_own_features():
             for c, s in zip(contenders, result.scored, strict=True)
         }
         np.testing.assert_allclose(scores["raised"], 2 * (scores[""] + 2), rtol=1e-5)
+
+
+class Seen:
+    """A `features` that adds `shift` to the brightness, and counts how often it is traced."""
+
+    def __init__(self, shift):
+        self.shift, self.count = shift, 0
+
+    def __call__(self, frozen, params, images):
+        self.count += 1
+        return brightness(images) + self.shift
+
+
+def test_features_are_shared_by_equal_keys_only():
+    keys = ("a", "b", "a", None, None)
+    seen = [Seen(shift) for shift in range(5)]
+    contenders = [
+        Contender(method(features=one, features_key=key), {"gain": jnp.float32(1)}, str(one.shift))
+        for one, key in zip(seen, keys, strict=True)
+    ]
+    first, *others = (scored.image_scores["mean"] for scored in run(contenders).scored)
+    for other, shift in zip(others, (1, 0, 3, 4), strict=True):
+        np.testing.assert_allclose(other, first + shift, rtol=1e-5)
+    assert [one.count for one in seen] == [1, 1, 0, 1, 1]
+
+
+def test_each_method_has_its_own_thresholds_of_the_200_step_aupro():
+    """On an image of 201 brightnesses, which are the thresholds up to rounding."""
+    steps = np.arange(SIZE * SIZE) * 201 // (SIZE * SIZE)
+    image = np.repeat(steps.astype(np.uint8).reshape(SIZE, SIZE, 1), 3, axis=-1)
+    mask = np.where(np.arange(SIZE * SIZE) % 3 > 0, 0, 255).astype(np.uint8).reshape(SIZE, SIZE)
+    sample = Sample(
+        image=encoded(image), mask=encoded(mask), has_mask=True, label=1, category="one"
+    )
+    gain = jnp.float32(0.1)
+    contenders = [
+        Contender(method(aupro_thresholds=form), {"gain": gain}, form)
+        for form in ("torch", "numpy")
+    ]
+    result = run(contenders, Samples("steps", [sample]), exact=True)
+    maps = (np.float32(0.1) * (image.sum(-1, dtype=np.float32) / 1024))[None]
+    expected = [
+        metrics.pixel_aupro_200step(maps, mask[None] > 0, thresholds=form)
+        for form in ("torch", "numpy")
+    ]
+    found = [
+        scored.figures["one"]["mean"].values[metrics.AUPRO_200STEP] for scored in result.scored
+    ]
+    assert abs(expected[0] - expected[1]) > 1e-6
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_what_is_stored_is_what_was_found(tmp_path, evaluation):

@@ -17,10 +17,13 @@ from zsad_jax.methods import Method, Stage
 from zsad_jax.sharding import make_mesh
 from zsad_jax.train import OrbaxSaver, TrainingConfig, make_schedule, train
 
+SIZE = 8
+PLAIN = Preprocess(image_size=SIZE)
 
-def encoded(value):
+
+def encoded(pixels):
     buffer = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), (value, value, value)).save(buffer, "png")
+    PIL.Image.fromarray(pixels).save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -29,7 +32,9 @@ def dataset(count=5, broken=()):
         "grey",
         [
             Sample(
-                image=b"nothing" if number in broken else encoded(40 * number),
+                image=b"nothing"
+                if number in broken
+                else encoded(np.full((SIZE, SIZE, 3), 40 * number, np.uint8)),
                 has_mask=True,
                 category="grey",
                 file_name=str(number),
@@ -39,10 +44,10 @@ def dataset(count=5, broken=()):
     )
 
 
-def backbone():
+def backbone(preprocess=PLAIN):
     """Nothing but preprocessing: the toy method looks at pixels."""
     fields = {field.name: None for field in dataclasses.fields(Backbone)}
-    return Backbone(**fields | {"params": {}, "preprocess": Preprocess(image_size=8)})
+    return Backbone(**fields | {"params": {}, "preprocess": preprocess})
 
 
 def method(**changes):
@@ -93,12 +98,12 @@ class KilledAfter(OrbaxSaver):
             raise KilledError
 
 
-def run(folder, *, saver=None, data=None, toy=None, seed=0, **config):
+def run(folder, *, saver=None, data=None, toy=None, seed=0, preprocess=PLAIN, **config):
     curves = Curves()
     saver = saver or OrbaxSaver(folder)
     params = train(
         toy or method(),
-        backbone(),
+        backbone(preprocess),
         dataset() if data is None else data,
         TrainingConfig(**{"epochs": 3, "batch_size": 2, "learning_rate": 0.1, **config}),
         key=jax.random.key(seed),
@@ -109,14 +114,62 @@ def run(folder, *, saver=None, data=None, toy=None, seed=0, **config):
     return params, curves.lines
 
 
+def first_level():
+    """The parameter "level" before the first step."""
+    return float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
+
+
 def test_the_last_smaller_batch_counts_and_its_padding_does_not(tmp_path):
-    _, lines = run(tmp_path, epochs=1)
+    _, lines = run(tmp_path, epochs=1, learning_rate=0.0)
     assert [step for step, _ in lines] == [1, 2, 3]
-    assert all(np.isfinite(loss) for _, loss in lines)
-    # One image in the last batch: brightness 160/255, whatever the rows of padding hold.
-    level = float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
-    first = np.mean([(0 - level) ** 2, (40 / 255 - level) ** 2])
-    assert lines[0][1] == pytest.approx(first, rel=1e-4)
+    batches = [(0, 40), (80, 120), (160,)]  # the last one has one image and one row of padding
+    expected = [np.mean([(grey / 255 - first_level()) ** 2 for grey in batch]) for batch in batches]
+    assert [loss for _, loss in lines] == pytest.approx(expected, rel=1e-4)
+
+
+# Mean and standard deviations of the backbone, which are not those of TIPS (0 and 1).
+OTHER = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def test_a_loss_sees_the_samples_of_the_dataset(tmp_path):
+    """Every field of the batch, and the images normalized: over a full batch, and over one with padding."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    masks = np.random.default_rng(1).integers(0, 2, (5, SIZE, SIZE)).astype(bool)
+    labels, has_mask = np.array([1, 0, 1, 1, 0]), np.array([1, 1, 0, 1, 1], bool)
+    masks[(labels == 0) | ~has_mask] = False
+    names = ("b", "a", "a", "c", "b")
+    samples = [
+        Sample(
+            image=b"broken" if number == 3 else encoded(pixels[number]),
+            mask=encoded(masks[number]) if masks[number].any() else None,
+            has_mask=bool(has_mask[number]),
+            label=int(labels[number]),
+            category=names[number],
+            prompt_name=f"name of {names[number]}",
+        )
+        for number in range(5)
+    ]
+    seen = []
+
+    def loss(frozen, params, features, batch):
+        jax.debug.callback(lambda *arrays: seen.append(arrays), features, batch, ordered=True)
+        return params["level"], {}
+
+    toy = method(features=lambda frozen, params, images: images, loss=loss)
+    run(tmp_path, data=Samples("some", samples), toy=toy, preprocess=OTHER, epochs=1, batch_size=4)
+    jax.effects_barrier()
+    batches = [([0, 1, 2], [True, True, True, False]), ([4], [True, False, False, False])]
+    for (images, batch), (rows, valid) in zip(seen, batches, strict=True):
+        np.testing.assert_array_equal(batch.valid, valid)
+        count = len(rows)
+        expected = (pixels[rows] / 255 - OTHER.mean) / OTHER.std
+        np.testing.assert_allclose(images[:count], expected, atol=1e-5)
+        np.testing.assert_array_equal(batch.labels[:count], labels[rows])
+        np.testing.assert_array_equal(batch.masks[:count], masks[rows])
+        np.testing.assert_array_equal(batch.has_mask[:count], has_mask[rows])
+        assert {batch.masks.dtype, batch.labels.dtype} == {np.dtype("float32"), np.dtype("int32")}
+        prompts = [batch.class_names[index] for index in batch.category[:count]]
+        assert prompts == [f"name of {names[row]}" for row in rows]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -138,9 +191,7 @@ def test_seeds_and_order(tmp_path):
 
 def test_groups_have_their_own_rates(tmp_path):
     params, lines = run(tmp_path, learning_rates={"level": 0.0})
-    assert float(params["level"]) == float(
-        method().init(jax.random.split(jax.random.key(0))[0], {})["level"]
-    )
+    assert float(params["level"]) == first_level()
     assert len(lines) == 9
     with pytest.raises(UserError, match="levels"):
         run(tmp_path / "wrong", learning_rates={"levels": 1.0})
@@ -154,8 +205,7 @@ def test_stages_train_their_groups_one_after_another(tmp_path):
 
     toy = method(stages=(Stage(("level",), epochs=1), Stage(("other",), second, epochs=1)))
     params, lines = run(tmp_path, toy=toy)
-    start = method().init(jax.random.split(jax.random.key(0))[0], {})
-    assert float(params["level"]) != float(start["level"])
+    assert float(params["level"]) != first_level()
     assert float(params["other"]) < 1
     assert lines[3][1] == pytest.approx(1.0)
     with pytest.raises(KilledError):
@@ -175,10 +225,9 @@ def test_resumed_late_in_a_second_stage(tmp_path):
     assert rest == lines[-3:]
 
 
-def test_broken_images_are_left_out(tmp_path, caplog):
-    _, lines = run(tmp_path, data=dataset(4, broken=(1,)), epochs=1)
-    level = float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
-    assert lines[0][1] == pytest.approx(level**2, rel=1e-4)
+def test_ignores_broken_images(tmp_path):
+    _, lines = run(tmp_path, data=dataset(4, broken=(3,)), epochs=1, learning_rate=0.0)
+    assert lines[1][1] == pytest.approx((80 / 255 - first_level()) ** 2, rel=1e-4)
 
 
 def test_what_cannot_be_trained_on_is_said(tmp_path):
@@ -192,12 +241,19 @@ def test_what_cannot_be_trained_on_is_said(tmp_path):
         run(tmp_path / "d", toy=method(loss=lambda *_: (jnp.float32(jnp.nan), {})))
 
 
-def test_schedules_hold_for_whole_epochs():
+def test_schedule_is_that_of_coop():
+    """Eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its beginning."""
     config = TrainingConfig(schedule="cosine", warmup_epochs=1, warmup_rate=1e-5)
-    rate = make_schedule(config, 0.002, 4, 3)
-    rates = [float(rate(step)) for step in range(12)]
-    expected = [1e-5, *(0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in (1, 2, 3))]
-    np.testing.assert_allclose(rates, np.repeat(expected, 3), rtol=1e-5)
+    rate = make_schedule(config, 0.002, 8, 3)
+    rates = [float(rate(step)) for step in range(24)]
+    original = [1e-5, 0.002, 0.001924, 0.001707, 0.001383, 0.001, 0.000617, 0.000293]
+    np.testing.assert_allclose(rates, np.repeat(original, 3), atol=5e-7)  # one rate an epoch
+
+
+def test_schedule_without_warmup_starts_at_the_peak():
+    cosine = make_schedule(TrainingConfig(schedule="cosine"), 0.002, 4, 1)
+    expected = [0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
+    np.testing.assert_allclose([float(cosine(step)) for step in range(4)], expected, rtol=1e-5)
     assert make_schedule(TrainingConfig(), 0.002, 4, 3) == 0.002
 
 
@@ -205,9 +261,22 @@ def test_sgd_with_momentum_and_decay(tmp_path):
     """Two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v, by hand."""
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "epochs": 2}
     params, _ = run(tmp_path, batch_size=5, **options)
-    level = float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
+    level = first_level()
     mean, speed = np.mean([40 * number / 255 for number in range(5)]), 0.0
     for _ in range(2):
         speed = 0.9 * speed + 2 * (level - mean) + 0.5 * level
         level -= 0.1 * speed
+    assert float(params["level"]) == pytest.approx(level, rel=1e-4)
+
+
+def test_adam_of_the_default_config(tmp_path):
+    """Three full-batch steps by hand: betas 0.5 and 0.999, as in the published code, and epsilon 1e-8."""
+    params, _ = run(tmp_path, batch_size=5)
+    level = first_level()
+    mean, first, second = np.mean([40 * number / 255 for number in range(5)]), 0.0, 0.0
+    for step in range(1, 4):
+        gradient = 2 * (level - mean)
+        first = 0.5 * first + 0.5 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        level -= 0.1 * (first / (1 - 0.5**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
     assert float(params["level"]) == pytest.approx(level, rel=1e-4)

@@ -145,7 +145,7 @@ def evaluate(
     scorer = scorer or make_scorer(contenders, backbone)
     run = functools.partial(_run, _placed(contenders, backbone, dataset, mesh), scorer, mesh)
 
-    gathered = _Gathered(dataset, len(contenders), exact)
+    gathered = _Gathered(dataset, [contender.method for contender in contenders], exact)
     for batch, results in run(
         load(), label=f"evaluate {dataset.name}", total=len(dataset), step=rows
     ):
@@ -221,14 +221,15 @@ def _run(
 class _Gathered:
     """What is kept of the batches: image scores, and the metrics' constant-size states."""
 
-    def __init__(self, dataset: Dataset, num_contenders: int, exact: bool):
+    def __init__(self, dataset: Dataset, methods: Sequence[Method], exact: bool):
         self._dataset = dataset
+        self._methods = methods
         self._exact = exact
         # Of each contender: the categories that are being gathered, and the figures of finished ones.
-        self._states: list[dict[str, metrics.category.State]] = [{} for _ in range(num_contenders)]
-        self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in range(num_contenders)]
+        self._states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
+        self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in methods]
         self._rows: list[tuple[int, str, str, int]] = []
-        self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_contenders)]
+        self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
         self._unread: list[Issue] = []
 
     def add(self, batch: ImageBatch, results: Results) -> None:
@@ -263,10 +264,12 @@ class _Gathered:
 
     def _complete(self, number: int, *, except_for: str | None = None) -> None:
         """Computes the figures of the categories gathered so far and drops their histograms."""
+        thresholds = self._methods[number].aupro_thresholds
         for category in [name for name in self._states[number] if name != except_for]:
             state = self._states[number].pop(category)
             self._figures[number][category] = {
-                name: metrics.category.compute(state, image_score=name) for name in state.scores
+                name: metrics.category.compute(state, image_score=name, thresholds=thresholds)
+                for name in state.scores
             }
 
     def finish(self) -> Evaluation:

@@ -48,11 +48,11 @@ def remove(folder: PathLike) -> None:
     path = pathlib.Path(folder)
     if not os.path.lexists(path):
         return
-    if not path.is_symlink():
-        with contextlib.suppress(OSError):
-            return (
-                path.rmdir()
-            )  # an empty one may come from a process that was killed before marking it
+    with contextlib.suppress(
+        OSError
+    ):  # an empty one may be of a process that was killed before marking
+        path.rmdir()
+        return
     if path.is_symlink() or not (path / MARK).is_file():
         raise UserError(
             f"{path} was not created by zsad_jax, so it is not removed. Move it elsewhere and run the command"

@@ -36,8 +36,9 @@ class TrainingConfig:
       optimizer: "adam", or "sgd" with `momentum` and `weight_decay`, as CoOp was trained.
       b1, b2, eps: Adam's.
       momentum, weight_decay: of "sgd".
-      schedule: of the rate, epoch by epoch: "constant", or "cosine" down to zero over all epochs.
-      warmup_epochs: epochs at `warmup_rate` before it.
+      schedule: of the rate, epoch by epoch: "constant", or "cosine", which falls from the peak towards zero.
+      warmup_epochs: epochs at `warmup_rate` before it, which delay the cosine but do not shorten its period of
+        `epochs`: the last `warmup_epochs` epochs of the period are never reached, as in CoOp's code.
       warmup_rate: of every group.
       shuffle: False keeps the dataset's order, class by class, as the published code does.
     """
@@ -130,7 +131,8 @@ def make_schedule(
 
     def rate(step: Any) -> Any:
         epoch = step // steps_per_epoch
-        share = jnp.cos(jnp.pi * epoch / epochs) / 2 + 0.5 if config.schedule == "cosine" else 1
+        progress = (epoch - config.warmup_epochs) / epochs
+        share = jnp.cos(jnp.pi * progress) / 2 + 0.5 if config.schedule == "cosine" else 1
         return jnp.where(epoch < config.warmup_epochs, config.warmup_rate, peak * share)
 
     return rate

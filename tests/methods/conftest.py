@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import zsad_jax
+from zsad_jax.train import TrainState, make_optimizer, make_step
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
 
@@ -33,7 +34,8 @@ def prompts_golden():
 @pytest.fixture(scope="session")
 def e2e_golden():
     golden = _load("e2e")
-    return golden | {"images": golden["images"].astype(np.float32) / np.float32(255)}
+    images = golden["images"]
+    return golden | {"images": images.astype(np.float32) / np.float32(255), "images_u8": images}
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +107,28 @@ def read_golden():
             return {key: arrays[key] for key in arrays.files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def train_as_shipped(shipped_experiment):
+    """Yields (parameters, losses) of each training step, as `configs/<method>.py` trains.
+
+    Arguments: the method, its backbone, the initial parameters, (8-bit images, batch) of each step, and
+    fields of the training config that differ from the shipped ones.
+    """
+
+    def run(method, backbone, params, batches, **changes):
+        config = shipped_experiment(method.name).training_config
+        config = dataclasses.replace(config, **changes)
+        (stage,) = method.stages
+        optimizer = make_optimizer(config, method, params, stage)
+        step = make_step(method, backbone, optimizer, stage)
+        state = TrainState(params, optimizer.init(params))
+        for images, batch in batches:
+            state, losses = step(backbone.params, state, images, batch)
+            yield state.params, losses
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, make_method
@@ -42,8 +43,20 @@ def clip(load_golden_clip, golden):
 
 
 @pytest.fixture(scope="module")
-def features(clip, golden):
-    return jax.jit(clip.encode_image)(clip.params, golden["in/images"].transpose(0, 2, 3, 1))
+def images(golden):
+    return golden["in/images"].transpose(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def features(clip, images):
+    return jax.jit(make_method("coop", clip).features)(clip.params, {}, images)
+
+
+def read_params(method, golden):
+    """The golden's parameters, which have the authors' names."""
+    prefix = f"param/{method.name}."
+    names = [name for name in golden if name.startswith(prefix)]
+    return method.import_params({name.removeprefix(prefix): golden[name] for name in names})
 
 
 def score(method, clip, params, features, *extras, class_names=("bottle",)):
@@ -92,7 +105,7 @@ def logits_of(scores):
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_coop(clip, features, golden, assert_near, position):
     method = make_method("coop", clip, {"num_prompts": 4, "position": position})
-    params = method.import_params({"prompt_learner.ctx": golden["param/coop.ctx"]})
+    params = read_params(method, golden)
     prototypes, scores = score(method, clip, params, features, "global_cosines")
     assert_near(prototypes.text[0], golden[f"coop_{position}/text_features"], FEATURES)
     assert_near(logits_of(scores), golden[f"coop_{position}/logits"], SCORES)
@@ -107,13 +120,7 @@ def test_coop(clip, features, golden, assert_near, position):
 
 def test_cocoop(clip, features, golden, assert_near):
     method = make_method("cocoop", clip, {"num_prompts": 4, "local_loss": False})
-    params = method.import_params(
-        {
-            name.removeprefix("param/cocoop."): value
-            for name, value in golden.items()
-            if name.startswith("param/cocoop.")
-        }
-    )
+    params = read_params(method, golden)
     _, scores = score(method, clip, params, features, "global_cosines")
     assert_near(logits_of(scores), golden["cocoop/logits"], SCORES)
     (loss, _), gradient = losses_of(method, clip, params, features, truth(golden))
@@ -129,6 +136,28 @@ def test_cocoop(clip, features, golden, assert_near):
         assert_near(value, golden[f"cocoop/grad_{name}"], SCORES)
 
 
+@pytest.mark.parametrize(("name", "vv_from"), [("coop", None), ("cocoop", 2)])
+def test_maps(clip, images, golden, assert_near, name, vv_from):
+    """Closed form: cosines of the last block's patches, bilinear up-sampling and a Gaussian of sigma 4.
+
+    CoCoOp's patches are those of the value-value stream from block 6 of 24 on, here 2 of 8.
+    """
+    method = make_method(name, clip, {"num_prompts": 4})
+    params = read_params(method, golden)
+    features = jax.jit(method.features)(clip.params, params, images)
+    _, scores = score(method, clip, params, features, "text_features")
+    found = method.anomaly_map(scores.patches, 56)
+
+    encode = jax.jit(clip.encode_image, static_argnames=("layers", "vv_from"))
+    patches = encode(clip.params, images, layers=(8,), vv_from=vv_from).patches[:, 0]
+    cosines = jnp.einsum("bhwd,bkd->bhwk", normalize(patches), scores.extras["text_features"])
+    probabilities = jax.nn.softmax(cosines / 0.07)[..., 1]
+    raw = jax.image.resize(probabilities, (2, 56, 56), "bilinear")
+    assert_near(found, scipy.ndimage.gaussian_filter(raw, (0, 4, 4)), SCORES)
+    assert method.map_range == (0.0, 1.0)
+    assert make_method(name, clip, {"feature_layers": (12, 24)}).map_range == (0.0, 2.0)
+
+
 def test_cocoop_without_its_network_is_coop(clip, features, golden, assert_near):
     options = {"num_prompts": 4, "position": "middle"}
     plain, shifted = (make_method(name, clip, options) for name in ("coop", "cocoop"))
@@ -140,15 +169,14 @@ def test_cocoop_without_its_network_is_coop(clip, features, golden, assert_near)
     assert_near(of_each[1], of_each[0], FEATURES)
 
 
-# Enough hidden units that none is without effect.
-WIDER = {"coop": {}, "cocoop": {"reduction": 2}}
+# CoCoOp learns from the masks by default; its network has enough hidden units that none is without effect.
+LOCAL = {"coop": {"local_loss": True}, "cocoop": {"reduction": 2}}
 
 
-@pytest.mark.parametrize("name", WIDER)
-def test_padding_counts_nowhere_and_all_terms_learn(clip, golden, assert_near, name):
-    method = make_method(name, clip, {"num_prompts": 2, "local_loss": True, **WIDER[name]})
+@pytest.mark.parametrize("name", LOCAL)
+def test_padding_counts_nowhere_and_all_terms_learn(clip, images, golden, assert_near, name):
+    method = make_method(name, clip, {"num_prompts": 2, **LOCAL[name]})
     params = method.init(jax.random.key(1), clip.params)
-    images = jnp.asarray(golden["in/images"].transpose(0, 2, 3, 1))
     features = jax.jit(method.features)(clip.params, params, images)
     masks = np.zeros((2, 56, 56), np.float32)
     masks[:, 10:30, 20:50] = golden["in/labels"][:, None, None]
@@ -162,14 +190,26 @@ def test_padding_counts_nowhere_and_all_terms_learn(clip, golden, assert_near, n
         has_mask=np.array([True] * 3),
         valid=np.array([True, True, False]),
     )
-    gradients = []
-    for one, truths in ((features, batch), (padded, longer)):
-        (_, terms), gradient = losses_of(method, clip, params, one, truths)
-        assert set(terms) == {"cross_entropy", "focal", "dice_abnormal", "dice_normal"}
-        gradients.append(gradient)
-    for first, second in zip(*map(jax.tree.leaves, gradients), strict=True):
-        assert np.abs(first).max() > 0
-        assert_near(second, first, SCORES)
+    names = ("loss", "cross_entropy", "focal", "dice_abnormal", "dice_normal")
+
+    @jax.jit
+    @jax.value_and_grad
+    def weighted(params, frozen, features, batch, weights):
+        loss, terms = method.loss(frozen, params, features, batch)
+        return sum(weights[name] * value for name, value in {"loss": loss, **terms}.items())
+
+    total, *of_terms = (
+        weighted(params, clip.params, features, batch, {name: float(name == one) for name in names})
+        for one in names
+    )
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(of_terms))
+    jax.tree.map(lambda found, *terms: assert_near(found, sum(terms), SCORES), total, *of_terms)
+    alone = {name: float(name == "loss") for name in names}
+    jax.tree.map(
+        lambda found, expected: assert_near(found, expected, SCORES),
+        weighted(params, clip.params, padded, longer, alone),
+        total,
+    )
 
 
 def test_every_class_has_sentences_of_its_own(backbone):

@@ -34,15 +34,6 @@ OVER_TIPS = {
     "tps": {"global_token": 1},
     "vip2clip": {},
 }
-# Moves all keys alike, or what a softmax sees alike: a gradient of zero, up to rounding.
-NO_EFFECT = {
-    "tps": (
-        "['pathway']['attentions']['to_patches']['key']['bias']",
-        "['pathway']['attentions']['to_global']['key']['bias']",
-        "['pathway']['norms']['global']['bias']",
-    ),
-    "vip2clip": ("['fgp']['key']['bias']",),
-}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -80,14 +71,8 @@ def speaking_tips(backbone):
     return dataclasses.replace(backbone, tokenize=tokenize)
 
 
-def leaves(tree):
-    """The largest entry of each array, by name."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): float(jnp.abs(leaf).max()) for path, leaf in found}
-
-
 @pytest.mark.parametrize("name", OVER_TIPS)
-def test_two_steps_over_tips(speaking_tips, e2e_golden, name):
+def test_two_steps_over_tips(speaking_tips, e2e_golden, largest_entries, name):
     """Another width, no start token, no projection, two global tokens and longer deep prompts."""
     frozen, switches = speaking_tips.params, OVER_TIPS[name]
     method = make_method(name, speaking_tips, switches)
@@ -115,18 +100,16 @@ def test_two_steps_over_tips(speaking_tips, e2e_golden, name):
         updates, state = optimizer.update(gradients, state)
         return loss, gradients, optax.apply_updates(params, updates), state
 
-    state, idle = optimizer.init(params), set(NO_EFFECT.get(name, ()))
+    state = optimizer.init(params)
     for _ in range(2):
         loss, gradients, params, state = step(frozen, params, state, features)
         assert jnp.isfinite(loss)
-        sizes = leaves(gradients)
-        assert idle <= set(sizes)
-        assert all(size > 0 for leaf, size in sizes.items() if leaf not in idle)
-    moved = leaves(jax.tree.map(lambda a, b: a - b, params, start))
-    assert np.isfinite(list(moved.values())).all()
-    assert all(move > 1e-3 for leaf, move in moved.items() if leaf not in idle)
+        assert min(largest_entries(name, gradients).values()) > 0
+    moved = jax.tree.map(lambda a, b: a - b, params, start)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+    assert min(largest_entries(name, moved).values()) > 1e-3
     if name == "vip2clip":
-        assert all(moved[leaf] == 0 for leaf in idle)
+        assert jnp.abs(moved["fgp"]["key"]["bias"]).max() == 0
     if "global_token" in switches:
         check_the_other_token(name, speaking_tips, params, features)
 

@@ -6,15 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from zsad_jax import learned
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch
-from zsad_jax.methods.config import config_from
-from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, FAPromptConfig, faprompt
+from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, faprompt
 
 FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of 8
@@ -176,38 +174,39 @@ def test_cosines_of_single_prompts(cheap, params, features, assert_near):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_training_step_by_step(clip, params, features, batch, golden, assert_near, run):
-    """Four steps of Adam over the whole batch."""
-    step = training_step(clip, run)
-    optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
+def test_first_losses_and_gradients(clip, params, features, batch, golden, assert_near, run):
+    (loss, terms), gradients = training_step(clip, run)(clip.params, params, features, batch)
+    assert_near(loss, golden[f"{run}/loss/total"], FEATURES)
+    focal = [terms["focal1"], terms["focal2"]]
+    assert_near(focal, golden[f"{run}/loss/FocalLoss_calls"], FEATURES)
+    dice = [terms[f"dice_{state}{s}"] for s in (1, 2) for state in ("abnormal", "normal")]
+    assert_near(dice, golden[f"{run}/loss/BinaryDiceLoss_calls"], FEATURES)
+    expected = golden[f"{run}/loss/BinaryFocalLoss_calls"][0]
+    assert_near(terms["image_focal"], expected, FEATURES)
+    expected = from_golden(faprompt(clip), golden, f"{run}/grad/")
+    assert len(jax.tree.leaves(expected)) == 7
+    jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_four_steps_of_the_shipped_training(
+    clip, params, golden, read_golden, batch, train_as_shipped, assert_near, run
+):
+    """The published trajectory: the whole batch in every step."""
     names = {
         "image_loss": "cross_entropy",
         "image_loss2": "image_focal",
         "loss_ab": "orthogonality",
         "loss_bias": "prior",
     }
-    for number in range(4):
-        (loss, terms), gradients = step(clip.params, params, features, batch)
-        local = [sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)]
+    images = read_golden("faprompt", "inputs")["images_u8"]
+    steps = train_as_shipped(faprompt(clip, RUNS[run]), clip, params, [(images, batch)] * 4)
+    for number, (_, losses) in enumerate(steps):
+        local = [sum(losses[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)]
         expected = golden[f"{run}/trajectory/loss"][number]
         assert_near(local[0] + 0.5 * local[1], expected, FEATURES)
         for theirs, ours in names.items():
-            assert_near(terms[ours], golden[f"{run}/trajectory/{theirs}"][number], FEATURES)
-        if number == 0:
-            assert_near(loss, golden[f"{run}/loss/total"], FEATURES)
-            focal = [terms["focal1"], terms["focal2"]]
-            assert_near(focal, golden[f"{run}/loss/FocalLoss_calls"], FEATURES)
-            dice = [terms[f"dice_{state}{s}"] for s in (1, 2) for state in ("abnormal", "normal")]
-            assert_near(dice, golden[f"{run}/loss/BinaryDiceLoss_calls"], FEATURES)
-            expected = golden[f"{run}/loss/BinaryFocalLoss_calls"][0]
-            assert_near(terms["image_focal"], expected, FEATURES)
-            expected = from_golden(faprompt(clip), golden, f"{run}/grad/")
-            assert len(jax.tree.leaves(expected)) == 7
-            jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
-        updates, state = update(gradients, state)
-        params = optax.apply_updates(params, updates)
+            assert_near(losses[ours], golden[f"{run}/trajectory/{theirs}"][number], FEATURES)
 
 
 def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, assert_near):
@@ -505,13 +504,3 @@ def test_unknown_extras_are_refused(clip, params, features):
     method = faprompt(clip, {"prior": False})
     with pytest.raises(UserError, match="'faprompt' has no extra 'prior'; there are: stage1"):
         method.score(clip.params, params, None, features, jnp.zeros(4, int), extras=("prior",))
-
-
-def test_the_defaults_are_the_published_setting():
-    config = config_from(FAPromptConfig, None)
-    weights = [
-        getattr(config, f"{name}_weight")
-        for name in ("local1", "local2", "cross_entropy", "image_focal", "orthogonality", "prior")
-    ]
-    assert weights == [1, 0.5, 1, 1, 0.1, 1]
-    assert (config.sigma, config.temperature, config.cls_norm) == (10, 0.07, False)

@@ -39,6 +39,25 @@ def test_batches_give_what_compute_gives(images, exact, batch):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+def test_thresholds_of_the_200_step_aupro_can_be_chosen(images, exact):
+    """On maps whose scores are the thresholds, up to the rounding by which the two forms differ."""
+    scores, labels, maps, masks = images
+    steps = np.rint(200 * (maps - maps.min()) / np.ptp(maps))
+    maps = np.float32(0.5) + np.float32(1e-4) * steps  # so few numbers that no bin rounds them
+    state = gathered((scores, labels, maps, masks), exact=exact)
+    forms = [
+        (
+            category.compute(state, thresholds=form).values[metrics.AUPRO_200STEP],
+            metrics.pixel_aupro_200step(maps, masks, thresholds=form),
+        )
+        for form in ("torch", "numpy")
+    ]
+    for found, expected in forms:
+        assert found == pytest.approx(expected, abs=1e-12)
+    assert forms[0] != forms[1]
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_merge_equals_one_pass(images, exact):
     first, second = (
         category.update(category.init(exact=exact), *(array[part] for array in images))

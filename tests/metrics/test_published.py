@@ -9,9 +9,11 @@ import scipy.ndimage
 from zsad_jax import metrics
 from zsad_jax.metrics import published
 
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "goldens/tipsomaly/metrics_golden.npz")
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+GOLDEN = np.load(GOLDENS / "tipsomaly/metrics_golden.npz")
 CASES = sorted({key.split("/")[0] for key in GOLDEN if key.endswith("/amap")})
 ONE_CLASS = ("all_normal", "all_defect_pixels")
+FORMS = ("torch", "numpy")
 
 
 def stepwise_loop(maps, masks, thresholds):
@@ -40,17 +42,27 @@ def test_golden(case):
 @pytest.mark.parametrize("case", [case for case in CASES if f"{case}/aupro_thresholds" in GOLDEN])
 def test_golden_thresholds_bit_for_bit(case):
     maps = GOLDEN[f"{case}/amap"]
-    found = published._thresholds(float(maps.min()), float(maps.max()))
+    found = published._thresholds(float(maps.min()), float(maps.max()), "torch")
     np.testing.assert_array_equal(found, GOLDEN[f"{case}/aupro_thresholds"])
 
 
+def test_golden_of_the_numpy_form():
+    """The torch form differs by more than rounding, so that neither passes for the other."""
+    golden = np.load(GOLDENS / "anomalyclip/metrics.npz")
+    maps, masks, expected = golden["maps"], golden["masks"] > 0, golden["pixel-aupro"]
+    found = metrics.pixel_aupro_200step(maps, masks, thresholds="numpy")
+    assert found == pytest.approx(float(expected), abs=1e-12)
+    assert abs(metrics.pixel_aupro_200step(maps, masks) - expected) > 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_a_loop_over_thresholds(seed):
+def test_agrees_with_a_loop_over_thresholds(seed, form):
     rng = np.random.default_rng(seed)
     masks = scipy.ndimage.gaussian_filter(rng.normal(size=(3, 20, 25)), (0, 2, 2)) > 0.2
     maps = np.round(rng.uniform(size=masks.shape) + 0.5 * masks, 2).astype(np.float32)
-    thresholds = published._thresholds(float(maps.min()), float(maps.max()))
-    found = metrics.pixel_aupro_200step(maps, masks)
+    thresholds = published._thresholds(float(maps.min()), float(maps.max()), form)
+    found = metrics.pixel_aupro_200step(maps, masks, thresholds=form)
     assert found == pytest.approx(stepwise_loop(maps, masks, thresholds), abs=1e-9)
 
 
@@ -60,9 +72,12 @@ def test_depends_on_the_scale_and_the_exact_value_does_not():
     assert abs(plain - squared) > 1e-3
 
 
-def test_thresholds_closer_than_float32_are_still_sorted():
-    low = np.float32(0.5)
-    thresholds = published._thresholds(float(low), float(low + 60 * np.spacing(low)))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("low", [0.5, 0.0])
+def test_thresholds_closer_than_float32_are_still_sorted(form, low):
+    high = np.float32(low) + 60 * np.spacing(np.float32(low))
+    thresholds = published._thresholds(low, float(high), form)
+    assert 0 < len(thresholds) <= 201
     assert (np.diff(thresholds) >= 0).all()
 
 

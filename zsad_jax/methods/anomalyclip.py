@@ -133,6 +133,7 @@ def anomalyclip(
         map_range=(0.0, float(len(layers))),
         features_key=(layers, vv_from, config.cls_norm),
         import_params=import_params,
+        aupro_thresholds="numpy",
         unused_parameters=count_unused_projections(backbone.text_width, deep),
     )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -88,6 +88,7 @@ class Method(NamedTuple):
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: {name: array} of the authors' released checkpoint (names joined by ".") -> params;
         raises KeyError(name) for an array that is missing. None where there is no such checkpoint.
+      aupro_thresholds: whose `arange` the published code takes the 200 thresholds of its AUPRO from.
       unused_parameters: numbers that the published code's optimiser holds without any effect; published
         counts include them.
     """
@@ -109,6 +110,7 @@ class Method(NamedTuple):
     across: Callable[..., Any] | None = None
     works_untrained: bool = False
     import_params: Callable[[Mapping[str, np.ndarray]], PyTree] | None = None
+    aupro_thresholds: Literal["torch", "numpy"] = "torch"
     unused_parameters: int = 0
 
 

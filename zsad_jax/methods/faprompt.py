@@ -171,6 +171,7 @@ def faprompt(
         image_scores=IMAGE_SCORES,
         features_key=(layers, vv_from, config.cls_norm),
         import_params=functools.partial(_import_params, config),
+        aupro_thresholds="numpy",
         unused_parameters=count_unused_projections(backbone.text_width, deep),
     )
 

@@ -174,6 +174,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         works_untrained=True,
         features_key=(layers, None, config.cls_norm),
         import_params=imported if config.learned else None,
+        aupro_thresholds="numpy",
         unused_parameters=_count_unused(backbone, config),
     )
 

@@ -18,6 +18,7 @@ from zsad_jax.metrics.figures import (
     joined,
     undefined,
 )
+from zsad_jax.metrics.published import Thresholds
 
 DEFAULT_SCORE = "score"
 
@@ -111,12 +112,15 @@ def merge(a: State, b: State) -> State:
     )
 
 
-def compute(state: State, *, image_score: str | None = None) -> Figures:
+def compute(
+    state: State, *, image_score: str | None = None, thresholds: Thresholds = "torch"
+) -> Figures:
     """The seven metrics, AUPRO as published code computes it, reasons for NaN, and remarks.
 
     Args:
       state: what was seen.
       image_score: which image score the image metrics are of; None = the first.
+      thresholds: as for `pixel_aupro_200step`.
 
     Raises:
       UserError: when there is no image score of that name.
@@ -128,16 +132,16 @@ def compute(state: State, *, image_score: str | None = None) -> Figures:
         )
     scores = state.scores.get(name, np.zeros(0))
     image = image_figures(curve_of(scores[~state.labels], scores[state.labels]))
-    return joined(image, _pixel_figures(state))
+    return joined(image, _pixel_figures(state, thresholds))
 
 
-def _pixel_figures(state: State) -> Figures:
+def _pixel_figures(state: State, thresholds: Thresholds) -> Figures:
     if not state.num_with_mask:
         reason = (
             "no image has a ground-truth mask" if state.num_maps else "there are no anomaly maps"
         )
         return undefined((*PIXEL_METRICS, AUPRO_200STEP), reason)
-    figures = _kind(state).compute(state.pixels)
+    figures = _kind(state).compute(state.pixels, thresholds=thresholds)
     if not state.num_anomalous_without_mask:
         return figures
     note = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from zsad_jax.metrics import curve as curves
 from zsad_jax.metrics.curve import Curve
-from zsad_jax.metrics.published import stepped_aupro
+from zsad_jax.metrics.published import Thresholds, stepped_aupro
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")
@@ -61,13 +61,16 @@ def image_figures(curve: Curve) -> Figures:
     return Figures(dict(zip(IMAGE_METRICS, found, strict=True)), {})
 
 
-def pixel_figures(curve: Curve, *, num_regions: int, span: tuple[float, float]) -> Figures:
+def pixel_figures(
+    curve: Curve, *, num_regions: int, span: tuple[float, float], thresholds: Thresholds
+) -> Figures:
     """AUROC, AP, AUPRO and F1-max of pixels, and AUPRO as published code computes it.
 
     Args:
       curve: counted pixels.
       num_regions: number of anomalous regions.
       span: smallest and largest value of the maps.
+      thresholds: as for `pixel_aupro_200step`.
     """
     if reason := _missing_class(curve, "pixels with ground truth"):
         return undefined((*PIXEL_METRICS, AUPRO_200STEP), reason)
@@ -77,7 +80,12 @@ def pixel_figures(curve: Curve, *, num_regions: int, span: tuple[float, float]) 
         "pixel_aupro": curves.aupro(curve, num_regions),
         "pixel_f1max": curves.f1max(curve)[0],
         AUPRO_200STEP: stepped_aupro(
-            curve.scores, curve.negatives, overlap=curve.overlap, num_regions=num_regions, span=span
+            curve.scores,
+            curve.negatives,
+            overlap=curve.overlap,
+            num_regions=num_regions,
+            span=span,
+            thresholds=thresholds,
         ),
     }
     reasons = {}

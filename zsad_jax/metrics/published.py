@@ -1,5 +1,7 @@
 """The per-region overlap as published implementations compute it, for tables beside the papers' own."""
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
@@ -8,10 +10,14 @@ from zsad_jax.metrics.regions import region_overlap
 
 NUM_STEPS = 200
 FPR_LIMIT = 0.3
+Thresholds = Literal["torch", "numpy"]  # whose `arange` the published code calls
 
 
 def pixel_aupro_200step(
-    maps: Float[np.ndarray, "b H W"], masks: Bool[np.ndarray, "b H W"]
+    maps: Float[np.ndarray, "b H W"],
+    masks: Bool[np.ndarray, "b H W"],
+    *,
+    thresholds: Thresholds = "torch",
 ) -> float:
     """AUPRO over 200 equally spaced thresholds, as in the code behind the published numbers.
 
@@ -21,6 +27,8 @@ def pixel_aupro_200step(
     Args:
       maps: anomaly maps of one category, finite.
       masks: ground truth, True (or 1) where anomalous.
+      thresholds: "torch" places them as TIPSomaly's code does, "numpy" as the code of AnomalyCLIP, FAPrompt
+        and TPS does; results differ by about 1e-5.
 
     Returns:
       A value in [0, 1]; NaN where that code fails (constant maps, fewer than two thresholds below the
@@ -42,6 +50,7 @@ def pixel_aupro_200step(
         overlap=np.concatenate([np.zeros(len(negatives)), overlap]),
         num_regions=sum(count for _, count in regions),
         span=(maps.min(), maps.max()) if maps.size else (0.0, 0.0),
+        thresholds=thresholds,
     )
 
 
@@ -52,6 +61,7 @@ def stepped_aupro(
     overlap: Float[np.ndarray, " n"],
     num_regions: int,
     span: tuple[float, float],
+    thresholds: Thresholds,
 ) -> float:
     """`pixel_aupro_200step` from counted scores.
 
@@ -61,16 +71,17 @@ def stepped_aupro(
       overlap: sum of 1 / |region| over the anomalous pixels at each score.
       num_regions: number of anomalous regions.
       span: smallest and largest value of the maps.
+      thresholds: as for `pixel_aupro_200step`.
     """
     low, high = float(np.float32(span[0])), float(np.float32(span[1]))
     if not (num_regions and negatives.any() and low < high):
         return float("nan")
-    thresholds = _thresholds(low, high)
-    passed = np.searchsorted(thresholds, scores.astype(np.float32))  # how many thresholds lie below
+    steps = _thresholds(low, high, thresholds)
+    passed = np.searchsorted(steps, scores.astype(np.float32))  # how many thresholds lie below
 
     def rate(counts: Num[np.ndarray, " n"], total: float) -> Float[np.ndarray, " t"]:
         """The share of `counts` above each threshold."""
-        histogram = np.bincount(passed, counts, minlength=len(thresholds) + 1)
+        histogram = np.bincount(passed, counts, minlength=len(steps) + 1)
         return np.cumsum(histogram[:0:-1])[::-1] / total
 
     fpr, pro = rate(negatives, negatives.sum()), rate(overlap, num_regions)
@@ -82,12 +93,17 @@ def stepped_aupro(
     )
 
 
-def _thresholds(low: float, high: float) -> Float[np.ndarray, " t"]:
-    """About 200 thresholds from `low` on, rounded to float32 as the published code's are.
+def _thresholds(low: float, high: float, form: Thresholds) -> Float[np.ndarray, " t"]:
+    """Returns about 200 thresholds from `low` on, rounded as in the published code.
 
-    They come from `torch.arange`, which rounds the first of every eight and adds to that (what is left beyond
-    the last sixteen it takes singly). This matters where scores are equal to a threshold.
+    The rounding matters where scores are equal to a threshold. `numpy.arange` of float32 numbers rounds the
+    first two thresholds to float32 and continues with their difference in float64. `torch.arange` rounds the
+    first of every eight and adds to that (those beyond the last multiple of sixteen it computes singly).
     """
+    if form == "numpy":
+        start, stop = np.float32(low), np.float32(high)
+        rounded = (stop - start) / np.float32(NUM_STEPS)
+        return np.arange(start, stop, rounded or stop - start)  # the smallest spans round to 0
     step = (high - low) / NUM_STEPS
     index = np.arange(np.ceil((high - low) / step))  # by rounding sometimes 201
     lane = np.where(index < len(index) // 16 * 16, index % 8, 0)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from zsad_jax.metrics import checks
 from zsad_jax.metrics.curve import Curve
 from zsad_jax.metrics.figures import Figures, pixel_figures
+from zsad_jax.metrics.published import Thresholds
 from zsad_jax.metrics.regions import region_overlap
 
 PAGE_BITS = 16
@@ -122,10 +123,12 @@ def rounded(state: State, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray,
     return _scores((_keys(np.asarray(scores, np.float32)) >> state.level) << state.level)
 
 
-def compute(state: State) -> Figures:
+def compute(state: State, *, thresholds: Thresholds = "torch") -> Figures:
     """The pixel metrics, AUPRO as published code computes it, and a note where the bins are too coarse."""
     counted = curve(state)
-    figures = pixel_figures(counted, num_regions=state.num_regions, span=state.span)
+    figures = pixel_figures(
+        counted, num_regions=state.num_regions, span=state.span, thresholds=thresholds
+    )
     pixels = counted.negatives + counted.positives
     if not pixels.any() or (share := pixels.max() / pixels.sum()) <= CROWDED:
         return figures

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import builders
-from zsad_jax.data.issues import Issue
 from zsad_jax.data.builders import counts
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.errors import UserError
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import builders
-from zsad_jax.data.issues import Issue
 from zsad_jax.data.builders import aitex, counts, ksdd, layouts
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.errors import UserError
 

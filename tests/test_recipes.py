@@ -1,0 +1,366 @@
+"""The published recipes as data: what each config resolves to, and each method at the depth of the papers."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from zsad_jax.backbones.load import describe_backbone
+from zsad_jax.methods import METHODS, config_class, image_score, make_method
+
+# The recipe of AnomalyCLIP. For FAPrompt, TPS and ViP2-CLIP, whether they shuffle is an assumption.
+ADAM = {
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "learning_rates": {},
+    "b1": 0.5,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "batch_size": 8,
+    "epochs": 15,
+    "shuffle": True,
+}
+CLIP = {
+    "name": "clip-vit-l14-336",
+    "image_size": 518,
+    "dtype": "float32",
+    "lineage": None,
+    "posemb_stage": None,
+    "activation": None,
+}
+DEEP_PROMPTS = {"deep_prompt_depth": 9, "num_deep_prompts": 4, "deep_prompts_float16": False}
+# Fields that the published setting does not use, and CLIP-AC's templates, which have a test of their own.
+NOT_IN_A_RECIPE = {"name", "separate_length", "hand_written_texts", "templates"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A published setting.
+
+    Attributes:
+      source: where the values are from; comments name the exceptions.
+      method: fields of the method's config.
+      layers, vv_from, cls_norm: options of the vision tower of 24 blocks.
+      image_score: the score that tables show.
+      map_range: the range of the maps.
+      aupro_thresholds: see `Method`.
+      training: fields of the training config; None for methods that learn nothing.
+      backbone: the backbone's name and options.
+      method_for: fields of the method's config for single targets.
+      checkpoints: the authors' prompts by auxiliary set, in place of training.
+    """
+
+    source: str
+    method: dict
+    layers: tuple = (24,)
+    vv_from: int | None = None
+    cls_norm: bool = False
+    image_score: str = "global"
+    map_range: tuple = (0.0, 1.0)
+    aupro_thresholds: str = "torch"
+    training: dict | None = dataclasses.field(default_factory=lambda: ADAM)
+    backbone: dict = dataclasses.field(default_factory=lambda: CLIP)
+    method_for: dict = dataclasses.field(default_factory=dict)
+    checkpoints: dict = dataclasses.field(default_factory=dict)
+
+
+RECIPES = {
+    "tipsomaly": Recipe(
+        source="AlirezaSalehy/Tipsomaly at 7eb43a7: train(), test() and the arguments of the run scripts",
+        method={
+            "prompt_family": "industrial",
+            "learning": "concat",
+            "num_prompts": 8,
+            "deep_tokens": "published",
+            "n_deep": 0,
+            "d_deep": 0,
+            "decoupled": True,
+            "local_to_global": True,
+            "sigma": 4.0,
+            "cls_seg_loss": "seg",
+            "l1_lambda": 0.0,
+            "learned_class_name": "object",
+            "temperature": None,  # that of the checkpoint
+            "init_std": 0.02,
+        },
+        cls_norm=True,
+        image_score="second",  # inferred from the paper's figure; the code prints both
+        # The released prompts are those of epoch 2, and the loader does not shuffle.
+        training={**ADAM, "epochs": 2, "shuffle": False},
+        backbone={
+            **CLIP,
+            "name": "tips-l14-hr",
+            "lineage": "pytorch",
+            # The PyTorch file of TIPS v1 highres stores a grid of 32x32, the native file one of 16x16.
+            "posemb_stage": (32, 32),
+        },
+        method_for={key: {"prompt_family": "medical"} for key in ("headct", "brainmri", "br35h")},
+        checkpoints={
+            "mvtec_ad": "tipsomaly-l14-hr-mvtec_ad-epoch2",
+            "visa": "tipsomaly-l14-hr-visa-epoch2",
+        },
+    ),
+    "anomalyclip": Recipe(
+        source="official code of arXiv 2310.18961 at 45ed4dd, with the arguments of its scripts",
+        method={
+            "num_prompts": 12,
+            "normal_text": "object.",
+            "abnormal_text": "damaged object.",
+            **DEEP_PROMPTS,
+            "feature_layers": (24,),  # of the repaired code; the published runs held it four times
+            "vv_from": 6,
+            "cls_norm": False,
+            "global_token": 0,
+            "lam": 4.0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+        },
+        vv_from=6,
+        aupro_thresholds="numpy",
+    ),
+    "faprompt": Recipe(
+        source="official code of arXiv 2410.10289 at 7e9d9d2, where sizes are constants",
+        method={
+            "compound": True,
+            "prior": True,
+            "normal_length": 5,
+            "abnormal_length": 2,
+            "num_abnormal": 10,
+            "num_selected": 10,
+            "dap_select": "first",
+            "prior_reduction": 16,
+            "normal_text": "object.",
+            "abnormal_text": "damaged object.",
+            "vv_from": 6,
+            "cls_norm": False,
+            "global_token": 0,
+            **DEEP_PROMPTS,
+            "max_scores": "2:1",
+            "local1_weight": 1.0,
+            "local2_weight": 0.5,
+            "cross_entropy_weight": 1.0,
+            "image_focal_weight": 1.0,
+            "orthogonality_weight": 0.1,
+            "prior_weight": 1.0,
+            "sigma": 10.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+        },
+        vv_from=6,
+        image_score="combined",
+        aupro_thresholds="numpy",
+        training={**ADAM, "epochs": 7},  # the paper's, and what the test script loads
+    ),
+    "tps": Recipe(
+        source="official code of the AAAI 2025 paper at 20e01ca, training script",
+        method={
+            "learned": True,
+            "pathway": True,
+            "shared_pathway": True,
+            "pathway_at_test": True,  # the released test script has no pathway
+            "tune_text_projection": None,
+            "num_prompts": 12,
+            "learned_texts": (
+                "object with all parts flawless.",
+                "object with damaged parts.",
+                "the flawless part.",
+                "the damaged part.",
+            ),
+            **DEEP_PROMPTS,
+            "feature_layers": (6, 12, 18, 24),
+            "segmentation": "per_layer",
+            "pathway_heads": 8,
+            "cls_norm": False,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+        },
+        layers=(6, 12, 18, 24),
+        map_range=(0.0, 4.0),
+        aupro_thresholds="numpy",
+        training={**ADAM, "learning_rates": {"prompts": 1e-3, "pathway": 1e-4}},
+    ),
+    "vip2clip": Recipe(
+        source="kim0806/ViP2-CLIP, its scripts; the adjectives are those of arXiv 2505.17692",
+        method={
+            "adjectives": ("good", "damaged"),
+            "adjective_bug": False,
+            "state_length": 7,
+            "class_length": 3,
+            "vca": True,
+            "meta_hidden": None,  # half the joint width: 384
+            "fgp": True,
+            "fgp_heads": 8,
+            "utpa": True,
+            "top_k": 50,
+            "score": "pooled",
+            "global_loss": "pooled",
+            "lam": 1.0,
+            "feature_layers": (6, 12, 18, 24),
+            "cls_norm": False,
+            "global_token": 0,
+            "sigma": 8.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+        },
+        layers=(6, 12, 18, 24),
+        image_score="patch",
+        training={
+            **ADAM,
+            "epochs": 10,
+            "b1": 0.9,
+            "learning_rates": {"prompts": 1e-3, "fgp": 1e-5},
+        },
+    ),
+    "coop": Recipe(
+        source="adaptation of the AnomalyCLIP paper, trained by its recipe; 9,216 parameters: FAPrompt's table",
+        method={
+            "num_prompts": 12,
+            "position": "end",
+            "normal_word": "normal",
+            "abnormal_word": "anomalous",
+            "local_loss": False,
+            "feature_layers": (24,),
+            "vv_from": None,
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+        },
+        cls_norm=True,
+    ),
+    "cocoop": Recipe(
+        source="as CoOp; the value-value stream and the losses of the masks are our assumption",
+        method={
+            "num_prompts": 12,
+            "position": "end",
+            "normal_word": "normal",
+            "abnormal_word": "anomalous",
+            "local_loss": True,
+            "feature_layers": (24,),
+            "vv_from": 6,
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+            "init_std": 0.02,
+            "reduction": 16,
+        },
+        vv_from=6,
+        cls_norm=True,
+    ),
+    "clip": Recipe(
+        source="baseline of the AnomalyCLIP paper, whose wording it has",
+        method={
+            "normal": "a photo of a normal {}",
+            "abnormal": "a photo of an anomalous {}",
+            "feature_layers": (24,),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+        },
+        cls_norm=True,
+        training=None,
+    ),
+    "clip_ac": Recipe(
+        source="baseline of the AnomalyCLIP paper: the states in CLIP's 80 templates",
+        method={
+            "normal": "normal {}",
+            "abnormal": "anomalous {}",
+            "feature_layers": (24,),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 4.0,
+            "temperature": 0.07,
+        },
+        cls_norm=True,
+        training=None,
+    ),
+}
+
+
+def test_every_method_has_a_recipe():
+    assert set(RECIPES) == set(METHODS)
+    for name, recipe in RECIPES.items():
+        fields = {field.name for field in dataclasses.fields(config_class(name))}
+        assert fields - set(recipe.method) <= NOT_IN_A_RECIPE
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_config_resolves_to_the_published_recipe(shipped_experiment, name):
+    experiment, recipe = shipped_experiment(name), RECIPES[name]
+    assert {key: experiment.method[key] for key in recipe.method} == recipe.method
+    assert {key: experiment.backbone[key] for key in recipe.backbone} == recipe.backbone
+    training = recipe.training or {}
+    assert {key: experiment.training[key] for key in training} == training
+    assert experiment.train == bool(recipe.training and not recipe.checkpoints)
+    assert experiment.checkpoints == recipe.checkpoints
+    assert experiment.method_for == recipe.method_for
+    # All train on the test split of MVTec AD, or of VisA for MVTec AD; all seeds are 111.
+    assert experiment.targets == ("mvtec_ad", "visa")
+    assert experiment.auxiliary == "mvtec_ad"
+    assert experiment.auxiliary_for == {"mvtec_ad": "visa"}
+    assert experiment.seed == 111
+    shown = image_score(make_method(name, describe(name)), experiment.image_score)
+    assert shown == recipe.image_score
+
+
+def describe(name):
+    """The backbone of a recipe, without weights, whose `encode_image` returns the options it is given."""
+
+    def encode_image(frozen, images, **options):
+        return {"layers": (24,), "vv_from": None, "cls_norm": True} | options
+
+    described = describe_backbone(RECIPES[name].backbone["name"])
+    assert described.vision_depth == 24
+    return dataclasses.replace(described, encode_image=encode_image)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_defaults_of_a_method_at_the_depth_of_24(name):
+    """Those of `make_method`, and of `load_detector`, without any config."""
+    method, recipe = make_method(name, describe(name)), RECIPES[name]
+    found = dataclasses.asdict(method.config)
+    assert {key: found[key] for key in recipe.method} == recipe.method
+    asked = {"layers": recipe.layers, "vv_from": recipe.vv_from, "cls_norm": recipe.cls_norm}
+    assert method.features({}, {}, None) == asked
+    assert method.image_scores[0] == image_score(method) == recipe.image_score
+    assert method.map_range == recipe.map_range
+    assert method.aupro_thresholds == recipe.aupro_thresholds
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_maps_are_smoothed_by_the_sigma_of_the_recipe(name):
+    patches = np.random.default_rng(0).uniform(size=(1, 3, 3, 1)).astype(np.float32)
+    found = make_method(name, describe(name)).anomaly_map(patches, 42)
+    raw = jax.image.resize(patches[..., 0], (1, 42, 42), "bilinear")
+    sigma = RECIPES[name].method["sigma"]
+    np.testing.assert_allclose(
+        found, scipy.ndimage.gaussian_filter(raw, (0, sigma, sigma)), atol=1e-5
+    )
+
+
+OPTIONS = ({}, {"vv_from": None}, {"vv_from": 12}, {"feature_layers": (12,)})
+
+
+def test_features_keys_are_equal_where_the_features_are():
+    """Over all methods and options, as far as a method has them."""
+    asked = []
+    for name, options in itertools.product(
+        RECIPES, (*OPTIONS, {"cls_norm": True}, {"cls_norm": False})
+    ):
+        if set(options) <= set(RECIPES[name].method):
+            method = make_method(name, describe("clip"), options)
+            asked.append((method.features_key, method.features({}, {}, None)))
+    assert len(asked) > 30
+    for (key, one), (other_key, other) in itertools.combinations(asked, 2):
+        assert (key == other_key) == (one == other)
