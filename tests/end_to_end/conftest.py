@@ -1,0 +1,133 @@
+"""Helpers of the end-to-end parity tests: the main command on image files, and readers of its outputs."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from zsad_jax import command, experiment, main, stored
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({config!r})
+"""
+
+
+class Run:
+    """The outputs of a finished run in its working directory."""
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+
+    def rows(self, **columns):
+        """Rows of results.json and comparisons.json with these column values, by category."""
+        names = ("results.json", "comparisons.json")
+        rows = [row for name in names for row in json.loads((self.workdir / name).read_text())]
+        return {row["category"]: row for row in rows if columns.items() <= row.items()}
+
+    def evaluation(self):
+        (path,) = self.workdir.glob("evaluations/*.npz")
+        return stored.load(path)
+
+    def image_scores(self, variant=""):
+        """The image scores of a comparison, or of the main result, by name."""
+        # ConfigDict sorts its keys, so that the order is not that of the test's config.
+        comparisons = json.loads((self.workdir / "config.json").read_text())["comparisons"]
+        return self.evaluation().scored[["", *comparisons].index(variant)].image_scores
+
+    def params(self):
+        """The stored parameters, by their path in the parameter tree."""
+        (path,) = self.workdir.glob("training/*/prompts.npz")
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def losses(self):
+        """The loss terms of each training step."""
+        (path,) = self.workdir.glob("training/*/curves.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def run_main():
+    """Runs the main command with a config in this process, as a shell would.
+
+    `init` is a parameter tree that replaces the random initial parameters of the main method, because a
+    reference implementation draws others.
+    """
+    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
+
+    def run(folder, config, *, init=None):
+        folder.mkdir()
+        (folder / "config.py").write_text(CONFIG.format(config=config))
+        workdir = folder / "run"
+        argv = ["main", f"--config={folder / 'config.py'}", f"--workdir={workdir}"]
+        make_method = experiment.make_method
+
+        def make_with_init(name, *arguments):
+            method = make_method(name, *arguments)
+            if init is None or name != config["method"]["name"]:
+                return method
+            return method._replace(init=lambda key, frozen: init)
+
+        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+            patch.setattr(sys, "argv", argv)
+            patch.setattr(main, "log_plainly", lambda: None)  # its effect outlives the run
+            patch.setattr(experiment, "make_method", make_with_init)
+            flags.FLAGS.unparse_flags()
+            with pytest.raises(SystemExit) as ended:
+                main.main(command.flags_parser("zsad_jax.main")(argv))
+        assert not ended.value.code
+        return Run(workdir)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def write_meta_json(save_image):
+    """Writes images and masks as PNG files with a meta.json that lists them in the given order."""
+
+    def write(root, samples):
+        """Each sample is (category, image [H, W, 3], label, mask [H, W] or None)."""
+        entries = []
+        for number, (category, image, label, mask) in enumerate(samples):
+            entry = {"cls_name": category, "anomaly": int(label), "mask_path": ""}
+            entry["img_path"] = f"{category}/{number:03}.png"
+            save_image(root / entry["img_path"], image)
+            if mask is not None:
+                entry["mask_path"] = f"{category}/{number:03}_mask.png"
+                save_image(root / entry["mask_path"], np.asarray(mask, np.uint8) * 255)
+            entries.append(entry)
+        # In one list, because a list for each category would put the images in another order.
+        (root / "meta.json").write_text(json.dumps({"test": {"all": entries}}))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def save_image():
+    """Writes pixels to a file in a folder that need not exist."""
+
+    def save(path, pixels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def assert_near():
+    """Compares arrays; the tolerance is a share of the largest expected entry."""
+
+    def check(found, expected, tolerance):
+        found, expected = np.asarray(found), np.asarray(expected)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+    return check
