@@ -105,7 +105,7 @@ def evaluation():
 def test_every_readable_image_is_scored_in_order(evaluation):
     assert evaluation.file_names == tuple(f"{number}.png" for number in range(10))
     assert evaluation.labels.tolist() == [0, 1] * 5
-    assert [fault.file_name for fault in evaluation.faults] == ["10.png"]
+    assert [fault.file for fault in evaluation.faults] == ["10.png"]
     bright, dark = (scored.image_scores["mean"] for scored in evaluation.scored)
     np.testing.assert_allclose(bright, -dark)
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from zsad_jax.backbones import load_backbone
     from zsad_jax.detector import Detector, Prediction, load_detector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detector", "Prediction", "load_backbone", "load_detector", "metrics"]
 
 _HOMES = {

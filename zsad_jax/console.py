@@ -6,6 +6,8 @@ import sys
 
 from absl import logging
 
+from zsad_jax.data.preprocess import silence_decoders
+
 
 def log_plainly() -> None:
     """Sends log messages to stderr as they are; those of libraries from warnings on."""
@@ -18,4 +20,5 @@ def log_plainly() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logging.set_verbosity(logging.INFO)
+    silence_decoders()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it has its own way to stderr

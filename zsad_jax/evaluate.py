@@ -56,7 +56,8 @@ class Evaluation(NamedTuple):
       file_names, categories, labels: of those images.
       scored: one entry per contender.
       cases: images worth showing, scored by the first contender.
-      faults: what was amiss: of the dataset as a whole, then images that could not be used.
+      faults: of the dataset as a whole, then images that could not be read and masks that could not be used.
+      num_unreadable: how many images could not be read.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class Evaluation(NamedTuple):
     scored: tuple[Scored, ...]
     cases: tuple[Case, ...]
     faults: tuple[Issue, ...]
+    num_unreadable: int = 0
 
 
 # Per contender: image scores by name, and maps.
@@ -294,7 +296,9 @@ class _Gathered:
             labels=np.array(labels),
             scored=tuple(scored),
             cases=(),
-            faults=(*getattr(self._dataset, "faults", ()), *self._unread),
+            # Preparation may have recorded the same.
+            faults=tuple(dict.fromkeys((*getattr(self._dataset, "faults", ()), *self._unread))),
+            num_unreadable=sum(fault.kind == "image_unreadable" for fault in self._unread),
         )
 
 

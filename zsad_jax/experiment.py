@@ -12,7 +12,7 @@ from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import locate_files
 from zsad_jax.backbones.released import WeightFiles
-from zsad_jax.data.protocol import DATASETS, parse_name
+from zsad_jax.data.protocol import DATASETS, check_name, parse_name
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, check_config, count_learned, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
@@ -191,11 +191,14 @@ def target_name(target: Any) -> str:
                 f"config.targets holds {target!r}, which is read as one name; write"
                 f' --config.targets="({quoted})".'
             )
+        parse_name(target)
         return target
     if isinstance(target, Mapping):
         for kind in ("folder", "meta_json"):
             if isinstance(target.get(kind), str):
-                return str(target.get("name") or pathlib.Path(target[kind]).resolve().name)
+                name = target.get("name", pathlib.Path(target[kind]).resolve().name)
+                check_name(str(name))
+                return str(name)
     raise UserError(
         f"config.targets (or config.data) holds {target!r}; give a benchmark's name, {{'folder': PATH}} or"
         " {'meta_json': ROOT}."

@@ -26,6 +26,10 @@ from zsad_jax.run_info import Stopwatch, count_without_mask, describe_run
 from zsad_jax.runner import Runner
 
 flags.adopt_module_key_flags(command)
+OUTPUTS = (
+    *("config.json", "results.json", "comparisons.json", "run.json"),
+    *("results.md", "results.csv", "results.tex", "report.html"),
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; default: runs/<config>.")
 
 
@@ -68,7 +72,8 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     files.write_json(workdir / "results.json", rows)
     files.write_json(workdir / "comparisons.json", comparisons)
     run = describe_run(backbone, clock, evaluations) | describe_method(method, backbone)
-    files.write_json(workdir / "run.json", run)
+    recorded = {e.dataset: [issue._asdict() for issue in e.faults] for e in evaluations}
+    files.write_json(workdir / "run.json", run | {"issues": recorded})
     report = Report(
         title=f"{names.method_name(method.name)} over {backbone.name}",
         rows=rows,
@@ -161,7 +166,7 @@ def main(argv: list[str]) -> None:
         experiment = command.read_experiment()
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         log_plainly()
-        with files.alone(workdir):
+        with files.alone(workdir, OUTPUTS):
             run_experiment(experiment, workdir)
 
     sys.exit(command.guarded(body))

@@ -92,6 +92,7 @@ def describe_run(
         "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
         "peak_memory_bytes": peak_memory(),
         "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
+        "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
         "demonstration": backbone.demonstration,
         "versions": versions(),
         **({WITHOUT_MASK: without_mask} if without_mask else {}),

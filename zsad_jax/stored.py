@@ -38,6 +38,7 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         "score_names": [list(scored.image_scores) for scored in evaluation.scored],
         "cases": cases,
         "faults": evaluation.faults,
+        "num_unreadable": evaluation.num_unreadable,
     }
     arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
     with files.replaced(path) as temporary:
@@ -79,6 +80,7 @@ def load(path: files.PathLike) -> Evaluation | None:
             for i, fields in enumerate(text["cases"])
         ),
         faults=tuple(Issue(*fault) for fault in text["faults"]),
+        num_unreadable=text["num_unreadable"],
     )
 
 

@@ -21,7 +21,13 @@ from zsad_jax.data import issues
 from zsad_jax.data.base import Dataset, ImageBatch, Sample
 from zsad_jax.data.checks import examine
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
+from zsad_jax.data.preprocess import (
+    Preprocess,
+    one_large_image,
+    resize_image,
+    resize_mask,
+    silence_decoders,
+)
 from zsad_jax.errors import UserError
 
 MAX_WORKERS = 16
@@ -333,6 +339,7 @@ def _prepare_worker(index: int, count: int) -> None:
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_decoders()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -339,6 +341,15 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     file.seek(tags.next)
     tags.load(file)
     return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+
+
+def silence_decoders() -> None:
+    """Stops Pillow and OpenCV from commenting on images; what keeps one from being read is an exception."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    os.environ["OPENCV_LOG_LEVEL"] = (
+        "SILENT"  # read when cv2 is imported, here and in worker processes
+    )
 
 
 def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:

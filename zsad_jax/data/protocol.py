@@ -259,15 +259,25 @@ def parse_name(name: str) -> tuple[Part, ...]:
     """The parts of a dataset's name: "mvtec_ad", "mvtec_ad:train", "mvtec_ad:train+mvtec_ad:test".
 
     Raises:
-      UserError: a part is empty.
+      UserError: a part is empty or a path.
     """
     parts = _split(name)
-    if not all(part.key for part in parts):
-        raise UserError(
-            f"{name!r} is no dataset's name; write a key, as mvtec_ad, or several with their splits, as"
-            " mvtec_ad:train+mvtec_ad:test."
-        )
+    for part in parts:
+        check_name(part.key)
     return parts
+
+
+def check_name(key: str) -> None:
+    """Rejects names of datasets that would act as paths: files and folders are named after them.
+
+    Raises:
+      UserError: the name is empty, "." or "..", or has a separator.
+    """
+    if not key.strip() or key in (".", "..") or set(key) & set("/\\\0"):
+        raise UserError(
+            f"{key!r} is not a name of a dataset. Give a key such as mvtec_ad, or mvtec_ad:train+mvtec_ad:test;"
+            ' a folder is given as {"folder": PATH}, with "name": NAME to call it something.'
+        )
 
 
 def title(name: str) -> str:
