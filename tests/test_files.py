@@ -3,7 +3,9 @@ import os
 import subprocess
 import sys
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from zsad_jax import files
 from zsad_jax.errors import UserError
@@ -30,4 +32,67 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written to"), files.alone(tmp_path / "file"):
+        pass
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../../victim",
+    "/victim",
+    "a/b",
+    "a\\b",
+    "~",
+    ".hidden",
+    "a\0b",
+    "a\nb",
+    "x" * 300,
+    "é",
+    "COM1:",
+]
+
+
+@hypothesis.given(strategies.text() | strategies.sampled_from(HOSTILE))
+def test_safe_name_is_one_part_of_a_path(text):
+    name = files.safe_name(text)
+    assert name
+    assert not set(name) & set("/\\\0:")
+    assert not name.startswith(".")
+    assert len(name) < 120
+
+
+@hypothesis.given(strategies.text(), strategies.text())
+def test_safe_names_of_different_texts_differ(first, second):
+    assert (files.safe_name(first) == files.safe_name(second)) == (first == second)
+
+
+def test_removes_only_what_it_marked(tmp_path):
+    ours, link, mine = tmp_path / "ours", tmp_path / "link", tmp_path / "mine"
+    for folder in (ours, mine):
+        files.make_removable(folder)
+        (folder / "file.txt").touch()
+    (ours / "elsewhere").symlink_to(mine, target_is_directory=True)
+    link.symlink_to(mine, target_is_directory=True)
+    files.remove(ours)
+    assert not ours.exists()
+    with pytest.raises(UserError, match="link was not created by zsad_jax"):
+        files.remove(link)
+    (mine / files.MARK).unlink()
+    with pytest.raises(UserError, match="mine was not created by zsad_jax"):
+        files.remove(mine)
+    assert (mine / "file.txt").exists()
+    files.remove(tmp_path / "gone")
+
+
+def test_rejects_folder_with_files_of_the_user(tmp_path):
+    (tmp_path / "results.csv").write_text("mine")
+    words = r"holds 'results\.csv', which zsad_jax did not write"
+    outputs = ("run.json", "results.csv")
+    with pytest.raises(UserError, match=words), files.alone(tmp_path, outputs):
+        pass
+    assert os.listdir(tmp_path) == ["results.csv"]
+    with files.alone(tmp_path / "new", ("results.csv",)):
+        (tmp_path / "new/results.csv").touch()
+    with files.alone(tmp_path / "new", ("results.csv",)):  # its own by now
         pass

@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from zsad_jax.data.remarks import group
 
 from zsad_jax.data.base import Fault, Sample
 from zsad_jax.data.checks import examine
-from zsad_jax.data.remarks import group
 
 
 def png(values, size=(6, 5)) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.base import Lazy, Sample, Samples
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import (
     Preprocess,
@@ -203,3 +203,79 @@ def test_plain_script_without_main_guard(tmp_path):
     assert done.stdout.splitlines() == ["started", "[[0, 1], [2, 3], [4, 5]]"]
     assert "leaked" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Raises(Lazy):
+    """An image whose decoding raises what no decoder is expected to raise."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def read(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), AssertionError(), KeyError("x"), OSError("gone")])
+def test_any_exception_of_a_sample_is_an_issue_of_it(dataset, error):
+    bad = Sample(image=Raises(error), category="a", file_name="bad.png")
+    (batch,) = load(Samples("mixed", [dataset[0], bad, dataset[1]]))
+    assert batch.valid.tolist() == [True, False, True, False]
+    assert [(issue.kind, issue.file) for issue in batch.faults] == [("image_unreadable", "bad.png")]
+
+
+def test_warns_where_images_are_scaled_differently(caplog):
+    """Such scores do not compare: of float images outside of [0, 1], each has its own range."""
+    images = []
+    for top in (2, 9):
+        file = io.BytesIO()
+        Image.fromarray(np.linspace(0, top, 25, dtype=np.float32).reshape(5, 5)).save(file, "TIFF")
+        images.append(file.getvalue())
+    deep = [Sample(image=one, category="a", file_name=f"{i}.tif") for i, one in enumerate(images)]
+    with caplog.at_level("INFO", logger="absl"):
+        load(Samples("floats", deep))
+        load(Samples("alike", deep[:1] * 2))
+    levels = {record.levelname for record in caplog.records if "floats" in record.getMessage()}
+    assert levels == {"WARNING"}
+    assert "0.tif: 32-bit values 0 to 2, 1.tif: 32-bit values 0 to 9" in caplog.text
+    assert [r.levelname for r in caplog.records if "alike" in r.getMessage()] == ["INFO"]
+
+
+LOST_WORKER = """
+    import os, signal, sys, threading, time, multiprocessing
+    import numpy as np
+    from zsad_jax.data import Preprocess, Sample, Samples, load_batches
+    from zsad_jax.errors import UserError
+
+    def kill():
+        while not multiprocessing.active_children():
+            time.sleep(0.001)
+        time.sleep(float(sys.argv[1]))
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    names = (f"{number:0200}.png" for number in range(3000))  # more than a pipe holds
+    dataset = Samples("many", [Sample(image=b"junk", category="a", file_name=name) for name in names])
+    try:
+        for _ in load_batches(dataset, Preprocess(image_size=8), batch_size=2, num_workers=2):
+            time.sleep(0.01)
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("delay", [0, 0.3, 2])
+def test_lost_worker_ends_the_run_with_an_error(tmp_path, delay):
+    """Killed while it starts, and while it works."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(LOST_WORKER))
+    done = subprocess.run(
+        [sys.executable, script, str(delay)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images of many was killed or ran out of memory. Run the same command" in done.stdout
+    assert os.listdir(tmp_path) == ["script.py"]

@@ -1,11 +1,16 @@
 import io
 import pathlib
+import struct
+import subprocess
+import sys
+import zlib
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from zsad_jax.data import preprocess
 from zsad_jax.data.preprocess import (
     Preprocess,
     UnreadableImage,
@@ -248,3 +253,66 @@ def test_arrays_become_images():
     for wrong in (COLOUR[None], np.zeros((3, 4, 5)), np.zeros((0, 4, 3))):
         with pytest.raises(UserError, match="must be"):
             image_from_array(wrong)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge_png(side, bits=16):
+    """A PNG of zeros, of about a megabyte, that decodes to a thousand times as much."""
+    row = bytes(1 + side * bits // 8)
+    packer = zlib.compressobj(9)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_palette_without_colors_is_unreadable_for_everything():
+    """Pillow loads it, and fails when it converts it."""
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"tRNS", b"\0")
+    parts += chunk(b"IDAT", zlib.compress(bytes(5) * 4)) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + parts
+    for read in (open_image, decode_image, decode_mask):
+        with pytest.raises(UnreadableImage):
+            read(data)
+
+
+def test_mask_in_lab_is_unreadable():
+    with pytest.raises(UnreadableImage, match="LAB"):
+        decode_mask(encode(Image.fromarray(COLOUR, "LAB"), "TIFF"))
+
+
+MEASURE = """
+import resource, sys
+from zsad_jax.data.preprocess import UnreadableImage, open_image
+try:
+    open_image(sys.argv[1])
+except UnreadableImage as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.parametrize(("side", "opened"), [(8_000, True), (21_000, False)])
+def test_memory_is_bounded_for_small_files_of_many_pixels(side, opened, tmp_path):
+    (tmp_path / "huge.png").write_bytes(huge_png(side))
+    command = [sys.executable, "-c", MEASURE, tmp_path / "huge.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *said, megabytes = done.stdout.splitlines()
+    assert opened == (not said)
+    assert (
+        opened or "its 21000x21000 pixels are more than 268,435,456; cut it into tiles" in said[0]
+    )
+    assert int(megabytes) < 600  # two bytes a pixel as it is decoded, one as it is returned
+
+
+def test_tiff_beyond_pillows_limit_is_read(tmp_path, monkeypatch):
+    """Pillow checks TIFF files once more while it loads them."""
+    monkeypatch.setattr(preprocess, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(encode(COLOUR, "TIFF", compression="tiff_lzw")).image), COLOUR
+    )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import decisions, learned, scoring
+from zsad_jax import decisions, learned, predictions, scoring
 from zsad_jax import detector as detectors
 from zsad_jax.experiment import Experiment, from_config
 from zsad_jax.report import DEMONSTRATION
@@ -155,3 +155,67 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
 def test_the_batch_is_no_larger_than_what_there_is(experiment):
     assert load(experiment, num_images=2).batch_size == 2
     assert load(experiment, num_images=100).batch_size == 4
+
+
+def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, capsys):
+    """Of each kind: counts add up, and no file ends the run."""
+    folder = pictures / "odd"
+    folder.mkdir()
+    good = Image.new("RGB", (30, 20), "gray")
+    for name in (
+        "a\nb.png",
+        "a $1 $2.png",
+        "can.png",
+        "can_label.png",
+        os.fsdecode(b"caf\xe9.png"),
+    ):
+        good.save(os.path.join(folder, name), "PNG")
+    good.save(folder / "scan.jfif", "JPEG")
+    (folder / "empty.png").touch()
+    for name in ("photo.HEIC", "notes.txt", ".hidden.png"):
+        (folder / name).touch()
+    job.predict(experiment, [folder])
+    run = job.facts()
+    counts = [run[f"num_{name}"] for name in ("files", "images", "scored", "unreadable", "ignored")]
+    assert counts == [10, 6, 5, 1, 4]
+    ignored = {os.path.basename(one["file"]): one["kind"] for one in run["ignored"]}
+    assert ignored == {
+        "can_label.png": "mask_ignored",
+        "photo.HEIC": "format_unsupported",
+        "notes.txt": "format_unsupported",
+        ".hidden.png": "hidden",
+    }
+    assert "Skipped " in caplog.text
+    assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
+    assert "can_label.png: looks like a ground-truth mask; name the file itself" in caplog.text
+    assert ".hidden" not in caplog.text
+    assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in (
+        capsys.readouterr().out
+    )
+    job.predict(experiment, [folder])  # the second run agrees
+    assert job.facts()["num_reused"] == 5
+
+
+def test_files_that_are_named_are_scored_whatever_they_look_like(experiment, pictures, job):
+    for name in ("a", "a_mask"):
+        Image.new("RGB", (30, 20), "gray").save(pictures / f"{name}.png")
+    job.predict(experiment, [pictures / "a_mask.png"])
+    assert job.facts()["num_scored"] == 1
+
+
+def test_picture_that_cannot_be_drawn_is_a_warning(experiment, pictures, job, monkeypatch, caplog):
+    monkeypatch.setattr(predictions, "draw_figure", lambda *args, **options: 1 / 0)
+    job.predict(experiment, [pictures / "b"])
+    assert [set(row) & {"map", "figure"} for row in job.rows()] == [{"map"}] * 3
+    assert "cannot be drawn (division by zero)" in caplog.text
+
+
+def test_depth_scales_all_images_alike(run_command, pictures, job):
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(pictures / "deep.png")
+    code, _, said = run_command(pictures / "deep.png", "--out", job.out, "--depth", "12")
+    assert code == 0
+    assert job.rows()[0]["note"].endswith("(16-bit values 0 to 4095)")
+    Image.fromarray(np.full((8, 8), 5000, np.uint16)).save(pictures / "deep.png")
+    code, _, said = run_command(pictures / "deep.png", "--out", job.out, "--depth", "12")
+    assert code == 2
+    assert "more than 12 bits hold (4095)" in said

@@ -2,13 +2,16 @@ import base64
 import csv
 import dataclasses
 import io
+import json
+import os
 import re
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from zsad_jax.report import write_report
+from zsad_jax.data.issues import Issue
+from zsad_jax.report import write, write_report
 from zsad_jax.report.html import PICTURES_IN_ALL, format_quantity, render_page
 from zsad_jax.report.write import DEMONSTRATION, figure_name
 
@@ -221,3 +224,66 @@ def test_missing_masks_of_the_run_leave_no_difference_in_any_file(report, make_r
             text = (tmp_path / name).read_text(encoding="utf-8")
             assert (words in text) == told, name
             assert bool(re.search("[-−]30[.]1|[$]-[$]30[.]1", text)) != told, name
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../../victim",
+    "/victim",
+    "a/b",
+    "a\\b",
+    "cost $5 or $6",
+    "a\nb",
+    "x" * 300,
+]
+HOSTILE += [os.fsdecode(b"caf\xe9"), "\x00", "正常"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_no_name_leaves_the_directory_or_ends_the_report(name, report, tmp_path):
+    """Names of datasets, categories and files come from users."""
+    for place in ("victim", "outer/victim"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "mine.png").touch()
+    before = sorted(tmp_path.rglob("*"))
+    fields = {"dataset": name, "category": name, "file_name": f"{name}/{name}.png"}
+    hostile = dataclasses.replace(
+        report,
+        cases=[dataclasses.replace(case, **fields) for case in report.cases[:2]],
+        scores=[dataclasses.replace(report.scores[0], dataset=name, categories=[name] * 8)],
+        faults={name: [Issue("image_unreadable", name, name)]},
+        skipped={name: name},
+    )
+    workdir = tmp_path / "outer/runs/mine"
+    for _ in range(2):
+        write_report(workdir, hostile)
+        outside = [path for path in sorted(tmp_path.rglob("*")) if "runs" not in path.parts]
+        assert outside == before
+    figures = list((workdir / "figures").rglob("*.png"))
+    assert len(figures) == 4  # one of the two cases has the same name
+    write_report(workdir, dataclasses.replace(report, cases=(), scores=(), history=()))
+    assert not list((workdir / "figures").rglob("*.png"))
+
+
+def test_removes_no_figure_that_an_edited_record_names(report, tmp_path):
+    victim = tmp_path / "victim.png"
+    victim.touch()
+    figures = tmp_path / "run/figures"
+    (figures / "folder.png").mkdir(parents=True)
+    (figures / "mine.png").touch()
+    (figures / "link").symlink_to(tmp_path, target_is_directory=True)
+    names = ["../../victim.png", str(victim), "link/victim.png", "folder.png", 3, "gone.png"]
+    (figures / ".written.json").write_text(json.dumps(names))
+    write_report(tmp_path / "run", report)
+    assert victim.exists()
+    assert (figures / "folder.png").is_dir()
+    assert (figures / "mine.png").exists()
+
+
+def test_warns_of_a_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(write.figures, "roc_figure", lambda scores: 1 / 0)
+    write_report(tmp_path, report)
+    assert "The figure synthetic_target/roc.png cannot be drawn (division by zero)." in caplog.text
+    assert (tmp_path / "report.html").exists()

@@ -237,7 +237,10 @@ def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int]:
         # Pillow's own conversion of 16 bits to 8 depends on its version.
         values = np.asarray(loaded.raw)
         return values if values.ndim == 2 else values.max(axis=-1), loaded.orientation
-    return np.asarray(loaded.raw.convert("L")), loaded.orientation
+    try:
+        return np.asarray(loaded.raw.convert("L")), loaded.orientation
+    except Exception as error:  # color modes such as LAB have no gray values
+        raise UnreadableImage(_name(encoded), _describe_error(error)) from error
 
 
 def turn_mask(mask: Bool[np.ndarray, "H W"], orientation: int) -> Bool[np.ndarray, "h w"]:

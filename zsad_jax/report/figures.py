@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
 from zsad_jax import metrics
 from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL
@@ -48,6 +49,17 @@ def style() -> Iterator[None]:
 
     with matplotlib.rc_context(STYLE):
         yield
+
+
+@contextlib.contextmanager
+def drawing(what: str) -> Iterator[None]:
+    """Turns an error while a figure is drawn into a warning: no name in it may end a finished run."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        logging.warning("The figure %s cannot be drawn (%s).", what, error)
 
 
 def new_figure(inches: tuple[float, float], *, layout: Any = "constrained") -> "Figure":

@@ -1,6 +1,7 @@
 """One self-contained page: style, charts and pictures are inside, nothing is fetched."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -95,22 +96,28 @@ def _scores(report: Report) -> str:
     parts = []
     for scores in report.scores:
         name = names.dataset_name(scores.dataset)
-        histogram = figures.score_histogram(scores)
         parts.append(f'<h3>{escape(name)}</h3><div class="charts">')
         words = (
             f"Histograms of the image scores of {name}, normal and anomalous images, by category"
         )
-        parts.append(_chart(histogram, words))
-        roc = figures.roc_figure(scores)
-        if roc is not None:
-            words = f"ROC curves of the image scores of {name} by category, with the area below in percent"
-            parts.append(_chart(roc, words))
+        parts.append(_chart(functools.partial(figures.score_histogram, scores), words))
+        words = (
+            f"ROC curves of the image scores of {name} by category, with the area below in percent"
+        )
+        parts.append(_chart(functools.partial(figures.roc_figure, scores), words))
         parts.append("</div>")
     return "".join(parts)
 
 
-def _chart(figure: Any, words: str) -> str:
-    svg = figures.to_svg(figure).replace(figures.NORMAL, "var(--normal)")
+def _chart(make: Callable[[], Any], words: str) -> str:
+    """A figure with its caption; "" where there is none, or it cannot be drawn."""
+    svg = ""
+    with figures.drawing(words):
+        figure = make()
+        svg = "" if figure is None else figures.to_svg(figure)
+    if not svg:
+        return ""
+    svg = svg.replace(figures.NORMAL, "var(--normal)")
     svg = svg.replace(figures.ANOMALOUS, "var(--anomalous)")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"', 1)
     return f'<figure class="card chart">{svg}<figcaption>{escape(words)}.</figcaption></figure>'
@@ -164,8 +171,8 @@ def _colour_scale(scale: tuple[float, float]) -> str:
 
 
 def _training(report: Report) -> str:
-    figure = figures.training_figure(report.history)
-    return "" if figure is None else _chart(figure, "Loss and its terms over the training steps")
+    make = functools.partial(figures.training_figure, report.history)
+    return _chart(make, "Loss and its terms over the training steps")
 
 
 def _left_out(report: Report) -> str:

@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from absl import logging
-
 from zsad_jax.files import PathLike, safe_name, write_json, write_text
 from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
 from zsad_jax.report.base import Case, Report
@@ -86,14 +84,11 @@ def write_figures(folder: PathLike, report: Report) -> None:
     written: list[str] = []
 
     def save(make: "Callable[[], Figure | None]", *names: str) -> None:
-        try:
+        with figures.drawing("/".join(names)):
             figure = make()
-        except Exception as error:  # no name that a user gives to a file may end a finished run
-            logging.warning("The figure %s cannot be drawn (%s).", "/".join(names), error)
-            return
-        if figure is not None:
-            figures.save_png(figure, folder.joinpath(*names))
-            written.append("/".join(names))
+            if figure is not None:
+                figures.save_png(figure, folder.joinpath(*names))
+                written.append("/".join(names))
 
     for case in report.cases:
         words = [
