@@ -155,9 +155,9 @@ def default_workdir(config_path: str) -> pathlib.Path:
 
 def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
-    del argv
 
     def body() -> None:
+        command.reject_strays(argv[1:])
         experiment = command.read_experiment()
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         log_plainly()

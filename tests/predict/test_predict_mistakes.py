@@ -35,6 +35,12 @@ def no_long_work(monkeypatch):
         (["{images}", "--out={images}/a/0.png"], "cannot be written to"),
         (["{images}", "--out={out}", "--config.method.sigmar=1"], "sigmar"),
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
+        (
+            ["{images}", "--out={out}", "sigma=8"],
+            r"'sigma=8'. Did you mean --config.method.sigma=8\?",
+        ),
+        (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
+        (["{images}/a=b", "--out={out}"], "no file or folder .*a=b"),
     ],
 )
 def test_mistakes_end_in_a_sentence(
@@ -47,6 +53,15 @@ def test_mistakes_end_in_a_sentence(
     assert re.search(words, said), said
     [line] = said.strip().splitlines()
     assert line.startswith("error: ")
+
+
+def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job, monkeypatch):
+    (pictures / "sigma=8").mkdir()
+    (pictures / "a/0.png").rename(pictures / "sigma=8/0.png")
+    monkeypatch.chdir(pictures)
+    code, _, said = run_command("sigma=8", "--out", job.out)
+    assert code == 0, said
+    assert [row["path"] for row in job.rows()] == ["sigma=8/0.png"]
 
 
 def test_a_missing_config_is_named(run_command, pictures, job):
