@@ -284,7 +284,10 @@ MISTAKES = {
         {"targets": ({"folder": "a/parts"}, {"folder": "b/parts"})},
         r"'parts' twice",
     ),
-    "comparison": ({"comparisons": {"wide": {"num_promts": 4}}}, r"num_promts.*did you mean num_prompts"),
+    "comparison": (
+        {"comparisons": {"wide": {"num_promts": 4}}},
+        r"num_promts.*did you mean num_prompts",
+    ),
     "nothing to learn on": ({"auxiliary": None}, r"config.auxiliary does not say"),
     "no such checkpoint": (
         {"train": False, "checkpoints": {"auxiliary": "nowhere.npz"}},
