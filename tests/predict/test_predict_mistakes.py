@@ -73,8 +73,8 @@ def test_a_missing_config_is_named(run_command, pictures, job):
 
 
 def test_a_pixel_threshold_outside_the_maps_is_refused(experiment, pictures, job, no_model):
-    with pytest.raises(UserError, match="at least 0 and less than 1"):
-        job.predict(experiment, [pictures], pixel_threshold=1.0)
+    with pytest.raises(UserError, match="more than 0 and at most 1"):
+        job.predict(experiment, [pictures], pixel_threshold=0.0)
 
 
 def test_nothing_readable_is_a_mistake(run_command, pictures, job, no_model):
