@@ -127,6 +127,26 @@ def test_no_split_of_a_target_is_trained_on(auxiliary):
         Experiment(**options, targets=("visa",), auxiliary=auxiliary)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "valid"),
+    [
+        ("clip-vit-b16", 518, "512 or 528"),
+        ("clip-vit-b32", 518, "512 or 544"),
+        ("tips-l14-hr", 512, "504 or 518"),
+    ],
+)
+def test_rejects_image_size_that_patches_do_not_divide(name, size, valid):
+    overrides = [
+        f"--config.backbone.{key}={value}" for key, value in (("name", name), ("image_size", size))
+    ]
+    with pytest.raises(
+        UserError, match=rf"image_size={size} is not a multiple of .* {name}; give {valid}\."
+    ):
+        parse("anomalyclip.py", *overrides)
+    overrides[1] = f"--config.backbone.image_size={valid.split()[0]}"
+    assert parse("anomalyclip.py", *overrides).backbone["name"] == name
+
+
 def test_unset_options_say_nothing():
     experiment = parse("anomalyclip.py")
     assert experiment.checkpoints == {}

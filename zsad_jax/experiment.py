@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.load import locate_files
+from zsad_jax.backbones.load import check_image_size, locate_files
 from zsad_jax.backbones.released import WeightFiles
 from zsad_jax.data.protocol import DATASETS, parse_name
 from zsad_jax.errors import UserError
@@ -94,6 +94,7 @@ class Experiment:
                     f"{target} would be trained on and evaluated on; name another dataset for it:"
                     f" --config.auxiliary_for=\"{{'{target}': 'visa'}}\"."
                 )
+        check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         self._check_targets_named()
         self._check_methods()
         self._check_checkpoints()
