@@ -176,6 +176,8 @@ def test_the_record_of_a_run_says_what_was_learned(finished):
     assert run["trainable_parameters"] == run["trainable_parameters_as_published"] == counted
     assert run["method"] == "tipsomaly"
     assert run["changed_options"] == {"sigma": 1.0}
+    unlike = {"epochs": [3, 2], "batch_size": [4, 8], "shuffle": [True, False]}
+    assert unlike.items() <= run["unlike_paper"].items()
 
 
 def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, finished):

@@ -8,7 +8,6 @@ from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags import config_path
 
 from zsad_jax import files
 from zsad_jax.errors import UserError, nearest
@@ -114,13 +113,14 @@ def reject_strays(arguments: Sequence[str]) -> None:
 
 def _config_mistake(argv: list[str], error: Exception) -> str:
     """One sentence on what is wrong with the config or its overrides."""
-    overrides = re.findall(r"^-{1,2}(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE)
+    overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
-        config = _without_overrides(argv)
-        for key in filter(lambda key: not _has_key(config, key), overrides):
-            meant = " or ".join(f"config.{one}" for one in nearest(key, _keys(config)))
-            remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
-            return f"config.{key} does not exist; {remedy}"
+        known = _keys(_without_overrides(argv))
+        for key in overrides:
+            if not any(f"{one}.".startswith(f"{key}.") for one in known):
+                meant = " or ".join(f"config.{one}" for one in nearest(key, known))
+                remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
+                return f"config.{key} does not exist; {remedy}"
     return f"The config cannot be read: {str(error).splitlines()[0]}."
 
 
@@ -130,14 +130,6 @@ def _without_overrides(argv: list[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv[:1])
     values(argv, known_only=True)
     return values.config
-
-
-def _has_key(config: ConfigDict, key: str) -> bool:
-    try:
-        config_path.get_type(key, config)
-    except (AttributeError, KeyError):
-        return False
-    return True
 
 
 def _keys(config: ConfigDict) -> list[str]:

@@ -31,7 +31,7 @@ class Recipe(NamedTuple):
     training: Mapping[str, Any] = TRAINING
     backbone: Mapping[str, Any] = CLIP
     image_score: str | None = None
-    method_for: Mapping[str, Mapping[str, Any]] = {}  # noqa: RUF012 - never written to
+    method_for: Mapping[str, Mapping[str, Any]] = {}
 
 
 RECIPES = {
@@ -42,12 +42,16 @@ RECIPES = {
         # Of the token that synthetic captions trained; "first" is reported beside it.
         image_score="second",
         # Brain images are described in medical words, everything else in industrial ones.
-        method_for=dict.fromkeys(BRAIN, {"prompt_family": "medical"}),
+        method_for={key: {"prompt_family": "medical"} for key in BRAIN},
     ),
     "vip2clip": Recipe(
         TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
     ),
     "tps": Recipe(TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}),
     "faprompt": Recipe(TRAINING | {"epochs": 7}, image_score="combined"),
-    **dict.fromkeys(("anomalyclip", "clip", "clip_ac", "coop", "cocoop"), Recipe()),
 }
+
+
+def recipe_of(method: str) -> Recipe:
+    """Returns the recipe of a method, which is AnomalyCLIP's for those without one of their own."""
+    return RECIPES.get(method, Recipe())
