@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
-TRAINING = {"epochs": 7}
 # The shipped backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
@@ -20,7 +19,7 @@ DEMO_TRAINING = {"learning_rate": 1e-3}
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
-    config = presets.paper("faprompt", training=TRAINING)
+    config = presets.paper("faprompt")
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 
 

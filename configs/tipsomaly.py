@@ -13,30 +13,11 @@ accelerator.
 from ml_collections import ConfigDict
 
 from zsad_jax import presets
-from zsad_jax.data.protocol import BRAIN
-
-# The published numbers went through the PyTorch files: exact GELU, LayerNorm epsilon 1e-5 on the text
-# side, and a position grid that was resized to 32x32 before it is resized to the 37x37 of 518 pixels.
-BACKBONE = {
-    "name": "tips-l14-hr",
-    "lineage": "pytorch",
-    "image_size": 518,
-    "posemb_stage": (32, 32),
-    "dtype": "float32",
-}
-# The published order: class by class.
-TRAINING = {"epochs": 2, "shuffle": False}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (the paper's), "visa", "demo" or "demo_clip"."""
-    # "second": of the token that synthetic captions trained; "first" is reported beside it.
-    config = presets.paper(
-        "tipsomaly", training=TRAINING, backbone=BACKBONE, train=False, image_score="second"
-    )
-    # Brain images are described in medical words, everything else in industrial ones.
-    medical = {"prompt_family": "medical"}
-    config.method_for = ConfigDict(dict.fromkeys(BRAIN, medical))
+    config = presets.paper("tipsomaly", train=False)
     config.checkpoints.mvtec_ad = "tipsomaly-l14-hr-mvtec_ad-epoch2"
     config.checkpoints.visa = "tipsomaly-l14-hr-visa-epoch2"
     if not variant:

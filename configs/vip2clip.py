@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
-TRAINING = {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
 # The shipped backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
 DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
@@ -19,7 +18,7 @@ DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
-    config = presets.paper("vip2clip", training=TRAINING)
+    config = presets.paper("vip2clip")
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 
 

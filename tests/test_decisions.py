@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from zsad_jax import metrics
 from zsad_jax.decisions import (
     Threshold,
     decide,
@@ -34,24 +37,61 @@ def test_a_scale_is_two_rising_numbers():
             parse_scale(text)
 
 
-def test_the_quantile_lets_the_asked_share_of_good_images_pass():
+SCORES = st.lists(st.floats(0, 2, width=32), min_size=2, max_size=30)
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@given(scores=SCORES, seed=st.integers(0, 2**16))
+def test_best_threshold_of_scores_decides_as_its_metric_says(precision, scores, seed):
+    """Scores as `predict` writes them or as the detector returns them, the threshold as a shell passes it."""
+    labels = np.random.default_rng(seed).integers(0, 2, len(scores)).astype(bool)
+    labels[:2] = True, False
+    written = [shortest(score) for score in scores]
+    values = np.array(scores if precision is np.float32 else written, precision)
+    threshold = parse_threshold(repr(metrics.f1max_threshold(values, labels))).value
+    found = np.array([decide(score, threshold) == "anomalous" for score in written])
+    f1 = 2 * (found & labels).sum() / (found.sum() + labels.sum())
+    assert f1 == pytest.approx(metrics.compute(values, labels)["image_f1max"])
+    np.testing.assert_array_equal(found, values >= precision(threshold))
+
+
+@given(scores=SCORES, quantile=st.floats(0.01, 0.99))
+def test_quantile_threshold_is_the_lowest_with_that_share_below(scores, quantile):
+    scores = [shortest(score) for score in scores]
+    threshold = quantile_threshold(scores, quantile)
+
+    def share_below(threshold):
+        return np.mean([decide(score, threshold) == "normal" for score in scores])
+
+    assert share_below(threshold) >= quantile - 1e-12
+    assert share_below(np.nextafter(np.float32(threshold), np.float32(-1))) < quantile + 1e-12
+    assert threshold == shortest(threshold)
+
+
+def test_good_images_at_the_quantile_are_normal():
     scores = np.random.default_rng(0).permutation(np.arange(1, 101) / 100)
     threshold = quantile_threshold(scores.tolist(), 0.95)
-    assert threshold == 0.95
     assert [decide(score, threshold) for score in (0.95, 0.951)] == ["normal", "anomalous"]
     assert np.mean([decide(score, threshold) == "normal" for score in scores]) == 0.95
-    assert quantile_threshold([0.3, 0.1], 0.99) == 0.3
+    assert decide(0.3, quantile_threshold([0.3, 0.1], 0.99)) == "normal"
+
+
+def test_decides_on_equal_scores():
+    assert [decide(score, 0.5) for score in (0.4999, 0.5, 0.5001)] == [
+        "normal", "anomalous", "anomalous"
+    ]  # fmt: skip
+    assert decide(shortest(np.float32(0.1)), float(np.float32(0.1))) == "anomalous"
 
 
 def test_saturated_scores_stay_apart():
-    """Values of a softmax that saturates: the quantile is one of them, never 0."""
+    """Values of a softmax that saturates: the quantile is just above one of them, never 0."""
     scores = [shortest(np.float32(value)) for value in (3e-7, 4e-8, 1 - 6e-8, 1 - 1.2e-7)]
     assert scores[:2] == [3e-7, 4e-8]
     assert [np.float32(score) for score in scores[2:]] == [
         np.float32(1 - 6e-8), np.float32(1 - 1.2e-7)
     ]  # fmt: skip
     threshold = quantile_threshold(scores[:2], 0.5)
-    assert threshold == 4e-8
+    assert 4e-8 < threshold < 4.00001e-8
     assert [decide(score, threshold) for score in scores[:2]] == ["anomalous", "normal"]
 
 
@@ -71,9 +111,12 @@ def test_regions_are_told_in_pixels_of_the_image():
     anomaly_map[2:4, 7:10] = 0.8
     anomaly_map[3, 8] = 0.9
     anomaly_map[10, 0] = anomaly_map[11, 1] = 0.95  # touch at a corner
-    anomaly_map[15, 5] = 0.5  # not above
+    anomaly_map[15, 5] = 0.5
+    anomaly_map[17, 5] = 0.4999
     mask, regions = find_regions(anomaly_map, 0.5, (40, 30))
-    np.testing.assert_array_equal(mask, anomaly_map > 0.5)
+    np.testing.assert_array_equal(mask, anomaly_map >= 0.5)
+    *regions, equal = regions
+    assert equal == {"box": [15, 30, 3, 2], "area": 6, "peak": 0.5}
     assert regions == [
         {"box": [0, 20, 6, 4], "area": 12, "peak": 0.95},
         {"box": [21, 4, 9, 4], "area": 36, "peak": 0.9},
@@ -84,6 +127,6 @@ def test_regions_are_told_in_pixels_of_the_image():
 
 
 def test_no_regions_below_the_threshold():
-    mask, regions = find_regions(np.full((4, 5), 0.5, np.float32), 0.5, (4, 5))
+    mask, regions = find_regions(np.full((4, 5), 0.5, np.float32), 0.51, (4, 5))
     assert not mask.any()
     assert regions == []

@@ -176,6 +176,8 @@ def test_the_record_of_a_run_says_what_was_learned(finished):
     assert run["trainable_parameters"] == run["trainable_parameters_as_published"] == counted
     assert run["method"] == "tipsomaly"
     assert run["changed_options"] == {"sigma": 1.0}
+    unlike = {"epochs": [3, 2], "batch_size": [4, 8], "shuffle": [True, False]}
+    assert unlike.items() <= run["unlike_paper"].items()
 
 
 def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, finished):
@@ -270,9 +272,9 @@ def test_mistakes_on_the_command_line_end_in_one_sentence(folder, override, expe
 
 
 MISTAKES = {
-    "unknown method key": ({"method": {"sigmaa": 2}}, r"sigmaa.*did you mean 'sigma'"),
+    "unknown method key": ({"method": {"sigmaa": 2}}, r"sigmaa.*did you mean sigma\?"),
     "bad value": ({"method": {"learning": "shout"}}, r"learning.*shout"),
-    "unknown training key": ({"training": {"epoch": 2}}, r"epoch.*did you mean 'epochs'"),
+    "unknown training key": ({"training": {"epoch": 2}}, r"epoch.*did you mean epochs"),
     "no image score": ({"image_score": "third"}, r"third.*first"),
     "missing dataset": ({"targets": ("visa",)}, r"prepare visa[\s\S]*Or do something else"),
     "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
@@ -284,7 +286,10 @@ MISTAKES = {
         {"targets": ({"folder": "a/parts"}, {"folder": "b/parts"})},
         r"'parts' twice",
     ),
-    "comparison": ({"comparisons": {"wide": {"num_promts": 4}}}, r"num_promts.*'num_prompts'"),
+    "comparison": (
+        {"comparisons": {"wide": {"num_promts": 4}}},
+        r"num_promts.*did you mean num_prompts",
+    ),
     "nothing to learn on": ({"auxiliary": None}, r"config.auxiliary does not say"),
     "no such checkpoint": (
         {"train": False, "checkpoints": {"auxiliary": "nowhere.npz"}},

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from zsad_jax.data.protocol import DATASETS, parse_name
 from zsad_jax.errors import UserError
-from zsad_jax.experiment import Experiment, from_config
+from zsad_jax.experiment import Experiment, compare_with_recipe, from_config
 from zsad_jax.methods import METHODS
 from zsad_jax.report import published_numbers
 
@@ -50,6 +50,40 @@ def test_every_variant_is_an_experiment(config):
     demonstration = ":demo" in config
     assert ("nano" in experiment.backbone["name"]) == demonstration
     assert bool(experiment.hint) != demonstration
+
+
+@pytest.mark.parametrize("config", variants([*CONFIGS, *PROTOCOL_CONFIGS]))
+def test_configs_have_the_published_setting(config):
+    """All but those over the shipped backbones, whose results have another backbone in their rows."""
+    if "demo" not in config and "nano" not in config:
+        assert compare_with_recipe(parse(config)) == {}
+    else:
+        assert "nano" in parse(config).backbone["name"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.epochs=1", {"epochs": [1, 10]}),
+        ("training.optimizer=sgd", {"optimizer": ["sgd", "adam"]}),
+        (
+            "training.learning_rates.fgp=0.1",
+            {"learning_rates": [{"fgp": 0.1, "prompts": 1e-3}, {"fgp": 1e-5, "prompts": 1e-3}]},
+        ),
+        ("backbone.activation=gelu", {"activation": ["gelu", None]}),
+        ("naming=plain", {"naming": ["plain", "published"]}),
+        ("batch_size=2", {}),
+        ("backbone.dtype=bfloat16", {}),
+    ],
+)
+def test_finds_options_that_differ_from_the_published_setting(override, expected):
+    assert compare_with_recipe(parse("vip2clip.py", f"--config.{override}")) == expected
+
+
+def test_training_options_do_not_matter_without_training():
+    assert compare_with_recipe(parse("tipsomaly.py", "--config.training.epochs=9")) == {}
+    trained = parse("tipsomaly.py", "--config.training.epochs=9", "--config.train=True")
+    assert compare_with_recipe(trained) == {"epochs": [9, 2]}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +159,26 @@ def test_no_split_of_a_target_is_trained_on(auxiliary):
     options = {"method": {"name": "coop"}, "backbone": {"name": "clip-nano"}}
     with pytest.raises(UserError, match="visa would be trained on and evaluated on"):
         Experiment(**options, targets=("visa",), auxiliary=auxiliary)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "valid"),
+    [
+        ("clip-vit-b16", 518, "512 or 528"),
+        ("clip-vit-b32", 518, "512 or 544"),
+        ("tips-l14-hr", 512, "504 or 518"),
+    ],
+)
+def test_rejects_image_size_that_patches_do_not_divide(name, size, valid):
+    overrides = [
+        f"--config.backbone.{key}={value}" for key, value in (("name", name), ("image_size", size))
+    ]
+    with pytest.raises(
+        UserError, match=rf"image_size={size} is not a multiple of .* {name}; give {valid}\."
+    ):
+        parse("anomalyclip.py", *overrides)
+    overrides[1] = f"--config.backbone.image_size={valid.split()[0]}"
+    assert parse("anomalyclip.py", *overrides).backbone["name"] == name
 
 
 def test_unset_options_say_nothing():

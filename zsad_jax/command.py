@@ -1,16 +1,16 @@
 """What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
 
-import difflib
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from zsad_jax import files
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, nearest
 from zsad_jax.experiment import Experiment, from_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
@@ -93,15 +93,49 @@ def _missing_config(error: OSError) -> str:
     return f"The config file cannot be loaded ({reason}); try --config configs/tipsomaly.py:demo."
 
 
+def reject_strays(arguments: Sequence[str]) -> None:
+    """Rejects arguments that are neither options nor existing paths.
+
+    Raises:
+      UserError: there is one; the message has the option that was probably meant.
+    """
+    for argument in arguments:
+        key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
+        keys = _keys(_CONFIG.value) if _CONFIG.value is not None else []
+        similar = nearest(key, [one.rpartition(".")[2] for one in keys])
+        exact = [f"config.{one}" for one in keys if f".{one}".endswith(f".{key}")]
+        close = [f"config.{one}" for one in keys if one.rpartition(".")[2] in similar]
+        meant = [key] if key in flags.FLAGS else exact or close
+        options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
+        remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
+        raise UserError(f"Unexpected argument {argument!r}. {remedy}")
+
+
 def _config_mistake(argv: list[str], error: Exception) -> str:
     """One sentence on what is wrong with the config or its overrides."""
-    keys = [arg[len("--config.") :].split("=")[0] for arg in argv if arg.startswith("--config.")]
-    said = str(error).replace("\\", "")  # the text of a KeyError is quoted, once or twice
-    missing = re.search(r"[\"'](\w+)[\"']", said)
-    wrong = next((key for key in keys if missing and missing[1] in key.split(".")), None)
-    if isinstance(error, AttributeError | KeyError) and wrong:
-        known = [f"config.{name}" for name in Experiment.__dataclass_fields__]
-        first = f"config.{wrong.split('.')[0]}"
-        near = [] if first in known else difflib.get_close_matches(first, known, n=1)
-        return f"config.{wrong} does not exist" + (f"; did you mean {near[0]}?" if near else ".")
+    overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
+    with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
+        known = _keys(_without_overrides(argv))
+        for key in overrides:
+            if not any(f"{one}.".startswith(f"{key}.") for one in known):
+                meant = " or ".join(f"config.{one}" for one in nearest(key, known))
+                remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
+                return f"config.{key} does not exist; {remedy}"
     return f"The config cannot be read: {str(error).splitlines()[0]}."
+
+
+def _without_overrides(argv: list[str]) -> ConfigDict:
+    """Returns the config that a command line names, as its file has it."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv[:1])
+    values(argv, known_only=True)
+    return values.config
+
+
+def _keys(config: ConfigDict) -> list[str]:
+    """Returns the dotted keys of all values in a config."""
+    keys = []
+    for name, value in config.items():
+        nested = _keys(value) if isinstance(value, ConfigDict) else []
+        keys += [f"{name}.{key}" for key in nested] or [name]
+    return keys

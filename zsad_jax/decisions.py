@@ -61,8 +61,12 @@ def parse_scale(text: str) -> tuple[float, float]:
 
 
 def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
-    """The smallest of the scores that at least this share of them does not exceed."""
-    return float(np.quantile(np.asarray(scores, np.float64), quantile, method="inverted_cdf"))
+    """Returns the lowest threshold with at least this share of the scores below it.
+
+    It is the float32 number above one of the scores, since a score equal to a threshold is anomalous.
+    """
+    highest = np.quantile(np.asarray(scores, np.float32), quantile, method="inverted_cdf")
+    return shortest(np.nextafter(highest, np.float32(np.inf)))
 
 
 def describe_support(count: int, quantile: float) -> str:
@@ -76,7 +80,7 @@ def describe_support(count: int, quantile: float) -> str:
         return ""
     return (
         f"A quantile of {quantile:g} needs at least {needed} known-good images and there are {count}:"
-        " the threshold is their highest score, and how many good images will exceed it is unknown."
+        " the threshold is just above their highest score, and how many good images will reach it is unknown."
     )
 
 
@@ -86,18 +90,18 @@ def shortest(value: float | np.floating[Any]) -> float:
 
 
 def decide(score: float, threshold: float) -> Decision:
-    """Anomalous above the threshold, normal up to it."""
-    return "anomalous" if score > threshold else "normal"
+    """Returns "anomalous" if score >= threshold, both as float32, the precision of scores."""
+    return "anomalous" if np.float32(score) >= np.float32(threshold) else "normal"
 
 
 def find_regions(
     anomaly_map: Float[np.ndarray, "h w"], threshold: float, size: tuple[int, int]
 ) -> tuple[Bool[np.ndarray, "h w"], list[dict[str, Any]]]:
-    """The parts of a map that lie above a threshold.
+    """Finds the parts of a map that reach a threshold.
 
     Args:
       anomaly_map: the map.
-      threshold: the values above it count.
+      threshold: values equal to it count as well.
       size: (height, width) of the image, in whose pixels the regions are told.
 
     Returns:
@@ -106,7 +110,7 @@ def find_regions(
     """
     import cv2
 
-    mask = anomaly_map > threshold
+    mask = anomaly_map >= threshold
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     if count == 1:  # the background alone
         return mask, []

@@ -20,13 +20,22 @@ class NoSplitError(UserError):
     """A dataset that is there has no images in a split."""
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Returns up to three known names that resemble a name; fewer where some resemble it closely."""
+    plain = {_plain(one): one for one in known}
+    near: list[str] = []
+    for cutoff in (0.8, 0.5):
+        near = near or difflib.get_close_matches(_plain(name), plain, n=3, cutoff=cutoff)
+    return [plain[one] for one in near]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Says which of the known names may be meant, or which there are; the end of a sentence."""
-    plain = {_plain(one): one for one in known}
-    near = [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.5)]
+    known = list(known)
+    near = nearest(name, known)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(plain.values())}."
+    return f"known are {', '.join(known)}."
 
 
 def _plain(name: str) -> str:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.load import locate_files
+from zsad_jax.backbones.load import check_image_size, locate_files
 from zsad_jax.backbones.released import WeightFiles
 from zsad_jax.data.protocol import DATASETS, check_name, parse_name
 from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, check_config, count_learned, make_method, released
 from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.train import TrainingConfig
 
 # Columns of their own in the results, so not named again in `variant`.
@@ -94,6 +95,7 @@ class Experiment:
                     f"{target} would be trained on and evaluated on; name another dataset for it:"
                     f" --config.auxiliary_for=\"{{'{target}': 'visa'}}\"."
                 )
+        check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         self._check_targets_named()
         self._check_methods()
         self._check_checkpoints()
@@ -249,6 +251,22 @@ def describe_method(method: Method, backbone: Backbone) -> dict[str, Any]:
         "trainable_parameters": learned,
         "trainable_parameters_as_published": learned + method.unused_parameters,
     }
+
+
+def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
+    """Returns options that differ from those of the published numbers: [ours, theirs] by name.
+
+    The report itself compares what results have as columns.
+    """
+    recipe = recipe_of(experiment.method["name"])
+    pairs: dict[str, list[Any]] = {"naming": [experiment.naming, "published"]}
+    for key in ("lineage", "posemb_stage", "activation"):
+        pairs[key] = [experiment.backbone.get(key), recipe.backbone.get(key)]
+    if experiment.train:
+        theirs = dataclasses.asdict(config_from(TrainingConfig, recipe.training))
+        for key, ours in dataclasses.asdict(experiment.training_config).items():
+            pairs[key] = [ours, theirs[key]]
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def fingerprint(*parts: Any) -> str:

@@ -3,7 +3,6 @@
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
 """
 
-import itertools
 import pathlib
 import sys
 from typing import Any
@@ -17,10 +16,18 @@ from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import NoSplitError, NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
-from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
+from zsad_jax.experiment import (
+    Experiment,
+    compare_with_recipe,
+    describe_method,
+    target_name,
+    to_json,
+)
 from zsad_jax.methods import image_score
 from zsad_jax.methods import released as released_prompts
-from zsad_jax.report import Report, find_partial, names, read_curves, write_report
+from zsad_jax.report import WITHOUT_MASK, Report, find_partial, names, read_curves, write_report
+from zsad_jax.report.coverage import words_on
+from zsad_jax.report.training import UNLIKE_PAPER
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, count_without_mask, describe_run
 from zsad_jax.runner import Runner
@@ -61,9 +68,9 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         evaluated = runner.evaluate(target)
         evaluations.append(evaluated.evaluation)
         results.append(collect(evaluated, backbone, datasets[target_name(target)], score))
-        without_mask = count_without_mask([evaluated.evaluation])
+        without_mask = {WITHOUT_MASK: count_without_mask([evaluated.evaluation])}
         partial = find_partial(results[-1].rows, without_mask)
-        for words in dict.fromkeys(itertools.chain.from_iterable(partial.values())):
+        for words in words_on(partial, target_name(target)):
             logging.warning("%s No difference to published results is given.", words)
         clock.lap(f"evaluate {target_name(target)}")
 
@@ -72,6 +79,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     files.write_json(workdir / "results.json", rows)
     files.write_json(workdir / "comparisons.json", comparisons)
     run = describe_run(backbone, clock, evaluations) | describe_method(method, backbone)
+    run[UNLIKE_PAPER] = compare_with_recipe(experiment)
     recorded = {e.dataset: [issue._asdict() for issue in e.faults] for e in evaluations}
     files.write_json(workdir / "run.json", run | {"issues": recorded})
     report = Report(
@@ -160,9 +168,9 @@ def default_workdir(config_path: str) -> pathlib.Path:
 
 def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
-    del argv
 
     def body() -> None:
+        command.reject_strays(argv[1:])
         experiment = command.read_experiment()
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         log_plainly()

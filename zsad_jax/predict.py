@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -46,11 +47,11 @@ _SCALE = flags.DEFINE_string(
 _THRESHOLD = flags.DEFINE_string(
     "threshold",
     None,
-    "Scores above it are anomalous: 0.6, or a quantile over known-good images, good_images:0.99;"
-    " default: nothing is decided.",
+    "Images with score >= threshold are anomalous. A number (0.6), or FOLDER:QUANTILE (good_images:0.99): the"
+    " lowest threshold with this share of known-good images below it. Default: scores only, no decision.",
 )
 _PIXEL_THRESHOLD = flags.DEFINE_float(
-    "pixel_threshold", None, "Also leave a mask and the regions where the map lies above it."
+    "pixel_threshold", None, "Also write a mask and the regions where map >= pixel_threshold."
 )
 _MAP_SIZE = flags.DEFINE_integer(
     "map_size", 1024, "Longest side of maps and pictures, in pixels.", lower_bound=1
@@ -79,8 +80,8 @@ class Options:
       category: what the images show.
       prompt_family: of the sentences; None: the config's.
       scale: (low, high) of the colours; None: the method's range.
-      threshold: on image scores; None: nothing is decided.
-      pixel_threshold: on maps; None: no masks and regions.
+      threshold: image scores from it on are anomalous; None: nothing is decided.
+      pixel_threshold: map values from it on are anomalous; None: no masks and regions.
       map_size: longest side of maps and pictures, in pixels.
     """
 
@@ -292,10 +293,10 @@ def _leave_warning(out: pathlib.Path, warning: str) -> None:
 
 def _check_pixel_threshold(options: Options, model: Prepared) -> None:
     low, high = model.map_range
-    if options.pixel_threshold is not None and not low <= options.pixel_threshold < high:
+    if options.pixel_threshold is not None and not low < options.pixel_threshold <= high:
         raise UserError(
             f"--pixel_threshold={options.pixel_threshold:g} lies outside the maps of"
-            f" {model.facts['method']}; give at least {low:g} and less than {high:g}."
+            f" {model.facts['method']}; give more than {low:g} and at most {high:g}."
         )
 
 
@@ -364,6 +365,9 @@ def main(argv: list[str]) -> None:
             raise UserError("Name a folder for the results: --out DIR.")
         if len(argv) < 2:
             raise UserError("Name images: files, folders or patterns.")
+        keys = re.compile(r"-*[\w.]+=[^*?]*")
+        missing = [path for path in argv[1:] if not os.path.lexists(path)]
+        command.reject_strays([path for path in missing if keys.fullmatch(path)])
         experiment = command.read_experiment()
         if _BATCH_SIZE.value is not None:
             experiment = dataclasses.replace(experiment, batch_size=_BATCH_SIZE.value)

@@ -30,7 +30,7 @@ def draw_figure(
     Args:
       image: RGB, any size.
       anomaly_map: of the image's aspect; the panels have its size, unless that is very small.
-      mask: what lies above a threshold, outlined in the overlay.
+      mask: the anomalous pixels, outlined in the overlay.
       scale: (low, high), the values of the darkest and the brightest colour.
       lines: written above; what is too long is shortened in its middle.
       warning: written below them, in another colour.

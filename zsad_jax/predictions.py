@@ -27,13 +27,13 @@ Row = dict[str, Any]
 COLUMNS = {
     "path": "the image",
     "score": "higher = more anomalous",
-    "decision": "anomalous above the threshold; only where a threshold was given",
+    "decision": "anomalous if score >= threshold; only where a threshold was given",
     "size": "[width, height] of the image in pixels",
     "time": "seconds: its share of the model's batch, and writing its outputs",
-    "regions": "above the pixel threshold: box [left, top, width, height], area, peak; image pixels",
+    "regions": "where map >= pixel threshold: box [left, top, width, height], area, peak; image pixels",
     "map": "float32, the image's aspect",
     "figure": "overlay and heat map",
-    "mask": "255 above the pixel threshold, at the image's size",
+    "mask": "255 where map >= pixel threshold, at the image's size",
     "sha256": "of the image file",
     "note": "what decoding has changed",
     "key": "of the weights, prompts and options",
@@ -116,8 +116,8 @@ class Writer:
       folder: where maps/, figures/ and masks/ lie.
       scale: (low, high) of the colours.
       map_size: the longest side of a map, in pixels.
-      threshold: on scores; None: nothing is decided.
-      pixel_threshold: on maps; None: no masks and regions.
+      threshold: scores from it on are anomalous; None: nothing is decided.
+      pixel_threshold: map values from it on are anomalous; None: no masks and regions.
       warning: to be told with every output; "" for none.
       bit_depth: of images, see `Preprocess`.
     """
@@ -216,7 +216,7 @@ class Writer:
             parts.append(f"{row['decision']} (threshold {self.threshold:.9g})")
         if "regions" in row:
             count = len(row["regions"])
-            parts.append(f"{count} region{'s' * (count != 1)} above {self.pixel_threshold:.4g}")
+            parts.append(f"{count} region{'s' * (count != 1)} >= {self.pixel_threshold:.4g}")
         return " · ".join(parts)
 
 

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict, config_dict
 
 from zsad_jax.data.protocol import PROTOCOLS, Protocol
 from zsad_jax.methods import config_class
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.train import TrainingConfig
 
-CLIP = {"name": "clip-vit-l14-336", "image_size": 518, "dtype": "float32"}
 # What else `load_backbone` takes: files in place of the released ones, and what files do not say.
 BACKBONE_OPTIONS = (
     *("weights", "vision", "text", "tokenizer"),
@@ -27,43 +27,31 @@ COMPARISONS = {
     "fixed prompts": {"name": "tipsomaly", "learning": "none"},
     "CLIP's sentences": {"name": "clip"},
 }
-# The recipe of AnomalyCLIP, which most methods over CLIP took over.
-TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
 
 
-def paper(
-    method: str,
-    *,
-    training: Mapping[str, Any] | None = None,
-    backbone: Mapping[str, Any] = CLIP,
-    train: bool = True,
-    image_score: str | None = None,
-) -> ConfigDict:
+def paper(method: str, *, train: bool = True) -> ConfigDict:
     """The setting of the papers: MVTec AD and VisA, trained on the other one's test split.
 
     Args:
       method: its name; all fields of its config are there, with their defaults.
-      training: fields of `TrainingConfig` that differ from `TRAINING`.
-      backbone: its name and options.
       train: False takes learned parameters from `config.checkpoints`.
-      image_score: the score that tables show; None: the method's first.
     """
-    rules = PROTOCOLS["common"]
+    rules, recipe = PROTOCOLS["common"], recipe_of(method)
     config = ConfigDict()
     config.method = _fields(config_class(method), name=method)
-    config.backbone = _backbone(backbone)
+    config.backbone = _backbone({**recipe.backbone, "dtype": "float32"})
     config.targets = rules.targets
     config.data = config_dict.placeholder(object)
     config.naming = "published"
-    config.method_for = ConfigDict()
+    config.method_for = ConfigDict(dict(recipe.method_for))
     config.auxiliary = rules.auxiliary
     config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
     config.checkpoints = ConfigDict()
     _make_room_for_checkpoints(config)
     config.train = train
-    config.training = _fields(TrainingConfig, **TRAINING | dict(training or {}))
+    config.training = _fields(TrainingConfig, **recipe.training)
     config.comparisons = config_dict.placeholder(object)
-    config.image_score = image_score or config_dict.placeholder(str)
+    config.image_score = recipe.image_score or config_dict.placeholder(str)
     config.batch_size = 8
     config.exact_metrics = False
     config.skip_missing = False

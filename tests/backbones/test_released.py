@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from zsad_jax import downloads
+from zsad_jax import downloads, load_detector
 from zsad_jax.backbones import clip, load_backbone, released, tips
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.backbones.sizes import clip_sizes
@@ -51,6 +51,15 @@ def published(tmp_path, monkeypatch):
         monkeypatch.setattr(released, "TOKENIZER_URL", f"{base}/v1_0/checkpoints/tokenizer.model")
         yield server
         server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["tips-s14-hr", "clip-vit-b16"])
+def test_rejects_image_size_before_fetching(published, name):
+    with pytest.raises(UserError, match="image_size=520 is not a multiple of"):
+        load_backbone(name, image_size=520)
+    with pytest.raises(UserError, match="image_size=520 is not a multiple of"):
+        load_detector(backbone=name, backbone_options={"image_size": 520})
+    assert not published.asked
 
 
 def test_a_name_becomes_three_files_fetched_once(published):

@@ -34,8 +34,8 @@ def test_mappings_configs_and_nothing():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cuont": 1}, "Unknown key 'cuont' for Example: did you mean 'count'"),
-        ({"zzz": 1}, "Unknown key 'zzz'.*known keys: kind, count"),
+        ({"cuont": 1}, r"Unknown key 'cuont' for Example: did you mean count\?"),
+        ({"zzz": 1}, "Unknown key 'zzz'.*known are kind, count"),
         ({"kind": "c"}, "'kind' is 'c'; it takes 'a' or 'b'"),
         ({"count": 10}, "'count' is 10; it must be between 1 and 9"),
         ({"count": True}, "'count' is True; it takes a whole number"),

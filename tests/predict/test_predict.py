@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import decisions, learned, predictions, scoring
+from zsad_jax import decisions, learned, metrics, predictions, scoring
 from zsad_jax import detector as detectors
 from zsad_jax.experiment import Experiment, from_config
 from zsad_jax.report import DEMONSTRATION
@@ -35,7 +35,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
         assert row["size"] == list(size)
         assert np.load(job.out / row["map"]).shape == size[::-1]
         assert Image.open(job.out / row["mask"]).size == size
-        assert row["decision"] == ("anomalous" if row["score"] > 1 else "normal")
+        assert row["decision"] == ("anomalous" if row["score"] >= 1 else "normal")
         assert row["time"] > 0
         assert (job.out / row["figure"]).exists()
         assert "warning" not in row
@@ -70,13 +70,27 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
     assert [row["score"] for row in good] == pytest.approx(
         [by_path[row["path"]] for row in good], abs=2e-6
     )
-    threshold = sorted(row["score"] for row in good)[1]  # two of three are not above it
+    median = sorted(row["score"] for row in good)[1]
+    threshold = decisions.shortest(np.nextafter(np.float32(median), np.float32(9)))
     assert job.facts()["threshold"] | {"from": ""} == {
         "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "warning": None
     }  # fmt: skip
     for row in rows:
-        assert row["decision"] == ("anomalous" if row["score"] > threshold else "normal")
+        assert row["decision"] == ("anomalous" if row["score"] > median else "normal")
     assert "known-good" not in caplog.text
+
+
+def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_path, job_in):
+    images = [pictures / name for name in ("a/0.png", "a/1.png", "b/0.png", "b/2.jpg")]
+    first = job_in(tmp_path / "scores")
+    first.predict(experiment, images)
+    scores = [row["score"] for row in first.rows()]
+    labels = np.argsort(np.argsort(scores)) >= 2
+    best = decisions.parse_threshold(repr(metrics.f1max_threshold(scores, labels)))
+    second = job_in(tmp_path / "decisions")
+    second.predict(experiment, images, threshold=best)
+    decided = [row["decision"] == "anomalous" for row in second.rows()]
+    np.testing.assert_array_equal(decided, labels)
 
 
 def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures, job):

@@ -35,6 +35,12 @@ def no_long_work(monkeypatch):
         (["{images}", "--out={images}/a/0.png"], "cannot be written to"),
         (["{images}", "--out={out}", "--config.method.sigmar=1"], "sigmar"),
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
+        (
+            ["{images}", "--out={out}", "sigma=8"],
+            r"'sigma=8'. Did you mean --config.method.sigma=8\?",
+        ),
+        (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
+        (["{images}/a=b", "--out={out}"], "no file or folder .*a=b"),
     ],
 )
 def test_mistakes_end_in_a_sentence(
@@ -49,6 +55,15 @@ def test_mistakes_end_in_a_sentence(
     assert line.startswith("error: ")
 
 
+def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job, monkeypatch):
+    (pictures / "sigma=8").mkdir()
+    (pictures / "a/0.png").rename(pictures / "sigma=8/0.png")
+    monkeypatch.chdir(pictures)
+    code, _, said = run_command("sigma=8", "--out", job.out)
+    assert code == 0, said
+    assert [row["path"] for row in job.rows()] == ["sigma=8/0.png"]
+
+
 def test_a_missing_config_is_named(run_command, pictures, job):
     code, _, said = run_command(pictures, f"--out={job.out}", config=None)
     assert (code, said.startswith("error: Name a config")) == (2, True)
@@ -58,8 +73,8 @@ def test_a_missing_config_is_named(run_command, pictures, job):
 
 
 def test_a_pixel_threshold_outside_the_maps_is_refused(experiment, pictures, job, no_model):
-    with pytest.raises(UserError, match="at least 0 and less than 1"):
-        job.predict(experiment, [pictures], pixel_threshold=1.0)
+    with pytest.raises(UserError, match="more than 0 and at most 1"):
+        job.predict(experiment, [pictures], pixel_threshold=0.0)
 
 
 def test_nothing_readable_is_a_mistake(run_command, pictures, job, no_model):

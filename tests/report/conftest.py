@@ -3,29 +3,35 @@ import pytest
 
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import DATASETS
+from zsad_jax.methods import METHODS, config_class
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
 
 
 @pytest.fixture
 def make_row():
-    """A row with all of a benchmark's published images; of other datasets, and of categories, with ten."""
+    """A row of the published setting with all of a benchmark's images; with ten of others and of categories."""
 
     def make(dataset, category="mean", **fields):
         about = DATASETS.get(dataset) if category == "mean" else None
         normal, anomalous = (about and about.published) or (6, 4)
+        method = fields.get("method", "tipsomaly")
+        recipe = recipe_of(method)
+        options = config_class(method)() if method in METHODS else None
+        family = "medical" if dataset in recipe.method_for else "industrial"
         values = dict.fromkeys(RESULT_COLUMNS, 0.5) | {
-            "method": "tipsomaly",
+            "method": method,
             "variant": "",
-            "backbone": "tips-nano",
+            "backbone": recipe.backbone["name"],
             "auxiliary": "visa" if dataset == "mvtec_ad" else "mvtec_ad",
             "checkpoint": "trained",
             "seed": 0,
             "epoch": 2,
             "class_name": "object",
-            "prompt_family": "industrial",
-            "image_size": 518,
-            "sigma": 4.0,
-            "image_score": "first",
+            "prompt_family": family if method == "tipsomaly" else None,
+            "image_size": recipe.backbone["image_size"],
+            "sigma": getattr(options, "sigma", None),
+            "image_score": recipe.image_score or "global",
             "n_images": normal + anomalous,
             "n_anomalous": anomalous,
         }

@@ -1,6 +1,6 @@
 import pytest
 
-from zsad_jax.report.coverage import find_partial, is_partial, words_on
+from zsad_jax.report.coverage import WITHOUT_MASK, find_partial, is_partial, words_on
 
 
 def whole(dataset, *words):
@@ -47,13 +47,13 @@ def test_other_categories_than_published_are_told(make_row):
 def test_masks_that_are_missing_concern_pixel_metrics_only(make_row):
     rows = [make_row("rsdds_113"), make_row("visa"), make_row("headct"), make_row("my_parts")]
     counts = {"rsdds_113": 53, "headct": 100, "my_parts": 2}
-    partial = find_partial(rows, counts)
+    partial = find_partial(rows, {WITHOUT_MASK: counts})
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
     assert partial == {("rsdds_113", "pixel"): (words,)}
     assert is_partial(partial, "rsdds_113", "pixel_aupro")
     assert not is_partial(partial, "rsdds_113", "image_auroc")
     rows[0] |= {"n_images": 60, "n_anomalous": 60}
-    partial = find_partial(rows, {"rsdds_113": 7})
+    partial = find_partial(rows, {WITHOUT_MASK: {"rsdds_113": 7}})
     evaluated = "RSDDs-113: 60 of 113 images were evaluated."
     assert partial["rsdds_113", "image"] == (evaluated,)
     assert words_on(partial, "rsdds_113") == [

@@ -3,7 +3,8 @@ import io
 
 import pytest
 
-from zsad_jax.report import formats, run_tables, tables
+from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
+from zsad_jax.report.training import UNLIKE_PAPER
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
 
@@ -81,12 +82,12 @@ def test_a_part_of_a_dataset_has_no_difference_but_a_footnote(make_row):
 def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
     row = make_row("rsdds_113", method="tps", pixel_auroc=0.662)
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
-    (table,) = run_tables.make_tables([row], without_mask={"rsdds_113": 53})
+    (table,) = run_tables.make_tables([row], run={WITHOUT_MASK: {"rsdds_113": 53}})
     assert cell_of(table, 0, "pixel_auroc").beside == ("96.3",)
     assert table.footnotes[0] == words
     (whole,) = run_tables.make_tables([row])
     assert cell_of(whole, 0, "pixel_auroc").beside == ("96.3", "−30.1")
-    text = run_tables.results_csv([row], without_mask={"rsdds_113": 53})
+    text = run_tables.results_csv([row], run={WITHOUT_MASK: {"rsdds_113": 53}})
     (line,) = csv.DictReader(io.StringIO(text))
     assert (line["pixel_auroc_paper"], line["pixel_auroc_difference"]) == ("96.3", "")
     assert line["notes"] == words
@@ -94,7 +95,7 @@ def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
 
 def test_missing_masks_leave_image_metrics_their_difference(make_row):
     rows = [make_row(key, image_auroc=0.9, pixel_auroc=0.9) for key in INDUSTRIAL]
-    table = run_tables.dataset_table(rows, {}, {"ksdd": 4})
+    table = run_tables.dataset_table(rows, {}, {WITHOUT_MASK: {"ksdd": 4}})
     ksdd = INDUSTRIAL.index("ksdd")
     for line in (ksdd, -1):  # the dataset, and the mean that it belongs to
         assert cell_of(table, line, "image_auroc").difference is not None
@@ -124,6 +125,49 @@ def test_another_training_has_no_difference_but_a_footnote(make_row):
     assert not elsewhere.footnotes  # nothing is published that it would be held against
 
 
+SETTINGS = [
+    ({"variant": "learning=none"}, {}, "variant learning=none (the paper: default)"),
+    ({"backbone": "tips-nano"}, {}, "backbone tips-nano (the paper: tips-l14-hr)"),
+    ({"image_size": 448}, {}, "image size 448 (the paper: 518)"),
+    ({"image_score": "first"}, {}, "image score first (the paper: second)"),
+    ({"sigma": 8.0}, {}, "sigma 8.0 (the paper: 4.0)"),
+    (
+        {"prompt_family": "industrial"},
+        {},
+        "prompt family industrial (the paper: medical)",
+    ),
+    ({}, {"epochs": [5, 2]}, "epochs 5 (the paper: 2)"),
+    (
+        {"backbone": "tips-nano", "image_size": 252},
+        {"shuffle": [True, False]},
+        "backbone tips-nano (the paper: tips-l14-hr), image size 252 (the paper: 518), shuffle True (the"
+        " paper: False)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "unlike", "words"), SETTINGS)
+def test_another_setting_has_no_difference_but_a_footnote(make_row, fields, unlike, words):
+    rows = [make_row(key, image_auroc=0.9, **fields) for key in BRAIN]
+    run = {UNLIKE_PAPER: unlike}
+    table = run_tables.dataset_table(rows, {}, run)
+    assert table.footnotes == (f"TIPSomaly: {words}.",)
+    assert [line.marks for line in table.lines] == [(1,)] * 4
+    assert [cell_of(table, line, "image_auroc").beside for line in range(4)] == [
+        ("92.7",),
+        ("92.4",),
+        ("93.2",),
+        ("92.8",),
+    ]
+    comparison = make_row("headct", variant="fixed prompts")
+    text = run_tables.results_csv(rows, [comparison], run=run)
+    first, *_, last = csv.DictReader(io.StringIO(text))
+    assert (first["image_auroc_paper"], first["image_auroc_difference"]) == ("92.7", "")
+    assert (first["notes"], last["notes"]) == (f"TIPSomaly: {words}.", "")
+    elsewhere = run_tables.dataset_table([make_row("lag", **fields)], {}, run)
+    assert not elsewhere.footnotes
+
+
 def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
     rows.append(make_row("isic", image_auroc=None, n_images=8))
@@ -133,9 +177,8 @@ def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_
 
 
 def test_some_categories_of_a_dataset_are_held_against_nothing(make_row):
-    rows = [make_row("mvtec_ad", name) for name in ("bottle", "zipper")]
-    rows.append(make_row("mvtec_ad", n_images=20, n_anomalous=8))
-    rows = [row | {"method": "vip2clip"} for row in rows]
+    rows = [make_row("mvtec_ad", name, method="vip2clip") for name in ("bottle", "zipper")]
+    rows.append(make_row("mvtec_ad", method="vip2clip", n_images=20, n_anomalous=8))
     (table,) = run_tables.make_tables(rows)
     assert table.footnotes == ("MVTec AD: 2 of 15 categories, 20 of 1725 images were evaluated.",)
     for line in table.lines:
@@ -207,9 +250,9 @@ def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):
 def test_comparisons_say_what_differs_and_by_how_much(make_row):
     main = make_row("visa", pixel_auroc=0.9)
     fixed = make_row("visa", pixel_auroc=0.85, auxiliary="", checkpoint="", epoch=None, seed=None)
-    second = make_row("visa", image_score="second", pixel_auroc=0.9)
-    table = run_tables.comparison_table("visa", [main], [fixed, second], {})
-    assert [line.labels[0] for line in table.lines[1:]] == ["fixed prompts", "image score second"]
+    first = make_row("visa", image_score="first", pixel_auroc=0.9)
+    table = run_tables.comparison_table("visa", [main], [fixed, first], {})
+    assert [line.labels[0] for line in table.lines[1:]] == ["fixed prompts", "image score first"]
     assert table.lines[0].labels[0].startswith("Main result: ")
     assert cell_of(table, 1, "pixel_auroc").difference == -5.0
     assert cell_of(table, 1, "pixel_auroc").paper is None

@@ -41,8 +41,7 @@ def test_the_same_training_is_called_the_same_for_every_dataset(
     [
         ({}, True),
         ({"auxiliary": None}, True),
-        ({"auxiliary": "synthetic_aux"}, True),
-        ({"auxiliary": "synthetic_aux", "backbone": "tips-l14-hr"}, False),
+        ({"auxiliary": "synthetic_aux"}, False),
         ({"auxiliary": "mvtec_ad:train+mvtec_ad:test"}, False),
         ({"auxiliary": "mvtec_ad:train+mvtec_ad:test", "method": "faprompt"}, True),
         ({"auxiliary": "headct"}, False),

@@ -34,7 +34,7 @@ def test_settings_tell_what_is_needed(make_row):
 
 def test_description_names_method_backbone_and_prompts(make_row):
     assert wording.describe(make_row("visa", auxiliary="mvtec_ad")) == (
-        "TIPSomaly · backbone tips-nano · prompts learned on MVTec AD (epoch 2)"
+        "TIPSomaly · backbone tips-l14-hr · prompts learned on MVTec AD (epoch 2)"
         " · industrial wording · images of 518 pixels"
     )
     assert "fixed prompts, nothing learned" in wording.describe(make_row("visa", auxiliary=None))

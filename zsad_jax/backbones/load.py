@@ -39,8 +39,8 @@ def load_backbone(
       vision, text: the two files of a family; formats are told apart by their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenising is an
         error (but the words that CLIP's learned prompts are built around are known).
-      image_size: side of the square that images are resized to, at least one patch; None: the checkpoint's
-        own.
+      image_size: side of the square that images are resized to, a multiple of the patch size; None: the
+        checkpoint's own.
       dtype: "float32" or "bfloat16", of the matrix products; norms and softmax stay float32.
       num_heads: for a family's files that do not show it; holds for both towers unless `text_num_heads` is
         given. Those of a named model are known.
@@ -58,7 +58,7 @@ def load_backbone(
         raise UserError(
             f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
         )
-    _check_image_size(image_size)
+    check_image_size(name, image_size)
     if not isinstance(bit_depth, int) or not 8 <= bit_depth <= 16:
         raise UserError(f"bit_depth={bit_depth!r} must be a whole number from 8 to 16.")
     _check_heads(name, num_heads, text_num_heads)
@@ -83,11 +83,7 @@ def load_backbone(
         from zsad_jax.backbones.load_tips import load_tips
 
         backbone = load_tips(name, located, **options)
-    if backbone.preprocess.image_size < backbone.patch_size:
-        raise UserError(
-            f"image_size={image_size} is less than one patch of {name}; give at least"
-            f" {backbone.patch_size} pixels."
-        )
+    check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
     return dataclasses.replace(backbone, preprocess=preprocess)
 
@@ -152,13 +148,30 @@ def describe_backbone(name: str) -> Backbone:
     return make_tips(name, params, sizes)
 
 
-def _check_image_size(image_size: Any) -> None:
+def check_image_size(name: str, image_size: Any, patch_size: int | None = None) -> None:
+    """Rejects an image size that a backbone cannot take.
+
+    Args:
+      name: of the backbone.
+      image_size: as for `load_backbone`.
+      patch_size: of the backbone; None: that of a released one, and any for others.
+
+    Raises:
+      UserError: not a number of pixels, or not a multiple of the patch size.
+    """
     if image_size is None:
         return
     if not isinstance(image_size, int) or isinstance(image_size, bool):
         raise UserError(f"image_size={image_size!r} must be a whole number of pixels.")
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
+    patch = patch_size or (SIZES[name][0]["patch_size"] if name in SIZES else 1)
+    if image_size % patch:
+        below = image_size // patch * patch
+        valid = f"{below} or {below + patch}" if below else str(patch)
+        raise UserError(
+            f"image_size={image_size} is not a multiple of {patch}, the patch size of {name}; give {valid}."
+        )
 
 
 def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:

@@ -1,14 +1,13 @@
 """Checked configs: frozen dataclasses made of a user's mapping, with mistakes named."""
 
 import dataclasses
-import difflib
 import functools
 import types
 import typing
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar, cast
 
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, suggest
 
 Config = TypeVar("Config")
 
@@ -56,9 +55,7 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}."
-            raise UserError(f"Unknown key '{key}' for {cls.__name__}: {remedy}")
+            raise UserError(f"Unknown key '{key}' for {cls.__name__}: {suggest(str(key), known)}")
     return cls(**values)
 
 

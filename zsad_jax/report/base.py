@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from zsad_jax.data.issues import Issue
-from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.rows import Row
 
 
@@ -84,8 +83,3 @@ class Report:
     demonstration: bool = False
     map_scale: tuple[float, float] = (0.0, 1.0)
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def without_mask(self) -> Mapping[str, int]:
-        """How many anomalous images of a dataset have no mask; datasets without any are left out."""
-        return self.run.get(WITHOUT_MASK, {})

@@ -1,23 +1,28 @@
-"""Whether all published images of a dataset were evaluated; only then are results held against the papers'."""
+"""Whether results are of the published images and setting; only then are they compared with the papers'."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from zsad_jax.data.protocol import BOTH, DATASETS, About
+from zsad_jax.report.published import published_numbers
 from zsad_jax.report.rows import MEAN, Row
+from zsad_jax.report.training import describe_setting
 
 WITHOUT_MASK = "anomalous_without_mask"  # key of run.json: how many images, by dataset
-Partial = dict[tuple[str, str], tuple[str, ...]]  # sentences by (dataset, "image" or "pixel")
+SETTING = "setting"
+Partial = dict[tuple[str, str], tuple[str, ...]]  # sentences by (dataset, level or SETTING)
 
 
-def find_partial(rows: Iterable[Row], without_mask: Mapping[str, int] | None = None) -> Partial:
-    """The datasets of which other images were evaluated than are published, each with sentences on it.
+def find_partial(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> Partial:
+    """Returns sentences on datasets of which other images or settings were evaluated than are published.
 
     Images that could not be read were not evaluated. A dataset of which nothing is published is not told.
 
     Args:
       rows: results of a method, any datasets with their categories and means.
-      without_mask: how many anomalous images of a dataset have no mask; only its pixel metrics lack them.
+      run: run.json. The anomalous images without a mask are missing in pixel metrics only.
     """
+    run = run or {}
     categories: dict[str, set[str]] = {}
     means = {}
     for row in rows:
@@ -32,24 +37,27 @@ def find_partial(rows: Iterable[Row], without_mask: Mapping[str, int] | None = N
         if about and words:
             told = f"{about.title}: {', '.join(words)} were evaluated."
             partial |= {(dataset, level): (told,) for level in BOTH}
-        unmasked = (without_mask or {}).get(dataset)
+        unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
         if about and unmasked and "pixel" in about.levels:
             told = (
                 f"{about.title}: {unmasked} of {row['n_anomalous']} anomalous images have no mask."
             )
             partial[dataset, "pixel"] = (*partial.get((dataset, "pixel"), ()), told)
+        told = describe_setting(row, run)
+        if told and published_numbers(row["method"], dataset):
+            partial[dataset, SETTING] = (told,)
     return partial
 
 
 def words_on(partial: Partial, dataset: str) -> list[str]:
-    """All that is said of a dataset, each sentence once."""
+    """Returns all sentences on the images of a dataset, each once."""
     told = (sentence for level in BOTH for sentence in partial.get((dataset, level), ()))
     return list(dict.fromkeys(told))
 
 
 def is_partial(partial: Partial, dataset: str, metric: str) -> bool:
-    """Whether a metric is of other images of a dataset than are published."""
-    return (dataset, metric.split("_")[0]) in partial
+    """Returns whether a metric is of other images or of another setting than is published."""
+    return any((dataset, part) in partial for part in (metric.split("_")[0], SETTING))
 
 
 def _compare(about: About, mean: Row, num_categories: int) -> list[str]:

@@ -54,7 +54,7 @@ def _banner(report: Report) -> str:
 
 def _headlines(report: Report) -> str:
     """The numbers that are asked for first: of the only dataset, or the means over datasets."""
-    table = run_tables.dataset_table(report.rows, {}, report.without_mask)
+    table = run_tables.dataset_table(report.rows, {}, report.run)
     shown = [line for line in table.lines if line.summary] or table.lines[-1:]
     images = sum(row["n_images"] for row in report.rows if row["category"] == MEAN)
     datasets = len({row["dataset"] for row in report.rows})
@@ -79,12 +79,12 @@ def _tile(name: str, number: str, words: str) -> str:
 def _results(report: Report) -> str:
     if not report.rows:
         return ""
-    made = run_tables.make_tables(report.rows, notes=report.notes, without_mask=report.without_mask)
+    made = run_tables.make_tables(report.rows, notes=report.notes, run=report.run)
     return formats.explained_html(made)
 
 
 def _beside_papers(report: Report) -> str:
-    return formats.explained_html(compare_run(report.rows, report.without_mask))
+    return formats.explained_html(compare_run(report.rows, report.run))
 
 
 def _comparisons(report: Report) -> str:

@@ -1,12 +1,13 @@
 """The tables of one run: datasets, categories and comparisons, the paper's numbers beside ours."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import formats, names, wording
-from zsad_jax.report.coverage import Partial, find_partial, is_partial, words_on
+from zsad_jax.report.coverage import SETTING, Partial, find_partial, is_partial, words_on
 from zsad_jax.report.published import (
     DOMAIN_MEANS,
     PublishedNumber,
@@ -37,7 +38,7 @@ def make_tables(
     comparisons: Sequence[Row] = (),
     *,
     notes: Notes | None = None,
-    without_mask: Mapping[str, int] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> list[Table]:
     """Every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
@@ -45,31 +46,29 @@ def make_tables(
       rows: results.json.
       comparisons: comparisons.json.
       notes: words on (dataset, category) that become footnotes.
-      without_mask: how many anomalous images of a dataset have no mask.
+      run: run.json.
     """
     notes = notes or {}
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     tables = [
-        category_table(dataset, rows, notes, without_mask)
+        category_table(dataset, rows, notes, run)
         for dataset in datasets
         if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
     ]
     if len(datasets) > 1 or not tables:
-        tables.insert(0, dataset_table(rows, notes, without_mask))
+        tables.insert(0, dataset_table(rows, notes, run))
     for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
         tables.append(comparison_table(dataset, rows, comparisons, notes))
     return tables
 
 
-def dataset_table(
-    rows: Sequence[Row], notes: Notes, without_mask: Mapping[str, int] | None = None
-) -> Table:
+def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | None = None) -> Table:
     """The mean of each dataset, and the means over the datasets of a domain.
 
     A domain's mean stands beside the paper's only where it covers the same datasets. Where no domain has
     two datasets the mean is over all of them.
     """
-    footnotes, partial = Footnotes(), find_partial(rows, without_mask)
+    footnotes, partial = Footnotes(), find_partial(rows, run)
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -101,7 +100,7 @@ def category_table(
     dataset: str,
     rows: Sequence[Row],
     notes: Notes,
-    without_mask: Mapping[str, int] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Table:
     """The categories of a dataset, and their mean.
 
@@ -109,7 +108,7 @@ def category_table(
     """
     footnotes = Footnotes()
     chosen = [row for row in rows if row["dataset"] == dataset]
-    partial = find_partial(chosen, without_mask)
+    partial = find_partial(chosen, run)
     members = [row for row in chosen if row["category"] != MEAN]
     metrics = _metrics_to_show(chosen)
     lines = []
@@ -167,7 +166,7 @@ def results_csv(
     notes: Notes | None = None,
     *,
     remark: str = "",
-    without_mask: Mapping[str, int] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> str:
     """All rows as CSV: what was run, then ours, the paper's and the difference, in percent.
 
@@ -177,7 +176,7 @@ def results_csv(
     heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
-    partial = find_partial(rows, without_mask)
+    partial = find_partial(rows, run)
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
@@ -208,7 +207,7 @@ def _beside(row: Row, metric: str, paper: Mapping[str, PublishedNumber], partial
 
 
 def _is_apart(row: Row, metric: str, partial: Partial) -> bool:
-    """Whether a number is of other images, masks or training than the paper's."""
+    """Whether a number is of other images, masks or settings than the paper's."""
     return is_partial(partial, row["dataset"], metric) or not is_usual(row)
 
 
@@ -229,10 +228,12 @@ def _domain_cell(mean: str, members: Sequence[Row], metric: str, partial: Partia
 
 
 def _told(partial: Partial, rows: Sequence[Row], cells: Iterable[Cell]) -> list[str]:
-    """What is said of the partial ones among the datasets of some rows, and where cells have the paper's
-    numbers of other trainings."""
+    """Returns sentences on datasets of other images; where cells have the paper's numbers, also on settings."""
     words = [told for row in rows for told in words_on(partial, row["dataset"])]
-    return words + (tell_training(rows) if any(cell.paper for cell in cells) else [])
+    if any(cell.paper for cell in cells):
+        words += [one for row in rows for one in partial.get((row["dataset"], SETTING), ())]
+        words += tell_training(rows)
+    return words
 
 
 def _of_domain(means: Sequence[Row], domain: str) -> list[Row]:

@@ -31,7 +31,7 @@ UNDEFINED = "–"
 DOUBT = "†"
 MINUS = "−"
 _APART = (
-    "Where ours is of other images, masks or training than what is published, a footnote says so, and no"
+    "Where ours is of other images, masks or settings than what is published, a footnote says so, and no"
     " difference is given."
 )
 
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
     Attributes:
       value: rounded as shown; None when undefined.
       paper: what the paper prints, to be shown beside the value.
-      apart: whether the value is of other images, masks or training than the paper's, so that no difference
+      apart: whether the value is of other images, masks or settings than the paper's, so that no difference
         is taken.
       reference: what `difference` is taken against when no paper's number is; not shown.
       spread: standard deviation over seeds.

@@ -1,13 +1,20 @@
-"""What prompts were trained on, and which published numbers are of the same training."""
+"""The setting of results, and which published numbers are of the same one."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from zsad_jax.data.protocol import PROTOCOLS, Part, Protocol, parse_name
+from zsad_jax.methods import METHODS, config_class
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.report import names
 from zsad_jax.report.rows import Row
 
 USUAL = "common"  # MVTec AD trains for all others and VisA for it, as in the papers' main results
-_FULL, _DEMONSTRATION = "faprompt_full", "synthetic_aux"
+UNLIKE_PAPER = (
+    "unlike_paper"  # key of run.json: option -> [ours, the paper's], beside what rows say
+)
+_FULL = "faprompt_full"
 _VIP2CLIP, _TPS_IMAGE, _TPS_PIXEL = "vip2clip_medical", "tps_medical_image", "tps_medical_pixel"
 _PROTOCOLS = (USUAL, _FULL, _VIP2CLIP, _TPS_IMAGE, _TPS_PIXEL)
 
@@ -40,15 +47,36 @@ def training_of(row: Row) -> str:
 def is_usual(row: Row) -> bool:
     """Whether a result is of the training that a paper's main numbers stand for.
 
-    FAPrompt's paper trains on all images, its code on the test split, and both count. A demonstration is
-    held against the papers all the same, and says what it is.
+    FAPrompt's paper trains on all images, its code on the test split, and both count.
     """
     training = training_of(row)
-    if training == _FULL:
-        return bool(row["method"] == "faprompt")
-    if training == _DEMONSTRATION:
-        return bool(row["backbone"].endswith("-nano"))
-    return training == USUAL
+    return training == USUAL or (training == _FULL and row["method"] == "faprompt")
+
+
+def describe_setting(row: Row, run: Mapping[str, Any]) -> str:
+    """Returns a sentence on what differs from the setting of the published numbers; "" where nothing does.
+
+    Args:
+      row: a result; its training set is left to `tell_training`.
+      run: run.json of its run.
+    """
+    if row["method"] not in METHODS:
+        return ""
+    recipe = recipe_of(row["method"])
+    fields = dataclasses.fields(config_class(row["method"]))
+    options = {field.name: field.default for field in fields}
+    options |= recipe.method_for.get(row["dataset"], {})
+    published = {"variant": "", **{key: options.get(key) for key in ("prompt_family", "sigma")}}
+    published |= {"backbone": recipe.backbone["name"], "image_size": recipe.backbone["image_size"]}
+    published["image_score"] = recipe.image_score or row["image_score"]
+    differs = {names.COLUMNS[key].lower(): (row[key], value) for key, value in published.items()}
+    differs |= run.get(UNLIKE_PAPER, {})
+    told = [
+        f"{key} {ours} (the paper: {'default' if theirs in ('', None) else theirs})"
+        for key, (ours, theirs) in differs.items()
+        if ours != theirs
+    ]
+    return f"{names.method_name(row['method'])}: {', '.join(told)}." if told else ""
 
 
 def tell_training(rows: Iterable[Row]) -> list[str]:

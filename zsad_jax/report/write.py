@@ -33,7 +33,7 @@ def write_report(workdir: PathLike, report: Report) -> None:
         report.comparisons,
         report.notes,
         remark=remark,
-        without_mask=report.without_mask,
+        run=report.run,
     )
     write_text(workdir / "results.csv", csv)
     remarks = [remark] if remark else []
@@ -70,12 +70,12 @@ def render_markdown(report: Report) -> str:
 
 def _own_tables(report: Report) -> list[tables.Table]:
     return run_tables.make_tables(
-        report.rows, report.comparisons, notes=report.notes, without_mask=report.without_mask
+        report.rows, report.comparisons, notes=report.notes, run=report.run
     )
 
 
 def _beside(report: Report) -> list[tables.Table]:
-    return compare_run(report.rows, report.without_mask)
+    return compare_run(report.rows, report.run)
 
 
 def write_figures(folder: PathLike, report: Report) -> None:

@@ -4,6 +4,7 @@ import io
 import pytest
 
 from zsad_jax.report import formats, names
+from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.papers import compare_papers, compare_run, tell_missing
 from zsad_jax.report.papers.beside import make_table
 from zsad_jax.report.papers.sheets import Competitor, Place, make_sheets
@@ -313,14 +314,36 @@ def test_a_training_of_which_nothing_is_published_is_held_against_nothing(make_o
     assert not cells_of(nothing, "HeadCT")["ours: TIPSomaly (trained on MPDD)"].marks
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"auxiliary": "synthetic_aux"}, {"auxiliary": None, "checkpoint": None}],
-)
-def test_demonstrations_and_what_learns_nothing_keep_their_difference(make_ours, fields):
-    ours = make_ours({"headct": 0.9}, **fields)
+def test_results_of_nothing_learned_keep_their_difference(make_ours):
+    ours = make_ours({"headct": 0.9}, auxiliary=None, checkpoint=None)
     table = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [ours])
     assert cells_of(table, "HeadCT")["ours: TIPSomaly"].difference == -2.7
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"variant": "pathway=False"}, "variant pathway=False (the paper: default)"),
+        ({"backbone": "clip-nano"}, "backbone clip-nano (the paper: clip-vit-l14-336)"),
+        ({"image_size": 252}, "image size 252 (the paper: 518)"),
+    ],
+)
+def test_another_setting_has_no_difference(make_ours, fields, words):
+    """Neither with the paper's training nor with one that has a table of its own."""
+    for training, table in (({}, "1"), ({"auxiliary": "headct"}, "3")):
+        ours = make_ours({"brainmri": 0.95}, method="tps", **fields, **training)
+        made = make_table(sheet_of("tps", table, "image_auroc"), [ours])
+        cell = cells_of(made, "BrainMRI")[f"ours: {ours.name}"]
+        assert (cell.number, cell.difference) == ("95.0", None)
+        assert notes_of(made, cell) == [f"TPS: {words}."]
+
+
+def test_a_demonstration_has_no_difference(make_ours):
+    fields = {"backbone": "tips-nano", "auxiliary": "synthetic_aux", "image_size": 252}
+    ours = make_ours({"headct": 0.9}, **fields)
+    made = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [ours])
+    cell = cells_of(made, "HeadCT")[f"ours: {ours.name}"]
+    assert (cell.number, cell.difference) == ("90.0", None)
 
 
 def test_both_trainings_of_faprompt_count(make_row):
@@ -342,10 +365,12 @@ def test_both_trainings_of_faprompt_count(make_row):
 def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
     rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
-    table = make_table(sheet_of("tps", "2", "pixel_auroc"), columns_of(rows, {"rsdds_113": 53}))
+    table = make_table(
+        sheet_of("tps", "2", "pixel_auroc"), columns_of(rows, {WITHOUT_MASK: {"rsdds_113": 53}})
+    )
     cell = cells_of(table, "RSDDs-113")["ours: TPS"]
     assert (cell.number, cell.difference, notes_of(table, cell)) == ("66.2", None, [words])
-    table = compare_run(rows, {"rsdds_113": 53})[0]
+    table = compare_run(rows, {WITHOUT_MASK: {"rsdds_113": 53}})[0]
     assert cells_of(table, "RSDDs-113")["ours: TPS"].difference is None
     whole = make_table(sheet_of("tps", "2", "pixel_auroc"), columns_of(rows))
     assert cells_of(whole, "RSDDs-113")["ours: TPS"].difference == -30.1

@@ -1,5 +1,6 @@
 import pytest
 
+from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.papers import compare_papers
 from zsad_jax.report.papers.gain import make_gain_table, printed_gains
 from zsad_jax.report.papers.sheets import make_sheets
@@ -76,7 +77,7 @@ def test_missing_masks_leave_a_pixel_mean_without_gain(make_row):
     rows = [make_row(key, method="vip2clip", pixel_auroc=0.9) for key in keys]
     cells = []
     for without_mask in ({}, {"kvasir": 1}):
-        table = gain_table("vip2clip", columns_of(rows, without_mask))
+        table = gain_table("vip2clip", columns_of(rows, {WITHOUT_MASK: without_mask}))
         (line,) = (one for one in table.lines if one.labels[:2] == ("Medical mean", "Pixel AUROC"))
         cells.append(line.cells[2])
     assert [cell.value for cell in cells] == [90.0, 90.0]

@@ -11,22 +11,22 @@ def test_columns_are_named_by_what_tells_them_apart(make_row):
     rows = [
         make_row("visa"),
         make_row("mpdd"),
-        make_row("visa", backbone="tips-l14-hr"),
+        make_row("visa", backbone="tips-nano"),
         make_row("visa", variant="sigma=8"),
         make_row("visa", method="coop"),
     ]
     columns = columns_of(rows)
     assert [(one.name, one.setting) for one in columns] == [
-        ("TIPSomaly (defaults, tips-nano)", "tips-nano"),
         ("TIPSomaly (defaults, tips-l14-hr)", "tips-l14-hr"),
-        ("TIPSomaly (sigma=8, tips-nano)", "tips-nano, sigma=8"),
-        ("CoOp", "tips-nano"),
+        ("TIPSomaly (defaults, tips-nano)", "tips-nano"),
+        ("TIPSomaly (sigma=8, tips-l14-hr)", "tips-l14-hr, sigma=8"),
+        ("CoOp", "clip-vit-l14-336"),
     ]
     assert set(columns[0].rows) == {("visa", "mean"), ("mpdd", "mean")}
 
 
 def test_one_way_of_running_a_method_needs_no_more_than_its_name(make_row):
-    rows = [make_row("visa", seed=1, image_score="first"), make_row("mpdd", seed=2)]
+    rows = [make_row("visa", seed=1), make_row("mpdd", seed=2)]
     assert [one.name for one in columns_of(rows)] == ["TIPSomaly"]
 
 
@@ -43,11 +43,16 @@ def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
     assert [(one.name, one.setting, one.training, one.usual) for one in both] == [
         (
             "TPS (trained on VisA or MVTec AD)",
-            "tips-nano, trained on VisA or MVTec AD",
+            "clip-vit-l14-336, trained on VisA or MVTec AD",
             "common",
             True,
         ),
-        ("TPS (trained on HeadCT)", "tips-nano, trained on HeadCT", "tps_medical_image", False),
+        (
+            "TPS (trained on HeadCT)",
+            "clip-vit-l14-336, trained on HeadCT",
+            "tps_medical_image",
+            False,
+        ),
     ]
     assert [set(one.rows) for one in both] == [
         {("mvtec_ad", "mean"), ("brainmri", "mean"), ("br35h", "mean")},
@@ -55,7 +60,7 @@ def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
     ]
     assert [one.name for one in read_workdirs(folders[1:2])] == ["TPS (trained on HeadCT)"]
     assert [one.name for one in read_workdirs([folders[0], folders[2]])] == [
-        "TPS (image score first)",
+        "TPS (image score global)",
         "TPS (image score second)",
     ]
     assert not caplog.records
@@ -70,6 +75,15 @@ def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
     assert ours.partial == {
         ("rsdds_113", "pixel"): ("RSDDs-113: 53 of 113 anomalous images have no mask.",)
     }
+
+
+def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir):
+    """Of two runs that differ by the epochs alone, each is told of its own datasets."""
+    rows = [make_row(key, method="tps", auxiliary="mvtec_ad") for key in ("visa", "btad")]
+    first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
+    (first / "run.json").write_text(json.dumps({"unlike_paper": {"epochs": [1, 15]}}))
+    (ours,) = read_workdirs([first, second])
+    assert ours.partial == {("btad", "setting"): ("TPS: epochs 1 (the paper: 15).",)}
 
 
 def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
@@ -87,24 +101,24 @@ def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
 
 def test_comparisons_are_columns_of_their_own_when_asked_for(make_row, make_workdir, caplog):
     others = [
-        make_row("visa", image_score="second"),
+        make_row("visa", image_score="first"),
         make_row("visa", variant="fixed prompts", auxiliary=None, seed=None),
         make_row("visa", seed=1),
     ]
     folder = make_workdir("a", [make_row("visa")], others)
     assert [one.name for one in read_workdirs([folder])] == ["TIPSomaly"]
     assert [one.name for one in read_workdirs([folder], comparisons=True)] == [
-        "TIPSomaly (defaults, image score first, seed 0)",
         "TIPSomaly (defaults, image score second, seed 0)",
-        "TIPSomaly (fixed prompts, image score first)",
-        "TIPSomaly (defaults, image score first, seed 1)",
+        "TIPSomaly (defaults, image score first, seed 0)",
+        "TIPSomaly (fixed prompts, image score second)",
+        "TIPSomaly (defaults, image score second, seed 1)",
     ]
     assert not caplog.records
 
 
 def test_a_demonstration_says_so(make_row, make_workdir):
     folders = [
-        make_workdir("a", [make_row("visa")], demonstration=True),
+        make_workdir("a", [make_row("visa", backbone="tips-nano")], demonstration=True),
         make_workdir("b", [make_row("visa", backbone="tips-l14")]),
     ]
     shown, real = read_workdirs(folders)

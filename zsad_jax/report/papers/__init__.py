@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from zsad_jax.report import names
 from zsad_jax.report.papers.beside import make_table
@@ -82,12 +83,12 @@ def compare_papers(
     return made
 
 
-def compare_run(rows: Sequence[Row], without_mask: Mapping[str, int] | None = None) -> list[Table]:
+def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
     """The main tables of the method's own paper, for the datasets that were run.
 
     Args:
       rows: results.json; methods without a paper here are held against the first that prints them.
-      without_mask: how many anomalous images of a dataset have no mask.
+      run: run.json.
     """
     papers: dict[str, list[Row]] = {}
     for row in rows:
@@ -95,7 +96,7 @@ def compare_run(rows: Sequence[Row], without_mask: Mapping[str, int] | None = No
     papers.pop("", None)
     tables = []
     for paper, members in papers.items():
-        datasets, ours = {row["dataset"] for row in members}, columns_of(members, without_mask)
+        datasets, ours = {row["dataset"] for row in members}, columns_of(members, run)
         for sheet in make_sheets(paper):
             places = [] if sheet.by_category else _places_run(sheet, datasets)
             if places:

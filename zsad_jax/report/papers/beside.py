@@ -7,6 +7,7 @@ import numpy as np
 
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.report import names
+from zsad_jax.report.coverage import SETTING
 from zsad_jax.report.papers.sheets import Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
 from zsad_jax.report.published import DOMAIN_MEANS
@@ -49,7 +50,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     """One metric of a paper's table, our columns at the right.
 
     Ours has the difference to what the paper prints for the same method, where both cover the same and are
-    of the same training.
+    of the same setting.
     """
     footnotes = Footnotes()
     doubts: dict[tuple[str, str], list[str]] = {}
@@ -127,7 +128,8 @@ def our_value(sheet: Sheet, ours: Ours, place: Place) -> Value:
         return Value(None, run=False)
     if row[metric] is None:
         return Value(None, words=(f"{_label(place)}: {_why_undefined(row, metric)}.",))
-    words = list(ours.partial.get((place.dataset, metric.split("_")[0]), ()))
+    parts = (metric.split("_")[0], SETTING)
+    words = [one for part in parts for one in ours.partial.get((place.dataset, part), ())]
     if place.category == MEAN:
         own = [key for dataset, key in ours.rows if dataset == place.dataset and key != MEAN]
         values = {key: our_value(sheet, ours, Place(place.dataset, key)) for key in own}

@@ -1,7 +1,7 @@
 """Our own results of one or several working directories, a column for each way a method was run."""
 
 import dataclasses
-import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from absl import logging
 from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike
 from zsad_jax.report import names, wording
-from zsad_jax.report.coverage import WITHOUT_MASK, Partial, find_partial
+from zsad_jax.report.coverage import Partial, find_partial
 from zsad_jax.report.rows import Row, result_row
 from zsad_jax.report.training import describe_training, is_usual, training_of
 
@@ -34,7 +34,7 @@ class Ours:
       training: what the prompts were trained on, see `training_of`.
       usual: whether that is what the papers' main numbers stand for.
       rows: results by (dataset, category).
-      without_mask: how many anomalous images of a dataset have no mask.
+      partial: see `find_partial`.
       demonstration: whether the backbone is a demonstration model.
     """
 
@@ -44,13 +44,8 @@ class Ours:
     training: str
     usual: bool
     rows: Mapping[tuple[str, str], Row]
-    without_mask: Mapping[str, int]
+    partial: Partial
     demonstration: bool = False
-
-    @functools.cached_property
-    def partial(self) -> Partial:
-        """The datasets of which other images were evaluated than are published, each with sentences."""
-        return find_partial(self.rows.values(), self.without_mask)
 
     @property
     def about(self) -> str:
@@ -80,32 +75,29 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
         run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
         run = run if isinstance(run, dict) else {}
         demonstration = run.get("demonstration") is True
-        without_mask = run.get(WITHOUT_MASK, {})
         names_of_files = ("results.json", "comparisons.json")[: 1 + comparisons]
         for path in (folder / name for name in names_of_files):
             rows = _read_rows(path) if path.is_file() else []
             compared = path.name == "comparisons.json"
-            results += [
-                _Result(row, without_mask, str(folder), compared, demonstration) for row in rows
-            ]
+            results += [_Result(row, run, str(folder), compared, demonstration) for row in rows]
     return _gather(results)
 
 
-def columns_of(rows: Iterable[Row], without_mask: Mapping[str, int] | None = None) -> list[Ours]:
+def columns_of(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> list[Ours]:
     """The columns of one run.
 
     Args:
       rows: results.json.
-      without_mask: how many anomalous images of a dataset have no mask.
+      run: run.json.
     """
-    return _gather([_Result(row, without_mask or {}) for row in rows])
+    return _gather([_Result(row, run or {}) for row in rows])
 
 
 class _Result(NamedTuple):
     """A row and where it comes from."""
 
     row: Row
-    without_mask: Mapping[str, int]  # of its run
+    run: Mapping[str, Any]  # run.json of its run
     folder: str = ""
     compared: bool = False
     demonstration: bool = False
@@ -164,15 +156,20 @@ def _name_columns(
                 training=training_of(rows[0]),
                 usual=usual,
                 rows={place: result.row for place, result in results.items()},
-                without_mask={
-                    dataset: result.without_mask[dataset]
-                    for (dataset, _), result in results.items()
-                    if dataset in result.without_mask
-                },
+                partial=_find_partial(results.values()),
                 demonstration=any(result.demonstration for result in results.values()),
             )
         )
     return named
+
+
+def _find_partial(results: Iterable[_Result]) -> Partial:
+    """The same over the results of several runs, one run after the other."""
+    partial: Partial = {}
+    for _, group in itertools.groupby(results, key=lambda result: result.folder):
+        members = list(group)
+        partial |= find_partial([one.row for one in members], members[0].run)
+    return partial
 
 
 def _known(row: Row) -> dict[str, Any]:

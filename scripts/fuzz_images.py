@@ -1,0 +1,240 @@
+"""Sends damaged images and masks through `predict`, `main` and `data verify`.
+
+    python scripts/fuzz_images.py --count 500 --seed 0
+
+Every command must end without a traceback and within its time limit, and account for every file: scored,
+reported with a reason, or ignored by a named rule. Prints a table; the exit code is 1 when a check fails.
+"""
+
+import argparse
+import collections
+import io
+import json
+import os
+import pathlib
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = f"{ROOT}/configs/tipsomaly.py:demo"
+FORMATS = {
+    "PNG": ("L", "RGB", "RGBA", "P", "1", "LA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "TIFF": ("L", "RGB", "RGBA", "1", "I;16", "I", "F", "LAB", "CMYK"),
+    "BMP": ("L", "RGB", "1"),
+    "GIF": ("P", "L"),
+    "WEBP": ("RGB", "RGBA"),
+    "PPM": ("L", "RGB"),
+    "JPEG2000": ("L", "RGB"),
+}
+SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
+ODD_NAMES = (
+    "line\nbreak",
+    "$a$ $b$",
+    "a [1]",
+    "übung",
+    "name with  spaces",
+    "-dash",
+    "@at",
+    "x" * 120,
+)
+MEMORY_LIMIT = 2 << 30
+SECONDS_LIMIT = 900
+
+
+def draw(rng: np.random.Generator, *, is_mask: bool) -> Image.Image:
+    """A noisy image with a disk, or the mask of the disk."""
+    width, height = rng.integers(8, 160, 2)
+    y, x = np.mgrid[:height, :width]
+    disk = (x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 4) ** 2
+    if is_mask:
+        return Image.fromarray(disk.astype(np.uint8) * np.uint8(255))
+    pixels = rng.normal(120, 20, (height, width, 3)) + 60 * disk[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
+    """The image in a random format and color mode."""
+    file_format = str(rng.choice(list(FORMATS)))
+    mode = str(rng.choice(FORMATS[file_format]))
+    if mode == "LAB":
+        converted = Image.fromarray(np.asarray(image.convert("RGB")), "LAB")
+    elif mode == "I;16":
+        converted = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode == "F":
+        converted = Image.fromarray(
+            np.asarray(image.convert("L")) / np.float32(rng.choice([1, 255]))
+        )
+    else:
+        converted = image.convert(mode)
+    options = {}
+    if rng.random() < 0.2 and file_format in ("JPEG", "PNG", "TIFF", "WEBP"):
+        exif = Image.Exif()
+        exif[0x0112] = int(rng.integers(0, 12))
+        options["exif"] = exif
+    if file_format == "TIFF" and mode in ("L", "RGB", "I;16"):
+        options["compression"] = str(rng.choice(["raw", "tiff_lzw", "tiff_deflate"]))
+    buffer = io.BytesIO()
+    converted.save(buffer, file_format, **options)
+    return SUFFIXES.get(file_format, f".{file_format.lower()}"), buffer.getvalue()
+
+
+def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
+    """What was done to the bytes, and the result."""
+    kind = str(rng.choice(["none", "flip", "cut", "drop", "insert", "header", "empty", "text", "huge"],
+                          p=[0.3, 0.2, 0.12, 0.1, 0.1, 0.1, 0.03, 0.03, 0.02]))  # fmt: skip
+    changed = bytearray(data)
+    at = int(rng.integers(len(data)))
+    if kind == "flip":
+        for position in rng.integers(0, len(data), rng.integers(1, 12)):
+            changed[position] ^= 1 << int(rng.integers(8))
+    elif kind == "cut":
+        del changed[at:]
+    elif kind == "drop":
+        del changed[at : at + int(rng.integers(1, 64))]
+    elif kind == "insert":
+        changed[at:at] = rng.bytes(int(rng.integers(1, 64)))
+    elif kind == "header":
+        changed[8:40] = rng.bytes(32)
+    elif kind == "empty":
+        changed.clear()
+    elif kind == "text":
+        changed[:] = b"<html>not found</html>"
+    elif kind == "huge":
+        changed[:] = huge_png(int(rng.choice([6_000, 15_000, 21_000])))
+    return kind, bytes(changed)
+
+
+def huge_png(side: int) -> bytes:
+    """A 16-bit PNG of zeros, a thousand times as large when it is decoded."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    row, packer = bytes(1 + 2 * side), zlib.compressobj(9)
+    pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def write_files(folder: pathlib.Path, count: int, seed: int) -> collections.Counter:
+    """Writes images and masks in MVTec's layout; returns how many were damaged in which way."""
+    rng = np.random.default_rng(seed)
+    kinds: collections.Counter = collections.Counter()
+    for number in range(count):
+        role = ("good", "bad", "mask")[number % 3]
+        stem = f"{number // 3:03}"
+        if role != "mask" and rng.random() < 0.15:
+            stem += f" {rng.choice(ODD_NAMES)}"
+        suffix, data = encode(rng, draw(rng, is_mask=role == "mask"))
+        kind, data = damage(rng, data)
+        kinds[kind] += 1
+        place = "ground_truth/bad" if role == "mask" else f"test/{role}"
+        path = (
+            folder / "part" / place / (f"{stem}_mask{suffix}" if role == "mask" else stem + suffix)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return kinds
+
+
+def run(name: str, *command: str) -> tuple[dict, str]:
+    """Runs a command of the package; returns what is known of the run, and what it printed."""
+    start, before = time.monotonic(), _peak()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            capture_output=True,
+            timeout=SECONDS_LIMIT,
+            check=False,
+        )
+        code, said = done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        code, said = -1, "timed out"
+    facts = {"command": name, "code": code, "seconds": round(time.monotonic() - start, 1),
+             "peak_mib": max(_peak(), before) >> 20, "traceback": "Traceback" in said}  # fmt: skip
+    return facts, said
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def check(folder: pathlib.Path, work: pathlib.Path) -> list[str]:
+    """Runs the three commands; returns what is wrong."""
+    problems: list[str] = []
+    images = sorted((folder / "part/test").rglob("*.*"))
+    masks = sorted((folder / "part/ground_truth").rglob("*.*"))
+
+    def judge(facts: dict, said: str, codes: tuple[int, ...]) -> None:
+        print(json.dumps(facts))
+        if facts["traceback"] or facts["code"] not in codes:
+            problems.append(f"{facts['command']}: code {facts['code']}\n{said[-2000:]}")
+        if facts["peak_mib"] << 20 > MEMORY_LIMIT:
+            problems.append(f"{facts['command']}: peak memory {facts['peak_mib']} MiB")
+
+    out = work / "predict"
+    judge(
+        *run("predict", "zsad_jax.predict", str(folder), "--config", CONFIG, "--out", str(out)),
+        (0,),
+    )
+    facts = json.loads((out / "run.json").read_text())
+    found = [json.loads(line)["path"] for line in (out / "predictions.jsonl").open()]
+    found += [issue["file"] for issue in (*facts["issues"], *facts["ignored"])]
+    if sorted(found) != sorted(map(str, [*images, *masks])):
+        problems.append("predict: not every file is accounted for exactly once")
+
+    workdir = work / "main"
+    judge(
+        *run("main", "zsad_jax.main", "--config", CONFIG, "--config.train=False",
+             "--config.comparisons=None", f"--config.data={{'folder': {str(folder)!r}}}",
+             "--workdir", str(workdir)),
+        (0,),
+    )  # fmt: skip
+    facts = json.loads((workdir / "run.json").read_text())
+    if facts["num_images"] + facts["num_unreadable"] != len(images):
+        problems.append(f"main: {facts['num_images']} + {facts['num_unreadable']} of {len(images)}")
+    reported = {issue["file"] for issues in facts["issues"].values() for issue in issues}
+    unused = [mask for mask in masks if str(mask) in reported]
+    rows = json.loads((workdir / "results.json").read_text())
+    print(
+        f"main: {len(reported)} files with issues, {len(unused)} masks of no image, {len(rows)} rows"
+    )
+
+    facts, said = run("verify", "zsad_jax.data", "verify", str(folder), "--all")
+    judge(facts, said, (0, 1))
+    shown = [line for line in said.splitlines() if line.startswith("issue: ")]
+    print(f"verify: {len(shown)} issues")
+    return problems
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=500, help="number of files")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        work = pathlib.Path(place)
+        os.environ["ZSAD_JAX_HOME"] = str(work / "home")
+        kinds = write_files(work / "files", options.count, options.seed)
+        print(f"{options.count} files: {dict(kinds)}")
+        problems = check(work / "files", work)
+    for problem in problems:
+        print(f"FAILED {problem}")
+    print(f"{len(problems)} problems")
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Arguments that a command line gets wrong: each is rejected in one line, before anything is opened."""
+
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from zsad_jax import command, main, presets
+
+CONFIG = """
+from zsad_jax import presets
+
+def get_config(variant=""):
+    config = presets.paper("coop")
+    if variant:
+        config.no_such_key.at_all = 1
+    return config
+"""
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, capsys):
+    """Runs the main command; returns the exit code and what it printed to stderr."""
+    import grain  # noqa: F401 - defines flags of its own, which must outlive the restored ones
+
+    def fail(*_):
+        raise AssertionError("the experiment was started")
+
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    monkeypatch.setattr(main, "run_experiment", fail)
+    monkeypatch.setattr(main, "log_plainly", lambda: None)
+
+    def run(*arguments, variant=""):
+        argv = ["main", f"--config={path}{variant}", f"--workdir={tmp_path / 'out'}", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        flags.FLAGS.unparse_flags()
+        with flagsaver.flagsaver():
+            try:
+                main.main(command.flags_parser("zsad_jax.main")(argv))
+            except SystemExit as ended:
+                return ended.code, capsys.readouterr().err
+        raise AssertionError("the command did not end")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sigma=8"], "Unexpected argument 'sigma=8'. Did you mean --config.method.sigma=8?"),
+        (["sigm=8"], "Unexpected argument 'sigm=8'. Did you mean --config.method.sigma=8?"),
+        (
+            ["config.method.sigma=8"],
+            "Unexpected argument 'config.method.sigma=8'. Did you mean --config.method.sigma=8?",
+        ),
+        (
+            ["training.epochs=3", "--config.seed=1"],
+            "Unexpected argument 'training.epochs=3'. Did you mean --config.training.epochs=3?",
+        ),
+        (["workdir=out"], "Unexpected argument 'workdir=out'. Did you mean --workdir=out?"),
+        (
+            ["sigma", "8"],
+            "Unexpected argument 'sigma'. Did you mean --config.method.sigma=VALUE?",
+        ),
+        (
+            ["name=x"],
+            "Unexpected argument 'name=x'. Did you mean --config.backbone.name=x or"
+            " --config.method.name=x?",
+        ),
+        (["zzz"], "Unexpected argument 'zzz'. Options have the form --NAME=VALUE."),
+    ],
+)
+def test_rejects_stray_arguments(run_main, arguments, expected):
+    assert run_main(*arguments) == (2, f"error: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--config.method.sigm=3"],
+            "config.method.sigm does not exist; did you mean config.method.sigma?",
+        ),
+        (
+            ["--config.seed=3", "--config.sead=3"],
+            "config.sead does not exist; did you mean config.seed?",
+        ),
+        (
+            ["--noconfig.trian"],
+            "config.trian does not exist; did you mean config.train?",
+        ),
+        (
+            ["--config.method.sigma.x=3"],
+            "config.method.sigma.x does not exist; did you mean config.method.sigma?",
+        ),
+        (["--config.zzz=3"], "config.zzz does not exist; the config file has all keys."),
+    ],
+)
+def test_suggests_a_known_key_for_an_unknown_one(run_main, arguments, expected):
+    assert run_main(*arguments) == (2, f"error: {expected}\n")
+
+
+def test_names_the_mistake_of_a_config_file(run_main):
+    code, said = run_main("--config.seed=3", variant=":broken")
+    assert code == 2
+    assert said.startswith("error: The config cannot be read: ")
+    assert "no_such_key" in said
+
+
+def test_all_keys_of_a_config_are_known():
+    keys = command._keys(presets.paper("coop"))
+    assert {"seed", "method.sigma", "training.epochs", "method_for", "checkpoints.visa"} <= set(
+        keys
+    )
+    assert "method" not in keys
