@@ -26,11 +26,13 @@ class Run:
     def __init__(self, workdir):
         self.workdir = workdir
 
-    def rows(self, **columns):
-        """Rows of results.json and comparisons.json with these column values, by category."""
-        names = ("results.json", "comparisons.json")
-        rows = [row for name in names for row in json.loads((self.workdir / name).read_text())]
-        return {row["category"]: row for row in rows if columns.items() <= row.items()}
+    def rows(self, name, **columns):
+        """Rows of results.json or comparisons.json with these column values, by category."""
+        rows = json.loads((self.workdir / name).read_text())
+        rows = [row for row in rows if columns.items() <= row.items()]
+        by_category = {row["category"]: row for row in rows}
+        assert len(by_category) == len(rows)
+        return by_category
 
     def evaluation(self):
         (path,) = self.workdir.glob("evaluations/*.npz")

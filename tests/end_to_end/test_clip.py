@@ -36,7 +36,7 @@ LOSSES = 1e-5
 UPDATES = 1e-4
 METRICS = 1e-5  # absolute; pixel metrics depend on the ranks of almost equal pixels
 
-MAIN, FIXED = "cocoop", "clip"  # the comparison uses other features of the same images
+MAIN, FIXED = "cocoop", "clip"  # the comparison uses ordinary patches of the same blocks
 METHOD = {
     "name": MAIN,
     "num_prompts": 3,
@@ -193,7 +193,12 @@ def run(model, tokenizer_folder, data, init, run_main, tmp_path_factory):
             "b1": 0.5,
             "shuffle": False,
         },
-        "comparisons": {"fixed": {"name": FIXED, "temperature": TEMPERATURE, "sigma": SIGMA}},
+        "comparisons": {
+            "fixed": {
+                "name": FIXED,
+                **{name: METHOD[name] for name in ("feature_layers", "temperature", "sigma")},
+            }
+        },
         "batch_size": BATCH_SIZE,
     }
     return run_main(folder / "main", config, init=init)
@@ -268,7 +273,7 @@ class Reference:
         return attention.out_proj(mixed.transpose(-3, -2).flatten(-2))
 
     def encode_image(self, sample):
-        """The global token, value-value patches of `LAYERS`, and ordinary patches of the last block."""
+        """The global token, and value-value and ordinary patches of the blocks `LAYERS`."""
         tower = self.model.vision_model
         output = tower(sample.pixels[None], output_hidden_states=True)
         states = output.hidden_states
@@ -283,8 +288,8 @@ class Reference:
 
         token = self.model.visual_projection(output.pooler_output)
         token = torch.nn.functional.normalize(token, dim=-1)[0]
-        by_value = [project(streams[layer][:, 1:]) for layer in LAYERS]
-        return token, by_value, [project(output.last_hidden_state[:, 1:])]
+        of_both = ([project(kind[layer][:, 1:]) for layer in LAYERS] for kind in (streams, states))
+        return token, *of_both
 
     def encode_embeddings(self, embeddings):
         """The unit-norm feature of a sentence, whose last token is the end token."""
@@ -479,9 +484,9 @@ def test_maps_match_pytorch(run, expected_results, assert_near):
         assert_near(case.anomaly_map, expected_results[MAIN][case.file_name][1], SCORES)
 
 
-@pytest.mark.parametrize("method", [MAIN, FIXED])
-def test_metrics_match_scikit_learn(run, target_samples, expected_results, method):
-    rows = run.rows(method=method)
+@pytest.mark.parametrize(("method", "file"), [(MAIN, "results.json"), (FIXED, "comparisons.json")])
+def test_metrics_match_scikit_learn(run, target_samples, expected_results, method, file):
+    rows = run.rows(file, method=method)
     expected = {}
     for category in CATEGORIES:
         names = [name for name, one in target_samples.items() if one.category == category]
