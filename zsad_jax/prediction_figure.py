@@ -28,7 +28,7 @@ def draw_figure(
     """Overlay, heat map and colour scale under a few lines of words.
 
     Args:
-      image: RGB, any size.
+      image: 8 bits, any size.
       anomaly_map: of the image's aspect; the panels have its size, unless that is very small.
       mask: the anomalous pixels, outlined in the overlay.
       scale: (low, high), the values of the darkest and the brightest colour.
@@ -36,7 +36,10 @@ def draw_figure(
       warning: written below them, in another colour.
     """
     width, height = _panel_size(anomaly_map)
-    shown = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0))
+    if image.mode != "L":  # a gray image is converted when it is small
+        image = image.convert("RGB")
+    resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    shown = np.asarray(resized.convert("RGB"))
     over = overlay(shown, anomaly_map, scale=scale)
     if mask is not None and mask.any():
         over = draw_outline(over, mask)

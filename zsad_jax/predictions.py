@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from zsad_jax import files
-from zsad_jax.data.preprocess import decode_image, one_large_image
+from zsad_jax.data.preprocess import one_large_image, open_image
 from zsad_jax.decisions import decide, find_regions, shortest
 from zsad_jax.prediction_figure import draw_figure
 
@@ -146,7 +146,7 @@ class Writer:
 
     def _write(self, path: str, score: float, anomaly_map: np.ndarray, seconds: float) -> Row:
         start = time.monotonic()
-        image, notes = decode_image(path, bit_depth=self.bit_depth)[:2]
+        image, notes, _ = open_image(path, bit_depth=self.bit_depth)
         score = shortest(score)
         row: Row = {"path": path, "score": score}
         if self.threshold is not None:

@@ -54,6 +54,13 @@ class Sample:
     subject: str = ""
     slice: int = -1
 
+    @property
+    def masks(self) -> tuple[Encoded, ...]:
+        """The parts of the ground truth; () where there is none."""
+        if self.mask is None:
+            return ()
+        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
+
 
 class Dataset(Protocol):
     """A random-access sequence of samples (what grain calls a data source).
@@ -146,19 +153,18 @@ class Samples(Sequence[Sample]):
         """A digest of every sample's fields, of files by their size and time of change."""
         digest = hashlib.sha256()
         for sample in self._samples:
-            masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
-            stamps = [_stamp(encoded) for encoded in (sample.image, *masks)]
+            stamps = [_stamp(encoded) for encoded in (sample.image, *sample.masks)]
             fields = dataclasses.replace(sample, image="", mask=None)
             digest.update(repr((fields, stamps)).encode())
         return digest.hexdigest()
 
 
-def _stamp(encoded: Encoded | None) -> Any:
+def _stamp(encoded: Encoded) -> Any:
     """What changes when a file or its bytes do."""
     encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     if isinstance(encoded, bytes):
         return hashlib.sha256(encoded).hexdigest()
-    if encoded is None or not os.path.exists(encoded):
+    if not os.path.exists(encoded):
         return None
     status = os.stat(encoded)
     return os.fspath(encoded), status.st_size, status.st_mtime_ns

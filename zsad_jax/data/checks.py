@@ -18,6 +18,9 @@ from zsad_jax.data.preprocess import (
 )
 
 
+BAND_VALUES = 2**22  # of a mask that are looked at together, so that little memory is needed
+
+
 class Examined(NamedTuple):
     """A decoded sample.
 
@@ -116,7 +119,9 @@ def _fit(
 
 def _count_levels(values: Shaped[np.ndarray, "H W"]) -> int:
     """The number of gray values; more than two are JPEG noise, class indices or soft edges."""
-    low, high = values.min(), values.max()
-    if np.logical_or(values == low, values == high).all():  # faster than counting
-        return 1 if low == high else 2
-    return len(np.unique(values))
+    levels: set[float] = set()
+    for band in np.array_split(values, values.size // BAND_VALUES + 1):
+        low, high = band.min(initial=values[0, 0]), band.max(initial=values[0, 0])
+        two = np.logical_or(band == low, band == high).all()  # faster than counting
+        levels.update((low, high) if two else np.unique(band).tolist())
+    return len(levels)

@@ -239,7 +239,7 @@ class _Decode:
             name = sample.image if isinstance(sample.image, str) else f"#{index}"
             sample = dataclasses.replace(sample, file_name=name)
         try:
-            with one_large_image(sample.image):
+            with one_large_image(sample.image, *sample.masks):
                 return self._decode(index, sample)
         except Exception as error:  # one file must not end the run, whatever a decoder raises
             issue = Issue("image_unreadable", sample.file_name, f"{type(error).__name__}: {error}")

@@ -157,17 +157,16 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
         if array.dtype in (np.uint8, np.bool_):
             array = array * np.uint8(255) if array.dtype == np.bool_ else array
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))
-    low, high, dtype = _range_of(array)
+    low, high, dtype, shape = _examine_values(array)
     start, end = _scale_of(low, high, dtype, bit_depth)
-    bands = [
-        np.rint((band - start) * (255 / ((end - start) or 1))).astype(np.uint8)
-        for band in _bands(array)
-    ]
+    scaled = np.empty(shape, np.uint8)
+    for top, band in _bands(array):
+        scaled[top : top + len(band)] = np.rint((band - start) * (255 / ((end - start) or 1)))
     bits = dtype.itemsize * 8
     notes = [Issue("image_scaled", "", f"{bits}-bit values {start:g} to {end:g}")]
     if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
         notes.append(Issue("image_shallow", ""))
-    return Decoded(Image.fromarray(np.concatenate(bands)), tuple(notes))
+    return Decoded(Image.fromarray(scaled), tuple(notes))
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
@@ -308,12 +307,13 @@ def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) 
 
 
 @contextlib.contextmanager
-def one_large_image(encoded: Encoded | os.PathLike[str]) -> Iterator[None]:
-    """Lets one thread at a time hold a very large decoded image, so that memory stays bounded."""
+def one_large_image(*encoded: Encoded | os.PathLike[str] | None) -> Iterator[None]:
+    """Lets one thread at a time hold very large decoded images, so that memory stays bounded."""
     large = False
-    if not isinstance(encoded, Lazy):
-        with contextlib.suppress(Exception), _open(encoded) as image:
-            large = image.width * image.height > LARGE_PIXELS
+    for one in encoded:
+        if one is not None and not isinstance(one, Lazy):
+            with contextlib.suppress(Exception), _open(one) as image:
+                large = large or image.width * image.height > LARGE_PIXELS
     with _large_lock if large else contextlib.nullcontext():
         yield
 
@@ -383,25 +383,32 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _bands(array: np.ndarray | Image.Image) -> Iterator[np.ndarray]:
-    """The rows of an array or image a few at a time, as float64; a whole image would take 8 bytes a value."""
-    size = (array.shape[1], array.shape[0]) if isinstance(array, np.ndarray) else array.size
-    channels = array.shape[-1] if isinstance(array, np.ndarray) and array.ndim == 3 else 1
-    rows = max(BAND_BYTES // (8 * size[0] * channels), 1)
-    for top in range(0, size[1], rows):
+def _bands(array: np.ndarray | Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """A few rows at a time, as float64, with the first one's index; all at once take 8 bytes a value."""
+    if isinstance(array, np.ndarray):
+        height, row_bytes = len(array), 8 * array[0].size
+    else:
+        height, row_bytes = array.height, 8 * array.width
+    rows = max(BAND_BYTES // row_bytes, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
         if isinstance(array, np.ndarray):
-            band = array[top : top + rows]
+            band = array[top:bottom]
         else:
-            band = np.asarray(array.crop((0, top, size[0], min(top + rows, size[1]))))
-        yield np.nan_to_num(band.astype(np.float64))
+            band = np.asarray(array.crop((0, top, array.width, bottom)))
+        yield top, np.nan_to_num(band.astype(np.float64))
 
 
-def _range_of(array: np.ndarray | Image.Image) -> tuple[float, float, np.dtype]:
-    """The smallest and the largest value, and the type of the values."""
-    corner = array[:1, :1] if isinstance(array, np.ndarray) else array.crop((0, 0, 1, 1))
-    ends = [(band.min(), band.max()) for band in _bands(array)]
+def _examine_values(
+    array: np.ndarray | Image.Image,
+) -> tuple[float, float, np.dtype, tuple[int, ...]]:
+    """The smallest and the largest value, their type, and the shape."""
+    ends = [(band.min(), band.max()) for _, band in _bands(array)]
     low, high = min(one for one, _ in ends), max(one for _, one in ends)
-    return float(low), float(high), np.asarray(corner).dtype
+    if isinstance(array, np.ndarray):
+        return float(low), float(high), array.dtype, array.shape
+    dtype = np.asarray(array.crop((0, 0, 1, 1))).dtype
+    return float(low), float(high), dtype, (array.height, array.width)
 
 
 def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple[float, float]:

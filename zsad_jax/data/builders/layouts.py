@@ -207,8 +207,8 @@ def cut(
       The parts, named `<stem>_0.png`, `<stem>_1.png`, …
     """
     found = examine(sample)
-    masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
-    listing.known |= {str(path) for path in (sample.image, *masks) if path is not None}
+    masks = sample.masks
+    listing.known |= {str(path) for path in (sample.image, *masks)}
     listing.faults += found.faults
     if found.faults or found.size is None or not sample.has_mask:
         return []

@@ -30,8 +30,7 @@ def encode(sample: Sample, dataset: str) -> Record:
       dataset: the benchmark's key.
     """
     image = read(sample.image)
-    parts = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
-    masks = tuple(read(part) for part in parts if part is not None)
+    masks = tuple(map(read, sample.masks))
     found = examine(dataclasses.replace(sample, image=image, mask=masks or None))
     called = sample.prompt_name
     if called == "object":

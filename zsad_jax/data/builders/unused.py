@@ -57,8 +57,7 @@ def _files_of(listing: Listing) -> Iterator[str]:
     yield from listing.known
     for samples in listing.samples.values():
         for sample in samples:
-            masks = sample.mask if isinstance(sample.mask, tuple) else (sample.mask,)
-            yield from (one for one in (sample.image, *masks) if isinstance(one, str))
+            yield from (one for one in (sample.image, *sample.masks) if isinstance(one, str))
 
 
 def _relative(root: Path, paths: Iterable[str]) -> set[str]:

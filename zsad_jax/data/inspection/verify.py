@@ -104,7 +104,7 @@ def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fault = Issue("record_unreadable", f"image {index} of {dataset.name}", reason)
         return _Looked(None, False, [fault], [])
-    with one_large_image(sample.image):
+    with one_large_image(sample.image, *sample.masks):
         found = examine(sample)
     lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask
     return _Looked(
