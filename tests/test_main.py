@@ -415,3 +415,31 @@ def test_one_broken_image_is_reported_and_skipped(folder, tmp_path):
     assert rows[-1]["n_images"] == 5
     assert rows[-1]["pixel_auroc"] is None
     assert "bad/1.png" in (folder / "broken" / "results.md").read_text()
+    facts = json.loads((folder / "broken" / "run.json").read_text())
+    assert (facts["num_images"], facts["num_unreadable"]) == (5, 1)
+    kinds = {(issue["kind"], issue["file"]) for issue in facts["issues"]["mine"]}
+    assert ("image_unreadable", "test/bad/1.png") in kinds
+
+
+@pytest.mark.parametrize("name", ["/set", "../x", "..", ".", " ", "a/b", "a\\b"])
+@pytest.mark.parametrize("kind", ["name", "folder", "auxiliary"])
+def test_names_of_datasets_are_not_paths(folder, name, kind):
+    """Directories are named after datasets; an absolute name would stand for the user's own."""
+    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
+    with config.unlocked(), config.ignore_type():
+        if kind == "name":
+            config.targets = (name,)
+        elif kind == "folder":
+            config.targets = ({"folder": str(folder), "name": name},)
+        else:
+            config.auxiliary = name
+    with pytest.raises(UserError, match="is not a name of a dataset"):
+        open_datasets(from_config(config))
+
+
+def test_results_of_another_program_are_not_overwritten(folder, tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    done = run(folder, str(tmp_path))
+    assert done.returncode == 2
+    assert "holds 'results.json', which zsad_jax did not write" in done.stderr
+    assert os.listdir(tmp_path) == ["results.json"]

@@ -17,7 +17,6 @@ from zsad_jax.data.preprocess import (
     turn_mask,
 )
 
-
 BAND_VALUES = 2**22  # of a mask that are looked at together, so that little memory is needed
 
 

@@ -210,7 +210,8 @@ def cut(
     masks = sample.masks
     listing.known |= {str(path) for path in (sample.image, *masks)}
     listing.faults += found.faults
-    if found.faults or found.size is None or not sample.has_mask:
+    kinds = {fault.kind for fault in found.faults}
+    if kinds - {"mask_full"} or found.size is None or not sample.has_mask:
         return []
     parts = []
     for index, box in enumerate(boxes(found.size)):
