@@ -29,6 +29,11 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return [plain[one] for one in near]
 
 
+def plural(number: int, noun: str) -> str:
+    """Returns a number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Says which of the known names may be meant, or which there are; the end of a sentence."""
     known = list(known)

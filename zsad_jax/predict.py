@@ -25,7 +25,7 @@ from zsad_jax.data import issues
 from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import UnreadableImage
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, plural
 from zsad_jax.experiment import Experiment, fingerprint
 from zsad_jax.methods.prompts import FAMILIES
 from zsad_jax.predictions import COLUMNS, FILES, Journal, Row, Writer, is_output
@@ -344,10 +344,9 @@ def _tell(model: Prepared) -> None:
 def _tell_results(outcome: Outcome, writer: Writer) -> None:
     """Prints what came out."""
     count = len(outcome.rows)
-    scored = count - outcome.reused
     print(
-        f"Scored {scored} image{'s' * (scored != 1)} ({outcome.reused} reused from an earlier run,"
-        f" {len(outcome.faults)} unreadable, {len(outcome.ignored)} files ignored)."
+        f"Scored {plural(count - outcome.reused, 'image')} ({outcome.reused} reused from an earlier run,"
+        f" {len(outcome.faults)} unreadable, {plural(len(outcome.ignored), 'file')} ignored)."
     )
     if writer.threshold is not None:
         found = sum(row["decision"] == "anomalous" for row in outcome.rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zsad_jax import command
 from zsad_jax.console import log_plainly
-from zsad_jax.errors import UserError, suggest
+from zsad_jax.errors import UserError, plural, suggest
 
 if TYPE_CHECKING:
     from zsad_jax.data.inspection.target import Target
@@ -180,7 +180,6 @@ def _verify(options: argparse.Namespace) -> int:
 def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     from zsad_jax.data.inspection import summary
     from zsad_jax.data.inspection.verify import verify
-    from zsad_jax.data.issues import count_files
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
@@ -199,7 +198,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     words = [f"{what}: {number}" for what, number in problems.items() if number]
     verdict = ", ".join(words) or "every image and mask that is there can be used"
     if found.faults:
-        verdict += f"; {count_files(found.faults)}"
+        verdict += f"; {plural(len(found.faults), 'issue')}"
     print(f"{target.title}: {verdict}", flush=True)
     return found.good
 

@@ -88,8 +88,3 @@ def summarize(issues: Sequence[Issue]) -> str:
     ]
     more = ["…"] * (len(issues) > FILES_SHOWN)
     return f"{len(issues)} files: {description} ({', '.join([*shown, *more])})"
-
-
-def count_files(issues: Sequence[Issue]) -> str:
-    """Returns the number of issues in words: "1 issue", "2 issues"."""
-    return f"{len(issues)} issue{'s' * (len(issues) != 1)}"

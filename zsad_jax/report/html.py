@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from zsad_jax.errors import plural
 from zsad_jax.report import figures, formats, names, run_tables, tables, thumbnails, wording
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import group_cases, standing
@@ -60,7 +61,7 @@ def _headlines(report: Report) -> str:
     datasets = len({row["dataset"] for row in report.rows})
     parts = []
     for line in shown:
-        tiles = [_tile("Images", f"{images:,}", _count(datasets, "dataset"))] * (line is shown[-1])
+        tiles = [_tile("Images", f"{images:,}", plural(datasets, "dataset"))] * (line is shown[-1])
         for column, cell in list(zip(table.columns, line.cells, strict=True))[::-1]:
             if dict(column.keys)["metric"] in HEADLINES:
                 paper = f"paper {formats.html_beside(cell)}" if cell.paper else ""
@@ -180,7 +181,7 @@ def _left_out(report: Report) -> str:
     parts = [f"<h3>Datasets</h3>{_definitions(skipped)}"] if skipped else []
     for dataset, faults in report.faults.items():
         if faults:
-            heading = f"{_count(len(faults), 'issue')} in {names.dataset_name(dataset)}"
+            heading = f"{plural(len(faults), 'issue')} in {names.dataset_name(dataset)}"
             described = [(fault.file, fault.description) for fault in faults]
             parts.append(f"<h3>{escape(heading)}</h3>{_definitions(described)}")
     return "".join(parts)
@@ -231,7 +232,3 @@ def _split_unit(key: str) -> tuple[str, str]:
     """A key of run.json as words, and the unit at its end."""
     unit = next((unit for unit in ("_seconds", "_bytes") if key.endswith(unit)), "")
     return key.removesuffix(unit).replace("_", " "), unit
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"

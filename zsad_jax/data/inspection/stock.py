@@ -10,10 +10,9 @@ from zsad_jax.data.builders.counts import ALL, Counts, Pair, Published, compare_
 from zsad_jax.data.folder import SPLITS
 from zsad_jax.data.inspection.table import Cell, Table
 from zsad_jax.data.inspection.target import Target, open_target
-from zsad_jax.data.issues import count_files
 from zsad_jax.data.open import SYNTHETIC, is_available
 from zsad_jax.data.protocol import DATASETS
-from zsad_jax.errors import UserError
+from zsad_jax.errors import UserError, plural
 from zsad_jax.files import PathLike
 
 Split = Mapping[str, Pair | None]
@@ -61,7 +60,7 @@ def _look_for(name: str, data_dir: PathLike) -> Entry:
     if compare_counts(counts, target.published):
         state += ", counts differ"
     if target.faults:
-        state += f", {count_files(target.faults)}"
+        state += f", {plural(len(target.faults), 'issue')}"
     return Entry(name, state, counts, published, licence)
 
 

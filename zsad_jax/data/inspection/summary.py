@@ -8,6 +8,7 @@ from zsad_jax.data.builders.counts import Counts
 from zsad_jax.data.inspection import stock
 from zsad_jax.data.inspection.target import Target
 from zsad_jax.data.issues import Issue
+from zsad_jax.errors import plural
 
 
 def describe_counts(target: Target, counts: Counts, differences: Sequence[str]) -> Iterator[str]:
@@ -38,4 +39,4 @@ def describe_issues(
             yield from (f"{word}: {line}" for line in lines)
     if faults:
         more = f"; to list all: {hint}" if hint and not show_all else ""
-        yield f"{issues.count_files(faults)}{more}"
+        yield f"{plural(len(faults), 'issue')}{more}"

@@ -1,0 +1,19 @@
+"""A small campaign of the fuzz script: what it checks must hold."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_damaged_files_are_accounted_for(environment_of_users):
+    command = [sys.executable, "scripts/fuzz_images.py", "--count", "120", "--seed", "3"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment_of_users, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "0 problems"
