@@ -78,7 +78,7 @@ def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
     options = {}
     if rng.random() < 0.2 and file_format in ("JPEG", "PNG", "TIFF", "WEBP"):
         exif = Image.Exif()
-        exif[0x0112] = int(rng.integers(0, 12))
+        exif[0x0112] = int(rng.integers(1, 9))
         options["exif"] = exif
     if file_format == "TIFF" and mode in ("L", "RGB", "I;16"):
         options["compression"] = str(rng.choice(["raw", "tiff_lzw", "tiff_deflate"]))
