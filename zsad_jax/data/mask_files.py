@@ -46,7 +46,7 @@ def find_folder(file: str, name: re.Pattern[str]) -> str:
 
 def find_masks(
     root: PathLike, files: Sequence[str], normal: Collection[str]
-) -> tuple[dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, str | None], dict[str, str]]:
     """Finds the masks among the files of a folder of images.
 
     Masks are the files in folders such as `ground_truth`, and those with the name of an image in the same
@@ -59,16 +59,17 @@ def find_masks(
       normal: names of folders of normal images, as `plain` returns them; they hold no masks.
 
     Returns:
-      The masks, each with its folder of masks, which ends in "/" where it is that of the image; and the folders
-      of masks that have an unusual name, each with the folder of its images.
+      The masks, each with its folder of masks, None for that of its image; and the folders of masks that have an
+      unusual name, each with the folder of its images.
     """
-    masks = {file: folder for file in files if (folder := find_folder(file, FOLDER))}
+    masks: dict[str, str | None] = {}
+    masks |= {file: folder for file in files if (folder := find_folder(file, FOLDER))}
     left = [file for file in files if file not in masks]
     images = {name for file in left for name in names(file, IMAGE)}
     for file in left:
         stem, bare = names(file, MASK)
         if bare != stem and bare in images:
-            masks[file] = os.path.join(os.path.dirname(file), "")
+            masks[file] = None
 
     folders: defaultdict[str, list[str]] = defaultdict(list)
     named: defaultdict[str, list[str]] = defaultdict(list)
@@ -111,7 +112,7 @@ def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
 
 
 def pair(
-    masks: Mapping[str, str], images: Sequence[str], normal: Sequence[str]
+    masks: Mapping[str, str | None], images: Sequence[str], normal: Sequence[str]
 ) -> dict[str, list[str]]:
     """Finds the masks of images by name; leading folders that only the images have do not matter.
 
@@ -123,8 +124,11 @@ def pair(
     Raises:
       UserError: a mask fits two of `images`.
     """
-    named: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    named: defaultdict[tuple[str | None, str], list[str]] = defaultdict(list)
     for mask, folder in masks.items():
+        if folder is None:
+            named[None, names(mask, MASK)[1]].append(mask)
+            continue
         inside = mask[len(folder) :].strip("/")
         # The folder is MVTec LOCO's way: several masks `<stem>/000.png` for one image.
         for name in {*names(inside, MASK), plain(os.path.dirname(inside))} - {""}:
@@ -147,8 +151,9 @@ def pair(
     return found
 
 
-def _keys(name: str) -> Iterator[tuple[str, str]]:
+def _keys(name: str) -> Iterator[tuple[str | None, str]]:
     """The folders that a mask may belong to with its names there; those next to the image come first."""
+    yield None, name
     parts = name.split("/")
     for scope in range(len(parts) - 1, -1, -1):
         for start in range(scope, len(parts)):
