@@ -59,8 +59,8 @@ def find_masks(
       normal: names of folders of normal images, as `plain` returns them; they hold no masks.
 
     Returns:
-      The masks, each with its folder of masks, None for that of its image; and the folders of masks that have an
-      unusual name, each with the folder of its images.
+      The masks, each with its folder of masks, None for that of its image; and the folders of masks that have
+      an unusual name, each with the folder of its images.
     """
     masks: dict[str, str | None] = {}
     masks |= {file: folder for file in files if (folder := find_folder(file, FOLDER))}
