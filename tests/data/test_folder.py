@@ -379,6 +379,17 @@ def test_rejects_folder_of_another_name_that_looks_like_masks(tmp_path):
     assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
 
 
+@pytest.mark.parametrize("name", ["mask", "gt", "label", "good", "masks"])
+def test_reads_category_of_any_name(tmp_path, name):
+    draw(tmp_path, f"{name}/test/good/0.png", f"{name}/test/bad/0.png", "nut/test/good/0.png")
+    draw(tmp_path, f"truth:{name}/ground_truth/bad/0.png", f"{name}/train/good/0.png")
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {
+        f"{name}/test/bad/0.png": f"{name}/ground_truth/bad/0.png"
+    }
+    assert [sample.label for sample in dataset if sample.category == name] == [1, 0]
+
+
 def test_reads_plain_images_with_few_gray_values(tmp_path):
     # Of another stem than any image elsewhere, in a folder of normal images, and where all are like that.
     draw(tmp_path, "a/good/0.png", "a/bad/0.png", "truth:a/blank/9.png")
@@ -486,7 +497,7 @@ def test_masks_of_no_image_do_not_make_images_normal(tmp_path):
     draw(tmp_path, "images/a.png", "images/b.png", "truth:masks/x.png")
     dataset = read_folder(tmp_path)
     assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, False)] * 2
-    assert kinds(dataset) == [("label_unknown", str(tmp_path)), ("mask_unused", "masks/x.png")]
+    assert kinds(dataset) == [("mask_unused", "masks/x.png"), ("label_unknown", str(tmp_path))]
 
 
 def test_reports_files_of_other_formats(tmp_path):

@@ -141,7 +141,7 @@ def read_folder(
     faults = [issue for issue in found if not issue.file.lower().endswith(DOCUMENTS)]
     if not samples:
         raise UserError(_why_empty(root))
-    _report(name, samples, faults, notes)
+    _report(name, samples, faults)
     for i, sample in enumerate(samples):
         called = (prompt_names or {}).get(sample.category) or prompt_name
         called = called or default_prompt_name(sample.category, dataset=name)
@@ -222,17 +222,17 @@ def _read_part(
     """The samples of one category; `split` is None for a folder without layout."""
     category = category or (folder.resolve() if folder == root else folder).name  # "." has no name
     place = folder if split is None else folder / (_subfolder(folder, split) or "")
-    start = "" if split is None else f"{place.relative_to(root).as_posix()}/"
+    start = "" if split is None else f"{place.name}/"
     ignored: list[Issue] = []
     # Each folder by itself: links in one split may lead to images of another.
     splits = [one for one in _subfolders(folder) if one == place or plain(one.name) not in SPLITS]
     places = [folder] if split is None else splits
-    files = [one for below in places for one in _list_images(root, ignored, below)]
+    files = [one for below in places for one in _list_images(folder, ignored, below)]
     faults = [issue for issue in ignored if issue.kind != "hidden"]
     if masks is not None:
-        inside = _to_posix(os.path.relpath(masks, root))
+        inside = _to_posix(os.path.relpath(masks, folder))
         files = [one for one in files if not one.startswith(f"{inside}/")]
-    known, unusual = find_masks(root, files, normal)
+    known, unusual = find_masks(folder, files, normal)
     images = [one for one in files if one.startswith(start) and one not in known]
     if masks is not None:
         faults += [Issue("mask_unused", one) for one in known]
@@ -240,46 +240,48 @@ def _read_part(
     elif unusual:
         suspect, other = next(iter(unusual.items()))
         raise UserError(
-            f"{root / suspect} looks like masks of {other!r}: its files have the same names and few gray"
+            f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
             " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
         )
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
-    normals = [image for image in images if normal & set(map(plain, folders[image]))]
+    normals = {image for image in images if normal & set(map(plain, folders[image]))}
     labelled = split is not None or bool(normals)
-    others = set(images) - set(normals)
-    pairs = pair(known, [image for image in images if image in others], normals)
+    truth = pathlib.Path(masks or folder)
+    pairs = pair(truth, known, [one for one in images if one not in normals], sorted(normals))
     samples = []
     for image in images:
-        found = tuple(str(pathlib.Path(masks or root, one)) for one in pairs.get(image, ()))
-        label = int(image in others) if labelled else _judge(found)
+        found = tuple(str(truth / one) for one in pairs.get(image, ()))
+        label = int(image not in normals) if labelled else _judge(found)
         has_mask = bool(found) or (not label and (labelled or bool(pairs)))
         if label and not has_mask and known:
             faults.append(Issue("mask_missing", image))
         defect = folders[image][-1] if label and labelled and folders[image] else ""
         sample = Sample(
-            image=str(root / image),
+            image=str(folder / image),
             mask=(found if len(found) > 1 else found[0]) if label and found else None,
             has_mask=has_mask,
             label=label,
             category=category,
             defect="good" if not label and (labelled or has_mask) else defect,
-            file_name=image,
+            file_name=(folder / image).relative_to(root).as_posix(),
         )
         samples.append(sample)
-    if not images:
-        faults.append(Issue("folder_empty", str(place)))
-    elif not known or not (labelled or pairs):
-        anomalous = sum(sample.label for sample in samples)
-        if not labelled or anomalous == len(samples):
-            counted = f"all {len(samples)} images count as {'anomalous' if anomalous else 'normal'}"
-            faults.append(Issue("label_unknown", str(place), counted))
-        elif anomalous:
-            detail = f"{anomalous} of {len(samples)} images"
-            faults.append(Issue("masks_missing", str(place), detail))
     if split not in ("train", "validation"):  # the masks are those of another split
         used = {mask for found in pairs.values() for mask in found}
-        unused = [pathlib.Path(masks or root, one) for one in known if one not in used]
-        faults += [Issue("mask_unused", os.path.relpath(one, root)) for one in unused]
+        unused = [os.path.relpath(truth / one, folder) for one in known if one not in used]
+        faults += [Issue("mask_unused", one) for one in unused]
+    faults = [
+        one._replace(file=_to_posix(os.path.relpath(folder / one.file, root))) for one in faults
+    ]
+    anomalous = sum(sample.label for sample in samples)
+    if not images:
+        faults.append(Issue("folder_empty", str(place)))
+    elif (not labelled and not pairs) or (anomalous == len(images) and not known):
+        counted = f"all {len(images)} images count as {'anomalous' if anomalous else 'normal'}"
+        faults.append(Issue("label_unknown", str(place), counted))
+    elif anomalous and not known:
+        detail = f"{anomalous} of {len(images)} images"
+        faults.append(Issue("masks_missing", str(place), detail))
     return samples, faults
 
 
@@ -291,14 +293,11 @@ def _judge(masks: tuple[str, ...]) -> int:
         return 1  # the loader reports the mask
 
 
-def _report(
-    name: str, samples: Sequence[Sample], faults: Sequence[Issue], notes: Sequence[Issue]
-) -> None:
+def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> None:
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %d images, %d of them anomalous.", name, len(samples), anomalous)
-    for level, found in ((logging.WARNING, faults), (logging.INFO, notes)):
-        for kind in issues.group(found):
-            logging.log(level, "%s: %s", name, issues.summarize(kind))
+    for kind in issues.group(faults):
+        logging.warning("%s: %s", name, issues.summarize(kind))
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -362,7 +361,7 @@ def _search(folder: str) -> Found:
     everything = _list_images(folder, ignored)
     found, _ = find_masks(folder, everything, NORMAL_FOLDERS)
     images = [one for one in everything if one not in found] or everything
-    masks = [Issue("mask_ignored", one) for one in everything if one not in set(images)]
+    masks = [Issue("mask_ignored", one) for one in found if images is not everything]
     return Found(
         [os.path.join(folder, one) for one in images],
         [issue._replace(file=os.path.join(folder, issue.file)) for issue in [*masks, *ignored]],

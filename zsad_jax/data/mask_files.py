@@ -112,12 +112,16 @@ def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
 
 
 def pair(
-    masks: Mapping[str, str | None], images: Sequence[str], normal: Sequence[str]
+    root: PathLike,
+    masks: Mapping[str, str | None],
+    images: Sequence[str],
+    normal: Sequence[str],
 ) -> dict[str, list[str]]:
     """Finds the masks of images by name; leading folders that only the images have do not matter.
 
     Args:
-      masks: see `find_masks`.
+      root: the folder of the masks.
+      masks: relative to it; see `find_masks`.
       images: those that are not known to be normal.
       normal: normal images; they need no masks and get those that are left.
 
@@ -143,8 +147,8 @@ def pair(
                 owner = owners.setdefault(mask, image)
                 if owner != image and group is images:
                     raise UserError(
-                        f"The mask {mask} fits two images, {owner} and {image}; put the masks into the same"
-                        " subfolders as the images."
+                        f"The mask {os.path.join(root, mask)} fits two images, {owner} and {image}; put the"
+                        " masks into the same subfolders as the images."
                     )
                 if mask not in taken:
                     found[image].append(mask)
