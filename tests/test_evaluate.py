@@ -237,3 +237,47 @@ def test_nothing_to_score_is_said():
     broken = [dataclasses.replace(dataset()[0], image=b"x")]
     with pytest.raises(UserError, match=r"None of the 1 images of squares could be read"):
         run(data=Samples("squares", broken))
+
+
+def test_image_metrics_include_images_without_usable_mask(caplog):
+    masks = {
+        1: encoded(np.full((SIZE, SIZE // 2), 255, np.uint8)),  # of another size
+        3: b"junk",
+        7: encoded(np.full((SIZE, SIZE), 255, np.uint8)),  # covers the image, and is used
+    }
+    data = [
+        dataclasses.replace(sample, mask=masks.get(number, sample.mask), category="one")
+        for number, sample in enumerate(dataset())
+    ]
+    found = run(data=Samples("squares", data))
+    unmasked = [
+        dataclasses.replace(
+            sample, mask=None if number in (1, 3) else sample.mask, has_mask=number not in (1, 3, 5)
+        )
+        for number, sample in enumerate(data)
+    ]
+    expected = run(data=Samples("squares", unmasked))
+    assert found.scored[0].figures["one"]["max"] == expected.scored[0].figures["one"]["max"]
+    assert found.labels.tolist() == [0, 1] * 5
+    assert [(issue.kind, issue.file) for issue in found.faults] == [
+        ("mask_size", "1.png"),
+        ("mask_unreadable", "3.png"),
+        ("image_unreadable", "10.png"),
+        ("mask_full", "7.png"),
+    ]
+    # Once each, and not again for the pictures; the unreadable image is in both runs.
+    messages = [caplog.messages.count(f"squares: {issue}") for issue in found.faults]
+    assert messages == [1, 1, 2, 2]
+
+
+def test_rejects_dataset_without_readable_image():
+    samples = [
+        Sample(
+            image=b"broken", mask=b"broken", has_mask=True, label=1, category="a", file_name=name
+        )
+        for name in ("1.png", "2.png")
+    ]
+    with pytest.raises(
+        UserError, match=r"None of the 2 images .* the first: 1\.png: the image cannot"
+    ):
+        run(data=Samples("squares", samples))

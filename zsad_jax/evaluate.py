@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from zsad_jax import metrics, sharding
 from zsad_jax.backbones.base import Backbone
+from zsad_jax.data import issues
 from zsad_jax.data.base import Dataset, ImageBatch
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
@@ -201,16 +202,11 @@ def _run(
 ) -> Iterator[tuple[ImageBatch, Results]]:
     """Every batch with its results on the host, and progress as they arrive."""
 
-    def score(batch: ImageBatch) -> Any:
-        for fault in batch.faults:
-            logging.warning("%s: %s", shown["label"], fault)
-        return scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
-
     def one_late() -> Iterator[tuple[ImageBatch, Results]]:
         """The next batch is dispatched before a result is waited for: devices and host work at once."""
         pending: tuple[ImageBatch, Any] | None = None
         for batch in batches:
-            results = score(batch)
+            results = scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
             if pending is not None:
                 yield pending[0], sharding.to_host(pending[1])
             pending = batch, results
@@ -232,10 +228,12 @@ class _Gathered:
         self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in methods]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
-        self._unread: list[Issue] = []
+        self._faults: list[Issue] = []
+        self._doubtful: list[Issue] = []
 
     def add(self, batch: ImageBatch, results: Results) -> None:
-        self._unread += batch.faults
+        self._faults += batch.faults
+        self._doubtful += (note for note in batch.notes if note.kind in issues.DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
         names = self._dataset.categories
         self._rows += [
@@ -276,10 +274,13 @@ class _Gathered:
 
     def finish(self) -> Evaluation:
         if not self._rows:
+            unreadable = [issue for issue in self._faults if issue.kind == "image_unreadable"]
             raise UserError(
-                f"None of the {len(self._unread)} images of {self._dataset.name} could be read;"
-                f" the first: {self._unread[0]}."
+                f"None of the {len(unreadable)} images of {self._dataset.name} could be read;"
+                f" the first: {unreadable[0]}."
             )
+        for kind in issues.group(self._faults):  # the loader logs notes
+            logging.warning("%s: %s", self._dataset.name, issues.summarize(kind))
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []
         for number, parts in enumerate(self._scores):
@@ -297,8 +298,12 @@ class _Gathered:
             scored=tuple(scored),
             cases=(),
             # Preparation may have recorded the same.
-            faults=tuple(dict.fromkeys((*getattr(self._dataset, "faults", ()), *self._unread))),
-            num_unreadable=sum(fault.kind == "image_unreadable" for fault in self._unread),
+            faults=tuple(
+                dict.fromkeys(
+                    (*getattr(self._dataset, "faults", ()), *self._faults, *self._doubtful)
+                )
+            ),
+            num_unreadable=sum(fault.kind == "image_unreadable" for fault in self._faults),
         )
 
 

@@ -2,17 +2,20 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
-from zsad_jax.data.remarks import group
+from PIL import ExifTags, Image, ImageOps
 
-from zsad_jax.data.base import Fault, Sample
+from zsad_jax.data.base import Sample
 from zsad_jax.data.checks import examine
+from zsad_jax.data.issues import Issue, group, summarize
 
 
-def png(values, size=(6, 5)) -> bytes:
+def png(values, size=(6, 5), orientation=None) -> bytes:
     pixels = np.resize(np.array(values), (size[1], size[0]))
+    exif = Image.Exif()
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
     return file.getvalue()
 
 
@@ -21,72 +24,130 @@ MASK = png(np.array([0, 255], np.uint8))
 
 
 def look(image=IMAGE, mask=MASK, label=1, **options):
-    return examine(Sample(image=image, mask=mask, has_mask=True, label=label), **options)
+    sample = Sample(image=image, mask=mask, has_mask=True, label=label, file_name="a.png")
+    return examine(sample, **options)
 
 
-def test_a_good_sample_has_no_remarks():
+def test_good_sample_has_no_issues():
     found = look()
     assert (found.usable, found.faults, found.notes, found.size) == (True, [], [], (6, 5))
     assert found.mask.sum() == 15
 
 
 @pytest.mark.parametrize(
-    ("sample", "reason"),
+    ("sample", "kind", "detail"),
     [
-        ({"image": IMAGE[:-30]}, "damaged or cut short"),
-        ({"image": b""}, "it is empty"),
-        ({"image": "gone.png"}, "there is no such file"),
-        ({"mask": b"junk"}, "its mask cannot be used: it is not an image"),
-        ({"mask": png(np.array([0, 1], np.uint8), (4, 3))}, "its mask is 4x3, the image 6x5"),
-        ({"mask": (MASK, png(np.zeros(1, np.uint8), (4, 3)))}, "differ in size"),
+        ({"image": IMAGE[:-30]}, "image_unreadable", "damaged or cut short"),
+        ({"image": b""}, "image_unreadable", "it is empty"),
+        ({"image": "gone.png"}, "image_unreadable", "there is no such file"),
+        ({"mask": b"junk"}, "mask_unreadable", "it is not an image"),
+        ({"mask": png(np.array([0, 1], np.uint8), (5, 6))}, "mask_size", "5x6, the image 6x5"),
+        ({"mask": (MASK, png(np.zeros(1, np.uint8), (4, 3)))}, "mask_unreadable", "differ in size"),
     ],
 )
-def test_what_cannot_be_used_is_told(sample, reason):
+def test_reports_what_cannot_be_used(sample, kind, detail):
     found = look(**sample)
     assert not found.usable
-    assert len(found.faults) == 1
-    assert reason in found.faults[0]
+    (issue,) = found.faults
+    assert (issue.kind, issue.file) == (kind, "a.png")
+    assert detail in issue.detail
+    assert found.mask is None or kind == "image_unreadable"
+    assert (found.image is None) == (kind == "image_unreadable")
 
 
-def test_an_empty_mask_on_an_anomalous_image_is_told_and_stays_usable():
+def test_mask_of_other_size_with_the_same_aspect_is_used():
+    image = png(np.arange(200, dtype=np.uint8), (60, 41))  # 30 x 20.5
+    for size in ((30, 20), (30, 21), (120, 82), (90, 62)):
+        found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
+        assert (found.usable, found.faults) == (True, [])
+        assert found.mask.shape == size[::-1]
+        width, height = size
+        detail = f"{width}x{height}, the image 60x41"
+        assert found.notes == [Issue("mask_resized", "a.png", detail)]
+    for size in ((30, 22), (41, 60), (60, 40), (59, 41)):
+        found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
+        assert (found.usable, found.mask, found.notes) == (False, None, [])
+        assert [issue.kind for issue in found.faults] == ["mask_size"]
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("size", [(6, 5), (6, 6)])
+def test_masks_of_images_with_exif_orientation(orientation, size):
+    values = np.arange(size[0] * size[1], dtype=np.uint8)
+    image = png(values, size, orientation)
+    stored = png(values % 7 == 0, size)  # drawn on the stored pixels, without orientation
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image)))) % 7 == 0
+    found = look(image=image, mask=stored)
+    if size[0] == size[1] or orientation < 5:  # the size does not tell which pixels it was drawn on
+        assert (found.usable, found.mask) == (False, None)
+        detail = f"orientation {orientation}"
+        assert found.faults == [Issue("mask_orientation", "a.png", detail)]
+    else:
+        assert (found.usable, found.faults) == (True, [])
+        assert "mask_turned" in [issue.kind for issue in found.notes]
+        np.testing.assert_array_equal(found.mask, turned)
+        drawn = look(image=image, mask=png(turned, size[::-1]))
+        assert (drawn.usable, drawn.faults, drawn.notes) == (True, [], [])
+        np.testing.assert_array_equal(drawn.mask, turned)
+    both = look(image=image, mask=png(values % 7 == 0, size, orientation))
+    assert (both.usable, both.faults) == (True, [])
+    np.testing.assert_array_equal(both.mask, turned)
+
+
+def test_normal_orientation_needs_no_mask_with_it():
+    found = look(image=png(np.arange(30, dtype=np.uint8), orientation=1))
+    assert (found.usable, found.faults, found.notes) == (True, [], [])
+
+
+def test_empty_mask_of_anomalous_image_is_reported_and_used():
     empty = png(np.zeros(1, np.uint8))
     found = look(mask=empty)
-    assert (found.usable, found.faults) == (True, ["it is anomalous and its mask is empty"])
+    assert (found.usable, found.faults) == (True, [Issue("mask_empty", "a.png")])
+    assert found.mask is not None
     assert look(mask=empty, label=0).faults == []
     assert look(mask=png(np.array([0, 9], np.uint8)), threshold=127).faults == found.faults
+
+
+def test_mask_of_the_whole_image_is_reported_and_used():
+    full = png(np.array([255], np.uint8))
+    found = look(mask=full)
+    assert (found.usable, found.faults) == (True, [Issue("mask_full", "a.png")])
+    assert found.mask.all()
+    assert look(mask=png(np.array([9, 255], np.uint8)), threshold=9).faults == []
 
 
 @pytest.mark.parametrize(
     ("values", "levels"),
     [
-        (np.array([7], np.uint8), None),
+        (np.array([7, 0], np.uint8), None),
         (np.array([0, 1], np.uint8), None),
         (np.array([0, 1, 2, 5], np.uint8), 4),
         (np.array([0, 3, 70, 900], np.uint16), 4),
         (np.array([False, True]), None),
     ],
 )
-def test_more_than_two_levels_are_noted(values, levels):
+def test_notes_more_than_two_gray_levels(values, levels):
     notes = look(mask=png(values)).notes
-    words = [f"its mask has {levels} levels; all above 0 are taken as defect"]
-    assert notes == (words if levels else [])
+    issue = Issue("mask_levels", "a.png", f"{levels} levels, threshold 0")
+    assert notes == ([issue] if levels else [])
 
 
-def test_a_mask_that_does_not_count_is_not_looked_at():
+def test_does_not_read_mask_that_does_not_count():
     found = examine(Sample(image=IMAGE, mask=b"junk", has_mask=False, label=1))
     assert (found.usable, found.mask, found.faults) == (True, None, [])
 
 
-def test_remarks_of_a_kind_are_one_line():
-    remarks = [Fault(f"{i}.png", f"its mask is {i}x5, the image 9x9") for i in range(200)]
-    remarks.insert(7, Fault("other.png", "it has no mask"))
-    remarks += [Fault(f"a{i}.png", f"its mask /some/where/{i}_m.png is missing") for i in "ab"]
-    sizes, lonely, missing = group(remarks)
-    assert len(sizes.remarks) == 200
-    words = "200 times: its mask is 0x5, the image 9x9, or the like (0.png, 1.png, 2.png, …)"
-    assert str(sizes) == words
-    assert str(lonely) == "other.png: it has no mask"
-    assert [one.file_name for one in missing.remarks] == ["aa.png", "ab.png"]
-    assert lonely.each() == ["other.png: it has no mask"]
-    same = group([Fault(name, "it has no mask") for name in "ab"])
-    assert [str(kind) for kind in same] == ["2 times: it has no mask (a, b)"]
+def test_issues_of_a_kind_are_one_line():
+    issues = [Issue("mask_size", f"{i}.png", f"{i}x5, the image 9x9") for i in range(200)]
+    issues.insert(7, Issue("mask_missing", "other.png"))
+    issues += [Issue("mask_outside", f"a{i}.png", f"/some/where/{i}_m.png") for i in "ab"]
+    sizes, lonely, outside = group(issues)
+    assert len(sizes) == 200
+    assert summarize(sizes) == (
+        "200 files: the mask has another size than the image and is excluded from pixel metrics"
+        " (0.png: 0x5, the image 9x9, 1.png: 1x5, the image 9x9, 2.png: 2x5, the image 9x9, …)"
+    )
+    assert summarize(lonely) == str(lonely[0]) == "other.png: the mask is missing"
+    assert [issue.file for issue in outside] == ["aa.png", "ab.png"]
+    (same,) = group([Issue("mask_missing", name) for name in "ab"])
+    assert summarize(same) == "2 files: the mask is missing (a, b)"

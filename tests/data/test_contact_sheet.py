@@ -66,7 +66,7 @@ def folder(tmp_path):
     return Target("odd", "Odd", str(tmp_path), {"test": Samples("odd", samples)})
 
 
-def test_odd_shapes_keep_their_place_and_their_outline(folder, tmp_path, monkeypatch):
+def test_draws_odd_shapes_with_their_outline(folder, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         contact_sheet,
@@ -83,9 +83,9 @@ def test_odd_shapes_keep_their_place_and_their_outline(folder, tmp_path, monkeyp
     for tile in (strip, column, dot):
         assert OUTLINE in {colour for _, colour in tile.picture.getcolors(1 << 20)}
     words = [" ".join(line for line, _ in tile.lines) for tile in tiles]
-    assert words[3].startswith("anomalous none.png it is not an image")
-    assert words[3].endswith("it has no mask")
-    assert words[4] == "anomalous dot.png it has no mask"
+    assert words[3].startswith("anomalous none.png the image cannot be read (it is not an image")
+    assert words[3].endswith("the mask is missing")
+    assert words[4] == "anomalous dot.png the mask is missing"
     assert none.picture.size == (contact_sheet.TILE, contact_sheet.TILE)
     assert OUTLINE not in {colour for _, colour in unmasked.picture.getcolors(1 << 20)}
 

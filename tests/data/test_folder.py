@@ -1,4 +1,6 @@
 import pathlib
+import shutil
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data.folder import find_images, read_folder
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.errors import UserError
@@ -30,8 +33,35 @@ def make_mvtec(root: pathlib.Path, category: str = "metal_nut", good: str = "goo
     return folder
 
 
+def draw(root: pathlib.Path, *names: str, size=(24, 20)):
+    """Writes images of noise, and masks with a defect where "truth" is in a name."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        values = rng.integers(0, 256, (size[1], size[0]), np.uint8)
+        if "truth:" in name:
+            values = np.zeros_like(values)
+            values[3:9, 4:12] = 255
+        path = root / name.removeprefix("truth:")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    return root
+
+
 def names(dataset):
     return [sample.file_name for sample in dataset]
+
+
+def masks_of(dataset, root: pathlib.Path):
+    """The masks of the anomalous images by file name, relative to a folder."""
+    return {
+        sample.file_name: sample.mask and pathlib.Path(sample.mask).relative_to(root).as_posix()
+        for sample in dataset
+        if sample.label
+    }
+
+
+def kinds(dataset):
+    return [(issue.kind, issue.file) for issue in dataset.faults]
 
 
 def test_mvtec_layout(tmp_path):
@@ -75,10 +105,10 @@ def test_masks_are_paired_by_name_never_by_position(tmp_path):
     assert pairs["001"].endswith("001.bmp")
     assert pairs["002"].endswith("002_mask.png")
     assert [s.has_mask for s in dataset if s.label] == [False, True, True]
-    reasons = {pathlib.Path(fault.file_name).name: fault.reason for fault in dataset.faults}
-    assert set(reasons) == {"000.JPG", "777_mask.png"}
-    assert "mask is missing" in reasons["000.JPG"]
-    assert "no image" in reasons["777_mask.png"]
+    assert kinds(dataset) == [
+        ("mask_missing", "metal_nut/test/bent/000.JPG"),
+        ("mask_unused", "metal_nut/ground_truth/bent/777_mask.png"),
+    ]
 
 
 def test_several_masks_for_one_image(tmp_path):
@@ -97,18 +127,17 @@ def test_several_masks_for_one_image(tmp_path):
     ]
 
 
-def test_no_masks_at_all_is_one_fault(tmp_path):
+def test_reports_once_that_there_are_no_masks(tmp_path):
     for i in range(3):
         write(tmp_path / "bottle" / "test" / "broken" / f"{i}.png")
     dataset = read_folder(tmp_path)
     assert not any(sample.has_mask for sample in dataset)
-    assert len(dataset.faults) == 1
-    assert "all 3 count as anomalous" in dataset.faults[0].reason
+    place = str(tmp_path / "bottle" / "test")
+    issue = Issue("label_unknown", place, "all 3 images count as anomalous")
+    assert dataset.faults == (issue,)
     write(tmp_path / "bottle" / "test" / "good" / "0.png")
     dataset = read_folder(tmp_path)
-    assert [fault.reason for fault in dataset.faults] == [
-        "there are no masks; pixel metrics leave its 3 anomalous images out"
-    ]
+    assert dataset.faults == (Issue("masks_missing", place, "3 of 4 images"),)
 
 
 def test_flat_folder_without_labels(tmp_path):
@@ -160,20 +189,20 @@ def test_no_is_normal_beside_yes_only(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["flat", "test/fine"])
-def test_nothing_tells_normal_from_anomalous(tmp_path, layout, caplog):
+def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
     for i in range(3):
         write(tmp_path / layout / f"{i}.png")
     dataset = read_folder(tmp_path)
     label = int(layout != "flat")
     assert {(sample.label, sample.has_mask) for sample in dataset} == {(label, False)}
-    assert len(dataset.faults) == 1
-    reason = dataset.faults[0].reason
-    assert f"all 3 count as {'anomalous' if label else 'normal'}" in reason
-    assert "`normal_folders`" in reason
-    assert [reason in record.getMessage() for record in caplog.records].count(True) == 1
-    told = read_folder(tmp_path, normal_folders=layout.split("/")[-1])
-    assert {sample.label for sample in told} == {0}
-    assert told.faults == ()
+    (issue,) = dataset.faults
+    assert issue.kind == "label_unknown"
+    assert f"all 3 images count as {'anomalous' if label else 'normal'}" in issue.detail
+    assert "`normal_folders`" in issue.description
+    assert [str(issue) in record.getMessage() for record in caplog.records].count(True) == 1
+    dataset = read_folder(tmp_path, normal_folders=layout.split("/")[-1])
+    assert {sample.label for sample in dataset} == {0}
+    assert dataset.faults == ()
 
 
 def test_normal_folders_that_are_not_there(tmp_path):
@@ -205,13 +234,13 @@ def test_a_split_that_is_not_there(tmp_path):
         read_folder(tmp_path)
 
 
-def test_ground_truth_is_no_image(tmp_path):
+def test_rejects_folder_of_masks_only(tmp_path):
     for i in range(2):
         write(tmp_path / "Ground Truth" / f"{i}.png", 255)
     with pytest.raises(UserError, match=r"ground truth only, no image; .*Ground Truth itself"):
         read_folder(tmp_path)
     assert len(read_folder(tmp_path / "Ground Truth")) == 2  # given outright
-    assert len(find_images([tmp_path])) == 2  # to be predicted
+    assert len(find_images([tmp_path]).images) == 2
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "../../..", "."])
@@ -222,7 +251,7 @@ def test_links_to_what_holds_them_are_not_followed(tmp_path, target):
     dataset = read_folder(tmp_path)
     assert names(dataset) == expected
     assert dataset.faults == ()
-    assert len(find_images([tmp_path])) == 6
+    assert len(find_images([tmp_path]).images) == 6
 
 
 def test_links_are_followed_once_and_after_the_folders_themselves(tmp_path):
@@ -288,6 +317,232 @@ def test_masks_elsewhere_and_ambiguous(tmp_path):
         read_folder(tmp_path / "images", masks=tmp_path / "nowhere")
 
 
+MASK_FOLDERS = [
+    *(
+        "gt",
+        "GT",
+        "mask",
+        "Masks",
+        "label",
+        "labels",
+        "Annotations",
+        "segmentation",
+        "Segmentations",
+    ),
+    *("ground_truth", "Ground Truth", "groundtruth", "defect_mask", "Defect Masks", "mask_images"),
+]
+
+
+@pytest.mark.parametrize("name", MASK_FOLDERS)
+@pytest.mark.parametrize("subfolder", ["", "bad/"])
+def test_finds_masks_in_folders_of_usual_names(tmp_path, name, subfolder):
+    draw(tmp_path, "good/0.png", "good/1.png", "bad/7.png", "bad/8.png")
+    draw(tmp_path, f"truth:{name}/{subfolder}7.png", f"truth:{name}/{subfolder}8_mask.png")
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {
+        "bad/7.png": f"{name}/{subfolder}7.png",
+        "bad/8.png": f"{name}/{subfolder}8_mask.png",
+    }
+    assert [sample.label for sample in dataset] == [1, 1, 0, 0]
+    assert dataset.faults == ()
+    assert len(find_images([tmp_path]).images) == 4
+
+
+def test_finds_masks_beside_the_splits(tmp_path):
+    draw(tmp_path, "nut/train/good/0.png", "nut/test/good/0.png", "nut/test/bad/0.png")
+    draw(tmp_path, "truth:nut/gt/bad/0.png")
+    assert masks_of(read_folder(tmp_path), tmp_path) == {"nut/test/bad/0.png": "nut/gt/bad/0.png"}
+    train = read_folder(tmp_path, split="train")
+    assert (names(train), train.faults) == (["nut/train/good/0.png"], ())
+
+
+def test_reads_photographs_of_a_defect_that_is_called_label(tmp_path):
+    for defect in ("good", "label", "scratch"):
+        draw(tmp_path, f"bottle/test/{defect}/000.png", f"bottle/test/{defect}/001.png")
+    draw(tmp_path, "truth:bottle/ground_truth/label/000_mask.png")
+    dataset = read_folder(tmp_path)
+    assert Counter(sample.defect for sample in dataset) == {"good": 2, "label": 2, "scratch": 2}
+    assert len(find_images([tmp_path]).images) == 6
+
+
+def test_rejects_folder_of_another_name_that_looks_like_masks(tmp_path):
+    draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
+    expected = r"xyz looks like masks of 'bad': .* Rename it to ground_truth, or give it as `masks`"
+    with pytest.raises(UserError, match=expected):
+        read_folder(tmp_path)
+    dataset = read_folder(tmp_path, masks=tmp_path / "xyz")
+    assert masks_of(dataset, tmp_path) == {"bad/0.png": "xyz/0.png", "bad/1.png": "xyz/1.png"}
+    found = find_images([tmp_path])
+    assert len(found.images) == 3
+    assert [issue.kind for issue in found.ignored] == ["mask_ignored"] * 2
+    (tmp_path / "xyz").rename(tmp_path / "ground_truth")
+    assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
+
+
+@pytest.mark.parametrize("name", ["mask", "gt", "label", "good", "masks"])
+def test_reads_category_of_any_name(tmp_path, name):
+    draw(tmp_path, f"{name}/test/good/0.png", f"{name}/test/bad/0.png", "nut/test/good/0.png")
+    draw(tmp_path, f"truth:{name}/ground_truth/bad/0.png", f"{name}/train/good/0.png")
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {
+        f"{name}/test/bad/0.png": f"{name}/ground_truth/bad/0.png"
+    }
+    assert [sample.label for sample in dataset if sample.category == name] == [1, 0]
+
+
+def test_reads_plain_images_with_few_gray_values(tmp_path):
+    # Of another stem than any image elsewhere, in a folder of normal images, and where all are like that.
+    draw(tmp_path, "a/good/0.png", "a/bad/0.png", "truth:a/blank/9.png")
+    draw(tmp_path, "truth:b/good/0.png", "b/bad/0.png")
+    draw(tmp_path, "truth:c/good/0.png", "truth:c/bad/0.png")
+    assert [len(read_folder(tmp_path / one)) for one in "abc"] == [3, 2, 2]
+
+
+def test_normal_image_leaves_its_mask_to_the_anomalous_one(tmp_path):
+    draw(tmp_path, "good/000.png", "bad/000.png", "bad/001.png", "good/002.png")
+    draw(tmp_path, *(f"truth:ground_truth/{i:03}_mask.png" for i in range(3)))
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {
+        "bad/000.png": "ground_truth/000_mask.png",
+        "bad/001.png": "ground_truth/001_mask.png",
+    }
+    assert [sample.mask for sample in dataset if not sample.label] == [None, None]
+    assert dataset.faults == ()  # the mask of 002.png is that of a normal image
+    draw(tmp_path, "worse/001.png")
+    with pytest.raises(UserError, match=r"001_mask\.png fits two images, bad/001\.png and worse/"):
+        read_folder(tmp_path)
+
+
+def test_pairs_masks_in_the_layout_of_visa(tmp_path):
+    for category in ("candle", "pcb"):
+        images = tmp_path / category / "Data"
+        draw(
+            images,
+            "Images/Normal/0000.JPG",
+            "Images/Anomaly/000.JPG",
+            "truth:Masks/Anomaly/000.png",
+        )
+    assert masks_of(read_folder(tmp_path), tmp_path) == {
+        f"{category}/Data/Images/Anomaly/000.JPG": f"{category}/Data/Masks/Anomaly/000.png"
+        for category in ("candle", "pcb")
+    }
+
+
+@pytest.mark.parametrize(("image", "mask"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_pairs_masks_in_another_unicode_form(tmp_path, image, mask):
+    image = unicodedata.normalize(image, "nut/test/Öse/Stück.png")
+    mask = unicodedata.normalize(mask, "nut/ground_truth/Öse/Stück_mask.png")
+    draw(tmp_path, image, f"truth:{mask}")
+    assert masks_of(read_folder(tmp_path), tmp_path) == {image: mask}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("Crack/000", "crack/000_mask"),
+        ("broken large/000", "Broken_Large/000"),
+        ("crack/000", "crack/mask_000"),
+        ("crack/000", "crack/000-mask"),
+        ("crack/000", "crack/000.mask"),
+        ("crack/000", "crack/000_label2"),
+        ("crack/image3", "crack/mask3"),
+        ("crack/image3", "crack/image3_mask"),
+        ("crack/IMG_0007", "crack/Mask_0007"),
+        ("crack/fine_3_fram", "crack/fine_3_mask"),
+        ("crack/label_3", "crack/label_3_mask"),
+        ("crack/A 1", "crack/a_1_mask"),
+    ],
+)
+def test_pairs_masks_in_other_spellings(tmp_path, image, mask):
+    draw(tmp_path, f"nut/test/{image}.png", f"truth:nut/ground_truth/{mask}.png")
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {f"nut/test/{image}.png": f"nut/ground_truth/{mask}.png"}
+    if "/mask" not in mask and "_label" not in mask:
+        return
+    flat = tmp_path / "flat"  # beside the image
+    draw(flat, f"{pathlib.Path(image).name}.png", f"truth:{pathlib.Path(mask).name}.png")
+    assert names(read_folder(flat)) == [f"{pathlib.Path(image).name}.png"]
+
+
+def test_does_not_pair_image_10_with_mask_1(tmp_path):
+    draw(tmp_path, "nut/test/bad/image10.png", "truth:nut/ground_truth/bad/mask1.png")
+    assert kinds(read_folder(tmp_path)) == [
+        ("mask_missing", "nut/test/bad/image10.png"),
+        ("mask_unused", "nut/ground_truth/bad/mask1.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("good/0.png", "bad/1.png", "truth:gt/1.png"),
+        ("good/0.png", "bad/1.png", "truth:masks/7.png"),
+        ("Data/Images/a/1.png", "truth:Data/Masks/a/1.png"),
+        ("1.png", "truth:1_mask.png", "2.png", "truth:label2.png", "can_label.png"),
+        ("can.png", "can_label.png", "sub/can_label.png"),
+        ("image1.png", "truth:mask1.png", "mask.png", "gt.png"),
+        ("nut/label/1.png", "nut/other/1.png"),
+    ],
+)
+def test_prediction_and_evaluation_agree_on_masks(tmp_path, files):
+    draw(tmp_path, *files)
+    images = {str(sample.image) for sample in read_folder(tmp_path)}
+    found = find_images([tmp_path])
+    assert set(found.images) == images
+    ignored = {issue.file for issue in found.ignored if issue.kind == "mask_ignored"}
+    assert len(ignored) == len(files) - len(images)
+
+
+def test_masks_of_no_image_do_not_make_images_normal(tmp_path):
+    draw(tmp_path, "images/a.png", "images/b.png", "truth:masks/x.png")
+    dataset = read_folder(tmp_path)
+    assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, False)] * 2
+    assert kinds(dataset) == [("mask_unused", "masks/x.png"), ("label_unknown", str(tmp_path))]
+
+
+def test_reports_files_of_other_formats(tmp_path):
+    draw(tmp_path, "nut/test/good/0.png", "nut/test/bad/0.png", "truth:nut/gt/bad/0.png")
+    others = (
+        "test/bad/1.HEIC",
+        "test/bad/2.dcm",
+        "test/bad/3.json",
+        "train/4.heic",
+        "test/.5.heic",
+    )
+    for name in others:
+        path = tmp_path / "nut" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    dataset = read_folder(tmp_path)
+    assert dataset.faults == (
+        Issue("format_unsupported", "nut/test/bad/1.HEIC", ".heic"),
+        Issue("format_unsupported", "nut/test/bad/2.dcm", ".dcm"),
+    )
+    assert dataset.notes == (Issue("format_unsupported", "nut/test/bad/3.json", ".json"),)
+
+
+def test_reports_masks_elsewhere_than_in_the_given_folder(tmp_path):
+    draw(tmp_path, "good/0.png", "bad/1.png", "truth:bad/1_mask.png", "truth:mine/1.png")
+    dataset = read_folder(tmp_path, masks=tmp_path / "mine")
+    assert masks_of(dataset, tmp_path) == {"bad/1.png": "mine/1.png"}
+    assert kinds(dataset) == [("mask_unused", "bad/1_mask.png")]
+
+
+def test_masks_are_those_of_the_images_to_test_on(tmp_path):
+    for split in ("train", "validation", "test"):
+        draw(tmp_path, f"nut/{split}/good/0.png")
+    draw(tmp_path, "nut/test/bad/0.png", "truth:nut/ground_truth/bad/0/000.png")
+    for split in ("train", "validation", "test"):
+        assert read_folder(tmp_path, split=split).faults == ()
+
+
+def test_reads_normal_images_that_are_linked_from_another_split(tmp_path):
+    folder = make_mvtec(tmp_path)
+    shutil.rmtree(folder / "test" / "good")
+    (folder / "test" / "good").symlink_to(folder / "train" / "good")
+    assert "metal_nut/test/good/000.png" in names(read_folder(tmp_path))
+
+
 def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         read_folder(tmp_path / "nowhere")
@@ -304,7 +559,8 @@ def test_find_images(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
 
     def found(*paths):
-        return [pathlib.Path(p).relative_to(tmp_path).as_posix() for p in find_images(paths)]
+        images = find_images(paths).images
+        return [pathlib.Path(image).relative_to(tmp_path).as_posix() for image in images]
 
     everything = found(tmp_path)
     assert len(everything) == 8
@@ -347,10 +603,12 @@ def test_real_folder_without_masks():
 
 @needs_real
 @pytest.mark.parametrize("name", ["head_ct", "CVC-ColonDB"])
-def test_real_folders_of_which_nothing_tells_the_labels(name):
+def test_real_folders_with_unknown_labels(name):
     dataset = read_folder(REAL / name)
     assert not any(sample.label for sample in dataset)
-    assert [f"all {len(dataset)} count as normal" in one.reason for one in dataset.faults] == [True]
+    assert [(issue.kind, issue.detail) for issue in dataset.faults] == [
+        ("label_unknown", f"all {len(dataset)} images count as normal")
+    ]
 
 
 @needs_real
@@ -374,3 +632,24 @@ def test_real_palette_masks_beside_images():
     dataset = read_folder(REAL / "KolektorSDD")
     assert Counter(s.label for s in dataset) == {0: 5, 1: 9}
     np.testing.assert_array_equal([s.has_mask for s in dataset], True)
+
+
+@needs_real
+def test_real_masks_in_another_spelling():
+    dataset = read_folder(REAL / "cvc612_resized")
+    assert [(sample.label, sample.has_mask) for sample in dataset] == [(1, True)] * 10
+    assert dataset.faults == ()
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("folder", "name"), [("Kvasir-SEG", "gt"), ("cvc612_resized", "labels"), ("Kvasir-SEG", "xyz")]
+)
+def test_real_masks_are_recognized_by_their_gray_values(tmp_path, folder, name):
+    shutil.copytree(REAL / folder / "images", tmp_path / "images")
+    shutil.copytree(REAL / folder / "masks", tmp_path / name)
+    if name == "xyz":
+        with pytest.raises(UserError, match="xyz looks like masks of 'images'"):
+            read_folder(tmp_path)
+    else:
+        assert all(sample.label and sample.has_mask for sample in read_folder(tmp_path))

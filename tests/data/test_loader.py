@@ -279,3 +279,69 @@ def test_lost_worker_ends_the_run_with_an_error(tmp_path, delay):
     assert done.returncode == 0, done.stderr
     assert "images of many was killed or ran out of memory. Run the same command" in done.stdout
     assert os.listdir(tmp_path) == ["script.py"]
+
+
+def write_pair(size=(24, 24), mask_size=None, orientation=None, fill=None) -> Sample:
+    """An anomalous image with a mask whose left third is a defect, or that is filled with a value."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    image = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+    Image.fromarray(image).save(file, "PNG", exif=exif)
+    width, height = mask_size or size
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 3] = 255
+    if fill is not None:
+        mask[:] = fill
+    return Sample(image=file.getvalue(), mask=png(mask), has_mask=True, label=1, file_name="a.png")
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        (write_pair(mask_size=(24, 12)), "mask_size"),
+        (write_pair(orientation=6), "mask_orientation"),
+        (write_pair(size=(24, 12), orientation=3), "mask_orientation"),
+        (dataclasses.replace(write_pair(), mask=b"junk"), "mask_unreadable"),
+    ],
+)
+def test_image_without_usable_mask_stays_valid(pair, kind):
+    (batch,) = load(Samples("made", [pair]), batch_size=1)
+    assert (batch.valid.tolist(), batch.has_mask.tolist()) == ([True], [False])
+    assert not batch.masks.any()
+    assert [(fault.kind, fault.file) for fault in batch.faults] == [(kind, "a.png")]
+    decoded = decode_image(pair.image).image
+    np.testing.assert_array_equal(batch.images[0], resize_image(decoded, PREPROCESS))
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        (write_pair(mask_size=(12, 12)), "mask_resized"),
+        (write_pair(mask_size=(96, 96)), "mask_resized"),
+        (write_pair(size=(24, 12), mask_size=(48, 24)), "mask_resized"),
+        (write_pair(size=(24, 12), orientation=6), "mask_turned"),
+    ],
+)
+def test_mask_is_brought_to_its_image(pair, kind):
+    (batch,) = load(Samples("made", [pair]), batch_size=1)
+    assert (batch.has_mask.tolist(), batch.faults) == ([True], ())
+    assert [(note.kind, note.file) for note in batch.notes] == [(kind, "a.png")]
+    expected = np.zeros((24, 24), bool)
+    expected[:, :8] = True
+    # Orientation 6 is a turn by 90 degrees to the right: what was left is above.
+    np.testing.assert_array_equal(batch.masks[0], expected.T if kind == "mask_turned" else expected)
+
+
+@pytest.mark.parametrize(("fill", "kind"), [(0, "mask_empty"), (255, "mask_full")])
+def test_doubtful_masks_are_used_and_warned_of_once(fill, kind, caplog):
+    pairs = [dataclasses.replace(write_pair(fill=fill), file_name=f"{i}.png") for i in range(5)]
+    batches = load(Samples("mine", pairs), batch_size=2)
+    assert [fault for batch in batches for fault in batch.faults] == []
+    assert [note.kind for batch in batches for note in batch.notes] == [kind] * 5
+    assert all(mask.all() == (fill > 0) for mask in batches[0].masks)
+    assert batches[0].has_mask.all()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "mine: 5 files: the" in warnings[0].getMessage()

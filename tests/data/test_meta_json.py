@@ -1,9 +1,11 @@
 import json
 import pathlib
+import re
 
 import pytest
 from PIL import Image
 
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import NoImagesError, NoSplitError, read_meta_json, read_splits
 from zsad_jax.data.open import check_available, is_available, open_dataset
 from zsad_jax.errors import UserError
@@ -93,7 +95,7 @@ def test_absolute_paths_of_the_authors_disk(tmp_path):
     assert three.file_name == "brain/test/good/3.png"
 
 
-def test_missing_files(tmp_path):
+def test_reports_missing_files(tmp_path):
     entries = [
         entry("a.png", mask="gone_mask.png"),
         entry("gone.png", anomaly=0),
@@ -103,20 +105,17 @@ def test_missing_files(tmp_path):
     dataset = read_meta_json(root)
     assert len(dataset) == 3  # the loader reports the image that is missing, in its place
     assert not dataset[0].has_mask
-    assert [fault.file_name for fault in dataset.faults] == ["a.png"]
-    assert dataset.faults[0].reason == "its mask gone_mask.png is missing"
+    assert dataset.faults == (Issue("mask_missing", "a.png", "gone_mask.png"),)
     assert not dataset[2].has_mask
     empty = make(tmp_path / "other", {"test": {"c": entries}})
     with pytest.raises(UserError, match="None of the images"):
         read_meta_json(empty)
 
 
-def test_nothing_is_counted_twice(root, tmp_path):
+def test_ignores_repeated_entries(root, tmp_path):
     twice = read_meta_json([root, root])
     assert len(twice) == 3
-    assert twice.faults == (
-        ("meta.json", "entries of 'test' that repeat an image and are left out: 3"),
-    )
+    assert twice.faults == (Issue("entries_repeated", "meta.json", "3 in 'test'"),)
     other = make(tmp_path / "more", {"test": {"metal_nut": [entry("1.png")] * 2}}, ["1.png"])
     merged = read_meta_json([root, other])
     assert len(merged) == 4
@@ -132,15 +131,14 @@ def test_a_split_without_entries_is_none(tmp_path, train):
     assert list(splits) == ["test"]
 
 
-def test_what_is_wrong_with_the_split_to_train_on_is_not_hidden(tmp_path):
+def test_reports_split_to_train_on_without_images(tmp_path):
     def read(content):
         root = make(tmp_path, {"test": {"c": [entry("a.png")]}, **content}, ["a.png"])
         return read_splits(lambda split: read_meta_json(root, split=split))
 
     splits = read({"train": {"c": [entry("gone.png", anomaly=0)]}})
     assert [len(split) for split in splits.values()] == [0, 1]
-    reason = "none of the images that it lists in 'train' is there"
-    assert splits["train"].faults == (("meta.json", reason),)
+    assert splits["train"].faults == (Issue("images_missing", "meta.json", "train"),)
     with pytest.raises(UserError, match="known form"):
         read({"train": {"c": [{"mask_path": ""}]}})
     with pytest.raises(NoSplitError, match="no split 'test'"):
@@ -149,7 +147,7 @@ def test_what_is_wrong_with_the_split_to_train_on_is_not_hidden(tmp_path):
         read({"test": {"c": [entry("gone.png")]}})
 
 
-def test_files_outside_the_folder_are_left_out(tmp_path):
+def test_reports_files_outside_the_folder(tmp_path):
     for name in ("outside.png", "set_2/x.png"):  # the second begins as the folder does
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name)
@@ -170,11 +168,14 @@ def test_files_outside_the_folder_are_left_out(tmp_path):
     assert [pathlib.Path(sample.image).name for sample in dataset[:2]] == ["a.png", "b.png"]
     assert [sample.image for sample in dataset[2:]] == ["/nowhere/../outside.png"]
     assert (dataset[0].has_mask, dataset[0].mask) == (False, None)
-    left = [name for name, reason in dataset.faults if reason == "it lies outside the folder"]
-    assert left == outside
-    assert ("a.png", "its mask ../outside.png lies outside the folder") in dataset.faults
+    assert dataset.faults == (
+        *(Issue("image_outside", path) for path in outside),
+        Issue("mask_outside", "a.png", "../outside.png"),
+    )
     nothing = make(tmp_path / "none", {"test": {"c": entries[:1]}})
-    with pytest.raises(UserError, match=r"None of the images .*\.\./outside\.png: it lies outside"):
+    with pytest.raises(
+        UserError, match=r"None of the images .*\.\./outside\.png: the image is outside"
+    ):
         read_meta_json(nothing)
 
 
@@ -209,27 +210,122 @@ def test_labels(tmp_path, anomaly, label):
 
 
 @pytest.mark.parametrize("anomaly", ["maybe", 2, -1, None, [1], 0.5])
-def test_a_label_that_is_none(tmp_path, anomaly):
+def test_rejects_other_labels(tmp_path, anomaly):
     root = make(tmp_path, {"test": {"c": [entry("a.png", anomaly=anomaly)]}}, ["a.png"])
-    with pytest.raises(UserError, match=r"known form .*anomaly of a\.png is .*neither 0 nor 1"):
+    expected = (
+        rf"known form: the anomaly of a\.png must be 0 .* or 1, and is {re.escape(repr(anomaly))}\."
+    )
+    with pytest.raises(UserError, match=expected):
+        read_meta_json(root)
+
+
+def test_rejects_entry_without_label(tmp_path):
+    listed = [entry("a.png", anomaly=0), entry("b.png", mask="b_mask.png")]
+    del listed[1]["anomaly"]
+    root = make(tmp_path, {"test": {"c": listed}}, ["a.png", "b.png", "b_mask.png"])
+    with pytest.raises(UserError, match=r"the anomaly of b\.png must be .*, and is missing\."):
         read_meta_json(root)
 
 
 @pytest.mark.parametrize(
-    "paths", [{"img_path": 5}, {"img_path": ["a.png"]}, {"mask_path": 5}, {"img_path": None}]
+    "paths",
+    [
+        *({"img_path": 5}, {"img_path": ["a.png"]}, {"img_path": None}, {"img_path": ""}),
+        *({"img_path": "a\0.png"}, {"mask_path": 5}),
+    ],
 )
-def test_a_path_that_is_none(tmp_path, paths):
+def test_rejects_other_paths(tmp_path, paths):
     root = make(tmp_path, {"test": {"c": [entry("a.png") | paths]}}, ["a.png"])
-    with pytest.raises(UserError, match=r"known form .*_path"):
+    with pytest.raises(UserError, match=r"known form: .*_path .* must be a path, and is "):
         read_meta_json(root)
 
 
 @pytest.mark.parametrize(
-    "content", ["no json", "[]", '{"test": {"c": [{"mask_path": ""}]}}', '{"test": {"c": 3}}']
+    ("content", "wrong"),
+    [
+        ("no json", "Expecting value"),
+        ("", "Expecting value"),
+        ("[" * 100_000, "recursion"),
+        ("[]", "it must map splits to categories, and is a list"),
+        ("null", "it must map splits to categories, and is null"),
+        ({"test": [entry("a.png")]}, "'test' must map categories to lists, and is a list"),
+        ({"test": "a.png"}, "'test' must map categories to lists, and is a string"),
+        ({"test": {"c": 3}}, "'c' must be a list of entries, and is 3"),
+        ({"test": {"c": {"0": entry("a.png")}}}, "'c' must be a list of entries, and is a mapping"),
+        ({"test": {"c": ["a.png"]}}, "entries of 'c' must be mappings, and is a string"),
+        ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, and is None"),
+    ],
 )
-def test_another_form(tmp_path, content):
-    with pytest.raises(UserError, match=r"known form|no split"):
-        read_meta_json(make(tmp_path, content))
+def test_rejects_other_forms(tmp_path, content, wrong):
+    make(tmp_path, content, ["a.png"])
+    with pytest.raises(UserError, match=r"not a meta\.json of the known form: ") as error:
+        read_meta_json(tmp_path)
+    assert wrong in str(error.value)
+    assert 'The form is {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_reads_byte_order_mark(tmp_path, encoding):
+    root = make(tmp_path, "", ["ä.png"])
+    content = json.dumps({"test": {"c": [entry("ä.png")]}}, ensure_ascii=False)
+    (root / "meta.json").write_text(content, encoding=encoding)
+    assert read_meta_json(root)[0].file_name == "ä.png"
+
+
+def test_rejects_other_encodings(tmp_path):
+    root = make(tmp_path, "", ["a.png"])
+    content = json.dumps({"test": {"c": [entry("a.png")]}})
+    (root / "meta.json").write_text(content, encoding="utf-16")
+    with pytest.raises(UserError, match=r"known form: .*utf-8"):
+        read_meta_json(root)
+
+
+def test_excludes_masks_with_names_of_other_images(tmp_path):
+    images = [f"nut/test/crack/00{i}.png" for i in range(3)]
+    masks = [f"nut/ground_truth/crack/00{i}_mask.png" for i in range(3)]
+    shifted = zip(images, masks[1:] + masks[:1], strict=True)
+    listed = [entry(image, mask=mask) for image, mask in shifted]
+    listed.append(entry("nut/test/good/007.png", anomaly=0))
+    root = make(tmp_path, {"test": {"nut": listed}}, [*images, *masks, "nut/test/good/007.png"])
+    dataset = read_meta_json(root)
+    assert [(sample.label, sample.mask, sample.has_mask) for sample in dataset] == [
+        *[(1, None, False)] * 3,
+        (0, None, True),
+    ]
+    assert dataset.faults == tuple(
+        Issue("mask_of_other", images[i], f"00{j}_mask.png, of 00{j}")
+        for i, j in [(0, 1), (1, 2), (2, 0)]
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "masks/001.png",
+        "masks/001_mask1.png",
+        "masks/mask_001.png",
+        "masks/001/000.png",  # MVTec LOCO: the folder is named after the image
+        "masks/defect_of_part_001.png",  # of no image
+        "masks/scratch.png",
+        "masks/hole/000.png",
+    ],
+)
+def test_uses_masks_with_other_names(tmp_path, mask):
+    others = ["x/001.png", "x/002.png", "y/000.png", "y/scratch.png"]
+    listed = [entry(others[0], mask=mask), *(entry(path, anomaly=0) for path in others[1:])]
+    dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, [*others, mask]))
+    assert (dataset[0].has_mask, dataset.faults) == (True, ())
+
+
+def test_reports_normal_entry_with_mask(tmp_path):
+    listed = [entry("a.png", anomaly=0, mask="a_mask.png"), entry("b.png", mask="b_mask.png")]
+    listed += [entry("c.png", anomaly=0, mask=mask) for mask in ("gone.png", "folder", "")]
+    files = ["a.png", "b.png", "c.png", "a_mask.png", "b_mask.png", "folder/x.png"]
+    dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, files))
+    assert (dataset[0].label, dataset[0].mask, dataset[0].has_mask) == (0, None, True)
+    repeated, normal = dataset.faults
+    assert repeated.kind == "entries_repeated"
+    assert normal == Issue("mask_of_normal", "a.png", "a_mask.png")
 
 
 def test_no_file(tmp_path):

@@ -117,6 +117,7 @@ class Samples(Sequence[Sample]):
     Attributes:
       faults: what was amiss when the dataset was put together (masks that are missing, say). The samples
         concerned are in the dataset all the same; files that cannot be read are the loader's to report.
+      notes: what is worth knowing but harms nothing.
     """
 
     def __init__(
@@ -126,10 +127,12 @@ class Samples(Sequence[Sample]):
         categories: Sequence[str] | None = None,
         *,
         faults: Sequence[Issue] = (),
+        notes: Sequence[Issue] = (),
     ):
         """Categories come in the given order, else in order of first appearance."""
         self.name = name
         self.faults = tuple(faults)
+        self.notes = tuple(notes)
         self._samples = tuple(samples)
         prompt_names = {sample.category: sample.prompt_name for sample in self._samples}
         self.categories = tuple(categories) if categories is not None else tuple(prompt_names)

@@ -108,10 +108,8 @@ def _fit(
             return turn_mask(mask, decoded.orientation), issue
     if (width, height) == image.size:
         return mask, None
-    same_aspect = width == round(image.width * height / image.height) or height == round(
-        image.height * width / image.width
-    )
-    if same_aspect:
+    # The other side is rounded either way in a mask of half the size.
+    if 2 * abs(width * image.height - height * image.width) <= max(image.size):
         return mask, Issue("mask_resized", "", detail)
     return None, Issue("mask_size", "", detail)
 

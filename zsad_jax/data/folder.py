@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -12,7 +12,7 @@ from absl import logging
 from zsad_jax.data import issues
 from zsad_jax.data.base import Sample, Samples
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.mask_files import MASK_STEM, MaskFiles
+from zsad_jax.data.mask_files import FOLDER, find_folder, find_masks, pair, plain
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocol import prompt_name as default_prompt_name
 from zsad_jax.errors import UserError
@@ -24,8 +24,8 @@ EXTENSIONS = (
 )
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
 NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))  # normal only where its opposite is
-MASK_FOLDERS = ("ground_truth", "groundtruth", "masks", "mask")
 SPLITS = ("train", "validation", "test")
+DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf")
 _NAMES_SHOWN = 10
 
 
@@ -44,9 +44,9 @@ class Found(NamedTuple):
 def find_images(paths: Sequence[PathLike]) -> Found:
     """Lists the images that a person means by files, folders and glob patterns.
 
-    Folders are searched with all their subfolders. Ground truth in them (folders `ground_truth` or `masks`,
-    files `<stem>_mask.*` beside their image), hidden files and files of other types are ignored and reported.
-    A file that is named itself, or matched by a pattern, is never ignored.
+    Folders are searched with all their subfolders. Masks in them (see `find_masks`), hidden files and files of
+    other types are ignored and reported. A file that is named itself, or matched by a pattern, is never
+    ignored.
 
     Returns:
       Images in the order of `paths`, sorted within each.
@@ -95,7 +95,7 @@ def read_folder(
 
     Three layouts are told apart: MVTec's (`<category>/test/<defect>/…` with `<category>/ground_truth`),
     one category of it (`test/<defect>/…`), and any other, where all images in all subfolders are one
-    category. Masks are paired by name (`000.png` with `000_mask.png` or `000.*`), never by position.
+    category. Masks are paired by name, never by position; see `find_masks` and `pair`.
 
     An image is normal when a folder that it lies in is one of `normal_folders`, anomalous otherwise.
     Where no such folder exists, masks tell (no mask, or an all-zero one: normal); where there are no masks
@@ -109,15 +109,14 @@ def read_folder(
       prompt_name: how every category is called in prompts; None = derived from the category in
         MVTec's layout, "object" otherwise.
       prompt_names: the same per category.
-      masks: the folder of the masks of a single category; None = a folder `ground_truth` or `masks` in
-        its place, or files `<stem>_mask.*` beside the images.
+      masks: the folder of the masks of a single category; None = those that `find_masks` finds.
       split: which folder of MVTec's layout is read.
       normal_folders: names of folders with normal images, in any spelling; None = the usual ones,
         `NORMAL_FOLDERS`, and those of `NORMAL_BESIDE` where the opposite is.
 
     Raises:
       UserError: the folder is missing, has no images or no such split, no folder is one of
-        `normal_folders`, or a mask fits two images.
+        `normal_folders`, a folder of another name looks like masks, or a mask fits two anomalous images.
     """
     root = pathlib.Path(path)
     if not root.is_dir():
@@ -129,15 +128,17 @@ def read_folder(
             f"`category` and `masks` are for a folder of one category, but {root} has several:"
             f" {_enumerate([one.name for one in classes])}."
         )
+    if masks is not None and not os.path.isdir(masks):
+        raise UserError(f"There is no folder of masks {os.fspath(masks)}.")
     normal = _find_normal(root, classes, normal_folders)
-    parts = [
-        _read_part(root, one, split, category or _name(one, root), masks, normal) for one in classes
-    ]
+    parts = [_read_part(root, one, split, category, masks, normal) for one in classes]
     if not parts:
         prompt_name = prompt_name or "object"
         parts = [_read_part(root, root, None, category or name, masks, normal)]
     samples = [sample for part, _ in parts for sample in part]
-    faults = [fault for _, part in parts for fault in part]
+    found = [issue for _, part in parts for issue in part]
+    notes = [issue for issue in found if issue.file.lower().endswith(DOCUMENTS)]
+    faults = [issue for issue in found if not issue.file.lower().endswith(DOCUMENTS)]
     if not samples:
         raise UserError(_why_empty(root))
     _report(name, samples, faults)
@@ -145,13 +146,13 @@ def read_folder(
         called = (prompt_names or {}).get(sample.category) or prompt_name
         called = called or default_prompt_name(sample.category, dataset=name)
         samples[i] = dataclasses.replace(sample, prompt_name=called)
-    return Samples(name, samples, faults=faults)
+    return Samples(name, samples, faults=faults, notes=notes)
 
 
 def _why_empty(root: pathlib.Path) -> str:
     """Why a folder has no samples, and what may be meant."""
     everything = _list_images(root)
-    if everything and not _without_masks(everything):
+    if everything and len(find_masks(root, everything, ())[0]) == len(everything):
         place = root / os.path.dirname(everything[0])
         return (
             f"{root} holds ground truth only, no image; if these are images, give {place} itself."
@@ -162,16 +163,16 @@ def _why_empty(root: pathlib.Path) -> str:
 def list_splits(path: PathLike) -> tuple[str, ...]:
     """The splits of a folder in MVTec's layout, of one category or several; () in any other."""
     places = [pathlib.Path(path), *_subfolders(pathlib.Path(path))]
-    return tuple(split for split in SPLITS if any(_subfolder(one, (split,)) for one in places))
+    return tuple(split for split in SPLITS if any(_subfolder(one, split) for one in places))
 
 
 def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The folders of the categories in MVTec's layout; none in any other."""
-    if _subfolder(root, (split,)):
+    if _subfolder(root, split):
         return [root]
     # A link to a category is that category, not one more.
     found = sorted(_subfolders(root), key=lambda one: (one.is_symlink(), one.name))
-    classes = {one.resolve(): one for one in reversed(found) if _subfolder(one, (split,))}
+    classes = {one.resolve(): one for one in reversed(found) if _subfolder(one, split)}
     if not classes and (there := list_splits(root)):
         raise UserError(
             f"{root} has no split {split!r}; it has {' and '.join(there)}: give one as `split`."
@@ -187,17 +188,17 @@ def _find_normal(
     Those of all splits count: `no` is normal in one split because there is a `yes` in another.
     """
     splits = [place for one in classes for place in _subfolders(one)]
-    places = [one for one in splits if _plain(one.name) not in MASK_FOLDERS] or [root]
     there = {
-        _plain(part): part
-        for place in places
-        for image in _without_masks(_list_images(place))
-        for part in pathlib.PurePosixPath(image).parts[:-1]
+        plain(part): part
+        for place in [one for one in splits if not FOLDER.fullmatch(plain(one.name))] or [root]
+        for image in _list_images(place)
+        if not find_folder(image, FOLDER)
+        for part in image.split("/")[:-1]
     }
     if not given:
         return {*NORMAL_FOLDERS, *(name for name, other in NORMAL_BESIDE if other in there)}
     given = [given] if isinstance(given, str) else [str(name) for name in given]
-    normal = {_plain(name) for name in given}
+    normal = {plain(name) for name in given}
     if not normal & there.keys():
         raise UserError(
             f"No folder of images in {root} is called {' or '.join(given)}, as `normal_folders` says;"
@@ -214,90 +215,82 @@ def _read_part(
     root: pathlib.Path,
     folder: pathlib.Path,
     split: str | None,
-    category: str,
+    category: str | None,
     masks: PathLike | None,
     normal: set[str],
 ) -> tuple[list[Sample], list[Issue]]:
     """The samples of one category; `split` is None for a folder without layout."""
-    images_root = folder if split is None else folder / (_subfolder(folder, (split,)) or "")
-    inside = "" if masks is None else os.path.relpath(masks, images_root).replace(os.sep, "/")
-    everything = [
-        one for one in _list_images(images_root) if not inside or not one.startswith(f"{inside}/")
-    ]
-    images = _without_masks(everything)
-    pairs = _find_masks(folder, images_root, masks, sorted(set(everything) - set(images)))
-    labelled = split is not None or any(normal & _folders(image) for image in images)
-    samples, faults = [], []
+    category = category or (folder.resolve() if folder == root else folder).name  # "." has no name
+    place = folder if split is None else folder / (_subfolder(folder, split) or "")
+    start = "" if split is None else f"{place.name}/"
+    ignored: list[Issue] = []
+    # Each folder by itself: links in one split may lead to images of another.
+    splits = [one for one in _subfolders(folder) if one == place or plain(one.name) not in SPLITS]
+    places = [folder] if split is None else splits
+    files = [one for below in places for one in _list_images(folder, ignored, below)]
+    faults = [issue for issue in ignored if issue.kind != "hidden"]
+    if masks is not None:
+        inside = _to_posix(os.path.relpath(masks, folder))
+        files = [one for one in files if not one.startswith(f"{inside}/")]
+    known, unusual = find_masks(folder, files, normal)
+    images = [one for one in files if one.startswith(start) and one not in known]
+    if masks is not None:
+        faults += [Issue("mask_unused", one) for one in known]
+        known = dict.fromkeys(_list_images(masks), "")
+    elif unusual:
+        suspect, other = next(iter(unusual.items()))
+        raise UserError(
+            f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
+            " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
+        )
+    folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
+    normals = {image for image in images if normal & set(map(plain, folders[image]))}
+    labelled = split is not None or bool(normals)
+    truth = pathlib.Path(masks or folder)
+    pairs = pair(truth, known, [one for one in images if one not in normals], sorted(normals))
+    samples = []
     for image in images:
-        found = pairs.of(image)
-        file_name = (images_root / image).relative_to(root).as_posix()
-        label, has_mask = _judge(image, found, labelled, bool(pairs), normal)
-        if label and not has_mask and pairs:
-            faults.append(Issue("mask_missing", file_name))
+        found = tuple(str(truth / one) for one in pairs.get(image, ()))
+        label = int(image not in normals) if labelled else _judge(found)
+        has_mask = bool(found) or (not label and (labelled or bool(pairs)))
+        if label and not has_mask and known:
+            faults.append(Issue("mask_missing", image))
+        defect = folders[image][-1] if label and labelled and folders[image] else ""
         sample = Sample(
-            image=str(images_root / image),
+            image=str(folder / image),
             mask=(found if len(found) > 1 else found[0]) if label and found else None,
             has_mask=has_mask,
             label=label,
             category=category,
-            defect=_defect(image, label, labelled, has_mask),
-            file_name=file_name,
+            defect="good" if not label and (labelled or has_mask) else defect,
+            file_name=(folder / image).relative_to(root).as_posix(),
         )
         samples.append(sample)
+    if split not in ("train", "validation"):  # the masks are those of another split
+        used = {mask for found in pairs.values() for mask in found}
+        unused = [os.path.relpath(truth / one, folder) for one in known if one not in used]
+        faults += [Issue("mask_unused", one) for one in unused]
+    faults = [
+        one._replace(file=_to_posix(os.path.relpath(folder / one.file, root))) for one in faults
+    ]
+    anomalous = sum(sample.label for sample in samples)
     if not images:
-        faults.append(Issue("folder_empty", str(images_root)))
-    elif not pairs:
-        faults += _miss_masks(str(images_root), samples, labelled)
-    if split != "train":
-        faults += [Issue("mask_unused", mask) for mask in pairs.unused()]
+        faults.append(Issue("folder_empty", str(place)))
+    elif (not labelled and not pairs) or (anomalous == len(images) and not known):
+        counted = f"all {len(images)} images count as {'anomalous' if anomalous else 'normal'}"
+        faults.append(Issue("label_unknown", str(place), counted))
+    elif anomalous and not known:
+        detail = f"{anomalous} of {len(images)} images"
+        faults.append(Issue("masks_missing", str(place), detail))
     return samples, faults
 
 
-def _miss_masks(folder: str, samples: Sequence[Sample], labelled: bool) -> Iterator[Issue]:
-    """Reports what is unknown of a category without any mask."""
-    anomalous = sum(sample.label for sample in samples)
-    if not labelled or anomalous == len(samples):
-        kind = "anomalous" if anomalous else "normal"
-        yield Issue("label_unknown", folder, f"all {len(samples)} images count as {kind}")
-    elif anomalous:
-        yield Issue("masks_missing", folder, f"{anomalous} of {len(samples)} images")
-
-
-def _find_masks(
-    folder: pathlib.Path, images_root: pathlib.Path, given: PathLike | None, beside: Sequence[str]
-) -> MaskFiles:
-    """The masks of a category: those given, else in a folder of the known names, else beside the images."""
-    if given is not None:
-        if not os.path.isdir(given):
-            raise UserError(f"There is no folder of masks {os.fspath(given)}.")
-        return MaskFiles(pathlib.Path(given), _list_images(given))
-    for place in (folder, images_root):
-        name = _subfolder(place, MASK_FOLDERS)
-        if name is not None:
-            return MaskFiles(place / name, _list_images(place / name))
-    return MaskFiles(images_root, beside)
-
-
-def _judge(
-    image: str, masks: tuple[str, ...], labelled: bool, any_masks: bool, normal: set[str]
-) -> tuple[int, bool]:
-    """The label of an image, and whether pixel metrics may use it."""
-    if labelled:
-        label = int(not normal & _folders(image))
-        return label, not label or bool(masks)
-    if not any_masks:
-        return 0, False
+def _judge(masks: tuple[str, ...]) -> int:
+    """The label of an image that only its masks can tell."""
     try:
-        return int(bool(masks) and bool(decode_mask(masks).any())), True
+        return int(bool(masks) and bool(decode_mask(masks).any()))
     except UnreadableImage:
-        return 1, True  # the loader says what is wrong with the mask
-
-
-def _defect(image: str, label: int, labelled: bool, has_mask: bool) -> str:
-    if not label:
-        return "good" if labelled or has_mask else ""
-    folders = pathlib.PurePosixPath(image).parts[:-1]
-    return folders[-1] if folders and labelled else ""
+        return 1  # the loader reports the mask
 
 
 def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> None:
@@ -307,47 +300,31 @@ def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> No
         logging.warning("%s: %s", name, issues.summarize(kind))
 
 
-def _folders(image: str) -> set[str]:
-    return {_plain(part) for part in pathlib.PurePosixPath(image).parts[:-1]}
-
-
-def _name(folder: pathlib.Path, root: pathlib.Path) -> str:
-    """The name of a category's folder; the root may be given as a dot."""
-    return folder.resolve().name if folder == root else folder.name
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace(" ", "_").replace("-", "_")
-
-
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(one for one in folder.iterdir() if one.is_dir() and not _is_hidden(one.name))
 
 
-def _subfolder(folder: pathlib.Path, names: Sequence[str]) -> str | None:
-    """The name on disk of the subfolder that has one of these names, in any spelling."""
-    wanted = {_plain(name) for name in names}
-    return next((one.name for one in _subfolders(folder) if _plain(one.name) in wanted), None)
+def _subfolder(folder: pathlib.Path, name: str) -> str | None:
+    """The name on disk of the subfolder that has this name, in any spelling."""
+    return next((one.name for one in _subfolders(folder) if plain(one.name) == plain(name)), None)
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not _is_hidden(name)
-
-
-def _list_images(root: PathLike, ignored: list[Issue] | None = None) -> list[str]:
-    """All images below a folder, relative to it, with "/" between folders, sorted.
+def _list_images(
+    root: PathLike, ignored: list[Issue] | None = None, place: PathLike | None = None
+) -> list[str]:
+    """All images below a folder, or a place in it, relative to the folder, with "/" between folders, sorted.
 
     Links are followed after the folders themselves, and none to a folder that was seen or holds the root.
     Other files, and hidden folders as a whole, are added to `ignored`.
     """
     found: list[str] = []
     others: list[Issue] = []
-    seen = {str(one) for one in pathlib.Path(root).resolve().parents}
-    starts = [os.fspath(root)]
+    starts = [os.fspath(place or root)]
+    seen = {str(one) for one in pathlib.Path(starts[0]).resolve().parents}
     for start in starts:
         for folder, subfolders, files in os.walk(start):
             real = os.path.realpath(folder)
@@ -355,18 +332,20 @@ def _list_images(root: PathLike, ignored: list[Issue] | None = None) -> list[str
                 subfolders.clear()
                 continue
             seen.add(real)
-            place = os.path.relpath(folder, root)
+            inside = os.path.relpath(folder, root)
             hidden = [one for one in (*subfolders, *files) if _is_hidden(one)]
-            others += [Issue("hidden", os.path.join(place, one)) for one in hidden]
+            others += [Issue("hidden", os.path.join(inside, one)) for one in hidden]
             subfolders[:] = sorted(one for one in subfolders if not _is_hidden(one))
             below = [os.path.join(folder, one) for one in subfolders]
             starts += [one for one in below if os.path.islink(one)]
             for name in files:
-                if _is_image(name):
-                    found.append(os.path.join(place, name))
-                elif not _is_hidden(name):
+                if _is_hidden(name):
+                    continue
+                if name.lower().endswith(EXTENSIONS):
+                    found.append(os.path.join(inside, name))
+                else:
                     suffix = os.path.splitext(name)[1].lower()
-                    others.append(Issue("format_unsupported", os.path.join(place, name), suffix))
+                    others.append(Issue("format_unsupported", os.path.join(inside, name), suffix))
     if ignored is not None:
         ignored += sorted(one._replace(file=_to_posix(one.file)) for one in others)
     return sorted(map(_to_posix, found))
@@ -376,25 +355,13 @@ def _to_posix(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
 
 
-def _without_masks(images: Sequence[str]) -> list[str]:
-    """Leaves ground truth out."""
-    stems = {str(pathlib.PurePosixPath(image).with_suffix("")) for image in images}
-
-    def is_mask(image: str) -> bool:
-        file = pathlib.PurePosixPath(image)
-        match = MASK_STEM.fullmatch(file.stem)
-        beside = match is not None and str(file.with_name(match["stem"])) in stems
-        return beside or any(_plain(part) in MASK_FOLDERS for part in file.parts[:-1])
-
-    return [image for image in images if not is_mask(image)]
-
-
 def _search(folder: str) -> Found:
     """The images of a folder that is to be predicted, ground truth where there is nothing else."""
     ignored: list[Issue] = []
     everything = _list_images(folder, ignored)
-    images = _without_masks(everything) or everything
-    masks = [Issue("mask_ignored", one) for one in everything if one not in set(images)]
+    found, _ = find_masks(folder, everything, NORMAL_FOLDERS)
+    images = [one for one in everything if one not in found] or everything
+    masks = [Issue("mask_ignored", one) for one in found if images is not everything]
     return Found(
         [os.path.join(folder, one) for one in images],
         [issue._replace(file=os.path.join(folder, issue.file)) for issue in [*masks, *ignored]],

@@ -26,6 +26,8 @@ DESCRIPTIONS = {
     "mask_missing": "the mask is missing",
     "mask_outside": "the mask is outside the folder of the dataset",
     "mask_unused": "the mask of no image",
+    "mask_of_other": "the mask has the name of another image and is excluded from pixel metrics",
+    "mask_of_normal": "the image is listed as normal, with a mask; the mask is ignored",
     "mask_size": "the mask has another size than the image and is excluded from pixel metrics",
     "mask_resized": "the mask has another size than the image, with the same aspect ratio",
     "mask_orientation": "the image is turned by its EXIF orientation and the mask is not; the mask is"
@@ -44,6 +46,9 @@ DESCRIPTIONS = {
     "list_missing": "the list of its images does not exist",
     "record_unreadable": "the record cannot be read",
 }
+
+# The mask is used as it is, like in the published loaders, but is probably wrong.
+DOUBTFUL = ("mask_empty", "mask_full")
 
 
 class Issue(NamedTuple):

@@ -137,7 +137,8 @@ def _report(name: str, notes: Sequence[Issue]) -> None:
     """Logs the notes, a line for each kind; images that were scaled differently do not compare."""
     for kind in issues.group(notes):
         scales = {note.detail for note in kind if note.kind == "image_scaled"}
-        level = logging.WARNING if len(scales) > 1 else logging.INFO
+        doubtful = len(scales) > 1 or kind[0].kind in issues.DOUBTFUL
+        level = logging.WARNING if doubtful else logging.INFO
         logging.log(level, "%s: %s", name, issues.summarize(kind))
 
 

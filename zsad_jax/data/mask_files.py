@@ -1,57 +1,164 @@
-"""Masks of a folder, paired with images by name."""
+"""Masks in folders of images: which files are masks, and of which image."""
 
+import os
 import pathlib
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import numpy as np
+
+from zsad_jax.data.preprocess import UnreadableImage, read_masks
 from zsad_jax.errors import UserError
+from zsad_jax.files import PathLike
 
-MASK_STEM = re.compile(r"(?P<stem>.+)_(mask|label|gt|segmentation)\d*", re.IGNORECASE)
+_WORDS = r"masks?|labels?|gt|ground_?truth|segmentations?|seg|annotations?"
+_AFFIX = r"(.+)[_.](?:{0}){1}|(?:{0})[_.]?(.+)"
+MASK = re.compile(_AFFIX.format(_WORDS, r"\d*"))
+IMAGE = re.compile(_AFFIX.format(r"images?|img|frame?|photo", ""))  # "fram": a copy of CVC-ClinicDB
+FOLDER = re.compile(r"ground_?truth|masks?")
+# May be the name of a defect, too ("label"), so that names and pixels of the files decide.
+_LIKELY_FOLDER = re.compile(rf"(defect_)?({_WORDS})(_images?)?")
+# So many gray values make up this share of a mask: 0.99 in public sets, JPEG too; 0.67 at most of their images.
+MAX_LEVELS, MIN_SHARE = 8, 0.95
 
 
-class MaskFiles:
-    """Mask files by the name of the image that they belong to."""
+def plain(name: str) -> str:
+    """Removes differences of case, separators and Unicode form from a name or a path."""
+    return unicodedata.normalize("NFC", name).lower().replace(" ", "_").replace("-", "_")
 
-    def __init__(self, root: pathlib.Path, files: Sequence[str]):
-        self._root = root
-        self._files = files
-        self._used: dict[str, str] = {}
-        self._by_key: defaultdict[str, list[str]] = defaultdict(list)
-        for file in files:
-            for key in self._keys(pathlib.PurePosixPath(file)):
-                self._by_key[key].append(file)
 
-    def __bool__(self) -> bool:
-        return bool(self._files)
+def names(path: str, affix: re.Pattern[str]) -> tuple[str, str]:
+    """Returns the `plain` path without suffix, and that without an affix (`IMAGE` or `MASK`) of the name."""
+    folder, name = os.path.split(plain(os.path.splitext(path)[0]))
+    match = affix.fullmatch(name)
+    bare = (match[1] or match[2]) if match else name
+    return os.path.join(folder, name), os.path.join(folder, bare)
 
-    @staticmethod
-    def _keys(file: pathlib.PurePosixPath) -> set[str]:
-        """The names an image may have: the mask's own, without `_mask`, and that of its folder.
 
-        The last is MVTec LOCO's way: several masks `<stem>/000.png` for one image.
-        """
-        match = MASK_STEM.fullmatch(file.stem)
-        own = {str(file.with_suffix(""))}
-        bare = {str(file.with_name(match["stem"]))} if match else set()
-        folder = {str(file.parent)} if len(file.parts) > 1 else set()
-        return own | bare | folder
+def find_folder(file: str, name: re.Pattern[str]) -> str:
+    """Returns the outermost folder of a file that has such a name, "" for none."""
+    folders = file.split("/")[:-1]
+    depth = next((i for i, one in enumerate(folders, 1) if name.fullmatch(plain(one))), 0)
+    return "/".join(folders[:depth])
 
-    def of(self, image: str) -> tuple[str, ...]:
-        """The masks of an image; leading folders that only the images have do not matter."""
-        parts = pathlib.PurePosixPath(image).with_suffix("").parts
-        for start in range(len(parts)):
-            files = self._by_key.get("/".join(parts[start:]), [])
-            for file in files:
-                if self._used.setdefault(file, image) != image:
+
+def find_masks(
+    root: PathLike, files: Sequence[str], normal: Collection[str]
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Finds the masks among the files of a folder of images.
+
+    Masks are the files in folders such as `ground_truth`, and those with the name of an image in the same
+    folder (`000_mask.png`, `mask_000.png`). So are the files of any other folder that have the names of images
+    elsewhere and only a few gray values.
+
+    Args:
+      root: the folder.
+      files: its image files, relative to it, sorted.
+      normal: names of folders of normal images, as `plain` returns them; they hold no masks.
+
+    Returns:
+      The masks, each with its folder of masks, None for that of its image; and the folders of masks that have
+      an unusual name, each with the folder of its images.
+    """
+    masks: dict[str, str | None] = {}
+    masks |= {file: folder for file in files if (folder := find_folder(file, FOLDER))}
+    left = [file for file in files if file not in masks]
+    images = {name for file in left for name in names(file, IMAGE)}
+    for file in left:
+        stem, bare = names(file, MASK)
+        if bare != stem and bare in images:
+            masks[file] = None
+
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    named: defaultdict[str, list[str]] = defaultdict(list)
+    left = [file for file in files if file not in masks]
+    for file in sorted(left, key=lambda one: plain(pathlib.PurePath(one).parent.name) in normal):
+        folders[find_folder(file, _LIKELY_FOLDER) or os.path.dirname(file)].append(file)
+        for name in names(os.path.basename(file), IMAGE):
+            named[name].append(file)
+    unusual: dict[str, str] = {}
+    for folder, inside in folders.items():
+        likely = find_folder(f"{folder}/", _LIKELY_FOLDER) != ""
+        title = plain(os.path.basename(folder))
+        if not likely and (len(left) < len(files) or title in ("", *normal)):
+            continue
+        twins = {}  # images elsewhere that the files are named after
+        for file in inside:
+            same = (one for name in names(os.path.basename(file), MASK) for one in named[name])
+            if twin := next((one for one in same if not one.startswith(f"{folder}/")), None):
+                twins[file] = twin
+        others = list(twins.values())
+        if len(twins) < (1 if likely else len(inside) / 2) or not _have_few_levels(root, [*twins]):
+            continue
+        if likely or not _have_few_levels(root, others):
+            masks |= dict.fromkeys(inside, folder)
+            unusual |= {} if likely else {folder: os.path.dirname(others[0])}
+    return masks, unusual
+
+
+def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
+    """Whether a few gray values make up the images; reads three of them, up to the first that has more."""
+    for file in files[:: max(len(files) // 3, 1)][:3]:
+        try:
+            (values,) = read_masks(os.path.join(root, file)).parts
+        except UnreadableImage:
+            return False
+        counts = np.sort(np.unique(values, return_counts=True)[1])
+        if counts[-MAX_LEVELS:].sum() < MIN_SHARE * values.size:
+            return False
+    return True
+
+
+def pair(
+    root: PathLike,
+    masks: Mapping[str, str | None],
+    images: Sequence[str],
+    normal: Sequence[str],
+) -> dict[str, list[str]]:
+    """Finds the masks of images by name; leading folders that only the images have do not matter.
+
+    Args:
+      root: the folder of the masks.
+      masks: relative to it; see `find_masks`.
+      images: those that are not known to be normal.
+      normal: normal images; they need no masks and get those that are left.
+
+    Raises:
+      UserError: a mask fits two of `images`.
+    """
+    named: defaultdict[tuple[str | None, str], list[str]] = defaultdict(list)
+    for mask, folder in masks.items():
+        if folder is None:
+            named[None, names(mask, MASK)[1]].append(mask)
+            continue
+        inside = mask[len(folder) :].strip("/")
+        # The folder is MVTec LOCO's way: several masks `<stem>/000.png` for one image.
+        for name in {*names(inside, MASK), plain(os.path.dirname(inside))} - {""}:
+            named[plain(os.path.dirname(folder)), name].append(mask)
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    owners: dict[str, str] = {}
+    for group in (images, normal):
+        taken = set(owners)
+        for image in group:
+            keys = (key for name in names(image, IMAGE) for key in _keys(name))
+            for mask in next((named[key] for key in keys if key in named), ()):
+                owner = owners.setdefault(mask, image)
+                if owner != image and group is images:
                     raise UserError(
-                        f"The mask {self._root / file} fits two images, {self._used[file]} and {image}; "
-                        "put the masks into the same subfolders as the images."
+                        f"The mask {os.path.join(root, mask)} fits two images, {owner} and {image}; put the"
+                        " masks into the same subfolders as the images."
                     )
-            if files:
-                return tuple(str(self._root / file) for file in files)
-        return ()
+                if mask not in taken:
+                    found[image].append(mask)
+    return found
 
-    def unused(self) -> list[str]:
-        """Masks that no image has asked for."""
-        return [str(self._root / file) for file in self._files if file not in self._used]
+
+def _keys(name: str) -> Iterator[tuple[str | None, str]]:
+    """The folders that a mask may belong to with its names there; those next to the image come first."""
+    yield None, name
+    parts = name.split("/")
+    for scope in range(len(parts) - 1, -1, -1):
+        for start in range(scope, len(parts)):
+            yield "/".join(parts[:scope]), "/".join(parts[start:])

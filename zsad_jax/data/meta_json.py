@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import logging
@@ -12,13 +12,17 @@ from absl import logging
 from zsad_jax.data import issues
 from zsad_jax.data.base import Dataset, Sample, Samples
 from zsad_jax.data.issues import Issue
+from zsad_jax.data.mask_files import IMAGE, MASK, names, plain
 from zsad_jax.data.protocol import Naming, prompt_name
 from zsad_jax.errors import NoSplitError, UserError
 from zsad_jax.files import PathLike
 
 META_JSON = "meta.json"
 _LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # true and false are 1 and 0
+_FORM = '{"test": {CATEGORY: [{"img_path": PATH, "mask_path": PATH or "", "anomaly": 0 or 1}, …]}}'
+_TYPES = {dict: "a mapping", list: "a list", str: "a string", type(None): "null"}
 D = TypeVar("D", bound=Dataset)
+T = TypeVar("T")
 
 
 class NoImagesError(UserError):
@@ -77,6 +81,12 @@ def read_meta_json(
             samples[key] = dataclasses.replace(sample, prompt_name=called)
             faults += [fault] if fault else []
             missing += [] if os.path.isfile(key) else [str(sample.image)]
+    images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
+    for key, sample in samples.items():
+        if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
+            detail = f"{os.path.basename(str(sample.mask))}, of {other}"
+            faults.append(Issue("mask_of_other", sample.file_name, detail))
+            samples[key] = dataclasses.replace(sample, mask=None, has_mask=False)
     if len(missing) == len(samples):
         first = [*missing, *map(str, faults)][0]
         raise NoImagesError(
@@ -116,65 +126,90 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
     return splits
 
 
-def _entries(path: pathlib.Path, split: str) -> Iterator[Mapping[str, Any]]:
+def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        splits = {key.lower(): value for key, value in content.items()}
-        filled = [key for key, categories in splits.items() if any((categories or {}).values())]
-        wanted = [key for key in filled if split.lower() in (key, "all")]
-        if not wanted:
-            known = ", ".join(filled) or "none"
-            raise NoSplitError(f"{path} has no split {split!r} (it has: {known}).")
-        for key in wanted:
-            for category, entries in splits[key].items():
-                for entry in entries:
-                    yield _check({"cls_name": category} | entry)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = _expect(dict, content, "it must map splits to categories")
+        splits = {key.lower(): value or {} for key, value in content.items()}
+        entries = [
+            _check({"cls_name": name} | _expect(dict, one, f"entries of {name!r} must be mappings"))
+            for key in splits
+            if split.lower() in (key, "all")
+            for name, listed in _expect(
+                dict, splits[key], f"{key!r} must map categories to lists"
+            ).items()
+            for one in _expect(list, listed or [], f"{name!r} must be a list of entries")
+        ]
     except FileNotFoundError:
         raise UserError(f"There is no {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a meta.json of the known form ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a meta.json of the known form: {error}. The form is {_FORM}; correct the file, or"
+            " write it again."
+        ) from error
+    if not entries:
+        filled = [
+            key for key, value in splits.items() if isinstance(value, dict) and any(value.values())
+        ]
+        known = ", ".join(filled) or "none"
+        raise NoSplitError(f"{path} has no split {split!r} (it has: {known}).")
+    return entries
+
+
+def _expect(kind: type[T], value: Any, rule: str) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"{rule}, and is {_TYPES.get(type(value), repr(value))}")
+    return value
 
 
 def _check(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry with its label as a number."""
-    image, mask, anomaly = entry["img_path"], entry.get("mask_path"), entry.get("anomaly", 0)
-    if not image or not isinstance(image, str):
-        raise TypeError(f"an img_path is {image!r}")
+    image, mask, anomaly = entry.get("img_path"), entry.get("mask_path"), entry.get("anomaly")
+    if not image or not isinstance(image, str) or "\0" in image:
+        raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, and is {image!r}")
     if not isinstance(mask, str | None):
-        raise TypeError(f"the mask_path of {image} is {mask!r}")
+        raise ValueError(f"the mask_path of {image} must be a path, and is {mask!r}")
     if not isinstance(anomaly, str | int | float) or anomaly not in _LABELS:
-        raise TypeError(f"the anomaly of {image} is {anomaly!r}, neither 0 nor 1")
+        found = repr(anomaly) if "anomaly" in entry else "missing"
+        raise ValueError(f"the anomaly of {image} must be 0 (normal) or 1, and is {found}")
     return entry | {"anomaly": _LABELS[anomaly]}
 
 
 def _read_entry(
     entry: Mapping[str, Any], root: pathlib.Path, within: set[str]
 ) -> tuple[Sample | None, Issue | None]:
-    """A sample, and what is amiss with it or its mask; no sample where the image lies outside."""
+    """A sample, and what is wrong with it or its mask; no sample where the image is outside."""
     image = _resolve(entry["img_path"], root, within)
     if image is None:
         return None, Issue("image_outside", entry["img_path"])
-    label = entry["anomaly"]
+    label, listed = entry["anomaly"], entry.get("mask_path") or ""
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
-    fault = mask = None
-    if label and entry.get("mask_path"):
-        mask = _resolve(entry["mask_path"], root, within)
-        if mask is None:
-            fault = Issue("mask_outside", file_name, entry["mask_path"])
-    if mask is not None and not mask.is_file():
-        # Some files name the folder instead of a mask where there is none.
-        fault = None if mask.is_dir() else Issue("mask_missing", file_name, entry["mask_path"])
-        mask = None
+    mask = _resolve(listed, root, within) if listed else None
+    usable = mask is not None and mask.is_file()
+    if label:  # some files name the folder instead of a mask where there is none
+        missing = "mask_outside" if mask is None else "" if mask.is_dir() else "mask_missing"
+        kind = missing if listed and not usable else ""
+    else:
+        kind = "mask_of_normal" if usable else ""
     sample = Sample(
         image=str(image),
-        mask=None if mask is None else str(mask),
-        has_mask=not label or mask is not None,
+        mask=str(mask) if label and usable else None,
+        has_mask=not label or usable,
         label=label,
         category=str(entry["cls_name"]),
         defect=str(entry.get("specie_name") or ("" if label else "good")),
         file_name=file_name,
     )
-    return sample, fault
+    return sample, Issue(kind, file_name, listed) if kind else None
+
+
+def _find_other(mask: str, image: str, images: Collection[str]) -> str | None:
+    """The name of another image in the folder of an image that its mask is named after."""
+    folder, file = os.path.split(image)
+    given = names(os.path.basename(mask), MASK)
+    if {*given, plain(pathlib.Path(mask).parent.name)} & {*names(file, IMAGE)}:
+        return None
+    return next((one for one in given if os.path.join(plain(folder), one) in images), None)
 
 
 def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | None:
