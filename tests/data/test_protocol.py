@@ -32,7 +32,7 @@ def test_names_of_datasets_may_say_the_split_and_be_joined():
     assert protocol.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
     assert protocol.title("my+parts") == "my+parts"
     for wrong in ("", "visa+", ":train"):
-        with pytest.raises(UserError, match="is no dataset's name"):
+        with pytest.raises(UserError, match="is not a name of a dataset"):
             parse_name(wrong)
 
 

@@ -261,7 +261,7 @@ def test_copies_with_a_meta_json_are_verified_and_listed(run, copy):
 def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_path):
     path = tmp_path / "data/MPDD/meta.json"
     content = json.loads(path.read_text())
-    content["train"] = {"metal_nut": [{"img_path": "metal_nut/train/good/999.png"}]}
+    content["train"] = {"metal_nut": [{"img_path": "metal_nut/train/good/999.png", "anomaly": 0}]}
     path.write_text(json.dumps(content))
     code, out, _ = run("verify", "mpdd")
     assert code == 1
