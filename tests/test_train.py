@@ -67,6 +67,7 @@ def method(**changes):
         score=None,
         anomaly_map=None,
         loss=loss,
+        group_names=("level", "other"),
         groups=lambda params: {"level": "level", "other": "other"},
         image_scores=("score",),
     )

@@ -94,18 +94,14 @@ def _missing_config(error: OSError) -> str:
 
 
 def reject_strays(arguments: Sequence[str]) -> None:
-    """Rejects arguments that are neither options nor existing paths.
-
-    Raises:
-      UserError: there is one; the message has the option that was probably meant.
-    """
+    """Rejects arguments that are not options, with the option that was probably meant."""
     for argument in arguments:
         key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
         keys = _keys(_CONFIG.value) if _CONFIG.value is not None else []
-        similar = nearest(key, [one.rpartition(".")[2] for one in keys])
-        exact = [f"config.{one}" for one in keys if f".{one}".endswith(f".{key}")]
-        close = [f"config.{one}" for one in keys if one.rpartition(".")[2] in similar]
-        meant = [key] if key in flags.FLAGS else exact or close
+        last = {one.rpartition(".")[2]: one for one in keys}
+        close = [one for one in keys if f".{one}".endswith(f".{key}")]
+        close = close or [last[one] for one in nearest(key, last)]
+        meant = [key] if key in flags.FLAGS else [f"config.{one}" for one in close]
         options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
         remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
         raise UserError(f"Unexpected argument {argument!r}. {remedy}")

@@ -61,12 +61,9 @@ def parse_scale(text: str) -> tuple[float, float]:
 
 
 def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
-    """Returns the lowest threshold with at least this share of the scores below it.
-
-    It is the float32 number above one of the scores, since a score equal to a threshold is anomalous.
-    """
+    """Returns the lowest threshold with at least this share of the scores below it."""
     highest = np.quantile(np.asarray(scores, np.float32), quantile, method="inverted_cdf")
-    return shortest(np.nextafter(highest, np.float32(np.inf)))
+    return shortest(np.nextafter(highest, np.float32(np.inf)))  # a score equal to it is anomalous
 
 
 def describe_support(count: int, quantile: float) -> str:

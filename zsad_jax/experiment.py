@@ -3,21 +3,32 @@
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
+
 from zsad_jax import files
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.load import check_image_size, locate_files
+from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
 from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.sizes import SIZES
 from zsad_jax.data.protocol import DATASETS, check_name, parse_name
 from zsad_jax.errors import UserError
-from zsad_jax.methods import Method, check_config, count_learned, make_method, released
+from zsad_jax.methods import (
+    Method,
+    check_config,
+    count_learned,
+    image_score,
+    make_method,
+    released,
+)
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.recipes import recipe_of
-from zsad_jax.train import TrainingConfig
+from zsad_jax.methods.recipes import RECIPES, UNLIKE_PAPER
+from zsad_jax.train import TrainingConfig, make_optimizer
 
 # Columns of their own in the results, so not named again in `variant`.
 COLUMNS_OF_THEIR_OWN = ("prompt_family", "sigma")
@@ -178,6 +189,42 @@ class Experiment:
         options = self.method_options(comparison, **fields)
         return make_method(options.pop("name"), backbone, options)
 
+    def check_methods(self, backbone: Backbone | None = None) -> None:
+        """Rejects options that do not work together.
+
+        Args:
+          backbone: the loaded one; None: a description of a released one, over which no prompts are encoded.
+        """
+        if backbone is None and self.backbone["name"] not in SIZES:
+            return
+        over = backbone or describe_backbone(self.backbone["name"])
+        main = self.make_method(over)
+        image_score(main, self.image_score)
+        params = jax.eval_shape(main.init, jax.random.key(0), over.params)
+        make_optimizer(self.training_config, main, params, main.stages[0])
+        if self.train and not params:
+            raise UserError(
+                f"config.train is True, but {main.name} as configured learns nothing; leave it False."
+            )
+        differing = {repr(fields): fields for fields in ({}, *self.method_for.values())}
+        for fields, comparison in itertools.product(differing.values(), ("", *self.comparisons)):
+            method = self.make_method(over, comparison, **fields)
+            params = jax.eval_shape(method.init, jax.random.key(0), over.params)
+            if params and not all(map(self.auxiliary_of, self.targets)):
+                raise UserError(
+                    f"{method.name} as configured learns prompts, but config.auxiliary does not say on what;"
+                    " name a dataset."
+                )
+            if backbone is not None:
+                encode = jax.jit(method.prototypes, static_argnums=2)
+                encode.eval_shape(over.params, params, ("object",))
+
+    def training_of(self, method: Method) -> TrainingConfig:
+        """Returns the training section with the learning rates of the groups that a method has."""
+        config = self.training_config
+        rates = {k: v for k, v in config.learning_rates.items() if k in method.group_names}
+        return dataclasses.replace(config, learning_rates=rates)
+
 
 def _keys(name: str) -> set[str]:
     """The keys of the datasets in a name; two splits of one dataset are the same dataset."""
@@ -242,23 +289,21 @@ def describe_variant(method: Method) -> str:
     )
 
 
-def describe_method(method: Method, backbone: Backbone) -> dict[str, Any]:
+def describe_method(experiment: Experiment, method: Method, backbone: Backbone) -> dict[str, Any]:
     """What run.json says of the method: its changed options, and how much it learns, counted two ways."""
     learned = count_learned(method, backbone)
     return {
         "method": method.name,
         "changed_options": changed_options(method),
+        UNLIKE_PAPER: compare_with_recipe(experiment),
         "trainable_parameters": learned,
         "trainable_parameters_as_published": learned + method.unused_parameters,
     }
 
 
 def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
-    """Returns options that differ from those of the published numbers: [ours, theirs] by name.
-
-    The report itself compares what results have as columns.
-    """
-    recipe = recipe_of(experiment.method["name"])
+    """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
+    recipe = RECIPES[experiment.method["name"]]
     pairs: dict[str, list[Any]] = {"naming": [experiment.naming, "published"]}
     for key in ("lineage", "posemb_stage", "activation"):
         pairs[key] = [experiment.backbone.get(key), recipe.backbone.get(key)]

@@ -9,25 +9,18 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from zsad_jax import command, files, learned, sharding
+from zsad_jax import command, files, sharding
 from zsad_jax.backbones import released
 from zsad_jax.console import log_plainly
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import NoSplitError, NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
-from zsad_jax.experiment import (
-    Experiment,
-    compare_with_recipe,
-    describe_method,
-    target_name,
-    to_json,
-)
+from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
 from zsad_jax.methods import image_score
 from zsad_jax.methods import released as released_prompts
-from zsad_jax.report import WITHOUT_MASK, Report, find_partial, names, read_curves, write_report
-from zsad_jax.report.coverage import words_on
-from zsad_jax.report.training import UNLIKE_PAPER
+from zsad_jax.report import Report, names, read_curves, write_report
+from zsad_jax.report.coverage import WITHOUT_MASK, find_partial, words_on
 from zsad_jax.results import collect
 from zsad_jax.run_info import Stopwatch, count_without_mask, describe_run
 from zsad_jax.runner import Runner
@@ -47,14 +40,12 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
       UserError: something is wrong or missing; nothing long has been started then.
     """
     clock = Stopwatch()
+    experiment.check_methods()
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
+    experiment.check_methods(backbone)
     method = experiment.make_method(backbone)
     score = image_score(method, experiment.image_score)
-    if experiment.train and not learned.learns(method, backbone):
-        raise UserError(
-            f"config.train is True, but {method.name} as configured learns nothing; leave it False."
-        )
     files.write_json(workdir / "config.json", to_json(experiment))
     clock.lap("start")
 
@@ -78,8 +69,8 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     comparisons = [row for result in results for row in result.comparisons]
     files.write_json(workdir / "results.json", rows)
     files.write_json(workdir / "comparisons.json", comparisons)
-    run = describe_run(backbone, clock, evaluations) | describe_method(method, backbone)
-    run[UNLIKE_PAPER] = compare_with_recipe(experiment)
+    run = describe_run(backbone, clock, evaluations)
+    run |= describe_method(experiment, method, backbone)
     recorded = {e.dataset: [issue._asdict() for issue in e.faults] for e in evaluations}
     files.write_json(workdir / "run.json", run | {"issues": recorded})
     report = Report(

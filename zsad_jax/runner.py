@@ -88,11 +88,7 @@ class Runner:
         method = self._method(comparison)
         if not learned.learns(method, self.backbone):
             return Learned({}, None, None, None, None)
-        if auxiliary is None:
-            raise UserError(
-                f"{method.name} as configured learns prompts, but config.auxiliary does not say on what;"
-                " name a dataset."
-            )
+        assert auxiliary is not None  # see `Experiment.check_methods`
         if self.experiment.train:
             return self._train(auxiliary, method)
         return self._load(auxiliary, method)
@@ -138,7 +134,7 @@ class Runner:
 
     def _optimise(self, method: Method, dataset: Dataset, folder: pathlib.Path) -> PyTree:
         """Trains, or goes on from the last finished epoch in `folder`."""
-        config = self.experiment.training_config
+        config = self.experiment.training_of(method)
         saver = OrbaxSaver(folder / "checkpoints")
         done = saver.latest()
         resumed = None if done is None else done * config.steps(len(dataset))

@@ -102,11 +102,11 @@ def make_optimizer(
     """The optimiser with each parameter group's own rate; groups outside the stage stand still."""
     groups = method.groups(params)
     names = set(jax.tree.leaves(groups))
-    unknown = set(config.learning_rates) - names
+    unknown = set(config.learning_rates) - set(method.group_names)
     if unknown:
         raise UserError(
             f"config.training.learning_rates names {sorted(unknown)}, but {method.name} has the parameter"
-            f" groups {sorted(names)}."
+            f" groups {sorted(method.group_names)}; remove the others."
         )
 
     def transform(name: str) -> optax.GradientTransformation:

@@ -3,8 +3,8 @@ import io
 
 import pytest
 
+from zsad_jax.methods.recipes import UNLIKE_PAPER
 from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
-from zsad_jax.report.training import UNLIKE_PAPER
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
 

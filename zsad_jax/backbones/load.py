@@ -149,16 +149,7 @@ def describe_backbone(name: str) -> Backbone:
 
 
 def check_image_size(name: str, image_size: Any, patch_size: int | None = None) -> None:
-    """Rejects an image size that a backbone cannot take.
-
-    Args:
-      name: of the backbone.
-      image_size: as for `load_backbone`.
-      patch_size: of the backbone; None: that of a released one, and any for others.
-
-    Raises:
-      UserError: not a number of pixels, or not a multiple of the patch size.
-    """
+    """Rejects a size that is not a multiple of the patch size, by default that of a released name."""
     if image_size is None:
         return
     if not isinstance(image_size, int) or isinstance(image_size, bool):

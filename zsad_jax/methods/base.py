@@ -77,7 +77,8 @@ class Method(NamedTuple):
         names what is wanted in Scores.extras.
       anomaly_map: (patches [b h w c], size (H, W) or S) -> [b H W].
       loss: (frozen, params, features, batch: Batch) -> (loss, {name: term}).
-      groups: params -> pytree of group names; each has its learning rate in the config.
+      groups: params -> pytree of names out of `group_names`; each has its learning rate in the config.
+      group_names: all parameter groups of the method, those that its config switches off included.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
       map_range: (low, high) between which anomaly maps lie, for colour scales and histograms.
       features_key: equal (and not None) for methods that compute the same features over one backbone,
@@ -103,6 +104,7 @@ class Method(NamedTuple):
     loss: Callable[..., tuple[Array, dict[str, Array]]]
     groups: Callable[[PyTree], PyTree]
     image_scores: tuple[str, ...]
+    group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)
     features_key: Hashable = None
     cacheable: bool = True

@@ -134,6 +134,7 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_refuse_training, name),
         groups=lambda params: {},
+        group_names=(),
         image_scores=IMAGE_SCORES,
         map_range=(0.0, float(len(layers))),
         features_key=(layers, None, config.cls_norm),

@@ -169,6 +169,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_loss, config, temperature, encode),
         groups=_groups,
+        group_names=("prompts", "pathway"),
         image_scores=IMAGE_SCORES,
         map_range=(0.0, float(len(layers)) if config.segmentation == "per_layer" else 1.0),
         works_untrained=True,

@@ -170,6 +170,7 @@ def vip2clip(
         anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         loss=functools.partial(_loss, config, encode, align),
         groups=_groups,
+        group_names=("prompts", "fgp"),
         image_scores=(config.score_name,),
         features_key=(layers, None, config.cls_norm),
         import_params=functools.partial(_import_params, config),

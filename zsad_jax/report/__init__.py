@@ -2,7 +2,7 @@
 
 from zsad_jax.report.base import Case, DatasetScores, Report
 from zsad_jax.report.cases import choose_cases
-from zsad_jax.report.coverage import WITHOUT_MASK, find_partial
+from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay
@@ -23,7 +23,6 @@ __all__ = [
     "Row",
     "choose_cases",
     "colourise",
-    "find_partial",
     "gallery",
     "heatmap_figure",
     "overlay",

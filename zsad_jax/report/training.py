@@ -6,14 +6,11 @@ from typing import Any
 
 from zsad_jax.data.protocol import PROTOCOLS, Part, Protocol, parse_name
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.recipes import recipe_of
+from zsad_jax.methods.recipes import RECIPES, UNLIKE_PAPER
 from zsad_jax.report import names
 from zsad_jax.report.rows import Row
 
 USUAL = "common"  # MVTec AD trains for all others and VisA for it, as in the papers' main results
-UNLIKE_PAPER = (
-    "unlike_paper"  # key of run.json: option -> [ours, the paper's], beside what rows say
-)
 _FULL = "faprompt_full"
 _VIP2CLIP, _TPS_IMAGE, _TPS_PIXEL = "vip2clip_medical", "tps_medical_image", "tps_medical_pixel"
 _PROTOCOLS = (USUAL, _FULL, _VIP2CLIP, _TPS_IMAGE, _TPS_PIXEL)
@@ -54,15 +51,10 @@ def is_usual(row: Row) -> bool:
 
 
 def describe_setting(row: Row, run: Mapping[str, Any]) -> str:
-    """Returns a sentence on what differs from the setting of the published numbers; "" where nothing does.
-
-    Args:
-      row: a result; its training set is left to `tell_training`.
-      run: run.json of its run.
-    """
+    """Returns what differs from the published setting, beside the training set; "" where nothing does."""
     if row["method"] not in METHODS:
         return ""
-    recipe = recipe_of(row["method"])
+    recipe = RECIPES[row["method"]]
     fields = dataclasses.fields(config_class(row["method"]))
     options = {field.name: field.default for field in fields}
     options |= recipe.method_for.get(row["dataset"], {})

@@ -1,0 +1,285 @@
+"""Every option of every config: it works for a step of the demo, or is rejected before data is loaded.
+
+Nothing is compiled: a wrong shape, a missing key and an unknown name show when a function is traced.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import runpy
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import zsad_jax
+from zsad_jax import learned, main, runner
+from zsad_jax.backbones import released
+from zsad_jax.data.base import Sample, Samples
+from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.evaluate import Contender, make_scorer
+from zsad_jax.experiment import Experiment, from_config, target_name
+from zsad_jax.methods import METHODS, Batch, config_class
+from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZE = 28  # two by two patches
+CLASSES = ("metal nut", "grid")
+LARGE = 200  # more than a text may have tokens, or an image patches
+WITH_TESTS_OF_THEIR_OWN = (tuple[Any, ...], Mapping[str, Any] | None)
+
+
+def alternatives(hint, default, bounds):
+    """Other values of an option: all of a choice, the smallest and a large number, other texts and tuples."""
+    kind, args = typing.get_origin(hint), typing.get_args(hint)
+    low, high = bounds
+    if kind in (typing.Union, types.UnionType):
+        values = [
+            None,
+            *alternatives(next(a for a in args if a is not type(None)), default, bounds),
+        ]
+    elif kind is typing.Literal:
+        values = args
+    elif hint is bool:
+        values = (True, False)
+    elif hint is int:
+        values = (low if low is not None else 0, min(high or LARGE, LARGE))
+    elif hint is float:
+        values = (0.5,)
+    elif hint is str:
+        values = ("a gear, {}", "a long text " * 30)
+    elif kind is tuple and args[0] is int:
+        values = ((1,), (24, 1), ())
+    elif kind is tuple:
+        values = (default[::-1], default[:1], tuple("a long text {} " * 30 for _ in default))
+    else:
+        raise TypeError(f"no alternatives are known for {hint}")
+    return [value for value in dict.fromkeys(values) if value != default]
+
+
+def switches(config):
+    """Other values of a config's fields: one field at a time, but all floats at once at their smallest."""
+    hints, smallest = typing.get_type_hints(type(config)), {}
+    for field in dataclasses.fields(config):
+        bounds = field.metadata.get("within", (None, None))
+        default, hint = getattr(config, field.name), hints[field.name]
+        if hint is float:
+            smallest[field.name] = bounds[0]
+        elif typing.get_origin(hint) is not Mapping and hint not in WITH_TESTS_OF_THEIR_OWN:
+            for value in alternatives(hint, default, bounds):
+                yield {field.name: value}
+    if smallest:
+        yield smallest
+
+
+@functools.cache
+def demo(method, backbone):
+    """The demo of a method's config over a shipped backbone."""
+    own = "tips-nano" if method == "tipsomaly" else "clip-nano"
+    variant = "demo" if backbone == own else f"demo_{backbone.partition('-')[0]}"
+    config = runpy.run_path(str(ROOT / f"configs/{method}.py"))["get_config"](variant)
+    experiment = from_config(config)
+    assert experiment.backbone["name"] == backbone
+    return experiment
+
+
+@functools.cache
+def load(name):
+    """A shipped backbone whose towers are traced once for equal shapes."""
+    backbone = zsad_jax.load_backbone(name, image_size=SIZE)
+    options = ("layers", "project", "vv_from", "cls_norm")
+    return dataclasses.replace(
+        backbone,
+        encode_image=jax.jit(backbone.encode_image, static_argnames=options),
+        encode_prompts=jax.jit(backbone.encode_prompts),
+        encode_text=jax.jit(backbone.encode_text),
+    )
+
+
+def batch():
+    return Batch(
+        category=np.array([0, 1]),
+        labels=np.array([0, 1]),
+        masks=np.zeros((2, SIZE, SIZE), np.float32),
+        has_mask=np.ones(2, bool),
+        valid=np.ones(2, bool),
+        class_names=CLASSES,
+    )
+
+
+def trace_step(method, backbone, training):
+    """Traces a training step of every stage."""
+    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
+    params = learned.expected(method, backbone)
+    for stage in method.stages if params else ():
+        optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params))
+        step = make_step(method, backbone, optimizer, stage)
+        new, losses = jax.eval_shape(step, backbone.params, state, images, batch())
+        assert jax.tree.map(jax.numpy.shape, new) == jax.tree.map(jax.numpy.shape, state)
+        assert losses["loss"].shape == ()
+
+
+def trace_scores(contenders, backbone, scorer):
+    """Traces prompts, scores and maps."""
+    params = [contender.params for contender in contenders]
+    texts = [
+        jax.jit(one.method.prototypes, static_argnums=2).eval_shape(backbone.params, p, CLASSES)
+        for one, p in zip(contenders, params, strict=True)
+    ]
+    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
+    results = jax.eval_shape(scorer, backbone.params, params, texts, images, np.array([0, 1]))
+    for contender, (image, maps) in zip(contenders, results, strict=True):
+        assert set(image) == set(contender.method.image_scores)
+        assert maps.shape == (2, SIZE, SIZE)
+
+
+COMBINATIONS = [*itertools.product(METHODS, released.SHIPPED)]
+
+
+@pytest.mark.parametrize(("name", "over"), COMBINATIONS)
+def test_demos_train_and_score(name, over):
+    backbone, experiment = load(over), demo(name, over)
+    experiment.check_methods(backbone)
+    method = experiment.make_method(backbone)
+    trace_step(method, backbone, experiment.training_config)
+    contenders = [Contender(method, learned.expected(method, backbone))]
+    trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+
+
+@pytest.mark.parametrize(("name", "over"), COMBINATIONS)
+def test_every_option_of_a_method_works_or_is_rejected_before_data_is_loaded(name, over):
+    backbone, works = load(over), 0
+    base = demo(name, over)
+    for changes in switches(config_class(name)()):
+        try:
+            options = {**base.method, **changes}
+            experiment = dataclasses.replace(base, method=options, train=False, comparisons={})
+            experiment.check_methods(backbone)
+        except UserError:
+            continue
+        try:
+            method = experiment.make_method(backbone)
+            contenders = [Contender(method, learned.expected(method, backbone))]
+            trace_step(method, backbone, experiment.training_config)
+            trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+        except Exception as error:
+            raise AssertionError(f"{changes} fails late") from error
+        works += 1
+    assert works > 5
+
+
+class TracedError(Exception):
+    """All steps and scores of a run were traced."""
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs an experiment with tracing in place of training and evaluation; tells what was trained."""
+    trained = []
+
+    def optimise(self, method, dataset, folder):
+        trained.append(method.name)
+        trace_step(method, self.backbone, self.experiment.training_of(method))
+        shapes = learned.expected(method, self.backbone)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+    def evaluate(contenders, backbone, dataset, *, scorer, **_):
+        trace_scores(contenders, backbone, scorer)
+        raise TracedError
+
+    def open_datasets(experiment):
+        sample = Sample(image=b"", category="metal nut", file_name="0.png")
+        names = {*map(target_name, experiment.targets)}
+        names |= {*experiment.auxiliaries()} if experiment.train else set()
+        if not names <= {"synthetic_target", "synthetic_aux"}:
+            raise NotPreparedError(f"{names} are not prepared.")
+        return {name: Samples(name, [sample]) for name in names}, {}
+
+    monkeypatch.setattr(main, "open_datasets", open_datasets)
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    monkeypatch.setattr(runner.Runner, "_optimise", optimise)
+    monkeypatch.setattr(Experiment, "load_backbone", lambda self: load(self.backbone["name"]))
+
+    def start(experiment):
+        trained.clear()
+        with pytest.raises(TracedError):
+            main.run_experiment(experiment, tmp_path)
+        return trained
+
+    start.trained = trained
+    return start
+
+
+def test_every_option_of_an_experiment_works_or_is_rejected_before_data_is_loaded(run):
+    base, works = demo("vip2clip", "clip-nano"), 0
+    for changes in switches(base):
+        try:
+            run(dataclasses.replace(base, comparisons={}, **changes))
+        except UserError:
+            assert not run.trained, f"{changes} is rejected after training"
+        else:
+            works += 1
+    assert works > 10
+
+
+def test_every_option_of_training_works(run):
+    base = demo("vip2clip", "clip-nano")
+    for changes in switches(TrainingConfig()):
+        training = {**base.training, **changes}
+        experiment = dataclasses.replace(base, comparisons={}, training=training)
+        assert run(experiment) in (["vip2clip"], []), (
+            changes
+        )  # [] where an earlier run has trained it
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "part"), [("vip2clip", "clip-nano", "fgp"), ("tps", "tips-nano", "pathway")]
+)
+def test_accepts_rates_of_groups_that_are_switched_off(run, name, over, part):
+    base = demo(name, over)
+    assert part in base.training["learning_rates"]
+    method = {**base.method, part: False}
+    assert run(dataclasses.replace(base, method=method, comparisons={})) == [name]
+
+
+@pytest.mark.parametrize("rates", [{"fgp": 0.1}, {"prompts": 0.1, "prompt": 0.1}])
+def test_rejects_rates_of_groups_that_a_method_never_has(run, rates):
+    base = demo("tps", "clip-nano")
+    experiment = dataclasses.replace(base, training={**base.training, "learning_rates": rates})
+    with pytest.raises(UserError, match=r"tps has the parameter groups \['pathway', 'prompts'\]"):
+        run(experiment)
+    assert not run.trained
+
+
+def test_compares_with_every_other_method(run):
+    """Each is trained with the learning rates of the groups that it has."""
+    base = demo("vip2clip", "clip-nano")
+    others = {name: {"name": name} for name in METHODS if name != "vip2clip"}
+    own = {"without fgp": {"fgp": False}, "global": {"utpa": False}}
+    trained = run(dataclasses.replace(base, comparisons={**others, **own}))
+    nothing_learned = {"clip", "clip_ac"}
+    assert sorted(trained) == sorted([*METHODS.keys() - nothing_learned, "vip2clip", "vip2clip"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"comparisons": {"x": {"name": "tps", "global_token": 1}}}, "has 1 global token"),
+        ({"comparisons": {"x": {"name": "coop", "num_prompts": LARGE}}}, "fewer learned tokens"),
+        ({"method_for": {"synthetic_target": {"global_token": 1}}}, "has 1 global token"),
+        ({"method_for": {"synthetic_target": {"state_length": LARGE}}}, "fewer learned tokens"),
+        ({"comparisons": {"x": {"name": "clip"}}, "image_score": "global"}, "Image score 'global'"),
+        ({"auxiliary": None}, "config.auxiliary does not say"),
+        ({"auxiliary": "mvtec_ad", "train": False}, "There are no prompts learned on mvtec_ad"),
+    ],
+)
+def test_rejects_what_a_later_part_of_a_run_cannot_do(run, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(dataclasses.replace(demo("vip2clip", "clip-nano"), **changes))
+    assert not run.trained
