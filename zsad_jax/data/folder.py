@@ -222,27 +222,8 @@ def _read_part(
     """The samples of one category; `split` is None for a folder without layout."""
     category = category or (folder.resolve() if folder == root else folder).name  # "." has no name
     place = folder if split is None else folder / (_subfolder(folder, split) or "")
+    images, known, faults = _list_part(folder, place, split, masks, normal)
     start = "" if split is None else f"{place.name}/"
-    ignored: list[Issue] = []
-    # Each folder by itself: links in one split may lead to images of another.
-    splits = [one for one in _subfolders(folder) if one == place or plain(one.name) not in SPLITS]
-    places = [folder] if split is None else splits
-    files = [one for below in places for one in _list_images(folder, ignored, below)]
-    faults = [issue for issue in ignored if issue.kind != "hidden"]
-    if masks is not None:
-        inside = _to_posix(os.path.relpath(masks, folder))
-        files = [one for one in files if not one.startswith(f"{inside}/")]
-    known, unusual = find_masks(folder, files, normal)
-    images = [one for one in files if one.startswith(start) and one not in known]
-    if masks is not None:
-        faults += [Issue("mask_unused", one) for one in known]
-        known = dict.fromkeys(_list_images(masks), "")
-    elif unusual:
-        suspect, other = next(iter(unusual.items()))
-        raise UserError(
-            f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
-            " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
-        )
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
     normals = {image for image in images if normal & set(map(plain, folders[image]))}
     labelled = split is not None or bool(normals)
@@ -283,6 +264,38 @@ def _read_part(
         detail = f"{anomalous} of {len(images)} images"
         faults.append(Issue("masks_missing", str(place), detail))
     return samples, faults
+
+
+def _list_part(
+    folder: pathlib.Path,
+    place: pathlib.Path,
+    split: str | None,
+    masks: PathLike | None,
+    normal: set[str],
+) -> tuple[list[str], dict[str, str | None], list[Issue]]:
+    """The images of a category and its masks, see `find_masks`, relative to its folder, and other files."""
+    ignored: list[Issue] = []
+    # Each folder by itself: links in one split may lead to images of another.
+    splits = [one for one in _subfolders(folder) if one == place or plain(one.name) not in SPLITS]
+    places = [folder] if split is None else splits
+    files = [one for below in places for one in _list_images(folder, ignored, below)]
+    faults = [issue for issue in ignored if issue.kind != "hidden"]
+    if masks is not None:
+        inside = _to_posix(os.path.relpath(masks, folder))
+        files = [one for one in files if not one.startswith(f"{inside}/")]
+    known, unusual = find_masks(folder, files, normal)
+    start = "" if split is None else f"{place.name}/"
+    images = [one for one in files if one.startswith(start) and one not in known]
+    if masks is not None:
+        faults += [Issue("mask_unused", one) for one in known]
+        known = dict.fromkeys(_list_images(masks), "")
+    elif unusual:
+        suspect, other = next(iter(unusual.items()))
+        raise UserError(
+            f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
+            " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
+        )
+    return images, known, faults
 
 
 def _judge(masks: tuple[str, ...]) -> int:
