@@ -150,6 +150,7 @@ def test_demos_train_and_score(name, over):
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, learned.expected(method, backbone))]
     trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+    assert set(jax.tree.leaves(method.groups(contenders[0].params))) == set(method.group_names)
 
 
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
@@ -180,7 +181,7 @@ class TracedError(Exception):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs an experiment with tracing in place of training and evaluation; tells what was trained."""
+    """Runs an experiment, tracing instead of training and scoring; returns the trained methods' names."""
     trained = []
 
     def train(method, backbone, dataset, config, **_):
