@@ -150,6 +150,7 @@ def test_demos_train_and_score(name, over):
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, learned.expected(method, backbone))]
     trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+    assert set(jax.tree.leaves(method.groups(contenders[0].params))) == set(method.group_names)
 
 
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
@@ -180,13 +181,13 @@ class TracedError(Exception):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs an experiment with tracing in place of training and evaluation; tells what was trained."""
+    """Runs an experiment, tracing instead of training and scoring; returns the trained methods' names."""
     trained = []
 
-    def optimise(self, method, dataset, folder):
+    def train(method, backbone, dataset, config, **_):
         trained.append(method.name)
-        trace_step(method, self.backbone, self.experiment.training_of(method))
-        shapes = learned.expected(method, self.backbone)
+        trace_step(method, backbone, config)
+        shapes = learned.expected(method, backbone)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def evaluate(contenders, backbone, dataset, *, scorer, **_):
@@ -203,7 +204,9 @@ def run(monkeypatch, tmp_path):
 
     monkeypatch.setattr(main, "open_datasets", open_datasets)
     monkeypatch.setattr(runner, "evaluate", evaluate)
-    monkeypatch.setattr(runner.Runner, "_optimise", optimise)
+    monkeypatch.setattr(runner, "train", train)
+    saver = types.SimpleNamespace(latest=lambda: None, close=lambda: None)
+    monkeypatch.setattr(runner, "OrbaxSaver", lambda folder: saver)
     monkeypatch.setattr(Experiment, "load_backbone", lambda self: load(self.backbone["name"]))
 
     def start(experiment):

@@ -97,7 +97,7 @@ def reject_strays(arguments: Sequence[str]) -> None:
     """Rejects arguments that are not options, with the option that was probably meant."""
     for argument in arguments:
         key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
-        keys = _keys(_CONFIG.value) if _CONFIG.value is not None else []
+        keys = _keys(_CONFIG.value)
         last = {one.rpartition(".")[2]: one for one in keys}
         close = [one for one in keys if f".{one}".endswith(f".{key}")]
         close = close or [last[one] for one in nearest(key, last)]

@@ -161,8 +161,8 @@ def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
 
     def body() -> None:
-        command.reject_strays(argv[1:])
         experiment = command.read_experiment()
+        command.reject_strays(argv[1:])
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
         log_plainly()
         with files.alone(workdir, OUTPUTS):

@@ -364,10 +364,10 @@ def main(argv: list[str]) -> None:
             raise UserError("Name a folder for the results: --out DIR.")
         if len(argv) < 2:
             raise UserError("Name images: files, folders or patterns.")
+        experiment = command.read_experiment()
         keys = re.compile(r"-*[\w.]+=[^*?]*")
         missing = [path for path in argv[1:] if not os.path.lexists(path)]
         command.reject_strays([path for path in missing if keys.fullmatch(path)])
-        experiment = command.read_experiment()
         if _BATCH_SIZE.value is not None:
             experiment = dataclasses.replace(experiment, batch_size=_BATCH_SIZE.value)
         if _DEPTH.value is not None:

@@ -314,7 +314,7 @@ def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"num_prompt": 4}, "'num_prompt'.*'num_prompts'"),
+        ({"num_prompt": 4}, "'num_prompt'.*num_prompts"),
         ({"num_prompts": 0}, "'num_prompts' is 0; it must be at least 1"),
         ({"num_prompts": 75}, "prompt of 80 tokens, 75 of them learned, is longer than the 77"),
         ({"num_deep_prompts": 13}, "'num_deep_prompts' is 13.* the 12 learned tokens"),

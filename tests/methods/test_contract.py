@@ -109,6 +109,7 @@ def inside_the_tower(backbone):
         anomaly_map=anomaly_map,
         loss=loss,
         groups=lambda params: {"bias": "tower"},
+        group_names=("tower",),
         image_scores=("score",),
         cacheable=False,
     )

@@ -476,7 +476,7 @@ def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_pat
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"num_abnormals": 4}, "'num_abnormals'.*'num_abnormal'"),
+        ({"num_abnormals": 4}, "'num_abnormals'.*num_abnormal"),
         ({"num_abnormal": 0}, "'num_abnormal' is 0; it must be at least 1"),
         ({"num_selected": 0}, "'num_selected' is 0; it must be at least 1"),
         ({"dap_select": "last"}, "'dap_select' is 'last'; it takes 'first' or 'topk'"),

@@ -372,7 +372,7 @@ def test_a_backbone_with_one_global_token_has_one_score(
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"sigmas": 4.0}, "'sigmas'.*'sigma'"),
+        ({"sigmas": 4.0}, r"'sigmas'.*sigma\?"),
         ({"learning": "add"}, "'learning' is 'add'.*'concat' or 'sumate'"),
         ({"prompt_family": None}, "'prompt_family'"),
         ({"num_prompts": 0}, "'num_prompts' is 0; it must be at least 1"),

@@ -414,7 +414,7 @@ def test_a_pathway_for_each_layer_is_counted(clip):
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"pathways": True}, "'pathways'.*'pathway'"),
+        ({"pathways": True}, "'pathways'.*pathway or"),
         ({"pathway_heads": 5}, "'pathway_heads' is 5.*does not divide the 32"),
         ({"feature_layers": (6, 25)}, "'feature_layers' is \\(6, 25\\)"),
         ({"feature_layers": ()}, "'feature_layers'"),

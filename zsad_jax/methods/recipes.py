@@ -16,7 +16,7 @@ UNLIKE_PAPER = "unlike_paper"  # key of run.json: option -> [ours, the paper's]
 
 
 class Recipe(NamedTuple):
-    """The setting of a method's published numbers; its config has the defaults beside `method_for`.
+    """The setting of a method's published numbers; its config has the defaults apart from `method_for`.
 
     Attributes:
       training: fields of `TrainingConfig`.

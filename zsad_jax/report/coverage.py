@@ -43,9 +43,9 @@ def find_partial(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> P
                 f"{about.title}: {unmasked} of {row['n_anomalous']} anomalous images have no mask."
             )
             partial[dataset, "pixel"] = (*partial.get((dataset, "pixel"), ()), told)
-        told = describe_setting(row, run)
-        if told and published_numbers(row["method"], dataset):
-            partial[dataset, SETTING] = (told,)
+        setting = describe_setting(row, run)
+        if setting and published_numbers(row["method"], dataset):
+            partial[dataset, SETTING] = (setting,)
     return partial
 
 

@@ -51,7 +51,7 @@ def is_usual(row: Row) -> bool:
 
 
 def describe_setting(row: Row, run: Mapping[str, Any]) -> str:
-    """Returns what differs from the published setting, beside the training set; "" where nothing does."""
+    """Returns what differs from the published setting, apart from the training set; "" where nothing does."""
     if row["method"] not in METHODS:
         return ""
     recipe = RECIPES[row["method"]]
@@ -63,12 +63,12 @@ def describe_setting(row: Row, run: Mapping[str, Any]) -> str:
     published["image_score"] = recipe.image_score or row["image_score"]
     differs = {names.COLUMNS[key].lower(): (row[key], value) for key, value in published.items()}
     differs |= run.get(UNLIKE_PAPER, {})
-    told = [
+    words = [
         f"{key} {ours} (the paper: {'default' if theirs in ('', None) else theirs})"
         for key, (ours, theirs) in differs.items()
         if ours != theirs
     ]
-    return f"{names.method_name(row['method'])}: {', '.join(told)}." if told else ""
+    return f"{names.method_name(row['method'])}: {', '.join(words)}." if words else ""
 
 
 def tell_training(rows: Iterable[Row]) -> list[str]:
