@@ -28,7 +28,7 @@ def render_page(report: Report) -> str:
         "Scores": _scores(report),
         "Pictures": _pictures(report),
         "Training": _training(report),
-        "Left out": _left_out(report),
+        "Skipped and issues": _left_out(report),
         "Run": _run(report),
     }
     return formats.html_page(

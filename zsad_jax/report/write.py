@@ -53,7 +53,7 @@ def render_markdown(report: Report) -> str:
     if beside:
         parts += ["## Beside the papers\n", *formats.explained_markdown(beside)]
     if report.skipped:
-        parts.append("### Left out\n")
+        parts.append("### Skipped datasets\n")
         parts.append(
             _bullets([(names.dataset_name(key), why) for key, why in report.skipped.items()])
         )
@@ -63,7 +63,7 @@ def render_markdown(report: Report) -> str:
         for fault in group
     ]
     if faults:
-        parts.append("### What is amiss\n")
+        parts.append("### Issues\n")
         parts.append(_bullets(faults))
     return "\n".join(parts)
 
