@@ -50,7 +50,7 @@ SECONDS_LIMIT = 900
 
 
 def draw(rng: np.random.Generator, *, is_mask: bool) -> Image.Image:
-    """A noisy image with a disk, or the mask of the disk."""
+    """Draws a noisy image with a disk, or the mask of the disk."""
     width, height = rng.integers(8, 160, 2)
     y, x = np.mgrid[:height, :width]
     disk = (x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 4) ** 2
@@ -61,7 +61,7 @@ def draw(rng: np.random.Generator, *, is_mask: bool) -> Image.Image:
 
 
 def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
-    """The image in a random format and color mode."""
+    """Encodes an image in a random format and color mode."""
     file_format = str(rng.choice(list(FORMATS)))
     mode = str(rng.choice(FORMATS[file_format]))
     if mode == "LAB":
@@ -87,7 +87,7 @@ def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
 
 
 def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
-    """What was done to the bytes, and the result."""
+    """Damages bytes; returns the kind of damage and the result."""
     kind = str(rng.choice(["none", "flip", "cut", "drop", "insert", "header", "empty", "text", "huge"],
                           p=[0.3, 0.2, 0.12, 0.1, 0.1, 0.1, 0.03, 0.03, 0.02]))  # fmt: skip
     changed = bytearray(data)
@@ -113,7 +113,7 @@ def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
 
 
 def huge_png(side: int) -> bytes:
-    """A 16-bit PNG of zeros, a thousand times as large when it is decoded."""
+    """Returns a 16-bit PNG of zeros, a thousand times as large when it is decoded."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

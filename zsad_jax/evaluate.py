@@ -274,7 +274,7 @@ class _Gathered:
 
     def finish(self) -> Evaluation:
         if not self._rows:
-            unreadable = [issue for issue in self._faults if issue.kind == "image_unreadable"]
+            unreadable = [issue for issue in self._faults if issue.kind in issues.UNREADABLE]
             raise UserError(
                 f"None of the {len(unreadable)} images of {self._dataset.name} could be read;"
                 f" the first: {unreadable[0]}."
@@ -303,7 +303,7 @@ class _Gathered:
                     (*getattr(self._dataset, "faults", ()), *self._faults, *self._doubtful)
                 )
             ),
-            num_unreadable=sum(fault.kind == "image_unreadable" for fault in self._faults),
+            num_unreadable=sum(fault.kind in issues.UNREADABLE for fault in self._faults),
         )
 
 

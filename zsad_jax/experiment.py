@@ -305,12 +305,13 @@ def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
     recipe = RECIPES[experiment.method["name"]]
     pairs: dict[str, list[Any]] = {"naming": [experiment.naming, "published"]}
-    for key in ("lineage", "posemb_stage", "activation"):
-        pairs[key] = [experiment.backbone.get(key), recipe.backbone.get(key)]
+    ours, theirs = experiment.backbone, recipe.backbone
+    for key in sorted({*ours, *theirs} - {"name", "image_size", "dtype", "tokenizer", "bit_depth"}):
+        pairs[key] = [ours.get(key), theirs.get(key)]
     if experiment.train:
-        theirs = dataclasses.asdict(config_from(TrainingConfig, recipe.training))
-        for key, ours in dataclasses.asdict(experiment.training_config).items():
-            pairs[key] = [ours, theirs[key]]
+        published = dataclasses.asdict(config_from(TrainingConfig, recipe.training))
+        for key, value in dataclasses.asdict(experiment.training_config).items():
+            pairs[key] = [value, published[key]]
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

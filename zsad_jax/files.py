@@ -19,7 +19,7 @@ from zsad_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
-LOCK = ".lock"
+LOCK = ".zsad_jax.lock"
 MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
 LONGEST_NAME = 80
 
@@ -37,8 +37,14 @@ def make_removable(folder: PathLike) -> None:
     (path / MARK).touch()
 
 
+def is_removable(folder: PathLike) -> bool:
+    """Returns whether a path is a directory that `make_removable` marked, and no link."""
+    path = pathlib.Path(folder)
+    return not path.is_symlink() and (path / MARK).is_file()
+
+
 def remove(folder: PathLike) -> None:
-    """Removes a directory tree that the library created; one that is not there is no error.
+    """Removes a directory tree that the library created; a missing directory is ignored.
 
     Nothing is removed outside of it: links in it are removed, not followed.
 
@@ -48,12 +54,7 @@ def remove(folder: PathLike) -> None:
     path = pathlib.Path(folder)
     if not os.path.lexists(path):
         return
-    with contextlib.suppress(
-        OSError
-    ):  # an empty one may be of a process that was killed before marking
-        path.rmdir()
-        return
-    if path.is_symlink() or not (path / MARK).is_file():
+    if not is_removable(path):
         raise UserError(
             f"{path} was not created by zsad_jax, so it is not removed. Move it elsewhere and run the command"
             " again."

@@ -29,6 +29,7 @@ flags.adopt_module_key_flags(command)
 OUTPUTS = (
     *("config.json", "results.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
+    *("figures", "training", "evaluations"),
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; default: runs/<config>.")
 

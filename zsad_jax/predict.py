@@ -124,8 +124,11 @@ def predict(experiment: Experiment, options: Options) -> None:
     clock = Stopwatch()
     images, ignored = _without_outputs(find_images(options.paths), options.out)
     asked = options.threshold
-    good = find_images([asked.good]).images if asked is not None and asked.good else []
-    for kind in issues.group(issue for issue in ignored if issue.kind != "hidden"):
+    good = Found([], [])
+    if asked is not None and asked.good:
+        good = _without_outputs(find_images([asked.good]), options.out)
+    shown = (issue for issue in (*ignored, *good.ignored) if issue.kind != "hidden")
+    for kind in issues.group(dict.fromkeys(shown)):
         logging.warning("Ignoring %s", issues.summarize(kind))
     with files.alone(options.out, (*FILES, "masks")):
         model = prepare_model(
@@ -134,7 +137,7 @@ def predict(experiment: Experiment, options: Options) -> None:
             checkpoint=options.checkpoint,
             category=options.category,
             prompt_family=options.prompt_family,
-            num_images=max(len(images), len(good)),
+            num_images=max(len(images), len(good.images)),
         )
         _check_pixel_threshold(options, model)
         _tell(model)
@@ -226,6 +229,9 @@ def _write_all(
                     f"Cannot write to {writer.folder} ({error.strerror or error}); make room or choose"
                     " another --out. Nothing finished is lost."
                 ) from error
+            except Exception as error:  # one image must not end the run
+                faults.append(Issue("image_unreadable", path, f"{type(error).__name__}: {error}"))
+                logging.warning("Skipped %s", faults[-1])
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
         for one in scored:
@@ -236,13 +242,14 @@ def _write_all(
 
 
 def _settle_threshold(
-    options: Options, model: Prepared, good: Sequence[str], num_workers: int | None
+    options: Options, model: Prepared, found: Found, num_workers: int | None
 ) -> tuple[float | None, dict[str, Any] | None]:
     """The threshold as a number, and what run.json says of it."""
     asked = options.threshold
     if asked is None or asked.value is not None:
         value = None if asked is None else asked.value
         return value, None if value is None else {"value": value, "from": "the command line"}
+    good = found.images
     journal = Journal(options.out / "known_good.jsonl", model.key)
     journal.take_over(good)
     pending = [image for image in good if image not in journal]
@@ -267,6 +274,7 @@ def _settle_threshold(
         "quantile": asked.quantile,
         "num_images": len(scores),
         "issues": _to_json(faults),
+        "ignored": _to_json(found.ignored),
         "warning": doubt or None,
     }
 
@@ -295,7 +303,7 @@ def _check_pixel_threshold(options: Options, model: Prepared) -> None:
     low, high = model.map_range
     if options.pixel_threshold is not None and not low < options.pixel_threshold <= high:
         raise UserError(
-            f"--pixel_threshold={options.pixel_threshold:g} lies outside the maps of"
+            f"--pixel_threshold={options.pixel_threshold:g} is outside the range of the maps of"
             f" {model.facts['method']}; give more than {low:g} and at most {high:g}."
         )
 

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import shutil
 import unicodedata
@@ -407,7 +408,7 @@ def test_normal_image_leaves_its_mask_to_the_anomalous_one(tmp_path):
         "bad/001.png": "ground_truth/001_mask.png",
     }
     assert [sample.mask for sample in dataset if not sample.label] == [None, None]
-    assert dataset.faults == ()  # the mask of 002.png is that of a normal image
+    assert dataset.faults == (Issue("mask_of_normal", "good/002.png"),)
     draw(tmp_path, "worse/001.png")
     with pytest.raises(UserError, match=r"001_mask\.png fits two images, bad/001\.png and worse/"):
         read_folder(tmp_path)
@@ -653,3 +654,18 @@ def test_real_masks_are_recognized_by_their_gray_values(tmp_path, folder, name):
             read_folder(tmp_path)
     else:
         assert all(sample.label and sample.has_mask for sample in read_folder(tmp_path))
+
+
+def test_reports_folders_that_cannot_be_read(tmp_path, monkeypatch):
+    draw(tmp_path, "a/0.png", "b/1.png")
+    scandir = os.scandir
+
+    def deny(path):
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    found = find_images([tmp_path])
+    assert found.images == [str(tmp_path / "a/0.png")]
+    assert found.ignored == [Issue("folder_unreadable", str(tmp_path / "b"), "Permission denied")]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zsad_jax.data import preprocess
 from zsad_jax.data.base import Lazy, Sample, Samples
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import (
     Preprocess,
@@ -345,3 +347,35 @@ def test_doubtful_masks_are_used_and_warned_of_once(fill, kind, caplog):
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "mine: 5 files: the" in warnings[0].getMessage()
+
+
+class Damaged(Samples):
+    """A dataset one of whose records cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise OSError("checksum")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_record_that_cannot_be_read_is_an_issue(dataset, num_workers):
+    damaged = Damaged("damaged", [dataset[i] for i in range(3)])
+    (batch,) = load(damaged, num_workers=num_workers)
+    assert batch.valid.tolist() == [True, False, True, False]
+    assert batch.faults == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
+
+
+def test_file_without_permission_is_an_issue_of_its_own_kind(dataset, tmp_path, monkeypatch):
+    """An image drops out, a mask alone is excluded from pixel metrics."""
+    path = tmp_path / "locked.png"
+    path.write_bytes(dataset[1].image)
+
+    def deny(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(preprocess.Image, "open", deny)
+    with pytest.raises(preprocess.UnreadableImage, match="Permission denied"):
+        preprocess.open_image(path)
+    with pytest.raises(preprocess.UnreadableImage, match="Permission denied"):
+        preprocess.read_masks(str(path))

@@ -73,7 +73,8 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
     median = sorted(row["score"] for row in good)[1]
     threshold = decisions.shortest(np.nextafter(np.float32(median), np.float32(9)))
     assert job.facts()["threshold"] | {"from": ""} == {
-        "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "warning": None
+        "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "ignored": [],
+        "warning": None,
     }  # fmt: skip
     for row in rows:
         assert row["decision"] == ("anomalous" if row["score"] > median else "normal")
@@ -233,3 +234,34 @@ def test_depth_scales_all_images_alike(run_command, pictures, job):
     code, _, said = run_command(pictures / "deep.png", "--out", job.out, "--depth", "12")
     assert code == 2
     assert "more than 12 bits hold (4095)" in said
+
+
+def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
+    experiment, pictures, job_in, caplog
+):
+    """Results among them would move the threshold with every run."""
+    job = job_in(pictures / "a" / "results")
+    Image.new("L", (9, 9)).save(pictures / "a/0_mask.png")
+    asked = decisions.Threshold(good=str(pictures / "a"), quantile=0.5)
+    for _ in range(2):
+        job.predict(experiment, [pictures / "b"], threshold=asked, pixel_threshold=0.5)
+        assert job.facts()["threshold"]["num_images"] == 2
+    assert "0_mask.png: looks like a ground-truth mask" in caplog.text
+    assert "mask_ignored" in {one["kind"] for one in job.facts()["threshold"]["ignored"]}
+
+
+def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job, monkeypatch):
+    original = predictions.resize_map
+
+    def fail(anomaly_map, size, longest):
+        if size == (31, 17):
+            raise MemoryError
+        return original(anomaly_map, size, longest)
+
+    monkeypatch.setattr(predictions, "resize_map", fail)
+    Image.new("RGB", (31, 17)).save(pictures / "b/bad.png")
+    job.predict(experiment, [pictures / "b"])
+    run = job.facts()
+    [issue] = run["issues"]
+    assert issue["file"].endswith("bad.png")
+    assert run["num_scored"] + run["num_unreadable"] == run["num_images"]

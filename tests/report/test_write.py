@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data.issues import Issue
+from zsad_jax.errors import UserError
 from zsad_jax.report import write, write_report
 from zsad_jax.report.html import PICTURES_IN_ALL, format_quantity, render_page
 from zsad_jax.report.write import DEMONSTRATION, figure_name
@@ -287,3 +288,15 @@ def test_warns_of_a_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch, c
     write_report(tmp_path, report)
     assert "The figure synthetic_target/roc.png cannot be drawn (division by zero)." in caplog.text
     assert (tmp_path / "report.html").exists()
+
+
+def test_writes_no_figure_through_a_link(report, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for link in ("figures", "figures/synthetic_target"):
+        workdir = tmp_path / link.replace("/", "-")
+        (workdir / link).parent.mkdir(parents=True)
+        (workdir / link).symlink_to(elsewhere, target_is_directory=True)
+        with pytest.raises(UserError, match="is a link; figures are not written through links"):
+            write_report(workdir, report)
+        assert not list(elsewhere.iterdir())

@@ -236,6 +236,8 @@ def _read_part(
         has_mask = bool(found) or (not label and (labelled or bool(pairs)))
         if label and not has_mask and known:
             faults.append(Issue("mask_missing", image))
+        if labelled and not label and _judge(found):
+            faults.append(Issue("mask_of_normal", image))
         defect = folders[image][-1] if label and labelled and folders[image] else ""
         sample = Sample(
             image=str(folder / image),
@@ -336,10 +338,15 @@ def _list_images(
     """
     found: list[str] = []
     others: list[Issue] = []
+
+    def report(error: OSError) -> None:
+        inside = os.path.relpath(error.filename, root)
+        others.append(Issue("folder_unreadable", inside, error.strerror or ""))
+
     starts = [os.fspath(place or root)]
     seen = {str(one) for one in pathlib.Path(starts[0]).resolve().parents}
     for start in starts:
-        for folder, subfolders, files in os.walk(start):
+        for folder, subfolders, files in os.walk(start, onerror=report):
             real = os.path.realpath(folder)
             if real in seen:
                 subfolders.clear()

@@ -17,7 +17,6 @@ DESCRIPTIONS = {
     "image_scaled": "the pixel values were scaled to 8 bits",
     "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
     " fewer than 16 bits, set `bit_depth`",
-    "image_turned": "the image was turned by its EXIF orientation",
     "format_unsupported": "the file format is not supported",
     "hidden": "hidden files and folders are ignored",
     "output": "written by an earlier run",
@@ -37,16 +36,18 @@ DESCRIPTIONS = {
     "mask_full": "the mask covers the whole image",
     "mask_levels": "the mask has more than two gray levels; all above the threshold count as anomalous",
     "masks_missing": "there are no masks; the anomalous images are excluded from pixel metrics",
-    "label_unknown": "neither a folder of normal images nor masks tell normal from anomalous images;"
-    " name the folders of normal images in `normal_folders`",
+    "label_unknown": "normal and anomalous images cannot be distinguished: no folder of normal images and no"
+    " masks; set `normal_folders`",
     "entry_invalid": "an entry of the list is not valid",
     "entries_repeated": "entries that repeat an image are ignored",
     "folder_empty": "the folder has no images",
+    "folder_unreadable": "the folder cannot be read",
     "folder_missing": "the folder of its images does not exist",
     "list_missing": "the list of its images does not exist",
     "record_unreadable": "the record cannot be read",
 }
 
+UNREADABLE = ("image_unreadable", "record_unreadable")  # there is no image
 # The mask is used as it is, like in the published loaders, but is probably wrong.
 DOUBTFUL = ("mask_empty", "mask_full")
 

@@ -40,7 +40,7 @@ _start_lock = threading.Lock()
 
 
 class Row(NamedTuple):
-    """One decoded sample of a batch; image and mask are None when they could not be read."""
+    """A decoded sample of a batch; image and mask are None when they could not be read."""
 
     position: int
     sample: Sample
@@ -122,7 +122,8 @@ def _iterate(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_in_file(selection)) if workers else selection
         iterator = iter(_build_pipeline(source, decode, collate, workers))
-        stack.callback(_release_shared_memory if workers else lambda: None)
+        if workers:
+            stack.callback(_release_shared_memory)
         stack.callback(iterator.close)
         with _main_not_run_again() if workers else contextlib.nullcontext():
             batch = _take(iterator, name, workers)
@@ -186,9 +187,15 @@ class _Selection:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, position: int) -> tuple[int, Sample]:
+    def __getitem__(self, position: int) -> tuple[int, Sample | Issue]:
         index = int(self.order[position])
-        return index, self.dataset[index]
+        try:
+            return index, self.dataset[index]
+        except Exception as error:  # of a damaged record, say
+            detail = str(error).partition("\n")[0] or type(error).__name__
+            return index, Issue(
+                "record_unreadable", f"image {index} of {self.dataset.name}", detail
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +208,7 @@ class _FromFile:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, position: int) -> tuple[int, Sample]:
+    def __getitem__(self, position: int) -> tuple[int, Sample | Issue]:
         return _read_selection(self.path)[position]
 
 
@@ -234,8 +241,11 @@ class _Decode:
     mask_size: int
     mask_threshold: int
 
-    def __call__(self, item: tuple[int, Sample]) -> Row:
+    def __call__(self, item: tuple[int, Sample | Issue]) -> Row:
         index, sample = item
+        if isinstance(sample, Issue):
+            unknown = Sample(image=b"", file_name=sample.file)
+            return Row(index, unknown, None, None, faults=(sample,))
         if not sample.file_name:
             name = sample.image if isinstance(sample.image, str) else f"#{index}"
             sample = dataclasses.replace(sample, file_name=name)
@@ -289,10 +299,10 @@ class _Collate:
         )
         for i, row in enumerate(rows):
             batch.index[i] = row.position
-            batch.labels[i] = row.sample.label
-            batch.category[i] = self.categories.index(row.sample.category)
             if row.image is None:
                 continue
+            batch.labels[i] = row.sample.label
+            batch.category[i] = self.categories.index(row.sample.category)
             batch.valid[i] = True
             batch.images[i] = row.image
             batch.has_mask[i] = row.sample.has_mask

@@ -122,8 +122,9 @@ def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> D
         return Decoded(loaded.raw, loaded.notes, loaded.orientation)
     try:
         made = image_from_array(loaded.raw, bit_depth=bit_depth)
-    except UserError as error:  # of two channels, say
-        raise UnreadableImage(_name(encoded), str(error).rstrip(".")) from error
+    except (UserError, MemoryError) as error:  # of two channels, say
+        reason = "it does not fit into memory" if isinstance(error, MemoryError) else str(error)
+        raise UnreadableImage(_name(encoded), reason.rstrip(".")) from error
     return made._replace(notes=loaded.notes + made.notes, orientation=loaded.orientation)
 
 
@@ -264,7 +265,12 @@ class _Loaded(NamedTuple):
 
 
 def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
-    encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
+    if isinstance(encoded, Lazy):
+        name = str(encoded)
+        try:
+            encoded = encoded.read()
+        except Exception as error:
+            raise UnreadableImage(name, _describe_error(error)) from error
     _check_there(encoded)
     try:
         with _open(encoded) as image:  # closes the file; the pixels stay
@@ -285,7 +291,7 @@ def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
             raise UnreadableImage(_name(encoded), reason) from error
         return _Loaded(array)
     orientation = 1
-    # A broken EXIF block is no reason to reject a good picture.
+    # A broken EXIF block does not make an image unreadable.
     with contextlib.suppress(Exception):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
@@ -320,12 +326,12 @@ def one_large_image(*encoded: Encoded | os.PathLike[str] | None) -> Iterator[Non
 
 def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | None:
     """A TIFF of a kind that Pillow does not know (deep or float color, say); None for anything else."""
-    data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return None
     import cv2
 
     try:
+        data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+        if data[:4] not in (b"II*\0", b"MM\0*"):
+            return None
         _check_size(_tiff_size(data), encoded)
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except UnreadableImage:

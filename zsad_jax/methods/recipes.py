@@ -10,7 +10,7 @@ CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # TIPSomaly's numbers went through the PyTorch files: exact GELU, LayerNorm epsilon 1e-5 on the text side, and
 # a position grid that was resized to 32x32 before it is resized to the 37x37 of 518 pixels.
 TIPS = {"name": "tips-l14-hr", "image_size": 518, "lineage": "pytorch", "posemb_stage": (32, 32)}
-# The recipe of AnomalyCLIP, which most methods over CLIP took over.
+# The recipe of AnomalyCLIP, used by most methods over CLIP.
 TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
 UNLIKE_PAPER = "unlike_paper"  # key of run.json: option -> [ours, the paper's]
 

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from zsad_jax.errors import UserError
 from zsad_jax.files import PathLike, safe_name, write_json, write_text
 from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
 from zsad_jax.report.base import Case, Report
@@ -82,6 +83,9 @@ def write_figures(folder: PathLike, report: Report) -> None:
     """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
     folder = pathlib.Path(folder)
     written: list[str] = []
+    for path in (folder, *(folder / safe_name(scores.dataset) for scores in report.scores)):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; figures are not written through links. Remove it.")
 
     def save(make: "Callable[[], Figure | None]", *names: str) -> None:
         with figures.drawing("/".join(names)):

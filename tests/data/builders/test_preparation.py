@@ -161,7 +161,7 @@ def test_mvtec_from_the_archive_the_folder_and_its_parents(mvtec_archive, mvtec_
         dataset = prepare("mvtec_ad", tmp_path / f"data{index}", source=source)
         check_mvtec(dataset, mvtec_folder)
         assert dataset.faults == ()
-        assert sorted(os.listdir(tmp_path / f"data{index}/mvtec_ad")) == [".lock", "1.0.0"]
+        assert sorted(os.listdir(tmp_path / f"data{index}/mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
     elsewhere = tmp_path / "downloaded"
     elsewhere.mkdir()
     mvtec_archive.rename(elsewhere / mvtec_archive.name)
@@ -308,7 +308,7 @@ def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatc
     assert message.count("\n") == 1
     assert str(source) in message
     assert not builders.is_prepared("mvtec_ad", tmp_path / "d")
-    assert os.listdir(tmp_path / "d" / "mvtec_ad") == [".lock"]
+    assert os.listdir(tmp_path / "d" / "mvtec_ad") == [".zsad_jax.lock"]
 
 
 def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, monkeypatch):
@@ -352,7 +352,7 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
         assert not builders.is_prepared("kvasir", tmp_path / "data")
         path.write_bytes(whole)
         assert len(prepare("kvasir", tmp_path / "data", source=path)) == 3
-    assert sorted(os.listdir(tmp_path / "data/kvasir")) == [".lock", "1.0.0"]
+    assert sorted(os.listdir(tmp_path / "data/kvasir")) == [".zsad_jax.lock", "1.0.0"]
 
 
 def hostile_archives():
@@ -389,7 +389,7 @@ def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, monk
         prepare("mvtec_ad", tmp_path / "data", source=path)
     assert not list(tmp_path.rglob("escaped.txt"))
     assert victim.read_text() == "mine"
-    assert os.listdir(tmp_path / "data/mvtec_ad") == [".lock"]
+    assert os.listdir(tmp_path / "data/mvtec_ad") == [".zsad_jax.lock"]
 
 
 def test_zip_with_a_link_is_rejected(tmp_path, monkeypatch):
@@ -403,21 +403,19 @@ def test_zip_with_a_link_is_rejected(tmp_path, monkeypatch):
         prepare("kvasir", tmp_path / "data", source=path)
 
 
-def test_directory_of_the_user_is_never_removed(mvtec_folder, tmp_path):
-    """A folder of the name of an unfinished preparation, but without its mark, and a link to one."""
-    data = tmp_path / "data/mvtec_ad"
-    for name in ("incomplete.backup", sources.EXTRACTED):
-        (data / name).mkdir(parents=True)
-        (data / name / "mine.txt").write_text("mine")
-        with pytest.raises(UserError, match=f"{name} was not created by zsad_jax"):
-            prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
-        assert (data / name / "mine.txt").read_text() == "mine"
-        shutil.rmtree(data / name)
-    elsewhere = tmp_path / "elsewhere"
+def test_directory_of_the_user_is_never_removed(mvtec_folder, mvtec_archive, tmp_path):
+    """Folders with the names of unfinished preparations, but without their mark, and a link to one."""
+    data, elsewhere = tmp_path / "data/mvtec_ad", tmp_path / "elsewhere"
     files.make_removable(elsewhere)
+    for name in ("incomplete.backup", "incomplete.empty", sources.EXTRACTED):
+        (data / name).mkdir(parents=True)
+    (data / "incomplete.backup/mine.txt").write_text("mine")
     (data / "incomplete.link_1.0.0").symlink_to(elsewhere, target_is_directory=True)
-    with pytest.raises(UserError, match="was not created by zsad_jax"):
-        prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
+    with pytest.raises(UserError, match=f"{sources.EXTRACTED} was not created by zsad_jax"):
+        prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
+    check_mvtec(prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder), mvtec_folder)
+    assert (data / "incomplete.backup/mine.txt").read_text() == "mine"
+    assert (data / "incomplete.empty").is_dir()
     assert elsewhere.is_dir()
 
 
@@ -509,14 +507,14 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(
         prepare("mvtec_ad", data, source=mvtec_folder)
     process.kill()
     process.wait()
-    (data / "mvtec_ad" / sources.EXTRACTED).mkdir()
+    files.make_removable(data / "mvtec_ad" / sources.EXTRACTED)
     assert list(data.glob("mvtec_ad/incomplete*"))
     assert not list(data.glob("mvtec_ad/*/dataset_info.json"))
     assert not builders.is_prepared("mvtec_ad", data)
     with pytest.raises(UserError, match="is not prepared in"):
         builders.open_prepared("mvtec_ad", data)
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_archive), mvtec_folder)
-    assert sorted(os.listdir(data / "mvtec_ad")) == [".lock", "1.0.0"]
+    assert sorted(os.listdir(data / "mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
 
 
 def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):

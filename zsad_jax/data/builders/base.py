@@ -179,7 +179,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         folder = self.data_path.parent
         with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
-                files.remove(unfinished)  # of a preparation that was killed
+                if files.is_removable(unfinished):  # of a preparation that was killed
+                    files.remove(unfinished)
             downloaded = pathlib.Path(self._data_dir_root) / "downloads"
             with sources.open_root(self.layout(), source, folder, downloaded) as root:
                 self._root, self.num_workers = root, num_workers
