@@ -6,193 +6,102 @@ compares a global token with the pair; the anomaly map compares patches of the v
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, check_global_token
-from zsad_jax.methods.blocks import (
-    TEXT_DEPTH,
-    VISION_DEPTH,
-    check_blocks,
-    scale_block,
-    scale_blocks,
-)
-from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods import losses
+from zsad_jax.methods.base import Batch, Method, vision_side
+from zsad_jax.methods.blocks import VISION_DEPTH
+from zsad_jax.methods.config import config_from, within
 from zsad_jax.methods.learner import (
+    LearnerConfig,
     count_deep_blocks,
+    count_unused_projections,
     encode_learners,
     init_learner,
     learner_from_torch,
     without_prefix,
 )
-from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_scorer, texts_of_category
-from zsad_jax.methods.prompts import check_deep_prompts, count_unused_projections, tokenize
-from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
+from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
+from zsad_jax.methods.prompts import check_deep_prompts, tokenize
+from zsad_jax.methods.similarity import normalize, repeat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnomalyCLIPConfig:
-    """The switches of AnomalyCLIP; the defaults made the published numbers.
-
-    Block numbers count from 1 in a vision tower of 24 blocks and a text tower of 12, and are scaled to the
-    depth of the backbone's.
+class AnomalyCLIPConfig(LearnerConfig):
+    """Options of AnomalyCLIP; the defaults are those of the published numbers.
 
     Attributes:
       num_prompts: learned tokens of each of the two prompts.
-      normal_text, abnormal_text: the words behind the learned tokens.
-      deep_prompt_depth: text blocks with learned tokens of their own, the first one's being the prompts
-        themselves; 1: no deep prompts.
-      num_deep_prompts: deep prompts of each such block, shared by both states; 0: none.
-      deep_prompts_float16: the deep prompts are rounded to float16 on their way into the tower, as in
-        the published code; their gradient is not.
-      feature_layers: vision blocks whose patches are compared; their maps are added up. The published
-        numbers come from the last one alone, the paper speaks of (6, 12, 18, 24).
-      vv_from: the block from which patches are those of the value-value stream; None: ordinary ones.
-      cls_norm: whether the global token passes the vision tower's last norm.
-      global_token: which of the backbone's global tokens gives the image score, counted from 0.
-      lam: weight of the segmentation losses beside the images' cross-entropy.
-      sigma: of the map's Gaussian, in pixels of the map; 0 does not smooth.
-      temperature: divides the cosine; None is the backbone's own.
-      init_std: of the learned tokens' initial normal distribution.
+      normal_text, abnormal_text: the words after the learned tokens.
+      feature_layers: the published numbers use the last block alone; the paper says (6, 12, 18, 24).
+      lam: weight of the segmentation losses.
     """
 
     num_prompts: int = within(12, 1)
     normal_text: str = "object."
     abnormal_text: str = "damaged object."
-    deep_prompt_depth: int = within(9, 1, TEXT_DEPTH)
-    num_deep_prompts: int = within(4, 0)
-    deep_prompts_float16: bool = False
-    feature_layers: tuple[int, ...] = (24,)
     vv_from: int | None = within(6, 1, VISION_DEPTH)
     cls_norm: bool = False
-    global_token: int = within(0, 0)
     lam: float = within(4.0, 0)
-    sigma: float = within(4.0, 0)
-    temperature: float | None = within(0.07, 1e-6)
-    init_std: float = within(0.02, 0)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_blocks("feature_layers", self.feature_layers)
 
 
 def anomalyclip(
     backbone: Backbone, config: AnomalyCLIPConfig | Mapping[str, Any] | None = None
 ) -> Method:
-    """AnomalyCLIP over a backbone.
+    """Returns AnomalyCLIP over a backbone with patch tokens in the joint space.
 
-    Args:
-      backbone: any with patch tokens in the joint space.
-      config: the switches, or a mapping of them; None: the published setting.
-
-    Returns:
-      A method whose params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}, all of group
-      "prompts". `patches` of its scores has a channel per layer; `score` takes `extras`, names out of
-      `pair_score.EXTRAS`.
+    Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
+    layer; its extras are `pair_score.EXTRAS`.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(AnomalyCLIPConfig, config)
-    check_global_token(backbone, config.global_token)
-    deep = count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
-    if deep:
+    if count_deep_blocks(backbone, config):
         check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
-    temperature = temperature_of(backbone, config.temperature)
-    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
-    vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
-    encode_pair = _pair_encoder(backbone, config)
+    compare = pair_comparer(backbone, config)
+    texts = (config.normal_text, config.abnormal_text)
+    words = functools.cache(lambda: tokenize(backbone, texts))  # needs a tokenizer only when used
+
+    def init(key: Array, frozen: Params) -> Params:
+        del frozen
+        return init_learner(key, backbone, config, num_prompts=config.num_prompts)
+
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str]
+    ) -> Float[Array, "c 2 d"]:
+        """Returns the learned pair, the same for every class."""
+        float16 = config.deep_prompts_float16
+        pair = encode_learners(backbone, frozen, words(), [params], float16=float16)
+        return repeat(normalize(pair), len(class_names))
+
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
+        features = losses.zero_invalid(features, batch.valid)
+        found = compare(features, prototypes(frozen, params, ("",) * len(batch.labels)))
+        logits = found["global_logits"][:, None]
+        return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
+
     return Method(
         name="anomalyclip",
         config=config,
-        init=lambda key, frozen: init_learner(
-            key,
-            backbone.text_width,
-            num_prompts=config.num_prompts,
-            deep=(deep, config.num_deep_prompts),
-            std=config.init_std,
-        ),
-        features=lambda frozen, params, images: backbone.encode_image(
-            frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
-        ),
-        prototypes=functools.partial(_prototypes, encode_pair),
-        score=pair_scorer(
-            "anomalyclip", texts_of_category, token=config.global_token, temperature=temperature
-        ),
-        anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        loss=functools.partial(_loss, config, temperature, encode_pair),
-        groups=lambda params: jax.tree.map(lambda _: "prompts", params),
+        init=init,
+        prototypes=prototypes,
+        score=pair_scorer("anomalyclip", compare),
+        loss=loss,
         image_scores=IMAGE_SCORES,
-        map_range=(0.0, float(len(layers))),
-        features_key=(layers, vv_from, config.cls_norm),
         import_params=import_params,
         aupro_thresholds="numpy",
-        unused_parameters=count_unused_projections(backbone.text_width, deep),
+        unused_parameters=count_unused_projections(backbone, config),
+        **vision_side(backbone, config),
     )
 
 
 def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The prompts in the authors' checkpoint; what can be computed again or has no effect is left out.
-
-    Raises:
-      KeyError: when one is missing.
-    """
-    return learner_from_torch(without_prefix(state), "")
-
-
-def _pair_encoder(
-    backbone: Backbone, config: AnomalyCLIPConfig
-) -> Callable[[Params, Params], Float[Array, "2 d"]]:
-    """The function (frozen, params) -> the (normal, abnormal) text features, unit norm."""
-
-    @functools.lru_cache(maxsize=1)
-    def words() -> tuple[np.ndarray, np.ndarray]:
-        """Ids and paddings of the fixed words; tokenised once, when needed."""
-        return tokenize(backbone, [config.normal_text, config.abnormal_text])
-
-    def encode(frozen: Params, params: Params) -> Float[Array, "2 d"]:
-        float16 = config.deep_prompts_float16
-        return normalize(encode_learners(backbone, frozen, words(), [params], float16=float16))
-
-    return encode
-
-
-def _prototypes(
-    encode_pair: Callable[[Params, Params], Float[Array, "2 d"]],
-    frozen: Params,
-    params: Params,
-    class_names: Sequence[str],
-) -> Float[Array, "c 2 d"]:
-    """The learned pair, the same for every class."""
-    pair = encode_pair(frozen, params)
-    return jnp.broadcast_to(pair, (len(class_names), *pair.shape))
-
-
-def _loss(
-    config: AnomalyCLIPConfig,
-    temperature: float,
-    encode_pair: Callable[[Params, Params], Float[Array, "2 d"]],
-    frozen: Params,
-    params: Params,
-    features: VisionFeatures,
-    batch: Batch,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """lam times focal and dice losses of each layer's unsmoothed map, plus the images' cross-entropy.
-
-    The terms are sums over the layers.
-    """
-    features = losses.zero_invalid(features, batch.valid)
-    pair = encode_pair(frozen, params)
-    text = jnp.broadcast_to(pair, (batch.labels.shape[0], *pair.shape))
-
-    local = losses.layer_terms(cosine_softmax(features.patches, text, temperature), batch)
-    logits = cosines(features.global_tokens[:, config.global_token], text) / temperature
-    image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
-    return config.lam * sum(local.values()) + image, {**local, "cross_entropy": image}
+    """Reads the learned prompts of the authors' checkpoint; arrays without effect are dropped."""
+    return learner_from_torch(without_prefix(state, "prompt_learner"))

@@ -1,6 +1,7 @@
 """The contract of every method: a NamedTuple of pure functions, as an optimiser is in optax."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -8,8 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.errors import UserError
+from zsad_jax.methods import anomaly_map
+from zsad_jax.methods.blocks import scale_block, scale_blocks
+from zsad_jax.methods.config import MethodConfig
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray
@@ -60,6 +64,18 @@ class Stage(NamedTuple):
     epochs: int | None = None
 
 
+def grouped(**groups: str) -> Callable[[PyTree], PyTree]:
+    """Returns `Method.groups` for params by name: the group of each name, "prompts" where none is given."""
+
+    def groups_of(params: PyTree) -> PyTree:
+        return {
+            name: jax.tree.map(lambda _, name=name: groups.get(name, "prompts"), part)
+            for name, part in params.items()
+        }
+
+    return groups_of
+
+
 class Method(NamedTuple):
     """A zero-shot anomaly detector over a frozen backbone.
 
@@ -102,8 +118,8 @@ class Method(NamedTuple):
     score: Callable[..., Scores]
     anomaly_map: Callable[..., Array]
     loss: Callable[..., tuple[Array, dict[str, Array]]]
-    groups: Callable[[PyTree], PyTree]
     image_scores: tuple[str, ...]
+    groups: Callable[[PyTree], PyTree] = grouped()
     group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)
     features_key: Hashable = None
@@ -116,17 +132,58 @@ class Method(NamedTuple):
     unused_parameters: int = 0
 
 
-def check_extras(method: str, wanted: Collection[str], known: Collection[str]) -> None:
-    """Refuses extras that a method cannot give.
+def scorer(
+    method: str, known: Collection[str], compute: Callable[..., Scores]
+) -> Callable[..., Scores]:
+    """Returns `Method.score`, which gives only the requested extras.
+
+    Args:
+      method: name of the method, for messages.
+      known: names of the extras that the method has.
+      compute: (frozen, params, prototypes, features, category) -> scores with all extras. Where it is
+        compiled, extras that nobody requests are never computed.
+    """
+
+    def score(*arguments: PyTree, extras: Collection[str] = ()) -> Scores:
+        for name in extras:
+            if name not in known:
+                raise UserError(
+                    f"Method '{method}' has no extra '{name}'; there are: {', '.join(known)}."
+                )
+        scores = compute(*arguments)
+        return scores._replace(extras={name: scores.extras[name] for name in extras})
+
+    return score
+
+
+def vision_side(
+    backbone: Backbone, config: MethodConfig, *, num_maps: int | None = None
+) -> dict[str, Any]:
+    """Returns the fields of a `Method` that follow from the shared options of its config.
+
+    Args:
+      backbone: the frozen model.
+      config: the options.
+      num_maps: number of maps in [0, 1] that are summed; None: one per layer.
 
     Raises:
-      UserError: naming the first unknown one.
+      UserError: if the backbone does not have the global token.
     """
-    for name in wanted:
-        if name not in known:
-            raise UserError(
-                f"Method '{method}' has no extra '{name}'; there are: {', '.join(known)}."
-            )
+    check_global_token(backbone, config.global_token)
+    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
+    vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
+    options = {"layers": layers, "vv_from": vv_from, "cls_norm": config.cls_norm}
+
+    def features(frozen: Params, params: Params, images: Float[Array, "b H W 3"]) -> VisionFeatures:
+        del params
+        return backbone.encode_image(frozen, images, **options)
+
+    return {
+        "features": features,
+        "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
+        "map_range": (0.0, float(num_maps or len(layers))),
+        "features_key": tuple(options.values()),
+    }
 
 
 def check_global_token(backbone: Backbone, token: int) -> None:

@@ -6,19 +6,17 @@ one half is what the papers print.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
 
-from zsad_jax.backbones.base import Backbone
+from jaxtyping import Array, Float
+
+from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.errors import UserError
-from zsad_jax.methods import anomaly_map
-from zsad_jax.methods.base import Method, check_global_token
-from zsad_jax.methods.blocks import check_blocks, scale_blocks
-from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_scorer, texts_of_category
+from zsad_jax.methods.base import Method, vision_side
+from zsad_jax.methods.config import MethodConfig, config_from
+from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
 from zsad_jax.methods.prompts import PromptFamily, encode_pairs
-from zsad_jax.methods.similarity import temperature_of
 
 # CLIP's 80 templates for ImageNet (Radford et al. 2021), which come in kinds.
 _KINDS = "photo,painting,drawing,doodle,sketch,rendering,rendition,sculpture,tattoo"
@@ -50,31 +48,23 @@ IMAGENET_TEMPLATES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """The wording of CLIP's sentences, and how patches are compared.
+class ClipConfig(MethodConfig):
+    """Options of CLIP.
 
     Attributes:
       normal, abnormal: the two states; `{}` is the class name.
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
-      feature_layers: vision blocks, of a tower of 24, whose maps are added up.
-      cls_norm: whether the global token passes the vision tower's last norm, as in CLIP.
-      global_token: which of the backbone's global tokens gives the image score, counted from 0.
-      sigma: of the map's Gaussian, in pixels of the map; 0 does not smooth.
-      temperature: divides the cosine; None is the backbone's own.
     """
+
+    vv_from: ClassVar[None] = None  # type: ignore[misc]
+    init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
     normal: str = "a photo of a normal {}"
     abnormal: str = "a photo of an anomalous {}"
     templates: tuple[str, ...] = ("{}",)
-    feature_layers: tuple[int, ...] = (24,)
-    cls_norm: bool = True
-    global_token: int = within(0, 0)
-    sigma: float = within(4.0, 0)
-    temperature: float | None = within(0.07, 1e-6)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_blocks("feature_layers", self.feature_layers)
+        super().__post_init__()
         for key in ("normal", "abnormal"):
             if "{}" not in getattr(self, key):
                 raise UserError(f"Config key '{key}' has no {{}} where the class name goes.")
@@ -94,11 +84,7 @@ class ClipACConfig(ClipConfig):
 
 
 def clip(backbone: Backbone, config: ClipConfig | Mapping[str, Any] | None = None) -> Method:
-    """Raw CLIP over a backbone; nothing is learned, so params are {}.
-
-    Args:
-      backbone: any with patch tokens in the joint space.
-      config: the wording, or a mapping of its fields; None: the paper's.
+    """Returns raw CLIP over a backbone with patch tokens in the joint space; its params are {}.
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -107,39 +93,30 @@ def clip(backbone: Backbone, config: ClipConfig | Mapping[str, Any] | None = Non
 
 
 def clip_ac(backbone: Backbone, config: ClipACConfig | Mapping[str, Any] | None = None) -> Method:
-    """CLIP-AC over a backbone: the mean over many templates; the rest as `clip`."""
+    """Returns CLIP-AC, which averages over many templates; otherwise as `clip`."""
     return _make("clip_ac", backbone, config_from(ClipACConfig, config))
 
 
 def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
-    check_global_token(backbone, config.global_token)
-    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     family = PromptFamily((config.normal,), (config.abnormal,), config.templates)
+
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str]
+    ) -> Float[Array, "c 2 d"]:
+        del params
+        return encode_pairs(backbone, frozen, family, class_names)
+
+    def loss(*_: Any) -> NoReturn:
+        raise UserError(f"Method '{name}' has nothing to learn; leave config.train False.")
+
     return Method(
         name=name,
         config=config,
         init=lambda key, frozen: {},
-        features=lambda frozen, params, images: backbone.encode_image(
-            frozen, images, layers=layers, cls_norm=config.cls_norm
-        ),
-        prototypes=lambda frozen, params, class_names: encode_pairs(
-            backbone, frozen, family, class_names
-        ),
-        score=pair_scorer(
-            name,
-            texts_of_category,
-            token=config.global_token,
-            temperature=temperature_of(backbone, config.temperature),
-        ),
-        anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        loss=functools.partial(_refuse_training, name),
-        groups=lambda params: {},
+        prototypes=prototypes,
+        score=pair_scorer(name, pair_comparer(backbone, config)),
+        loss=loss,
         group_names=(),
         image_scores=IMAGE_SCORES,
-        map_range=(0.0, float(len(layers))),
-        features_key=(layers, None, config.cls_norm),
+        **vision_side(backbone, config),
     )
-
-
-def _refuse_training(name: str, *_: Any) -> NoReturn:
-    raise UserError(f"Method '{name}' has nothing to learn; leave config.train False.")

@@ -20,6 +20,17 @@ def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array,
     return std * jax.random.normal(key, tuple(shape))
 
 
+def init_tokens(
+    key: Array, shapes: Mapping[str, Sequence[int]], *, std: float
+) -> dict[str, Float[Array, "..."]]:
+    """Returns learned tokens of several names, drawn from N(0, std²)."""
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: init_normal(one, shape, std=std)
+        for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
 def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
     """Uniform within 1/sqrt(inputs), kernel and bias alike: PyTorch's default."""
     bound = inputs**-0.5
@@ -145,3 +156,10 @@ def linear_from_torch(state: Mapping[str, np.ndarray], name: str) -> Linear:
         "kernel": weight.reshape(weight.shape[:2]).T,
         "bias": np.asarray(state[f"{name}.bias"]),
     }
+
+
+def linears_from_torch(
+    state: Mapping[str, np.ndarray], prefix: str = "", **names: str
+) -> dict[str, Linear]:
+    """Returns several layers of a PyTorch state dict: `names` are theirs, behind `prefix`, by ours."""
+    return {ours: linear_from_torch(state, f"{prefix}{theirs}") for ours, theirs in names.items()}

@@ -5,53 +5,60 @@ the two states, and further ones for the text blocks after the first. Without de
 "deep".
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.methods.blocks import TEXT_DEPTH, scale_block
-from zsad_jax.methods.layers import init_normal, round_to_float16
+from zsad_jax.methods.config import MethodConfig, within
+from zsad_jax.methods.layers import init_tokens, round_to_float16
 from zsad_jax.methods.prompts import encode_with_context
 
 STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
+UNUSED_WIDTH = 896  # outputs of the projections in published prompt learners that nothing reads
 Learner = dict[str, Float[Array, "..."]]
 
 
-def count_deep_blocks(backbone: Backbone, depth: int, num_deep_prompts: int) -> int:
-    """Text blocks with deep prompts: the first block takes the prompts themselves.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerConfig(MethodConfig):
+    """Options of the methods with deep prompts.
 
-    Args:
-      backbone: whose text tower it is.
-      depth: blocks with learned tokens, the first one included, in a tower of 12.
-      num_deep_prompts: of each block; 0: there are none.
+    Attributes:
+      deep_prompt_depth: text blocks, of a tower of 12, with learned tokens, including the first, whose are
+        the prompts themselves; 1: no deep prompts.
+      num_deep_prompts: deep prompts per block, shared by all prompts of a learner; 0: none.
+      deep_prompts_float16: round deep prompts to float16 in the forward pass, as the published code does.
     """
-    return scale_block(depth, backbone.text_depth, of=TEXT_DEPTH) - 1 if num_deep_prompts else 0
+
+    deep_prompt_depth: int = within(9, 1, TEXT_DEPTH)
+    num_deep_prompts: int = within(4, 0)
+    deep_prompts_float16: bool = False
+
+
+def count_deep_blocks(backbone: Backbone, config: LearnerConfig) -> int:
+    """Returns the number of text blocks with deep prompts, which the first block never has."""
+    depth = scale_block(config.deep_prompt_depth, backbone.text_depth, of=TEXT_DEPTH)
+    return depth - 1 if config.num_deep_prompts else 0
+
+
+def count_unused_projections(backbone: Backbone, config: LearnerConfig) -> int:
+    """Returns the size of the linear layers, one per deep block, that the published code never uses."""
+    return count_deep_blocks(backbone, config) * (backbone.text_width + 1) * UNUSED_WIDTH
 
 
 def init_learner(
-    key: Array, width: int, *, num_prompts: int, deep: tuple[int, int], std: float
+    key: Array, backbone: Backbone, config: LearnerConfig, *, num_prompts: int
 ) -> Learner:
-    """Learned tokens from N(0, std²).
-
-    Args:
-      key: of the random numbers.
-      width: of a token embedding.
-      num_prompts: learned tokens of each state.
-      deep: blocks with deep prompts, and how many each has.
-      std: of the normal distribution.
-    """
+    """Returns a new learner with `num_prompts` tokens per state, drawn from N(0, init_std²)."""
+    width, num_deep = backbone.text_width, count_deep_blocks(backbone, config)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (num_prompts, width))
-    if deep[0]:
-        shapes["deep"] = (*deep, width)
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: init_normal(one, shape, std=std)
-        for one, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    if num_deep:
+        shapes["deep"] = (num_deep, config.num_deep_prompts, width)
+    return init_tokens(key, shapes, std=config.init_std)
 
 
 def encode_learners(
@@ -62,17 +69,17 @@ def encode_learners(
     *,
     float16: bool = False,
 ) -> Float[Array, "t d"]:
-    """Text features of (normal, abnormal) of each learner, in one batch and not normalised.
+    """Returns the raw text features of (normal, abnormal) of each learner, encoded in one batch.
 
     Args:
-      backbone: encodes.
+      backbone: the frozen model.
       frozen: its parameters.
       words: ids and paddings of the fixed words of each text, from `tokenize`.
-      learners: each has its own deep prompts, and all have them or none has.
-      float16: whether deep prompts are rounded to float16 on their way.
+      learners: each has its own deep prompts, or none of them has any.
+      float16: whether to round deep prompts to float16.
 
     Raises:
-      UserError: when words and learned tokens are more than the text tower can take.
+      UserError: if words and learned tokens are more than the text tower can take.
     """
     context = jnp.stack([learner[state] for learner in learners for state in STATES])
     deep = None
@@ -82,20 +89,24 @@ def encode_learners(
     return encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
 
 
-def without_prefix(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch state dict by their names inside the authors' prompt learner."""
-    return {name.removeprefix("prompt_learner."): array for name, array in state.items()}
+def without_prefix(state: Mapping[str, np.ndarray], *modules: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a PyTorch state dict by their names inside the authors' modules."""
+    first = {name: name.partition(".") for name in state}
+    return {
+        rest if module in modules else name: state[name]
+        for name, (module, _, rest) in first.items()
+    }
 
 
-def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """A learner out of a PyTorch state dict; what has no effect or can be computed is left out.
+def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
+    """Reads a learner from a PyTorch state dict; arrays without effect are dropped.
 
     Args:
       state: arrays by name.
       prefix: in front of the names "ctx_pos", "ctx_neg" and "compound_prompts_text.0".
 
     Raises:
-      KeyError: when one is missing.
+      KeyError: if one is missing.
     """
     found = {}
     for ours, theirs in zip(STATES, ("ctx_pos", "ctx_neg"), strict=True):

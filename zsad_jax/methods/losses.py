@@ -12,6 +12,7 @@ from zsad_jax.methods.anomaly_map import upsample
 from zsad_jax.methods.base import AnyArray, Batch, PyTree
 
 FOCAL_SMOOTHING = 1e-5
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # the loss and its terms by name
 
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
@@ -94,37 +95,55 @@ def cross_entropy(
 
 
 def segmentation_terms(
-    probabilities: Float[Array, "b H W 2"], batch: Batch
+    probabilities: Float[Array, "b h w 2"], batch: Batch
 ) -> dict[str, Float[Array, ""]]:
-    """The three terms of the local loss of AnomalyCLIP and its successors, of one map.
+    """Returns the segmentation losses of AnomalyCLIP and its successors for one unsmoothed map.
 
     Args:
-      probabilities: of (normal, anomalous), up-sampled to the masks' size.
-      batch: the ground truth; rows without it count nowhere.
+      probabilities: of (normal, anomalous) on the patch grid, which are up-sampled to the masks' size.
+      batch: the ground truth; rows without it are ignored.
 
     Returns:
       {"focal", "dice_abnormal", "dice_normal"}.
     """
     rows = segmentation_rows(batch).astype(jnp.float32)
+    pixels = upsample(probabilities, (batch.masks.shape[1], batch.masks.shape[2]))
     return {
-        "focal": focal_loss(probabilities, batch.masks, rows),
-        "dice_abnormal": dice_loss(probabilities[..., 1], batch.masks, rows),
-        "dice_normal": dice_loss(probabilities[..., 0], 1 - batch.masks, rows),
+        "focal": focal_loss(pixels, batch.masks, rows),
+        "dice_abnormal": dice_loss(pixels[..., 1], batch.masks, rows),
+        "dice_normal": dice_loss(pixels[..., 0], 1 - batch.masks, rows),
     }
 
 
 def layer_terms(
     probabilities: Float[Array, "b l h w 2"], batch: Batch
 ) -> dict[str, Float[Array, ""]]:
-    """The same three terms, summed over the maps of several layers, each up-sampled on its own.
+    """Returns the same three terms, summed over the maps of several layers."""
+    terms = jax.vmap(segmentation_terms, in_axes=(1, None))(probabilities, batch)
+    return jax.tree.map(jnp.sum, terms)
+
+
+def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
+    """Returns the sum of the cross-entropies of m predictions of the image labels."""
+    mean = jax.vmap(cross_entropy, in_axes=(1, None, None))
+    return mean(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
+
+
+def joint_loss(
+    probabilities: Float[Array, "b l h w 2"],
+    logits: Float[Array, "b m 2"],
+    batch: Batch,
+    *,
+    lam: float = 1.0,
+) -> Loss:
+    """Returns lam (focal + dice_abnormal + dice_normal) + cross-entropy, and its terms.
 
     Args:
-      probabilities: of (normal, anomalous) on the patch grid.
+      probabilities: of (normal, anomalous) for the patches of each layer; the terms are summed over layers.
+      logits: m predictions of the image label, whose cross-entropies are summed.
       batch: the ground truth.
+      lam: weight of the segmentation losses.
     """
-    size = (batch.masks.shape[1], batch.masks.shape[2])
-
-    def one(layer: Float[Array, "b h w 2"]) -> dict[str, Float[Array, ""]]:
-        return segmentation_terms(upsample(layer, size), batch)
-
-    return jax.tree.map(jnp.sum, jax.vmap(one, in_axes=1)(probabilities))
+    local = layer_terms(probabilities, batch)
+    image = image_cross_entropy(logits, batch)
+    return lam * sum(local.values()) + image, {**local, "cross_entropy": image}

@@ -1,77 +1,95 @@
-"""The score of methods that compare an image with one pair of texts, normal and abnormal."""
+"""Scores of methods that compare an image with one pair of texts, normal and anomalous."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Params, VisionFeatures
-from zsad_jax.methods.base import Scores, check_extras
-from zsad_jax.methods.similarity import cosine_softmax, cosines
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.methods.base import Scores, scorer
+from zsad_jax.methods.config import MethodConfig
+from zsad_jax.methods.similarity import cosines, temperature_of
 
 IMAGE_SCORES = ("global",)
-EXTRAS = (
-    *("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities"),
-    "text_features",
-)
+COMPARED = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
+EXTRAS = (*COMPARED, "text_features")
+
+
+def compare(
+    tokens: Float[Array, "b *t d"],
+    patches: Float[Array, "b *n d"],
+    image_text: Float[Array, "b 2 d"],
+    patch_text: Float[Array, "*b 2 d"],
+    temperature: float,
+) -> dict[str, Array]:
+    """Returns `COMPARED` and "global_logits": p = softmax(cosine / temperature) over (normal, anomalous)."""
+    image, pixels = cosines(tokens, image_text), cosines(patches, patch_text)
+    return {
+        "global_cosines": image,
+        "global_logits": image / temperature,
+        "global_probabilities": jax.nn.softmax(image / temperature, axis=-1),
+        "patch_cosines": pixels,
+        "patch_probabilities": jax.nn.softmax(pixels / temperature, axis=-1),
+    }
+
+
+def pair_comparer(
+    backbone: Backbone, config: MethodConfig
+) -> Callable[[VisionFeatures, Float[Array, "b 2 d"]], dict[str, Array]]:
+    """Returns a function (features, texts of each image) -> `EXTRAS` and "global_logits"."""
+    temperature = temperature_of(backbone, config.temperature)
+
+    def compare_pair(features: VisionFeatures, text: Float[Array, "b 2 d"]) -> dict[str, Array]:
+        tokens = features.global_tokens[:, config.global_token]
+        return {
+            **compare(tokens, features.patches, text, text, temperature),
+            "text_features": text,
+        }
+
+    return compare_pair
+
+
+def pair_scores(compared: dict[str, Array]) -> Scores:
+    """Returns the probability of "anomalous", with a patch channel per layer.
+
+    The published map of a layer, (1 - p_normal + p_anomalous) / 2, equals p_anomalous, since the two add up
+    to 1.
+    """
+    return Scores(
+        image={"global": compared["global_probabilities"][:, 1]},
+        patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
+        extras=compared,
+    )
 
 
 def pair_scorer(
-    method: str, texts: Callable[..., Float[Array, "b 2 d"]], *, token: int, temperature: float
+    method: str,
+    compare_pair: Callable[..., dict[str, Array]],
+    texts: Callable[..., Float[Array, "b 2 d"]] | None = None,
 ) -> Callable[..., Scores]:
-    """The `score` of a method whose image score is that of a global token.
+    """Returns the `score` of a method with one pair of texts per image.
 
     Args:
       method: its name, for messages.
-      texts: (frozen, params, prototypes, features, category) -> the (normal, abnormal) text features of
-        each image.
-      token: the global token, counted from 0.
-      temperature: divides the cosine.
-
-    Returns:
-      `Method.score`: the probabilities of the abnormal text, where `patches` [b, h, w, layers] has a channel
-      per layer; it takes `extras`, names out of `EXTRAS`. The published map of a layer, (1 - p_normal +
-      p_abnormal) / 2, is that of p_abnormal alone, since the two add up to 1.
+      compare_pair: from `pair_comparer`.
+      texts: (frozen, params, prototypes, features, category) -> the texts of each image; None: the
+        prototypes [c, 2, d] of its category.
     """
 
-    def score(
+    def compute(
         frozen: Params,
         params: Params,
         prototypes: Any,
         features: VisionFeatures,
         category: Int[Array, " b"],
-        *,
-        extras: Collection[str] = (),
     ) -> Scores:
-        check_extras(method, extras, EXTRAS)
-        text = texts(frozen, params, prototypes, features, category)
-        tokens, patches = features.global_tokens[:, token], features.patches
-        image_probabilities = cosine_softmax(tokens, text, temperature)
-        patch_probabilities = cosine_softmax(patches, text, temperature)
-        computed = {
-            "global_cosines": lambda: cosines(tokens, text),
-            "global_probabilities": lambda: image_probabilities,
-            "patch_cosines": lambda: cosines(patches, text),
-            "patch_probabilities": lambda: patch_probabilities,
-            "text_features": lambda: text,
-        }
-        return Scores(
-            image={"global": image_probabilities[:, 1]},
-            patches=jnp.moveaxis(patch_probabilities[..., 1], 1, -1),
-            extras={name: computed[name]() for name in extras},
+        text = (
+            prototypes[category]
+            if texts is None
+            else texts(frozen, params, prototypes, features, category)
         )
+        return pair_scores(compare_pair(features, text))
 
-    return score
-
-
-def texts_of_category(
-    frozen: Params,
-    params: Params,
-    prototypes: Float[Array, "c 2 d"],
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-) -> Float[Array, "b 2 d"]:
-    """The texts of methods that no image changes: those of its category."""
-    del frozen, params, features
-    return prototypes[category]
+    return scorer(method, EXTRAS, compute)

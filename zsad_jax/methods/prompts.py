@@ -13,7 +13,6 @@ from zsad_jax.errors import UserError
 from zsad_jax.methods.similarity import normalize
 
 SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
-UNUSED_WIDTH = 896  # outputs of the projections in published prompt learners that nothing reads
 SENTENCES_PER_CHUNK = 256  # bounds the memory of encoding many categories
 
 
@@ -224,32 +223,27 @@ def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: 
         )
 
 
-def check_deep_prompts(backbone: Backbone, deep: int, learned: int) -> None:
-    """Refuses deep prompts that would take the place of words.
+def check_deep_prompts(
+    backbone: Backbone, deep: int, learned: int, *, key: str = "num_deep_prompts"
+) -> None:
+    """Rejects deep prompts that would replace words.
+
+    Over a backbone with a start token, deep prompts replace tokens; otherwise they stand before them.
 
     Args:
-      backbone: one with a start token puts deep prompts in place of tokens, others in front of them.
-      deep: deep prompts per block, config key `num_deep_prompts`.
+      backbone: the frozen model.
+      deep: deep prompts per block.
       learned: learned tokens of a sentence.
+      key: config key of `deep`.
 
     Raises:
-      UserError: when there are more deep prompts than learned tokens to take the place of.
+      UserError: if there are more deep prompts than learned tokens to replace.
     """
     if backbone.num_start_tokens and deep > learned:
         raise UserError(
-            f"Config key 'num_deep_prompts' is {deep}, but over {backbone.name} deep prompts take the place"
+            f"Config key '{key}' is {deep}, but over {backbone.name} deep prompts take the place"
             f" of the {learned} learned tokens; give at most as many."
         )
-
-
-def count_unused_projections(width: int, deep: int) -> int:
-    """Numbers in the linear layers that AnomalyCLIP's code and its successors' hold to no effect.
-
-    Args:
-      width: of token embeddings.
-      deep: blocks with deep prompts, each of which has such a layer.
-    """
-    return deep * (width + 1) * UNUSED_WIDTH
 
 
 def ensemble(

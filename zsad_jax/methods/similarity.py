@@ -20,15 +20,17 @@ def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, 
     return x * jax.lax.rsqrt(squares)
 
 
-def cosines(
-    features: Float[Array, "b *n d"], text: Float[Array, "b k d"]
-) -> Float[Array, "b *n k"]:
-    """Cosines between each image's features and its own k texts; neither has to be normalised."""
-    flat = normalize(features).reshape(features.shape[0], -1, features.shape[-1])
+def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Float[Array, "*n k"]:
+    """Cosines between each image's features and its own k texts; neither has to be normalised.
+
+    Leading axes of the texts are leading axes of the features: [b, k, d] for the texts of each image,
+    [b, l, k, d] for those of each image and layer.
+    """
+    flat = normalize(features).reshape(*text.shape[:-2], -1, features.shape[-1])
     # Full precision, since a small temperature multiplies the errors of an accelerator's default.
     highest = jax.lax.Precision.HIGHEST
-    values = jnp.einsum("bnd,bkd->bnk", flat, normalize(text), precision=highest)
-    return values.reshape(*features.shape[:-1], text.shape[1])
+    values = jnp.einsum("...nd,...kd->...nk", flat, normalize(text), precision=highest)
+    return values.reshape(*features.shape[:-1], text.shape[-2])
 
 
 def cosine_softmax(
@@ -45,3 +47,8 @@ def cosine_softmax(
       Probabilities in [0, 1], float32, that sum to 1 over the last axis.
     """
     return jax.nn.softmax(cosines(features, text) / temperature, axis=-1)
+
+
+def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "count *n"]:
+    """Returns the same text features for each of several categories or images."""
+    return jnp.broadcast_to(x, (count, *x.shape))

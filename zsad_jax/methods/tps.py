@@ -7,8 +7,8 @@ layer, and to the global prompts.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,46 +16,48 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.transformer import ACTIVATIONS
 from zsad_jax.errors import UserError
-from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, check_extras, check_global_token
-from zsad_jax.methods.blocks import TEXT_DEPTH, check_blocks, scale_blocks
-from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods import losses
+from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
+from zsad_jax.methods.config import config_from, within
+from zsad_jax.methods.layers import (
+    Linear,
+    attend,
+    attend_folded,
+    bottleneck,
+    init_bottleneck,
+    init_linear,
+    layer_norm,
+    linear,
+    linear_from_torch,
+    linears_from_torch,
+)
 from zsad_jax.methods.learner import (
     STATES,
+    LearnerConfig,
     count_deep_blocks,
+    count_unused_projections,
     encode_learners,
     init_learner,
     learner_from_torch,
 )
-from zsad_jax.methods.pathway import (
-    adapt_texts,
-    count_unused_branch,
-    init_pathway,
-    pathway_from_torch,
-)
-from zsad_jax.methods.prompts import (
-    check_deep_prompts,
-    count_unused_projections,
-    encode_sentences,
-    tokenize,
-)
-from zsad_jax.methods.similarity import cosines, temperature_of
+from zsad_jax.methods.pair_score import COMPARED, IMAGE_SCORES, compare, pair_scores
+from zsad_jax.methods.prompts import check_deep_prompts, encode_sentences, tokenize
+from zsad_jax.methods.similarity import repeat, temperature_of
 
-IMAGE_SCORES = ("global",)
-LEARNERS = ("global", "shunt")
-EXTRAS = (
-    *("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities"),
-    "pathway_features",
-)
+LEARNERS = {"global": "prompt_learner", "shunt": "class_learner"}  # ours: the authors' name
+EXTRAS = (*COMPARED, "pathway_features")
+
+# Of the pathway: hidden width of its feed-forward part in joint widths, and its layers by the authors' names.
+MLP_FACTOR = 4
+NORMS = {"shunt": "ln_0", "global": "ln_1", "patches": "ln_4", "between": "ln_2", "mlp": "ln_3"}
+ATTENTIONS = {"to_patches": "text_attention", "to_global": "cross_attention"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TPSConfig:
-    """The switches of TPS; the defaults are those of the authors' training.
-
-    Block numbers count from 1 in a vision tower of 24 blocks and a text tower of 12, and are scaled to the
-    depth of the backbone's.
+class TPSConfig(LearnerConfig):
+    """Options of TPS; the defaults are those of the authors' training.
 
     Attributes:
       learned: False: the hand-written prompts, and no pathway (the paper's ablation).
@@ -63,27 +65,18 @@ class TPSConfig:
       shared_pathway: one pathway for all layers; False: one for each, as the paper writes.
       pathway_at_test: False: scores compare the raw shunt features, as the released test script does,
         though training goes through the pathway.
-      tune_text_projection: the text tower's projection into the joint space is trained with the pathway,
-        as in the authors' code; None: where the backbone has one.
+      tune_text_projection: train the text tower's projection into the joint space with the pathway, as in
+        the authors' code; None: where the backbone has one.
       num_prompts: learned tokens of each of the four prompts.
-      learned_texts: the words behind the learned tokens: global normal and abnormal, shunt normal and
+      learned_texts: the words after the learned tokens: global normal and abnormal, shunt normal and
         abnormal.
       hand_written_texts: the same four of learned=False, as whole sentences; `{}` is the class name.
-      deep_prompt_depth: text blocks with learned tokens of their own, the first one's being the prompts
-        themselves; 1: no deep prompts.
-      num_deep_prompts: deep prompts of each such block, shared by both states; 0: none.
-      deep_prompts_float16: the deep prompts are rounded to float16 on their way into the tower, as in the
-        authors' code; their gradient is not.
-      feature_layers: vision blocks whose patches are compared.
-      segmentation: "per_layer": a softmax for each layer, whose maps are added up; "summed": one softmax
+      segmentation: "per_layer": a softmax for each layer, whose maps are summed; "summed": one softmax
         over the cosines' sum over layers, as the paper writes.
       pathway_heads: of both attentions; divides the width of the joint space.
-      cls_norm: whether the global token passes the vision tower's last norm.
-      global_token: which of the backbone's global tokens gives the image score, counted from 0.
-      sigma: of the map's Gaussian, in pixels of the map; 0 does not smooth.
-      temperature: divides the cosine; None is the backbone's own.
-      init_std: of the learned tokens' initial normal distribution.
     """
+
+    vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     learned: bool = True
     pathway: bool = True
@@ -103,21 +96,13 @@ class TPSConfig:
         "a photo of the flawless part",
         "a photo of the damaged part",
     )
-    deep_prompt_depth: int = within(9, 1, TEXT_DEPTH)
-    num_deep_prompts: int = within(4, 0)
-    deep_prompts_float16: bool = False
     feature_layers: tuple[int, ...] = (6, 12, 18, 24)
     segmentation: Literal["per_layer", "summed"] = "per_layer"
     pathway_heads: int = within(8, 1)
     cls_norm: bool = False
-    global_token: int = within(0, 0)
-    sigma: float = within(4.0, 0)
-    temperature: float | None = within(0.07, 1e-6)
-    init_std: float = within(0.02, 0)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_blocks("feature_layers", self.feature_layers)
+        super().__post_init__()
         for key in ("learned_texts", "hand_written_texts"):
             if len(getattr(self, key)) != len(LEARNERS) * len(STATES):
                 raise UserError(
@@ -125,172 +110,63 @@ class TPSConfig:
                     " image, normal and abnormal of the pixels."
                 )
 
-    @property
-    def num_pathways(self) -> int | None:
-        """How many there are; None: a single one for all layers."""
-        return None if self.shared_pathway else len(self.feature_layers)
-
 
 def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None) -> Method:
-    """TPS over a backbone.
+    """Returns TPS over a backbone with patch tokens in the joint space.
 
-    Args:
-      backbone: any with patch tokens in the joint space.
-      config: the switches, or a mapping of them; None: the authors' setting.
-
-    Returns:
-      A method whose params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]},
-      the last two only where the config and the backbone have them, and {} when nothing is learned. Given
-      {}, it uses the hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep":
-      [blocks, p, e]}; with shared_pathway=False leaves of the pathway have a leading axis of layers. The
-      group "prompts" (published learning rate 1e-3) holds the learners, "pathway" (1e-4) all else. Its
-      prototypes [c, 4, d] are in the order of `learned_texts`.
-      `patches` of its scores has a channel per layer, or one with segmentation="summed"; `score` takes
-      `extras`, names out of `EXTRAS`.
+    Its params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]}, the last two only
+    where the config and the backbone have them, and {} when nothing is learned. Given {}, it uses the
+    hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep": [blocks, p, e]}; with
+    shared_pathway=False leaves of the pathway have a leading axis of layers. The published learning rates are
+    1e-3 for the group "prompts" and 1e-4 for "pathway". Its prototypes [c, 4, d] are in the order of
+    `learned_texts`. Its maps have one channel per layer, or one with segmentation="summed"; its extras are
+    `EXTRAS`.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(TPSConfig, config)
-    _check(backbone, config)
-    temperature = temperature_of(backbone, config.temperature)
-    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
-    encode = _prompt_encoder(backbone, config)
-    imported = functools.partial(_import_params, config, _tunes_projection(backbone, config))
-    return Method(
-        name="tps",
-        config=config,
-        init=functools.partial(_init, backbone, config),
-        features=lambda frozen, params, images: backbone.encode_image(
-            frozen, images, layers=layers, cls_norm=config.cls_norm
-        ),
-        prototypes=functools.partial(_prototypes, backbone, config, encode),
-        score=functools.partial(_score, config, temperature),
-        anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        loss=functools.partial(_loss, config, temperature, encode),
-        groups=_groups,
-        group_names=("prompts", "pathway"),
-        image_scores=IMAGE_SCORES,
-        map_range=(0.0, float(len(layers)) if config.segmentation == "per_layer" else 1.0),
-        works_untrained=True,
-        features_key=(layers, None, config.cls_norm),
-        import_params=imported if config.learned else None,
-        aupro_thresholds="numpy",
-        unused_parameters=_count_unused(backbone, config),
-    )
-
-
-def _check(backbone: Backbone, config: TPSConfig) -> None:
-    """Refuses what a backbone cannot give."""
-    check_global_token(backbone, config.global_token)
-    if config.learned and _count_deep_blocks(backbone, config):
+    width, num_deep = backbone.embed_dim, count_deep_blocks(backbone, config)
+    wanted = config.learned and config.tune_text_projection is not False
+    tunes_projection = wanted and "projection" in backbone.params["text"]
+    if config.learned and num_deep:
         check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
-    if config.learned and config.pathway and backbone.embed_dim % config.pathway_heads:
+    if config.learned and config.pathway and width % config.pathway_heads:
         raise UserError(
             f"Config key 'pathway_heads' is {config.pathway_heads}, which does not divide the"
-            f" {backbone.embed_dim} numbers of {backbone.name}'s text features; give a divisor."
+            f" {width} numbers of {backbone.name}'s text features; give a divisor."
         )
-    if config.tune_text_projection and not _tunes_projection(backbone, config):
+    if config.tune_text_projection and not tunes_projection:
         reason = f"the text tower of {backbone.name} has no projection"
         raise UserError(
             "Config key 'tune_text_projection' is True, but"
             f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
         )
+    temperature = temperature_of(backbone, config.temperature)
+    num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
+    words = functools.cache(lambda: tokenize(backbone, config.learned_texts))
 
-
-def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
-    """Whether the text projection is trained: unless the config says no, where there is one."""
-    wanted = config.learned and config.tune_text_projection is not False
-    return wanted and "projection" in backbone.params["text"]
-
-
-def _count_deep_blocks(backbone: Backbone, config: TPSConfig) -> int:
-    return count_deep_blocks(backbone, config.deep_prompt_depth, config.num_deep_prompts)
-
-
-def _init(backbone: Backbone, config: TPSConfig, key: Array, frozen: Params) -> Params:
-    """Learned tokens from N(0, init_std²), a fresh pathway, and the backbone's own text projection."""
-    if not config.learned:
-        return {}
-    *learner_keys, pathway_key = jax.random.split(key, 3)
-    params: dict[str, Any] = {
-        name: init_learner(
-            one,
-            backbone.text_width,
-            num_prompts=config.num_prompts,
-            deep=(_count_deep_blocks(backbone, config), config.num_deep_prompts),
-            std=config.init_std,
-        )
-        for name, one in zip(LEARNERS, learner_keys, strict=True)
-    }
-    if config.pathway:
-        params["pathway"] = init_pathway(
-            pathway_key, backbone.embed_dim, copies=config.num_pathways
-        )
-    if _tunes_projection(backbone, config):
-        # A copy, since a training step may donate its parameters' memory.
-        projection = frozen["text"]["projection"]
-        params["text_projection"] = jnp.array(projection, jnp.float32, copy=True)
-    return params
-
-
-def _groups(params: Params) -> PyTree:
-    """The learners are "prompts"; the pathway and the text projection are "pathway"."""
-    return {
-        name: jax.tree.map(lambda _, name=name: "prompts" if name in LEARNERS else "pathway", part)
-        for name, part in params.items()
-    }
-
-
-def _count_unused(backbone: Backbone, config: TPSConfig) -> int:
-    """What the authors' optimiser holds to no effect.
-
-    Those are linear layers beside the deep prompts, the pathway's image branch (an attention, a
-    feed-forward part, a norm), and the vision tower's projection, which is behind frozen features.
-    """
-    if not config.learned:
-        return 0
-    deep = _count_deep_blocks(backbone, config)
-    unused = len(LEARNERS) * count_unused_projections(backbone.text_width, deep)
-    if config.pathway:
-        unused += (config.num_pathways or 1) * count_unused_branch(backbone.embed_dim)
-    if _tunes_projection(backbone, config):
-        unused += backbone.vision_width * backbone.embed_dim
-    return unused
-
-
-def _import_params(config: TPSConfig, tuned: bool, state: Mapping[str, np.ndarray]) -> Params:
-    """The parameters in the authors' checkpoint, where the config has them.
-
-    One pathway is published; it serves every layer when the config has one for each.
-
-    Raises:
-      KeyError: when one is missing.
-    """
-    params: dict[str, Any] = {
-        name: learner_from_torch(state, f"{theirs}.")
-        for name, theirs in zip(LEARNERS, ("prompt_learner", "class_learner"), strict=True)
-    }
-    if config.pathway:
-        params["pathway"] = pathway_from_torch(state, "former.")
-        if copies := config.num_pathways:
-            params["pathway"] = jax.tree.map(lambda x: np.stack([x] * copies), params["pathway"])
-    if tuned:
-        params["text_projection"] = np.asarray(state["former.text_projection"])
-    return params
-
-
-def _prompt_encoder(
-    backbone: Backbone, config: TPSConfig
-) -> Callable[[Params, Params], Float[Array, "4 d"]]:
-    """The function (frozen, params) -> the four learned prompts' features, not normalised."""
-
-    @functools.lru_cache(maxsize=1)
-    def words() -> tuple[np.ndarray, np.ndarray]:
-        """Ids and paddings of the fixed words; tokenised once, when needed."""
-        return tokenize(backbone, config.learned_texts)
+    def init(key: Array, frozen: Params) -> Params:
+        if not config.learned:
+            return {}
+        *learner_keys, pathway_key = jax.random.split(key, 3)
+        params: dict[str, Any] = {
+            name: init_learner(one, backbone, config, num_prompts=config.num_prompts)
+            for name, one in zip(LEARNERS, learner_keys, strict=True)
+        }
+        if config.pathway and config.shared_pathway:
+            params["pathway"] = _init_pathway(pathway_key, width)
+        elif config.pathway:
+            keys = jax.random.split(pathway_key, num_pathways)
+            params["pathway"] = jax.vmap(functools.partial(_init_pathway, width=width))(keys)
+        if tunes_projection:
+            # A copy, since a training step may donate its parameters' memory.
+            projection = frozen["text"]["projection"]
+            params["text_projection"] = jnp.array(projection, jnp.float32, copy=True)
+        return params
 
     def encode(frozen: Params, params: Params) -> Float[Array, "4 d"]:
+        """Returns the raw features of the four learned prompts."""
         if "text_projection" in params:
             text = {**frozen["text"], "projection": params["text_projection"]}
             frozen = {**frozen, "text": text}
@@ -298,103 +174,182 @@ def _prompt_encoder(
         float16 = config.deep_prompts_float16
         return encode_learners(backbone, frozen, words(), learners, float16=float16)
 
-    return encode
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str]
+    ) -> Float[Array, "c 4 d"]:
+        """Returns the raw learned features, the same for every class; or those of the hand-written prompts."""
+        if not params or not config.learned:
+            return encode_sentences(backbone, frozen, config.hand_written_texts, class_names)
+        return repeat(encode(frozen, params), len(class_names))
 
+    def adapt(
+        pathway: Params,
+        shunt: Float[Array, "2 d"],
+        image: Float[Array, "2 d"],
+        patches: Float[Array, "n d"],
+    ) -> Float[Array, "2 d"]:
+        """Returns the raw shunt features after both attentions, to one layer's patches and the global texts.
 
-def _prototypes(
-    backbone: Backbone,
-    config: TPSConfig,
-    encode: Callable[[Params, Params], Float[Array, "4 d"]],
-    frozen: Params,
-    params: Params,
-    class_names: Sequence[str],
-) -> Float[Array, "c 4 d"]:
-    """The learned features, not normalised and the same for every class; or the hand-written prompts'."""
-    if not params or not config.learned:
-        return encode_sentences(backbone, frozen, config.hand_written_texts, class_names)
-    learned = encode(frozen, params)
-    return jnp.broadcast_to(learned, (len(class_names), *learned.shape))
+        x = LN(s) + Attention(LN(s), LN(patches)); y = LN(x) + Attention(LN(x), LN(g), LN(x));
+        the result is y + MLP(LN(y)).
+        """
+        norms, attentions = pathway["norms"], pathway["attentions"]
+        options: Any = {
+            "num_heads": config.pathway_heads,
+            "scale": (shunt.shape[-1] / config.pathway_heads) ** -0.5,
+        }
+        x = layer_norm(norms["shunt"], shunt)
+        seen = layer_norm(norms["patches"], patches.astype(jnp.float32))
+        x = x + attend_folded(attentions["to_patches"], x, seen, **options)
 
+        x = layer_norm(norms["between"], x)
+        to_global = attentions["to_global"]
+        key = linear(to_global["key"], layer_norm(norms["global"], image))
+        query, value = (linear(to_global[name], x) for name in ("query", "value"))
+        x = x + linear(to_global["out"], attend(query, key, value, **options))
 
-def _compare(
-    config: TPSConfig,
-    temperature: float,
-    params: Params,
-    texts: Float[Array, "b 4 d"],
-    features: VisionFeatures,
-) -> dict[str, Array]:
-    """Compares each image with its texts; the pixels' go through the pathway if `params` has one.
+        hidden = layer_norm(norms["mlp"], x)
+        return x + bottleneck(pathway["mlp"], hidden, activation=ACTIVATIONS["quick_gelu"])
 
-    Returns:
-      What `EXTRAS` names. There are cosines [b, 2] of the global token and [b, l, h, w, 2] of each layer's
-      patches, the probabilities of both, those of patches for each layer or for all together, and
-      "pathway_features" [b, l, 2, d], which patches were compared with, not normalised.
-    """
-    patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
-    if config.pathway and "pathway" in params:
-        heads, shared = config.pathway_heads, config.shared_pathway
-        of_pixels = adapt_texts(
-            params["pathway"], shunt, of_image, patches, num_heads=heads, shared=shared
-        )
-    else:
-        of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
-    similarity = jax.vmap(cosines, in_axes=1, out_axes=1)(patches, of_pixels)
-    summed = config.segmentation == "summed"
-    logits = similarity.sum(axis=1, keepdims=True) if summed else similarity
-    image = cosines(features.global_tokens[:, config.global_token], of_image)
-    return {
-        "global_cosines": image,
-        "global_probabilities": jax.nn.softmax(image / temperature, axis=-1),
-        "patch_cosines": similarity,
-        "patch_probabilities": jax.nn.softmax(logits / temperature, axis=-1),
-        "pathway_features": of_pixels,
-    }
+    def compare_texts(
+        params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
+    ) -> dict[str, Array]:
+        """Compares each image with its texts; the pixels' pass the pathway if `params` has one.
 
+        "pathway_features" [b, l, 2, d] are the raw texts that the patches were compared with.
+        """
+        patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
+        if config.pathway and "pathway" in params:
+            flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
+            own = None if config.shared_pathway else 0
+            of_layers = jax.vmap(adapt, in_axes=(own, None, None, 0))
+            of_images = jax.vmap(of_layers, in_axes=(None, 0, 0, 0))
+            of_pixels = of_images(params["pathway"], shunt, of_image, flat)
+        else:
+            of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
+        tokens = features.global_tokens[:, config.global_token]
+        found = compare(tokens, patches, of_image, of_pixels, temperature)
+        if config.segmentation == "summed":
+            logits = found["patch_cosines"].sum(axis=1, keepdims=True) / temperature
+            found["patch_probabilities"] = jax.nn.softmax(logits, axis=-1)
+        return found | {"pathway_features": of_pixels}
 
-def _score(
-    config: TPSConfig,
-    temperature: float,
-    frozen: Params,
-    params: Params,
-    prototypes: Float[Array, "c 4 d"],
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-    *,
-    extras: Collection[str] = (),
-) -> Scores:
-    """The image score, and patch probabilities [b, h, w, layers].
+    def compute(
+        frozen: Params,
+        params: Params,
+        prototypes: Float[Array, "c 4 d"],
+        features: VisionFeatures,
+        category: Int[Array, " b"],
+    ) -> Scores:
+        del frozen
+        params = params if config.pathway_at_test else {}
+        return pair_scores(compare_texts(params, prototypes[category], features))
 
-    The published map, the sum over layers of (1 - p_normal + p_abnormal) / 2, is that of p_abnormal alone,
-    since the two add up to 1.
-    """
-    del frozen
-    check_extras("tps", extras, EXTRAS)
-    params = params if config.pathway_at_test else {}
-    compared = _compare(config, temperature, params, prototypes[category], features)
-    return Scores(
-        image={"global": compared["global_probabilities"][:, 1]},
-        patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
-        extras={name: compared[name] for name in extras},
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+        """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
+        if not params:
+            raise UserError("Nothing can be trained with learned=False; set learned=True.")
+        features = losses.zero_invalid(features, batch.valid)
+        texts = repeat(encode(frozen, params), len(batch.labels))
+        found = compare_texts(params, texts, features)
+        logits = found["global_logits"][:, None]
+        return losses.joint_loss(found["patch_probabilities"], logits, batch)
+
+    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+        """Reads the parameters of the authors' checkpoint that the config has.
+
+        One pathway is published; it serves every layer if the config has one for each.
+        """
+        params: dict[str, Any] = {
+            ours: learner_from_torch(state, f"{theirs}.") for ours, theirs in LEARNERS.items()
+        }
+        if config.pathway:
+            pathway = _pathway_from_torch(state)
+            if not config.shared_pathway:
+                pathway = jax.tree.map(lambda x: np.stack([x] * num_pathways), pathway)
+            params["pathway"] = pathway
+        if tunes_projection:
+            params["text_projection"] = np.asarray(state["former.text_projection"])
+        return params
+
+    unused = 0
+    if config.learned:
+        unused += len(LEARNERS) * count_unused_projections(backbone, config)
+        # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
+        hidden = MLP_FACTOR * width
+        branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
+        unused += branch * num_pathways * config.pathway
+        # The vision tower's projection, which is behind frozen features.
+        unused += backbone.vision_width * width * tunes_projection
+    return Method(
+        name="tps",
+        config=config,
+        init=init,
+        prototypes=prototypes,
+        score=scorer("tps", EXTRAS, compute),
+        loss=loss,
+        groups=grouped(pathway="pathway", text_projection="pathway"),
+        group_names=("prompts", "pathway"),
+        image_scores=IMAGE_SCORES,
+        works_untrained=True,
+        import_params=import_params if config.learned else None,
+        aupro_thresholds="numpy",
+        unused_parameters=unused,
+        **vision_side(backbone, config, num_maps=1 if config.segmentation == "summed" else None),
     )
 
 
-def _loss(
-    config: TPSConfig,
-    temperature: float,
-    encode: Callable[[Params, Params], Float[Array, "4 d"]],
-    frozen: Params,
-    params: Params,
-    features: VisionFeatures,
-    batch: Batch,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Focal and dice losses of each layer's unsmoothed map, summed, plus the images' cross-entropy."""
-    if not params:
-        raise UserError("Nothing can be trained with learned=False; set learned=True.")
-    features = losses.zero_invalid(features, batch.valid)
-    learned = encode(frozen, params)
-    texts = jnp.broadcast_to(learned, (batch.labels.shape[0], *learned.shape))
-    compared = _compare(config, temperature, params, texts, features)
-    local = losses.layer_terms(compared["patch_probabilities"], batch)
-    logits = compared["global_cosines"] / temperature
-    image = losses.cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
-    return sum(local.values()) + image, {**local, "cross_entropy": image}
+def _init_pathway(key: Array, width: int) -> Params:
+    """Returns {"norms", "attentions": layers by name, "mlp"}, initialized like PyTorch's modules."""
+    *keys, mlp_key = jax.random.split(key, len(ATTENTIONS) + 1)
+    norm = {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
+    return {
+        "norms": dict.fromkeys(NORMS, norm),
+        "attentions": {
+            name: _init_attention(one, width) for name, one in zip(ATTENTIONS, keys, strict=True)
+        },
+        "mlp": init_bottleneck(mlp_key, width, MLP_FACTOR * width, width),
+    }
+
+
+def _init_attention(key: Array, width: int) -> dict[str, Linear]:
+    """Glorot's uniform range for the three inputs taken as one matrix, zero biases."""
+    bound = (6 / (4 * width)) ** 0.5
+    *input_keys, out_key = jax.random.split(key, 4)
+    inputs = [
+        jax.random.uniform(one, (width, width), minval=-bound, maxval=bound) for one in input_keys
+    ]
+    kernels = [*inputs, init_linear(out_key, width, width)["kernel"]]
+    return {
+        name: {"kernel": kernel, "bias": jnp.zeros(width)}
+        for name, kernel in zip(("query", "key", "value", "out"), kernels, strict=True)
+    }
+
+
+def _pathway_from_torch(state: Mapping[str, np.ndarray]) -> Params:
+    """Reads the authors' pathway, without its image branch, which has no effect."""
+    return {
+        "norms": {
+            ours: {
+                "scale": np.asarray(state[f"former.{theirs}.weight"]),
+                "bias": np.asarray(state[f"former.{theirs}.bias"]),
+            }
+            for ours, theirs in NORMS.items()
+        },
+        "attentions": {
+            ours: _attention_from_torch(state, f"former.{theirs}")
+            for ours, theirs in ATTENTIONS.items()
+        },
+        "mlp": linears_from_torch(state, "former.text_feed.", first="0", second="2"),
+    }
+
+
+def _attention_from_torch(state: Mapping[str, np.ndarray], name: str) -> dict[str, Linear]:
+    """PyTorch's attention, which holds the three input layers as one."""
+    kernels = np.split(np.asarray(state[f"{name}.in_proj_weight"]), 3)
+    biases = np.split(np.asarray(state[f"{name}.in_proj_bias"]), 3)
+    inputs: dict[str, Any] = {
+        part: {"kernel": kernel.T, "bias": bias}
+        for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
+    }
+    return inputs | {"out": linear_from_torch(state, f"{name}.out_proj")}

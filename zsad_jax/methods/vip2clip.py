@@ -7,9 +7,8 @@ come from the patches' agreement with what results (UTPA).
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.errors import UserError
-from zsad_jax.methods import anomaly_map, losses
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, check_extras, check_global_token
-from zsad_jax.methods.blocks import check_blocks, scale_blocks
-from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods import losses
+from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
+from zsad_jax.methods.config import MethodConfig, config_from, within
 from zsad_jax.methods.layers import (
     attend_folded,
     bottleneck,
@@ -29,20 +27,20 @@ from zsad_jax.methods.layers import (
     init_bottleneck,
     init_linear,
     init_normal,
-    linear_from_torch,
+    linears_from_torch,
 )
-from zsad_jax.methods.learner import STATES
+from zsad_jax.methods.learner import STATES, without_prefix
 from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize, tokenize_adjectives
-from zsad_jax.methods.similarity import cosines, normalize, temperature_of
+from zsad_jax.methods.similarity import cosines, normalize, repeat, temperature_of
 
-# Of the perception attention, as the authors' files name its projections.
+# The projections of the perception attention and the modules of the learned arrays, in the authors' names.
 FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}
-MODULES = re.compile(r"^(prompt_learner|Zero_try|ica|fgp)\.")  # in front of the authors' names
+MODULES = ("prompt_learner", "Zero_try", "ica", "fgp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViP2CLIPConfig:
-    """The switches of ViP2-CLIP; the defaults made the published numbers, but for `adjective_bug`.
+class ViP2CLIPConfig(MethodConfig):
+    """Options of ViP2-CLIP; the defaults are those of the published numbers, except for `adjective_bug`.
 
     A prompt is s_1..s_e, adjective, z_1..z_r: state tokens of its own, then class tokens that both
     prompts share.
@@ -65,13 +63,10 @@ class ViP2CLIPConfig:
       global_loss: one cross-entropy of the mean over the layers (the code), or the sum of each layer's
         (the paper).
       lam: weight of the losses of the maps.
-      feature_layers: vision blocks, of a tower of 24, whose patches are used.
-      cls_norm: the global token passes the vision tower's last norm.
-      global_token: which one the Meta-Net, or the dual-branch image score, looks at.
-      sigma: of the map's Gaussian, in pixels of the map; 0 does not smooth.
-      temperature: divides the cosine; None is the backbone's own.
-      init_std: of the learned vectors' initial normal distribution.
+      global_token: index of the one that the Meta-Net, or the dual-branch image score, looks at.
     """
+
+    vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     adjectives: tuple[str, ...] = ("good", "damaged")
     adjective_bug: bool = False
@@ -88,18 +83,14 @@ class ViP2CLIPConfig:
     lam: float = within(1.0, 0)
     feature_layers: tuple[int, ...] = (6, 12, 18, 24)
     cls_norm: bool = False
-    global_token: int = within(0, 0)
     sigma: float = within(8.0, 0)
-    temperature: float | None = within(0.07, 1e-6)
-    init_std: float = within(0.02, 0)
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         if len(self.adjectives) != 2:
             raise UserError(
                 f"Config key 'adjectives' is {self.adjectives!r}; it takes two words, the normal one first."
             )
-        check_blocks("feature_layers", self.feature_layers)
 
     @property
     def score_name(self) -> str:
@@ -124,277 +115,202 @@ class Alignment(NamedTuple):
     image_logits: Float[Array, "b m 2"]
 
 
-Words = tuple[Int[np.ndarray, "2 n"], Int[np.ndarray, "2 n"]]  # ids and paddings
 EXTRAS = ("text_features", *Alignment._fields, "attention")
 
 
 def vip2clip(
     backbone: Backbone, config: ViP2CLIPConfig | Mapping[str, Any] | None = None
 ) -> Method:
-    """ViP2-CLIP over a backbone.
+    """Returns ViP2-CLIP over a backbone with patch tokens in the joint space.
 
-    Args:
-      backbone: any with patch tokens in the joint space.
-      config: the switches, or a mapping of them; None: the published setting.
-
-    Returns:
-      A method whose params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias":
-      [d], "meta_net": the r networks stacked}, and with FGP {"fgp": its four projections}, the latter in the
-      group "fgp" and all else in "prompts". `score` takes `extras`, names out of `EXTRAS`; without FGP there
-      is no "attention".
+    Its params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias": [d],
+    "meta_net": the r networks stacked}, and with FGP {"fgp": its four projections}, the latter in the group
+    "fgp" and all others in "prompts". Its extras are `EXTRAS`; without FGP there is no "attention".
 
     Raises:
-      UserError: for an unknown key, a bad value, or one that the backbone cannot serve.
+      UserError: for an unknown key, a bad value, or one that the backbone does not support.
     """
     config = config_from(ViP2CLIPConfig, config)
-    check_global_token(backbone, config.global_token)
     if config.fgp and backbone.embed_dim % config.fgp_heads:
         raise UserError(
             f"Config key 'fgp_heads' is {config.fgp_heads}, which does not divide the {backbone.embed_dim}"
             f" numbers of an embedding of {backbone.name}; choose a divisor."
         )
-    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
     temperature = temperature_of(backbone, config.temperature)
-    encode = functools.partial(_encode_pair, backbone, config, _word_source(backbone, config))
-    align = functools.partial(_align, config, temperature)
+    words = functools.cache(lambda: tokenize_adjectives(backbone, config.adjectives))
+    try:
+        tokenize(backbone, config.adjectives)
+    except UserError:
+        pass  # without a tokenizer, the error is raised where text is needed
+    else:
+        words()  # checks the adjectives at once
+
+    def init(key: Array, frozen: Params) -> Params:
+        del frozen
+        width, joint = backbone.text_width, backbone.embed_dim
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.state_length, width))
+        shapes["class"] = (config.class_length, width)
+        if config.vca:
+            shapes["meta_bias"] = (joint,)
+        *keys, meta, fgp = jax.random.split(key, len(shapes) + 2)
+        params: dict[str, Any] = {
+            name: init_normal(one, shape, std=config.init_std)
+            for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        if config.vca:
+            hidden = config.meta_hidden or max(joint // 2, 1)
+            params["meta_net"] = jax.vmap(lambda one: init_bottleneck(one, joint, hidden, width))(
+                jax.random.split(meta, config.class_length)
+            )
+        if config.fgp:
+            params["fgp"] = {
+                name: init_linear(one, joint, joint)
+                for one, name in zip(jax.random.split(fgp, 4), FGP, strict=True)
+            }
+        return params
+
+    def encode(
+        frozen: Params, params: Params, seen: Float[Array, "r e"] | float = 0.0
+    ) -> Float[Array, "2 d"]:
+        """Returns unit-norm features of the two prompts; the class tokens take `seen` (a) from an image."""
+        ids, paddings = words()
+        if config.adjective_bug:
+            ids, paddings = ids[[1, 1]], paddings[[1, 1]]
+        check_length(backbone, paddings, config.state_length + config.class_length)
+        states = jnp.stack([params[state] for state in STATES])
+        classes = jnp.stack([params["class"] + seen] * len(STATES))
+        start = backbone.num_start_tokens
+        rows = backbone.embed_tokens(frozen, ids)
+        rows, paddings = insert_tokens(rows, paddings, states, at=start)
+        rows, paddings = insert_tokens(rows, paddings, classes, at=start + config.state_length + 1)
+        return normalize(backbone.encode_prompts(frozen, rows, paddings))
+
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str]
+    ) -> Float[Array, "c 2 d"]:
+        """Returns the pair before any image is seen; the prompts name no class."""
+        return repeat(encode(frozen, params), len(class_names))
+
+    def condition(
+        frozen: Params, params: Params, features: VisionFeatures
+    ) -> Float[Array, "b 2 d"]:
+        """Returns the pair of text features T of each image, after VCA's look at its global token."""
+        tokens = features.global_tokens[:, config.global_token]
+        if not config.vca:
+            return repeat(encode(frozen, params), len(tokens))
+
+        def look(token: Float[Array, " d"]) -> Float[Array, "2 d"]:
+            seen = jax.vmap(bottleneck, in_axes=(0, None))(
+                params["meta_net"], normalize(token) + params["meta_bias"]
+            )
+            return encode(frozen, params, seen)
+
+        return jax.vmap(look)(tokens)
+
+    def perceive(
+        apply: Callable[..., Array],
+        params: Params,
+        text: Float[Array, "b 2 d"],
+        features: VisionFeatures,
+    ) -> Float[Array, "b layers *n"]:
+        """Returns the perception attention of each image's texts to the unit-norm patches of each layer.
+
+        Like the published code, it does not divide the logits by the root of the heads' width.
+
+        Args:
+          apply: `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches].
+          params, text, features: as in `align`.
+        """
+        unit = normalize(features.patches)
+        unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
+        attend = functools.partial(apply, params["fgp"], num_heads=config.fgp_heads, scale=1.0)
+        return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
+
+    def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
+        """Compares the patches of each layer with the texts, and selects those of the image score."""
+        b, layers, h, w, _ = features.patches.shape
+        if config.fgp:
+            texts = normalize(perceive(attend_folded, params, text, features))
+        else:
+            texts = jnp.broadcast_to(text[:, None], (b, layers, *text.shape[1:]))
+        # The normalisation of `perceive`, on the same array: the compiler does both at once.
+        values = cosines(features.patches, texts)
+        probabilities = jax.nn.softmax(values / temperature, axis=-1)
+        if config.utpa:
+            flat = probabilities[..., 1].reshape(b, layers, h * w)
+            _, strongest = jax.lax.top_k(flat, min(config.top_k, h * w))
+            rows = values.reshape(b, layers, h * w, 2)
+            image = jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
+        else:
+            image = cosines(features.global_tokens[:, config.global_token, None], text)
+        return Alignment(texts, values, probabilities, image / temperature)
+
+    def pool(logits: Float[Array, "b m 2"], how: str) -> Float[Array, "b m 2"]:
+        return logits.mean(axis=1, keepdims=True) if how == "pooled" else logits
+
+    def compute(
+        frozen: Params,
+        params: Params,
+        prototypes: Float[Array, "c 2 d"],
+        features: VisionFeatures,
+        category: Int[Array, " b"],
+    ) -> Scores:
+        """Returns the image score, and each layer's share [b, h, w, layers] of the mean of their maps.
+
+        A layer's published map, (1 - p_normal + p_abnormal) / 2 up-sampled, is that of p_abnormal alone,
+        since the two add up to 1.
+        """
+        text = condition(frozen, params, features) if config.vca else prototypes[category]
+        found = align(params, text, features)
+        logits = pool(found.image_logits, config.score)
+        patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
+        extras = {"text_features": text, **found._asdict()}
+        if config.fgp:
+            extras["attention"] = perceive(folded_weights, params, text, features)
+        return Scores(
+            image={config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)},
+            patches=patches / patches.shape[-1],
+            extras=extras,
+        )
+
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
+        features = losses.zero_invalid(features, batch.valid)
+        found = align(params, condition(frozen, params, features), features)
+        logits = pool(found.image_logits, config.global_loss)
+        return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
+
+    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+        """Reads the parameters of the authors' checkpoint that the config has."""
+        state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
+        params: dict[str, Any] = {
+            "normal": state["ctx_pos"],
+            "abnormal": state["ctx_neg"],
+            "class": state["cls_ctx"],
+        }
+        if config.vca:
+            networks = [
+                linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")
+                for j in range(len(params["class"]))
+            ]
+            params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
+            params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
+        if config.fgp:
+            params["fgp"] = linears_from_torch(state, **FGP)
+        return params
+
     return Method(
         name="vip2clip",
         config=config,
-        init=functools.partial(_init, backbone, config),
-        features=lambda frozen, params, images: backbone.encode_image(
-            frozen, images, layers=layers, cls_norm=config.cls_norm
-        ),
-        # Of the prompts before any image is seen; they name no class.
-        prototypes=lambda frozen, params, names: jnp.stack([encode(frozen, params)] * len(names)),
-        score=functools.partial(_score, config, encode, align),
-        anomaly_map=functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
-        loss=functools.partial(_loss, config, encode, align),
-        groups=_groups,
+        init=init,
+        prototypes=prototypes,
+        score=scorer("vip2clip", EXTRAS if config.fgp else EXTRAS[:-1], compute),
+        loss=loss,
+        groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),
         image_scores=(config.score_name,),
-        features_key=(layers, None, config.cls_norm),
-        import_params=functools.partial(_import_params, config),
+        import_params=import_params,
         # The published attention has a temperature that it never uses.
         unused_parameters=int(config.fgp),
+        **vision_side(backbone, config, num_maps=1),
     )
-
-
-def _import_params(config: ViP2CLIPConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The learned parameters in the authors' checkpoint, as far as this config has them.
-
-    Raises:
-      KeyError: for an array that is missing.
-    """
-    state = {MODULES.sub("", name): np.asarray(value) for name, value in state.items()}
-    params: dict[str, Any] = {
-        "normal": state["ctx_pos"],
-        "abnormal": state["ctx_neg"],
-        "class": state["cls_ctx"],
-    }
-    if config.vca:
-        networks = [
-            {
-                ours: linear_from_torch(state, f"cls_prompter.fc.{j}.{theirs}")
-                for ours, theirs in (("first", 0), ("second", 2))
-            }
-            for j in range(len(params["class"]))
-        ]
-        params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
-        params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
-    if config.fgp:
-        params["fgp"] = {ours: linear_from_torch(state, theirs) for ours, theirs in FGP.items()}
-    return params
-
-
-def _init(backbone: Backbone, config: ViP2CLIPConfig, key: Array, frozen: Params) -> dict[str, Any]:
-    """Learned vectors from N(0, init_std²), linear layers as PyTorch begins them."""
-    del frozen
-    width, joint = backbone.text_width, backbone.embed_dim
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.state_length, width))
-    shapes["class"] = (config.class_length, width)
-    if config.vca:
-        shapes["meta_bias"] = (joint,)
-    *keys, meta, fgp = jax.random.split(key, len(shapes) + 2)
-    params: dict[str, Any] = {
-        name: init_normal(one, shape, std=config.init_std)
-        for one, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-    if config.vca:
-        hidden = config.meta_hidden or max(joint // 2, 1)
-        params["meta_net"] = jax.vmap(lambda one: init_bottleneck(one, joint, hidden, width))(
-            jax.random.split(meta, config.class_length)
-        )
-    if config.fgp:
-        params["fgp"] = {
-            name: init_linear(one, joint, joint)
-            for one, name in zip(jax.random.split(fgp, 4), FGP, strict=True)
-        }
-    return params
-
-
-def _groups(params: Params) -> PyTree:
-    """The perception attention ("fgp") has a learning rate of its own, beside all else ("prompts")."""
-    return jax.tree.map_with_path(
-        lambda path, _: "fgp" if path[0].key == "fgp" else "prompts", params
-    )
-
-
-def _word_source(backbone: Backbone, config: ViP2CLIPConfig) -> Callable[[], Words]:
-    """The function () -> tokens of the adjectives; a backbone that can tokenise checks them at once."""
-    words = functools.lru_cache(maxsize=1)(lambda: tokenize_adjectives(backbone, config.adjectives))
-    try:
-        tokenize(backbone, config.adjectives)
-    except UserError:  # there is no tokenizer, which is told where text is needed
-        return words
-    words()
-    return words
-
-
-def _encode_pair(
-    backbone: Backbone,
-    config: ViP2CLIPConfig,
-    words: Callable[[], Words],
-    frozen: Params,
-    params: Params,
-    seen: Float[Array, "r e"] | float = 0.0,
-) -> Float[Array, "2 d"]:
-    """Unit-norm features of the two prompts; `seen` (a) is what the class tokens take from an image."""
-    ids, paddings = words()
-    if config.adjective_bug:
-        ids, paddings = ids[[1, 1]], paddings[[1, 1]]
-    check_length(backbone, paddings, config.state_length + config.class_length)
-    states = jnp.stack([params[state] for state in STATES])
-    classes = jnp.stack([params["class"] + seen] * len(STATES))
-    start = backbone.num_start_tokens
-    rows = backbone.embed_tokens(frozen, ids)
-    rows, paddings = insert_tokens(rows, paddings, states, at=start)
-    rows, paddings = insert_tokens(rows, paddings, classes, at=start + config.state_length + 1)
-    return normalize(backbone.encode_prompts(frozen, rows, paddings))
-
-
-def _condition(
-    config: ViP2CLIPConfig,
-    encode: Callable[..., Float[Array, "2 d"]],
-    frozen: Params,
-    params: Params,
-    features: VisionFeatures,
-) -> Float[Array, "b 2 d"]:
-    """The pair of text features T for each image, after VCA's look at its global token."""
-    tokens = features.global_tokens[:, config.global_token]
-    if not config.vca:
-        pair = encode(frozen, params)
-        return jnp.broadcast_to(pair, (tokens.shape[0], *pair.shape))
-
-    def look(token: Float[Array, " d"]) -> Float[Array, "2 d"]:
-        seen = jax.vmap(bottleneck, in_axes=(0, None))(
-            params["meta_net"], normalize(token) + params["meta_bias"]
-        )
-        return encode(frozen, params, seen)
-
-    return jax.vmap(look)(tokens)
-
-
-def _perceive(
-    apply: Callable[..., Array],
-    config: ViP2CLIPConfig,
-    params: Params,
-    text: Float[Array, "b 2 d"],
-    features: VisionFeatures,
-) -> Float[Array, "b layers *n"]:
-    """The perception attention of each image's pair of texts to the unit-norm patches of each layer.
-
-    Like the published code, it does not divide the logits by the root of the heads' width.
-
-    Args:
-      apply: `attend_folded`, or `folded_weights` for the attention itself [b, layers, heads, 2, patches].
-      config, params, text, features: as in `_align`.
-    """
-    unit = normalize(features.patches)
-    unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
-    attend = functools.partial(apply, params["fgp"], num_heads=config.fgp_heads, scale=1.0)
-    return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
-
-
-def _align(
-    config: ViP2CLIPConfig,
-    temperature: float,
-    params: Params,
-    text: Float[Array, "b 2 d"],
-    features: VisionFeatures,
-) -> Alignment:
-    """Compares the patches of each layer with the texts, and gathers what speaks for the image."""
-    b, layers, h, w, _ = features.patches.shape
-    if config.fgp:
-        texts = normalize(_perceive(attend_folded, config, params, text, features))
-    else:
-        texts = jnp.broadcast_to(text[:, None], (b, layers, *text.shape[1:]))
-    # The normalisation of `_perceive`, on the same array: the compiler does both at once.
-    values = jax.vmap(cosines)(features.patches, texts)
-    probabilities = jax.nn.softmax(values / temperature, axis=-1)
-    if config.utpa:
-        flat = probabilities[..., 1].reshape(b, layers, h * w)
-        _, strongest = jax.lax.top_k(flat, min(config.top_k, h * w))
-        rows = values.reshape(b, layers, h * w, 2)
-        image = jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
-    else:
-        image = cosines(features.global_tokens[:, config.global_token, None], text)
-    return Alignment(texts, values, probabilities, image / temperature)
-
-
-def _score(
-    config: ViP2CLIPConfig,
-    encode: Callable[..., Float[Array, "2 d"]],
-    align: Callable[..., Alignment],
-    frozen: Params,
-    params: Params,
-    prototypes: Float[Array, "c 2 d"],
-    features: VisionFeatures,
-    category: Int[Array, " b"],
-    *,
-    extras: Collection[str] = (),
-) -> Scores:
-    """The image score, and each layer's share [b, h, w, layers] of the mean of their maps.
-
-    A layer's published map, (1 - p_normal + p_abnormal) / 2 up-sampled, is that of p_abnormal alone,
-    since the two add up to 1.
-    """
-    check_extras("vip2clip", extras, EXTRAS if config.fgp else EXTRAS[:-1])
-    text = prototypes[category]
-    if config.vca:
-        text = _condition(config, encode, frozen, params, features)
-    found = align(params, text, features)
-    logits = found.image_logits
-    if config.score == "pooled":
-        logits = logits.mean(axis=1, keepdims=True)
-    patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
-    computed = {"text_features": text, **found._asdict()}
-    if "attention" in extras:
-        computed["attention"] = _perceive(folded_weights, config, params, text, features)
-    return Scores(
-        image={config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)},
-        patches=patches / patches.shape[-1],
-        extras={name: computed[name] for name in extras},
-    )
-
-
-def _loss(
-    config: ViP2CLIPConfig,
-    encode: Callable[..., Float[Array, "2 d"]],
-    align: Callable[..., Alignment],
-    frozen: Params,
-    params: Params,
-    features: VisionFeatures,
-    batch: Batch,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Focal and dice losses of each layer's unsmoothed map, and the image's cross-entropy."""
-    features = losses.zero_invalid(features, batch.valid)
-    found = align(params, _condition(config, encode, frozen, params, features), features)
-    terms = losses.layer_terms(found.patch_probabilities, batch)
-    local: Array = sum(terms.values(), jnp.zeros(()))
-
-    logits = found.image_logits
-    if config.global_loss == "pooled":
-        logits = logits.mean(axis=1, keepdims=True)
-    entropy = jax.vmap(losses.cross_entropy, in_axes=(1, None, None))
-    terms["cross_entropy"] = entropy(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
-    return terms["cross_entropy"] + config.lam * local, terms
