@@ -198,12 +198,7 @@ def decode_mask(
 
 
 class MaskValues(NamedTuple):
-    """The gray values of ground truth, as its files hold them.
-
-    Attributes:
-      parts: of one mask or several of the same image; 8 bits with palettes applied, or deeper.
-      oriented: whether an EXIF orientation was applied.
-    """
+    """The gray values of ground truth (8 bits with palettes applied, or deeper), and whether it was turned."""
 
     parts: list[Shaped[np.ndarray, "H W"]]
     oriented: bool
