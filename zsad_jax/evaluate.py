@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -279,8 +278,7 @@ class _Gathered:
                 f"None of the {len(unreadable)} images of {self._dataset.name} could be read;"
                 f" the first: {unreadable[0]}."
             )
-        for kind in issues.group(self._faults):  # the loader logs notes
-            logging.warning("%s: %s", self._dataset.name, issues.summarize(kind))
+        issues.warn(self._dataset.name, self._faults)  # the loader logs notes
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []
         for number, parts in enumerate(self._scores):

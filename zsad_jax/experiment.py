@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-from zsad_jax import files
+from zsad_jax import files, learned
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
 from zsad_jax.backbones.released import WeightFiles
@@ -27,7 +27,7 @@ from zsad_jax.methods import (
     released,
 )
 from zsad_jax.methods.config import check_fields, config_from, within
-from zsad_jax.methods.recipes import RECIPES, UNLIKE_PAPER
+from zsad_jax.methods.recipes import UNLIKE_PAPER, recipe_of
 from zsad_jax.train import TrainingConfig, make_optimizer
 
 # Columns of their own in the results, so not named again in `variant`.
@@ -200,7 +200,7 @@ class Experiment:
         over = backbone or describe_backbone(self.backbone["name"])
         main = self.make_method(over)
         image_score(main, self.image_score)
-        params = jax.eval_shape(main.init, jax.random.key(0), over.params)
+        params = learned.expected(main, over)
         make_optimizer(self.training_config, main, params, main.stages[0])
         if self.train and not params:
             raise UserError(
@@ -209,7 +209,7 @@ class Experiment:
         differing = {repr(fields): fields for fields in ({}, *self.method_for.values())}
         for fields, comparison in itertools.product(differing.values(), ("", *self.comparisons)):
             method = self.make_method(over, comparison, **fields)
-            params = jax.eval_shape(method.init, jax.random.key(0), over.params)
+            params = learned.expected(method, over)
             if params and not all(map(self.auxiliary_of, self.targets)):
                 raise UserError(
                     f"{method.name} as configured learns prompts, but config.auxiliary does not say on what;"
@@ -303,7 +303,7 @@ def describe_method(experiment: Experiment, method: Method, backbone: Backbone) 
 
 def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
-    recipe = RECIPES[experiment.method["name"]]
+    recipe = recipe_of(experiment.method["name"])
     pairs: dict[str, list[Any]] = {"naming": [experiment.naming, "published"]}
     ours, theirs = experiment.backbone, recipe.backbone
     for key in sorted({*ours, *theirs} - {"name", "image_size", "dtype", "tokenizer", "bit_depth"}):

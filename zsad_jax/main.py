@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from zsad_jax import command, files, sharding
 from zsad_jax.backbones import released
 from zsad_jax.console import log_plainly
+from zsad_jax.data import issues
 from zsad_jax.data.base import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.errors import NoSplitError, NotPreparedError, UserError
@@ -72,7 +73,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     files.write_json(workdir / "comparisons.json", comparisons)
     run = describe_run(backbone, clock, evaluations)
     run |= describe_method(experiment, method, backbone)
-    recorded = {e.dataset: [issue._asdict() for issue in e.faults] for e in evaluations}
+    recorded = {e.dataset: issues.to_json(e.faults) for e in evaluations}
     files.write_json(workdir / "run.json", run | {"issues": recorded})
     report = Report(
         title=f"{names.method_name(method.name)} over {backbone.name}",

@@ -273,8 +273,8 @@ def _settle_threshold(
         "from": asked.good,
         "quantile": asked.quantile,
         "num_images": len(scores),
-        "issues": _to_json(faults),
-        "ignored": _to_json(found.ignored),
+        "issues": issues.to_json(faults),
+        "ignored": issues.to_json(found.ignored),
         "warning": doubt or None,
     }
 
@@ -324,18 +324,14 @@ def _write_run(
         "num_reused": outcome.reused,
         "num_unreadable": len(outcome.faults),
         "num_ignored": len(outcome.ignored),
-        "issues": _to_json(outcome.faults),
-        "ignored": _to_json(outcome.ignored),
+        "issues": issues.to_json(outcome.faults),
+        "ignored": issues.to_json(outcome.ignored),
         "model": model.facts,
         "settings": _settings(writer),
         "threshold": words,
         "columns": COLUMNS,
     }
     files.write_json(writer.folder / "run.json", run)
-
-
-def _to_json(found: Sequence[Issue]) -> list[dict[str, str]]:
-    return [issue._asdict() for issue in found]
 
 
 def _tell(model: Prepared) -> None:

@@ -146,7 +146,8 @@ class Writer:
 
     def _write(self, path: str, score: float, anomaly_map: np.ndarray, seconds: float) -> Row:
         start = time.monotonic()
-        image, notes, _ = open_image(path, bit_depth=self.bit_depth)
+        decoded = open_image(path, bit_depth=self.bit_depth)
+        image = decoded.image
         score = shortest(score)
         row: Row = {"path": path, "score": score}
         if self.threshold is not None:
@@ -160,8 +161,8 @@ class Writer:
             mask, row["regions"] = find_regions(resized, self.pixel_threshold, size)
         row |= self._write_files(path, image, resized, mask, self._describe(row))
         row["sha256"] = files.digest(path)
-        if notes:
-            row["note"] = "; ".join(note.description for note in notes)
+        if decoded.note:
+            row["note"] = decoded.note
         if self.warning:
             row["warning"] = self.warning
         row["time"] = round(seconds + time.monotonic() - start, 4)

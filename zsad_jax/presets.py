@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from zsad_jax.data.protocol import PROTOCOLS, Protocol
 from zsad_jax.methods import config_class
-from zsad_jax.methods.recipes import RECIPES
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.train import TrainingConfig
 
 # What else `load_backbone` takes: files in place of the released ones, and what files do not say.
@@ -36,7 +36,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
       method: its name; all fields of its config are there, with their defaults.
       train: False takes learned parameters from `config.checkpoints`.
     """
-    rules, recipe = PROTOCOLS["common"], RECIPES[method]
+    rules, recipe = PROTOCOLS["common"], recipe_of(method)
     config = ConfigDict()
     config.method = _fields(config_class(method), name=method)
     config.backbone = _backbone({**recipe.backbone, "dtype": "float32"})

@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from zsad_jax.errors import UserError
-from zsad_jax.methods.config import check_fields, config_from, within
+from zsad_jax.methods import METHODS, check_config, config_class
+from zsad_jax.methods.config import MethodConfig, check_fields, config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,17 @@ class Example:
 
     def __post_init__(self):
         check_fields(self)
+
+
+# Shared options that a method does not have.
+FIXED = {
+    "tipsomaly": {"feature_layers", "vv_from", "cls_norm", "global_token"},
+    "faprompt": {"feature_layers"},
+    "tps": {"vv_from"},
+    "vip2clip": {"vv_from"},
+    "clip": {"vv_from", "init_std"},
+    "clip_ac": {"vv_from", "init_std"},
+}
 
 
 def test_mappings_configs_and_nothing():
@@ -54,3 +66,14 @@ def test_mistakes_are_named(values, message):
     if set(values) <= known:
         with pytest.raises(UserError, match=message):
             Example(**values)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rejects_shared_options_that_a_method_fixes(name):
+    shared = {field.name for field in dataclasses.fields(MethodConfig)}
+    config = config_class(name)()
+    fixed = shared - {field.name for field in dataclasses.fields(config)}
+    assert fixed == FIXED.get(name, set())
+    for key in fixed:
+        with pytest.raises(UserError, match=f"Unknown key '{key}'"):
+            check_config(name, {key: getattr(config, key)})

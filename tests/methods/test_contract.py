@@ -15,7 +15,7 @@ from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.anomaly_map import anomaly_map
 from zsad_jax.methods.losses import cross_entropy, weighted_mean
 from zsad_jax.methods.prompts import FAMILIES, encode_pairs, tokenize
-from zsad_jax.methods.similarity import cosine_softmax, normalize
+from zsad_jax.methods.similarity import cosines, normalize
 from zsad_jax.sharding import make_mesh
 from zsad_jax.train import TrainingConfig, train
 
@@ -25,8 +25,10 @@ FAMILY = FAMILIES["object_agnostic"]
 
 def score_with(text, features, category, temperature):
     """What both toys say of features, given (normal, abnormal) texts of each category."""
-    tokens = cosine_softmax(features.global_tokens[:, :1], text[category], temperature)
-    patches = cosine_softmax(features.patches[:, -1], text[category], temperature)
+    tokens, patches = (
+        jax.nn.softmax(cosines(x, text[category]) / temperature)
+        for x in (features.global_tokens[:, :1], features.patches[:, -1])
+    )
     return Scores(image={"score": tokens[:, 0, 1]}, patches=patches[..., 1:])
 
 

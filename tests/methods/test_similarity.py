@@ -1,10 +1,11 @@
-"""Normalisation and the softmax over states, by hand."""
+"""Normalization, cosines and the softmax over states, by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.methods.similarity import cosine_softmax, cosines, normalize, temperature_of
+from zsad_jax.methods.pair_score import compare
+from zsad_jax.methods.similarity import cosines, normalize, temperature_of
 
 
 def test_normalize():
@@ -26,8 +27,9 @@ def test_each_image_has_its_own_texts():
     text = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [3.0, 0.0]]])
     np.testing.assert_allclose(cosines(features, text), [[[1, 0]], [[0, 1]]], atol=1e-6)
     low, high = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))
-    probabilities = cosine_softmax(features, text, 0.5)
-    np.testing.assert_allclose(probabilities, [[[high, low]], [[low, high]]], rtol=1e-5)
+    compared = compare(features, features, text, text, 0.5)
+    for name in ("global_probabilities", "patch_probabilities"):
+        np.testing.assert_allclose(compared[name], [[[high, low]], [[low, high]]], rtol=1e-5)
 
 
 def test_any_axes_between_image_and_width():
@@ -38,6 +40,16 @@ def test_any_axes_between_image_and_width():
     one = features[1, 2, 3] @ text[1, 0]
     one /= jnp.linalg.norm(features[1, 2, 3]) * jnp.linalg.norm(text[1, 0])
     np.testing.assert_allclose(values[1, 2, 3, 0], one, rtol=1e-5)
+
+
+def test_compares_each_layer_with_its_own_texts():
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 4, 5)), jnp.float32)
+    text = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 2, 5)), jnp.float32)
+    values = cosines(features, text)
+    assert values.shape == (2, 3, 4, 4, 2)
+    for layer in range(3):
+        expected = cosines(features[:, layer], text[:, layer])
+        np.testing.assert_allclose(values[:, layer], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_backbones_temperature_unless_a_config_has_one(backbone):

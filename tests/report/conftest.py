@@ -4,7 +4,7 @@ import pytest
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocol import DATASETS
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.recipes import RECIPES
+from zsad_jax.methods.recipes import recipe_of
 from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
 
 
@@ -16,7 +16,7 @@ def make_row():
         about = DATASETS.get(dataset) if category == "mean" else None
         normal, anomalous = (about and about.published) or (6, 4)
         method = fields.get("method", "tipsomaly")
-        recipe = RECIPES[method]
+        recipe = recipe_of(method)
         options = config_class(method)() if method in METHODS else None
         family = "medical" if dataset in recipe.method_for else "industrial"
         values = dict.fromkeys(RESULT_COLUMNS, 0.5) | {

@@ -162,6 +162,15 @@ class Samples(Sequence[Sample]):
         return digest.hexdigest()
 
 
+def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
+    """Returns a sample, or the issue of a record that cannot be read, whatever a damaged file leads to."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        detail = str(error).partition("\n")[0] or type(error).__name__
+        return Issue("record_unreadable", f"image {index} of {dataset.name}", detail)
+
+
 def _stamp(encoded: Encoded) -> Any:
     """What changes when a file or its bytes do."""
     encoded = encoded.read() if isinstance(encoded, Lazy) else encoded

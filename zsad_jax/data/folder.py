@@ -311,8 +311,7 @@ def _judge(masks: tuple[str, ...]) -> int:
 def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> None:
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %d images, %d of them anomalous.", name, len(samples), anomalous)
-    for kind in issues.group(faults):
-        logging.warning("%s: %s", name, issues.summarize(kind))
+    issues.warn(name, faults)
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:

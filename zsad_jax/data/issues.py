@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from absl import logging
+
 FILES_SHOWN = 3
 
 # Code decides on the kinds; the descriptions are only shown.
@@ -80,6 +82,17 @@ def group(issues: Iterable[Issue]) -> list[list[Issue]]:
     for issue in issues:
         kinds.setdefault(issue.kind, []).append(issue)
     return list(kinds.values())
+
+
+def warn(name: str, issues: Iterable[Issue]) -> None:
+    """Logs issues of a dataset as warnings, a line for each kind."""
+    for kind in group(issues):
+        logging.warning("%s: %s", name, summarize(kind))
+
+
+def to_json(issues: Iterable[Issue]) -> list[dict[str, str]]:
+    """Returns issues as they are stored in run.json."""
+    return [issue._asdict() for issue in issues]
 
 
 def summarize(issues: Sequence[Issue]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from zsad_jax.data import issues
-from zsad_jax.data.base import Dataset, ImageBatch, Sample
+from zsad_jax.data.base import Dataset, ImageBatch, Sample, read_sample
 from zsad_jax.data.checks import examine
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import (
@@ -160,9 +160,8 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
     """The next batch, copied out of the shared memory that workers write to (small in containers)."""
     try:
         batch = next(iterator, None)
-    except (
-        RuntimeError
-    ) as error:  # what grain raises for a worker that is gone; decoding raises nothing
+    # Grain raises it for a worker that is gone. Decoding raises nothing.
+    except RuntimeError as error:
         if not workers:
             raise
         raise UserError(
@@ -189,13 +188,7 @@ class _Selection:
 
     def __getitem__(self, position: int) -> tuple[int, Sample | Issue]:
         index = int(self.order[position])
-        try:
-            return index, self.dataset[index]
-        except Exception as error:  # of a damaged record, say
-            detail = str(error).partition("\n")[0] or type(error).__name__
-            return index, Issue(
-                "record_unreadable", f"image {index} of {self.dataset.name}", detail
-            )
+        return index, read_sample(self.dataset, index)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,8 +96,7 @@ def read_meta_json(
         logging.warning("%s: %d images are missing, the first: %s.", name, len(missing), missing[0])
     if repeated:
         faults.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
-    for kind in issues.group(faults):
-        logging.warning("%s: %s", name, issues.summarize(kind))
+    issues.warn(name, faults)
     return Samples(name, list(samples.values()), faults=faults)
 
 
@@ -230,5 +229,5 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
 
 def _is_inside(path: pathlib.Path, within: set[str]) -> bool:
     """Whether a path lies in one of these folders; links in them may lead elsewhere."""
-    plain = pathlib.Path(os.path.abspath(path))
-    return any(plain.is_relative_to(place) for place in within)
+    absolute = pathlib.Path(os.path.abspath(path))
+    return any(absolute.is_relative_to(place) for place in within)

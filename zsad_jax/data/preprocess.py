@@ -123,7 +123,7 @@ def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> D
     try:
         made = image_from_array(loaded.raw, bit_depth=bit_depth)
     except (UserError, MemoryError) as error:  # of two channels, say
-        reason = "it does not fit into memory" if isinstance(error, MemoryError) else str(error)
+        reason = str(error) if isinstance(error, UserError) else _describe_error(error)
         raise UnreadableImage(_name(encoded), reason.rstrip(".")) from error
     return made._replace(notes=loaded.notes + made.notes, orientation=loaded.orientation)
 
@@ -308,11 +308,11 @@ def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) 
 
 
 @contextlib.contextmanager
-def one_large_image(*encoded: Encoded | os.PathLike[str] | None) -> Iterator[None]:
+def one_large_image(*encoded: Encoded) -> Iterator[None]:
     """Lets one thread at a time hold very large decoded images, so that memory stays bounded."""
     large = False
     for one in encoded:
-        if one is not None and not isinstance(one, Lazy):
+        if not isinstance(one, Lazy):
             with contextlib.suppress(Exception), _open(one) as image:
                 large = large or image.width * image.height > LARGE_PIXELS
     with _large_lock if large else contextlib.nullcontext():

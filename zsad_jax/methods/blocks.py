@@ -16,19 +16,19 @@ def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
     return min(max((2 * block * depth + of) // (2 * of), 1), depth)
 
 
-def scale_blocks(blocks: Sequence[int], depth: int, *, of: int = VISION_DEPTH) -> tuple[int, ...]:
-    """The same for several blocks; two may fall together in a shallow tower."""
-    return tuple(scale_block(block, depth, of=of) for block in blocks)
+def scale_blocks(blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Scales several vision blocks; two may become the same in a shallow tower."""
+    return tuple(scale_block(block, depth) for block in blocks)
 
 
-def check_blocks(key: str, blocks: Sequence[int], *, of: int = VISION_DEPTH) -> None:
-    """Checks a config field that lists blocks.
+def check_blocks(key: str, blocks: Sequence[int]) -> None:
+    """Checks a config field that lists vision blocks.
 
     Raises:
-      UserError: when there is none, or one that a tower of `of` blocks does not have.
+      UserError: if there is none, or one that a tower of `VISION_DEPTH` blocks does not have.
     """
-    if not blocks or not all(1 <= block <= of for block in blocks):
+    if not blocks or not all(1 <= block <= VISION_DEPTH for block in blocks):
         raise UserError(
-            f"Config key '{key}' is {tuple(blocks)!r}; name at least one block between 1 and {of} (they are"
-            " scaled to the depth of the tower)."
+            f"Config key '{key}' is {tuple(blocks)!r}; name at least one block between 1 and {VISION_DEPTH}"
+            " (they are scaled to the depth of the tower)."
         )

@@ -3,7 +3,7 @@
 A linear layer is {"kernel": [inputs, outputs], "bias": [outputs]}.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,9 @@ def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array,
 
 
 def init_tokens(
-    key: Array, shapes: Mapping[str, Sequence[int]], *, std: float
+    keys: Iterable[Array], shapes: Mapping[str, Sequence[int]], *, std: float
 ) -> dict[str, Float[Array, "..."]]:
-    """Returns learned tokens of several names, drawn from N(0, std²)."""
-    keys = jax.random.split(key, len(shapes))
+    """Returns learned tokens of several names, drawn from N(0, std²) with one key each."""
     return {
         name: init_normal(one, shape, std=std)
         for one, (name, shape) in zip(keys, shapes.items(), strict=True)

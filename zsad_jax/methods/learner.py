@@ -8,6 +8,7 @@ the two states, and further ones for the text blocks after the first. Without de
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -58,7 +59,7 @@ def init_learner(
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (num_prompts, width))
     if num_deep:
         shapes["deep"] = (num_deep, config.num_deep_prompts, width)
-    return init_tokens(key, shapes, std=config.init_std)
+    return init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
 
 
 def encode_learners(

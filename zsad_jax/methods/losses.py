@@ -125,8 +125,8 @@ def layer_terms(
 
 def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
     """Returns the sum of the cross-entropies of m predictions of the image labels."""
-    mean = jax.vmap(cross_entropy, in_axes=(1, None, None))
-    return mean(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
+    each = jax.vmap(cross_entropy, in_axes=(1, None, None))
+    return each(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
 
 
 def joint_loss(

@@ -1,6 +1,5 @@
 """The settings behind the published numbers, as far as they are not the defaults of a method's config."""
 
-import collections
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,10 +30,8 @@ class Recipe(NamedTuple):
     method_for: Mapping[str, Mapping[str, Any]] = {}
 
 
-# By method; those without an entry have AnomalyCLIP's.
-RECIPES: Mapping[str, Recipe] = collections.defaultdict(
-    Recipe,
-    tipsomaly=Recipe(
+_RECIPES = {
+    "tipsomaly": Recipe(
         # The published order: class by class.
         training=TRAINING | {"epochs": 2, "shuffle": False},
         backbone=TIPS,
@@ -43,9 +40,14 @@ RECIPES: Mapping[str, Recipe] = collections.defaultdict(
         # Brain images are described in medical words, everything else in industrial ones.
         method_for={key: {"prompt_family": "medical"} for key in BRAIN},
     ),
-    vip2clip=Recipe(
+    "vip2clip": Recipe(
         TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
     ),
-    tps=Recipe(TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}),
-    faprompt=Recipe(TRAINING | {"epochs": 7}, image_score="combined"),
-)
+    "tps": Recipe(TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}),
+    "faprompt": Recipe(TRAINING | {"epochs": 7}, image_score="combined"),
+}
+
+
+def recipe_of(method: str) -> Recipe:
+    """Returns the recipe of a method, which is AnomalyCLIP's for those without one of their own."""
+    return _RECIPES.get(method, Recipe())

@@ -1,4 +1,4 @@
-"""Cosines between images and texts, and the softmax over states."""
+"""Cosines between images and texts."""
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +31,6 @@ def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Flo
     highest = jax.lax.Precision.HIGHEST
     values = jnp.einsum("...nd,...kd->...nk", flat, normalize(text), precision=highest)
     return values.reshape(*features.shape[:-1], text.shape[-2])
-
-
-def cosine_softmax(
-    features: Float[Array, "b *n d"], text: Float[Array, "b k d"], temperature: float
-) -> Float[Array, "b *n k"]:
-    """Probability of each of an image's k texts: softmax of cosine over temperature.
-
-    Args:
-      features: global or patch tokens.
-      text: prototypes of each image, row 0 normal and row 1 anomalous.
-      temperature: divides the cosine (tau).
-
-    Returns:
-      Probabilities in [0, 1], float32, that sum to 1 over the last axis.
-    """
-    return jax.nn.softmax(cosines(features, text) / temperature, axis=-1)
 
 
 def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "count *n"]:

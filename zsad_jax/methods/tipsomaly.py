@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -128,7 +129,7 @@ def tipsomaly(
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
         if config.has_deep_tokens:
             shapes |= {f"deep_{state}": (config.d_deep, config.n_deep, width) for state in STATES}
-        return init_tokens(key, shapes, std=config.init_std)
+        return init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
 
     @functools.cache  # needs a tokenizer only when used
     def tokens() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from zsad_jax.methods.layers import (
     folded_weights,
     init_bottleneck,
     init_linear,
-    init_normal,
+    init_tokens,
     linears_from_torch,
 )
 from zsad_jax.methods.learner import STATES, without_prefix
@@ -153,10 +153,7 @@ def vip2clip(
         if config.vca:
             shapes["meta_bias"] = (joint,)
         *keys, meta, fgp = jax.random.split(key, len(shapes) + 2)
-        params: dict[str, Any] = {
-            name: init_normal(one, shape, std=config.init_std)
-            for one, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
+        params: dict[str, Any] = init_tokens(keys, shapes, std=config.init_std)
         if config.vca:
             hidden = config.meta_hidden or max(joint // 2, 1)
             params["meta_net"] = jax.vmap(lambda one: init_bottleneck(one, joint, hidden, width))(

@@ -6,7 +6,7 @@ from typing import Any
 
 from zsad_jax.data.protocol import PROTOCOLS, Part, Protocol, parse_name
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.recipes import RECIPES, UNLIKE_PAPER
+from zsad_jax.methods.recipes import UNLIKE_PAPER, recipe_of
 from zsad_jax.report import names
 from zsad_jax.report.rows import Row
 
@@ -54,7 +54,7 @@ def describe_setting(row: Row, run: Mapping[str, Any]) -> str:
     """Returns what differs from the published setting, apart from the training set; "" where nothing does."""
     if row["method"] not in METHODS:
         return ""
-    recipe = RECIPES[row["method"]]
+    recipe = recipe_of(row["method"])
     fields = dataclasses.fields(config_class(row["method"]))
     options = {field.name: field.default for field in fields}
     options |= recipe.method_for.get(row["dataset"], {})

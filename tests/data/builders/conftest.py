@@ -35,7 +35,7 @@ class Expected(NamedTuple):
 
 
 class Miniature(NamedTuple):
-    """What was written; faults and notes: (end of the file's name, kind)."""
+    """Samples that were written; faults and notes: (end of the file's name, kind)."""
 
     samples: list[Expected]
     faults: tuple[tuple[str, str], ...] = ()

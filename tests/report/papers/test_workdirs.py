@@ -78,7 +78,7 @@ def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
 
 
 def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir):
-    """Of two runs that differ by the epochs alone, each is told of its own datasets."""
+    """Two runs that differ by the epochs alone, one of which has the results of both datasets."""
     rows = [make_row(key, method="tps", auxiliary="mvtec_ad") for key in ("visa", "btad")]
     first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
     (first / "run.json").write_text(json.dumps({"unlike_paper": {"epochs": [1, 15]}}))
@@ -161,3 +161,24 @@ def test_an_undefined_metric_may_be_nan(make_row, make_workdir):
     text = json.dumps([make_row("visa") | {"image_ap": float("nan")}])
     (folder / "results.json").write_text(text)
     assert read_workdirs([folder])[0].rows["visa", "mean"]["image_ap"] is None
+
+
+def test_results_of_a_run_are_judged_together(make_row, make_workdir):
+    """Also where those of another run stand between them."""
+    categories = (
+        "bracket_black",
+        "bracket_brown",
+        "bracket_white",
+        "connector",
+        "metal_plate",
+        "tubes",
+    )
+    rows = [make_row("mpdd", category) for category in (*categories, "mean")]
+    first, second = make_workdir("a", rows), make_workdir("b", rows[2:3])
+    (ours,) = read_workdirs([first, second])
+    assert ours.partial["mpdd", "image"] == make_partial(rows[:2] + rows[3:])["mpdd", "image"]
+
+
+def make_partial(rows):
+    (ours,) = columns_of(rows)
+    return ours.partial

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from zsad_jax.data.base import Dataset, Sample
+from zsad_jax.data.base import Dataset, Sample, read_sample
 from zsad_jax.data.builders import compare_counts
 from zsad_jax.data.builders.counts import Counts, count
 from zsad_jax.data.checks import examine
@@ -98,12 +98,9 @@ def _look_at_all(
 
 
 def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
-    try:
-        sample = dataset[index]
-    except Exception as error:  # whatever a damaged file of records leads to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fault = Issue("record_unreadable", f"image {index} of {dataset.name}", reason)
-        return _Looked(None, False, [fault], [])
+    sample = read_sample(dataset, index)
+    if isinstance(sample, Issue):
+        return _Looked(None, False, [sample], [])
     with one_large_image(sample.image, *sample.masks):
         found = examine(sample)
     lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask

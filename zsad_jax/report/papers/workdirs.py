@@ -1,7 +1,6 @@
 """Our own results of one or several working directories, a column for each way a method was run."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,10 +163,12 @@ def _name_columns(
 
 
 def _find_partial(results: Iterable[_Result]) -> Partial:
-    """The same over the results of several runs, one run after the other."""
+    """Returns the same over the results of several runs, each with its run.json."""
+    runs: dict[str, list[_Result]] = {}
+    for result in results:
+        runs.setdefault(result.folder, []).append(result)
     partial: Partial = {}
-    for _, group in itertools.groupby(results, key=lambda result: result.folder):
-        members = list(group)
+    for members in runs.values():
         partial |= find_partial([one.row for one in members], members[0].run)
     return partial
 
