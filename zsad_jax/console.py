@@ -6,7 +6,7 @@ import sys
 
 from absl import logging
 
-from zsad_jax.data.preprocess import silence_decoders
+from zsad_jax.data.preprocess import set_up_decoders
 
 
 def log_plainly() -> None:
@@ -20,5 +20,5 @@ def log_plainly() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logging.set_verbosity(logging.INFO)
-    silence_decoders()
+    set_up_decoders()
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it has its own way to stderr

@@ -26,7 +26,7 @@ from zsad_jax.data.preprocess import (
     one_large_image,
     resize_image,
     resize_mask,
-    silence_decoders,
+    set_up_decoders,
 )
 from zsad_jax.errors import UserError
 
@@ -343,7 +343,7 @@ def _prepare_worker(index: int, count: int) -> None:
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    silence_decoders()
+    set_up_decoders()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
