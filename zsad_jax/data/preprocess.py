@@ -348,7 +348,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def set_up_decoders() -> None:
-    """Stops Pillow and OpenCV from commenting on images, which raise if unreadable, and bounds Pillow's memory."""
+    """Stops comments of Pillow and OpenCV on images, which raise if unreadable, and bounds Pillow's memory."""
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Read when cv2 is imported, here and in worker processes.
