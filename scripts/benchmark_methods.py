@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from benchmark_sides import Side, Turn
 
-from zsad_jax import command
-from zsad_jax.errors import UserError
+from zsad_jax.utils import command_line
+from zsad_jax.utils.errors import UserError
 
 METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
 SPEAKING = ("clip", "coop", "cocoop")  # of the class, which takes a tokenizer
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=3, help="of the second figure")
     parser.add_argument("--cores", type=int, help="cores that each side may use; default: all")
     options = parser.parse_args(arguments)
-    return command.guarded(lambda: run(options))
+    return command_line.guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -168,7 +168,7 @@ class Ours:
 
     def leave_setup(self) -> None:
         """What was drawn, tokenised and configured."""
-        from zsad_jax.backbones.checkpoints import flatten
+        from zsad_jax.backbones.checkpoints.read import flatten
 
         method = self.detector.method
         ids, _ = self.detector.backbone.tokenize(texts_of(method.config))

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from zsad_jax import command, files
-from zsad_jax.backbones import clip, clip_checkpoints
-from zsad_jax.backbones.checkpoints import fit_tree, read_torch_pickle
-from zsad_jax.errors import UserError
+from zsad_jax.backbones import clip
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_torch_pickle
+from zsad_jax.utils import command_line, files
+from zsad_jax.utils.errors import UserError
 
 SUFFIXES = (".safetensors", ".npz")
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", type=pathlib.Path, metavar="IN")
     parser.add_argument("target", type=pathlib.Path, metavar="OUT", help=" or ".join(SUFFIXES))
     options = parser.parse_args(arguments)
-    return command.guarded(lambda: convert(options.source, options.target))
+    return command_line.guarded(lambda: convert(options.source, options.target))
 
 
 def convert(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from zsad_jax import command
-from zsad_jax.backbones import released as backbones
-from zsad_jax.console import log_plainly
-from zsad_jax.errors import UserError
-from zsad_jax.methods import released as prompts
+from zsad_jax.backbones import registry as backbones
+from zsad_jax.methods.shared import released as prompts
+from zsad_jax.utils import command_line
+from zsad_jax.utils.command_line import log_plainly
+from zsad_jax.utils.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.names:
             fetch(name, options.lineage)
 
-    return command.guarded(body)
+    return command_line.guarded(body)
 
 
 def show(lineage: str) -> None:

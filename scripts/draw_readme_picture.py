@@ -7,9 +7,11 @@ import sys
 
 from PIL import Image
 
-from zsad_jax import command, files, stored
-from zsad_jax.errors import UserError
-from zsad_jax.report import DEMONSTRATION, Case, gallery
+from zsad_jax.evaluate import Case
+from zsad_jax.experiment import cache
+from zsad_jax.report import DEMONSTRATION, gallery
+from zsad_jax.utils import command_line, files
+from zsad_jax.utils.errors import UserError
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "demo.png"
 CATEGORIES = ("corrugated_card", "marble", "pill_blister", "washer")
@@ -20,12 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("workdir", type=pathlib.Path, help="of configs/tipsomaly.py:demo")
     options = parser.parse_args(arguments)
-    return command.guarded(lambda: draw(options.workdir))
+    return command_line.guarded(lambda: draw(options.workdir))
 
 
 def draw(workdir: pathlib.Path) -> None:
     paths = sorted((workdir / "evaluations").glob("synthetic_target-*.npz"))
-    evaluation = stored.load(paths[-1]) if paths else None
+    evaluation = cache.load(paths[-1]) if paths else None
     if evaluation is None:
         raise UserError(
             f"There is no evaluation in {workdir}; run configs/tipsomaly.py:demo first."

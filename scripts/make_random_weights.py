@@ -21,10 +21,12 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from zsad_jax import command, files
-from zsad_jax.backbones import clip, clip_checkpoints, released, tips, tips_checkpoints
-from zsad_jax.backbones.checkpoints import flatten
-from zsad_jax.errors import UserError
+from zsad_jax.backbones import clip, registry, tips
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
+from zsad_jax.backbones.checkpoints.read import flatten
+from zsad_jax.utils import command_line, files
+from zsad_jax.utils.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,24 +41,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "name",
-        choices=[*released.RELEASES, *released.CLIP_RELEASES],
+        choices=[*registry.RELEASES, *registry.CLIP_RELEASES],
         metavar="NAME",
         help="tips-l14-hr, clip-vit-l14-336, ...",
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a cache directory")
     parser.add_argument(
-        "--lineage", choices=released.LINEAGES, default="native", help="TIPS: which of its formats"
+        "--lineage", choices=registry.LINEAGES, default="native", help="TIPS: which of its formats"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=pathlib.Path, help="copied to its place")
     options = parser.parse_args(arguments)
-    return command.guarded(lambda: make(options))
+    return command_line.guarded(lambda: make(options))
 
 
 def make(options: argparse.Namespace) -> None:
     """Writes those of a model's files that are not there yet, and prints where they are."""
     os.environ["ZSAD_JAX_HOME"] = str(options.out)
-    places = released.places(options.name, options.lineage)
+    places = registry.places(options.name, options.lineage)
     for number, (kind, place) in enumerate(places._asdict().items()):
         if place is None:
             continue
@@ -78,7 +80,7 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
       lineage: "native" or "pytorch", for TIPS.
       kind: "vision" or "text", or "weights" for both.
     """
-    vision, text = released.SIZES[name]
+    vision, text = registry.SIZES[name]
     if kind == "weights":
         trees = {
             "vision": clip.vision_tree(clip.VisionSizes(**vision)),

@@ -18,8 +18,9 @@ from absl import logging
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from zsad_jax import files
-from zsad_jax.backbones import clip, clip_checkpoints, tips, tokenizers
+from zsad_jax.backbones import clip, tips, tokenizers
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.utils import files
 
 PATCH = 14
 GRID = 16  # positions of a 224-pixel view; smaller images take a window of them

@@ -4,7 +4,7 @@
     python scripts/pretrain_nano.py train --workdir DIR --resume   # goes on from the last checkpoint
     python scripts/pretrain_nano.py evaluate --workdir DIR         # on families that it never saw
     python scripts/pretrain_nano.py describe --workdir DIR --steps 300 --seed 3
-    python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/assets/tips-nano
+    python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/backbones/nano/tips-nano
 
 With --family clip, the same for clip-nano.
 
@@ -41,10 +41,10 @@ from nano_batches import batches, tokenize
 from nano_model import Batch, Config, descend, encode_images, init_params, loss_fn, unit
 from nano_towers import FAMILIES, GRID, PATCH, Params, write
 
-from zsad_jax import files
-from zsad_jax.methods.prompts import FAMILIES as PROMPT_FAMILIES
+from zsad_jax.methods.shared.prompts import FAMILIES as PROMPT_FAMILIES
+from zsad_jax.utils import files
 
-ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "assets"
+ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "backbones" / "nano"
 DESCRIBED = "described.msgpack"
 VOCABULARY = {"tips": 2048, "clip": 512 + 1000 + 2}
 TEMPERATURE = 0.3  # softer than in training, so that probabilities do not crowd at 0 and 1

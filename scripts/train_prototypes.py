@@ -19,13 +19,14 @@ import numpy as np
 from absl import logging
 
 from zsad_jax import metrics
-from zsad_jax.backbones.checkpoints import read_arrays
-from zsad_jax.errors import UserError
-from zsad_jax.methods import Batch, Method, Scores, Stage, losses
-from zsad_jax.methods.anomaly_map import anomaly_map
-from zsad_jax.methods.layers import init_normal
-from zsad_jax.methods.similarity import cosines
+from zsad_jax.backbones.checkpoints.read import read_arrays
+from zsad_jax.methods import Batch, Method, Scores, Stage
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.anomaly_map import anomaly_map
+from zsad_jax.methods.shared.layers import init_normal
+from zsad_jax.methods.shared.similarity import cosines
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
+from zsad_jax.utils.errors import UserError
 
 TEMPERATURE = 0.07
 

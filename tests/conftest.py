@@ -50,7 +50,7 @@ def shipped_experiment():
     """Reads the experiment of `configs/<method>.py`, without a variant."""
 
     def read(method):
-        from zsad_jax.experiment import from_config
+        from zsad_jax.experiment.config import from_config
 
         path = pathlib.Path(__file__).parents[1] / "configs" / f"{method}.py"
         return from_config(runpy.run_path(str(path))["get_config"]())

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 import zsad_jax
-from zsad_jax.backbones import released
+from zsad_jax.backbones import registry
 from zsad_jax.detector import choose_params
-from zsad_jax.errors import UserError
+from zsad_jax.experiment.presets import OVER_NANO
 from zsad_jax.methods import METHODS, Batch, count_learned, count_parameters, make_method
-from zsad_jax.presets import OVER_NANO
+from zsad_jax.utils.errors import UserError
 
 SIZE = 56  # four by four patches
 CLASSES = ("metal nut", "grid")
@@ -23,7 +23,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="u
 
 @pytest.fixture(scope="module")
 def backbones():
-    return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in released.SHIPPED}
+    return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in registry.SHIPPED}
 
 
 def batch():
@@ -39,7 +39,7 @@ def batch():
     )
 
 
-@pytest.mark.parametrize("backbone", released.SHIPPED)
+@pytest.mark.parametrize("backbone", registry.SHIPPED)
 @pytest.mark.parametrize("method", METHODS)
 def test_two_steps_of_training_then_scores(backbones, largest_entries, method, backbone):
     model = backbones[backbone]
@@ -108,13 +108,13 @@ def test_readme_names_every_combination():
 
 
 def test_the_shipped_files_stay_small():
-    files = [path for path in released.ASSETS.rglob("*") if path.is_file()]
+    files = [path for path in registry.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 14e6
 
 
-@pytest.mark.parametrize("name", released.SHIPPED)
+@pytest.mark.parametrize("name", registry.SHIPPED)
 def test_shipped_prompts_fit_their_methods(backbones, name):
-    files = list((released.ASSETS / name).glob("*_prompts.npz"))
+    files = list((registry.ASSETS / name).glob("*_prompts.npz"))
     assert files
     for path in files:
         method = path.name.removesuffix("_prompts.npz")

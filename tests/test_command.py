@@ -6,7 +6,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from zsad_jax import command, main, presets
+from zsad_jax import main, presets
+from zsad_jax.experiment import config_flag
 
 CONFIG = """
 from zsad_jax import presets
@@ -38,7 +39,7 @@ def run_main(tmp_path, monkeypatch, capsys):
         flags.FLAGS.unparse_flags()
         with flagsaver.flagsaver():
             try:
-                main.main(command.flags_parser("zsad_jax.main")(argv))
+                main.main(config_flag.flags_parser("zsad_jax.main")(argv))
             except SystemExit as ended:
                 return ended.code, capsys.readouterr().err
         raise AssertionError("the command did not end")
@@ -110,7 +111,7 @@ def test_names_the_mistake_of_a_config_file(run_main):
 
 
 def test_all_keys_of_a_config_are_known():
-    keys = command._keys(presets.paper("coop"))
+    keys = flags._keys(presets.paper("coop"))
     assert {"seed", "method.sigma", "training.epochs", "method_for", "checkpoints.visa"} <= set(
         keys
     )

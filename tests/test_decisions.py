@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zsad_jax import metrics
-from zsad_jax.decisions import (
+from zsad_jax.predict.thresholds import (
     Threshold,
     decide,
     describe_support,
@@ -14,7 +14,7 @@ from zsad_jax.decisions import (
     quantile_threshold,
     shortest,
 )
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 
 def test_a_threshold_is_a_number_or_a_quantile_over_good_images():

@@ -11,9 +11,9 @@ from PIL import Image
 
 import zsad_jax
 from zsad_jax import detector as detectors
-from zsad_jax import learned
 from zsad_jax.data.preprocess import resize_image
-from zsad_jax.errors import UserError
+from zsad_jax.methods.shared import learned
+from zsad_jax.utils.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / "goldens" / "tipsomaly"
 SIZE = 42

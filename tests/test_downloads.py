@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from zsad_jax import downloads
-from zsad_jax.errors import UserError
+from zsad_jax.utils import downloads
+from zsad_jax.utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 4096 * 3  # three megabytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -8,14 +8,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from zsad_jax import metrics, stored
+from zsad_jax import metrics
 from zsad_jax.backbones import Backbone
-from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Contender, evaluate
+from zsad_jax.experiment import cache
 from zsad_jax.methods import Method, Scores
-from zsad_jax.sharding import make_mesh
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.sharding import make_mesh
 
 SIZE = 16
 
@@ -223,9 +224,9 @@ def test_each_method_has_its_own_thresholds_of_the_200_step_aupro():
 
 
 def test_what_is_stored_is_what_was_found(tmp_path, evaluation):
-    assert stored.load(tmp_path / "none.npz") is None
-    stored.save(tmp_path / "one.npz", evaluation)
-    loaded = stored.load(tmp_path / "one.npz")
+    assert cache.load(tmp_path / "none.npz") is None
+    cache.save(tmp_path / "one.npz", evaluation)
+    loaded = cache.load(tmp_path / "one.npz")
     np.testing.assert_equal(loaded._asdict() | {"cases": ()}, evaluation._asdict() | {"cases": ()})
     for before, after in zip(evaluation.cases, loaded.cases, strict=True):
         np.testing.assert_equal(dataclasses.asdict(after), dataclasses.asdict(before))

@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from zsad_jax import files
-from zsad_jax.errors import UserError
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
 
 
 def test_names_that_are_no_valid_text_can_be_written(tmp_path):

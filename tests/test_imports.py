@@ -1,6 +1,7 @@
-"""Imports: light, in one direction, and never another framework."""
+"""Imports: light, in the order of the packages, without cycles, and never another framework."""
 
 import ast
+import functools
 import json
 import pathlib
 import subprocess
@@ -9,17 +10,20 @@ import sys
 import zsad_jax
 
 PACKAGE = pathlib.Path(zsad_jax.__file__).parent
-ROOMS = ("data", "backbones", "methods", "metrics", "report")
-# What every room may use; these know no room.
-COMMON = {"downloads", "errors", "files", "progress"}
+# A module imports from parts of the package before its own part only; see README, "Architecture".
+ORDER = (
+    *("utils", "metrics", "data", "backbones", "methods", "train", "evaluate", "detector"),
+    *("report", "experiment", "predict", "main"),
+)
+LONGEST_CHAIN = 11
 FRAMEWORKS = {"tensorflow", "torch", "torchvision", "transformers", "keras"}
 LATER = {"cv2", "grain", "matplotlib", "orbax", "scipy", "sentencepiece", "sklearn", "tqdm"} | {
     "array_record",
+    "jinja2",
     "nibabel",
     "tensorboardX",
     "tensorflow_datasets",
 }
-LONGEST_MODULE = 450
 
 IMPORT_ALL = """
 import importlib, json, pathlib, sys, time
@@ -32,7 +36,7 @@ first = sorted(sys.modules)
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
 second = sorted(sys.modules)
-from zsad_jax.data import builders
+from zsad_jax.data import benchmarks
 print(json.dumps([middle - start, seconds, first, second, sorted(sys.modules)]))
 """
 
@@ -58,17 +62,34 @@ def imported(name):
     return names
 
 
-def room(name):
-    """The room of a module; its own name for a module above or beside the rooms."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else ""
+def part(name):
+    """The top-level package or module that a module belongs to."""
+    return name.split(".")[1]
 
 
-def test_the_package_is_light():
+def parts_used(names):
+    """The parts of the package that modules import, without their own; `__version__` is in none."""
+    ours = {one for name in names for one in imported(name) if one.startswith("zsad_jax.")}
+    return {part(one) for one in ours} - {part(name) for name in names}
+
+
+def is_command(name):
+    """Whether a module is a command, which may import any part."""
+    return name.endswith("__main__")
+
+
+def test_top_level_has_five_modules():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == {"__init__", "main", "train", "evaluate", "detector"}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages | modules - {"__init__"} == set(ORDER)
+
+
+def test_package_is_light():
     # These need tensorflow-datasets itself, when they are imported.
-    heavy = ("zsad_jax.data.builders", "zsad_jax.data.inspection")
-    light = [one for one in MODULES if not one.startswith(heavy) and "__main__" not in one]
-    assert {f"zsad_jax.{one}" for one in ("main", "predict", *ROOMS)} <= set(light)
+    heavy = ("zsad_jax.data.benchmarks", "zsad_jax.data.inspect")
+    light = [one for one in MODULES if not one.startswith(heavy) and not is_command(one)]
+    assert {f"zsad_jax.{one}" for one in ORDER} <= set(light)
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, json.dumps(light)],
         capture_output=True,
@@ -86,34 +107,49 @@ def test_the_package_is_light():
     assert not with_benchmarks & FRAMEWORKS
 
 
-def rooms_used(name):
-    """The rooms, and modules beside the rooms, that a module of the package imports."""
-    ours = {one for one in imported(name) if one.split(".")[0] == "zsad_jax"}
-    return {room(one) for one in ours}
-
-
 def test_no_module_imports_another_framework():
     used = {name: {one.split(".")[0] for one in imported(name)} & FRAMEWORKS for name in MODULES}
     assert not {name: which for name, which in used.items() if which}
 
 
-def test_rooms_import_leftwards():
+def test_parts_import_from_parts_before_them():
+    """This leaves no cycle between parts."""
     wrong = {}
     for name in MODULES:
-        if room(name) in ROOMS and not name.endswith("__main__"):  # a command sits above the rooms
-            left = {*ROOMS[: ROOMS.index(room(name)) + 1]}
-            wrong[name] = rooms_used(name) - left - COMMON
-    assert {room(name) for name in wrong} == set(ROOMS)
+        if name != "zsad_jax" and not is_command(name):
+            before = set(ORDER[: ORDER.index(part(name))])
+            wrong[name] = parts_used([name]) - before
+    assert len(wrong) > 100
     assert not {name: which for name, which in wrong.items() if which}
 
 
-def test_common_modules_know_no_room():
-    wrong = {name: rooms_used(f"zsad_jax.{name}") - COMMON for name in COMMON}
-    assert not {name: which for name, which in wrong.items() if which}
-
-
-def test_modules_are_short():
-    lengths = {
-        name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()
+def test_longest_chain_of_parts():
+    modules = {
+        one: [name for name in MODULES if f"{name}.".startswith(f"zsad_jax.{one}.")]
+        for one in ORDER
     }
-    assert not {name: length for name, length in lengths.items() if length > LONGEST_MODULE}
+
+    @functools.cache
+    def chain(one):
+        used = parts_used([name for name in modules[one] if not is_command(name)])
+        return 1 + max(map(chain, used & set(ORDER)), default=0)
+
+    assert 5 < max(map(chain, ORDER)) <= LONGEST_CHAIN
+
+
+def test_modules_import_without_cycles():
+    """The modules of a part, too, import in one direction."""
+    graph = {name: imported(name) & set(MODULES) for name in MODULES if name != "zsad_jax"}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"cycle: {path[path.index(name) :]}"
+        if name not in done:
+            path.append(name)
+            for one in sorted(graph.get(name, ())):
+                visit(one)
+            path.pop()
+            done.add(name)
+
+    for name in graph:
+        visit(name)

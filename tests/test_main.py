@@ -17,9 +17,9 @@ import PIL.Image
 import pytest
 
 from zsad_jax.data.open import open_dataset
-from zsad_jax.errors import UserError
-from zsad_jax.experiment import from_config
+from zsad_jax.experiment.config import from_config
 from zsad_jax.main import default_workdir, open_datasets, run_experiment
+from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
     import sentencepiece
 
     folder = tmp_path_factory.mktemp("main")
-    from zsad_jax.methods.prompts import FAMILIES
+    from zsad_jax.methods.shared.prompts import FAMILIES
 
     words = [text for side in FAMILIES["industrial"].sentences("object") for text in side]
     with open(folder / "tokenizer.model", "wb") as file:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.predictions import Journal, Writer, is_output, output_name, resize_map
+from zsad_jax.predict.outputs import Journal, Writer, is_output, output_name, resize_map
 from zsad_jax.report import colourise
 
 

@@ -10,11 +10,11 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from zsad_jax.data.protocol import DATASETS, parse_name
-from zsad_jax.errors import UserError
-from zsad_jax.experiment import Experiment, compare_with_recipe, from_config
+from zsad_jax.data.protocols import DATASETS, parse_name
+from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
 from zsad_jax.methods import METHODS
 from zsad_jax.report import published_numbers
+from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

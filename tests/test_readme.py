@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from zsad_jax import data, methods
-from zsad_jax.backbones import released
-from zsad_jax.data import builders, protocol
-from zsad_jax.data.builders.counts import total
-from zsad_jax.errors import UserError
-from zsad_jax.methods import released as prompts
+from zsad_jax.backbones import registry
+from zsad_jax.data import benchmarks, protocols
+from zsad_jax.data.benchmarks.counts import total
+from zsad_jax.methods.shared import released as prompts
 from zsad_jax.report import published_numbers
+from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_continuous_integration_ends_with_the_test_command():
 def test_names_are_known():
     named = set(re.findall(r"\b(?:tips(?:v2)?|clip)-[a-z0-9-]+", README))
     assert named
-    assert named <= set(released.names())
+    assert named <= set(registry.names())
     assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompts.names())
     for name in re.findall(r"data prepare (\w+)", README + DATASETS):
         with pytest.raises(UserError, match=f"prepare {name}"):
@@ -144,11 +144,11 @@ def test_names_are_known():
 def test_the_table_of_benchmarks_is_that_of_the_builders():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DATASETS, re.MULTILINE)
     assert [name for name, _ in rows] == [
-        name for name in protocol.DATASETS if name in builders.names()
+        name for name in protocols.DATASETS if name in benchmarks.names()
     ]
     assert f"{len(rows)} benchmarks" in README
     for name, cells in rows:
-        benchmark, about = builders.find_benchmark(name), protocol.DATASETS[name]
+        benchmark, about = benchmarks.find_benchmark(name), protocols.DATASETS[name]
         title, counts, levels, how, licence = cells.split(" | ")
         assert title == f"[{about.title}]({benchmark.HOMEPAGE})"
         published = total(benchmark.COUNTS.get("test", {"": None}))
@@ -175,7 +175,7 @@ def test_the_code_compiles():
 
 
 def test_the_first_code_runs(tmp_path, monkeypatch, capsys):
-    if released.missing_files("tips-nano"):
+    if registry.missing_files("tips-nano"):
         pytest.skip("the demonstration backbone is not there")
     monkeypatch.chdir(tmp_path)
     for name in re.findall(r'"(\w+\.png)"', PYTHON_BLOCKS[0]):

@@ -3,8 +3,9 @@ import types
 
 import numpy as np
 
-from zsad_jax import metrics, run_info
+from zsad_jax import metrics
 from zsad_jax.evaluate import Evaluation, Scored
+from zsad_jax.experiment import run_info
 
 
 def evaluation(dataset, *num_without_mask):

@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 
 import zsad_jax
-from zsad_jax import learned, main, runner
-from zsad_jax.backbones import released
-from zsad_jax.data.base import Sample, Samples
-from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax import main
+from zsad_jax.backbones import registry
+from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, make_scorer
-from zsad_jax.experiment import Experiment, from_config, target_name
+from zsad_jax.experiment import run as runner
+from zsad_jax.experiment.config import Experiment, from_config, target_name
 from zsad_jax.methods import METHODS, Batch, config_class
+from zsad_jax.methods.shared import learned
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
+from zsad_jax.utils.errors import NotPreparedError, UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = 28  # two by two patches
@@ -139,7 +141,7 @@ def trace_scores(contenders, backbone, scorer):
         assert maps.shape == (2, SIZE, SIZE)
 
 
-COMBINATIONS = [*itertools.product(METHODS, released.SHIPPED)]
+COMBINATIONS = [*itertools.product(METHODS, registry.SHIPPED)]
 
 
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)

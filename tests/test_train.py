@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 
 from zsad_jax.backbones import Backbone
-from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Method, Stage
-from zsad_jax.sharding import make_mesh
 from zsad_jax.train import OrbaxSaver, TrainingConfig, make_schedule, train
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.sharding import make_mesh
 
 SIZE = 8
 PLAIN = Preprocess(image_size=SIZE)

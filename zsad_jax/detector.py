@@ -12,13 +12,14 @@ from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from zsad_jax import learned, sharding
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.preprocess import open_image, resize_image
-from zsad_jax.errors import UserError
 from zsad_jax.evaluate import Contender, Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method
 from zsad_jax.methods.base import PyTree
+from zsad_jax.methods.shared import learned
+from zsad_jax.utils import sharding
+from zsad_jax.utils.errors import UserError
 
 Image = np.ndarray | str | os.PathLike[str]
 

@@ -1,25 +1,27 @@
 """Score a benchmark and hand the scores to the metrics."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from zsad_jax import metrics, sharding
+from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.data import issues
-from zsad_jax.data.base import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
-from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Method
 from zsad_jax.metrics import Figures
-from zsad_jax.progress import progress
-from zsad_jax.report import Case, DatasetScores, choose_cases
+from zsad_jax.utils import sharding
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.progress import progress
 
 PyTree = Any
 
@@ -46,6 +48,45 @@ class Scored(NamedTuple):
 
     image_scores: dict[str, Float[np.ndarray, " n"]]
     figures: dict[str, dict[str, Figures]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class DatasetScores:
+    """Every image score of a dataset.
+
+    Attributes:
+      dataset: key of the dataset.
+      file_names: of each image, relative to the dataset's root.
+      categories: of each image.
+      labels: 0 normal, 1 anomalous.
+      scores: higher = more anomalous.
+    """
+
+    dataset: str
+    file_names: Sequence[str]
+    categories: Sequence[str]
+    labels: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """One image with what was said of it, for showing.
+
+    Attributes:
+      image: as decoded, or resized for the model.
+      anomaly_map: of the same content at any resolution.
+      mask: ground truth at any resolution; None where there is none.
+    """
+
+    dataset: str
+    category: str
+    file_name: str
+    label: int
+    score: float
+    image: UInt8[np.ndarray, "H W 3"]
+    anomaly_map: Float[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "mh mw"] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -175,6 +216,26 @@ def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> Da
         labels=evaluation.labels,
         scores=scores[image_score or next(iter(scores))],
     )
+
+
+def choose_cases(scores: DatasetScores, *, per_category: int = 1) -> list[int]:
+    """Returns positions of the images to show: of each category the highest and the lowest of either label.
+
+    Args:
+      scores: every image score of a dataset.
+      per_category: how many of each kind a category gives.
+
+    Returns:
+      Sorted positions in `scores`, each once. Equal scores are taken in order.
+    """
+    labels, values = np.asarray(scores.labels), np.asarray(scores.scores)
+    categories = np.asarray(scores.categories)
+    chosen: set[int] = set()
+    for category, label in itertools.product(dict.fromkeys(scores.categories), (0, 1)):
+        (members,) = np.nonzero((categories == category) & (labels == label))
+        for keys in (values[members], -values[members]):
+            chosen.update(members[np.argsort(keys, kind="stable")[:per_category]].tolist())
+    return sorted(chosen)
 
 
 def _placed(

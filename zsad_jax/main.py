@@ -9,24 +9,25 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from zsad_jax import command, files, sharding
-from zsad_jax.backbones import released
-from zsad_jax.console import log_plainly
+from zsad_jax.backbones import registry
 from zsad_jax.data import issues
-from zsad_jax.data.base import Dataset
+from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.open import open_dataset
-from zsad_jax.errors import NoSplitError, NotPreparedError, UserError
 from zsad_jax.evaluate import dataset_scores
-from zsad_jax.experiment import Experiment, describe_method, target_name, to_json
+from zsad_jax.experiment import config_flag
+from zsad_jax.experiment.config import Experiment, describe_method, target_name, to_json
+from zsad_jax.experiment.results import collect
+from zsad_jax.experiment.run import Runner
+from zsad_jax.experiment.run_info import Stopwatch, count_without_mask, describe_run
 from zsad_jax.methods import image_score
-from zsad_jax.methods import released as released_prompts
+from zsad_jax.methods.shared import released as released_prompts
 from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.report.coverage import WITHOUT_MASK, find_partial, words_on
-from zsad_jax.results import collect
-from zsad_jax.run_info import Stopwatch, count_without_mask, describe_run
-from zsad_jax.runner import Runner
+from zsad_jax.utils import command_line, files, sharding
+from zsad_jax.utils.command_line import log_plainly
+from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
-flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(config_flag)
 OUTPUTS = (
     *("config.json", "results.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -139,8 +140,8 @@ def _fetch_hints(experiment: Experiment) -> list[str]:
     """What will have to be fetched besides the datasets."""
     name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
     wanted = {}
-    if name in released.names() and released.missing_files(name, lineage):
-        wanted[f"the weights of {name}"] = released.fetch_command(name, lineage)
+    if name in registry.names() and registry.missing_files(name, lineage):
+        wanted[f"the weights of {name}"] = registry.fetch_command(name, lineage)
     auxiliaries = () if experiment.train else experiment.auxiliaries()
     for prompts in filter(None, map(experiment.checkpoints.get, auxiliaries)):
         if prompts in released_prompts.names() and released_prompts.missing_files(prompts):
@@ -163,15 +164,15 @@ def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
 
     def body() -> None:
-        experiment = command.read_experiment()
-        command.reject_strays(argv[1:])
-        workdir = pathlib.Path(_WORKDIR.value or default_workdir(command.config_file()))
+        experiment = config_flag.read_experiment()
+        config_flag.reject_strays(argv[1:])
+        workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_file()))
         log_plainly()
         with files.alone(workdir, OUTPUTS):
             run_experiment(experiment, workdir)
 
-    sys.exit(command.guarded(body))
+    sys.exit(command_line.guarded(body))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command.flags_parser("zsad_jax.main"))
+    app.run(main, flags_parser=config_flag.flags_parser("zsad_jax.main"))

@@ -12,14 +12,14 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from zsad_jax import sharding
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.data.base import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
-from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Batch, Method, Stage
-from zsad_jax.methods.config import check_fields, within
-from zsad_jax.progress import progress
+from zsad_jax.utils import sharding
+from zsad_jax.utils.config import check_fields, within
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.progress import progress
 
 PyTree = Any
 

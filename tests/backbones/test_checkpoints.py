@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from zsad_jax.backbones import checkpoints
-from zsad_jax.errors import UserError
+from zsad_jax.backbones.checkpoints import read
+from zsad_jax.utils.errors import UserError
 
 SHARED_WEIGHTS = pathlib.Path(__file__).parents[3] / "shared" / "weights"
 
@@ -93,7 +93,7 @@ def test_read_arrays_gives_float32_whatever_the_file_holds(tmp_path):
         brain=values.astype(ml_dtypes.bfloat16).view("V2"),
         count=np.arange(3),
     )
-    arrays = checkpoints.read_arrays(tmp_path / "weights.npz")
+    arrays = read.read_arrays(tmp_path / "weights.npz")
     for name in ("single", "half", "double", "brain"):
         assert arrays[name].dtype == np.float32
         np.testing.assert_array_equal(arrays[name], values)
@@ -124,14 +124,14 @@ def test_read_arrays_knows_safetensors_by_its_content(tmp_path, suffix):
     }
     path = tmp_path / f"weights.{suffix}"
     path.write_bytes(safetensors_bytes(held))
-    arrays = checkpoints.read_arrays(path)
+    arrays = read.read_arrays(path)
     assert arrays.keys() == held.keys()
     for name in ("single", "half", "double", "brain"):
         assert arrays[name].dtype == np.float32
         np.testing.assert_array_equal(arrays[name], values)
     np.testing.assert_array_equal(arrays["count"], np.arange(3))
     assert arrays["scalar"].shape == ()
-    shapes = checkpoints.read_safetensors_shapes(path)
+    shapes = read.read_safetensors_shapes(path)
     assert shapes["brain"] == ("BF16", (2, 2))
     assert shapes["scalar"] == ("F32", ())
 
@@ -151,21 +151,21 @@ def test_a_broken_safetensors_file_is_named_with_the_remedy(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
     with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
-        checkpoints.read_arrays(path)
+        read.read_arrays(path)
     with pytest.raises(ValueError, match=r"."):
-        checkpoints.read_safetensors_shapes(path)
+        read.read_safetensors_shapes(path)
 
 
 def test_an_npz_under_the_other_name_is_read(tmp_path):
     with open(tmp_path / "weights.safetensors", "wb") as file:
         np.savez(file, a=np.arange(3.0))
-    assert checkpoints.read_arrays(tmp_path / "weights.safetensors")["a"].dtype == np.float32
+    assert read.read_arrays(tmp_path / "weights.safetensors")["a"].dtype == np.float32
 
 
 def test_a_torch_archive_is_not_opened_but_to_be_converted(tmp_path):
     path = write_archive(tmp_path / "ViT.pt", {}, {})
     with pytest.raises(UserError, match=r"scripts/convert_clip\.py .*ViT\.pt .*ViT\.safetensors"):
-        checkpoints.read_arrays(path)
+        read.read_arrays(path)
 
 
 def write_pickled(path):
@@ -200,7 +200,7 @@ def test_a_broken_npz_is_named_with_the_remedy(tmp_path, write):
     path = tmp_path / "weights.npz"
     write(path)
     with pytest.raises(UserError, match=r"weights\.npz .*fetch it again"):
-        checkpoints.read_arrays(path)
+        read.read_arrays(path)
 
 
 def test_a_single_array_is_not_a_weight_file(tmp_path):
@@ -208,22 +208,22 @@ def test_a_single_array_is_not_a_weight_file(tmp_path):
     with path.open("wb") as file:
         np.save(file, np.arange(3.0))
     with pytest.raises(UserError, match="single array"):
-        checkpoints.read_arrays(path)
+        read.read_arrays(path)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.npz does not exist"):
-        checkpoints.read_arrays(tmp_path / "none.npz")
+        read.read_arrays(tmp_path / "none.npz")
     with pytest.raises(UserError, match="is a folder"):
-        checkpoints.read_torch_pickle(tmp_path)
+        read.read_torch_pickle(tmp_path)
 
 
 def test_nest_and_flatten_are_inverse():
     flat = {"a/b/c": 1, "a/b/d": 2, "e": 3}
-    assert checkpoints.nest(flat) == {"a": {"b": {"c": 1, "d": 2}}, "e": 3}
-    assert checkpoints.flatten(checkpoints.nest(flat)) == flat
+    assert read.nest(flat) == {"a": {"b": {"c": 1, "d": 2}}, "e": 3}
+    assert read.flatten(read.nest(flat)) == flat
     with pytest.raises(ValueError, match="is an array"):
-        checkpoints.nest({"a": 1, "a/b": 2})
+        read.nest({"a": 1, "a/b": 2})
 
 
 def expected_tree():
@@ -243,8 +243,8 @@ def test_fit_tree_takes_flat_and_nested_arrays():
         "scale": np.float32(2),
         "mask_token": np.zeros(7),
     }
-    for arrays in (flat, checkpoints.nest(flat)):
-        tree = checkpoints.fit_tree(arrays, expected_tree(), source="x.npz", ignored=("mask_*",))
+    for arrays in (flat, read.nest(flat)):
+        tree = read.fit_tree(arrays, expected_tree(), source="x.npz", ignored=("mask_*",))
         assert jax.tree.map(np.shape, tree) == jax.tree.map(
             lambda leaf: leaf.shape, expected_tree()
         )
@@ -254,7 +254,7 @@ def test_fit_tree_takes_flat_and_nested_arrays():
 def test_fit_tree_lists_every_problem_at_once():
     arrays = {"dense": {"kernel": np.ones((3, 2)), "other": np.ones(1)}, "scale": np.float32("nan")}
     with pytest.raises(UserError) as raised:
-        checkpoints.fit_tree(arrays, expected_tree(), source="x.npz")
+        read.fit_tree(arrays, expected_tree(), source="x.npz")
     message = str(raised.value)
     assert "x.npz" in message
     assert "1 missing: dense/bias" in message
@@ -266,7 +266,7 @@ def test_fit_tree_lists_every_problem_at_once():
 def test_a_long_list_of_problems_is_cut_with_its_count():
     arrays = {f"extra_{i:02}": np.zeros(1) for i in range(25)}
     with pytest.raises(UserError) as raised:
-        checkpoints.fit_tree(arrays, {}, source="x.npz")
+        read.fit_tree(arrays, {}, source="x.npz")
     assert "25 unexpected" in str(raised.value)
     assert "extra_19 and 5 more" in str(raised.value)
 
@@ -284,7 +284,7 @@ def test_tensors_respect_offset_stride_and_shared_storage(tmp_path):
         },
         {"0": values},
     )
-    result = checkpoints.read_torch_pickle(path)
+    result = read.read_torch_pickle(path)
     np.testing.assert_array_equal(result["plain"], values.reshape(3, 4))
     np.testing.assert_array_equal(result["transposed"], values.reshape(3, 4).T)
     np.testing.assert_array_equal(result["tail"][0], [10, 11])
@@ -308,7 +308,7 @@ def test_tensors_respect_offset_stride_and_shared_storage(tmp_path):
 def test_every_storage_type_is_read(tmp_path, kind, dtype):
     values = np.array([0, 1, 1], dtype)
     path = write_archive(tmp_path / "a.pth", [tensor(kind, "0", 3, 0, (3,), (1,))], {"0": values})
-    (result,) = checkpoints.read_torch_pickle(path)
+    (result,) = read.read_torch_pickle(path)
     assert result.dtype == (np.float32 if kind.startswith("BFloat") else dtype)
     np.testing.assert_array_equal(result, [0, 1, 1])
 
@@ -327,7 +327,7 @@ def test_a_parameter_list_is_a_list_and_big_endian_is_swapped(tmp_path):
     path = write_archive(
         tmp_path / "a.pth", ParameterList(parameters), {"0": values}, byteorder="big"
     )
-    first, second = checkpoints.read_torch_pickle(path)
+    first, second = read.read_torch_pickle(path)
     np.testing.assert_array_equal(first, [0, 1])
     np.testing.assert_array_equal(second, [2, 3])
 
@@ -339,7 +339,7 @@ def test_a_pickle_that_calls_anything_is_refused_and_not_run(tmp_path, function)
     witness = tmp_path / "witness"
     path = write_archive(tmp_path / "a.pth", [Call(function, f"touch {witness}")], {})
     with pytest.raises(UserError, match=function.replace(" ", r"\.")):
-        checkpoints.read_torch_pickle(path)
+        read.read_torch_pickle(path)
     assert not witness.exists()
 
 
@@ -358,7 +358,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, offset, size, stride):
     value = [tensor("FloatStorage", "0", 4, offset, size, stride)]
     path = write_archive(tmp_path / "a.pth", value, {"0": np.zeros(4, np.float32)})
     with pytest.raises(UserError, match=r"storage|shape"):
-        checkpoints.read_torch_pickle(path)
+        read.read_torch_pickle(path)
 
 
 def test_damaged_archives_are_named(tmp_path):
@@ -380,7 +380,7 @@ def test_damaged_archives_are_named(tmp_path):
         archive.writestr("a/data.pkl", b"noise")
     for name in ("cut.pth", "old.pth", "none.pth", "noise.pth", short.name):
         with pytest.raises(UserError, match=rf"{name} is not a readable PyTorch archive"):
-            checkpoints.read_torch_pickle(tmp_path / name)
+            read.read_torch_pickle(tmp_path / name)
 
 
 @pytest.mark.skipif(not SHARED_WEIGHTS.is_dir(), reason="the shared weights are not here")
@@ -388,8 +388,8 @@ def test_published_archives_equal_their_npz_twins():
     paths = [*SHARED_WEIGHTS.glob("tipsomaly/*/*.pth"), *SHARED_WEIGHTS.glob("crane/**/*.pth")]
     assert paths
     for path in paths:
-        result = checkpoints.read_torch_pickle(path)
-        flat = dict(enumerate(result)) if isinstance(result, list) else checkpoints.flatten(result)
+        result = read.read_torch_pickle(path)
+        flat = dict(enumerate(result)) if isinstance(result, list) else read.flatten(result)
         arrays = {str(key).replace("/", "."): value for key, value in flat.items()}
         with np.load(path.with_suffix(".npz")) as twin:
             assert set(arrays) == set(twin.files)

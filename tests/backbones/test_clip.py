@@ -19,8 +19,8 @@ from PIL import Image
 from zsad_jax.backbones import clip, load_backbone, sizes
 from zsad_jax.backbones.transformer import Transformer
 from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
-from zsad_jax.errors import UserError
-from zsad_jax.methods.anomaly_map import bilinear_matrix
+from zsad_jax.methods.shared.anomaly_map import bilinear_matrix
+from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 WEIGHTS = GOLDENS / "clip" / "weights.npz"

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from zsad_jax.backbones import load_backbone
-from zsad_jax.backbones.checkpoints import flatten
+from zsad_jax.backbones.checkpoints.read import flatten
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

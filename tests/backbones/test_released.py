@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from zsad_jax import downloads, load_detector
-from zsad_jax.backbones import clip, load_backbone, released, tips
+from zsad_jax import load_detector
+from zsad_jax.backbones import clip, load_backbone, registry, tips
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.backbones.sizes import clip_sizes
-from zsad_jax.errors import UserError
+from zsad_jax.utils import downloads
+from zsad_jax.utils.errors import UserError
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "download_weights.py"
 
@@ -65,56 +66,56 @@ def test_rejects_image_size_before_fetching(published, name):
 def test_a_name_becomes_three_files_fetched_once(published):
     stem = "/v1_0/checkpoints/scenic/tips_oss_s14_highres_distilled"
     published.files |= {f"{stem}_vision.npz": npz_bytes(198), f"{stem}_text.npz": npz_bytes(196)}
-    missing = released.missing_files("tips-s14-hr")
+    missing = registry.missing_files("tips-s14-hr")
     assert len(missing) == 3
-    found = released.locate("tips-s14-hr")
+    found = registry.locate("tips-s14-hr")
     assert sorted(path for path in found if path) == sorted(missing)
     assert found.tokenizer.read_bytes() == b"pieces"
-    assert released.missing_files("tips-s14-hr") == []
-    assert released.locate("tips-s14-hr") == found
+    assert registry.missing_files("tips-s14-hr") == []
+    assert registry.locate("tips-s14-hr") == found
     assert len(published.asked) == 3
-    assert len(released.missing_files("tips-s14-hr", "pytorch")) == 2
+    assert len(registry.missing_files("tips-s14-hr", "pytorch")) == 2
 
 
 def test_the_second_file_name_is_tried_when_the_first_is_not_there(published):
     stem = "/v2_0/checkpoints/scenic/tips_v2_so400m14"
     counts = {"vision": 16 * 27 + 6, "text": 16 * 27 + 4}
     published.files |= {f"{stem}_{side}.npz": npz_bytes(n) for side, n in counts.items()}
-    found = released.locate("tipsv2-so400m14")
+    found = registry.locate("tipsv2-so400m14")
     assert found.vision.name == "tips_v2_so400m14_vision.npz"
-    assert released.missing_files("tipsv2-so400m14") == []
+    assert registry.missing_files("tipsv2-so400m14") == []
 
 
 def test_a_file_with_another_number_of_arrays_is_thrown_away(published, tmp_path):
     stem = "/v1_0/checkpoints/scenic/tips_oss_s14_highres_distilled"
     published.files[f"{stem}_vision.npz"] = npz_bytes(10)
     with pytest.raises(UserError, match="10 arrays instead of 198"):
-        released.locate("tips-s14-hr")
+        registry.locate("tips-s14-hr")
     published.files[f"{stem}_vision.npz"] = b"not an npz"
     with pytest.raises(UserError, match="not an npz"):
-        released.locate("tips-s14-hr")
+        registry.locate("tips-s14-hr")
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
 
 def test_a_missing_file_says_what_to_put_where(published, tmp_path):
     place = tmp_path / "home/weights/tips/native/tips_oss_l14_highres_distilled_vision.npz"
     with pytest.raises(UserError, match=rf"vision tower of tips-l14-hr .*404.* put it at {place}"):
-        released.locate("tips-l14-hr")
+        registry.locate("tips-l14-hr")
 
 
 def test_array_counts_are_those_of_the_published_files():
-    counts = {name: released.count_arrays(name, "native", "vision") for name in released.RELEASES}
+    counts = {name: registry.count_arrays(name, "native", "vision") for name in registry.RELEASES}
     assert counts["tips-b14-hr"] == 198
     assert counts["tips-l14-hr"] == counts["tipsv2-l14"] == 390
     assert counts["tips-so400m14-hr"] == 438
     assert counts["tips-g14-lr"] == 726
-    assert released.count_arrays("tips-l14-hr", "pytorch", "vision") == 344
-    assert released.count_arrays("tips-l14-hr", "native", "text") == 196
+    assert registry.count_arrays("tips-l14-hr", "pytorch", "vision") == 344
+    assert registry.count_arrays("tips-l14-hr", "native", "text") == 196
 
 
 def test_all_names_have_sizes():
-    assert set(released.SIZES) == set(released.names())
-    assert released.SIZES["clip-vit-l14-336"] == (
+    assert set(registry.SIZES) == set(registry.names())
+    assert registry.SIZES["clip-vit-l14-336"] == (
         {
             "patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096,
             "grid": 24, "embed_dim": 768,
@@ -126,9 +127,9 @@ def test_all_names_have_sizes():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", released.SHIPPED)
+@pytest.mark.parametrize("name", registry.SHIPPED)
 def test_the_sizes_of_the_shipped_models_are_those_of_their_files(name):
-    if released.missing_files(name):
+    if registry.missing_files(name):
         pytest.skip(f"{name} is not there")
     loaded, described = load_backbone(name), describe_backbone(name)
     assert jax.tree.map(lambda leaf: leaf.shape, loaded.params) == jax.tree.map(
@@ -153,16 +154,16 @@ def count_leaves(tree):
     ],
 )
 def test_the_sizes_give_the_published_number_of_parameters(family, name, vision, text):
-    of_vision, of_text = released.SIZES[name]
+    of_vision, of_text = registry.SIZES[name]
     assert count_leaves(family.vision_tree(family.VisionSizes(**of_vision))) == vision
     assert count_leaves(family.text_tree(family.TextSizes(**of_text))) == text + 1
     if family is clip:
-        assert released.count_values(name) == vision + text
+        assert registry.count_values(name) == vision + text
 
 
 @pytest.mark.parametrize(("family", "name"), [(clip, "clip-nano"), (tips, "tips-nano")])
 def test_the_shapes_of_a_tower_are_those_of_its_whole_module(family, name):
-    of_vision, of_text = released.SIZES[name]
+    of_vision, of_text = registry.SIZES[name]
     sizes = family.VisionSizes(**of_vision)
     image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), np.float32)
     init = family.VisionEncoder(sizes).init
@@ -176,9 +177,9 @@ def test_the_shapes_of_a_tower_are_those_of_its_whole_module(family, name):
 
 def test_unknown_names_and_lineages_are_one_sentence():
     with pytest.raises(UserError, match="known are tips-s14-hr, "):
-        released.locate("tips-l14")
+        registry.locate("tips-l14")
     with pytest.raises(UserError, match="native, pytorch"):
-        released.locate("tips-l14-hr", "torch")
+        registry.locate("tips-l14-hr", "torch")
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def small_clip(monkeypatch):
         patch_size=2, grid=2, width=4, depth=1, text_width=4, embed_dim=4, text_depth=1,
         vocabulary=7, head_width=2,
     )  # fmt: skip
-    monkeypatch.setitem(released.SIZES, "clip-vit-b32", sizes)
+    monkeypatch.setitem(registry.SIZES, "clip-vit-b32", sizes)
     return "clip-vit-b32"
 
 
@@ -210,15 +211,15 @@ def serve_clip(published, monkeypatch, weights, merges=b"merges"):
 
 
 def test_a_clip_becomes_two_files_fetched_once(published, monkeypatch, tmp_path, small_clip):
-    serve_clip(published, monkeypatch, safetensors_bytes(released.count_values(small_clip)))
+    serve_clip(published, monkeypatch, safetensors_bytes(registry.count_values(small_clip)))
     folder = tmp_path / "home/weights/clip"
     paths = [folder / "clip-vit-b32.safetensors", folder / "bpe_simple_vocab_16e6.txt.gz"]
-    assert released.missing_files(small_clip) == paths
-    found = released.locate(small_clip)
+    assert registry.missing_files(small_clip) == paths
+    found = registry.locate(small_clip)
     assert found == (paths[0], None, None, paths[1])
     assert found.tokenizer.read_bytes() == b"merges"
-    assert released.locate(small_clip) == found
-    assert released.missing_files(small_clip) == []
+    assert registry.locate(small_clip) == found
+    assert registry.missing_files(small_clip) == []
     assert len(published.asked) == 2
 
 
@@ -230,7 +231,7 @@ def test_a_wrong_clip_file_is_thrown_away(
 ):
     serve_clip(published, monkeypatch, safetensors_bytes(10)[:cut])
     with pytest.raises(UserError, match=problem):
-        released.locate(small_clip)
+        registry.locate(small_clip)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
 
@@ -239,19 +240,19 @@ def test_converted_weights_of_ones_own_are_taken(published, monkeypatch, tmp_pat
     own = tmp_path / "home/weights/clip/clip-vit-b32.npz"
     own.parent.mkdir(parents=True)
     own.write_bytes(npz_bytes(1))
-    assert released.locate(small_clip).weights == own
-    assert released.missing_files(small_clip) == []
+    assert registry.locate(small_clip).weights == own
+    assert registry.missing_files(small_clip) == []
 
 
 @pytest.mark.parametrize("merges", [None, b"MERGES"])
 def test_a_clip_without_merges_is_a_warning(
     published, monkeypatch, caplog, tmp_path, small_clip, merges
 ):
-    weights = safetensors_bytes(released.count_values(small_clip))
+    weights = safetensors_bytes(registry.count_values(small_clip))
     serve_clip(published, monkeypatch, weights, merges or b"merges")
     published.files["/merges.gz"] = merges
     with caplog.at_level("WARNING", logger="absl"):
-        found = released.locate(small_clip)
+        found = registry.locate(small_clip)
     assert found.tokenizer is None
     assert found.weights.exists()
     assert f"put it at {tmp_path}/home/weights/clip/bpe_simple_vocab_16e6" in caplog.text
@@ -263,28 +264,28 @@ def test_clip_offline_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "CLIP_URL", "http://127.0.0.1:9/{}/model.safetensors")
     place = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
     with pytest.raises(UserError, match=rf"weights of clip-vit-l14-336 .* put it at {place}"):
-        released.locate("clip-vit-l14-336")
+        registry.locate("clip-vit-l14-336")
 
 
 def test_the_shipped_model_lies_in_the_package():
-    found = released.locate("tips-nano")
+    found = registry.locate("tips-nano")
     assert found.vision.name == "tips_nano_vision.npz"
-    assert found.text.parent == found.tokenizer.parent == released.ASSETS / "tips-nano"
+    assert found.text.parent == found.tokenizer.parent == registry.ASSETS / "tips-nano"
     assert found.weights is None
-    small = released.locate("clip-nano")
-    assert small.weights == released.ASSETS / "clip-nano/clip_nano.safetensors"
-    assert small.tokenizer == released.ASSETS / "clip-nano/bpe_simple_vocab.txt.gz"
+    small = registry.locate("clip-nano")
+    assert small.weights == registry.ASSETS / "clip-nano/clip_nano.safetensors"
+    assert small.tokenizer == registry.ASSETS / "clip-nano/bpe_simple_vocab.txt.gz"
     assert small.vision is small.text is None
 
 
 def test_the_command_of_an_error_message_works(published, capsys):
     stem = "/v1_0/checkpoints/pytorch/tips_oss_s14_highres_distilled"
     published.files |= {f"{stem}_vision.npz": npz_bytes(176), f"{stem}_text.npz": npz_bytes(148)}
-    command = released.fetch_command("tips-s14-hr", "pytorch").split()
+    command = registry.fetch_command("tips-s14-hr", "pytorch").split()
     assert command[:2] == ["python", "scripts/download_weights.py"]
     main = runpy.run_path(str(SCRIPT))["main"]
     assert main(command[2:]) == 0
-    assert released.missing_files("tips-s14-hr", "pytorch") == []
+    assert registry.missing_files("tips-s14-hr", "pytorch") == []
     assert main(["--list"]) == 0
     assert "tipsomaly-l14-hr-visa-epoch2" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.backbones import load_backbone, tips
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tips"
 

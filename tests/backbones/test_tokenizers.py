@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zsad_jax.backbones import tokenizers
 from zsad_jax.backbones.tokenizers import tokenize_bpe
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "clip" / "tokenizer.json"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from zsad_jax.data.base import Sample
 from zsad_jax.data.checks import examine
+from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue, group, summarize
 
 

@@ -3,11 +3,11 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from zsad_jax.data.base import Sample, Samples
-from zsad_jax.data.inspection import contact_sheet
-from zsad_jax.data.inspection.contact_sheet import Chosen, choose, write_sheet
-from zsad_jax.data.inspection.target import Target
-from zsad_jax.data.outline import OUTLINE
+from zsad_jax.data.dataset import Sample, Samples
+from zsad_jax.data.inspect import contact_sheet
+from zsad_jax.data.inspect.contact_sheet import Chosen, choose, write_sheet
+from zsad_jax.data.inspect.target import Target
+from zsad_jax.utils.images import OUTLINE
 
 
 def members(normal, **kinds):

@@ -12,7 +12,7 @@ from zsad_jax.data.folder import find_images, read_folder
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "realdata"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import preprocess
-from zsad_jax.data.base import Lazy, Sample, Samples
+from zsad_jax.data.dataset import Lazy, Sample, Samples
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import (

@@ -8,7 +8,7 @@ from PIL import Image
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import NoImagesError, NoSplitError, read_meta_json, read_splits
 from zsad_jax.data.open import check_available, is_available, open_dataset
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 
 def entry(image, category="metal_nut", defect="bent", anomaly=1, mask=""):

@@ -11,7 +11,7 @@ from zsad_jax.data.joined import Joined
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.open import is_available, open_dataset
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import NotPreparedError, UserError
+from zsad_jax.utils.errors import NotPreparedError, UserError
 
 
 @pytest.fixture

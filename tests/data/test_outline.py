@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from zsad_jax.data.outline import OUTLINE, draw_outline, fit, load_font, shorten
+from zsad_jax.utils.images import OUTLINE, draw_outline, fit, load_font, shorten
 
 
 def test_outline_surrounds_the_mask_and_spares_its_inside():

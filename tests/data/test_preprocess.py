@@ -21,7 +21,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
     resize_mask,
 )
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly" / "preprocess_golden.npz"
 RNG = np.random.default_rng(0)

@@ -1,8 +1,8 @@
 import pytest
 
-from zsad_jax.data import protocol
-from zsad_jax.data.protocol import DATASETS, PROTOCOLS, parse_name, prompt_name
-from zsad_jax.errors import UserError
+from zsad_jax.data import protocols
+from zsad_jax.data.protocols import DATASETS, PROTOCOLS, parse_name, prompt_name
+from zsad_jax.utils.errors import UserError
 
 
 def test_plain_rule():
@@ -29,8 +29,8 @@ def test_sets_of_one_category_are_called_by_what_they_show():
 def test_names_of_datasets_may_say_the_split_and_be_joined():
     assert parse_name("mvtec_ad") == (("mvtec_ad", ""),)
     assert parse_name("mvtec_ad:train + visa") == (("mvtec_ad", "train"), ("visa", ""))
-    assert protocol.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
-    assert protocol.title("my+parts") == "my+parts"
+    assert protocols.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
+    assert protocols.title("my+parts") == "my+parts"
     for wrong in ("", "visa+", ":train"):
         with pytest.raises(UserError, match="is not a name of a dataset"):
             parse_name(wrong)

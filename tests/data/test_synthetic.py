@@ -9,7 +9,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from zsad_jax.data import synthetic
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 NAMES = ("synthetic_aux", "synthetic_target")
 SURFACE = {"scratch", "stain", "hole", "crack"}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from zsad_jax.data.inspection.target import open_target
-from zsad_jax.data.inspection.verify import verify
+from zsad_jax.data.inspect.target import open_target
+from zsad_jax.data.inspect.verify import verify
 
 
 def write(path, values, orientation=None):

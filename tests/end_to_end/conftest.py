@@ -9,7 +9,8 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from zsad_jax import command, experiment, main, stored
+from zsad_jax import main
+from zsad_jax.experiment import cache, config_flag
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -36,7 +37,7 @@ class Run:
 
     def evaluation(self):
         (path,) = self.workdir.glob("evaluations/*.npz")
-        return stored.load(path)
+        return cache.load(path)
 
     def image_scores(self, variant=""):
         """The image scores of a comparison, or of the main result, by name."""
@@ -70,7 +71,7 @@ def run_main():
         (folder / "config.py").write_text(CONFIG.format(config=config))
         workdir = folder / "run"
         argv = ["main", f"--config={folder / 'config.py'}", f"--workdir={workdir}"]
-        make_method = experiment.make_method
+        make_method = config.make_method
 
         def make_with_init(name, *arguments):
             method = make_method(name, *arguments)
@@ -84,7 +85,7 @@ def run_main():
             patch.setattr(experiment, "make_method", make_with_init)
             flags.FLAGS.unparse_flags()
             with pytest.raises(SystemExit) as ended:
-                main.main(command.flags_parser("zsad_jax.main")(argv))
+                main.main(config_flag.flags_parser("zsad_jax.main")(argv))
         assert not ended.value.code
         return Run(workdir)
 

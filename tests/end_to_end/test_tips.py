@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from zsad_jax import learned
+from zsad_jax.methods.shared import learned
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
 # Relative to the largest entry, as the README of the goldens recommends.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from zsad_jax.methods.anomaly_map import anomaly_map, gaussian_matrix, map_matrix, upsample
+from zsad_jax.methods.shared.anomaly_map import anomaly_map, gaussian_matrix, map_matrix, upsample
 
 
 def resize_bilinear(image, size):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax import learned
 from zsad_jax.backbones.tokenizers import CLIP_MERGES, CLIP_VOCABULARY, tokenize_bpe
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch
 from zsad_jax.methods.anomalyclip import anomalyclip, import_params
-from zsad_jax.methods.released import read_state
+from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared.released import read_state
+from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 LAYERS = (2, 4, 6, 8)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from zsad_jax.errors import UserError
 from zsad_jax.methods import make_method
 from zsad_jax.methods.clip import IMAGENET_TEMPLATES
+from zsad_jax.utils.errors import UserError
 
 CLASSES = ("metal_nut", "grid")
 

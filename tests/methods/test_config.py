@@ -6,9 +6,10 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from zsad_jax.errors import UserError
 from zsad_jax.methods import METHODS, check_config, config_class
-from zsad_jax.methods.config import MethodConfig, check_fields, config_from, within
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.utils.config import check_fields, config_from, within
+from zsad_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

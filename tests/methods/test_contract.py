@@ -9,15 +9,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.methods import Method, Scores
-from zsad_jax.methods.anomaly_map import anomaly_map
-from zsad_jax.methods.losses import cross_entropy, weighted_mean
-from zsad_jax.methods.prompts import FAMILIES, encode_pairs, tokenize
-from zsad_jax.methods.similarity import cosines, normalize
-from zsad_jax.sharding import make_mesh
+from zsad_jax.methods.shared.anomaly_map import anomaly_map
+from zsad_jax.methods.shared.losses import cross_entropy, weighted_mean
+from zsad_jax.methods.shared.prompts import FAMILIES, encode_pairs, tokenize
+from zsad_jax.methods.shared.similarity import cosines, normalize
 from zsad_jax.train import TrainingConfig, train
+from zsad_jax.utils.sharding import make_mesh
 
 CLASSES = ("round_plate", "fine-mesh")
 FAMILY = FAMILIES["object_agnostic"]

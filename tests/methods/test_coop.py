@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, make_method
-from zsad_jax.methods.similarity import normalize
+from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.utils.errors import UserError
 
 FEATURES, SCORES = 1e-5, 1e-4
 PLACEHOLDER = 343  # "x", which stands for learned tokens in the golden's sentences

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from zsad_jax import learned
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, count_parameters, make_method
+from zsad_jax.methods.shared import learned
+from zsad_jax.utils.errors import UserError
 
 # What is learned over CLIP's ViT-L/14 with 336 px: what has an effect, and as published.
 COUNTS = {

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax import learned
 from zsad_jax.backbones.base import VisionFeatures
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch
 from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, faprompt
+from zsad_jax.methods.shared import learned
+from zsad_jax.utils.errors import UserError
 
 FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of 8

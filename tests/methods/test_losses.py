@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch
+from zsad_jax.methods.shared import losses
 
 ONES = jnp.ones(1)
 

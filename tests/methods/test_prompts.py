@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.methods import prompts
-from zsad_jax.methods.prompts import (
+from zsad_jax.methods.shared import prompts
+from zsad_jax.methods.shared.prompts import (
     FAMILIES,
     PromptFamily,
     clean_class_name,

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from zsad_jax.errors import UserError
 from zsad_jax.methods import METHODS, make_method
 from zsad_jax.methods.tipsomaly import TIPSomalyConfig
+from zsad_jax.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", METHODS)

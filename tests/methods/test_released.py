@@ -3,10 +3,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from zsad_jax import downloads, files, learned
-from zsad_jax.errors import UserError
-from zsad_jax.methods import make_method, released
+from zsad_jax.methods import make_method
+from zsad_jax.methods.shared import learned, released
 from zsad_jax.methods.tipsomaly import import_params
+from zsad_jax.utils import downloads, files
+from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly" / "released_prompts"
 GOLDEN = GOLDENS / "tipsomaly_l14h_trained_on_visa_epoch2.npz"

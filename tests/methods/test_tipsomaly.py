@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, image_score, make_method
-from zsad_jax.methods.prompts import FAMILIES
+from zsad_jax.methods.shared.prompts import FAMILIES
 from zsad_jax.methods.tipsomaly import tipsomaly
+from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between

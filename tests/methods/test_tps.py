@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from zsad_jax.backbones.clip import MEAN, STD
-from zsad_jax.errors import UserError
-from zsad_jax.methods import Batch, anomaly_map, count_learned, losses
+from zsad_jax.methods import Batch, count_learned
+from zsad_jax.methods.shared import anomaly_map, losses
 from zsad_jax.methods.tps import EXTRAS, tps
+from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between

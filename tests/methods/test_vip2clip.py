@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from zsad_jax.backbones.base import VisionFeatures
-from zsad_jax.errors import UserError
 from zsad_jax.methods import Batch, count_learned, image_score
 from zsad_jax.methods.vip2clip import EXTRAS, vip2clip
+from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 LAYERS = 4

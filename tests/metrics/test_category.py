@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from zsad_jax import metrics
-from zsad_jax.errors import UserError
 from zsad_jax.metrics import category
+from zsad_jax.utils.errors import UserError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn import metrics as oracle
 
 from zsad_jax import metrics
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens/tipsomaly/metrics_golden.npz"
 SHAPE = (3, 5, 6)

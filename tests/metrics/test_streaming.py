@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zsad_jax.errors import UserError
 from zsad_jax.metrics import exact, streaming
+from zsad_jax.utils.errors import UserError
 
 SHAPE = (4, 5, 6)
 MAPS = hnp.arrays(

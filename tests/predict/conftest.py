@@ -11,9 +11,12 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from zsad_jax import command, learned, predict, scoring
-from zsad_jax.experiment import from_config
-from zsad_jax.methods.prompts import FAMILIES
+from zsad_jax.experiment import config_flag
+from zsad_jax.experiment.config import from_config
+from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared.prompts import FAMILIES
+from zsad_jax.predict import __main__ as predict
+from zsad_jax.predict import score
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
 SIZE = 42
@@ -42,7 +45,7 @@ def compiled():
 @pytest.fixture(autouse=True, scope="module")
 def compiled_once(quick, compiled):
     """Equal models share a compilation, over all tests."""
-    make_detector = scoring.make_detector
+    make_detector = score.make_detector
 
     def shared(backbone, method, params, **options):
         key = repr([backbone.digest, method.config, learned.digest(params), options])
@@ -144,7 +147,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
         with flagsaver.flagsaver():
             try:
                 flags.FLAGS.unparse_flags()
-                predict.main(command.flags_parser("zsad_jax.predict")(argv))
+                predict.main(config_flag.flags_parser("zsad_jax.predict")(argv))
             except SystemExit as ended:
                 return ended.code, *capsys.readouterr()
         raise AssertionError("the command did not end")

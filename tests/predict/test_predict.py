@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import decisions, learned, metrics, predictions, scoring
 from zsad_jax import detector as detectors
-from zsad_jax.experiment import Experiment, from_config
+from zsad_jax import metrics
+from zsad_jax.experiment.config import Experiment, from_config
+from zsad_jax.methods.shared import learned
+from zsad_jax.predict import outputs, score, thresholds
 from zsad_jax.report import DEMONSTRATION
 
 
@@ -62,7 +64,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
 
 
 def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
-    asked = decisions.Threshold(good=str(pictures / "b"), quantile=0.5)
+    asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.5)
     job.predict(experiment, [pictures], threshold=asked)
     good = job.rows("known_good.jsonl")
     rows = job.rows()
@@ -71,7 +73,7 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
         [by_path[row["path"]] for row in good], abs=2e-6
     )
     median = sorted(row["score"] for row in good)[1]
-    threshold = decisions.shortest(np.nextafter(np.float32(median), np.float32(9)))
+    threshold = thresholds.shortest(np.nextafter(np.float32(median), np.float32(9)))
     assert job.facts()["threshold"] | {"from": ""} == {
         "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "ignored": [],
         "warning": None,
@@ -87,7 +89,7 @@ def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_
     first.predict(experiment, images)
     scores = [row["score"] for row in first.rows()]
     labels = np.argsort(np.argsort(scores)) >= 2
-    best = decisions.parse_threshold(repr(metrics.f1max_threshold(scores, labels)))
+    best = thresholds.parse_threshold(repr(metrics.f1max_threshold(scores, labels)))
     second = job_in(tmp_path / "decisions")
     second.predict(experiment, images, threshold=best)
     decided = [row["decision"] == "anomalous" for row in second.rows()]
@@ -95,7 +97,7 @@ def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_
 
 
 def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures, job):
-    asked = decisions.Threshold(good=str(pictures / "a"), quantile=0.5)
+    asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
     job.predict(experiment, [pictures / "b"], threshold=asked)
     words = job.facts()["threshold"]
     assert words["num_images"] == 2
@@ -132,7 +134,7 @@ def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, cap
 
 def load(experiment, **changes):
     given = {"checkpoint": None, "category": "object", "prompt_family": None, "num_images": 9}
-    return scoring.load_model(experiment, **given | changes)
+    return score.load_model(experiment, **given | changes)
 
 
 def test_prompts_given_then_the_configs_then_those_that_ship(
@@ -242,7 +244,7 @@ def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
     """Results among them would move the threshold with every run."""
     job = job_in(pictures / "a" / "results")
     Image.new("L", (9, 9)).save(pictures / "a/0_mask.png")
-    asked = decisions.Threshold(good=str(pictures / "a"), quantile=0.5)
+    asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
     for _ in range(2):
         job.predict(experiment, [pictures / "b"], threshold=asked, pixel_threshold=0.5)
         assert job.facts()["threshold"]["num_images"] == 2
@@ -251,7 +253,7 @@ def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
 
 
 def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job, monkeypatch):
-    original = predictions.resize_map
+    original = outputs.resize_map
 
     def fail(anomaly_map, size, longest):
         if size == (31, 17):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import decisions, predict
-from zsad_jax.errors import UserError
-from zsad_jax.experiment import Experiment, from_config
+from zsad_jax.experiment.config import Experiment, from_config
+from zsad_jax.predict import __main__ as predict
+from zsad_jax.predict import thresholds
+from zsad_jax.utils.errors import UserError
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished
         {"scale": (0.0, 0.5)},
         {"map_size": 20},
         {"pixel_threshold": 0.5},
-        {"threshold": decisions.Threshold(value=0.6)},
+        {"threshold": thresholds.Threshold(value=0.6)},
         {"config": {"method": {"name": "tipsomaly", "sigma": 2.0}}},
         {"config": {"image_score": "another"}},
     ],
@@ -219,7 +220,7 @@ def test_rows_of_other_images_are_left_out_with_a_word(experiment, pictures, job
 def test_the_second_run_scores_no_known_good_images_either(
     experiment, pictures, job, capsys, caplog, monkeypatch
 ):
-    asked = decisions.Threshold(good=str(pictures / "b"), quantile=0.99)
+    asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.99)
     job.predict(experiment, [pictures / "a"], threshold=asked)
     assert "needs at least 100 known-good images and there are 3" in caplog.text
     assert "100" in job.facts()["threshold"]["warning"]

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from zsad_jax import files
-from zsad_jax.errors import UserError
-from zsad_jax.experiment import Experiment
+from zsad_jax.experiment.config import Experiment
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
 
 
 @pytest.fixture

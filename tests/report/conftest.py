@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.protocols import DATASETS
+from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.recipes import recipe_of
-from zsad_jax.report import RESULT_COLUMNS, Case, DatasetScores, Report, result_row
+from zsad_jax.methods.shared.recipes import recipe_of
+from zsad_jax.report import RESULT_COLUMNS, Report, result_row
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 
-from zsad_jax.report import choose_cases
+from zsad_jax.evaluate import choose_cases
 from zsad_jax.report.cases import group_cases, standing
 
 

@@ -169,5 +169,5 @@ def test_what_a_method_is_held_against(method, paper):
     not SHARED.exists(), reason="the collection of published numbers is not at hand"
 )
 def test_package_data_is_the_collection():
-    shipped = importlib.resources.files("zsad_jax.report") / "assets" / "published.csv"
+    shipped = importlib.resources.files("zsad_jax.report") / "papers" / "published.csv"
     assert shipped.read_bytes() == SHARED.read_bytes()

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from zsad_jax.methods.recipes import UNLIKE_PAPER
+from zsad_jax.methods.shared.recipes import UNLIKE_PAPER
 from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data.issues import Issue
-from zsad_jax.errors import UserError
 from zsad_jax.report import write, write_report
 from zsad_jax.report.html import PICTURES_IN_ALL, format_quantity, render_page
 from zsad_jax.report.write import DEMONSTRATION, figure_name
+from zsad_jax.utils.errors import UserError
 
 VOID = {"meta", "img", "br"}
 

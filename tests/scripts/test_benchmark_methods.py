@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.backbones import clip, clip_checkpoints
+from zsad_jax.backbones import clip
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 
 pytest.importorskip("torch")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.backbones import load_backbone
-from zsad_jax.backbones.checkpoints import read_arrays
+from zsad_jax.backbones.checkpoints.read import read_arrays
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "convert_clip.py"
 

@@ -5,7 +5,7 @@ import runpy
 import numpy as np
 import pytest
 
-from zsad_jax.backbones import load_backbone, released, sizes
+from zsad_jax.backbones import load_backbone, registry, sizes
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -44,7 +44,7 @@ def count_values(shapes):
 )
 def test_arrays_are_as_many_as_in_the_published_files(script, name, lineage, side, arrays, values):
     shapes = script["shapes_of"](name, lineage, side)
-    assert len(shapes) == arrays == released.count_arrays(name, lineage, side)
+    assert len(shapes) == arrays == registry.count_arrays(name, lineage, side)
     # The published size of the largest text tower is rounded.
     tolerance = 1e-3 if side == "text" and arrays == 436 else 0
     assert count_values(shapes) == pytest.approx(values, rel=tolerance, abs=0)
@@ -72,14 +72,14 @@ def test_a_written_tips_loads_by_its_name(script, tmp_path, monkeypatch, name, l
     tokenizer = tmp_path / "any.model"
     tokenizer.write_bytes(b"pieces")
     small = sizes.tips_sizes(sizes.TipsTower(32, 2, 64, 12), grid=16, vocabulary=50)
-    monkeypatch.setitem(released.SIZES, name, small)
+    monkeypatch.setitem(registry.SIZES, name, small)
     arguments = [name, "--lineage", lineage, "--out", str(tmp_path), "--tokenizer", str(tokenizer)]
     assert script["main"](arguments) == 0
 
     model = load_backbone(name, lineage=lineage)
     assert model.vision_depth == 12
     assert_activations_of_order_one(model)
-    assert released.missing_files(name, lineage) == []
+    assert registry.missing_files(name, lineage) == []
 
 
 def assert_activations_of_order_one(model):
@@ -99,11 +99,11 @@ def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys)
         patch_size=14, grid=4, width=64, depth=4, text_width=64, embed_dim=64, text_depth=2,
         vocabulary=50,
     )  # fmt: skip
-    monkeypatch.setitem(released.SIZES, name, small)
+    monkeypatch.setitem(registry.SIZES, name, small)
     assert script["main"]([name, "--out", str(tmp_path)]) == 0
     weights = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
     assert capsys.readouterr().out == f"weights={weights}\n"
-    assert [path.name for path in released.missing_files(name)] == ["bpe_simple_vocab_16e6.txt.gz"]
+    assert [path.name for path in registry.missing_files(name)] == ["bpe_simple_vocab_16e6.txt.gz"]
 
     model = load_backbone("clip", weights=weights)
     assert model.vision_depth == 4
@@ -113,7 +113,7 @@ def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys)
     merges = tmp_path / "merges.gz"
     merges.write_bytes(b"merges")
     assert script["main"]([name, "--out", str(tmp_path), "--tokenizer", str(merges)]) == 0
-    assert released.missing_files(name) == []
+    assert registry.missing_files(name) == []
 
 
 def test_the_seed_decides_the_values_and_what_is_there_stays(script, tmp_path):

@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from zsad_jax import files
 from zsad_jax.backbones.base import VisionFeatures
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

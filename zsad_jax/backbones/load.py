@@ -5,10 +5,10 @@ from typing import Any
 
 from zsad_jax.backbones.assemble import DTYPES
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.backbones.sizes import SIZES
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 MAX_IMAGE_SIZE = 8192
 FAMILIES = ("tips", "clip")
@@ -113,9 +113,9 @@ def locate_files(
     if name in FAMILIES:
         wanted = "vision=PATH and text=PATH" + (", or weights=PATH" if _is_clip(name) else "")
         raise UserError(f"The family '{name}' needs its files: pass {wanted}.")
-    from zsad_jax.backbones import released
+    from zsad_jax.backbones import registry
 
-    found = released.locate(name, lineage or "native")
+    found = registry.locate(name, lineage or "native")
     return WeightFiles(*(ours or theirs for ours, theirs in zip(given, found, strict=True)))
 
 
@@ -128,13 +128,13 @@ def describe_backbone(name: str) -> Backbone:
     Raises:
       UserError: for an unknown name.
     """
-    from zsad_jax.backbones import clip, released, tips
+    from zsad_jax.backbones import clip, registry, tips
 
-    if name not in released.SIZES:
+    if name not in registry.SIZES:
         raise UserError(
-            f"{name!r} is not a released checkpoint; known are {', '.join(released.SIZES)}."
+            f"{name!r} is not a released checkpoint; known are {', '.join(registry.SIZES)}."
         )
-    of_vision, of_text = released.SIZES[name]
+    of_vision, of_text = registry.SIZES[name]
     if _is_clip(name):
         from zsad_jax.backbones.load_clip import make_clip
 

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.backbones import clip, clip_checkpoints
+from zsad_jax.backbones import clip
 from zsad_jax.backbones.assemble import apply_options, encoders, joint_digest
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.backbones.checkpoints import fit_tree, read_arrays
-from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.backbones.sizes import SIZES
 from zsad_jax.backbones.tokenizers import tokenize_bpe
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from zsad_jax.backbones import tips, tips_checkpoints
+from zsad_jax.backbones import tips
 from zsad_jax.backbones.assemble import apply_options, encoders, joint_digest
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.backbones.checkpoints import fit_tree, read_arrays
-from zsad_jax.backbones.released import WeightFiles
+from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 ACTIVATIONS = ("gelu", "gelu_tanh")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 PathLike = str | pathlib.Path
 

@@ -1,6 +1,6 @@
 """Datasets in one schema, and one loader for all of them."""
 
-from zsad_jax.data.base import Dataset, ImageBatch, Sample, Samples
+from zsad_jax.data.dataset import Dataset, ImageBatch, Sample, Samples
 from zsad_jax.data.folder import find_images, read_folder
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
@@ -15,7 +15,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
     resize_mask,
 )
-from zsad_jax.data.protocol import prompt_name
+from zsad_jax.data.protocols import prompt_name
 
 __all__ = [
     "Dataset",

@@ -7,12 +7,12 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from zsad_jax import command
-from zsad_jax.console import log_plainly
-from zsad_jax.errors import UserError, plural, suggest
+from zsad_jax.utils import command_line
+from zsad_jax.utils.command_line import log_plainly
+from zsad_jax.utils.errors import UserError, plural, suggest
 
 if TYPE_CHECKING:
-    from zsad_jax.data.inspection.target import Target
+    from zsad_jax.data.inspect.target import Target
 
 PROGRAM = "python -m zsad_jax.data"
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code. A mistake of the user's ends it with code 2."""
     options = _make_parser().parse_args(arguments)
     log_plainly()
-    return command.guarded(lambda: options.run(options))
+    return command_line.guarded(lambda: options.run(options))
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -85,23 +85,23 @@ def _positive(text: str) -> int:
 
 
 def _data_dir(options: argparse.Namespace) -> pathlib.Path:
-    from zsad_jax.data import builders
+    from zsad_jax.data import benchmarks
 
-    return pathlib.Path(options.data_dir or builders.default_data_dir())
+    return pathlib.Path(options.data_dir or benchmarks.default_data_dir())
 
 
 def _prepare(options: argparse.Namespace) -> int:
     """Prepares one benchmark after the other; what cannot be had keeps none of the others back."""
     import tensorflow_datasets as tfds
 
-    from zsad_jax.data import builders
+    from zsad_jax.data import benchmarks
 
     tfds.disable_progress_bar()  # ours shows how much is left
-    names = builders.names()
+    names = benchmarks.names()
     wanted = list(dict.fromkeys(options.names))
     if "all" in wanted:
-        benchmarks = map(builders.find_benchmark, names)
-        wanted = [one.name for one in benchmarks if all(part.url for part in one.ARCHIVES)]
+        found = map(benchmarks.find_benchmark, names)
+        wanted = [one.name for one in found if all(part.url for part in one.ARCHIVES)]
     for name in wanted:
         if name not in names:
             raise UserError(_no_benchmark(name, suggest(name, names)))
@@ -133,13 +133,13 @@ def _no_benchmark(name: str, suggestion: str) -> str:
 
 
 def _prepare_one(name: str, options: argparse.Namespace) -> None:
-    from zsad_jax.data import builders
-    from zsad_jax.data.inspection import stock, summary
-    from zsad_jax.data.inspection.target import open_target
+    from zsad_jax.data import benchmarks
+    from zsad_jax.data.inspect import stock, summary
+    from zsad_jax.data.inspect.target import open_target
 
     data_dir = _data_dir(options)
-    benchmark = builders.find_benchmark(name)
-    if builders.is_prepared(name, data_dir):
+    benchmark = benchmarks.find_benchmark(name)
+    if benchmarks.is_prepared(name, data_dir):
         place = benchmark(data_dir=data_dir).data_path
         unread = f", and {options.source} is not looked at" if options.source else ""
         print(f"{benchmark.TITLE} is prepared already{unread}; delete {place} to do it anew.")
@@ -150,7 +150,7 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     target = open_target(name, data_dir)
     counts = stock.count_all(target)
     print(f"\n{target.title} ({benchmark.LICENCE})")
-    differences = builders.compare_counts(counts, target.published)
+    differences = benchmarks.compare_counts(counts, target.published)
     for line in summary.describe_counts(target, counts, differences):
         print(line)
     hint = f"{PROGRAM} verify {name} --all{_with_data_dir(options)}"
@@ -166,7 +166,7 @@ def _with_data_dir(options: argparse.Namespace) -> str:
 
 def _verify(options: argparse.Namespace) -> int:
     """Verifies one dataset after the other; the exit code is 1 when one of them is not as it should be."""
-    from zsad_jax.data.inspection.target import open_target
+    from zsad_jax.data.inspect.target import open_target
 
     folders = tuple(options.normal_folders or ()) or None
     targets = [
@@ -178,8 +178,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
-    from zsad_jax.data.inspection import summary
-    from zsad_jax.data.inspection.verify import verify
+    from zsad_jax.data.inspect import summary
+    from zsad_jax.data.inspect.verify import verify
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
@@ -204,8 +204,8 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zsad_jax.data.inspection import stock
-    from zsad_jax.data.protocol import DATASETS
+    from zsad_jax.data.inspect import stock
+    from zsad_jax.data.protocols import DATASETS
 
     names = options.categories or list(DATASETS)
     for name in names:
@@ -222,8 +222,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from zsad_jax.data.inspection.contact_sheet import write_sheet
-    from zsad_jax.data.inspection.target import open_target
+    from zsad_jax.data.inspect.contact_sheet import write_sheet
+    from zsad_jax.data.inspect.target import open_target
 
     folders = tuple(options.normal_folders or ()) or None
     target = open_target(options.name, _data_dir(options), normal_folders=folders)

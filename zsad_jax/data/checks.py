@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from zsad_jax.data.base import Sample
+from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import (
     Decoded,

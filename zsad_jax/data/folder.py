@@ -10,13 +10,13 @@ from typing import NamedTuple
 from absl import logging
 
 from zsad_jax.data import issues
-from zsad_jax.data.base import Sample, Samples
+from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.mask_files import FOLDER, find_folder, find_masks, pair, plain
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
-from zsad_jax.data.protocol import prompt_name as default_prompt_name
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.data.protocols import prompt_name as default_prompt_name
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"),

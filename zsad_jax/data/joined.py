@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zsad_jax.data.base import Dataset, Sample
+from zsad_jax.data.dataset import Dataset, Sample
 from zsad_jax.data.issues import Issue
 
 

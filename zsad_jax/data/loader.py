@@ -18,17 +18,12 @@ import numpy as np
 from absl import logging
 
 from zsad_jax.data import issues
-from zsad_jax.data.base import Dataset, ImageBatch, Sample, read_sample
 from zsad_jax.data.checks import examine
+from zsad_jax.data.dataset import Dataset, ImageBatch, Sample, read_sample
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.preprocess import (
-    Preprocess,
-    one_large_image,
-    resize_image,
-    resize_mask,
-    set_up_decoders,
-)
-from zsad_jax.errors import UserError
+from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.images import set_up_decoders
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.

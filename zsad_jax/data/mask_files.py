@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from zsad_jax.data.preprocess import UnreadableImage, read_masks
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 _WORDS = r"masks?|labels?|gt|ground_?truth|segmentations?|seg|annotations?"
 _AFFIX = r"(.+)[_.](?:{0}){1}|(?:{0})[_.]?(.+)"

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from absl import logging
 
 from zsad_jax.data import issues
-from zsad_jax.data.base import Dataset, Sample, Samples
+from zsad_jax.data.dataset import Dataset, Sample, Samples
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.mask_files import IMAGE, MASK, names, plain
-from zsad_jax.data.protocol import Naming, prompt_name
-from zsad_jax.errors import NoSplitError, UserError
-from zsad_jax.files import PathLike
+from zsad_jax.data.protocols import Naming, prompt_name
+from zsad_jax.utils.errors import NoSplitError, UserError
+from zsad_jax.utils.files import PathLike
 
 META_JSON = "meta.json"
 _LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # true and false are 1 and 0

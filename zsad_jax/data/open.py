@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zsad_jax.data.base import Dataset
+from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.folder import read_folder
 from zsad_jax.data.joined import Joined
 from zsad_jax.data.meta_json import META_JSON, read_meta_json
-from zsad_jax.data.protocol import DATASETS, Naming, Part, parse_name
-from zsad_jax.errors import NotPreparedError, UserError, suggest
-from zsad_jax.files import PathLike
+from zsad_jax.data.protocols import DATASETS, Naming, Part, parse_name
+from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
+from zsad_jax.utils.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
 # What a description of a dataset may hold besides the path, each with its reader.
@@ -68,11 +68,11 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         return
     if not isinstance(spec, str):
         raise UserError(f"There is no folder {_described(spec)[1]}.")
-    from zsad_jax.data import builders
+    from zsad_jax.data import benchmarks
 
     name = next(part.key for part in parse_name(spec) if not _is_there(part.key, data_dir))
-    if name in builders.names():
-        raise NotPreparedError(f"{builders.how_to_prepare(name, data_dir)}.")
+    if name in benchmarks.names():
+        raise NotPreparedError(f"{benchmarks.how_to_prepare(name, data_dir)}.")
     raise UserError(
         f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json:"
         f" {suggest(name, DATASETS)}"
@@ -91,9 +91,9 @@ def _open_part(
 
         return synthetic.load(name)
     if prepared:
-        from zsad_jax.data import builders
+        from zsad_jax.data import benchmarks
 
-        return builders.open_prepared(name, data_dir, split, naming=naming)
+        return benchmarks.open_prepared(name, data_dir, split, naming=naming)
     root = _meta_json_root(name, data_dir)
     assert root is not None  # or it would not be available
     return read_meta_json(root, **{"name": name, "split": split, "naming": naming, **options})

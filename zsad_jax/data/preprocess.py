@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import io
-import logging
 import os
 import pathlib
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -15,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from zsad_jax.data.base import Encoded, Lazy
+from zsad_jax.data.dataset import Encoded, Lazy
 from zsad_jax.data.issues import Issue
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 # Pillow also opens formats that run other programs (EPS); only pictures are wanted here.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -345,16 +343,6 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     file.seek(tags.next)
     tags.load(file)
     return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
-
-
-def set_up_decoders() -> None:
-    """Stops comments of Pillow and OpenCV on images, which raise if unreadable, and bounds Pillow's memory."""
-    warnings.filterwarnings("ignore", module="PIL")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    # Read when cv2 is imported, here and in worker processes.
-    os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
-    # glibc returns freed blocks of this size; Pillow's own of 16 MiB stay in the arena of each thread.
-    Image.core.set_block_size(64 << 20)
 
 
 def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:

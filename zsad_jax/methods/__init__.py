@@ -9,9 +9,9 @@ import jax
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
-from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
-from zsad_jax.methods.config import config_from
+from zsad_jax.utils.config import config_from
+from zsad_jax.utils.errors import UserError
 
 # Name -> "module:factory:config class"; a module is imported when its method is used.
 METHODS: dict[str, str] = {

@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch, Method, vision_side
-from zsad_jax.methods.blocks import VISION_DEPTH
-from zsad_jax.methods.config import config_from, within
-from zsad_jax.methods.learner import (
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.blocks import VISION_DEPTH
+from zsad_jax.methods.shared.learner import (
     LearnerConfig,
     count_deep_blocks,
     count_unused_projections,
@@ -26,9 +25,10 @@ from zsad_jax.methods.learner import (
     learner_from_torch,
     without_prefix,
 )
-from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.prompts import check_deep_prompts, tokenize
-from zsad_jax.methods.similarity import normalize, repeat
+from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
+from zsad_jax.methods.shared.prompts import check_deep_prompts, tokenize
+from zsad_jax.methods.shared.similarity import normalize, repeat
+from zsad_jax.utils.config import config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.errors import UserError
-from zsad_jax.methods import anomaly_map
-from zsad_jax.methods.blocks import scale_block, scale_blocks
-from zsad_jax.methods.config import MethodConfig
+from zsad_jax.methods.shared import anomaly_map
+from zsad_jax.methods.shared.blocks import scale_block, scale_blocks
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.utils.errors import UserError
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray

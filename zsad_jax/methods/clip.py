@@ -12,11 +12,12 @@ from typing import Any, ClassVar, NoReturn
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.errors import UserError
 from zsad_jax.methods.base import Method, vision_side
-from zsad_jax.methods.config import MethodConfig, config_from
-from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.prompts import PromptFamily, encode_pairs
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
+from zsad_jax.methods.shared.prompts import PromptFamily, encode_pairs
+from zsad_jax.utils.config import config_from
+from zsad_jax.utils.errors import UserError
 
 # CLIP's 80 templates for ImageNet (Radford et al. 2021), which come in kinds.
 _KINDS = "photo,painting,drawing,doodle,sketch,rendering,rendition,sculpture,tattoo"

@@ -16,15 +16,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch, Method, vision_side
-from zsad_jax.methods.blocks import VISION_DEPTH
-from zsad_jax.methods.config import MethodConfig, config_from, within
-from zsad_jax.methods.layers import bottleneck, init_bottleneck, init_normal, linears_from_torch
-from zsad_jax.methods.learner import without_prefix
-from zsad_jax.methods.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.prompts import check_length, clean_class_name, insert_tokens, tokenize
-from zsad_jax.methods.similarity import normalize
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.blocks import VISION_DEPTH
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.layers import (
+    bottleneck,
+    init_bottleneck,
+    init_normal,
+    linears_from_torch,
+)
+from zsad_jax.methods.shared.learner import without_prefix
+from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
+from zsad_jax.methods.shared.prompts import check_length, clean_class_name, insert_tokens, tokenize
+from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.utils.config import config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

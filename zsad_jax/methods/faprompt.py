@@ -15,21 +15,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.errors import UserError
-from zsad_jax.methods import learner, losses
 from zsad_jax.methods.base import AnyArray, Batch, Method, Scores, scorer, vision_side
-from zsad_jax.methods.blocks import VISION_DEPTH
-from zsad_jax.methods.config import config_from, within
-from zsad_jax.methods.layers import (
+from zsad_jax.methods.shared import learner, losses
+from zsad_jax.methods.shared.blocks import VISION_DEPTH
+from zsad_jax.methods.shared.layers import (
     bottleneck,
     init_bottleneck,
     init_normal,
     linears_from_torch,
     round_to_float16,
 )
-from zsad_jax.methods.pair_score import compare
-from zsad_jax.methods.prompts import encode_with_context, tokenize
-from zsad_jax.methods.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.methods.shared.pair_score import compare
+from zsad_jax.methods.shared.prompts import encode_with_context, tokenize
+from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("combined", "global", "patch")
 EXTRAS = ("stage1_probabilities", "image_logits", "prompt_cosines", "text_features")

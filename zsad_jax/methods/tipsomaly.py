@@ -16,15 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.errors import UserError
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch, Method, Scores, scorer, vision_side
-from zsad_jax.methods.blocks import VISION_DEPTH
-from zsad_jax.methods.config import MethodConfig, config_from, within
-from zsad_jax.methods.layers import init_tokens
-from zsad_jax.methods.learner import STATES
-from zsad_jax.methods.pair_score import COMPARED, compare
-from zsad_jax.methods.prompts import (
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.blocks import VISION_DEPTH
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.layers import init_tokens
+from zsad_jax.methods.shared.learner import STATES
+from zsad_jax.methods.shared.pair_score import COMPARED, compare
+from zsad_jax.methods.shared.prompts import (
     FAMILIES,
     check_deep_prompts,
     check_length,
@@ -33,7 +32,9 @@ from zsad_jax.methods.prompts import (
     insert_tokens,
     tokenize,
 )
-from zsad_jax.methods.similarity import repeat, temperature_of
+from zsad_jax.methods.shared.similarity import repeat, temperature_of
+from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
 

@@ -17,11 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.transformer import ACTIVATIONS
-from zsad_jax.errors import UserError
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
-from zsad_jax.methods.config import config_from, within
-from zsad_jax.methods.layers import (
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.layers import (
     Linear,
     attend,
     attend_folded,
@@ -33,7 +31,7 @@ from zsad_jax.methods.layers import (
     linear_from_torch,
     linears_from_torch,
 )
-from zsad_jax.methods.learner import (
+from zsad_jax.methods.shared.learner import (
     STATES,
     LearnerConfig,
     count_deep_blocks,
@@ -42,9 +40,11 @@ from zsad_jax.methods.learner import (
     init_learner,
     learner_from_torch,
 )
-from zsad_jax.methods.pair_score import COMPARED, IMAGE_SCORES, compare, pair_scores
-from zsad_jax.methods.prompts import check_deep_prompts, encode_sentences, tokenize
-from zsad_jax.methods.similarity import repeat, temperature_of
+from zsad_jax.methods.shared.pair_score import COMPARED, IMAGE_SCORES, compare, pair_scores
+from zsad_jax.methods.shared.prompts import check_deep_prompts, encode_sentences, tokenize
+from zsad_jax.methods.shared.similarity import repeat, temperature_of
+from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
 
 LEARNERS = {"global": "prompt_learner", "shunt": "class_learner"}  # ours: the authors' name
 EXTRAS = (*COMPARED, "pathway_features")

@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.errors import UserError
-from zsad_jax.methods import losses
 from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
-from zsad_jax.methods.config import MethodConfig, config_from, within
-from zsad_jax.methods.layers import (
+from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.layers import (
     attend_folded,
     bottleneck,
     folded_weights,
@@ -29,9 +28,16 @@ from zsad_jax.methods.layers import (
     init_tokens,
     linears_from_torch,
 )
-from zsad_jax.methods.learner import STATES, without_prefix
-from zsad_jax.methods.prompts import check_length, insert_tokens, tokenize, tokenize_adjectives
-from zsad_jax.methods.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.methods.shared.learner import STATES, without_prefix
+from zsad_jax.methods.shared.prompts import (
+    check_length,
+    insert_tokens,
+    tokenize,
+    tokenize_adjectives,
+)
+from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
 
 # The projections of the perception attention and the modules of the learned arrays, in the authors' names.
 FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}

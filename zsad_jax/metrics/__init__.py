@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from zsad_jax.errors import UserError
 from zsad_jax.metrics import category, checks, curve, streaming
 from zsad_jax.metrics.figures import (
     AUPRO_200STEP,
@@ -14,6 +13,7 @@ from zsad_jax.metrics.figures import (
     mean_over,
 )
 from zsad_jax.metrics.published import pixel_aupro_200step
+from zsad_jax.utils.errors import UserError
 
 __all__ = [
     "AUPRO_200STEP",

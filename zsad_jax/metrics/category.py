@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from zsad_jax.errors import UserError
 from zsad_jax.metrics import checks, streaming
 from zsad_jax.metrics import exact as exact_pixels
 from zsad_jax.metrics.curve import curve_of
@@ -19,6 +18,7 @@ from zsad_jax.metrics.figures import (
     undefined,
 )
 from zsad_jax.metrics.published import Thresholds
+from zsad_jax.utils.errors import UserError
 
 DEFAULT_SCORE = "score"
 

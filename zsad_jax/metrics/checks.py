@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 
 def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:

@@ -1,7 +1,6 @@
 """Tables, figures, curves and one page that a person would want to open."""
 
-from zsad_jax.report.base import Case, DatasetScores, Report
-from zsad_jax.report.cases import choose_cases
+from zsad_jax.report.base import Report
 from zsad_jax.report.coverage import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.heatmaps import gallery, heatmap_figure
@@ -15,13 +14,10 @@ __all__ = [
     "DEMONSTRATION",
     "RESULT_COLUMNS",
     "WITHOUT_MASK",
-    "Case",
     "CurveWriter",
-    "DatasetScores",
     "PublishedNumber",
     "Report",
     "Row",
-    "choose_cases",
     "colourise",
     "gallery",
     "heatmap_figure",

@@ -3,11 +3,11 @@
 import argparse
 import sys
 
-from zsad_jax import command
-from zsad_jax.console import log_plainly
-from zsad_jax.errors import UserError
 from zsad_jax.report.papers import compare_papers, read_workdirs, tell_missing
 from zsad_jax.report.papers.document import FORMATS, render, write_all
+from zsad_jax.utils import command_line
+from zsad_jax.utils.command_line import log_plainly
+from zsad_jax.utils.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     log_plainly()
-    return command.guarded(lambda: _compare(options))
+    return command_line.guarded(lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> None:

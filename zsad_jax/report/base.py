@@ -4,50 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
-
 from zsad_jax.data.issues import Issue
+from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report.rows import Row
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class DatasetScores:
-    """Every image score of a dataset.
-
-    Attributes:
-      dataset: key of the dataset.
-      file_names: of each image, relative to the dataset's root.
-      categories: of each image.
-      labels: 0 normal, 1 anomalous.
-      scores: higher = more anomalous.
-    """
-
-    dataset: str
-    file_names: Sequence[str]
-    categories: Sequence[str]
-    labels: Int[np.ndarray, " n"]
-    scores: Float[np.ndarray, " n"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """One image with what was said of it, for showing.
-
-    Attributes:
-      image: as decoded, or resized for the model.
-      anomaly_map: of the same content at any resolution.
-      mask: ground truth at any resolution; None where there is none.
-    """
-
-    dataset: str
-    category: str
-    file_name: str
-    label: int
-    score: float
-    image: UInt8[np.ndarray, "H W 3"]
-    anomaly_map: Float[np.ndarray, "h w"]
-    mask: Bool[np.ndarray, "mh mw"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zsad_jax.report.base import Case, DatasetScores
+from zsad_jax.evaluate import Case, DatasetScores
 
 
 class Kind(NamedTuple):
@@ -15,11 +15,6 @@ class Kind(NamedTuple):
     worst: bool
     heading: str
 
-    @property
-    def highest_first(self) -> bool:
-        """Whether the highest scores are meant: the worst normal images, the best anomalies."""
-        return self.worst == (self.label == 0)
-
 
 KINDS = (
     Kind(1, True, "Anomalies with the lowest scores"),
@@ -27,29 +22,6 @@ KINDS = (
     Kind(1, False, "Anomalies with the highest scores"),
     Kind(0, False, "Normal images with the lowest scores"),
 )
-
-
-def choose_cases(scores: DatasetScores, *, per_category: int = 1) -> list[int]:
-    """Positions of the images to show: of each category the best and the worst of either label.
-
-    Args:
-      scores: every image score of a dataset.
-      per_category: how many of each kind (see `KINDS`) a category gives.
-
-    Returns:
-      Sorted positions in `scores`, each once. Equal scores are taken in order.
-    """
-    labels, values = np.asarray(scores.labels), np.asarray(scores.scores)
-    categories = np.asarray(scores.categories)
-    chosen: set[int] = set()
-    for category in dict.fromkeys(scores.categories):
-        for kind in KINDS:
-            (members,) = np.nonzero((categories == category) & (labels == kind.label))
-            order = np.argsort(
-                -values[members] if kind.highest_first else values[members], kind="stable"
-            )
-            chosen.update(members[order[:per_category]].tolist())
-    return sorted(chosen)
 
 
 def standing(case: Case, scores: DatasetScores | None) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zsad_jax.data.protocol import BOTH, DATASETS, About
+from zsad_jax.data.protocols import BOTH, DATASETS, About
 from zsad_jax.report.published import published_numbers
 from zsad_jax.report.rows import MEAN, Row
 from zsad_jax.report.training import describe_setting

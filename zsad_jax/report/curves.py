@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-from zsad_jax.files import PathLike, write_text
+from zsad_jax.utils.files import PathLike, write_text
 
 FILE_NAME = "curves.jsonl"
 EVENTS_FOLDER = "tensorboard"

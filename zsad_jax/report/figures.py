@@ -9,10 +9,10 @@ import numpy as np
 from absl import logging
 
 from zsad_jax import metrics
-from zsad_jax.data.outline import ANOMALOUS, INK, NORMAL
-from zsad_jax.files import PathLike, replaced
+from zsad_jax.evaluate import DatasetScores
 from zsad_jax.report import names
-from zsad_jax.report.base import DatasetScores
+from zsad_jax.utils.files import PathLike, replaced
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -154,7 +154,7 @@ def html_page(title: str, sections: dict[str, str], *, above: str = "", below: s
         f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{body}</section>'
         for name, body in sections.items()
     )
-    style = importlib.resources.files("zsad_jax.report") / "assets" / "report.css"
+    style = importlib.resources.files("zsad_jax.report") / "templates" / "report.css"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from zsad_jax.data.outline import Picture, draw_outline, fit, printable
+from zsad_jax.evaluate import Case
 from zsad_jax.report import names, pictures
-from zsad_jax.report.base import Case
 from zsad_jax.report.figures import LABELS, new_figure, style
+from zsad_jax.utils.images import Picture, draw_outline, fit, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

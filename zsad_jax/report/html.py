@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from zsad_jax.errors import plural
+from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report import figures, formats, names, run_tables, tables, thumbnails, wording
-from zsad_jax.report.base import Case, DatasetScores, Report
+from zsad_jax.report.base import Report
 from zsad_jax.report.cases import group_cases, standing
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.pictures import palette_stops
 from zsad_jax.report.rows import MEAN
 from zsad_jax.report.wording import DEMONSTRATION
+from zsad_jax.utils.errors import plural
 
 HEADLINES = ("image_auroc", "pixel_auroc", "pixel_aupro")
 PICTURES_IN_ALL = 120  # at some 35 kB each

@@ -1,7 +1,7 @@
 """How datasets, methods and metrics are called in front of people."""
 
-from zsad_jax.data import protocol
-from zsad_jax.data.outline import printable
+from zsad_jax.data import protocols
+from zsad_jax.utils.images import printable
 
 METHODS = {
     "tipsomaly": "TIPSomaly",
@@ -64,8 +64,8 @@ COLUMNS = {
 
 def dataset_name(key: str) -> str:
     """The dataset's usual spelling ("industrial_mean": a mean); the key itself for a folder of the user's."""
-    means = {f"{domain}_mean": f"{title} mean" for domain, title in protocol.DOMAINS.items()}
-    return means.get(key) or printable(protocol.title(key))
+    means = {f"{domain}_mean": f"{title} mean" for domain, title in protocols.DOMAINS.items()}
+    return means.get(key) or printable(protocols.title(key))
 
 
 def method_name(key: str) -> str:

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from zsad_jax.data.outline import Picture
+from zsad_jax.utils.images import Picture
 
 COLOUR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of colour vision
 ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes

@@ -6,7 +6,7 @@ import importlib.resources
 import re
 from typing import NamedTuple
 
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.protocols import DATASETS
 from zsad_jax.report.rows import MEAN
 
 # Where each paper prints its main results: the tables of dataset means, and those of categories.
@@ -148,7 +148,7 @@ def is_main(number: PublishedNumber) -> bool:
 @functools.cache
 def all_numbers() -> tuple[PublishedNumber, ...]:
     """Every number of the collection, in the order of the papers and their tables."""
-    source = importlib.resources.files("zsad_jax.report") / "assets" / "published.csv"
+    source = importlib.resources.files("zsad_jax.report") / "papers" / "published.csv"
     with source.open(encoding="utf-8") as file:
         return tuple(
             PublishedNumber(

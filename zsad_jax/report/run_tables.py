@@ -5,15 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.protocols import DATASETS
 from zsad_jax.report import formats, names, wording
 from zsad_jax.report.coverage import SETTING, Partial, find_partial, is_partial, words_on
-from zsad_jax.report.published import (
-    DOMAIN_MEANS,
-    PublishedNumber,
-    mean_members,
-    published_numbers,
-)
+from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
 from zsad_jax.report.tables import (
     DOUBT,

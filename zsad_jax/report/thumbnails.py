@@ -5,9 +5,9 @@ import io
 
 import numpy as np
 
-from zsad_jax.data.outline import Picture, draw_outline, fit
-from zsad_jax.report.base import Case
+from zsad_jax.evaluate import Case
 from zsad_jax.report.pictures import colourise, overlay
+from zsad_jax.utils.images import Picture, draw_outline, fit
 
 LONGEST_SIDE = 260  # of one picture, in pixels
 GAP = 4

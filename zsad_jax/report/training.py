@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zsad_jax.data.protocol import PROTOCOLS, Part, Protocol, parse_name
+from zsad_jax.data.protocols import PROTOCOLS, Part, Protocol, parse_name
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.recipes import UNLIKE_PAPER, recipe_of
+from zsad_jax.methods.shared.recipes import UNLIKE_PAPER, recipe_of
 from zsad_jax.report import names
 from zsad_jax.report.rows import Row
 

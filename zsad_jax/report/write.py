@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike, safe_name, write_json, write_text
+from zsad_jax.evaluate import Case
 from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
-from zsad_jax.report.base import Case, Report
+from zsad_jax.report.base import Report
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.wording import DEMONSTRATION
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike, safe_name, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

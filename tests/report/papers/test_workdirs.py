@@ -3,8 +3,8 @@ import json
 import pytest
 from absl import logging
 
-from zsad_jax.errors import UserError
 from zsad_jax.report.papers.workdirs import columns_of, read_workdirs
+from zsad_jax.utils.errors import UserError
 
 
 def test_columns_are_named_by_what_tells_them_apart(make_row):

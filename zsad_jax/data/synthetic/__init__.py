@@ -6,7 +6,7 @@ category and no function that draws a defect. In each category the first half of
 the second half the kinds of defect take turns.
 """
 
-from zsad_jax.data.base import Dataset, Sample
+from zsad_jax.data.dataset import Dataset, Sample
 from zsad_jax.data.synthetic import (
     aux_defects,
     aux_objects,
@@ -17,7 +17,7 @@ from zsad_jax.data.synthetic import (
     target_textures,
 )
 from zsad_jax.data.synthetic.scene import STRUCTURAL, Category, Painter, Scene, draw
-from zsad_jax.errors import UserError
+from zsad_jax.utils.errors import UserError
 
 __all__ = ["CATEGORIES", "STRUCTURAL", "Category", "Scene", "Synthetic", "draw", "load"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zsad_jax.data.protocol import DATASETS
+from zsad_jax.data.protocols import DATASETS
 from zsad_jax.report import names
 from zsad_jax.report.coverage import SETTING
 from zsad_jax.report.papers.sheets import Competitor, Place, Sheet

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from html import escape
 
-from zsad_jax.files import PathLike, write_text
 from zsad_jax.report import formats, names, tables
 from zsad_jax.report.papers import PaperTables
+from zsad_jax.utils.files import PathLike, write_text
 
 TITLE = "The papers' tables, ours beside theirs"
 FORMATS = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # and their suffixes

@@ -5,8 +5,7 @@ import functools
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from zsad_jax.data.protocol import DATASETS
-from zsad_jax.errors import UserError
+from zsad_jax.data.protocols import DATASETS
 from zsad_jax.report import names
 from zsad_jax.report.published import (
     DOMAIN_MEANS,
@@ -17,6 +16,7 @@ from zsad_jax.report.published import (
     mean_members,
 )
 from zsad_jax.report.rows import MEAN
+from zsad_jax.utils.errors import UserError
 
 TITLES = {
     "tipsomaly": "TIPS Over Tricks: Simple Prompts For Effective Zero-Shot Anomaly Detection",

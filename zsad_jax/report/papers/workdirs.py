@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from zsad_jax.errors import UserError
-from zsad_jax.files import PathLike
 from zsad_jax.report import names, wording
 from zsad_jax.report.coverage import Partial, find_partial
 from zsad_jax.report.rows import Row, result_row
 from zsad_jax.report.training import describe_training, is_usual, training_of
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 TRAINING = (
     "training"  # what stands in a column's identity for the auxiliary set, which targets may share

@@ -1,0 +1,135 @@
+"""Miniatures: each benchmark's official layout, small, with images and masks that the test itself has drawn.
+
+`miniatures/<key>.py` has a function `make(root, tools)` that writes the layout below an empty folder and
+returns a `Miniature`: every sample as it was constructed, and what is amiss on purpose.
+"""
+
+import importlib.util
+import pathlib
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.data import benchmarks
+
+FOLDER = pathlib.Path(__file__).parent / "miniatures"
+REAL = pathlib.Path(__file__).parents[4] / "shared" / "realdata"
+
+
+class Expected(NamedTuple):
+    """A sample as constructed; `split` None: the builder draws whether it is in train or in test."""
+
+    split: str | None
+    file_name: str
+    category: str
+    label: int
+    image: np.ndarray  # [H, W, 3]
+    mask: np.ndarray | None = None  # [H, W], of anomalous images that have one
+    defect: str | None = None  # None: not looked at
+    has_mask: bool = True
+    subject: str = ""
+    slice: int = -1
+
+
+class Miniature(NamedTuple):
+    """Samples that were written; faults and notes: (end of the file's name, kind)."""
+
+    samples: list[Expected]
+    faults: tuple[tuple[str, str], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+class Tools:
+    """Drawing and saving, for the miniatures."""
+
+    Expected = Expected
+    Miniature = Miniature
+
+    @staticmethod
+    def draw(seed, *, mode="RGB", size=(12, 9)):
+        """A picture of noise; size is (width, height)."""
+        shape = (size[1], size[0]) + {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+
+    @staticmethod
+    def draw_mask(seed, *, values=(0, 255), size=(12, 9)):
+        """A mask of these grey values, neither empty nor full."""
+        pixels = np.random.default_rng(seed).choice(values, (size[1], size[0])).astype(np.uint8)
+        pixels[0, 0], pixels[-1, -1] = max(values), 0
+        return Image.fromarray(pixels)
+
+    @staticmethod
+    def save(image, path, **options):
+        """Writes an image; returns its pixels as any viewer would show them, [H, W, 3]."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **options)
+        with Image.open(path) as written:
+            return np.asarray(written.convert("RGB"))
+
+    @staticmethod
+    def save_mask(image, path, **options):
+        """Writes a mask; returns where it is not black, [H, W]."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **options)
+        with Image.open(path) as written:
+            return np.asarray(written.convert("L")) > 0
+
+
+@pytest.fixture
+def tools():
+    return Tools
+
+
+@pytest.fixture
+def make_miniature():
+    """name, folder -> the Miniature written there."""
+
+    def make(name, root):
+        spec = importlib.util.spec_from_file_location(f"miniature_{name}", FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        root.mkdir(parents=True, exist_ok=True)
+        return module.make(root, Tools)
+
+    return make
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """name, source -> the prepared test split (or another), below a data folder of this test."""
+
+    def run(name, source, *, data_dir=tmp_path / "data", split="test", **options):
+        benchmarks.find_benchmark(name)(data_dir=data_dir).download_and_prepare(
+            source=source, **options
+        )
+        return benchmarks.open_prepared(name, data_dir, split)
+
+    return run
+
+
+@pytest.fixture
+def pack():
+    """folder, path -> a tar of the folder's content at that path."""
+
+    def run(folder, path):
+        with tarfile.open(path, "w") as archive:
+            for one in sorted(folder.iterdir()):
+                archive.add(one, one.name)
+        return path
+
+    return run
+
+
+@pytest.fixture
+def real_data():
+    """name -> the folder of small real data; the test is skipped where it is not at hand."""
+
+    def find(name):
+        if not (REAL / name).is_dir():
+            pytest.skip(f"no real data of {name} here")
+        return REAL / name
+
+    return find

@@ -1,0 +1,66 @@
+"""Counts beside the published ones, which are not always known of each category."""
+
+import pytest
+
+from zsad_jax.data.benchmarks.counts import ALL, compare_counts, count, total
+from zsad_jax.data.benchmarks.dtd_synthetic import DtdSynthetic
+from zsad_jax.data.benchmarks.real_iad import RealIad
+from zsad_jax.data.inspect.stock import tabulate_categories
+
+OF_EACH = {"a": (3, 1), "b": (2, 2)}
+OF_ALL = {ALL: (5, 3)}
+NAMES_AND_ALL = {ALL: (5, 3), "a": None, "b": None}
+NAMES = {"a": None, "b": None}
+PUBLISHED = (OF_EACH, OF_ALL, NAMES_AND_ALL, NAMES)
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_what_is_as_published_makes_no_difference(published):
+    assert compare_counts({"test": OF_EACH}, {"test": published}) == []
+    assert total(published) == (None if published is NAMES else (5, 3))
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        (OF_EACH, ["test/b: 0 normal and 0 anomalous images instead of 2 and 2"]),
+        (OF_ALL, ["test: 3 normal and 1 anomalous images instead of 5 and 3"]),
+        (
+            NAMES_AND_ALL,
+            [
+                "test: 3 normal and 1 anomalous images instead of 5 and 3",
+                "test/b: there are no images of this category",
+            ],
+        ),
+        (NAMES, ["test/b: there are no images of this category"]),
+    ],
+)
+def test_a_category_that_is_missing_is_named(published, expected):
+    assert compare_counts({"test": {"a": (3, 1)}}, {"test": published}) == expected
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_a_category_that_is_unknown_is_told_where_the_others_are_known(published):
+    found = {"test": OF_EACH | {"c": (1, 0)}}
+    names = [one.split(":")[0] for one in compare_counts(found, {"test": published})]
+    of_all = ["test"] if ALL in published else []
+    assert names == of_all + (["test/c"] if published is not OF_ALL else [])
+
+
+@pytest.mark.parametrize("benchmark", [DtdSynthetic, RealIad])
+def test_sets_of_which_only_sums_are_published_name_what_is_missing(
+    benchmark, make_miniature, prepare, tmp_path
+):
+    make_miniature(benchmark.name, tmp_path / "official")
+    dataset = prepare(benchmark.name, tmp_path / "official")
+    found = {"test": count(dataset)}
+    absent = [name for name in benchmark.CATEGORIES if name not in found["test"]]
+    assert len(absent) == len(benchmark.CATEGORIES) - 2
+    differences = compare_counts(found, {"test": benchmark.COUNTS["test"]})
+    assert [one for one in differences if "no images" in one] == [
+        f"test/{name}: there are no images of this category" for name in absent
+    ]
+    table = tabulate_categories({"x": found}, {"x": benchmark.COUNTS})
+    rows = {row[1]: row[-2:] for row in table.rows}
+    assert {rows[name] for name in absent} == {((0, 0), None)}
+    assert rows["all"] == (total(found["test"]), benchmark.COUNTS["test"][ALL])

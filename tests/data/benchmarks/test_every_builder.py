@@ -1,0 +1,166 @@
+"""What holds for every benchmark, on a miniature of its official layout."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from zsad_jax.data import benchmarks
+from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.protocols import DATASETS, prompt_name
+from zsad_jax.utils.errors import UserError
+
+NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "miniatures").glob("*.py"))
+
+
+def test_every_benchmark_has_a_miniature():
+    assert benchmarks.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
+    miniature = make_miniature(name, tmp_path / "official")
+    prepare(name, tmp_path / "official", num_workers=2)
+    benchmark = benchmarks.find_benchmark(name)
+    splits = benchmark(data_dir=tmp_path / "data").info.splits
+    opened = {split: benchmarks.open_prepared(name, tmp_path / "data", split) for split in splits}
+    found = {(split, s.file_name): s for split, samples in opened.items() for s in samples}
+    assert sum(map(len, opened.values())) == len(found) == len(miniature.samples)
+    for expected in miniature.samples:
+        split = expected.split or next(key[0] for key in found if key[1] == expected.file_name)
+        check_sample(name, found[split, expected.file_name], expected)
+    dataset = opened["test"]
+    for expected, found in ((miniature.faults, dataset.faults), (miniature.notes, dataset.notes)):
+        assert len(found) == len(expected), found
+        for file_name, kind in expected:
+            assert [r for r in found if r.file.endswith(file_name) and r.kind == kind], found
+    for samples in opened.values():
+        assert_grouped([sample.category for sample in samples])
+
+
+def check_sample(name, sample, expected):
+    assert sample.category == expected.category
+    assert sample.label == expected.label
+    assert sample.has_mask == expected.has_mask
+    assert (sample.subject, sample.slice) == (expected.subject, expected.slice)
+    assert sample.prompt_name == prompt_name(expected.category, dataset=name)
+    assert expected.defect is None or sample.defect == expected.defect
+    np.testing.assert_array_equal(np.asarray(decode_image(sample.image).image), expected.image)
+    if expected.label and expected.has_mask:
+        np.testing.assert_array_equal(decode_mask(sample.mask), expected.mask)
+    else:
+        assert sample.mask is None
+
+
+def assert_grouped(categories):
+    runs = [one for i, one in enumerate(categories) if i == 0 or categories[i - 1] != one]
+    assert len(runs) == len(set(runs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_preparations_are_equal_whatever_the_number_of_threads(
+    name, make_miniature, prepare, tmp_path
+):
+    """And from wherever they were prepared: what is told of the files names no place, either."""
+    written = []
+    for workers in (1, 4):
+        make_miniature(name, tmp_path / f"from_{workers}")
+        data_dir = tmp_path / f"to_{workers}"
+        prepare(name, tmp_path / f"from_{workers}", data_dir=data_dir, num_workers=workers)
+        files = [*data_dir.glob(f"{name}/*/*.array_record*"), *data_dir.glob("*/*/metadata.json")]
+        written.append({path.name: path.read_bytes() for path in files})
+    assert len(written[0]) > 1
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_levels_of_the_protocol_are_those_of_the_files(name, make_miniature, prepare, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    dataset = prepare(name, tmp_path / "official")
+    labels = {sample.label for sample in dataset}
+    levels = DATASETS[name].levels
+    assert ("image" in levels) == (labels == {0, 1})
+    assert ("pixel" in levels) == any(sample.has_mask and sample.label for sample in dataset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        prepare(name, tmp_path / "empty")
+    message = str(error.value)
+    assert "\n" not in message
+    assert DATASETS[name].title in message
+    assert benchmarks.find_benchmark(name).TREE in message
+
+
+def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
+    """So that a folder of many can be given for each of them."""
+    for name in NAMES:
+        make_miniature(name, tmp_path / name)
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    for name in NAMES:
+        is_root = benchmarks.find_benchmark(name).is_root
+        assert {path.relative_to(tmp_path).parts[0] for path in folders if is_root(path)} == {name}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, monkeypatch):
+    """Packed by the test, so of another size and digest than the published one."""
+    make_miniature(name, tmp_path / "official")
+    benchmark = benchmarks.find_benchmark(name)
+    path = pack(tmp_path / "official", tmp_path / "packed.tar")
+    archive = benchmark.ARCHIVES[0]._replace(
+        file_name="packed.tar", sha256=None, md5=None, size=None
+    )
+    monkeypatch.setattr(benchmark, "ARCHIVES", (archive,))
+    from_archive = prepare(name, path, data_dir=tmp_path / "of_archive")
+    from_folder = prepare(name, tmp_path / "official", data_dir=tmp_path / "of_folder")
+    assert list(from_archive) == list(from_folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature, prepare, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    whole = prepare(name, tmp_path / "official", data_dir=tmp_path / "whole")
+    path = file_of(whole[-1].file_name, tmp_path / "official")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damaged = prepare(name, tmp_path / "official", data_dir=tmp_path / "damaged")
+    added = [fault for fault in damaged.faults if fault not in whole.faults]
+    assert str(tmp_path) not in str(added)
+    assert {issue.kind for issue in added} & {"image_unreadable", "mask_unreadable"}, added
+    # A file of its own is kept and told when it is evaluated; parts of a strip or volume cannot be cut.
+    lost = {sample.file_name for sample in whole} - {sample.file_name for sample in damaged}
+    assert all(file_of(one, tmp_path / "official") == path for one in lost)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stray_file_beside_an_image_is_told(name, make_miniature, prepare, tools, tmp_path):
+    make_miniature(name, tmp_path / "official")
+    before = prepare(name, tmp_path / "official", data_dir=tmp_path / "before")
+    folder = file_of(before[0].file_name, tmp_path / "official").parent
+    for name_below in ("stray.heic", "below/further/stray.png"):
+        tools.save(tools.draw(0), folder / name_below, format="PNG")
+    after = prepare(name, tmp_path / "official", data_dir=tmp_path / "after")
+    assert list(after) == list(before)
+    added = [fault for fault in after.faults if fault not in before.faults]
+    assert sorted((one.file.rpartition("/")[2], one.kind) for one in added) == [
+        ("stray.heic", "format_unsupported"),
+        ("stray.png", "image_unused"),
+    ]
+
+
+def file_of(file_name, folder):
+    """The file that holds a sample: its own, or the strip or volume that it is a part of."""
+    part = pathlib.PurePosixPath(file_name)
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: len(p.parts)
+    )
+    own = [path for path in files if path.as_posix().endswith(f"/{part}")]
+    of_strip = [
+        path
+        for path in files
+        if (path.parent.name, path.stem) == (part.parent.name, part.stem.rpartition("_")[0])
+    ]
+    of_volume = [path for path in files if path.name.split(".")[0] == part.parent.name]
+    return (own or of_strip or of_volume)[0]

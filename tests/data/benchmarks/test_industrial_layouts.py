@@ -1,0 +1,290 @@
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks import counts
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.utils.errors import UserError
+
+NAMES = ("mpdd", "btad", "dtd_synthetic", "goodsad", "mvtec_loco", "mvtec_ad2", "real_iad")
+MVTEC_LIKE = ("mvtec_ad", *NAMES)
+
+
+def published(name, split):
+    return list(counts.total(benchmarks.find_benchmark(name).COUNTS[split]))
+
+
+def differences(name, data_dir):
+    benchmark = benchmarks.find_benchmark(name)
+    counted = benchmark(data_dir=data_dir).info.metadata["counts"]
+    return benchmarks.compare_counts(counted, benchmark.COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "sums"),
+    [
+        ("mpdd", "train", [888, 0]),
+        ("mpdd", "test", [176, 282]),
+        ("btad", "train", [1799, 0]),
+        ("btad", "test", [451, 290]),
+        ("dtd_synthetic", "test", [357, 947]),
+        ("goodsad", "train", [3136, 0]),
+        ("goodsad", "test", [1328, 1660]),
+        ("mvtec_loco", "train", [1778, 0]),
+        ("mvtec_loco", "validation", [305, 0]),
+        ("mvtec_loco", "test", [575, 561 + 432]),
+        ("mvtec_ad2", "train", [2528, 0]),
+        ("mvtec_ad2", "validation", [302, 0]),
+        ("mvtec_ad2", "test", [379, 705]),
+        ("real_iad", "train", [36_465, 0]),
+        ("real_iad", "test", [99_721 - 36_465, 51_329]),
+    ],
+)
+def test_published_counts_add_up(name, split, sums):
+    assert published(name, split) == sums
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_split_counts_the_same_categories(name):
+    benchmark = benchmarks.find_benchmark(name)
+    for categories in benchmark.COUNTS.values():
+        assert set(categories) - {counts.ALL} == set(benchmark.categories())
+    assert len(benchmark.categories()) == {
+        "mpdd": 6,
+        "btad": 3,
+        "dtd_synthetic": 12,
+        "goodsad": 6,
+        "mvtec_loco": 5,
+        "mvtec_ad2": 8,
+        "real_iad": 30,
+    }.get(name)
+
+
+@pytest.fixture
+def side_by_side(make_miniature, tmp_path):
+    """One folder that holds all benchmarks whose layouts are alike."""
+    for name in MVTEC_LIKE:
+        make_miniature(name, tmp_path / "all" / name)
+    return tmp_path / "all"
+
+
+def test_no_benchmark_is_taken_for_another(side_by_side, prepare, tmp_path):
+    for name in MVTEC_LIKE:
+        own = prepare(name, side_by_side / name, data_dir=tmp_path / "own")
+        found = prepare(name, side_by_side, data_dir=tmp_path / "found")
+        assert list(found) == list(own)
+        (side_by_side / name).rename(tmp_path / "away")
+        with pytest.raises(UserError, match=r"is not in .*a folder that holds"):
+            prepare(name, side_by_side, data_dir=tmp_path / "others")
+        (tmp_path / "away").rename(side_by_side / name)
+
+
+@pytest.mark.parametrize("name", ["mpdd", "dtd_synthetic", "goodsad", "real_iad"])
+def test_what_cannot_be_fetched_is_told_in_one_sentence(name, prepare, tmp_path):
+    benchmark = benchmarks.find_benchmark(name)
+    with pytest.raises(UserError) as error:
+        prepare(name, None)
+    for words in (benchmark.ARCHIVES[0].file_name, benchmark.HOMEPAGE, "--source"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert benchmark.UNPACK in str(error.value)
+
+
+def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
+    miniature = make_miniature("mpdd", tmp_path / "official")
+    root = tmp_path / "official" / "MPDD"
+    black = root / "bracket_black"
+    (root / "connector").mkdir()
+    (black / "test/hole/notes.txt").write_text("no image and not called like one")
+    (black / "test/hole/777.png").write_text("no image")
+    tools.save(tools.draw_mask(0), black / "ground_truth/hole/777_mask.png")
+    (black / "ground_truth/scratches/000_mask.png").unlink()
+    dataset = prepare("mpdd", root)
+    assert len(dataset) == sum(sample.split == "test" for sample in miniature.samples) + 1
+    faults = {issue.file: issue.kind for issue in dataset.faults}
+    assert set(faults) == {
+        "bracket_black/test/hole/777.png",
+        "bracket_black/test/scratches/000.png",
+    }
+    assert faults["bracket_black/test/hole/777.png"] == "image_unreadable"
+    assert faults["bracket_black/test/scratches/000.png"] == "mask_missing"
+    told = differences("mpdd", tmp_path / "data")
+    assert "test/connector: 0 normal and 0 anomalous images instead of 30 and 14" in told
+    assert "test/bracket_black: 2 normal and 4 anomalous images instead of 32 and 47" in told
+
+
+@pytest.mark.parametrize("below", ["bracket_black", "bracket_black/test", "tubes/ground_truth"])
+def test_a_part_of_mpdd_is_no_root(below, make_miniature, prepare, tmp_path):
+    make_miniature("mpdd", tmp_path / "official")
+    with pytest.raises(UserError, match=r"MPDD is not in .*bracket_black/test/hole/000\.png"):
+        prepare("mpdd", tmp_path / "official" / "MPDD" / below)
+    assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
+
+
+def test_btad_keeps_its_numbers_and_calls_normal_images_good(make_miniature, prepare, tmp_path):
+    make_miniature("btad", tmp_path / "official")
+    dataset = prepare("btad", tmp_path / "official")
+    assert dataset.categories == dataset.prompt_names == ("01", "02", "03")
+    assert {(s.defect, s.label) for s in dataset} == {("good", 0), ("ko", 1)}
+    assert dataset.faults == ()
+
+
+def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_path, monkeypatch):
+    make_miniature("goodsad", tmp_path / "official")
+    benchmark = benchmarks.find_benchmark("goodsad")
+    here = [
+        one for one in benchmark.ARCHIVES if (tmp_path / "official" / one.file_name[:-4]).exists()
+    ]
+    monkeypatch.setattr(benchmark, "ARCHIVES", tuple(here))
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for one in here:
+        category = one.file_name.removesuffix(".zip")
+        with tarfile.open(packed / one.file_name, "w") as archive:
+            archive.add(tmp_path / "official" / category, category)
+    from_folder = prepare("goodsad", tmp_path / "official", data_dir=tmp_path / "one")
+    from_archives = prepare("goodsad", packed, data_dir=tmp_path / "two")
+    assert len(here) == 2
+    assert list(from_archives) == list(from_folder)
+
+
+def test_masks_of_one_loco_image_that_differ_in_size(make_miniature, prepare, tools, tmp_path):
+    make_miniature("mvtec_loco", tmp_path / "official")
+    root = tmp_path / "official" / "mvtec_loco_anomaly_detection"
+    masks = root / "juice_bottle/ground_truth/logical_anomalies"
+    tools.save(tools.draw_mask(0, size=(5, 5)), masks / "000/001.png")
+    for path in (masks / "001").iterdir():
+        path.unlink()
+    dataset = prepare("mvtec_loco", root)
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        "juice_bottle/test/logical_anomalies/000.png": "mask_unreadable",
+        "juice_bottle/test/logical_anomalies/001.png": "mask_missing",
+    }
+
+
+@pytest.mark.parametrize("mask_name", ["000.png", "000_mask.png", "000.PNG"])
+def test_masks_of_mvtec_ad2_belong_to_their_stem(mask_name, prepare, tools, tmp_path):
+    public = tmp_path / "mvtec_ad_2" / "vial" / "test_public"
+    tools.save(tools.draw(0), public / "good" / "000.png")
+    tools.save(tools.draw(1), public / "bad" / "000.png")
+    mask = tools.save_mask(tools.draw_mask(2), public / "ground_truth" / "bad" / mask_name)
+    dataset = prepare("mvtec_ad2", tmp_path / "mvtec_ad_2")
+    assert [sample.label for sample in dataset] == [1, 0]
+    np.testing.assert_array_equal(decode_mask(dataset[0].mask), mask)
+    assert dataset.faults == ()
+
+
+@pytest.mark.parametrize("given", ["", "VisA_pytorch/1cls"])
+def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, tools, tmp_path):
+    make_miniature("visa", tmp_path / "official")
+    official = [
+        *prepare("visa", tmp_path / "official", data_dir=tmp_path / "before", split="train"),
+        *benchmarks.open_prepared("visa", tmp_path / "before"),
+    ]
+    root = tmp_path / "repacked/VisA_pytorch/1cls"
+    for number, sample in enumerate(official):
+        split, kind = "train" if number < 4 else "test", "bad" if sample.label else "good"
+        name = sample.file_name.rpartition("/")[2]
+        path = root / sample.category / split / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.image)
+        if sample.label:
+            mask = root / sample.category / "ground_truth/bad" / name.replace(".JPG", ".png")
+            tools.save_mask(Image.fromarray(decode_mask(sample.mask)), mask)
+    (root / "pipe_fryum/ground_truth/bad/002.png").unlink()
+    test = prepare("visa", tmp_path / "repacked" / given)
+    train = benchmarks.open_prepared("visa", tmp_path / "data", "train")
+    lost = "pipe_fryum/test/bad/002.JPG"
+    assert test.faults == (Issue("mask_missing", lost),)
+    assert test[0].file_name == "candle/test/bad/000.JPG"
+
+    def fields(sample):
+        mask = decode_mask(sample.mask).tobytes() if sample.mask else None
+        return (sample.category, sample.label, sample.defect, sample.image, mask)
+
+    assert len(train) == 4
+    found = {fields(sample) for sample in (*train, *test) if sample.file_name != lost}
+    assert found == {fields(sample) for sample in official[:-1]}
+    assert official[-1].file_name == "pipe_fryum/Data/Images/Anomaly/002.JPG"
+
+
+@pytest.fixture
+def real_iad(make_miniature, tmp_path):
+    """The folder of a small Real-IAD."""
+    make_miniature("real_iad", tmp_path / "official")
+    return tmp_path / "official"
+
+
+def test_real_iad_at_another_size_with_the_split_one_folder_up(real_iad, prepare):
+    for path in (real_iad / "realiad_jsons/realiad_jsons").iterdir():
+        path.rename(real_iad / "realiad_jsons" / path.name)
+    (real_iad / "realiad_jsons/realiad_jsons").rmdir()
+    (real_iad / "realiad_512").rename(real_iad / "realiad_1024")
+    dataset = prepare("real_iad", real_iad)
+    assert {sample.file_name.split("/")[0] for sample in dataset} == {"realiad_1024"}
+    sides = {(sample.subject, sample.slice, sample.label) for sample in dataset}
+    assert {("NG/BX/S0001", 1, 1), ("NG/BX/S0001", 2, 0), ("OK/S0002", 2, 0)} <= sides
+
+
+def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
+    images, jsons = real_iad / "realiad_512", real_iad / "realiad_jsons/realiad_jsons"
+    (jsons / "usb.json").rename(jsons / "toy.json")
+    missing = next((images / "audiojack/OK/S0002").glob("*_C1_*"))
+    missing.unlink()
+    mask = next((images / "audiojack/NG/BX/S0001").glob("*_mask.png"))
+    mask.unlink()
+    extra = images / "audiojack/OK/S0009/audiojack_0009_OK_C5_1.jpg"
+    tools.save(tools.draw(0), extra)
+    dataset = prepare("real_iad", real_iad)
+
+    def name(path):
+        return path.relative_to(real_iad).as_posix()
+
+    assert {issue.file: issue.kind for issue in dataset.faults} == {
+        name(missing): "image_missing",
+        name(mask).replace("_mask.png", ".jpg"): "mask_missing",
+        name(extra): "image_unused",
+        name(jsons / "toy.json"): "folder_missing",
+        name(images / "usb"): "list_missing",
+    }
+    assert [sample.label for sample in dataset if not sample.has_mask] == [1]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"train": []}', '{"train": [1], "test": []}'])
+def test_another_json_is_not_taken_for_the_split(content, real_iad, prepare):
+    (real_iad / "realiad_jsons/realiad_jsons/usb.json").write_text(content)
+    with pytest.raises(UserError, match=r"usb\.json is not a split of Real-IAD .*image_path"):
+        prepare("real_iad", real_iad)
+
+
+def test_a_split_of_real_iad_that_leads_outside_is_refused(real_iad, prepare, tmp_path):
+    path = real_iad / "realiad_jsons/realiad_jsons/usb.json"
+    content = json.loads(path.read_text())
+    content["test"][0]["image_path"] = str(tmp_path / "elsewhere.png")
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"usb\.json is not a split"):
+        prepare("real_iad", real_iad)
+
+
+def test_real_bottles_without_masks(real_data, prepare, tmp_path):
+    """Counted by hand: one image to train on, one normal, one broken; 900x900; no ground truth."""
+    root = real_data("mvtec_bottle_nomask")
+    dataset = prepare("mvtec_ad", root)
+    train = benchmarks.open_prepared("mvtec_ad", tmp_path / "data", "train")
+    found = {(s.file_name, s.label, s.has_mask) for s in [*train, *dataset]}
+    assert found == {
+        ("bottle/train/good/000.png", 0, True),
+        ("bottle/test/good/000.png", 0, True),
+        ("bottle/test/broken_large/002.png", 1, False),
+    }
+    assert {decode_image(s.image).image.size for s in dataset} == {(900, 900)}
+    assert [s.image for s in dataset] == [(root / s.file_name).read_bytes() for s in dataset]
+    assert dataset.faults == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
+    told = differences("mvtec_ad", tmp_path / "data")
+    assert "test/bottle: 1 normal and 1 anomalous images instead of 20 and 63" in told
+    assert len(told) == 30

@@ -1,0 +1,95 @@
+"""What layouts share: MVTec's, and the community's with a meta.json."""
+
+import json
+
+import pytest
+
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks import base, mvtec_layout
+from zsad_jax.utils.errors import UserError
+
+
+@pytest.fixture
+def community(tools):
+    """A function that writes a copy with a meta.json, one category called as others call it."""
+
+    def write(root, category):
+        entries = []
+        for number in range(3):
+            label = int(number > 0)
+            tools.save(tools.draw(number), root / f"images/{number}.png")
+            mask = f"masks/{number}.png" if label else ""
+            if label:
+                tools.save_mask(tools.draw_mask(number), root / mask)
+            entries.append(
+                {"img_path": f"images/{number}.png", "mask_path": mask, "anomaly": label}
+            )
+        (root / "meta.json").write_text(json.dumps({"train": {}, "test": {category: entries}}))
+        return root
+
+    return write
+
+
+def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_path, monkeypatch):
+    root = community(tmp_path / "anywhere", "SDD")
+    dataset = prepare("ksdd", root)
+    assert dataset.categories == ("ksdd",)
+    assert dataset.prompt_names == ("electrical commutators",)
+    assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, True)] + [(1, True)] * 2
+    (root / "images/1.png").unlink()
+    dataset = prepare("ksdd", root, data_dir=tmp_path / "less")
+    assert len(dataset) == 2
+    assert {issue.file: issue.kind for issue in dataset.faults} == {"images/1.png": "image_missing"}
+    packed = pack(tmp_path, tmp_path / "packed.tar")
+    archive = base.Archive("packed.tar", about="")
+    monkeypatch.setattr(benchmarks.find_benchmark("ksdd"), "ARCHIVES", (archive,))
+    assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
+
+
+def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, prepare, tmp_path):
+    metadata = []
+    for place in ("here", "there"):
+        root = community(tmp_path / place / "DTD-Synthetic", "Woven_001")
+        content = json.loads((root / "meta.json").read_text())
+        entries = content["test"]["Woven_001"]
+        entries += entries[:2]
+        content["train"] = {"Woven_001": [{"img_path": "gone/1.png", "anomaly": 0}]}
+        (root / "meta.json").write_text(json.dumps(content))
+        (root / "masks/1.png").unlink()
+        dataset = prepare("dtd_synthetic", tmp_path / place, data_dir=tmp_path / f"of_{place}")
+        assert len(dataset) == 3
+        assert dataset.faults == (
+            ("images_missing", "meta.json", "train"),
+            ("entries_repeated", "meta.json", "2 in 'test'"),
+            ("mask_missing", "images/1.png", "masks/1.png"),
+        )
+        folder = tmp_path / f"of_{place}/dtd_synthetic/1.0.0"
+        metadata.append((folder / "metadata.json").read_bytes())
+    assert metadata[0] == metadata[1]
+    content["train"] = {"Woven_001": 3}
+    (root / "meta.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"not a meta\.json of the known form"):
+        prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
+
+
+def test_categories_stay_in_one_piece(community, prepare, tmp_path):
+    """Entries may name another category than the list that they stand in."""
+    root = community(tmp_path / "copy", "tubes")
+    content = json.loads((root / "meta.json").read_text())
+    content["test"]["tubes"][1]["cls_name"] = "connector"
+    (root / "meta.json").write_text(json.dumps(content))
+    dataset = prepare("mpdd", root)
+    assert [sample.category for sample in dataset] == ["tubes", "tubes", "connector"]
+    assert [sample.file_name[-5] for sample in dataset] == ["0", "2", "1"]
+
+
+def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
+    community(tmp_path / "copies/BrainMRI", "brain")
+    with pytest.raises(UserError, match="Br35H is not in"):
+        prepare("br35h", tmp_path / "copies")
+    community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
+    assert len(prepare("br35h", tmp_path / "copies")) == 3
+
+
+def test_a_shared_layout_is_no_benchmark_itself():
+    assert mvtec_layout.MvtecLayout.name not in benchmarks.names()

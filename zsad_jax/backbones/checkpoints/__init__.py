@@ -1,0 +1,1 @@
+"""Checkpoint files: reading them, matching their arrays with parameter trees, converting layouts."""

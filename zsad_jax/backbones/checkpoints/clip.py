@@ -1,0 +1,348 @@
+"""CLIP files: OpenAI's, open_clip's and Hugging Face's names as tables, and what sizes the arrays show."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax.backbones.checkpoints.read import flatten
+from zsad_jax.backbones.checkpoints.torch_layout import (
+    ATTENTION,
+    HUGGING_FACE_PARTS,
+    OPENAI_PARTS,
+    Arrays,
+    below,
+    check_heads,
+    count_blocks,
+    lay_out_block,
+)
+from zsad_jax.utils.errors import UserError
+
+SIDES = ("vision", "text")
+BLOCK = "transformer/encoderblock_"
+HEAD_WIDTH = 64  # in every published CLIP
+
+# Native names of what lies outside the blocks.
+_OPENAI = {
+    "visual.conv1.weight": "vision/embedding/kernel",
+    "visual.class_embedding": "vision/class_embedding",
+    "visual.positional_embedding": "vision/positional_embedding",
+    "visual.ln_pre.weight": "vision/ln_pre/scale",
+    "visual.ln_pre.bias": "vision/ln_pre/bias",
+    "visual.ln_post.weight": "vision/ln_post/scale",
+    "visual.ln_post.bias": "vision/ln_post/bias",
+    "visual.proj": "vision/projection",
+    "token_embedding.weight": "text/token_embedding",
+    "positional_embedding": "text/positional_embedding",
+    "ln_final.weight": "text/ln_final/scale",
+    "ln_final.bias": "text/ln_final/bias",
+    "text_projection": "text/projection",
+    "logit_scale": "text/logit_scale",
+}
+_HUGGING_FACE = {
+    "vision_model.embeddings.patch_embedding.weight": "vision/embedding/kernel",
+    "vision_model.embeddings.class_embedding": "vision/class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "vision/positional_embedding",
+    "vision_model.pre_layrnorm.weight": "vision/ln_pre/scale",  # spelled so
+    "vision_model.pre_layrnorm.bias": "vision/ln_pre/bias",
+    "vision_model.post_layernorm.weight": "vision/ln_post/scale",
+    "vision_model.post_layernorm.bias": "vision/ln_post/bias",
+    "visual_projection.weight": "vision/projection",
+    "text_model.embeddings.token_embedding.weight": "text/token_embedding",
+    "text_model.embeddings.position_embedding.weight": "text/positional_embedding",
+    "text_model.final_layer_norm.weight": "text/ln_final/scale",
+    "text_model.final_layer_norm.bias": "text/ln_final/bias",
+    "text_projection.weight": "text/projection",
+}
+_NAMES = {**_OPENAI, **_HUGGING_FACE}
+_BLOCKS = {
+    "vision": re.compile(r"(visual\.transformer\.resblocks\.|vision_model\.encoder\.layers\.)(\d+)\."),
+    "text": re.compile(r"(transformer\.resblocks\.|text_model\.encoder\.layers\.)(\d+)\."),
+}  # fmt: skip
+_MARKS = (
+    "visual.conv1.weight",
+    "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.class_embedding",
+)
+# What tells the sizes; its dimensions.
+_TELLING = {
+    "vision/embedding/kernel": 4,
+    "vision/class_embedding": 1,
+    "vision/positional_embedding": 2,
+    "vision/projection": 2,
+    "text/token_embedding": 2,
+    "text/positional_embedding": 2,
+    "text/projection": 2,
+    **{f"{side}/{BLOCK}0/{ATTENTION}/query/kernel": 3 for side in SIDES},
+    **{f"{side}/{BLOCK}0/MlpBlock_0/Dense_0/kernel": 2 for side in SIDES},
+}
+# A constant that is added to all logits changes no softmax over prompts; the others say what the arrays show.
+_IGNORED = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "logit_bias",
+    "*.position_ids",
+    "*attn_mask",
+)
+
+
+def from_arrays(
+    arrays: Arrays,
+    *,
+    num_heads: int | None = None,
+    text_num_heads: int | None = None,
+    source: str,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The two towers of a CLIP in native names and layouts, nearly all arrays views of the given ones.
+
+    Args:
+      arrays: of OpenAI's or open_clip's names ("visual.conv1.weight"), with "text." before the text side's
+        or without, of Hugging Face's ("vision_model...") or native ones ("vision/...", "text/..."); a prefix
+        of all names, such as "module.", is taken off.
+      num_heads: of both towers, for names that do not show it; None: one for each 64 of the width.
+      text_num_heads: of the text tower, where it differs.
+      source: the file or files, for errors ("The file clip.safetensors").
+
+    Returns:
+      {name: array} of the vision and of the text tower. What is missing, unknown or misshapen is left for
+      `checkpoints.fit_tree` to list.
+
+    Raises:
+      UserError: these are no arrays of a CLIP, or the heads do not fit them.
+    """
+    heads = {"vision": num_heads, "text": text_num_heads or num_heads}
+    if _is_native(arrays):
+        towers = {side: below(arrays, f"{side}/") for side in heads}
+        _check_telling(towers, arrays, source)
+        for side, tower in towers.items():
+            found = _count_heads(tower, source)
+            if heads[side] not in (None, found):
+                raise UserError(
+                    f"{source} has {found} attention heads in the {side} tower, not {heads[side]};"
+                    " leave num_heads out."
+                )
+        return towers["vision"], towers["text"]
+    sides = _sort(_without_prefixes(arrays))
+    # With one head all is laid out that can be, whatever the width.
+    _check_telling({side: _join(*sides[side], 1) for side in SIDES}, arrays, source)
+    widths = {
+        "vision": sides["vision"][0]["class_embedding"].shape[-1],
+        "text": sides["text"][0]["token_embedding"].shape[-1],
+    }
+    vision, text = (
+        _join(*sides[side], _choose_heads(heads[side], widths[side], source)) for side in heads
+    )
+    return vision, text
+
+
+def names_in_file(arrays: Arrays) -> Callable[[str], str]:
+    """What a file of these arrays calls a native array ("vision/ln_post/bias"), be it there or not.
+
+    The name comes with its tower, which OpenAI's names do not always show.
+    """
+    if _is_native(arrays):
+        return str
+    prefix = _prefix(arrays)
+    below_text = "text." if any(name.startswith(f"{prefix}text.") for name in arrays) else ""
+    hugging_face = any(
+        name.startswith((f"{prefix}vision_", f"{prefix}text_model")) for name in arrays
+    )
+    outside = {native: name for name, native in _OPENAI.items()}
+    blocks = {"vision": "visual.transformer.resblocks", "text": "transformer.resblocks"}
+    if hugging_face:
+        outside |= {native: name for name, native in _HUGGING_FACE.items()}
+        blocks = {side: f"{side}_model.encoder.layers" for side in SIDES}
+    parts = {
+        target: part
+        for part, targets in (HUGGING_FACE_PARTS if hugging_face else OPENAI_PARTS).items()
+        for target in targets
+    }
+
+    def name_in_file(native: str) -> str:
+        side, _, rest = native.partition("/")
+        own = outside.get(native, rest)
+        if match := re.fullmatch(rf"{BLOCK}(\d+)/(.+)", rest):
+            target, _, leaf = match[2].rpartition("/")
+            part, kind = parts.get(target), "bias" if leaf == "bias" else "weight"
+            joint = "_" if part == "attn.in_proj" else "."
+            own = f"{blocks[side]}.{match[1]}.{f'{part}{joint}{kind}' if part else match[2]}"
+        if side == "text" and own != "logit_scale":
+            own = below_text + own
+        return f"{prefix}{own} ({side} tower)"
+
+    return name_in_file
+
+
+def _is_native(arrays: Arrays) -> bool:
+    return any(name.startswith(("vision/", "text/")) for name in arrays)
+
+
+def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) -> None:
+    """Refuses arrays that do not show the sizes of both towers, in one error."""
+    known = {side: {name for name in _TELLING if name.startswith(f"{side}/")} for side in SIDES}
+    found = {f"{side}/{name}": array for side in SIDES for name, array in towers[side].items()}
+    absent = [side for side in SIDES if not known[side] & found.keys()]
+    if absent:
+        raise UserError(
+            f"{source} is not a CLIP file of both towers: it has no arrays of the"
+            f" {' and the '.join(absent)} tower (its first names are {', '.join(sorted(arrays)[:3])});"
+            " give one with OpenAI's, open_clip's or Hugging Face's names."
+        )
+    name_in_file = names_in_file(arrays)
+    wrong = [
+        f"{name_in_file(name)} is {'missing' if name not in found else 'of the wrong shape'}"
+        for name, dimensions in _TELLING.items()
+        if name not in found or found[name].ndim != dimensions
+    ]
+    if wrong:
+        raise UserError(
+            f"{source} does not show the sizes of its CLIP ({'; '.join(wrong)}): check that it is a whole"
+            " file with OpenAI's, open_clip's or Hugging Face's names, or fetch it again."
+        )
+
+
+def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
+    if num_heads is None and width % HEAD_WIDTH:
+        raise UserError(
+            f"{source} does not show its attention heads, and a width of {width} is no multiple of"
+            f" {HEAD_WIDTH}: pass num_heads (and text_num_heads)."
+        )
+    return check_heads(num_heads or width // HEAD_WIDTH, width, source)
+
+
+def _join(
+    outside: Mapping[str, np.ndarray], blocks: Mapping[str, Arrays], num_heads: int
+) -> dict[str, np.ndarray]:
+    """One tower from what lies outside its blocks and its blocks as the file has them."""
+    tower = dict(outside)
+    for number, block in blocks.items():
+        native = lay_out_block(block, num_heads)
+        tower |= {f"{BLOCK}{number}/{name}": array for name, array in native.items()}
+    return tower
+
+
+def _prefix(arrays: Arrays) -> str:
+    """What all names begin with."""
+    return next(
+        (name.removesuffix(mark) for mark in _MARKS for name in arrays if name.endswith(mark)), ""
+    )
+
+
+def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Without what all names begin with, without open_clip's "text.", and without what says nothing."""
+    prefix = _prefix(arrays)
+    shorter = {name.removeprefix(prefix).removeprefix("text."): x for name, x in arrays.items()}
+    return {
+        name: array
+        for name, array in shorter.items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _IGNORED)
+    }
+
+
+def _sort(arrays: Arrays) -> dict[str, tuple[dict[str, np.ndarray], dict[str, dict]]]:
+    """By side: native arrays outside the blocks, and the blocks by number, their arrays as they were."""
+    sides: dict[str, tuple[dict, dict]] = {side: ({}, {}) for side in SIDES}
+    for name, array in arrays.items():
+        side = "vision" if name.startswith(("visual", "vision")) else "text"
+        outside, blocks = sides[side]
+        if match := _BLOCKS[side].match(name):
+            blocks.setdefault(match[2], {})[name[match.end() :]] = array
+        elif name in _NAMES:
+            native = _NAMES[name].removeprefix(f"{side}/")
+            outside[native] = _lay_out(name, native, array)
+        else:
+            outside[name] = array
+    return sides
+
+
+def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
+    if native == "embedding/kernel" and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if native == "logit_scale" and array.size == 1:
+        return array.reshape(())
+    return array.T if name.endswith("_projection.weight") else array
+
+
+def _need(arrays: Arrays, name: str, dimensions: int, source: str) -> np.ndarray:
+    if name not in arrays or arrays[name].ndim != dimensions:
+        what = "no array" if name not in arrays else "another shape of"
+        raise UserError(f"{source} is no tower of a CLIP: it has {what} {name!r}; fetch it again.")
+    return arrays[name]
+
+
+def _count_heads(tower: Arrays, source: str) -> int:
+    return _need(tower, f"{BLOCK}0/{ATTENTION}/query/kernel", 3, source).shape[1]
+
+
+def read_sizes_vision(arrays: Arrays, source: str) -> dict[str, Any]:
+    """Fields of `clip.VisionSizes` that native arrays show."""
+    kernel = _need(arrays, "embedding/kernel", 4, source)
+    positions = _need(arrays, "positional_embedding", 2, source)
+    return {
+        "patch_size": kernel.shape[0],
+        "width": kernel.shape[-1],
+        **_tower_sizes(arrays, source),
+        "grid": round((len(positions) - 1) ** 0.5),
+    }
+
+
+def read_sizes_text(arrays: Arrays, source: str) -> dict[str, Any]:
+    """Fields of `clip.TextSizes` that native arrays show."""
+    vocabulary, width = _need(arrays, "token_embedding", 2, source).shape
+    return {
+        "vocabulary": vocabulary,
+        "width": width,
+        **_tower_sizes(arrays, source),
+        "length": len(_need(arrays, "positional_embedding", 2, source)),
+    }
+
+
+def _tower_sizes(arrays: Arrays, source: str) -> dict[str, int]:
+    return {
+        "depth": count_blocks(arrays, rf"{BLOCK}(\d+)/"),
+        "num_heads": _count_heads(arrays, source),
+        "mlp_dim": _need(arrays, f"{BLOCK}0/MlpBlock_0/Dense_0/kernel", 2, source).shape[1],
+        "embed_dim": _need(arrays, "projection", 2, source).shape[1],
+    }
+
+
+def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's names and layouts of native parameters, the inverse of `from_arrays`.
+
+    Args:
+      params: {"vision": tree, "text": tree}; under `jax.eval_shape` the shapes come without values.
+    """
+    flat = flatten(params)
+    arrays = {name: flat[native] for name, native in _OPENAI.items()}
+    arrays["visual.conv1.weight"] = arrays["visual.conv1.weight"].transpose(3, 2, 0, 1)
+    for side, prefix in (("vision", "visual."), ("text", "")):
+        tower = below(flat, f"{side}/{BLOCK}")
+        for number in range(count_blocks(tower, r"(\d+)/")):
+            block = below(tower, f"{number}/")
+            named = f"{prefix}transformer.resblocks.{number}."
+            for part, targets in OPENAI_PARTS.items():
+                for kind, array in _openai_part(block, targets).items():
+                    joint = "_" if len(targets) > 1 else "."
+                    arrays[f"{named}{part}{joint}{kind}"] = array
+    return arrays
+
+
+def _openai_part(block: Mapping[str, Any], targets: tuple[str, ...]) -> dict[str, Any]:
+    """Weight and bias of a part of a block, rows of several joined."""
+    width = block["LayerNorm_0/bias"].shape[0]
+
+    def rows(target: str, kind: str) -> Any:
+        if kind == "bias":
+            return block[f"{target}/bias"].reshape(-1)
+        if target.startswith("LayerNorm"):
+            return block[f"{target}/scale"]
+        kernel = block[f"{target}/kernel"]
+        return (kernel.reshape(width, -1) if kernel.ndim == 3 else kernel).T
+
+    join: Callable[..., Any] = jnp.concatenate if len(targets) > 1 else lambda one: one[0]
+    return {kind: join([rows(target, kind) for target in targets]) for kind in ("weight", "bias")}

@@ -1,0 +1,368 @@
+"""Reading weight files: names and shapes are checked, nothing in a file is ever executed."""
+
+import collections
+import fnmatch
+import math
+import pathlib
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
+
+Tree = dict[str, Any]  # nested dicts with arrays as leaves
+NAMES_SHOWN = 20
+
+_BROKEN_FILE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# What the unpickler raises on bytes that are no pickle at all, or a damaged one.
+_BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    *_BROKEN_FILE,
+)
+
+
+def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz or safetensors file by name, floating-point ones as float32.
+
+    The content tells the format. Two-byte arrays without a type are taken for bfloat16, which numpy
+    cannot name. Pickled objects are refused.
+
+    Raises:
+      UserError: the file is missing, truncated or not a file of plain arrays.
+    """
+    path = pathlib.Path(path)
+    _require_file(path)
+    kind, read = "npz", _read_npz
+    try:
+        if _is_safetensors(path):
+            kind, read = "safetensors", _read_safetensors
+        return read(path)
+    except _BROKEN_FILE as error:
+        raise UserError(
+            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}):"
+            " delete it and fetch it again."
+        ) from error
+
+
+def read_safetensors_shapes(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type ("F32") and shape of every array of a safetensors file, from its header alone.
+
+    Raises:
+      ValueError: it is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            return {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def nest(flat: Mapping[str, Any]) -> Tree:
+    """Turns {"a/b/c": leaf} into nested dicts."""
+    tree: Tree = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{name!r} goes through {parent!r}, which is an array.")
+        branch[last] = leaf
+    return tree
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns nested dicts into {"a/b/c": leaf}; the inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for name, leaf in tree.items():
+        if isinstance(leaf, Mapping):
+            flat.update({f"{name}/{rest}": inner for rest, inner in flatten(leaf).items()})
+        else:
+            flat[name] = leaf
+    return flat
+
+
+def fit_tree(
+    arrays: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    source: str,
+    ignored: Iterable[str] = (),
+    name_in_file: Callable[[str], str] = str,
+) -> Tree:
+    """Arranges arrays as the tree that a module expects, every name and shape checked.
+
+    Args:
+      arrays: what a file holds, nested or flat with "/" in the names.
+      expected: nested dicts whose leaves have a `.shape` (`jax.eval_shape` makes them).
+      source: the file or files, for the error.
+      ignored: names, or patterns such as "*/mask_token", that may be there and are left out.
+      name_in_file: what an array is called in the file, for the error; several may be of one there.
+
+    Returns:
+      Nested dicts of float32 arrays, the structure of `expected`.
+
+    Raises:
+      UserError: arrays are missing, unexpected, misshapen or not finite; all of them are listed
+        at once.
+    """
+    patterns = tuple(ignored)
+    wanted = flatten(expected)
+    found = {
+        name: np.asarray(array)
+        for name, array in flatten(arrays).items()
+        if name in wanted or not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    problems = _misfits(found, wanted, name_in_file)
+    if problems:
+        raise UserError(
+            f"{source} does not hold the weights of this model ({'; '.join(problems)}): check that it is"
+            " the file of the model that was named, or delete it and fetch it again."
+        )
+    return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
+
+
+def _misfits(
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], name_in_file: Callable[[str], str]
+) -> list[str]:
+    """What keeps arrays from being those that are wanted, kind by kind, by their names in the file."""
+    common = [name for name in wanted if name in found]
+    misshapen = [name for name in common if found[name].shape != tuple(wanted[name].shape)]
+    # A sum is not finite when a term is not, and needs no second array as large as the weights.
+    broken = [
+        name for name in common if not math.isfinite(float(np.sum(found[name], dtype=np.float32)))
+    ]
+    missing = dict.fromkeys(name_in_file(name) for name in wanted if name not in found)
+    unexpected = {name_in_file(name): name for name in found if name not in wanted}
+    kinds = [
+        _listed("missing", [name for name in missing if name not in unexpected]),
+        _listed("unexpected", [name for name in unexpected if name not in missing]),
+        _listed(
+            "of the wrong shape",
+            [
+                f"{name} {found[name].shape}, expected {tuple(wanted[name].shape)}"
+                if (own := name_in_file(name)) == name
+                else f"{own} (here {name}) {found[name].shape}, expected {tuple(wanted[name].shape)}"
+                for name in misshapen
+            ]
+            # Too few or too many numbers to be cut into the arrays that are made of it.
+            + [f"{own} {found[unexpected[own]].shape}" for own in missing if own in unexpected],
+        ),
+        _listed("not finite", list(dict.fromkeys(map(name_in_file, broken)))),
+    ]
+    return [kind for kind in kinds if kind]
+
+
+def read_torch_pickle(path: PathLike) -> Any:
+    """Reads a PyTorch zip archive (`.pth`, `.pt`) without PyTorch, executing nothing.
+
+    Only plain containers, tensors, parameters and parameter lists are understood.
+
+    Returns:
+      Nested dicts, lists and tuples with numpy arrays; a ParameterList is a list, bfloat16 becomes
+      float32.
+
+    Raises:
+      UserError: the file is missing or damaged, or asks for anything else to be loaded.
+    """
+    path = pathlib.Path(path)
+    _require_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
+            if len(names) != 1:
+                raise ValueError("it has no data.pkl")
+            with archive.open(names[0]) as file:
+                unpickler = _TorchUnpickler(file, archive, names[0].removesuffix("data.pkl"))
+                return _plain(unpickler.load())
+    except _Refused as error:
+        raise UserError(
+            f"{path} asks for {error} to be loaded, which could run foreign code:"
+            " use a file that holds tensors only, or convert it to npz."
+        ) from error
+    except _BROKEN_PICKLE as error:
+        raise UserError(
+            f"{path} is not a readable PyTorch archive ({_reason(error)}):"
+            " delete it and fetch it again."
+        ) from error
+
+
+def _require_file(path: pathlib.Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a weight file is expected.")
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the path of a weight file, or fetch it.")
+
+
+def _is_safetensors(path: pathlib.Path) -> bool:
+    """Whether a length and the "{" of a header come first; a damaged file is told by its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
+    with archive:
+        if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
+            raise UserError(
+                f"{path} is a PyTorch archive, which holds code: convert it with"
+                f" `python scripts/convert_clip.py {path} {path.with_suffix('.safetensors')}`."
+            )
+        return {name: _as_float32(archive[name]) for name in archive.files}
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            # One after the other, so that memory holds no second copy in the file's own type.
+            return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: unknown types
+        raise ValueError(str(error)) from error
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        array = array.view(ml_dtypes.bfloat16)
+    is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    return array.astype(np.float32, copy=False) if is_float else array
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:NAMES_SHOWN])}{more}" if names else ""
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class _Refused(pickle.UnpicklingError):
+    """The pickle wants something outside the list of the harmless."""
+
+
+class _Storage(NamedTuple):
+    """The flat array that tensors are views of."""
+
+    values: np.ndarray
+
+
+class _ParameterList:
+    """Stands in for torch.nn.ParameterList while a pickle is read."""
+
+    state: Mapping[str, Any] | None = None
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.state = state
+
+
+def _rebuild_tensor(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> np.ndarray:
+    """The tensor that `size`, `stride` and `offset` (in elements) cut out of a storage."""
+    values = storage.values
+    if len(size) != len(stride) or min((0, offset, *size, *stride)) < 0:
+        raise ValueError("a tensor has a broken shape")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= len(values):
+        raise ValueError("a tensor reaches beyond its storage")
+    steps = tuple(step * values.itemsize for step in stride)
+    view = np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
+    return _as_float32(view) if values.dtype == ml_dtypes.bfloat16 else np.array(view)
+
+
+def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
+    return data
+
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_HARMLESS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.nn.modules.container", "ParameterList"): _ParameterList,
+}
+
+
+class _TorchUnpickler(pickle.Unpickler):
+    """An unpickler that knows tensors and containers and nothing else."""
+
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
+        super().__init__(file, encoding="utf-8")
+        self._archive, self._folder = archive, folder
+        self._storages: dict[str, _Storage] = {}
+        order = f"{folder}byteorder"
+        self._big_endian = order in archive.namelist() and archive.read(order).strip() == b"big"
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global name, or a refusal."""
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return name
+        if (module, name) not in _HARMLESS:
+            raise _Refused(f"{module}.{name}")
+        return _HARMLESS[module, name]
+
+    def persistent_load(self, key: Any) -> _Storage:
+        """The storage that a tensor refers to; tensors may share one."""
+        if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage"):
+            raise _Refused(repr(key))
+        kind, name, count = key[1], str(key[2]), key[4]
+        if name not in self._storages:
+            dtype = np.dtype(_STORAGES[kind])
+            values = np.frombuffer(self._archive.read(f"{self._folder}data/{name}"), dtype)
+            if len(values) != count:
+                raise ValueError(f"storage {name} has {len(values)} values instead of {count}")
+            self._storages[name] = _Storage(values.byteswap() if self._big_endian else values)
+        return self._storages[name]
+
+
+def _plain(value: Any) -> Any:
+    """Containers as plain dicts, lists and tuples, all the way down."""
+    if isinstance(value, _ParameterList):
+        parameters = (value.state or {}).get("_parameters", {})
+        return [_plain(parameters[key]) for key in sorted(parameters, key=int)]
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(inner) for inner in value)
+    return value

@@ -1,0 +1,118 @@
+"""The blocks of PyTorch files in the names and layouts of the shared tower, whoever named them.
+
+Matrices are [out, in] there and [in, out] here, attention's with the heads apart; query, key and value may be
+the rows of one matrix, and so may the two branches of a SwiGLU.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from zsad_jax.utils.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+
+ATTENTION = "MultiHeadDotProductAttention_0"
+QUERY_KEY_VALUE = tuple(f"{ATTENTION}/{name}" for name in ("query", "key", "value"))
+# OpenAI's names, which open_clip and TIPS's text side have too.
+OPENAI_PARTS = {
+    "ln_1": ("LayerNorm_0",),
+    "ln_2": ("LayerNorm_1",),
+    "attn.in_proj": QUERY_KEY_VALUE,
+    "attn.out_proj": (f"{ATTENTION}/out",),
+    "mlp.c_fc": ("MlpBlock_0/Dense_0",),
+    "mlp.c_proj": ("MlpBlock_0/Dense_1",),
+}
+HUGGING_FACE_PARTS = {
+    "layer_norm1": ("LayerNorm_0",),
+    "layer_norm2": ("LayerNorm_1",),
+    "self_attn.q_proj": QUERY_KEY_VALUE[:1],
+    "self_attn.k_proj": QUERY_KEY_VALUE[1:2],
+    "self_attn.v_proj": QUERY_KEY_VALUE[2:],
+    "self_attn.out_proj": (f"{ATTENTION}/out",),
+    "mlp.fc1": ("MlpBlock_0/Dense_0",),
+    "mlp.fc2": ("MlpBlock_0/Dense_1",),
+}
+_PARTS = {
+    **OPENAI_PARTS,
+    **HUGGING_FACE_PARTS,
+    # TIPS's vision side
+    "norm1": ("LayerNorm_0",),
+    "norm2": ("LayerNorm_1",),
+    "attn.qkv": QUERY_KEY_VALUE,
+    "attn.proj": (f"{ATTENTION}/out",),
+    "mlp.w12": (
+        "FFNSwiGluFused_0/Dense_0",
+        "FFNSwiGluFused_0/Dense_1",
+    ),  # the gate, the linear branch
+    "mlp.w3": ("FFNSwiGluFused_0/Dense_2",),
+}
+
+
+def lay_out_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
+    """A block's arrays in the tower's names and layouts, nearly all of them views.
+
+    Args:
+      block: arrays by their names in the block ("attn.in_proj_weight", "mlp.fc1.bias", ...).
+      num_heads: a divisor of the width.
+
+    Returns:
+      The arrays; what is unknown keeps its name and what has no fitting shape keeps it, for
+      `checkpoints.fit_tree` to list.
+    """
+    native: dict[str, np.ndarray] = {}
+    for name, array in block.items():
+        match = re.fullmatch(r"(.+)[._](weight|bias)", name)
+        targets = _PARTS.get(match[1], ()) if match else ()
+        if not (match and targets and array.ndim and len(array) % len(targets) == 0):
+            native[name] = array
+            continue
+        for target, rows in zip(targets, np.split(array, len(targets)), strict=True):
+            leaf = _leaf(target, match[2])
+            native[f"{target}/{leaf}"] = _lay_out(target, leaf, rows, num_heads)
+    return native
+
+
+def _leaf(target: str, kind: str) -> str:
+    if kind == "bias":
+        return kind
+    return "scale" if target.startswith("LayerNorm") else "kernel"
+
+
+def _lay_out(target: str, leaf: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    turned = array.T
+    try:
+        if target in QUERY_KEY_VALUE:
+            return turned.reshape(*turned.shape[:-1], num_heads, -1)
+        if target == f"{ATTENTION}/out" and leaf == "kernel":
+            return turned.reshape(num_heads, -1, turned.shape[-1])
+    except ValueError:
+        return array
+    return turned
+
+
+def check_heads(num_heads: int, width: int, source: str) -> int:
+    """The number of heads, after an error when it is no divisor of the width.
+
+    Raises:
+      UserError: it is none.
+    """
+    if num_heads < 1 or width % num_heads:
+        raise UserError(
+            f"{source} is {width} wide, which is no multiple of {num_heads} attention heads:"
+            " pass the right num_heads (and text_num_heads)."
+        )
+    return num_heads
+
+
+def count_blocks(arrays: Arrays, pattern: str) -> int:
+    """One more than the largest block number among the names that match `pattern` (one group)."""
+    numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
+
+
+def below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

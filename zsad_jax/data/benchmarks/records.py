@@ -1,0 +1,68 @@
+"""From a sample to the record that is written, every image decoded and checked on the way."""
+
+import dataclasses
+import io
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from zsad_jax.data.checks import Examined, examine
+from zsad_jax.data.dataset import Encoded, Lazy, Sample
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.protocols import prompt_name
+
+
+class Record(NamedTuple):
+    """What is written of a sample, and what is wrong with it, or worth a note."""
+
+    fields: dict[str, Any]
+    faults: list[Issue]
+    notes: list[Issue]
+
+
+def encode(sample: Sample, dataset: str) -> Record:
+    """Reads the files of a sample, checks them, and makes its record.
+
+    Args:
+      sample: of a listing; one whose category's name in prompts is not set gets that of the protocol.
+      dataset: the benchmark's key.
+    """
+    image = read(sample.image)
+    masks = tuple(map(read, sample.masks))
+    found = examine(dataclasses.replace(sample, image=image, mask=masks or None))
+    called = sample.prompt_name
+    if called == "object":
+        called = prompt_name(sample.category, dataset=dataset)
+    fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+    fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
+    # Parts that cannot be joined are no mask, and the record has none.
+    fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
+    return Record(fields, found.faults, found.notes)
+
+
+def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
+    """The mask's own bytes; zeros where there is none; several joined to one."""
+    if not masks or (len(masks) > 1 and found.mask is None):
+        return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
+    return masks[0] if found.mask is None or len(masks) == 1 else mask_to_png(found.mask)
+
+
+def read(encoded: Encoded) -> bytes:
+    """The bytes of an image file, wherever they come from."""
+    if isinstance(encoded, Lazy):
+        return encoded.read()
+    return encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+
+
+def mask_to_png(mask: np.ndarray) -> bytes:
+    """A PNG with 255 where the mask is True."""
+    return image_to_png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)))
+
+
+def image_to_png(image: Image.Image) -> bytes:
+    """A PNG of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

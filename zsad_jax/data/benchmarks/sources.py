@@ -1,0 +1,339 @@
+"""From what a person has (an archive, its extracted folder, a parent of it) to a benchmark's root."""
+
+import contextlib
+import functools
+import lzma
+import os
+import pathlib
+import shlex
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from absl import logging
+
+from zsad_jax.data.meta_json import META_JSON
+from zsad_jax.utils import downloads, files
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.progress import progress
+
+SEARCH_DEPTH = 6  # folders below the given one in which the root is looked for
+# The extracted files may have this many times the size of their archive, and this much more.
+MOST_EXPANSION, SPARE_BYTES = 100, 2**30
+# The prefix is that of tensorflow-datasets for what is not finished.
+EXTRACTED = "incomplete.extracted"
+# RuntimeError is what zipfile says of a password, NotImplementedError of a packing it does not know.
+_BROKEN_ARCHIVE = (
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError),
+    *(RuntimeError, NotImplementedError),
+)
+
+
+class Archive(NamedTuple):
+    """An officially distributed file.
+
+    Attributes:
+      file_name: its published name.
+      about: its size for people ("4.9 GB").
+      sha256, md5: of the whole file, where one is known.
+      url: where it can be fetched by anybody; "" when terms must be accepted first.
+      size: in bytes, where it is known.
+    """
+
+    file_name: str
+    about: str
+    sha256: str | None = None
+    url: str = ""
+    size: int | None = None
+    md5: str | None = None
+
+
+class Layout(NamedTuple):
+    """What must be known of a benchmark to find it.
+
+    Attributes:
+      title: its name for people.
+      folders: names of folders that hold it in the community's form, with a meta.json.
+      archives: the official files.
+      is_root: whether a folder is the root of the extracted archives.
+      is_given: the same of a folder that a person named outright, or of all that was in an archive; it may
+        look like other benchmarks' folders, so nothing is searched with it.
+      tree: a path in it that shows the layout.
+      homepage: where people get it.
+      terms: why it cannot be fetched by a program, if it cannot.
+      unpack: the command that unpacks its archives where Python cannot; "" where it can.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    archives: Sequence[Archive]
+    is_root: Callable[[pathlib.Path], bool]
+    is_given: Callable[[pathlib.Path], bool]
+    tree: str
+    homepage: str
+    terms: str
+    unpack: str
+
+    def is_copy(self, folder: pathlib.Path) -> bool:
+        """Whether a folder is this benchmark, and no other, in the community's form."""
+        return folder.name in self.folders and _has_meta_json(folder)
+
+
+@contextlib.contextmanager
+def open_root(
+    layout: Layout,
+    source: files.PathLike | None,
+    workspace: files.PathLike,
+    downloaded: files.PathLike,
+) -> Iterator[pathlib.Path]:
+    """Gives the root of a benchmark, extracting its archives for as long as they are needed.
+
+    Args:
+      layout: what to look for.
+      source: an archive, the extracted folder, or a parent of either; None: `downloaded`, into which
+        archives that are open to all are fetched.
+      workspace: folder in which archives are extracted.
+      downloaded: folder of fetched archives.
+
+    Raises:
+      UserError: the benchmark is not there, or an archive is not the published one.
+    """
+    if source is None:
+        given = [_fetch(layout, archive, pathlib.Path(downloaded)) for archive in layout.archives]
+    else:
+        found = _find(layout, pathlib.Path(source))
+        if isinstance(found, pathlib.Path):
+            logging.info("%s is read from %s.", layout.title, found)
+            yield found
+            return
+        given = found
+    target = pathlib.Path(workspace) / EXTRACTED
+    files.remove(target)  # of a preparation that was killed
+    files.make_removable(target)
+    try:
+        for archive, path in zip(layout.archives, given, strict=True):
+            _check_archive(layout, archive, path)
+            _extract(layout, path, target)
+        root = _find_root(layout, target) or _search(target, _has_meta_json)
+        if root is None:
+            raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
+        logging.info("%s is read from %s.", layout.title, ", ".join(map(str, given)))
+        yield root
+    finally:
+        files.remove(target)
+
+
+def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
+    path = folder / archive.file_name
+    if not archive.url:
+        if path.is_file():
+            return path
+        raise UserError(
+            f"{layout.title} cannot be fetched by a program ({layout.terms}): get {archive.file_name}"
+            f" ({archive.about}) from {layout.homepage}{_how_to_unpack(layout)} and give it, or its"
+            " extracted folder, as --source."
+        )
+    return downloads.fetch(
+        archive.url,
+        path,
+        label=f"{layout.title} ({archive.about})",
+        instructions=f"fetch it by other means and put it at {path}",
+        size=archive.size,
+        sha256=archive.sha256,
+        check=lambda part: _compare_md5(archive, part),
+    )
+
+
+def _how_to_unpack(layout: Layout) -> str:
+    return f", unpack with {layout.unpack}," if layout.unpack else ""
+
+
+def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
+    """The root below a folder, else all archives below it, or the archive that was given."""
+    if not source.exists():
+        raise UserError(f"--source {source} does not exist.")
+    if source.is_file():
+        siblings = [source.with_name(archive.file_name) for archive in layout.archives]
+        if len(layout.archives) == 1 or all(path.is_file() for path in siblings):
+            return [source] if len(layout.archives) == 1 else siblings
+        source = source.parent
+    root = _find_root(layout, source)
+    if root is not None:
+        return root
+    paths = []
+    for archive in layout.archives:
+        holds = (lambda name: lambda folder: (folder / name).is_file())(archive.file_name)
+        folder = _search(source, holds)
+        if folder is None:
+            raise UserError(
+                f"{layout.title} is not in {source}: give the archive {archive.file_name}"
+                f"{_how_to_unpack(layout)} or a folder that holds {layout.tree}."
+            )
+        paths.append(folder / archive.file_name)
+    return paths
+
+
+def _find_root(layout: Layout, folder: pathlib.Path) -> pathlib.Path | None:
+    """The root in or below a folder; what tells of its benchmark goes before what is merely possible."""
+    given = layout.is_given(folder) or _has_meta_json(folder)
+    root = _search(folder, layout.is_root)
+    return root or (folder if given else _search(folder, layout.is_copy))
+
+
+def _has_meta_json(folder: pathlib.Path) -> bool:
+    return (folder / META_JSON).is_file()
+
+
+def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
+    """The first folder that is wanted, the nearest first, in the order of names."""
+    level = [folder]
+    for _ in range(SEARCH_DEPTH + 1):
+        for one in level:
+            with contextlib.suppress(PermissionError):  # lost+found, and the like
+                if is_wanted(one):
+                    return one
+        level = [below for one in level for below in _folders_in(one)]
+    return None
+
+
+def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except PermissionError:
+        return []
+
+
+def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None:
+    size = path.stat().st_size
+    if archive.size is not None and size != archive.size:
+        problem = f"it has {size:,} bytes instead of {archive.size:,}"
+    elif archive.sha256 is not None and files.digest(path) != archive.sha256:
+        problem = f"its SHA-256 is not {archive.sha256}"
+    else:
+        problem = _compare_md5(archive, path)
+    if not problem:
+        return
+    raise UserError(
+        f"{path} is not the published archive of {layout.title} ({problem}): fetch it again, or extract it"
+        " yourself and give the folder as --source."
+    )
+
+
+def _compare_md5(archive: Archive, path: pathlib.Path) -> str:
+    """What is wrong with a file, "" when nothing is."""
+    if archive.md5 is None or files.digest(path, "md5") == archive.md5:
+        return ""
+    return f"its MD5 is not {archive.md5}"
+
+
+def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
+    """Extracts a tar or zip archive, showing how far it is."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            members = _zip_members if zipfile.is_zipfile(path) else _tar_members
+            steps = _unpack(members(file), target, MOST_EXPANSION * size + SPARE_BYTES)
+            label = f"Extracting {path.name}"
+            for _ in progress(steps, total=size >> 20, label=label, unit="megabyte"):
+                pass
+    except _UnsafeMember as error:
+        raise UserError(
+            f"{path} is not extracted, because {error}. Download the official archive again, or extract it"
+            " yourself and give the folder as --source."
+        ) from error
+    except _BROKEN_ARCHIVE as error:
+        tool = "unzip" if path.suffix.lower() == ".zip" else "tar -xf"
+        command = layout.unpack or f"{tool} {shlex.quote(str(path))}"
+        raise UserError(
+            f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
+            f" yourself ({command}) and give the folder as --source."
+        ) from error
+    except OSError as error:
+        if not files.is_disk_full(error):
+            raise
+        raise UserError(
+            f"The disk became full while {path} was extracted to {target}: make room, or give a folder"
+            " on a larger disk as --data_dir."
+        ) from error
+
+
+class _UnsafeMember(Exception):  # noqa: N818 - describes the member of an archive
+    """A member that no benchmark has: a link, a device, a path that leaves the folder, or an absurd size."""
+
+
+class _Member(NamedTuple):
+    """A member of an archive; `read` is how many bytes of the archive were read after it."""
+
+    name: str
+    size: int
+    is_folder: bool
+    is_file: bool
+    open: Callable[[], Any]
+    read: Callable[[], int]
+
+
+def _tar_members(file: IO[bytes]) -> Iterator[_Member]:
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            is_file = member.isreg() and not member.issparse()
+            open_member = functools.partial(archive.extractfile, member)
+            yield _Member(member.name, member.size, member.isdir(), is_file, open_member, file.tell)
+
+
+def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
+    done = 0
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            done += member.compress_size
+            # Archives made on Windows have no file type.
+            is_file = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+            open_member = functools.partial(archive.open, member)
+            read = functools.partial(int, done)
+            yield _Member(
+                member.filename, member.file_size, member.is_dir(), is_file, open_member, read
+            )
+
+
+def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Iterator[None]:
+    """Writes regular files and folders below `target`, and yields once a megabyte of the archive.
+
+    Python's own filters did not stop chains of links from leaving the folder before 3.11.13 (CVE-2025-4517).
+    Without links nothing can.
+
+    Args:
+      members: in their order.
+      target: the folder.
+      limit: bytes that may be written.
+
+    Raises:
+      _UnsafeMember: a member is neither file nor folder, would leave the folder, or exceeds the limit.
+    """
+    megabytes = 0
+    for member in members:
+        path = pathlib.PurePosixPath(member.name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or "\0" in member.name:
+            raise _UnsafeMember(
+                f"its member {member.name!r} would be written outside of the folder"
+            )
+        if member.is_folder:
+            (target / path).mkdir(parents=True, exist_ok=True)
+            continue
+        if not member.is_file:
+            raise _UnsafeMember(
+                f"its member {member.name!r} is a link or a device, which no benchmark has"
+            )
+        limit -= member.size
+        if limit < 0:
+            raise _UnsafeMember(
+                f"its members are absurdly large ({member.name!r}: {member.size:,} bytes)"
+            )
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(target / path, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        for _ in range(megabytes, member.read() >> 20):
+            megabytes += 1
+            yield

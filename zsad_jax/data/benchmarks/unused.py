@@ -1,0 +1,123 @@
+"""Image files that no sample is made of: they are named, so that nothing is left out without a word."""
+
+import fnmatch
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from zsad_jax.data.benchmarks.layouts import HIDDEN, Listing, Path
+from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.issues import Issue
+
+NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".dcm", ".mha", ".nrrd")
+VOLUMES = (".nii", ".nii.gz")
+PICTURES = (*EXTENSIONS, *NOT_READ, *VOLUMES)
+NAMED_ALONE = 5  # more at one place are told as a number
+PLACES = 100  # where there are more, what lies at them is told of the folders above
+
+_Group = dict[tuple[str, str], list[str]]  # (folder, suffix that is not read, or "") -> files
+
+
+def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[Issue]:
+    """Names the image files below a root that nothing accounts for; none is opened.
+
+    Args:
+      root: the benchmark's.
+      listing: whose samples, further files and faults account for files; a folder that a fault names, for
+        all that is in it.
+      left_out: glob patterns, relative to the root and in any case, of files and folders that are no part of
+        the benchmark on purpose; * stands for folders, too.
+
+    Returns:
+      A fault each for a few files at one place, one for many; folders of nothing else count as one place.
+    """
+    patterns = re.compile("|".join(map(fnmatch.translate, left_out)), re.IGNORECASE)
+    reported = {fault.file for fault in listing.faults}
+    used = _relative(root, _files_of(listing))
+    unused = [
+        name
+        for name in _walk(root, lambda one: one in reported or bool(patterns.fullmatch(one)))
+        if name not in used
+    ]
+    occupied = {""}
+    for folder in {os.path.dirname(name) for name in used}:
+        while folder not in occupied:
+            occupied.add(folder)
+            folder = os.path.dirname(folder)
+    groups = _group((_place(name, occupied), name) for name in unused)
+    return [
+        fault
+        for (place, suffix), names in groups.items()
+        for fault in _report(place, suffix, names)
+    ]
+
+
+def _files_of(listing: Listing) -> Iterator[str]:
+    yield from listing.known
+    for samples in listing.samples.values():
+        for sample in samples:
+            yield from (one for one in (sample.image, *sample.masks) if isinstance(one, str))
+
+
+def _relative(root: Path, paths: Iterable[str]) -> set[str]:
+    """Names relative to the root of the files that lie below it; pathlib is too slow for a million."""
+    prefix = os.path.join(os.path.normpath(root), "").removeprefix(os.path.join(".", ""))
+    normal = map(os.path.normpath, paths)
+    below = (path[len(prefix) :] for path in normal if path.startswith(prefix))
+    return {name.replace(os.sep, "/") for name in below}
+
+
+def _walk(root: Path, is_skipped) -> Iterator[str]:
+    """Names of the image files below a root, sorted folder by folder, but for hidden and skipped ones."""
+    for folder, below, names in os.walk(root, followlinks=True):
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        below[:] = sorted(
+            one
+            for one in below
+            if not one.startswith(HIDDEN)
+            and not is_skipped(prefix + one)
+            and not _leads_back(folder, one)
+        )
+        for name in sorted(names):
+            is_picture = name.lower().endswith(PICTURES) and not name.startswith(HIDDEN)
+            if is_picture and not is_skipped(prefix + name):
+                yield prefix + name
+
+
+def _leads_back(folder: str, below: str) -> bool:
+    """Whether a subfolder is a link to a folder that it lies in."""
+    path = os.path.join(folder, below)
+    above = os.path.join(os.path.realpath(folder), "")
+    return os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), ""))
+
+
+def _place(name: str, occupied: set[str]) -> str:
+    """The outermost folder of a file that holds nothing of the benchmark, else the file's own."""
+    place = os.path.dirname(name)
+    while place not in occupied and os.path.dirname(place) not in occupied:
+        place = os.path.dirname(place)
+    return place
+
+
+def _group(placed: Iterable[tuple[str, str]]) -> _Group:
+    """Files by their place and format; where places are too many, by the folders above them."""
+    groups: _Group = defaultdict(list)
+    for place, name in placed:
+        suffix = os.path.splitext(name)[1].lower()
+        groups[place, suffix if suffix in NOT_READ else ""].append(name)
+    depth = max((place.count("/") for place, _ in groups), default=0)
+    while len(groups) > PLACES and depth >= 0:
+        merged: _Group = defaultdict(list)
+        for (place, suffix), names in groups.items():
+            merged["/".join(place.split("/")[:depth]), suffix] += names
+        groups, depth = merged, depth - 1
+    return groups
+
+
+def _report(place: str, suffix: str, names: Sequence[str]) -> list[Issue]:
+    kind = "format_unsupported" if suffix else "image_unused"
+    if len(names) <= NAMED_ALONE:
+        return [Issue(kind, name, suffix) for name in names]
+    return [Issue(kind, place or ".", f"{len(names)} {suffix or 'image'} files")]

@@ -1,0 +1,110 @@
+"""What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from zsad_jax.experiment.config import Experiment, from_config
+from zsad_jax.utils.command_line import fail
+from zsad_jax.utils.errors import UserError, nearest
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+
+
+def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
+    """absl's parsing for `app.run`, with the user's mistakes in one sentence.
+
+    Args:
+      module: the command's name, for pointing to its help.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            fail(f"{_flag_mistake(error)}; see python -m {module} --help.")
+        except OSError as error:
+            fail(_missing_config(error))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            fail(_config_mistake(argv, error))
+
+    return parse
+
+
+def read_experiment() -> Experiment:
+    """The checked experiment of the flag --config and its overrides.
+
+    Raises:
+      UserError: no config was named, or it holds an unknown key or a bad value.
+    """
+    if _CONFIG.value is None:
+        raise UserError(
+            "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
+        )
+    try:
+        return from_config(_CONFIG.value)
+    except OSError as error:  # a file that cannot be loaded shows itself when it is first used
+        raise UserError(_missing_config(error)) from error
+
+
+def config_file() -> str:
+    """What the flag --config names, with its variant."""
+    return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+
+
+def _flag_mistake(error: flags.Error) -> str:
+    """What is wrong with a flag, of a traceback only its last line: what the config file says."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
+
+
+def _missing_config(error: OSError) -> str:
+    reason = str(error).strip().splitlines()[-1].strip()
+    return f"The config file cannot be loaded ({reason}); try --config configs/tipsomaly.py:demo."
+
+
+def reject_strays(arguments: Sequence[str]) -> None:
+    """Rejects arguments that are not options, with the option that was probably meant."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
+        keys = _keys(_CONFIG.value)
+        last = {one.rpartition(".")[2]: one for one in keys}
+        close = [one for one in keys if f".{one}".endswith(f".{key}")]
+        close = close or [last[one] for one in nearest(key, last)]
+        meant = [key] if key in flags.FLAGS else [f"config.{one}" for one in close]
+        options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
+        remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
+        raise UserError(f"Unexpected argument {argument!r}. {remedy}")
+
+
+def _config_mistake(argv: list[str], error: Exception) -> str:
+    """One sentence on what is wrong with the config or its overrides."""
+    overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
+    with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
+        known = _keys(_without_overrides(argv))
+        for key in overrides:
+            if not any(f"{one}.".startswith(f"{key}.") for one in known):
+                meant = " or ".join(f"config.{one}" for one in nearest(key, known))
+                remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
+                return f"config.{key} does not exist; {remedy}"
+    return f"The config cannot be read: {str(error).splitlines()[0]}."
+
+
+def _without_overrides(argv: list[str]) -> ConfigDict:
+    """Returns the config that a command line names, as its file has it."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv[:1])
+    values(argv, known_only=True)
+    return values.config
+
+
+def _keys(config: ConfigDict) -> list[str]:
+    """Returns the dotted keys of all values in a config."""
+    keys = []
+    for name, value in config.items():
+        nested = _keys(value) if isinstance(value, ConfigDict) else []
+        keys += [f"{name}.{key}" for key in nested] or [name]
+    return keys

@@ -1,0 +1,196 @@
+"""What the configs of all methods have in common, so that a config says only what is its own."""
+
+import dataclasses
+import functools
+import pathlib
+import runpy
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from zsad_jax.data.protocols import PROTOCOLS, Protocol
+from zsad_jax.methods import config_class
+from zsad_jax.methods.shared.recipes import recipe_of
+from zsad_jax.train import TrainingConfig
+
+# What else `load_backbone` takes: files in place of the released ones, and what files do not say.
+BACKBONE_OPTIONS = (
+    *("weights", "vision", "text", "tokenizer"),
+    *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
+)
+# What must differ over the shipped backbones, whose small vocabularies have fewer words.
+OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
+# The sentences that the shipped backbones were trained with, and those of the papers' baseline.
+COMPARISONS = {
+    "fixed prompts": {"name": "tipsomaly", "learning": "none"},
+    "CLIP's sentences": {"name": "clip"},
+}
+
+
+def paper(method: str, *, train: bool = True) -> ConfigDict:
+    """The setting of the papers: MVTec AD and VisA, trained on the other one's test split.
+
+    Args:
+      method: its name; all fields of its config are there, with their defaults.
+      train: False takes learned parameters from `config.checkpoints`.
+    """
+    rules, recipe = PROTOCOLS["common"], recipe_of(method)
+    config = ConfigDict()
+    config.method = _fields(config_class(method), name=method)
+    config.backbone = _backbone({**recipe.backbone, "dtype": "float32"})
+    config.targets = rules.targets
+    config.data = config_dict.placeholder(object)
+    config.naming = "published"
+    config.method_for = ConfigDict(dict(recipe.method_for))
+    config.auxiliary = rules.auxiliary
+    config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
+    config.checkpoints = ConfigDict()
+    _make_room_for_checkpoints(config)
+    config.train = train
+    config.training = _fields(TrainingConfig, **recipe.training)
+    config.comparisons = config_dict.placeholder(object)
+    config.image_score = recipe.image_score or config_dict.placeholder(str)
+    config.batch_size = 8
+    config.exact_metrics = False
+    config.skip_missing = False
+    config.data_dir = config_dict.placeholder(str)
+    config.num_workers = config_dict.placeholder(int)
+    config.seed = 111
+    config.hint = ""
+    return config
+
+
+def demo(
+    config: ConfigDict,
+    *,
+    backbone: str = "clip-nano",
+    method: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    train: bool = True,
+) -> None:
+    """Makes a config the demonstration over a shipped backbone, on procedurally drawn images.
+
+    Args:
+      config: of `paper`; changed in place.
+      backbone: "clip-nano" or "tips-nano".
+      method: fields of the method that differ.
+      training: fields of `TrainingConfig` that differ.
+      train: False for methods that learn nothing.
+    """
+    config.backbone = _backbone({"name": backbone, "image_size": 252, "dtype": "float32"})
+    config.targets = ("synthetic_target",)
+    config.auxiliary = "synthetic_aux"
+    config.auxiliary_for = ConfigDict()
+    config.method_for = ConfigDict()
+    config.checkpoints = ConfigDict()
+    _make_room_for_checkpoints(config)
+    config.train = train
+    config.method.update({**OVER_NANO.get(config.method.name, {}), **(method or {})})
+    # Few and easy images: larger steps, other passes, and mixed batches.
+    config.training.update(
+        {"epochs": 5, "batch_size": 16, "learning_rate": 5e-3, "shuffle": True, **(training or {})}
+    )
+    config.comparisons = {
+        label: dict(fields)
+        for label, fields in COMPARISONS.items()
+        if fields != {"name": config.method.name}
+    }
+    config.batch_size = 16
+    config.hint = ""
+
+
+def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
+    """A method's config on all the datasets of a paper; those that are not prepared are left out.
+
+    Variant "nano" is the same over the shipped backbone of the method's demonstration, with the prompts that
+    ship: nothing is fetched, nothing trained.
+
+    Args:
+      config_file: `configs/protocols/<method>.py`; the method's own config lies one folder up.
+      variant: a key of `names`, or "nano".
+      names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
+
+    Raises:
+      ValueError: for an unknown variant; the known ones are named.
+    """
+    path = pathlib.Path(config_file)
+    get_config = runpy.run_path(str(path.parents[1] / path.name))["get_config"]
+    rules = {name: PROTOCOLS[key] for name, key in names.items()}
+    config = get_config("demo" if variant == "nano" else "")
+    variants = {name: functools.partial(_follow, rules=rules[name]) for name in names if name}
+    if variant == "nano":
+        config.method_for = get_config().method_for
+        config.comparisons = config_dict.placeholder(object)
+        config.train = False
+        config.targets, config.skip_missing = rules[""].targets, True
+    else:
+        _follow(config, rules=rules[""])
+    return vary(config, variant, {**variants, "nano": lambda _: None})
+
+
+def _follow(config: ConfigDict, *, rules: Protocol) -> None:
+    """Puts a protocol's targets and auxiliary sets into a config."""
+    config.targets = rules.targets
+    config.auxiliary = rules.auxiliary
+    config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
+    _make_room_for_checkpoints(config)
+    config.skip_missing = True
+
+
+def _make_room_for_checkpoints(config: ConfigDict) -> None:
+    """A place for learned parameters of each auxiliary set, for the command line to fill."""
+    for name in (config.auxiliary, *config.auxiliary_for.values()):
+        if name not in config.checkpoints:
+            config.checkpoints[name] = config_dict.placeholder(str)
+
+
+def vary(
+    config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
+    """The config of a variant: "" leaves it as it is.
+
+    Raises:
+      ValueError: for an unknown variant; the known ones are named.
+    """
+    if variant and variant not in variants:
+        known = " and ".join(f":{name}" for name in variants)
+        raise ValueError(f"there is no variant {variant!r}; there are {known}")
+    if variant:
+        variants[variant](config)
+    config.hint = config.hint or _hint(config)
+    return config
+
+
+def _fields(cls: Any, **values: Any) -> ConfigDict:
+    """All fields of a config's dataclass, with their defaults or these values."""
+    hints = typing.get_type_hints(cls)
+    fields = ConfigDict()
+    for field in dataclasses.fields(cls):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        value = values.pop(field.name, default)
+        # A reference of any type, so that None can be set, and be replaced, in a command line.
+        optional = type(None) in typing.get_args(hints[field.name])
+        fields[field.name] = config_dict.FieldReference(value, object) if optional else value
+    fields.update(values)
+    return fields
+
+
+def _backbone(options: Mapping[str, Any]) -> ConfigDict:
+    """A backbone's options, and room for those that are not given."""
+    config = ConfigDict(dict(options))
+    for name in BACKBONE_OPTIONS:
+        if name not in config:
+            config[name] = config_dict.placeholder(object)
+    return config
+
+
+def _hint(config: ConfigDict) -> str:
+    if config.targets == ("synthetic_target",):
+        return ""
+    return (
+        "Without any download: python -m zsad_jax.main --config"
+        f" configs/{config.method.name}.py:demo"
+    )

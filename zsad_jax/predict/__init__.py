@@ -1,0 +1,1 @@
+"""Scores, anomaly maps and decisions for a user's own images."""

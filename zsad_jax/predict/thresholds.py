@@ -1,0 +1,137 @@
+"""From scores and maps to decisions: thresholds that were given or that known-good images set, and regions."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from zsad_jax.utils.errors import UserError
+
+Decision = Literal["normal", "anomalous"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A threshold on image scores as the user gives it: a number, or a quantile over known-good images.
+
+    Attributes:
+      value: the number; None where `good` sets it.
+      good: file, folder or pattern of known-good images; "" where there is a number.
+      quantile: the share of the good images that shall pass.
+    """
+
+    value: float | None = None
+    good: str = ""
+    quantile: float = 0.0
+
+
+def parse_threshold(text: str) -> Threshold:
+    """Reads "0.6" or "good_folder:0.99".
+
+    Raises:
+      UserError: it is neither.
+    """
+    value = _as_number(text)
+    if value is not None:
+        return Threshold(value=value)
+    good, _, share = text.rpartition(":")
+    quantile = _as_number(share)
+    if not good or quantile is None or not 0 < quantile < 1:
+        raise UserError(
+            f"The threshold {text!r} is neither a number nor FOLDER:QUANTILE with a quantile between 0 and"
+            " 1; give 0.6, or good_images:0.99."
+        )
+    return Threshold(good=good, quantile=quantile)
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """Reads "lo,hi", the ends of a colour scale.
+
+    Raises:
+      UserError: these are not two rising numbers.
+    """
+    values = [_as_number(part) for part in text.split(",")]
+    low, high = values if len(values) == 2 else (None, None)
+    if low is None or high is None or not low < high:
+        raise UserError(f"The scale {text!r} is not LOW,HIGH; give two rising numbers, as 0,1.")
+    return low, high
+
+
+def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
+    """Returns the lowest threshold with at least this share of the scores below it."""
+    highest = np.quantile(np.asarray(scores, np.float32), quantile, method="inverted_cdf")
+    return shortest(np.nextafter(highest, np.float32(np.inf)))  # a score equal to it is anomalous
+
+
+def describe_support(count: int, quantile: float) -> str:
+    """Why so few images cannot support a quantile; "" when they can.
+
+    A quantile q is seen in a sample only when at least one of its images lies beyond it, on average:
+    count (1 - q) >= 1.
+    """
+    needed = math.ceil(1 / (1 - quantile) - 1e-9)
+    if count >= needed:
+        return ""
+    return (
+        f"A quantile of {quantile:g} needs at least {needed} known-good images and there are {count}:"
+        " the threshold is just above their highest score, and how many good images will reach it is unknown."
+    )
+
+
+def shortest(value: float | np.floating[Any]) -> float:
+    """A float32 value as the number with the fewest digits that still names it, however small it is."""
+    return float(str(np.float32(value)))
+
+
+def decide(score: float, threshold: float) -> Decision:
+    """Returns "anomalous" if score >= threshold, both as float32, the precision of scores."""
+    return "anomalous" if np.float32(score) >= np.float32(threshold) else "normal"
+
+
+def find_regions(
+    anomaly_map: Float[np.ndarray, "h w"], threshold: float, size: tuple[int, int]
+) -> tuple[Bool[np.ndarray, "h w"], list[dict[str, Any]]]:
+    """Finds the parts of a map that reach a threshold.
+
+    Args:
+      anomaly_map: the map.
+      threshold: values equal to it count as well.
+      size: (height, width) of the image, in whose pixels the regions are told.
+
+    Returns:
+      The mask at the map's resolution, and its 8-connected regions, highest peak first: "box" [left,
+      top, width, height] and "area" in pixels of the image, "peak" the highest value.
+    """
+    import cv2
+
+    mask = anomaly_map >= threshold
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    if count == 1:  # the background alone
+        return mask, []
+    peaks = np.full(count, -np.inf)
+    np.maximum.at(peaks, labels[mask].astype(np.intp), anomaly_map[mask])
+    down, across = (full / own for full, own in zip(size, mask.shape, strict=True))
+    regions = []
+    for (left, top, width, height, area), peak in zip(stats[1:].tolist(), peaks[1:], strict=True):
+        x, y = math.floor(left * across), math.floor(top * down)
+        right, bottom = math.ceil((left + width) * across), math.ceil((top + height) * down)
+        regions.append(
+            {
+                "box": [x, y, min(right, size[1]) - x, min(bottom, size[0]) - y],
+                "area": round(area * across * down),
+                "peak": shortest(peak),
+            }
+        )
+    return mask, sorted(regions, key=lambda region: -region["peak"])
+
+
+def _as_number(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

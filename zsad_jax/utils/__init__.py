@@ -1,0 +1,1 @@
+"""Support code that knows nothing of images or models: errors, files, downloads, devices, command lines."""

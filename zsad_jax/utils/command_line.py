@@ -1,0 +1,53 @@
+"""Shared parts of the commands: log output, errors and exit codes."""
+
+import logging as python_logging
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import logging
+
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.images import set_up_decoders
+
+
+def fail(message: str) -> NoReturn:
+    """Prints the sentence and exits with code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def guarded(run: Callable[[], int | None]) -> int:
+    """Runs a command's body; returns its exit code."""
+    try:
+        return run() or 0
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        full = files.is_disk_full(error)
+        if error.filename is None and full:
+            fail("The disk is full: make room, or choose a folder on a larger one.")
+        if error.filename is None:
+            raise
+        remedy = "make room" if full else "mend that"
+        fail(f"{error.filename}: {error.strerror}; {remedy}, or choose another folder.")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+
+
+def log_plainly() -> None:
+    """Sends log messages to stderr as they are; those of libraries from warnings on."""
+    handler = python_logging.StreamHandler(sys.stderr)
+    ours = str(pathlib.Path(__file__).parents[1])
+    handler.addFilter(
+        lambda record: record.pathname.startswith(ours) or record.levelno >= python_logging.WARNING
+    )
+    logger = logging.get_absl_logger()
+    logger.handlers = [handler]
+    logger.propagate = False
+    logging.set_verbosity(logging.INFO)
+    set_up_decoders()
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it has its own way to stderr

@@ -1,0 +1,96 @@
+"""Checked configs: frozen dataclasses made of a user's mapping, with mistakes named."""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar, cast
+
+from zsad_jax.utils.errors import UserError, suggest
+
+Config = TypeVar("Config")
+
+
+def within(default: Any, low: float, high: float = float("inf")) -> Any:
+    """A dataclass field whose value must lie in [low, high]."""
+    return dataclasses.field(default=default, metadata={"within": (low, high)})
+
+
+def check_fields(config: Any) -> None:
+    """Checks every field of a dataclass against its annotation and its range.
+
+    Call it in `__post_init__`.
+
+    Raises:
+      UserError: naming the first wrong key, its value and what is accepted.
+    """
+    hints = _hints(cast(Hashable, type(config)))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _fits(value, hints[field.name]):
+            raise UserError(
+                f"Config key '{field.name}' is {value!r}; it takes {_describe(hints[field.name])}."
+            )
+        low, high = field.metadata.get("within", (None, None))
+        if low is not None and value is not None and not low <= value <= high:
+            bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+            raise UserError(f"Config key '{field.name}' is {value!r}; it must be {bounds}.")
+
+
+def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
+    """A config dataclass from a mapping of its keys; a ready one is passed on.
+
+    Args:
+      cls: a dataclass that calls `check_fields` in `__post_init__`.
+      mapping: keys and values (a dict or a ConfigDict); missing keys have their defaults; None
+        is {}.
+
+    Raises:
+      UserError: naming an unknown key (with the nearest known one) or a bad value.
+    """
+    if isinstance(mapping, cls):
+        return mapping
+    values = dict(cast(Mapping[str, Any], mapping).items()) if mapping is not None else {}
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise UserError(f"Unknown key '{key}' for {cls.__name__}: {suggest(str(key), known)}")
+    return cls(**values)
+
+
+@functools.lru_cache
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value fits an annotation: plain types, Literal, unions, tuple[x, ...] and mappings."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is Any:
+        return True
+    if isinstance(value, bool):  # bool is an int to Python, but not to a reader of configs
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, origin or hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is tuple:
+        return f"a tuple of {_describe(args[0])}"
+    if origin is Mapping:
+        return "names with their values"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return "None" if hint is type(None) else names.get(hint, str(hint))

@@ -1,0 +1,162 @@
+"""Writing files so that a kill at any moment leaves either the old file or the new one."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import logging
+
+from zsad_jax.utils.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+LOCK = ".zsad_jax.lock"
+MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
+LONGEST_NAME = 80
+
+
+def home() -> pathlib.Path:
+    """The cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`. Not created here."""
+    place = pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax")
+    return place.expanduser().absolute()
+
+
+def make_removable(folder: PathLike) -> None:
+    """Creates a directory, or marks a new one, so that `remove` accepts it."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARK).touch()
+
+
+def is_removable(folder: PathLike) -> bool:
+    """Returns whether a path is a directory that `make_removable` marked, and no link."""
+    path = pathlib.Path(folder)
+    return not path.is_symlink() and (path / MARK).is_file()
+
+
+def remove(folder: PathLike) -> None:
+    """Removes a directory tree that the library created; a missing directory is ignored.
+
+    Nothing is removed outside of it: links in it are removed, not followed.
+
+    Raises:
+      UserError: the path is a link, or is not a directory that `make_removable` marked.
+    """
+    path = pathlib.Path(folder)
+    if not os.path.lexists(path):
+        return
+    if not is_removable(path):
+        raise UserError(
+            f"{path} was not created by zsad_jax, so it is not removed. Move it elsewhere and run the command"
+            " again."
+        )
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes that name."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since writers such as numpy's and matplotlib's choose a format by it.
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent
+    )
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with replaced(path) as temporary:
+        # Names of files need not be valid text; what stands for other bytes is escaped as JSON does it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes JSON atomically: indented, one trailing newline, NaN refused (undefined is null)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error says that a disk is full; some libraries say it in words only."""
+    number = getattr(error, "errno", None)
+    words = ("No space left on device", "Not enough disk space")
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
+
+
+def safe_name(text: str) -> str:
+    """Returns a text as a file name that is valid on any system; different texts have different names.
+
+    All but letters, digits, ".", "+" and "-" becomes "_". A text that is changed, starts with "." or is long
+    gets a digest at its end.
+    """
+    plain = re.sub(r"[^\w.+-]", "_", text)
+    if plain == text and not plain.startswith(".") and 0 < len(plain) <= LONGEST_NAME:
+        return plain
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+    return f"{plain.lstrip('.')[:LONGEST_NAME]}-{digest}"
+
+
+def digest(path: PathLike, algorithm: str = "sha256") -> str:
+    """The SHA-256 (or another digest) of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextlib.contextmanager
+def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
+    """Makes sure that no other process works in a folder, which is created; the lock ends with the process.
+
+    Args:
+      folder: where outputs are written.
+      outputs: names in it that will be written. In a folder that was never used as such, files of these
+        names are the user's own.
+
+    Raises:
+      UserError: another process works in the folder, it cannot be written, or it holds the user's own files.
+    """
+    path = pathlib.Path(folder) / LOCK
+    if not path.exists():
+        for name in outputs:
+            if os.path.lexists(path.with_name(name)):
+                raise UserError(
+                    f"{folder} holds {name!r}, which zsad_jax did not write and would overwrite. Choose another"
+                    " folder for the results."
+                )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written to ({error.strerror}); choose another."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder} is in use by another process; wait for it, or choose another folder."
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logging.warning(
+                "%s cannot be locked (%s): let only one process work in it.", folder, error.strerror
+            )
+        yield
