@@ -246,7 +246,7 @@ LOST_WORKER = """
     import os, signal, sys, threading, time, multiprocessing
     import numpy as np
     from zsad_jax.data import Preprocess, Sample, Samples, load_batches
-    from zsad_jax.errors import UserError
+    from zsad_jax.utils.errors import UserError
 
     def kill():
         while not multiprocessing.active_children():

@@ -1,7 +1,10 @@
 """Ground truth drawn over its image, and the words beside pictures: what contact sheets and reports share."""
 
 import functools
+import logging
+import os
 import pathlib
+import warnings
 
 import numpy as np
 from jaxtyping import Bool, UInt8

@@ -79,7 +79,7 @@ def test_what_cannot_be_prepared_keeps_the_others_from_nothing(run, official, tm
 
 
 def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch):
-    monkeypatch.setattr(builders, "names", lambda: ["elpv", "mvtec_ad", "visa"])
+    monkeypatch.setattr(benchmarks, "names", lambda: ["elpv", "mvtec_ad", "visa"])
     assert run("prepare", "all", "--source", official)[0] == 0
     data = tmp_path / "data"
     assert [benchmarks.is_prepared(name, data) for name in benchmarks.names()] == [

@@ -478,8 +478,8 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
 
 SLOW_PREPARATION = """
 import sys, time
-from zsad_jax.data import builders
-from zsad_jax.data.builders import base
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks import base
 
 encode = base.encode
 

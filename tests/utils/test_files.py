@@ -20,7 +20,7 @@ def test_names_that_are_no_valid_text_can_be_written(tmp_path):
 
 def test_a_folder_has_one_process_at_a_time(tmp_path):
     folder = tmp_path / "new" / "folder"
-    try_it = f"from zsad_jax import files\nwith files.alone({str(folder)!r}): pass"
+    try_it = f"from zsad_jax.utils import files\nwith files.alone({str(folder)!r}): pass"
     with files.alone(folder):
         other = subprocess.run([sys.executable, "-c", try_it], capture_output=True, text=True)
         assert f"{folder} is in use by another process; wait for it" in other.stderr
