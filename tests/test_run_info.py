@@ -10,7 +10,7 @@ from zsad_jax.experiment import run_info
 
 def evaluation(dataset, *num_without_mask):
     """Of a dataset with so many anomalous images without mask in each category, by two scores."""
-    figures = {}
+    found = {}
     for category, without in enumerate(num_without_mask):
         labels = np.array([0, 1, 1, 1])
         masks = np.zeros((4, 2, 2), bool)
@@ -21,10 +21,10 @@ def evaluation(dataset, *num_without_mask):
         state = metrics.category.update(
             metrics.category.init(exact=True), scores, labels, maps, masks, has_mask
         )
-        figures[f"part {category}"] = {
+        found[f"part {category}"] = {
             name: metrics.category.compute(state, image_score=name) for name in scores
         }
-    return Evaluation(dataset, np.zeros(0, int), (), (), labels, (Scored({}, figures),), (), ())
+    return Evaluation(dataset, np.zeros(0, int), (), (), labels, (Scored({}, found),), (), ())
 
 
 def test_missing_masks_are_counted_over_categories_where_pixel_metrics_need_them():

@@ -18,7 +18,7 @@ from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Method
-from zsad_jax.metrics import Figures
+from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
@@ -43,11 +43,11 @@ class Scored(NamedTuple):
 
     Attributes:
       image_scores: by name, one per readable image, in the dataset's order.
-      figures: category -> image score's name -> the metrics.
+      metrics: category -> name of the image score -> the metrics.
     """
 
     image_scores: dict[str, Float[np.ndarray, " n"]]
-    figures: dict[str, dict[str, Figures]]
+    metrics: dict[str, dict[str, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -283,9 +283,9 @@ class _Gathered:
         self._dataset = dataset
         self._methods = methods
         self._exact = exact
-        # Of each contender: the categories that are being gathered, and the figures of finished ones.
+        # Of each contender: the categories that are being gathered, and the metrics of finished ones.
         self._states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
-        self._figures: list[dict[str, dict[str, Figures]]] = [{} for _ in methods]
+        self._metrics: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
         self._faults: list[Issue] = []
@@ -323,11 +323,11 @@ class _Gathered:
                 )
 
     def _complete(self, number: int, *, except_for: str | None = None) -> None:
-        """Computes the figures of the categories gathered so far and drops their histograms."""
+        """Computes the metrics of the categories gathered so far and drops their histograms."""
         thresholds = self._methods[number].aupro_thresholds
         for category in [name for name in self._states[number] if name != except_for]:
             state = self._states[number].pop(category)
-            self._figures[number][category] = {
+            self._metrics[number][category] = {
                 name: metrics.category.compute(state, image_score=name, thresholds=thresholds)
                 for name in state.scores
             }
@@ -345,9 +345,9 @@ class _Gathered:
         for number, parts in enumerate(self._scores):
             self._complete(number)
             scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            found = self._figures[number]
-            figures = {name: found[name] for name in self._dataset.categories if name in found}
-            scored.append(Scored(scores, figures))
+            found = self._metrics[number]
+            ordered = {name: found[name] for name in self._dataset.categories if name in found}
+            scored.append(Scored(scores, ordered))
         return Evaluation(
             dataset=self._dataset.name,
             positions=np.array(positions),

@@ -193,6 +193,6 @@ def test_trained_two_steps_and_evaluated(backbone, dataset, factory):
     assert after.shape == (12,)
     assert np.abs(after - before).max() > 1e-5
     for scored in result.scored:
-        assert set(scored.figures) == set(CLASSES)
-        for by_score in scored.figures.values():
+        assert set(scored.metrics) == set(CLASSES)
+        for by_score in scored.metrics.values():
             assert all(0 <= value <= 1 for value in by_score["score"].values.values())

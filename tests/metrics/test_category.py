@@ -30,12 +30,12 @@ def gathered(images, batch=10, *, exact=False, **options):
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 10])
 def test_batches_give_what_compute_gives(images, exact, batch):
-    figures = category.compute(gathered(images, batch, exact=exact))
+    found = category.compute(gathered(images, batch, exact=exact))
     expected = metrics.compute(*images) | {
         metrics.AUPRO_200STEP: metrics.pixel_aupro_200step(images[2], images[3])
     }
-    assert figures.values == pytest.approx(expected, abs=1e-9 if exact else 1e-4)
-    assert figures.reasons == {}
+    assert found.values == pytest.approx(expected, abs=1e-9 if exact else 1e-4)
+    assert found.reasons == {}
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -91,15 +91,14 @@ def test_images_without_mask_do_not_count_as_normal(images):
     has_mask = np.arange(10) != 2  # an anomalous image
     masks = masks & has_mask[:, None, None]
     state = category.update(category.init(exact=True), scores, labels, maps, masks, has_mask)
-    figures = category.compute(state)
+    found = category.compute(state)
     expected = metrics.compute(scores[has_mask], labels[has_mask], maps[has_mask], masks[has_mask])
-    assert {name: figures.values[name] for name in metrics.PIXEL_METRICS} == pytest.approx(
+    assert {name: found.values[name] for name in metrics.PIXEL_METRICS} == pytest.approx(
         {name: expected[name] for name in metrics.PIXEL_METRICS}
     )
-    assert figures.values["image_auroc"] == metrics.compute(scores, labels)["image_auroc"]
-    assert figures.notes == (
-        "1 anomalous images have no mask; pixel metrics are over the other 9 images.",
-    )
+    assert found.values["image_auroc"] == metrics.compute(scores, labels)["image_auroc"]
+    reason = "1 anomalous image has no mask and is excluded from pixel metrics (9 images used)"
+    assert found.notes == (metrics.Note((), reason, num_without_mask=1),)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -107,10 +106,10 @@ def test_nothing_with_a_mask(images, exact):
     scores, labels, maps, masks = images
     none = np.zeros(10, bool)
     state = category.update(category.init(exact=exact), scores, labels, maps, masks, none)
-    figures = category.compute(state)
-    assert "no image has a ground-truth mask" in figures.reasons["pixel_aupro"]
-    assert np.isnan(figures.values["pixel_aupro"])
-    assert not np.isnan(figures.values["image_auroc"])
+    found = category.compute(state)
+    assert "no image has a ground-truth mask" in found.reasons["pixel_aupro"]
+    assert np.isnan(found.values["pixel_aupro"])
+    assert not np.isnan(found.values["image_auroc"])
     assert "no images" in category.compute(category.init(exact=exact)).reasons["image_auroc"]
 
 
@@ -119,17 +118,16 @@ def test_has_mask_of_another_length_is_refused(images):
         category.update(category.init(), *images, np.ones(3, bool))
 
 
-def test_the_mean_leaves_undefined_values_out_and_says_so():
+def test_mean_excludes_undefined_values():
     nan = float("nan")
-    figures = metrics.mean_over(
+    found = metrics.mean_over(
         {
             "a": {"image_auroc": 0.5, "pixel_auroc": nan, "pixel_ap": nan},
             "b": {"image_auroc": 0.7, "pixel_auroc": 0.9, "pixel_ap": None},
             "c": {"image_auroc": 0.9, "pixel_auroc": 0.8, "pixel_ap": nan},
         }
     )
-    assert figures.values == pytest.approx(
+    assert found.values == pytest.approx(
         {"image_auroc": 0.7, "pixel_auroc": 0.85, "pixel_ap": nan}, nan_ok=True
     )
-    assert figures.reasons == {"pixel_ap": "undefined for every category"}
-    assert figures.notes == ("pixel_auroc: mean over 2 of 3 categories, undefined for a.",)
+    assert found.reasons == {"pixel_ap": "undefined for every category"}

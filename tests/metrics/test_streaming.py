@@ -120,15 +120,15 @@ def test_narrow_scores_are_not_rounded_at_all():
     np.testing.assert_array_equal(streaming.rounded(state, maps), maps)
 
 
-def test_a_crowded_bin_is_said_in_words(caplog):
+def test_crowded_bin_has_a_note(caplog):
     maps = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(1, 100, 100)
     masks = maps > 0.5
     assert streaming.compute(one_pass(maps, masks)).notes == ()
     maps[0, :2] = 0.25  # 2 % of the pixels, truly equal
-    assert "2% of the pixels" in streaming.compute(one_pass(maps, masks)).notes[0]
+    assert "2% of the pixels" in streaming.compute(one_pass(maps, masks)).notes[0].reason
     with few_bins():
         crowded = streaming.compute(one_pass(maps, masks))
-    assert "into one bin" in crowded.notes[0]
+    assert "into one bin" in crowded.notes[0].reason
     assert "into one bin" in caplog.text
 
 

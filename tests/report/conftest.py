@@ -6,6 +6,7 @@ from zsad_jax.data.protocols import DATASETS
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.recipes import recipe_of
+from zsad_jax.metrics import Note
 from zsad_jax.report import RESULT_COLUMNS, Report, result_row
 
 
@@ -82,7 +83,7 @@ def report(make_row, scores, cases):
         title="TIPSomaly <on> tips-nano",
         rows=[make_row(dataset, category) for category in ("gear", "ring", "mean")],
         comparisons=[make_row(dataset, variant="fixed prompts", auxiliary=None, checkpoint=None)],
-        notes={(dataset, "ring"): ["pixel_ap: no masks"]},
+        notes={(dataset, "ring"): [Note(("pixel_ap",), "no masks")]},
         scores=[scores],
         cases=cases,
         history=[{"step": i, "epoch": 1, "loss": 1 / i} for i in range(1, 5)],

@@ -4,6 +4,7 @@ import io
 import pytest
 
 from zsad_jax.methods.shared.recipes import UNLIKE_PAPER
+from zsad_jax.metrics import Note
 from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
@@ -45,7 +46,7 @@ def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
         make_row("mpdd", pixel_auroc=0.7),
         make_row("elpv", **undefined),
     ]
-    table = run_tables.dataset_table(rows, {("elpv", "mean"): ["No masks."]})
+    table = run_tables.dataset_table(rows, {("elpv", "mean"): [Note((), "no masks")]})
     text = formats.to_markdown(table)
     assert cell_of(table, 2, "pixel_auroc").value is None
     assert cell_of(table, 3, "pixel_auroc").value == 75.0
@@ -275,7 +276,7 @@ def test_one_dataset_with_categories_needs_one_table(make_row):
 
 def test_csv_holds_every_row_and_number(make_row):
     rows = [make_row("mvtec_ad", image_auroc=0.9), make_row("headct", pixel_ap=None)]
-    notes = {("headct", "mean"): ["No masks."]}
+    notes = {("headct", "mean"): [Note((), "No masks")]}
     text = run_tables.results_csv(
         rows, [make_row("mvtec_ad", seed=1)], notes, remark="Demonstration."
     )

@@ -1,23 +1,21 @@
-from zsad_jax.metrics import mean_over
+from zsad_jax.metrics import Note
 from zsad_jax.report import wording
 
 
-def test_reasons_are_put_together_and_metrics_spelt_out():
-    notes = [f"{m}: no masks" for m in ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")]
-    assert wording.readable(notes) == ["Pixel metrics: no masks."]
-    assert wording.readable(["image_ap: x", "careful: hot.", "plain"]) == [
-        "Image AP: x.",
-        "Careful: hot.",
-        "Plain.",
+def test_notes_of_one_reason_are_one_sentence():
+    notes = [
+        Note((metric,), "no masks")
+        for metric in ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")
     ]
+    assert wording.sentences(notes) == ["Pixel metrics: no masks."]
+    notes = [Note(("image_ap",), "x"), Note((), "careful: hot."), Note((), "plain")]
+    assert wording.sentences(notes) == ["Image AP: x.", "Careful: hot.", "Plain."]
 
 
-def test_notes_of_the_metrics_room_are_understood():
-    notes = mean_over(
-        {"a": {"image_auroc": 0.5, "image_ap": 1.0}, "b": {"image_auroc": None}}
-    ).notes
-    assert wording.readable(notes) == [
-        "Image AUROC, Image AP: mean over 1 of 2 categories, undefined for b."
+def test_mean_says_what_it_excludes(make_row):
+    rows = [make_row("visa", "candle"), make_row("visa", "pipe_fryum", image_auroc=None)]
+    assert wording.sentences(wording.absence_notes(rows, "categories")) == [
+        "Image AUROC: mean over 1 of 2 categories, undefined for pipe fryum."
     ]
 
 

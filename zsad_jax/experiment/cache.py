@@ -10,7 +10,7 @@ from absl import logging
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, Evaluation, Scored
-from zsad_jax.metrics import Figures
+from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
@@ -33,7 +33,7 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         "dataset": evaluation.dataset,
         "file_names": evaluation.file_names,
         "categories": evaluation.categories,
-        "figures": [_figures_to_json(scored) for scored in evaluation.scored],
+        "metrics": [_metrics_to_json(scored) for scored in evaluation.scored],
         "score_names": [list(scored.image_scores) for scored in evaluation.scored],
         "cases": cases,
         "faults": evaluation.faults,
@@ -54,6 +54,8 @@ def load(path: files.PathLike) -> Evaluation | None:
         logging.warning("%s It is computed again.", error)
         return None
     text = json.loads(arrays["text"].tobytes())
+    if "metrics" not in text:  # written before notes were records
+        return None
     return Evaluation(
         dataset=text["dataset"],
         positions=arrays["positions"],
@@ -62,10 +64,10 @@ def load(path: files.PathLike) -> Evaluation | None:
         labels=arrays["labels"],
         scored=tuple(
             Scored(
-                {name: arrays[f"scores/{i}/{name}"] for name in names}, _figures_from_json(figures)
+                {name: arrays[f"scores/{i}/{name}"] for name in names}, _metrics_from_json(stored)
             )
-            for i, (names, figures) in enumerate(
-                zip(text["score_names"], text["figures"], strict=True)
+            for i, (names, stored) in enumerate(
+                zip(text["score_names"], text["metrics"], strict=True)
             )
         ),
         cases=tuple(
@@ -83,30 +85,30 @@ def load(path: files.PathLike) -> Evaluation | None:
     )
 
 
-def _figures_to_json(scored: Scored) -> dict[str, Any]:
-    # JSON has no NaN; undefined values come back from the reasons.
+def _metrics_to_json(scored: Scored) -> dict[str, Any]:
+    # JSON has no NaN.
     return {
         category: {
             name: {
-                "values": {k: None if np.isnan(v) else v for k, v in figures.values.items()},
-                "reasons": figures.reasons,
-                "notes": figures.notes,
+                "values": {k: None if np.isnan(v) else v for k, v in found.values.items()},
+                "reasons": found.reasons,
+                "notes": found.notes,
             }
-            for name, figures in by_score.items()
+            for name, found in by_score.items()
         }
-        for category, by_score in scored.figures.items()
+        for category, by_score in scored.metrics.items()
     }
 
 
-def _figures_from_json(stored: dict[str, Any]) -> dict[str, dict[str, Figures]]:
+def _metrics_from_json(stored: dict[str, Any]) -> dict[str, dict[str, Metrics]]:
     return {
         category: {
-            name: Figures(
-                {k: float("nan") if v is None else v for k, v in figures["values"].items()},
-                figures["reasons"],
-                tuple(figures["notes"]),
+            name: Metrics(
+                {k: float("nan") if v is None else v for k, v in found["values"].items()},
+                found["reasons"],
+                tuple(Note(tuple(metrics), *fields) for metrics, *fields in found["notes"]),
             )
-            for name, figures in by_score.items()
+            for name, found in by_score.items()
         }
         for category, by_score in stored.items()
     }

@@ -11,7 +11,7 @@ from zsad_jax.data.dataset import Dataset
 from zsad_jax.evaluate import Contender
 from zsad_jax.experiment.config import describe_variant
 from zsad_jax.experiment.run import Evaluated, Learned
-from zsad_jax.metrics import Figures
+from zsad_jax.metrics import Metrics, Note
 from zsad_jax.report import Row, result_row
 
 
@@ -26,7 +26,7 @@ class Results(NamedTuple):
 
     rows: list[Row]
     comparisons: list[Row]
-    notes: dict[tuple[str, str], list[str]]
+    notes: dict[tuple[str, str], list[Note]]
 
 
 def collect(
@@ -45,13 +45,13 @@ def collect(
         evaluated.contenders, evaluated.learned, evaluated.evaluation.scored, strict=True
     ):
         for score in scored.image_scores:
-            figures = {category: by_score[score] for category, by_score in scored.figures.items()}
-            figures["mean"] = metrics.mean_over({name: one.values for name, one in figures.items()})
+            found = {category: by_score[score] for category, by_score in scored.metrics.items()}
+            found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
             identity = _identity(contender, learned, backbone, score)
-            rows = _rows(figures, evaluated, dataset, identity)
+            rows = _rows(found, evaluated, dataset, identity)
             if not contender.variant and score == image_score:
                 results.rows.extend(rows)
-                results.notes.update(_notes(dataset.name, figures))
+                results.notes.update(_notes(dataset.name, found))
             else:
                 results.comparisons.extend(rows)
     return results
@@ -76,17 +76,17 @@ def _identity(contender: Contender, learned: Learned, backbone: Backbone, score:
 
 
 def _rows(
-    figures: dict[str, Figures], evaluated: Evaluated, dataset: Dataset, identity: Row
+    found: dict[str, Metrics], evaluated: Evaluated, dataset: Dataset, identity: Row
 ) -> Sequence[Row]:
     evaluation = evaluated.evaluation
     categories = np.array(evaluation.categories)
     class_names = dict(zip(dataset.categories, dataset.prompt_names, strict=True))
     rows = []
-    for category, figure in figures.items():
+    for category, one in found.items():
         members = np.ones(len(categories), bool) if category == "mean" else categories == category
         row = result_row(
             **identity,
-            **figure.values,
+            **one.values,
             dataset=dataset.name,
             category=category,
             class_name=class_names.get(category),
@@ -97,12 +97,12 @@ def _rows(
     return rows
 
 
-def _notes(dataset: str, figures: dict[str, Figures]) -> dict[tuple[str, str], list[str]]:
-    said = {
+def _notes(dataset: str, found: dict[str, Metrics]) -> dict[tuple[str, str], list[Note]]:
+    notes = {
         (dataset, category): [
-            *(f"{metric}: {reason}" for metric, reason in figure.reasons.items()),
-            *figure.notes,
+            *(Note((metric,), reason) for metric, reason in one.reasons.items()),
+            *one.notes,
         ]
-        for category, figure in figures.items()
+        for category, one in found.items()
     }
-    return {key: words for key, words in said.items() if words}
+    return {key: some for key, some in notes.items() if some}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.blocks import scale_block, scale_blocks
 from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.metrics import Thresholds
 from zsad_jax.utils.errors import UserError
 
 PyTree = Any
@@ -128,7 +129,7 @@ class Method(NamedTuple):
     across: Callable[..., Any] | None = None
     works_untrained: bool = False
     import_params: Callable[[Mapping[str, np.ndarray]], PyTree] | None = None
-    aupro_thresholds: Literal["torch", "numpy"] = "torch"
+    aupro_thresholds: Thresholds = "torch"
     unused_parameters: int = 0
 
 

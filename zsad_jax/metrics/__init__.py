@@ -4,15 +4,16 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from zsad_jax.metrics import category, checks, curve, streaming
-from zsad_jax.metrics.figures import (
+from zsad_jax.metrics.result import (
     AUPRO_200STEP,
     IMAGE_METRICS,
     METRICS,
     PIXEL_METRICS,
-    Figures,
+    Metrics,
+    Note,
     mean_over,
 )
-from zsad_jax.metrics.published import pixel_aupro_200step
+from zsad_jax.metrics.stepped import Thresholds, pixel_aupro_200step
 from zsad_jax.utils.errors import UserError
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "IMAGE_METRICS",
     "METRICS",
     "PIXEL_METRICS",
-    "Figures",
+    "Metrics",
+    "Note",
+    "Thresholds",
     "category",
     "compute",
     "f1max_threshold",
@@ -38,7 +41,7 @@ def compute(
     maps: Float[ArrayLike, "b H W"] | None = None,
     masks: Bool[ArrayLike, "b H W"] | None = None,
 ) -> dict[str, float]:
-    """The seven metrics of one category, exact.
+    """Computes the seven metrics of one category exactly.
 
     Args:
       image_scores: [b], higher = more anomalous.
@@ -52,9 +55,9 @@ def compute(
       `undefined_reasons` says why.
 
     Raises:
-      UserError: on scores that are not finite, labels other than 0 and 1, or shapes that do not match.
+      UserError: on non-finite scores, labels other than 0 and 1, or shapes that do not match.
     """
-    values = _figures(image_scores, image_labels, maps, masks).values
+    values = _compute(image_scores, image_labels, maps, masks).values
     return {name: values[name] for name in METRICS}
 
 
@@ -64,20 +67,20 @@ def undefined_reasons(
     maps: Float[ArrayLike, "b H W"] | None = None,
     masks: Bool[ArrayLike, "b H W"] | None = None,
 ) -> dict[str, str]:
-    """Says in words why metrics of `compute` (same arguments) are NaN; empty when none is."""
-    reasons = _figures(image_scores, image_labels, maps, masks).reasons
+    """Returns why metrics of `compute` (same arguments) are NaN; {} when none is."""
+    reasons = _compute(image_scores, image_labels, maps, masks).reasons
     return {name: reason for name, reason in reasons.items() if name in METRICS}
 
 
 def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The highest threshold for which deciding score >= threshold gives the largest F1.
+    """Returns the highest threshold that gives the largest F1, deciding score >= threshold.
 
     Args:
       scores: [b], higher = more anomalous.
       labels: [b], 0 normal, 1 anomalous.
 
     Raises:
-      UserError: when no image is anomalous, or on input that `compute` refuses.
+      UserError: when no image is anomalous, or on input that `compute` rejects.
     """
     checked, truth = checks.check_images(scores, labels)
     if not truth.any():
@@ -90,14 +93,14 @@ def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 def roc_curve(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """False and true positive rates of image scores, from (0, 0) to (1, 1), for drawing.
+    """Returns false and true positive rates of image scores, from (0, 0) to (1, 1).
 
     Args:
       scores: [b], higher = more anomalous.
       labels: [b], 0 normal, 1 anomalous.
 
     Raises:
-      UserError: when only one class is present, or on input that `compute` refuses.
+      UserError: when only one class is present, or on input that `compute` rejects.
     """
     checked, truth = checks.check_images(scores, labels)
     if truth.all() or not truth.any():
@@ -105,11 +108,11 @@ def roc_curve(
     return curve.roc(curve.curve_of(checked[~truth], checked[truth]))
 
 
-def _figures(
+def _compute(
     image_scores: ArrayLike,
     image_labels: ArrayLike,
     maps: ArrayLike | None,
     masks: ArrayLike | None,
-) -> Figures:
+) -> Metrics:
     state = category.update(category.init(exact=True), image_scores, image_labels, maps, masks)
     return category.compute(state)

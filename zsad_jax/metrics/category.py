@@ -9,16 +9,16 @@ from jaxtyping import ArrayLike, Bool, Float
 from zsad_jax.metrics import checks, streaming
 from zsad_jax.metrics import exact as exact_pixels
 from zsad_jax.metrics.curve import curve_of
-from zsad_jax.metrics.figures import (
-    AUPRO_200STEP,
-    PIXEL_METRICS,
-    Figures,
-    image_figures,
-    joined,
+from zsad_jax.metrics.result import (
+    ALL_PIXEL_METRICS,
+    Metrics,
+    Note,
+    image_metrics,
+    join,
     undefined,
 )
-from zsad_jax.metrics.published import Thresholds
-from zsad_jax.utils.errors import UserError
+from zsad_jax.metrics.stepped import Thresholds
+from zsad_jax.utils.errors import UserError, plural
 
 DEFAULT_SCORE = "score"
 
@@ -114,7 +114,7 @@ def merge(a: State, b: State) -> State:
 
 def compute(
     state: State, *, image_score: str | None = None, thresholds: Thresholds = "torch"
-) -> Figures:
+) -> Metrics:
     """The seven metrics, AUPRO as published code computes it, reasons for NaN, and remarks.
 
     Args:
@@ -131,24 +131,25 @@ def compute(
             f"There is no image score {name!r}; choose one of {', '.join(state.scores)}."
         )
     scores = state.scores.get(name, np.zeros(0))
-    image = image_figures(curve_of(scores[~state.labels], scores[state.labels]))
-    return joined(image, _pixel_figures(state, thresholds))
+    image = image_metrics(curve_of(scores[~state.labels], scores[state.labels]))
+    return join(image, _pixel_metrics(state, thresholds))
 
 
-def _pixel_figures(state: State, thresholds: Thresholds) -> Figures:
+def _pixel_metrics(state: State, thresholds: Thresholds) -> Metrics:
     if not state.num_with_mask:
         reason = (
             "no image has a ground-truth mask" if state.num_maps else "there are no anomaly maps"
         )
-        return undefined((*PIXEL_METRICS, AUPRO_200STEP), reason)
-    figures = _kind(state).compute(state.pixels, thresholds=thresholds)
-    if not state.num_anomalous_without_mask:
-        return figures
-    note = (
-        f"{state.num_anomalous_without_mask} anomalous images have no mask;"
-        f" pixel metrics are over the other {state.num_with_mask} images."
+        return undefined(ALL_PIXEL_METRICS, reason)
+    found: Metrics = _kind(state).compute(state.pixels, thresholds=thresholds)
+    number = state.num_anomalous_without_mask
+    if not number:
+        return found
+    reason = (
+        f"{plural(number, 'anomalous image')} {'has no mask and is' if number == 1 else 'have no mask and are'}"
+        f" excluded from pixel metrics ({plural(state.num_with_mask, 'image')} used)"
     )
-    return figures._replace(notes=(*figures.notes, note))
+    return found._replace(notes=(*found.notes, Note((), reason, num_without_mask=number)))
 
 
 def _kind(state: State) -> Any:

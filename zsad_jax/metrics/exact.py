@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 
 from zsad_jax.metrics import checks
 from zsad_jax.metrics.curve import Curve, curve_of
-from zsad_jax.metrics.figures import Figures, pixel_figures
-from zsad_jax.metrics.published import Thresholds
 from zsad_jax.metrics.regions import region_overlap
+from zsad_jax.metrics.result import Metrics, pixel_metrics
+from zsad_jax.metrics.stepped import Thresholds
 
 
 class State(NamedTuple):
@@ -73,8 +73,8 @@ def curve(state: State) -> Curve:
     )
 
 
-def compute(state: State, *, thresholds: Thresholds = "torch") -> Figures:
+def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
     """The pixel metrics, and AUPRO as published code computes it."""
     counted = curve(state)
     span = (counted.scores[-1], counted.scores[0]) if len(counted.scores) else (0.0, 0.0)
-    return pixel_figures(counted, num_regions=state.num_regions, span=span, thresholds=thresholds)
+    return pixel_metrics(counted, num_regions=state.num_regions, span=span, thresholds=thresholds)

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 
 from zsad_jax.metrics import checks
 from zsad_jax.metrics.curve import Curve
-from zsad_jax.metrics.figures import Figures, pixel_figures
-from zsad_jax.metrics.published import Thresholds
 from zsad_jax.metrics.regions import region_overlap
+from zsad_jax.metrics.result import Metrics, Note, pixel_metrics
+from zsad_jax.metrics.stepped import Thresholds
 
 PAGE_BITS = 16
 NUM_BINS = 2**20
@@ -123,24 +123,24 @@ def rounded(state: State, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray,
     return _scores((_keys(np.asarray(scores, np.float32)) >> state.level) << state.level)
 
 
-def compute(state: State, *, thresholds: Thresholds = "torch") -> Figures:
+def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
     """The pixel metrics, AUPRO as published code computes it, and a note where the bins are too coarse."""
     counted = curve(state)
-    figures = pixel_figures(
+    found = pixel_metrics(
         counted, num_regions=state.num_regions, span=state.span, thresholds=thresholds
     )
     pixels = counted.negatives + counted.positives
     if not pixels.any() or (share := pixels.max() / pixels.sum()) <= CROWDED:
-        return figures
+        return found
     score = counted.scores[np.argmax(pixels)]
-    note = (
-        f"{share:.0%} of the pixels share the score {score:.6g}; the metrics are exact, but rank these as ties."
+    reason = (
+        f"{share:.0%} of the pixels share the score {score:.6g}; the metrics are exact, but rank these as ties"
         if state.level == 0
         else f"{share:.0%} of the pixels fall into one bin at the score {score:.6g}, so unless they are"
-        " true ties, pixel metrics may be off by about that much; the exact mode keeps every score."
+        " true ties, pixel metrics may be off by about that much; the exact mode keeps every score"
     )
-    logging.warning("%s", note)
-    return figures._replace(notes=(*figures.notes, note))
+    logging.warning("%s.", reason)
+    return found._replace(notes=(*found.notes, Note((), reason)))
 
 
 def _keys(scores: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:

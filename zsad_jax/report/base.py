@@ -6,6 +6,7 @@ from typing import Any
 
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
+from zsad_jax.metrics import Note
 from zsad_jax.report.rows import Row
 
 
@@ -17,7 +18,7 @@ class Report:
       title: the heading, method and backbone in words.
       rows: results.json.
       comparisons: comparisons.json (fixed prompts, other image scores, single seeds).
-      notes: words on (dataset, category): why something is undefined, and the like.
+      notes: by (dataset, category): why something is undefined, and the like.
       scores: image scores, one entry per dataset.
       cases: images to show; `choose_cases` says which are worth it.
       history: the training curve, dicts with "step" and any numbers.
@@ -32,7 +33,7 @@ class Report:
     title: str
     rows: Sequence[Row]
     comparisons: Sequence[Row] = ()
-    notes: Mapping[tuple[str, str], Sequence[str]] = dataclasses.field(default_factory=dict)
+    notes: Mapping[tuple[str, str], Sequence[Note]] = dataclasses.field(default_factory=dict)
     scores: Sequence[DatasetScores] = ()
     cases: Sequence[Case] = ()
     history: Sequence[Mapping[str, Any]] = ()

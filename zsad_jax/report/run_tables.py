@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from zsad_jax.data.protocols import DATASETS
+from zsad_jax.metrics import Note
 from zsad_jax.report import formats, names, wording
 from zsad_jax.report.coverage import SETTING, Partial, find_partial, is_partial, words_on
 from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, mean_members, published_numbers
@@ -40,7 +41,7 @@ def make_tables(
     Args:
       rows: results.json.
       comparisons: comparisons.json.
-      notes: words on (dataset, category) that become footnotes.
+      notes: remarks by (dataset, category), shown as footnotes.
       run: run.json.
     """
     notes = notes or {}
@@ -68,25 +69,22 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
     metrics = _metrics_to_show(means)
     lines = []
     for row in means:
-        members = [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
-        words = _mean_notes(row["dataset"], members, notes)
+        said, members = _notes_on(row, rows, notes), _categories(row, rows)
         if len(members) == 1:
-            words += notes.get((row["dataset"], members[0]["category"]), ())
+            said += _notes_on(members[0], rows, notes)
         cells = _cells(row, metrics, partial)
-        words += _told(partial, [row], cells)
+        words = [*wording.sentences(said), *_told(partial, [row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
-        lines.append(Line(labels, cells, _marks(footnotes, words)))
+        lines.append(Line(labels, cells, footnotes.marks(words)))
     domains = {mean: _of_domain(means, domain) for mean, domain in DOMAIN_MEANS.items()}
     domains = {mean: members for mean, members in domains.items() if len(members) > 1}
     for mean, members in domains.items():
         cells = tuple(_domain_cell(mean, members, metric, partial) for metric in metrics)
-        words = _told(partial, members, cells) + wording.words_on_members(members, "datasets")
-        label = names.dataset_name(mean)
-        lines.append(Line((label, ""), cells, _marks(footnotes, words), summary=True))
+        marks = _mean_marks(footnotes, partial, members, cells)
+        lines.append(Line((names.dataset_name(mean), ""), cells, marks, summary=True))
     if len(means) > 1 and not domains:
         cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
-        words = _told(partial, means, cells) + wording.words_on_members(means, "datasets")
-        marks = _marks(footnotes, words)
+        marks = _mean_marks(footnotes, partial, means, cells)
         lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
     return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
@@ -109,16 +107,12 @@ def category_table(
     lines = []
     for row in members + [row for row in chosen if row["category"] == MEAN]:
         summary = row["category"] == MEAN
-        words = (
-            _mean_notes(dataset, members, notes)
-            if summary
-            else list(notes.get((dataset, row["category"]), ()))
-        )
+        words = wording.sentences(_notes_on(row, rows, notes))
         cells = _cells(row, metrics, partial)
         if summary or any(cell.apart for cell in cells):
             words += _told(partial, [row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
-        lines.append(Line(labels, cells, _marks(footnotes, words), summary))
+        lines.append(Line(labels, cells, footnotes.marks(words), summary))
     return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
 
 
@@ -133,7 +127,7 @@ def comparison_table(
     )
     metrics = _metrics_to_show(main + others)
     varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
-    marks = _marks(footnotes, notes.get((dataset, MEAN), ()))
+    marks = footnotes.marks(wording.sentences(_notes_on(main[0], rows, notes) if main else ()))
     lines = []
     for row in main:
         cells = tuple(Cell(percent(row[metric])) for metric in metrics)
@@ -181,8 +175,8 @@ def results_csv(
                 values.append(cell.value)
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
-            words = [remark, *(notes or {}).get((row["dataset"], row["category"]), ())]
-            words += _told(partial, [row], cells)
+            said = wording.sentences(_notes_on(row, rows, notes or {}))
+            words = [remark, *said, *_told(partial, [row], cells)]
             lines.append([*values, " ".join(filter(None, words))])
     return formats.csv_text([*heads, "notes"], lines)
 
@@ -247,14 +241,25 @@ def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
     return percent(float(np.mean(defined))) if defined else None
 
 
-def _mean_notes(dataset: str, members: Sequence[Row], notes: Notes) -> list[str]:
-    """The notes on a dataset's mean; without any, what its rows tell."""
-    given = notes.get((dataset, MEAN), ())
-    return list(given) or wording.words_on_members(members, "categories")
+def _categories(row: Row, rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows of the categories of a row's dataset."""
+    return [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
 
 
-def _marks(footnotes: Footnotes, notes: Iterable[str]) -> tuple[int, ...]:
-    return footnotes.marks(wording.readable(dict.fromkeys(notes)))
+def _notes_on(row: Row, rows: Iterable[Row], notes: Notes) -> list[Note]:
+    """Returns the notes on a row; for a dataset's mean also on the undefined values that it excludes."""
+    said = list(notes.get((row["dataset"], row["category"]), ()))
+    if row["category"] == MEAN:
+        said += wording.absence_notes(_categories(row, rows), "categories")
+    return said
+
+
+def _mean_marks(
+    footnotes: Footnotes, partial: Partial, members: Sequence[Row], cells: Sequence[Cell]
+) -> tuple[int, ...]:
+    """Returns the footnotes of a mean over datasets."""
+    absent = wording.sentences(wording.absence_notes(members, "datasets"))
+    return footnotes.marks([*_told(partial, members, cells), *absent])
 
 
 def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from zsad_jax.metrics import Note
 from zsad_jax.report import names
 from zsad_jax.report.published import PublishedNumber
 
-Notes = Mapping[tuple[str, str], Sequence[str]]  # words by (dataset, category)
+Notes = Mapping[tuple[str, str], Sequence[Note]]  # by (dataset, category)
 Keys = tuple[tuple[str, str], ...]  # pairs of CSV column and entry
 
 # Our columns, and the paper's metric that each may stand beside: papers take AUPRO from 200 thresholds.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, PIXEL_METRICS
+from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row
 
@@ -56,37 +56,36 @@ def metrics_in_words(keys: Iterable[str]) -> str:
     return ", ".join(words + [names.METRICS[key] for key in left])
 
 
-def readable(notes: Iterable[str]) -> list[str]:
-    """Notes of the form "metric, metric: remark", put together by remark, metrics by their names."""
-    gathered: dict[str, list[str]] = {}
+def sentences(notes: Iterable[Note]) -> list[str]:
+    """Returns a sentence for each reason, with the metrics that it applies to."""
+    gathered: dict[str, dict[str, None]] = {}
     for note in notes:
-        head, separator, remark = note.partition(": ")
-        metrics = head.split(", ") if separator else []
-        if not metrics or not set(metrics) <= set(METRIC_COLUMNS):
-            metrics, remark = [], note
-        gathered.setdefault(remark, []).extend(metrics)
+        gathered.setdefault(note.reason, {}).update(dict.fromkeys(note.metrics))
     return [
-        _sentence(f"{metrics_in_words(metrics)}: {remark}" if metrics else remark)
-        for remark, metrics in gathered.items()
+        _sentence(f"{metrics_in_words(metrics)}: {reason}" if metrics else reason)
+        for reason, metrics in gathered.items()
     ]
 
 
-def words_on_members(members: Sequence[Row], what: str) -> list[str]:
-    """A word on every mean over `members` that leaves undefined ones out.
+def absence_notes(members: Sequence[Row], what: str) -> list[Note]:
+    """Returns a note on every mean over `members` that excludes undefined ones.
 
     Args:
       members: the rows that the mean is over.
       what: "categories" or "datasets".
     """
-    left_out: dict[tuple[str, ...], list[str]] = {}
+    absent: dict[tuple[str, ...], list[str]] = {}
     for metric in METRIC_COLUMNS:
-        absent = tuple(_member_name(row) for row in members if row[metric] is None)
-        if absent and len(absent) < len(members):
-            left_out.setdefault(absent, []).append(metric)
+        names_of_absent = tuple(_member_name(row) for row in members if row[metric] is None)
+        if names_of_absent and len(names_of_absent) < len(members):
+            absent.setdefault(names_of_absent, []).append(metric)
     return [
-        f"{', '.join(metrics)}: mean over {len(members) - len(absent)} of {len(members)} {what},"
-        f" undefined for {', '.join(absent)}."
-        for absent, metrics in left_out.items()
+        Note(
+            tuple(metrics),
+            f"mean over {len(members) - len(which)} of {len(members)} {what}, undefined for"
+            f" {', '.join(which)}",
+        )
+        for which, metrics in absent.items()
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 
 from zsad_jax import metrics
-from zsad_jax.metrics import published
+from zsad_jax.metrics import stepped
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 GOLDEN = np.load(GOLDENS / "tipsomaly/metrics_golden.npz")
@@ -42,7 +42,7 @@ def test_golden(case):
 @pytest.mark.parametrize("case", [case for case in CASES if f"{case}/aupro_thresholds" in GOLDEN])
 def test_golden_thresholds_bit_for_bit(case):
     maps = GOLDEN[f"{case}/amap"]
-    found = published._thresholds(float(maps.min()), float(maps.max()), "torch")
+    found = stepped._thresholds(float(maps.min()), float(maps.max()), "torch")
     np.testing.assert_array_equal(found, GOLDEN[f"{case}/aupro_thresholds"])
 
 
@@ -61,7 +61,7 @@ def test_agrees_with_a_loop_over_thresholds(seed, form):
     rng = np.random.default_rng(seed)
     masks = scipy.ndimage.gaussian_filter(rng.normal(size=(3, 20, 25)), (0, 2, 2)) > 0.2
     maps = np.round(rng.uniform(size=masks.shape) + 0.5 * masks, 2).astype(np.float32)
-    thresholds = published._thresholds(float(maps.min()), float(maps.max()), form)
+    thresholds = stepped._thresholds(float(maps.min()), float(maps.max()), form)
     found = metrics.pixel_aupro_200step(maps, masks, thresholds=form)
     assert found == pytest.approx(stepwise_loop(maps, masks, thresholds), abs=1e-9)
 
@@ -76,7 +76,7 @@ def test_depends_on_the_scale_and_the_exact_value_does_not():
 @pytest.mark.parametrize("low", [0.5, 0.0])
 def test_thresholds_closer_than_float32_are_still_sorted(form, low):
     high = np.float32(low) + 60 * np.spacing(np.float32(low))
-    thresholds = published._thresholds(low, float(high), form)
+    thresholds = stepped._thresholds(low, float(high), form)
     assert 0 < len(thresholds) <= 201
     assert (np.diff(thresholds) >= 0).all()
 
