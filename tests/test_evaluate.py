@@ -106,7 +106,7 @@ def evaluation():
 def test_every_readable_image_is_scored_in_order(evaluation):
     assert evaluation.file_names == tuple(f"{number}.png" for number in range(10))
     assert evaluation.labels.tolist() == [0, 1] * 5
-    assert [fault.file for fault in evaluation.faults] == ["10.png"]
+    assert [issue.file for issue in evaluation.issues] == ["10.png"]
     bright, dark = (scored.image_scores["mean"] for scored in evaluation.scored)
     np.testing.assert_allclose(bright, -dark)
 
@@ -260,14 +260,14 @@ def test_image_metrics_include_images_without_usable_mask(caplog):
     expected = run(data=Samples("squares", unmasked))
     assert found.scored[0].metrics["one"]["max"] == expected.scored[0].metrics["one"]["max"]
     assert found.labels.tolist() == [0, 1] * 5
-    assert [(issue.kind, issue.file) for issue in found.faults] == [
+    assert [(issue.kind, issue.file) for issue in found.issues] == [
         ("mask_size", "1.png"),
         ("mask_unreadable", "3.png"),
         ("image_unreadable", "10.png"),
         ("mask_full", "7.png"),
     ]
     # Once each, and not again for the pictures; the unreadable image is in both runs.
-    messages = [caplog.messages.count(f"squares: {issue}") for issue in found.faults]
+    messages = [caplog.messages.count(f"squares: {issue}") for issue in found.issues]
     assert messages == [1, 1, 2, 2]
 
 

@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.data import issues
 from zsad_jax.data.dataset import Dataset, ImageBatch
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Method
 from zsad_jax.metrics import Metrics
@@ -97,7 +96,7 @@ class Evaluation(NamedTuple):
       file_names, categories, labels: of those images.
       scored: one entry per contender.
       cases: images worth showing, scored by the first contender.
-      faults: of the dataset as a whole, then images that could not be read and masks that could not be used.
+      issues: of the dataset as a whole, then images that could not be read and masks that could not be used.
       num_unreadable: how many images could not be read.
     """
 
@@ -108,7 +107,7 @@ class Evaluation(NamedTuple):
     labels: Int[np.ndarray, " n"]
     scored: tuple[Scored, ...]
     cases: tuple[Case, ...]
-    faults: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     num_unreadable: int = 0
 
 
@@ -288,12 +287,12 @@ class _Gathered:
         self._metrics: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
         self._rows: list[tuple[int, str, str, int]] = []
         self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
-        self._faults: list[Issue] = []
+        self._issues: list[Issue] = []
         self._doubtful: list[Issue] = []
 
     def add(self, batch: ImageBatch, results: Results) -> None:
-        self._faults += batch.faults
-        self._doubtful += (note for note in batch.notes if note.kind in issues.DOUBTFUL)
+        self._issues += batch.issues
+        self._doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
         names = self._dataset.categories
         self._rows += [
@@ -334,12 +333,12 @@ class _Gathered:
 
     def finish(self) -> Evaluation:
         if not self._rows:
-            unreadable = [issue for issue in self._faults if issue.kind in issues.UNREADABLE]
+            unreadable = [issue for issue in self._issues if issue.kind in UNREADABLE]
             raise UserError(
                 f"None of the {len(unreadable)} images of {self._dataset.name} could be read;"
                 f" the first: {unreadable[0]}."
             )
-        issues.warn(self._dataset.name, self._faults)  # the loader logs notes
+        log_issues(self._dataset.name, self._issues)  # the loader logs notes
         positions, file_names, categories, labels = zip(*self._rows, strict=True)
         scored = []
         for number, parts in enumerate(self._scores):
@@ -357,12 +356,12 @@ class _Gathered:
             scored=tuple(scored),
             cases=(),
             # Preparation may have recorded the same.
-            faults=tuple(
+            issues=tuple(
                 dict.fromkeys(
-                    (*getattr(self._dataset, "faults", ()), *self._faults, *self._doubtful)
+                    (*getattr(self._dataset, "issues", ()), *self._issues, *self._doubtful)
                 )
             ),
-            num_unreadable=sum(fault.kind in issues.UNREADABLE for fault in self._faults),
+            num_unreadable=sum(issue.kind in UNREADABLE for issue in self._issues),
         )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from zsad_jax.backbones import registry
-from zsad_jax.data import issues
 from zsad_jax.data.dataset import Dataset
+from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import dataset_scores
 from zsad_jax.experiment import config_flag
@@ -74,7 +74,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     files.write_json(workdir / "comparisons.json", comparisons)
     run = describe_run(backbone, clock, evaluations)
     run |= describe_method(experiment, method, backbone)
-    recorded = {e.dataset: issues.to_json(e.faults) for e in evaluations}
+    recorded = {e.dataset: issues_to_json(e.issues) for e in evaluations}
     files.write_json(workdir / "run.json", run | {"issues": recorded})
     report = Report(
         title=f"{names.method_name(method.name)} over {backbone.name}",
@@ -84,7 +84,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         scores=[dataset_scores(evaluation, score) for evaluation in evaluations],
         cases=[case for evaluation in evaluations for case in evaluation.cases],
         history=[line for folder in runner.trained for line in read_curves(folder)],
-        faults={e.dataset: e.faults for e in evaluations if e.faults},
+        issues={e.dataset: e.issues for e in evaluations if e.issues},
         config_text=(workdir / "config.json").read_text(encoding="utf-8"),
         run=run,
         demonstration=backbone.demonstration,

@@ -287,8 +287,8 @@ def _train_epoch(
     rows = 0
     batches = progress(batches, total=total, label=label, step=batch_size)
     for number, images in enumerate(batches, start=first_step):
-        for fault in images.faults:
-            logging.warning("%s: %s", label, fault)
+        for issue in images.issues:
+            logging.warning("%s: %s", label, issue)
         rows += int(images.valid.sum())
         if not images.valid.any():
             continue

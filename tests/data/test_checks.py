@@ -6,7 +6,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Sample
-from zsad_jax.data.issues import Issue, group, summarize
+from zsad_jax.data.issues import Issue, group_issues, summarize_issues
 
 
 def png(values, size=(6, 5), orientation=None) -> bytes:
@@ -30,7 +30,7 @@ def look(image=IMAGE, mask=MASK, label=1, **options):
 
 def test_good_sample_has_no_issues():
     found = look()
-    assert (found.usable, found.faults, found.notes, found.size) == (True, [], [], (6, 5))
+    assert (found.usable, found.issues, found.notes, found.size) == (True, [], [], (6, 5))
     assert found.mask.sum() == 15
 
 
@@ -48,7 +48,7 @@ def test_good_sample_has_no_issues():
 def test_reports_what_cannot_be_used(sample, kind, detail):
     found = look(**sample)
     assert not found.usable
-    (issue,) = found.faults
+    (issue,) = found.issues
     assert (issue.kind, issue.file) == (kind, "a.png")
     assert detail in issue.detail
     assert found.mask is None or kind == "image_unreadable"
@@ -59,7 +59,7 @@ def test_mask_of_other_size_with_the_same_aspect_is_used():
     image = png(np.arange(200, dtype=np.uint8), (60, 41))  # 30 x 20.5
     for size in ((30, 20), (30, 21), (120, 82), (90, 62)):
         found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
-        assert (found.usable, found.faults) == (True, [])
+        assert (found.usable, found.issues) == (True, [])
         assert found.mask.shape == size[::-1]
         width, height = size
         detail = f"{width}x{height}, the image 60x41"
@@ -67,7 +67,7 @@ def test_mask_of_other_size_with_the_same_aspect_is_used():
     for size in ((30, 22), (41, 60), (60, 40), (59, 41)):
         found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
         assert (found.usable, found.mask, found.notes) == (False, None, [])
-        assert [issue.kind for issue in found.faults] == ["mask_size"]
+        assert [issue.kind for issue in found.issues] == ["mask_size"]
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
@@ -81,39 +81,39 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
     if size[0] == size[1] or orientation < 5:  # the size does not tell which pixels it was drawn on
         assert (found.usable, found.mask) == (False, None)
         detail = f"orientation {orientation}"
-        assert found.faults == [Issue("mask_orientation", "a.png", detail)]
+        assert found.issues == [Issue("mask_orientation", "a.png", detail)]
     else:
-        assert (found.usable, found.faults) == (True, [])
+        assert (found.usable, found.issues) == (True, [])
         assert "mask_turned" in [issue.kind for issue in found.notes]
         np.testing.assert_array_equal(found.mask, turned)
         drawn = look(image=image, mask=png(turned, size[::-1]))
-        assert (drawn.usable, drawn.faults, drawn.notes) == (True, [], [])
+        assert (drawn.usable, drawn.issues, drawn.notes) == (True, [], [])
         np.testing.assert_array_equal(drawn.mask, turned)
     both = look(image=image, mask=png(values % 7 == 0, size, orientation))
-    assert (both.usable, both.faults) == (True, [])
+    assert (both.usable, both.issues) == (True, [])
     np.testing.assert_array_equal(both.mask, turned)
 
 
 def test_normal_orientation_needs_no_mask_with_it():
     found = look(image=png(np.arange(30, dtype=np.uint8), orientation=1))
-    assert (found.usable, found.faults, found.notes) == (True, [], [])
+    assert (found.usable, found.issues, found.notes) == (True, [], [])
 
 
 def test_empty_mask_of_anomalous_image_is_reported_and_used():
     empty = png(np.zeros(1, np.uint8))
     found = look(mask=empty)
-    assert (found.usable, found.faults) == (True, [Issue("mask_empty", "a.png")])
+    assert (found.usable, found.issues) == (True, [Issue("mask_empty", "a.png")])
     assert found.mask is not None
-    assert look(mask=empty, label=0).faults == []
-    assert look(mask=png(np.array([0, 9], np.uint8)), threshold=127).faults == found.faults
+    assert look(mask=empty, label=0).issues == []
+    assert look(mask=png(np.array([0, 9], np.uint8)), threshold=127).issues == found.issues
 
 
 def test_mask_of_the_whole_image_is_reported_and_used():
     full = png(np.array([255], np.uint8))
     found = look(mask=full)
-    assert (found.usable, found.faults) == (True, [Issue("mask_full", "a.png")])
+    assert (found.usable, found.issues) == (True, [Issue("mask_full", "a.png")])
     assert found.mask.all()
-    assert look(mask=png(np.array([9, 255], np.uint8)), threshold=9).faults == []
+    assert look(mask=png(np.array([9, 255], np.uint8)), threshold=9).issues == []
 
 
 @pytest.mark.parametrize(
@@ -134,20 +134,20 @@ def test_notes_more_than_two_gray_levels(values, levels):
 
 def test_does_not_read_mask_that_does_not_count():
     found = examine(Sample(image=IMAGE, mask=b"junk", has_mask=False, label=1))
-    assert (found.usable, found.mask, found.faults) == (True, None, [])
+    assert (found.usable, found.mask, found.issues) == (True, None, [])
 
 
 def test_issues_of_a_kind_are_one_line():
     issues = [Issue("mask_size", f"{i}.png", f"{i}x5, the image 9x9") for i in range(200)]
     issues.insert(7, Issue("mask_missing", "other.png"))
     issues += [Issue("mask_outside", f"a{i}.png", f"/some/where/{i}_m.png") for i in "ab"]
-    sizes, lonely, outside = group(issues)
+    sizes, lonely, outside = group_issues(issues)
     assert len(sizes) == 200
-    assert summarize(sizes) == (
+    assert summarize_issues(sizes) == (
         "200 files: the mask has another size than the image and is excluded from pixel metrics"
         " (0.png: 0x5, the image 9x9, 1.png: 1x5, the image 9x9, 2.png: 2x5, the image 9x9, …)"
     )
-    assert summarize(lonely) == str(lonely[0]) == "other.png: the mask is missing"
+    assert summarize_issues(lonely) == str(lonely[0]) == "other.png: the mask is missing"
     assert [issue.file for issue in outside] == ["aa.png", "ab.png"]
-    (same,) = group([Issue("mask_missing", name) for name in "ab"])
-    assert summarize(same) == "2 files: the mask is missing (a, b)"
+    (same,) = group_issues([Issue("mask_missing", name) for name in "ab"])
+    assert summarize_issues(same) == "2 files: the mask is missing (a, b)"

@@ -62,7 +62,7 @@ def masks_of(dataset, root: pathlib.Path):
 
 
 def kinds(dataset):
-    return [(issue.kind, issue.file) for issue in dataset.faults]
+    return [(issue.kind, issue.file) for issue in dataset.issues]
 
 
 def test_mvtec_layout(tmp_path):
@@ -73,7 +73,7 @@ def test_mvtec_layout(tmp_path):
     assert dataset.categories == ("metal_nut", "screw")
     assert dataset.prompt_names == ("metal nut", "bolt")
     assert len(dataset) == 10
-    assert dataset.faults == ()
+    assert dataset.issues == ()
     first = dataset[0]
     assert first.file_name == "metal_nut/test/bent/000.JPG"
     assert first.mask.endswith("ground_truth/bent/000_mask.png")
@@ -91,7 +91,7 @@ def test_one_category_and_its_training_split(tmp_path):
     assert names(dataset)[0] == "test/bent/000.JPG"
     train = read_folder(folder, split="train")
     assert names(train) == ["train/good/000.png"]
-    assert train.faults == ()
+    assert train.issues == ()
 
 
 def test_masks_are_paired_by_name_never_by_position(tmp_path):
@@ -135,10 +135,10 @@ def test_reports_once_that_there_are_no_masks(tmp_path):
     assert not any(sample.has_mask for sample in dataset)
     place = str(tmp_path / "bottle" / "test")
     issue = Issue("label_unknown", place, "all 3 images count as anomalous")
-    assert dataset.faults == (issue,)
+    assert dataset.issues == (issue,)
     write(tmp_path / "bottle" / "test" / "good" / "0.png")
     dataset = read_folder(tmp_path)
-    assert dataset.faults == (Issue("masks_missing", place, "3 of 4 images"),)
+    assert dataset.issues == (Issue("masks_missing", place, "3 of 4 images"),)
 
 
 def test_flat_folder_without_labels(tmp_path):
@@ -196,14 +196,14 @@ def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
     dataset = read_folder(tmp_path)
     label = int(layout != "flat")
     assert {(sample.label, sample.has_mask) for sample in dataset} == {(label, False)}
-    (issue,) = dataset.faults
+    (issue,) = dataset.issues
     assert issue.kind == "label_unknown"
     assert f"all 3 images count as {'anomalous' if label else 'normal'}" in issue.detail
     assert "`normal_folders`" in issue.description
     assert [str(issue) in record.getMessage() for record in caplog.records].count(True) == 1
     dataset = read_folder(tmp_path, normal_folders=layout.split("/")[-1])
     assert {sample.label for sample in dataset} == {0}
-    assert dataset.faults == ()
+    assert dataset.issues == ()
 
 
 def test_normal_folders_that_are_not_there(tmp_path):
@@ -251,7 +251,7 @@ def test_links_to_what_holds_them_are_not_followed(tmp_path, target):
     (folder / "test" / "good" / "self").symlink_to(target)
     dataset = read_folder(tmp_path)
     assert names(dataset) == expected
-    assert dataset.faults == ()
+    assert dataset.issues == ()
     assert len(find_images([tmp_path]).images) == 6
 
 
@@ -345,7 +345,7 @@ def test_finds_masks_in_folders_of_usual_names(tmp_path, name, subfolder):
         "bad/8.png": f"{name}/{subfolder}8_mask.png",
     }
     assert [sample.label for sample in dataset] == [1, 1, 0, 0]
-    assert dataset.faults == ()
+    assert dataset.issues == ()
     assert len(find_images([tmp_path]).images) == 4
 
 
@@ -354,7 +354,7 @@ def test_finds_masks_beside_the_splits(tmp_path):
     draw(tmp_path, "truth:nut/gt/bad/0.png")
     assert masks_of(read_folder(tmp_path), tmp_path) == {"nut/test/bad/0.png": "nut/gt/bad/0.png"}
     train = read_folder(tmp_path, split="train")
-    assert (names(train), train.faults) == (["nut/train/good/0.png"], ())
+    assert (names(train), train.issues) == (["nut/train/good/0.png"], ())
 
 
 def test_reads_photographs_of_a_defect_that_is_called_label(tmp_path):
@@ -408,7 +408,7 @@ def test_normal_image_leaves_its_mask_to_the_anomalous_one(tmp_path):
         "bad/001.png": "ground_truth/001_mask.png",
     }
     assert [sample.mask for sample in dataset if not sample.label] == [None, None]
-    assert dataset.faults == (Issue("mask_of_normal", "good/002.png"),)
+    assert dataset.issues == (Issue("mask_of_normal", "good/002.png"),)
     draw(tmp_path, "worse/001.png")
     with pytest.raises(UserError, match=r"001_mask\.png fits two images, bad/001\.png and worse/"):
         read_folder(tmp_path)
@@ -515,7 +515,7 @@ def test_reports_files_of_other_formats(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     dataset = read_folder(tmp_path)
-    assert dataset.faults == (
+    assert dataset.issues == (
         Issue("format_unsupported", "nut/test/bad/1.HEIC", ".heic"),
         Issue("format_unsupported", "nut/test/bad/2.dcm", ".dcm"),
     )
@@ -534,7 +534,7 @@ def test_masks_are_those_of_the_images_to_test_on(tmp_path):
         draw(tmp_path, f"nut/{split}/good/0.png")
     draw(tmp_path, "nut/test/bad/0.png", "truth:nut/ground_truth/bad/0/000.png")
     for split in ("train", "validation", "test"):
-        assert read_folder(tmp_path, split=split).faults == ()
+        assert read_folder(tmp_path, split=split).issues == ()
 
 
 def test_reads_normal_images_that_are_linked_from_another_split(tmp_path):
@@ -590,7 +590,7 @@ def test_real_mvtec_layout():
     assert Counter(s.label for s in dataset) == {1: 9, 0: 3}
     assert dataset.categories == ("hazelnut",)
     batches = list(load_batches(dataset, Preprocess(image_size=56), batch_size=12, num_workers=0))
-    assert batches[0].faults == ()
+    assert batches[0].issues == ()
     assert batches[0].valid.all()
     assert all(batches[0].masks[i].any() == bool(s.label) for i, s in enumerate(dataset))
 
@@ -599,7 +599,7 @@ def test_real_mvtec_layout():
 def test_real_folder_without_masks():
     dataset = read_folder(REAL / "mvtec_bottle_nomask")
     assert sorted((s.label, s.has_mask) for s in dataset) == [(0, True), (1, False)]
-    assert len(dataset.faults) == 1
+    assert len(dataset.issues) == 1
 
 
 @needs_real
@@ -607,7 +607,7 @@ def test_real_folder_without_masks():
 def test_real_folders_with_unknown_labels(name):
     dataset = read_folder(REAL / name)
     assert not any(sample.label for sample in dataset)
-    assert [(issue.kind, issue.detail) for issue in dataset.faults] == [
+    assert [(issue.kind, issue.detail) for issue in dataset.issues] == [
         ("label_unknown", f"all {len(dataset)} images count as normal")
     ]
 
@@ -639,7 +639,7 @@ def test_real_palette_masks_beside_images():
 def test_real_masks_in_another_spelling():
     dataset = read_folder(REAL / "cvc612_resized")
     assert [(sample.label, sample.has_mask) for sample in dataset] == [(1, True)] * 10
-    assert dataset.faults == ()
+    assert dataset.issues == ()
 
 
 @needs_real

@@ -73,7 +73,7 @@ def test_order_content_and_padding(dataset):
         assert batch.images.dtype == np.uint8
         assert batch.masks.shape == (4, 24, 24)
         assert batch.masks.dtype == np.bool_
-        assert batch.faults == ()
+        assert batch.issues == ()
     assert batches[2].valid.tolist() == [True, True, True, False]
     assert not batches[2].has_mask[3]
     for batch in batches:
@@ -119,15 +119,15 @@ def test_faults_stay_in_their_row(dataset, tmp_path):
     assert first.index.tolist() == [0, 1, 2, 3]
     assert first.valid.tolist() == [True, False, True, True]
     assert first.has_mask.tolist() == [True, False, False, False]  # masks that cannot be used
-    assert [(issue.kind, issue.file) for issue in first.faults] == [
+    assert [(issue.kind, issue.file) for issue in first.issues] == [
         ("image_unreadable", "text.png"),
         ("mask_size", "#2"),
         ("mask_unreadable", "m.png"),
     ]
-    assert "not an image" in first.faults[0].detail
-    assert first.faults[1].detail == "41x30, the image 40x30"
+    assert "not an image" in first.issues[0].detail
+    assert first.issues[1].detail == "41x30, the image 40x30"
     assert second.valid.tolist() == [False, True, False, False]
-    assert "no such file" in second.faults[0].detail
+    assert "no such file" in second.issues[0].detail
     np.testing.assert_array_equal(first.images[0], second.images[1])
     assert not first.images[1].any()
 
@@ -163,7 +163,7 @@ def test_an_empty_mask_stays_in_the_batch_and_is_told_once_with_a_count(dataset,
     assert first.valid.all()
     assert first.has_mask.all()
     assert not first.masks.any()
-    assert first.faults == ()
+    assert first.issues == ()
     assert first.notes[3] == ("mask_empty", "3.png", "")
     assert len(second.notes) == 2
     words = "mine: 6 files: the image is anomalous, but its mask is empty (0.png, 1.png, 2.png, …)"
@@ -222,7 +222,7 @@ def test_any_exception_of_a_sample_is_an_issue_of_it(dataset, error):
     bad = Sample(image=Raises(error), category="a", file_name="bad.png")
     (batch,) = load(Samples("mixed", [dataset[0], bad, dataset[1]]))
     assert batch.valid.tolist() == [True, False, True, False]
-    assert [(issue.kind, issue.file) for issue in batch.faults] == [("image_unreadable", "bad.png")]
+    assert [(issue.kind, issue.file) for issue in batch.issues] == [("image_unreadable", "bad.png")]
 
 
 def test_warns_where_images_are_scaled_differently(caplog):
@@ -312,7 +312,7 @@ def test_image_without_usable_mask_stays_valid(pair, kind):
     (batch,) = load(Samples("made", [pair]), batch_size=1)
     assert (batch.valid.tolist(), batch.has_mask.tolist()) == ([True], [False])
     assert not batch.masks.any()
-    assert [(fault.kind, fault.file) for fault in batch.faults] == [(kind, "a.png")]
+    assert [(issue.kind, issue.file) for issue in batch.issues] == [(kind, "a.png")]
     decoded = decode_image(pair.image).image
     np.testing.assert_array_equal(batch.images[0], resize_image(decoded, PREPROCESS))
 
@@ -328,7 +328,7 @@ def test_image_without_usable_mask_stays_valid(pair, kind):
 )
 def test_mask_is_brought_to_its_image(pair, kind):
     (batch,) = load(Samples("made", [pair]), batch_size=1)
-    assert (batch.has_mask.tolist(), batch.faults) == ([True], ())
+    assert (batch.has_mask.tolist(), batch.issues) == ([True], ())
     assert [(note.kind, note.file) for note in batch.notes] == [(kind, "a.png")]
     expected = np.zeros((24, 24), bool)
     expected[:, :8] = True
@@ -340,7 +340,7 @@ def test_mask_is_brought_to_its_image(pair, kind):
 def test_doubtful_masks_are_used_and_warned_of_once(fill, kind, caplog):
     pairs = [dataclasses.replace(write_pair(fill=fill), file_name=f"{i}.png") for i in range(5)]
     batches = load(Samples("mine", pairs), batch_size=2)
-    assert [fault for batch in batches for fault in batch.faults] == []
+    assert [issue for batch in batches for issue in batch.issues] == []
     assert [note.kind for batch in batches for note in batch.notes] == [kind] * 5
     assert all(mask.all() == (fill > 0) for mask in batches[0].masks)
     assert batches[0].has_mask.all()
@@ -361,7 +361,7 @@ class Damaged(Samples):
 def test_record_that_cannot_be_read_is_an_issue(dataset):
     (batch,) = load(Damaged("damaged", [dataset[i] for i in range(3)]))
     assert batch.valid.tolist() == [True, False, True, False]
-    assert batch.faults == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
+    assert batch.issues == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
 
 
 def test_file_without_permission_is_an_issue_of_its_own_kind(dataset, tmp_path, monkeypatch):

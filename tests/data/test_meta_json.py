@@ -59,7 +59,7 @@ def test_the_known_form(root):
     assert (good.label, good.has_mask, good.mask, good.defect) == (0, True, None, "good")
     # An anomalous image without a mask must not be scored as if its mask were empty.
     assert (woven.label, woven.has_mask, woven.mask, woven.defect) == (1, False, None, "")
-    assert dataset.faults == ()
+    assert dataset.issues == ()
 
 
 def test_splits(root):
@@ -105,7 +105,7 @@ def test_reports_missing_files(tmp_path):
     dataset = read_meta_json(root)
     assert len(dataset) == 3  # the loader reports the image that is missing, in its place
     assert not dataset[0].has_mask
-    assert dataset.faults == (Issue("mask_missing", "a.png", "gone_mask.png"),)
+    assert dataset.issues == (Issue("mask_missing", "a.png", "gone_mask.png"),)
     assert not dataset[2].has_mask
     empty = make(tmp_path / "other", {"test": {"c": entries}})
     with pytest.raises(UserError, match="None of the images"):
@@ -115,7 +115,7 @@ def test_reports_missing_files(tmp_path):
 def test_ignores_repeated_entries(root, tmp_path):
     twice = read_meta_json([root, root])
     assert len(twice) == 3
-    assert twice.faults == (Issue("entries_repeated", "meta.json", "3 in 'test'"),)
+    assert twice.issues == (Issue("entries_repeated", "meta.json", "3 in 'test'"),)
     other = make(tmp_path / "more", {"test": {"metal_nut": [entry("1.png")] * 2}}, ["1.png"])
     merged = read_meta_json([root, other])
     assert len(merged) == 4
@@ -138,7 +138,7 @@ def test_reports_split_to_train_on_without_images(tmp_path):
 
     splits = read({"train": {"c": [entry("gone.png", anomaly=0)]}})
     assert [len(split) for split in splits.values()] == [0, 1]
-    assert splits["train"].faults == (Issue("images_missing", "meta.json", "train"),)
+    assert splits["train"].issues == (Issue("images_missing", "meta.json", "train"),)
     with pytest.raises(UserError, match="known form"):
         read({"train": {"c": [{"mask_path": ""}]}})
     with pytest.raises(NoSplitError, match="no split 'test'"):
@@ -168,7 +168,7 @@ def test_reports_files_outside_the_folder(tmp_path):
     assert [pathlib.Path(sample.image).name for sample in dataset[:2]] == ["a.png", "b.png"]
     assert [sample.image for sample in dataset[2:]] == ["/nowhere/../outside.png"]
     assert (dataset[0].has_mask, dataset[0].mask) == (False, None)
-    assert dataset.faults == (
+    assert dataset.issues == (
         *(Issue("image_outside", path) for path in outside),
         Issue("mask_outside", "a.png", "../outside.png"),
     )
@@ -292,7 +292,7 @@ def test_excludes_masks_with_names_of_other_images(tmp_path):
         *[(1, None, False)] * 3,
         (0, None, True),
     ]
-    assert dataset.faults == tuple(
+    assert dataset.issues == tuple(
         Issue("mask_of_other", images[i], f"00{j}_mask.png, of 00{j}")
         for i, j in [(0, 1), (1, 2), (2, 0)]
     )
@@ -314,7 +314,7 @@ def test_uses_masks_with_other_names(tmp_path, mask):
     others = ["x/001.png", "x/002.png", "y/000.png", "y/scratch.png"]
     listed = [entry(others[0], mask=mask), *(entry(path, anomaly=0) for path in others[1:])]
     dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, [*others, mask]))
-    assert (dataset[0].has_mask, dataset.faults) == (True, ())
+    assert (dataset[0].has_mask, dataset.issues) == (True, ())
 
 
 def test_reports_normal_entry_with_mask(tmp_path):
@@ -323,7 +323,7 @@ def test_reports_normal_entry_with_mask(tmp_path):
     files = ["a.png", "b.png", "c.png", "a_mask.png", "b_mask.png", "folder/x.png"]
     dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, files))
     assert (dataset[0].label, dataset[0].mask, dataset[0].has_mask) == (0, None, True)
-    repeated, normal = dataset.faults
+    repeated, normal = dataset.issues
     assert repeated.kind == "entries_repeated"
     assert normal == Issue("mask_of_normal", "a.png", "a_mask.png")
 

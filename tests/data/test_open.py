@@ -91,8 +91,8 @@ def test_a_misspelt_name_is_told(data_dir):
 def test_faults_of_one_benchmark_are_told_once(data_dir):
     (data_dir / "mpdd/test/1.png").unlink()
     one = open_dataset("mpdd", data_dir)
-    one.faults = (("1.png", "gone"),)
-    assert Joined("twice", [one, one]).faults == one.faults
+    one.issues = (("1.png", "gone"),)
+    assert Joined("twice", [one, one]).issues == one.issues
 
 
 def test_a_folder_with_a_meta_json_is_read_by_it(data_dir):

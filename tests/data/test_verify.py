@@ -32,7 +32,7 @@ def parts(tmp_path):
 def find(folder):
     """Whether all is good, and the kinds of the issues and notes by file."""
     found = verify(open_target(str(folder), folder))
-    issues = {issue.file: issue.kind for issue in found.faults}
+    issues = {issue.file: issue.kind for issue in found.issues}
     return found.good, issues, {issue.file: issue.kind for issue in found.notes}
 
 

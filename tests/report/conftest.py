@@ -87,7 +87,7 @@ def report(make_row, scores, cases):
         scores=[scores],
         cases=cases,
         history=[{"step": i, "epoch": 1, "loss": 1 / i} for i in range(1, 5)],
-        faults={dataset: [Issue("image_unreadable", "ring/<9>.png", "the file is truncated")]},
+        issues={dataset: [Issue("image_unreadable", "ring/<9>.png", "the file is truncated")]},
         config_text='{"seed": 0}',
         run={"total_seconds": 150.0, "peak_memory_bytes": 2**30, "parts_seconds": {"start": 1.5}},
         demonstration=True,

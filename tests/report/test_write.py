@@ -113,7 +113,7 @@ def test_bare_report_is_still_a_page(report):
         scores=(),
         cases=(),
         history=(),
-        faults={},
+        issues={},
         run={},
         skipped={},
         config_text="",
@@ -254,7 +254,7 @@ def test_no_name_leaves_the_directory_or_ends_the_report(name, report, tmp_path)
         report,
         cases=[dataclasses.replace(case, **fields) for case in report.cases[:2]],
         scores=[dataclasses.replace(report.scores[0], dataset=name, categories=[name] * 8)],
-        faults={name: [Issue("image_unreadable", name, name)]},
+        issues={name: [Issue("image_unreadable", name, name)]},
         skipped={name: name},
     )
     workdir = tmp_path / "outer/runs/mine"

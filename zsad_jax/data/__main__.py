@@ -154,8 +154,8 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     for line in summary.describe_counts(target, counts, differences):
         print(line)
     hint = f"{PROGRAM} verify {name} --all{_with_data_dir(options)}"
-    faults, notes = target.faults, target.notes
-    for line in summary.describe_issues(faults, notes, show_all=options.all, hint=hint):
+    issues, notes = target.issues, target.notes
+    for line in summary.describe_issues(issues, notes, show_all=options.all, hint=hint):
         print(line)
     print(f"{target.title} lies in {target.place}", flush=True)
 
@@ -188,7 +188,7 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     for contradiction in found.contradictions:
         print(f"differs from what preparation recorded: {contradiction}")
     hint = f"{PROGRAM} verify {shlex.quote(target.key)} --all{_with_data_dir(options)}"
-    for line in summary.describe_issues(found.faults, found.notes, show_all=options.all, hint=hint):
+    for line in summary.describe_issues(found.issues, found.notes, show_all=options.all, hint=hint):
         print(line)
     problems = {
         "counts that are not the published ones": len(found.differences),
@@ -197,8 +197,8 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
     }
     words = [f"{what}: {number}" for what, number in problems.items() if number]
     verdict = ", ".join(words) or "every image and mask that is there can be used"
-    if found.faults:
-        verdict += f"; {plural(len(found.faults), 'issue')}"
+    if found.issues:
+        verdict += f"; {plural(len(found.issues), 'issue')}"
     print(f"{target.title}: {verdict}", flush=True)
     return found.good
 

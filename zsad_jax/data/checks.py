@@ -27,14 +27,14 @@ class Examined(NamedTuple):
       image: 8 bits a channel, in its own color mode; None when it cannot be read.
       mask: the ground truth, several parts joined; None where there is none that can be used.
       usable: whether the image can be read, and its mask used where it should have one.
-      faults: what is wrong with the sample.
+      issues: what is wrong with the sample.
       notes: what is worth knowing but harms nothing.
     """
 
     image: Image.Image | None
     mask: Bool[np.ndarray, "H W"] | None
     usable: bool
-    faults: list[Issue]
+    issues: list[Issue]
     notes: list[Issue]
 
     @property
@@ -55,37 +55,37 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
       bit_depth: see `Preprocess`.
     """
     name = sample.file_name
-    faults: list[Issue] = []
+    issues: list[Issue] = []
     notes: list[Issue] = []
     decoded = None
     try:
         decoded = open_image(sample.image, bit_depth=bit_depth)
         notes += [note._replace(file=name) for note in decoded.notes]
     except UnreadableImage as error:
-        faults.append(Issue("image_unreadable", name, error.reason))
+        issues.append(Issue("image_unreadable", name, error.reason))
     image = None if decoded is None else decoded.image
     if sample.mask is None or not sample.has_mask:
-        return Examined(image, None, image is not None, faults, notes)
+        return Examined(image, None, image is not None, issues, notes)
     try:
         values = read_masks(sample.mask)
     except UnreadableImage as error:
-        faults.append(Issue("mask_unreadable", name, error.reason))
-        return Examined(image, None, False, faults, notes)
+        issues.append(Issue("mask_unreadable", name, error.reason))
+        return Examined(image, None, False, issues, notes)
     drawn = binarise(values.parts, threshold=threshold)
     mask: Bool[np.ndarray, "H W"] | None = drawn
     if decoded is not None:
         mask, issue = _fit(drawn, decoded, values.oriented)
         if issue:
-            (notes if mask is not None else faults).append(issue._replace(file=name))
-    usable = not faults
+            (notes if mask is not None else issues).append(issue._replace(file=name))
+    usable = not issues
     if mask is not None and sample.label and not mask.any():
-        faults.append(Issue("mask_empty", name))
+        issues.append(Issue("mask_empty", name))
     if mask is not None and mask.all():
-        faults.append(Issue("mask_full", name))
+        issues.append(Issue("mask_full", name))
     levels = max(map(_count_levels, values.parts))
     if levels > 2:
         notes.append(Issue("mask_levels", name, f"{levels} levels, threshold {threshold}"))
-    return Examined(image, mask, usable, faults, notes)
+    return Examined(image, mask, usable, issues, notes)
 
 
 def _fit(

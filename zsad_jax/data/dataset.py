@@ -95,7 +95,7 @@ class ImageBatch(NamedTuple):
       masks: resized ground truth, all False where there is none.
       index: position in the dataset; -1 for padding.
       file_names: of each row; "" for padding.
-      faults: images that could not be read, and masks that could not be used.
+      issues: images that could not be read, and masks that could not be used.
       notes: what is worth knowing of the others (16-bit values scaled, an empty mask on an anomalous image).
     """
 
@@ -107,7 +107,7 @@ class ImageBatch(NamedTuple):
     index: Int[np.ndarray, " b"]  # type: ignore[assignment]  # tuples have a method of that name
     valid: Bool[np.ndarray, " b"]
     file_names: tuple[str, ...] = ()
-    faults: tuple[Issue, ...] = ()
+    issues: tuple[Issue, ...] = ()
     notes: tuple[Issue, ...] = ()
 
 
@@ -115,7 +115,7 @@ class Samples(Sequence[Sample]):
     """A dataset held as a list of samples.
 
     Attributes:
-      faults: what was amiss when the dataset was put together (masks that are missing, say). The samples
+      issues: what was amiss when the dataset was put together (masks that are missing, say). The samples
         concerned are in the dataset all the same; files that cannot be read are the loader's to report.
       notes: what is worth knowing but harms nothing.
     """
@@ -126,12 +126,12 @@ class Samples(Sequence[Sample]):
         samples: Sequence[Sample],
         categories: Sequence[str] | None = None,
         *,
-        faults: Sequence[Issue] = (),
+        issues: Sequence[Issue] = (),
         notes: Sequence[Issue] = (),
     ):
         """Categories come in the given order, else in order of first appearance."""
         self.name = name
-        self.faults = tuple(faults)
+        self.issues = tuple(issues)
         self.notes = tuple(notes)
         self._samples = tuple(samples)
         prompt_names = {sample.category: sample.prompt_name for sample in self._samples}

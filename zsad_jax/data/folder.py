@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from absl import logging
 
-from zsad_jax.data import issues
 from zsad_jax.data.dataset import Sample, Samples
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import FOLDER, find_folder, find_masks, pair, plain
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocols import prompt_name as default_prompt_name
@@ -99,7 +98,7 @@ def read_folder(
 
     An image is normal when a folder that it lies in is one of `normal_folders`, anomalous otherwise.
     Where no such folder exists, masks tell (no mask, or an all-zero one: normal); where there are no masks
-    either, nothing is known: label 0 and has_mask False, and a fault says so. Links to folders are
+    either, nothing is known: label 0 and has_mask False, and an issue says so. Links to folders are
     followed, to each folder once.
 
     Args:
@@ -138,15 +137,15 @@ def read_folder(
     samples = [sample for part, _ in parts for sample in part]
     found = [issue for _, part in parts for issue in part]
     notes = [issue for issue in found if issue.file.lower().endswith(DOCUMENTS)]
-    faults = [issue for issue in found if not issue.file.lower().endswith(DOCUMENTS)]
+    issues = [issue for issue in found if not issue.file.lower().endswith(DOCUMENTS)]
     if not samples:
         raise UserError(_why_empty(root))
-    _report(name, samples, faults)
+    _report(name, samples, issues)
     for i, sample in enumerate(samples):
         called = (prompt_names or {}).get(sample.category) or prompt_name
         called = called or default_prompt_name(sample.category, dataset=name)
         samples[i] = dataclasses.replace(sample, prompt_name=called)
-    return Samples(name, samples, faults=faults, notes=notes)
+    return Samples(name, samples, issues=issues, notes=notes)
 
 
 def _why_empty(root: pathlib.Path) -> str:
@@ -222,7 +221,7 @@ def _read_part(
     """The samples of one category; `split` is None for a folder without layout."""
     category = category or (folder.resolve() if folder == root else folder).name  # "." has no name
     place = folder if split is None else folder / (_subfolder(folder, split) or "")
-    images, known, faults = _list_part(folder, place, split, masks, normal)
+    images, known, issues = _list_part(folder, place, split, masks, normal)
     start = "" if split is None else f"{place.name}/"
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
     normals = {image for image in images if normal & set(map(plain, folders[image]))}
@@ -235,9 +234,9 @@ def _read_part(
         label = int(image not in normals) if labelled else _judge(found)
         has_mask = bool(found) or (not label and (labelled or bool(pairs)))
         if label and not has_mask and known:
-            faults.append(Issue("mask_missing", image))
+            issues.append(Issue("mask_missing", image))
         if labelled and not label and _judge(found):
-            faults.append(Issue("mask_of_normal", image))
+            issues.append(Issue("mask_of_normal", image))
         defect = folders[image][-1] if label and labelled and folders[image] else ""
         sample = Sample(
             image=str(folder / image),
@@ -252,20 +251,20 @@ def _read_part(
     if split not in ("train", "validation"):  # the masks are those of another split
         used = {mask for found in pairs.values() for mask in found}
         unused = [os.path.relpath(truth / one, folder) for one in known if one not in used]
-        faults += [Issue("mask_unused", one) for one in unused]
-    faults = [
-        one._replace(file=_to_posix(os.path.relpath(folder / one.file, root))) for one in faults
+        issues += [Issue("mask_unused", one) for one in unused]
+    issues = [
+        one._replace(file=_to_posix(os.path.relpath(folder / one.file, root))) for one in issues
     ]
     anomalous = sum(sample.label for sample in samples)
     if not images:
-        faults.append(Issue("folder_empty", str(place)))
+        issues.append(Issue("folder_empty", str(place)))
     elif (not labelled and not pairs) or (anomalous == len(images) and not known):
         counted = f"all {len(images)} images count as {'anomalous' if anomalous else 'normal'}"
-        faults.append(Issue("label_unknown", str(place), counted))
+        issues.append(Issue("label_unknown", str(place), counted))
     elif anomalous and not known:
         detail = f"{anomalous} of {len(images)} images"
-        faults.append(Issue("masks_missing", str(place), detail))
-    return samples, faults
+        issues.append(Issue("masks_missing", str(place), detail))
+    return samples, issues
 
 
 def _list_part(
@@ -281,7 +280,7 @@ def _list_part(
     splits = [one for one in _subfolders(folder) if one == place or plain(one.name) not in SPLITS]
     places = [folder] if split is None else splits
     files = [one for below in places for one in _list_images(folder, ignored, below)]
-    faults = [issue for issue in ignored if issue.kind != "hidden"]
+    issues = [issue for issue in ignored if issue.kind != "hidden"]
     if masks is not None:
         inside = _to_posix(os.path.relpath(masks, folder))
         files = [one for one in files if not one.startswith(f"{inside}/")]
@@ -289,7 +288,7 @@ def _list_part(
     start = "" if split is None else f"{place.name}/"
     images = [one for one in files if one.startswith(start) and one not in known]
     if masks is not None:
-        faults += [Issue("mask_unused", one) for one in known]
+        issues += [Issue("mask_unused", one) for one in known]
         known = dict.fromkeys(_list_images(masks), "")
     elif unusual:
         suspect, other = next(iter(unusual.items()))
@@ -297,7 +296,7 @@ def _list_part(
             f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
             " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
         )
-    return images, known, faults
+    return images, known, issues
 
 
 def _judge(masks: tuple[str, ...]) -> int:
@@ -308,10 +307,10 @@ def _judge(masks: tuple[str, ...]) -> int:
         return 1  # the loader reports the mask
 
 
-def _report(name: str, samples: Sequence[Sample], faults: Sequence[Issue]) -> None:
+def _report(name: str, samples: Sequence[Sample], issues: Sequence[Issue]) -> None:
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %d images, %d of them anomalous.", name, len(samples), anomalous)
-    issues.warn(name, faults)
+    log_issues(name, issues)
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -76,7 +76,7 @@ class Issue(NamedTuple):
         return f"{self.file}: {self.description}"
 
 
-def group(issues: Iterable[Issue]) -> list[list[Issue]]:
+def group_issues(issues: Iterable[Issue]) -> list[list[Issue]]:
     """Groups issues by kind, in order of first appearance."""
     kinds: dict[str, list[Issue]] = {}
     for issue in issues:
@@ -84,18 +84,18 @@ def group(issues: Iterable[Issue]) -> list[list[Issue]]:
     return list(kinds.values())
 
 
-def warn(name: str, issues: Iterable[Issue]) -> None:
+def log_issues(name: str, issues: Iterable[Issue]) -> None:
     """Logs issues of a dataset as warnings, a line for each kind."""
-    for kind in group(issues):
-        logging.warning("%s: %s", name, summarize(kind))
+    for kind in group_issues(issues):
+        logging.warning("%s: %s", name, summarize_issues(kind))
 
 
-def to_json(issues: Iterable[Issue]) -> list[dict[str, str]]:
+def issues_to_json(issues: Iterable[Issue]) -> list[dict[str, str]]:
     """Returns issues as they are stored in run.json."""
     return [issue._asdict() for issue in issues]
 
 
-def summarize(issues: Sequence[Issue]) -> str:
+def summarize_issues(issues: Sequence[Issue]) -> str:
     """Describes the issues of one kind in a line: their number, and the first few files."""
     if len(issues) == 1:
         return str(issues[0])

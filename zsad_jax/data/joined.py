@@ -16,7 +16,7 @@ class Joined:
       name: of the whole.
       categories: of all; one that several have is the same.
       prompt_names: of each category, from the first dataset that has it.
-      faults: of all.
+      issues: of all.
     """
 
     def __init__(self, name: str, datasets: Sequence[Dataset]):
@@ -28,9 +28,9 @@ class Joined:
             for category, called in zip(dataset.categories, dataset.prompt_names, strict=True):
                 named.setdefault(category, called)
         self.categories, self.prompt_names = tuple(named), tuple(named.values())
-        # Splits of one benchmark tell the same faults.
-        found = (fault for dataset in datasets for fault in getattr(dataset, "faults", ()))
-        self.faults: tuple[Issue, ...] = tuple(dict.fromkeys(found))
+        # Splits of one benchmark tell the same issues.
+        found = (issue for dataset in datasets for issue in getattr(dataset, "issues", ()))
+        self.issues: tuple[Issue, ...] = tuple(dict.fromkeys(found))
 
     @property
     def grouped(self) -> bool:

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from zsad_jax.data import issues
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Dataset, ImageBatch, Sample, read_sample
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import DOUBTFUL, Issue, group_issues, summarize_issues
 from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
@@ -29,7 +28,7 @@ MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; below this many images threads are done sooner.
 MIN_IMAGES_FOR_WORKERS = 512
 MAX_THREADS = 4
-TEXTS = ("file_names", "faults", "notes")  # the fields of a batch that are no arrays
+TEXTS = ("file_names", "issues", "notes")  # the fields of a batch that are no arrays
 
 _start_lock = threading.Lock()
 
@@ -41,7 +40,7 @@ class Row(NamedTuple):
     sample: Sample
     image: np.ndarray | None
     mask: np.ndarray | None
-    faults: tuple[Issue, ...] = ()
+    issues: tuple[Issue, ...] = ()
     notes: tuple[Issue, ...] = ()
 
 
@@ -59,7 +58,7 @@ def load_batches(
 ) -> Iterator[ImageBatch]:
     """Decodes and resizes a dataset in the background and hands it over in batches of constant shape.
 
-    A sample whose image cannot be read keeps its row, with `valid=False` and an issue in `faults`; one whose
+    A sample whose image cannot be read keeps its row, with `valid=False` and an issue in `issues`; one whose
     mask cannot be used has `has_mask=False`. The last batch is padded with rows whose index is -1.
 
     Args:
@@ -131,11 +130,11 @@ def _iterate(
 
 def _report(name: str, notes: Sequence[Issue]) -> None:
     """Logs the notes, a line for each kind; images that were scaled differently do not compare."""
-    for kind in issues.group(notes):
+    for kind in group_issues(notes):
         scales = {note.detail for note in kind if note.kind == "image_scaled"}
-        doubtful = len(scales) > 1 or kind[0].kind in issues.DOUBTFUL
+        doubtful = len(scales) > 1 or kind[0].kind in DOUBTFUL
         level = logging.WARNING if doubtful else logging.INFO
-        logging.log(level, "%s: %s", name, issues.summarize(kind))
+        logging.log(level, "%s: %s", name, summarize_issues(kind))
 
 
 def _release_shared_memory() -> None:
@@ -233,7 +232,7 @@ class _Decode:
         index, sample = item
         if isinstance(sample, Issue):
             unknown = Sample(image=b"", file_name=sample.file)
-            return Row(index, unknown, None, None, faults=(sample,))
+            return Row(index, unknown, None, None, issues=(sample,))
         if not sample.file_name:
             name = sample.image if isinstance(sample.image, str) else f"#{index}"
             sample = dataclasses.replace(sample, file_name=name)
@@ -242,20 +241,20 @@ class _Decode:
                 return self._decode(index, sample)
         except Exception as error:  # one file must not end the run, whatever a decoder raises
             issue = Issue("image_unreadable", sample.file_name, f"{type(error).__name__}: {error}")
-            return Row(index, sample, None, None, faults=(issue,))
+            return Row(index, sample, None, None, issues=(issue,))
 
     def _decode(self, index: int, sample: Sample) -> Row:
         found = examine(sample, threshold=self.mask_threshold, bit_depth=self.preprocess.bit_depth)
-        faults, notes = tuple(found.faults), tuple(found.notes)
+        issues, notes = tuple(found.issues), tuple(found.notes)
         if found.image is None:
-            return Row(index, sample, None, None, faults, notes)
+            return Row(index, sample, None, None, issues, notes)
         image = resize_image(found.image, self.preprocess)
         if found.mask is not None:
             mask = resize_mask(found.mask, self.mask_size)
-            return Row(index, sample, image, mask, notes=faults + notes)
+            return Row(index, sample, image, mask, notes=issues + notes)
         if sample.mask is not None:
             sample = dataclasses.replace(sample, has_mask=False)
-        return Row(index, sample, image, None, faults, notes)
+        return Row(index, sample, image, None, issues, notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +281,7 @@ class _Collate:
             index=np.full(b, -1, np.int32),
             valid=np.zeros(b, np.bool_),
             file_names=(*(row.sample.file_name for row in rows), *[""] * (b - len(rows))),
-            faults=tuple(fault for row in rows for fault in row.faults),
+            issues=tuple(issue for row in rows for issue in row.issues),
             notes=tuple(note for row in rows for note in row.notes),
         )
         for i, row in enumerate(rows):

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from zsad_jax.data import issues
 from zsad_jax.data.dataset import Dataset, Sample, Samples
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import IMAGE, MASK, names, plain
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.utils.errors import NoSplitError, UserError
@@ -41,7 +40,7 @@ def read_meta_json(
 
     A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to
     the root; an absolute one of the author's disk is looked for under the root by its longest suffix that
-    exists. A file outside all roots is not used: an image is left out, and a fault says so. An image is
+    exists. A file outside all roots is not used: an image is left out, and an issue says so. An image is
     counted once, however often or in however many roots it is listed. An anomalous image without mask
     keeps has_mask False, so that pixel metrics leave it out.
 
@@ -62,14 +61,14 @@ def read_meta_json(
     within = {place for one in given for place in (os.path.abspath(one), os.path.realpath(one))}
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
-    faults: list[Issue] = []
+    issues: list[Issue] = []
     missing: list[str] = []
     repeated = 0
     for folder in folders:
         for entry in _entries(folder / META_JSON, split):
-            sample, fault = _read_entry(entry, folder, within)
+            sample, issue = _read_entry(entry, folder, within)
             if sample is None:
-                faults += [fault] if fault else []
+                issues += [issue] if issue else []
                 continue
             key = os.path.realpath(str(sample.image))
             if key in samples:
@@ -79,25 +78,25 @@ def read_meta_json(
                 sample.category, dataset=name, naming=naming
             )
             samples[key] = dataclasses.replace(sample, prompt_name=called)
-            faults += [fault] if fault else []
+            issues += [issue] if issue else []
             missing += [] if os.path.isfile(key) else [str(sample.image)]
     images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
     for key, sample in samples.items():
         if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
             detail = f"{os.path.basename(str(sample.mask))}, of {other}"
-            faults.append(Issue("mask_of_other", sample.file_name, detail))
+            issues.append(Issue("mask_of_other", sample.file_name, detail))
             samples[key] = dataclasses.replace(sample, mask=None, has_mask=False)
     if len(missing) == len(samples):
-        first = [*missing, *map(str, faults)][0]
+        first = [*missing, *map(str, issues)][0]
         raise NoImagesError(
             f"None of the images that {folders[0] / META_JSON} lists is there (the first: {first})."
         )
     if missing:
         logging.warning("%s: %d images are missing, the first: %s.", name, len(missing), missing[0])
     if repeated:
-        faults.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
-    issues.warn(name, faults)
-    return Samples(name, list(samples.values()), faults=faults)
+        issues.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
+    log_issues(name, issues)
+    return Samples(name, list(samples.values()), issues=issues)
 
 
 def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
@@ -107,7 +106,7 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
       read: reads a split, as `read_meta_json` does.
 
     Returns:
-      The splits; one to train on of which no image is there is empty, with a fault that says so.
+      The splits; one to train on of which no image is there is empty, with an issue that says so.
 
     Raises:
       UserError: there is nothing to test on, or the meta.json cannot be read.
@@ -121,7 +120,7 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
                 raise
             if isinstance(error, NoImagesError):
                 missing = Issue("images_missing", META_JSON, split)
-                splits[split] = Samples("", [], faults=[missing])
+                splits[split] = Samples("", [], issues=[missing])
     return splits
 
 

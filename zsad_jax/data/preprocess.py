@@ -347,15 +347,15 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
     if isinstance(encoded, bytes):
-        fault = "" if encoded else "it is empty"
+        issue = "" if encoded else "it is empty"
     elif os.path.isdir(encoded):
-        fault = "it is a folder, not an image"
+        issue = "it is a folder, not an image"
     elif not os.path.exists(encoded):
-        fault = "there is no such file"
+        issue = "there is no such file"
     else:
-        fault = "" if os.path.getsize(encoded) else "the file is empty"
-    if fault:
-        raise UnreadableImage(_name(encoded), fault)
+        issue = "" if os.path.getsize(encoded) else "the file is empty"
+    if issue:
+        raise UnreadableImage(_name(encoded), issue)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         "metrics": [_metrics_to_json(scored) for scored in evaluation.scored],
         "score_names": [list(scored.image_scores) for scored in evaluation.scored],
         "cases": cases,
-        "faults": evaluation.faults,
+        "faults": evaluation.issues,
         "num_unreadable": evaluation.num_unreadable,
     }
     arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
@@ -80,7 +80,7 @@ def load(path: files.PathLike) -> Evaluation | None:
             )
             for i, fields in enumerate(text["cases"])
         ),
-        faults=tuple(Issue(*fault) for fault in text["faults"]),
+        issues=tuple(Issue(*issue) for issue in text["faults"]),
         num_unreadable=text["num_unreadable"],
     )
 

@@ -19,9 +19,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from zsad_jax.data import issues
 from zsad_jax.data.folder import Found, find_images
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, group_issues, issues_to_json, summarize_issues
 from zsad_jax.data.preprocess import UnreadableImage
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import Experiment, fingerprint
@@ -106,14 +105,14 @@ class Outcome:
       images: all that were asked for.
       rows: of those that were scored, now or by an earlier run.
       reused: how many an earlier run has scored.
-      faults: those that could not be read.
+      issues: those that could not be read.
       ignored: other files that were found.
     """
 
     images: Sequence[str]
     rows: Sequence[Row]
     reused: int
-    faults: Sequence[Issue]
+    issues: Sequence[Issue]
     ignored: Sequence[Issue]
 
 
@@ -130,8 +129,8 @@ def predict(experiment: Experiment, options: Options) -> None:
     if asked is not None and asked.good:
         good = _without_outputs(find_images([asked.good]), options.out)
     shown = (issue for issue in (*ignored, *good.ignored) if issue.kind != "hidden")
-    for kind in issues.group(dict.fromkeys(shown)):
-        logging.warning("Ignoring %s", issues.summarize(kind))
+    for kind in group_issues(dict.fromkeys(shown)):
+        logging.warning("Ignoring %s", summarize_issues(kind))
     with files.alone(options.out, (*FILES, "masks")):
         model = prepare_model(
             experiment,
@@ -153,7 +152,7 @@ def predict(experiment: Experiment, options: Options) -> None:
         _write_run(model, clock, writer, outcome, words)
     if not outcome.rows:
         raise UserError(
-            f"None of the {len(images)} images could be read; the first: {outcome.faults[0]}."
+            f"None of the {len(images)} images could be read; the first: {outcome.issues[0]}."
         )
     _tell_results(outcome, writer)
 
@@ -202,17 +201,17 @@ def _score_all(
             " their own.", others, journal.path,
         )  # fmt: skip
     pending = [image for image in images if image not in journal]
-    faults: list[Issue] = []
+    issues: list[Issue] = []
     if pending:  # until all is done, no run.json speaks for these rows
         (writer.folder / "run.json").unlink(missing_ok=True)
-        scored = score_images(model, pending, faults, label="score", num_workers=num_workers)
-        _write_all(scored, journal, writer, faults)
+        scored = score_images(model, pending, issues, label="score", num_workers=num_workers)
+        _write_all(scored, journal, writer, issues)
     rows = journal.finish(images)
-    return Outcome(images=images, rows=rows, reused=reused, faults=faults, ignored=ignored)
+    return Outcome(images=images, rows=rows, reused=reused, issues=issues, ignored=ignored)
 
 
 def _write_all(
-    scored: Iterator[Scored], journal: Journal, writer: Writer, faults: list[Issue]
+    scored: Iterator[Scored], journal: Journal, writer: Writer, issues: list[Issue]
 ) -> None:
     """Writes outputs while the next batch is computed."""
     writers = min(os.cpu_count() or 1, MAX_WRITERS)
@@ -224,16 +223,16 @@ def _write_all(
             try:
                 future.result()
             except UnreadableImage as error:  # gone or changed since it was scored
-                faults.append(Issue("image_changed", path, error.reason))
-                logging.warning("Skipped %s", faults[-1])
+                issues.append(Issue("image_changed", path, error.reason))
+                logging.warning("Skipped %s", issues[-1])
             except OSError as error:
                 raise UserError(
                     f"Cannot write to {writer.folder} ({error.strerror or error}); make room or choose"
                     " another --out. Nothing finished is lost."
                 ) from error
             except Exception as error:  # one image must not end the run
-                faults.append(Issue("image_unreadable", path, f"{type(error).__name__}: {error}"))
-                logging.warning("Skipped %s", faults[-1])
+                issues.append(Issue("image_unreadable", path, f"{type(error).__name__}: {error}"))
+                logging.warning("Skipped %s", issues[-1])
 
     with concurrent.futures.ThreadPoolExecutor(writers) as pool:
         for one in scored:
@@ -255,16 +254,16 @@ def _settle_threshold(
     journal = Journal(options.out / "known_good.jsonl", model.key)
     journal.take_over(good)
     pending = [image for image in good if image not in journal]
-    faults: list[Issue] = []
+    issues: list[Issue] = []
     for one in score_images(
-        model, pending, faults, label="known-good images", num_workers=num_workers
+        model, pending, issues, label="known-good images", num_workers=num_workers
     ):
         score = thresholds.shortest(one.score)
         journal.add({"path": one.path, "score": score, "sha256": files.digest(one.path)})
     scores = [row["score"] for row in journal.finish(good)]
     if not scores:
         raise UserError(
-            f"None of the known-good images in {asked.good} could be read; the first: {faults[0]}."
+            f"None of the known-good images in {asked.good} could be read; the first: {issues[0]}."
         )
     value = thresholds.quantile_threshold(scores, asked.quantile)
     doubt = thresholds.describe_support(len(scores), asked.quantile)
@@ -275,8 +274,8 @@ def _settle_threshold(
         "from": asked.good,
         "quantile": asked.quantile,
         "num_images": len(scores),
-        "issues": issues.to_json(faults),
-        "ignored": issues.to_json(found.ignored),
+        "issues": issues_to_json(issues),
+        "ignored": issues_to_json(found.ignored),
         "warning": doubt or None,
     }
 
@@ -324,10 +323,10 @@ def _write_run(
         "num_images": len(outcome.images),
         "num_scored": len(outcome.rows) - outcome.reused,
         "num_reused": outcome.reused,
-        "num_unreadable": len(outcome.faults),
+        "num_unreadable": len(outcome.issues),
         "num_ignored": len(outcome.ignored),
-        "issues": issues.to_json(outcome.faults),
-        "ignored": issues.to_json(outcome.ignored),
+        "issues": issues_to_json(outcome.issues),
+        "ignored": issues_to_json(outcome.ignored),
         "model": model.facts,
         "settings": _settings(writer),
         "threshold": words,
@@ -352,7 +351,7 @@ def _tell_results(outcome: Outcome, writer: Writer) -> None:
     count = len(outcome.rows)
     print(
         f"Scored {plural(count - outcome.reused, 'image')} ({outcome.reused} reused from an earlier run,"
-        f" {len(outcome.faults)} unreadable, {plural(len(outcome.ignored), 'file')} ignored)."
+        f" {len(outcome.issues)} unreadable, {plural(len(outcome.ignored), 'file')} ignored)."
     )
     if writer.threshold is not None:
         found = sum(row["decision"] == "anomalous" for row in outcome.rows)

@@ -230,21 +230,21 @@ def load_model(
 def score_images(
     prepared: Prepared,
     images: Sequence[str],
-    faults: list[Issue],
+    issues: list[Issue],
     *,
     label: str,
     num_workers: int | None = None,
 ) -> Iterator[Scored]:
-    """Scores images in order; those that cannot be read are reported and added to `faults`.
+    """Scores images in order; those that cannot be read are reported and added to `issues`.
 
     Args:
       prepared: what scores; loaded when an image can be read.
       images: paths.
-      faults: is added to.
+      issues: is added to.
       label: what is being done, for the progress bar.
       num_workers: decoding processes; None chooses.
     """
-    images = _from_first_readable(images, faults)
+    images = _from_first_readable(images, issues)
     if not images:
         return
     model = prepared.model
@@ -254,9 +254,9 @@ def score_images(
         Samples(label, samples), model.backbone.preprocess, batch_size=size, num_workers=num_workers
     )
     for batch in progress(batches, total=len(images), label=label, step=size):
-        for fault in batch.faults:
-            logging.warning("Skipped %s", fault)
-        faults += batch.faults
+        for issue in batch.issues:
+            logging.warning("Skipped %s", issue)
+        issues += batch.issues
         rows = np.flatnonzero(batch.valid)
         if not len(rows):
             continue
@@ -268,14 +268,14 @@ def score_images(
             yield Scored(images[batch.index[row]], float(score), anomaly_map, seconds)
 
 
-def _from_first_readable(images: Sequence[str], faults: list[Issue]) -> Sequence[str]:
+def _from_first_readable(images: Sequence[str], issues: list[Issue]) -> Sequence[str]:
     """Skips what cannot be read before the first image that can, so that no model is loaded for it."""
     for position, image in enumerate(images):
         try:
             open_image(image)
         except UnreadableImage as error:
-            faults.append(Issue("image_unreadable", image, error.reason))
-            logging.warning("Skipped %s", faults[-1])
+            issues.append(Issue("image_unreadable", image, error.reason))
+            logging.warning("Skipped %s", issues[-1])
         else:
             return images[position:]
     return []

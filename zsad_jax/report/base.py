@@ -22,7 +22,7 @@ class Report:
       scores: image scores, one entry per dataset.
       cases: images to show; `choose_cases` says which are worth it.
       history: the training curve, dicts with "step" and any numbers.
-      faults: images that could not be read, by dataset.
+      issues: images that could not be read, by dataset.
       config_text: the resolved config.
       run: run.json. Keys that end in "_seconds" and "_bytes" are shown in fitting units.
       demonstration: True when the backbone is a demonstration model.
@@ -37,7 +37,7 @@ class Report:
     scores: Sequence[DatasetScores] = ()
     cases: Sequence[Case] = ()
     history: Sequence[Mapping[str, Any]] = ()
-    faults: Mapping[str, Sequence[Issue]] = dataclasses.field(default_factory=dict)
+    issues: Mapping[str, Sequence[Issue]] = dataclasses.field(default_factory=dict)
     config_text: str = ""
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     demonstration: bool = False

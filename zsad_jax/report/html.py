@@ -180,10 +180,10 @@ def _training(report: Report) -> str:
 def _left_out(report: Report) -> str:
     skipped = [(names.dataset_name(key), why) for key, why in report.skipped.items()]
     parts = [f"<h3>Datasets</h3>{_definitions(skipped)}"] if skipped else []
-    for dataset, faults in report.faults.items():
-        if faults:
-            heading = f"{plural(len(faults), 'issue')} in {names.dataset_name(dataset)}"
-            described = [(fault.file, fault.description) for fault in faults]
+    for dataset, issues in report.issues.items():
+        if issues:
+            heading = f"{plural(len(issues), 'issue')} in {names.dataset_name(dataset)}"
+            described = [(issue.file, issue.description) for issue in issues]
             parts.append(f"<h3>{escape(heading)}</h3>{_definitions(described)}")
     return "".join(parts)
 

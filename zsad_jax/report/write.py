@@ -59,14 +59,14 @@ def render_markdown(report: Report) -> str:
         parts.append(
             _bullets([(names.dataset_name(key), why) for key, why in report.skipped.items()])
         )
-    faults = [
-        (f"{dataset}/{fault.file}", fault.description)
-        for dataset, group in report.faults.items()
-        for fault in group
+    issues = [
+        (f"{dataset}/{issue.file}", issue.description)
+        for dataset, group in report.issues.items()
+        for issue in group
     ]
-    if faults:
+    if issues:
         parts.append("### Issues\n")
-        parts.append(_bullets(faults))
+        parts.append(_bullets(issues))
     return "\n".join(parts)
 
 

@@ -35,10 +35,10 @@ class Expected(NamedTuple):
 
 
 class Miniature(NamedTuple):
-    """Samples that were written; faults and notes: (end of the file's name, kind)."""
+    """Samples that were written; issues and notes: (end of the file's name, kind)."""
 
     samples: list[Expected]
-    faults: tuple[tuple[str, str], ...] = ()
+    issues: tuple[tuple[str, str], ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
 
 

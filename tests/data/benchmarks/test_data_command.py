@@ -183,8 +183,8 @@ def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
     assert lines_with(out, "dtd_synthetic", "Woven_127", "0 / 0", "–")
 
 
-@pytest.mark.parametrize("fault", ["truncated", "no image", "mask", "other size"])
-def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, fault):
+@pytest.mark.parametrize("issue", ["truncated", "no image", "mask", "other size"])
+def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, issue):
     bottle = official / "mvtec_ad/mvtec_anomaly_detection/bottle"
     image, mask = bottle / "test/combined/000.png", bottle / "ground_truth/combined/000_mask.png"
     reason = {
@@ -192,7 +192,7 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, faul
         "no image": lambda: image.write_text("nothing") and "it is not an image",
         "mask": lambda: mask.write_text("nothing") and "the mask cannot be read",
         "other size": lambda: Image.new("L", (5, 5), 9).save(mask) or "(5x5, the image 12x9)",
-    }[fault]()
+    }[issue]()
     assert run("prepare", "mvtec_ad", "--source", official)[0] == 0
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1

@@ -30,7 +30,7 @@ def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
         split = expected.split or next(key[0] for key in found if key[1] == expected.file_name)
         check_sample(name, found[split, expected.file_name], expected)
     dataset = opened["test"]
-    for expected, found in ((miniature.faults, dataset.faults), (miniature.notes, dataset.notes)):
+    for expected, found in ((miniature.issues, dataset.issues), (miniature.notes, dataset.notes)):
         assert len(found) == len(expected), found
         for file_name, kind in expected:
             assert [r for r in found if r.file.endswith(file_name) and r.kind == kind], found
@@ -126,7 +126,7 @@ def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature,
     path = file_of(whole[-1].file_name, tmp_path / "official")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     damaged = prepare(name, tmp_path / "official", data_dir=tmp_path / "damaged")
-    added = [fault for fault in damaged.faults if fault not in whole.faults]
+    added = [issue for issue in damaged.issues if issue not in whole.issues]
     assert str(tmp_path) not in str(added)
     assert {issue.kind for issue in added} & {"image_unreadable", "mask_unreadable"}, added
     # A file of its own is kept and told when it is evaluated; parts of a strip or volume cannot be cut.
@@ -143,7 +143,7 @@ def test_a_stray_file_beside_an_image_is_told(name, make_miniature, prepare, too
         tools.save(tools.draw(0), folder / name_below, format="PNG")
     after = prepare(name, tmp_path / "official", data_dir=tmp_path / "after")
     assert list(after) == list(before)
-    added = [fault for fault in after.faults if fault not in before.faults]
+    added = [issue for issue in after.issues if issue not in before.issues]
     assert sorted((one.file.rpartition("/")[2], one.kind) for one in added) == [
         ("stray.heic", "format_unsupported"),
         ("stray.png", "image_unused"),

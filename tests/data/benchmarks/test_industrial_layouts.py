@@ -106,13 +106,13 @@ def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
     (black / "ground_truth/scratches/000_mask.png").unlink()
     dataset = prepare("mpdd", root)
     assert len(dataset) == sum(sample.split == "test" for sample in miniature.samples) + 1
-    faults = {issue.file: issue.kind for issue in dataset.faults}
-    assert set(faults) == {
+    issues = {issue.file: issue.kind for issue in dataset.issues}
+    assert set(issues) == {
         "bracket_black/test/hole/777.png",
         "bracket_black/test/scratches/000.png",
     }
-    assert faults["bracket_black/test/hole/777.png"] == "image_unreadable"
-    assert faults["bracket_black/test/scratches/000.png"] == "mask_missing"
+    assert issues["bracket_black/test/hole/777.png"] == "image_unreadable"
+    assert issues["bracket_black/test/scratches/000.png"] == "mask_missing"
     told = differences("mpdd", tmp_path / "data")
     assert "test/connector: 0 normal and 0 anomalous images instead of 30 and 14" in told
     assert "test/bracket_black: 2 normal and 4 anomalous images instead of 32 and 47" in told
@@ -131,7 +131,7 @@ def test_btad_keeps_its_numbers_and_calls_normal_images_good(make_miniature, pre
     dataset = prepare("btad", tmp_path / "official")
     assert dataset.categories == dataset.prompt_names == ("01", "02", "03")
     assert {(s.defect, s.label) for s in dataset} == {("good", 0), ("ko", 1)}
-    assert dataset.faults == ()
+    assert dataset.issues == ()
 
 
 def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_masks_of_one_loco_image_that_differ_in_size(make_miniature, prepare, to
     for path in (masks / "001").iterdir():
         path.unlink()
     dataset = prepare("mvtec_loco", root)
-    assert {issue.file: issue.kind for issue in dataset.faults} == {
+    assert {issue.file: issue.kind for issue in dataset.issues} == {
         "juice_bottle/test/logical_anomalies/000.png": "mask_unreadable",
         "juice_bottle/test/logical_anomalies/001.png": "mask_missing",
     }
@@ -176,7 +176,7 @@ def test_masks_of_mvtec_ad2_belong_to_their_stem(mask_name, prepare, tools, tmp_
     dataset = prepare("mvtec_ad2", tmp_path / "mvtec_ad_2")
     assert [sample.label for sample in dataset] == [1, 0]
     np.testing.assert_array_equal(decode_mask(dataset[0].mask), mask)
-    assert dataset.faults == ()
+    assert dataset.issues == ()
 
 
 @pytest.mark.parametrize("given", ["", "VisA_pytorch/1cls"])
@@ -200,7 +200,7 @@ def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, 
     test = prepare("visa", tmp_path / "repacked" / given)
     train = benchmarks.open_prepared("visa", tmp_path / "data", "train")
     lost = "pipe_fryum/test/bad/002.JPG"
-    assert test.faults == (Issue("mask_missing", lost),)
+    assert test.issues == (Issue("mask_missing", lost),)
     assert test[0].file_name == "candle/test/bad/000.JPG"
 
     def fields(sample):
@@ -245,7 +245,7 @@ def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
     def name(path):
         return path.relative_to(real_iad).as_posix()
 
-    assert {issue.file: issue.kind for issue in dataset.faults} == {
+    assert {issue.file: issue.kind for issue in dataset.issues} == {
         name(missing): "image_missing",
         name(mask).replace("_mask.png", ".jpg"): "mask_missing",
         name(extra): "image_unused",
@@ -284,7 +284,7 @@ def test_real_bottles_without_masks(real_data, prepare, tmp_path):
     }
     assert {decode_image(s.image).image.size for s in dataset} == {(900, 900)}
     assert [s.image for s in dataset] == [(root / s.file_name).read_bytes() for s in dataset]
-    assert dataset.faults == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
+    assert dataset.issues == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
     told = differences("mvtec_ad", tmp_path / "data")
     assert "test/bottle: 1 normal and 1 anomalous images instead of 20 and 63" in told
     assert len(told) == 30

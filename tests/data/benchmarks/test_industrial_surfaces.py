@@ -102,7 +102,7 @@ def test_the_published_counts_come_out(name, tmp_path, tools):
     listing = listed(name, tmp_path)
     found = {split: counts.count(samples) for split, samples in listing.samples.items()}
     assert counts.compare_counts(found, benchmarks.find_benchmark(name).COUNTS) == []
-    assert len(listing.faults) == (name == "aitex")
+    assert len(listing.issues) == (name == "aitex")
 
 
 def test_published_counts_add_up():
@@ -141,12 +141,12 @@ def test_ksdd_tells_labels_that_cannot_be_used_once_an_image(make_miniature, pre
     Image.new("L", (5, 5)).save(root / "kos20/Part0_label.bmp")
     Image.new("L", (5, 5)).save(root / "kos20/Part7_label.bmp")
     dataset = prepare("ksdd", root)
-    faults = {issue.file: issue.kind for issue in dataset.faults}
-    assert len(dataset.faults) == len(faults) == 4
-    assert faults["kos01/Part0.jpg"] == "image_unreadable"
-    assert faults["kos01/Part5.jpg"] == "mask_missing"
-    assert faults["kos20/Part0.jpg"] == "mask_size"
-    assert faults["kos20/Part7_label.bmp"] == "mask_unused"
+    issues = {issue.file: issue.kind for issue in dataset.issues}
+    assert len(dataset.issues) == len(issues) == 4
+    assert issues["kos01/Part0.jpg"] == "image_unreadable"
+    assert issues["kos01/Part5.jpg"] == "mask_missing"
+    assert issues["kos20/Part0.jpg"] == "mask_size"
+    assert issues["kos20/Part7_label.bmp"] == "mask_unused"
     assert {name.rsplit("_", 1)[0] for name in (s.file_name for s in dataset)} == {"kos20/Part4"}
 
 
@@ -157,7 +157,7 @@ def test_dagm_knows_of_a_lost_mask_by_the_list(make_miniature, prepare, tmp_path
     (root / "Class10/Test").rename(root / "Class10/test")
     dataset = prepare("dagm", root)
     assert len(dataset) == sum(one.split == "test" for one in miniature.samples)
-    assert dataset.faults == (Issue("mask_missing", "Class1/Test/0005.PNG"),)
+    assert dataset.issues == (Issue("mask_missing", "Class1/Test/0005.PNG"),)
     lost = next(s for s in dataset if s.file_name == "Class1/Test/0005.PNG")
     assert (lost.label, lost.has_mask) == (1, False)
     assert dataset.categories == ("Class1", "Class10")
@@ -197,7 +197,7 @@ def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
     with caplog.at_level("INFO", logger="absl"):
         dataset = prepare("elpv", root)
     assert "2 cells may or may not be defective and are left out" in caplog.text
-    assert {issue.file: issue.kind for issue in dataset.faults} == {
+    assert {issue.file: issue.kind for issue in dataset.issues} == {
         "images/cell0009.png": "image_missing",
         "images/cell1000.png": "image_unused",
     }
@@ -242,7 +242,7 @@ def test_rails_in_parts_show_how_to_unpack_them(prepare, tmp_path):
 
 def test_real_commutators(real_data, prepare, tmp_path):
     dataset = prepare("ksdd", real_data("KolektorSDD"))
-    assert len(dataset.faults) == len(dataset.notes) == 0
+    assert len(dataset.issues) == len(dataset.notes) == 0
     assert counts.count(dataset) == {"ksdd": (8, 10)}
     train = benchmarks.open_prepared("ksdd", tmp_path / "data", "train")
     assert counts.count(train) == {"ksdd": (24, 0)}
@@ -262,7 +262,7 @@ def test_real_commutators(real_data, prepare, tmp_path):
 
 def test_real_cells(real_data, prepare, tmp_path):
     dataset = prepare("elpv", real_data("elpv"))
-    assert len(dataset.faults) == 0
+    assert len(dataset.issues) == 0
     assert counts.count(dataset) == {"elpv": (8, 24)}
     train = benchmarks.open_prepared("elpv", tmp_path / "data", "train")
     assert counts.count(train) == {"elpv": (24, 0)}
@@ -272,7 +272,7 @@ def test_real_cells(real_data, prepare, tmp_path):
 
 def test_real_steel(real_data, prepare):
     dataset = prepare("sd_saliency_900", real_data("SD-saliency-900"))
-    assert len(dataset.faults) == len(dataset.notes) == 0
+    assert len(dataset.issues) == len(dataset.notes) == 0
     assert counts.count(dataset) == {"sd_saliency_900": (0, 36)}
     areas = dict.fromkeys(("inclusion", "patches", "scratches"), 0)
     for sample in dataset:
@@ -284,8 +284,8 @@ def test_real_masks_of_rails_without_their_images(real_data, prepare):
     root = real_data("rsdds_113_masks_only")
     listing = listed("rsdds_113", root)
     assert listing.samples == {}
-    assert len(listing.faults) == 56
-    assert {issue.kind for issue in listing.faults} == {"mask_unused"}
+    assert len(listing.issues) == 56
+    assert {issue.kind for issue in listing.issues} == {"mask_unused"}
     with pytest.raises(UserError, match=r"RSDDs-113 is not in .*2D_Image/INPUT_IMG") as error:
         prepare("rsdds_113", root)
     assert "\n" not in str(error.value)

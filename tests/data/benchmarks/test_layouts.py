@@ -39,7 +39,7 @@ def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_p
     (root / "images/1.png").unlink()
     dataset = prepare("ksdd", root, data_dir=tmp_path / "less")
     assert len(dataset) == 2
-    assert {issue.file: issue.kind for issue in dataset.faults} == {"images/1.png": "image_missing"}
+    assert {issue.file: issue.kind for issue in dataset.issues} == {"images/1.png": "image_missing"}
     packed = pack(tmp_path, tmp_path / "packed.tar")
     archive = base.Archive("packed.tar", about="")
     monkeypatch.setattr(benchmarks.find_benchmark("ksdd"), "ARCHIVES", (archive,))
@@ -58,7 +58,7 @@ def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, pre
         (root / "masks/1.png").unlink()
         dataset = prepare("dtd_synthetic", tmp_path / place, data_dir=tmp_path / f"of_{place}")
         assert len(dataset) == 3
-        assert dataset.faults == (
+        assert dataset.issues == (
             ("images_missing", "meta.json", "train"),
             ("entries_repeated", "meta.json", "2 in 'test'"),
             ("mask_missing", "images/1.png", "masks/1.png"),

@@ -73,7 +73,7 @@ def test_clinicdb_in_two_formats_is_counted_once(tools, prepare, tmp_path):
         write(tools, tmp_path / "kaggle" / kind, ["1", "2", "10"], images=images, masks=masks)
     dataset = prepare("cvc_clinicdb", tmp_path / "kaggle")
     assert file_names(dataset) == ["Original/1.png", "Original/2.png", "Original/10.png"]
-    assert not dataset.faults
+    assert not dataset.issues
 
 
 def test_clinicdb_as_rar_names_the_command(prepare, tmp_path):
@@ -92,7 +92,7 @@ def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, prep
     found = [(sample.file_name, sample.has_mask) for sample in dataset]
     with_mask = [("1.tiff", True), ("2.tiff", False), ("10.tiff", True), ("77.tif", True)]
     assert found == [*with_mask, ("97.tif", True)]
-    assert {issue.file: issue.kind for issue in dataset.faults} == {
+    assert {issue.file: issue.kind for issue in dataset.issues} == {
         "2.tiff": "mask_missing",
         "p55.tiff": "mask_unused",
         "overview.png": "image_unused",
@@ -106,7 +106,7 @@ def test_what_has_no_partner_is_named(make_miniature, tools, tmp_path):
     tools.save(tools.draw_mask(0), root / "masks/extra.jpg")
     listing = benchmarks.find_benchmark("kvasir").list_files(root)
     assert [sample.has_mask for sample in listing.samples["test"]] == [True, False, True]
-    assert {issue.file: issue.kind for issue in listing.faults} == {
+    assert {issue.file: issue.kind for issue in listing.issues} == {
         "images/cju0qoxqj9q6s0835b43399p4.jpg": "mask_missing",
         "masks/extra.jpg": "mask_unused",
     }
@@ -119,7 +119,7 @@ def test_isic_as_anomalyclip_lays_it_out(make_miniature, prepare, tmp_path):
     (skin / "ISBI2016_ISIC_Part1_Test_Data").rename(skin / "test" / "melanoma")
     dataset = prepare("isic", tmp_path / "isic")
     assert len(dataset) == 3
-    assert not dataset.faults
+    assert not dataset.issues
     for sample, expected in zip(dataset, miniature.samples, strict=True):
         assert sample.file_name == f"test/melanoma/{expected.file_name.split('/')[1]}"
         assert (decode_mask(sample.mask) == expected.mask).all()
@@ -208,7 +208,7 @@ def test_colondb_real(real_data, prepare):
     assert {(s.label, s.category, s.defect, s.subject) for s in dataset} == {
         (1, "cvc_colondb", "polyp", "")
     }
-    assert not dataset.faults
+    assert not dataset.issues
     assert not dataset.notes
 
 
@@ -226,7 +226,7 @@ def test_clinicdb_real_in_a_copy_with_other_names(real_data, prepare):
         ("images/fine_3_19_fram.jpg", 18522),
         ("images/fine_3_20_fram.jpg", 18622),
     ]
-    assert not dataset.faults
+    assert not dataset.issues
     assert len(dataset.notes) == 10
 
 
@@ -237,7 +237,7 @@ def test_kvasir_real_masks_have_a_rim(real_data, prepare):
         ("images/cju0qoxqj9q6s0835b43399p4.jpg", 393974),
         ("images/cju0qx73cjw570799j4n5cjze.jpg", 106837),
     ]
-    assert not dataset.faults
+    assert not dataset.issues
     levels = [note.detail for note in dataset.notes]
     assert levels == [f"{n} levels, threshold 0" for n in (18, 16, 16)]
 

@@ -58,7 +58,7 @@ def test_real_images(name, folder, numbers, sums, real_data, prepare, tmp_path):
     dataset = prepare(name, own)
     assert count_labels(dataset) == numbers
     assert sum_pixels(dataset) == sums
-    assert dataset.faults == ()
+    assert dataset.issues == ()
     among_others = prepare(name, own.parent, data_dir=tmp_path / "among_others")
     assert list(among_others) == list(dataset)
 
@@ -239,7 +239,7 @@ def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
     assert len(msd_lung.VOLUMES) == 63
     write_volumes(tmp_path, msd_lung.VOLUMES, size=(2, 3, 3))
     listing = msd_lung.MsdLung.list_files(tmp_path)
-    assert listing.faults == []
+    assert listing.issues == []
     assert count_labels(listing.samples["test"]) == (126, 63)
     found = {"test": counts.count(listing.samples["test"])}
     assert counts.compare_counts(found, msd_lung.MsdLung.COUNTS) == []
@@ -261,7 +261,7 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
     dataset = prepare("msd_lung", tmp_path / "lung")
     assert dataset.categories == ("lung_002",)
     assert len(dataset) == 30
-    assert [fault.file for fault in dataset.faults] == ["imagesTr/lung_001.nii.gz"]
+    assert [issue.file for issue in dataset.issues] == ["imagesTr/lung_001.nii.gz"]
 
 
 def test_no_volume_that_can_be_used(tmp_path, prepare):
@@ -296,5 +296,5 @@ def test_a_wrong_row_of_headct_is_named(make_miniature, prepare, tmp_path):
         csv.writer(file).writerows([*rows, ["1", "2", "3"]])
     dataset = prepare("headct", tmp_path / "ct")
     assert len(dataset) == 5
-    invalid = [issue.detail for issue in dataset.faults if issue.kind == "entry_invalid"]
+    invalid = [issue.detail for issue in dataset.issues if issue.kind == "entry_invalid"]
     assert invalid == ["row '1,2,3'"]

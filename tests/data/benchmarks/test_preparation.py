@@ -160,7 +160,7 @@ def test_mvtec_from_the_archive_the_folder_and_its_parents(mvtec_archive, mvtec_
     for index, source in enumerate([mvtec_archive, mvtec_folder, tmp_path / "official"]):
         dataset = prepare("mvtec_ad", tmp_path / f"data{index}", source=source)
         check_mvtec(dataset, mvtec_folder)
-        assert dataset.faults == ()
+        assert dataset.issues == ()
         assert sorted(os.listdir(tmp_path / f"data{index}/mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
     elsewhere = tmp_path / "downloaded"
     elsewhere.mkdir()
@@ -454,7 +454,7 @@ def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path,
     assert "train/zipper: 0 normal and 0 anomalous images instead of 240 and 0" in printed
     dataset = benchmarks.open_prepared("mvtec_ad", data)
     assert len(dataset) == 10
-    assert len(dataset.faults) == 6
+    assert len(dataset.issues) == 6
     assert dataset[0].label == 1
     assert not dataset[0].has_mask
     assert dataset[0].mask is None
@@ -466,7 +466,7 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
     save(mask_of(1), visa_folder / "candle/Data/Masks/Anomaly/900.png")
     dataset = prepare("visa", tmp_path / "data", source=visa_folder)
     assert len(dataset) == 9
-    assert {issue.file: issue.kind for issue in dataset.faults} == {
+    assert {issue.file: issue.kind for issue in dataset.issues} == {
         "candle/Data/Images/Normal/0003.JPG": "image_missing",
         "candle/Data/Images/Anomaly/001.JPG": "mask_missing",
         "candle/Data/Masks/Anomaly/900.png": "image_unused",
@@ -651,7 +651,7 @@ def test_several_masks_are_joined():
     draw(0).save(image, "PNG")
     sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
     record = records.encode(sample, "mvtec_loco")
-    assert record.faults == []
+    assert record.issues == []
     np.testing.assert_array_equal(decode_mask(record.fields["mask"]), (first > 0) | (second > 0))
 
 
@@ -661,7 +661,7 @@ def test_masks_that_cannot_be_joined_are_no_mask():
     draw(0).save(image, "PNG")
     sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
     record = records.encode(sample, "mvtec_loco")
-    assert "differ in size" in record.faults[0].detail
+    assert "differ in size" in record.issues[0].detail
     assert not record.fields["has_mask"]
     assert not decode_mask(record.fields["mask"]).any()
 
@@ -679,11 +679,11 @@ def test_masks_are_paired_by_stem(tmp_path):
         save(draw(0), tmp_path / "images" / name)
     for name in ("b_mask.png", "a.png"):
         save(mask_of(0), tmp_path / "masks" / name)
-    faults = []
-    found = layouts.list_pairs(tmp_path, tmp_path / "images", tmp_path / "masks", faults)
+    issues = []
+    found = layouts.list_pairs(tmp_path, tmp_path / "images", tmp_path / "masks", issues)
     assert [pathlib.Path(sample.mask).name if sample.mask else None for sample in found] == [
         "a.png",
         "b_mask.png",
         None,
     ]
-    assert [fault.file for fault in faults] == ["images/c.bmp"]
+    assert [issue.file for issue in issues] == ["images/c.bmp"]

@@ -36,7 +36,7 @@ def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
     listing = Listing(
         samples={"train": [sample], "test": [Sample(image=b"made", mask=b"made")]},
         known={str(tmp_path / "strip.tif")},
-        faults=[Issue("folder_empty", "told"), Issue("mask_missing", "told_too.jpg")],
+        issues=[Issue("folder_empty", "told"), Issue("mask_missing", "told_too.jpg")],
     )
     assert unused(tmp_path, listing) == {"a/2.PNG": ALONE}
 
@@ -95,7 +95,7 @@ def test_whatever_is_misplaced_in_mvtecs_layout_is_told(make_miniature, prepare,
     tools.save(tools.draw_mask(0), root / "bottle/ground_truth/good/000_mask.png")
     touch(root, "bottle/test/good/photo.heic")
     shutil.copytree(root / "bottle", root / "botle")
-    assert {issue.file: issue.kind for issue in prepare("mvtec_ad", root).faults} == {
+    assert {issue.file: issue.kind for issue in prepare("mvtec_ad", root).issues} == {
         "botle": "image_unused",
         "botle/test/good/photo.heic": "format_unsupported",
         "bottle/ground_truth/gone/000_mask.png": ALONE,
@@ -114,8 +114,8 @@ def test_images_outside_the_split_of_visa_and_other_folders_of_ksdd_are_told(
     tools.save(tools.draw(0), tmp_path / "visa/candle/Data/Images/Normal/9999.JPG")
     tools.save(tools.draw(0), tmp_path / "ksdd/KolektorSDD/others/Part0.jpg")
     visa, ksdd = (prepare(name, tmp_path / name) for name in ("visa", "ksdd"))
-    assert visa.faults == (Issue(ALONE, "candle/Data/Images/Normal/9999.JPG"),)
-    assert ksdd.faults == (Issue(ALONE, "others/Part0.jpg"),)
+    assert visa.issues == (Issue(ALONE, "candle/Data/Images/Normal/9999.JPG"),)
+    assert ksdd.issues == (Issue(ALONE, "others/Part0.jpg"),)
 
 
 def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
@@ -126,7 +126,7 @@ def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
         tools.save(tools.draw(0), tmp_path / folder / "1.jpg")
     left_out = benchmarks.find_benchmark("real_iad").left_out(tmp_path)
     assert set(left_out) == {"realiad_1024", "realiad_256", "realiad_raw"}
-    assert prepare("real_iad", tmp_path).faults == (Issue(ALONE, "realiad_512/unknown/1.jpg"),)
+    assert prepare("real_iad", tmp_path).issues == (Issue(ALONE, "realiad_512/unknown/1.jpg"),)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_what_a_benchmark_leaves_out_is_not_told(name, strange, make_miniature, 
     before = prepare(name, tmp_path / "official", data_dir=tmp_path / "before")
     touch(tmp_path / "official", strange)
     after = prepare(name, tmp_path / "official", data_dir=tmp_path / "after")
-    assert after.faults == before.faults
+    assert after.issues == before.issues

@@ -105,7 +105,7 @@ def _list_defective(category: str, root: pathlib.Path, listing: Listing) -> list
     masks = find_folder(root, "Mask_images") or root / "Mask_images"
     return [
         dataclasses.replace(strip, defect=_defect(pathlib.Path(strip.file_name).stem))
-        for strip in list_pairs(root, images, masks, listing.faults, category=category)
+        for strip in list_pairs(root, images, masks, listing.issues, category=category)
     ]
 
 

@@ -86,7 +86,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         super().__init__(data_dir=os.path.abspath(data_dir or default_data_dir()), **options)
         self.num_workers = 1
         self._root: pathlib.Path | None = None
-        self._faults: list[Issue] = []
+        self._issues: list[Issue] = []
         self._notes: list[Issue] = []
         self._counted: Counts = {}
 
@@ -234,7 +234,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         for split, samples in listing.samples.items():
             if not Samples(self.name, samples).grouped:
                 raise RuntimeError(f"{self.name}, {split}: a category is not in one piece.")
-        self._faults, self._notes = list(listing.faults), []
+        self._issues, self._notes = list(listing.issues), []
         self._counted = {split: count(samples) for split, samples in listing.samples.items()}
         return {
             split: self._generate_examples(split, samples)
@@ -246,7 +246,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         """The files of the official layout, else those that a meta.json lists."""
         if cls.is_given(root):
             listing = cls.list_files(root)
-            listing.faults += find_unused(root, listing, cls.left_out(root))
+            listing.issues += find_unused(root, listing, cls.left_out(root))
             return listing
         only = cls.categories()[0] if len(cls.categories()) == 1 else None
         return list_meta_json(root, cls.name, only)
@@ -269,7 +269,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         label = f"Writing {self.TITLE}, {split}"
         shown: Iterable[Record] = progress(records, total=len(samples), label=label)
         for record in shown:
-            self._faults += record.faults
+            self._issues += record.issues
             self._notes += record.notes
             yield record.fields
 
@@ -277,6 +277,6 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         super()._download_and_prepare(dl_manager, download_config)
         # Written beside the records, together with the rest of the dataset's description.
         self.info.metadata["counts"] = self._counted
-        self.info.metadata["faults"] = [list(fault) for fault in self._faults]
+        self.info.metadata["faults"] = [list(issue) for issue in self._issues]
         self.info.metadata["notes"] = [list(note) for note in self._notes]
         pathlib.Path(self.data_dir, files.MARK).unlink()  # it is finished, and not removed any more

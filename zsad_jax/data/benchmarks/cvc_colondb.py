@@ -52,7 +52,7 @@ class CvcColondb(Benchmark):
         for path in files[MASK]:
             masks[path.stem[len(MASK) :]].append(path)
         listing.add(
-            "test", pair(root, sort_by_number(files[FRAME]), masks, listing.faults, **fields)
+            "test", pair(root, sort_by_number(files[FRAME]), masks, listing.issues, **fields)
         )
         return listing
 

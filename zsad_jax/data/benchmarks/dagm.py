@@ -94,7 +94,7 @@ def _list_split(
         if path.stem not in anomalous
     ]
     defective = [path for path in images if path.stem in anomalous]
-    return normal + pair(root, defective, masks, listing.faults, category=category)
+    return normal + pair(root, defective, masks, listing.issues, category=category)
 
 
 def _listed(labels: pathlib.Path) -> set[str]:

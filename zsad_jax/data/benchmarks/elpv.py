@@ -48,7 +48,7 @@ class Elpv(Benchmark):
             file_name, probability, kind = _read_line(root, line)
             listing.known.add(str(root / file_name))
             if not (root / file_name).is_file():
-                listing.faults.append(Issue("image_missing", file_name, LIST))
+                listing.issues.append(Issue("image_missing", file_name, LIST))
                 continue
             cell = Sample(
                 image=str(root / file_name),

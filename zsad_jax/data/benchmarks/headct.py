@@ -39,11 +39,11 @@ class HeadCt(Benchmark):
             if len(row) == 2 and row[0].isdecimal() and row[1] in DEFECTS:
                 labels[int(row[0])] = row[1]
             elif any(row):
-                listing.faults.append(Issue("entry_invalid", LABELS, f"row {','.join(row)!r}"))
+                listing.issues.append(Issue("entry_invalid", LABELS, f"row {','.join(row)!r}"))
         for path in _find_images(root):
             label = labels.pop(int(path.stem), None) if path.stem.isdecimal() else None
             if label is None:
-                listing.faults.append(Issue("image_unlisted", name_in(root, path), LABELS))
+                listing.issues.append(Issue("image_unlisted", name_in(root, path), LABELS))
                 continue
             sample = Sample(
                 image=str(path),
@@ -54,7 +54,7 @@ class HeadCt(Benchmark):
             )
             listing.add("test", [sample])
         for number in labels:
-            listing.faults.append(Issue("image_missing", f"{number:03}", LABELS))
+            listing.issues.append(Issue("image_missing", f"{number:03}", LABELS))
         return listing
 
 

@@ -57,8 +57,8 @@ class Ksdd(Benchmark):
                 path.stem.removesuffix(LABEL): [path] for path in files if path.stem.endswith(LABEL)
             }
             images = [path for path in files if not path.stem.endswith(LABEL)]
-            for image in pair(root, images, labels, listing.faults, category=cls.name):
-                # Every image has a label, and an empty one is no fault.
+            for image in pair(root, images, labels, listing.issues, category=cls.name):
+                # Every image has a label, and an empty one is no issue.
                 parts += cut(dataclasses.replace(image, label=0), thirds, listing)
         tested, left = split_normals([part for part in parts if not part.label])
         listing.add("train", left)

@@ -39,12 +39,12 @@ class Listing:
         be left out: the protocol knows it.
       known: further files that belong to the benchmark: those that parts are cut of, and those that are left
         out for what is known of them.
-      faults: what does not belong together.
+      issues: what does not belong together.
     """
 
     samples: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
     known: set[str] = dataclasses.field(default_factory=set)
-    faults: list[Issue] = dataclasses.field(default_factory=list)
+    issues: list[Issue] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, samples: Iterable[Sample]) -> None:
         """Appends samples to a split; none make no split, for an empty one cannot be written."""
@@ -123,7 +123,7 @@ def list_pairs(
     root: Path,
     images: Path,
     masks: Path,
-    faults: list[Issue],
+    issues: list[Issue],
     *,
     mask_suffix: str = "_mask",
     **fields: Any,
@@ -137,11 +137,11 @@ def list_pairs(
       root: folder that file names are relative to.
       images: folder of images.
       masks: folder of their masks.
-      faults: images without mask and masks without image are added here.
+      issues: images without mask and masks without image are added here.
       mask_suffix: what a mask's stem may have after its image's.
       fields: further fields of the samples, as category and defect.
     """
-    return pair(root, list_images(images), masks_by_stem(masks, mask_suffix), faults, **fields)
+    return pair(root, list_images(images), masks_by_stem(masks, mask_suffix), issues, **fields)
 
 
 def masks_by_stem(masks: Path, mask_suffix: str = "_mask") -> dict[str, list[Path]]:
@@ -159,7 +159,7 @@ def pair(
     root: Path,
     images: Iterable[Path],
     masks: Mapping[str, Sequence[Path]],
-    faults: list[Issue],
+    issues: list[Issue],
     *,
     image_suffix: str = "",
     **fields: Any,
@@ -173,7 +173,7 @@ def pair(
     for path in images:
         found = unused.pop(path.stem.removesuffix(image_suffix), ())
         if not found:
-            faults.append(Issue("mask_missing", name_in(root, path)))
+            issues.append(Issue("mask_missing", name_in(root, path)))
         paths = tuple(map(str, found))
         samples.append(
             Sample(
@@ -186,7 +186,7 @@ def pair(
             )
         )
     for paths_left in unused.values():
-        faults += [Issue("mask_unused", name_in(root, mask)) for mask in paths_left]
+        issues += [Issue("mask_unused", name_in(root, mask)) for mask in paths_left]
     return samples
 
 
@@ -195,7 +195,7 @@ def cut(
 ) -> list[Sample]:
     """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
 
-    The image and its masks are decoded. One that cannot be used has no parts and is added to the faults.
+    The image and its masks are decoded. One that cannot be used has no parts and is added to the issues.
     Nothing is known of one that lacks its ground truth (`has_mask` False): it has no parts either.
 
     Args:
@@ -209,8 +209,8 @@ def cut(
     found = examine(sample)
     masks = sample.masks
     listing.known |= {str(path) for path in (sample.image, *masks)}
-    listing.faults += found.faults
-    kinds = {fault.kind for fault in found.faults}
+    listing.issues += found.issues
+    kinds = {issue.kind for issue in found.issues}
     if kinds - {"mask_full"} or found.size is None or not sample.has_mask:
         return []
     parts = []
@@ -258,7 +258,7 @@ def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
     listing = Listing()
     splits = read_splits(lambda split: read_meta_json(root, name=name, split=split))
     for split, found in splits.items():
-        listing.faults += found.faults
+        listing.issues += found.issues
         place = {category: number for number, category in enumerate(found.categories)}
         # An entry may name another category than the list that it stands in.
         for sample in sorted(found, key=lambda sample: place[sample.category]):
@@ -266,7 +266,7 @@ def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
                 category = only or sample.category
                 listing.add(split, [dataclasses.replace(sample, category=category)])
             else:
-                listing.faults.append(Issue("image_missing", sample.file_name))
+                listing.issues.append(Issue("image_missing", sample.file_name))
     return listing
 
 

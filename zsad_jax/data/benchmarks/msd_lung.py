@@ -80,16 +80,16 @@ class MsdLung(Benchmark):
         ):
             label = labels.pop(name, None)
             if label is None:
-                listing.faults.append(Issue("mask_missing", name_in(root, path)))
+                listing.issues.append(Issue("mask_missing", name_in(root, path)))
                 continue
             try:
                 listing.add("test", _list_slices(name, path, _read_label(label, path), reader))
             except _DamagedVolume as error:
-                listing.faults.append(
+                listing.issues.append(
                     Issue("image_unreadable", name_in(root, error.path), error.reason)
                 )
         for path in labels.values():
-            listing.faults.append(Issue("mask_unused", name_in(root, path)))
+            listing.issues.append(Issue("mask_unused", name_in(root, path)))
         return listing
 
 

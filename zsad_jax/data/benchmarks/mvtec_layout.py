@@ -58,5 +58,5 @@ class MvtecLayout(Benchmark, skip_registration=True):
         else:
             masks = root / category / cls.GROUND_TRUTH / folder.name
             fields = {"category": category, "defect": folder.name}
-            found = list_pairs(root, folder, masks, listing.faults, **fields)
+            found = list_pairs(root, folder, masks, listing.issues, **fields)
         listing.add(split, found)

@@ -98,9 +98,9 @@ def list_anomalous(
             continue
         paths = [path for one in (images, *list_folders(images)) for path in list_images(one)]
         by_stem = masks_by_stem(masks, mask_suffix) if masks else {}
-        faults = listing.faults
+        issues = listing.issues
         found = pair(
-            root, sort_by_number(paths), by_stem, faults, image_suffix=image_suffix, **fields
+            root, sort_by_number(paths), by_stem, issues, image_suffix=image_suffix, **fields
         )
         listing.add(split, found)
     return listing

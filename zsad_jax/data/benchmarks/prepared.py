@@ -24,12 +24,12 @@ class Recorded(NamedTuple):
 
     Attributes:
       counts: of all splits.
-      faults: what was amiss, in all splits.
+      issues: what was amiss, in all splits.
       notes: what is worth knowing, in all splits.
     """
 
     counts: Counts
-    faults: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     notes: tuple[Issue, ...]
 
 
@@ -40,7 +40,7 @@ class PreparedDataset:
       name: the benchmark's key.
       categories: those that the split has, in the order of the tables.
       prompt_names: of each category.
-      faults: what preparation found amiss, in all splits.
+      issues: what preparation found amiss, in all splits.
       notes: what it found worth knowing, in all splits.
       grouped: True; records are written category by category.
     """
@@ -65,7 +65,7 @@ class PreparedDataset:
             )
         self._length = builder.info.splits[split].num_examples
         self.name = builder_class.name
-        self.faults, self.notes = metadata.faults, metadata.notes
+        self.issues, self.notes = metadata.issues, metadata.notes
         found = list(metadata.counts[split])
         known = builder_class.categories()
         self.categories = tuple(sorted(found, key=[*known, *found].index))
@@ -146,7 +146,7 @@ def open_builder(
                 split: {category: (n, a) for category, (n, a) in categories.items()}
                 for split, categories in metadata["counts"].items()
             },
-            faults=_read_issues(metadata["faults"]),
+            issues=_read_issues(metadata["faults"]),
             notes=_read_issues(metadata["notes"]),
         )
     except (KeyError, TypeError, ValueError, OSError, json_format.ParseError) as error:

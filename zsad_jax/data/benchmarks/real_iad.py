@@ -71,9 +71,9 @@ class RealIad(Benchmark):
             if path.is_file() and folder.is_dir():
                 _list_category(root, path, images, listing)
             elif path.is_file():
-                listing.faults.append(Issue("folder_missing", name_in(root, path)))
+                listing.issues.append(Issue("folder_missing", name_in(root, path)))
             elif folder.is_dir():
-                listing.faults.append(Issue("list_missing", name_in(root, folder)))
+                listing.issues.append(Issue("list_missing", name_in(root, folder)))
         return listing
 
 
@@ -90,10 +90,10 @@ def _list_category(
             for entry in content[split]:
                 sample = _read_entry(entry, root, images / prefix, normal, path.stem)
                 if not (root / sample.file_name).is_file():
-                    listing.faults.append(Issue("image_missing", sample.file_name))
+                    listing.issues.append(Issue("image_missing", sample.file_name))
                     continue
                 if not sample.has_mask:
-                    listing.faults.append(Issue("mask_missing", sample.file_name))
+                    listing.issues.append(Issue("mask_missing", sample.file_name))
                 samples.append(sample)
             listing.add(split, sorted(samples, key=lambda sample: sample.file_name))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

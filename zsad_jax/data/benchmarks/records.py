@@ -18,7 +18,7 @@ class Record(NamedTuple):
     """What is written of a sample, and what is wrong with it, or worth a note."""
 
     fields: dict[str, Any]
-    faults: list[Issue]
+    issues: list[Issue]
     notes: list[Issue]
 
 
@@ -39,7 +39,7 @@ def encode(sample: Sample, dataset: str) -> Record:
     fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
     # Parts that cannot be joined are no mask, and the record has none.
     fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
-    return Record(fields, found.faults, found.notes)
+    return Record(fields, found.issues, found.notes)
 
 
 def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:

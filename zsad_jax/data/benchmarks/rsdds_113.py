@@ -33,7 +33,7 @@ class Rsdds113(Benchmark):
         listing = Listing()
         images = _images(root) or root / "2D_Image"
         masks = find_folder(root, "Ground Truth") or root / "Ground Truth"
-        listing.add("test", list_pairs(root, images, masks, listing.faults, category=cls.name))
+        listing.add("test", list_pairs(root, images, masks, listing.issues, category=cls.name))
         return listing
 
 

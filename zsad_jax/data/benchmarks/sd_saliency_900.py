@@ -33,7 +33,7 @@ class SdSaliency900(Benchmark):
         """All images with their masks; the name begins with the kind of defect."""
         listing = Listing()
         for images, masks in _folders(root):
-            for sample in list_pairs(root, images, masks, listing.faults, category=cls.name):
+            for sample in list_pairs(root, images, masks, listing.issues, category=cls.name):
                 kind = pathlib.Path(sample.file_name).stem.split("_")[0]
                 listing.add("test", [dataclasses.replace(sample, defect=KINDS.get(kind, ""))])
         return listing

@@ -24,16 +24,16 @@ def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[I
 
     Args:
       root: the benchmark's.
-      listing: whose samples, further files and faults account for files; a folder that a fault names, for
+      listing: whose samples, further files and issues account for files; a folder that an issue names, for
         all that is in it.
       left_out: glob patterns, relative to the root and in any case, of files and folders that are no part of
         the benchmark on purpose; * stands for folders, too.
 
     Returns:
-      A fault each for a few files at one place, one for many; folders of nothing else count as one place.
+      An issue each for a few files at one place, one for many; folders of nothing else count as one place.
     """
     patterns = re.compile("|".join(map(fnmatch.translate, left_out)), re.IGNORECASE)
-    reported = {fault.file for fault in listing.faults}
+    reported = {issue.file for issue in listing.issues}
     used = _relative(root, _files_of(listing))
     unused = [
         name
@@ -47,9 +47,9 @@ def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[I
             folder = os.path.dirname(folder)
     groups = _group((_place(name, occupied), name) for name in unused)
     return [
-        fault
+        issue
         for (place, suffix), names in groups.items()
-        for fault in _report(place, suffix, names)
+        for issue in _report(place, suffix, names)
     ]
 
 

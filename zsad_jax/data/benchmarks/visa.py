@@ -82,10 +82,10 @@ class Visa(MvtecLayout):
             for row in csv.DictReader(file):
                 sample = _read_row(root, row)
                 if not (root / row["image"]).is_file():
-                    listing.faults.append(Issue("image_missing", row["image"]))
+                    listing.issues.append(Issue("image_missing", row["image"]))
                     continue
                 if sample.label and not sample.has_mask:
-                    listing.faults.append(Issue("mask_missing", row["image"]))
+                    listing.issues.append(Issue("mask_missing", row["image"]))
                 listing.add(row["split"], [sample])
         return listing
 

@@ -1,1 +1,1 @@
-"""What the command `python -m zsad_jax.data` looks at and shows: counts, faults, sheets of images."""
+"""What the command `python -m zsad_jax.data` looks at and shows: counts, issues, sheets of images."""

@@ -198,7 +198,7 @@ def _make_tile(sample: Sample, *, told: bool) -> Tile:
             shown = draw_outline(shown, found.mask)
         picture = Image.fromarray(shown)
     missing = sample.label and not sample.has_mask and not told
-    for issue in [*found.faults, *[Issue("mask_missing", "")] * bool(missing)]:
+    for issue in [*found.issues, *[Issue("mask_missing", "")] * bool(missing)]:
         lines += [(line, ANOMALOUS) for line in _wrap(issue.description, _width(span))]
     return Tile(picture, lines, span)
 

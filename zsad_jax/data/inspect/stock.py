@@ -59,8 +59,8 @@ def _look_for(name: str, data_dir: PathLike) -> Entry:
     state = "a copy with meta.json" if target.recorded is None else "prepared"
     if compare_counts(counts, target.published):
         state += ", counts differ"
-    if target.faults:
-        state += f", {plural(len(target.faults), 'issue')}"
+    if target.issues:
+        state += f", {plural(len(target.issues), 'issue')}"
     return Entry(name, state, counts, published, licence)
 
 

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 
-from zsad_jax.data import issues
 from zsad_jax.data.benchmarks.counts import Counts
 from zsad_jax.data.inspect import stock
 from zsad_jax.data.inspect.target import Target
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, group_issues, summarize_issues
 from zsad_jax.utils.errors import plural
 
 
@@ -23,20 +22,20 @@ def describe_counts(target: Target, counts: Counts, differences: Sequence[str]) 
 
 
 def describe_issues(
-    faults: Sequence[Issue], notes: Sequence[Issue], *, show_all: bool, hint: str = ""
+    issues: Sequence[Issue], notes: Sequence[Issue], *, show_all: bool, hint: str = ""
 ) -> Iterator[str]:
     """Describes issues and notes: a line for each kind, or for each file.
 
     Args:
-      faults: what is wrong.
+      issues: what is wrong.
       notes: what harms nothing.
       show_all: whether each file has its line.
       hint: the command that shows all.
     """
-    for word, found in (("issue", faults), ("note", notes)):
-        for kind in issues.group(found):
-            lines = map(str, kind) if show_all else [issues.summarize(kind)]
+    for word, found in (("issue", issues), ("note", notes)):
+        for kind in group_issues(found):
+            lines = map(str, kind) if show_all else [summarize_issues(kind)]
             yield from (f"{word}: {line}" for line in lines)
-    if faults:
+    if issues:
         more = f"; to list all: {hint}" if hint and not show_all else ""
-        yield f"{plural(len(faults), 'issue')}{more}"
+        yield f"{plural(len(issues), 'issue')}{more}"

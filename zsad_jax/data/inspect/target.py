@@ -39,9 +39,9 @@ class Target(NamedTuple):
     only: str = ""
 
     @property
-    def faults(self) -> tuple[Issue, ...]:
+    def issues(self) -> tuple[Issue, ...]:
         """What was amiss when it was prepared or put together, in all splits."""
-        return self._remarks("faults")
+        return self._remarks("issues")
 
     @property
     def notes(self) -> tuple[Issue, ...]:
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
     def _remarks(self, kind: str) -> tuple[Issue, ...]:
         # Splits of one benchmark tell the same.
-        found = (fault for one in self.splits.values() for fault in getattr(one, kind, ()))
+        found = (issue for one in self.splits.values() for issue in getattr(one, kind, ()))
         return tuple(dict.fromkeys(found))
 
     def counts_of(self, split: str) -> dict[str, tuple[int, int]]:

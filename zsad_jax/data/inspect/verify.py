@@ -25,7 +25,7 @@ class Verified(NamedTuple):
       contradictions: between the records and what preparation wrote of them, a sentence each.
       unusable: images that cannot be read, or whose mask cannot be used, or of benchmarks for pixel metrics is
         not there.
-      faults: all that is amiss, those included.
+      issues: all that is amiss, those included.
       notes: what harms nothing.
       strict: whether nothing may be amiss: where no counts are published, nothing else tells that all is there.
     """
@@ -34,14 +34,14 @@ class Verified(NamedTuple):
     differences: list[str]
     contradictions: list[str]
     unusable: list[Issue]
-    faults: list[Issue]
+    issues: list[Issue]
     notes: list[Issue]
     strict: bool
 
     @property
     def good(self) -> bool:
         """Whether all counts are right and every image and mask can be used."""
-        amiss = self.faults if self.strict else self.unusable
+        amiss = self.issues if self.strict else self.unusable
         return not (self.differences or self.contradictions or amiss)
 
 
@@ -50,7 +50,7 @@ class _Looked(NamedTuple):
 
     sample: Sample | None  # without image and mask; None where its record cannot be read
     usable: bool
-    faults: list[Issue]
+    issues: list[Issue]
     notes: list[Issue]
 
 
@@ -74,8 +74,8 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
         counts,
         compare_counts(counts, target.published),
         [] if target.recorded is None else compare_counts(counts, target.recorded),
-        [fault for one in looked if not one.usable for fault in one.faults],
-        _unite(target.faults, (fault for one in looked for fault in one.faults)),
+        [issue for one in looked if not one.usable for issue in one.issues],
+        _unite(target.issues, (issue for one in looked for issue in one.issues)),
         _unite(target.notes, (note for one in looked for note in one.notes)),
         strict=not target.published,
     )
@@ -107,6 +107,6 @@ def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
     return _Looked(
         dataclasses.replace(sample, image=b"", mask=None),
         found.usable and not lacks_mask,
-        [*found.faults, *[Issue("mask_missing", sample.file_name)] * lacks_mask],
+        [*found.issues, *[Issue("mask_missing", sample.file_name)] * lacks_mask],
         found.notes,
     )

@@ -39,7 +39,7 @@ def make(root, tools):
             samples.append(tools.Expected(None, file_name, "aitex", 0, pixels, None, "good"))
     return tools.Miniature(
         samples,
-        faults=(
+        issues=(
             ("Defect_images/0100_025_08.png", "mask_missing"),
             ("Defect_images/0106_010_03.png", "mask_empty"),
         ),

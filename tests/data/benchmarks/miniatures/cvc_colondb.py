@@ -23,4 +23,4 @@ def make(root, tools):
             tools.save_mask(tools.draw_mask(0, size=(24, 16)), folder / f"cp{stem}.tiff")
     tools.save(tools.draw(0), folder / "overview.png")
     (folder / "Thumbs.db").write_text("x")
-    return tools.Miniature(samples, faults=(("overview.png", "image_unused"),))
+    return tools.Miniature(samples, issues=(("overview.png", "image_unused"),))

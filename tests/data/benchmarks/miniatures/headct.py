@@ -23,11 +23,11 @@ def make(root, tools):
     tools.save(tools.draw(0), root / "head_ct/head_ct/150.png")
     tools.save(tools.draw(0), root / "head_ct/head_ct/copy.png")
     (root / "labels.csv").write_text("\n".join([*rows, "12,yes", "", ""]))
-    faults = (
+    issues = (
         ("150.png", "image_unlisted"),
         ("copy.png", "image_unlisted"),
         ("007", "image_missing"),
         ("100", "image_missing"),
         ("labels.csv", "entry_invalid"),
     )
-    return tools.Miniature(samples, faults)
+    return tools.Miniature(samples, issues)

@@ -31,8 +31,8 @@ def make(root, tools):
             )
             for index in range(size[2])
         ]
-    plant_faults(folder)
-    faults = (
+    plant_issues(folder)
+    issues = (
         ("imagesTr/lung_050.nii.gz", "mask_missing"),
         ("imagesTr/lung_051.nii.gz", "image_unreadable"),
         ("imagesTr/lung_052.nii.gz", "image_unreadable"),
@@ -41,7 +41,7 @@ def make(root, tools):
         ("labelsTr/lung_055.nii.gz", "mask_unused"),
         ("labelsTr/lung_056.nii.gz", "image_unreadable"),
     )
-    return tools.Miniature(samples, faults)
+    return tools.Miniature(samples, issues)
 
 
 def to_grey(values):
@@ -57,7 +57,7 @@ def save(volume, path):
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([-0.7, -0.7, 1.2, 1])), path)
 
 
-def plant_faults(folder):
+def plant_issues(folder):
     volume = np.random.default_rng(9).integers(-1024, 3000, (4, 5, 6)).astype(np.int16)
     label = (volume > 2000).astype(np.uint8)
     for number in range(50, 57):

@@ -15,7 +15,7 @@ def make(root, tools):
     tools.save(tools.draw(7, mode="L"), root / "Depthmap/1.png")
     return tools.Miniature(
         samples,
-        faults=(
+        issues=(
             ("2D_Image/INPUT_IMG/2.bmp", "mask_missing"),
             ("Ground Truth/11.png", "mask_unused"),
         ),
