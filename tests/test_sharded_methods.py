@@ -7,8 +7,8 @@ import sys
 SCRIPT = """
 import jax, numpy as np
 import zsad_jax
-from zsad_jax import sharding
 from zsad_jax.methods import Batch, make_method
+from zsad_jax.utils import sharding
 
 assert len(jax.devices()) == 8
 SIZE, CLASSES = 56, ("grid",)

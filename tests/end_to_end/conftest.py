@@ -11,6 +11,7 @@ from PIL import Image
 
 from zsad_jax import main
 from zsad_jax.experiment import cache, config_flag
+from zsad_jax.experiment import config as experiment_config
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -71,7 +72,7 @@ def run_main():
         (folder / "config.py").write_text(CONFIG.format(config=config))
         workdir = folder / "run"
         argv = ["main", f"--config={folder / 'config.py'}", f"--workdir={workdir}"]
-        make_method = config.make_method
+        make_method = experiment_config.make_method
 
         def make_with_init(name, *arguments):
             method = make_method(name, *arguments)
@@ -82,7 +83,7 @@ def run_main():
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
             patch.setattr(sys, "argv", argv)
             patch.setattr(main, "log_plainly", lambda: None)  # its effect outlives the run
-            patch.setattr(experiment, "make_method", make_with_init)
+            patch.setattr(experiment_config, "make_method", make_with_init)
             flags.FLAGS.unparse_flags()
             with pytest.raises(SystemExit) as ended:
                 main.main(config_flag.flags_parser("zsad_jax.main")(argv))

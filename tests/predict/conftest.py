@@ -54,7 +54,7 @@ def compiled_once(quick, compiled):
         return types.SimpleNamespace(compiled=lambda: compiled[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "make_detector", shared)
+        patch.setattr(score, "make_detector", shared)
         yield
 
 
@@ -128,7 +128,7 @@ def no_model(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a detector was made")
 
-    monkeypatch.setattr(scoring, "make_detector", fail)
+    monkeypatch.setattr(score, "make_detector", fail)
     return monkeypatch
 
 

@@ -221,7 +221,7 @@ def test_files_that_are_named_are_scored_whatever_they_look_like(experiment, pic
 
 
 def test_picture_that_cannot_be_drawn_is_a_warning(experiment, pictures, job, monkeypatch, caplog):
-    monkeypatch.setattr(predictions, "draw_figure", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(outputs, "draw_figure", lambda *args, **options: 1 / 0)
     job.predict(experiment, [pictures / "b"])
     assert [set(row) & {"map", "figure"} for row in job.rows()] == [{"map"}] * 3
     assert "cannot be drawn (division by zero)" in caplog.text
@@ -260,7 +260,7 @@ def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job,
             raise MemoryError
         return original(anomaly_map, size, longest)
 
-    monkeypatch.setattr(predictions, "resize_map", fail)
+    monkeypatch.setattr(outputs, "resize_map", fail)
     Image.new("RGB", (31, 17)).save(pictures / "b/bad.png")
     job.predict(experiment, [pictures / "b"])
     run = job.facts()

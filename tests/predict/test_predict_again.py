@@ -143,8 +143,10 @@ def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, 
     script = textwrap.dedent(f"""
         import os, signal, sys, threading
         from absl import app
-        from zsad_jax import command, predict, predictions
-        original, count, lock = predictions.Writer.write, 0, threading.Lock()
+        from zsad_jax.experiment import config_flag
+        from zsad_jax.predict import __main__ as predict
+        from zsad_jax.predict import outputs
+        original, count, lock = outputs.Writer.write, 0, threading.Lock()
 
         def write(self, *arguments):
             global count
@@ -156,9 +158,9 @@ def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, 
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(self, *arguments)
 
-        predictions.Writer.write = write
+        outputs.Writer.write = write
         predict.MAX_WRITERS = 1
-        app.run(predict.main, flags_parser=command.flags_parser("zsad_jax.predict"))
+        app.run(predict.main, flags_parser=config_flag.flags_parser("zsad_jax.predict"))
     """)
     config = pictures.parent / "config.py"
     command_line = [

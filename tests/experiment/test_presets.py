@@ -16,7 +16,7 @@ from zsad_jax.methods import METHODS
 from zsad_jax.report import published_numbers
 from zsad_jax.utils.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 PAPERS = ("faprompt", "tipsomaly", "tps", "vip2clip")
 PROTOCOL_CONFIGS = sorted((ROOT / "configs/protocols").glob("*.py"))

@@ -29,7 +29,7 @@ from zsad_jax.methods.shared import learned
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 28  # two by two patches
 CLASSES = ("metal nut", "grid")
 LARGE = 200  # more than a text may have tokens, or an image patches

@@ -18,7 +18,7 @@ from zsad_jax.utils.errors import UserError
 
 SIZE = 56  # four by four patches
 CLASSES = ("metal nut", "grid")
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_names_the_mistake_of_a_config_file(run_main):
 
 
 def test_all_keys_of_a_config_are_known():
-    keys = flags._keys(presets.paper("coop"))
+    keys = config_flag._keys(presets.paper("coop"))
     assert {"seed", "method.sigma", "training.epochs", "method_for", "checkpoints.visa"} <= set(
         keys
     )
