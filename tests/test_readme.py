@@ -90,7 +90,7 @@ def test_the_contract_is_the_contract():
 def test_options_exist():
     sources = {
         "zsad_jax.main": "zsad_jax/main.py",
-        "zsad_jax.predict": "zsad_jax/predict.py",
+        "zsad_jax.predict": "zsad_jax/predict/__main__.py",
         "zsad_jax.data": "zsad_jax/data/__main__.py",
         "zsad_jax.report": "zsad_jax/report/__main__.py",
         "scripts/download_weights.py": "scripts/download_weights.py",

@@ -48,8 +48,8 @@ def published(tmp_path, monkeypatch):
         server.files, server.asked = {"/v1_0/checkpoints/tokenizer.model": b"pieces"}, []
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(released, "BASE_URL", base)
-        monkeypatch.setattr(released, "TOKENIZER_URL", f"{base}/v1_0/checkpoints/tokenizer.model")
+        monkeypatch.setattr(registry, "BASE_URL", base)
+        monkeypatch.setattr(registry, "TOKENIZER_URL", f"{base}/v1_0/checkpoints/tokenizer.model")
         yield server
         server.shutdown()
 
@@ -202,10 +202,10 @@ def safetensors_bytes(count):
 
 def serve_clip(published, monkeypatch, weights, merges=b"merges"):
     base = f"http://127.0.0.1:{published.server_port}"
-    monkeypatch.setattr(released, "CLIP_URL", f"{base}/{{}}/model.safetensors")
-    monkeypatch.setattr(released, "MERGES_URL", f"{base}/merges.gz")
-    monkeypatch.setattr(released, "MERGES_BYTES", len(merges))
-    monkeypatch.setattr(released, "MERGES_SHA256", hashlib.sha256(b"merges").hexdigest())
+    monkeypatch.setattr(registry, "CLIP_URL", f"{base}/{{}}/model.safetensors")
+    monkeypatch.setattr(registry, "MERGES_URL", f"{base}/merges.gz")
+    monkeypatch.setattr(registry, "MERGES_BYTES", len(merges))
+    monkeypatch.setattr(registry, "MERGES_SHA256", hashlib.sha256(b"merges").hexdigest())
     published.files["/vit_base_patch32_clip_224.openai/model.safetensors"] = weights
     published.files["/merges.gz"] = merges
 
@@ -261,7 +261,7 @@ def test_a_clip_without_merges_is_a_warning(
 def test_clip_offline_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path))
     monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
-    monkeypatch.setattr(released, "CLIP_URL", "http://127.0.0.1:9/{}/model.safetensors")
+    monkeypatch.setattr(registry, "CLIP_URL", "http://127.0.0.1:9/{}/model.safetensors")
     place = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
     with pytest.raises(UserError, match=rf"weights of clip-vit-l14-336 .* put it at {place}"):
         registry.locate("clip-vit-l14-336")
