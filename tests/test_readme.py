@@ -72,13 +72,17 @@ def test_modules_exist():
     assert all(importlib.util.find_spec(module) for module in modules)
 
 
-def test_the_drawing_shows_what_is_there():
-    drawing = README.partition("## Architecture")[2].partition("A room imports")[0]
-    rooms, files = re.findall(r"(\w+)/", drawing), re.findall(r"\w+\.py", drawing)
-    assert rooms == ["data", "backbones", "methods", "metrics", "report"]
-    assert len(files) == 5
+def test_drawing_shows_the_parts_in_order():
+    drawing = README.partition("## Architecture")[2].partition("A part imports")[0]
+    found = re.findall(r"^ {6}(\w+)/|(\w+)\.py", drawing, re.MULTILINE)
+    parts = [folder or module for folder, module in found]
+    assert parts[:5] == ["utils", "metrics", "data", "backbones", "methods"]
+    assert parts[5:] == [
+        *("train", "evaluate", "detector", "report", "experiment", "predict", "main")
+    ]
     package = ROOT / "zsad_jax"
-    assert not [name for name in [*rooms, *files] if not (package / name).exists()]
+    folders = {path.name for path in package.rglob("*") if path.is_dir()}
+    assert set(re.findall(r"(\w+)/", drawing)) <= folders | {"zsad_jax"}
 
 
 def test_the_contract_is_the_contract():
