@@ -162,6 +162,11 @@ class Samples(Sequence[Sample]):
         return digest.hexdigest()
 
 
+def as_mask(parts: Sequence[Encoded]) -> Encoded | tuple[Encoded, ...] | None:
+    """Returns the parts of a ground truth in the form of `Sample.mask`."""
+    return tuple(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
 def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
     """Returns a sample, or the issue of a record that cannot be read, whatever a damaged file leads to."""
     try:

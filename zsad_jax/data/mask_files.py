@@ -3,13 +3,13 @@
 import os
 import pathlib
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from zsad_jax.data.preprocess import UnreadableImage, read_masks
+from zsad_jax.data.walk import plain
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
@@ -24,11 +24,6 @@ _LIKELY_FOLDER = re.compile(rf"(defect_)?({_WORDS})(_images?)?")
 MAX_LEVELS, MIN_SHARE = 8, 0.95
 
 
-def plain(name: str) -> str:
-    """Removes differences of case, separators and Unicode form from a name or a path."""
-    return unicodedata.normalize("NFC", name).lower().replace(" ", "_").replace("-", "_")
-
-
 def names(path: str, affix: re.Pattern[str]) -> tuple[str, str]:
     """Returns the `plain` path without suffix, and that without an affix (`IMAGE` or `MASK`) of the name."""
     folder, name = os.path.split(plain(os.path.splitext(path)[0]))
@@ -37,7 +32,7 @@ def names(path: str, affix: re.Pattern[str]) -> tuple[str, str]:
     return os.path.join(folder, name), os.path.join(folder, bare)
 
 
-def find_folder(file: str, name: re.Pattern[str]) -> str:
+def outermost_folder(file: str, name: re.Pattern[str]) -> str:
     """Returns the outermost folder of a file that has such a name, "" for none."""
     folders = file.split("/")[:-1]
     depth = next((i for i, one in enumerate(folders, 1) if name.fullmatch(plain(one))), 0)
@@ -63,7 +58,7 @@ def find_masks(
       an unusual name, each with the folder of its images.
     """
     masks: dict[str, str | None] = {}
-    masks |= {file: folder for file in files if (folder := find_folder(file, FOLDER))}
+    masks |= {file: folder for file in files if (folder := outermost_folder(file, FOLDER))}
     left = [file for file in files if file not in masks]
     images = {name for file in left for name in names(file, IMAGE)}
     for file in left:
@@ -75,12 +70,12 @@ def find_masks(
     named: defaultdict[str, list[str]] = defaultdict(list)
     left = [file for file in files if file not in masks]
     for file in sorted(left, key=lambda one: plain(pathlib.PurePath(one).parent.name) in normal):
-        folders[find_folder(file, _LIKELY_FOLDER) or os.path.dirname(file)].append(file)
+        folders[outermost_folder(file, _LIKELY_FOLDER) or os.path.dirname(file)].append(file)
         for name in names(os.path.basename(file), IMAGE):
             named[name].append(file)
     unusual: dict[str, str] = {}
     for folder, inside in folders.items():
-        likely = find_folder(f"{folder}/", _LIKELY_FOLDER) != ""
+        likely = outermost_folder(f"{folder}/", _LIKELY_FOLDER) != ""
         title = plain(os.path.basename(folder))
         if not likely and (len(left) < len(files) or title in ("", *normal)):
             continue

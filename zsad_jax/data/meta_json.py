@@ -11,8 +11,9 @@ from absl import logging
 
 from zsad_jax.data.dataset import Dataset, Sample, Samples
 from zsad_jax.data.issues import Issue, log_issues
-from zsad_jax.data.mask_files import IMAGE, MASK, names, plain
+from zsad_jax.data.mask_files import IMAGE, MASK, names
 from zsad_jax.data.protocols import Naming, prompt_name
+from zsad_jax.data.walk import plain
 from zsad_jax.utils.errors import NoSplitError, UserError
 from zsad_jax.utils.files import PathLike
 

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from zsad_jax.data import walk
 from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
 from zsad_jax.data.checks import examine
-from zsad_jax.data.dataset import Lazy, Sample
-from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.dataset import Lazy, Sample, as_mask
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import read_meta_json, read_splits
 from zsad_jax.data.preprocess import decode_mask, open_image
+from zsad_jax.data.walk import list_folders, list_images
 
 Path = pathlib.Path
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
@@ -26,8 +27,6 @@ T = TypeVar("T")
 # in the order of the disk. Who was drawn cannot be known; we draw from our own sorted order.
 TEST_SHARE = 0.25
 SEED = 42
-
-HIDDEN = (".", "__MACOSX")  # how the names of files begin that systems leave behind
 
 
 @dataclasses.dataclass
@@ -69,33 +68,12 @@ class Crop(Lazy):
         return image_to_png(open_image(self.path).image.crop(self.box))
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted; no hidden files, any spelling of the extension."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(HIDDEN) and path.is_file()
-    )
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """The folders directly in a folder, sorted, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)
-    )
-
-
 def find_folder(parent: Path, *names: str) -> Path | None:
     """The subfolder that has one of these names, in any case; the names come in order of preference.
 
     One that holds a folder of its own name, as in Kaggle's copies, stands for that.
     """
-    below = {folder.name.lower(): folder for folder in list_folders(parent)}
-    found = next((below[name.lower()] for name in names if name.lower() in below), None)
+    found = walk.find_folder(parent, *names)
     return found and (find_folder(found, found.name) or found)
 
 
@@ -174,12 +152,11 @@ def pair(
         found = unused.pop(path.stem.removesuffix(image_suffix), ())
         if not found:
             issues.append(Issue("mask_missing", name_in(root, path)))
-        paths = tuple(map(str, found))
         samples.append(
             Sample(
                 image=str(path),
-                mask=paths if len(paths) > 1 else next(iter(paths), None),
-                has_mask=bool(paths),
+                mask=as_mask([str(mask) for mask in found]),
+                has_mask=bool(found),
                 label=1,
                 file_name=name_in(root, path),
                 **fields,
@@ -222,7 +199,7 @@ def cut(
             dataclasses.replace(
                 sample,
                 image=Crop(Path(str(sample.image)), box),
-                mask=cropped if len(cropped) > 1 else next(iter(cropped), None),
+                mask=as_mask(cropped),
                 label=int(anomalous),
                 defect=sample.defect if anomalous else "good",
                 file_name=f"{Path(sample.file_name).with_suffix('').as_posix()}_{index}.png",

@@ -6,9 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from zsad_jax.data.benchmarks.layouts import HIDDEN, Listing, Path
-from zsad_jax.data.folder import EXTENSIONS
+from zsad_jax.data.benchmarks.layouts import Listing, Path
 from zsad_jax.data.issues import Issue
+from zsad_jax.data.walk import EXTENSIONS, walk
 
 NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".dcm", ".mha", ".nrrd")
 VOLUMES = (".nii", ".nii.gz")
@@ -37,8 +37,8 @@ def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[I
     used = _relative(root, _files_of(listing))
     unused = [
         name
-        for name in _walk(root, lambda one: one in reported or bool(patterns.fullmatch(one)))
-        if name not in used
+        for name in walk(root, skip=lambda one: one in reported or bool(patterns.fullmatch(one)))
+        if name.lower().endswith(PICTURES) and name not in used
     ]
     occupied = {""}
     for folder in {os.path.dirname(name) for name in used}:
@@ -66,31 +66,6 @@ def _relative(root: Path, paths: Iterable[str]) -> set[str]:
     normal = map(os.path.normpath, paths)
     below = (path[len(prefix) :] for path in normal if path.startswith(prefix))
     return {name.replace(os.sep, "/") for name in below}
-
-
-def _walk(root: Path, is_skipped) -> Iterator[str]:
-    """Names of the image files below a root, sorted folder by folder, but for hidden and skipped ones."""
-    for folder, below, names in os.walk(root, followlinks=True):
-        inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        below[:] = sorted(
-            one
-            for one in below
-            if not one.startswith(HIDDEN)
-            and not is_skipped(prefix + one)
-            and not _leads_back(folder, one)
-        )
-        for name in sorted(names):
-            is_picture = name.lower().endswith(PICTURES) and not name.startswith(HIDDEN)
-            if is_picture and not is_skipped(prefix + name):
-                yield prefix + name
-
-
-def _leads_back(folder: str, below: str) -> bool:
-    """Whether a subfolder is a link to a folder that it lies in."""
-    path = os.path.join(folder, below)
-    above = os.path.join(os.path.realpath(folder), "")
-    return os.path.islink(path) and above.startswith(os.path.join(os.path.realpath(path), ""))
 
 
 def _place(name: str, occupied: set[str]) -> str:

@@ -1,0 +1,96 @@
+"""Files and folders of datasets on disk: which are images, which are hidden, and what a folder contains."""
+
+import os
+import pathlib
+import unicodedata
+from collections.abc import Callable, Iterator
+
+from zsad_jax.data.issues import Issue
+from zsad_jax.utils.files import PathLike
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+)
+SYSTEM_FILES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+
+
+def is_image(name: str) -> bool:
+    """Returns whether the extension of a file is that of an image."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or was left behind by an operating system."""
+    return name.startswith(".") or name in SYSTEM_FILES
+
+
+def plain(name: str) -> str:
+    """Removes differences of case, separators and Unicode form from a name or a path."""
+    return unicodedata.normalize("NFC", name).lower().replace(" ", "_").replace("-", "_")
+
+
+def list_images(folder: PathLike) -> list[pathlib.Path]:
+    """Lists the images directly in a folder, sorted; none if there is no such folder."""
+    return [path for path in _visible(folder) if is_image(path.name) and path.is_file()]
+
+
+def list_folders(folder: PathLike) -> list[pathlib.Path]:
+    """Lists the folders directly in a folder, sorted; none if there is no such folder."""
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def find_folder(parent: PathLike, *names: str) -> pathlib.Path | None:
+    """Returns the subfolder with one of these names, in any spelling; earlier names are preferred."""
+    below = {plain(folder.name): folder for folder in reversed(list_folders(parent))}
+    return next((below[plain(name)] for name in names if plain(name) in below), None)
+
+
+def walk(
+    root: PathLike,
+    start: PathLike | None = None,
+    *,
+    skip: Callable[[str], bool] = lambda name: False,
+    ignored: list[Issue] | None = None,
+) -> Iterator[str]:
+    """Yields the files below a folder, relative to it and with "/" between folders, folder by folder.
+
+    Links to folders are followed after the folders themselves, to each folder once, and never to one that
+    contains the root.
+
+    Args:
+      root: the folder that names are relative to.
+      start: the folder in it that is searched; None = the root.
+      skip: whether to skip a file or folder, from its relative name.
+      ignored: hidden files and folders, and folders that cannot be read, are added here.
+    """
+    ignored = [] if ignored is None else ignored
+    starts = [os.fspath(start or root)]
+    seen = {str(one) for one in pathlib.Path(starts[0]).resolve().parents}
+
+    def report(error: OSError) -> None:
+        inside = os.path.relpath(error.filename, root).replace(os.sep, "/")
+        ignored.append(Issue("folder_unreadable", inside, error.strerror or ""))
+
+    for place in starts:
+        for folder, below, files in os.walk(place, onerror=report):
+            real = os.path.realpath(folder)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            inside = os.path.relpath(folder, root).replace(os.sep, "/")
+            prefix = "" if inside == "." else f"{inside}/"
+            ignored += [Issue("hidden", prefix + one) for one in (*below, *files) if is_hidden(one)]
+            wanted = [one for one in sorted(files) if not is_hidden(one) and not skip(prefix + one)]
+            below[:] = [
+                one for one in sorted(below) if not is_hidden(one) and not skip(prefix + one)
+            ]
+            paths = [os.path.join(folder, one) for one in below]
+            starts += [path for path in paths if os.path.islink(path)]
+            yield from (prefix + one for one in wanted)
+
+
+def _visible(folder: PathLike) -> list[pathlib.Path]:
+    path = pathlib.Path(folder)
+    return sorted(one for one in path.iterdir() if not is_hidden(one.name)) if path.is_dir() else []
