@@ -347,8 +347,10 @@ def test_open_by_name_and_by_description(root, tmp_path):
     assert open_dataset(described, tmp_path).prompt_names == ("cloth",)
     assert len(open_dataset({"meta_json": tmp_path / "MPDD"}, tmp_path)) == 3
     assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
-    with pytest.raises(UserError, match="not known"):
+    with pytest.raises(UserError, match=r"Unknown key 'colour' in .*: known are name, "):
         open_dataset(described | {"colour": "red"}, tmp_path)
+    with pytest.raises(UserError, match=r"'split' in the dataset .* is 3; expected "):
+        open_dataset(described | {"split": 3}, tmp_path)
     with pytest.raises(UserError, match="A dataset is a name"):
         open_dataset({}, tmp_path)
 

@@ -1,4 +1,4 @@
-"""The community's `meta.json` datasets, as AnomalyCLIP, AdaCLIP, TIPSomaly and others prepare and read them."""
+"""Datasets with a `meta.json`, the form that AnomalyCLIP, AdaCLIP, TIPSomaly and others use."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import IMAGE, MASK, names
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.data.walk import plain
-from zsad_jax.utils.errors import NoSplitError, UserError
+from zsad_jax.utils.errors import NoSplitError, UserError, plural
 from zsad_jax.utils.files import PathLike
 
 META_JSON = "meta.json"
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class NoImagesError(UserError):
-    """None of the images that a meta.json lists in a split is there."""
+    """None of the images that a meta.json lists in a split exists."""
 
 
 def read_meta_json(
@@ -39,23 +39,22 @@ def read_meta_json(
 ) -> Samples:
     """Reads `<root>/meta.json`: {"train": {category: [sample, …]}, "test": {…}}.
 
-    A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to
-    the root; an absolute one of the author's disk is looked for under the root by its longest suffix that
-    exists. A file outside all roots is not used: an image is left out, and an issue says so. An image is
-    counted once, however often or in however many roots it is listed. An anomalous image without mask
-    keeps has_mask False, so that pixel metrics leave it out.
+    A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to the
+    root. An absolute path of the author's disk stands for its longest suffix that exists below the root.
+    Files outside all roots are not used, and an issue is reported. An image counts once, however often and in
+    however many roots it is listed. Anomalous images without a mask are excluded from pixel metrics.
 
     Args:
       roots: the folder with `meta.json`, or several that make up one dataset.
       name: of the dataset; None = the (first) folder's name.
-      split: "test", "train" or "all", compared case-insensitively.
-      prompt_names: how categories are called in prompts; `naming` tells the others'.
+      split: "test", "train" or "all", in any case.
+      prompt_names: names of categories in prompts; those of the others follow from `naming`.
       naming: see `prompt_name`.
 
     Raises:
       NoSplitError: there is no such split.
       NoImagesError: none of its images exists.
-      UserError: there is no such file, or it is not in this form.
+      UserError: there is no such file, or it does not have this form.
     """
     given = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
     folders = [pathlib.Path(one) for one in given]
@@ -63,24 +62,21 @@ def read_meta_json(
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
     issues: list[Issue] = []
-    missing: list[str] = []
     repeated = 0
     for folder in folders:
         for entry in _entries(folder / META_JSON, split):
             sample, issue = _read_entry(entry, folder, within)
-            if sample is None:
-                issues += [issue] if issue else []
-                continue
-            key = os.path.realpath(str(sample.image))
+            key = os.path.realpath(str(sample.image)) if sample else ""
             if key in samples:
                 repeated += 1
                 continue
-            called = (prompt_names or {}).get(sample.category) or prompt_name(
-                sample.category, dataset=name, naming=naming
-            )
-            samples[key] = dataclasses.replace(sample, prompt_name=called)
             issues += [issue] if issue else []
-            missing += [] if os.path.isfile(key) else [str(sample.image)]
+            if sample:
+                called = (prompt_names or {}).get(sample.category) or prompt_name(
+                    sample.category, dataset=name, naming=naming
+                )
+                samples[key] = dataclasses.replace(sample, prompt_name=called)
+    missing = [str(sample.image) for key, sample in samples.items() if not os.path.isfile(key)]
     images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
     for key, sample in samples.items():
         if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
@@ -93,7 +89,8 @@ def read_meta_json(
             f"None of the images that {folders[0] / META_JSON} lists is there (the first: {first})."
         )
     if missing:
-        logging.warning("%s: %d images are missing, the first: %s.", name, len(missing), missing[0])
+        number = plural(len(missing), "image")
+        logging.warning("%s: %s missing, the first: %s.", name, number, missing[0])
     if repeated:
         issues.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
     log_issues(name, issues)
@@ -101,16 +98,16 @@ def read_meta_json(
 
 
 def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
-    """Reads what a meta.json has of the splits train and test; most medical sets have nothing to train on.
+    """Reads the splits train and test of a meta.json; most medical datasets have no training split.
 
     Args:
       read: reads a split, as `read_meta_json` does.
 
     Returns:
-      The splits; one to train on of which no image is there is empty, with an issue that says so.
+      The splits. A training split none of whose images exists is empty, with an issue.
 
     Raises:
-      UserError: there is nothing to test on, or the meta.json cannot be read.
+      UserError: there is no test split, or the meta.json cannot be read.
     """
     splits: dict[str, D | Samples] = {}
     for split in ("train", "test"):
@@ -143,8 +140,7 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         raise UserError(f"There is no {path}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a meta.json of the known form: {error}. The form is {_FORM}; correct the file, or"
-            " write it again."
+            f"{path} is not a meta.json of the known form: {error}. The form is {_FORM}; correct the file."
         ) from error
     if not entries:
         filled = [
@@ -162,7 +158,7 @@ def _expect(kind: type[T], value: Any, rule: str) -> T:
 
 
 def _check(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with its label as a number."""
+    """Returns an entry with its label as a number."""
     image, mask, anomaly = entry.get("img_path"), entry.get("mask_path"), entry.get("anomaly")
     if not image or not isinstance(image, str) or "\0" in image:
         raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, and is {image!r}")
@@ -177,7 +173,7 @@ def _check(entry: dict[str, Any]) -> dict[str, Any]:
 def _read_entry(
     entry: Mapping[str, Any], root: pathlib.Path, within: set[str]
 ) -> tuple[Sample | None, Issue | None]:
-    """A sample, and what is wrong with it or its mask; no sample where the image is outside."""
+    """Returns a sample and its issue; no sample if the image is outside the roots."""
     image = _resolve(entry["img_path"], root, within)
     if image is None:
         return None, Issue("image_outside", entry["img_path"])
@@ -185,7 +181,7 @@ def _read_entry(
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
     mask = _resolve(listed, root, within) if listed else None
     usable = mask is not None and mask.is_file()
-    if label:  # some files name the folder instead of a mask where there is none
+    if label:  # some files list the folder of an image that has no mask
         missing = "mask_outside" if mask is None else "" if mask.is_dir() else "mask_missing"
         kind = missing if listed and not usable else ""
     else:
@@ -203,7 +199,7 @@ def _read_entry(
 
 
 def _find_other(mask: str, image: str, images: Collection[str]) -> str | None:
-    """The name of another image in the folder of an image that its mask is named after."""
+    """Returns the name of another image in the folder of an image, if the mask has that name."""
     folder, file = os.path.split(image)
     given = names(os.path.basename(mask), MASK)
     if {*given, plain(pathlib.Path(mask).parent.name)} & {*names(file, IMAGE)}:
@@ -212,9 +208,9 @@ def _find_other(mask: str, image: str, images: Collection[str]) -> str | None:
 
 
 def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | None:
-    """Where a listed file lies; None outside the folders `within`.
+    """Returns the path of a listed file, None if it is outside the folders `within`.
 
-    A path of another disk that is nowhere under the root is given back as it is: it does not exist.
+    A path of another disk that is not below the root is returned unchanged; it does not exist.
     """
     # Files prepared on Windows have its separators.
     listed = pathlib.PurePosixPath(path if (root / path).exists() else path.replace("\\", "/"))
@@ -228,6 +224,6 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
 
 
 def _is_inside(path: pathlib.Path, within: set[str]) -> bool:
-    """Whether a path lies in one of these folders; links in them may lead elsewhere."""
+    """Returns whether a path is in one of these folders; links in them may lead elsewhere."""
     absolute = pathlib.Path(os.path.abspath(path))
     return any(absolute.is_relative_to(place) for place in within)

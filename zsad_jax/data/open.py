@@ -1,20 +1,22 @@
-"""A dataset by its name, wherever it comes from."""
+"""Opens a dataset by its name or its description."""
 
+import inspect
 import pathlib
-import re
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.folder import read_folder
 from zsad_jax.data.joined import Joined
 from zsad_jax.data.meta_json import META_JSON, read_meta_json
 from zsad_jax.data.protocols import DATASETS, Naming, Part, parse_name
+from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 SYNTHETIC = ("synthetic_aux", "synthetic_target")
-# What a description of a dataset may hold besides the path, each with its reader.
+# The readers of described datasets; their keyword arguments are the further keys of a description.
 READERS: dict[str, Callable[..., Dataset]] = {"folder": read_folder, "meta_json": read_meta_json}
 
 Spec = str | Mapping[str, Any]
@@ -31,17 +33,18 @@ def open_dataset(
     """Opens a dataset: synthetic, prepared with tensorflow-datasets, with a meta.json, or a folder.
 
     Args:
-      spec: a dataset's key ("mvtec_ad", "synthetic_target"), a key with its split ("mvtec_ad:train"), several
-        joined to one by "+" ("mvtec_ad:train+mvtec_ad:test"), or {"folder": PATH, …} with the arguments of
-        `read_folder` (a folder with a meta.json is read by that), or {"meta_json": ROOT, …} with those of
+      spec: a key ("mvtec_ad", "synthetic_target"), a key with a split ("mvtec_ad:train"), several of them
+        joined by "+" ("mvtec_ad:train+mvtec_ad:test"), {"folder": PATH, …} with the arguments of `read_folder`
+        (`read_meta_json` reads a folder with a meta.json), or {"meta_json": ROOT, …} with those of
         `read_meta_json`.
-      data_dir: where prepared datasets lie: `<data_dir>/<key>`.
-      split: which split is read of keys that do not say it.
-      naming: what categories are called in prompts, see `prompt_name`.
-      options: further arguments of `read_folder` or `read_meta_json`, whichever reads it.
+      data_dir: the folder of prepared datasets: `<data_dir>/<key>`.
+      split: the split of keys without one.
+      naming: the names of categories in prompts, see `prompt_name`.
+      options: further arguments of `read_folder` or `read_meta_json`.
 
     Raises:
-      UserError: it is not there; the message says which command prepares it.
+      UserError: the dataset does not exist (the message has the command that prepares it), or a key or a
+        value of its description is not valid.
     """
     check_available(spec, data_dir)
     if not isinstance(spec, str):
@@ -52,17 +55,17 @@ def open_dataset(
 
 
 def is_available(spec: Spec, data_dir: PathLike) -> bool:
-    """Whether a dataset can be opened; a look at the disk, nothing is read."""
+    """Returns whether a dataset exists, without reading it."""
     if not isinstance(spec, str):
         return pathlib.Path(_described(spec)[1]).is_dir()
-    return all(_is_there(part.key, data_dir) for part in parse_name(spec))
+    return all(_form_of(part.key, data_dir) for part in parse_name(spec))
 
 
 def check_available(spec: Spec, data_dir: PathLike) -> None:
-    """Makes sure, before anything long starts, that a dataset can be opened.
+    """Checks that a dataset exists, before anything long starts.
 
     Raises:
-      UserError: it cannot; the message says which command prepares it.
+      UserError: it does not exist; the message has the command that prepares it.
     """
     if is_available(spec, data_dir):
         return
@@ -70,7 +73,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         raise UserError(f"There is no folder {_described(spec)[1]}.")
     from zsad_jax.data import benchmarks
 
-    name = next(part.key for part in parse_name(spec) if not _is_there(part.key, data_dir))
+    name = next(part.key for part in parse_name(spec) if not _form_of(part.key, data_dir))
     if name in benchmarks.names():
         raise NotPreparedError(f"{benchmarks.how_to_prepare(name, data_dir)}.")
     raise UserError(
@@ -83,14 +86,14 @@ def _open_part(
     part: Part, data_dir: PathLike, split: str, naming: Naming, options: Mapping[str, Any]
 ) -> Dataset:
     name, split = part.key, part.split or split
-    prepared = name in SYNTHETIC or _is_prepared(name, data_dir)
-    if options and prepared:
+    form = _form_of(name, data_dir)
+    if options and form != "meta_json":
         raise UserError(f"The dataset {name} takes no options, but {', '.join(options)} was given.")
-    if name in SYNTHETIC:
+    if form == "synthetic":
         from zsad_jax.data import synthetic
 
         return synthetic.load(name)
-    if prepared:
+    if form == "prepared":
         from zsad_jax.data import benchmarks
 
         return benchmarks.open_prepared(name, data_dir, split, naming=naming)
@@ -104,17 +107,25 @@ def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
     options |= {key: value for key, value in spec.items() if key != kind}
     if kind == "folder" and (pathlib.Path(path) / META_JSON).is_file():
         kind = "meta_json"
-    try:
-        return READERS[kind](path, **options)
-    except TypeError as error:
-        said = re.sub(r"^\w+\(\) got an? unexpected keyword argument", "", str(error)).strip()
-        raise UserError(
-            f"The dataset {dict(spec)} has an entry that is not known ({said})."
-        ) from error
+    reader = READERS[kind]
+    arguments = inspect.signature(reader).parameters.values()
+    known = [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]
+    types = typing.get_type_hints(reader)
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(
+                f"Unknown key {key!r} in the dataset {dict(spec)}: {suggest(key, known)}"
+            )
+        if not fits(value, types[key]):
+            expected = describe_type(types[key])
+            raise UserError(
+                f"{key!r} in the dataset {dict(spec)} is {value!r}; expected {expected}."
+            )
+    return reader(path, **options)
 
 
 def _described(spec: Mapping[str, Any]) -> tuple[str, Any]:
-    """What kind of folder a description is of, and where."""
+    """Returns the key of the reader of a description, and the path."""
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
         raise UserError(
@@ -123,15 +134,14 @@ def _described(spec: Mapping[str, Any]) -> tuple[str, Any]:
     return kinds[0], spec[kinds[0]]
 
 
-def _is_there(name: str, data_dir: PathLike) -> bool:
-    prepared = name in SYNTHETIC or _is_prepared(name, data_dir)
-    return prepared or _meta_json_root(name, data_dir) is not None
-
-
-def _is_prepared(name: str, data_dir: PathLike) -> bool:
-    """Whether tensorflow-datasets has written it: `<data_dir>/<name>/<version>/dataset_info.json`."""
-    # Unfinished preparations lie in incomplete.* beside the versions.
-    return any(pathlib.Path(data_dir, name).glob("[0-9]*/dataset_info.json"))
+def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", "meta_json", ""]:
+    """Returns the form in which a dataset exists; "" if it does not."""
+    if name in SYNTHETIC:
+        return "synthetic"
+    # tensorflow-datasets keeps unfinished preparations in incomplete.* next to the versions.
+    if any(pathlib.Path(data_dir, name).glob("[0-9]*/dataset_info.json")):
+        return "prepared"
+    return "meta_json" if _meta_json_root(name, data_dir) else ""
 
 
 def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:

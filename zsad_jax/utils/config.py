@@ -28,9 +28,9 @@ def check_fields(config: Any) -> None:
     hints = _hints(cast(Hashable, type(config)))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not _fits(value, hints[field.name]):
+        if not fits(value, hints[field.name]):
             raise UserError(
-                f"Config key '{field.name}' is {value!r}; it takes {_describe(hints[field.name])}."
+                f"Config key '{field.name}' is {value!r}; it takes {describe_type(hints[field.name])}."
             )
         low, high = field.metadata.get("within", (None, None))
         if low is not None and value is not None and not low <= value <= high:
@@ -64,15 +64,15 @@ def _hints(cls: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value fits an annotation: plain types, Literal, unions, tuple[x, ...] and mappings."""
+def fits(value: Any, hint: Any) -> bool:
+    """Returns whether a value fits an annotation: plain types, Literal, unions, tuple[x, ...], mappings."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
     if hint is Any:
         return True
     if isinstance(value, bool):  # bool is an int to Python, but not to a reader of configs
@@ -82,14 +82,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
+    """Returns an annotation in words: "a number or None"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " or ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in args)
+        return " or ".join(describe_type(arg) for arg in args)
     if origin is tuple:
-        return f"a tuple of {_describe(args[0])}"
+        return f"a tuple of {describe_type(args[0])}"
     if origin is Mapping:
         return "names with their values"
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
