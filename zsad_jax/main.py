@@ -22,7 +22,7 @@ from zsad_jax.experiment.run_info import Stopwatch, count_without_mask, describe
 from zsad_jax.methods import image_score
 from zsad_jax.methods.shared import released as released_prompts
 from zsad_jax.report import Report, names, read_curves, write_report
-from zsad_jax.report.coverage import WITHOUT_MASK, find_partial, words_on
+from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.utils import command_line, files, sharding
 from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
@@ -63,8 +63,8 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         evaluations.append(evaluated.evaluation)
         results.append(collect(evaluated, backbone, datasets[target_name(target)], score))
         without_mask = {WITHOUT_MASK: count_without_mask([evaluated.evaluation])}
-        partial = find_partial(results[-1].rows, without_mask)
-        for words in words_on(partial, target_name(target)):
+        deviations = find_deviations(results[-1].rows, without_mask)
+        for words in words_on(deviations, [target_name(target)], kinds=IMAGES):
             logging.warning("%s No difference to published results is given.", words)
         clock.lap(f"evaluate {target_name(target)}")
 

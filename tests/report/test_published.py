@@ -20,14 +20,13 @@ def test_numbers_of_the_papers_own_row():
         "pixel_aupro": 84.0,
         "pixel_f1max": 43.8,
     }
-    assert not any(number.suspicious for number in numbers.values())
+    assert not any(number.doubt for number in numbers.values())
 
 
 def test_a_baseline_is_read_from_the_paper_that_prints_it():
     number = published_numbers("aprilgan", "btad")["pixel_auroc"]
     assert (number.percent, number.paper) == (60.8, "tipsomaly")
-    assert number.suspicious
-    assert "89" in number.note
+    assert "89" in number.doubt
 
 
 def test_image_only_dataset_has_no_pixel_numbers():
@@ -59,22 +58,25 @@ def test_nothing_is_made_up(key):
     ],
 )
 def test_only_main_results_count(paper, table, dataset, category, note, main):
-    number = published.PublishedNumber(
-        1.0, note, paper, table, "tps", dataset, category, "image_auroc", "1.0"
-    )
+    place = (paper, table, "tps", dataset, category, "image_auroc")
+    number = published.PublishedNumber(1.0, "1.0", *place, **published.parse_note(note))
     assert published.is_main(number) is main
 
 
-def test_tags_of_a_note_are_told_apart():
-    number = published.all_numbers()[0]._replace(
-        note="ablation: base; CAP; suspicious: members average to 1; fits with 2"
-    )
-    assert number.setting == "ablation: base; CAP"
-    assert number.doubt == "suspicious: members average to 1; fits with 2"
-    assert (number.full_shot, number.reading, number.main_setting) == ("", "", False)
-    full = number._replace(note="ablation: base + CAP + DAP (full model)")
-    assert full.main_setting
-    assert not full.suspicious
+def test_notes_become_fields():
+    assert published.parse_note(
+        "ablation: base; CAP; suspicious: members average to 1; fits with 2"
+    ) == {
+        "setting": "ablation: base; CAP",
+        "doubt": "suspicious: members average to 1; fits with 2",
+        "proposed": False,
+        "training": "common",
+    }
+    full = published.parse_note("ablation: base + CAP + DAP (full model)")
+    assert (full["proposed"], "doubt" in full) == (True, False)
+    assert published.parse_note("printed gain over best prior: +6.9")["gain"] == "+6.9"
+    medical = published.parse_note("variant: trained on medical data (ISIC)")
+    assert (medical["proposed"], medical["training"]) == (False, "tps_medical_pixel")
 
 
 def test_every_number_stays_as_printed():
@@ -154,7 +156,7 @@ def test_printed_means_are_those_of_their_members_but_for_the_known_ones():
             if abs(float(np.mean(values)) - number.percent) > 0.15:
                 wrong.append(number)
     assert (checked, len(wrong)) == (350, 16)
-    assert all(number.suspicious for number in wrong)
+    assert all(number.doubt for number in wrong)
 
 
 @pytest.mark.parametrize(

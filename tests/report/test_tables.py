@@ -52,7 +52,7 @@ def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
     assert cell_of(table, 3, "pixel_auroc").value == 75.0
     assert "ELPV [1]" in text
     assert "[1] No masks." in text
-    assert "mean over 2 of 3 datasets, undefined for ELPV." in text
+    assert "mean over 2 of 3 datasets; undefined: ELPV." in text
     assert "| – |" in text
     assert "| 0.0" not in text
 
@@ -215,7 +215,7 @@ def test_a_mean_of_other_datasets_stands_beside_nothing(make_row, datasets, unde
     assert table.lines[-1].labels[0] == "Industrial mean"
     assert cell_of(table, -1, "image_ap") == tables.Cell(90.0)
     if undefined:
-        assert "Image AP: mean over 6 of 7 datasets, undefined for DAGM 2007." in table.footnotes
+        assert "Image AP: mean over 6 of 7 datasets; undefined: DAGM 2007." in table.footnotes
         assert cell_of(table, -1, "image_auroc").paper.percent == 92.5
 
 
@@ -239,7 +239,7 @@ def test_mean_over_categories_tells_what_it_leaves_out(make_row):
     rows = [make_row("visa", c, pixel_ap=v) for c, v in (("candle", 0.5), ("pipe_fryum", None))]
     table = run_tables.category_table("visa", [*rows, make_row("visa")], {})
     assert table.lines[-1].labels[0] == "Mean"
-    assert "Pixel AP: mean over 1 of 2 categories, undefined for pipe fryum." in table.footnotes
+    assert "Pixel AP: mean over 1 of 2 categories; undefined: pipe fryum." in table.footnotes
 
 
 def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):

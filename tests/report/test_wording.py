@@ -15,7 +15,7 @@ def test_notes_of_one_reason_are_one_sentence():
 def test_mean_says_what_it_excludes(make_row):
     rows = [make_row("visa", "candle"), make_row("visa", "pipe_fryum", image_auroc=None)]
     assert wording.sentences(wording.absence_notes(rows, "categories")) == [
-        "Image AUROC: mean over 1 of 2 categories, undefined for pipe fryum."
+        "Image AUROC: mean over 1 of 2 categories; undefined: pipe fryum."
     ]
 
 

@@ -19,6 +19,7 @@ from zsad_jax.data.protocols import DATASETS, check_name, parse_name
 from zsad_jax.methods import Method, check_config, count_learned, image_score, make_method
 from zsad_jax.methods.shared import learned, released
 from zsad_jax.methods.shared.recipes import UNLIKE_PAPER, recipe_of
+from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, make_optimizer
 from zsad_jax.utils import files
 from zsad_jax.utils.config import check_fields, config_from, within
@@ -297,16 +298,13 @@ def describe_method(experiment: Experiment, method: Method, backbone: Backbone) 
 
 def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
-    recipe = recipe_of(experiment.method["name"])
-    pairs: dict[str, list[Any]] = {"naming": [experiment.naming, "published"]}
-    ours, theirs = experiment.backbone, recipe.backbone
-    for key in sorted({*ours, *theirs} - {"name", "image_size", "dtype", "tokenizer", "bit_depth"}):
-        pairs[key] = [ours.get(key), theirs.get(key)]
+    method, backbone = experiment.method["name"], experiment.backbone
+    without_effect = {"name", "image_size", "dtype", "tokenizer", "bit_depth"}
+    options = sorted({*backbone, *recipe_of(method).backbone} - without_effect)
+    setting = {"naming": experiment.naming, **{key: backbone.get(key) for key in options}}
     if experiment.train:
-        published = dataclasses.asdict(config_from(TrainingConfig, recipe.training))
-        for key, value in dataclasses.asdict(experiment.training_config).items():
-            pairs[key] = [value, published[key]]
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+        setting |= dataclasses.asdict(experiment.training_config)
+    return unlike_paper(method, "", setting)
 
 
 def fingerprint(*parts: Any) -> str:

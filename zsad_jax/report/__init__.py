@@ -1,7 +1,7 @@
 """Tables, figures, curves and one page that a person would want to open."""
 
 from zsad_jax.report.base import Report
-from zsad_jax.report.coverage import WITHOUT_MASK
+from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.heatmaps import gallery, heatmap_figure
 from zsad_jax.report.pictures import colourise, overlay

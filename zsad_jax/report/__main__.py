@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from zsad_jax.report.papers import compare_papers, read_workdirs, tell_missing
+from zsad_jax.report.papers import compare_papers, find_missing, read_workdirs
 from zsad_jax.report.papers.document import FORMATS, render, write_all
 from zsad_jax.utils import command_line
 from zsad_jax.utils.command_line import log_plainly
@@ -35,7 +35,7 @@ def _compare(options: argparse.Namespace) -> None:
             f"Nothing in {', '.join(options.workdirs)} is of a dataset in these tables; they have"
             f" {', '.join(sorted(in_papers))}."
         )
-    remarks = [*(one.about for one in ours), *tell_missing(ours, papers)]
+    remarks = [*(one.about for one in ours), *find_missing(ours, papers)]
     if options.out is None:
         print(render(papers, remarks, options.format), end="")
         return

@@ -1,10 +1,10 @@
-"""The numbers that the papers themselves print, to stand beside our own."""
+"""The numbers that the papers print."""
 
 import csv
 import functools
 import importlib.resources
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zsad_jax.data.protocols import DATASETS
 from zsad_jax.report.rows import MEAN
@@ -19,76 +19,73 @@ MAIN_TABLES = {
 }
 # Where a paper prints its means over datasets, if not in the tables of those datasets, …
 TABLE_OF_MEANS = {"faprompt": "3"}
-# … and what it leaves out of them.
+# … and the datasets that it excludes from them.
 NOT_IN_MEANS = {"faprompt": ("mvtec_ad",)}
 DOMAIN_MEANS = {"industrial_mean": "industrial", "medical_mean": "medical"}
 
-_TAGS = re.compile(r"; (?=ablation:|variant:|suspicious:|printed |full-shot)")
+USUAL = "common"  # MVTec AD trains for all others and VisA for it, as in the papers' main results
+# Settings of another training, and the protocols (keys of `PROTOCOLS`) that they follow.
+TRAININGS = {
+    "variant: fine-tuned on MVTec AD and CVC-ColonDB": "vip2clip_medical",
+    "variant: fine-tuned on VisA and CVC-ClinicDB": "vip2clip_medical",
+    "variant: fine-tuned on industrial plus medical auxiliary data": "vip2clip_medical",
+    "variant: trained on medical data (HeadCT)": "tps_medical_image",
+    "variant: trained on medical data (ISIC)": "tps_medical_pixel",
+}
+# How the parts of a note in published.csv start, and the field that each becomes.
+_PARTS = {
+    "ablation:": "setting",
+    "variant:": "setting",
+    "suspicious:": "doubt",
+    "full-shot": "full_shot",
+    "printed gain over best prior:": "gain",
+    "printed ": "reading",
+}
+_BETWEEN_PARTS = re.compile(f"; (?={'|'.join(_PARTS)})")
 
 
 class PublishedNumber(NamedTuple):
-    """A cell of a paper's table, as printed.
+    """A number in a paper's table.
 
     Attributes:
-      percent: the number, 0 to 100.
-      note: what the source of the number says about it, "" if nothing.
-      paper: key of the paper that prints it.
+      percent: 0 to 100.
+      printed: the digits as printed.
+      paper: key of the paper.
       table: the paper's number of the table.
       method: key of the method.
       dataset: key of the dataset, or of a mean over datasets (`DOMAIN_MEANS`).
       category: of the dataset, or "mean".
-      metric: as "image_auroc".
-      printed: the digits.
+      metric: such as "image_auroc".
+      setting: the ablation or variant; "" for a plain result.
+      proposed: whether it is of the method as proposed, possibly as one line of an ablation.
+      training: the protocol by which the method was trained.
+      doubt: why the number is suspicious (most likely misprinted or exchanged); "" if it is not.
+      full_shot: says that the method is trained on the dataset's own normal images; "" for others.
+      reading: how the printed characters were read, where that is not evident.
+      gain: the gain over the best prior method that the paper prints beside it; "" if none.
     """
 
     percent: float
-    note: str
+    printed: str
     paper: str
     table: str
     method: str
     dataset: str
     category: str
     metric: str
-    printed: str
-
-    @property
-    def setting(self) -> str:
-        """Which ablation or variant the number is of; "" for a plain result."""
-        return self._tag("ablation", "variant")
-
-    @property
-    def doubt(self) -> str:
-        """Why the number does not fit with others (misprinted or exchanged, most likely); "" if it does."""
-        return self._tag("suspicious")
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether the number does not fit with others."""
-        return bool(self.doubt)
-
-    @property
-    def full_shot(self) -> str:
-        """What is said of a method that is trained on the dataset's own normal images; "" for others."""
-        return self._tag("full-shot")
-
-    @property
-    def reading(self) -> str:
-        """What is said of the printed characters themselves."""
-        return self._tag("printed ")
-
-    @property
-    def main_setting(self) -> bool:
-        """Whether the number is of the method as proposed, be it as one line of an ablation."""
-        return not self.setting or self.setting.endswith(("(full model)", "(the default)"))
-
-    def _tag(self, *starts: str) -> str:
-        return next((tag for tag in _TAGS.split(self.note) if tag.startswith(starts)), "")
+    setting: str = ""
+    proposed: bool = True
+    training: str = USUAL
+    doubt: str = ""
+    full_shot: str = ""
+    reading: str = ""
+    gain: str = ""
 
 
 def published_numbers(
     method: str, dataset: str, category: str = MEAN, *, paper: str | None = None
 ) -> dict[str, PublishedNumber]:
-    """What a paper prints for a method on a dataset, main results only.
+    """Returns the main results that a paper prints for a method on a dataset.
 
     Args:
       method: key of the method ("tipsomaly").
@@ -99,7 +96,7 @@ def published_numbers(
 
     Returns:
       Numbers by metric key (image_auroc, …, pixel_aupro); {} when none is printed. The papers' AUPRO
-      comes from 200 thresholds, our `pixel_aupro_200step`.
+      uses 200 thresholds like our `pixel_aupro_200step`.
     """
     papers = _main_results().get((method, dataset, category), {})
     if paper is None:
@@ -109,7 +106,7 @@ def published_numbers(
 
 @functools.cache
 def paper_of(method: str) -> str | None:
-    """The paper that a method's results are held against: its own, or the first that prints it."""
+    """Returns the paper to compare a method with: its own, or the first that prints the method."""
     if method in MAIN_TABLES:
         return method
     return next((n.paper for n in all_numbers() if n.method == method and is_main(n)), None)
@@ -117,26 +114,26 @@ def paper_of(method: str) -> str | None:
 
 @functools.cache
 def mean_members(paper: str, domain: str, metric: str, table: str | None = None) -> tuple[str, ...]:
-    """The datasets that a paper's mean over a domain covers, in the paper's order.
+    """Returns the datasets that a paper's mean over a domain covers, in the paper's order.
 
     Args:
       paper: key of the paper.
       domain: "industrial" or "medical".
-      metric: as "image_auroc"; the datasets differ by level.
+      metric: such as "image_auroc"; the datasets differ by level.
       table: the table that prints the mean; by default the paper's main results.
     """
     printed = [n for n in all_numbers() if n.paper == paper and n.metric == metric]
     here = [n.dataset for n in printed if n.table == table and n.dataset not in DOMAIN_MEANS]
     if not here:  # a table of nothing but means
         here = [n.dataset for n in printed if is_main(n) and n.dataset not in DOMAIN_MEANS]
-    left_out = NOT_IN_MEANS.get(paper, ())
+    excluded = NOT_IN_MEANS.get(paper, ())
     return tuple(
-        key for key in dict.fromkeys(here) if DATASETS[key].domain == domain and key not in left_out
+        key for key in dict.fromkeys(here) if DATASETS[key].domain == domain and key not in excluded
     )
 
 
 def is_main(number: PublishedNumber) -> bool:
-    """Whether a number is one of its paper's main results, and not a repetition or an ablation."""
+    """Returns whether a number is one of its paper's main results, not a repetition or an ablation."""
     means, categories = MAIN_TABLES[number.paper]
     if number.setting or number.full_shot:
         return False
@@ -147,28 +144,39 @@ def is_main(number: PublishedNumber) -> bool:
 
 @functools.cache
 def all_numbers() -> tuple[PublishedNumber, ...]:
-    """Every number of the collection, in the order of the papers and their tables."""
+    """Returns every number of the collection, in the order of the papers and their tables."""
     source = importlib.resources.files("zsad_jax.report") / "papers" / "published.csv"
     with source.open(encoding="utf-8") as file:
         return tuple(
             PublishedNumber(
                 float(row["value"]),
-                row["note"],
+                row["value"],
                 row["paper"],
                 row["table"],
                 row["method"],
                 row["dataset"],
                 row["category"],
                 f"{row['level']}_{row['metric']}",
-                row["value"],
+                **parse_note(row["note"]),
             )
             for row in csv.DictReader(file)
         )
 
 
+def parse_note(note: str) -> dict[str, Any]:
+    """Returns the fields of a `PublishedNumber` that a note in published.csv holds."""
+    fields: dict[str, Any] = {}
+    for part in filter(None, _BETWEEN_PARTS.split(note)):
+        start, field = next(item for item in _PARTS.items() if part.startswith(item[0]))
+        fields[field] = part.removeprefix(start).strip() if field == "gain" else part
+    setting = fields.get("setting", "")
+    proposed = not setting or setting.endswith(("(full model)", "(the default)"))
+    return fields | {"proposed": proposed, "training": TRAININGS.get(setting, USUAL)}
+
+
 @functools.cache
 def _main_results() -> dict[tuple[str, str, str], dict[str, dict[str, PublishedNumber]]]:
-    """Main results by (method, dataset, category), then paper, then metric key."""
+    """Returns main results by (method, dataset, category), then paper, then metric key."""
     results: dict[tuple[str, str, str], dict[str, dict[str, PublishedNumber]]] = {}
     for number in filter(is_main, all_numbers()):
         papers = results.setdefault((number.method, number.dataset, number.category), {})

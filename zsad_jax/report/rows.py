@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from zsad_jax.metrics import AUPRO_200STEP, METRICS
+from zsad_jax.data.protocols import Level
+from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
 
 IDENTITY_COLUMNS = (
     "dataset",
@@ -32,30 +33,32 @@ Row = dict[str, Any]
 
 
 def result_row(**fields: Any) -> Row:
-    """One row of results.json, with every column of the schema in its order.
+    """Returns a row of results.json, with every column of the schema in its order.
 
     Args:
-      **fields: exactly the columns of `RESULT_COLUMNS`. Metrics lie in [0, 1]; NaN means undefined and
+      **fields: exactly the columns of `RESULT_COLUMNS`. Metrics are in [0, 1]; NaN means undefined and
         becomes None. NumPy scalars become plain numbers.
 
     Raises:
-      ValueError: a column is unknown or missing, or a metric lies outside [0, 1].
+      ValueError: a column is unknown or missing, or a metric is outside [0, 1].
     """
     unknown = [name for name in fields if name not in RESULT_COLUMNS]
     missing = [name for name in RESULT_COLUMNS if name not in fields]
     if unknown or missing:
         raise ValueError(f"A result row has unknown columns {unknown} and lacks {missing}.")
-    row = {name: _plain(fields[name]) for name in RESULT_COLUMNS}
-    for name in METRIC_COLUMNS:
-        row[name] = _checked_metric(name, row[name])
-    return row
+    row = {
+        name: value.item() if isinstance(value, np.generic | np.ndarray) else value
+        for name, value in ((name, fields[name]) for name in RESULT_COLUMNS)
+    }
+    return row | {name: _check_metric(name, row[name]) for name in METRIC_COLUMNS}
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic | np.ndarray) else value
+def level_of(metric: str) -> Level:
+    """Returns the level of a metric, ours or a paper's."""
+    return "image" if metric in IMAGE_METRICS else "pixel"
 
 
-def _checked_metric(name: str, value: Any) -> float | None:
+def _check_metric(name: str, value: Any) -> float | None:
     if value is None or math.isnan(value):
         return None
     if not 0 <= value <= 1:

@@ -1,4 +1,4 @@
-"""The tables of one run: datasets, categories and comparisons, the paper's numbers beside ours."""
+"""The tables of one run: datasets, categories and comparisons, with the papers' numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from zsad_jax.data.protocols import DATASETS
-from zsad_jax.metrics import Note
+from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import formats, names, wording
-from zsad_jax.report.coverage import SETTING, Partial, find_partial, is_partial, words_on
+from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
 from zsad_jax.report.tables import (
@@ -17,6 +17,7 @@ from zsad_jax.report.tables import (
     PAPER,
     PAPER_METRIC,
     Cell,
+    Compared,
     Footnotes,
     Line,
     Notes,
@@ -24,7 +25,6 @@ from zsad_jax.report.tables import (
     metric_column,
     percent,
 )
-from zsad_jax.report.training import is_usual, tell_training
 
 COUNTS = "Images (anomalous)"
 
@@ -36,7 +36,7 @@ def make_tables(
     notes: Notes | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> list[Table]:
-    """Every table of a run: datasets, categories of each dataset, comparisons of each dataset.
+    """Makes every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
     Args:
       rows: results.json.
@@ -59,67 +59,65 @@ def make_tables(
 
 
 def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | None = None) -> Table:
-    """The mean of each dataset, and the means over the datasets of a domain.
+    """Makes a table of the means of datasets, and the means over the datasets of each domain.
 
-    A domain's mean stands beside the paper's only where it covers the same datasets. Where no domain has
-    two datasets the mean is over all of them.
+    A domain's mean is compared with the paper's only if it covers the same datasets. If no domain has
+    two datasets, the mean is over all of them.
     """
-    footnotes, partial = Footnotes(), find_partial(rows, run)
+    footnotes, deviations = Footnotes(), find_deviations(rows, run)
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
     for row in means:
-        said, members = _notes_on(row, rows, notes), _categories(row, rows)
+        remarks, members = _notes_on(row, rows, notes), _categories(row, rows)
         if len(members) == 1:
-            said += _notes_on(members[0], rows, notes)
-        cells = _cells(row, metrics, partial)
-        words = [*wording.sentences(said), *_told(partial, [row], cells)]
+            remarks += _notes_on(members[0], rows, notes)
+        cells = _cells(row, metrics, deviations)
+        words = [*wording.sentences(remarks), *_reasons(deviations, [row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
         lines.append(Line(labels, cells, footnotes.marks(words)))
-    domains = {mean: _of_domain(means, domain) for mean, domain in DOMAIN_MEANS.items()}
-    domains = {mean: members for mean, members in domains.items() if len(members) > 1}
-    for mean, members in domains.items():
-        cells = tuple(_domain_cell(mean, members, metric, partial) for metric in metrics)
-        marks = _mean_marks(footnotes, partial, members, cells)
-        lines.append(Line((names.dataset_name(mean), ""), cells, marks, summary=True))
-    if len(means) > 1 and not domains:
-        cells = tuple(Cell(_mean_percent(means, metric)) for metric in metrics)
-        marks = _mean_marks(footnotes, partial, means, cells)
-        lines.append(Line(("Mean over datasets", ""), cells, marks, summary=True))
-    return _finish("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
+    domains = {
+        mean: [row for row in means if _domain(row) == domain]
+        for mean, domain in DOMAIN_MEANS.items()
+    }
+    summaries = {mean: members for mean, members in domains.items() if len(members) > 1}
+    if not summaries and len(means) > 1:
+        summaries = {"": means}
+    for mean, members in summaries.items():
+        cells = tuple(_mean_cell(mean, members, metric, deviations) for metric in metrics)
+        absent = wording.sentences(wording.absence_notes(members, "datasets"))
+        marks = footnotes.marks([*_reasons(deviations, members, cells), *absent])
+        label = names.dataset_name(mean) if mean else "Mean over datasets"
+        lines.append(Line((label, ""), cells, marks, summary=True))
+    return _table("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
 
 
 def category_table(
-    dataset: str,
-    rows: Sequence[Row],
-    notes: Notes,
-    run: Mapping[str, Any] | None = None,
+    dataset: str, rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | None = None
 ) -> Table:
-    """The categories of a dataset, and their mean.
+    """Makes a table of the categories of a dataset and their mean.
 
-    Which categories lack images of a dataset that does is not known, so none has a difference then.
+    If images of the dataset are missing, no category has a difference: it is not known from which they are.
     """
-    footnotes = Footnotes()
-    chosen = [row for row in rows if row["dataset"] == dataset]
-    partial = find_partial(chosen, run)
-    members = [row for row in chosen if row["category"] != MEAN]
-    metrics = _metrics_to_show(chosen)
+    rows = [row for row in rows if row["dataset"] == dataset]
+    footnotes, deviations = Footnotes(), find_deviations(rows, run)
+    metrics = _metrics_to_show(rows)
     lines = []
-    for row in members + [row for row in chosen if row["category"] == MEAN]:
+    for row in sorted(rows, key=lambda row: bool(row["category"] == MEAN)):
         summary = row["category"] == MEAN
         words = wording.sentences(_notes_on(row, rows, notes))
-        cells = _cells(row, metrics, partial)
+        cells = _cells(row, metrics, deviations)
         if summary or any(cell.apart for cell in cells):
-            words += _told(partial, [row], cells)
+            words += _reasons(deviations, [row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, cells, footnotes.marks(words), summary))
-    return _finish(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
+    return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
 
 
 def comparison_table(
     dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
 ) -> Table:
-    """The main result of a dataset, and what it is compared with; differences are to the main result."""
+    """Makes a table of a dataset's main result and its comparisons, with differences to the main result."""
     footnotes = Footnotes()
     main, others = (
         [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
@@ -139,14 +137,8 @@ def comparison_table(
         differs = [key for key in varied if row[key] != against[key]]
         lines.append(Line((wording.describe_setting(row, differs),), cells, marks))
     lines += _seed_lines(others, metrics)
-    return Table(
-        title=f"{names.dataset_name(dataset)}: comparisons",
-        head=("Setting",),
-        columns=tuple(map(metric_column, metrics)),
-        lines=tuple(lines),
-        compared=MAIN_RESULT,
-        footnotes=tuple(footnotes.words),
-    )
+    title = f"{names.dataset_name(dataset)}: comparisons"
+    return _table(title, ("Setting",), metrics, lines, footnotes, MAIN_RESULT)
 
 
 def results_csv(
@@ -157,83 +149,84 @@ def results_csv(
     remark: str = "",
     run: Mapping[str, Any] | None = None,
 ) -> str:
-    """All rows as CSV: what was run, then ours, the paper's and the difference, in percent.
+    """Writes all rows as CSV: what was run, then ours, the paper's and the difference, in percent.
 
-    Column "table" is "main" or "comparison"; an undefined number is an empty field; `remark` goes
-    before the notes of every row.
+    The column "table" is "main" or "comparison"; an undefined number is an empty field; `remark`
+    precedes the notes of every row.
     """
     heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
-    partial = find_partial(rows, run)
+    deviations = find_deviations(rows, run)
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
             values = [kind, *(row[key] for key in IDENTITY_COLUMNS + COUNT_COLUMNS)]
-            cells = _cells(row, PAPER_METRIC, partial, kind == "main")
+            cells = _cells(row, PAPER_METRIC, deviations, with_paper=kind == "main")
             for metric, cell in zip(PAPER_METRIC, cells, strict=True):
                 values.append(cell.value)
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
-            said = wording.sentences(_notes_on(row, rows, notes or {}))
-            words = [remark, *said, *_told(partial, [row], cells)]
+            remarks = wording.sentences(_notes_on(row, rows, notes or {}))
+            words = [remark, *remarks, *_reasons(deviations, [row], cells)]
             lines.append([*values, " ".join(filter(None, words))])
     return formats.csv_text([*heads, "notes"], lines)
 
 
 def _cells(
-    row: Row, metrics: Iterable[str], partial: Partial, with_paper: bool = True
+    row: Row, metrics: Iterable[str], deviations: Sequence[Deviation], with_paper: bool = True
 ) -> tuple[Cell, ...]:
-    """A row's numbers beside the paper's; without difference where they are of something else."""
-    paper = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
-    return tuple(_beside(row, metric, paper, partial) for metric in metrics)
+    """Returns a row's numbers with the paper's."""
+    papers = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
+    return tuple(
+        _compared_cell([row], metric, papers, deviations, percent(row[metric]))
+        for metric in metrics
+    )
 
 
-def _beside(row: Row, metric: str, paper: Mapping[str, PublishedNumber], partial: Partial) -> Cell:
-    number = paper.get(PAPER_METRIC[metric] or "")
-    apart = number is not None and _is_apart(row, metric, partial)
-    return Cell(percent(row[metric]), number, apart=apart)
-
-
-def _is_apart(row: Row, metric: str, partial: Partial) -> bool:
-    """Whether a number is of other images, masks or settings than the paper's."""
-    return is_partial(partial, row["dataset"], metric) or not is_usual(row)
-
-
-def _domain_cell(mean: str, members: Sequence[Row], metric: str, partial: Partial) -> Cell:
-    """The mean over the datasets of a domain, beside the paper's if that covers the same ones."""
-    value = _mean_percent(members, metric)
+def _mean_cell(
+    mean: str, members: Sequence[Row], metric: str, deviations: Sequence[Deviation]
+) -> Cell:
+    """Returns a mean over datasets, with the paper's if that covers the same ones."""
     defined = [row for row in members if row[metric] is not None]
     methods = {row["method"] for row in members}
-    numbers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
-    number = numbers.get(PAPER_METRIC[metric] or "")
-    if number is None:
-        return Cell(value)
-    theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
-    if {row["dataset"] for row in defined} != set(theirs):
-        return Cell(value)
-    apart = any(_is_apart(row, metric, partial) for row in defined)
-    return Cell(value, number, apart=apart)
+    papers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
+    number = papers.get(PAPER_METRIC[metric] or "")
+    if number:
+        theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
+        if {row["dataset"] for row in defined} != set(theirs):
+            papers = {}
+    return _compared_cell(defined, metric, papers, deviations, _mean_percent(members, metric))
 
 
-def _told(partial: Partial, rows: Sequence[Row], cells: Iterable[Cell]) -> list[str]:
-    """Returns sentences on datasets of other images; where cells have the paper's numbers, also on settings."""
-    words = [told for row in rows for told in words_on(partial, row["dataset"])]
-    if any(cell.paper for cell in cells):
-        words += [one for row in rows for one in partial.get((row["dataset"], SETTING), ())]
-        words += tell_training(rows)
-    return words
+def _compared_cell(
+    rows: Sequence[Row],
+    metric: str,
+    papers: Mapping[str, PublishedNumber],
+    deviations: Sequence[Deviation],
+    value: float | None,
+) -> Cell:
+    number = papers.get(PAPER_METRIC[metric] or "")
+    apart = words_on(deviations, [row["dataset"] for row in rows], metric)
+    return Cell(value, number, apart=bool(number and apart))
 
 
-def _of_domain(means: Sequence[Row], domain: str) -> list[Row]:
-    known = [row for row in means if row["dataset"] in DATASETS]
-    return [row for row in known if DATASETS[row["dataset"]].domain == domain]
+def _reasons(
+    deviations: Sequence[Deviation], rows: Sequence[Row], cells: Iterable[Cell]
+) -> list[str]:
+    """Returns sentences on datasets of other images; where cells have the paper's numbers, on all."""
+    kinds = KINDS if any(cell.paper for cell in cells) else IMAGES
+    return words_on(deviations, [row["dataset"] for row in rows], kinds=kinds)
+
+
+def _domain(mean: Row) -> str:
+    return DATASETS[mean["dataset"]].domain if mean["dataset"] in DATASETS else ""
 
 
 def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
-    """All metrics, less the paper's AUPRO where it was not asked for."""
-    asked = any(row["pixel_aupro_200step"] is not None for row in rows)
-    return tuple(metric for metric in PAPER_METRIC if asked or metric != "pixel_aupro_200step")
+    """Returns all metrics, but the papers' AUPRO only if it was computed."""
+    computed = any(row[AUPRO_200STEP] is not None for row in rows)
+    return tuple(metric for metric in PAPER_METRIC if computed or metric != AUPRO_200STEP)
 
 
 def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
@@ -248,22 +241,14 @@ def _categories(row: Row, rows: Iterable[Row]) -> list[Row]:
 
 def _notes_on(row: Row, rows: Iterable[Row], notes: Notes) -> list[Note]:
     """Returns the notes on a row; for a dataset's mean also on the undefined values that it excludes."""
-    said = list(notes.get((row["dataset"], row["category"]), ()))
+    own = list(notes.get((row["dataset"], row["category"]), ()))
     if row["category"] == MEAN:
-        said += wording.absence_notes(_categories(row, rows), "categories")
-    return said
-
-
-def _mean_marks(
-    footnotes: Footnotes, partial: Partial, members: Sequence[Row], cells: Sequence[Cell]
-) -> tuple[int, ...]:
-    """Returns the footnotes of a mean over datasets."""
-    absent = wording.sentences(wording.absence_notes(members, "datasets"))
-    return footnotes.marks([*_told(partial, members, cells), *absent])
+        own += wording.absence_notes(_categories(row, rows), "categories")
+    return own
 
 
 def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
-    """Mean and standard deviation over rows that differ by nothing but their seed."""
+    """Returns mean and standard deviation over rows that differ only by their seed."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         same = tuple(str(row[key]) for key in IDENTITY_COLUMNS if key not in ("seed", "checkpoint"))
@@ -278,32 +263,31 @@ def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
             spread = round(float(np.std(values, ddof=1)), 1) if len(values) > 1 else None
             cells.append(Cell(_mean_percent(group, metric), spread=spread))
         seeds = ", ".join(str(row["seed"]) for row in group)
-        lines.append(
-            Line((f"Mean ± standard deviation over seeds {seeds}",), tuple(cells), summary=True)
-        )
+        label = f"Mean ± standard deviation over seeds {seeds}"
+        lines.append(Line((label,), tuple(cells), summary=True))
     return lines
 
 
-def _finish(
+def _table(
     title: str,
     head: tuple[str, ...],
     metrics: tuple[str, ...],
-    lines: list[Line],
+    lines: Sequence[Line],
     footnotes: Footnotes,
+    compared: Compared = PAPER,
 ) -> Table:
-    """Adds a footnote on every number of the paper that its source marks as suspicious."""
+    """Makes a table with a footnote on every suspicious number of the paper."""
     for line in lines:
         for metric, cell in zip(metrics, line.cells, strict=True):
-            if cell.paper and cell.paper.suspicious:
+            if cell.paper and cell.paper.doubt:
                 words = f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
                 footnotes.marks([words])
-    columns = tuple(map(metric_column, metrics))
     return Table(
         title=title,
         head=head,
-        columns=columns,
+        columns=tuple(map(metric_column, metrics)),
         lines=tuple(lines),
-        compared=PAPER,
+        compared=compared,
         footnotes=tuple(footnotes.words),
     )
 

@@ -85,7 +85,7 @@ class Cell(NamedTuple):
         """What stands beside the value: the paper's number and the difference, as far as there are any."""
         parts = []
         if self.paper:
-            parts.append(f"{self.paper.percent:.1f}{DOUBT if self.paper.suspicious else ''}")
+            parts.append(f"{self.paper.percent:.1f}{DOUBT if self.paper.doubt else ''}")
         if self.difference is not None:
             parts.append(signed(self.difference))
         return tuple(parts)

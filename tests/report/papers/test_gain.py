@@ -1,6 +1,6 @@
 import pytest
 
-from zsad_jax.report.coverage import WITHOUT_MASK
+from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.papers import compare_papers
 from zsad_jax.report.papers.gain import make_gain_table, printed_gains
 from zsad_jax.report.papers.sheets import make_sheets

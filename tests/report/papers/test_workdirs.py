@@ -3,6 +3,7 @@ import json
 import pytest
 from absl import logging
 
+from zsad_jax.report.compare import Deviation
 from zsad_jax.report.papers.workdirs import columns_of, read_workdirs
 from zsad_jax.utils.errors import UserError
 
@@ -72,9 +73,8 @@ def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
     counts = {"ksdd": 4, "rsdds_113": 53}
     (first / "run.json").write_text(json.dumps({"anomalous_without_mask": counts}))
     (ours,) = read_workdirs([first, second])
-    assert ours.partial == {
-        ("rsdds_113", "pixel"): ("RSDDs-113: 53 of 113 anomalous images have no mask.",)
-    }
+    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    assert ours.deviations == [Deviation("rsdds_113", "images", ("pixel",), words)]
 
 
 def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir):
@@ -83,7 +83,8 @@ def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir)
     first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
     (first / "run.json").write_text(json.dumps({"unlike_paper": {"epochs": [1, 15]}}))
     (ours,) = read_workdirs([first, second])
-    assert ours.partial == {("btad", "setting"): ("TPS: epochs 1 (the paper: 15).",)}
+    words = "TPS: epochs 1 (the paper: 15)."
+    assert ours.deviations == [Deviation("btad", "setting", ("image", "pixel"), words)]
 
 
 def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
@@ -176,9 +177,7 @@ def test_results_of_a_run_are_judged_together(make_row, make_workdir):
     rows = [make_row("mpdd", category) for category in (*categories, "mean")]
     first, second = make_workdir("a", rows), make_workdir("b", rows[2:3])
     (ours,) = read_workdirs([first, second])
-    assert ours.partial["mpdd", "image"] == make_partial(rows[:2] + rows[3:])["mpdd", "image"]
-
-
-def make_partial(rows):
-    (ours,) = columns_of(rows)
-    return ours.partial
+    words = "MPDD: 5 of 6 categories were evaluated."
+    assert ours.deviations == [Deviation("mpdd", "images", ("image", "pixel"), words)]
+    (alone,) = columns_of(rows[:2] + rows[3:])
+    assert alone.deviations == ours.deviations

@@ -1,11 +1,9 @@
-"""The papers' tables with our results beside them."""
+"""The papers' tables with our results."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from zsad_jax.report import names
-from zsad_jax.report.papers.beside import make_table
 from zsad_jax.report.papers.gain import make_gain_table
 from zsad_jax.report.papers.sheets import (
     GAIN,
@@ -16,30 +14,23 @@ from zsad_jax.report.papers.sheets import (
     choose_papers,
     make_sheets,
 )
+from zsad_jax.report.papers.side_by_side import make_table
 from zsad_jax.report.papers.workdirs import Ours, columns_of, read_workdirs
 from zsad_jax.report.published import DOMAIN_MEANS, paper_of
 from zsad_jax.report.rows import MEAN, Row
 from zsad_jax.report.tables import Table
 
-__all__ = [
-    "Ours",
-    "PaperTables",
-    "compare_papers",
-    "compare_run",
-    "read_workdirs",
-    "tell_missing",
-]
+__all__ = ["Ours", "PaperTables", "compare_papers", "compare_run", "find_missing", "read_workdirs"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PaperTables:
+class PaperTables(NamedTuple):
     """The tables of a paper.
 
     Attributes:
       paper: its key.
       title: its title.
       tables: with our results.
-      datasets: that the tables have.
+      datasets: all datasets in the tables.
     """
 
     paper: str
@@ -55,13 +46,13 @@ def compare_papers(
     table: str | None = None,
     everything: bool = False,
 ) -> list[PaperTables]:
-    """The papers' tables with our columns.
+    """Makes the papers' tables with our columns.
 
     Args:
       ours: see `read_workdirs`.
       paper: key of one paper; by default all.
       table: the number of one table, "poster" or "gain"; by default those of main results, and the gain.
-      everything: all tables: ablations and variants as well.
+      everything: includes ablations and variants.
 
     Raises:
       UserError: the paper or the table is not known.
@@ -76,28 +67,29 @@ def compare_papers(
             main = [sheet for sheet in make_sheets(key) if not sheet.by_category]
             position = sum(sheet.main and not sheet.by_category for sheet in sheets)
             tables.insert(position, make_gain_table(key, main, ours))
+            sheets = sheets or main
         datasets = dict.fromkeys(place.dataset for sheet in sheets for place in sheet.places)
         shown = [dataset for dataset in datasets if dataset not in DOMAIN_MEANS]
         if tables:
-            made.append(PaperTables(paper=key, title=TITLES[key], tables=tables, datasets=shown))
+            made.append(PaperTables(key, TITLES[key], tables, shown))
     return made
 
 
 def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
-    """The main tables of the method's own paper, for the datasets that were run.
+    """Makes the main tables of the method's own paper, for the datasets that were run.
 
     Args:
-      rows: results.json; methods without a paper here are held against the first that prints them.
+      rows: results.json; methods without a paper here are compared with the first that prints them.
       run: run.json.
     """
-    papers: dict[str, list[Row]] = {}
+    papers: dict[str | None, list[Row]] = {}
     for row in rows:
-        papers.setdefault(paper_of(row["method"]) or "", []).append(row)
-    papers.pop("", None)
+        papers.setdefault(paper_of(row["method"]), []).append(row)
+    papers.pop(None, None)
     tables = []
     for paper, members in papers.items():
-        datasets, ours = {row["dataset"] for row in members}, columns_of(members, run)
-        for sheet in make_sheets(paper):
+        ours, datasets = columns_of(members, run), {row["dataset"] for row in members}
+        for sheet in make_sheets(str(paper)):
             places = [] if sheet.by_category else _places_run(sheet, datasets)
             if places:
                 shown = [one for one in ours if any(place in one.rows for place in places)]
@@ -105,8 +97,8 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
     return tables
 
 
-def tell_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
-    """A sentence for each of our columns that lacks datasets of the papers."""
+def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
+    """Returns a sentence for each of our columns that lacks datasets of the papers."""
     wanted = dict.fromkeys(dataset for one in papers for dataset in one.datasets)
     sentences = []
     for one in ours:
@@ -117,7 +109,7 @@ def tell_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[st
 
 
 def _places_run(sheet: Sheet, datasets: set[str]) -> list[Place]:
-    """The rows of datasets that were run, and of means all of whose members were."""
+    """Returns the rows of datasets that were run, and of means all of whose members were."""
     return [
         place
         for place in sheet.places

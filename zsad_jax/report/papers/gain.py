@@ -1,17 +1,16 @@
 """The gain of a paper's method, and of ours, over the best method before it, as averages over a domain."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zsad_jax.report import names
-from zsad_jax.report.papers.beside import (
+from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
+from zsad_jax.report.papers.side_by_side import (
     PUBLISHED,
     metric_keys,
-    on_training,
     our_cell,
     our_column,
     our_value,
 )
-from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
 from zsad_jax.report.published import DOMAIN_MEANS, all_numbers
 from zsad_jax.report.tables import (
@@ -25,11 +24,9 @@ from zsad_jax.report.tables import (
     Table,
 )
 
-PRINTED = "printed gain over best prior: "
-
 
 def make_gain_table(paper: str, sheets: Iterable[Sheet], ours: Sequence[Ours]) -> Table:
-    """The means over each domain, held against the best published method that is not the paper's own.
+    """Makes a table of the means over each domain, compared with the best method before the paper's own.
 
     Args:
       paper: key of the paper.
@@ -37,22 +34,20 @@ def make_gain_table(paper: str, sheets: Iterable[Sheet], ours: Sequence[Ours]) -
       ours: our results; a mean that does not cover the paper's datasets, or is of another training than
         theirs, has no gain.
     """
-    footnotes = Footnotes()
-    printed = printed_gains(paper)
-    found = [
-        (place, sheet)
+    footnotes, printed = Footnotes(), printed_gains(paper)
+    sheets = list(sheets)
+    lines = [
+        _line(sheet, Place(mean), ours, printed, footnotes)
         for mean in DOMAIN_MEANS
         for sheet in sheets
-        for place in sheet.places
-        if place.dataset == mean
+        if Place(mean) in sheet.places
     ]
-    lines = [_line(sheet, place, ours, printed, footnotes) for place, sheet in found]
     name = names.method_name(paper)
     keys = (("method", paper), ("source", PUBLISHED))
     columns = [Column("best prior", PUBLISHED, "best prior"), Column(name, PUBLISHED, name, keys)]
     return Table(
         title=f"{name}: gain over the best prior method",
-        head=("Mean", "Metric", "Best prior method", *(["Printed gain"] if printed else [])),
+        head=("Mean", "Metric", "Best prior method", *["Printed gain"] * bool(printed)),
         columns=(*columns, *map(our_column, ours)),
         lines=tuple(lines),
         compared=BEST_PRIOR,
@@ -62,19 +57,15 @@ def make_gain_table(paper: str, sheets: Iterable[Sheet], ours: Sequence[Ours]) -
 
 
 def printed_gains(paper: str) -> dict[tuple[str, str], str]:
-    """The gains that a paper itself prints, by mean and metric."""
-    return {
-        (number.dataset, number.metric): number.reading.removeprefix(PRINTED)
-        for number in all_numbers()
-        if number.paper == paper and number.reading.startswith(PRINTED)
-    }
+    """Returns the gains that a paper itself prints, by mean and metric."""
+    return {(n.dataset, n.metric): n.gain for n in all_numbers() if n.paper == paper and n.gain}
 
 
 def _line(
     sheet: Sheet,
     place: Place,
     ours: Sequence[Ours],
-    printed: dict[tuple[str, str], str],
+    printed: Mapping[tuple[str, str], str],
     footnotes: Footnotes,
 ) -> Line:
     prior = {
@@ -84,19 +75,16 @@ def _line(
         if (percent := sheet.percent(competitor, place)) is not None
     }
     best = max(prior, key=prior.__getitem__)
-    doubt = sheet.doubt(best, place)
+    reference, doubt = prior[best], sheet.doubt(best, place)
+    labels = [place.label, names.PAPER_METRICS[sheet.metric], names.method_name(best.method)]
     if doubt:
-        name = f"{names.dataset_name(place.dataset)}, {names.PAPER_METRICS[sheet.metric]}"
-        footnotes.marks([f"{DOUBT} {name}, {names.method_name(best.method)}: {doubt}."])
-    reference = prior[best]
+        footnotes.marks([f"{DOUBT} {', '.join(labels)}: {doubt}."])
     cells = [
         Cell(reference, doubt=bool(doubt)),
         Cell(sheet.percent(Competitor(sheet.paper), place), reference=reference),
     ]
-    values = [on_training(our_value(sheet, one, place), sheet, one, place) for one in ours]
+    values = (our_value(sheet, one, place, training=True) for one in ours)
     cells += [our_cell(value, reference, footnotes) for value in values]
-    labels = [names.dataset_name(place.dataset), names.PAPER_METRICS[sheet.metric]]
-    labels.append(names.method_name(best.method))
     if printed:
         labels.append(printed.get((place.dataset, sheet.metric), UNDEFINED))
     keys = (("dataset", place.dataset), *metric_keys(sheet.metric))

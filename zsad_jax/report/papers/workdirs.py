@@ -1,4 +1,4 @@
-"""Our own results of one or several working directories, a column for each way a method was run."""
+"""Our own results from one or several working directories, a column for each way a method was run."""
 
 import dataclasses
 import json
@@ -9,31 +9,30 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from zsad_jax.report import names, wording
-from zsad_jax.report.coverage import Partial, find_partial
+from zsad_jax.report.compare import Deviation, find_deviations, is_usual, training_of
 from zsad_jax.report.rows import Row, result_row
-from zsad_jax.report.training import describe_training, is_usual, training_of
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
 TRAINING = (
-    "training"  # what stands in a column's identity for the auxiliary set, which targets may share
+    "training"  # identifies a column in place of the auxiliary dataset, which targets may differ in
 )
-# What makes two results of a method different columns; of comparisons also the last.
+# What distinguishes the columns of a method; for comparisons also the last.
 _ALWAYS, _COMPARED = ("method", "variant", "backbone", TRAINING, "image_score"), ("seed",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ours:
-    """A method as we ran it.
+    """Our results of a method, run in one way.
 
     Attributes:
       method: key of the method.
-      name: the method, and what differs where it was run in several ways.
-      setting: backbone, variant and what else tells it from others, for CSV.
+      name: the method, and what distinguishes this column from its others.
+      setting: backbone, variant and other distinctions, for CSV.
       training: what the prompts were trained on, see `training_of`.
-      usual: whether that is what the papers' main numbers stand for.
+      usual: whether that is the training behind the papers' main numbers.
       rows: results by (dataset, category).
-      partial: see `find_partial`.
+      deviations: why results cannot be compared with published ones.
       demonstration: whether the backbone is a demonstration model.
     """
 
@@ -43,19 +42,31 @@ class Ours:
     training: str
     usual: bool
     rows: Mapping[tuple[str, str], Row]
-    partial: Partial
+    deviations: Sequence[Deviation]
     demonstration: bool = False
 
     @property
     def about(self) -> str:
-        """What was run, in a sentence."""
+        """A sentence on what was run."""
         words = dict.fromkeys(wording.describe(row) for row in self.rows.values())
         remark = f" {wording.DEMONSTRATION}" if self.demonstration else ""
         return f"Ours, {self.name}: {'; '.join(words)}.{remark}"
 
 
+class _Result(NamedTuple):
+    """A row, the run.json and the folder of its run, and whether it is from comparisons.json."""
+
+    row: Row
+    run: Mapping[str, Any]
+    folder: str = ""
+    compared: bool = False
+
+
+_Column = dict[tuple[str, str], _Result]  # by (dataset, category)
+
+
 def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> list[Ours]:
-    """Reads results.json of working directories; a later one wins where two have the same result.
+    """Reads the results of working directories; a later one wins where two have the same result.
 
     Args:
       folders: of finished runs.
@@ -73,124 +84,97 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
             )
         run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
         run = run if isinstance(run, dict) else {}
-        demonstration = run.get("demonstration") is True
-        names_of_files = ("results.json", "comparisons.json")[: 1 + comparisons]
-        for path in (folder / name for name in names_of_files):
-            rows = _read_rows(path) if path.is_file() else []
-            compared = path.name == "comparisons.json"
-            results += [_Result(row, run, str(folder), compared, demonstration) for row in rows]
+        for name in ("results.json", *["comparisons.json"] * comparisons):
+            rows = _read_rows(folder / name) if (folder / name).is_file() else []
+            compared = name == "comparisons.json"
+            results += [_Result(row, run, str(folder), compared) for row in rows]
     return _gather(results)
 
 
 def columns_of(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> list[Ours]:
-    """The columns of one run.
+    """Returns the columns of one run.
 
     Args:
       rows: results.json.
       run: run.json.
     """
-    return _gather([_Result(row, run or {}) for row in rows])
-
-
-class _Result(NamedTuple):
-    """A row and where it comes from."""
-
-    row: Row
-    run: Mapping[str, Any]  # run.json of its run
-    folder: str = ""
-    compared: bool = False
-    demonstration: bool = False
-
-    @property
-    def column(self) -> tuple[Any, ...]:
-        known = _known(self.row)
-        return tuple(known[key] for key in _ALWAYS + _COMPARED * self.compared)
-
-    @property
-    def place(self) -> tuple[str, str]:
-        return self.row["dataset"], self.row["category"]
+    return _gather(_Result(row, run or {}) for row in rows)
 
 
 def _gather(results: Iterable[_Result]) -> list[Ours]:
-    columns: dict[tuple[Any, ...], dict[tuple[str, str], _Result]] = {}
+    columns: dict[tuple[Any, ...], _Column] = {}
     replaced: dict[tuple[str, str, str], dict[str, None]] = {}
     for result in results:
-        column = columns.setdefault(result.column, {})
-        before = column.pop(result.place, None)
+        row, known = result.row, _with_training(result.row)
+        keys = _ALWAYS + _COMPARED * result.compared
+        column = columns.setdefault(tuple(known[key] for key in keys), {})
+        before = column.pop((row["dataset"], row["category"]), None)
         if before is not None:
-            said = (result.folder, before.folder, names.method_name(result.row["method"]))
-            replaced.setdefault(said, {})[names.dataset_name(result.row["dataset"])] = None
-        column[result.place] = result
+            what = (result.folder, before.folder, names.method_name(row["method"]))
+            replaced.setdefault(what, {})[names.dataset_name(row["dataset"])] = None
+        column[row["dataset"], row["category"]] = result
     for (folder, folder_before, method), datasets in replaced.items():
-        datasets_told = ", ".join(datasets)
-        logging.warning(
-            "%s replaces what %s has of %s on %s.", folder, folder_before, method, datasets_told
-        )
-    return _name_columns(columns)
+        told = ", ".join(datasets)
+        logging.warning("%s replaces what %s has of %s on %s.", folder, folder_before, method, told)
+    methods: dict[str, list[_Result]] = {}
+    for column in columns.values():
+        sample = next(iter(column.values()))
+        methods.setdefault(sample.row["method"], []).append(sample)
+    return [
+        _name_column(list(column.values()), methods[method])
+        for (method, *_), column in columns.items()
+    ]
 
 
-def _name_columns(
-    columns: Mapping[tuple[Any, ...], Mapping[tuple[str, str], _Result]],
-) -> list[Ours]:
-    """Names each column by what tells it from the method's others."""
-    named = []
-    for column, results in columns.items():
-        siblings = [other for other in columns if other[0] == column[0]]
-        keys = _ALWAYS + _COMPARED * any(len(other) > len(_ALWAYS) for other in siblings)
-        samples = [_known(next(iter(columns[other].values())).row) for other in siblings]
-        rows = [result.row for result in results.values()]
-        usual = all(map(is_usual, rows))
-        differs = [key for key in keys if len({known[key] for known in samples}) > 1]
-        if not usual and TRAINING not in differs:
-            differs.append(TRAINING)
-        compared = ("image_score", *_COMPARED) * (len(column) > len(_ALWAYS))
-        settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
-        settings += [key for key in keys[3:] if key in differs or key in compared]
-        words = _describe(rows, differs)
-        named.append(
-            Ours(
-                method=rows[0]["method"],
-                name=names.method_name(rows[0]["method"]) + (f" ({words})" if words else ""),
-                setting=_describe(rows, settings),
-                training=training_of(rows[0]),
-                usual=usual,
-                rows={place: result.row for place, result in results.items()},
-                partial=_find_partial(results.values()),
-                demonstration=any(result.demonstration for result in results.values()),
-            )
-        )
-    return named
-
-
-def _find_partial(results: Iterable[_Result]) -> Partial:
-    """Returns the same over the results of several runs, each with its run.json."""
+def _name_column(results: Sequence[_Result], siblings: Sequence[_Result]) -> Ours:
+    """Names a column by what distinguishes it from the method's columns, each given by one result."""
+    rows, method = [result.row for result in results], results[0].row["method"]
+    keys = _ALWAYS + _COMPARED * any(one.compared for one in siblings)
+    usual, samples = all(map(is_usual, rows)), [_with_training(one.row) for one in siblings]
+    differs = [key for key in keys if len({known[key] for known in samples}) > 1]
+    if not usual and TRAINING not in differs:
+        differs.append(TRAINING)
+    told = (*differs, *("image_score", *_COMPARED) * results[0].compared)
+    settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
+    settings += [key for key in keys[3:] if key in told]
+    words = _describe(rows, differs)
     runs: dict[str, list[_Result]] = {}
     for result in results:
         runs.setdefault(result.folder, []).append(result)
-    partial: Partial = {}
-    for members in runs.values():
-        partial |= find_partial([one.row for one in members], members[0].run)
-    return partial
+    return Ours(
+        method=method,
+        name=names.method_name(method) + (f" ({words})" if words else ""),
+        setting=_describe(rows, settings),
+        training=training_of(rows[0]),
+        usual=usual,
+        rows={(row["dataset"], row["category"]): row for row in rows},
+        deviations=[
+            deviation
+            for members in runs.values()
+            for deviation in find_deviations([one.row for one in members], members[0].run)
+        ],
+        demonstration=any(result.run.get("demonstration") is True for result in results),
+    )
 
 
-def _known(row: Row) -> dict[str, Any]:
-    """A row with its training."""
+def _with_training(row: Row) -> dict[str, Any]:
     return row | {TRAINING: training_of(row)}
 
 
 def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
-    """What a column's rows have in common: a variant and a backbone stand for themselves."""
-    words = []
-    for key in keys:
-        if key == "variant":
-            words.append(rows[0][key] or "defaults")
-        elif key == "backbone":
-            words.append(rows[0][key])
-        elif key == TRAINING:
-            words.append(describe_training(rows))
-        elif rows[0][key] not in (None, ""):
-            words.append(f"{names.COLUMNS[key].lower()} {rows[0][key]}")
-    return ", ".join(filter(None, words))
+    """Describes what a column's rows have in common; a variant and a backbone stand for themselves."""
+    row = rows[0]
+    auxiliaries = dict.fromkeys(row["auxiliary"] for row in rows if row["auxiliary"])
+    trained_on = " or ".join(map(names.dataset_name, auxiliaries))
+    words = {
+        "method": "",
+        "variant": row["variant"] or "defaults",
+        "backbone": row["backbone"],
+        TRAINING: f"trained on {trained_on}" if trained_on else "",
+    }
+    return ", ".join(
+        filter(None, (words[k] if k in words else wording.describe_column(row, k) for k in keys))
+    )
 
 
 def _read_rows(path: pathlib.Path) -> list[Row]:

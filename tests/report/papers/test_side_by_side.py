@@ -4,10 +4,10 @@ import io
 import pytest
 
 from zsad_jax.report import formats, names
-from zsad_jax.report.coverage import WITHOUT_MASK
-from zsad_jax.report.papers import compare_papers, compare_run, tell_missing
-from zsad_jax.report.papers.beside import make_table
+from zsad_jax.report.compare import WITHOUT_MASK
+from zsad_jax.report.papers import compare_papers, compare_run, find_missing
 from zsad_jax.report.papers.sheets import Competitor, Place, make_sheets
+from zsad_jax.report.papers.side_by_side import make_table
 from zsad_jax.report.papers.workdirs import columns_of
 from zsad_jax.report.published import MAIN_TABLES, all_numbers, is_main, published_numbers
 
@@ -216,10 +216,10 @@ def test_a_part_of_a_dataset_is_held_against_nothing(make_row):
 def test_datasets_that_were_not_run_are_told_once(make_ours):
     ours = make_ours(dict.fromkeys((*INDUSTRIAL_7, *BRAIN, "tn3k"), 0.9))
     papers = compare_papers([ours], paper="tipsomaly")
-    assert tell_missing([ours], papers) == [
+    assert find_missing([ours], papers) == [
         "Not run with ours, TIPSomaly: ISIC 2016, CVC-ColonDB, CVC-ClinicDB."
     ]
-    assert tell_missing([], papers) == []
+    assert find_missing([], papers) == []
 
 
 def test_a_run_is_held_against_its_own_papers_table(make_row):

@@ -1,0 +1,186 @@
+"""Whether results can be compared with published numbers: same images, same setting, same training."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from zsad_jax.data.protocols import BOTH, DATASETS, PIXEL, PROTOCOLS, Level, Part, parse_name
+from zsad_jax.methods import METHODS, config_class
+from zsad_jax.methods.shared.recipes import UNLIKE_PAPER, recipe_of
+from zsad_jax.report import names
+from zsad_jax.report.published import TRAININGS, USUAL, published_numbers
+from zsad_jax.report.rows import MEAN, Row, level_of
+from zsad_jax.train import TrainingConfig
+from zsad_jax.utils.config import config_from
+
+WITHOUT_MASK = "anomalous_without_mask"  # key of run.json: how many images, by dataset
+_FULL = "faprompt_full"
+
+Kind = Literal["images", "setting", "training"]
+IMAGES: tuple[Kind, ...] = ("images",)
+KINDS: tuple[Kind, ...] = ("images", "setting", "training")
+
+
+class Deviation(NamedTuple):
+    """A reason why results of a dataset cannot be compared with published numbers.
+
+    Attributes:
+      dataset: key of the dataset.
+      kind: what differs.
+      levels: of the metrics that it affects.
+      words: a sentence for a footnote.
+    """
+
+    dataset: str
+    kind: Kind
+    levels: tuple[Level, ...]
+    words: str
+
+
+def find_deviations(
+    rows: Iterable[Row], run: Mapping[str, Any] | None = None
+) -> tuple[Deviation, ...]:
+    """Returns how the images, setting and training of results differ from what is published.
+
+    Images that could not be read were not evaluated.
+
+    Args:
+      rows: results of a method, any datasets with their categories and means.
+      run: run.json. Anomalous images without a mask affect pixel metrics only.
+    """
+    run = run or {}
+    by_dataset: dict[str, list[Row]] = {}
+    for row in rows:
+        by_dataset.setdefault(row["dataset"], []).append(row)
+    found = []
+    for dataset, members in by_dataset.items():
+        about, title = DATASETS.get(dataset), names.dataset_name(dataset)
+        mean = next((row for row in members if row["category"] == MEAN), None)
+        counts = _compare_counts(mean, len(members) - 1) if mean else ""
+        if counts:
+            found.append(Deviation(dataset, "images", BOTH, f"{title}: {counts} were evaluated."))
+        unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
+        if mean and about and unmasked and "pixel" in about.levels:
+            words = f"{title}: {unmasked} of {mean['n_anomalous']} anomalous images have no mask."
+            found.append(Deviation(dataset, "images", PIXEL, words))
+        setting = _compare_setting(mean, run) if mean else ""
+        if mean and setting and published_numbers(mean["method"], dataset):
+            found.append(Deviation(dataset, "setting", BOTH, setting))
+        if not is_usual(members[0]):
+            usual = names.dataset_name(_auxiliary(USUAL, members[0]))
+            words = (
+                f"Trained on {names.dataset_name(members[0]['auxiliary'])}, the paper's on {usual}."
+            )
+            found.append(Deviation(dataset, "training", BOTH, words))
+    return tuple(found)
+
+
+def words_on(
+    deviations: Sequence[Deviation],
+    datasets: Sequence[str],
+    metric: str | None = None,
+    *,
+    kinds: Iterable[Kind] = KINDS,
+) -> list[str]:
+    """Returns the sentences on some datasets, each once, kind by kind; on one metric or on all."""
+    levels = BOTH if metric is None else (level_of(metric),)
+    found = (
+        one.words
+        for kind in kinds
+        for dataset in datasets
+        for one in deviations
+        if (one.kind, one.dataset) == (kind, dataset) and set(levels) & set(one.levels)
+    )
+    return list(dict.fromkeys(found))
+
+
+def training_of(row: Row) -> str:
+    """Returns the protocol by which a result's prompts were trained; if it is none, the auxiliary dataset.
+
+    A method that learns nothing has the usual training, as its published numbers do.
+    """
+    if not row["auxiliary"]:
+        return USUAL
+    parts = _parts(row["auxiliary"])
+    protocols = (USUAL, _FULL, *dict.fromkeys(TRAININGS.values()))
+    same = (key for key in protocols if parts == _parts(_auxiliary(key, row)))
+    return next(same, str(row["auxiliary"]))
+
+
+def is_usual(row: Row) -> bool:
+    """Returns whether a result is of the training behind a paper's main numbers.
+
+    FAPrompt's paper trains on all images, its code on the test split; both count.
+    """
+    return training_of(row) in (USUAL, *[_FULL] * (row["method"] == "faprompt"))
+
+
+def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Compares a setting with that of the published numbers.
+
+    Args:
+      method: key of the method.
+      dataset: what it is evaluated on; "" for any without a setting of its own.
+      setting: columns of results, arguments of `load_backbone`, fields of `TrainingConfig`, and naming.
+
+    Returns:
+      [ours, the paper's] of what differs.
+    """
+    recipe = recipe_of(method)
+    options = {field.name: field.default for field in dataclasses.fields(config_class(method))}
+    options |= recipe.method_for.get(dataset, {})
+    published = {
+        "variant": "",
+        **{key: options.get(key) for key in ("prompt_family", "sigma")},
+        **recipe.backbone,
+        "backbone": recipe.backbone["name"],
+        "image_score": recipe.image_score or setting.get("image_score"),
+        "naming": "published",
+        **dataclasses.asdict(config_from(TrainingConfig, recipe.training)),
+    }
+    pairs = {key: [value, published.get(key)] for key, value in setting.items()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
+    """Says what differs from the published setting, apart from the training set."""
+    if row["method"] not in METHODS:
+        return ""
+    columns = ("variant", "prompt_family", "sigma", "backbone", "image_size", "image_score")
+    differs = unlike_paper(row["method"], row["dataset"], {key: row[key] for key in columns})
+    named = {names.COLUMNS[key].lower(): pair for key, pair in differs.items()}
+    words = [
+        f"{key} {ours} (the paper: {'default' if theirs in ('', None) else theirs})"
+        for key, (ours, theirs) in (named | run.get(UNLIKE_PAPER, {})).items()
+    ]
+    return f"{names.method_name(row['method'])}: {', '.join(words)}." if words else ""
+
+
+def _compare_counts(mean: Row, num_categories: int) -> str:
+    """Says which numbers of categories (if there are rows of any) and images differ."""
+    about, words = DATASETS.get(mean["dataset"]), []
+    if about and about.num_categories and num_categories:
+        words += _compare_count(num_categories, about.num_categories, "categories")
+    if about and about.published is not None:
+        normal, anomalous = about.published
+        images = _compare_count(mean["n_images"], normal + anomalous, "images")
+        words += images or _compare_count(mean["n_anomalous"], anomalous, "anomalous images")
+    return ", ".join(words)
+
+
+def _compare_count(found: int, published: int, what: str) -> list[str]:
+    if found == published:
+        return []
+    more = f"{found} {what} instead of {published}"
+    return [f"{found} of {published} {what}" if found < published else more]
+
+
+def _auxiliary(protocol: str, row: Row) -> str:
+    return PROTOCOLS[protocol].auxiliary_for.get(row["dataset"], PROTOCOLS[protocol].auxiliary)
+
+
+def _parts(name: str) -> frozenset[Part]:
+    """Returns the parts of a name in any order; the split that is usual for training is the test split."""
+    return frozenset(
+        part._replace(split="" if part.split == "test" else part.split) for part in parse_name(name)
+    )
