@@ -1,12 +1,13 @@
-"""From an image file to what a vision tower eats: decode, resize, normalise."""
+"""Decoding of image and mask files, and preparation for a vision tower: resizing and normalization."""
 
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,13 +18,13 @@ from zsad_jax.data.dataset import Encoded, Lazy
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError
 
-# Pillow also opens formats that run other programs (EPS); only pictures are wanted here.
+# Pillow also opens formats that run other programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Pillow warns from 89 million pixels on and rejects 179 million. Line-scan cameras make such images, so the
-# limit is raised: at 4 bytes a pixel, which RGB takes in Pillow, this many take 1 GiB.
+# Pillow warns above 89 million pixels and rejects 179 million. Line-scan cameras make such images, so the
+# limit is raised: this many pixels take 1 GiB, at the 4 bytes that Pillow uses for RGB.
 MAX_PIXELS = 2**28
 LARGE_PIXELS = 2**25  # larger images are decoded one at a time
-BAND_BYTES = 2**24  # of the values that are scaled to 8 bits at a time
+BAND_BYTES = 2**24  # of float64 values that are scaled to 8 bits at a time
 SHALLOW_BITS = 12  # many cameras store this many bits in 16
 
 _limit_lock = threading.Lock()
@@ -32,14 +33,14 @@ _large_lock = threading.RLock()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a backbone wants its images.
+    """Preparation of images for a backbone.
 
     Attributes:
-      image_size: side S of the square that an image is resized to, aspect ratio ignored.
-      resize: Pillow's kernel, antialiased, 8-bit result.
-      mean, std: per channel, on values in [0, 1].
-      rgb_first: whether the conversion to RGB precedes resizing (TIPS yes, CLIP no).
-      bit_depth: bits in use in images of 16 bits; the same for all images, so that their scores compare.
+      image_size: side S of the square that images are resized to, ignoring their aspect ratio.
+      resize: Pillow's kernel, antialiased, with an 8-bit result.
+      mean, std: per channel, of values in [0, 1].
+      rgb_first: whether images are converted to RGB before they are resized (TIPS yes, CLIP no).
+      bit_depth: bits in use in 16-bit images; the same for all images, so that their scores are comparable.
     """
 
     image_size: int
@@ -50,18 +51,15 @@ class Preprocess:
     bit_depth: int = 16
 
     def normalize(self, images):
-        """Makes the tower's float32 input of 8-bit images.
+        """Returns the float32 input of the tower: values scaled to [0, 1], then mean and std applied.
 
         Args:
-          images: [..., 3] values in [0, 255], from numpy or jax; traceable under jit.
-
-        Returns:
-          The same shape: scaled to [0, 1], then mean and std applied. Numpy in, numpy out.
+          images: [..., 3] values in [0, 255] as a numpy or a jax array; traceable under jit.
         """
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         if not isinstance(images, np.ndarray) or images.ndim < 2:
             return (images.astype(np.float32) / np.float32(255) - mean) / std
-        # Numpy is several times as fast over whole rows of pixels, in place, as over three channels.
+        # In numpy, whole rows of pixels in place are several times as fast as three channels.
         values = images.reshape(*images.shape[:-2], -1).astype(np.float32)
         values /= np.float32(255)
         values -= np.tile(mean, images.shape[-2])
@@ -70,12 +68,7 @@ class Preprocess:
 
 
 class UnreadableImage(UserError):  # noqa: N818 - it says what the image is
-    """A file or bytes that no decoder can make an image of.
-
-    Attributes:
-      name: the file.
-      reason: what is wrong with it, without the name.
-    """
+    """A file or bytes that no decoder can read, with its name and the reason."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -89,9 +82,9 @@ class Decoded(NamedTuple):
     """A decoded image.
 
     Attributes:
-      image: 8 bits a channel, the right way round.
-      notes: what decoding changed, as issues without a file.
-      orientation: the EXIF orientation that was applied; 1 for none.
+      image: 8 bits a channel, upright.
+      notes: changes made while decoding, as issues without a file.
+      orientation: EXIF orientation that was applied; 1 for none.
     """
 
     image: Image.Image
@@ -100,15 +93,15 @@ class Decoded(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The notes as one text, "" for none."""
+        """Returns the notes as one text, "" for none."""
         return "; ".join(note.description for note in self.notes)
 
 
 def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
     """Decodes an image and keeps its color mode, so that CLIP can resize before it converts to RGB.
 
-    The EXIF orientation is always applied: benchmark files carry none, and photographs come out the right
-    way round. Deeper images are scaled to 8 bits, see `image_from_array`.
+    The EXIF orientation is applied: benchmark files have none, and photographs become upright. Deeper images
+    are scaled to 8 bits, see `image_from_array`.
 
     Raises:
       UnreadableImage: the file is missing, empty, damaged, too large or not an image.
@@ -141,9 +134,9 @@ def decode_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) ->
 def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) -> Decoded:
     """Makes an 8-bit image of an array [H, W] or [H, W, 1, 3 or 4], or of a deep gray image.
 
-    16-bit integers are scaled from [0, 2**bit_depth - 1], whatever their largest value, so that all images
-    are scaled alike; wider integers from [0, 255] or that range, floats from [0, 1]. Values outside of
-    these ranges are scaled from their own minimum and maximum, and the note says so.
+    16-bit integers are scaled from [0, 2**bit_depth - 1] whatever their maximum, so that all images are
+    scaled alike, wider integers from [0, 255] or that range, floats from [0, 1]. Values outside of these
+    ranges are scaled from their own minimum and maximum; a note reports the range.
 
     Raises:
       UserError: the shape is another, or 16-bit values exceed the bit depth.
@@ -156,11 +149,20 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
         if array.dtype in (np.uint8, np.bool_):
             array = array * np.uint8(255) if array.dtype == np.bool_ else array
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))
-    low, high, dtype, shape = _examine_values(array)
+    shape, read = _row_reader(array)
+    dtype, step = read(0, 1).dtype, max(BAND_BYTES // (8 * math.prod(shape[1:])), 1)
+
+    def bands() -> Iterator[tuple[slice, np.ndarray]]:
+        for top in range(0, shape[0], step):
+            rows = slice(top, min(top + step, shape[0]))
+            yield rows, np.nan_to_num(read(rows.start, rows.stop).astype(np.float64))
+
+    ends = [(float(band.min()), float(band.max())) for _, band in bands()]
+    low, high = min(one for one, _ in ends), max(one for _, one in ends)
     start, end = _scale_of(low, high, dtype, bit_depth)
     scaled = np.empty(shape, np.uint8)
-    for top, band in _bands(array):
-        scaled[top : top + len(band)] = np.rint((band - start) * (255 / ((end - start) or 1)))
+    for rows, band in bands():
+        scaled[rows] = np.rint((band - start) * (255 / ((end - start) or 1)))
     bits = dtype.itemsize * 8
     notes = [Issue("image_scaled", "", f"{bits}-bit values {start:g} to {end:g}")]
     if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
@@ -169,7 +171,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
-    """Resizes an image to the square that the backbone wants, with Pillow's antialiased 8-bit kernel."""
+    """Resizes an image to the square of the backbone, with Pillow's antialiased 8-bit kernel."""
     size = (preprocess.image_size, preprocess.image_size)
     kernel = Image.Resampling[preprocess.resize.upper()]
     # Gray images give the same pixels in either order, and a third of the work in this one.
@@ -181,13 +183,12 @@ def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray
 def decode_mask(
     encoded: Encoded | tuple[Encoded, ...], *, threshold: int = 0
 ) -> Bool[np.ndarray, "H W"]:
-    """Decodes ground truth: True where a defect is.
+    """Decodes ground truth: True where there is a defect.
 
     Args:
-      encoded: a mask, or several that are joined with OR. Palettes are applied; class indices count as
-        they are.
-      threshold: largest grey value (of 255) that is still no defect. Published numbers use 0; 127
-        removes the rim of noise of JPEG masks but erases masks that hold class indices.
+      encoded: a mask, or several that are joined with OR. Palettes are applied; class indices are gray values.
+      threshold: largest gray value (of 255) that is not a defect. Published numbers use 0; 127 removes the
+        noisy rim of JPEG masks, but erases masks of class indices.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
@@ -196,14 +197,14 @@ def decode_mask(
 
 
 class MaskValues(NamedTuple):
-    """The gray values of ground truth (8 bits with palettes applied, or deeper), and whether it was turned."""
+    """Gray values of ground truth (8 bits with palettes applied, or deeper), and whether EXIF turned any."""
 
     parts: list[Shaped[np.ndarray, "H W"]]
     oriented: bool
 
 
 def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> MaskValues:
-    """Decodes ground truth of one mask, or of several of the same image.
+    """Decodes the ground truth of an image, one mask or several.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
@@ -218,16 +219,16 @@ def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> MaskValues:
 def binarise(
     masks: Sequence[Shaped[np.ndarray, "H W"]], *, threshold: int = 0
 ) -> Bool[np.ndarray, "H W"]:
-    """Ground truth of grey values: True where one of the masks is above the threshold, a grey value of 255."""
+    """Returns where one of the masks is above a threshold, a gray value of 255."""
     steps = (threshold * (1 if mask.dtype == np.uint8 else 257) for mask in masks)  # 65535 / 255
     return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
 
 
 def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int]:
-    """The gray values of a mask, and the EXIF orientation that was applied."""
+    """Returns the gray values of a mask and the EXIF orientation that was applied."""
     loaded = _load(encoded)
     if isinstance(loaded.raw, np.ndarray) or _is_deep(loaded.raw):
-        # Pillow's own conversion of 16 bits to 8 depends on its version.
+        # Pillow's conversion of 16 bits to 8 depends on its version.
         values = np.asarray(loaded.raw)
         return values if values.ndim == 2 else values.max(axis=-1), loaded.orientation
     try:
@@ -244,13 +245,13 @@ def turn_mask(mask: Bool[np.ndarray, "H W"], orientation: int) -> Bool[np.ndarra
 
 
 def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S S"]:
-    """Resizes ground truth as the published loaders do: 0 or 255, bilinear in 8 bits, above one half."""
+    """Resizes ground truth like the published loaders: 0 or 255, bilinear in 8 bits, then above one half."""
     image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
 class _Loaded(NamedTuple):
-    """A decoded file in its own mode and depth; an array where only opencv can read it."""
+    """A decoded file in its own mode and depth; an array if only OpenCV can read it."""
 
     raw: Image.Image | np.ndarray
     notes: tuple[Issue, ...] = ()
@@ -276,7 +277,7 @@ def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
                 image.convert("RGB")  # fails for a damaged palette, which loading does not notice
     except UnreadableImage:
         raise
-    # Pillow's decoders raise whatever comes up: OSError, SyntaxError, ValueError, struct.error…
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         reason = _describe_error(error)
         array = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
@@ -307,18 +308,18 @@ def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) 
 
 @contextlib.contextmanager
 def one_large_image(*encoded: Encoded) -> Iterator[None]:
-    """Lets one thread at a time hold very large decoded images, so that memory stays bounded."""
+    """Lets one thread at a time decode very large images, so that memory stays bounded."""
     large = False
     for one in encoded:
         if not isinstance(one, Lazy):
             with contextlib.suppress(Exception), _open(one) as image:
-                large = large or image.width * image.height > LARGE_PIXELS
+                large |= image.width * image.height > LARGE_PIXELS
     with _large_lock if large else contextlib.nullcontext():
         yield
 
 
 def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | None:
-    """A TIFF of a kind that Pillow does not know (deep or float color, say); None for anything else."""
+    """Returns the pixels of a TIFF that Pillow does not support, such as float color; None for other files."""
     import cv2
 
     try:
@@ -329,7 +330,7 @@ def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | N
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except UnreadableImage:
         raise
-    except Exception:  # of either library's
+    except Exception:
         return None
     if array is not None and array.ndim == 3 and array.shape[-1] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[-1]]]  # BGR(A) to RGB(A)
@@ -337,7 +338,6 @@ def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | N
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Width and height in the header of a TIFF."""
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     file = io.BytesIO(data)
     file.seek(tags.next)
@@ -346,21 +346,22 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
+    reason = ""
     if isinstance(encoded, bytes):
-        issue = "" if encoded else "it is empty"
+        reason = "" if encoded else "it is empty"
     elif os.path.isdir(encoded):
-        issue = "it is a folder, not an image"
+        reason = "it is a folder, not an image"
     elif not os.path.exists(encoded):
-        issue = "there is no such file"
-    else:
-        issue = "" if os.path.getsize(encoded) else "the file is empty"
-    if issue:
-        raise UnreadableImage(_name(encoded), issue)
+        reason = "there is no such file"
+    elif not os.path.getsize(encoded):
+        reason = "the file is empty"
+    if reason:
+        raise UnreadableImage(_name(encoded), reason)
 
 
 @contextlib.contextmanager
 def _large_images_allowed() -> Iterator[None]:
-    """Lifts Pillow's own limit, which is global and less than ours; `_check_size` takes its place."""
+    """Lifts Pillow's limit, which is global and lower than ours; `_check_size` takes its place."""
     with _limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -373,36 +374,18 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _bands(array: np.ndarray | Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """A few rows at a time, as float64, with the first one's index; all at once take 8 bytes a value."""
-    if isinstance(array, np.ndarray):
-        height, row_bytes = len(array), 8 * array[0].size
-    else:
-        height, row_bytes = array.height, 8 * array.width
-    rows = max(BAND_BYTES // row_bytes, 1)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        if isinstance(array, np.ndarray):
-            band = array[top:bottom]
-        else:
-            band = np.asarray(array.crop((0, top, array.width, bottom)))
-        yield top, np.nan_to_num(band.astype(np.float64))
-
-
-def _examine_values(
-    array: np.ndarray | Image.Image,
-) -> tuple[float, float, np.dtype, tuple[int, ...]]:
-    """The smallest and the largest value, their type, and the shape."""
-    ends = [(band.min(), band.max()) for _, band in _bands(array)]
-    low, high = min(one for one, _ in ends), max(one for _, one in ends)
-    if isinstance(array, np.ndarray):
-        return float(low), float(high), array.dtype, array.shape
-    dtype = np.asarray(array.crop((0, 0, 1, 1))).dtype
-    return float(low), float(high), dtype, (array.height, array.width)
+def _row_reader(
+    source: np.ndarray | Image.Image,
+) -> tuple[tuple[int, ...], Callable[[int, int], np.ndarray]]:
+    """Returns the shape of an image and a function that reads rows; a copy of all would need much memory."""
+    if isinstance(source, np.ndarray):
+        return source.shape, lambda top, bottom: source[top:bottom]
+    width, height = source.size
+    return (height, width), lambda top, bottom: np.asarray(source.crop((0, top, width, bottom)))
 
 
 def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple[float, float]:
-    """The values that become 0 and 255."""
+    """Returns the values that become 0 and 255."""
     if dtype.kind == "f":
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     full = 2**bit_depth - 1
@@ -417,7 +400,7 @@ def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple
 
 
 def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
-    """Reports what Pillow does silently: of 16-bit color (not gray) it keeps the high byte."""
+    """Reports that Pillow keeps only the high byte of 16-bit color (not gray)."""
     raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if ";16" in raw_modes and not _is_deep(image):
         return (Issue("image_scaled", "", "16-bit values 0 to 65535"),)
