@@ -195,7 +195,7 @@ def evaluate(
     evaluation = gathered.finish()
 
     chosen = choose_cases(dataset_scores(evaluation, image_score))
-    pictures = load(indices=evaluation.positions[chosen].tolist(), tell_notes=False)
+    pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
     label = f"pictures of {dataset.name}"
     cases = [
         _case(evaluation, batch, int(row), results[0], image_score)

@@ -1,4 +1,4 @@
-"""From samples to decoded, resized batches of constant shape, in worker processes, in order."""
+"""Decoded, resized batches of constant shape, in order, made in threads or worker processes."""
 
 import contextlib
 import dataclasses
@@ -25,21 +25,20 @@ from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
 
 MAX_WORKERS = 16
-# A worker process takes one to two seconds to start; below this many images threads are done sooner.
+# A worker process takes one to two seconds to start; threads are faster for fewer images.
 MIN_IMAGES_FOR_WORKERS = 512
 MAX_THREADS = 4
-TEXTS = ("file_names", "issues", "notes")  # the fields of a batch that are no arrays
 
 _start_lock = threading.Lock()
 
 
 class Row(NamedTuple):
-    """A decoded sample of a batch; image and mask are None when they could not be read."""
+    """A row of a batch; image and mask are None if they cannot be used."""
 
     position: int
     sample: Sample
-    image: np.ndarray | None
-    mask: np.ndarray | None
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
     issues: tuple[Issue, ...] = ()
     notes: tuple[Issue, ...] = ()
 
@@ -54,24 +53,24 @@ def load_batches(
     indices: Sequence[int] | None = None,
     mask_threshold: int = 0,
     seed: int | None = None,
-    tell_notes: bool = True,
+    log_notes: bool = True,
 ) -> Iterator[ImageBatch]:
-    """Decodes and resizes a dataset in the background and hands it over in batches of constant shape.
+    """Decodes and resizes a dataset in the background and returns it in batches of constant shape.
 
-    A sample whose image cannot be read keeps its row, with `valid=False` and an issue in `issues`; one whose
-    mask cannot be used has `has_mask=False`. The last batch is padded with rows whose index is -1.
+    A sample whose image cannot be read keeps its row, with `valid=False` and an issue. A sample whose mask
+    cannot be used has `has_mask=False`. The last batch is padded with rows whose index is -1.
 
     Args:
-      dataset: samples; must be picklable when worker processes are used.
-      preprocess: how the backbone wants its images.
+      dataset: must be picklable if worker processes are used.
+      preprocess: the preparation of images for the backbone.
       batch_size: rows of every batch.
-      num_workers: processes that decode; 0 = threads of this process; None = one a core, at most 16,
+      num_workers: processes that decode; 0 = threads of this process; None = one per core, at most 16,
         and 0 for small datasets.
       mask_size: side of the masks in pixels; None = `preprocess.image_size`.
-      indices: which samples, in which order; None = all.
-      mask_threshold: largest grey value (of 255) in a mask that is still no defect.
-      seed: shuffles the samples; the same seed gives the same order whatever the workers. None = no shuffling.
-      tell_notes: log what is worth knowing of the images, once a kind, when all are through.
+      indices: the samples to load, in this order; None = all.
+      mask_threshold: largest gray value (of 255) in a mask that is not a defect.
+      seed: shuffles the samples, in the same order for any number of workers; None = no shuffling.
+      log_notes: log notes on the images at the end, a line for each kind.
 
     Yields:
       Batches in order. Close the iterator (or exhaust it) to stop the workers.
@@ -80,21 +79,18 @@ def load_batches(
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)
     size = preprocess.image_size if mask_size is None else mask_size
-    decode = _Decode(preprocess, size, mask_threshold)
-    collate = _Collate(tuple(dataset.categories), batch_size, preprocess.image_size, size)
+    steps = _Steps(preprocess, size, mask_threshold, batch_size, tuple(dataset.categories))
     num_batches = -(-len(order) // batch_size)
-    workers = _choose_workers(num_workers, len(order), num_batches, collate.num_bytes)
-    return _iterate(_Selection(dataset, order), decode, collate, workers, tell_notes)
+    workers = _choose_workers(num_workers, len(order), num_batches, steps.batch_bytes)
+    return _iterate(_Selection(dataset, order), steps, workers, log_notes)
 
 
-def _build_pipeline(source, decode, collate, workers):
+def _build_pipeline(source: "_Selection | _FromFile", steps: "_Steps", workers: int) -> Any:
     import grain
 
-    # Batches are put together before the conversion to an iterator: each worker then makes whole
-    # batches, which keeps the order.
-    batches = (
-        grain.MapDataset.source(source).map(decode).batch(collate.batch_size, batch_fn=collate)
-    )
+    # Batching before the conversion to an iterator lets each worker make whole batches, which keeps the order.
+    rows = grain.MapDataset.source(source).map(steps.decode)
+    batches = rows.batch(steps.batch_size, batch_fn=steps.collate)
     if not workers:
         threads = min(_num_cores(), MAX_THREADS)
         return batches.to_iter_dataset(
@@ -109,39 +105,39 @@ def _build_pipeline(source, decode, collate, workers):
 
 
 def _iterate(
-    selection: "_Selection", decode: "_Decode", collate: "_Collate", workers: int, tell_notes: bool
+    selection: "_Selection", steps: "_Steps", workers: int, log_notes: bool
 ) -> Iterator[ImageBatch]:
     name = selection.dataset.name
     notes: list[Issue] = []
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_in_file(selection)) if workers else selection
-        iterator = iter(_build_pipeline(source, decode, collate, workers))
+        iterator = iter(_build_pipeline(source, steps, workers))
         if workers:
             stack.callback(_release_shared_memory)
         stack.callback(iterator.close)
         with _main_not_run_again() if workers else contextlib.nullcontext():
             batch = _take(iterator, name, workers)
         while batch is not None:
-            notes += batch.notes if tell_notes else ()
+            notes += batch.notes if log_notes else ()
             yield batch
             batch = _take(iterator, name, workers)
-        _report(name, notes)
+        _log_notes(name, notes)
 
 
-def _report(name: str, notes: Sequence[Issue]) -> None:
-    """Logs the notes, a line for each kind; images that were scaled differently do not compare."""
-    for kind in group_issues(notes):
-        scales = {note.detail for note in kind if note.kind == "image_scaled"}
-        doubtful = len(scales) > 1 or kind[0].kind in DOUBTFUL
+def _log_notes(name: str, notes: Sequence[Issue]) -> None:
+    """Logs a line for each kind of note; images that were scaled differently are not comparable."""
+    for group in group_issues(notes):
+        scales = {note.detail for note in group if note.kind == "image_scaled"}
+        doubtful = len(scales) > 1 or group[0].kind in DOUBTFUL
         level = logging.WARNING if doubtful else logging.INFO
-        logging.log(level, "%s: %s", name, summarize_issues(kind))
+        logging.log(level, "%s: %s", name, summarize_issues(group))
 
 
 def _release_shared_memory() -> None:
-    """Frees what the batches lay in, which would be complained about when the process ends.
+    """Frees the shared memory of the batches, which Python would report as leaked when the process ends.
 
-    Grain's finished threads keep the last batch in a reference cycle, and one thread frees the memory
-    of discarded batches one by one: a task given to it ends when those before it are done.
+    Grain's finished threads keep the last batch in a reference cycle. One thread frees the memory of discarded
+    batches one by one: a task given to it ends after those before it.
     """
     gc.collect()
     module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
@@ -151,10 +147,10 @@ def _release_shared_memory() -> None:
 
 
 def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch | None:
-    """The next batch, copied out of the shared memory that workers write to (small in containers)."""
+    """Returns the next batch, copied out of the shared memory of the workers (small in containers)."""
     try:
         batch = next(iterator, None)
-    # Grain raises it for a worker that is gone. Decoding raises nothing.
+    # Grain raises it if a worker is lost. Decoding raises nothing.
     except RuntimeError as error:
         if not workers:
             raise
@@ -164,15 +160,13 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
         ) from error
     if batch is None:
         return None
-    copies: dict[str, Any] = {
-        name: np.array(value) for name, value in batch._asdict().items() if name not in TEXTS
-    }
-    return batch._replace(**copies)
+    fields = (np.array(one) if isinstance(one, np.ndarray) else one for one in batch)
+    return ImageBatch._make(fields)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    """Chosen samples of a dataset, each with its position there."""
+    """Samples of a dataset in a given order, each with its position in the dataset."""
 
     dataset: Dataset
     order: np.ndarray
@@ -209,10 +203,10 @@ def _read_selection(path: str) -> _Selection:
 def _in_file(selection: _Selection) -> Iterator[_FromFile]:
     """Writes a selection to a temporary file.
 
-    A process is started with its arguments in a pipe. If it is killed before it reads them, writing more
-    than the pipe holds (64 KiB) blocks forever, so that they must stay small.
+    The arguments of a process are sent through a pipe. If the process is killed before it reads them, writing
+    more than the pipe holds (64 KiB) blocks forever, so they must be small.
     """
-    import cloudpickle  # takes classes of a user's script by value
+    import cloudpickle  # pickles classes of a user's script by value
 
     with tempfile.NamedTemporaryFile(prefix="zsad_jax-", suffix=".pickle") as file:
         cloudpickle.dump(selection, file)
@@ -221,18 +215,23 @@ def _in_file(selection: _Selection) -> Iterator[_FromFile]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decode:
-    """Decodes and resizes one sample."""
+class _Steps:
+    """The steps from a sample to a row, and from rows to a batch of constant size."""
 
     preprocess: Preprocess
     mask_size: int
     mask_threshold: int
+    batch_size: int
+    categories: tuple[str, ...]
 
-    def __call__(self, item: tuple[int, Sample | Issue]) -> Row:
+    @property
+    def batch_bytes(self) -> int:
+        return self.batch_size * (3 * self.preprocess.image_size**2 + self.mask_size**2)
+
+    def decode(self, item: tuple[int, Sample | Issue]) -> Row:
         index, sample = item
         if isinstance(sample, Issue):
-            unknown = Sample(image=b"", file_name=sample.file)
-            return Row(index, unknown, None, None, issues=(sample,))
+            return Row(index, Sample(image=b"", file_name=sample.file), issues=(sample,))
         if not sample.file_name:
             name = sample.image if isinstance(sample.image, str) else f"#{index}"
             sample = dataclasses.replace(sample, file_name=name)
@@ -241,39 +240,26 @@ class _Decode:
                 return self._decode(index, sample)
         except Exception as error:  # one file must not end the run, whatever a decoder raises
             issue = Issue("image_unreadable", sample.file_name, f"{type(error).__name__}: {error}")
-            return Row(index, sample, None, None, issues=(issue,))
+            return Row(index, sample, issues=(issue,))
 
     def _decode(self, index: int, sample: Sample) -> Row:
-        found = examine(sample, threshold=self.mask_threshold, bit_depth=self.preprocess.bit_depth)
+        bit_depth = self.preprocess.bit_depth
+        found = examine(sample, threshold=self.mask_threshold, bit_depth=bit_depth)
         issues, notes = tuple(found.issues), tuple(found.notes)
         if found.image is None:
             return Row(index, sample, None, None, issues, notes)
         image = resize_image(found.image, self.preprocess)
-        if found.mask is not None:
+        if found.mask is not None:  # it is used, however doubtful
             mask = resize_mask(found.mask, self.mask_size)
             return Row(index, sample, image, mask, notes=issues + notes)
         if sample.mask is not None:
             sample = dataclasses.replace(sample, has_mask=False)
         return Row(index, sample, image, None, issues, notes)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Collate:
-    """Puts rows together to a batch, padded to its constant size."""
-
-    categories: tuple[str, ...]
-    batch_size: int
-    image_size: int
-    mask_size: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.batch_size * (3 * self.image_size**2 + self.mask_size**2)
-
-    def __call__(self, rows: Sequence[Row]) -> ImageBatch:
-        b = self.batch_size
+    def collate(self, rows: Sequence[Row]) -> ImageBatch:
+        b, image_size = self.batch_size, self.preprocess.image_size
         batch = ImageBatch(
-            images=np.zeros((b, self.image_size, self.image_size, 3), np.uint8),
+            images=np.zeros((b, image_size, image_size, 3), np.uint8),
             masks=np.zeros((b, self.mask_size, self.mask_size), np.bool_),
             has_mask=np.zeros(b, np.bool_),
             labels=np.zeros(b, np.int32),
@@ -307,9 +293,8 @@ def _num_cores() -> int:
 def _choose_workers(wanted: int | None, num_images: int, num_batches: int, batch_bytes: int) -> int:
     if wanted is None:
         cores = _num_cores()
-        wanted = (
-            min(cores, MAX_WORKERS) if cores > 1 and num_images >= MIN_IMAGES_FOR_WORKERS else 0
-        )
+        use_workers = cores > 1 and num_images >= MIN_IMAGES_FOR_WORKERS
+        wanted = min(cores, MAX_WORKERS) if use_workers else 0
     workers = min(wanted, num_batches)
     with contextlib.suppress(OSError):
         # A worker has up to three batches in shared memory; without room there the kernel kills it.
@@ -323,7 +308,7 @@ def _choose_workers(wanted: int | None, num_images: int, num_batches: int, batch
 
 
 def _settle_flags() -> None:
-    """Lets grain read its own command line flags where nobody parses any: in notebooks, scripts and tests."""
+    """Lets grain read its command-line flags if none were parsed: in notebooks, scripts and tests."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -333,7 +318,7 @@ def _settle_flags() -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Runs first in every worker: it leaves Ctrl-C to the parent and ends when the parent is killed."""
+    """Starts a worker, which leaves Ctrl-C to its parent and ends when the parent is killed."""
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -350,10 +335,10 @@ def _prepare_worker(index: int, count: int) -> None:
 
 @contextlib.contextmanager
 def _main_not_run_again() -> Iterator[None]:
-    """Keeps started processes from importing the main script again.
+    """Keeps worker processes from importing the main script again.
 
-    They have no use for it (what they run travels by value), a script without an
-    `if __name__ == "__main__"` guard would start anew in each of them, and the import takes time.
+    They do not need it (functions are pickled by value), a script without an `if __name__ == "__main__"` guard
+    would run again in each of them, and the import takes time.
     """
     main = sys.modules["__main__"]
     with _start_lock:
