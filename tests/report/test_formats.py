@@ -4,9 +4,11 @@ import io
 import shutil
 import subprocess
 
+import jinja2
 import pytest
 
 from zsad_jax.report import formats
+from zsad_jax.report.papers import PaperTables
 from zsad_jax.report.tables import EMPTY, SAME_METHOD, Cell, Column, Line, Table
 
 KEYS = (("paper", "tps"), ("table", "1"), ("level", "image"), ("metric", "auroc"))
@@ -47,7 +49,7 @@ def table():
 
 
 def test_markdown(table):
-    assert formats.to_markdown(table) == (
+    assert formats.render("table.md", table=table) == (
         "### TPS, Table 1: a_b & c\n"
         "\n"
         "| Dataset | TPS | ours: TPS |\n"
@@ -62,7 +64,7 @@ def test_markdown(table):
 
 
 def test_latex(table):
-    assert formats.to_latex(table) == (
+    assert formats.render("table.tex", table=table) == (
         "\\begin{table}[htbp]\n"
         "\\centering\\small\n"
         "\\caption{TPS, Table 1: a\\_b \\& c}\\par\\medskip\n"
@@ -87,7 +89,8 @@ def test_latex(table):
 
 
 def test_html(table):
-    assert formats.to_html(table) == (
+    text = formats.render("table.html", table=table)
+    assert text.replace("\n", "") == (
         '<div class="card"><table class=compact><caption>TPS, Table 1: a_b &amp; c</caption><thead>'
         '<tr class="levels"><th class="label" scope="col" rowspan="2">Dataset</th>'
         '<th class="edge" scope="colgroup" colspan="1">published</th>'
@@ -120,7 +123,7 @@ def test_csv_quotes_what_it_must():
 
 @pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
 def test_latex_has_no_character_that_means_something_else(table, character):
-    text = formats.to_latex(dataclasses.replace(table, title=f"<{character}>"))
+    text = formats.render("table.tex", table=dataclasses.replace(table, title=f"<{character}>"))
     caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
     escaped = caption.removesuffix("\\textgreater{}}\\par\\medskip")
     assert escaped != character
@@ -140,9 +143,13 @@ def test_latex_has_no_character_that_means_something_else(table, character):
 )
 def test_long_headings_of_latex_have_several_lines(table, name, lines):
     columns = (table.columns[0], Column(name, "ours", name))
-    text = formats.to_latex(dataclasses.replace(table, columns=columns))
+    text = formats.render("table.tex", table=dataclasses.replace(table, columns=columns))
     stacked = "\\begin{tabular}[b]{@{}r@{}}" + " \\\\ ".join(lines) + "\\end{tabular}"
     assert f"Dataset & TPS & {stacked if lines else name} \\\\\n" in text
+
+
+def latex(title, remarks, tables):
+    return formats.render("tables.tex", title=title, remarks=remarks, tables=tables)
 
 
 def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
@@ -151,7 +158,7 @@ def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
     wide = tuple(Column(f"A method ({i} words of text)", "ours", str(i)) for i in range(12))
     lines = (Line(("A dataset [1]",), tuple(Cell(1.0, reference=2.0) for _ in wide)),)
     wide_table = dataclasses.replace(table, columns=wide, lines=lines)
-    (tmp_path / "tables.tex").write_text(formats.latex_document("T", [], [table, wide_table]))
+    (tmp_path / "tables.tex").write_text(latex("T", [], [table, wide_table]))
     (tmp_path / "page.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs,graphicx}"
         "\\begin{document}\\input{tables}\\end{document}"
@@ -162,7 +169,7 @@ def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
 
 
 def test_latex_is_told_what_it_needs_and_never_holds_back_many_tables(table):
-    text = formats.latex_document("A title", ["50 % of it."], [table] * 9)
+    text = latex("A title", ["50 % of it."], [table] * 9)
     assert text.startswith("% A title\n")
     assert "\\usepackage{booktabs,graphicx}" in text.splitlines()[1]
     assert "% 50 % of it." in text.splitlines()
@@ -170,15 +177,24 @@ def test_latex_is_told_what_it_needs_and_never_holds_back_many_tables(table):
     assert [page.count("\\begin{table}") for page in pages] == [4, 4, 1]
 
 
-def test_how_a_table_is_read_is_said_once(table):
-    texts = formats.explained_markdown([table, table])
-    assert len(texts) == 3
-    assert "same method" in texts[0]
-    assert formats.explained_html([table, table]).count('class="legend"') == 1
+def test_legend_of_each_kind_of_table_is_shown_once(table):
+    text = formats.render("explained.md", tables=[table, table])
+    assert text.count("the same method") == 1
+    assert text.count("### TPS") == 2
+    text = formats.render("explained.html", tables=[table, table])
+    assert text.count('class="legend"') == 1
 
 
-def test_a_page_leaves_out_empty_sections():
-    page = formats.html_page("A <b>", {"One": "<p>1</p>", "Two": ""}, above="<p>up</p>")
+def test_page_leaves_out_empty_sections():
+    paper = PaperTables(paper="tps", title="A <b>", tables=[], datasets=[])
+    page = formats.render("papers.html", title="A <b>", remarks=["<up>"], papers=[paper])
     assert "<title>A &lt;b&gt;</title>" in page
-    assert '<p>up</p><nav><a href="#one">One</a></nav>' in page
-    assert "Two" not in page
+    assert '<p class="soft">&lt;up&gt;</p>' in page
+    assert '<a href="#tps">TPS</a>' in page
+    assert page.count("<section") == 1
+    assert "<section" not in formats.render("papers.html", title="", remarks=[], papers=[])
+
+
+def test_missing_variable_of_a_template_is_an_error(table):
+    with pytest.raises(jinja2.UndefinedError, match="'remarks' is undefined"):
+        formats.render("tables.tex", title="T", tables=[table])

@@ -22,7 +22,7 @@ def test_paper_stands_beside_ours_and_the_difference_fits_what_is_shown(make_row
     table = run_tables.dataset_table([make_row("mvtec_ad", image_auroc=0.91249)], {})
     cell = cell_of(table, 0, "image_auroc")
     assert (cell.value, cell.paper.percent, cell.difference) == (91.2, 93.4, -2.2)
-    assert "91.2 (93.4, −2.2)" in formats.to_markdown(table)
+    assert "91.2 (93.4, −2.2)" in formats.render("table.md", table=table)
 
 
 def test_papers_aupro_stands_beside_200_steps_only(make_row):
@@ -47,7 +47,7 @@ def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
         make_row("elpv", **undefined),
     ]
     table = run_tables.dataset_table(rows, {("elpv", "mean"): [Note((), "no masks")]})
-    text = formats.to_markdown(table)
+    text = formats.render("table.md", table=table)
     assert cell_of(table, 2, "pixel_auroc").value is None
     assert cell_of(table, 3, "pixel_auroc").value == 75.0
     assert "ELPV [1]" in text
@@ -243,7 +243,9 @@ def test_mean_over_categories_tells_what_it_leaves_out(make_row):
 
 
 def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):
-    text = formats.to_markdown(run_tables.dataset_table([make_row("btad", method="aprilgan")], {}))
+    text = formats.render(
+        "table.md", table=run_tables.dataset_table([make_row("btad", method="aprilgan")], {})
+    )
     assert "60.8†" in text
     assert "† BTAD, Pixel AUROC: suspicious: other papers print about 89 / 69" in text
 
@@ -264,7 +266,7 @@ def test_seeds_get_mean_and_spread(make_row):
     table = run_tables.comparison_table("visa", [make_row("visa")], seeds, {})
     assert table.lines[-1].labels[0].endswith("1, 2, 3")
     assert cell_of(table, -1, "image_auroc") == tables.Cell(84.0, spread=4.0)
-    assert "84.0 ± 4.0" in formats.to_markdown(table)
+    assert "84.0 ± 4.0" in formats.render("table.md", table=table)
 
 
 def test_one_dataset_with_categories_needs_one_table(make_row):

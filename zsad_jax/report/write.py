@@ -3,11 +3,11 @@
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zsad_jax.evaluate import Case
-from zsad_jax.report import figures, formats, heatmaps, names, run_tables, tables
+from zsad_jax.report import figures, formats, heatmaps, names, run_tables
 from zsad_jax.report.base import Report
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.wording import DEMONSTRATION
@@ -28,56 +28,37 @@ def write_report(workdir: PathLike, report: Report) -> None:
     from zsad_jax.report.html import render_page
 
     workdir = pathlib.Path(workdir)
-    write_text(workdir / "results.md", render_markdown(report))
     remark = DEMONSTRATION if report.demonstration else ""
-    csv = run_tables.results_csv(
-        report.rows,
-        report.comparisons,
-        report.notes,
-        remark=remark,
-        run=report.run,
+    own_tables = run_tables.make_tables(
+        report.rows, report.comparisons, notes=report.notes, run=report.run
     )
+    paper_tables = compare_run(report.rows, report.run)
+    markdown = formats.render(
+        "report.md",
+        report=report,
+        own_tables=own_tables,
+        paper_tables=paper_tables,
+        skipped=[(names.dataset_name(key), why) for key, why in report.skipped.items()],
+        issues=[
+            (f"{dataset}/{issue.file}", issue.description)
+            for dataset, issues in report.issues.items()
+            for issue in issues
+        ],
+    )
+    csv = run_tables.results_csv(
+        report.rows, report.comparisons, report.notes, remark=remark, run=report.run
+    )
+    latex = formats.render(
+        "tables.tex",
+        title=report.title,
+        remarks=[remark] if remark else [],
+        tables=[*own_tables, *paper_tables],
+    )
+    write_text(workdir / "results.md", markdown)
     write_text(workdir / "results.csv", csv)
-    remarks = [remark] if remark else []
-    latex = formats.latex_document(report.title, remarks, [*_own_tables(report), *_beside(report)])
     write_text(workdir / "results.tex", latex)
     write_figures(workdir / "figures", report)
     write_text(workdir / "report.html", render_page(report))
-
-
-def render_markdown(report: Report) -> str:
-    """The tables of a report as one markdown text."""
-    parts = [f"# {report.title}\n"]
-    if report.demonstration:
-        parts.append(f"> **{DEMONSTRATION}**\n")
-    parts += formats.explained_markdown(_own_tables(report))
-    beside = _beside(report)
-    if beside:
-        parts += ["## Beside the papers\n", *formats.explained_markdown(beside)]
-    if report.skipped:
-        parts.append("### Skipped datasets\n")
-        parts.append(
-            _bullets([(names.dataset_name(key), why) for key, why in report.skipped.items()])
-        )
-    issues = [
-        (f"{dataset}/{issue.file}", issue.description)
-        for dataset, group in report.issues.items()
-        for issue in group
-    ]
-    if issues:
-        parts.append("### Issues\n")
-        parts.append(_bullets(issues))
-    return "\n".join(parts)
-
-
-def _own_tables(report: Report) -> list[tables.Table]:
-    return run_tables.make_tables(
-        report.rows, report.comparisons, notes=report.notes, run=report.run
-    )
-
-
-def _beside(report: Report) -> list[tables.Table]:
-    return compare_run(report.rows, report.run)
 
 
 def write_figures(folder: PathLike, report: Report) -> None:
@@ -142,7 +123,3 @@ def figure_name(case: Case) -> str:
     name = path.name.removesuffix(".png")
     parts = [part for part in (*path.parent.parts, name) if part not in (case.category, "/", "..")]
     return safe_name("_".join([case.category, *parts]).strip("_")) + ".png"
-
-
-def _bullets(items: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"- {name}: {words}\n" for name, words in items)

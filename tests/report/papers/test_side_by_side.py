@@ -33,7 +33,7 @@ def test_a_paper_with_ours_beside_it_word_for_word(make_ours):
     ours = make_ours(dict.fromkeys(BRAIN, 0.9))
     sheet = sheet_of("tipsomaly", "1", "image_auroc")
     sheet = sheet.limited_to([Place(key) for key in ("visa", *BRAIN, "medical_mean")])
-    assert formats.to_markdown(make_table(sheet, [ours])) == (
+    assert formats.render("table.md", table=make_table(sheet, [ours])) == (
         "### TIPSomaly, Table 1: Image AUROC\n"
         "\n"
         "| Dataset | APRIL-GAN | AnomalyCLIP | AdaCLIP | TIPSomaly | ours: TIPSomaly |\n"
@@ -195,7 +195,7 @@ def test_a_part_of_a_dataset_is_held_against_nothing(make_row):
     sheet = sheet_of("tipsomaly", "1", "image_auroc")
     sheet = sheet.limited_to([Place(key) for key in (*BRAIN, "medical_mean")])
     table = make_table(sheet, columns_of(rows))
-    assert formats.to_markdown(table) == (
+    assert formats.render("table.md", table=table) == (
         "### TIPSomaly, Table 1: Image AUROC\n"
         "\n"
         "| Dataset | APRIL-GAN | AnomalyCLIP | AdaCLIP | TIPSomaly | ours: TIPSomaly |\n"
@@ -246,7 +246,7 @@ def test_a_competitor_is_printed_or_recomputed_never_guessed():
 def test_another_training_is_held_against_the_numbers_of_that_training(make_ours):
     ours = make_ours({"brainmri": 0.95, "br35h": 0.96}, method="tps", auxiliary="headct")
     table = make_table(sheet_of("tps", "3", "image_auroc"), [ours])
-    assert formats.to_markdown(table) == (
+    assert formats.render("table.md", table=table) == (
         "### TPS, Table 3: Image AUROC\n"
         "\n"
         "| Dataset | TPS, variant: trained on industrial data (the default)"
