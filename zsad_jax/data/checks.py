@@ -1,4 +1,4 @@
-"""Checks of a sample that need its files decoded."""
+"""Checks of a sample that decode its files."""
 
 from typing import NamedTuple
 
@@ -17,18 +17,18 @@ from zsad_jax.data.preprocess import (
     turn_mask,
 )
 
-BAND_VALUES = 2**22  # of a mask that are looked at together, so that little memory is needed
+BAND_VALUES = 2**22  # of a mask that are counted at a time, to save memory
 
 
 class Examined(NamedTuple):
     """A decoded sample.
 
     Attributes:
-      image: 8 bits a channel, in its own color mode; None when it cannot be read.
-      mask: the ground truth, several parts joined; None where there is none that can be used.
-      usable: whether the image can be read, and its mask used where it should have one.
+      image: 8 bits a channel, in its color mode; None if it cannot be read.
+      mask: ground truth, with several parts joined; None if there is none that can be used.
+      usable: whether the image can be read and its mask, if it should have one, can be used.
       issues: what is wrong with the sample.
-      notes: what is worth knowing but harms nothing.
+      notes: facts that do no harm.
     """
 
     image: Image.Image | None
@@ -39,19 +39,19 @@ class Examined(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(width, height) of the image; None when it cannot be read."""
+        """Returns (width, height) of the image; None if it cannot be read."""
         return None if self.image is None else self.image.size
 
 
 def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Examined:
     """Decodes a sample in full and reports everything that is wrong with it.
 
-    An anomalous image whose mask is empty, or covers it, stays usable: the published loaders count all of its
+    An anomalous image whose mask is empty, or covers it, is usable: the published loaders count all of its
     pixels as normal, or as anomalous.
 
     Args:
       sample: its mask is examined if it `has_mask`.
-      threshold: largest gray value (of 255) in a mask that is still no defect.
+      threshold: largest gray value (of 255) in a mask that is not a defect.
       bit_depth: see `Preprocess`.
     """
     name = sample.file_name
@@ -91,10 +91,10 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
 def _fit(
     mask: Bool[np.ndarray, "H W"], decoded: Decoded, oriented: bool
 ) -> tuple[Bool[np.ndarray, "h w"] | None, Issue | None]:
-    """Brings a mask to the orientation of its image; None where it cannot belong to it.
+    """Returns a mask in the orientation of its image, None if it cannot belong to it, and an issue.
 
-    A mask without an orientation of its own was drawn on the stored pixels or on the turned image. Only their
-    sizes can tell, and do not for square images and for half turns.
+    A mask without EXIF orientation was drawn on the stored pixels or on the turned image. Only the sizes
+    distinguish these cases, and they do not for square images and half turns.
     """
     height, width = mask.shape
     image = decoded.image
@@ -108,14 +108,14 @@ def _fit(
             return turn_mask(mask, decoded.orientation), issue
     if (width, height) == image.size:
         return mask, None
-    # The other side is rounded either way in a mask of half the size.
+    # In a mask of half the size, the other side may be rounded up or down.
     if 2 * abs(width * image.height - height * image.width) <= max(image.size):
         return mask, Issue("mask_resized", "", detail)
     return None, Issue("mask_size", "", detail)
 
 
 def _count_levels(values: Shaped[np.ndarray, "H W"]) -> int:
-    """The number of gray values; more than two are JPEG noise, class indices or soft edges."""
+    """Counts the gray values; more than two are JPEG noise, class indices or soft edges."""
     levels: set[float] = set()
     for band in np.array_split(values, values.size // BAND_VALUES + 1):
         low, high = band.min(initial=values[0, 0]), band.max(initial=values[0, 0])

@@ -1,4 +1,4 @@
-"""What a dataset is: a sequence of undecoded samples in one schema, whatever it came from."""
+"""Datasets: sequences of undecoded samples in one schema, whatever their source."""
 
 import abc
 import dataclasses
@@ -15,31 +15,30 @@ from zsad_jax.data.issues import Issue
 
 
 class Lazy(abc.ABC):
-    """An image file's bytes that are made when they are asked for: of a crop, or of a volume's slice."""
+    """Bytes of an image file that are made on request: a crop, or a slice of a volume."""
 
     @abc.abstractmethod
     def read(self) -> bytes:
-        """The encoded bytes, the same at every call; safe to call from several threads."""
+        """Returns the encoded bytes, the same at every call; safe to call from several threads."""
 
 
-Encoded = str | bytes | Lazy  # a file's path, or the encoded bytes of an image file
+Encoded = str | bytes | Lazy  # the path or the bytes of an image file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a dataset, nothing decoded. The fields are the feature schema of every dataset.
+    """An undecoded image of a dataset; the fields are the feature schema of every dataset.
 
     Attributes:
       image: path or encoded bytes.
-      mask: path or encoded bytes of the ground truth, or several to be joined with OR; None where there
-        is none.
-      has_mask: whether pixel metrics may use this image: normal images have an all-zero mask and count,
-        anomalous images without ground truth do not.
+      mask: path or encoded bytes of the ground truth, or several that are joined with OR; None = none.
+      has_mask: whether pixel metrics use this image: normal images count with an all-zero mask, anomalous
+        images without ground truth do not count.
       label: 0 normal, 1 anomalous.
-      category: the dataset's own spelling ("metal_nut").
-      defect: kind of defect ("good" for normal images, "" when unknown).
-      prompt_name: how the category is called in prompts ("metal nut").
-      file_name: path relative to the dataset's root, for people and for results.
+      category: in the dataset's spelling ("metal_nut").
+      defect: kind of defect ("good" for normal images, "" if unknown).
+      prompt_name: name of the category in prompts ("metal nut").
+      file_name: path relative to the dataset's root, for results.
       subject, slice: patient or volume, and position in it; "" and -1 elsewhere.
     """
 
@@ -56,19 +55,19 @@ class Sample:
 
     @property
     def masks(self) -> tuple[Encoded, ...]:
-        """The parts of the ground truth; () where there is none."""
+        """Returns the parts of the ground truth; () for none."""
         if self.mask is None:
             return ()
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
 
 class Dataset(Protocol):
-    """A random-access sequence of samples (what grain calls a data source).
+    """A random-access sequence of samples (a data source in grain).
 
     Attributes:
       categories: in the order of the tables.
       prompt_names: of each category.
-      grouped: whether the images of each category follow one another.
+      grouped: whether the images of each category are consecutive.
     """
 
     name: str
@@ -79,7 +78,7 @@ class Dataset(Protocol):
     def grouped(self) -> bool: ...
 
     def fingerprint(self) -> str:
-        """Changes when an image, a mask or a label does; told without decoding anything."""
+        """Returns a text that changes with any image, mask or label; decodes nothing."""
         ...
 
     def __len__(self) -> int: ...
@@ -88,15 +87,15 @@ class Dataset(Protocol):
 
 
 class ImageBatch(NamedTuple):
-    """A decoded batch of constant shape; rows with `valid=False` are padding or unreadable, and ignored.
+    """A decoded batch of constant shape; rows with `valid=False` (padding or unreadable) are ignored.
 
     Attributes:
-      images: resized, still 8-bit; `Preprocess.normalize` makes the tower's input of it, on the device.
-      masks: resized ground truth, all False where there is none.
+      images: resized, in 8 bits; `Preprocess.normalize` makes the tower's input of them on the device.
+      masks: resized ground truth, all False if there is none.
       index: position in the dataset; -1 for padding.
       file_names: of each row; "" for padding.
       issues: images that could not be read, and masks that could not be used.
-      notes: what is worth knowing of the others (16-bit values scaled, an empty mask on an anomalous image).
+      notes: facts on the other images (16-bit values were scaled, the mask of an anomalous image is empty).
     """
 
     images: UInt8[np.ndarray, "b S S 3"]
@@ -112,12 +111,12 @@ class ImageBatch(NamedTuple):
 
 
 class Samples(Sequence[Sample]):
-    """A dataset held as a list of samples.
+    """A dataset in memory, as a list of samples.
 
     Attributes:
-      issues: what was amiss when the dataset was put together (masks that are missing, say). The samples
-        concerned are in the dataset all the same; files that cannot be read are the loader's to report.
-      notes: what is worth knowing but harms nothing.
+      issues: found while the dataset was put together (missing masks); the samples are part of it all the
+        same. The loader reports files that cannot be read.
+      notes: facts that do no harm.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class Samples(Sequence[Sample]):
         issues: Sequence[Issue] = (),
         notes: Sequence[Issue] = (),
     ):
-        """Categories come in the given order, else in order of first appearance."""
+        """Categories have the given order, or that of first appearance."""
         self.name = name
         self.issues = tuple(issues)
         self.notes = tuple(notes)
@@ -148,12 +147,12 @@ class Samples(Sequence[Sample]):
 
     @property
     def grouped(self) -> bool:
-        """Whether the images of each category follow one another."""
+        """Returns whether the images of each category are consecutive."""
         runs = [category for category, _ in itertools.groupby(s.category for s in self._samples)]
         return len(runs) == len(set(runs))
 
     def fingerprint(self) -> str:
-        """A digest of every sample's fields, of files by their size and time of change."""
+        """Returns a digest of the fields of all samples; files count with size and time of change."""
         digest = hashlib.sha256()
         for sample in self._samples:
             stamps = [_stamp(encoded) for encoded in (sample.image, *sample.masks)]
@@ -167,8 +166,20 @@ def as_mask(parts: Sequence[Encoded]) -> Encoded | tuple[Encoded, ...] | None:
     return tuple(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
+def position_of(index: int, dataset: Dataset) -> int:
+    """Returns an index, which may count from the end, as a position from the start.
+
+    Raises:
+      IndexError: there is no such sample.
+    """
+    position = index + len(dataset) if index < 0 else index
+    if not 0 <= position < len(dataset):
+        raise IndexError(f"{dataset.name} has {len(dataset)} images, there is no index {index}.")
+    return position
+
+
 def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
-    """Returns a sample, or the issue of a record that cannot be read, whatever a damaged file leads to."""
+    """Returns a sample, or an issue if its record cannot be read, whatever a damaged file raises."""
     try:
         return dataset[index]
     except Exception as error:
@@ -177,7 +188,6 @@ def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
 
 
 def _stamp(encoded: Encoded) -> Any:
-    """What changes when a file or its bytes do."""
     encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     if isinstance(encoded, bytes):
         return hashlib.sha256(encoded).hexdigest()

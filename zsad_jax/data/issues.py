@@ -1,4 +1,4 @@
-"""Records of what is wrong with the files of a dataset, or worth knowing, and their descriptions for people."""
+"""Issues: records of problems with the files of a dataset, and their descriptions."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -50,12 +50,12 @@ DESCRIPTIONS = {
 }
 
 UNREADABLE = ("image_unreadable", "record_unreadable")  # there is no image
-# The mask is used as it is, like in the published loaders, but is probably wrong.
+# The mask is used, like in the published loaders, but is probably wrong.
 DOUBTFUL = ("mask_empty", "mask_full")
 
 
 class Issue(NamedTuple):
-    """A file, or a folder, with what is wrong with it or worth knowing.
+    """A problem with a file or a folder, or a note on it.
 
     Attributes:
       kind: a key of `DESCRIPTIONS`.

@@ -1,11 +1,11 @@
-"""Several datasets, or several splits of one, as one."""
+"""Several datasets, or several splits of one, joined to one."""
 
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from zsad_jax.data.dataset import Dataset, Sample
+from zsad_jax.data.dataset import Dataset, Sample, position_of
 from zsad_jax.data.issues import Issue
 
 
@@ -14,9 +14,9 @@ class Joined:
 
     Attributes:
       name: of the whole.
-      categories: of all; one that several have is the same.
+      categories: of all datasets; categories of the same name are one.
       prompt_names: of each category, from the first dataset that has it.
-      issues: of all.
+      issues: of all datasets.
     """
 
     def __init__(self, name: str, datasets: Sequence[Dataset]):
@@ -28,18 +28,18 @@ class Joined:
             for category, called in zip(dataset.categories, dataset.prompt_names, strict=True):
                 named.setdefault(category, called)
         self.categories, self.prompt_names = tuple(named), tuple(named.values())
-        # Splits of one benchmark tell the same issues.
+        # Splits of one benchmark have the same issues.
         found = (issue for dataset in datasets for issue in getattr(dataset, "issues", ()))
         self.issues: tuple[Issue, ...] = tuple(dict.fromkeys(found))
 
     @property
     def grouped(self) -> bool:
-        """Whether the images of each category follow one another."""
+        """Returns whether the images of each category are consecutive."""
         apart = sum(len(dataset.categories) for dataset in self._datasets) == len(self.categories)
         return apart and all(dataset.grouped for dataset in self._datasets)
 
     def fingerprint(self) -> str:
-        """Changes when one of the datasets does."""
+        """Returns a text that changes with any of the datasets."""
         parts = repr([(one.name, one.fingerprint()) for one in self._datasets])
         return hashlib.sha256(parts.encode()).hexdigest()
 
@@ -47,9 +47,7 @@ class Joined:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
+        position = position_of(index, self)
         number = int(np.searchsorted(self._ends, position, side="right"))
         dataset = self._datasets[number]
         return dataset[int(position - (self._ends[number] - len(dataset)))]

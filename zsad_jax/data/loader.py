@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,11 +85,11 @@ def load_batches(
     return _iterate(_Selection(dataset, order), steps, workers, log_notes)
 
 
-def _build_pipeline(source: "_Selection | _FromFile", steps: "_Steps", workers: int) -> Any:
+def _build_pipeline(read: Callable, length: int, steps: "_Steps", workers: int) -> Any:
     import grain
 
     # Batching before the conversion to an iterator lets each worker make whole batches, which keeps the order.
-    rows = grain.MapDataset.source(source).map(steps.decode)
+    rows = grain.MapDataset.range(length).map(read).map(steps.decode)
     batches = rows.batch(steps.batch_size, batch_fn=steps.collate)
     if not workers:
         threads = min(_num_cores(), MAX_THREADS)
@@ -110,8 +110,8 @@ def _iterate(
     name = selection.dataset.name
     notes: list[Issue] = []
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_in_file(selection)) if workers else selection
-        iterator = iter(_build_pipeline(source, steps, workers))
+        read = stack.enter_context(_in_file(selection)) if workers else selection.read
+        iterator = iter(_build_pipeline(read, len(selection.order), steps, workers))
         if workers:
             stack.callback(_release_shared_memory)
         stack.callback(iterator.close)
@@ -166,52 +166,40 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    """Samples of a dataset in a given order, each with its position in the dataset."""
+    """Samples of a dataset in a given order."""
 
     dataset: Dataset
     order: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> tuple[int, Sample | Issue]:
+    def read(self, position: int) -> tuple[int, Sample | Issue]:
+        """Returns a sample with its position in the dataset."""
         index = int(self.order[position])
         return index, read_sample(self.dataset, index)
 
 
-@dataclasses.dataclass(frozen=True)
-class _FromFile:
-    """A selection in a file, which each worker process reads once."""
-
-    path: str
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, position: int) -> tuple[int, Sample | Issue]:
-        return _read_selection(self.path)[position]
-
-
 @functools.lru_cache(maxsize=1)
-def _read_selection(path: str) -> _Selection:
+def _load_selection(path: str) -> _Selection:
     with open(path, "rb") as file:
         return pickle.load(file)
 
 
+def _read_from_file(path: str, position: int) -> tuple[int, Sample | Issue]:
+    return _load_selection(path).read(position)
+
+
 @contextlib.contextmanager
-def _in_file(selection: _Selection) -> Iterator[_FromFile]:
-    """Writes a selection to a temporary file.
+def _in_file(selection: _Selection) -> Iterator[Callable[[int], tuple[int, Sample | Issue]]]:
+    """Writes a selection to a temporary file, and yields a small function that reads a sample of it.
 
     The arguments of a process are sent through a pipe. If the process is killed before it reads them, writing
-    more than the pipe holds (64 KiB) blocks forever, so they must be small.
+    more than the pipe holds (64 KiB) blocks forever.
     """
     import cloudpickle  # pickles classes of a user's script by value
 
     with tempfile.NamedTemporaryFile(prefix="zsad_jax-", suffix=".pickle") as file:
         cloudpickle.dump(selection, file)
         file.flush()
-        yield _FromFile(file.name, len(selection))
+        yield functools.partial(_read_from_file, file.name)
 
 
 @dataclasses.dataclass(frozen=True)

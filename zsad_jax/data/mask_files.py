@@ -1,4 +1,4 @@
-"""Masks in folders of images: which files are masks, and of which image."""
+"""Masks in folders of images: recognition, and pairing with images by name."""
 
 import os
 import pathlib
@@ -18,9 +18,9 @@ _AFFIX = r"(.+)[_.](?:{0}){1}|(?:{0})[_.]?(.+)"
 MASK = re.compile(_AFFIX.format(_WORDS, r"\d*"))
 IMAGE = re.compile(_AFFIX.format(r"images?|img|frame?|photo", ""))  # "fram": a copy of CVC-ClinicDB
 FOLDER = re.compile(r"ground_?truth|masks?")
-# May be the name of a defect, too ("label"), so that names and pixels of the files decide.
+# Some are names of defects, too ("label"), so the names and pixels of the files decide.
 _LIKELY_FOLDER = re.compile(rf"(defect_)?({_WORDS})(_images?)?")
-# So many gray values make up this share of a mask: 0.99 in public sets, JPEG too; 0.67 at most of their images.
+# The most frequent values are 0.99 of a mask in public sets, JPEG too, and at most 0.67 of an image.
 MAX_LEVELS, MIN_SHARE = 8, 0.95
 
 
@@ -42,20 +42,20 @@ def outermost_folder(file: str, name: re.Pattern[str]) -> str:
 def find_masks(
     root: PathLike, files: Sequence[str], normal: Collection[str]
 ) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Finds the masks among the files of a folder of images.
+    """Finds the masks among the images of a folder.
 
-    Masks are the files in folders such as `ground_truth`, and those with the name of an image in the same
-    folder (`000_mask.png`, `mask_000.png`). So are the files of any other folder that have the names of images
-    elsewhere and only a few gray values.
+    Masks are files in folders such as `ground_truth`, and those with the name of an image in the same folder
+    (`000_mask.png`, `mask_000.png`); also the files of any other folder that have the names of images elsewhere
+    and only a few gray values.
 
     Args:
       root: the folder.
       files: its image files, relative to it, sorted.
-      normal: names of folders of normal images, as `plain` returns them; they hold no masks.
+      normal: names of folders of normal images, as `plain` returns them; they contain no masks.
 
     Returns:
-      The masks, each with its folder of masks, None for that of its image; and the folders of masks that have
-      an unusual name, each with the folder of its images.
+      The masks, each with its folder of masks, None if that is the folder of its image; and the folders of
+      masks with an unusual name, each with the folder of its images.
     """
     masks: dict[str, str | None] = {}
     masks |= {file: folder for file in files if (folder := outermost_folder(file, FOLDER))}
@@ -94,7 +94,7 @@ def find_masks(
 
 
 def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
-    """Whether a few gray values make up the images; reads three of them, up to the first that has more."""
+    """Returns whether images have few gray values; reads up to three of them."""
     for file in files[:: max(len(files) // 3, 1)][:3]:
         try:
             (values,) = read_masks(os.path.join(root, file)).parts
@@ -112,13 +112,13 @@ def pair(
     images: Sequence[str],
     normal: Sequence[str],
 ) -> dict[str, list[str]]:
-    """Finds the masks of images by name; leading folders that only the images have do not matter.
+    """Finds the masks of images by name; leading folders that only the images have are ignored.
 
     Args:
       root: the folder of the masks.
       masks: relative to it; see `find_masks`.
-      images: those that are not known to be normal.
-      normal: normal images; they need no masks and get those that are left.
+      images: anomalous images, or images of unknown label.
+      normal: normal images, which need no masks; those that are left belong to them.
 
     Raises:
       UserError: a mask fits two of `images`.
@@ -129,7 +129,7 @@ def pair(
             named[None, names(mask, MASK)[1]].append(mask)
             continue
         inside = mask[len(folder) :].strip("/")
-        # The folder is MVTec LOCO's way: several masks `<stem>/000.png` for one image.
+        # MVTec LOCO has folders: several masks `<stem>/000.png` for one image.
         for name in {*names(inside, MASK), plain(os.path.dirname(inside))} - {""}:
             named[plain(os.path.dirname(folder)), name].append(mask)
     found: defaultdict[str, list[str]] = defaultdict(list)
@@ -151,7 +151,7 @@ def pair(
 
 
 def _keys(name: str) -> Iterator[tuple[str | None, str]]:
-    """The folders that a mask may belong to with its names there; those next to the image come first."""
+    """Yields the folders that a mask of an image may belong to, and its name there; the closest first."""
     yield None, name
     parts = name.split("/")
     for scope in range(len(parts) - 1, -1, -1):

@@ -6,7 +6,7 @@ category and no function that draws a defect. In each category the first half of
 the second half the kinds of defect take turns.
 """
 
-from zsad_jax.data.dataset import Dataset, Sample
+from zsad_jax.data.dataset import Dataset, Sample, position_of
 from zsad_jax.data.synthetic import (
     aux_defects,
     aux_objects,
@@ -99,10 +99,7 @@ class Synthetic:
         return f"{self.name} {VERSION}"
 
     def __getitem__(self, index: int) -> Sample:
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
-        number, within = divmod(position, IMAGES_PER_CATEGORY)
+        number, within = divmod(position_of(index, self), IMAGES_PER_CATEGORY)
         category = CATEGORIES[self.name][number]
         anomaly = within - IMAGES_PER_CATEGORY // 2
         kinds = tuple(category.defects)
