@@ -155,8 +155,8 @@ MAPS, MASKS = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
         (([np.inf, 0.1], [0, 1]), "entry 0 holds NaN or infinity"),
         (([0.1, 0.2], [0, 2]), "labels must be 0"),
         (([0.1, 0.2], [-1, 1]), "labels must be 0"),
-        (([0.1, 0.2], [0, 1, 1]), "one length"),
-        (([[0.1], [0.2]], [0, 1]), "one length"),
+        (([0.1, 0.2], [0, 1, 1]), "same length"),
+        (([[0.1], [0.2]], [0, 1]), "same length"),
         (
             ([0.1, 0.2], [0, 1], np.where(np.arange(18) == 12, np.nan, 0).reshape(2, 3, 3), MASKS),
             "entry 1",

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from zsad_jax.metrics import category, checks, curve, streaming
+from zsad_jax.metrics.exact import pixel_aupro_200step
 from zsad_jax.metrics.result import (
     AUPRO_200STEP,
     IMAGE_METRICS,
@@ -13,7 +14,7 @@ from zsad_jax.metrics.result import (
     Note,
     mean_over,
 )
-from zsad_jax.metrics.stepped import Thresholds, pixel_aupro_200step
+from zsad_jax.metrics.stepped import Thresholds
 from zsad_jax.utils.errors import UserError
 
 __all__ = [

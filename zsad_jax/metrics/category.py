@@ -14,7 +14,6 @@ from zsad_jax.metrics.result import (
     Metrics,
     Note,
     image_metrics,
-    join,
     undefined,
 )
 from zsad_jax.metrics.stepped import Thresholds
@@ -24,15 +23,15 @@ DEFAULT_SCORE = "score"
 
 
 class State(NamedTuple):
-    """What was seen of one category.
+    """The images of a category so far.
 
     Attributes:
-      scores: image scores by name, all of them; they are few.
+      scores: all image scores, by name.
       labels: True where the image is anomalous.
       pixels: the pixels of images that have a mask.
-      num_maps: images that came with an anomaly map.
-      num_with_mask: those of them that also have a mask.
-      num_anomalous_without_mask: anomalous ones that have none.
+      num_maps: images with an anomaly map.
+      num_with_mask: images with an anomaly map and a mask.
+      num_anomalous_without_mask: anomalous images with an anomaly map and without a mask.
     """
 
     scores: dict[str, Float[np.ndarray, " n"]]
@@ -44,7 +43,7 @@ class State(NamedTuple):
 
 
 def init(*, exact: bool = False) -> State:
-    """Nothing seen.
+    """Returns the state without images.
 
     Args:
       exact: keep the score of every pixel, in memory that grows with the images, instead of histograms.
@@ -60,10 +59,10 @@ def update(
     masks: Bool[ArrayLike, "b H W"] | None = None,
     has_mask: Bool[ArrayLike, " b"] | None = None,
 ) -> State:
-    """Adds images. Go on with the returned state only: histograms are changed in place.
+    """Adds images. Use only the returned state afterwards: histograms are changed in place.
 
     Args:
-      state: what was seen before.
+      state: the images so far.
       image_scores: [b], or several by name with the same names in every call; higher = more anomalous.
       labels: [b], 0 normal, 1 anomalous.
       maps: anomaly maps; None when only image scores are wanted.
@@ -71,14 +70,13 @@ def update(
       has_mask: which images pixel metrics may use; by default all, where masks are given.
 
     Raises:
-      UserError: on scores that are not finite, labels other than 0 and 1, or shapes that do not match.
+      UserError: on non-finite scores, labels other than 0 and 1, or shapes that do not match.
     """
     named = image_scores if isinstance(image_scores, Mapping) else {DEFAULT_SCORE: image_scores}
-    checked = {name: checks.check_images(scores, labels) for name, scores in named.items()}
+    checked = {name: checks.check_images(scores, labels)[0] for name, scores in named.items()}
     truth = checks.check_binary(labels, "Image labels")
     state = state._replace(
-        scores=_appended(state.scores, {name: scores for name, (scores, _) in checked.items()}),
-        labels=np.append(state.labels, truth),
+        scores=_append(state.scores, checked), labels=np.append(state.labels, truth)
     )
     if maps is None:
         return state
@@ -101,9 +99,9 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """The state after both, equal to one pass over the images of both."""
+    """Returns the state after both, equal to one pass over the images of both."""
     return State(
-        _appended(a.scores, b.scores),
+        _append(a.scores, b.scores),
         np.append(a.labels, b.labels),
         _kind(a).merge(a.pixels, b.pixels),
         a.num_maps + b.num_maps,
@@ -115,11 +113,11 @@ def merge(a: State, b: State) -> State:
 def compute(
     state: State, *, image_score: str | None = None, thresholds: Thresholds = "torch"
 ) -> Metrics:
-    """The seven metrics, AUPRO as published code computes it, reasons for NaN, and remarks.
+    """Computes the seven metrics, and AUPRO as published code does.
 
     Args:
-      state: what was seen.
-      image_score: which image score the image metrics are of; None = the first.
+      state: the images.
+      image_score: the name of the image score for image metrics; None: the first.
       thresholds: as for `pixel_aupro_200step`.
 
     Raises:
@@ -132,15 +130,15 @@ def compute(
         )
     scores = state.scores.get(name, np.zeros(0))
     image = image_metrics(curve_of(scores[~state.labels], scores[state.labels]))
-    return join(image, _pixel_metrics(state, thresholds))
+    pixel = _pixel_metrics(state, thresholds)
+    return Metrics(image.values | pixel.values, image.reasons | pixel.reasons, pixel.notes)
 
 
 def _pixel_metrics(state: State, thresholds: Thresholds) -> Metrics:
+    if not state.num_maps:
+        return undefined(ALL_PIXEL_METRICS, "there are no anomaly maps")
     if not state.num_with_mask:
-        reason = (
-            "no image has a ground-truth mask" if state.num_maps else "there are no anomaly maps"
-        )
-        return undefined(ALL_PIXEL_METRICS, reason)
+        return undefined(ALL_PIXEL_METRICS, "no image has a ground-truth mask")
     found: Metrics = _kind(state).compute(state.pixels, thresholds=thresholds)
     number = state.num_anomalous_without_mask
     if not number:
@@ -153,11 +151,11 @@ def _pixel_metrics(state: State, thresholds: Thresholds) -> Metrics:
 
 
 def _kind(state: State) -> Any:
-    """The module that gathers the pixels of this state."""
+    """Returns the module of this state's pixels."""
     return exact_pixels if isinstance(state.pixels, exact_pixels.State) else streaming
 
 
-def _appended(
+def _append(
     scores: dict[str, Float[np.ndarray, " n"]], more: dict[str, Float[np.ndarray, " m"]]
 ) -> dict[str, Float[np.ndarray, " k"]]:
     if not scores or not more:
@@ -172,7 +170,6 @@ def _appended(
 def _usable(
     truth: Bool[np.ndarray, " b"], masks: ArrayLike | None, has_mask: ArrayLike | None
 ) -> Bool[np.ndarray, " b"]:
-    """Which images have a mask."""
     if masks is None:
         return np.zeros(len(truth), bool)
     if has_mask is None:

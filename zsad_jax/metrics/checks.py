@@ -1,4 +1,4 @@
-"""What metrics refuse: values that would make a number look fine while it means nothing."""
+"""Checks of the input of metrics, against values that give numbers without a meaning."""
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
@@ -7,7 +7,7 @@ from zsad_jax.utils.errors import UserError
 
 
 def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
-    """Scores as float32 or float64, refused unless every one is finite."""
+    """Returns finite scores as float32 or float64."""
     array = np.asarray(scores)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -21,7 +21,7 @@ def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
 
 
 def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
-    """Ground truth as booleans, refused unless every value is 0 or 1."""
+    """Returns ground truth of zeros and ones as booleans."""
     array = np.asarray(values)
     if array.dtype == bool:
         return array
@@ -35,11 +35,11 @@ def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
 def check_images(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
-    """Image scores and labels of one length."""
+    """Returns image scores and labels of the same length."""
     scores, labels = check_scores(scores, "Image scores"), check_binary(labels, "Image labels")
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise UserError(
-            f"Image scores and labels must be two lists of one length, not {scores.shape} and {labels.shape}."
+            f"Image scores and labels must have the same length, not {scores.shape} and {labels.shape}."
         )
     return scores, labels
 
@@ -47,7 +47,7 @@ def check_images(
 def check_maps(
     maps: ArrayLike, masks: ArrayLike
 ) -> tuple[Float[np.ndarray, "b H W"], Bool[np.ndarray, "b H W"]]:
-    """Anomaly maps and masks of one shape."""
+    """Returns anomaly maps and masks of the same shape."""
     maps, masks = check_scores(maps, "Anomaly maps"), check_binary(masks, "Masks")
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise UserError(

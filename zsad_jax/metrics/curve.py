@@ -1,4 +1,4 @@
-"""Ranking metrics from counts: how many normal and anomalous items lie at each distinct score."""
+"""Ranking metrics from the numbers of normal and anomalous items at each distinct score."""
 
 from typing import NamedTuple
 
@@ -51,21 +51,21 @@ def curve_of(
 
 
 def auroc(curve: Curve) -> float:
-    """Area under the ROC curve: how often an anomalous item outranks a normal one, ties counted half."""
+    """Computes how often an anomalous item outranks a normal one, ties counted half."""
     total = curve.negatives.sum()
     outranked = total - np.cumsum(curve.negatives) + curve.negatives / 2
     return float(np.dot(curve.positives, outranked) / total / curve.positives.sum())
 
 
 def average_precision(curve: Curve) -> float:
-    """Precision averaged over the steps of recall, without interpolation."""
+    """Averages precision over the steps of recall, without interpolation."""
     true = np.cumsum(curve.positives)
     precision = true / (true + np.cumsum(curve.negatives))
     return float(np.dot(curve.positives, precision) / true[-1])
 
 
 def f1max(curve: Curve) -> tuple[float, float]:
-    """The largest F1 over all thresholds, and the highest threshold (score >= threshold) that gives it."""
+    """Returns the largest F1 over all thresholds (score >= threshold), and the highest of those with it."""
     true = np.cumsum(curve.positives)
     f1 = 2 * true / (true + np.cumsum(curve.negatives) + true[-1])
     best = int(np.argmax(f1))
@@ -73,13 +73,13 @@ def f1max(curve: Curve) -> tuple[float, float]:
 
 
 def roc(curve: Curve) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """False and true positive rates from (0, 0) to (1, 1)."""
+    """Returns false and true positive rates from (0, 0) to (1, 1)."""
     false, true = (np.append(0, np.cumsum(counts)) for counts in (curve.negatives, curve.positives))
     return false / false[-1], true / true[-1]
 
 
 def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
-    """Area under per-region overlap against false positive rate up to a limit, divided by the limit.
+    """Computes the area under per-region overlap against false positive rate up to a limit, over the limit.
 
     The curve starts at (0, 0) and is cut at the limit by linear interpolation (Bergmann et al. 2021,
     "The MVTec Anomaly Detection Dataset", section 5).
@@ -95,6 +95,4 @@ def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
     share = (fpr_limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
     last = pro[end - 1] + share * (pro[end] - pro[end - 1])
     area = np.trapezoid(np.append(pro[:end], last), np.append(fpr[:end], fpr_limit))
-    return float(
-        min(area / fpr_limit, 1.0)
-    )  # the sum of many 1 / |region| may exceed 1 by rounding
+    return float(min(area / fpr_limit, 1.0))  # sums of 1 / |region| may exceed 1 by rounding

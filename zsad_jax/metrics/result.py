@@ -49,13 +49,6 @@ def undefined(names: tuple[str, ...], reason: str) -> Metrics:
     return Metrics(dict.fromkeys(names, float("nan")), dict.fromkeys(names, reason))
 
 
-def join(first: Metrics, second: Metrics) -> Metrics:
-    """Joins image and pixel metrics."""
-    return Metrics(
-        first.values | second.values, first.reasons | second.reasons, first.notes + second.notes
-    )
-
-
 def image_metrics(curve: Curve) -> Metrics:
     """Computes AUROC, AP and F1-max of image scores."""
     if reason := _missing_class(curve, "images"):
@@ -83,12 +76,7 @@ def pixel_metrics(
         "pixel_aupro": curves.aupro(curve, num_regions),
         "pixel_f1max": curves.f1max(curve)[0],
         AUPRO_200STEP: stepped_aupro(
-            curve.scores,
-            curve.negatives,
-            overlap=curve.overlap,
-            num_regions=num_regions,
-            span=span,
-            thresholds=thresholds,
+            curve, num_regions=num_regions, span=span, thresholds=thresholds
         ),
     }
     reason = "fewer than two of the 200 thresholds tell pixels apart below FPR 0.3"

@@ -1,13 +1,12 @@
 """Pixel metrics in constant memory, from three histograms that adapt their resolution to the scores.
 
-Every pixel metric follows from how many normal, anomalous and region-weighted anomalous pixels lie at each
-score. Bins are runs of neighbouring float32 numbers: a bin is what is left of a number's bits, in an
-order-preserving form, when the lowest `level` bits are dropped. At level 0 nothing is rounded. Storage is
-given out in pages of 2^PAGE_BITS neighbouring numbers, to those in which a score was seen, and `level` is the
-smallest that lets all these pages fit into NUM_BINS bins. So scores that saturate near 0 or 1, and scores
-within a hair of each other, are resolved as finely as float32 itself resolves them, without a range to be
-known beforehand; and since the level depends only on which pages were seen, never on the order, merging two
-states equals one pass.
+Every pixel metric follows from the numbers of normal, anomalous and region-weighted anomalous pixels at each
+score. Bins are runs of neighboring float32 numbers: the bits of a number, in an order-preserving form, without
+the lowest `level` bits. At level 0 nothing is rounded. Memory is allocated in pages of 2^PAGE_BITS neighboring
+numbers, for those that contain a score, and `level` is the smallest at which all these pages fit into NUM_BINS
+bins. So scores that saturate near 0 or 1, and scores that are very close to each other, have the resolution of
+float32, and their range need not be known beforehand. The level depends only on which pages contain scores,
+not on their order, so merging two states equals one pass.
 """
 
 from typing import NamedTuple
@@ -29,15 +28,15 @@ CROWDED = 0.01  # a bin with a larger share of the pixels is worth a warning
 
 
 class State(NamedTuple):
-    """The three histograms. Page i owns a run of 2^(PAGE_BITS - level) bins, in order of first sight.
+    """The three histograms. Page i owns a run of 2^(PAGE_BITS - level) bins, in order of appearance.
 
     Attributes:
       pages: which page (a number's highest bits) each run belongs to.
       negatives: normal pixels per bin.
       positives: anomalous pixels per bin.
       overlap: sum of 1 / |region| over the anomalous pixels of each bin.
-      num_regions: anomalous regions seen.
-      span: smallest and largest score seen; (inf, -inf) before the first.
+      num_regions: anomalous regions.
+      span: smallest and largest score; (inf, -inf) before the first.
     """
 
     pages: Int[np.ndarray, " p"]
@@ -49,12 +48,12 @@ class State(NamedTuple):
 
     @property
     def level(self) -> int:
-        """How many low bits of a score are dropped."""
+        """The number of low bits of a score that are dropped."""
         return PAGE_BITS - min(PAGE_BITS, (NUM_BINS // max(len(self.pages), 1)).bit_length() - 1)
 
 
 def init() -> State:
-    """No pixel seen. Takes 24 MB, whatever follows."""
+    """Returns the state without pixels, of 24 MB like every later one."""
     return State(
         pages=np.zeros(0, np.int32),
         negatives=np.zeros(NUM_BINS, np.int64),
@@ -68,20 +67,20 @@ def init() -> State:
 def update(
     state: State, maps: Float[np.ndarray, "b H W"], *, masks: Bool[np.ndarray, "b H W"]
 ) -> State:
-    """Adds images. The histograms are changed in place: go on with the returned state only.
+    """Adds images. Use only the returned state afterwards: the histograms are changed in place.
 
     Args:
-      state: what was seen before.
-      maps: anomaly maps, finite; taken as float32.
+      state: the images so far.
+      maps: anomaly maps, finite; converted to float32.
       masks: True where anomalous.
 
     Raises:
-      UserError: on maps that are not finite, or shapes that do not match.
+      UserError: on non-finite maps, or shapes that do not match.
     """
     maps, masks = checks.check_maps(np.asarray(maps, np.float32), masks)
     if not maps.size:
         return state
-    state, bins = _binned(state, _keys(maps))
+    state, bins = _find_bins(state, _keys(maps))
     regions = [region_overlap(mask) for mask in masks]
     anomalous = bins[masks]
     state.negatives[:] += np.bincount(bins.ravel(), minlength=NUM_BINS)
@@ -95,9 +94,9 @@ def update(
 
 
 def merge(a: State, b: State) -> State:
-    """The state after both, equal to one pass over the pixels of both; neither is changed."""
+    """Returns the state after both, equal to one pass over the pixels of both; neither is changed."""
     copied = a._replace(**{name: getattr(a, name).copy() for name in HISTOGRAMS})
-    merged, bins = _binned(copied, _firsts(b))
+    merged, bins = _find_bins(copied, _firsts(b))
     for name in HISTOGRAMS:
         np.add.at(getattr(merged, name), bins.ravel(), getattr(b, name)[: bins.size])
     return merged._replace(
@@ -107,7 +106,7 @@ def merge(a: State, b: State) -> State:
 
 
 def curve(state: State) -> Curve:
-    """The counts of every occupied bin, each under the lowest score that falls into it."""
+    """Returns the counts of every occupied bin, at the lowest score of the bin."""
     order = np.argsort(-state.pages)
     firsts = _firsts(state)[order, ::-1]
     counts = [
@@ -119,12 +118,12 @@ def curve(state: State) -> Curve:
 
 
 def rounded(state: State, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Scores as the state's bins hold them: the lowest float32 number of the bin each falls into."""
+    """Rounds scores as the state does, to the lowest float32 number of their bin."""
     return _scores((_keys(np.asarray(scores, np.float32)) >> state.level) << state.level)
 
 
 def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
-    """The pixel metrics, AUPRO as published code computes it, and a note where the bins are too coarse."""
+    """Computes the pixel metrics, AUPRO as published code does, and a note if the bins are too coarse."""
     counted = curve(state)
     found = pixel_metrics(
         counted, num_regions=state.num_regions, span=state.span, thresholds=thresholds
@@ -144,24 +143,24 @@ def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
 
 
 def _keys(scores: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-    """Integers in the order of the scores: the bits of a float, those of negative ones turned round."""
+    """Returns integers in the order of the scores: the bits of a float, flipped for negative ones."""
     bits = (scores + np.float32(0)).view(np.int32)  # the sum makes -0.0 the equal of 0.0
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
 def _scores(keys: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """The inverse of `_keys`."""
+    """Inverts `_keys`."""
     return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 def _firsts(state: State) -> Int[np.ndarray, "p n"]:
-    """The lowest key of each bin, page by page."""
+    """Returns the lowest key of each bin, page by page."""
     within = np.arange(1 << (PAGE_BITS - state.level), dtype=np.int32) << state.level
     return (state.pages[:, None] << PAGE_BITS) + within
 
 
-def _binned(state: State, keys: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
-    """Finds the bin of every key; pages not seen before get a run of bins first, coarser ones if need be."""
+def _find_bins(state: State, keys: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
+    """Finds the bin of every key, after adding new pages and making bins coarser if necessary."""
     half = np.int32(1 << (31 - PAGE_BITS))
     pages = (keys >> PAGE_BITS) + half  # from 0 on
     first_bins = _first_bins(state).take(pages)
@@ -169,22 +168,22 @@ def _binned(state: State, keys: Int[np.ndarray, "..."]) -> tuple[State, Int[np.n
         new = np.zeros(2 * half, bool)
         new[pages] = True
         new[state.pages + half] = False
-        state = _opened(state, np.flatnonzero(new).astype(np.int32) - half)
+        state = _add_pages(state, np.flatnonzero(new).astype(np.int32) - half)
         first_bins = _first_bins(state).take(pages)
     first_bins += (keys & np.int32((1 << PAGE_BITS) - 1)) >> state.level
     return state, first_bins
 
 
 def _first_bins(state: State) -> Int[np.ndarray, " all_pages"]:
-    """Where the run of each page, in the order of scores, starts; -1 for pages without one."""
+    """Returns the first bin of each page, in the order of scores; -1 for pages without any."""
     half = 1 << (31 - PAGE_BITS)
     table = np.full(2 * half, -1, np.int32)
     table[state.pages + half] = np.arange(len(state.pages)) << (PAGE_BITS - state.level)
     return table
 
 
-def _opened(state: State, pages: Int[np.ndarray, " q"]) -> State:
-    """Adds pages and halves the resolution of the histograms, in place, until all have room."""
+def _add_pages(state: State, pages: Int[np.ndarray, " q"]) -> State:
+    """Adds pages and halves the resolution of the histograms, in place, until all fit."""
     opened = state._replace(pages=np.concatenate([state.pages, pages]))
     for _ in range(opened.level - state.level):
         for name in HISTOGRAMS:

@@ -6,7 +6,7 @@ import pytest
 from zsad_jax.report import formats, names
 from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.papers import compare_papers, compare_run, find_missing
-from zsad_jax.report.papers.sheets import Competitor, Place, make_sheets
+from zsad_jax.report.papers.sheets import Place, make_sheets
 from zsad_jax.report.papers.side_by_side import make_table
 from zsad_jax.report.papers.workdirs import columns_of
 from zsad_jax.report.published import MAIN_TABLES, all_numbers, is_main, published_numbers
@@ -238,7 +238,7 @@ def test_a_run_is_held_against_its_own_papers_table(make_row):
 
 def test_a_competitor_is_printed_or_recomputed_never_guessed():
     sheet = sheet_of("vip2clip", "1", "image_auroc")
-    assert sheet.percent(Competitor("nobody"), Place("industrial_mean")) is None
+    assert sheet.reference("nobody", Place("industrial_mean")) is None
     own = [n for n in all_numbers() if is_main(n) and n.method == "vip2clip"]
     assert own
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from zsad_jax.report import names
-from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
+from zsad_jax.report.papers.sheets import GAIN, Place, Sheet
 from zsad_jax.report.papers.side_by_side import (
     PUBLISHED,
     metric_keys,
     our_cell,
     our_column,
-    our_value,
 )
 from zsad_jax.report.papers.workdirs import Ours
 from zsad_jax.report.published import DOMAIN_MEANS, all_numbers
@@ -69,22 +68,18 @@ def _line(
     footnotes: Footnotes,
 ) -> Line:
     prior = {
-        competitor: percent
-        for competitor in sheet.competitors
-        if competitor.method != sheet.paper and not competitor.full_shot
-        if (percent := sheet.percent(competitor, place)) is not None
+        competitor: numbers[place]
+        for competitor, numbers in sheet.columns.items()
+        if competitor.method != sheet.paper and not competitor.full_shot and place in numbers
     }
-    best = max(prior, key=prior.__getitem__)
-    reference, doubt = prior[best], sheet.doubt(best, place)
+    best = max(prior, key=lambda competitor: prior[competitor].percent)
+    reference, doubt = prior[best].percent, prior[best].doubt
     labels = [place.label, names.PAPER_METRICS[sheet.metric], names.method_name(best.method)]
     if doubt:
         footnotes.marks([f"{DOUBT} {', '.join(labels)}: {doubt}."])
-    cells = [
-        Cell(reference, doubt=bool(doubt)),
-        Cell(sheet.percent(Competitor(sheet.paper), place), reference=reference),
-    ]
-    values = (our_value(sheet, one, place, training=True) for one in ours)
-    cells += [our_cell(value, reference, footnotes) for value in values]
+    own = sheet.reference(sheet.paper, place)
+    cells = [Cell(reference, doubt=bool(doubt)), Cell(own, reference=reference)]
+    cells += [our_cell(sheet, one, place, reference, footnotes, training=True) for one in ours]
     if printed:
         labels.append(printed.get((place.dataset, sheet.metric), UNDEFINED))
     keys = (("dataset", place.dataset), *metric_keys(sheet.metric))

@@ -1,8 +1,6 @@
 """The papers' tables, one metric at a time: which methods, and which datasets or categories in which order."""
 
-import dataclasses
-import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from zsad_jax.data.protocols import DATASETS
@@ -63,32 +61,25 @@ class Competitor(NamedTuple):
         return f"{name}, {self.setting}" if self.setting else name
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sheet:
+class Sheet(NamedTuple):
     """One metric of one table of a paper.
 
     Attributes:
       paper: key of the paper.
       table: the paper's number of it.
       metric: such as "image_auroc".
-      numbers: what is printed, by competitor and place. Includes what the paper prints elsewhere for the
-        same places: full-shot methods, means over datasets.
-      places: the rows.
       main: whether the table holds main results.
+      places: the rows.
+      columns: the numbers by competitor and place, full-shot methods last. Includes what the paper prints
+        elsewhere for the same places, and means of its numbers, with nothing `printed`, that it does not print.
     """
 
     paper: str
     table: str
     metric: str
-    numbers: dict[tuple[Competitor, Place], PublishedNumber]
-    places: tuple[Place, ...]
     main: bool
-
-    @functools.cached_property
-    def competitors(self) -> tuple[Competitor, ...]:
-        """The columns, full-shot methods last."""
-        found = dict.fromkeys(competitor for competitor, _ in self.numbers)
-        return tuple(sorted(found, key=lambda competitor: bool(competitor.full_shot)))
+    places: tuple[Place, ...]
+    columns: Mapping[Competitor, Mapping[Place, PublishedNumber]]
 
     @property
     def title(self) -> str:
@@ -107,46 +98,24 @@ class Sheet:
         """Returns the datasets that a mean over datasets covers here."""
         return mean_members(self.paper, DOMAIN_MEANS[mean], self.metric, self.table)
 
-    def percent(self, competitor: Competitor, place: Place) -> float | None:
-        """Returns a number as printed; for a mean that is not printed, the mean of its printed members."""
-        number = self.numbers.get((competitor, place))
-        if number is not None:
-            return number.percent
-        members = self._recomputed_from(competitor, place)
-        return round(sum(n.percent for n in members) / len(members), 1) if members else None
-
-    def doubt(self, competitor: Competitor, place: Place) -> str:
-        """Returns why a number is suspicious, printed or recomputed; "" when it is not."""
-        number = self.numbers.get((competitor, place))
-        if number is not None:
-            return number.doubt
-        members = self._recomputed_from(competitor, place)
-        told = ", ".join(names.dataset_name(number.dataset) for number in members if number.doubt)
-        return f"the mean has a suspicious member, {told}" if told else ""
-
-    def _recomputed_from(self, competitor: Competitor, place: Place) -> list[PublishedNumber]:
-        """Returns the members of a mean that is not printed; [] unless all of them are."""
-        if place.dataset not in DOMAIN_MEANS or competitor.full_shot:
-            return []
-        members = self.members(place.dataset)
-        printed = [self.numbers.get((competitor, Place(key))) for key in members]
-        found = [number for number in printed if number is not None]
-        return found if len(found) == len(members) else []
-
     def limited_to(self, places: Collection[Place]) -> "Sheet":
         """Returns a sheet with some of the rows, and the columns that have numbers there."""
-        numbers = {key: number for key, number in self.numbers.items() if key[1] in places}
-        return dataclasses.replace(self, numbers=numbers, places=tuple(places))
+        columns = {
+            competitor: {place: number for place, number in numbers.items() if place in places}
+            for competitor, numbers in self.columns.items()
+        }
+        columns = {competitor: numbers for competitor, numbers in columns.items() if numbers}
+        return self._replace(places=tuple(places), columns=columns)
 
     def reference(self, method: str, place: Place, training: str = USUAL) -> float | None:
         """Returns the number to compare our results of a method with, by the training."""
-        for competitor in self.competitors:
-            same = competitor.training == training if training != USUAL else competitor.proposed
-            if competitor.method == method and same and not competitor.full_shot:
-                percent = self.percent(competitor, place)
-                if percent is not None:
-                    return percent
-        return None
+        found = (
+            numbers[place].percent
+            for competitor, numbers in self.columns.items()
+            if competitor.method == method and place in numbers and not competitor.full_shot
+            if (competitor.proposed if training == USUAL else competitor.training == training)
+        )
+        return next(found, None)
 
 
 def choose_papers(paper: str | None) -> tuple[str, ...]:
@@ -206,18 +175,32 @@ def _make_sheet(table: str, numbers: Collection[PublishedNumber], main: bool) ->
         places = _by_domain(datasets, main)
         if main:
             here += [n for n in numbers if n.full_shot or (is_main(n) and n.table != table)]
-    chosen = {}
+    columns: dict[Competitor, dict[Place, PublishedNumber]] = {}
     for n in here:
         competitor = Competitor(n.method, n.setting, n.full_shot, n.proposed, n.training)
         if Place(n.dataset, n.category) in places:
-            chosen[competitor, Place(n.dataset, n.category)] = n
-    return Sheet(
-        paper=here[0].paper,
-        table=table,
-        metric=here[0].metric,
-        numbers=chosen,
-        places=places,
-        main=main,
+            columns.setdefault(competitor, {})[Place(n.dataset, n.category)] = n
+    columns = dict(sorted(columns.items(), key=lambda item: bool(item[0].full_shot)))
+    sheet = Sheet(here[0].paper, table, here[0].metric, main, places, columns)
+    for place in places:
+        for competitor, found in columns.items():
+            if place.dataset in DOMAIN_MEANS and place not in found and not competitor.full_shot:
+                keys = sheet.members(place.dataset)
+                members = [found[Place(key)] for key in keys if Place(key) in found]
+                if members and len(members) == len(keys):
+                    found[place] = _mean_of(members, place)
+    return sheet
+
+
+def _mean_of(members: Sequence[PublishedNumber], place: Place) -> PublishedNumber:
+    doubtful = ", ".join(names.dataset_name(number.dataset) for number in members if number.doubt)
+    return members[0]._replace(
+        percent=round(sum(number.percent for number in members) / len(members), 1),
+        printed="",
+        dataset=place.dataset,
+        doubt=f"the mean has a suspicious member, {doubtful}" if doubtful else "",
+        reading="",
+        gain="",
     )
 
 

@@ -11,7 +11,7 @@ from zsad_jax.report import names, wording
 from zsad_jax.report.compare import words_on
 from zsad_jax.report.papers.sheets import Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
-from zsad_jax.report.published import DOMAIN_MEANS
+from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber
 from zsad_jax.report.rows import MEAN, Row, level_of
 from zsad_jax.report.tables import (
     DOUBT,
@@ -31,20 +31,6 @@ OUR_METRIC = {paper: ours for ours, paper in PAPER_METRIC.items() if paper}
 PUBLISHED, FULL_SHOT, OURS = "published", "published, full-shot", "ours"  # groups of columns
 
 
-class Value(NamedTuple):
-    """One of our numbers at a place of a paper's table.
-
-    Attributes:
-      percent: None where undefined.
-      run: whether there is a result at all.
-      words: why the number cannot be compared with the paper's; () if it can.
-    """
-
-    percent: float | None
-    run: bool = True
-    words: tuple[str, ...] = ()
-
-
 def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     """Makes a table of one metric, our columns at the right.
 
@@ -56,15 +42,20 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     lines = []
     for place in sheet.places:
         marks = footnotes.marks(_excluded(sheet, place))
-        cells = []
         summary = place.dataset in DOMAIN_MEANS or (sheet.by_category and place.category == MEAN)
         label = "Mean" if summary and place.dataset in DATASETS else place.label
-        for competitor in sheet.competitors:
-            cells.append(_published_cell(sheet, competitor, place, footnotes))
-            doubt = sheet.doubt(competitor, place)
-            if doubt:
-                doubts.setdefault((competitor.name, doubt), []).append(place.label)
-        cells += [_our_cell(sheet, one, place, footnotes) for one in ours]
+        cells = []
+        for competitor, numbers in sheet.columns.items():
+            number = numbers.get(place)
+            cells.append(_published_cell(sheet, competitor, number, footnotes) if number else EMPTY)
+            if number and number.doubt:
+                doubts.setdefault((competitor.name, number.doubt), []).append(place.label)
+        for one in ours:
+            reference, training = sheet.reference(one.method, place), False
+            if not one.usual:
+                same = sheet.reference(one.method, place, one.training)
+                reference, training = same, same is None and reference is not None
+            cells.append(our_cell(sheet, one, place, reference, footnotes, training=training))
         keys = (("dataset", place.dataset), ("category", place.category))
         lines.append(Line((label,), tuple(cells), marks, summary, keys))
     footnotes.marks(
@@ -74,7 +65,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     return Table(
         title=sheet.title,
         head=("Category" if sheet.by_category else "Dataset",),
-        columns=(*map(_published_column, sheet.competitors), *map(our_column, ours)),
+        columns=(*map(_published_column, sheet.columns), *map(our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
         footnotes=tuple(footnotes.words),
@@ -95,60 +86,75 @@ def metric_keys(metric: str) -> Keys:
     return ("level", level), ("metric", name)
 
 
-def our_cell(value: Value, reference: float | None, footnotes: Footnotes) -> Cell:
-    """Returns our number, with the difference to a published one if they can be compared."""
-    if not value.run:
-        return EMPTY
-    if not value.words:
-        return Cell(value.percent, reference=reference)
-    return Cell(value.percent, marks=footnotes.marks(map(wording.sentence, value.words)))
-
-
-def our_value(sheet: Sheet, ours: Ours, place: Place, *, training: bool) -> Value:
-    """Returns our number at a place.
+def our_cell(
+    sheet: Sheet,
+    ours: Ours,
+    place: Place,
+    reference: float | None,
+    footnotes: Footnotes,
+    *,
+    training: bool,
+) -> Cell:
+    """Returns our number at a place, with the difference to a published one if they can be compared.
 
     Args:
       sheet: the paper's table.
       ours: our results.
       place: the row of the table.
-      training: whether training that differs from the paper's rules out a comparison.
+      reference: the published number.
+      footnotes: receives the reasons against a comparison.
+      training: whether training that differs from the paper's is one.
     """
-    value = _value_by_setting(sheet, ours, place)
-    if value.percent is None or not training:
-        return value
-    keys = sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else (place.dataset,)
-    words = words_on(ours.deviations, keys, sheet.metric, kinds=("training",))
-    return value._replace(words=(*value.words, *words))
+    value = _our_value(sheet, ours, place)
+    if value is None:
+        return EMPTY
+    words = list(value.words)
+    if training and value.percent is not None:
+        keys = sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else (place.dataset,)
+        words += words_on(ours.deviations, keys, sheet.metric, kinds=("training",))
+    if not words:
+        return Cell(value.percent, reference=reference)
+    return Cell(value.percent, marks=footnotes.marks(map(wording.sentence, words)))
 
 
-def _value_by_setting(sheet: Sheet, ours: Ours, place: Place) -> Value:
-    """Returns our number at a place, with words on images and setting."""
+class _Value(NamedTuple):
+    """A number in percent, None where undefined, and words against a comparison with the paper's."""
+
+    percent: float | None
+    words: Sequence[str] = ()
+
+
+def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
+    """Returns our number at a place, with words on images and setting; None without a result."""
     metric = OUR_METRIC[sheet.metric]
     if place.dataset in DOMAIN_MEANS:
-        members = map(Place, sheet.members(place.dataset))
-        values = {member: _value_by_setting(sheet, ours, member) for member in members}
-        defined = {key: value for key, value in values.items() if value.percent is not None}
+        members = {
+            Place(key): _our_value(sheet, ours, Place(key)) for key in sheet.members(place.dataset)
+        }
+        if not any(members.values()):
+            return None
+        defined = {key: v for key, v in members.items() if v and v.percent is not None}
         mean = float(np.mean([ours.rows[key][metric] for key in defined])) if defined else None
-        words = [*_coverage(values, "datasets"), *(w for v in defined.values() for w in v.words)]
-        return Value(percent(mean), any(value.run for value in values.values()), tuple(words))
+        words = [*_coverage(members, "datasets"), *(w for v in defined.values() for w in v.words)]
+        return _Value(percent(mean), words)
     row = ours.rows.get(place)
     if row is None:
-        return Value(None, run=False)
+        return None
     if row[metric] is None:
-        return Value(None, words=(f"{place.label}: {_why_undefined(row, metric)}",))
+        return _Value(None, (f"{place.label}: {_why_undefined(row, metric)}",))
     words = words_on(ours.deviations, (place.dataset,), metric, kinds=("images", "setting"))
     if place.category == MEAN:
         own = [Place(*key) for key in ours.rows if key[0] == place.dataset and key != place]
-        values = {one: _value_by_setting(sheet, ours, one) for one in own}
-        words += [f"{place.label}: {told}" for told in _coverage(values, "categories")]
-    return Value(percent(row[metric]), words=tuple(words))
+        members = {one: _our_value(sheet, ours, one) for one in own}
+        words += [f"{place.label}: {told}" for told in _coverage(members, "categories")]
+    return _Value(percent(row[metric]), words)
 
 
-def _coverage(values: Mapping[Place, Value], what: str) -> list[str]:
+def _coverage(members: Mapping[Place, _Value | None], what: str) -> list[str]:
     """Returns words on a mean that does not cover all its members."""
-    missing = [place.label for place, value in values.items() if not value.run]
-    undefined = [place.label for place, v in values.items() if v.run and v.percent is None]
-    told = wording.describe_mean(len(values), what, missing=missing, undefined=undefined)
+    missing = [place.label for place, value in members.items() if value is None]
+    undefined = [place.label for place, v in members.items() if v and v.percent is None]
+    told = wording.describe_mean(len(members), what, missing=missing, undefined=undefined)
     return [told] if told else []
 
 
@@ -165,14 +171,6 @@ def _why_undefined(row: Row, metric: str) -> str:
     return "undefined for the data"
 
 
-def _our_cell(sheet: Sheet, ours: Ours, place: Place, footnotes: Footnotes) -> Cell:
-    reference, training = sheet.reference(ours.method, place), False
-    if not ours.usual:
-        same = sheet.reference(ours.method, place, ours.training)
-        reference, training = same, same is None and reference is not None
-    return our_cell(our_value(sheet, ours, place, training=training), reference, footnotes)
-
-
 def _published_column(competitor: Competitor) -> Column:
     name, full_shot = competitor.name, bool(competitor.full_shot)
     keys = (("method", competitor.method), ("setting", competitor.setting), ("source", PUBLISHED))
@@ -181,28 +179,23 @@ def _published_column(competitor: Competitor) -> Column:
 
 
 def _published_cell(
-    sheet: Sheet, competitor: Competitor, place: Place, footnotes: Footnotes
+    sheet: Sheet, competitor: Competitor, number: PublishedNumber, footnotes: Footnotes
 ) -> Cell:
-    number, doubt = sheet.numbers.get((competitor, place)), sheet.doubt(competitor, place)
-    if number is None:
-        value = sheet.percent(competitor, place)
-        if value is None:
-            return EMPTY
-        marks = footnotes.marks(["Not printed: the mean of the printed numbers."])
-        keys = (("source", "recomputed"), ("note", f"{doubt}." if doubt else ""))
-        return Cell(value, doubt=bool(doubt), marks=marks, keys=keys)
-    elsewhere = number.table != sheet.table and not number.full_shot
-    words = [f"Printed in Table {number.table}."] * elsewhere
+    words, keys = [], [("source", "recomputed")] * (not number.printed)
+    if not number.printed:
+        words.append("Not printed: the mean of the printed numbers.")
+    elif number.table != sheet.table and not number.full_shot:
+        words.append(f"Printed in Table {number.table}.")
     gain = f"printed gain over best prior: {number.gain}" if number.gain else ""
-    for told in filter(None, (number.reading, gain)):
-        words.append(f"{competitor.name}, {place.label}: {told}.")
-    note = " ".join(f"{told}." for told in (doubt, number.full_shot) if told)
+    label = Place(number.dataset, number.category).label
+    words += [f"{competitor.name}, {label}: {told}." for told in (number.reading, gain) if told]
+    note = " ".join(f"{told}." for told in (number.doubt, number.full_shot) if told)
     return Cell(
         number.percent,
-        text=number.printed,
-        doubt=bool(doubt),
+        text=number.printed or None,
+        doubt=bool(number.doubt),
         marks=footnotes.marks(words),
-        keys=(("note", note),),
+        keys=(*keys, ("note", note)),
     )
 
 
@@ -219,8 +212,8 @@ def _excluded(sheet: Sheet, place: Place) -> list[str]:
 def _sources_of_full_shot(sheet: Sheet) -> list[str]:
     """Returns sentences on the tables that print the full-shot methods."""
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for (competitor, _), number in sheet.numbers.items():
-        if competitor.full_shot:
+    for competitor, numbers in sheet.columns.items():
+        for number in numbers.values() if competitor.full_shot else ():
             source = found.setdefault((number.table, competitor.full_shot), {})
             source[names.method_name(competitor.method)] = None
     return [f"{', '.join(who)}: Table {table}, {words}." for (table, words), who in found.items()]
