@@ -1,6 +1,7 @@
-"""Fetching published files: resumed, checked, and under the final name only when complete."""
+"""Downloads of published files: resumed, verified, and under the final name only when complete."""
 
 import contextlib
+import dataclasses
 import fcntl
 import math
 import os
@@ -9,47 +10,25 @@ import shutil
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
 
 CHUNK_KILOBYTES = 64  # what a broken connection can lose
-ATTEMPTS = 3  # in a row without a single new byte
+ATTEMPTS = 3  # in a row without a new byte
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # doubled each time
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, between two packets
+OTHER_DISK = "set ZSAD_JAX_HOME (for benchmarks: --data_dir) to a folder"
 
 
 class NotPublishedError(UserError):
-    """The server has no such file."""
+    """The server does not have the file."""
 
 
 class _TransientError(Exception):
-    """A failure that may be gone at the next attempt."""
-
-
-class _Wanted(NamedTuple):
-    """What is fetched; `part` is where its bytes gather."""
-
-    url: str
-    part: pathlib.Path
-    label: str
-    instructions: str
-    size: int | None
-    sha256: str | None
-    check: Callable[[pathlib.Path], str]
-
-    @property
-    def etag_file(self) -> pathlib.Path:
-        """Holds the server's name for the version of the file that the part belongs to."""
-        return self.part.with_name(f"{self.part.name}.etag")
-
-    def failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
-        """The error that tells why the file cannot be had, and what to do instead."""
-        return kind(
-            f"{self.label} could not be fetched from {self.url} ({reason}): {self.instructions}."
-        )
+    """A failure that the next attempt may not have."""
 
 
 def fetch(
@@ -62,35 +41,35 @@ def fetch(
     sha256: str | None = None,
     check: Callable[[pathlib.Path], str] = lambda part: "",
 ) -> pathlib.Path:
-    """Downloads a file once; an interrupted download goes on where it stopped.
+    """Downloads a file once; an interrupted download resumes.
 
-    The bytes gather in `<destination>.part`, which takes the final name after all checks. Several
+    The bytes are collected in `<destination>.part`, which gets the final name after all checks. Several
     processes may call this for the same file: one downloads, the others wait for it.
 
     Args:
       url: http or https address.
-      destination: the final path. A file that is there already is taken, its size checked.
-      label: what is fetched, for people.
-      instructions: what to do when it cannot be fetched, the end of a sentence.
-      size: bytes, when known.
-      sha256: of the whole file, in hexadecimal, when known.
-      check: says what is wrong with a file that was fetched, "" when nothing is.
+      destination: the final path. An existing file is used if it has the right size.
+      label: name of the file in messages.
+      instructions: what to do if the download fails, as the end of a sentence.
+      size: bytes, if known.
+      sha256: of the whole file, in hexadecimal, if known.
+      check: returns what is wrong with the downloaded file, "" for nothing.
 
     Raises:
-      NotPublishedError: the server has no such file.
-      UserError: the file cannot be had, is not what was expected, or cannot be written.
+      NotPublishedError: the server does not have the file.
+      UserError: the file cannot be downloaded, is not the expected one, or cannot be written.
     """
     destination = pathlib.Path(destination)
     part = destination.with_name(f"{destination.name}.part")
-    wanted = _Wanted(url, part, label, instructions, size, sha256, check)
     if _is_complete(destination, size):
         return destination
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(wanted) as file:
+        with _alone(part) as file:
             if not _is_complete(destination, size):
-                _download_patiently(wanted, file)
-                _verify(wanted)
+                download = _Download(url, part, file, label, instructions, size)
+                download.run()
+                download.verify(sha256, check)
                 os.fsync(file.fileno())
                 part.replace(destination)
     except OSError as error:
@@ -110,23 +89,22 @@ def _is_complete(destination: pathlib.Path, size: int | None) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(wanted: _Wanted) -> Iterator[IO[bytes]]:
-    """Opens the part file for appending while no other process has it; an empty one is removed."""
-    part = wanted.part
+def _alone(part: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Opens a part file for appending while no other process has it; an empty one is removed."""
     while True:
         file = open(part, "ab", buffering=0)  # noqa: SIM115 - closed below
         fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever had the lock before may have given the file its final name, or removed it.
+        # The process that had the lock before may have renamed the file, or removed it.
         if _has_name(file, part):
             break
         file.close()
     try:
         yield file
     finally:
-        renamed = not _has_name(file, part)
-        if renamed or _length(file) == 0:
-            wanted.etag_file.unlink(missing_ok=True)
-        if not renamed and _length(file) == 0:
+        renamed, empty = not _has_name(file, part), not _length(file)
+        if renamed or empty:
+            _etag_file(part).unlink(missing_ok=True)
+        if empty and not renamed:
             part.unlink()
         file.close()
 
@@ -138,145 +116,157 @@ def _has_name(file: IO[bytes], path: pathlib.Path) -> bool:
         return False
 
 
-def _download_patiently(wanted: _Wanted, file: IO[bytes]) -> None:
-    """Attempts the download until it is whole or nothing moves any more."""
-    failures = 0
-    while True:
-        before = _length(file)
-        try:
-            return _download(wanted, file)
-        except _TransientError as error:
-            failures = failures + 1 if _length(file) <= before else 1
-            if failures >= ATTEMPTS:
-                raise wanted.failure(str(error)) from error
-        time.sleep(SECONDS_BETWEEN_ATTEMPTS * 2 ** (failures - 1))
-
-
-def _download(wanted: _Wanted, file: IO[bytes]) -> None:
-    """Fetches what is missing from the part file, in one request."""
-    import requests
-
-    if wanted.size is not None and _length(file) == wanted.size:
-        return
-    headers = {"Accept-Encoding": "identity", **_range_to_continue(wanted, file)}
-    try:
-        with requests.get(
-            wanted.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
-        ) as response:
-            if _is_past_the_end(response, file):
-                return
-            _check_answer(response, wanted)
-            if response.status_code != requests.codes.partial_content:
-                _empty(file)
-            left = _bytes_left(response)
-            _check_fits(wanted, _length(file), left)
-            _remember_version(response, wanted)
-            _append(response, file, label=wanted.label, left=left)
-    except requests.RequestException as error:
-        raise _TransientError(_reason(error, wanted.url)) from error
-
-
-def _range_to_continue(wanted: _Wanted, file: IO[bytes]) -> dict[str, str]:
-    """The request's headers that ask for the rest only."""
-    have = _length(file)
-    if have and wanted.etag_file.exists() and (wanted.size is None or have < wanted.size):
-        return {"Range": f"bytes={have}-", "If-Range": wanted.etag_file.read_text()}
-    _empty(file)  # nothing says that these bytes belong to the file of today
-    return {}
-
-
-def _is_past_the_end(response: Any, file: IO[bytes]) -> bool:
-    """Whether the answer is that nothing is left to fetch."""
-    if response.status_code != 416:
-        return False
-    if response.headers.get("Content-Range") == f"bytes */{_length(file)}":
-        return True
-    _empty(file)
-    raise _TransientError("what was there before does not fit")
-
-
-def _check_answer(response: Any, wanted: _Wanted) -> None:
-    status = response.status_code
-    answer = f"the server answered {status} {response.reason}"
-    if status == 429 or status >= 500:
-        raise _TransientError(answer)
-    if status >= 400:
-        raise wanted.failure(answer, NotPublishedError)
-    if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise wanted.failure("a web page came instead")
-
-
-def _bytes_left(response: Any) -> int | None:
-    """Length of the answer, where the server tells it."""
-    length = response.headers.get("Content-Length")
-    return int(length) if length and "Content-Encoding" not in response.headers else None
-
-
-def _check_fits(wanted: _Wanted, have: int, left: int | None) -> None:
-    if left is None:
-        return
-    if wanted.size is not None and have + left != wanted.size:
-        raise wanted.failure(
-            f"it has {have + left:,} bytes there instead of {wanted.size:,}, so it is another file"
-        )
-    free = shutil.disk_usage(wanted.part.parent).free
-    if left > free:
-        raise UserError(
-            f"{wanted.label} needs {left:,} more bytes in {wanted.part.parent}, where only"
-            f" {free:,} are free: make room, or set ZSAD_JAX_HOME (of benchmarks:"
-            " --data_dir) to a folder on a larger disk."
-        )
-
-
-def _append(response: Any, file: IO[bytes], *, label: str, left: int | None) -> None:
-    before = _length(file)
-    chunks = response.iter_content(CHUNK_KILOBYTES * 1024)
-    if left:
-        chunks = progress(
-            chunks,
-            total=math.ceil(left / 1024),
-            label=f"Fetching {label}",
-            unit="kilobyte",
-            step=CHUNK_KILOBYTES,
-        )
-    for chunk in chunks:
-        written = 0
-        while written < len(chunk):  # an unbuffered write may be partial
-            written += file.write(chunk[written:])
-    if left is not None and _length(file) - before != left:
-        raise _TransientError("the connection broke off")
-
-
-def _verify(wanted: _Wanted) -> None:
-    found = wanted.part.stat().st_size
-    if wanted.size is not None and found != wanted.size:
-        problem = f"{found:,} bytes came instead of {wanted.size:,}"
-    elif wanted.sha256 is not None and files.digest(wanted.part) != wanted.sha256:
-        problem = "its SHA-256 is not the published one"
-    else:
-        problem = wanted.check(wanted.part)
-    if not problem:
-        return
-    wanted.part.unlink()
-    raise wanted.failure(f"{problem}, so it was thrown away")
-
-
 def _length(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _empty(file: IO[bytes]) -> None:
-    if _length(file):
-        file.truncate(0)
+def _etag_file(part: pathlib.Path) -> pathlib.Path:
+    """Returns the file with the server's name for the version that a part belongs to."""
+    return part.with_name(f"{part.name}.etag")
 
 
-def _remember_version(response: Any, wanted: _Wanted) -> None:
-    """Keeps the name of this version of the file, without which a part cannot be continued."""
-    etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):
-        files.write_text(wanted.etag_file, etag)
-    else:
-        wanted.etag_file.unlink(missing_ok=True)
+@dataclasses.dataclass(frozen=True)
+class _Download:
+    """A download into an open part file."""
+
+    url: str
+    part: pathlib.Path
+    file: IO[bytes]
+    label: str
+    instructions: str
+    size: int | None
+
+    def run(self) -> None:
+        """Attempts the download until it is complete or makes no progress."""
+        failures = 0
+        while True:
+            before = _length(self.file)
+            try:
+                return self._request()
+            except _TransientError as error:
+                failures = failures + 1 if _length(self.file) <= before else 1
+                if failures >= ATTEMPTS:
+                    raise self._failure(str(error)) from error
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS * 2 ** (failures - 1))
+
+    def verify(self, sha256: str | None, check: Callable[[pathlib.Path], str]) -> None:
+        """Removes the part file if it is not the expected one.
+
+        Raises:
+          UserError: it is not.
+        """
+        found = self.part.stat().st_size
+        if self.size is not None and found != self.size:
+            problem = f"{found:,} bytes came instead of {self.size:,}"
+        elif sha256 is not None and files.digest(self.part) != sha256:
+            problem = "its SHA-256 is not the published one"
+        else:
+            problem = check(self.part)
+        if problem:
+            self.part.unlink()
+            raise self._failure(f"{problem}, so it was thrown away")
+
+    def _failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
+        return kind(
+            f"{self.label} could not be fetched from {self.url} ({reason}): {self.instructions}."
+        )
+
+    def _request(self) -> None:
+        """Downloads in one request what is missing from the part file."""
+        import requests
+
+        if self.size is not None and _length(self.file) == self.size:
+            return
+        headers = {"Accept-Encoding": "identity", **self._range()}
+        try:
+            with requests.get(
+                self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
+            ) as response:
+                if self._is_past_the_end(response):
+                    return
+                self._check_status(response)
+                if response.status_code != requests.codes.partial_content:
+                    self._empty()
+                length = response.headers.get("Content-Length")
+                left = (
+                    int(length) if length and "Content-Encoding" not in response.headers else None
+                )
+                self._check_room(left)
+                self._remember_version(response)
+                self._append(response, left)
+        except requests.RequestException as error:
+            raise _TransientError(_reason(error, self.url)) from error
+
+    def _range(self) -> dict[str, str]:
+        """Returns the headers that request the rest only."""
+        have, etag = _length(self.file), _etag_file(self.part)
+        if have and etag.exists() and (self.size is None or have < self.size):
+            return {"Range": f"bytes={have}-", "If-Range": etag.read_text()}
+        self._empty()  # these bytes may belong to an earlier version of the file
+        return {}
+
+    def _empty(self) -> None:
+        if _length(self.file):
+            self.file.truncate(0)
+
+    def _is_past_the_end(self, response: Any) -> bool:
+        if response.status_code != 416:
+            return False
+        if response.headers.get("Content-Range") == f"bytes */{_length(self.file)}":
+            return True
+        self._empty()
+        raise _TransientError("what was there before does not fit")
+
+    def _check_status(self, response: Any) -> None:
+        status = response.status_code
+        answer = f"the server answered {status} {response.reason}"
+        if status == 429 or status >= 500:
+            raise _TransientError(answer)
+        if status >= 400:
+            raise self._failure(answer, NotPublishedError)
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise self._failure("a web page came instead")
+
+    def _check_room(self, left: int | None) -> None:
+        if left is None:
+            return
+        total = _length(self.file) + left
+        if self.size is not None and total != self.size:
+            raise self._failure(
+                f"it has {total:,} bytes there instead of {self.size:,}, so it is another file"
+            )
+        free = shutil.disk_usage(self.part.parent).free
+        if left > free:
+            raise UserError(
+                f"{self.label} needs {left:,} more bytes in {self.part.parent}, where only"
+                f" {free:,} are free: make room, or {OTHER_DISK} on a larger disk."
+            )
+
+    def _remember_version(self, response: Any) -> None:
+        """Stores the name of this version of the file, without which a part cannot be resumed."""
+        etag = response.headers.get("ETag", "")
+        if etag and not etag.startswith("W/"):
+            files.write_text(_etag_file(self.part), etag)
+        else:
+            _etag_file(self.part).unlink(missing_ok=True)
+
+    def _append(self, response: Any, left: int | None) -> None:
+        before = _length(self.file)
+        chunks = response.iter_content(CHUNK_KILOBYTES * 1024)
+        if left:
+            chunks = progress(
+                chunks,
+                total=math.ceil(left / 1024),
+                label=f"Fetching {self.label}",
+                unit="kilobyte",
+                step=CHUNK_KILOBYTES,
+            )
+        for chunk in chunks:
+            written = 0
+            while written < len(chunk):  # an unbuffered write may be partial
+                written += self.file.write(chunk[written:])
+        if left is not None and _length(self.file) - before != left:
+            raise _TransientError("the connection broke off")
 
 
 def _reason(error: Exception, url: str) -> str:
@@ -295,10 +285,9 @@ def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
     if files.is_disk_full(error):
         return (
             f"The disk of {destination.parent} became full while {label} was fetched: make room and"
-            " call again (it goes on where it stopped), or set ZSAD_JAX_HOME (of benchmarks:"
-            " --data_dir) to a larger disk."
+            f" run the command again (it resumes), or {OTHER_DISK} on a larger disk."
         )
     return (
-        f"{label} cannot be written to {destination.parent} ({error.strerror}): mend that, or set"
-        " ZSAD_JAX_HOME (of benchmarks: --data_dir) to a folder that can be written."
+        f"{label} cannot be written to {destination.parent} ({error.strerror}): fix that, or"
+        f" {OTHER_DISK} that can be written to."
     )

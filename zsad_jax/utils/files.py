@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves either the old file or the new one."""
+"""Atomic writes: a kill at any moment leaves either the old file or the new one."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ LONGEST_NAME = 80
 
 
 def home() -> pathlib.Path:
-    """The cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`. Not created here."""
+    """Returns the cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`; it is not created."""
     place = pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax")
     return place.expanduser().absolute()
 
@@ -38,7 +38,7 @@ def make_removable(folder: PathLike) -> None:
 
 
 def is_removable(folder: PathLike) -> bool:
-    """Returns whether a path is a directory that `make_removable` marked, and no link."""
+    """Returns whether a path is a directory that `make_removable` marked, and not a link."""
     path = pathlib.Path(folder)
     return not path.is_symlink() and (path / MARK).is_file()
 
@@ -86,18 +86,18 @@ def replaced(path: PathLike) -> Iterator[pathlib.Path]:
 def write_text(path: PathLike, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with replaced(path) as temporary:
-        # Names of files need not be valid text; what stands for other bytes is escaped as JSON does it.
+        # File names need not be valid text; stand-ins for other bytes are escaped like in JSON.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Writes JSON atomically: indented, one trailing newline, NaN refused (undefined is null)."""
+    """Writes JSON atomically: indented, one trailing newline, NaN rejected (undefined is null)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether an error says that a disk is full; some libraries say it in words only."""
-    number = getattr(error, "errno", None)
+    """Returns whether an error means that a disk is full."""
+    number = getattr(error, "errno", None)  # some libraries raise errors without a number
     words = ("No space left on device", "Not enough disk space")
     return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
 
@@ -116,22 +116,21 @@ def safe_name(text: str) -> str:
 
 
 def digest(path: PathLike, algorithm: str = "sha256") -> str:
-    """The SHA-256 (or another digest) of a file, in hexadecimal."""
+    """Returns the SHA-256 (or another digest) of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager
 def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
-    """Makes sure that no other process works in a folder, which is created; the lock ends with the process.
+    """Locks a folder for this process, and creates it.
 
     Args:
-      folder: where outputs are written.
-      outputs: names in it that will be written. In a folder that was never used as such, files of these
-        names are the user's own.
+      folder: for outputs.
+      outputs: names of outputs. In a folder without a lock file, files with these names are the user's own.
 
     Raises:
-      UserError: another process works in the folder, it cannot be written, or it holds the user's own files.
+      UserError: another process uses the folder, it cannot be written to, or it contains the user's own files.
     """
     path = pathlib.Path(folder) / LOCK
     if not path.exists():

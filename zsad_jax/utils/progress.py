@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress(
     items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
 ) -> Iterator[T]:
-    """Passes `items` on while showing rate and time left.
+    """Yields `items` and shows the rate and the time left.
 
     Args:
-      items: what is worked on.
-      total: how many units there are in all.
-      label: what is being done, in a word or two.
+      items: the items to work on.
+      total: number of units in all.
+      label: name of the work, in a word or two.
       unit: what is counted.
-      step: units per item (the batch size, say).
+      step: units per item, such as the batch size.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -39,13 +39,6 @@ def progress(
         now = time.monotonic()
         if now - shown >= SECONDS_BETWEEN_LINES or done == total:
             rate = done / max(now - start, 1e-9)
-            logging.info(
-                "%s: %d of %d %ss, %.1f/s, %.0f s left",
-                label,
-                done,
-                total,
-                unit,
-                rate,
-                (total - done) / rate,
-            )
+            values = (label, done, total, unit, rate, (total - done) / rate)
+            logging.info("%s: %d of %d %ss, %.1f/s, %.0f s left", *values)
             shown = now

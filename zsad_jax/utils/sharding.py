@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: batches split over one axis, weights on every device."""
+"""Placement of arrays on devices: batches split over one axis, weights on every device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ DATA = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (None: all) along the one axis "data"; the compiler propagates shardings (Auto axes)."""
+    """Returns a mesh of devices (None = all) with one axis, "data", and automatic propagation of shardings."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Every leaf on every device."""
+    """Copies every leaf to every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays' first axis over the devices, after rows of zeros up to a multiple of their number.
+    """Splits the first axis of host arrays over the devices, padded with zeros to a multiple of their number.
 
-    Zeros make `valid` False, so that the rows added count nowhere.
+    Zeros make `valid` False, so that padded rows are ignored.
     """
 
     def padded(array: np.ndarray) -> np.ndarray:
@@ -35,10 +35,10 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """The smallest batch size that the mesh can split and that holds `batch_size` rows."""
+    """Returns the smallest multiple of the number of devices that holds `batch_size` rows."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
 def to_host(tree: Any) -> Any:
-    """Leaves as numpy arrays."""
+    """Copies every leaf to a numpy array."""
     return jax.tree.map(np.asarray, tree)

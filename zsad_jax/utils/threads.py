@@ -1,4 +1,4 @@
-"""Work that waits for files or for C code, side by side."""
+"""Parallel work that waits for files or for C code."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ T, R = TypeVar("T"), TypeVar("R")
 def map_in_threads(
     function: Callable[[T], R], items: Iterable[T], *, num_workers: int
 ) -> Iterator[R]:
-    """Applies a function in threads, in order, a few items ahead and not more."""
+    """Applies a function to items in threads, in order, at most a few items ahead."""
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: collections.deque[Future[R]] = collections.deque()
         for item in items:
