@@ -98,10 +98,11 @@ def published_numbers(
       Numbers by metric key (image_auroc, …, pixel_aupro); {} when none is printed. The papers' AUPRO
       uses 200 thresholds like our `pixel_aupro_200step`.
     """
-    papers = _main_results().get((method, dataset, category), {})
-    if paper is None:
-        paper = method if method in papers else next(iter(papers), "")
-    return dict(papers.get(paper, {}))
+    numbers = _main_results().get((method, dataset, category), [])
+    if paper is None and numbers:
+        own = any(number.paper == method for number in numbers)
+        paper = method if own else numbers[0].paper
+    return {number.metric: number for number in numbers if number.paper == paper}
 
 
 @functools.cache
@@ -175,10 +176,9 @@ def parse_note(note: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _main_results() -> dict[tuple[str, str, str], dict[str, dict[str, PublishedNumber]]]:
-    """Returns main results by (method, dataset, category), then paper, then metric key."""
-    results: dict[tuple[str, str, str], dict[str, dict[str, PublishedNumber]]] = {}
-    for number in filter(is_main, all_numbers()):
-        papers = results.setdefault((number.method, number.dataset, number.category), {})
-        papers.setdefault(number.paper, {})[number.metric] = number
+def _main_results() -> dict[tuple[str, str, str], list[PublishedNumber]]:
+    """Returns main results by (method, dataset, category)."""
+    results: dict[tuple[str, str, str], list[PublishedNumber]] = {}
+    for n in filter(is_main, all_numbers()):
+        results.setdefault((n.method, n.dataset, n.category), []).append(n)
     return results

@@ -1,7 +1,7 @@
 """The tables of one run: datasets, categories and comparisons, with the papers' numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,29 +64,32 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
     A domain's mean is compared with the paper's only if it covers the same datasets. If no domain has
     two datasets, the mean is over all of them.
     """
-    footnotes, deviations = Footnotes(), find_deviations(rows, run)
+    results, footnotes = _Results(rows, notes, find_deviations(rows, run)), Footnotes()
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
     for row in means:
-        remarks, members = _notes_on(row, rows, notes), _categories(row, rows)
+        remarks, members = results.notes_on(row), results.categories(row)
         if len(members) == 1:
-            remarks += _notes_on(members[0], rows, notes)
-        cells = _cells(row, metrics, deviations)
-        words = [*wording.sentences(remarks), *_reasons(deviations, [row], cells)]
+            remarks += results.notes_on(members[0])
+        cells = results.cells(row, metrics)
+        words = [*wording.sentences(remarks), *results.reasons([row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
         lines.append(Line(labels, cells, footnotes.marks(words)))
-    domains = {
-        mean: [row for row in means if _domain(row) == domain]
-        for mean, domain in DOMAIN_MEANS.items()
-    }
-    summaries = {mean: members for mean, members in domains.items() if len(members) > 1}
+    about = {row["dataset"]: DATASETS.get(row["dataset"]) for row in means}
+    summaries = {}
+    for mean, domain in DOMAIN_MEANS.items():
+        members = [
+            row for row in means if (known := about[row["dataset"]]) and known.domain == domain
+        ]
+        if len(members) > 1:
+            summaries[mean] = members
     if not summaries and len(means) > 1:
         summaries = {"": means}
     for mean, members in summaries.items():
-        cells = tuple(_mean_cell(mean, members, metric, deviations) for metric in metrics)
+        cells = tuple(results.mean_cell(mean, members, metric) for metric in metrics)
         absent = wording.sentences(wording.absence_notes(members, "datasets"))
-        marks = footnotes.marks([*_reasons(deviations, members, cells), *absent])
+        marks = footnotes.marks([*results.reasons(members, cells), *absent])
         label = names.dataset_name(mean) if mean else "Mean over datasets"
         lines.append(Line((label, ""), cells, marks, summary=True))
     return _table("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
@@ -100,15 +103,14 @@ def category_table(
     If images of the dataset are missing, no category has a difference: it is not known from which they are.
     """
     rows = [row for row in rows if row["dataset"] == dataset]
-    footnotes, deviations = Footnotes(), find_deviations(rows, run)
+    results, footnotes = _Results(rows, notes, find_deviations(rows, run)), Footnotes()
     metrics = _metrics_to_show(rows)
     lines = []
-    for row in sorted(rows, key=lambda row: bool(row["category"] == MEAN)):
+    for row in sorted(rows, key=lambda row: row["category"] == MEAN):
         summary = row["category"] == MEAN
-        words = wording.sentences(_notes_on(row, rows, notes))
-        cells = _cells(row, metrics, deviations)
+        words, cells = wording.sentences(results.notes_on(row)), results.cells(row, metrics)
         if summary or any(cell.apart for cell in cells):
-            words += _reasons(deviations, [row], cells)
+            words += results.reasons([row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, cells, footnotes.marks(words), summary))
     return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
@@ -118,14 +120,14 @@ def comparison_table(
     dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
 ) -> Table:
     """Makes a table of a dataset's main result and its comparisons, with differences to the main result."""
-    footnotes = Footnotes()
+    results, footnotes = _Results(rows, notes, ()), Footnotes()
     main, others = (
         [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
         for group in (rows, comparisons)
     )
     metrics = _metrics_to_show(main + others)
     varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
-    marks = footnotes.marks(wording.sentences(_notes_on(main[0], rows, notes) if main else ()))
+    marks = footnotes.marks(wording.sentences(results.notes_on(main[0]) if main else ()))
     lines = []
     for row in main:
         cells = tuple(Cell(percent(row[metric])) for metric in metrics)
@@ -157,70 +159,69 @@ def results_csv(
     heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
-    deviations = find_deviations(rows, run)
+    results = _Results(rows, notes or {}, find_deviations(rows, run))
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
             values = [kind, *(row[key] for key in IDENTITY_COLUMNS + COUNT_COLUMNS)]
-            cells = _cells(row, PAPER_METRIC, deviations, with_paper=kind == "main")
+            cells = results.cells(row, PAPER_METRIC, with_paper=kind == "main")
             for metric, cell in zip(PAPER_METRIC, cells, strict=True):
                 values.append(cell.value)
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
-            remarks = wording.sentences(_notes_on(row, rows, notes or {}))
-            words = [remark, *remarks, *_reasons(deviations, [row], cells)]
+            remarks = wording.sentences(results.notes_on(row))
+            words = [remark, *remarks, *results.reasons([row], cells)]
             lines.append([*values, " ".join(filter(None, words))])
     return formats.csv_text([*heads, "notes"], lines)
 
 
-def _cells(
-    row: Row, metrics: Iterable[str], deviations: Sequence[Deviation], with_paper: bool = True
-) -> tuple[Cell, ...]:
-    """Returns a row's numbers with the paper's."""
-    papers = published_numbers(row["method"], row["dataset"], row["category"]) if with_paper else {}
-    return tuple(
-        _compared_cell([row], metric, papers, deviations, percent(row[metric]))
-        for metric in metrics
-    )
+class _Results(NamedTuple):
+    """Rows of results.json, notes on them, and why they cannot be compared with the papers' numbers."""
 
+    rows: Sequence[Row]
+    notes: Notes
+    deviations: Sequence[Deviation]
 
-def _mean_cell(
-    mean: str, members: Sequence[Row], metric: str, deviations: Sequence[Deviation]
-) -> Cell:
-    """Returns a mean over datasets, with the paper's if that covers the same ones."""
-    defined = [row for row in members if row[metric] is not None]
-    methods = {row["method"] for row in members}
-    papers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
-    number = papers.get(PAPER_METRIC[metric] or "")
-    if number:
-        theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
-        if {row["dataset"] for row in defined} != set(theirs):
-            papers = {}
-    return _compared_cell(defined, metric, papers, deviations, _mean_percent(members, metric))
+    def categories(self, row: Row) -> list[Row]:
+        """Returns the rows of the categories of a row's dataset."""
+        return [r for r in self.rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
 
+    def notes_on(self, row: Row) -> list[Note]:
+        """Returns the notes on a row; for a mean also on the undefined values that it excludes."""
+        notes = list(self.notes.get((row["dataset"], row["category"]), ()))
+        if row["category"] == MEAN:
+            notes += wording.absence_notes(self.categories(row), "categories")
+        return notes
 
-def _compared_cell(
-    rows: Sequence[Row],
-    metric: str,
-    papers: Mapping[str, PublishedNumber],
-    deviations: Sequence[Deviation],
-    value: float | None,
-) -> Cell:
-    number = papers.get(PAPER_METRIC[metric] or "")
-    apart = words_on(deviations, [row["dataset"] for row in rows], metric)
-    return Cell(value, number, apart=bool(number and apart))
+    def cells(self, row: Row, metrics: Iterable[str], with_paper: bool = True) -> tuple[Cell, ...]:
+        """Returns a row's numbers with the paper's."""
+        numbers = published_numbers(row["method"], row["dataset"], row["category"])
+        numbers = numbers if with_paper else {}
+        return tuple(self._cell([row], metric, numbers) for metric in metrics)
 
+    def mean_cell(self, mean: str, members: Sequence[Row], metric: str) -> Cell:
+        """Returns a mean over datasets, with the paper's if that covers the same ones."""
+        defined = [row for row in members if row[metric] is not None]
+        methods = {row["method"] for row in members}
+        numbers = published_numbers(members[0]["method"], mean) if len(methods) == 1 else {}
+        number = numbers.get(PAPER_METRIC[metric] or "")
+        if number:
+            theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
+            if {row["dataset"] for row in defined} != set(theirs):
+                numbers = {}
+        return self._cell(defined, metric, numbers)
 
-def _reasons(
-    deviations: Sequence[Deviation], rows: Sequence[Row], cells: Iterable[Cell]
-) -> list[str]:
-    """Returns sentences on datasets of other images; where cells have the paper's numbers, on all."""
-    kinds = KINDS if any(cell.paper for cell in cells) else IMAGES
-    return words_on(deviations, [row["dataset"] for row in rows], kinds=kinds)
+    def reasons(self, rows: Sequence[Row], cells: Iterable[Cell]) -> list[str]:
+        """Returns words on datasets of other images; where cells have the paper's numbers, on all."""
+        kinds = KINDS if any(cell.paper for cell in cells) else IMAGES
+        return words_on(self.deviations, [row["dataset"] for row in rows], kinds=kinds)
 
-
-def _domain(mean: Row) -> str:
-    return DATASETS[mean["dataset"]].domain if mean["dataset"] in DATASETS else ""
+    def _cell(
+        self, rows: Sequence[Row], metric: str, numbers: Mapping[str, PublishedNumber]
+    ) -> Cell:
+        number = numbers.get(PAPER_METRIC[metric] or "")
+        apart = words_on(self.deviations, [row["dataset"] for row in rows], metric)
+        return Cell(_mean_percent(rows, metric), number, apart=bool(number and apart))
 
 
 def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -232,19 +233,6 @@ def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
 def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
     defined = [row[metric] for row in rows if row[metric] is not None]
     return percent(float(np.mean(defined))) if defined else None
-
-
-def _categories(row: Row, rows: Iterable[Row]) -> list[Row]:
-    """Returns the rows of the categories of a row's dataset."""
-    return [r for r in rows if r["dataset"] == row["dataset"] and r["category"] != MEAN]
-
-
-def _notes_on(row: Row, rows: Iterable[Row], notes: Notes) -> list[Note]:
-    """Returns the notes on a row; for a dataset's mean also on the undefined values that it excludes."""
-    own = list(notes.get((row["dataset"], row["category"]), ()))
-    if row["category"] == MEAN:
-        own += wording.absence_notes(_categories(row, rows), "categories")
-    return own
 
 
 def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:

@@ -12,16 +12,8 @@ Notes = Mapping[tuple[str, str], Sequence[Note]]  # by (dataset, category)
 Keys = tuple[tuple[str, str], ...]  # pairs of CSV column and entry
 
 # Our columns, and the paper's metric that each may stand beside: papers take AUPRO from 200 thresholds.
-PAPER_METRIC = {
-    "image_auroc": "image_auroc",
-    "image_ap": "image_ap",
-    "image_f1max": "image_f1max",
-    "pixel_auroc": "pixel_auroc",
-    "pixel_ap": "pixel_ap",
-    "pixel_f1max": "pixel_f1max",
-    "pixel_aupro": None,
-    "pixel_aupro_200step": "pixel_aupro",
-}
+_PAPER_AUPRO = {"pixel_aupro": None, "pixel_aupro_200step": "pixel_aupro"}
+PAPER_METRIC = {key: _PAPER_AUPRO.get(key, key) for key in names.METRICS}
 # What numbers are held against.
 Compared = Literal["paper", "main result", "same method", "best prior method"]
 PAPER: Compared = "paper"

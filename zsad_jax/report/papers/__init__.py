@@ -24,14 +24,7 @@ __all__ = ["Ours", "PaperTables", "compare_papers", "compare_run", "find_missing
 
 
 class PaperTables(NamedTuple):
-    """The tables of a paper.
-
-    Attributes:
-      paper: its key.
-      title: its title.
-      tables: with our results.
-      datasets: all datasets in the tables.
-    """
+    """A paper's key, its title, its tables with our results, and all datasets in them."""
 
     paper: str
     title: str
@@ -76,20 +69,21 @@ def compare_papers(
 
 
 def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
-    """Makes the main tables of the method's own paper, for the datasets that were run.
+    """Makes the main tables of the methods' own papers, for the datasets that were run.
 
     Args:
       rows: results.json; methods without a paper here are compared with the first that prints them.
       run: run.json.
     """
-    papers: dict[str | None, list[Row]] = {}
+    papers: dict[str, list[Row]] = {}
     for row in rows:
-        papers.setdefault(paper_of(row["method"]), []).append(row)
-    papers.pop(None, None)
+        paper = paper_of(row["method"])
+        if paper is not None:
+            papers.setdefault(paper, []).append(row)
     tables = []
     for paper, members in papers.items():
         ours, datasets = columns_of(members, run), {row["dataset"] for row in members}
-        for sheet in make_sheets(str(paper)):
+        for sheet in make_sheets(paper):
             places = [] if sheet.by_category else _places_run(sheet, datasets)
             if places:
                 shown = [one for one in ours if any(place in one.rows for place in places)]
@@ -100,12 +94,13 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
 def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
     """Returns a sentence for each of our columns that lacks datasets of the papers."""
     wanted = dict.fromkeys(dataset for one in papers for dataset in one.datasets)
-    sentences = []
-    for one in ours:
-        missing = [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
-        if missing:
-            sentences.append(f"Not run with ours, {one.name}: {', '.join(missing)}.")
-    return sentences
+    missing = {
+        one.name: [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
+        for one in ours
+    }
+    return [
+        f"Not run with ours, {name}: {', '.join(keys)}." for name, keys in missing.items() if keys
+    ]
 
 
 def _places_run(sheet: Sheet, datasets: set[str]) -> list[Place]:
@@ -113,6 +108,7 @@ def _places_run(sheet: Sheet, datasets: set[str]) -> list[Place]:
     return [
         place
         for place in sheet.places
-        if place.dataset in datasets
-        or (place.dataset in DOMAIN_MEANS and datasets.issuperset(sheet.members(place.dataset)))
+        if datasets.issuperset(
+            sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else [place.dataset]
+        )
     ]

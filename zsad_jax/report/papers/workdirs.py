@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -82,22 +82,19 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
                 f"{folder} has no results.json; name working directories in which python -m zsad_jax.main"
                 " has finished."
             )
-        run = _read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+        path = folder / "run.json"
+        run = _read(path, lambda run: run) if path.is_file() else {}
         run = run if isinstance(run, dict) else {}
         for name in ("results.json", *["comparisons.json"] * comparisons):
-            rows = _read_rows(folder / name) if (folder / name).is_file() else []
-            compared = name == "comparisons.json"
-            results += [_Result(row, run, str(folder), compared) for row in rows]
+            if (folder / name).is_file():
+                rows = _read(folder / name, lambda rows: [result_row(**row) for row in rows])
+                compared = name == "comparisons.json"
+                results += [_Result(row, run, str(folder), compared) for row in rows]
     return _gather(results)
 
 
 def columns_of(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> list[Ours]:
-    """Returns the columns of one run.
-
-    Args:
-      rows: results.json.
-      run: run.json.
-    """
+    """Returns the columns of one run, from its results.json and run.json."""
     return _gather(_Result(row, run or {}) for row in rows)
 
 
@@ -172,25 +169,13 @@ def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
         "backbone": row["backbone"],
         TRAINING: f"trained on {trained_on}" if trained_on else "",
     }
-    return ", ".join(
-        filter(None, (words[k] if k in words else wording.describe_column(row, k) for k in keys))
-    )
+    said = (words[key] if key in words else wording.describe_column(row, key) for key in keys)
+    return ", ".join(filter(None, said))
 
 
-def _read_rows(path: pathlib.Path) -> list[Row]:
+def _read(path: pathlib.Path, parse: Callable[[Any], Any]) -> Any:
     try:
-        return [result_row(**row) for row in _read_json(path)]
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0].rstrip(".")
-    return UserError(f"{path} cannot be read ({reason}); run the experiment again.")
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path} cannot be read ({reason}); run the experiment again.") from error
