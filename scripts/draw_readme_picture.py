@@ -1,7 +1,6 @@
 """Draws the README's picture from a finished demonstration: `python scripts/draw_readme_picture.py WORKDIR`."""
 
 import argparse
-import io
 import pathlib
 import sys
 
@@ -15,7 +14,6 @@ from zsad_jax.utils.errors import UserError
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "demo.png"
 CATEGORIES = ("corrugated_card", "marble", "pill_blister", "washer")
-WIDTH = 1000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,15 +30,13 @@ def draw(workdir: pathlib.Path) -> None:
         raise UserError(
             f"There is no evaluation in {workdir}; run configs/tipsomaly.py:demo first."
         )
-    figure = gallery(
+    drawn = gallery(
         [choose(category, evaluation.cases) for category in CATEGORIES],
         scale=(0.0, 1.0),
         title=f"tips-nano on drawings that it has never seen. {DEMONSTRATION}",
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=WIDTH / figure.get_figwidth())
-    # A palette makes it a quarter of the size; the octree's keeps the colours of the maps.
-    picture = Image.open(buffer).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE)
+    # A palette makes it a quarter of the size; the octree's keeps the colors of the maps.
+    picture = drawn.quantize(method=Image.Quantize.FASTOCTREE)
     with files.replaced(PICTURE) as temporary:
         picture.save(temporary, optimize=True)
     print(PICTURE)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.predict.outputs import Journal, Writer, is_output, output_name, resize_map
-from zsad_jax.report import colourise
+from zsad_jax.utils.images import colorize
 
 
 def image_file(path, size=(30, 20), colour=(90, 120, 60)):
@@ -97,7 +97,7 @@ def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):
     path = image_file(tmp_path / "grey.png", (300, 600), (100, 100, 100))
     row = writer.write(path, 0.5, spot(2, 12), 0.0)
     figure = np.asarray(Image.open(writer.folder / row["figure"])).astype(int)
-    dark = (figure == colourise(np.zeros((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
+    dark = (figure == colorize(np.zeros((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
     rows, columns = np.nonzero(dark)
     top, left = rows.min(), columns[columns > 310].min()
     heat = figure[top : top + 600, left : left + 300]
@@ -117,7 +117,7 @@ def test_colours_are_never_stretched_to_the_image(writer, tmp_path):
         row = writer.write(path, 0.5, np.full((8, 8), factor, np.float32), 0.0)
         figures.append(np.asarray(Image.open(writer.folder / row["figure"])))
     assert (figures[0] != figures[1]).any()
-    assert colourise(np.full((1, 1), 0.2), scale=(0, 1))[0, 0].tolist() in figures[1][-40].tolist()
+    assert colorize(np.full((1, 1), 0.2), scale=(0, 1))[0, 0].tolist() in figures[1][-40].tolist()
 
 
 def test_a_photograph_is_shown_the_right_way_round(writer, tmp_path):

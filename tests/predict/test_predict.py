@@ -224,7 +224,7 @@ def test_picture_that_cannot_be_drawn_is_a_warning(experiment, pictures, job, mo
     monkeypatch.setattr(outputs, "draw_figure", lambda *args, **options: 1 / 0)
     job.predict(experiment, [pictures / "b"])
     assert [set(row) & {"map", "figure"} for row in job.rows()] == [{"map"}] * 3
-    assert "cannot be drawn (division by zero)" in caplog.text
+    assert "Cannot draw the picture of" in caplog.text
 
 
 def test_depth_scales_all_images_alike(run_command, pictures, job):

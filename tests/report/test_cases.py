@@ -33,8 +33,8 @@ def test_standing_counts_the_images_that_a_case_is_confused_with(cases, scores):
 
 def test_groups_put_mistakes_first_and_show_no_case_twice(cases, scores):
     groups = {
-        kind.heading: [c.file_name for c in group]
-        for kind, group in group_cases(cases, scores, limit=4)
+        heading: [c.file_name for c in group]
+        for heading, group in group_cases(cases, scores, limit=4)
     }
     assert groups["Anomalies with the lowest scores"][0] == "gear/1.png"
     assert groups["Normal images with the highest scores"][0] == "gear/2.png"
@@ -46,4 +46,4 @@ def test_groups_put_mistakes_first_and_show_no_case_twice(cases, scores):
 
 def test_no_group_is_empty(cases, scores):
     groups = group_cases([case for case in cases if case.label][:1], scores, limit=4)
-    assert [kind.heading for kind, _ in groups] == ["Anomalies with the lowest scores"]
+    assert [heading for heading, _ in groups] == ["Anomalies with the lowest scores"]

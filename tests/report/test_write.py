@@ -284,9 +284,9 @@ def test_removes_no_figure_that_an_edited_record_names(report, tmp_path):
 
 
 def test_warns_of_a_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(write.figures, "roc_figure", lambda scores: 1 / 0)
+    monkeypatch.setattr(write.charts, "roc_figure", lambda scores: 1 / 0)
     write_report(tmp_path, report)
-    assert "The figure synthetic_target/roc.png cannot be drawn (division by zero)." in caplog.text
+    assert "Cannot draw synthetic_target/roc.png: division by zero." in caplog.text
     assert (tmp_path / "report.html").exists()
 
 

@@ -1,14 +1,28 @@
 import numpy as np
 import pytest
+from matplotlib import colormaps
 
-from zsad_jax.utils.images import OUTLINE, draw_outline, fit, load_font, shorten
+from zsad_jax.utils import images
+from zsad_jax.utils.images import (
+    OUTLINE,
+    Strip,
+    colorize,
+    draw_strips,
+    drawing,
+    fit,
+    load_font,
+    outline,
+    overlay,
+    paper,
+    shorten,
+)
 
 
 def test_outline_surrounds_the_mask_and_spares_its_inside():
     image = np.full((50, 60, 3), 128, np.uint8)
     mask = np.zeros((50, 60), bool)
     mask[20:30, 20:40] = True
-    outlined = draw_outline(image, mask)
+    outlined = outline(image, mask)
     np.testing.assert_array_equal(outlined[mask], 128)
     assert tuple(outlined[19, 30]) == OUTLINE
     assert tuple(outlined[18, 30]) == (0, 0, 0)
@@ -20,7 +34,7 @@ def test_outline_surrounds_the_mask_and_spares_its_inside():
 def test_a_single_pixel_is_outlined_in_a_thumbnail(at):
     mask = np.zeros((640, 1280), bool)
     mask[at] = True
-    outlined = draw_outline(np.zeros((60, 120, 3), np.uint8), mask)
+    outlined = outline(np.zeros((60, 120, 3), np.uint8), mask)
     rows, columns = np.nonzero((outlined == OUTLINE).all(-1))
     assert len(rows)
     assert np.hypot(rows - at[0] * 60 / 640, columns - at[1] * 120 / 1280).max() < 3
@@ -39,3 +53,82 @@ def test_long_lines_lose_their_middle():
     assert line.startswith("a_very")
     assert line.endswith(".png")
     assert "…" in line
+
+
+@pytest.mark.parametrize("mask", [None, np.zeros((5, 6), bool)])
+def test_without_a_defect_nothing_is_outlined(mask):
+    image = np.full((50, 60, 3), 128, np.uint8)
+    np.testing.assert_array_equal(outline(image, mask), image)
+
+
+def test_colors_follow_the_given_scale_and_never_the_map():
+    anomaly_map = np.array([[0.0, 0.25, 0.5, 2.0]], np.float32)
+    colors = colorize(anomaly_map, scale=(0.0, 0.5))
+    expected = [colormaps["inferno"](level)[:3] for level in (0, 128, 255, 255)]
+    np.testing.assert_array_equal(colors[0], np.round(np.array(expected) * 255))
+
+
+def test_overlay_leaves_the_image_untouched_at_the_low_end_and_mixes_at_the_high_end():
+    image = np.full((2, 4, 3), 100, np.uint8)
+    anomaly_map = np.array([[0, 0, 1, 1]] * 2, np.float32)
+    over = overlay(image, anomaly_map, scale=(0, 1), alpha=0.5)
+    np.testing.assert_array_equal(over[:, :2], 100)
+    high = np.array(colormaps["inferno"](255)[:3]) * 255
+    np.testing.assert_allclose(over[:, 2:], np.broadcast_to(50 + high / 2, (2, 2, 3)), atol=1)
+
+
+@pytest.mark.parametrize("shape", [(37, 37), (300, 20), (1, 1)])
+def test_strips_join_without_a_seam(shape, monkeypatch):
+    anomaly_map = np.random.default_rng(0).random(shape).astype(np.float32)
+    whole = colorize(anomaly_map, scale=(0, 1), size=(600, 40))
+    monkeypatch.setattr(images, "ROWS_AT_ONCE", 7)
+    strips = colorize(anomaly_map, scale=(0, 1), size=(600, 40))
+    assert np.abs(whole.astype(int) - strips).max() <= 3  # one step of the palette
+
+
+def test_map_lies_where_the_image_does():
+    anomaly_map = np.zeros((4, 8), np.float32)
+    anomaly_map[3, 1] = 1  # bottom left
+    heat = colorize(anomaly_map, scale=(0, 1), size=(80, 160)).sum(-1, dtype=int)
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert 60 <= row < 80
+    assert 20 <= column < 40
+
+
+def test_palette_grows_lighter_all_the_way():
+    levels = [int(stop[i : i + 2], 16) for stop in images.palette_stops(9) for i in (1, 3, 5)]
+    lightness = np.array(levels).reshape(9, 3) @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_strips_are_aligned_on_the_bar():
+    wide, tall = (np.zeros((*shape, 3), np.uint8) for shape in ((100, 260), (260, 100)))
+    strips = [Strip([("a", "black")], [("x", wide), ("y", wide)])]
+    strips.append(Strip([("b", "black"), ("c", "red")], [("x", tall), ("y", tall)]))
+    drawn = np.asarray(draw_strips(strips, scale=(0, 1)))
+    black = (drawn == 0).all(axis=-1)
+    assert black[:, images.MARGIN].sum() >= 100 + 260
+    assert black[:, images.MARGIN + 260 + images.GAP].sum() >= 100 + 260
+    bright = (drawn == colorize(np.ones((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
+    rows, columns = np.nonzero(bright)
+    assert columns.min() == images.MARGIN + 2 * (260 + images.GAP)
+    assert drawn[-1 - images.MARGIN, columns.min()].sum() < 30  # the bar ends with the last strip
+    assert rows.min() == np.nonzero(black[:, images.MARGIN + 50])[0].min()
+
+
+def test_pictures_are_as_wide_as_they_must_be():
+    strip = Strip([], [("", np.zeros((4, 3, 3), np.uint8))])
+    assert draw_strips([strip], scale=(0, 1)).width == images.NARROWEST + 2 * images.MARGIN
+
+
+def test_words_stand_in_place_of_a_picture():
+    assert (paper((40, 100)) == images.PAPER).all()
+    assert (paper((40, 100), "none") != images.PAPER).any()
+
+
+def test_errors_in_drawing_are_warned_of(caplog):
+    with drawing("the picture of a.png"):
+        raise ValueError("too wide")
+    assert "Cannot draw the picture of a.png: too wide." in caplog.text
+    with pytest.raises(OSError, match="full"), drawing("b.png"):
+        raise OSError("the disk is full")

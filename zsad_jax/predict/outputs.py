@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -21,6 +20,7 @@ from zsad_jax.data.preprocess import one_large_image, open_image
 from zsad_jax.predict.figure import draw_figure
 from zsad_jax.predict.thresholds import decide, find_regions, shortest
 from zsad_jax.utils import files
+from zsad_jax.utils.images import drawing
 
 Row = dict[str, Any]
 
@@ -114,7 +114,7 @@ class Writer:
 
     Attributes:
       folder: where maps/, figures/ and masks/ lie.
-      scale: (low, high) of the colours.
+      scale: (low, high) of the colors.
       map_size: the longest side of a map, in pixels.
       threshold: scores from it on are anomalous; None: nothing is decided.
       pixel_threshold: map values from it on are anomalous; None: no masks and regions.
@@ -181,17 +181,13 @@ class Writer:
         with files.replaced(self.folder / places["map"]) as temporary:
             np.save(temporary, anomaly_map)
         shown = "/".join(pathlib.PurePath(os.path.realpath(path)).parts[-2:])
-        try:
+        figure = None
+        with drawing(f"the picture of {path}"):
+            lines = (shown, line)
             figure = draw_figure(
-                image,
-                anomaly_map,
-                mask,
-                scale=self.scale,
-                lines=(shown, line),
-                warning=self.warning,
+                image, anomaly_map, mask, scale=self.scale, lines=lines, warning=self.warning
             )
-        except Exception as error:  # a picture that cannot be drawn does not end the run
-            logging.warning("The picture of %s cannot be drawn (%s).", path, error)
+        if figure is None:
             del places["figure"]
         else:
             self._save_png(figure, self.folder / places["figure"])

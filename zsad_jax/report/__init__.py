@@ -3,8 +3,7 @@
 from zsad_jax.report.base import Report
 from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
-from zsad_jax.report.heatmaps import gallery, heatmap_figure
-from zsad_jax.report.pictures import colourise, overlay
+from zsad_jax.report.images import gallery
 from zsad_jax.report.published import PublishedNumber, published_numbers
 from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row
 from zsad_jax.report.wording import DEMONSTRATION
@@ -18,10 +17,7 @@ __all__ = [
     "PublishedNumber",
     "Report",
     "Row",
-    "colourise",
     "gallery",
-    "heatmap_figure",
-    "overlay",
     "published_numbers",
     "read_curves",
     "result_row",

@@ -26,7 +26,7 @@ class Report:
       config_text: the resolved config.
       run: run.json. Keys that end in "_seconds" and "_bytes" are shown in fitting units.
       demonstration: True when the backbone is a demonstration model.
-      map_scale: (low, high), the one colour scale of all maps.
+      map_scale: (low, high), the one color scale of all maps.
       skipped: datasets that were left out, with the reason.
     """
 

@@ -1,31 +1,22 @@
 """Which images are worth showing: the clear ones and the mistaken ones."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from zsad_jax.evaluate import Case, DatasetScores
 
-
-class Kind(NamedTuple):
-    """A kind of case: which label, and from which end of the scores."""
-
-    label: int
-    worst: bool
-    heading: str
-
-
+# Headings of the kinds of cases, their label, and whether those that are most easily mistaken come first.
 KINDS = (
-    Kind(1, True, "Anomalies with the lowest scores"),
-    Kind(0, True, "Normal images with the highest scores"),
-    Kind(1, False, "Anomalies with the highest scores"),
-    Kind(0, False, "Normal images with the lowest scores"),
+    ("Anomalies with the lowest scores", 1, True),
+    ("Normal images with the highest scores", 0, True),
+    ("Anomalies with the highest scores", 1, False),
+    ("Normal images with the lowest scores", 0, False),
 )
 
 
 def standing(case: Case, scores: DatasetScores | None) -> tuple[int, int]:
-    """How many images of the other label in its category a case is confused with, and how many there are.
+    """Counts the images of the other label in a case's category that it is confused with, and all of them.
 
     For a normal image: anomalies that score no higher; for an anomaly: normal images that score no lower.
     """
@@ -39,8 +30,8 @@ def standing(case: Case, scores: DatasetScores | None) -> tuple[int, int]:
 
 def group_cases(
     cases: Sequence[Case], scores: DatasetScores | None, *, limit: int
-) -> list[tuple[Kind, list[Case]]]:
-    """The cases by kind, the most telling first; no case twice, no kind empty.
+) -> list[tuple[str, list[Case]]]:
+    """Returns cases by headings of their kinds, the most telling first; no case twice, no kind empty.
 
     Scores of different categories need not be comparable, so cases come by the share of the other label
     that they are mistaken for, then by score.
@@ -52,10 +43,10 @@ def group_cases(
 
     groups = []
     ranked = {label: sorted((c for c in cases if c.label == label), key=rank) for label in (0, 1)}
-    for kind in KINDS:
-        members = ranked[kind.label]
+    for heading, label, worst in KINDS:
+        members = ranked[label]
         half = (len(members) + 1) // 2  # the other half is for the opposite kind
-        chosen = members[:half] if kind.worst else members[half:][::-1]
+        chosen = members[:half] if worst else members[half:][::-1]
         if chosen:
-            groups.append((kind, chosen[:limit]))
+            groups.append((heading, chosen[:limit]))
     return groups

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zsad_jax.evaluate import Case, DatasetScores
-from zsad_jax.report import figures, formats, names, run_tables, tables, thumbnails, wording
+from zsad_jax.report import charts, formats, images, names, run_tables, tables, wording
 from zsad_jax.report.base import Report
 from zsad_jax.report.cases import group_cases, standing
 from zsad_jax.report.papers import compare_run
-from zsad_jax.report.pictures import palette_stops
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils.errors import plural
+from zsad_jax.utils.images import ANOMALOUS, NORMAL, Scale, drawing, palette_stops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def render_page(report: Report) -> str:
     shown = run_tables.make_tables(
         report.rows, report.comparisons, notes=report.notes, run=report.run
     )
-    training = functools.partial(figures.training_figure, report.history)
+    training = functools.partial(charts.training_figure, report.history)
     return formats.render(
         "report.html",
         report=report,
@@ -98,10 +98,10 @@ def _score_charts(scores: DatasetScores) -> list[Chart]:
     return _charts(
         {
             f"Histograms of the image scores of {name}, normal and anomalous images, by category": (
-                functools.partial(figures.score_histogram, scores)
+                functools.partial(charts.score_histogram, scores)
             ),
             f"ROC curves of the image scores of {name} by category, with the area below in percent": (
-                functools.partial(figures.roc_figure, scores)
+                functools.partial(charts.roc_figure, scores)
             ),
         }
     )
@@ -109,14 +109,14 @@ def _score_charts(scores: DatasetScores) -> list[Chart]:
 
 def _charts(wanted: Mapping[str, Callable[[], "Figure | None"]]) -> list[Chart]:
     """Draws charts, given by their captions; those without data or that cannot be drawn are left out."""
-    charts = []
+    drawn = []
     for caption, draw in wanted.items():
-        with figures.drawing(caption):
+        with drawing(caption):
             figure = draw()
             if figure is not None:
-                svg = figures.to_svg(figure).replace(figures.NORMAL, "var(--normal)")
-                charts.append(Chart(svg.replace(figures.ANOMALOUS, "var(--anomalous)"), caption))
-    return charts
+                svg = charts.to_svg(figure).replace(NORMAL, "var(--normal)")
+                drawn.append(Chart(svg.replace(ANOMALOUS, "var(--anomalous)"), caption))
+    return drawn
 
 
 def _thumbnails(report: Report) -> list[tuple[str, list[tuple[str, list[Thumbnail]]]]]:
@@ -128,20 +128,20 @@ def _thumbnails(report: Report) -> list[tuple[str, list[tuple[str, list[Thumbnai
     for dataset in datasets:
         cases = [case for case in report.cases if case.dataset == dataset]
         groups = [
-            (kind.heading, [_thumbnail(case, scores.get(dataset), report.map_scale) for case in of])
-            for kind, of in group_cases(cases, scores.get(dataset), limit=limit)
+            (heading, [_thumbnail(case, scores.get(dataset), report.map_scale) for case in of])
+            for heading, of in group_cases(cases, scores.get(dataset), limit=limit)
         ]
         pictures.append((names.dataset_name(dataset), groups))
     return pictures
 
 
-def _thumbnail(case: Case, scores: DatasetScores | None, scale: tuple[float, float]) -> Thumbnail:
+def _thumbnail(case: Case, scores: DatasetScores | None, scale: Scale) -> Thumbnail:
     wrong, total = standing(case, scores)
     others = "normal images score as high" if case.label else "anomalies score as low"
     return Thumbnail(
-        source=thumbnails.data_uri(case, scale=scale),
+        source=images.data_uri(images.thumbnail(case, scale=scale)),
         category=names.category_name(case.category),
-        label=figures.LABELS[case.label],
+        label=names.LABELS[case.label],
         score=f"{case.score:.3f}",
         standing=f"; {wrong} of {total} {others}" if total else "",
         file_name=case.file_name,

@@ -3,6 +3,8 @@
 from zsad_jax.data import protocols
 from zsad_jax.utils.images import printable
 
+LABELS = ("normal", "anomalous")
+
 METHODS = {
     "tipsomaly": "TIPSomaly",
     "vip2clip": "ViP²-CLIP",

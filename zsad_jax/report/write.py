@@ -6,13 +6,16 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from zsad_jax.evaluate import Case
-from zsad_jax.report import figures, formats, heatmaps, names, run_tables
+from zsad_jax.report import charts, formats, images, names, run_tables
 from zsad_jax.report.base import Report
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike, safe_name, write_json, write_text
+from zsad_jax.utils.images import drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,35 +72,24 @@ def write_figures(folder: PathLike, report: Report) -> None:
         if path.is_symlink():
             raise UserError(f"{path} is a link; figures are not written through links. Remove it.")
 
-    def save(make: "Callable[[], Figure | None]", *names: str) -> None:
-        with figures.drawing("/".join(names)):
-            figure = make()
-            if figure is not None:
-                figures.save_png(figure, folder.joinpath(*names))
-                written.append("/".join(names))
+    def save(draw: "Callable[[], Figure | Image.Image | None]", *names: str) -> None:
+        name = "/".join(names)
+        with drawing(name):
+            picture = draw()
+            if picture is not None:
+                charts.save_png(picture, folder / name)
+                written.append(name)
 
+    demonstration = [DEMONSTRATION.rstrip(".")] * report.demonstration
     for case in report.cases:
-        words = [
-            DEMONSTRATION.rstrip(".") if report.demonstration else "",
-            names.dataset_name(case.dataset),
-        ]
-        heatmap = functools.partial(
-            heatmaps.heatmap_figure,
-            case.image,
-            case.anomaly_map,
-            case.mask,
-            scale=report.map_scale,
-            file_name=case.file_name,
-            score=case.score,
-            label=case.label,
-            title=" · ".join(word for word in words if word),
-        )
-        save(heatmap, safe_name(case.dataset), figure_name(case))
+        title = " · ".join([*demonstration, names.dataset_name(case.dataset)])
+        heat_map = functools.partial(images.heat_map, case, scale=report.map_scale, title=title)
+        save(heat_map, safe_name(case.dataset), figure_name(case))
     for scores in report.scores:
         place = safe_name(scores.dataset)
-        save(functools.partial(figures.score_histogram, scores), place, "score_histogram.png")
-        save(functools.partial(figures.roc_figure, scores), place, "roc.png")
-    save(functools.partial(figures.training_figure, report.history), "training.png")
+        save(functools.partial(charts.score_histogram, scores), place, "score_histogram.png")
+        save(functools.partial(charts.roc_figure, scores), place, "roc.png")
+    save(functools.partial(charts.training_figure, report.history), "training.png")
     _remove_earlier(folder, written)
 
 

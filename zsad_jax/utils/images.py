@@ -1,32 +1,104 @@
-"""Ground truth drawn over its image, and the words beside pictures: what contact sheets and reports share."""
+"""Pictures of images, anomaly maps and ground truth, as contact sheets, reports and predictions show them."""
 
+import contextlib
 import functools
-import logging
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator, Sequence
+from logging import CRITICAL, getLogger
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
-from PIL import Image, ImageFont
+from absl import logging
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 OUTLINE = (0, 229, 255)
 INK = "#1b1f24"
-NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # told apart by every kind of colour vision
+NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # distinct for every kind of color vision
+PAPER = (235, 235, 235)  # in place of a picture
+COLOR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of color vision
+ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes
+
+# The layout of strips, in pixels.
+MARGIN, GAP, BAR = 14, 8, 14
+FONT_SIZE, LINE = 15, 21
+NARROWEST = 420  # of the text
 
 Picture = UInt8[np.ndarray, "H W 3"]
+Scale = tuple[float, float]  # the values of the darkest and the brightest color
 
 
-def draw_outline(image: Picture, mask: Bool[np.ndarray, "h w"]) -> Picture:
-    """The image with a bright, dark-rimmed line around the mask, just outside of it.
+class Strip(NamedTuple):
+    """Pictures side by side, with their names, below lines of text in a color each."""
+
+    lines: Sequence[tuple[str, str]]
+    panels: Sequence[tuple[str, Picture]]
+
+
+@contextlib.contextmanager
+def drawing(what: str) -> Iterator[None]:
+    """Turns an error in drawing into a warning, since no name in a picture may end a finished run."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        logging.warning("Cannot draw %s: %s.", what, error)
+
+
+def colorize(
+    anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale, size: tuple[int, int] | None = None
+) -> Picture:
+    """Returns an anomaly map in colors.
+
+    Args:
+      anomaly_map: any range; values outside `scale` take the color of its nearer end.
+      scale: never taken from the map, so that pictures can be compared.
+      size: (H, W) of the picture; by default the map's own.
+    """
+    height, width = size or anomaly_map.shape
+    picture = np.empty((height, width, 3), np.uint8)
+    for rows in _bands(height):
+        picture[rows] = _palette()[_levels(anomaly_map, (height, width), rows, scale)]
+    return picture
+
+
+def overlay(
+    image: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale, alpha: float = 0.75
+) -> Picture:
+    """Returns an image with its anomaly map laid over it.
+
+    The opacity grows with the map: where the map is at the low end, the image is unchanged.
+
+    Args:
+      image: at any resolution, which is that of the result.
+      anomaly_map: of the same area, at any resolution; interpolated bilinearly.
+      scale: as for `colorize`.
+      alpha: opacity at the high end, 0 to 1.
+    """
+    picture = np.empty_like(image)
+    opacity = np.linspace(0, alpha, 256, dtype=np.float32)[:, None]
+    for rows in _bands(image.shape[0]):
+        levels = _levels(anomaly_map, image.shape[:2], rows, scale)
+        cover = opacity[levels]
+        picture[rows] = np.rint(image[rows] * (1 - cover) + _palette()[levels] * cover)
+    return picture
+
+
+def outline(image: Picture, mask: Bool[np.ndarray, "h w"] | None) -> Picture:
+    """Returns an image with a bright, dark-rimmed line around the mask, just outside of it.
 
     Args:
       image: at any resolution.
-      mask: at any resolution; image and mask cover the same area. However small a defect and the image,
-        it keeps a pixel.
+      mask: of the same area, at any resolution. However small a defect and the image, it keeps a pixel.
+        None or an empty mask: the image is unchanged.
     """
     import cv2
 
+    if mask is None or not mask.any():
+        return image
     height, width = image.shape[:2]
     whole = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).convert("F")
     inside = (np.asarray(whole.resize((width, height), Image.Resampling.BOX)) > 0).astype(np.uint8)
@@ -42,16 +114,79 @@ def draw_outline(image: Picture, mask: Bool[np.ndarray, "h w"]) -> Picture:
 
 
 def fit(image: Picture, longest: int) -> Picture:
-    """The image with its longest side made `longest` pixels, its aspect kept."""
+    """Returns an image resized to a longest side of `longest` pixels, with its aspect kept."""
     height, width = (
         max(round(side * longest / max(image.shape[:2])), 1) for side in image.shape[:2]
     )
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def printable(text: str) -> str:
-    """Returns a text with what cannot be drawn escaped: line breaks, control characters, other bytes."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+def paper(size: tuple[int, int], words: str = "") -> Picture:
+    """Returns a gray picture of (H, W) pixels with words in its middle, in place of an absent one."""
+    canvas = Image.new("RGB", size[::-1], PAPER)
+    middle = (size[1] / 2, size[0] / 2)
+    ImageDraw.Draw(canvas).text(middle, words, INK, load_font(FONT_SIZE), anchor="mm")
+    return np.asarray(canvas)
+
+
+def draw_strips(strips: Sequence[Strip], *, scale: Scale) -> Image.Image:
+    """Draws strips of pictures below each other, and the color scale of their maps beside them.
+
+    Pictures at the same position of each strip are aligned; the names are those of the first strip.
+    """
+    ticks = [f"{value:.3g}" for value in np.linspace(scale[1], scale[0], 3)]
+    bar_width = BAR + 4 + round(max(load_font(FONT_SIZE).getlength(tick) for tick in ticks))
+    columns = zip(*(strip.panels for strip in strips), strict=True)
+    widths = [max(picture.shape[1] for _, picture in column) for column in columns]
+    heights = [max(picture.shape[0] for _, picture in strip.panels) for strip in strips]
+    lefts = MARGIN + np.cumsum([0, *(width + GAP for width in widths)])
+    inside = max(int(lefts[-1]) - MARGIN + bar_width, NARROWEST)
+    names = LINE * any(name for name, _ in strips[0].panels)
+    text = names + sum(LINE * len(strip.lines) + 2 * GAP for strip in strips) - GAP
+    canvas = Image.new("RGB", (inside + 2 * MARGIN, 2 * MARGIN + text + sum(heights)), "white")
+    pen = ImageDraw.Draw(canvas)
+    tops: list[int] = []
+    bottom = MARGIN - GAP
+    for strip, height in zip(strips, heights, strict=True):
+        top = bottom + GAP
+        for line, color in strip.lines:
+            write_line(pen, (MARGIN, top), line, width=inside, color=color)
+            top += LINE
+        tops.append(top + GAP + (0 if tops else names))
+        bottom = tops[-1] + height
+        for (name, picture), left, width in zip(strip.panels, lefts.tolist(), widths, strict=False):
+            if len(tops) == 1:
+                write_line(pen, (left, tops[0] - LINE), name, width=width)
+            canvas.paste(Image.fromarray(picture), (left, tops[-1]))
+    _draw_scale(canvas, (int(lefts[-1]), tops[0]), bottom - tops[0], scale, ticks)
+    return canvas
+
+
+def _draw_scale(
+    canvas: Image.Image, corner: tuple[int, int], height: int, scale: Scale, ticks: Sequence[str]
+) -> None:
+    """Draws the color scale, with as many of its ends and its middle as there is room for."""
+    left, top = corner
+    values = np.linspace(scale[1], scale[0], max(height, 2), dtype=np.float32)[:, None]
+    canvas.paste(Image.fromarray(colorize(values, scale=scale, size=(height, BAR))), corner)
+    pen = ImageDraw.Draw(canvas)
+    for number in [0, 1, 2] if height >= 3 * LINE else [0, 2] if height >= 2 * LINE else []:
+        place = (left + BAR + 4, top + round(number / 2 * (height - FONT_SIZE)) - 2)
+        pen.text(place, ticks[number], INK, load_font(FONT_SIZE))
+
+
+def write_line(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    words: str,
+    *,
+    width: float,
+    size: int = FONT_SIZE,
+    color: str = INK,
+) -> None:
+    """Writes a line of text below and right of `corner`, shortened to `width`; all in pixels."""
+    font = load_font(size)
+    pen.text(corner, shorten(words, width, font), color, font)
 
 
 def shorten(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
@@ -65,19 +200,55 @@ def shorten(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     return shortened
 
 
+def printable(text: str) -> str:
+    """Returns a text with what cannot be drawn escaped: line breaks, control characters, other bytes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 @functools.cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of the reports' figures, at a size in pixels."""
+    """Loads the font of the charts, at a size in pixels."""
     import matplotlib
 
     folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
 
 
+def palette_stops(count: int) -> list[str]:
+    """Returns colors of the scale from low to high, evenly spaced, as "#rrggbb"."""
+    positions = np.linspace(0, 255, count).round().astype(int)
+    return ["#{:02x}{:02x}{:02x}".format(*color) for color in _palette()[positions].tolist()]
+
+
+@functools.cache
+def _palette() -> UInt8[np.ndarray, "256 3"]:
+    from matplotlib import colormaps
+
+    return (colormaps[COLOR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+
+
+def _bands(height: int) -> list[slice]:
+    return [slice(row, min(row + ROWS_AT_ONCE, height)) for row in range(0, height, ROWS_AT_ONCE)]
+
+
+def _levels(
+    anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, int], rows: slice, scale: Scale
+) -> UInt8[np.ndarray, "r W"]:
+    """Returns rows of the map, resized to `size`, as positions 0 … 255 on the scale."""
+    low, high = scale
+    height, width = size
+    source = Image.fromarray(np.asarray(anomaly_map, np.float32))
+    # Pillow's filter reaches beyond the box, so bands join without a seam.
+    box = (0, rows.start * source.height / height, source.width, rows.stop * source.height / height)
+    resized = source.resize((width, rows.stop - rows.start), Image.Resampling.BILINEAR, box=box)
+    share = (np.asarray(resized) - low) / (high - low)
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
 def set_up_decoders() -> None:
-    """Stops comments of Pillow and OpenCV on images, which raise if unreadable, and bounds Pillow's memory."""
+    """Silences Pillow and OpenCV, which raise for unreadable images anyway, and bounds Pillow's memory."""
     warnings.filterwarnings("ignore", module="PIL")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    getLogger("PIL").setLevel(CRITICAL)
     # Read when cv2 is imported, here and in worker processes.
     os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
     # glibc returns freed blocks of this size; Pillow's own of 16 MiB stay in the arena of each thread.

@@ -16,7 +16,16 @@ from zsad_jax.data.inspect.target import Target
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import replaced
-from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, draw_outline, fit, load_font, shorten
+from zsad_jax.utils.images import (
+    ANOMALOUS,
+    INK,
+    NORMAL,
+    fit,
+    load_font,
+    outline,
+    paper,
+    write_line,
+)
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 
@@ -34,7 +43,6 @@ NARROWEST = 640  # of a sheet: its headings need room
 FONT, HEADING, TITLE = 13, 17, 22  # sizes in pixels
 CAPTION_GAP = 4
 LINE = 17  # from one line of a caption to the next
-PAPER = (235, 235, 235)  # in place of a picture
 THREADS = 4
 
 
@@ -46,7 +54,7 @@ class Chosen(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A picture with its caption: lines and their colours.
+    """A picture with its caption: lines and their colors.
 
     Attributes:
       span: how many columns it takes; strips take several.
@@ -182,21 +190,19 @@ def _strip(dataset: Dataset, index: int) -> Chosen:
 def _make_tile(sample: Sample, *, told: bool) -> Tile:
     """A sample's picture and caption; `told` when the heading says that there are no masks."""
     found = examine(sample)
-    colour = ANOMALOUS if sample.label else NORMAL
+    color = ANOMALOUS if sample.label else NORMAL
     kind = sample.defect or ("anomalous" if sample.label else "normal")
-    lines = [(kind, colour), (_end_of(sample.file_name), INK)]
+    lines = [(kind, color), (_end_of(sample.file_name), INK)]
     span = 1
     if found.image is None:
-        picture = Image.new("RGB", (TILE, TILE), PAPER)
+        picture = Image.fromarray(paper((TILE, TILE)))
     else:
         whole = np.asarray(found.image.convert("RGB"))
         height, width = whole.shape[:2]
         span = int(np.clip(width // (WIDE * height) + 1, 1, WIDEST))
         scale = min(_width(span) / width, TALLEST / height)
         shown = fit(whole, round(max(width, height) * scale))
-        if found.mask is not None and found.usable and found.mask.any():
-            shown = draw_outline(shown, found.mask)
-        picture = Image.fromarray(shown)
+        picture = Image.fromarray(outline(shown, found.mask if found.usable else None))
     missing = sample.label and not sample.has_mask and not told
     for issue in [*found.issues, *[Issue("mask_missing", "")] * bool(missing)]:
         lines += [(line, ANOMALOUS) for line in _wrap(issue.description, _width(span))]
@@ -244,9 +250,9 @@ def _draw(title: str, rows: Sequence[tuple[str, list[Tile]]]) -> Image.Image:
         top += HEADING + GAP + sum(_height(line) + GAP for line in lines) + GAP
     sheet = Image.new("RGB", (width, top + MARGIN - GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    _write(pen, (MARGIN, MARGIN), title, TITLE, width)
+    write_line(pen, (MARGIN, MARGIN), title, size=TITLE, width=width - 2 * MARGIN)
     for below, heading, lines in placed:
-        _write(pen, (MARGIN, below), heading, HEADING, width)
+        write_line(pen, (MARGIN, below), heading, size=HEADING, width=width - 2 * MARGIN)
         top = below + HEADING + GAP
         for line in lines:
             left = MARGIN
@@ -268,14 +274,6 @@ def _flow(tiles: Sequence[Tile], columns: int) -> list[list[Tile]]:
     return lines
 
 
-def _write(
-    pen: ImageDraw.ImageDraw, corner: tuple[int, int], words: str, size: int, width: int
-) -> None:
-    """Writes a line of a size in pixels, shortened to the sheet's width."""
-    font = load_font(size)
-    pen.text(corner, shorten(words, width - 2 * MARGIN, font), INK, font)
-
-
 def _height(tiles: Sequence[Tile]) -> int:
     """Of a line of tiles: its tallest picture, and its longest caption."""
     captions = max(len(tile.lines) for tile in tiles)
@@ -291,7 +289,6 @@ def _place(
 ) -> None:
     """Puts a picture on its bottom line, and its caption below."""
     sheet.paste(tile.picture, (left, bottom - tile.picture.height))
-    font = load_font(FONT)
-    for number, (words, colour) in enumerate(tile.lines):
-        below = bottom + CAPTION_GAP + number * LINE
-        pen.text((left, below), shorten(words, tile.width, font), colour, font)
+    for number, (words, color) in enumerate(tile.lines):
+        corner = (left, bottom + CAPTION_GAP + number * LINE)
+        write_line(pen, corner, words, width=tile.width, size=FONT, color=color)

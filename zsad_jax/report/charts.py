@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import logging
+from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.evaluate import DatasetScores
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {0: "normal", 1: "anomalous"}
 PANEL_COLUMNS = 5
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
@@ -51,17 +50,6 @@ def style() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def drawing(what: str) -> Iterator[None]:
-    """Turns an error while a figure is drawn into a warning: no name in it may end a finished run."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        logging.warning("The figure %s cannot be drawn (%s).", what, error)
-
-
 def new_figure(inches: tuple[float, float], *, layout: Any = "constrained") -> "Figure":
     """An empty figure that belongs to no window and no global list."""
     from matplotlib.figure import Figure
@@ -76,13 +64,13 @@ def score_histogram(scores: DatasetScores) -> "Figure":
     with style():
         figure, panels = _category_panels(scores, aspect=0.83, sharex=True)
         for axes, name, members in panels:
-            for label, colour, hatch in ((0, NORMAL, ""), (1, ANOMALOUS, "////")):
+            for label, color, hatch in ((0, NORMAL, ""), (1, ANOMALOUS, "////")):
                 chosen = values[members & (np.asarray(scores.labels) == label)]
                 counts = np.histogram(chosen, bins)[0].astype(float)
                 counts[counts == 0] = np.nan  # no line along the axis
-                axes.stairs(counts, bins, fill=True, color=colour, alpha=0.35)
+                axes.stairs(counts, bins, fill=True, color=color, alpha=0.35)
                 axes.stairs(
-                    counts, bins, color=colour, linewidth=1.3, hatch=hatch, label=LABELS[label]
+                    counts, bins, color=color, linewidth=1.3, hatch=hatch, label=names.LABELS[label]
                 )
             axes.set_title(name)
             axes.locator_params(axis="y", integer=True, nbins=3)
@@ -137,8 +125,8 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
             for number, lines in enumerate(trainings):
                 points = [line for line in lines if line.get(name) is not None]
                 steps, values = ([line[key] for line in points] for key in ("step", name))
-                colour, dashes = LINES[number % len(LINES)]
-                axes.plot(steps, values, dashes, color=colour, label=f"training {number + 1}")
+                color, dashes = LINES[number % len(LINES)]
+                axes.plot(steps, values, dashes, color=color, label=f"training {number + 1}")
             axes.set_title(name.replace("_", " "))
             axes.margins(x=0.01)
         for axes in grid[len(curves) :]:
@@ -158,12 +146,14 @@ def _split_trainings(history: Sequence[Mapping[str, Any]]) -> list[list[Mapping[
     return trainings
 
 
-def save_png(figure: "Figure", path: PathLike, *, dpi: int = 100) -> None:
-    """Writes a figure as PNG, atomically; the same figure gives the same bytes."""
+def save_png(picture: "Figure | Image.Image", path: PathLike) -> None:
+    """Writes a picture as PNG, atomically; the same picture gives the same bytes."""
     with replaced(path) as temporary:
-        figure.savefig(
-            temporary, dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 4}
-        )
+        if isinstance(picture, Image.Image):
+            picture.save(temporary, compress_level=4)
+        else:
+            options = {"compress_level": 4}
+            picture.savefig(temporary, dpi=100, metadata={"Software": None}, pil_kwargs=options)
 
 
 def to_svg(figure: "Figure") -> str:
