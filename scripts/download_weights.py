@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from zsad_jax.backbones import registry as backbones
-from zsad_jax.methods.shared import released as prompts
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import command_line
 from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import UserError
@@ -37,15 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
 def show(lineage: str) -> None:
     for name in backbones.names():
         print(f"{name:36} {'missing' if backbones.missing_files(name, lineage) else 'here'}")
-    for name in prompts.names():
-        print(f"{name:36} {'missing' if prompts.missing_files(name) else 'here'}")
+    for name in prompt_files.RELEASES:
+        here = prompt_files.local_path(name).exists()
+        print(f"{name:36} {'here' if here else 'missing'}")
 
 
 def fetch(name: str, lineage: str) -> None:
-    known = [*backbones.names(), *prompts.names()]
+    known = [*backbones.names(), *prompt_files.RELEASES]
     if name not in known:
         raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}.")
-    paths = [prompts.locate(name)] if name in prompts.names() else backbones.locate(name, lineage)
+    released = name in prompt_files.RELEASES
+    paths = [prompt_files.locate(name)] if released else backbones.locate(name, lineage)
     for path in filter(None, paths):
         print(path)
 

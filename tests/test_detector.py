@@ -12,7 +12,7 @@ from PIL import Image
 import zsad_jax
 from zsad_jax import detector as detectors
 from zsad_jax.data.preprocess import resize_image
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / "goldens" / "tipsomaly"
@@ -227,50 +227,50 @@ def test_unknown_names_are_told(backbone):
 
 
 @pytest.fixture
-def prompt_files(backbone, tmp_path, monkeypatch):
+def stored_prompts(backbone, tmp_path, monkeypatch):
     """Two files of learned prompts; "shipped" lies where prompts ship with the backbone "tips"."""
     method = zsad_jax.methods.make_method("tipsomaly", backbone)
     files = {"given": tmp_path / "given.npz", "shipped": tmp_path / "tips/tipsomaly_prompts.npz"}
     for seed, path in enumerate(files.values()):
-        learned.save(path, method.init(jax.random.key(seed), backbone.params))
-    monkeypatch.setattr(learned, "ASSETS", tmp_path)
+        prompt_files.save(path, method.init(jax.random.key(seed), backbone.params))
+    monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     return method, files
 
 
-def test_given_prompts_come_first_then_those_that_ship(backbone, prompt_files):
-    method, files = prompt_files
+def test_given_prompts_come_first_then_those_that_ship(backbone, stored_prompts):
+    method, files = stored_prompts
     given, words = detectors.choose_params(method, backbone, str(files["given"]))
     assert words == str(files["given"])
     shipped, words = detectors.choose_params(method, backbone, None)
-    assert words == "prompts that ship with tips"
-    assert learned.digest(given) != learned.digest(shipped)
-    assert learned.digest(shipped) == learned.digest(
-        learned.load(str(files["shipped"]), method, backbone)
+    assert words == "prompts included with tips"
+    assert prompt_files.digest(given) != prompt_files.digest(shipped)
+    assert prompt_files.digest(shipped) == prompt_files.digest(
+        prompt_files.load(str(files["shipped"]), method, backbone)
     )
 
 
-def test_without_any_prompts_the_fixed_ones_serve_with_a_warning(backbone, prompt_files, caplog):
-    method, files = prompt_files
+def test_without_any_prompts_the_fixed_ones_serve_with_a_warning(backbone, stored_prompts, caplog):
+    method, files = stored_prompts
     files["shipped"].unlink()
     assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
-    assert "none ship with tips: fixed prompts are used" in caplog.text
+    assert "No learned prompts are given or included with tips" in caplog.text
 
 
-def test_fixed_prompts_by_wish_need_no_warning(backbone, prompt_files, caplog):
+def test_fixed_prompts_by_wish_need_no_warning(backbone, stored_prompts, caplog):
     method = zsad_jax.methods.make_method("tipsomaly", backbone, {"learning": "none"})
     assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
     assert not caplog.records
 
 
-def test_learned_prompts_change_the_map(backbone, prompt_files, images, expected):
+def test_learned_prompts_change_the_map(backbone, stored_prompts, images, expected):
     found = zsad_jax.load_detector(
-        "tipsomaly", backbone, checkpoint=str(prompt_files[1]["given"]), category="metal nut"
+        "tipsomaly", backbone, checkpoint=str(stored_prompts[1]["given"]), category="metal nut"
     ).predict(images[:1])
     assert np.abs(found.anomaly_map - expected.anomaly_map[:1]).max() > 1e-4
 
 
 def test_prompts_that_do_not_fit_are_refused(backbone, tmp_path):
     path = tmp_path / "narrow.npz"
-    learned.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
+    prompt_files.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
     with pytest.raises(UserError, match="do not fit tipsomaly over tips"):
         zsad_jax.load_detector("tipsomaly", backbone, checkpoint=str(path))

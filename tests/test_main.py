@@ -18,7 +18,8 @@ import pytest
 
 from zsad_jax.data.open import open_dataset
 from zsad_jax.experiment.config import from_config
-from zsad_jax.main import default_workdir, open_datasets, run_experiment
+from zsad_jax.experiment.run import open_datasets, run_experiment
+from zsad_jax.main import default_workdir
 from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"
@@ -293,7 +294,7 @@ MISTAKES = {
     "nothing to learn on": ({"auxiliary": None}, r"config.auxiliary does not say"),
     "no such checkpoint": (
         {"train": False, "checkpoints": {"auxiliary": "nowhere.npz"}},
-        r"nowhere.npz.*neither a file nor a released name",
+        r"nowhere.npz.*neither a file nor a name of released prompts",
     ),
 }
 

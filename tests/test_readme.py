@@ -15,7 +15,7 @@ from zsad_jax import data, methods
 from zsad_jax.backbones import registry
 from zsad_jax.data import benchmarks, protocols
 from zsad_jax.data.benchmarks.counts import total
-from zsad_jax.methods.shared import released as prompts
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import published_numbers
 from zsad_jax.utils.errors import UserError
 
@@ -139,7 +139,7 @@ def test_names_are_known():
     named = set(re.findall(r"\b(?:tips(?:v2)?|clip)-[a-z0-9-]+", README))
     assert named
     assert named <= set(registry.names())
-    assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompts.names())
+    assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompt_files.RELEASES)
     for name in re.findall(r"data prepare (\w+)", README + DATASETS):
         with pytest.raises(UserError, match=f"prepare {name}"):
             data.check_available(name, ROOT / "nowhere")

@@ -14,10 +14,10 @@ from jaxtyping import Float, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.preprocess import open_image, resize_image
-from zsad_jax.evaluate import Contender, Scorer, make_scorer
+from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method
 from zsad_jax.methods.base import PyTree
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
 
@@ -217,30 +217,29 @@ def make_detector(
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,
         prototypes=prototypes,
-        scorer=make_scorer([Contender(method, params)], backbone),
+        scorer=make_scorer([method], backbone),
     )
 
 
 def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) -> tuple[PyTree, str]:
-    """Learned parameters, and in words where they are from."""
-    if checkpoint is not None:
-        return jax.tree.map(jnp.asarray, learned.load(checkpoint, method, backbone)), checkpoint
-    if not learned.learns(method, backbone):
-        return {}, "fixed prompts"
-    shipped = learned.shipped_prompts(method.name, backbone.name)
-    if shipped is not None:
-        params = learned.load(str(shipped), method, backbone)
-        return jax.tree.map(jnp.asarray, params), f"prompts that ship with {backbone.name}"
+    """Returns learned parameters with their origin in words; {} for fixed prompts."""
+    fixed: tuple[PyTree, str] = {}, "fixed prompts"
+    if checkpoint is None and not prompt_files.expected(method, backbone):
+        return fixed
+    file = prompt_files.choose(method.name, backbone.name, checkpoint)
+    if file is not None:
+        params = prompt_files.load(file.source, method, backbone)
+        return jax.tree.map(jnp.asarray, params), file.description
     if not method.works_untrained:
         raise UserError(
-            f"{method.name} learns its prompts, and none ship with {backbone.name}: train them with python -m"
-            " zsad_jax.main, and give the prompts.npz that it writes as the checkpoint."
+            f"{method.name} learns its prompts, and none are included with {backbone.name}. Train them with"
+            " python -m zsad_jax.main, and give the prompts.npz that it writes as the checkpoint."
         )
     logging.warning(
-        "No learned prompts were given and none ship with %s: fixed prompts are used, which find less.",
+        "No learned prompts are given or included with %s: using fixed prompts, which are less accurate.",
         backbone.name,
     )
-    return {}, "fixed prompts"
+    return fixed
 
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:

@@ -116,10 +116,10 @@ Results = Sequence[tuple[dict[str, np.ndarray], Float[np.ndarray, "b S S"]]]
 Scorer = Callable[..., Any]
 
 
-def make_scorer(contenders: Sequence[Contender], backbone: Backbone) -> Scorer:
+def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
     """The compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
 
-    Contenders with the same `features_key` share one pass through the vision tower.
+    Methods with the same `features_key` share one pass through the vision tower.
     Maps have the side of the images.
     """
 
@@ -135,8 +135,7 @@ def make_scorer(contenders: Sequence[Contender], backbone: Backbone) -> Scorer:
         images = backbone.preprocess.normalize(images)
         shared: dict[Any, PyTree] = {}
         results = []
-        for contender, learned, texts in zip(contenders, params, prototypes, strict=True):
-            method = contender.method
+        for method, learned, texts in zip(methods, params, prototypes, strict=True):
             key = method.features_key if method.cacheable else None
             features = shared.get(key)
             if features is None:
@@ -184,7 +183,7 @@ def evaluate(
     load = functools.partial(
         load_batches, dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers
     )
-    scorer = scorer or make_scorer(contenders, backbone)
+    scorer = scorer or make_scorer([contender.method for contender in contenders], backbone)
     run = functools.partial(_run, _placed(contenders, backbone, dataset, mesh), scorer, mesh)
 
     gathered = _Gathered(dataset, [contender.method for contender in contenders], exact)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
 # Relative to the largest entry, as the README of the goldens recommends.
@@ -126,7 +126,7 @@ def evaluated(config, golden, run_main, tmp_path_factory):
     """A run with the goldens' prompts, whose comparisons are the other runs of the published code."""
     folder = tmp_path_factory.mktemp("evaluated")
     prompts = dict(zip(("normal", "abnormal"), golden["learnable_prompts"], strict=True))
-    learned.save(folder / "prompts.npz", prompts)
+    prompt_files.save(folder / "prompts.npz", prompts)
     changes = {
         "checkpoints": {"auxiliary": str(folder / "prompts.npz")},
         "comparisons": {name: fields for name, fields in RUNS.items() if name != MAIN},

@@ -121,4 +121,4 @@ def test_shipped_prompts_fit_their_methods(backbones, name):
         made = make_method(method, backbones[name], OVER_NANO.get(method))
         params, source = choose_params(made, backbones[name], None)
         assert count_learned(made, backbones[name]) == sum(x.size for x in jax.tree.leaves(params))
-        assert source == f"prompts that ship with {name}"
+        assert source == f"prompts included with {name}"

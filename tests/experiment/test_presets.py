@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from zsad_jax.data.protocols import DATASETS, parse_name
 from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
-from zsad_jax.methods import METHODS
+from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import published_numbers
 from zsad_jax.utils.errors import UserError
 
@@ -121,9 +121,9 @@ def test_every_protocol_trains_on_what_it_does_not_evaluate(config):
     assert (experiment.auxiliaries() == ("synthetic_aux",)) == nano
     assert ("nano" in experiment.backbone["name"]) == nano
     assert experiment.train == (not nano and experiment.method["name"] != "tipsomaly")
-    for target in experiment.targets:
-        trained_on = {part.key for part in parse_name(experiment.auxiliary_of(target))}
-        assert trained_on <= set(DATASETS) - {target}
+    for target in experiment.resolved:
+        trained_on = {part.key for part in parse_name(target.auxiliary)}
+        assert trained_on <= set(DATASETS) - {target.name}
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -196,8 +196,9 @@ def test_other_methods_beside_the_main_one():
     options = {"method": {"name": "coop", "sigma": 2.0}, "backbone": {"name": "clip-nano"}}
     comparisons = {"plain": {"name": "clip"}, "middle": {"position": "middle"}}
     experiment = Experiment(**options, targets=("visa",), comparisons=comparisons)
-    assert experiment.method_options("plain", sigma=3.0) == {"name": "clip"}
-    assert experiment.method_options("middle")["sigma"] == 2.0
+    _, plain, middle = experiment.resolved[0].variants
+    assert (plain.name, plain.config) == ("clip", config_class("clip")())
+    assert (middle.config.sigma, middle.config.position) == (2.0, "middle")
     with pytest.raises(UserError, match="Unknown key 'position' for ClipConfig"):
         Experiment(
             **options,

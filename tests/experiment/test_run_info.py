@@ -1,5 +1,4 @@
 import json
-import types
 
 import numpy as np
 
@@ -38,8 +37,8 @@ def test_missing_masks_are_counted_over_categories_where_pixel_metrics_need_them
 
 
 def test_the_record_of_a_run_tells_missing_masks_only_where_there_are_any():
-    backbone = types.SimpleNamespace(digest="00", demonstration=False)
+    weights = {"digest": "00", "demonstration": False}
     clock = run_info.Stopwatch()
-    missing = run_info.describe_run(backbone, clock, [evaluation("ksdd", 2)])
+    missing = run_info.describe_run(clock, [evaluation("ksdd", 2)], **weights)
     assert json.loads(json.dumps(missing))["anomalous_without_mask"] == {"ksdd": 2}
-    assert "anomalous_without_mask" not in run_info.describe_run(backbone, clock, [])
+    assert "anomalous_without_mask" not in run_info.describe_run(clock, [], **weights)

@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 
 import zsad_jax
-from zsad_jax import main
 from zsad_jax.backbones import registry
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, make_scorer
 from zsad_jax.experiment import run as runner
-from zsad_jax.experiment.config import Experiment, from_config, target_name
+from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.methods import METHODS, Batch, config_class
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 
@@ -117,7 +116,7 @@ def batch():
 def trace_step(method, backbone, training):
     """Traces a training step of every stage."""
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
-    params = learned.expected(method, backbone)
+    params = prompt_files.expected(method, backbone)
     for stage in method.stages if params else ():
         optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
         state = TrainState(params, jax.eval_shape(optimizer.init, params))
@@ -148,10 +147,10 @@ COMBINATIONS = [*itertools.product(METHODS, registry.SHIPPED)]
 def test_demos_train_and_score(name, over):
     backbone, experiment = load(over), demo(name, over)
     experiment.check_methods(backbone)
-    method = experiment.make_method(backbone)
+    method = experiment.variants()[0].make(backbone)
     trace_step(method, backbone, experiment.training_config)
-    contenders = [Contender(method, learned.expected(method, backbone))]
-    trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+    contenders = [Contender(method, prompt_files.expected(method, backbone))]
+    trace_scores(contenders, backbone, make_scorer([method], backbone))
     assert set(jax.tree.leaves(method.groups(contenders[0].params))) == set(method.group_names)
 
 
@@ -167,10 +166,10 @@ def test_every_option_of_a_method_works_or_is_rejected_before_data_is_loaded(nam
         except UserError:
             continue
         try:
-            method = experiment.make_method(backbone)
-            contenders = [Contender(method, learned.expected(method, backbone))]
+            method = experiment.variants()[0].make(backbone)
+            contenders = [Contender(method, prompt_files.expected(method, backbone))]
             trace_step(method, backbone, experiment.training_config)
-            trace_scores(contenders, backbone, make_scorer(contenders, backbone))
+            trace_scores(contenders, backbone, make_scorer([method], backbone))
         except Exception as error:
             raise AssertionError(f"{changes} fails late") from error
         works += 1
@@ -189,7 +188,7 @@ def run(monkeypatch, tmp_path):
     def train(method, backbone, dataset, config, **_):
         trained.append(method.name)
         trace_step(method, backbone, config)
-        shapes = learned.expected(method, backbone)
+        shapes = prompt_files.expected(method, backbone)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def evaluate(contenders, backbone, dataset, *, scorer, **_):
@@ -198,13 +197,13 @@ def run(monkeypatch, tmp_path):
 
     def open_datasets(experiment):
         sample = Sample(image=b"", category="metal nut", file_name="0.png")
-        names = {*map(target_name, experiment.targets)}
+        names = {target.name for target in experiment.resolved}
         names |= {*experiment.auxiliaries()} if experiment.train else set()
         if not names <= {"synthetic_target", "synthetic_aux"}:
             raise NotPreparedError(f"{names} are not prepared.")
         return {name: Samples(name, [sample]) for name in names}, {}
 
-    monkeypatch.setattr(main, "open_datasets", open_datasets)
+    monkeypatch.setattr(runner, "open_datasets", open_datasets)
     monkeypatch.setattr(runner, "evaluate", evaluate)
     monkeypatch.setattr(runner, "train", train)
     saver = types.SimpleNamespace(latest=lambda: None, close=lambda: None)
@@ -214,7 +213,7 @@ def run(monkeypatch, tmp_path):
     def start(experiment):
         trained.clear()
         with pytest.raises(TracedError):
-            main.run_experiment(experiment, tmp_path)
+            runner.run_experiment(experiment, tmp_path)
         return trained
 
     start.trained = trained

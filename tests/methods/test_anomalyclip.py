@@ -12,8 +12,8 @@ import pytest
 from zsad_jax.backbones.tokenizers import CLIP_MERGES, CLIP_VOCABULARY, tokenize_bpe
 from zsad_jax.methods import Batch
 from zsad_jax.methods.anomalyclip import anomalyclip, import_params
-from zsad_jax.methods.shared import learned
-from zsad_jax.methods.shared.released import read_state
+from zsad_jax.methods.shared import prompt_files
+from zsad_jax.methods.shared.prompt_files import read_state
 from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
@@ -306,9 +306,9 @@ def test_seeds_train_under_vmap(clip, features_of, batch, assert_near):
 
 def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
     wide = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=-1), params)
-    learned.save(tmp_path / "p.npz", wide)
+    prompt_files.save(tmp_path / "p.npz", wide)
     with pytest.raises(UserError, match=r"do not fit anomalyclip .* \(12, 96\)"):
-        learned.load(str(tmp_path / "p.npz"), anomalyclip(clip), clip)
+        prompt_files.load(str(tmp_path / "p.npz"), anomalyclip(clip), clip)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from zsad_jax.methods import Batch, count_parameters, make_method
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
 # What is learned over CLIP's ViT-L/14 with 336 px: what has an effect, and as published.
@@ -172,7 +172,7 @@ def test_the_authors_state_and_our_file_give_the_same(
     clip, state = load_golden_clip(name), authors_state(name)
     method = make_method(name, clip)
     params = jax.tree.map(jnp.asarray, method.import_params(state))
-    learned.save(tmp_path / "ours.npz", params)
+    prompt_files.save(tmp_path / "ours.npz", params)
     # What the authors' files hold besides.
     state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
     state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
@@ -180,7 +180,7 @@ def test_the_authors_state_and_our_file_give_the_same(
     bare = {key.removeprefix("prompt_learner."): array for key, array in state.items()}
     np.savez(tmp_path / "bare.npz", **bare)
     for file in ("theirs", "bare", "ours"):
-        loaded = learned.load(str(tmp_path / f"{file}.npz"), method, clip)
+        loaded = prompt_files.load(str(tmp_path / f"{file}.npz"), method, clip)
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -199,4 +199,4 @@ def test_a_checkpoint_that_lacks_something_is_refused(
     del state[f"prompt_learner.{lost}"]
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match=rf"do not fit {name} .* lacks '{lost}'"):
-        learned.load(str(tmp_path / "p.npz"), make_method(name, clip), clip)
+        prompt_files.load(str(tmp_path / "p.npz"), make_method(name, clip), clip)

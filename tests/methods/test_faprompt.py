@@ -11,7 +11,7 @@ import pytest
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.methods import Batch
 from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, faprompt
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
 FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
@@ -470,7 +470,7 @@ def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_pat
     state = state_of(read_golden("faprompt", "learnable"))
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match="do not fit faprompt"):
-        learned.load(str(tmp_path / "p.npz"), faprompt(clip, {"deep_prompt_depth": 5}), clip)
+        prompt_files.load(str(tmp_path / "p.npz"), faprompt(clip, {"deep_prompt_depth": 5}), clip)
 
 
 @pytest.mark.parametrize(

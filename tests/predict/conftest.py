@@ -13,7 +13,7 @@ from PIL import Image
 
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import from_config
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.prompts import FAMILIES
 from zsad_jax.predict import __main__ as predict
 from zsad_jax.predict import score
@@ -48,7 +48,7 @@ def compiled_once(quick, compiled):
     make_detector = score.make_detector
 
     def shared(backbone, method, params, **options):
-        key = repr([backbone.digest, method.config, learned.digest(params), options])
+        key = repr([backbone.digest, method.config, prompt_files.digest(params), options])
         if key not in compiled:
             compiled[key] = make_detector(backbone, method, params, **options).compiled()
         return types.SimpleNamespace(compiled=lambda: compiled[key])

@@ -8,7 +8,7 @@ from PIL import Image
 from zsad_jax import detector as detectors
 from zsad_jax import metrics
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.methods.shared import learned
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.predict import outputs, score, thresholds
 from zsad_jax.report import DEMONSTRATION
 
@@ -25,7 +25,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
     assert code == 0
     assert "tipsomaly over tips, 42 pixels" in said
     assert "fixed prompts; industrial words" in said
-    method = experiment.make_method(experiment.load_backbone())
+    method = experiment.variants()[0].make(experiment.load_backbone())
     assert f'category "metal nut", image score {method.image_scores[0]}' in said
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 0 files ignored)." in said
 
@@ -140,17 +140,17 @@ def load(experiment, **changes):
 def test_prompts_given_then_the_configs_then_those_that_ship(
     config, experiment, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(learned, "ASSETS", tmp_path)
+    monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     plain = load(experiment)
     assert plain.prompts == "fixed prompts"
-    assert "fixed prompts are used" in caplog.text
+    assert "using fixed prompts" in caplog.text
 
     names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
     given, configured, shipped = paths = [str(tmp_path / name) for name in names]
     for seed, path in enumerate(paths):
         key = jax.random.key(seed)
-        learned.save(path, plain.method.init(key, plain.backbone.params))
-    assert load(experiment).prompts == "prompts that ship with tips"
+        prompt_files.save(path, plain.method.init(key, plain.backbone.params))
+    assert load(experiment).prompts == "prompts included with tips"
     with_config = from_config(config | {"checkpoints": {"synthetic_aux": configured}})
     assert load(with_config).prompts == configured
     assert load(with_config, checkpoint=given).prompts == given

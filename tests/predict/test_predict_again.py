@@ -131,7 +131,7 @@ def test_other_options_do_everything_again(
     change = dict(change)
     changes = change.pop("config", {})
     if "image_score" in changes:
-        method = experiment.make_method(experiment.load_backbone())
+        method = experiment.variants()[0].make(experiment.load_backbone())
         changes = {"image_score": method.image_scores[-1]}
     changed = from_config(config | changes)
     with pytest.raises(StoppedError, match="6"):

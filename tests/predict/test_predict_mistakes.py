@@ -31,7 +31,7 @@ def no_long_work(monkeypatch):
         (["{images}", "--out={out}", "--map_size=0"], "map_size"),
         (["{images}", "--out={out}", "--batch_size=x"], "batch_size"),
         (["{images}", "--out={out}", "--nothing=1"], "nothing"),
-        (["{images}", "--out={out}", "--checkpoint=none.npz"], "none.npz is neither a file nor"),
+        (["{images}", "--out={out}", "--checkpoint=none.npz"], "none.npz' is neither a file nor"),
         (["{images}", "--out={images}/a/0.png"], "cannot be written to"),
         (["{images}", "--out={out}", "--config.method.sigmar=1"], "sigmar"),
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),

@@ -1,31 +1,98 @@
-"""Finished evaluations on disk, so that a killed run goes on and a repeated one computes nothing."""
+"""Finished evaluations on disk, and the keys under which results are stored.
 
+A killed run resumes from them, and a repeated run computes nothing.
+"""
+
+import dataclasses
+import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+import zsad_jax
+from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.checkpoints.read import read_arrays
+from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import Issue
-from zsad_jax.evaluate import Case, Evaluation, Scored
+from zsad_jax.detector import Detector
+from zsad_jax.evaluate import Case, Contender, Evaluation, Scored
+from zsad_jax.experiment.config import Experiment, to_json
+from zsad_jax.methods import Method
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
+
+CASE_FIELDS = ("category", "file_name", "label", "score")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns a short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def training_key(
+    experiment: Experiment, backbone: Backbone, method: Method, auxiliary: str, dataset: Dataset
+) -> str:
+    """Returns the key of parameters learned on an auxiliary dataset."""
+    training = to_json(experiment)["training"]
+    return fingerprint(
+        _model(experiment, backbone),
+        [*_method(method), training, experiment.seed],
+        [auxiliary, dataset.fingerprint()],
+        zsad_jax.__version__,
+    )
+
+
+def evaluation_key(
+    experiment: Experiment,
+    backbone: Backbone,
+    contenders: Sequence[Contender],
+    dataset: tuple[str, Dataset],
+    image_score: str,
+) -> str:
+    """Returns the key of the evaluation of a target, given by its name and the dataset."""
+    name, images = dataset
+    return fingerprint(
+        _model(experiment, backbone),
+        [(*_method(c.method), c.variant, prompt_files.digest(c.params)) for c in contenders],
+        [name, images.fingerprint(), images.prompt_names],
+        [experiment.exact_metrics, image_score],
+        zsad_jax.__version__,
+    )
+
+
+def prediction_key(experiment: Experiment, detector: Detector) -> str:
+    """Returns the key of all that a detector's scores and maps depend on apart from the image."""
+    return fingerprint(
+        _model(experiment, detector.backbone),
+        [*_method(detector.method), detector.image_score],
+        [prompt_files.digest(detector.params), detector.category],
+        zsad_jax.__version__,
+    )
+
+
+def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
+    return [backbone.digest, to_json(experiment)["backbone"], experiment.tokenizer_digest()]
+
+
+def _method(method: Method) -> tuple[str, dict[str, Any]]:
+    return method.name, dataclasses.asdict(method.config)
 
 
 def save(path: files.PathLike, evaluation: Evaluation) -> None:
     """Writes an evaluation as one npz file of plain arrays and a JSON text."""
     arrays: dict[str, np.ndarray] = {"positions": evaluation.positions, "labels": evaluation.labels}
-    cases: list[dict[str, Any]] = []
     for i, case in enumerate(evaluation.cases):
         arrays[f"case/{i}/image"] = case.image
         arrays[f"case/{i}/map"] = case.anomaly_map
         if case.mask is not None:
             arrays[f"case/{i}/mask"] = case.mask
-        names = ("category", "file_name", "label", "score")
-        cases.append({name: getattr(case, name) for name in names})
     for i, scored in enumerate(evaluation.scored):
         for name, scores in scored.image_scores.items():
             arrays[f"scores/{i}/{name}"] = scores
@@ -33,19 +100,19 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         "dataset": evaluation.dataset,
         "file_names": evaluation.file_names,
         "categories": evaluation.categories,
-        "metrics": [_metrics_to_json(scored) for scored in evaluation.scored],
+        "metrics": [scored.metrics for scored in evaluation.scored],
         "score_names": [list(scored.image_scores) for scored in evaluation.scored],
-        "cases": cases,
-        "faults": evaluation.issues,
+        "cases": [{name: getattr(case, name) for name in CASE_FIELDS} for case in evaluation.cases],
+        "issues": evaluation.issues,
         "num_unreadable": evaluation.num_unreadable,
     }
     arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
     with files.replaced(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # as in learned.save
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # as in prompt_files.save
 
 
 def load(path: files.PathLike) -> Evaluation | None:
-    """The evaluation that `save` wrote; None when there is none, or none that can be read."""
+    """Reads the evaluation that `save` wrote; None if there is none, or it cannot be read."""
     if not pathlib.Path(path).exists():
         return None
     try:
@@ -54,61 +121,43 @@ def load(path: files.PathLike) -> Evaluation | None:
         logging.warning("%s It is computed again.", error)
         return None
     text = json.loads(arrays["text"].tobytes())
-    if "metrics" not in text:  # written before notes were records
+    if not {"metrics", "issues"} <= text.keys():  # of an earlier form
         return None
+    scored = [
+        Scored({name: arrays[f"scores/{i}/{name}"] for name in names}, _read_metrics(stored))
+        for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True))
+    ]
+    cases = [
+        Case(
+            dataset=text["dataset"],
+            image=arrays[f"case/{i}/image"],
+            anomaly_map=arrays[f"case/{i}/map"],
+            mask=arrays.get(f"case/{i}/mask"),
+            **fields,
+        )
+        for i, fields in enumerate(text["cases"])
+    ]
     return Evaluation(
         dataset=text["dataset"],
         positions=arrays["positions"],
         file_names=tuple(text["file_names"]),
         categories=tuple(text["categories"]),
         labels=arrays["labels"],
-        scored=tuple(
-            Scored(
-                {name: arrays[f"scores/{i}/{name}"] for name in names}, _metrics_from_json(stored)
-            )
-            for i, (names, stored) in enumerate(
-                zip(text["score_names"], text["metrics"], strict=True)
-            )
-        ),
-        cases=tuple(
-            Case(
-                dataset=text["dataset"],
-                image=arrays[f"case/{i}/image"],
-                anomaly_map=arrays[f"case/{i}/map"],
-                mask=arrays.get(f"case/{i}/mask"),
-                **fields,
-            )
-            for i, fields in enumerate(text["cases"])
-        ),
-        issues=tuple(Issue(*issue) for issue in text["faults"]),
+        scored=tuple(scored),
+        cases=tuple(cases),
+        issues=tuple(Issue(*issue) for issue in text["issues"]),
         num_unreadable=text["num_unreadable"],
     )
 
 
-def _metrics_to_json(scored: Scored) -> dict[str, Any]:
-    # JSON has no NaN.
-    return {
-        category: {
-            name: {
-                "values": {k: None if np.isnan(v) else v for k, v in found.values.items()},
-                "reasons": found.reasons,
-                "notes": found.notes,
-            }
-            for name, found in by_score.items()
-        }
-        for category, by_score in scored.metrics.items()
-    }
+def _read_metrics(stored: dict[str, Any]) -> dict[str, dict[str, Metrics]]:
+    """Returns the metrics of each category and image score, which JSON holds as lists."""
 
+    def read(values: dict[str, float], reasons: dict[str, str], notes: list[list[Any]]) -> Metrics:
+        found = (Note(tuple(metrics), *fields) for metrics, *fields in notes)
+        return Metrics(values, reasons, tuple(found))
 
-def _metrics_from_json(stored: dict[str, Any]) -> dict[str, dict[str, Metrics]]:
     return {
-        category: {
-            name: Metrics(
-                {k: float("nan") if v is None else v for k, v in found["values"].items()},
-                found["reasons"],
-                tuple(Note(tuple(metrics), *fields) for metrics, *fields in found["notes"]),
-            )
-            for name, found in by_score.items()
-        }
+        category: {name: read(*one) for name, one in by_score.items()}
         for category, by_score in stored.items()
     }

@@ -1,27 +1,49 @@
-"""From evaluations to the rows of results.json and comparisons.json."""
+"""The rows of results.json and comparisons.json, made of evaluations."""
 
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zsad_jax import metrics
 from zsad_jax.backbones import Backbone
 from zsad_jax.data.dataset import Dataset
-from zsad_jax.evaluate import Contender
-from zsad_jax.experiment.config import describe_variant
-from zsad_jax.experiment.run import Evaluated, Learned
-from zsad_jax.metrics import Metrics, Note
+from zsad_jax.evaluate import Contender, Evaluation
+from zsad_jax.experiment.run_info import changed_options
+from zsad_jax.metrics import Note
 from zsad_jax.report import Row, result_row
 
+COLUMNS_OF_THEIR_OWN = ("prompt_family", "sigma")  # not repeated in `variant`
 
-class Results(NamedTuple):
-    """One target's results.
+
+class Prompts(NamedTuple):
+    """The parameters of a contender, and what results record of them.
+
+    Attributes:
+      params: {}: nothing is learned.
+      auxiliary: the dataset that they were learned on.
+      checkpoint: name of the file, or of the folder of the training.
+      epoch: number of epochs; None: unknown.
+      seed: of the training; None: they were loaded.
+      folder: of the training; None: they were loaded.
+    """
+
+    params: Any = {}  # noqa: RUF012 - never written to
+    auxiliary: str | None = None
+    checkpoint: str | None = None
+    epoch: int | None = None
+    seed: int | None = None
+    folder: pathlib.Path | None = None
+
+
+class TargetResults(NamedTuple):
+    """The results of a target.
 
     Attributes:
       rows: for results.json: the main contender by the chosen image score, categories then mean.
       comparisons: the same for the other contenders and image scores.
-      notes: (dataset, category) -> what must be said of the main rows.
+      notes: (dataset, category) -> remarks on the main rows.
     """
 
     rows: list[Row]
@@ -30,79 +52,66 @@ class Results(NamedTuple):
 
 
 def collect(
-    evaluated: Evaluated, backbone: Backbone, dataset: Dataset, image_score: str
-) -> Results:
-    """The rows of a target's evaluation.
+    evaluation: Evaluation,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Prompts],
+    backbone: Backbone,
+    dataset: Dataset,
+    image_score: str,
+) -> TargetResults:
+    """Returns the rows of a target's evaluation.
 
     Args:
-      evaluated: what was found.
-      backbone: by which model.
-      dataset: on what.
+      evaluation: by all contenders.
+      contenders, prompts: the methods in the evaluation's order, and the origin of their parameters.
+      backbone: the model of all contenders.
+      dataset: what was evaluated.
       image_score: the score of the main rows.
     """
-    results = Results([], [], {})
-    for contender, learned, scored in zip(
-        evaluated.contenders, evaluated.learned, evaluated.evaluation.scored, strict=True
-    ):
+    results = TargetResults([], [], {})
+    categories = np.array(evaluation.categories)
+    class_names = dict(zip(dataset.categories, dataset.prompt_names, strict=True))
+    for contender, learned, scored in zip(contenders, prompts, evaluation.scored, strict=True):
         for score in scored.image_scores:
             found = {category: by_score[score] for category, by_score in scored.metrics.items()}
             found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
-            identity = _identity(contender, learned, backbone, score)
-            rows = _rows(found, evaluated, dataset, identity)
-            if not contender.variant and score == image_score:
-                results.rows.extend(rows)
-                results.notes.update(_notes(dataset.name, found))
-            else:
-                results.comparisons.extend(rows)
+            main = not contender.variant and score == image_score
+            for category, one in found.items():
+                members = (categories == category) | (category == "mean")
+                row = result_row(
+                    **_identity(contender, learned, backbone),
+                    **one.values,
+                    image_score=score,
+                    dataset=dataset.name,
+                    category=category,
+                    class_name=class_names.get(category),
+                    n_images=int(members.sum()),
+                    n_anomalous=int(evaluation.labels[members].sum()),
+                )
+                (results.rows if main else results.comparisons).append(row)
+                reasons = [Note((metric,), reason) for metric, reason in one.reasons.items()]
+                if main and (reasons or one.notes):
+                    results.notes[dataset.name, category] = [*reasons, *one.notes]
     return results
 
 
-def _identity(contender: Contender, learned: Learned, backbone: Backbone, score: str) -> Row:
-    """The columns that say what was evaluated."""
-    config = contender.method.config
+def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row:
+    """Returns the columns that say what was evaluated."""
+    method = contender.method
+    changed = ", ".join(
+        f"{name}={value}"
+        for name, value in sorted(changed_options(method).items())
+        if name not in COLUMNS_OF_THEIR_OWN
+    )
     return {
-        "method": contender.method.name,
-        "variant": contender.variant or describe_variant(contender.method),
+        "method": method.name,
+        "variant": contender.variant or changed,
         "backbone": backbone.name,
-        "auxiliary": learned.auxiliary,
-        "checkpoint": learned.checkpoint,
-        "seed": learned.seed,
-        "epoch": learned.epoch,
-        "prompt_family": getattr(config, "prompt_family", None),
+        "auxiliary": prompts.auxiliary,
+        "checkpoint": prompts.checkpoint,
+        "seed": prompts.seed,
+        "epoch": prompts.epoch,
+        "prompt_family": getattr(method.config, "prompt_family", None),
         "image_size": backbone.preprocess.image_size,
-        "sigma": getattr(config, "sigma", None),
-        "image_score": score,
+        "sigma": getattr(method.config, "sigma", None),
     }
-
-
-def _rows(
-    found: dict[str, Metrics], evaluated: Evaluated, dataset: Dataset, identity: Row
-) -> Sequence[Row]:
-    evaluation = evaluated.evaluation
-    categories = np.array(evaluation.categories)
-    class_names = dict(zip(dataset.categories, dataset.prompt_names, strict=True))
-    rows = []
-    for category, one in found.items():
-        members = np.ones(len(categories), bool) if category == "mean" else categories == category
-        row = result_row(
-            **identity,
-            **one.values,
-            dataset=dataset.name,
-            category=category,
-            class_name=class_names.get(category),
-            n_images=int(members.sum()),
-            n_anomalous=int(evaluation.labels[members].sum()),
-        )
-        rows.append(row)
-    return rows
-
-
-def _notes(dataset: str, found: dict[str, Metrics]) -> dict[tuple[str, str], list[Note]]:
-    notes = {
-        (dataset, category): [
-            *(Note((metric,), reason) for metric, reason in one.reasons.items()),
-            *one.notes,
-        ]
-        for category, one in found.items()
-    }
-    return {key: some for key, some in notes.items() if some}

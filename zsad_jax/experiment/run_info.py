@@ -1,32 +1,25 @@
-"""What a run took and what it ran on: times, memory, versions. Kept apart from the results."""
+"""Times, memory, versions and settings of a run, which are kept apart from its results."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
+from zsad_jax.backbones import Backbone
 from zsad_jax.data.protocols import DATASETS
 from zsad_jax.evaluate import Evaluation
+from zsad_jax.experiment.config import Experiment, compare_with_recipe
+from zsad_jax.methods import Method, count_learned
+from zsad_jax.methods.shared.recipes import UNLIKE_PAPER
 from zsad_jax.report import WITHOUT_MASK
 
 PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
-
-
-class Weights(Protocol):
-    """What is told of a backbone."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the weight files."""
-
-    @property
-    def demonstration(self) -> bool:
-        """Whether outputs are not for decisions."""
 
 
 class Stopwatch:
@@ -48,16 +41,33 @@ class Stopwatch:
         return time.monotonic() - self._start
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+def describe_run(
+    clock: Stopwatch, evaluations: Sequence[Evaluation], *, digest: str, demonstration: bool
+) -> dict[str, Any]:
+    """Returns the contents of run.json.
+
+    Args:
+      clock: the times.
+      evaluations: of all targets.
+      digest: SHA-256 of the backbone's weights.
+      demonstration: whether outputs are not for decisions.
+    """
+    without_mask = count_without_mask(evaluations)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but bytes on macOS
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
+    return {
+        "command": sys.argv,
+        "backbone_sha256": digest,
+        "devices": [str(device) for device in jax.devices()],
+        "total_seconds": round(clock.total, 2),
+        "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
+        # In kilobytes, but on macOS in bytes.
+        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
+        "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
+        "demonstration": demonstration,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        **({WITHOUT_MASK: without_mask} if without_mask else {}),
     }
 
 
@@ -76,21 +86,22 @@ def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
     return counts
 
 
-def describe_run(
-    backbone: Weights, clock: Stopwatch, evaluations: Sequence[Evaluation]
-) -> dict[str, Any]:
-    """The contents of run.json."""
-    without_mask = count_without_mask(evaluations)
+def describe_method(experiment: Experiment, method: Method, backbone: Backbone) -> dict[str, Any]:
+    """Returns what run.json says of the method: its changed options, and its parameters counted two ways."""
+    learned = count_learned(method, backbone)
     return {
-        "command": sys.argv,
-        "backbone_sha256": backbone.digest,
-        "devices": [str(device) for device in jax.devices()],
-        "total_seconds": round(clock.total, 2),
-        "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
-        "peak_memory_bytes": peak_memory(),
-        "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
-        "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
-        "demonstration": backbone.demonstration,
-        "versions": versions(),
-        **({WITHOUT_MASK: without_mask} if without_mask else {}),
+        "method": method.name,
+        "changed_options": changed_options(method),
+        UNLIKE_PAPER: compare_with_recipe(experiment),
+        "trainable_parameters": learned,
+        "trainable_parameters_as_published": learned + method.unused_parameters,
+    }
+
+
+def changed_options(method: Method) -> dict[str, Any]:
+    """Returns the fields of the method's config that differ from its defaults."""
+    return {
+        field.name: getattr(method.config, field.name)
+        for field in dataclasses.fields(method.config)
+        if getattr(method.config, field.name) != field.default
     }

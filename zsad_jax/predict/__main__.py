@@ -23,7 +23,8 @@ from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import Issue, group_issues, issues_to_json, summarize_issues
 from zsad_jax.data.preprocess import UnreadableImage
 from zsad_jax.experiment import config_flag
-from zsad_jax.experiment.config import Experiment, fingerprint
+from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_run
 from zsad_jax.methods.shared.prompts import FAMILIES
 from zsad_jax.predict import thresholds
@@ -317,7 +318,7 @@ def _write_run(
     words: dict[str, Any] | None,
 ) -> None:
     """Leaves run.json."""
-    run = describe_run(model, clock, ()) | {
+    run = describe_run(clock, (), digest=model.digest, demonstration=model.demonstration) | {
         "warning": model.warning or None,
         "num_files": len(outcome.images) + len(outcome.ignored),
         "num_images": len(outcome.images),

@@ -18,10 +18,11 @@ from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.preprocess import UnreadableImage, open_image
 from zsad_jax.detector import Detector, choose_params, make_detector
-from zsad_jax.experiment.config import Experiment, fingerprint, to_json
+from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.methods import Method, config_class, image_score
 from zsad_jax.methods.base import PyTree
-from zsad_jax.methods.shared import learned, released
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import DEMONSTRATION
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -74,7 +75,7 @@ class Model:
             "method": self.method.name,
             "method_config": dataclasses.asdict(self.method.config),
             "prompts": self.prompts,
-            "prompts_sha256": learned.digest(self.params) if self.params else None,
+            "prompts_sha256": prompt_files.digest(self.params) if self.params else None,
             "category": self.category,
             "image_score": self.score,
             "map_range": list(self.method.map_range),
@@ -197,17 +198,19 @@ def load_model(
     Raises:
       UserError: something is unknown, missing or does not fit.
     """
-    _check_checkpoint(checkpoint)
-    changes = {} if prompt_family is None else {"prompt_family": prompt_family}
+    if checkpoint:  # before weights are downloaded
+        prompt_files.find(checkpoint)
     name = experiment.method["name"]
+    changes = {} if prompt_family is None else {"prompt_family": prompt_family}
     if not set(changes) <= {field.name for field in dataclasses.fields(config_class(name))}:
         raise UserError(
             f"--prompts chooses among TIPSomaly's sentences, and {name} has none of them; leave it out."
         )
+    experiment = dataclasses.replace(experiment, method={**experiment.method, **changes})
     backbone = experiment.load_backbone()
-    method = experiment.make_method(backbone, **changes)
+    method = experiment.variants()[0].make(backbone)
     score = image_score(method, experiment.image_score)
-    if checkpoint is None and learned.learns(method, backbone):
+    if checkpoint is None and prompt_files.expected(method, backbone):
         checkpoint = _configured_checkpoint(experiment)
     params, prompts = choose_params(method, backbone, checkpoint)
     return Model(
@@ -222,7 +225,7 @@ def load_model(
             [__version__, backbone.digest, experiment.tokenizer_digest()],
             to_json(experiment)["backbone"],
             [method.name, dataclasses.asdict(method.config), score],
-            [learned.digest(params), category],
+            [prompt_files.digest(params), category],
         ),
     )
 
@@ -290,21 +293,15 @@ def _describe_inputs(
 ) -> str:
     """Stands for the options and, by place, size and date, for all files that a model is made of."""
     configured = _configured_checkpoint(experiment)
-    prompts = [
-        released.local_path(one) if one in released.names() else one
-        for one in (checkpoint, configured)
-        if one is not None
-    ]
-    shipped = learned.shipped_prompts(experiment.method["name"], experiment.backbone["name"])
-    paths = [
-        path for path in (*experiment.locate_backbone(), *prompts, shipped) if path is not None
-    ]
+    names = experiment.method["name"], experiment.backbone["name"]
+    chosen = [prompt_files.choose(*names, given) for given in (checkpoint, configured)]
+    paths = [*experiment.locate_backbone(), *(one.path for one in chosen if one)]
     config = to_json(experiment)
     return fingerprint(
         __version__,
         [config[part] for part in ("method", "backbone", "image_score")],
         [checkpoint, configured, category, prompt_family],
-        [_stamp(path) for path in paths],
+        [_stamp(path) for path in paths if path is not None],
     )
 
 
@@ -314,12 +311,3 @@ def _stamp(path: files.PathLike) -> list[Any]:
     except OSError:
         return [os.fspath(path)]
     return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
-
-
-def _check_checkpoint(checkpoint: str | None) -> None:
-    """Tells a wrong name before weights are fetched."""
-    if checkpoint and not os.path.exists(checkpoint) and checkpoint not in released.names():
-        raise UserError(
-            f"--checkpoint {checkpoint} is neither a file nor a released name; known are"
-            f" {', '.join(released.names())}."
-        )

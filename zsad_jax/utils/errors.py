@@ -1,30 +1,30 @@
-"""What is meant for a person: one exception, and what a misspelt name may mean."""
+"""Errors for users, and suggestions for misspelt names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend: bad config, missing weights, unreadable input.
+    """An error that the user can correct: a bad config, missing weights, an unreadable input.
 
-    The message is one clear sentence that names the thing and the remedy. Commands print it without a
-    traceback and exit with code 2.
+    The message says what is wrong, what was expected and what to do. Commands print it without a traceback
+    and exit with code 2.
     """
 
 
 class NotPreparedError(UserError):
-    """A known dataset is not there yet; the message says how to get it."""
+    """A known dataset that is not prepared yet; the message says how to prepare it."""
 
 
 class NoSplitError(UserError):
-    """A dataset that is there has no images in a split."""
+    """A prepared dataset that has no images in a split."""
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Returns up to three known names that resemble a name; fewer where some resemble it closely."""
+def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8, 0.5)) -> list[str]:
+    """Returns up to three known names that resemble a name by the first cutoff that finds any."""
     plain = {_plain(one): one for one in known}
     near: list[str] = []
-    for cutoff in (0.8, 0.5):
+    for cutoff in cutoffs:
         near = near or difflib.get_close_matches(_plain(name), plain, n=3, cutoff=cutoff)
     return [plain[one] for one in near]
 
@@ -35,7 +35,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Says which of the known names may be meant, or which there are; the end of a sentence."""
+    """Returns the end of a sentence: which known names may be meant, or else all of them."""
     known = list(known)
     near = nearest(name, known)
     if near:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.methods import make_method
-from zsad_jax.methods.shared import learned, released
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.tipsomaly import import_params
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
@@ -16,7 +16,7 @@ SHARED = pathlib.Path(__file__).parents[3] / "shared" / "weights" / "tipsomaly"
 
 def read_pair(path):
     """What TIPSomaly makes of a file."""
-    return import_params(released.read_state(path))
+    return import_params(prompt_files.read_state(path))
 
 
 def test_a_plain_copy_of_the_published_prompts_is_read():
@@ -41,7 +41,7 @@ def test_all_known_array_names_are_read(tmp_path, keys):
 @pytest.mark.parametrize("wrap", [list, lambda pair: {"learnable_prompts": list(pair)}])
 def test_both_forms_of_the_authors_files_are_read(tmp_path, monkeypatch, wrap):
     pair = (np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32))
-    monkeypatch.setattr(released, "read_torch_pickle", lambda path: wrap(pair))
+    monkeypatch.setattr(prompt_files, "read_torch_pickle", lambda path: wrap(pair))
     prompts = read_pair(tmp_path / "p.pth")
     np.testing.assert_array_equal(prompts["normal"], pair[0])
     np.testing.assert_array_equal(prompts["abnormal"], pair[1])
@@ -49,8 +49,8 @@ def test_both_forms_of_the_authors_files_are_read(tmp_path, monkeypatch, wrap):
 
 def test_names_in_a_state_dict_are_joined(tmp_path, monkeypatch):
     state = {"prompt_learner": {"ctx_pos": np.ones(2), "deep.0": np.zeros(3)}, "epoch": 5}
-    monkeypatch.setattr(released, "read_torch_pickle", lambda path: state)
-    found = released.read_state(tmp_path / "p.pth")
+    monkeypatch.setattr(prompt_files, "read_torch_pickle", lambda path: state)
+    found = prompt_files.read_state(tmp_path / "p.pth")
     assert set(found) == {"prompt_learner.ctx_pos", "prompt_learner.deep.0", "epoch"}
 
 
@@ -67,19 +67,19 @@ def test_files_without_a_pair_of_prompts_are_refused(backbone, tmp_path, arrays,
     np.savez(tmp_path / "p.npz", **arrays)
     method = make_method("tipsomaly", backbone)
     with pytest.raises(UserError, match=rf"p\.npz .*{problem}"):
-        learned.load(str(tmp_path / "p.npz"), method, backbone)
+        prompt_files.load(str(tmp_path / "p.npz"), method, backbone)
 
 
 def test_names_that_mean_nothing_are_refused(tmp_path):
-    with pytest.raises(UserError, match="known are tipsomaly-l14-hr"):
-        released.read_state("tipsomaly-l14-hr-visa-epoch7")
-    with pytest.raises(UserError, match="known are tipsomaly"):
-        released.locate("tipsomaly-l14-hr-visa-epoch7")
+    with pytest.raises(UserError, match="Available: tipsomaly-l14-hr"):
+        prompt_files.read_state("tipsomaly-l14-hr-visa-epoch7")
+    with pytest.raises(UserError, match="Available: tipsomaly"):
+        prompt_files.locate("tipsomaly-l14-hr-visa-epoch7")
     (tmp_path / "p.txt").write_text("x")
-    with pytest.raises(UserError, match="no prompt file"):
-        released.read_state(tmp_path / "p.txt")
+    with pytest.raises(UserError, match="not a prompt file"):
+        prompt_files.read_state(tmp_path / "p.txt")
     with pytest.raises(UserError, match="does not exist"):
-        released.read_state(tmp_path / "none.npz")
+        prompt_files.read_state(tmp_path / "none.npz")
 
 
 def test_a_name_is_fetched_with_its_size_and_digest(tmp_path, monkeypatch):
@@ -87,21 +87,21 @@ def test_a_name_is_fetched_with_its_size_and_digest(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(downloads, "fetch", lambda *args, **options: calls.append((args, options)))
     name = "tipsomaly-l14-hr-mvtec_ad-epoch2"
-    assert released.missing_files(name) == [released.local_path(name)]
-    released.locate(name)
+    assert not prompt_files.find(name).path.exists()
+    prompt_files.locate(name)
     ((url, path), options) = calls[0]
     assert "/trained_on_mvtec_default/" in url
     assert url.endswith("/learnable_params_2.pth")
-    assert path == released.local_path(name)
+    assert path == prompt_files.local_path(name)
     assert options["size"] == 67738
     assert options["sha256"].startswith("15546df6300fe8d9")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published prompts are not here")
 def test_the_published_files_are_the_recorded_ones_and_equal_their_copies():
-    for published in released.PUBLISHED.values():
+    for published in prompt_files.RELEASES.values():
         path = SHARED.joinpath(*np.take(published.url.split("/"), [-4, -1]))
-        assert path.stat().st_size == published.size
+        assert path.stat().st_size == prompt_files.SIZE
         assert files.digest(path) == published.sha256
         prompts, copy = (read_pair(p) for p in (path, path.with_suffix(".npz")))
         np.testing.assert_array_equal(prompts["normal"], copy["normal"])

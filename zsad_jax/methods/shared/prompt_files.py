@@ -1,0 +1,253 @@
+"""Files of learned prompts: which are used, where they are from, and reading and writing them."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.checkpoints.read import (
+    fit_tree,
+    flatten,
+    read_arrays,
+    read_torch_pickle,
+)
+from zsad_jax.backbones.registry import ASSETS
+from zsad_jax.methods.base import Method, PyTree
+from zsad_jax.utils import downloads, files
+from zsad_jax.utils.errors import UserError
+
+# The authors' repository at the commit that added the prompts (MIT licence).
+URL = (
+    "https://raw.githubusercontent.com/AlirezaSalehy/Tipsomaly/"
+    "760f055c329cee8a5e5129d534bbfd8b66e0281d/workspaces/trained_on_{}_default/vegan-arkansas/checkpoints/"
+    "learnable_params_{}.pth"
+)
+SIZE = 67738  # of each of these files, in bytes
+BACKBONE = "tips-l14-hr"  # over which they were learned, with its PyTorch files at 518 pixels
+INCLUDED_AUXILIARY = "synthetic_aux"  # what the prompts of the demo backbones were learned on
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+
+
+class Release(NamedTuple):
+    """A published file of learned prompts: what they were learned on, for how long, and its SHA-256."""
+
+    auxiliary: str
+    epoch: int
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return URL.format(self.auxiliary.removesuffix("_ad"), self.epoch)
+
+
+RELEASES = {
+    f"tipsomaly-l14-hr-{release.auxiliary}-epoch{release.epoch}": release
+    for release in (
+        Release("mvtec_ad", 1, "ed32bc00b8340d4b4a85f8457356ca0c3c42a593beee9c6a0d17fe832babae62"),
+        Release("mvtec_ad", 2, "15546df6300fe8d9e272ee6cba5844f78bf2e1579d69eaf3fdf4f4c81b7a5fbb"),
+        Release("visa", 1, "913ca7132078ebfacbe568eb5611d8f35d5a61aa6c5fb2215db6e59f7ebaeaa0"),
+        Release("visa", 2, "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055"),
+    )
+}
+
+
+class PromptFile(NamedTuple):
+    """A file of learned prompts.
+
+    Attributes:
+      source: a released name, or the path of a file.
+      description: of the prompts, for people.
+      epoch: number of epochs that they were trained for; None: unknown.
+    """
+
+    source: str
+    description: str
+    epoch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The released name, or the file's name without its folder."""
+        return self.source if self.source in RELEASES else pathlib.Path(self.source).name
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The place of the file, which need not be downloaded yet."""
+        return local_path(self.source) if self.source in RELEASES else pathlib.Path(self.source)
+
+
+def find(source: str) -> PromptFile:
+    """Returns the prompts of a released name or a path.
+
+    Raises:
+      UserError: neither is there.
+    """
+    if source in RELEASES:
+        return PromptFile(source, source, RELEASES[source].epoch)
+    if not pathlib.Path(source).is_file():
+        raise UserError(
+            f"{source!r} is neither a file nor a name of released prompts. Available: {_available()}."
+        )
+    return PromptFile(source, source)
+
+
+def choose(
+    method: str, backbone: str, given: str | None = None, *, auxiliary: str | None = None
+) -> PromptFile | None:
+    """Returns the prompts that a method uses: the given ones, else those included with the backbone, if any.
+
+    Args:
+      method: name of the method.
+      backbone: name of the backbone.
+      given: a released name or a file.
+      auxiliary: the dataset that included prompts must have been learned on; None: any.
+
+    Raises:
+      UserError: the given source is neither a file nor a released name.
+    """
+    if given is not None:
+        return find(given)
+    path = ASSETS / backbone / f"{method}_prompts.npz"
+    if auxiliary not in (None, INCLUDED_AUXILIARY) or not path.exists():
+        return None
+    return PromptFile(str(path), f"prompts included with {backbone}")
+
+
+def local_path(name: str) -> pathlib.Path:
+    """Returns the place of released prompts on this machine, whether they are there or not.
+
+    Raises:
+      UserError: unknown name.
+    """
+    if name not in RELEASES:
+        raise UserError(f"Unknown prompts {name!r}. Available: {_available()}.")
+    return files.home() / "weights" / "prompts" / f"{name}.pth"
+
+
+def locate(name: str) -> pathlib.Path:
+    """Returns the file of released prompts, which is downloaded on first use.
+
+    Raises:
+      UserError: unknown name, or the download fails.
+    """
+    path = local_path(name)
+    return downloads.fetch(
+        RELEASES[name].url,
+        path,
+        label=f"the prompts {name}",
+        instructions=f"fetch them by other means and put them at {path}",
+        size=SIZE,
+        sha256=RELEASES[name].sha256,
+    )
+
+
+def fetch_command(name: str) -> str:
+    """Returns the command that downloads released prompts."""
+    return f"python scripts/download_weights.py {name}"
+
+
+def expected(method: Method, backbone: Backbone) -> PyTree:
+    """Returns the shapes of the method's learnable parameters; {} if it learns nothing."""
+    return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+
+
+def save(path: files.PathLike, params: PyTree) -> None:
+    """Writes a parameter tree as an npz file whose array names are the tree's paths."""
+    arrays = {name: np.asarray(value) for name, value in flatten(params).items()}
+    with files.replaced(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
+
+
+def load(source: str, method: Method, backbone: Backbone) -> PyTree:
+    """Reads learned parameters and checks them against the method.
+
+    Args:
+      source: a released name ("tipsomaly-l14-hr-mvtec_ad-epoch2", downloaded on first use), the authors'
+        `.pth`, or an npz file of theirs or of `save`.
+      method: the method that uses them.
+      backbone: its backbone.
+
+    Raises:
+      UserError: the file is missing, unreadable, or does not fit.
+    """
+    wanted = expected(method, backbone)
+    if source in RELEASES and backbone.name not in (BACKBONE, "tips"):
+        logging.warning(
+            "The prompts %s were learned over %s, not %s.", source, BACKBONE, backbone.name
+        )
+    arrays: PyTree = read_state(source)
+    try:
+        # Files of `save` have our names, whatever the config; `fit_tree` reports what does not fit.
+        if method.import_params is not None and not set(arrays) & set(flatten(wanted)):
+            arrays = _import(method, arrays)
+        return fit_tree(arrays, wanted, source=source)
+    except UserError as error:
+        raise UserError(
+            f"The learned prompts {source} do not fit {method.name} over {backbone.name}: {error}"
+        ) from error
+
+
+def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file of learned parameters, the authors' or a copy of it.
+
+    Args:
+      source: a released name (downloaded on first use), an npz file, or a PyTorch file as the authors' code
+        writes it (read without running any code in it).
+
+    Returns:
+      Arrays by name; nested names of a PyTorch file are joined by ".".
+
+    Raises:
+      UserError: nothing of that name, or a file that cannot be read.
+    """
+    path = pathlib.Path(source)
+    if os.fspath(source) in RELEASES:
+        path = locate(os.fspath(source))
+    elif not path.suffix:
+        find(os.fspath(source))
+    if path.suffix in TORCH_SUFFIXES:
+        return _named(read_torch_pickle(path))
+    if path.suffix == ".npz":
+        return read_arrays(path)
+    raise UserError(f"{path} is not a prompt file. Give an .npz or a .pth file.")
+
+
+def digest(params: PyTree) -> str:
+    """Returns the SHA-256 of names, shapes and values."""
+    sha = hashlib.sha256()
+    for name, value in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(value)
+        sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
+    return sha.hexdigest()
+
+
+def _available() -> str:
+    return ", ".join(RELEASES)
+
+
+def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
+    assert method.import_params is not None
+    try:
+        return method.import_params(state)
+    except KeyError as error:
+        found = ", ".join(sorted(state)[:10]) or "nothing"
+        raise UserError(
+            f"it lacks {error.args[0]!r} and holds {found}; give the file that training wrote."
+        ) from error
+
+
+def _named(content: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of a PyTorch file by name: of a list, or of a dict around one."""
+    if isinstance(content, Mapping):
+        content = content.get("learnable_prompts", content)
+    if isinstance(content, list | tuple):
+        content = {str(index): value for index, value in enumerate(content)}
+    if not isinstance(content, Mapping):
+        return {}
+    arrays = flatten(content)
+    return {name.replace("/", "."): np.asarray(array) for name, array in arrays.items()}
