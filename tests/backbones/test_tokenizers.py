@@ -178,7 +178,7 @@ def test_a_text_that_is_too_long_is_refused(merge_file):
     options = {"path": merge_file, "vocabulary": VOCABULARY}
     text = "the  the the object the object the the END"
     with pytest.raises(
-        UserError, match=r"'the the the object the object the the' has 13 tokens, .* reads 5;"
+        UserError, match=r"'the the the object the object the the' has 13 tokens, .* reads 5\."
     ):
         tokenize_bpe(["the", text], length=5, **options)
     assert tokenize_bpe([text], length=13, **options)[0][0, -1] == END
@@ -267,7 +267,7 @@ def test_the_published_file_lists_more_merges_than_clip_uses(tmp_path):
         ("v\nt h\n", "has 1 merges, but .* need 20"),
         ("\n".join(["v", *MERGES, "x y"]), "has 21 merges"),
         ("\n".join(["v", *MERGES[:-1], "x"]), "two parts"),
-        ("\n".join(["v", *MERGES[:-1], "xy z"]), "'xy'.* no token"),
+        ("\n".join(["v", *MERGES[:-1], "xy z"]), "'xy'.* not one of its tokens"),
         (b"\x1f\x8bnot really", "not a merge file"),
         (gzip.compress(b"cut off" * 50, mtime=0)[:-12], "not a merge file"),
         (b"\xff\xfe\n", "not a merge file"),

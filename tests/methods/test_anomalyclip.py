@@ -328,7 +328,7 @@ def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
         ({"sigma": -1}, "'sigma' is -1"),
         ({"temperature": 0.0}, "'temperature'"),
         ({"cls_norm": 0}, "'cls_norm' is 0; it takes True or False"),
-        ({"normal_text": "a screw."}, "word 'screw' cannot be tokenised without the vocabulary"),
+        ({"normal_text": "a screw."}, "word 'screw' cannot be tokenized without the vocabulary"),
     ],
 )
 def test_bad_switches_are_named(clip, switches, message):
