@@ -1,4 +1,4 @@
-"""Reading weight files: names and shapes are checked, nothing in a file is ever executed."""
+"""Reads weight files: names and shapes are checked, and nothing in a file is ever executed."""
 
 import collections
 import fnmatch
@@ -19,25 +19,15 @@ from zsad_jax.utils.files import PathLike
 Tree = dict[str, Any]  # nested dicts with arrays as leaves
 NAMES_SHOWN = 20
 
-_BROKEN_FILE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# What the unpickler raises on bytes that are no pickle at all, or a damaged one.
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)
+_BROKEN_FILE = (OSError, EOFError, ValueError, LookupError, RuntimeError, *_BROKEN_ZIP)
+# The errors of the unpickler on bytes that are not a pickle, or a damaged one.
 _BROKEN_PICKLE = (
     pickle.UnpicklingError,
     AttributeError,
     ImportError,
-    IndexError,
     MemoryError,
     OverflowError,
-    RecursionError,
     TypeError,
     *_BROKEN_FILE,
 )
@@ -46,14 +36,13 @@ _BROKEN_PICKLE = (
 def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays of an npz or safetensors file by name, floating-point ones as float32.
 
-    The content tells the format. Two-byte arrays without a type are taken for bfloat16, which numpy
-    cannot name. Pickled objects are refused.
+    The content decides the format. Two-byte arrays without a type are read as bfloat16, which numpy cannot
+    name. Pickled objects are rejected.
 
     Raises:
       UserError: the file is missing, truncated or not a file of plain arrays.
     """
-    path = pathlib.Path(path)
-    _require_file(path)
+    path = _existing(path)
     kind, read = "npz", _read_npz
     try:
         if _is_safetensors(path):
@@ -61,22 +50,22 @@ def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
         return read(path)
     except _BROKEN_FILE as error:
         raise UserError(
-            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}):"
-            " delete it and fetch it again."
+            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)})."
+            " Delete it and fetch it again."
         ) from error
 
 
 def read_safetensors_shapes(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type ("F32") and shape of every array of a safetensors file, from its header alone.
+    """Reads type ("F32") and shape of every array of a safetensors file from its header.
 
     Raises:
-      ValueError: it is not a whole safetensors file.
+      ValueError: the file is not a complete safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
@@ -115,21 +104,21 @@ def fit_tree(
     ignored: Iterable[str] = (),
     name_in_file: Callable[[str], str] = str,
 ) -> Tree:
-    """Arranges arrays as the tree that a module expects, every name and shape checked.
+    """Arranges arrays as the tree that a module expects, and checks every name and shape.
 
     Args:
-      arrays: what a file holds, nested or flat with "/" in the names.
-      expected: nested dicts whose leaves have a `.shape` (`jax.eval_shape` makes them).
+      arrays: contents of a file, nested or flat with "/" in the names.
+      expected: nested dicts whose leaves have a `.shape` (from `jax.eval_shape`).
       source: the file or files, for the error.
-      ignored: names, or patterns such as "*/mask_token", that may be there and are left out.
-      name_in_file: what an array is called in the file, for the error; several may be of one there.
+      ignored: names to ignore, or patterns such as "*/mask_token".
+      name_in_file: returns the name of an array in the file, for the error. Several arrays may be parts of one
+        array there.
 
     Returns:
-      Nested dicts of float32 arrays, the structure of `expected`.
+      Nested dicts of float32 arrays with the structure of `expected`.
 
     Raises:
-      UserError: arrays are missing, unexpected, misshapen or not finite; all of them are listed
-        at once.
+      UserError: arrays are missing, unexpected, of the wrong shape or not finite; it lists all of them.
     """
     patterns = tuple(ignored)
     wanted = flatten(expected)
@@ -141,8 +130,8 @@ def fit_tree(
     problems = _misfits(found, wanted, name_in_file)
     if problems:
         raise UserError(
-            f"{source} does not hold the weights of this model ({'; '.join(problems)}): check that it is"
-            " the file of the model that was named, or delete it and fetch it again."
+            f"{source} does not hold the weights of this model ({'; '.join(problems)}). Check that it is the"
+            " file of the named model, or delete it and fetch it again."
         )
     return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
 
@@ -150,7 +139,7 @@ def fit_tree(
 def _misfits(
     found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], name_in_file: Callable[[str], str]
 ) -> list[str]:
-    """What keeps arrays from being those that are wanted, kind by kind, by their names in the file."""
+    """Lists the problems of arrays by kind, with their names in the file."""
     common = [name for name in wanted if name in found]
     misshapen = [name for name in common if found[name].shape != tuple(wanted[name].shape)]
     # A sum is not finite when a term is not, and needs no second array as large as the weights.
@@ -170,7 +159,7 @@ def _misfits(
                 else f"{own} (here {name}) {found[name].shape}, expected {tuple(wanted[name].shape)}"
                 for name in misshapen
             ]
-            # Too few or too many numbers to be cut into the arrays that are made of it.
+            # The wrong number of values to be split into the arrays that are made of it.
             + [f"{own} {found[unexpected[own]].shape}" for own in missing if own in unexpected],
         ),
         _listed("not finite", list(dict.fromkeys(map(name_in_file, broken)))),
@@ -179,19 +168,17 @@ def _misfits(
 
 
 def read_torch_pickle(path: PathLike) -> Any:
-    """Reads a PyTorch zip archive (`.pth`, `.pt`) without PyTorch, executing nothing.
+    """Reads a PyTorch zip archive (`.pth`, `.pt`) without PyTorch and without executing anything.
 
-    Only plain containers, tensors, parameters and parameter lists are understood.
+    Only plain containers, tensors, parameters and parameter lists are supported.
 
     Returns:
-      Nested dicts, lists and tuples with numpy arrays; a ParameterList is a list, bfloat16 becomes
-      float32.
+      Nested dicts, lists and tuples with numpy arrays. A ParameterList becomes a list, bfloat16 float32.
 
     Raises:
-      UserError: the file is missing or damaged, or asks for anything else to be loaded.
+      UserError: the file is missing or damaged, or refers to anything else.
     """
-    path = pathlib.Path(path)
-    _require_file(path)
+    path = _existing(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
@@ -202,25 +189,27 @@ def read_torch_pickle(path: PathLike) -> Any:
                 return _plain(unpickler.load())
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error} to be loaded, which could run foreign code:"
-            " use a file that holds tensors only, or convert it to npz."
+            f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
+            " convert it to npz."
         ) from error
     except _BROKEN_PICKLE as error:
         raise UserError(
-            f"{path} is not a readable PyTorch archive ({_reason(error)}):"
-            " delete it and fetch it again."
+            f"{path} is not a readable PyTorch archive ({_reason(error)})."
+            " Delete it and fetch it again."
         ) from error
 
 
-def _require_file(path: pathlib.Path) -> None:
+def _existing(path: PathLike) -> pathlib.Path:
+    path = pathlib.Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, where a weight file is expected.")
+        raise UserError(f"{path} is a folder, but a weight file was expected.")
     if not path.exists():
-        raise UserError(f"{path} does not exist: give the path of a weight file, or fetch it.")
+        raise UserError(f"{path} does not exist. Give the path of a weight file, or fetch it.")
+    return path
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:
-    """Whether a length and the "{" of a header come first; a damaged file is told by its name."""
+    """Looks for a length and the "{" of a header; the name decides for a damaged file."""
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
@@ -233,7 +222,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with archive:
         if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
             raise UserError(
-                f"{path} is a PyTorch archive, which holds code: convert it with"
+                f"{path} is a PyTorch archive, which may contain code. Convert it with"
                 f" `python scripts/convert_clip.py {path} {path.with_suffix('.safetensors')}`."
             )
         return {name: _as_float32(archive[name]) for name in archive.files}
@@ -244,7 +233,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            # One after the other, so that memory holds no second copy in the file's own type.
+            # One by one, so that memory holds no second copy in the file's own type.
             return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, AttributeError) as error:  # the last two: unknown types
         raise ValueError(str(error)) from error
@@ -267,7 +256,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Refused(pickle.UnpicklingError):
-    """The pickle wants something outside the list of the harmless."""
+    """A pickle refers to something that is not known to be harmless."""
 
 
 class _Storage(NamedTuple):
@@ -277,7 +266,7 @@ class _Storage(NamedTuple):
 
 
 class _ParameterList:
-    """Stands in for torch.nn.ParameterList while a pickle is read."""
+    """Stand-in for torch.nn.ParameterList while a pickle is read."""
 
     state: Mapping[str, Any] | None = None
 
@@ -288,7 +277,7 @@ class _ParameterList:
 def _rebuild_tensor(
     storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> np.ndarray:
-    """The tensor that `size`, `stride` and `offset` (in elements) cut out of a storage."""
+    """Returns the tensor of this offset, size and stride (in elements) in a storage."""
     values = storage.values
     if len(size) != len(stride) or min((0, offset, *size, *stride)) < 0:
         raise ValueError("a tensor has a broken shape")
@@ -298,10 +287,6 @@ def _rebuild_tensor(
     steps = tuple(step * values.itemsize for step in stride)
     view = np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
     return _as_float32(view) if values.dtype == ml_dtypes.bfloat16 else np.array(view)
-
-
-def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-    return data
 
 
 _STORAGES = {
@@ -319,13 +304,13 @@ _HARMLESS: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch.nn.modules.container", "ParameterList"): _ParameterList,
 }
 
 
 class _TorchUnpickler(pickle.Unpickler):
-    """An unpickler that knows tensors and containers and nothing else."""
+    """An unpickler of tensors and containers only."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
         super().__init__(file, encoding="utf-8")
@@ -335,7 +320,7 @@ class _TorchUnpickler(pickle.Unpickler):
         self._big_endian = order in archive.namelist() and archive.read(order).strip() == b"big"
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global name, or a refusal."""
+        """Returns the stand-in for a global name, or raises an error."""
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return name
         if (module, name) not in _HARMLESS:
@@ -343,7 +328,7 @@ class _TorchUnpickler(pickle.Unpickler):
         return _HARMLESS[module, name]
 
     def persistent_load(self, key: Any) -> _Storage:
-        """The storage that a tensor refers to; tensors may share one."""
+        """Returns the storage of a tensor; tensors may share one."""
         if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage"):
             raise _Refused(repr(key))
         kind, name, count = key[1], str(key[2]), key[4]
@@ -357,7 +342,7 @@ class _TorchUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """Containers as plain dicts, lists and tuples, all the way down."""
+    """Converts nested containers to plain dicts, lists and tuples."""
     if isinstance(value, _ParameterList):
         parameters = (value.state or {}).get("_parameters", {})
         return [_plain(parameters[key]) for key in sorted(parameters, key=int)]
