@@ -33,17 +33,20 @@ def table():
                 (Cell(90.0, text="90", doubt=True, keys=note), Cell(88.5, reference=90.0)),
                 keys=(("dataset", "mvtec_ad"), ("category", "mean")),
             ),
-            Line(("a|b <c>",), (EMPTY, Cell(marks=(1,))), keys=(("dataset", "a|b <c>"),)),
+            Line(
+                ("a|b <c>",),
+                (EMPTY, Cell(footnotes=("No masks.",))),
+                keys=(("dataset", "a|b <c>"),),
+            ),
             Line(
                 ("Mean",),
                 (Cell(1.0, text="1.0"), EMPTY),
-                (2,),
+                ("Without x_y.",),
                 summary=True,
                 keys=(("dataset", "industrial_mean"), ("category", "mean")),
             ),
         ),
         compared=SAME_METHOD,
-        footnotes=("No masks.", "Without x_y."),
         keys=KEYS,
     )
 

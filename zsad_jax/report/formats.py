@@ -147,8 +147,7 @@ def to_csv(shown: Iterable[Table]) -> str:
                 known = dict(table.keys + line.keys + column.keys + cell.keys)
                 if cell.text == "" or "source" not in known:
                     continue
-                marks = dict.fromkeys((*line.marks, *cell.marks))
-                words = " ".join(table.footnotes[mark - 1] for mark in marks)
+                words = " ".join(dict.fromkeys((*line.footnotes, *cell.footnotes)))
                 known["note"] = " ".join(filter(None, (known.get("note"), words)))
                 known["value"] = cell.text or ("" if cell.value is None else f"{cell.value:.1f}")
                 if cell.difference is not None:

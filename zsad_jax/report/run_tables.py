@@ -18,7 +18,6 @@ from zsad_jax.report.tables import (
     PAPER_METRIC,
     Cell,
     Compared,
-    Footnotes,
     Line,
     Notes,
     Table,
@@ -64,7 +63,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
     A domain's mean is compared with the paper's only if it covers the same datasets. If no domain has
     two datasets, the mean is over all of them.
     """
-    results, footnotes = _Results(rows, notes, find_deviations(rows, run)), Footnotes()
+    results = _Results(rows, notes, find_deviations(rows, run))
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -75,7 +74,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
         cells = results.cells(row, metrics)
         words = [*wording.sentences(remarks), *results.reasons([row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
-        lines.append(Line(labels, cells, footnotes.marks(words)))
+        lines.append(Line(labels, cells, tuple(words)))
     about = {row["dataset"]: DATASETS.get(row["dataset"]) for row in means}
     summaries = {}
     for mean, domain in DOMAIN_MEANS.items():
@@ -89,10 +88,10 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
     for mean, members in summaries.items():
         cells = tuple(results.mean_cell(mean, members, metric) for metric in metrics)
         absent = wording.sentences(wording.absence_notes(members, "datasets"))
-        marks = footnotes.marks([*results.reasons(members, cells), *absent])
+        words = [*results.reasons(members, cells), *absent]
         label = names.dataset_name(mean) if mean else "Mean over datasets"
-        lines.append(Line((label, ""), cells, marks, summary=True))
-    return _table("Datasets", ("Dataset", COUNTS), metrics, lines, footnotes)
+        lines.append(Line((label, ""), cells, tuple(words), summary=True))
+    return _table("Datasets", ("Dataset", COUNTS), metrics, lines)
 
 
 def category_table(
@@ -103,7 +102,7 @@ def category_table(
     If images of the dataset are missing, no category has a difference: it is not known from which they are.
     """
     rows = [row for row in rows if row["dataset"] == dataset]
-    results, footnotes = _Results(rows, notes, find_deviations(rows, run)), Footnotes()
+    results = _Results(rows, notes, find_deviations(rows, run))
     metrics = _metrics_to_show(rows)
     lines = []
     for row in sorted(rows, key=lambda row: row["category"] == MEAN):
@@ -112,35 +111,35 @@ def category_table(
         if summary or any(cell.apart for cell in cells):
             words += results.reasons([row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
-        lines.append(Line(labels, cells, footnotes.marks(words), summary))
-    return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, footnotes)
+        lines.append(Line(labels, cells, tuple(words), summary))
+    return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines)
 
 
 def comparison_table(
     dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
 ) -> Table:
     """Makes a table of a dataset's main result and its comparisons, with differences to the main result."""
-    results, footnotes = _Results(rows, notes, ()), Footnotes()
     main, others = (
         [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
         for group in (rows, comparisons)
     )
     metrics = _metrics_to_show(main + others)
     varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
-    marks = footnotes.marks(wording.sentences(results.notes_on(main[0]) if main else ()))
+    notes_on_main = _Results(rows, notes, ()).notes_on(main[0]) if main else ()
+    words = tuple(wording.sentences(notes_on_main))
     lines = []
     for row in main:
         cells = tuple(Cell(percent(row[metric])) for metric in metrics)
         label = f"Main result: {wording.describe_setting(row, varied)}"
-        lines.append(Line((label,), cells, marks))
+        lines.append(Line((label,), cells, words))
     for row in others:
         against = main[0] if main else dict.fromkeys(row)
         cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
         differs = [key for key in varied if row[key] != against[key]]
-        lines.append(Line((wording.describe_setting(row, differs),), cells, marks))
+        lines.append(Line((wording.describe_setting(row, differs),), cells, words))
     lines += _seed_lines(others, metrics)
     title = f"{names.dataset_name(dataset)}: comparisons"
-    return _table(title, ("Setting",), metrics, lines, footnotes, MAIN_RESULT)
+    return _table(title, ("Setting",), metrics, lines, MAIN_RESULT)
 
 
 def results_csv(
@@ -261,22 +260,22 @@ def _table(
     head: tuple[str, ...],
     metrics: tuple[str, ...],
     lines: Sequence[Line],
-    footnotes: Footnotes,
     compared: Compared = PAPER,
 ) -> Table:
     """Makes a table with a footnote on every suspicious number of the paper."""
-    for line in lines:
-        for metric, cell in zip(metrics, line.cells, strict=True):
-            if cell.paper and cell.paper.doubt:
-                words = f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
-                footnotes.marks([words])
+    doubts = (
+        f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
+        for line in lines
+        for metric, cell in zip(metrics, line.cells, strict=True)
+        if cell.paper and cell.paper.doubt
+    )
     return Table(
         title=title,
         head=head,
         columns=tuple(map(metric_column, metrics)),
         lines=tuple(lines),
         compared=compared,
-        footnotes=tuple(footnotes.words),
+        remarks=tuple(doubts),
     )
 
 

@@ -1,7 +1,8 @@
 """Tables as data, the same for every format: numbers, what they are held against, and footnotes."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from zsad_jax.metrics import Note
@@ -41,7 +42,7 @@ class Cell(NamedTuple):
       spread: standard deviation over seeds.
       text: shown in place of the value: a number as printed, or "" for a cell that is empty.
       doubt: whether the source of the value marks it as suspicious.
-      marks: numbers of footnotes.
+      footnotes: sentences.
       keys: what a line of CSV says of this number alone.
     """
 
@@ -52,7 +53,7 @@ class Cell(NamedTuple):
     spread: float | None = None
     text: str | None = None
     doubt: bool = False
-    marks: tuple[int, ...] = ()
+    footnotes: tuple[str, ...] = ()
     keys: Keys = ()
 
     @property
@@ -103,11 +104,11 @@ class Column(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of a table: its labels, its cells, and the numbers of its footnotes."""
+    """A row of a table: its labels, its cells, and its footnotes."""
 
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
-    marks: tuple[int, ...] = ()
+    footnotes: tuple[str, ...] = ()
     summary: bool = False
     keys: Keys = ()
 
@@ -121,7 +122,7 @@ class Table:
       columns: of the numbers.
       lines: with as many labels and cells as there are columns.
       compared: what the numbers are held against.
-      footnotes: numbered from 1.
+      remarks: footnotes on the whole.
       keys: what every line of CSV says.
     """
 
@@ -130,21 +131,21 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     compared: Compared
-    footnotes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     keys: Keys = ()
 
+    @functools.cached_property
+    def footnotes(self) -> tuple[str, ...]:
+        """All footnotes, numbered from 1; those with the same words are one."""
+        words: list[str] = []
+        for line in self.lines:
+            words += line.footnotes
+            words += (one for cell in line.cells for one in cell.footnotes)
+        return tuple(dict.fromkeys((*words, *self.remarks)))
 
-class Footnotes:
-    """Words gathered while a table is made; the same words get the same number."""
-
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def marks(self, words: Iterable[str]) -> tuple[int, ...]:
-        """The numbers of some sentences, new or known."""
-        unique = list(dict.fromkeys(words))
-        self.words += [word for word in unique if word not in self.words]
-        return tuple(self.words.index(word) + 1 for word in unique)
+    def marks(self, part: Line | Cell) -> list[int]:
+        """Returns the numbers of the footnotes of a line or cell."""
+        return [self.footnotes.index(words) + 1 for words in dict.fromkeys(part.footnotes)]
 
 
 def metric_column(metric: str) -> Column:

@@ -26,7 +26,7 @@ def cells_of(table, label):
 
 
 def notes_of(table, cell):
-    return [table.footnotes[mark - 1] for mark in cell.marks]
+    return [table.footnotes[mark - 1] for mark in table.marks(cell)]
 
 
 def test_a_paper_with_ours_beside_it_word_for_word(make_ours):
@@ -113,9 +113,7 @@ def test_means_that_are_not_printed_are_recomputed_and_say_so():
     cell = cells_of(table, "Industrial mean")["FAPrompt"]
     assert (cell.text, notes_of(table, cell)) == ("88.2", ["Printed in Table 3."])
     (line,) = (line for line in table.lines if line.labels == ("Industrial mean",))
-    assert [table.footnotes[mark - 1] for mark in line.marks] == [
-        "Without MVTec AD, as in the paper."
-    ]
+    assert list(line.footnotes) == ["Without MVTec AD, as in the paper."]
 
 
 @pytest.mark.parametrize("metric", ["image_auroc", "pixel_aupro"])
@@ -125,7 +123,7 @@ def test_our_mean_leaves_out_what_the_papers_leaves_out(make_ours, metric):
     assert "mvtec_ad" not in values
     table = make_table(sheet, [make_ours(values | {"mvtec_ad": 0.1}, method="faprompt")])
     cell = cells_of(table, "Industrial mean")["ours: FAPrompt"]
-    assert (cell.value, cell.marks) == (80.0, ())
+    assert (cell.value, cell.footnotes) == (80.0, ())
     printed = published_numbers("faprompt", "industrial_mean")[metric].percent
     assert cell.difference == round(80 - printed, 1)
 
@@ -290,7 +288,7 @@ def test_a_polyp_set_added_to_the_training_has_its_own_table(make_ours):
     assert set(printed) == {*values, "medical_mean"}
     for dataset, percent in printed.items():
         cell = cells_of(table, names.dataset_name(dataset))[name]
-        assert (cell.difference, cell.marks) == (round(90 - percent, 1), ())
+        assert (cell.difference, cell.footnotes) == (round(90 - percent, 1), ())
     table = make_table(sheet_of("vip2clip", "2", "pixel_aupro"), [ours])
     cell = cells_of(table, "CVC-ColonDB")[name]
     assert cell.difference is None
@@ -311,7 +309,7 @@ def test_a_training_of_which_nothing_is_published_is_held_against_nothing(make_o
         assert (cell.value, cell.difference) == (90.0, None)
         assert notes_of(table, cell) == ["Trained on MPDD, the paper's on MVTec AD."]
     nothing = make_table(sheet_of("faprompt", "1", "image_auroc"), [ours])
-    assert not cells_of(nothing, "HeadCT")["ours: TIPSomaly (trained on MPDD)"].marks
+    assert not cells_of(nothing, "HeadCT")["ours: TIPSomaly (trained on MPDD)"].footnotes
 
 
 def test_results_of_nothing_learned_keep_their_difference(make_ours):

@@ -20,7 +20,6 @@ from zsad_jax.report.tables import (
     SAME_METHOD,
     Cell,
     Column,
-    Footnotes,
     Keys,
     Line,
     Table,
@@ -37,17 +36,15 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     Ours has the difference to what the paper prints for the same method, if both are of the same images,
     setting and training.
     """
-    footnotes = Footnotes()
     doubts: dict[tuple[str, str], list[str]] = {}
     lines = []
     for place in sheet.places:
-        marks = footnotes.marks(_excluded(sheet, place))
         summary = place.dataset in DOMAIN_MEANS or (sheet.by_category and place.category == MEAN)
         label = "Mean" if summary and place.dataset in DATASETS else place.label
         cells = []
         for competitor, numbers in sheet.columns.items():
             number = numbers.get(place)
-            cells.append(_published_cell(sheet, competitor, number, footnotes) if number else EMPTY)
+            cells.append(_published_cell(sheet, competitor, number) if number else EMPTY)
             if number and number.doubt:
                 doubts.setdefault((competitor.name, number.doubt), []).append(place.label)
         for one in ours:
@@ -55,20 +52,19 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
             if not one.usual:
                 same = sheet.reference(one.method, place, one.training)
                 reference, training = same, same is None and reference is not None
-            cells.append(our_cell(sheet, one, place, reference, footnotes, training=training))
+            cells.append(our_cell(sheet, one, place, reference, training=training))
         keys = (("dataset", place.dataset), ("category", place.category))
-        lines.append(Line((label,), tuple(cells), marks, summary, keys))
-    footnotes.marks(
+        lines.append(Line((label,), tuple(cells), _excluded(sheet, place), summary, keys))
+    remarks = [
         f"{DOUBT} {name}, {', '.join(places)}: {doubt}." for (name, doubt), places in doubts.items()
-    )
-    footnotes.marks(_sources_of_full_shot(sheet))
+    ]
     return Table(
         title=sheet.title,
         head=("Category" if sheet.by_category else "Dataset",),
         columns=(*map(_published_column, sheet.columns), *map(our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
-        footnotes=tuple(footnotes.words),
+        remarks=(*remarks, *_sources_of_full_shot(sheet)),
         keys=(("paper", sheet.paper), ("table", sheet.table), *metric_keys(sheet.metric)),
     )
 
@@ -87,13 +83,7 @@ def metric_keys(metric: str) -> Keys:
 
 
 def our_cell(
-    sheet: Sheet,
-    ours: Ours,
-    place: Place,
-    reference: float | None,
-    footnotes: Footnotes,
-    *,
-    training: bool,
+    sheet: Sheet, ours: Ours, place: Place, reference: float | None, *, training: bool
 ) -> Cell:
     """Returns our number at a place, with the difference to a published one if they can be compared.
 
@@ -102,8 +92,7 @@ def our_cell(
       ours: our results.
       place: the row of the table.
       reference: the published number.
-      footnotes: receives the reasons against a comparison.
-      training: whether training that differs from the paper's is one.
+      training: whether another training than the paper's rules out a comparison.
     """
     value = _our_value(sheet, ours, place)
     if value is None:
@@ -114,7 +103,7 @@ def our_cell(
         words += words_on(ours.deviations, keys, sheet.metric, kinds=("training",))
     if not words:
         return Cell(value.percent, reference=reference)
-    return Cell(value.percent, marks=footnotes.marks(map(wording.sentence, words)))
+    return Cell(value.percent, footnotes=tuple(map(wording.sentence, words)))
 
 
 class _Value(NamedTuple):
@@ -178,9 +167,7 @@ def _published_column(competitor: Competitor) -> Column:
     return Column(name, group, f"{name} ({FULL_SHOT})" if full_shot else name, keys)
 
 
-def _published_cell(
-    sheet: Sheet, competitor: Competitor, number: PublishedNumber, footnotes: Footnotes
-) -> Cell:
+def _published_cell(sheet: Sheet, competitor: Competitor, number: PublishedNumber) -> Cell:
     words, keys = [], [("source", "recomputed")] * (not number.printed)
     if not number.printed:
         words.append("Not printed: the mean of the printed numbers.")
@@ -194,19 +181,19 @@ def _published_cell(
         number.percent,
         text=number.printed or None,
         doubt=bool(number.doubt),
-        marks=footnotes.marks(words),
+        footnotes=tuple(words),
         keys=(*keys, ("note", note)),
     )
 
 
-def _excluded(sheet: Sheet, place: Place) -> list[str]:
+def _excluded(sheet: Sheet, place: Place) -> tuple[str, ...]:
     """Returns words on datasets of the table that its mean excludes."""
     if place.dataset not in DOMAIN_MEANS:
-        return []
+        return ()
     here = [one.dataset for one in sheet.places if one.dataset in DATASETS]
     here = [key for key in here if DATASETS[key].domain == DOMAIN_MEANS[place.dataset]]
     without = [names.dataset_name(key) for key in here if key not in sheet.members(place.dataset)]
-    return [f"Without {', '.join(without)}, as in the paper."] if without else []
+    return (f"Without {', '.join(without)}, as in the paper.",) if without else ()
 
 
 def _sources_of_full_shot(sheet: Sheet) -> list[str]:
