@@ -1,7 +1,8 @@
 import pytest
 
 from zsad_jax.data import protocols
-from zsad_jax.data.protocols import DATASETS, PROTOCOLS, parse_name, prompt_name
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import PROTOCOLS, parse_name, prompt_name
 from zsad_jax.utils.errors import UserError
 
 

@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from zsad_jax.data.protocols import DATASETS, parse_name
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import parse_name
 from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import published_numbers

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.protocols import DATASETS
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.recipes import recipe_of

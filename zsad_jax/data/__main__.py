@@ -5,22 +5,24 @@ import os
 import pathlib
 import shlex
 import sys
-from typing import TYPE_CHECKING
 
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.availability import find_place
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.inspect import stock
+from zsad_jax.data.inspect.summary import describe
+from zsad_jax.data.inspect.target import Target, open_target
+from zsad_jax.data.open import SYNTHETIC
 from zsad_jax.utils import command_line
-from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import UserError, plural, suggest
-
-if TYPE_CHECKING:
-    from zsad_jax.data.inspect.target import Target
 
 PROGRAM = "python -m zsad_jax.data"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code. A mistake of the user's ends it with code 2."""
+    """Runs the command; returns the exit code, 2 for a mistake of the user."""
     options = _make_parser().parse_args(arguments)
-    log_plainly()
+    command_line.log_plainly()
     return command_line.guarded(lambda: options.run(options))
 
 
@@ -28,7 +30,8 @@ def _make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data_dir",
-        help="where prepared benchmarks lie; default: data/ in ZSAD_JAX_HOME, else in ~/.cache/zsad_jax",
+        default=os.fspath(benchmarks.default_data_dir()),
+        help="folder of prepared benchmarks; default: data/ in ZSAD_JAX_HOME, else in ~/.cache/zsad_jax",
     )
     threads = argparse.ArgumentParser(add_help=False)
     threads.add_argument(
@@ -59,12 +62,12 @@ def _make_parser() -> argparse.ArgumentParser:
     verify.add_argument("names", metavar="NAME", nargs="+", help="keys, or paths of folders")
     verify.set_defaults(run=_verify)
 
-    stock = commands.add_parser("list", parents=[common], help="which benchmarks there are")
-    stock.add_argument(
-        "--categories", metavar="NAME", nargs="*", help="the counts per category, of all or these"
+    listed = commands.add_parser("list", parents=[common], help="list the known datasets")
+    listed.add_argument(
+        "--categories", metavar="NAME", nargs="*", help="counts per category, of all or these"
     )
-    stock.add_argument("--format", choices=("plain", "markdown", "csv"), default="plain")
-    stock.set_defaults(run=_list)
+    listed.add_argument("--format", choices=("plain", "markdown", "csv"), default="plain")
+    listed.set_defaults(run=_list)
 
     show = commands.add_parser(
         "show", parents=[common, folder], help="draw a sheet of images with masks outlined"
@@ -80,31 +83,28 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
-def _data_dir(options: argparse.Namespace) -> pathlib.Path:
-    from zsad_jax.data import benchmarks
-
-    return pathlib.Path(options.data_dir or benchmarks.default_data_dir())
-
-
 def _prepare(options: argparse.Namespace) -> int:
-    """Prepares one benchmark after the other; what cannot be had keeps none of the others back."""
+    """Prepares one benchmark after the other; the failure of one does not stop the others."""
     import tensorflow_datasets as tfds
 
-    from zsad_jax.data import benchmarks
-
     tfds.disable_progress_bar()  # ours shows how much is left
-    names = benchmarks.names()
+    known = benchmarks.names()
     wanted = list(dict.fromkeys(options.names))
     if "all" in wanted:
-        found = map(benchmarks.find_benchmark, names)
-        wanted = [one.name for one in found if all(part.url for part in one.ARCHIVES)]
+        wanted = [name for name in known if DATASETS[name].open_to_all]
     for name in wanted:
-        if name not in names:
-            raise UserError(_no_benchmark(name, suggest(name, names)))
+        if name in SYNTHETIC:
+            raise UserError(f"{name} is drawn when it is used: there is nothing to prepare.")
+        if name not in known and os.path.exists(name):
+            raise UserError(
+                f"{name} is not the name of a benchmark. Give the name, and {name} as --source."
+            )
+        if name not in known:
+            raise UserError(f"There is no benchmark {name!r}: {suggest(name, known)}")
     failures = []
     for name in wanted:
         try:
@@ -121,74 +121,60 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _no_benchmark(name: str, suggestion: str) -> str:
-    """Why a name cannot be prepared, and what may be meant."""
-    from zsad_jax.data.open import SYNTHETIC
-
-    if name in SYNTHETIC:
-        return f"{name} is drawn when it is used: there is nothing to prepare."
-    if os.path.exists(name):
-        return f"{name} is no benchmark's name: give the name, and {name} as --source."
-    return f"There is no benchmark {name!r}: {suggestion}"
-
-
 def _prepare_one(name: str, options: argparse.Namespace) -> None:
-    from zsad_jax.data import benchmarks
-    from zsad_jax.data.inspect import stock, summary
-    from zsad_jax.data.inspect.target import open_target
-
-    data_dir = _data_dir(options)
-    benchmark = benchmarks.find_benchmark(name)
-    if benchmarks.is_prepared(name, data_dir):
-        place = benchmark(data_dir=data_dir).data_path
-        unread = f", and {options.source} is not looked at" if options.source else ""
-        print(f"{benchmark.TITLE} is prepared already{unread}; delete {place} to do it anew.")
+    facts = DATASETS[name]
+    if benchmarks.is_prepared(name, options.data_dir):
+        place = os.path.abspath(find_place(name, options.data_dir))
+        unread = f", and {options.source} is ignored" if options.source else ""
+        print(f"{facts.title} is prepared already{unread}; delete {place} to prepare it again.")
     else:
-        benchmark(data_dir=data_dir).download_and_prepare(
+        benchmarks.find_builder(name)(data_dir=options.data_dir).download_and_prepare(
             source=options.source, num_workers=options.workers
         )
-    target = open_target(name, data_dir)
-    counts = stock.count_all(target)
-    print(f"\n{target.title} ({benchmark.LICENCE})")
-    differences = benchmarks.compare_counts(counts, target.published)
-    for line in summary.describe_counts(target, counts, differences):
+    target = open_target(name, options.data_dir)
+    print(f"\n{target.title} ({facts.licence})")
+    for line in describe(
+        target, target.count_all(), target.issues, target.notes, hint=_hint(target, options)
+    ):
         print(line)
-    hint = f"{PROGRAM} verify {name} --all{_with_data_dir(options)}"
-    issues, notes = target.issues, target.notes
-    for line in summary.describe_issues(issues, notes, show_all=options.all, hint=hint):
-        print(line)
-    print(f"{target.title} lies in {target.place}", flush=True)
+    print(f"{target.title} is stored in {target.place}", flush=True)
 
 
-def _with_data_dir(options: argparse.Namespace) -> str:
-    return f" --data_dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+def _hint(target: Target, options: argparse.Namespace) -> str:
+    """Returns the command that lists every file that has an issue; "" if that is what runs."""
+    if options.all:
+        return ""
+    command = [PROGRAM, "verify", shlex.quote(target.key), "--all"]
+    if pathlib.Path(options.data_dir) != benchmarks.default_data_dir():
+        command += ["--data_dir", shlex.quote(options.data_dir)]
+    return " ".join(command)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Verifies one dataset after the other; the exit code is 1 when one of them is not as it should be."""
-    from zsad_jax.data.inspect.target import open_target
-
-    folders = tuple(options.normal_folders or ()) or None
-    targets = [
-        open_target(name, _data_dir(options), normal_folders=folders)
-        for name in dict.fromkeys(options.names)
-    ]
+    """Verifies one dataset after the other; returns 1 if one of them fails."""
+    targets = [_open(name, options) for name in dict.fromkeys(options.names)]
     good = [_verify_one(target, options) for target in targets]
     return 0 if all(good) else 1
 
 
-def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
-    from zsad_jax.data.inspect import summary
+def _open(name: str, options: argparse.Namespace) -> Target:
+    folders = tuple(options.normal_folders or ()) or None
+    return open_target(name, options.data_dir, normal_folders=folders)
+
+
+def _verify_one(target: Target, options: argparse.Namespace) -> bool:
     from zsad_jax.data.inspect.verify import verify
 
     found = verify(target, num_workers=options.workers)
     print(f"\n{target.title}, {target.place}")
-    for line in summary.describe_counts(target, found.counts, found.differences):
-        print(line)
-    for contradiction in found.contradictions:
-        print(f"differs from what preparation recorded: {contradiction}")
-    hint = f"{PROGRAM} verify {shlex.quote(target.key)} --all{_with_data_dir(options)}"
-    for line in summary.describe_issues(found.issues, found.notes, show_all=options.all, hint=hint):
+    for line in describe(
+        target,
+        found.counts,
+        found.issues,
+        found.notes,
+        contradictions=found.contradictions,
+        hint=_hint(target, options),
+    ):
         print(line)
     problems = {
         "counts that are not the published ones": len(found.differences),
@@ -204,29 +190,24 @@ def _verify_one(target: "Target", options: argparse.Namespace) -> bool:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zsad_jax.data.inspect import stock
-    from zsad_jax.data.protocols import DATASETS
-
     names = options.categories or list(DATASETS)
     for name in names:
         if name not in DATASETS:
             raise UserError(f"There is no dataset {name!r}: {suggest(name, DATASETS)}")
-    entries = stock.take_stock(names, _data_dir(options))
+    entries = stock.take_stock(names, options.data_dir)
     if options.categories is None:
         table = stock.tabulate_datasets(entries)
     else:
         counts = {entry.key: entry.counts for entry in entries}
-        table = stock.tabulate_categories(counts, {one.key: one.published for one in entries})
+        table = stock.tabulate_categories(counts, {name: DATASETS[name].counts for name in names})
     print(table.to_text(options.format), end="")
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
     from zsad_jax.data.inspect.contact_sheet import write_sheet
-    from zsad_jax.data.inspect.target import open_target
 
-    folders = tuple(options.normal_folders or ()) or None
-    target = open_target(options.name, _data_dir(options), normal_folders=folders)
+    target = _open(options.name, options)
     path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
     number = write_sheet(
         target,

@@ -6,11 +6,13 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.folder import read_folder
 from zsad_jax.data.joined import Joined
 from zsad_jax.data.meta_json import META_JSON, read_meta_json
-from zsad_jax.data.protocols import DATASETS, Naming, Part, parse_name
+from zsad_jax.data.protocols import Naming, Part, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike
@@ -71,8 +73,6 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         return
     if not isinstance(spec, str):
         raise UserError(f"There is no folder {_described(spec)[1]}.")
-    from zsad_jax.data import benchmarks
-
     name = next(part.key for part in parse_name(spec) if not _form_of(part.key, data_dir))
     if name in benchmarks.names():
         raise NotPreparedError(f"{benchmarks.how_to_prepare(name, data_dir)}.")
@@ -94,8 +94,6 @@ def _open_part(
 
         return synthetic.load(name)
     if form == "prepared":
-        from zsad_jax.data import benchmarks
-
         return benchmarks.open_prepared(name, data_dir, split, naming=naming)
     root = _meta_json_root(name, data_dir)
     assert root is not None  # or it would not be available
@@ -138,8 +136,7 @@ def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", 
     """Returns the form in which a dataset exists; "" if it does not."""
     if name in SYNTHETIC:
         return "synthetic"
-    # tensorflow-datasets keeps unfinished preparations in incomplete.* next to the versions.
-    if any(pathlib.Path(data_dir, name).glob("[0-9]*/dataset_info.json")):
+    if benchmarks.is_prepared(name, data_dir):
         return "prepared"
     return "meta_json" if _meta_json_root(name, data_dir) else ""
 

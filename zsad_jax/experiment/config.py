@@ -13,7 +13,8 @@ from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
 from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.backbones.sizes import SIZES
-from zsad_jax.data.protocols import DATASETS, check_name, parse_name
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.recipes import recipe_of

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from zsad_jax.backbones import Backbone
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.evaluate import Evaluation
 from zsad_jax.experiment.config import Experiment, compare_with_recipe
 from zsad_jax.methods import Method, count_learned

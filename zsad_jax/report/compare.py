@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from zsad_jax.data.protocols import BOTH, DATASETS, PIXEL, PROTOCOLS, Level, Part, parse_name
+from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
+from zsad_jax.data.protocols import PROTOCOLS, Part, parse_name
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.recipes import UNLIKE_PAPER, recipe_of
 from zsad_jax.report import names
@@ -62,7 +63,7 @@ def find_deviations(
         unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
         if mean and about and unmasked and "pixel" in about.levels:
             words = f"{title}: {unmasked} of {mean['n_anomalous']} anomalous images have no mask."
-            found.append(Deviation(dataset, "images", PIXEL, words))
+            found.append(Deviation(dataset, "images", ("pixel",), words))
         setting = _compare_setting(mean, run) if mean else ""
         if mean and setting and published_numbers(mean["method"], dataset):
             found.append(Deviation(dataset, "setting", BOTH, setting))
@@ -159,8 +160,8 @@ def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
 def _compare_counts(mean: Row, num_categories: int) -> str:
     """Says which numbers of categories (if there are rows of any) and images differ."""
     about, words = DATASETS.get(mean["dataset"]), []
-    if about and about.num_categories and num_categories:
-        words += _compare_count(num_categories, about.num_categories, "categories")
+    if about and len(about.categories) > 1 and num_categories:
+        words += _compare_count(num_categories, len(about.categories), "categories")
     if about and about.published is not None:
         normal, anomalous = about.published
         images = _compare_count(mean["n_images"], normal + anomalous, "images")

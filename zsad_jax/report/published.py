@@ -6,7 +6,7 @@ import importlib.resources
 import re
 from typing import Any, NamedTuple
 
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.report.rows import MEAN
 
 # Where each paper prints its main results: the tables of dataset means, and those of categories.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from zsad_jax.data.protocols import Level
+from zsad_jax.data.benchmarks.facts import Level
 from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
 
 IDENTITY_COLUMNS = (

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import formats, names, wording
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on

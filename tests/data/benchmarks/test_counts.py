@@ -1,9 +1,9 @@
 """Counts beside the published ones, which are not always known of each category."""
 
 import pytest
+from zsad_jax.data.benchmarks.dtd_synthetic import DtdSynthetic
 
 from zsad_jax.data.benchmarks.counts import ALL, compare_counts, count, total
-from zsad_jax.data.benchmarks.dtd_synthetic import DtdSynthetic
 from zsad_jax.data.benchmarks.real_iad import RealIad
 from zsad_jax.data.inspect.stock import tabulate_categories
 

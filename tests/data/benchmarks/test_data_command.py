@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
 
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.utils.images import OUTLINE
 
 TINY = {"bottle": (2, 3), "metal_nut": (2, 3)}  # the test split of the miniature

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.preprocess import decode_image, decode_mask
-from zsad_jax.data.protocols import DATASETS, prompt_name
+from zsad_jax.data.protocols import prompt_name
 from zsad_jax.utils.errors import UserError
 
 NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "miniatures").glob("*.py"))

@@ -18,11 +18,11 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
 
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import base, layouts, records, sources
-from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
 from zsad_jax.data.benchmarks.visa import Visa
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.utils import downloads, files

@@ -2,7 +2,7 @@ import pytest
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.counts import total
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 
 
 @pytest.mark.parametrize("name", benchmarks.names())

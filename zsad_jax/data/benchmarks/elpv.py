@@ -1,11 +1,11 @@
-"""ELPV (Deitsch et al., Solar Energy 2019): electroluminescence images of solar cells."""
+"""ELPV: solar cells with a list of the probabilities of a defect."""
 
 import pathlib
 
 from absl import logging
 
-from zsad_jax.data.benchmarks.base import Archive, Benchmark
-from zsad_jax.data.benchmarks.layouts import Listing, split_normals
+from zsad_jax.data.benchmarks.layouts import Layout
+from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError
@@ -13,65 +13,42 @@ from zsad_jax.utils.errors import UserError
 LIST = "labels.csv"
 
 
-class Elpv(Benchmark):
-    """Mono- and polycrystalline cells; tested on all surely defective and a quarter of the sound ones."""
+def is_root(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds the list of cells and their images."""
+    return (folder / LIST).is_file() and any(folder.glob("images/cell*"))
 
-    name = "elpv"
-    HOMEPAGE = "https://github.com/zae-bayern/elpv-dataset"
-    LICENCE = "CC BY-NC-SA 4.0"
-    ARCHIVES = (
-        Archive(
-            "elpv-dataset-master.zip",
-            about="about 90 MB",
-            url=f"{HOMEPAGE}/archive/refs/heads/master.zip",
-        ),
-    )
-    TREE = f"{LIST} and images/cell0001.png"
-    COUNTS = {  # noqa: RUF012 - a constant, as tensorflow-datasets has them
-        "train": {"elpv": (1131, 0)},
-        "test": {"elpv": (377, 715)},
-    }
 
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds the list of cells and their images."""
-        return (folder / LIST).is_file() and any(folder.glob("images/cell*"))
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """The cells that are defective or sound for certain, in the order of the list."""
-        listing = Listing()
-        cells: dict[float, list[Sample]] = {}
-        for line in (root / LIST).read_text(encoding="utf-8-sig").splitlines():
-            if not line.strip():
-                continue
-            file_name, probability, kind = _read_line(root, line)
-            listing.known.add(str(root / file_name))
-            if not (root / file_name).is_file():
-                listing.issues.append(Issue("image_missing", file_name, LIST))
-                continue
-            cell = Sample(
-                image=str(root / file_name),
-                label=int(probability == 1),
-                category=cls.name,
-                defect=kind if probability == 1 else "good",
-                file_name=file_name,
-            )
-            cells.setdefault(probability, []).append(cell)
-        defective, sound = cells.pop(1.0, []), cells.pop(0.0, [])
-        logging.info(
-            "%s: %d cells may or may not be defective and are left out.",
-            cls.TITLE,
-            sum(map(len, cells.values())),
+def list_files(root: pathlib.Path) -> Listing:
+    """Lists the cells that are defective or sound for certain, in the order of the list."""
+    listing = Listing(root)
+    cells: dict[float, list[Sample]] = {}
+    for line in (root / LIST).read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+        file_name, probability, kind = _read_line(root, line)
+        path = root / file_name
+        listing.known.add(str(path))
+        if not path.is_file():
+            listing.issues.append(Issue("image_missing", file_name, LIST))
+            continue
+        defective = probability == 1
+        cell = Sample(
+            image=str(path),
+            label=int(defective),
+            category="elpv",
+            defect=kind if defective else "good",
+            file_name=file_name,
         )
-        tested, left = split_normals(sound)
-        listing.add("train", left)
-        listing.add("test", tested + defective)
-        return listing
+        cells.setdefault(probability, []).append(cell)
+    certain, sound = cells.pop(1.0, []), cells.pop(0.0, [])
+    uncertain = sum(map(len, cells.values()))
+    logging.info("ELPV: excluded %d cells that may or may not be defective.", uncertain)
+    listing.add_drawn(sound, certain)
+    return listing
 
 
 def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
-    """The image, the probability of a defect and the kind of cell."""
+    """Returns the image, the probability of a defect and the kind of cell."""
     try:
         file_name, probability, kind = line.split()
         return file_name, float(probability), kind
@@ -80,3 +57,6 @@ def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
             f"{root / LIST} is not the list of ELPV ({line.strip()!r} is not an image, a probability and a"
             " kind of cell): extract the official archive again."
         ) from error
+
+
+LAYOUT = Layout(is_root, list_files)

@@ -1,252 +1,194 @@
-"""What the layouts of benchmarks have in common: finding images, pairing masks, cutting, choosing normals."""
+"""Layouts of benchmarks: those that several share, and where to find that of any other."""
 
 import dataclasses
-import math
-import pathlib
+import importlib
+import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from zsad_jax.data import walk
-from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
-from zsad_jax.data.checks import examine
-from zsad_jax.data.dataset import Lazy, Sample, as_mask
+from zsad_jax.data.benchmarks.facts import (
+    DATASETS,
+    FolderPair,
+    MvtecLayout,
+    PairedFolders,
+    TwoFolders,
+)
+from zsad_jax.data.benchmarks.listing import (
+    Listing,
+    Path,
+    find_folder,
+    list_folders,
+    list_images,
+    masks_by_stem,
+    sort_by_number,
+)
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import read_meta_json, read_splits
-from zsad_jax.data.preprocess import decode_mask, open_image
-from zsad_jax.data.walk import list_folders, list_images
-
-Path = pathlib.Path
-Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
-T = TypeVar("T")
-
-# Papers test on a quarter of the normal images of some sets, drawn with this seed by scikit-learn from files
-# in the order of the disk. Who was drawn cannot be known; we draw from our own sorted order.
-TEST_SHARE = 0.25
-SEED = 42
 
 
-@dataclasses.dataclass
-class Listing:
-    """What was found of a benchmark, no image read yet.
+class Layout(NamedTuple):
+    """How the files of a benchmark are found.
 
     Attributes:
-      samples: per split, in the order in which they are written, category by category. `prompt_name` may
-        be left out: the protocol knows it.
-      known: further files that belong to the benchmark: those that parts are cut of, and those that are left
-        out for what is known of them.
-      issues: what does not belong together.
+      is_root: whether a folder is the root of the extracted archives, and of no other benchmark.
+      list_files: lists all samples below a root; images are not read. Raises `UserError` if the files cannot
+        be understood.
+      is_given: whether a folder that the user names may be the root, for layouts that several benchmarks share
+        (`images` beside `masks`); True wherever `is_root` is. None: `is_root` tells.
+      left_out: patterns in addition to `Facts.left_out`, for the files below a root.
     """
 
-    samples: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
-    known: set[str] = dataclasses.field(default_factory=set)
-    issues: list[Issue] = dataclasses.field(default_factory=list)
+    is_root: Callable[[Path], bool]
+    list_files: Callable[[Path], Listing]
+    is_given: Callable[[Path], bool] | None = None
+    left_out: Callable[[Path], Sequence[str]] = lambda root: ()
 
-    def add(self, split: str, samples: Iterable[Sample]) -> None:
-        """Appends samples to a split; none make no split, for an empty one cannot be written."""
-        found = list(samples)
-        if found:
-            self.samples.setdefault(split, []).extend(found)
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop(Lazy):
-    """A rectangle of an image, as a PNG; of ground truth, with 255 where a defect is."""
-
-    path: Path
-    box: Box
-    is_mask: bool = False
-
-    def read(self) -> bytes:
-        """Cuts the rectangle out and encodes it."""
-        left, upper, right, lower = self.box
-        if self.is_mask:
-            return mask_to_png(decode_mask(str(self.path))[upper:lower, left:right])
-        return image_to_png(open_image(self.path).image.crop(self.box))
+    def accepts(self, folder: Path) -> bool:
+        """Returns whether a folder that the user names may be the root."""
+        return (self.is_given or self.is_root)(folder)
 
 
-def find_folder(parent: Path, *names: str) -> Path | None:
-    """The subfolder that has one of these names, in any case; the names come in order of preference.
+def find_layout(name: str) -> Layout:
+    """Returns the layout of a benchmark: a shared one, or `LAYOUT` of the module with the benchmark's name."""
+    match DATASETS[name].layout:
+        case MvtecLayout() as options:
+            return mvtec_layout(name, options)
+        case TwoFolders() as options:
+            return two_folders(name, options)
+        case PairedFolders() as options:
+            return paired_folders(name, options)
+    return importlib.import_module(f"{__package__}.{name}").LAYOUT
 
-    One that holds a folder of its own name, as in Kaggle's copies, stands for that.
-    """
-    found = walk.find_folder(parent, *names)
-    return found and (find_folder(found, found.name) or found)
 
+def mvtec_layout(name: str, options: MvtecLayout) -> Layout:
+    """Makes the layout of MVTec AD, which many industrial sets have adopted."""
 
-def list_unmasked(root: Path, images: Path, *, label: int, **fields: Any) -> list[Sample]:
-    """The images of a folder, without ground truth: normal ones, or all of a set that has no masks.
-
-    Args:
-      root: folder that file names are relative to.
-      images: folder of images.
-      label: of all of them; a normal image counts in pixel metrics, an anomalous one without mask does not.
-      fields: further fields of the samples, as category and defect.
-    """
-    return [
-        Sample(
-            image=str(path),
-            file_name=name_in(root, path),
-            label=label,
-            **{"has_mask": not label, **fields},
+    def is_root(folder: Path) -> bool:
+        return any(
+            (folder / category / mark).is_dir()
+            for category in DATASETS[name].categories
+            for mark in options.marks
         )
-        for path in list_images(images)
-    ]
 
+    def list_files(root: Path) -> Listing:
+        """Lists category by category, then by kind of defect and file name."""
+        listing = Listing(root)
+        for category in DATASETS[name].categories:
+            masks = root / category / options.ground_truth
+            for split, below in options.splits.items():
+                for folder in list_folders(root / category / below):
+                    fields = {"category": category, "defect": folder.name}
+                    if folder.name == options.normal:
+                        fields["defect"] = "good"
+                        listing.add(split, listing.unmasked(folder, label=0, **fields))
+                    elif folder != masks:
+                        listing.add(split, listing.masked(folder, masks / folder.name, **fields))
+        return listing
 
-def list_pairs(
-    root: Path,
-    images: Path,
-    masks: Path,
-    issues: list[Issue],
-    *,
-    mask_suffix: str = "_mask",
-    **fields: Any,
-) -> list[Sample]:
-    """The anomalous images of a folder with the masks of another; paired by stem, never by position.
-
-    The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`; several are
-    joined.
-
-    Args:
-      root: folder that file names are relative to.
-      images: folder of images.
-      masks: folder of their masks.
-      issues: images without mask and masks without image are added here.
-      mask_suffix: what a mask's stem may have after its image's.
-      fields: further fields of the samples, as category and defect.
-    """
-    return pair(root, list_images(images), masks_by_stem(masks, mask_suffix), issues, **fields)
-
-
-def masks_by_stem(masks: Path, mask_suffix: str = "_mask") -> dict[str, list[Path]]:
-    """The masks in a folder by the stem of the image that they belong to."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in list_images(masks):
-        match = re.fullmatch(rf"(.+){re.escape(mask_suffix)}\d*", path.stem)
-        found[match[1] if match and mask_suffix else path.stem].append(path)
-    for folder in list_folders(masks):
-        found[folder.name] += list_images(folder)
-    return {stem: paths for stem, paths in found.items() if paths}
-
-
-def pair(
-    root: Path,
-    images: Iterable[Path],
-    masks: Mapping[str, Sequence[Path]],
-    issues: list[Issue],
-    *,
-    image_suffix: str = "",
-    **fields: Any,
-) -> list[Sample]:
-    """Anomalous samples of images and their masks, by stem; see `list_pairs`.
-
-    `image_suffix` is what the stem of an image may have after that which its masks are known by.
-    """
-    unused = dict(masks)
-    samples = []
-    for path in images:
-        found = unused.pop(path.stem.removesuffix(image_suffix), ())
-        if not found:
-            issues.append(Issue("mask_missing", name_in(root, path)))
-        samples.append(
-            Sample(
-                image=str(path),
-                mask=as_mask([str(mask) for mask in found]),
-                has_mask=bool(found),
-                label=1,
-                file_name=name_in(root, path),
-                **fields,
-            )
-        )
-    for paths_left in unused.values():
-        issues += [Issue("mask_unused", name_in(root, mask)) for mask in paths_left]
-    return samples
-
-
-def cut(
-    sample: Sample, boxes: Callable[[tuple[int, int]], Iterable[Box]], listing: Listing
-) -> list[Sample]:
-    """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
-
-    The image and its masks are decoded. One that cannot be used has no parts and is added to the issues.
-    Nothing is known of one that lacks its ground truth (`has_mask` False): it has no parts either.
-
-    Args:
-      sample: of files; its masks are joined.
-      boxes: from the image's (width, height), in pixels, to the parts.
-      listing: learns of the image and its masks, and of what is wrong with them.
-
-    Returns:
-      The parts, named `<stem>_0.png`, `<stem>_1.png`, …
-    """
-    found = examine(sample)
-    masks = sample.masks
-    listing.known |= {str(path) for path in (sample.image, *masks)}
-    listing.issues += found.issues
-    kinds = {issue.kind for issue in found.issues}
-    if kinds - {"mask_full"} or found.size is None or not sample.has_mask:
-        return []
-    parts = []
-    for index, box in enumerate(boxes(found.size)):
-        left, upper, right, lower = box
-        anomalous = found.mask is not None and bool(found.mask[upper:lower, left:right].any())
-        cropped = tuple(Crop(Path(str(mask)), box, is_mask=True) for mask in masks if anomalous)
-        parts.append(
-            dataclasses.replace(
-                sample,
-                image=Crop(Path(str(sample.image)), box),
-                mask=as_mask(cropped),
-                label=int(anomalous),
-                defect=sample.defect if anomalous else "good",
-                file_name=f"{Path(sample.file_name).with_suffix('').as_posix()}_{index}.png",
-            )
-        )
-    return parts
-
-
-def split_normals(samples: Sequence[T], *, share: float = TEST_SHARE) -> tuple[list[T], list[T]]:
-    """Draws the share of the normal images that papers test on; (chosen, left), each in the given order.
-
-    The number is rounded up, as scikit-learn does it, so that it is the published one.
-    """
-    count = math.ceil(len(samples) * share)
-    chosen = set(np.random.default_rng(SEED).permutation(len(samples))[:count].tolist())
-    return (
-        [one for index, one in enumerate(samples) if index in chosen],
-        [one for index, one in enumerate(samples) if index not in chosen],
+    # Masks of normal images are empty, where there are any.
+    return Layout(
+        is_root, list_files, left_out=lambda root: (f"*/{options.ground_truth}/{options.normal}",)
     )
 
 
-def list_meta_json(root: Path, name: str, only: str | None = None) -> Listing:
-    """Reads the community's form: a root with a meta.json.
+def two_folders(name: str, options: TwoFolders) -> Layout:
+    """Makes the layout of sets whose folder of an image is its label; other folders have no label."""
 
-    Args:
-      root: the folder.
-      name: the dataset's key.
-      only: the benchmark's only category, whatever the file calls it; None: it has several.
+    def find_images(root: Path, names: Sequence[str]) -> Path:
+        """Finds the folder of the images of one kind; if there is none, the result does not exist."""
+        kind = find_folder(root, *names) or root / names[0]
+        return find_folder(kind, "images", "image") or kind
+
+    def is_root(folder: Path) -> bool:
+        anomalous = list_images(find_images(folder, options.anomalous))
+        fitting = sum(bool(re.fullmatch(options.stem, path.stem)) for path in anomalous)
+        return fitting > len(anomalous) / 2 and bool(
+            list_images(find_images(folder, options.normal))
+        )
+
+    def list_files(root: Path) -> Listing:
+        listing = Listing(root)
+        normal, anomalous = (
+            listing.unmasked(
+                find_images(root, names), label=label, category=name, defect=defect, has_mask=False
+            )
+            for label, names, defect in (
+                (0, options.normal, "good"),
+                (1, options.anomalous, options.defect),
+            )
+        )
+        if options.drawn:
+            listing.add_drawn(normal, anomalous)
+        else:
+            listing.add("test", normal + anomalous)
+        return listing
+
+    return Layout(is_root, list_files)
+
+
+def paired_folders(name: str, options: PairedFolders) -> Layout:
+    """Makes the layout of sets of anomalous images only: a folder of images and one of their masks.
+
+    Images lie in the folder or in those directly below it; they are sorted by the numbers in their names.
+    """
+
+    def is_given(folder: Path) -> bool:
+        return has_pair(folder, options.folders["test"])
+
+    def is_root(folder: Path) -> bool:
+        if options.own and has_pair(folder, options.own):
+            return True
+        return is_given(folder) and (not options.called or is_called(folder, options.called))
+
+    def list_files(root: Path) -> Listing:
+        listing = Listing(root)
+        for split, names in options.folders.items():
+            images, masks = (find_folder(root, *either) for either in names)
+            if images is None:
+                continue
+            paths = [path for one in (images, *list_folders(images)) for path in list_images(one)]
+            found = listing.pair(
+                sort_by_number(paths),
+                masks_by_stem(masks, options.mask_suffix) if masks else {},
+                image_suffix=options.image_suffix,
+                category=name,
+                defect=options.defect,
+            )
+            listing.add(split, found)
+        return listing
+
+    return Layout(is_root, list_files, is_given)
+
+
+def has_pair(folder: Path, names: FolderPair) -> bool:
+    """Returns whether a folder has one of images and one of masks, directly below it."""
+    return all(find_folder(folder, *either) is not None for either in names)
+
+
+def is_called(folder: Path, pattern: str) -> bool:
+    """Returns whether the name of a folder matches, which tells benchmarks of one layout apart."""
+    name = os.path.basename(os.path.abspath(folder))
+    return re.fullmatch(pattern, name, re.IGNORECASE) is not None
+
+
+def list_meta_json(name: str, root: Path) -> Listing:
+    """Lists a root with a meta.json, the community's form; a benchmark's only category keeps its own name.
 
     Raises:
       UserError: the file cannot be read, or has no images to test on.
     """
-    listing = Listing()
+    categories = DATASETS[name].categories
+    listing = Listing(root)
     splits = read_splits(lambda split: read_meta_json(root, name=name, split=split))
     for split, found in splits.items():
         listing.issues += found.issues
         place = {category: number for number, category in enumerate(found.categories)}
         # An entry may name another category than the list that it stands in.
         for sample in sorted(found, key=lambda sample: place[sample.category]):
-            if Path(str(sample.image)).is_file():
-                category = only or sample.category
-                listing.add(split, [dataclasses.replace(sample, category=category)])
-            else:
+            if not Path(str(sample.image)).is_file():
                 listing.issues.append(Issue("image_missing", sample.file_name))
+                continue
+            category = categories[0] if len(categories) == 1 else sample.category
+            listing.add(split, [dataclasses.replace(sample, category=category)])
     return listing
-
-
-def name_in(root: Path, path: Path) -> str:
-    """The name of a file relative to the benchmark's root, the same on every system."""
-    return path.relative_to(root).as_posix()

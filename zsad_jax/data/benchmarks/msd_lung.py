@@ -1,4 +1,8 @@
-"""MSD lung (Antonelli et al., Nature Communications 2022, task 6): CT of the chest with lung cancer."""
+"""MSD lung: CT volumes in slices along their last axis, one category a volume, as in TPS.
+
+A slice is anomalous where its label has a 1, and is scaled from its own minimum and maximum to 8 bits, without
+any window. Axes are as stored: the rows of an image are the first axis, so that patients lie on their side.
+"""
 
 import dataclasses
 import functools
@@ -14,83 +18,45 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from zsad_jax.data.benchmarks.base import Archive, Benchmark
-from zsad_jax.data.benchmarks.layouts import Listing, name_in
+from zsad_jax.data.benchmarks.layouts import Layout
+from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
 from zsad_jax.data.dataset import Lazy, Sample
-from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
-# The names of those that have labels; the others are in imagesTs.
-VOLUMES = tuple(
-    f"lung_{number:03}"
-    for number in (
-        *(1, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 20, 22, 23, 25, 26, 27, 28, 29, 31, 33, 34, 36, 37),
-        *(38, 41, 42, 43, 44, 45, 46, 47, 48, 49, 51, 53, 54, 55, 57, 58, 59, 61, 62, 64, 65, 66),
-        *(69, 70, 71, 73, 74, 75, 78, 79, 80, 81, 83, 84, 86, 92, 93, 95, 96),
-    )
-)
 BLOCK = 1 << 20  # bytes that are read at once
 # Threads that work side by side are in one volume, or at the end of one and the start of the next.
 VOLUMES_HELD = 2
 
 
-class MsdLung(Benchmark):
-    """Slices of CT volumes, one category a volume, as in TPS; masks of cancer.
+def is_root(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds labelled volumes of lungs, not of another task."""
+    return bool(_list_volumes(folder / IMAGES) and _list_volumes(folder / LABELS))
 
-    Volumes are cut along their last axis. A slice is anomalous where its label has a 1, and is scaled from its
-    own minimum and maximum to 8 bits, without any window. Axes are as stored: a picture's rows are the first
-    axis, so that patients lie on their side.
-    """
 
-    name = "msd_lung"
-    HOMEPAGE = "http://medicaldecathlon.com"
-    LICENCE = "CC BY-SA 4.0"
-    ARCHIVES = (
-        Archive(
-            "Task06_Lung.tar",
-            about="9.2 GB",
-            md5="8afd997733c7fc0432f71255ba4e52dc",
-            size=9_163_696_640,
-            url="https://msd-for-monai.s3-us-west-2.amazonaws.com/Task06_Lung.tar",
-        ),
-    )
-    TREE = f"{IMAGES}/lung_053.nii.gz and {LABELS}/lung_053.nii.gz"
-    LEFT_OUT = ("imagesTs",)  # without labels
-    # How many slices there are of each is not published.
-    COUNTS = {"test": dict.fromkeys(VOLUMES)}  # noqa: RUF012 - a constant
-
-    @classmethod
-    def is_root(cls, folder: pathlib.Path) -> bool:
-        """Whether a folder holds labelled volumes of lungs, not of another task."""
-        return bool(_list_volumes(folder / IMAGES) and _list_volumes(folder / LABELS))
-
-    @classmethod
-    def list_files(cls, root: pathlib.Path) -> Listing:
-        """All slices of the labelled volumes; labels are read, and volumes checked, but not kept."""
-        listing = Listing()
-        _import_nibabel()
-        volumes, labels = _list_volumes(root / IMAGES), _list_volumes(root / LABELS)
-        listing.known |= {str(path) for path in (*volumes.values(), *labels.values())}
-        reader = _Reader()
-        for name, path in progress(
-            volumes.items(), total=len(volumes), label="Checking volumes", unit="volume"
-        ):
-            label = labels.pop(name, None)
-            if label is None:
-                listing.issues.append(Issue("mask_missing", name_in(root, path)))
-                continue
-            try:
-                listing.add("test", _list_slices(name, path, _read_label(label, path), reader))
-            except _DamagedVolume as error:
-                listing.issues.append(
-                    Issue("image_unreadable", name_in(root, error.path), error.reason)
-                )
-        for path in labels.values():
-            listing.issues.append(Issue("mask_unused", name_in(root, path)))
-        return listing
+def list_files(root: pathlib.Path) -> Listing:
+    """Lists all slices of the labelled volumes; labels are read, and volumes checked, but not kept."""
+    listing = Listing(root)
+    _import_nibabel()
+    volumes, labels = _list_volumes(root / IMAGES), _list_volumes(root / LABELS)
+    listing.known |= {str(path) for path in (*volumes.values(), *labels.values())}
+    reader = _Reader()
+    for name, path in progress(
+        volumes.items(), total=len(volumes), label="Checking volumes", unit="volume"
+    ):
+        label = labels.pop(name, None)
+        if label is None:
+            listing.report("mask_missing", path)
+            continue
+        try:
+            listing.add("test", _list_slices(name, path, _read_label(label, path), reader))
+        except _DamagedVolume as error:
+            listing.report("image_unreadable", error.path, error.reason)
+    for path in labels.values():
+        listing.report("mask_unused", path)
+    return listing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +182,9 @@ def _import_nibabel() -> Any:
         import nibabel
     except ImportError as error:
         raise UserError(
-            f'{MsdLung.TITLE} consists of volumes, which need nibabel: pip install -e ".[medical]".'
+            'MSD lung consists of volumes, which need nibabel: pip install -e ".[medical]".'
         ) from error
     return nibabel
+
+
+LAYOUT = Layout(is_root, list_files)

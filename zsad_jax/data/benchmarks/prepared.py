@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
-from zsad_jax.data.benchmarks.base import Benchmark, prepared_at
+from zsad_jax.data.benchmarks.availability import find_place
+from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.counts import Counts
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocols import Naming, prompt_name
@@ -20,14 +21,16 @@ TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
 
 
 class Recorded(NamedTuple):
-    """What preparation found, as it is written beside the records.
+    """What preparation wrote beside the records.
 
     Attributes:
+      lengths: numbers of images, by split.
       counts: of all splits.
-      issues: what was amiss, in all splits.
-      notes: what is worth knowing, in all splits.
+      issues: of all splits.
+      notes: what is worth knowing, of all splits.
     """
 
+    lengths: dict[str, int]
     counts: Counts
     issues: tuple[Issue, ...]
     notes: tuple[Issue, ...]
@@ -40,7 +43,7 @@ class PreparedDataset:
       name: the benchmark's key.
       categories: those that the split has, in the order of the tables.
       prompt_names: of each category.
-      issues: what preparation found amiss, in all splits.
+      issues: those that preparation found, in all splits.
       notes: what it found worth knowing, in all splits.
       grouped: True; records are written category by category.
     """
@@ -48,43 +51,35 @@ class PreparedDataset:
     grouped = True
 
     def __init__(
-        self,
-        builder_class: type[Benchmark],
-        data_dir: files.PathLike,
-        split: str,
-        *,
-        naming: Naming = "published",
+        self, name: str, data_dir: files.PathLike, split: str, *, naming: Naming = "published"
     ):
-        self._builder_class, self._data_dir, self._split = builder_class, os.fspath(data_dir), split
+        self.name, self._data_dir, self._split = name, os.fspath(data_dir), split
         self._source: Any = None
-        builder, metadata = open_builder(builder_class, data_dir)
-        if split not in builder.info.splits:
+        recorded = read_recorded(name, data_dir)
+        facts = DATASETS[name]
+        if split not in recorded.lengths:
             raise NoSplitError(
-                f"{builder_class.TITLE} has no split {split!r}; it has"
-                f" {' and '.join(builder.info.splits)}."
+                f"{facts.title} has no split {split!r}; it has {' and '.join(recorded.lengths)}."
             )
-        self._length = builder.info.splits[split].num_examples
-        self.name = builder_class.name
-        self.issues, self.notes = metadata.issues, metadata.notes
-        found = list(metadata.counts[split])
-        known = builder_class.categories()
-        self.categories = tuple(sorted(found, key=[*known, *found].index))
+        self._length = recorded.lengths[split]
+        self.issues, self.notes = recorded.issues, recorded.notes
+        found = list(recorded.counts[split])
+        self.categories = tuple(sorted(found, key=[*facts.categories, *found].index))
         self.prompt_names = tuple(
-            prompt_name(category, dataset=self.name, naming=naming) for category in self.categories
+            prompt_name(category, dataset=name, naming=naming) for category in self.categories
         )
 
     def __len__(self) -> int:
         return self._length
 
     def fingerprint(self) -> str:
-        """A digest of what tensorflow-datasets recorded about the prepared files."""
-        builder = self._builder_class(data_dir=self._data_dir)
-        recorded = pathlib.Path(builder.data_dir, "dataset_info.json")
+        """Returns a digest of what tensorflow-datasets recorded about the prepared files."""
+        place = find_place(self.name, self._data_dir)
         stamps = [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(recorded.parent.glob("*array_record*"))
+            for path in sorted(place.glob("*array_record*"))
         ]
-        text = repr((recorded.read_bytes(), stamps, self._split))
+        text = repr(((place / "dataset_info.json").read_bytes(), stamps, self._split))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
@@ -102,66 +97,48 @@ class PreparedDataset:
 
     def _read(self, position: int) -> dict[str, Any]:
         try:
-            return self._open()[position]
+            if self._source is None:
+                skip = tfds.decode.SkipDecoding()
+                self._source = BUILDERS[self.name](data_dir=self._data_dir).as_data_source(
+                    self._split, decoders={"image": skip, "mask": skip}
+                )
+            return self._source[position]
         except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                _describe_damage(self._builder_class, self._data_dir, reason)
-            ) from error
+            raise _damaged(self.name, self._data_dir, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
 
-    def _open(self) -> Any:
-        if self._source is None:
-            skip = tfds.decode.SkipDecoding()
-            self._source = self._builder_class(data_dir=self._data_dir).as_data_source(
-                self._split, decoders={"image": skip, "mask": skip}
-            )
-        return self._source
 
-
-def is_prepared(builder_class: type[Benchmark], data_dir: files.PathLike) -> bool:
-    """Whether a benchmark has been written completely."""
-    return prepared_at(pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION)))
-
-
-def open_builder(
-    builder_class: type[Benchmark], data_dir: files.PathLike
-) -> tuple[Benchmark, Recorded]:
-    """The builder of a prepared benchmark, and what preparation recorded.
+def read_recorded(name: str, data_dir: files.PathLike) -> Recorded:
+    """Reads what preparation recorded of a benchmark, and checks that the files of records exist.
 
     Raises:
       UserError: what is recorded is damaged.
     """
     try:
-        builder = builder_class(data_dir=data_dir)
-        metadata = builder.info.metadata
-        # A file of records that is gone is told before it is read.
-        for split in builder.info.splits.values():
+        info = BUILDERS[name](data_dir=data_dir).info
+        for split in info.splits.values():
             for path in split.filepaths:
                 path.stat()
-        return builder, Recorded(
-            counts={
-                split: {category: (n, a) for category, (n, a) in categories.items()}
-                for split, categories in metadata["counts"].items()
-            },
-            issues=_read_issues(metadata["faults"]),
-            notes=_read_issues(metadata["notes"]),
+        counts = {
+            split: {category: (normal, anomalous) for category, (normal, anomalous) in one.items()}
+            for split, one in info.metadata["counts"].items()
+        }
+        issues, notes = (
+            tuple(Issue(*row) for row in info.metadata[key]) for key in ("faults", "notes")
         )
+        lengths = {split: one.num_examples for split, one in info.splits.items()}
+        return Recorded(lengths, counts, issues, notes)
     except (KeyError, TypeError, ValueError, OSError, json_format.ParseError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(_describe_damage(builder_class, data_dir, reason)) from error
+        raise _damaged(name, data_dir, error) from error
 
 
-def _read_issues(rows: Any) -> tuple[Issue, ...]:
-    return tuple(Issue(kind, file, detail) for kind, file, detail in rows)
-
-
-def _describe_damage(builder_class: type[Benchmark], data_dir: files.PathLike, reason: str) -> str:
-    place = pathlib.Path(data_dir, builder_class.name, str(builder_class.VERSION))
-    return (
-        f"{builder_class.TITLE} in {place} is damaged ({reason}): delete it, and prepare it again."
+def _damaged(name: str, data_dir: files.PathLike, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(
+        f"{DATASETS[name].title} in {find_place(name, data_dir)} is damaged ({reason}): delete it, and"
+        " prepare it again."
     )
 
 

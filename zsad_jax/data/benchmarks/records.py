@@ -1,4 +1,4 @@
-"""From a sample to the record that is written, every image decoded and checked on the way."""
+"""Making records of samples; every image is decoded and checked."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from zsad_jax.data.protocols import prompt_name
 
 
 class Record(NamedTuple):
-    """What is written of a sample, and what is wrong with it, or worth a note."""
+    """The record of a sample, with its issues and notes."""
 
     fields: dict[str, Any]
     issues: list[Issue]
@@ -23,7 +23,7 @@ class Record(NamedTuple):
 
 
 def encode(sample: Sample, dataset: str) -> Record:
-    """Reads the files of a sample, checks them, and makes its record.
+    """Reads and checks the files of a sample, and makes its record.
 
     Args:
       sample: of a listing; one whose category's name in prompts is not set gets that of the protocol.
@@ -43,26 +43,26 @@ def encode(sample: Sample, dataset: str) -> Record:
 
 
 def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
-    """The mask's own bytes; zeros where there is none; several joined to one."""
+    """Returns the mask's own bytes; zeros where there is none; several joined to one."""
     if not masks or (len(masks) > 1 and found.mask is None):
         return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
     return masks[0] if found.mask is None or len(masks) == 1 else mask_to_png(found.mask)
 
 
 def read(encoded: Encoded) -> bytes:
-    """The bytes of an image file, wherever they come from."""
+    """Returns the bytes of an image file, wherever they come from."""
     if isinstance(encoded, Lazy):
         return encoded.read()
     return encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
 
 
 def mask_to_png(mask: np.ndarray) -> bytes:
-    """A PNG with 255 where the mask is True."""
+    """Encodes a mask as a PNG with 255 where it is True."""
     return image_to_png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)))
 
 
 def image_to_png(image: Image.Image) -> bytes:
-    """A PNG of an image."""
+    """Encodes an image as a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

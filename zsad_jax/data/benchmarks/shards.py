@@ -1,6 +1,6 @@
-"""Writing a split's records as they come: in order, in memory that does not grow with the split.
+"""Writing the records of a split as they come, in order and in constant memory.
 
-Tensorflow-datasets' own writer gathers a split to shuffle it, and needs tensorflow for what exceeds a gigabyte.
+The writer of tensorflow-datasets gathers a split to shuffle it, and needs tensorflow above a gigabyte.
 """
 
 import pathlib
@@ -26,10 +26,10 @@ def write_split(
     Args:
       examples: in the order in which they are to be read; taken one by one.
       features: what they consist of.
-      template: of the files' names.
+      template: of the names of the files.
 
     Returns:
-      What tensorflow-datasets wants to know of the split.
+      The description of the split for tensorflow-datasets.
     """
     serializer = ExampleSerializer(features.get_serialized_info())
     lengths: list[int] = []

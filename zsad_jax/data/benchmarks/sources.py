@@ -1,4 +1,4 @@
-"""From what a person has (an archive, its extracted folder, a parent of it) to a benchmark's root."""
+"""Finding the root of a benchmark: in its archives, their extracted folder, or a parent of either."""
 
 import contextlib
 import functools
@@ -11,11 +11,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from absl import logging
 
+from zsad_jax.data.benchmarks.facts import DATASETS, Archive, Facts
+from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.meta_json import META_JSON
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
@@ -33,81 +35,32 @@ _BROKEN_ARCHIVE = (
 )
 
 
-class Archive(NamedTuple):
-    """An officially distributed file.
-
-    Attributes:
-      file_name: its published name.
-      about: its size for people ("4.9 GB").
-      sha256, md5: of the whole file, where one is known.
-      url: where it can be fetched by anybody; "" when terms must be accepted first.
-      size: in bytes, where it is known.
-    """
-
-    file_name: str
-    about: str
-    sha256: str | None = None
-    url: str = ""
-    size: int | None = None
-    md5: str | None = None
-
-
-class Layout(NamedTuple):
-    """What must be known of a benchmark to find it.
-
-    Attributes:
-      title: its name for people.
-      folders: names of folders that hold it in the community's form, with a meta.json.
-      archives: the official files.
-      is_root: whether a folder is the root of the extracted archives.
-      is_given: the same of a folder that a person named outright, or of all that was in an archive; it may
-        look like other benchmarks' folders, so nothing is searched with it.
-      tree: a path in it that shows the layout.
-      homepage: where people get it.
-      terms: why it cannot be fetched by a program, if it cannot.
-      unpack: the command that unpacks its archives where Python cannot; "" where it can.
-    """
-
-    title: str
-    folders: tuple[str, ...]
-    archives: Sequence[Archive]
-    is_root: Callable[[pathlib.Path], bool]
-    is_given: Callable[[pathlib.Path], bool]
-    tree: str
-    homepage: str
-    terms: str
-    unpack: str
-
-    def is_copy(self, folder: pathlib.Path) -> bool:
-        """Whether a folder is this benchmark, and no other, in the community's form."""
-        return folder.name in self.folders and _has_meta_json(folder)
-
-
 @contextlib.contextmanager
 def open_root(
-    layout: Layout,
+    name: str,
     source: files.PathLike | None,
     workspace: files.PathLike,
     downloaded: files.PathLike,
 ) -> Iterator[pathlib.Path]:
-    """Gives the root of a benchmark, extracting its archives for as long as they are needed.
+    """Yields the root of a benchmark, extracting its archives for as long as they are needed.
 
     Args:
-      layout: what to look for.
+      name: the benchmark's key.
       source: an archive, the extracted folder, or a parent of either; None: `downloaded`, into which
-        archives that are open to all are fetched.
+        archives that are open to all are downloaded.
       workspace: folder in which archives are extracted.
-      downloaded: folder of fetched archives.
+      downloaded: folder of downloaded archives.
 
     Raises:
       UserError: the benchmark is not there, or an archive is not the published one.
     """
+    facts = DATASETS[name]
     if source is None:
-        given = [_fetch(layout, archive, pathlib.Path(downloaded)) for archive in layout.archives]
+        given = [_fetch(facts, archive, pathlib.Path(downloaded)) for archive in facts.archives]
     else:
-        found = _find(layout, pathlib.Path(source))
+        found = _find(name, pathlib.Path(source))
         if isinstance(found, pathlib.Path):
-            logging.info("%s is read from %s.", layout.title, found)
+            logging.info("%s is read from %s.", facts.title, found)
             yield found
             return
         given = found
@@ -115,32 +68,32 @@ def open_root(
     files.remove(target)  # of a preparation that was killed
     files.make_removable(target)
     try:
-        for archive, path in zip(layout.archives, given, strict=True):
-            _check_archive(layout, archive, path)
-            _extract(layout, path, target)
-        root = _find_root(layout, target) or _search(target, _has_meta_json)
+        for archive, path in zip(facts.archives, given, strict=True):
+            _check_archive(facts, archive, path)
+            _extract(facts, path, target)
+        root = _find_root(name, target) or _search(target, _has_meta_json)
         if root is None:
-            raise UserError(f"{given[0]} is not {layout.title}: it does not hold {layout.tree}.")
-        logging.info("%s is read from %s.", layout.title, ", ".join(map(str, given)))
+            raise UserError(f"{given[0]} is not {facts.title}: it does not hold {facts.tree}.")
+        logging.info("%s is read from %s.", facts.title, ", ".join(map(str, given)))
         yield root
     finally:
         files.remove(target)
 
 
-def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
+def _fetch(facts: Facts, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
     path = folder / archive.file_name
     if not archive.url:
         if path.is_file():
             return path
         raise UserError(
-            f"{layout.title} cannot be fetched by a program ({layout.terms}): get {archive.file_name}"
-            f" ({archive.about}) from {layout.homepage}{_how_to_unpack(layout)} and give it, or its"
+            f"{facts.title} cannot be fetched by a program ({facts.terms}): get {archive.file_name}"
+            f" ({archive.about}) from {facts.homepage}{_how_to_unpack(facts)} and give it, or its"
             " extracted folder, as --source."
         )
     return downloads.fetch(
         archive.url,
         path,
-        label=f"{layout.title} ({archive.about})",
+        label=f"{facts.title} ({archive.about})",
         instructions=f"fetch it by other means and put it at {path}",
         size=archive.size,
         sha256=archive.sha256,
@@ -148,40 +101,45 @@ def _fetch(layout: Layout, archive: Archive, folder: pathlib.Path) -> pathlib.Pa
     )
 
 
-def _how_to_unpack(layout: Layout) -> str:
-    return f", unpack with {layout.unpack}," if layout.unpack else ""
+def _how_to_unpack(facts: Facts) -> str:
+    return f", unpack with {facts.unpack}," if facts.unpack else ""
 
 
-def _find(layout: Layout, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
-    """The root below a folder, else all archives below it, or the archive that was given."""
+def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
+    """Finds the root below a folder, else all archives below it, or the archive that was given."""
+    facts = DATASETS[name]
     if not source.exists():
         raise UserError(f"--source {source} does not exist.")
     if source.is_file():
-        siblings = [source.with_name(archive.file_name) for archive in layout.archives]
-        if len(layout.archives) == 1 or all(path.is_file() for path in siblings):
-            return [source] if len(layout.archives) == 1 else siblings
+        if len(facts.archives) == 1:
+            return [source]
+        siblings = [source.with_name(archive.file_name) for archive in facts.archives]
+        if all(path.is_file() for path in siblings):
+            return siblings
         source = source.parent
-    root = _find_root(layout, source)
+    root = _find_root(name, source)
     if root is not None:
         return root
     paths = []
-    for archive in layout.archives:
+    for archive in facts.archives:
         holds = (lambda name: lambda folder: (folder / name).is_file())(archive.file_name)
         folder = _search(source, holds)
         if folder is None:
             raise UserError(
-                f"{layout.title} is not in {source}: give the archive {archive.file_name}"
-                f"{_how_to_unpack(layout)} or a folder that holds {layout.tree}."
+                f"{facts.title} is not in {source}: give the archive {archive.file_name}"
+                f"{_how_to_unpack(facts)} or a folder that holds {facts.tree}."
             )
         paths.append(folder / archive.file_name)
     return paths
 
 
-def _find_root(layout: Layout, folder: pathlib.Path) -> pathlib.Path | None:
-    """The root in or below a folder; what tells of its benchmark goes before what is merely possible."""
-    given = layout.is_given(folder) or _has_meta_json(folder)
+def _find_root(name: str, folder: pathlib.Path) -> pathlib.Path | None:
+    """Finds the root in or below a folder; a layout of this benchmark alone goes before a possible one."""
+    layout, copies = find_layout(name), (name, DATASETS[name].folder)
     root = _search(folder, layout.is_root)
-    return root or (folder if given else _search(folder, layout.is_copy))
+    if root is None and (layout.accepts(folder) or _has_meta_json(folder)):
+        return folder
+    return root or _search(folder, lambda one: one.name in copies and _has_meta_json(one))
 
 
 def _has_meta_json(folder: pathlib.Path) -> bool:
@@ -207,7 +165,7 @@ def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
         return []
 
 
-def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None:
+def _check_archive(facts: Facts, archive: Archive, path: pathlib.Path) -> None:
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
         problem = f"it has {size:,} bytes instead of {archive.size:,}"
@@ -218,7 +176,7 @@ def _check_archive(layout: Layout, archive: Archive, path: pathlib.Path) -> None
     if not problem:
         return
     raise UserError(
-        f"{path} is not the published archive of {layout.title} ({problem}): fetch it again, or extract it"
+        f"{path} is not the published archive of {facts.title} ({problem}): fetch it again, or extract it"
         " yourself and give the folder as --source."
     )
 
@@ -230,7 +188,7 @@ def _compare_md5(archive: Archive, path: pathlib.Path) -> str:
     return f"its MD5 is not {archive.md5}"
 
 
-def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
+def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
     """Extracts a tar or zip archive, showing how far it is."""
     try:
         with open(path, "rb") as file:
@@ -247,7 +205,7 @@ def _extract(layout: Layout, path: pathlib.Path, target: pathlib.Path) -> None:
         ) from error
     except _BROKEN_ARCHIVE as error:
         tool = "unzip" if path.suffix.lower() == ".zip" else "tar -xf"
-        command = layout.unpack or f"{tool} {shlex.quote(str(path))}"
+        command = facts.unpack or f"{tool} {shlex.quote(str(path))}"
         raise UserError(
             f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
             f" yourself ({command}) and give the folder as --source."

@@ -1,4 +1,4 @@
-"""Image files that no sample is made of: they are named, so that nothing is left out without a word."""
+"""Reports image files that are not part of any sample."""
 
 import fnmatch
 import os
@@ -6,38 +6,42 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from zsad_jax.data.benchmarks.layouts import Listing, Path
+from zsad_jax.data.benchmarks.listing import Listing, Path
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.walk import EXTENSIONS, walk
 
 NOT_READ = (".heic", ".heif", ".avif", ".jxl", ".dcm", ".mha", ".nrrd")
 VOLUMES = (".nii", ".nii.gz")
 PICTURES = (*EXTENSIONS, *NOT_READ, *VOLUMES)
-NAMED_ALONE = 5  # more at one place are told as a number
-PLACES = 100  # where there are more, what lies at them is told of the folders above
+NAMED_ALONE = 5  # more at one place are reported as a number
+PLACES = 100  # where there are more, they are reported by the folders above
 
-_Group = dict[tuple[str, str], list[str]]  # (folder, suffix that is not read, or "") -> files
+_Groups = dict[tuple[str, str], list[str]]  # (folder, suffix that is not read, or "") -> files
 
 
-def find_unused(root: Path, listing: Listing, left_out: Iterable[str]) -> list[Issue]:
-    """Names the image files below a root that nothing accounts for; none is opened.
+def find_unused(listing: Listing, left_out: Iterable[str]) -> list[Issue]:
+    """Finds the image files below the root of a listing that nothing accounts for; none is opened.
 
     Args:
-      root: the benchmark's.
       listing: whose samples, further files and issues account for files; a folder that an issue names, for
         all that is in it.
-      left_out: glob patterns, relative to the root and in any case, of files and folders that are no part of
-        the benchmark on purpose; * stands for folders, too.
+      left_out: glob patterns, relative to the root and in any case, of files and folders that are excluded
+        from the benchmark on purpose; * stands for folders, too.
 
     Returns:
       An issue each for a few files at one place, one for many; folders of nothing else count as one place.
     """
+    root = listing.root
     patterns = re.compile("|".join(map(fnmatch.translate, left_out)), re.IGNORECASE)
     reported = {issue.file for issue in listing.issues}
+
+    def is_skipped(name: str) -> bool:
+        return name in reported or bool(patterns.fullmatch(name))
+
     used = _relative(root, _files_of(listing))
     unused = [
         name
-        for name in walk(root, skip=lambda one: one in reported or bool(patterns.fullmatch(one)))
+        for name in walk(root, skip=is_skipped)
         if name.lower().endswith(PICTURES) and name not in used
     ]
     occupied = {""}
@@ -61,7 +65,7 @@ def _files_of(listing: Listing) -> Iterator[str]:
 
 
 def _relative(root: Path, paths: Iterable[str]) -> set[str]:
-    """Names relative to the root of the files that lie below it; pathlib is too slow for a million."""
+    """Returns the names, relative to the root, of the files below it; pathlib is too slow for a million."""
     prefix = os.path.join(os.path.normpath(root), "").removeprefix(os.path.join(".", ""))
     normal = map(os.path.normpath, paths)
     below = (path[len(prefix) :] for path in normal if path.startswith(prefix))
@@ -69,22 +73,22 @@ def _relative(root: Path, paths: Iterable[str]) -> set[str]:
 
 
 def _place(name: str, occupied: set[str]) -> str:
-    """The outermost folder of a file that holds nothing of the benchmark, else the file's own."""
+    """Returns the outermost folder of a file that holds nothing of the benchmark, else the file's own."""
     place = os.path.dirname(name)
     while place not in occupied and os.path.dirname(place) not in occupied:
         place = os.path.dirname(place)
     return place
 
 
-def _group(placed: Iterable[tuple[str, str]]) -> _Group:
-    """Files by their place and format; where places are too many, by the folders above them."""
-    groups: _Group = defaultdict(list)
+def _group(placed: Iterable[tuple[str, str]]) -> _Groups:
+    """Groups files by place and format; where places are too many, by the folders above them."""
+    groups: _Groups = defaultdict(list)
     for place, name in placed:
         suffix = os.path.splitext(name)[1].lower()
         groups[place, suffix if suffix in NOT_READ else ""].append(name)
     depth = max((place.count("/") for place, _ in groups), default=0)
     while len(groups) > PLACES and depth >= 0:
-        merged: _Group = defaultdict(list)
+        merged: _Groups = defaultdict(list)
         for (place, suffix), names in groups.items():
             merged["/".join(place.split("/")[:depth]), suffix] += names
         groups, depth = merged, depth - 1

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
-FORMATS = ("plain", "markdown", "csv")
+from zsad_jax.data.benchmarks.counts import Pair
+
 UNKNOWN = "–"
 
-Pair = tuple[int, int]  # numbers of normal and of anomalous images
 Cell = str | int | Pair | None
 
 
@@ -25,7 +25,7 @@ class Table(NamedTuple):
     rows: list[tuple[Cell, ...]]
 
     def to_text(self, form: str) -> str:
-        """The table in one of `FORMATS`, with a newline at the end."""
+        """Returns the table as "plain", "markdown" or "csv", with a newline at the end."""
         if form == "csv":
             return self._to_csv()
         lines = [list(self.heads), *([_words(cell) for cell in row] for row in self.rows)]
@@ -33,30 +33,37 @@ class Table(NamedTuple):
             lines.insert(1, ["---"] * len(self.heads))
             return "".join(f"| {' | '.join(line)} |\n" for line in lines)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "".join(f"{_align(line, widths)}\n" for line in lines)
+        padded = ("  ".join(map(str.ljust, line, widths)) for line in lines)
+        return "".join(f"{line.rstrip()}\n" for line in padded)
 
     def _to_csv(self) -> str:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        kinds = [head in self.pairs for head in self.heads]
-        heads = ((f"{head} normal", f"{head} anomalous") for head in self.heads)
-        writer.writerow(_spread(zip(self.heads, heads, kinds, strict=True)))
+        heads = (
+            (f"{head} normal", f"{head} anomalous") if head in self.pairs else head
+            for head in self.heads
+        )
+        writer.writerow(_spread(heads))
         for row in self.rows:
-            pairs = (cell if isinstance(cell, tuple) else ("", "") for cell in row)
-            writer.writerow(_spread(zip(row, pairs, kinds, strict=True)))
+            cells = zip(self.heads, row, strict=True)
+            writer.writerow(
+                _spread(
+                    ("", "") if cell is None and head in self.pairs else cell
+                    for head, cell in cells
+                )
+            )
         return file.getvalue()
 
 
-def _spread(cells: Iterable[tuple[Cell, tuple, bool]]) -> list[Cell]:
-    """Cells, or in their place the two of a pair."""
-    return [part for cell, both, is_pair in cells for part in (both if is_pair else (cell,))]
+def _spread(cells: Iterable[Cell | tuple[str, str]]) -> list[str | int | None]:
+    """Returns cells with the two parts of a pair in its place."""
+    spread: list[str | int | None] = []
+    for cell in cells:
+        spread += cell if isinstance(cell, tuple) else (cell,)
+    return spread
 
 
 def _words(cell: Cell) -> str:
     if isinstance(cell, tuple):
         return f"{cell[0]} / {cell[1]}"
     return UNKNOWN if cell is None else str(cell)
-
-
-def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(map(str.ljust, line, widths)).rstrip()

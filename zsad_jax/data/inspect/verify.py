@@ -1,33 +1,32 @@
-"""Looks at every image of a dataset again, and says what differs from what is published or recorded."""
+"""Decoding every image of a dataset again, and comparing it with what is published or recorded."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from zsad_jax.data.benchmarks import compare_counts
-from zsad_jax.data.benchmarks.counts import Counts, count
+from zsad_jax.data.benchmarks.counts import Counts, compare_counts, count
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Dataset, Sample, read_sample
 from zsad_jax.data.inspect.target import Target
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import one_large_image
-from zsad_jax.data.protocols import DATASETS
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 
 
 class Verified(NamedTuple):
-    """What was found.
+    """The result of a verification.
 
     Attributes:
       counts: of the images that are there.
       differences: from the published counts, a sentence each.
-      contradictions: between the records and what preparation wrote of them, a sentence each.
-      unusable: images that cannot be read, or whose mask cannot be used, or of benchmarks for pixel metrics is
-        not there.
-      issues: all that is amiss, those included.
+      contradictions: between the records and what preparation recorded of them, a sentence each.
+      unusable: issues of images that cannot be read, whose mask cannot be used, or whose mask is missing from a
+        benchmark for pixel metrics.
+      issues: all issues, those included.
       notes: what harms nothing.
-      strict: whether nothing may be amiss: where no counts are published, nothing else tells that all is there.
+      strict: whether any issue is a failure: without published counts, nothing else shows that all is there.
     """
 
     counts: Counts
@@ -41,8 +40,8 @@ class Verified(NamedTuple):
     @property
     def good(self) -> bool:
         """Whether all counts are right and every image and mask can be used."""
-        amiss = self.issues if self.strict else self.unusable
-        return not (self.differences or self.contradictions or amiss)
+        failures = self.issues if self.strict else self.unusable
+        return not (self.differences or self.contradictions or failures)
 
 
 class _Looked(NamedTuple):
@@ -58,11 +57,11 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
     """Decodes every image and mask, counts them, and compares the counts.
 
     Args:
-      target: what is looked at.
+      target: the dataset.
       num_workers: threads that decode.
     """
     counts: Counts = {}
-    # Lost masks are what makes a benchmark useless most often.
+    # Lost masks are the most frequent reason why a benchmark is useless.
     needs_masks = bool(target.published) and "pixel" in DATASETS[target.key].levels
     looked: list[_Looked] = []
     for split, dataset in target.splits.items():
@@ -82,31 +81,26 @@ def verify(target: Target, *, num_workers: int = 1) -> Verified:
 
 
 def _unite(recorded: Iterable[Issue], seen: Iterable[Issue]) -> list[Issue]:
-    """What preparation told, and what is seen now; what is the same is told once."""
+    """Returns what preparation recorded and what is seen now, each once."""
     return list(dict.fromkeys((*recorded, *seen)))
 
 
 def _look_at_all(
     dataset: Dataset, label: str, num_workers: int, *, needs_masks: bool
 ) -> Sequence[_Looked]:
-    found = map_in_threads(
-        lambda index: _look(dataset, index, needs_masks),
-        range(len(dataset)),
-        num_workers=num_workers,
-    )
-    return list(progress(found, total=len(dataset), label=label))
+    def look(index: int) -> _Looked:
+        sample = read_sample(dataset, index)
+        if isinstance(sample, Issue):
+            return _Looked(None, False, [sample], [])
+        with one_large_image(sample.image, *sample.masks):
+            found = examine(sample)
+        lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask
+        return _Looked(
+            dataclasses.replace(sample, image=b"", mask=None),
+            found.usable and not lacks_mask,
+            [*found.issues, *[Issue("mask_missing", sample.file_name)] * lacks_mask],
+            found.notes,
+        )
 
-
-def _look(dataset: Dataset, index: int, needs_masks: bool) -> _Looked:
-    sample = read_sample(dataset, index)
-    if isinstance(sample, Issue):
-        return _Looked(None, False, [sample], [])
-    with one_large_image(sample.image, *sample.masks):
-        found = examine(sample)
-    lacks_mask = needs_masks and bool(sample.label) and not sample.has_mask
-    return _Looked(
-        dataclasses.replace(sample, image=b"", mask=None),
-        found.usable and not lacks_mask,
-        [*found.issues, *[Issue("mask_missing", sample.file_name)] * lacks_mask],
-        found.notes,
-    )
+    looked = map_in_threads(look, range(len(dataset)), num_workers=num_workers)
+    return list(progress(looked, total=len(dataset), label=label))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.report import names
 from zsad_jax.report.published import (
     DOMAIN_MEANS,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zsad_jax.data.protocols import DATASETS
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.metrics import AUPRO_200STEP
 from zsad_jax.report import names, wording
 from zsad_jax.report.compare import words_on

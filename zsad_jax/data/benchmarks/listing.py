@@ -1,0 +1,223 @@
+"""Listing the files of a benchmark: finding images, pairing masks, cutting, choosing normal images."""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from zsad_jax.data import walk
+from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
+from zsad_jax.data.checks import examine
+from zsad_jax.data.dataset import Lazy, Sample, as_mask
+from zsad_jax.data.issues import Issue
+from zsad_jax.data.preprocess import decode_mask, open_image
+from zsad_jax.data.walk import list_folders, list_images
+
+Path = pathlib.Path
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
+T = TypeVar("T")
+
+# Papers test on a quarter of the normal images of some sets, drawn with this seed by scikit-learn from files
+# in the order of the disk. Which were drawn cannot be known; we draw from our own sorted order.
+TEST_SHARE = 0.25
+SEED = 42
+
+
+@dataclasses.dataclass
+class Listing:
+    """The files of a benchmark, no image read yet.
+
+    Attributes:
+      root: the folder that names of files are relative to.
+      samples: per split, in the order in which they are written, category by category. `prompt_name` may be
+        omitted: the protocol knows it.
+      known: further files that belong to the benchmark: those that parts are cut from, and those that are
+        excluded on purpose.
+      issues: what does not belong together.
+    """
+
+    root: Path
+    samples: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)
+    known: set[str] = dataclasses.field(default_factory=set)
+    issues: list[Issue] = dataclasses.field(default_factory=list)
+
+    def name(self, path: Path) -> str:
+        """Returns the name of a file relative to the root, the same on every system."""
+        return path.relative_to(self.root).as_posix()
+
+    def report(self, kind: str, path: Path, detail: str = "") -> None:
+        """Adds an issue of a file."""
+        self.issues.append(Issue(kind, self.name(path), detail))
+
+    def add(self, split: str, samples: Iterable[Sample]) -> None:
+        """Appends samples to a split; none make no split, since an empty one cannot be written."""
+        found = list(samples)
+        if found:
+            self.samples.setdefault(split, []).extend(found)
+
+    def add_drawn(self, normal: Sequence[Sample], anomalous: Sequence[Sample]) -> None:
+        """Adds a benchmark that is tested on a quarter of its normal images; the others are to train on."""
+        tested, left = split_normals(normal)
+        self.add("train", left)
+        self.add("test", [*tested, *anomalous])
+
+    def unmasked(self, images: Path, *, label: int, **fields: Any) -> list[Sample]:
+        """Returns the images of a folder without ground truth: normal ones, or all of a set without masks.
+
+        Args:
+          images: folder of images.
+          label: of all of them; a normal image counts in pixel metrics, an anomalous one without mask does not.
+          fields: further fields of the samples, such as category and defect.
+        """
+        fields = {"has_mask": not label, **fields}
+        return [
+            Sample(image=str(path), file_name=self.name(path), label=label, **fields)
+            for path in list_images(images)
+        ]
+
+    def masked(
+        self, images: Path, masks: Path, *, mask_suffix: str = "_mask", **fields: Any
+    ) -> list[Sample]:
+        """Returns the anomalous images of a folder with the masks of another, paired by stem, not by position.
+
+        The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`; several are
+        joined.
+
+        Args:
+          images: folder of images.
+          masks: folder of their masks.
+          mask_suffix: what a mask's stem may have after its image's.
+          fields: further fields of the samples, such as category and defect.
+        """
+        return self.pair(list_images(images), masks_by_stem(masks, mask_suffix), **fields)
+
+    def pair(
+        self,
+        images: Iterable[Path],
+        masks: Mapping[str, Sequence[Path]],
+        *,
+        image_suffix: str = "",
+        **fields: Any,
+    ) -> list[Sample]:
+        """Returns anomalous samples of images and their masks, by stem; reports those without a partner.
+
+        `image_suffix` is what the stem of an image may have after the part that its masks are known by.
+        """
+        unused = dict(masks)
+        samples = []
+        for path in images:
+            found = [str(mask) for mask in unused.pop(path.stem.removesuffix(image_suffix), ())]
+            if not found:
+                self.report("mask_missing", path)
+            samples.append(
+                Sample(
+                    image=str(path),
+                    mask=as_mask(found),
+                    has_mask=bool(found),
+                    label=1,
+                    file_name=self.name(path),
+                    **fields,
+                )
+            )
+        for mask in (mask for left in unused.values() for mask in left):
+            self.report("mask_unused", mask)
+        return samples
+
+    def cut(
+        self, sample: Sample, boxes: Callable[[tuple[int, int]], Iterable[Box]]
+    ) -> list[Sample]:
+        """Cuts an image into parts; a part is anomalous where its ground truth is not empty.
+
+        The image and its masks are decoded, and their issues reported. An image that cannot be used has no
+        parts, nor has one that lacks its ground truth (`has_mask` False), about which nothing is known.
+
+        Args:
+          sample: of files; its masks are joined.
+          boxes: from the image's (width, height), in pixels, to the parts.
+
+        Returns:
+          The parts, named `<stem>_0.png`, `<stem>_1.png`, …
+        """
+        found = examine(sample)
+        masks = sample.masks
+        self.known |= {str(path) for path in (sample.image, *masks)}
+        self.issues += found.issues
+        kinds = {issue.kind for issue in found.issues}
+        if kinds - {"mask_full"} or found.size is None or not sample.has_mask:
+            return []
+        parts = []
+        for index, box in enumerate(boxes(found.size)):
+            left, upper, right, lower = box
+            anomalous = found.mask is not None and bool(found.mask[upper:lower, left:right].any())
+            cropped = [Crop(Path(str(mask)), box, is_mask=True) for mask in masks if anomalous]
+            part = dataclasses.replace(
+                sample,
+                image=Crop(Path(str(sample.image)), box),
+                mask=as_mask(cropped),
+                label=int(anomalous),
+                defect=sample.defect if anomalous else "good",
+                file_name=f"{Path(sample.file_name).with_suffix('').as_posix()}_{index}.png",
+            )
+            parts.append(part)
+        return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop(Lazy):
+    """A rectangle of an image, as a PNG; of ground truth, with 255 where a defect is."""
+
+    path: Path
+    box: Box
+    is_mask: bool = False
+
+    def read(self) -> bytes:
+        """Cuts the rectangle out and encodes it."""
+        left, upper, right, lower = self.box
+        if self.is_mask:
+            return mask_to_png(decode_mask(str(self.path))[upper:lower, left:right])
+        return image_to_png(open_image(self.path).image.crop(self.box))
+
+
+def find_folder(parent: Path, *names: str) -> Path | None:
+    """Finds the subfolder with one of these names, in any spelling; earlier names are preferred.
+
+    One that holds a folder of its own name, as in Kaggle's copies, stands for that.
+    """
+    found = walk.find_folder(parent, *names)
+    return found and (find_folder(found, found.name) or found)
+
+
+def masks_by_stem(masks: Path, mask_suffix: str = "_mask") -> dict[str, list[Path]]:
+    """Returns the masks in a folder by the stem of the image that they belong to."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in list_images(masks):
+        match = re.fullmatch(rf"(.+){re.escape(mask_suffix)}\d*", path.stem)
+        found[match[1] if match and mask_suffix else path.stem].append(path)
+    for folder in list_folders(masks):
+        found[folder.name] += list_images(folder)
+    return {stem: paths for stem, paths in found.items() if paths}
+
+
+def sort_by_number(paths: Iterable[Path]) -> list[Path]:
+    """Sorts files by name, numbers in it by their value: 2 before 10."""
+    return sorted(
+        paths, key=lambda path: (re.sub(r"\d+", lambda n: n[0].zfill(12), path.name), path)
+    )
+
+
+def split_normals(samples: Sequence[T], *, share: float = TEST_SHARE) -> tuple[list[T], list[T]]:
+    """Draws the share of the normal images that papers test on; (chosen, left), each in the given order.
+
+    The number is rounded up, as in scikit-learn, so that it is the published one.
+    """
+    count = math.ceil(len(samples) * share)
+    chosen = set(np.random.default_rng(SEED).permutation(len(samples))[:count].tolist())
+    return (
+        [one for index, one in enumerate(samples) if index in chosen],
+        [one for index, one in enumerate(samples) if index not in chosen],
+    )
