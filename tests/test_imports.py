@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import zsad_jax
 
 PACKAGE = pathlib.Path(zsad_jax.__file__).parent
@@ -36,7 +38,7 @@ first = sorted(sys.modules)
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
 second = sorted(sys.modules)
-from zsad_jax.data import benchmarks
+import zsad_jax.data.benchmarks.builders
 print(json.dumps([middle - start, seconds, first, second, sorted(sys.modules)]))
 """
 
@@ -87,8 +89,8 @@ def test_top_level_has_five_modules():
 
 def test_package_is_light():
     # These need tensorflow-datasets itself, when they are imported.
-    heavy = ("zsad_jax.data.benchmarks", "zsad_jax.data.inspect")
-    light = [one for one in MODULES if not one.startswith(heavy) and not is_command(one)]
+    heavy = [f"zsad_jax.data.benchmarks.{one}" for one in ("builders", "prepared", "shards")]
+    light = [one for one in MODULES if one not in heavy and not is_command(one)]
     assert {f"zsad_jax.{one}" for one in ORDER} <= set(light)
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, json.dumps(light)],
@@ -105,6 +107,32 @@ def test_package_is_light():
     assert not modules & (LATER | FRAMEWORKS)
     assert "tensorflow_datasets" in with_benchmarks
     assert not with_benchmarks & FRAMEWORKS
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--categories"], ["--help"]])
+def test_data_command_is_light(arguments, tmp_path):
+    script = (
+        "import json, runpy, sys, time\n"
+        "start = time.perf_counter()\n"
+        "try:\n"
+        "    runpy.run_module('zsad_jax.data', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))\n"
+    )
+    folder = [] if arguments == ["--help"] else ["--data_dir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments, *folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    print(f"python -m zsad_jax.data {arguments[0]}: {seconds:.2f} s")
+    loaded = {name.split(".")[0] for name in modules}
+    assert "numpy" in loaded
+    assert not loaded & (FRAMEWORKS | {"jax", "flax", "optax", "tensorflow_datasets", "grain"})
 
 
 def test_no_module_imports_another_framework():

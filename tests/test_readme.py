@@ -13,8 +13,8 @@ from PIL import Image
 
 from zsad_jax import data, methods
 from zsad_jax.backbones import registry
-from zsad_jax.data import benchmarks, protocols
-from zsad_jax.data.benchmarks.counts import total
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.facts import DATASETS as FACTS
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import published_numbers
 from zsad_jax.utils.errors import UserError
@@ -147,20 +147,16 @@ def test_names_are_known():
 
 def test_the_table_of_benchmarks_is_that_of_the_builders():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DATASETS, re.MULTILINE)
-    assert [name for name, _ in rows] == [
-        name for name in protocols.DATASETS if name in benchmarks.names()
-    ]
+    assert [name for name, _ in rows] == [name for name in FACTS if name in benchmarks.names()]
     assert f"{len(rows)} benchmarks" in README
     for name, cells in rows:
-        benchmark, about = benchmarks.find_benchmark(name), protocols.DATASETS[name]
+        facts = FACTS[name]
         title, counts, levels, how, licence = cells.split(" | ")
-        assert title == f"[{about.title}]({benchmark.HOMEPAGE})"
-        published = total(benchmark.COUNTS.get("test", {"": None}))
-        assert counts == ("{:,} / {:,}".format(*published) if published else "–")
-        assert levels == " and ".join(about.levels)
-        fetched = all(archive.url for archive in benchmark.ARCHIVES)
-        assert how == ("fetched" if fetched else f"by hand: {benchmark.TERMS}")
-        assert licence == benchmark.LICENCE
+        assert title == f"[{facts.title}]({facts.homepage})"
+        assert counts == ("{:,} / {:,}".format(*facts.published) if facts.published else "–")
+        assert levels == " and ".join(facts.levels)
+        assert how == ("fetched" if facts.open_to_all else f"by hand: {facts.terms}")
+        assert licence == facts.licence
 
 
 def test_the_papers_numbers():

@@ -4,6 +4,7 @@
 returns a `Miniature`: every sample as it was constructed, and what is amiss on purpose.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.facts import DATASETS
 
 FOLDER = pathlib.Path(__file__).parent / "miniatures"
 REAL = pathlib.Path(__file__).parents[4] / "shared" / "realdata"
@@ -98,11 +100,23 @@ def make_miniature():
 
 
 @pytest.fixture
+def change_facts(monkeypatch):
+    """Changes the facts of a benchmark for this test; `archives` may be a function of the archives."""
+
+    def change(name, *, archives=lambda known: known, **fields):
+        facts = DATASETS[name]
+        changed = dataclasses.replace(facts, archives=tuple(archives(facts.archives)), **fields)
+        monkeypatch.setitem(DATASETS, name, changed)
+
+    return change
+
+
+@pytest.fixture
 def prepare(tmp_path):
     """name, source -> the prepared test split (or another), below a data folder of this test."""
 
     def run(name, source, *, data_dir=tmp_path / "data", split="test", **options):
-        benchmarks.find_benchmark(name)(data_dir=data_dir).download_and_prepare(
+        benchmarks.find_builder(name)(data_dir=data_dir).download_and_prepare(
             source=source, **options
         )
         return benchmarks.open_prepared(name, data_dir, split)

@@ -1,10 +1,9 @@
 """Counts beside the published ones, which are not always known of each category."""
 
 import pytest
-from zsad_jax.data.benchmarks.dtd_synthetic import DtdSynthetic
 
 from zsad_jax.data.benchmarks.counts import ALL, compare_counts, count, total
-from zsad_jax.data.benchmarks.real_iad import RealIad
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.inspect.stock import tabulate_categories
 
 OF_EACH = {"a": (3, 1), "b": (2, 2)}
@@ -47,20 +46,21 @@ def test_a_category_that_is_unknown_is_told_where_the_others_are_known(published
     assert names == of_all + (["test/c"] if published is not OF_ALL else [])
 
 
-@pytest.mark.parametrize("benchmark", [DtdSynthetic, RealIad])
+@pytest.mark.parametrize("name", ["dtd_synthetic", "real_iad"])
 def test_sets_of_which_only_sums_are_published_name_what_is_missing(
-    benchmark, make_miniature, prepare, tmp_path
+    name, make_miniature, prepare, tmp_path
 ):
-    make_miniature(benchmark.name, tmp_path / "official")
-    dataset = prepare(benchmark.name, tmp_path / "official")
+    facts = DATASETS[name]
+    make_miniature(name, tmp_path / "official")
+    dataset = prepare(name, tmp_path / "official")
     found = {"test": count(dataset)}
-    absent = [name for name in benchmark.CATEGORIES if name not in found["test"]]
-    assert len(absent) == len(benchmark.CATEGORIES) - 2
-    differences = compare_counts(found, {"test": benchmark.COUNTS["test"]})
+    absent = [one for one in facts.categories if one not in found["test"]]
+    assert len(absent) == len(facts.categories) - 2
+    differences = compare_counts(found, {"test": facts.counts["test"]})
     assert [one for one in differences if "no images" in one] == [
-        f"test/{name}: there are no images of this category" for name in absent
+        f"test/{one}: there are no images of this category" for one in absent
     ]
-    table = tabulate_categories({"x": found}, {"x": benchmark.COUNTS})
+    table = tabulate_categories({"x": found}, {"x": facts.counts})
     rows = {row[1]: row[-2:] for row in table.rows}
-    assert {rows[name] for name in absent} == {((0, 0), None)}
-    assert rows["all"] == (total(found["test"]), benchmark.COUNTS["test"][ALL])
+    assert {rows[one] for one in absent} == {((0, 0), None)}
+    assert rows["all"] == (total(found["test"]), facts.counts["test"][ALL])

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
 
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import benchmarks
@@ -43,10 +42,10 @@ def run(tmp_path, capsys):
 
 
 @pytest.fixture
-def tiny_is_published(monkeypatch):
+def tiny_is_published(change_facts):
     """As if the miniature of MVTec AD were all that is published."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}, "test": TINY}
-    monkeypatch.setattr(MvtecAd, "COUNTS", counts)
+    change_facts("mvtec_ad", counts=counts)
 
 
 def lines_with(text, *parts):
@@ -58,7 +57,7 @@ def test_several_are_prepared_from_one_parent_folder(run, official, tmp_path):
     assert code == 0
     assert all(benchmarks.is_prepared(name, tmp_path / "data") for name in DATASETS if name in out)
     for title in ("MVTec AD", "VisA", "ELPV"):
-        assert lines_with(out, f"{title} lies in {tmp_path / 'data'}")
+        assert lines_with(out, f"{title} is stored in {tmp_path / 'data'}")
     assert lines_with(out, "mvtec_ad", "bottle", "3 / 0", "209 / 0", "2 / 3", "20 / 63")
     assert lines_with(out, "mvtec_ad", "all", "6 / 0", "3629 / 0", "4 / 6", "467 / 1258")
     assert "test/bottle: 2 normal and 3 anomalous images instead of 20 and 63" in out
@@ -74,7 +73,7 @@ def test_what_cannot_be_prepared_keeps_the_others_from_nothing(run, official, tm
     assert code == 2
     assert "MPDD" in lines_with(err, "error:")[0]
     assert "1 of 2 benchmarks could not be prepared: mpdd." in err
-    assert "ELPV lies in" in out
+    assert "ELPV is stored in" in out
     assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
 
 

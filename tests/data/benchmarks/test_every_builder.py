@@ -7,6 +7,7 @@ import pytest
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.data.protocols import prompt_name
 from zsad_jax.utils.errors import UserError
@@ -22,8 +23,8 @@ def test_every_benchmark_has_a_miniature():
 def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
     miniature = make_miniature(name, tmp_path / "official")
     prepare(name, tmp_path / "official", num_workers=2)
-    benchmark = benchmarks.find_benchmark(name)
-    splits = benchmark(data_dir=tmp_path / "data").info.splits
+    builder = benchmarks.find_builder(name)
+    splits = builder(data_dir=tmp_path / "data").info.splits
     opened = {split: benchmarks.open_prepared(name, tmp_path / "data", split) for split in splits}
     found = {(split, s.file_name): s for split, samples in opened.items() for s in samples}
     assert sum(map(len, opened.values())) == len(found) == len(miniature.samples)
@@ -92,7 +93,7 @@ def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
     message = str(error.value)
     assert "\n" not in message
     assert DATASETS[name].title in message
-    assert benchmarks.find_benchmark(name).TREE in message
+    assert DATASETS[name].tree in message
 
 
 def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
@@ -101,20 +102,17 @@ def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
         make_miniature(name, tmp_path / name)
     folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
     for name in NAMES:
-        is_root = benchmarks.find_benchmark(name).is_root
+        is_root = find_layout(name).is_root
         assert {path.relative_to(tmp_path).parts[0] for path in folders if is_root(path)} == {name}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, monkeypatch):
+def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, change_facts):
     """Packed by the test, so of another size and digest than the published one."""
     make_miniature(name, tmp_path / "official")
-    benchmark = benchmarks.find_benchmark(name)
     path = pack(tmp_path / "official", tmp_path / "packed.tar")
-    archive = benchmark.ARCHIVES[0]._replace(
-        file_name="packed.tar", sha256=None, md5=None, size=None
-    )
-    monkeypatch.setattr(benchmark, "ARCHIVES", (archive,))
+    changes = {"file_name": "packed.tar", "sha256": None, "md5": None, "size": None}
+    change_facts(name, archives=lambda known: [known[0]._replace(**changes)])
     from_archive = prepare(name, path, data_dir=tmp_path / "of_archive")
     from_folder = prepare(name, tmp_path / "official", data_dir=tmp_path / "of_folder")
     assert list(from_archive) == list(from_folder)

@@ -7,6 +7,8 @@ from PIL import Image
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import counts
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.prepared import read_recorded
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.utils.errors import UserError
@@ -16,13 +18,12 @@ MVTEC_LIKE = ("mvtec_ad", *NAMES)
 
 
 def published(name, split):
-    return list(counts.total(benchmarks.find_benchmark(name).COUNTS[split]))
+    return list(counts.total(DATASETS[name].counts[split]))
 
 
 def differences(name, data_dir):
-    benchmark = benchmarks.find_benchmark(name)
-    counted = benchmark(data_dir=data_dir).info.metadata["counts"]
-    return benchmarks.compare_counts(counted, benchmark.COUNTS)
+    counted = read_recorded(name, data_dir).counts
+    return counts.compare_counts(counted, DATASETS[name].counts)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,10 @@ def test_published_counts_add_up(name, split, sums):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_split_counts_the_same_categories(name):
-    benchmark = benchmarks.find_benchmark(name)
-    for categories in benchmark.COUNTS.values():
-        assert set(categories) - {counts.ALL} == set(benchmark.categories())
-    assert len(benchmark.categories()) == {
+    facts = DATASETS[name]
+    for categories in facts.counts.values():
+        assert set(categories) - {counts.ALL} == set(facts.categories)
+    assert len(facts.categories) == {
         "mpdd": 6,
         "btad": 3,
         "dtd_synthetic": 12,
@@ -86,13 +87,13 @@ def test_no_benchmark_is_taken_for_another(side_by_side, prepare, tmp_path):
 
 @pytest.mark.parametrize("name", ["mpdd", "dtd_synthetic", "goodsad", "real_iad"])
 def test_what_cannot_be_fetched_is_told_in_one_sentence(name, prepare, tmp_path):
-    benchmark = benchmarks.find_benchmark(name)
+    facts = DATASETS[name]
     with pytest.raises(UserError) as error:
         prepare(name, None)
-    for words in (benchmark.ARCHIVES[0].file_name, benchmark.HOMEPAGE, "--source"):
+    for words in (facts.archives[0].file_name, facts.homepage, "--source"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
-    assert benchmark.UNPACK in str(error.value)
+    assert facts.unpack in str(error.value)
 
 
 def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
@@ -134,13 +135,14 @@ def test_btad_keeps_its_numbers_and_calls_normal_images_good(make_miniature, pre
     assert dataset.issues == ()
 
 
-def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_path, monkeypatch):
+def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_path, change_facts):
     make_miniature("goodsad", tmp_path / "official")
-    benchmark = benchmarks.find_benchmark("goodsad")
     here = [
-        one for one in benchmark.ARCHIVES if (tmp_path / "official" / one.file_name[:-4]).exists()
+        one
+        for one in DATASETS["goodsad"].archives
+        if (tmp_path / "official" / one.file_name[:-4]).exists()
     ]
-    monkeypatch.setattr(benchmark, "ARCHIVES", tuple(here))
+    change_facts("goodsad", archives=lambda known: here)
     packed = tmp_path / "packed"
     packed.mkdir()
     for one in here:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks import aitex, counts, ksdd, layouts
+from zsad_jax.data.benchmarks import aitex, counts, ksdd, listing
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.utils.errors import UserError
@@ -17,7 +19,7 @@ NAMES = ("ksdd", "dagm", "aitex", "elpv", "sd_saliency_900", "rsdds_113")
 
 
 def listed(name, root):
-    return benchmarks.find_benchmark(name).list_files(root)
+    return find_layout(name).list_files(root)
 
 
 def touch(root, *names):
@@ -34,11 +36,11 @@ def defective_areas(dataset):
 
 @pytest.mark.parametrize(("normal", "tested"), [(1143, 286), (2256, 564), (1508, 377)])
 def test_a_quarter_of_the_normal_images_is_the_published_number(normal, tested):
-    chosen, left = layouts.split_normals(range(normal))
+    chosen, left = listing.split_normals(range(normal))
     assert len(chosen) == tested
     assert chosen == sorted(chosen)
     assert sorted(chosen + left) == list(range(normal))
-    assert layouts.split_normals(range(normal)) == (chosen, left)
+    assert listing.split_normals(range(normal)) == (chosen, left)
 
 
 def write_ksdd(root, tools):
@@ -53,7 +55,7 @@ def write_ksdd(root, tools):
 
 def write_dagm(root, tools):
     del tools
-    for split, numbers in benchmarks.find_benchmark("dagm").COUNTS.items():
+    for split, numbers in DATASETS["dagm"].counts.items():
         for category, (normal, anomalous) in numbers.items():
             folder = root / category / split.capitalize()
             touch(folder, *(f"{number:04}.PNG" for number in range(normal + anomalous)))
@@ -101,12 +103,12 @@ def test_the_published_counts_come_out(name, tmp_path, tools):
     globals()[f"write_{name}"](tmp_path, tools)
     listing = listed(name, tmp_path)
     found = {split: counts.count(samples) for split, samples in listing.samples.items()}
-    assert counts.compare_counts(found, benchmarks.find_benchmark(name).COUNTS) == []
+    assert counts.compare_counts(found, DATASETS[name].counts) == []
     assert len(listing.issues) == (name == "aitex")
 
 
 def test_published_counts_add_up():
-    dagm = benchmarks.find_benchmark("dagm").COUNTS
+    dagm = DATASETS["dagm"].counts
     assert counts.total(dagm["test"]) == (6996, 1054)
     assert [sum(pair) for pair in dagm["train"].values()] == [575] * 6 + [1150] * 4
     assert [sum(pair) for pair in dagm["test"].values()] == [575] * 6 + [1150] * 4
@@ -117,7 +119,7 @@ def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
         make_miniature(name, tmp_path / name)
     folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
     for name in NAMES:
-        roots = [folder for folder in folders if benchmarks.find_benchmark(name).is_root(folder)]
+        roots = [folder for folder in folders if find_layout(name).is_root(folder)]
         assert [root.relative_to(tmp_path).parts[0] for root in roots] == [name]
 
 
@@ -175,14 +177,14 @@ def test_aitex_reads_nested_copies_and_says_what_is_left_out(
     with caplog.at_level("INFO", logger="absl"):
         dataset = prepare("aitex", tmp_path / "nested")
     # Four patches of three strips, but for the five marked ones.
-    assert "7 patches of strips with a defect show none of it" in caplog.text
+    assert "excluded 7 patches that show no defect" in caplog.text
     assert [sample.label for sample in dataset] == [0, 1, 1, 1, 1, 1]
     assert dataset[1].file_name == "Defect_images/Defect_images/0001_002_00_1.png"
     assert dataset[0].file_name.startswith("NODefect_images/0002_000_00_")
 
 
 def test_aitex_shows_how_to_unpack(prepare, tmp_path):
-    for archive in benchmarks.find_benchmark("aitex").ARCHIVES[:2]:
+    for archive in DATASETS["aitex"].archives[:2]:
         (tmp_path / archive.file_name).write_bytes(b"7z")
     with pytest.raises(UserError, match=r"Mask_images\.7z, unpack with 7z x"):
         prepare("aitex", tmp_path)
@@ -196,7 +198,7 @@ def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
     (root / "images/cell0009.png").rename(root / "images/cell1000.png")
     with caplog.at_level("INFO", logger="absl"):
         dataset = prepare("elpv", root)
-    assert "2 cells may or may not be defective and are left out" in caplog.text
+    assert "excluded 2 cells that may or may not be defective" in caplog.text
     assert {issue.file: issue.kind for issue in dataset.issues} == {
         "images/cell0009.png": "image_missing",
         "images/cell1000.png": "image_unused",

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks import base, mvtec_layout
+from zsad_jax.data.benchmarks.facts import Archive
 from zsad_jax.utils.errors import UserError
 
 
@@ -30,7 +29,7 @@ def community(tools):
     return write
 
 
-def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_path, monkeypatch):
+def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_path, change_facts):
     root = community(tmp_path / "anywhere", "SDD")
     dataset = prepare("ksdd", root)
     assert dataset.categories == ("ksdd",)
@@ -41,8 +40,7 @@ def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_p
     assert len(dataset) == 2
     assert {issue.file: issue.kind for issue in dataset.issues} == {"images/1.png": "image_missing"}
     packed = pack(tmp_path, tmp_path / "packed.tar")
-    archive = base.Archive("packed.tar", about="")
-    monkeypatch.setattr(benchmarks.find_benchmark("ksdd"), "ARCHIVES", (archive,))
+    change_facts("ksdd", archives=lambda known: [Archive("packed.tar", about="")])
     assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
 
 
@@ -89,7 +87,3 @@ def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
         prepare("br35h", tmp_path / "copies")
     community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
     assert len(prepare("br35h", tmp_path / "copies")) == 3
-
-
-def test_a_shared_layout_is_no_benchmark_itself():
-    assert mvtec_layout.MvtecLayout.name not in benchmarks.names()

@@ -10,6 +10,8 @@ import zipfile
 import pytest
 
 from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
@@ -52,7 +54,7 @@ def test_images_beside_masks_are_taken_when_they_are_given_outright(name, tools,
     assert file_names(dataset) == ["images/2.png", "images/10.png"]
     with pytest.raises(UserError) as error:
         prepare(name, tmp_path / "above", data_dir=tmp_path / "other")
-    assert benchmarks.find_benchmark(name).TREE in str(error.value)
+    assert DATASETS[name].tree in str(error.value)
 
 
 def test_an_archive_of_nothing_but_images_and_masks_is_taken(tools, prepare, pack, tmp_path):
@@ -104,7 +106,7 @@ def test_what_has_no_partner_is_named(make_miniature, tools, tmp_path):
     root = tmp_path / "Kvasir-SEG"
     (root / "masks/cju0qoxqj9q6s0835b43399p4.jpg").unlink()
     tools.save(tools.draw_mask(0), root / "masks/extra.jpg")
-    listing = benchmarks.find_benchmark("kvasir").list_files(root)
+    listing = find_layout("kvasir").list_files(root)
     assert [sample.has_mask for sample in listing.samples["test"]] == [True, False, True]
     assert {issue.file: issue.kind for issue in listing.issues} == {
         "images/cju0qoxqj9q6s0835b43399p4.jpg": "mask_missing",
@@ -127,16 +129,15 @@ def test_isic_as_anomalyclip_lays_it_out(make_miniature, prepare, tmp_path):
 
 
 @pytest.fixture
-def isic_archives(make_miniature, tmp_path, monkeypatch):
+def isic_archives(make_miniature, tmp_path, monkeypatch, change_facts):
     """The two archives of ISIC as a local server has them, with their digests."""
     make_miniature("isic", tmp_path / "isic")
     (tmp_path / "served").mkdir()
     serve = functools.partial(QuietHandler, directory=tmp_path / "served")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        benchmark = benchmarks.find_benchmark("isic")
         archives = []
-        for archive in benchmark.ARCHIVES:
+        for archive in DATASETS["isic"].archives:
             path = tmp_path / "served" / archive.file_name
             with zipfile.ZipFile(path, "w") as file:
                 for one in sorted((tmp_path / "isic" / path.stem).iterdir()):
@@ -144,7 +145,7 @@ def isic_archives(make_miniature, tmp_path, monkeypatch):
             url = f"http://127.0.0.1:{server.server_port}/{archive.file_name}"
             md5 = hashlib.md5(path.read_bytes()).hexdigest()
             archives.append(archive._replace(md5=md5, url=url))
-        monkeypatch.setattr(benchmark, "ARCHIVES", tuple(archives))
+        change_facts("isic", archives=lambda known: archives)
         monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
         yield tmp_path / "served"
         server.shutdown()
@@ -189,7 +190,7 @@ def test_tn3k_without_images_for_training(make_miniature, prepare, tmp_path):
         (tn3k / f"test-{kind}").rename(tn3k / f"Test-{kind}")
     dataset = prepare("tn3k", tmp_path / "official")
     assert file_names(dataset) == [f"Test-image/000{i}.jpg" for i in range(3)]
-    prepared = benchmarks.find_benchmark("tn3k")(data_dir=tmp_path / "data")
+    prepared = benchmarks.find_builder("tn3k")(data_dir=tmp_path / "data")
     assert list(prepared.info.splits) == ["test"]
 
 

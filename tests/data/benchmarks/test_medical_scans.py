@@ -12,6 +12,7 @@ import pytest
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import counts, msd_lung
+from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.preprocess import decode_image
 from zsad_jax.utils.errors import UserError
 
@@ -31,7 +32,7 @@ def sum_pixels(dataset):
 
 def test_published_counts():
     published = {
-        name: benchmarks.find_benchmark(name).COUNTS["test"][name]
+        name: DATASETS[name].counts["test"][name]
         for name in ("headct", "brainmri", "br35h", "lag", "covid19")
     }
     assert published == {
@@ -41,7 +42,7 @@ def test_published_counts():
         "lag": (math.ceil(3143 / 4), 1711),
         "covid19": (1341, 219),
     }
-    assert benchmarks.find_benchmark("lag").COUNTS["train"] == {"lag": (3143 - 786, 0)}
+    assert DATASETS["lag"].counts["train"] == {"lag": (3143 - 786, 0)}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_each_volume_is_decoded_once(workers, prepare, tmp_path, monkeypatch):
 
 def test_slices_are_the_same_in_any_order_and_thread(tmp_path):
     write_volumes(tmp_path, ["lung_001", "lung_002", "lung_003"], size=(4, 5, 3))
-    samples = msd_lung.MsdLung.list_files(tmp_path).samples["test"]
+    samples = msd_lung.list_files(tmp_path).samples["test"]
     expected = [sample.image.read() for sample in samples]
     assert len(set(expected)) == 9
     found = [None] * len(samples)
@@ -236,16 +237,17 @@ def test_slices_are_the_same_in_any_order_and_thread(tmp_path):
 
 
 def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
-    assert len(msd_lung.VOLUMES) == 63
-    write_volumes(tmp_path, msd_lung.VOLUMES, size=(2, 3, 3))
-    listing = msd_lung.MsdLung.list_files(tmp_path)
+    volumes = DATASETS["msd_lung"].categories
+    assert len(volumes) == 63
+    write_volumes(tmp_path, volumes, size=(2, 3, 3))
+    listing = msd_lung.list_files(tmp_path)
     assert listing.issues == []
     assert count_labels(listing.samples["test"]) == (126, 63)
     found = {"test": counts.count(listing.samples["test"])}
-    assert counts.compare_counts(found, msd_lung.MsdLung.COUNTS) == []
+    assert counts.compare_counts(found, DATASETS["msd_lung"].counts) == []
     del found["test"]["lung_096"]
     found["test"]["lung_002"] = (9, 0)
-    assert counts.compare_counts(found, msd_lung.MsdLung.COUNTS) == [
+    assert counts.compare_counts(found, DATASETS["msd_lung"].counts) == [
         "test/lung_096: there are no images of this category",
         "test/lung_002: 9 normal and 0 anomalous images instead of 0 and 0",
     ]

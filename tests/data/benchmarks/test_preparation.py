@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import hashlib
 import http.server
@@ -18,12 +19,13 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from zsad_jax.data.benchmarks.mvtec_ad import MvtecAd
 
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks import base, layouts, records, sources
-from zsad_jax.data.benchmarks.visa import Visa
+from zsad_jax.data.benchmarks import builders, records, sources
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.listing import Listing
+from zsad_jax.data.dataset import Sample
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
@@ -111,21 +113,26 @@ def pack(folder, path, mode):
     return path
 
 
-def with_digest(monkeypatch, benchmark, path, **changes):
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    archive = benchmark.ARCHIVES[0]._replace(sha256=digest, **changes)
-    monkeypatch.setattr(benchmark, "ARCHIVES", (archive,))
+@pytest.fixture
+def with_digest(change_facts):
+    """Makes the digest of a file that of the archive of a benchmark."""
+
+    def change(name, path, **changes):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        change_facts(name, archives=lambda known: [known[0]._replace(sha256=digest, **changes)])
+
+    return change
 
 
 @pytest.fixture
-def mvtec_archive(mvtec_folder, tmp_path, monkeypatch):
+def mvtec_archive(mvtec_folder, tmp_path, with_digest):
     path = pack(mvtec_folder, tmp_path / "mvtec_anomaly_detection.tar.xz", "w:xz")
-    with_digest(monkeypatch, MvtecAd, path)
+    with_digest("mvtec_ad", path)
     return path
 
 
 def prepare(name, data_dir, **options):
-    benchmarks.find_benchmark(name)(data_dir=data_dir).download_and_prepare(**options)
+    benchmarks.find_builder(name)(data_dir=data_dir).download_and_prepare(**options)
     return benchmarks.open_prepared(name, data_dir)
 
 
@@ -197,7 +204,7 @@ def test_tensorflow_datasets_alone_reads_it(mvtec_folder, tmp_path):
     """In a fresh process, without tensorflow, from the default folder."""
     prepare("mvtec_ad", benchmarks.default_data_dir(), source=mvtec_folder)
     script = (
-        "import sys, tensorflow_datasets as tfds, zsad_jax.data.benchmarks\n"
+        "import sys, tensorflow_datasets as tfds, zsad_jax.data.benchmarks.builders\n"
         "source = tfds.data_source('mvtec_ad', split='test')\n"
         "record = source[3]\n"
         "print(len(source), record['image'].shape, record['mask'].shape, record['mask'].max())\n"
@@ -209,9 +216,9 @@ def test_tensorflow_datasets_alone_reads_it(mvtec_folder, tmp_path):
     assert result.stdout.splitlines() == ["10 (9, 12, 3) (9, 12, 1) 0", "0 True False"], result
 
 
-def test_visa_follows_the_official_split(visa_folder, tmp_path, monkeypatch):
+def test_visa_follows_the_official_split(visa_folder, tmp_path, with_digest):
     archive = pack(visa_folder, tmp_path / "VisA_20220922.tar", "w")
-    with_digest(monkeypatch, Visa, archive)
+    with_digest("visa", archive)
     dataset = prepare("visa", tmp_path / "data", source=archive)
     assert dataset.categories == ("candle", "pipe_fryum")
     assert dataset.prompt_names == ("candle", "pipe fryum")
@@ -231,7 +238,7 @@ def test_visa_follows_the_official_split(visa_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def visa_server(visa_folder, tmp_path, monkeypatch):
+def visa_server(visa_folder, tmp_path, monkeypatch, with_digest):
     """The archive on a local server, under the address of the benchmark."""
     content = pack(visa_folder, tmp_path / "served.tar", "w").read_bytes()
 
@@ -250,7 +257,7 @@ def visa_server(visa_folder, tmp_path, monkeypatch):
         server.content, server.status, server.count = content, 200, 0
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/VisA_20220922.tar"
-        with_digest(monkeypatch, Visa, tmp_path / "served.tar", url=url)
+        with_digest("visa", tmp_path / "served.tar", url=url)
         monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
         yield server
         server.shutdown()
@@ -289,7 +296,7 @@ def test_mvtec_without_a_source_says_what_to_fetch(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "a category", "no archive", "other"])
-def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatch, capsys):
+def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, with_digest, capsys):
     source = tmp_path / "source"
     if kind == "empty folder":
         source.mkdir()
@@ -297,12 +304,12 @@ def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatc
         source = mvtec_folder / "bottle"
     elif kind == "no archive":
         source.write_text("<html>login</html>")
-        with_digest(monkeypatch, MvtecAd, source)
+        with_digest("mvtec_ad", source)
     elif kind == "other":
         (tmp_path / "else").mkdir()
         (tmp_path / "else" / "readme.txt").write_text("x")
         pack(tmp_path / "else", source, "w")
-        with_digest(monkeypatch, MvtecAd, source)
+        with_digest("mvtec_ad", source)
     assert run("prepare", "mvtec_ad", "--data_dir", tmp_path / "d", "--source", source) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -311,15 +318,15 @@ def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, monkeypatc
     assert os.listdir(tmp_path / "d" / "mvtec_ad") == [".zsad_jax.lock"]
 
 
-def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, monkeypatch):
+def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, with_digest):
     good = mvtec_archive.read_bytes()
     mvtec_archive.write_bytes(good[: len(good) // 2])
     with pytest.raises(UserError, match=r"tar\.xz is not the published archive .*SHA-256"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
-    with_digest(monkeypatch, MvtecAd, mvtec_archive)
+    with_digest("mvtec_ad", mvtec_archive)
     with pytest.raises(UserError, match=r"tar\.xz is damaged"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
-    with_digest(monkeypatch, MvtecAd, mvtec_archive, size=len(good))
+    with_digest("mvtec_ad", mvtec_archive, size=len(good))
     with pytest.raises(UserError, match=f"bytes instead of {len(good):,}"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
     assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
@@ -336,10 +343,10 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
         UserError, match=r"is not the published archive .* bytes instead of 46,227,172"
     ):
         prepare("kvasir", tmp_path / "data", source=path)
-    benchmark = benchmarks.find_benchmark("kvasir")
-    plain = (benchmark.ARCHIVES[0]._replace(sha256=None, size=None),)
+    kvasir = DATASETS["kvasir"]
+    plain = (kvasir.archives[0]._replace(sha256=None, size=None),)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ARCHIVES", plain)
+        patch.setitem(DATASETS, "kvasir", dataclasses.replace(kvasir, archives=plain))
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(UserError, match="damaged or no tar or zip archive"):
             prepare("kvasir", tmp_path / "data", source=path)
@@ -370,7 +377,7 @@ def hostile_archives():
 
 
 @pytest.mark.parametrize("kind", hostile_archives())
-def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, monkeypatch):
+def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, with_digest):
     name, fields, message = hostile_archives()[kind]
     victim = tmp_path / "victim.txt"
     victim.write_text("mine")
@@ -384,7 +391,7 @@ def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, monk
         else:
             archive.addfile(member, io.BytesIO(b"x"))
         archive.addfile(tarfile.TarInfo("bottle/escaped.txt/x"), io.BytesIO())
-    with_digest(monkeypatch, MvtecAd, path)
+    with_digest("mvtec_ad", path)
     with pytest.raises(UserError, match=message):
         prepare("mvtec_ad", tmp_path / "data", source=path)
     assert not list(tmp_path.rglob("escaped.txt"))
@@ -392,13 +399,13 @@ def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, monk
     assert os.listdir(tmp_path / "data/mvtec_ad") == [".zsad_jax.lock"]
 
 
-def test_zip_with_a_link_is_rejected(tmp_path, monkeypatch):
+def test_zip_with_a_link_is_rejected(tmp_path, with_digest):
     path = tmp_path / "kvasir-seg.zip"
     link = zipfile.ZipInfo("Kvasir-SEG/images")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(link, "../../..")
-    with_digest(monkeypatch, benchmarks.find_benchmark("kvasir"), path, size=None)
+    with_digest("kvasir", path, size=None)
     with pytest.raises(UserError, match="link"):
         prepare("kvasir", tmp_path / "data", source=path)
 
@@ -479,17 +486,17 @@ def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
 SLOW_PREPARATION = """
 import sys, time
 from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks import base
+from zsad_jax.data.benchmarks import builders
 
-encode = base.encode
+encode = builders.encode
 
 def encode_slowly(*arguments):
     time.sleep(0.3)
     return encode(*arguments)
 
-base.encode = encode_slowly
-benchmark = benchmarks.find_benchmark("mvtec_ad")(data_dir=sys.argv[2])
-benchmark.download_and_prepare(source=sys.argv[1])
+builders.encode = encode_slowly
+builder = benchmarks.find_builder("mvtec_ad")(data_dir=sys.argv[2])
+builder.download_and_prepare(source=sys.argv[1])
 """
 
 
@@ -529,11 +536,11 @@ def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
 
 
-def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, monkeypatch, capsys):
+def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, change_facts, capsys):
     """All counts are right, and nothing can be measured."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}}
     counts["test"] = {"bottle": (2, 3), "metal_nut": (2, 3)}
-    monkeypatch.setattr(MvtecAd, "COUNTS", counts)
+    change_facts("mvtec_ad", counts=counts)
     data = tmp_path / "data"
     prepare("mvtec_ad", data, source=mvtec_folder)
     assert run("verify", "mvtec_ad", "--data_dir", data) == 0
@@ -573,7 +580,7 @@ def test_a_full_disk_is_told(error, mvtec_folder, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(base, "write_split", fail)
+    monkeypatch.setattr(builders, "write_split", fail)
     with pytest.raises(UserError, match=r"disk of .*mvtec_ad became full"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
     assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
@@ -585,7 +592,7 @@ def test_a_source_that_is_not_looked_at_is_named(mvtec_folder, tmp_path, capsys)
     assert run("prepare", "mvtec_ad", "--data_dir", data, "--source", "elsewhere") == 0
     printed = capsys.readouterr().out
     place = data / "mvtec_ad/1.0.0"
-    assert f"prepared already, and elsewhere is not looked at; delete {place}" in printed
+    assert f"prepared already, and elsewhere is ignored; delete {place}" in printed
 
 
 def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
@@ -598,7 +605,7 @@ def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
         assert words in capsys.readouterr().err
     for number in ("0", "many"):
         assert run("prepare", "visa", "--workers", number) == 2
-        assert f"'{number}' is not a whole number from 1 on" in capsys.readouterr().err
+        assert f"'{number}' is not a positive integer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "metadata", "description"])
@@ -634,13 +641,14 @@ def test_how_to_prepare_shows_the_exact_commands(tmp_path):
 
 def test_published_counts_add_up():
     sums = {
-        name: np.sum(list(benchmarks.find_benchmark(name).COUNTS["test"].values()), 0).tolist()
+        name: np.sum(list(DATASETS[name].counts["test"].values()), 0).tolist()
         for name in ("mvtec_ad", "visa")
     }
     assert sums == {"mvtec_ad": [467, 1258], "visa": [962, 1200]}
-    assert sum(normal for normal, _ in Visa.COUNTS["train"].values()) == 8659
-    assert sum(normal for normal, _ in MvtecAd.COUNTS["train"].values()) == 3629
-    assert benchmarks.compare_counts(Visa.COUNTS, Visa.COUNTS) == []
+    mvtec, visa = DATASETS["mvtec_ad"].counts, DATASETS["visa"].counts
+    assert sum(normal for normal, _ in visa["train"].values()) == 8659
+    assert sum(normal for normal, _ in mvtec["train"].values()) == 3629
+    assert benchmarks.compare_counts(visa, visa) == []
 
 
 def test_several_masks_are_joined():
@@ -649,7 +657,7 @@ def test_several_masks_are_joined():
     encoded = tuple(records.mask_to_png(mask > 0) for mask in (first, second))
     image = io.BytesIO()
     draw(0).save(image, "PNG")
-    sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
+    sample = Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
     record = records.encode(sample, "mvtec_loco")
     assert record.issues == []
     np.testing.assert_array_equal(decode_mask(record.fields["mask"]), (first > 0) | (second > 0))
@@ -659,7 +667,7 @@ def test_masks_that_cannot_be_joined_are_no_mask():
     encoded = tuple(records.mask_to_png(np.ones(shape, bool)) for shape in ((9, 12), (9, 11)))
     image = io.BytesIO()
     draw(0).save(image, "PNG")
-    sample = base.Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
+    sample = Sample(image=image.getvalue(), mask=encoded, has_mask=True, label=1)
     record = records.encode(sample, "mvtec_loco")
     assert "differ in size" in record.issues[0].detail
     assert not record.fields["has_mask"]
@@ -679,11 +687,11 @@ def test_masks_are_paired_by_stem(tmp_path):
         save(draw(0), tmp_path / "images" / name)
     for name in ("b_mask.png", "a.png"):
         save(mask_of(0), tmp_path / "masks" / name)
-    issues = []
-    found = layouts.list_pairs(tmp_path, tmp_path / "images", tmp_path / "masks", issues)
+    listing = Listing(tmp_path)
+    found = listing.masked(tmp_path / "images", tmp_path / "masks")
     assert [pathlib.Path(sample.mask).name if sample.mask else None for sample in found] == [
         "a.png",
         "b_mask.png",
         None,
     ]
-    assert [issue.file for issue in issues] == ["images/c.bmp"]
+    assert [issue.file for issue in listing.issues] == ["images/c.bmp"]

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks.layouts import Listing
+from zsad_jax.data.benchmarks.layouts import find_layout
+from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.benchmarks.unused import NAMED_ALONE, PLACES, find_unused
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
@@ -21,11 +21,13 @@ def touch(root, *names):
 
 
 def listing_of(root, *names, **further):
-    return Listing(samples={"test": [Sample(image=str(root / name)) for name in names]}, **further)
+    return Listing(
+        root, samples={"test": [Sample(image=str(root / name)) for name in names]}, **further
+    )
 
 
-def unused(root, listing, *left_out):
-    return {issue.file: issue.kind for issue in find_unused(root, listing, left_out)}
+def unused(listing, *left_out):
+    return {issue.file: issue.kind for issue in find_unused(listing, left_out)}
 
 
 def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
@@ -34,11 +36,12 @@ def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
     masks = (str(tmp_path / "m/1.png"), str(tmp_path / "m/1_2.bmp"))
     sample = Sample(image=str(tmp_path / "a/1.png"), mask=masks)
     listing = Listing(
+        tmp_path,
         samples={"train": [sample], "test": [Sample(image=b"made", mask=b"made")]},
         known={str(tmp_path / "strip.tif")},
         issues=[Issue("folder_empty", "told"), Issue("mask_missing", "told_too.jpg")],
     )
-    assert unused(tmp_path, listing) == {"a/2.PNG": ALONE}
+    assert unused(listing) == {"a/2.PNG": ALONE}
 
 
 def test_many_at_one_place_are_a_number_and_few_are_named(tmp_path):
@@ -48,7 +51,7 @@ def test_many_at_one_place_are_a_number_and_few_are_named(tmp_path):
     touch(tmp_path, *(f"{i}.tif" for i in range(7)), "b/good/x.heic", "b/good/y.DCM")
     touch(tmp_path, *(f"heic/{i}.HEIC" for i in range(8)))
     listing = listing_of(tmp_path, "a/good/1.png", "b/good/1.png")
-    assert unused(tmp_path, listing) == {
+    assert unused(listing) == {
         ".": "image_unused",
         **{f"a/good/{i}.jpg": ALONE for i in range(NAMED_ALONE)},
         "b/good": "image_unused",
@@ -65,13 +68,13 @@ def test_places_beyond_number_are_told_of_the_folders_above(tmp_path):
     touch(tmp_path, *used, *(name.replace("a.png", "b.png") for name in used))
     listing = listing_of(tmp_path, *used)
     many = "image_unused"
-    assert unused(tmp_path, listing) == {"x": many, "y": many}
+    assert unused(listing) == {"x": many, "y": many}
 
 
 def test_what_is_left_out_on_purpose_is_not_told(tmp_path):
     touch(tmp_path, "a/1.png", "PRED/x/1.png", "a/masks/1.png", "a/cp1.tiff", "a/cp_x.tiff")
     listing = listing_of(tmp_path, "a/1.png")
-    assert unused(tmp_path, listing, "pred", "*/masks", "*/cp[0-9]*.tiff") == {"a/cp_x.tiff": ALONE}
+    assert unused(listing, "pred", "*/masks", "*/cp[0-9]*.tiff") == {"a/cp_x.tiff": ALONE}
 
 
 def test_a_relative_root_and_links_that_lead_back(tmp_path, monkeypatch):
@@ -83,7 +86,7 @@ def test_a_relative_root_and_links_that_lead_back(tmp_path, monkeypatch):
     for folder, root in ((tmp_path, "set"), (tmp_path / "set", "."), (tmp_path / "set/a", "..")):
         monkeypatch.chdir(folder)
         root = pathlib.Path(root)
-        assert unused(root, listing_of(root, "a/1.png")) == expected
+        assert unused(listing_of(root, "a/1.png")) == expected
 
 
 def test_whatever_is_misplaced_in_mvtecs_layout_is_told(make_miniature, prepare, tools, tmp_path):
@@ -124,7 +127,7 @@ def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
     make_miniature("real_iad", tmp_path)
     for folder in ("realiad_512/unknown", "realiad_256/unknown"):
         tools.save(tools.draw(0), tmp_path / folder / "1.jpg")
-    left_out = benchmarks.find_benchmark("real_iad").left_out(tmp_path)
+    left_out = find_layout("real_iad").left_out(tmp_path)
     assert set(left_out) == {"realiad_1024", "realiad_256", "realiad_raw"}
     assert prepare("real_iad", tmp_path).issues == (Issue(ALONE, "realiad_512/unknown/1.jpg"),)
 
