@@ -1,83 +1,27 @@
-"""`synthetic_aux` and `synthetic_target`: a procedural benchmark that needs no download.
+"""`synthetic_aux` and `synthetic_target`: a procedural benchmark without downloads.
 
-Every image is drawn when it is asked for, from seeds made of the dataset's name, the category's name and the
-index, so it is the same on every machine and any worker process can draw its own. The two sets share no
-category and no function that draws a defect. In each category the first half of the images is normal, and in
-the second half the kinds of defect take turns.
+Images are drawn on access, from seeds made of the names of dataset and category and the index, so they are the
+same on every machine and in every worker process. The datasets share no category and no function that draws a
+defect. The first half of each category is normal; in the second half the kinds of defect take turns.
 """
 
 from zsad_jax.data.dataset import Dataset, Sample, position_of
-from zsad_jax.data.synthetic import (
-    aux_defects,
-    aux_objects,
-    aux_textures,
-    canvas,
-    target_defects,
-    target_objects,
-    target_textures,
-)
-from zsad_jax.data.synthetic.scene import STRUCTURAL, Category, Painter, Scene, draw
+from zsad_jax.data.synthetic import auxiliary, canvas, target
+from zsad_jax.data.synthetic.scene import STRUCTURAL, Category, Scene, draw
 from zsad_jax.utils.errors import UserError
 
 __all__ = ["CATEGORIES", "STRUCTURAL", "Category", "Scene", "Synthetic", "draw", "load"]
 
 IMAGES_PER_CATEGORY = 32
-VERSION = 1  # to be raised whenever any picture changes
-
-AUX_DEFECTS = aux_defects.DEFECTS
-TARGET_DEFECTS = target_defects.DEFECTS
-
-
-def _categories(painters: tuple[Painter, ...], defects) -> tuple[Category, ...]:
-    """One category for each `paint_<name>` function, with the same set of defects."""
-    return tuple(
-        Category(name=painter.__name__.removeprefix("paint_"), paint=painter, defects=defects)
-        for painter in painters
-    )
-
-
+VERSION = 1  # raise it whenever an image changes
 CATEGORIES: dict[str, tuple[Category, ...]] = {
-    "synthetic_aux": _categories(
-        (
-            aux_textures.paint_leather_grain,
-            aux_textures.paint_concrete,
-            aux_textures.paint_wood_grain,
-            aux_textures.paint_knitted_fabric,
-        ),
-        aux_defects.SURFACE_DEFECTS,
-    )
-    + _categories(
-        (
-            aux_objects.paint_gear,
-            aux_objects.paint_bottle_cap,
-            aux_objects.paint_keypad,
-            aux_objects.paint_ceramic_tile_set,
-        ),
-        AUX_DEFECTS,
-    ),
-    "synthetic_target": _categories(
-        (
-            target_textures.paint_brushed_steel,
-            target_textures.paint_woven_basket,
-            target_textures.paint_marble,
-            target_textures.paint_corrugated_card,
-        ),
-        target_defects.SURFACE_DEFECTS,
-    )
-    + _categories(
-        (
-            target_objects.paint_perforated_plate,
-            target_objects.paint_washer,
-            target_objects.paint_pill_blister,
-            target_objects.paint_circuit_pads,
-        ),
-        TARGET_DEFECTS,
-    ),
+    "synthetic_aux": auxiliary.CATEGORIES,
+    "synthetic_target": target.CATEGORIES,
 }
 
 
 class Synthetic:
-    """One of the two sets: a random-access sequence of samples that are drawn on access."""
+    """One of the two datasets."""
 
     grouped = True
 
@@ -90,12 +34,12 @@ class Synthetic:
         return len(self.categories) * IMAGES_PER_CATEGORY
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Numbers of (normal, anomalous) images per category."""
+        """Returns the numbers of (normal, anomalous) images per category."""
         normal = IMAGES_PER_CATEGORY // 2
         return dict.fromkeys(self.categories, (normal, IMAGES_PER_CATEGORY - normal))
 
     def fingerprint(self) -> str:
-        """The version of the drawings; two versions never mix in a working directory."""
+        """Returns the version of the images; two versions never mix in a working directory."""
         return f"{self.name} {VERSION}"
 
     def __getitem__(self, index: int) -> Sample:
@@ -118,16 +62,10 @@ class Synthetic:
 
 
 def load(name: str) -> Dataset:
-    """The set called `synthetic_aux` or `synthetic_target`: 8 categories, 256 images, half anomalous.
-
-    Args:
-      name: which of the two.
-
-    Returns:
-      A dataset whose samples hold encoded PNG images of 256 x 256 px; it is cheap to make and to pickle.
+    """Returns `synthetic_aux` or `synthetic_target`: 8 categories, 256 images of 256 x 256 px, half anomalous.
 
     Raises:
-      UserError: there is no such set.
+      UserError: there is no such dataset.
     """
     if name not in CATEGORIES:
         raise UserError(

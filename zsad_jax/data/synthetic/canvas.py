@@ -1,7 +1,6 @@
-"""Brushes of the procedural benchmark: outlines, fills, strokes and noise fields on one square canvas.
+"""Brushes of the procedural benchmark: outlines, fills, strokes and noise fields on a square canvas.
 
-Points are (x, y) in pixels, images float32 [SIZE, SIZE, 3] with values in [0, 1]. Nothing here knows what a
-category or a defect is.
+Points are (x, y) in pixels, angles in degrees, images float32 [SIZE, SIZE, 3] with values in [0, 1].
 """
 
 import math
@@ -11,24 +10,29 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 SIZE = 256  # side of every image, px
-CENTRE = (SIZE - 1) / 2
+CENTER = (SIZE - 1) / 2
 _SUBPIXEL_BITS = 4
 _STROKE_ZOOM = 4  # strokes are drawn this much larger, then averaged down
 
 
 def rotate(points: Float[np.ndarray, "n 2"], angle: float) -> Float[np.ndarray, "n 2"]:
-    """Turns points about the origin by `angle` degrees (clockwise on the screen)."""
+    """Turns points about the origin, clockwise on the screen."""
     cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     return np.asarray(points) @ np.array([[cosine, sine], [-sine, cosine]])
 
 
-def ellipse(centre, radii, *, angle: float = 0.0) -> Float[np.ndarray, "48 2"]:
+def polar(radius: float, angle: float) -> Float[np.ndarray, " 2"]:
+    """Returns the point at a distance and an angle from the origin."""
+    return rotate(np.array([[radius, 0.0]]), angle)[0]
+
+
+def ellipse(center, radii, *, angle: float = 0.0) -> Float[np.ndarray, "48 2"]:
     """Outline of an ellipse; `radii` is one number (a circle) or (along x, along y) before the turn."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * radii, angle) + centre
+    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * radii, angle) + center
 
 
-def box(centre, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.ndarray, "n 2"]:
+def box(center, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.ndarray, "n 2"]:
     """Outline of a rectangle of `size` (width, height) with corners rounded by radius `corner`."""
     half = np.asarray(size) / 2 - corner
     corners = []
@@ -36,29 +40,29 @@ def box(centre, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.nd
         turn = np.deg2rad(np.linspace(start, start + 90, 8 if corner else 1))
         arc = corner * np.stack([np.cos(turn), np.sin(turn)], 1)
         corners.append(half * sign + arc)
-    return rotate(np.concatenate(corners), angle) + centre
+    return rotate(np.concatenate(corners), angle) + center
 
 
-def star(centre, radius: float, *, tips: int, inner: float = 0.45, angle: float = 0.0):
+def star(center, radius: float, *, tips: int, inner: float = 0.45, angle: float = 0.0):
     """Outline of a star with `tips` tips; `inner` is the inner radius as a share of `radius`."""
     turn = np.linspace(0, 2 * np.pi, 2 * tips, endpoint=False)
     reach = radius * np.where(np.arange(2 * tips) % 2, inner, 1.0)
-    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None], angle) + centre
+    return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None], angle) + center
 
 
-def blob(rng: np.random.Generator, centre, radius: float, *, roughness: float = 0.25):
-    """Outline of an irregular round thing: a circle with random waves on its radius."""
+def blob(rng: np.random.Generator, center, radius: float, *, roughness: float = 0.25):
+    """Outline of an irregular blob: a circle with random waves on its radius."""
     turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     waves = np.arange(2, 10)
     size = rng.normal(size=len(waves)) * 2 * roughness / waves
     phase = rng.uniform(0, 2 * np.pi, len(waves))
     reach = 1 + (size * np.sin(turn[:, None] * waves + phase)).sum(1)
     reach = radius * np.clip(reach, 0.45, 1.7)
-    return np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None] + centre
+    return np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None] + center
 
 
 def scale(points: Float[np.ndarray, "n 2"], factor: float) -> Float[np.ndarray, "n 2"]:
-    """Enlarges an outline about its own middle."""
+    """Scales an outline about its middle."""
     middle = points.mean(0)
     return (points - middle) * factor + middle
 
@@ -69,14 +73,10 @@ def curve(start, bend, end, count: int = 24) -> Float[np.ndarray, "n 2"]:
     return (1 - time) ** 2 * start + 2 * time * (1 - time) * np.asarray(bend) + time**2 * end
 
 
-def fill(image: Float[np.ndarray, "S S 3"], outline, colour, *, opacity: float = 1.0) -> None:
-    """Paints an outline's inside, antialiased and in place; what lies outside the canvas is cut off.
+def fill(image: Float[np.ndarray, "S S 3"], outline, color, *, opacity: float = 1.0) -> None:
+    """Paints the inside of an outline, antialiased and in place; parts outside the canvas are cut off.
 
-    Args:
-      image: the canvas.
-      outline: points [n, 2].
-      colour: one value, an RGB triple, or a whole image whose pixels show through the outline.
-      opacity: 0 leaves the canvas as it is, 1 covers it.
+    `color` is a value, an RGB triple, or an image whose pixels show through the outline.
     """
     import cv2
 
@@ -88,39 +88,37 @@ def fill(image: Float[np.ndarray, "S S 3"], outline, colour, *, opacity: float =
     alpha = np.zeros((bottom - top, right - left), np.uint8)
     fixed = np.rint((outline - (left, top)) * 2**_SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
-    colour = np.asarray(colour, np.float32)
-    paint = colour[window] if colour.ndim == 3 else colour
+    color = np.asarray(color, np.float32)
+    paint = color[window] if color.ndim == 3 else color
     image[window] += (alpha[..., None] * np.float32(opacity / 255)) * (paint - image[window])
 
 
 def coverage(outlines: Iterable[Float[np.ndarray, "n 2"]]) -> Float[np.ndarray, "S S"]:
-    """Share of every pixel that the union of the outlines covers."""
+    """Returns the share of every pixel that the union of outlines covers."""
     layer = np.zeros((SIZE, SIZE, 1), np.float32)
     for outline in outlines:
         fill(layer, outline, 1.0)
     return layer[..., 0]
 
 
-def stroke(lines: Iterable[tuple[np.ndarray, float, float]]) -> Float[np.ndarray, "S S"]:
-    """Coverage of polylines whose width runs from one value to another, px.
-
-    Args:
-      lines: (points [n, 2], width at the first point, width at the last point).
-    """
+def stroke(
+    lines: Iterable[tuple[np.ndarray, float, float]], *, shift: float = 0.0
+) -> Float[np.ndarray, "S S"]:
+    """Returns the coverage of polylines, each (points, first width, last width), shifted by x and y."""
     import cv2
 
     layer = np.zeros((SIZE * _STROKE_ZOOM, SIZE * _STROKE_ZOOM), np.uint8)
     for points, first, last in lines:
-        fixed = np.round((points + 0.5) * _STROKE_ZOOM).astype(int)
+        fixed = np.round((points + shift + 0.5) * _STROKE_ZOOM).astype(int)
         widths = np.linspace(first, last, len(points) - 1) * _STROKE_ZOOM
         for begin, end, width in zip(fixed[:-1], fixed[1:], widths, strict=True):
             cv2.line(layer, begin.tolist(), end.tolist(), 255, max(1, round(float(width))))
     return cv2.resize(layer, (SIZE, SIZE), interpolation=cv2.INTER_AREA) / np.float32(255)
 
 
-def blend(image: Float[np.ndarray, "S S 3"], alpha: Float[np.ndarray, "S S"], colour) -> None:
-    """Moves the canvas towards `colour` (value, RGB or image) by `alpha`, in place."""
-    image += alpha[..., None] * (np.asarray(colour, np.float32) - image)
+def blend(image: Float[np.ndarray, "S S 3"], alpha: Float[np.ndarray, "S S"], color) -> None:
+    """Moves the canvas toward `color` (value, RGB or image) by `alpha`, in place."""
+    image += alpha[..., None] * (np.asarray(color, np.float32) - image)
 
 
 def noise(
@@ -131,14 +129,10 @@ def noise(
     stretch: float = 1.0,
     angle: float = 0.0,
 ) -> Float[np.ndarray, "S S"]:
-    """A smooth random field of about unit variance.
+    """Returns a smooth random field of about unit variance.
 
-    Args:
-      rng: source of randomness.
-      cell: size of the coarsest features, px; each further octave halves size and strength.
-      octaves: number of layers.
-      stretch: how many times longer than high the features are.
-      angle: direction of the stretch, degrees.
+    Features of the first octave are `cell` px high and `stretch` times as long in the direction of `angle`.
+    Each further octave halves size and strength.
     """
     import cv2
 
@@ -153,7 +147,7 @@ def noise(
     if angle:
         middle = (side - 1) / 2
         turn = np.array(cv2.getRotationMatrix2D((middle, middle), -angle, 1.0), float)
-        turn[:, 2] += CENTRE - middle
+        turn[:, 2] += CENTER - middle
         field = np.asarray(cv2.warpAffine(field, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR))
     return field * np.float32(1.25 / np.sqrt(sum(0.25**octave for octave in range(octaves))))
 
@@ -161,13 +155,9 @@ def noise(
 def frame(
     rng: np.random.Generator, angle: float, *, wobble: float = 0.0, wavelength: float = 60.0
 ) -> tuple[Float[np.ndarray, "S S"], Float[np.ndarray, "S S"]]:
-    """Coordinates (u, v) of every pixel in a turned frame with a random origin.
+    """Returns coordinates (u, v) of every pixel in a frame that is turned by `angle`, with a random origin.
 
-    Args:
-      rng: source of randomness.
-      angle: turn of the frame, degrees.
-      wobble: size of a smooth random displacement, px.
-      wavelength: its feature size, px.
+    `wobble` is the size of a smooth random displacement, px, and `wavelength` the size of its features.
     """
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     cosine, sine = np.float32(np.cos(np.deg2rad(angle))), np.float32(np.sin(np.deg2rad(angle)))
@@ -180,29 +170,29 @@ def frame(
 
 
 def uneven(rng: np.random.Generator, share: float, *, cell: float = 80.0, **options):
-    """A smooth positive field around 1, within 1 ± `share`; `options` go to `noise`."""
+    """Returns a smooth field within 1 ± `share`; `options` are those of `noise`."""
     return 1 + share * np.tanh(noise(rng, cell, **options))
 
 
-def tinted(value: Float[np.ndarray, "S S"], colour) -> Float[np.ndarray, "S S 3"]:
-    """An image of one colour whose brightness follows `value` (1 gives the colour itself)."""
-    return value[..., None].astype(np.float32) * np.asarray(colour, np.float32)
+def tinted(value: Float[np.ndarray, "S S"], color) -> Float[np.ndarray, "S S 3"]:
+    """Returns an image of one color whose brightness follows `value` (1 is the color itself)."""
+    return value[..., None].astype(np.float32) * np.asarray(color, np.float32)
 
 
 def count(rng: np.random.Generator, low: int, high: int) -> int:
-    """A random whole number, `low` <= number < `high`."""
+    """Returns a random integer, `low` <= number < `high`."""
     return int(rng.integers(low, high))
 
 
 def pick(rng: np.random.Generator, options: Sequence, *, spread: float = 0.04) -> np.ndarray:
-    """One RGB colour of `options`, varied in brightness and tint."""
-    colour = np.array(options[count(rng, 0, len(options))])
-    colour = colour * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 3, 3)
-    return np.clip(colour, 0.03, 0.97).astype(np.float32)
+    """Returns an RGB color of `options`, varied in brightness and tint."""
+    color = np.array(options[count(rng, 0, len(options))])
+    color = color * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 3, 3)
+    return np.clip(color, 0.03, 0.97).astype(np.float32)
 
 
 def pick_contrasting(rng: np.random.Generator, options: Sequence, surface, *, apart: float):
-    """A colour like `pick`'s among the options at least `apart` (RGB distance) from a surface's colour."""
+    """Picks a color at least `apart` (RGB distance) from that of a surface; see `pick`."""
     gaps = np.linalg.norm(np.asarray(options) - surface, axis=1)
     fit = [option for option, gap in zip(options, gaps, strict=True) if gap >= apart]
     return pick(rng, fit or [options[int(gaps.argmax())]])
@@ -210,30 +200,31 @@ def pick_contrasting(rng: np.random.Generator, options: Sequence, surface, *, ap
 
 def dilate(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:
     """Grows a mask by `radius` px."""
-    import cv2
-
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+    return _morph("MORPH_DILATE", mask, radius)
 
 
 def close_gaps(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:
-    """Joins what lies less than 2 * `radius` px apart."""
+    """Joins areas that are less than 2 * `radius` px apart."""
+    return _morph("MORPH_CLOSE", mask, radius)
+
+
+def _morph(name: str, mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:
     import cv2
 
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel).astype(bool)
+    return cv2.morphologyEx(mask.astype(np.uint8), getattr(cv2, name), kernel).astype(bool)
 
 
 def to_bytes(image: Float[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S 3"]:
-    """8-bit pixels of an image in [0, 1]; what lies outside is cut off."""
+    """Returns the 8-bit pixels of an image in [0, 1], clipped."""
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
 def encode_png(pixels: UInt8[np.ndarray, "S S *c"]) -> bytes:
-    """PNG bytes of an RGB image or a grey mask."""
+    """Encodes an RGB image or a gray mask."""
     import cv2
 
     stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    # Runs only: camera noise hardly compresses, and a search for repeats would take as long as drawing.
+    # Run lengths only: noise hardly compresses, and a search for repeats would take as long as drawing.
     quick = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     return cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1, *quick])[1].tobytes()

@@ -1,4 +1,4 @@
-"""From a seed to an image with its mask: what a scene is, and the order in which it is drawn."""
+"""Scenes: images with masks from a seed, and the order in which they are drawn."""
 
 import dataclasses
 import zlib
@@ -10,43 +10,43 @@ from jaxtyping import Bool, Float, UInt8
 
 from zsad_jax.data.synthetic import canvas
 
-STRUCTURAL = ("missing", "misplaced")  # kinds that change which parts there are, and where
+STRUCTURAL = ("missing", "misplaced")  # kinds of defect that change the parts of an object
 
 
 class Layer(NamedTuple):
-    """One filled outline; `colour` is a value, an RGB triple or a whole image."""
+    """A filled outline; `color` is a value, an RGB triple or an image."""
 
     outline: Float[np.ndarray, "n 2"]
-    colour: Float[np.ndarray, "..."] | float
+    color: Float[np.ndarray, "..."] | float
     opacity: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """An element of an object that can be missing or misplaced: outlines, the lowest first."""
+    """A part of an object, which can be missing or misplaced: layers from bottom to top."""
 
     layers: tuple[Layer, ...]
 
     @property
     def body(self) -> Float[np.ndarray, "n 2"]:
-        """The largest outline's points."""
+        """Returns the largest outline."""
         return max(
             (layer.outline for layer in self.layers), key=lambda points: np.ptp(points, 0).sum()
         )
 
     @property
-    def centre(self) -> Float[np.ndarray, " 2"]:
-        """The middle of the body, px."""
+    def center(self) -> Float[np.ndarray, " 2"]:
+        """Returns the middle of the body."""
         return self.body.mean(0)
 
     @property
     def extent(self) -> float:
-        """The geometric mean of the body's width and height, px."""
+        """Returns the geometric mean of the body's width and height, px."""
         return float(np.sqrt(np.ptp(self.body, 0).prod()))
 
     def moved(self, shift, turn: float) -> "Part":
-        """The same part shifted by (x, y) px and turned about its own middle by `turn` degrees."""
-        pivot = self.centre
+        """Returns the part shifted by (x, y) px and turned about its middle by `turn` degrees."""
+        pivot = self.center
 
         def move(points):
             return canvas.rotate(points - pivot, turn) + pivot + shift
@@ -54,18 +54,18 @@ class Part:
         return Part(tuple(layer._replace(outline=move(layer.outline)) for layer in self.layers))
 
     def footprint(self) -> Bool[np.ndarray, "S S"]:
-        """The pixels that the part covers, its shadow and rim included."""
+        """Returns the pixels that the part covers, including shadow and rim."""
         return canvas.coverage(layer.outline for layer in self.layers) > 0.3
 
 
 @dataclasses.dataclass
 class Scene:
-    """A picture in the making; defects change it in place.
+    """An unfinished image; defects change it in place.
 
     Attributes:
       image: what is drawn so far, before light and camera.
-      region: where there is a surface that can be damaged.
-      parts: elements not drawn yet (objects only; their empty seats are in the image already).
+      region: surface that can be damaged.
+      parts: of an object, not drawn yet; their empty seats are in the image.
     """
 
     image: Float[np.ndarray, "S S 3"]
@@ -82,10 +82,10 @@ class Scene:
         """Draws all parts onto the image."""
         for part in self.parts:
             for layer in part.layers:
-                canvas.fill(self.image, layer.outline, layer.colour, opacity=layer.opacity)
+                canvas.fill(self.image, layer.outline, layer.color, opacity=layer.opacity)
 
     def place(self, rng: np.random.Generator, radius: int) -> Float[np.ndarray, " 2"]:
-        """A random point of the region with as much region within `radius` px around it as there can be."""
+        """Returns a random point with (nearly) as much of the region within `radius` px as possible."""
         import cv2
 
         side = 2 * radius + 1
@@ -95,8 +95,8 @@ class Scene:
         chosen = rng.integers(len(rows))
         return np.array([columns[chosen], rows[chosen]], float)
 
-    def colour(self, point, radius: int = 12) -> Float[np.ndarray, " 3"]:
-        """Mean colour of the surface around a point."""
+    def color(self, point, radius: int = 12) -> Float[np.ndarray, " 3"]:
+        """Returns the mean color of the surface around a point."""
         x, y = (int(value) for value in point)
         window = (slice(max(0, y - radius), y + radius), slice(max(0, x - radius), x + radius))
         inside = self.region[window]
@@ -107,42 +107,42 @@ Painter = Callable[[np.random.Generator], Scene]
 Defect = Callable[[np.random.Generator, Scene], Bool[np.ndarray, "S S"]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Category:
     """A kind of texture or object.
 
     Attributes:
-      name: its key ("perforated_plate").
-      paint: draws a fault-free scene; the same generator state gives the same scene.
-      defects: for each kind of defect the function that inflicts it and returns its mask.
+      paint: draws a scene without defects from a generator; a function `paint_<name>`.
+      defects: for each kind of defect, the function that adds it to a scene and returns its mask.
     """
 
-    name: str
     paint: Painter
     defects: Mapping[str, Defect]
 
     @property
+    def name(self) -> str:
+        """Returns the key of the category ("perforated_plate")."""
+        return self.paint.__name__.removeprefix("paint_")
+
+    @property
     def prompt_name(self) -> str:
-        """How the category is called in prompts."""
+        """Returns the name of the category in prompts."""
         return self.name.replace("_", " ")
 
 
 def draw(
     dataset: str, category: Category, index: int, *, defect: str | None
 ) -> tuple[UInt8[np.ndarray, "S S 3"], Bool[np.ndarray, "S S"]]:
-    """One image and its mask, the same on every machine.
+    """Draws an image and its mask (all False for a normal image), the same on every machine.
 
-    Scene, defect and camera have random streams of their own, so that the image without its defect is
-    the same picture but for the damage.
+    Scene, defect and camera have random streams of their own, so that the image without its defect is the same
+    except for the damage.
 
     Args:
       dataset: name of the dataset.
-      category: what to draw.
+      category: of the image.
       index: number of the image within its category.
       defect: kind of defect, None for a normal image.
-
-    Returns:
-      The image, and where the defect is (all False for a normal image).
     """
 
     def stream(purpose: int) -> np.random.Generator:
@@ -162,10 +162,10 @@ def draw(
 def _photograph(
     rng: np.random.Generator, image: Float[np.ndarray, "S S 3"]
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Uneven light, a slightly soft lens and sensor noise."""
+    """Adds uneven light, a slightly soft lens and sensor noise."""
     import cv2
 
-    axis = np.arange(canvas.SIZE) / canvas.CENTRE - 1
+    axis = np.arange(canvas.SIZE) / canvas.CENTER - 1
     slope = rng.uniform(0.05, 0.3) * rng.uniform(-1, 1, 2)
     lamp = rng.uniform(-1.0, 1.0, 2)
     spot = np.multiply.outer(*np.exp(-((axis - lamp[:, None]) ** 2) / rng.uniform(0.5, 2.0)))

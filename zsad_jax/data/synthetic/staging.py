@@ -1,4 +1,4 @@
-"""What all objects share: the table they lie on, how they lie, and what they are made of."""
+"""Tables, poses and materials of objects."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zsad_jax.data.synthetic import canvas
+from zsad_jax.data.synthetic.scene import Layer, Part
 
 _TABLES = (
     (0.2, 0.21, 0.23),
@@ -17,55 +18,62 @@ _TABLES = (
 
 
 class Pose(NamedTuple):
-    """Where an object lies: its own coordinates have their origin in its middle."""
+    """The pose of an object, whose own coordinates have their origin in its middle."""
 
-    centre: Float[np.ndarray, " 2"]
+    center: Float[np.ndarray, " 2"]
     angle: float
     zoom: float
 
     def apply(self, points) -> Float[np.ndarray, "n 2"]:
-        """From the object's coordinates to the canvas."""
-        return canvas.rotate(np.asarray(points, float) * self.zoom, self.angle) + self.centre
+        """Maps coordinates of the object to the canvas."""
+        return canvas.rotate(np.asarray(points, float) * self.zoom, self.angle) + self.center
 
 
 def lay_down(rng: np.random.Generator, *, turn: float = 10.0, shift: float = 8.0) -> Pose:
-    """A random pose: at most `turn` degrees, `shift` px and 7 % off the nominal one."""
-    centre = canvas.CENTRE + rng.uniform(-shift, shift, 2)
-    return Pose(centre, rng.uniform(-turn, turn), rng.uniform(0.93, 1.07))
+    """Returns a random pose, at most `turn` degrees, `shift` px and 7% off the nominal one."""
+    center = canvas.CENTER + rng.uniform(-shift, shift, 2)
+    return Pose(center, rng.uniform(-turn, turn), rng.uniform(0.93, 1.07))
 
 
 def table(rng: np.random.Generator) -> Float[np.ndarray, "S S 3"]:
-    """A plain, slightly uneven ground."""
-    value = (
-        1 + 0.06 * canvas.noise(rng, 60, octaves=2) + rng.uniform(0.01, 0.04) * canvas.noise(rng, 2)
-    )
+    """Paints a plain, slightly uneven table."""
+    value = 1 + 0.06 * canvas.noise(rng, 60, octaves=2)
+    value += rng.uniform(0.01, 0.04) * canvas.noise(rng, 2)
     return canvas.tinted(value, canvas.pick(rng, _TABLES))
 
 
-def sheet(
-    rng: np.random.Generator, colours, *, streaks: float = 0.04
-) -> Float[np.ndarray, "S S 3"]:
-    """A rolled or moulded surface in one of `colours`; `streaks` is the strength of its grain."""
+def sheet(rng: np.random.Generator, colors, *, streaks: float = 0.04) -> Float[np.ndarray, "S S 3"]:
+    """Paints a rolled or molded surface in one of `colors`; `streaks` is the strength of its grain."""
     angle = rng.uniform(1, 179)
     grain = canvas.noise(rng, 1.5, stretch=20, angle=angle)
     value = 1 + streaks * grain + 0.06 * canvas.noise(rng, 80) + 0.02 * canvas.noise(rng, 2)
-    return canvas.tinted(value, canvas.pick(rng, colours))
+    return canvas.tinted(value, canvas.pick(rng, colors))
 
 
-def turned(rng: np.random.Generator, centre, colours) -> Float[np.ndarray, "S S 3"]:
-    """A metal face turned on a lathe: fine rings and a reflection that fans out from the middle."""
+def turned(rng: np.random.Generator, center, colors) -> Float[np.ndarray, "S S 3"]:
+    """Paints metal turned on a lathe: fine rings and a reflection that fans out from the middle."""
     y, x = np.mgrid[: canvas.SIZE, : canvas.SIZE].astype(np.float32)
-    x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
+    x, y = x - np.float32(center[0]), y - np.float32(center[1])
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     rings = np.sin(radius * rng.uniform(1.6, 2.4)) * 0.03
-    fan = 0.16 * np.cos(2 * angle + rng.uniform(0, 6)) + 0.06 * np.cos(
-        5 * angle + rng.uniform(0, 6)
-    )
+    fan = 0.16 * np.cos(2 * angle + rng.uniform(0, 6))
+    fan += 0.06 * np.cos(5 * angle + rng.uniform(0, 6))
     value = 1 + rings + fan + 0.03 * canvas.noise(rng, 2)
-    return canvas.tinted(value, canvas.pick(rng, colours))
+    return canvas.tinted(value, canvas.pick(rng, colors))
 
 
 def grid_points(columns: int, rows: int, pitch) -> Float[np.ndarray, "n 2"]:
-    """The middles of a columns × rows grid about the origin, row by row."""
+    """Returns the middles of a columns × rows grid about the origin, row by row."""
     x, y = np.meshgrid(np.arange(columns) - (columns - 1) / 2, np.arange(rows) - (rows - 1) / 2)
     return np.stack([x.ravel(), y.ravel()], 1) * pitch
+
+
+def teeth(
+    pose: Pose, tooth: Float[np.ndarray, "n 2"], count: int, flank, top, *, top_scale: float
+) -> list[Part]:
+    """Returns a ring of `count` equal teeth, each a flank and above it a smaller top."""
+    outlines = [pose.apply(canvas.rotate(tooth, 360 * number / count)) for number in range(count)]
+    return [
+        Part((Layer(outline, flank), Layer(canvas.scale(outline, top_scale), top)))
+        for outline in outlines
+    ]
