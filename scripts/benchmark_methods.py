@@ -233,11 +233,7 @@ def texts_of(config: Any) -> list[str]:
         return list(config.learned_texts)
     if hasattr(config, "adjectives"):
         return list(config.adjectives)
-    if hasattr(config, "normal_text"):
-        return [config.normal_text, config.abnormal_text]
-    if hasattr(config, "normal_word"):
-        return [f"{word} {CATEGORY}." for word in (config.normal_word, config.abnormal_word)]
-    return [sentence.format(CATEGORY) for sentence in (config.normal, config.abnormal)]
+    return [text.replace("{}", CATEGORY) for text in (config.normal_text, config.abnormal_text)]
 
 
 def pictures(folder: pathlib.Path, count: int) -> list[pathlib.Path]:

@@ -45,7 +45,7 @@ TERMS = {
     "cross_entropy": "loss_img_ls_ce",
     "l1": "loss_emb_l1_nrm",
 }
-TRAINING_RUNS = {"seg": {}, "both_l1": {"cls_seg_loss": "both", "l1_lambda": 0.01}}
+TRAINING_RUNS = {"seg": {}, "both_l1": {"cross_entropy_weight": 1.0, "l1_weight": 0.01}}
 
 
 def read_golden(name):

@@ -35,7 +35,7 @@ CLIP = {
 }
 DEEP_PROMPTS = {"deep_prompt_depth": 9, "num_deep_prompts": 4, "deep_prompts_float16": False}
 # Fields that the published setting does not use, and CLIP-AC's templates, which have a test of their own.
-NOT_IN_A_RECIPE = {"name", "separate_length", "hand_written_texts", "templates"}
+NOT_IN_A_RECIPE = {"name", "num_separate_prompts", "hand_written_texts", "templates"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,15 @@ RECIPES = {
             "prompt_family": "industrial",
             "learning": "concat",
             "num_prompts": 8,
-            "deep_tokens": "published",
-            "n_deep": 0,
-            "d_deep": 0,
+            "deep_prompts": "published",
+            "num_deep_prompts": 0,
+            "deep_prompt_depth": 9,
             "decoupled": True,
             "local_to_global": True,
             "sigma": 4.0,
-            "cls_seg_loss": "seg",
-            "l1_lambda": 0.0,
+            "lam": 1.0,
+            "cross_entropy_weight": 0.0,
+            "l1_weight": 0.0,
             "learned_class_name": "object",
             "temperature": None,  # that of the checkpoint
             "init_std": 0.02,
@@ -129,12 +130,12 @@ RECIPES = {
         method={
             "compound": True,
             "prior": True,
-            "normal_length": 5,
-            "abnormal_length": 2,
+            "num_prompts": 5,
+            "num_own_prompts": 2,
             "num_abnormal": 10,
             "num_selected": 10,
             "dap_select": "first",
-            "prior_reduction": 16,
+            "reduction": 16,
             "normal_text": "object.",
             "abnormal_text": "damaged object.",
             "vv_from": 6,
@@ -142,8 +143,8 @@ RECIPES = {
             "global_token": 0,
             **DEEP_PROMPTS,
             "max_scores": "2:1",
-            "local1_weight": 1.0,
-            "local2_weight": 0.5,
+            "lam": 1.0,
+            "lam_stage2": 0.5,
             "cross_entropy_weight": 1.0,
             "image_focal_weight": 1.0,
             "orthogonality_weight": 0.1,
@@ -192,8 +193,8 @@ RECIPES = {
         method={
             "adjectives": ("good", "damaged"),
             "adjective_bug": False,
-            "state_length": 7,
-            "class_length": 3,
+            "num_prompts": 7,
+            "num_class_prompts": 3,
             "vca": True,
             "meta_hidden": None,  # half the joint width: 384
             "fgp": True,
@@ -224,9 +225,9 @@ RECIPES = {
         method={
             "num_prompts": 12,
             "position": "end",
-            "normal_word": "normal",
-            "abnormal_word": "anomalous",
-            "local_loss": False,
+            "normal_text": "normal {}",
+            "abnormal_text": "anomalous {}",
+            "lam": 0.0,
             "feature_layers": (24,),
             "vv_from": None,
             "cls_norm": True,
@@ -242,9 +243,9 @@ RECIPES = {
         method={
             "num_prompts": 12,
             "position": "end",
-            "normal_word": "normal",
-            "abnormal_word": "anomalous",
-            "local_loss": True,
+            "normal_text": "normal {}",
+            "abnormal_text": "anomalous {}",
+            "lam": 1.0,
             "feature_layers": (24,),
             "vv_from": 6,
             "cls_norm": True,
@@ -260,8 +261,8 @@ RECIPES = {
     "clip": Recipe(
         source="baseline of the AnomalyCLIP paper, whose wording it has",
         method={
-            "normal": "a photo of a normal {}",
-            "abnormal": "a photo of an anomalous {}",
+            "normal_text": "a photo of a normal {}",
+            "abnormal_text": "a photo of an anomalous {}",
             "feature_layers": (24,),
             "cls_norm": True,
             "global_token": 0,
@@ -274,8 +275,8 @@ RECIPES = {
     "clip_ac": Recipe(
         source="baseline of the AnomalyCLIP paper: the states in CLIP's 80 templates",
         method={
-            "normal": "normal {}",
-            "abnormal": "anomalous {}",
+            "normal_text": "normal {}",
+            "abnormal_text": "anomalous {}",
             "feature_layers": (24,),
             "cls_norm": True,
             "global_token": 0,

@@ -277,7 +277,7 @@ def test_compares_with_every_other_method(run):
         ({"comparisons": {"x": {"name": "tps", "global_token": 1}}}, "has 1 global token"),
         ({"comparisons": {"x": {"name": "coop", "num_prompts": LARGE}}}, "fewer learned tokens"),
         ({"method_for": {"synthetic_target": {"global_token": 1}}}, "has 1 global token"),
-        ({"method_for": {"synthetic_target": {"state_length": LARGE}}}, "fewer learned tokens"),
+        ({"method_for": {"synthetic_target": {"num_prompts": LARGE}}}, "fewer learned tokens"),
         ({"comparisons": {"x": {"name": "clip"}}, "image_score": "global"}, "Image score 'global'"),
         ({"auxiliary": None}, "config.auxiliary does not say"),
         ({"auxiliary": "mvtec_ad", "train": False}, "There are no prompts learned on mvtec_ad"),

@@ -47,7 +47,11 @@ def encode(backbone, texts):
         ("clip", {}, [["a photo of a normal {}"], ["a photo of an anomalous {}"]]),
         (
             "clip",
-            {"normal": "fine {}", "abnormal": "bad {}", "templates": ("my {}.", "one {}")},
+            {
+                "normal_text": "fine {}",
+                "abnormal_text": "bad {}",
+                "templates": ("my {}.", "one {}"),
+            },
             [["my fine {}.", "one fine {}"], ["my bad {}.", "one bad {}"]],
         ),
         (
@@ -102,9 +106,12 @@ def test_nothing_is_learned(clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normal": "a photo"}, "'normal' has no {}"),
-        ({"templates": ()}, "'templates' must hold sentences"),
-        ({"templates": ("a photo",)}, "'templates' must hold sentences"),
+        (
+            {"normal_text": "a photo"},
+            "'normal_text' is 'a photo'; it needs a {} for the class name",
+        ),
+        ({"templates": ()}, "'templates' must contain sentences"),
+        ({"templates": ("a photo",)}, "'templates' must contain sentences"),
         ({"feature_layers": (25,)}, "between 1 and 24"),
     ],
 )

@@ -1,12 +1,13 @@
 """Configs made of mappings: what is accepted, and how mistakes are named."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import pytest
 from ml_collections import ConfigDict
 
-from zsad_jax.methods import METHODS, check_config, config_class
+from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.utils.config import check_fields, config_from, within
 from zsad_jax.utils.errors import UserError
@@ -69,6 +70,18 @@ def test_mistakes_are_named(values, message):
             Example(**values)
 
 
+RENAMED = [(name, *row) for name in METHODS for row in config_class(name).renamed.items()]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), RENAMED)
+def test_a_former_key_names_the_new_one(name, old, new):
+    keys = {field.name for field in dataclasses.fields(config_class(name))}
+    assert new.split()[0].rstrip(",") in keys
+    assert old not in keys
+    with pytest.raises(UserError, match=f"Unknown key '{old}'.*renamed to {re.escape(new)}"):
+        config_from(config_class(name), {old: 1})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_rejects_shared_options_that_a_method_fixes(name):
     shared = {field.name for field in dataclasses.fields(MethodConfig)}
@@ -77,4 +90,4 @@ def test_rejects_shared_options_that_a_method_fixes(name):
     assert fixed == FIXED.get(name, set())
     for key in fixed:
         with pytest.raises(UserError, match=f"Unknown key '{key}'"):
-            check_config(name, {key: getattr(config, key)})
+            config_from(config_class(name), {key: getattr(config, key)})

@@ -119,7 +119,7 @@ def test_coop(clip, features, golden, assert_near, position):
 
 
 def test_cocoop(clip, features, golden, assert_near):
-    method = make_method("cocoop", clip, {"num_prompts": 4, "local_loss": False})
+    method = make_method("cocoop", clip, {"num_prompts": 4, "lam": 0.0})
     params = read_params(method, golden)
     _, scores = score(method, clip, params, features, "global_cosines")
     assert_near(logits_of(scores), golden["cocoop/logits"], SCORES)
@@ -170,7 +170,7 @@ def test_cocoop_without_its_network_is_coop(clip, features, golden, assert_near)
 
 
 # CoCoOp learns from the masks by default; its network has enough hidden units that none is without effect.
-LOCAL = {"coop": {"local_loss": True}, "cocoop": {"reduction": 2}}
+LOCAL = {"coop": {"lam": 1.0}, "cocoop": {"reduction": 2}}
 
 
 @pytest.mark.parametrize("name", LOCAL)

@@ -10,7 +10,7 @@ import pytest
 
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.methods import Batch
-from zsad_jax.methods.faprompt import EXTRAS, IMAGE_SCORES, PRIOR_EXTRAS, faprompt
+from zsad_jax.methods.faprompt import IMAGE_SCORES, faprompt
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
@@ -19,6 +19,8 @@ GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of
 RUNS = {"first_tokens": GOLDEN, "topk_tokens": {**GOLDEN, "dap_select": "topk"}}
 BASE = {**GOLDEN, "compound": False, "prior": False}
 LOCAL = ("focal", "dice_abnormal", "dice_normal")
+EXTRAS = ("stage1_probabilities", "image_logits", "prompt_cosines", "text_features")
+PRIOR_EXTRAS = ("stage2_probabilities", "prior")
 SHOWN = np.array([0, 3])  # the images whose maps are kept
 
 
@@ -214,7 +216,7 @@ def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, a
     clip = load_golden_clip("anomalyclip")
     golden = read_golden("anomalyclip", "expected")
     inputs = read_golden("anomalyclip", "inputs")
-    weights = {"local1_weight": 4.0, "image_focal_weight": 0.0, "sigma": 4.0}
+    weights = {"lam": 4.0, "image_focal_weight": 0.0, "sigma": 4.0}
     method = faprompt(clip, {**BASE, **weights})
     params = from_golden(method, read_golden("anomalyclip", "learnable"))
     shapes = jax.eval_shape(method.init, jax.random.key(0), clip.params)
@@ -245,7 +247,7 @@ def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, a
 def test_the_prior_alone_moves_all_tokens_of_the_abnormal_prompt(
     cheap, features, batch, assert_near
 ):
-    method = faprompt(cheap, {**GOLDEN, "compound": False, "separate_length": 6})
+    method = faprompt(cheap, {**GOLDEN, "compound": False, "num_separate_prompts": 6})
     params = method.init(jax.random.key(0), cheap.params)
     assert params["abnormal"].shape == (1, 6, 48)
     extras = ("prior", "text_features")
@@ -275,19 +277,19 @@ def test_compound_prompts_alone_are_the_first_stage(cheap, params, features, ass
 
 def test_every_term_has_its_weight(cheap, params, features, batch, assert_near):
     weights = {
-        "local1": 2.0,
-        "local2": 3.0,
         "cross_entropy": 5.0,
         "image_focal": 7.0,
         "orthogonality": 0.0,
         "prior": 11.0,
     }
     switches = {f"{name}_weight": weight for name, weight in weights.items()}
+    switches |= {"lam": 2.0, "lam_stage2": 3.0}
     loss = jax.jit(faprompt(cheap, {**GOLDEN, **switches}).loss)
     total, terms = loss(cheap.params, params, features, batch)
     assert all(float(term) != 0 for term in terms.values())
-    sums = {f"local{stage}": sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)}
-    expected = sum(weight * (sums | terms)[name] for name, weight in weights.items())
+    first, second = (sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2))
+    expected = sum(weight * terms[name] for name, weight in weights.items())
+    expected += 2.0 * first + 3.0 * second
     assert_near(total, expected, 1e-6)
 
 
@@ -361,8 +363,8 @@ def test_text_is_encoded_once_and_no_longer_than_needed(cheap, params, features)
 def test_the_grids_of_the_paper(clip, features, batch, lengths, count):
     switches = {
         **GOLDEN,
-        "normal_length": lengths[0],
-        "abnormal_length": lengths[1],
+        "num_prompts": lengths[0],
+        "num_own_prompts": lengths[1],
         "num_abnormal": count,
         "num_selected": 21 - count,
     }
@@ -454,7 +456,7 @@ def test_scores_are_float32_whatever_the_tower(cheap, params, features, batch, a
 
 
 def test_init_is_seeded_and_has_the_configured_spread(clip):
-    method = faprompt(clip, {"normal_length": 64, "num_deep_prompts": 60, "init_std": 0.5})
+    method = faprompt(clip, {"num_prompts": 64, "num_deep_prompts": 60, "init_std": 0.5})
     params, again = (method.init(jax.random.key(3), clip.params) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, params, again)
     assert params["deep"].shape == (3, 60, 48)
@@ -484,9 +486,9 @@ def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_pat
         ({"prior_weight": -1.0}, "'prior_weight' is -1.0; it must be at least 0"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
         ({"vv_from": 25}, "'vv_from' is 25; it must be between 1 and 24"),
-        ({"normal_length": 74}, "prompt of 78 tokens, 74 of them learned, is longer than the 77"),
+        ({"num_prompts": 74}, "prompt of 78 tokens, 74 of them learned, is longer than the 77"),
         ({"num_deep_prompts": 8}, "'num_deep_prompts' is 8.* the normal prompt has 7"),
-        ({"num_deep_prompts": 8, "normal_length": 4}, "has 6; give at most as many"),
+        ({"num_deep_prompts": 8, "num_prompts": 4}, "has 6; give at most as many"),
         ({"global_token": 1}, "'global_token' is 1, but clip has 1 global token"),
     ],
 )
@@ -502,5 +504,5 @@ def test_mistakes_are_refused(clip, switches, message):
 
 def test_unknown_extras_are_refused(clip, params, features):
     method = faprompt(clip, {"prior": False})
-    with pytest.raises(UserError, match="'faprompt' has no extra 'prior'; there are: stage1"):
-        method.score(clip.params, params, None, features, jnp.zeros(4, int), extras=("prior",))
+    with pytest.raises(UserError, match=r"'faprompt' has no extra 'prior'\. Available: stage1"):
+        score_all(method, clip, params, features, extras=("prior",))

@@ -26,8 +26,8 @@ RUNS = {
 TRAINING_RUNS = {
     "seg": {},
     "seg_lr01": {},
-    "both_l1": {"cls_seg_loss": "both", "l1_lambda": 0.01},
-    "cls": {"cls_seg_loss": "cls"},
+    "both_l1": {"cross_entropy_weight": 1.0, "l1_weight": 0.01},
+    "cls": {"lam": 0.0, "cross_entropy_weight": 1.0},
     "seg_sumate": {"learning": "sumate"},
     "seg_entire": {"learning": "entire_learnable"},
 }
@@ -264,15 +264,15 @@ def test_more_prompts_than_text_length(backbone, learning):
     np.testing.assert_array_equal(pair, same)
 
 
-def test_published_deep_tokens_do_nothing(backbone, e2e_golden, default_run):
-    method = tipsomaly(backbone, {"n_deep": 3, "d_deep": 1})
+def test_published_deep_prompts_do_nothing(backbone, e2e_golden, default_run):
+    method = tipsomaly(backbone, {"num_deep_prompts": 3})
     assert set(method.init(jax.random.key(0), backbone.params)) == {"normal", "abnormal"}
     learned = encode_classes(method, backbone, prompts_of(e2e_golden))
     close(learned.patches, default_run[0].patches, 1e-6)
 
 
-def test_prepended_deep_tokens_learn(backbone, e2e_golden, default_run, step_inputs):
-    method = tipsomaly(backbone, {"n_deep": 3, "d_deep": 1, "deep_tokens": "prepend"})
+def test_prepended_deep_prompts_learn(backbone, e2e_golden, default_run, step_inputs):
+    method = tipsomaly(backbone, {"num_deep_prompts": 3, "deep_prompts": "prepend"})
     params = method.init(jax.random.key(0), backbone.params)
     assert params["deep_normal"].shape == params["deep_abnormal"].shape == (1, 3, 32)
     params |= prompts_of(e2e_golden)
@@ -380,7 +380,7 @@ def test_a_backbone_with_one_global_token_has_one_score(
         ({"decoupled": 1}, "'decoupled' is 1; it takes True or False"),
         ({"sigma": -1}, "'sigma' is -1"),
         ({"temperature": 0.0}, "'temperature'"),
-        ({"deep_tokens": "prepend", "n_deep": 1, "d_deep": 2}, "'d_deep' is 2.*at most 1"),
+        ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
     ],
 )
 def test_bad_switches_are_named(backbone, switches, message):

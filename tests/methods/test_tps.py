@@ -11,13 +11,15 @@ import pytest
 from zsad_jax.backbones.clip import MEAN, STD
 from zsad_jax.methods import Batch, count_learned
 from zsad_jax.methods.shared import anomaly_map, losses
-from zsad_jax.methods.tps import EXTRAS, tps
+from zsad_jax.methods.tps import tps
 from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between
 LAYERS = (2, 4, 6, 8)
 CLASSES = ("round_plate",)
+COMPARED = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
+EXTRAS = (*COMPARED, "pathway_features")
 NO_EFFECT = ("former/ln_1.bias",)  # moves all keys alike: a gradient of zero, up to rounding
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.methods import Batch, count_learned, image_score
-from zsad_jax.methods.vip2clip import EXTRAS, vip2clip
+from zsad_jax.methods.vip2clip import Alignment, vip2clip
 from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 LAYERS = 4
+EXTRAS = ("text_features", *Alignment._fields, "attention")
 GOLDEN = {"top_k": 10, "adjective_bug": True, "meta_hidden": 384}
 CLASSES = ("plate", "mesh")
 MODULES = {"ica": "prompt_learner", "fgp": "Zero_try"}  # of the goldens, of the authors' files
@@ -321,7 +322,7 @@ def test_two_steps_of_the_shipped_training(
 
 
 def test_groups_and_initial_values(clip):
-    method = vip2clip(clip, {"state_length": 64, "class_length": 4, "init_std": 0.5})
+    method = vip2clip(clip, {"num_prompts": 64, "num_class_prompts": 4, "init_std": 0.5})
     params = jax.jit(method.init)(jax.random.key(0), clip.params)
     groups = method.groups(params)
     assert set(jax.tree.leaves(groups.pop("fgp"))) == {"fgp"}
@@ -388,7 +389,7 @@ def test_the_adjectives_are_tokenised_once_and_only_text_needs_a_tokenizer(clip)
 
 
 def test_a_prompt_that_is_too_long(clip):
-    method = vip2clip(clip, {"state_length": 80})
+    method = vip2clip(clip, {"num_prompts": 80})
     params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
     with pytest.raises(UserError, match="86 tokens"):
         jax.eval_shape(lambda params: method.prototypes(clip.params, params, CLASSES), params)

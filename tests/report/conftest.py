@@ -4,8 +4,7 @@ import pytest
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
-from zsad_jax.methods import METHODS, config_class
-from zsad_jax.methods.shared.recipes import recipe_of
+from zsad_jax.methods import METHODS, config_class, recipe_of
 from zsad_jax.metrics import Note
 from zsad_jax.report import RESULT_COLUMNS, Report, result_row
 

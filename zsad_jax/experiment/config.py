@@ -15,9 +15,8 @@ from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.backbones.sizes import SIZES
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import check_name, parse_name
-from zsad_jax.methods import Method, config_class, image_score, make_method
+from zsad_jax.methods import Method, config_class, image_score, make_method, recipe_of
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.methods.shared.recipes import recipe_of
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, make_optimizer
 from zsad_jax.utils import files

@@ -11,8 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from zsad_jax.data.protocols import PROTOCOLS, Protocol
-from zsad_jax.methods import config_class
-from zsad_jax.methods.shared.recipes import recipe_of
+from zsad_jax.methods import config_class, recipe_of
 from zsad_jax.train import TrainingConfig
 
 # What else `load_backbone` takes: files in place of the released ones, and what files do not say.

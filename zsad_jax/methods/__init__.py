@@ -1,4 +1,4 @@
-"""Zero-shot anomaly detectors: one file a method, all behind one contract."""
+"""Zero-shot anomaly detectors: one file per method, all with the contract of `Method`."""
 
 import importlib
 import math
@@ -10,7 +10,8 @@ import jax
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
-from zsad_jax.utils.config import config_from
+from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.recipes import Recipe
 from zsad_jax.utils.errors import UserError
 
 # Name -> "module:factory:config class"; a module is imported when its method is used.
@@ -32,17 +33,17 @@ __all__ = [
     "Method",
     "Scores",
     "Stage",
-    "check_config",
     "config_class",
     "count_learned",
     "count_parameters",
     "image_score",
     "make_method",
+    "recipe_of",
 ]
 
 
 def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any = None) -> Method:
-    """The method of this name over a backbone.
+    """Returns the method of this name over a backbone.
 
     Args:
       name: a key of `METHODS`.
@@ -52,17 +53,8 @@ def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any =
     Raises:
       UserError: for an unknown name, an unknown config key or a bad value.
     """
-    factory, _ = _registered(name)
-    return factory(backbone, config)
-
-
-def check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Checks a method's config without a backbone, before anything is fetched or loaded.
-
-    Raises:
-      UserError: for an unknown name, an unknown config key or a bad value.
-    """
-    config_from(config_class(name), config)
+    method: Method = _registered(name)[0](backbone, config)
+    return method
 
 
 def count_parameters(
@@ -72,12 +64,12 @@ def count_parameters(
     published: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> int:
-    """How many numbers a method learns over a released backbone, from shapes alone.
+    """Returns the number of parameters that a method learns over a released backbone, from shapes alone.
 
     Args:
       method: a key of `METHODS`.
       backbone: a released checkpoint ("clip-vit-l14-336"); no weights are read.
-      published: count as the published code does, with what its optimiser holds to no effect.
+      published: count as the published code does, including parameters without effect in its optimizer.
       config: fields of the method's config; None: the defaults.
 
     Raises:
@@ -89,34 +81,40 @@ def count_parameters(
 
 
 def count_learned(method: Method, backbone: Backbone) -> int:
-    """How many numbers a method learns over a backbone."""
+    """Returns the number of parameters that a method learns over a backbone."""
     shapes = jax.eval_shape(method.init, jax.random.key(0), backbone.params)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def config_class(name: str) -> type:
-    """The dataclass of a method's config.
+def config_class(name: str) -> type[MethodConfig]:
+    """Returns the dataclass of a method's config.
 
     Raises:
       UserError: for an unknown name.
     """
-    return _registered(name)[1]
+    config: type[MethodConfig] = _registered(name)[1]
+    return config
+
+
+def recipe_of(name: str) -> Recipe:
+    """Returns the setting of a method's published numbers; for one that is not implemented, AnomalyCLIP's."""
+    return config_class(name).recipe if name in METHODS else Recipe()
 
 
 def _registered(name: str) -> tuple[Any, Any]:
-    """A method's factory and its config dataclass."""
+    """Returns the factory and the config class of a method."""
     if name not in METHODS:
-        raise UserError(f"Unknown method '{name}'; there are: {', '.join(sorted(METHODS))}.")
+        raise UserError(f"Unknown method '{name}'. Available: {', '.join(sorted(METHODS))}.")
     module, *attributes = METHODS[name].split(":")
     factory, config = (getattr(importlib.import_module(module), one) for one in attributes)
     return factory, config
 
 
 def image_score(method: Method, name: str | None = None) -> str:
-    """The checked name of an image score; None is the method's default.
+    """Returns the checked name of an image score; None: the method's default.
 
     Raises:
-      UserError: when this method, over its backbone, has no score of that name.
+      UserError: if this method, over its backbone, has no score of that name.
     """
     if name is None:
         return method.image_scores[0]

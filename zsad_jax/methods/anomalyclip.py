@@ -7,42 +7,30 @@ compares a global token with the pair; the anomaly map compares patches of the v
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, vision_side
-from zsad_jax.methods.shared import losses
-from zsad_jax.methods.shared.blocks import VISION_DEPTH
-from zsad_jax.methods.shared.learner import (
-    LearnerConfig,
-    count_deep_blocks,
-    count_unused_projections,
-    encode_learners,
-    init_learner,
-    learner_from_torch,
-    without_prefix,
-)
-from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.shared.prompts import check_deep_prompts, tokenize
+from zsad_jax.methods.base import Batch, Method, PyTree, State, vision_side
+from zsad_jax.methods.shared import learner, losses, pair_score, prompts
+from zsad_jax.methods.shared.config import VISION_DEPTH
 from zsad_jax.methods.shared.similarity import normalize, repeat
 from zsad_jax.utils.config import config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnomalyCLIPConfig(LearnerConfig):
+class AnomalyCLIPConfig(learner.LearnerConfig):
     """Options of AnomalyCLIP; the defaults are those of the published numbers.
 
     Attributes:
-      num_prompts: learned tokens of each of the two prompts.
       normal_text, abnormal_text: the words after the learned tokens.
       feature_layers: the published numbers use the last block alone; the paper says (6, 12, 18, 24).
       lam: weight of the segmentation losses.
     """
 
-    num_prompts: int = within(12, 1)
+    title: ClassVar[str] = "AnomalyCLIP"
+
     normal_text: str = "object."
     abnormal_text: str = "damaged object."
     vv_from: int | None = within(6, 1, VISION_DEPTH)
@@ -56,28 +44,25 @@ def anomalyclip(
     """Returns AnomalyCLIP over a backbone with patch tokens in the joint space.
 
     Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
-    layer; its extras are `pair_score.EXTRAS`.
+    layer; its extras are those of `pair_score.pair_comparer`.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(AnomalyCLIPConfig, config)
-    if count_deep_blocks(backbone, config):
-        check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
-    compare = pair_comparer(backbone, config)
+    learner.check_deep_prompts(backbone, config)
+    compare = pair_score.pair_comparer(backbone, config)
     texts = (config.normal_text, config.abnormal_text)
-    words = functools.cache(lambda: tokenize(backbone, texts))  # needs a tokenizer only when used
+    words = functools.cache(lambda: prompts.tokenize(backbone, texts))  # only when text is needed
 
     def init(key: Array, frozen: Params) -> Params:
-        del frozen
-        return init_learner(key, backbone, config, num_prompts=config.num_prompts)
+        return learner.init_learner(key, backbone, config)
 
     def prototypes(
-        frozen: Params, params: Params, class_names: Sequence[str]
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
         """Returns the learned pair, the same for every class."""
-        float16 = config.deep_prompts_float16
-        pair = encode_learners(backbone, frozen, words(), [params], float16=float16)
+        pair = learner.encode_learners(backbone, config, frozen, words(), [params])
         return repeat(normalize(pair), len(class_names))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
@@ -92,16 +77,16 @@ def anomalyclip(
         config=config,
         init=init,
         prototypes=prototypes,
-        score=pair_scorer("anomalyclip", compare),
+        score=pair_score.pair_scorer("anomalyclip", compare),
         loss=loss,
-        image_scores=IMAGE_SCORES,
+        image_scores=pair_score.IMAGE_SCORES,
         import_params=import_params,
         aupro_thresholds="numpy",
-        unused_parameters=count_unused_projections(backbone, config),
+        unused_parameters=learner.count_unused_projections(backbone, config),
         **vision_side(backbone, config),
     )
 
 
-def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def import_params(state: State) -> Params:
     """Reads the learned prompts of the authors' checkpoint; arrays without effect are dropped."""
-    return learner_from_torch(without_prefix(state, "prompt_learner"))
+    return learner.learner_from_torch(learner.without_prefix(state, "prompt_learner"))

@@ -1,9 +1,9 @@
-"""The contract of every method: a NamedTuple of pure functions, as an optimiser is in optax."""
+"""The contract of every method: a NamedTuple of pure functions, as an optimizer is in optax."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -11,22 +11,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.shared import anomaly_map
-from zsad_jax.methods.shared.blocks import scale_block, scale_blocks
-from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, plural
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray
+State = Mapping[str, np.ndarray]  # arrays of a checkpoint by name
+Terms = dict[str, Float[Array, ""]]
 
 
 class Scores(NamedTuple):
-    """What a method says of a batch of images.
+    """Scores of a batch of images.
 
     Attributes:
       image: image scores by name, higher = more anomalous.
-      patches: per-patch scores; what the C channels mean is the method's affair.
-      extras: per-layer maps, attention and the like, only when asked for.
+      patches: per-patch scores; the method decides what the C channels mean.
+      extras: per-layer maps, attention and the like, only those that were requested.
     """
 
     image: dict[str, Float[Array, " b"]]
@@ -37,7 +38,7 @@ class Scores(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The ground truth of a training batch; rows with valid False count nowhere.
+    """The ground truth of a training batch; rows with `valid=False` are ignored.
 
     `class_names` is static: the prompt names that `category` indexes, for methods whose prompts are
     conditioned on the class.
@@ -51,24 +52,112 @@ class Batch:
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
+class Init(Protocol):
+    """Returns the learnable pytree and nothing else; {} if nothing is learned."""
+
+    def __call__(self, key: Array, frozen: Params, /) -> Params: ...
+
+
+class Features(Protocol):
+    """Returns what the other functions need of the images: any pytree with leading axis b."""
+
+    def __call__(
+        self, frozen: Params, params: Params, images: Float[Array, "b H W 3"], /
+    ) -> PyTree: ...
+
+
+class Prototypes(Protocol):
+    """Returns what images of each category are compared with: any pytree, leading axis = category.
+
+    It is called once per params. `class_names` is static. `references` are the features of K normal images of
+    each category, for few-shot methods; None otherwise.
+    """
+
+    def __call__(
+        self,
+        frozen: Params,
+        params: Params,
+        class_names: Sequence[str],
+        /,
+        references: PyTree = None,
+    ) -> PyTree: ...
+
+
+class Score(Protocol):
+    """Returns the scores of images of the given categories, with the requested `extras`."""
+
+    def __call__(
+        self,
+        frozen: Params,
+        params: Params,
+        prototypes: PyTree,
+        features: PyTree,
+        category: Int[AnyArray, " b"],
+        /,
+        *,
+        extras: Collection[str] = (),
+    ) -> Scores: ...
+
+
+class AnomalyMap(Protocol):
+    """Returns the anomaly maps of patch scores at `size`: (H, W), or the side of a square."""
+
+    def __call__(
+        self, patches: Float[Array, "b h w c"], size: anomaly_map.Size, /
+    ) -> Float[Array, "b H W"]: ...
+
+
+class Loss(Protocol):
+    """Returns the training loss and its terms by name."""
+
+    def __call__(
+        self, frozen: Params, params: Params, features: PyTree, batch: Batch, /
+    ) -> tuple[Float[Array, ""], Terms]: ...
+
+
+class Groups(Protocol):
+    """Returns the params with the name of a parameter group at each leaf."""
+
+    def __call__(self, params: Params, /) -> PyTree: ...
+
+
+class Across(Protocol):
+    """Returns new scores of all images of one category, which may depend on one another.
+
+    It runs on the host, once per category, on the arrays that `Score` returned, in the order of the dataset.
+    """
+
+    def __call__(self, scores: Scores, /) -> Scores: ...
+
+
+class ImportParams(Protocol):
+    """Returns the params in the authors' checkpoint, whose nested names are joined by ".".
+
+    Raises:
+      KeyError: naming an array that is missing.
+    """
+
+    def __call__(self, state: State, /) -> Params: ...
+
+
 class Stage(NamedTuple):
-    """A part of training: which parameter groups move, on which loss, and how long.
+    """A stage of training: which parameter groups are trained, on which loss, and for how long.
 
     Attributes:
-      groups: names of the parameter groups that train; None = all.
-      loss: in place of the method's loss; None = that.
-      epochs: how long; None = the config's.
+      groups: names of the parameter groups that are trained; None: all.
+      loss: replaces the method's loss; None: the method's.
+      epochs: number of epochs; None: that of the training config.
     """
 
     groups: tuple[str, ...] | None = None
-    loss: Callable[..., tuple[Array, dict[str, Array]]] | None = None
+    loss: Loss | None = None
     epochs: int | None = None
 
 
-def grouped(**groups: str) -> Callable[[PyTree], PyTree]:
+def grouped(**groups: str) -> Groups:
     """Returns `Method.groups` for params by name: the group of each name, "prompts" where none is given."""
 
-    def groups_of(params: PyTree) -> PyTree:
+    def groups_of(params: Params) -> PyTree:
         return {
             name: jax.tree.map(lambda _, name=name: groups.get(name, "prompts"), part)
             for name, part in params.items()
@@ -80,78 +169,74 @@ def grouped(**groups: str) -> Callable[[PyTree], PyTree]:
 class Method(NamedTuple):
     """A zero-shot anomaly detector over a frozen backbone.
 
-    `frozen` is `backbone.params` and always an argument: a jitted function never closes over
-    weights.
+    `frozen` is `backbone.params` and always an argument: a jitted function never closes over weights. Each
+    function is documented by its protocol above.
 
     Attributes:
       name: the method's key ("tipsomaly").
       config: its checked config dataclass, for records; the defaults are those of its type.
-      init: (key, frozen) -> params: the learnable pytree, nothing else ({}: nothing is learned).
-      features: (frozen, params, images [b H W 3]) -> features, any pytree with leading axis b.
-      prototypes: (frozen, params, class_names: sequence of str) -> pytree, leading axis = category.
-        Called once per params; class_names is static.
-      score: (frozen, params, prototypes, features, category [b], *, extras=()) -> Scores; `extras`
-        names what is wanted in Scores.extras.
-      anomaly_map: (patches [b h w c], size (H, W) or S) -> [b H W].
-      loss: (frozen, params, features, batch: Batch) -> (loss, {name: term}).
-      groups: params -> pytree of names out of `group_names`; each has its learning rate in the config.
-      group_names: all parameter groups of the method, those that its config switches off included.
+      group_names: all parameter groups of the method, including those that its config disables; each has its
+        learning rate in the training config.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
-      map_range: (low, high) between which anomaly maps lie, for colour scales and histograms.
+      map_range: (low, high) of the anomaly maps, for color scales and histograms.
       features_key: equal (and not None) for methods that compute the same features over one backbone,
         which are then computed once for all of them.
-      cacheable: True when `features` ignores `params` and nothing is augmented.
+      cacheable: whether `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
-      across: None, or a host function over all scores or features of one category.
+      across: None if the scores of an image do not depend on other images.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
-      import_params: {name: array} of the authors' released checkpoint (names joined by ".") -> params;
-        raises KeyError(name) for an array that is missing. None where there is no such checkpoint.
+      import_params: None if there is no released checkpoint.
       aupro_thresholds: whose `arange` the published code takes the 200 thresholds of its AUPRO from.
-      unused_parameters: numbers that the published code's optimiser holds without any effect; published
+      unused_parameters: number of parameters in the published code's optimizer that have no effect; published
         counts include them.
     """
 
     name: str
-    config: Any
-    init: Callable[..., PyTree]
-    features: Callable[..., PyTree]
-    prototypes: Callable[[PyTree, PyTree, Sequence[str]], PyTree]
-    score: Callable[..., Scores]
-    anomaly_map: Callable[..., Array]
-    loss: Callable[..., tuple[Array, dict[str, Array]]]
+    config: MethodConfig
+    init: Init
+    features: Features
+    prototypes: Prototypes
+    score: Score
+    anomaly_map: AnomalyMap
+    loss: Loss
     image_scores: tuple[str, ...]
-    groups: Callable[[PyTree], PyTree] = grouped()
+    groups: Groups = grouped()
     group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)
     features_key: Hashable = None
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
-    across: Callable[..., Any] | None = None
+    across: Across | None = None
     works_untrained: bool = False
-    import_params: Callable[[Mapping[str, np.ndarray]], PyTree] | None = None
+    import_params: ImportParams | None = None
     aupro_thresholds: Thresholds = "torch"
     unused_parameters: int = 0
 
 
-def scorer(
-    method: str, known: Collection[str], compute: Callable[..., Scores]
-) -> Callable[..., Scores]:
-    """Returns `Method.score`, which gives only the requested extras.
+def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> Score:
+    """Returns `Method.score`, which returns only the requested extras.
 
     Args:
       method: name of the method, for messages.
-      known: names of the extras that the method has.
-      compute: (frozen, params, prototypes, features, category) -> scores with all extras. Where it is
-        compiled, extras that nobody requests are never computed.
+      compute: (frozen, params, prototypes of each image's category, features) -> scores with all extras.
+        Where it is compiled, extras that are not requested are never computed.
     """
 
-    def score(*arguments: PyTree, extras: Collection[str] = ()) -> Scores:
+    def score(
+        frozen: Params,
+        params: Params,
+        prototypes: PyTree,
+        features: PyTree,
+        category: Int[AnyArray, " b"],
+        *,
+        extras: Collection[str] = (),
+    ) -> Scores:
+        of_images = jax.tree.map(lambda x: x[category], prototypes)
+        scores = compute(frozen, params, of_images, features)
         for name in extras:
-            if name not in known:
-                raise UserError(
-                    f"Method '{method}' has no extra '{name}'; there are: {', '.join(known)}."
-                )
-        scores = compute(*arguments)
+            if name not in scores.extras:
+                known = ", ".join(scores.extras)
+                raise UserError(f"Method '{method}' has no extra '{name}'. Available: {known}.")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score
@@ -170,13 +255,17 @@ def vision_side(
     Raises:
       UserError: if the backbone does not have the global token.
     """
-    check_global_token(backbone, config.global_token)
-    layers = scale_blocks(config.feature_layers, backbone.vision_depth)
-    vv_from = config.vv_from and scale_block(config.vv_from, backbone.vision_depth)
+    if config.global_token >= backbone.num_global_tokens:
+        raise UserError(
+            f"Config key 'global_token' is {config.global_token}, but {backbone.name} has"
+            f" {plural(backbone.num_global_tokens, 'global token')}, counted from 0."
+        )
+    depth = backbone.vision_depth
+    layers = tuple(scale_block(block, depth) for block in config.feature_layers)
+    vv_from = config.vv_from and scale_block(config.vv_from, depth)
     options = {"layers": layers, "vv_from": vv_from, "cls_norm": config.cls_norm}
 
     def features(frozen: Params, params: Params, images: Float[Array, "b H W 3"]) -> VisionFeatures:
-        del params
         return backbone.encode_image(frozen, images, **options)
 
     return {
@@ -185,16 +274,3 @@ def vision_side(
         "map_range": (0.0, float(num_maps or len(layers))),
         "features_key": tuple(options.values()),
     }
-
-
-def check_global_token(backbone: Backbone, token: int) -> None:
-    """Refuses a config's `global_token` (counted from 0) that a backbone does not have.
-
-    Raises:
-      UserError: naming how many there are.
-    """
-    if token >= backbone.num_global_tokens:
-        raise UserError(
-            f"Config key 'global_token' is {token}, but {backbone.name} has {backbone.num_global_tokens}"
-            f" global token{'s' * (backbone.num_global_tokens > 1)}, counted from 0."
-        )

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, NoReturn
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.base import Method, vision_side
-from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.shared.prompts import PromptFamily, encode_pairs
+from zsad_jax.methods.base import Method, PyTree, vision_side
+from zsad_jax.methods.shared import pair_score, prompts
+from zsad_jax.methods.shared.config import MethodConfig, check_placeholders
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
@@ -53,34 +52,36 @@ class ClipConfig(MethodConfig):
     """Options of CLIP.
 
     Attributes:
-      normal, abnormal: the two states; `{}` is the class name.
+      normal_text, abnormal_text: the two states; `{}` is the class name.
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
     """
 
+    title: ClassVar[str] = "CLIP"
+    renamed: ClassVar[Mapping[str, str]] = {"normal": "normal_text", "abnormal": "abnormal_text"}
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
-    normal: str = "a photo of a normal {}"
-    abnormal: str = "a photo of an anomalous {}"
+    normal_text: str = "a photo of a normal {}"
+    abnormal_text: str = "a photo of an anomalous {}"
     templates: tuple[str, ...] = ("{}",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("normal", "abnormal"):
-            if "{}" not in getattr(self, key):
-                raise UserError(f"Config key '{key}' has no {{}} where the class name goes.")
+        check_placeholders(self, "normal_text", "abnormal_text")
         if not self.templates or not all("{}" in template for template in self.templates):
             raise UserError(
-                "Config key 'templates' must hold sentences with a {} where the state goes."
+                "Config key 'templates' must contain sentences with a {} where the state is inserted."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipACConfig(ClipConfig):
-    """The same with the states in CLIP's templates for ImageNet."""
+    """Options of CLIP-AC: the states are in CLIP's templates for ImageNet."""
 
-    normal: str = "normal {}"
-    abnormal: str = "anomalous {}"
+    title: ClassVar[str] = "CLIP-AC"
+
+    normal_text: str = "normal {}"
+    abnormal_text: str = "anomalous {}"
     templates: tuple[str, ...] = IMAGENET_TEMPLATES
 
 
@@ -99,13 +100,12 @@ def clip_ac(backbone: Backbone, config: ClipACConfig | Mapping[str, Any] | None 
 
 
 def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
-    family = PromptFamily((config.normal,), (config.abnormal,), config.templates)
+    family = prompts.PromptFamily((config.normal_text,), (config.abnormal_text,), config.templates)
 
     def prototypes(
-        frozen: Params, params: Params, class_names: Sequence[str]
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
-        del params
-        return encode_pairs(backbone, frozen, family, class_names)
+        return prompts.encode_pairs(backbone, frozen, family, class_names)
 
     def loss(*_: Any) -> NoReturn:
         raise UserError(f"Method '{name}' has nothing to learn; leave config.train False.")
@@ -115,9 +115,9 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         config=config,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=pair_scorer(name, pair_comparer(backbone, config)),
+        score=pair_score.pair_scorer(name, pair_score.pair_comparer(backbone, config)),
         loss=loss,
         group_names=(),
-        image_scores=IMAGE_SCORES,
+        image_scores=pair_score.IMAGE_SCORES,
         **vision_side(backbone, config),
     )

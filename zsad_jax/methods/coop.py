@@ -1,14 +1,14 @@
 """CoOp (IJCV 2022) and CoCoOp (CVPR 2022), as normal/abnormal detectors.
 
-A learned context, shared by both states, stands in sentences about an image's own class; CoCoOp shifts the
-context by what a small network makes of the image. The adaptation to anomaly detection is AnomalyCLIP's
-(arXiv 2310.18961). That paper does not say how its CoCoOp makes maps that are far better than CoOp's; here
-CoCoOp learns from the masks and compares value-value patches, which is our assumption.
+A learned context, shared by both states, is inserted into sentences about an image's own class; CoCoOp adds
+to the context what a small network computes from the image. The adaptation to anomaly detection is
+AnomalyCLIP's (arXiv 2310.18961). That paper does not say how its CoCoOp makes maps that are far better than
+CoOp's; here CoCoOp learns from the masks and compares value-value patches, which is our assumption.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, vision_side
-from zsad_jax.methods.shared import losses
-from zsad_jax.methods.shared.blocks import VISION_DEPTH
-from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.layers import (
-    bottleneck,
-    init_bottleneck,
-    init_normal,
-    linears_from_torch,
-)
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
+from zsad_jax.methods.shared import layers, losses, pair_score, prompts
+from zsad_jax.methods.shared.config import VISION_DEPTH, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
-from zsad_jax.methods.shared.pair_score import IMAGE_SCORES, pair_comparer, pair_scorer
-from zsad_jax.methods.shared.prompts import check_length, clean_class_name, insert_tokens, tokenize
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
 
@@ -39,17 +30,28 @@ class CoOpConfig(MethodConfig):
 
     Attributes:
       num_prompts: learned tokens, shared by both states.
-      position: where they stand: before the class ("end" of the sentence is the class), half before and
-        half after it, or after it.
-      normal_word, abnormal_word: before the class name.
-      local_loss: learn from the masks as well, with the losses of AnomalyCLIP.
+      position: where they are inserted: before the class ("end" of the sentence is the class), half before
+        and half after it, or after it.
+      normal_text, abnormal_text: the two states; `{}` is the class name.
+      lam: weight of the segmentation losses, which are AnomalyCLIP's; 0: the masks are not used.
     """
+
+    title: ClassVar[str] = "CoOp"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "normal_word": "normal_text ('normal {}' for 'normal')",
+        "abnormal_word": "abnormal_text ('anomalous {}' for 'anomalous')",
+        "local_loss": "lam (1.0 for True, 0.0 for False)",
+    }
 
     num_prompts: int = within(12, 1)
     position: Literal["end", "middle", "front"] = "end"
-    normal_word: str = "normal"
-    abnormal_word: str = "anomalous"
-    local_loss: bool = False
+    normal_text: str = "normal {}"
+    abnormal_text: str = "anomalous {}"
+    lam: float = within(0.0, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_placeholders(self, "normal_text", "abnormal_text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,9 @@ class CoCoOpConfig(CoOpConfig):
       reduction: ratio of the joint width to the hidden width of the network.
     """
 
-    local_loss: bool = True
+    title: ClassVar[str] = "CoCoOp"
+
+    lam: float = within(1.0, 0)
     vv_from: int | None = within(6, 1, VISION_DEPTH)
     reduction: int = within(16, 1)
 
@@ -97,17 +101,16 @@ def cocoop(backbone: Backbone, config: CoCoOpConfig | Mapping[str, Any] | None =
 
 def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     conditional = isinstance(config, CoCoOpConfig)
-    compare = pair_comparer(backbone, config)
+    compare = pair_score.pair_comparer(backbone, config)
 
     def init(key: Array, frozen: Params) -> Params:
-        del frozen
         context_key, network_key = jax.random.split(key)
         shape = (config.num_prompts, backbone.text_width)
-        params: Params = {"context": init_normal(context_key, shape, std=config.init_std)}
+        params: Params = {"context": layers.init_normal(context_key, shape, std=config.init_std)}
         if isinstance(config, CoCoOpConfig):
-            width = backbone.embed_dim
-            hidden = max(width // config.reduction, 1)
-            params["network"] = init_bottleneck(network_key, width, hidden, backbone.text_width)
+            joint = backbone.embed_dim
+            widths = joint, max(joint // config.reduction, 1), backbone.text_width
+            params["network"] = layers.init_bottleneck(network_key, *widths)
         return params
 
     def parts(names: Sequence[str]) -> list[tuple[slice, list[int]]]:
@@ -115,25 +118,29 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         start, count = [backbone.num_start_tokens] * len(names), config.num_prompts
         if config.position == "end":
             return [(slice(count), start)]
-        _, paddings = tokenize(backbone, ["", *names])
+        _, paddings = prompts.tokenize(backbone, ["", *names])
         lengths = (paddings == 0).sum(axis=1)
-        behind = [start[0] + int(length - lengths[0]) for length in lengths[1:]]
+        after = [start[0] + int(length - lengths[0]) for length in lengths[1:]]
         half = count // 2 if config.position == "middle" else 0
-        return [(slice(half, count), behind), *[(slice(half), start)] * (half > 0)]
+        return [(slice(half, count), after), *[(slice(half), start)] * (half > 0)]
 
-    def prototypes(frozen: Params, params: Params, class_names: Sequence[str]) -> Prototypes:
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
+    ) -> Prototypes:
         """Returns the sentences of the classes and, unless images change them, their features."""
-        words = (config.normal_word, config.abnormal_word)
-        names = [f"{word} {clean_class_name(name)}" for name in class_names for word in words]
-        ids, paddings = tokenize(backbone, [f"{name}." for name in names])
-        check_length(backbone, paddings, config.num_prompts)
+        states = (config.normal_text, config.abnormal_text)
+        classes = [prompts.clean_class_name(name) for name in class_names]
+        names = [state.replace("{}", name) for name in classes for state in states]
+        ids, paddings = prompts.tokenize(backbone, [f"{name}." for name in names])
+        prompts.check_length(backbone, paddings, config.num_prompts)
         embeddings = backbone.embed_tokens(frozen, ids)
         mask = jnp.zeros((*embeddings.shape[:2], 1))
         for part, rows in parts(names):
             context = params["context"][part].astype(embeddings.dtype)
             context = jnp.broadcast_to(context, (len(names), *context.shape))
-            mask, _ = insert_tokens(mask, paddings, jnp.ones_like(context[..., :1]), at=rows)
-            embeddings, paddings = insert_tokens(embeddings, paddings, context, at=rows)
+            ones = jnp.ones_like(context[..., :1])
+            mask, _ = prompts.insert_tokens(mask, paddings, ones, at=rows)
+            embeddings, paddings = prompts.insert_tokens(embeddings, paddings, context, at=rows)
 
         def pairs(x: Array | np.ndarray) -> Array:
             return jnp.asarray(x).reshape(len(class_names), 2, *x.shape[1:])
@@ -143,44 +150,42 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
             text = pairs(normalize(backbone.encode_prompts(frozen, embeddings, paddings)))
         return Prototypes(pairs(embeddings), pairs(paddings), pairs(mask[..., 0]), text)
 
-    def texts(
-        frozen: Params,
-        params: Params,
-        prototypes: Prototypes,
-        features: VisionFeatures,
-        category: Int[Array, " b"],
-    ) -> Float[Array, "b 2 d"]:
-        """Returns the texts of each image's class; those of CoCoOp see the image's global token."""
-        if prototypes.text is not None:
-            return prototypes.text[category]
+    def compare_all(
+        frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
+    ) -> pair_score.Comparison:
+        """Compares images with the texts of their own classes, which see the global token in CoCoOp."""
+        if own.text is not None:
+            return compare(features, own.text)
 
-        def encode(token: Float[Array, " d"], own: Int[Array, ""]) -> Float[Array, "2 d"]:
-            shift = bottleneck(params["network"], normalize(token))
-            embeddings = prototypes.embeddings[own] + prototypes.is_context[own][..., None] * shift
-            return backbone.encode_prompts(frozen, embeddings, prototypes.paddings[own])
+        def encode(token: Float[Array, " d"], pair: Prototypes) -> Float[Array, "2 d"]:
+            shift = layers.bottleneck(params["network"], normalize(token))
+            embeddings = pair.embeddings + pair.is_context[..., None] * shift
+            return backbone.encode_prompts(frozen, embeddings, pair.paddings)
 
-        return normalize(jax.vmap(encode)(features.global_tokens[:, config.global_token], category))
+        text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
+        return compare(features, normalize(text))
+
+    def compute(
+        frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
+    ) -> Scores:
+        return pair_score.pair_scores(compare_all(frozen, params, own, features))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
-        """Returns the image's cross-entropy, with `local_loss` plus the losses of each layer's map."""
+        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
         sentences = prototypes(frozen, params, batch.class_names)
-        category = jnp.asarray(batch.category)
-        found = compare(features, texts(frozen, params, sentences, features, category))
+        own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
+        found = compare_all(frozen, params, own, features)
         logits = found["global_logits"][:, None]
-        if config.local_loss:
-            return losses.joint_loss(found["patch_probabilities"], logits, batch)
-        image = losses.image_cross_entropy(logits, batch)
-        return image, {"cross_entropy": image}
+        return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
 
-    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+    def import_params(state: State) -> Params:
         """Reads the context, and CoCoOp's network, of the authors' checkpoint."""
         state = without_prefix(state, "prompt_learner")
         params: Params = {"context": np.asarray(state["ctx"])}
         if conditional:
-            params["network"] = linears_from_torch(
-                state, "meta_net.", first="linear1", second="linear2"
-            )
+            names = {"first": "linear1", "second": "linear2"}
+            params["network"] = layers.linears_from_torch(state, "meta_net.", **names)
         return params
 
     return Method(
@@ -188,9 +193,9 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         config=config,
         init=init,
         prototypes=prototypes,
-        score=pair_scorer(name, compare, texts),
+        score=scorer(name, compute),
         loss=loss,
-        image_scores=IMAGE_SCORES,
+        image_scores=pair_score.IMAGE_SCORES,
         import_params=import_params,
         **vision_side(backbone, config),
     )

@@ -15,25 +15,27 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import AnyArray, Batch, Method, Scores, scorer, vision_side
-from zsad_jax.methods.shared import learner, losses
-from zsad_jax.methods.shared.blocks import VISION_DEPTH
-from zsad_jax.methods.shared.layers import (
-    bottleneck,
-    init_bottleneck,
-    init_normal,
-    linears_from_torch,
-    round_to_float16,
+from zsad_jax.methods.base import (
+    AnyArray,
+    Batch,
+    Method,
+    PyTree,
+    Scores,
+    State,
+    Terms,
+    scorer,
+    vision_side,
 )
+from zsad_jax.methods.shared import layers, learner, losses, prompts
+from zsad_jax.methods.shared.config import VISION_DEPTH
+from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.pair_score import compare
-from zsad_jax.methods.shared.prompts import encode_with_context, tokenize
+from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("combined", "global", "patch")
-EXTRAS = ("stage1_probabilities", "image_logits", "prompt_cosines", "text_features")
-PRIOR_EXTRAS = ("stage2_probabilities", "prior")  # only with a second stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,56 +44,59 @@ class FAPromptConfig(learner.LearnerConfig):
 
     Attributes:
       compound: abnormal prompts share the normal tokens (CAP); False: AnomalyCLIP's two prompts.
-      prior: the second stage, conditioned on the image (DAP); False: the first stage is all.
-      normal_length: learned tokens of the normal prompt, shared by the abnormal ones.
-      abnormal_length: further tokens of each abnormal prompt.
+      prior: the second stage, conditioned on the image (DAP); False: there is only the first stage.
+      num_prompts: learned tokens of the normal prompt, shared by the abnormal ones.
+      num_own_prompts: further tokens of each abnormal prompt.
       num_abnormal: K, abnormal prompts.
-      separate_length: learned tokens of each of the two prompts, without `compound`.
+      num_separate_prompts: learned tokens of each of the two prompts, without `compound`.
       num_selected: M, patches that the prior is computed from; an image may have fewer.
       dap_select: the first M patches in raster order, as the published code does (the image's top edge), or
         the M most abnormal ones, as the paper says.
-      prior_reduction: the prior network's input is so many times as wide as its hidden layer.
-      normal_text, abnormal_text: the words behind the learned tokens; in the paper both are "object.".
-      num_deep_prompts: where they replace tokens, more than `normal_length` of them also replace words, as
+      reduction: ratio of the width of the prior network's input to that of its hidden layer.
+      normal_text, abnormal_text: the words after the learned tokens; in the paper both are "object.".
+      num_deep_prompts: where they replace tokens, more than `num_prompts` of them also replace words, as
         published.
       max_scores: weights of the stages' strongest patches in the image score: as coded, or as in the paper.
-      local1_weight, local2_weight: of the first and of the second stage's focal and dice losses.
+      lam, lam_stage2: weights of the segmentation losses of the first and of the second stage.
       cross_entropy_weight: of the global token's cross-entropy.
       image_focal_weight: of the focal loss of the combined image score.
       orthogonality_weight: of the absolute cosines between abnormal prompts.
       prior_weight: of the squared prior of normal images.
     """
 
+    title: ClassVar[str] = "FAPrompt"
+    recipe: ClassVar[Recipe] = Recipe(TRAINING | {"epochs": 7}, image_score="combined")
+    renamed: ClassVar[Mapping[str, str]] = {
+        "normal_length": "num_prompts",
+        "abnormal_length": "num_own_prompts",
+        "separate_length": "num_separate_prompts",
+        "prior_reduction": "reduction",
+        "local1_weight": "lam",
+        "local2_weight": "lam_stage2",
+    }
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
 
     compound: bool = True
     prior: bool = True
-    normal_length: int = within(5, 1)
-    abnormal_length: int = within(2, 1)
+    num_prompts: int = within(5, 1)
+    num_own_prompts: int = within(2, 1)
     num_abnormal: int = within(10, 1)
-    separate_length: int = within(12, 1)
+    num_separate_prompts: int = within(12, 1)
     num_selected: int = within(10, 1)
     dap_select: Literal["first", "topk"] = "first"
-    prior_reduction: int = within(16, 1)
+    reduction: int = within(16, 1)
     normal_text: str = "object."
     abnormal_text: str = "damaged object."
     vv_from: int | None = within(6, 1, VISION_DEPTH)
     cls_norm: bool = False
     max_scores: Literal["2:1", "mean"] = "2:1"
-    local1_weight: float = within(1.0, 0)
-    local2_weight: float = within(0.5, 0)
+    lam: float = within(1.0, 0)
+    lam_stage2: float = within(0.5, 0)
     cross_entropy_weight: float = within(1.0, 0)
     image_focal_weight: float = within(1.0, 0)
     orthogonality_weight: float = within(0.1, 0)
     prior_weight: float = within(1.0, 0)
     sigma: float = within(10.0, 0)
-
-    @property
-    def context_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(prompts, learned tokens of their own) of the normal and of the abnormal prompts."""
-        if self.compound:
-            return (1, self.normal_length), (self.num_abnormal, self.abnormal_length)
-        return (1, self.separate_length), (1, self.separate_length)
 
 
 class Prototypes(NamedTuple):
@@ -105,11 +110,23 @@ class Prototypes(NamedTuple):
     normal: Float[Array, "c d"]
     abnormal: Float[Array, "c k d"]
 
+    def pair(self) -> Float[Array, "c 2 d"]:
+        """Returns unit-norm (normal, abnormal); the latter is the plain mean of the prompts."""
+        return normalize(jnp.stack([self.normal, self.abnormal.mean(axis=1)], axis=1))
 
-# Probabilities of (normal, abnormal) in the one or two stages, image scores and extras, each by name.
-Comparison = tuple[
-    Float[Array, "stages b h w 2"], dict[str, Float[Array, " b"]], dict[str, Float[Array, "b ..."]]
-]
+
+class Comparison(NamedTuple):
+    """Images compared with their texts.
+
+    Attributes:
+      stages: patch probabilities of (normal, abnormal) in the one or two stages.
+      image: image scores by name.
+      extras: further arrays by name.
+    """
+
+    stages: Float[Array, "stages b h w 2"]
+    image: dict[str, Float[Array, " b"]]
+    extras: dict[str, Float[Array, "b ..."]]
 
 
 def faprompt(
@@ -119,8 +136,9 @@ def faprompt(
 
     Its params are {"normal": [P, e], "abnormal": [K, A, e]}, with deep prompts also {"deep": [depth - 1, p,
     e]}, with the prior also {"prior": two linear layers}. Image scores: "global" of the global token (that of
-    AnomalyCLIP), "patch" of the strongest patches, and "combined", their mean. Its extras are `EXTRAS` and,
-    with the prior, `PRIOR_EXTRAS`.
+    AnomalyCLIP), "patch" of the strongest patches, and "combined", their mean. Its extras are
+    "stage1_probabilities", "image_logits", "prompt_cosines", "text_features" and, with the prior,
+    "stage2_probabilities" and "prior".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -128,34 +146,35 @@ def faprompt(
     config = config_from(FAPromptConfig, config)
     temperature = temperature_of(backbone, config.temperature)
     num_deep = learner.count_deep_blocks(backbone, config)
-    (_, normal_length), abnormal_shape = config.context_shapes
+    num_normal = config.num_prompts if config.compound else config.num_separate_prompts
 
     def init(key: Array, frozen: Params) -> Params:
-        del frozen
         learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
-        width, std = backbone.text_width, config.init_std
-        params: dict[str, Any] = learner.init_learner(
-            learner_key, backbone, config, num_prompts=normal_length
-        )
-        params["abnormal"] = init_normal(abnormal_key, (*abnormal_shape, width), std=std)
+        width = backbone.text_width
+        shape: tuple[int, ...] = (1, num_normal, width)
+        if config.compound:
+            shape = (config.num_abnormal, config.num_own_prompts, width)
+        params: Params = learner.init_learner(learner_key, backbone, config, num_prompts=num_normal)
+        params["abnormal"] = layers.init_normal(abnormal_key, shape, std=config.init_std)
         if config.prior:
             inputs = config.num_selected * backbone.embed_dim
-            hidden = max(inputs // config.prior_reduction, 1)
-            params["prior"] = init_bottleneck(prior_key, inputs, hidden, width)
+            hidden = max(inputs // config.reduction, 1)
+            params["prior"] = layers.init_bottleneck(prior_key, inputs, hidden, width)
         return params
 
-    @functools.cache  # needs a tokenizer only when used
-    def tokens() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Returns ids and paddings of the words after the learned tokens, by state."""
-        words = [tokenize(backbone, [text]) for text in (config.normal_text, config.abnormal_text)]
-        # The end token of a text, which is read off, must stay behind the deep prompts.
-        room = normal_length + words[0][0].shape[1] - backbone.num_start_tokens - 1
+    @functools.cache  # only when text is needed
+    def words() -> dict[str, prompts.Tokens]:
+        """Returns the words after the learned tokens, by state."""
+        texts = (config.normal_text, config.abnormal_text)
+        found = [prompts.tokenize(backbone, [text]) for text in texts]
+        # The end token of a text, whose output is the feature, must stay after the deep prompts.
+        room = num_normal + found[0][0].shape[1] - backbone.num_start_tokens - 1
         if num_deep and backbone.num_start_tokens and config.num_deep_prompts > room:
             raise UserError(
                 f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
-                f" prompts take the place of tokens, and the normal prompt has {room}; give at most as many."
+                f" prompts replace tokens, and the normal prompt has {room}; give at most as many."
             )
-        return dict(zip(learner.STATES, words, strict=True))
+        return dict(zip(STATES, found, strict=True))
 
     def encode(
         frozen: Params, params: Params, state: str, prior: Float[Array, " e"] | None = None
@@ -167,15 +186,18 @@ def faprompt(
         if state == "abnormal" and config.compound:
             shared = repeat(params["normal"], len(context))
             context = jnp.concatenate([shared, context], axis=1)
-        ids, paddings = (np.repeat(array, len(context), axis=0) for array in tokens()[state])
+        ids, paddings = (np.repeat(array, len(context), axis=0) for array in words()[state])
         deep = params["deep"][:, None] if "deep" in params else None
         if deep is not None and config.deep_prompts_float16:
-            deep = round_to_float16(deep)
-        return encode_with_context(backbone, frozen, (ids, paddings), context, deep_prompts=deep)
+            deep = layers.round_to_float16(deep)
+        tokens = (ids, paddings)
+        return prompts.encode_with_context(backbone, frozen, tokens, context, deep_prompts=deep)
 
-    def prototypes(frozen: Params, params: Params, class_names: Sequence[str]) -> Prototypes:
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
+    ) -> Prototypes:
         """Returns the features of the prompts without a prior, the same for every class."""
-        normal, abnormal = (encode(frozen, params, state) for state in learner.STATES)
+        normal, abnormal = (encode(frozen, params, state) for state in STATES)
         return Prototypes(*(repeat(x, len(class_names)) for x in (normal[0], abnormal)))
 
     def prior_of(
@@ -185,9 +207,9 @@ def faprompt(
         count = min(config.num_selected, patches.shape[0])
         if config.dap_select == "topk":
             patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly), count)[1]]
-        # An image of fewer patches leaves the network's last inputs at zero.
+        # An image with fewer patches leaves the network's last inputs at zero.
         selected = jnp.pad(normalize(patches[:count]), ((0, config.num_selected - count), (0, 0)))
-        return bottleneck(network, selected.reshape(-1))
+        return layers.bottleneck(network, selected.reshape(-1))
 
     def compare_stages(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
@@ -195,24 +217,17 @@ def faprompt(
         """Compares each image with the texts of its category, in both stages."""
         tokens, patches = features.global_tokens[:, config.global_token], features.patches[:, -1]
         b, h, w, d = patches.shape
-
-        def second_stage(
-            patches: Float[Array, "n d"], anomaly: Float[Array, " n"]
-        ) -> tuple[Float[Array, " e"], Float[Array, "k d"]]:
-            """Returns the prior of one image, and its abnormal prompts with it."""
-            prior = prior_of(params["prior"], patches, anomaly)
-            return prior, encode(frozen, params, "abnormal", prior)
-
-        pair, abnormal, extras = _pair(*text), text.abnormal, {}
+        pair, extras = text.pair(), {}
         found = compare(tokens, patches, pair, pair, temperature)
         stages = found["patch_probabilities"][None]
         if config.prior:
-            extras["prior"], abnormal = jax.vmap(second_stage)(
-                patches.reshape(b, h * w, d), stages[0, ..., 1].reshape(b, h * w)
-            )
-            pair = _pair(text.normal, abnormal)
+            flat = patches.reshape(b, h * w, d), stages[0, ..., 1].reshape(b, h * w)
+            prior = jax.vmap(prior_of, in_axes=(None, 0, 0))(params["prior"], *flat)
+            abnormal = jax.vmap(lambda one: encode(frozen, params, "abnormal", one))(prior)
+            text = text._replace(abnormal=abnormal)
+            pair = text.pair()
             found = compare(tokens, patches, pair, pair, temperature)
-            extras["stage2_probabilities"] = found["patch_probabilities"]
+            extras = {"prior": prior, "stage2_probabilities": found["patch_probabilities"]}
             stages = jnp.concatenate([stages, found["patch_probabilities"][None]])
         of_image = found["global_probabilities"][:, 1]
         weights = np.array((2, 1) if config.max_scores == "2:1" else (1, 1))[: len(stages)]
@@ -221,61 +236,56 @@ def faprompt(
         extras |= {
             "stage1_probabilities": stages[0],
             "image_logits": found["global_logits"],
-            "prompt_cosines": cosines(patches, abnormal),
+            "prompt_cosines": cosines(patches, text.abnormal),
             "text_features": pair,
         }
-        return stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras
+        return Comparison(stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras)
 
     def compute(
-        frozen: Params,
-        params: Params,
-        prototypes: Prototypes,
-        features: VisionFeatures,
-        category: Int[Array, " b"],
+        frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
     ) -> Scores:
         """Returns image scores, and patch probabilities [b, h, w, 1]: the mean of both stages.
 
         The published map adds up abnormal and 1 - normal probabilities, which are equal.
         """
-        text = jax.tree.map(lambda x: x[category], prototypes)
-        stages, image, extras = compare_stages(frozen, params, text, features)
-        return Scores(image=image, patches=stages.mean(axis=0)[..., 1:], extras=extras)
+        found = compare_stages(frozen, params, text, features)
+        return Scores(found.image, found.stages.mean(axis=0)[..., 1:], found.extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns the weighted sum of the terms of all modules in use."""
         features = losses.zero_invalid(features, batch.valid)
         text = prototypes(frozen, params, ("",) * len(batch.labels))  # the same for every class
-        stages, scores, extras = compare_stages(frozen, params, text, features)
+        found = compare_stages(frozen, params, text, features)
         valid = batch.valid.astype(jnp.float32)
         total: Array = jnp.zeros(())
-        terms: dict[str, Array] = {}
-        weights = config.local1_weight, config.local2_weight
-        for number, (stage, weight) in enumerate(zip(stages, weights, strict=False), 1):
+        terms: Terms = {}
+        weights = config.lam, config.lam_stage2
+        for number, (stage, weight) in enumerate(zip(found.stages, weights, strict=False), 1):
             local = losses.segmentation_terms(stage, batch)
             total += weight * sum(local.values())
             terms |= {f"{name}{number}": value for name, value in local.items()}
+        logits = found.extras["image_logits"]
         weighted = {
-            "cross_entropy": losses.cross_entropy(extras["image_logits"], batch.labels, valid),
-            "image_focal": _image_focal(scores["combined"], batch.labels, valid),
+            "cross_entropy": losses.cross_entropy(logits, batch.labels, valid),
+            "image_focal": _image_focal(found.image["combined"], batch.labels, valid),
         }
         if config.compound:
             weighted["orthogonality"] = _orthogonality(text.abnormal[0])
         if config.prior:  # summed over the batch, as published
-            squares = jnp.square(extras["prior"]).mean(axis=1)
+            squares = jnp.square(found.extras["prior"]).mean(axis=1)
             weighted["prior"] = (squares * valid * (batch.labels == 0)).sum()
         total += sum(getattr(config, f"{name}_weight") * term for name, term in weighted.items())
         return total, terms | weighted
 
-    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+    def import_params(state: State) -> Params:
         """Reads the learned arrays of the authors' state dict; arrays without effect are dropped."""
         state = learner.without_prefix(state, "prompt_learner")
-        params: dict[str, Any] = learner.learner_from_torch(state)
+        params: Params = learner.learner_from_torch(state)
         abnormal = params["abnormal"]
         params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
         if config.prior:
-            params["prior"] = linears_from_torch(
-                state, "patch_meta_net.", first="linear1", second="linear2"
-            )
+            names = {"first": "linear1", "second": "linear2"}
+            params["prior"] = layers.linears_from_torch(state, "patch_meta_net.", **names)
         return params
 
     return Method(
@@ -283,7 +293,7 @@ def faprompt(
         config=config,
         init=init,
         prototypes=prototypes,
-        score=scorer("faprompt", EXTRAS + PRIOR_EXTRAS if config.prior else EXTRAS, compute),
+        score=scorer("faprompt", compute),
         loss=loss,
         image_scores=IMAGE_SCORES,
         import_params=import_params,
@@ -291,11 +301,6 @@ def faprompt(
         unused_parameters=learner.count_unused_projections(backbone, config),
         **vision_side(backbone, config),
     )
-
-
-def _pair(normal: Float[Array, "b d"], abnormal: Float[Array, "b k d"]) -> Float[Array, "b 2 d"]:
-    """Returns unit-norm (normal, abnormal) prototypes; the latter is the plain mean of the prompts."""
-    return normalize(jnp.stack([normal, abnormal.mean(axis=1)], axis=1))
 
 
 def _orthogonality(abnormal: Float[Array, "k d"]) -> Float[Array, ""]:
@@ -308,6 +313,9 @@ def _orthogonality(abnormal: Float[Array, "k d"]) -> Float[Array, ""]:
 def _image_focal(
     scores: Float[Array, " b"], labels: Int[AnyArray, " b"], weights: Float[AnyArray, " b"]
 ) -> Float[Array, ""]:
-    """Focal loss (gamma 2) of image scores in [0, 1], taken for logits as the published code does."""
+    """Returns the mean of (1 - exp(-H))² H with H = softplus(score) - label score.
+
+    It is a focal loss (gamma 2) that takes scores in [0, 1] for logits, as the published code does.
+    """
     entropy = jax.nn.softplus(scores) - labels * scores
     return losses.weighted_mean(jnp.square(1 - jnp.exp(-entropy)) * entropy, weights)

@@ -13,77 +13,80 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, Scores, scorer, vision_side
-from zsad_jax.methods.shared import losses
-from zsad_jax.methods.shared.blocks import VISION_DEPTH
-from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.layers import init_tokens
+from zsad_jax.data.protocols import BRAIN
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
+from zsad_jax.methods.shared import layers, learner, losses, prompts
+from zsad_jax.methods.shared.config import VISION_DEPTH
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.pair_score import COMPARED, compare
-from zsad_jax.methods.shared.prompts import (
-    FAMILIES,
-    check_deep_prompts,
-    check_length,
-    encode_pairs,
-    ensemble,
-    insert_tokens,
-    tokenize,
-)
+from zsad_jax.methods.shared.pair_score import compare
+from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
+# The published numbers were computed with the PyTorch files: exact GELU, LayerNorm epsilon 1e-5 on the text
+# side, and a position grid that was resized to 32x32 before it is resized to the 37x37 of 518 pixels.
+TIPS = {"name": "tips-l14-hr", "image_size": 518, "lineage": "pytorch", "posemb_stage": (32, 32)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TIPSomalyConfig(MethodConfig):
+class TIPSomalyConfig(learner.LearnerConfig):
     """Options of TIPSomaly; the defaults are those of the published numbers.
 
     Attributes:
       prompt_family: sentences of both the fixed and the learned prompts.
       learning: how learned tokens enter a sentence: in front of it, added to its first tokens,
         instead of it, or not at all.
-      num_prompts: P, learned tokens per state.
-      deep_tokens: effect of `n_deep` and `d_deep`: "published" has none, like the published code
-        (which appends the tokens along the batch); "prepend" learns `n_deep` tokens in front of
-        the input of each of the `d_deep` text blocks after the first.
-      n_deep: deep tokens per block.
-      d_deep: blocks that have deep tokens.
+      deep_prompts: "published": deep prompts have no effect, as in the published code (which appends them
+        along the batch); "prepend": they are learned, separately for each state.
       decoupled: the image score uses the fixed prompts of the class; False: the learned pair.
       local_to_global: add the strongest patch probability to the image scores.
-      cls_seg_loss: train on the segmentation losses, on the images' cross-entropy, or on both.
-      l1_lambda: weight of the sum of absolute values of the learned prototypes.
+      lam: weight of the segmentation losses.
+      cross_entropy_weight: of the cross-entropy of the image scores.
+      l1_weight: of the sum of absolute values of the learned prototypes.
       learned_class_name: class name in the learned prompts.
     """
 
+    title: ClassVar[str] = "TIPSomaly"
+    recipe: ClassVar[Recipe] = Recipe(
+        # The published order: class by class.
+        training=TRAINING | {"epochs": 2, "shuffle": False},
+        backbone=TIPS,
+        # Of the token that synthetic captions trained; "first" is reported beside it.
+        image_score="second",
+        # Brain images are described in medical words, everything else in industrial ones.
+        method_for={key: {"prompt_family": "medical"} for key in BRAIN},
+    )
+    renamed: ClassVar[Mapping[str, str]] = {
+        "n_deep": "num_deep_prompts",
+        "d_deep": "deep_prompt_depth, which includes the first block (d_deep + 1)",
+        "deep_tokens": "deep_prompts",
+        "l1_lambda": "l1_weight",
+        "cls_seg_loss": "lam and cross_entropy_weight (1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls')",
+    }
     # Fixed: the last block, with both global tokens scored.
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     cls_norm: ClassVar[bool] = True  # type: ignore[misc]
     global_token: ClassVar[int] = 0  # type: ignore[misc]
+    deep_prompts_float16: ClassVar[bool] = False  # type: ignore[misc]
 
     prompt_family: Literal["industrial", "medical", "object_agnostic"] = "industrial"
     learning: Literal["concat", "sumate", "entire_learnable", "none"] = "concat"
     num_prompts: int = within(8, 1)
-    deep_tokens: Literal["published", "prepend"] = "published"
-    n_deep: int = within(0, 0)
-    d_deep: int = within(0, 0)
+    deep_prompts: Literal["published", "prepend"] = "published"
+    num_deep_prompts: int = within(0, 0)
     decoupled: bool = True
     local_to_global: bool = True
-    cls_seg_loss: Literal["seg", "cls", "both"] = "seg"
-    l1_lambda: float = within(0.0, 0)
+    lam: float = within(1.0, 0)
+    cross_entropy_weight: float = within(0.0, 0)
+    l1_weight: float = within(0.0, 0)
     learned_class_name: str = "object"
     temperature: float | None = within(None, 1e-6)
-
-    @property
-    def has_deep_tokens(self) -> bool:
-        """Whether deep tokens are learned."""
-        learned = self.learning != "none" and self.deep_tokens == "prepend"
-        return learned and self.n_deep > 0 and self.d_deep > 0
 
 
 class Prototypes(NamedTuple):
@@ -103,98 +106,93 @@ def tipsomaly(
 ) -> Method:
     """Returns TIPSomaly over a backbone with patch tokens in the joint space.
 
-    Its params are {"normal": [P, e], "abnormal": [P, e]}, with deep tokens also {"deep_normal",
-    "deep_abnormal": [d_deep, n_deep, e]}, and {} when nothing is learned. Given {}, it uses the fixed
-    prompts for both. Its extras are `pair_score.COMPARED`. With one global token there is no score "second".
+    Its params are {"normal": [P, e], "abnormal": [P, e]}, with deep prompts also {"deep_normal",
+    "deep_abnormal": [depth - 1, p, e]}, and {} when nothing is learned. Given {}, it uses the fixed
+    prompts for both. Its extras are those of `pair_score.compare`. With one global token there is no score
+    "second".
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(TIPSomalyConfig, config)
-    if config.has_deep_tokens:
-        if config.d_deep >= backbone.text_depth:
-            raise UserError(
-                f"Config key 'd_deep' is {config.d_deep}, but the first of the text tower's"
-                f" {backbone.text_depth} blocks takes no deep tokens; give at most"
-                f" {backbone.text_depth - 1}."
-            )
-        check_deep_prompts(backbone, config.n_deep, config.num_prompts, key="n_deep")
+    learns, num_deep = config.learning != "none", 0
+    if learns and config.deep_prompts == "prepend":
+        num_deep = learner.count_deep_blocks(backbone, config)
+        learner.check_deep_prompts(backbone, config)
     temperature = temperature_of(backbone, config.temperature)
-    family = FAMILIES[config.prompt_family]
+    family = prompts.FAMILIES[config.prompt_family]
 
     def init(key: Array, frozen: Params) -> Params:
-        del frozen
-        if config.learning == "none":
+        if not learns:
             return {}
         width = backbone.text_width
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
-        if config.has_deep_tokens:
-            shapes |= {f"deep_{state}": (config.d_deep, config.n_deep, width) for state in STATES}
-        return init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
+        if num_deep:
+            deep = (num_deep, config.num_deep_prompts, width)
+            shapes |= {f"deep_{state}": deep for state in STATES}
+        return layers.init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
 
-    @functools.cache  # needs a tokenizer only when used
-    def tokens() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @functools.cache  # only when text is needed
+    def words() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns ids, paddings and state (0, 1) of every sentence around learned tokens."""
         pair = family.sentences(config.learned_class_name)
         if config.learning == "entire_learnable":  # between start and end token alone
             pair = [""], [""]
         states = np.repeat([0, 1], [len(sentences) for sentences in pair])
-        return *tokenize(backbone, [*pair[0], *pair[1]]), states
+        return *prompts.tokenize(backbone, [*pair[0], *pair[1]]), states
+
+    def embed_learned(
+        frozen: Params, learned: Float[Array, "2 p e"]
+    ) -> tuple[Float[Array, "t n e"], np.ndarray, np.ndarray]:
+        """Returns embeddings with the learned tokens, paddings and state of every sentence."""
+        start = backbone.num_start_tokens
+        if config.learning == "entire_learnable" and not start:
+            # All sentences of a state are the same learned tokens: one stands for all.
+            embeddings = learned[:, : backbone.text_length]
+            return embeddings, np.zeros(embeddings.shape[:2], np.int32), np.array([0, 1])
+        ids, paddings, states = words()
+        embeddings = backbone.embed_tokens(frozen, ids)
+        if config.learning == "sumate":  # what is added to padding has no effect
+            end = min(start + learned.shape[1], embeddings.shape[1])
+            added = learned[states][:, : end - start].astype(embeddings.dtype)
+            return embeddings.at[:, start:end].add(added), paddings, states
+        if start:  # an end token may not be cut off
+            prompts.check_length(backbone, paddings, config.num_prompts)
+        embeddings, paddings = prompts.insert_tokens(
+            embeddings, paddings, learned[states], at=start, length=backbone.text_length
+        )
+        return embeddings, paddings, states
 
     def encode_learned(frozen: Params, params: Params) -> Float[Array, "2 d"]:
         """Returns the unit-norm features of the learned (normal, abnormal) prompts."""
         learned = jnp.stack([params[state] for state in STATES])
-        start = backbone.num_start_tokens
-        if config.learning == "entire_learnable" and not start:
-            # All sentences of a state are the same learned tokens: one stands for all.
-            states = np.array([0, 1])
-            embeddings = learned[:, : backbone.text_length]
-            paddings = np.zeros(embeddings.shape[:2], np.int32)
-        else:
-            ids, paddings, states = tokens()
-            embeddings = backbone.embed_tokens(frozen, ids)
-            if config.learning == "sumate":  # what falls on padding has no effect
-                end = min(start + learned.shape[1], embeddings.shape[1])
-                added = learned[states][:, : end - start].astype(embeddings.dtype)
-                embeddings = embeddings.at[:, start:end].add(added)
-            else:
-                if start:  # an end token may not be cut off
-                    check_length(backbone, paddings, config.num_prompts)
-                embeddings, paddings = insert_tokens(
-                    embeddings, paddings, learned[states], at=start, length=backbone.text_length
-                )
+        embeddings, paddings, states = embed_learned(frozen, learned)
         deep = None
-        if config.has_deep_tokens:
+        if num_deep:
             deep = jnp.stack([params[f"deep_{state}"] for state in STATES], axis=1)[:, states]
         features = backbone.encode_prompts(frozen, embeddings, paddings, deep_prompts=deep)
-        return ensemble(features, states, 2)
+        return prompts.ensemble(features, states, 2)
 
-    def prototypes(frozen: Params, params: Params, class_names: Sequence[str]) -> Prototypes:
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
+    ) -> Prototypes:
         """Returns the fixed pairs of the classes and the learned pair, where each is used."""
-
-        def fixed() -> Float[Array, "c 2 d"]:
-            return encode_pairs(backbone, frozen, family, class_names)
-
-        if not params or config.learning == "none":
-            return Prototypes(*[fixed()] * 2)
-        learned = repeat(encode_learned(frozen, params), len(class_names))
-        return Prototypes(image=fixed() if config.decoupled else learned, patches=learned)
+        if not params or not learns:
+            return Prototypes(*[prompts.encode_pairs(backbone, frozen, family, class_names)] * 2)
+        image = learned = repeat(encode_learned(frozen, params), len(class_names))
+        if config.decoupled:
+            image = prompts.encode_pairs(backbone, frozen, family, class_names)
+        return Prototypes(image, learned)
 
     def compute(
-        frozen: Params,
-        params: Params,
-        prototypes: Prototypes,
-        features: VisionFeatures,
-        category: Int[Array, " b"],
+        frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
     ) -> Scores:
         """Returns image scores and patch probabilities [b, h, w, 1].
 
         The published map, (1 - p_normal + p_abnormal) / 2 up-sampled and smoothed, is that of
         p_abnormal alone, since the two add up to 1.
         """
-        del frozen, params
-        texts = (prototypes.image[category], prototypes.patches[category])
-        found = compare(features.global_tokens, features.patches[:, -1], *texts, temperature)
+        found = compare(features.global_tokens, features.patches[:, -1], *text, temperature)
         image, patches = found["global_probabilities"][..., 1], found["patch_probabilities"]
         if config.local_to_global:
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
@@ -202,35 +200,36 @@ def tipsomaly(
         return Scores(image=dict(named), patches=patches[..., 1:], extras=found)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
-        """Returns focal and dice losses of the unsmoothed map, cross-entropy of the image scores, and L1.
+        """Returns lam (focal + dice) of the unsmoothed map + weighted cross-entropy and L1.
 
-        Every term is returned for the log; `cls_seg_loss` and `l1_lambda` select what is learned from.
-        The cross-entropy takes probabilities for logits, as the published code does.
+        Every term is returned for the log, those of weight 0 too. The cross-entropy takes probabilities
+        for logits, as the published code does.
         """
         if not params:
             raise UserError(
-                "Nothing can be trained with learning='none'; choose learning='concat', say."
+                "Nothing can be trained with learning='none'; choose learning='concat', for example."
             )
         features = losses.zero_invalid(features, batch.valid)
         pair = encode_learned(frozen, params)
         text, patches = repeat(pair, len(batch.labels)), features.patches[:, -1]
         found = compare(features.global_tokens, patches, text, text, temperature)
-        segmentation = losses.segmentation_terms(found["patch_probabilities"], batch)
+        local = losses.segmentation_terms(found["patch_probabilities"], batch)
         image = losses.image_cross_entropy(found["global_probabilities"], batch)
-        terms = {**segmentation, "cross_entropy": image, "l1": jnp.abs(pair).sum()}
-        total: Array = config.l1_lambda * terms["l1"]
-        if config.cls_seg_loss != "cls":
-            total += sum(segmentation.values())
-        if config.cls_seg_loss != "seg":
-            total += image
-        return total, terms
+        l1 = jnp.abs(pair).sum()
+        total: Array = config.l1_weight * l1
+        # A term of weight 0 is not part of the total, so that it has no gradient to compute.
+        if config.lam:
+            total += config.lam * sum(local.values())
+        if config.cross_entropy_weight:
+            total += config.cross_entropy_weight * image
+        return total, {**local, "cross_entropy": image, "l1": l1}
 
     return Method(
         name="tipsomaly",
         config=config,
         init=init,
         prototypes=prototypes,
-        score=scorer("tipsomaly", COMPARED, compute),
+        score=scorer("tipsomaly", compute),
         loss=loss,
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],
@@ -240,7 +239,7 @@ def tipsomaly(
     )
 
 
-def import_params(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def import_params(state: State) -> Params:
     """Reads the pair of prompts from the authors' list, or from a copy of it."""
     for keys in (STATES, ("normal_prompt", "abnormal_prompt"), ("0", "1")):
         if set(keys) <= set(state):

@@ -7,47 +7,25 @@ layer, and to the global prompts.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.transformer import ACTIVATIONS
-from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
-from zsad_jax.methods.shared import losses
-from zsad_jax.methods.shared.layers import (
-    Linear,
-    attend,
-    attend_folded,
-    bottleneck,
-    init_bottleneck,
-    init_linear,
-    layer_norm,
-    linear,
-    linear_from_torch,
-    linears_from_torch,
-)
-from zsad_jax.methods.shared.learner import (
-    STATES,
-    LearnerConfig,
-    count_deep_blocks,
-    count_unused_projections,
-    encode_learners,
-    init_learner,
-    learner_from_torch,
-)
-from zsad_jax.methods.shared.pair_score import COMPARED, IMAGE_SCORES, compare, pair_scores
-from zsad_jax.methods.shared.prompts import check_deep_prompts, encode_sentences, tokenize
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
+from zsad_jax.methods.shared import layers, learner, losses, pair_score, prompts
+from zsad_jax.methods.shared.learner import STATES
+from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 LEARNERS = {"global": "prompt_learner", "shunt": "class_learner"}  # ours: the authors' name
-EXTRAS = (*COMPARED, "pathway_features")
 
 # Of the pathway: hidden width of its feed-forward part in joint widths, and its layers by the authors' names.
 MLP_FACTOR = 4
@@ -56,7 +34,7 @@ ATTENTIONS = {"to_patches": "text_attention", "to_global": "cross_attention"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TPSConfig(LearnerConfig):
+class TPSConfig(learner.LearnerConfig):
     """Options of TPS; the defaults are those of the authors' training.
 
     Attributes:
@@ -67,7 +45,6 @@ class TPSConfig(LearnerConfig):
         though training goes through the pathway.
       tune_text_projection: train the text tower's projection into the joint space with the pathway, as in
         the authors' code; None: where the backbone has one.
-      num_prompts: learned tokens of each of the four prompts.
       learned_texts: the words after the learned tokens: global normal and abnormal, shunt normal and
         abnormal.
       hand_written_texts: the same four of learned=False, as whole sentences; `{}` is the class name.
@@ -76,6 +53,10 @@ class TPSConfig(LearnerConfig):
       pathway_heads: of both attentions; divides the width of the joint space.
     """
 
+    title: ClassVar[str] = "TPS"
+    recipe: ClassVar[Recipe] = Recipe(
+        TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}
+    )
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     learned: bool = True
@@ -83,7 +64,6 @@ class TPSConfig(LearnerConfig):
     shared_pathway: bool = True
     pathway_at_test: bool = True
     tune_text_projection: bool | None = None
-    num_prompts: int = within(12, 1)
     learned_texts: tuple[str, ...] = (
         "object with all parts flawless.",
         "object with damaged parts.",
@@ -117,48 +97,36 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
     Its params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]}, the last two only
     where the config and the backbone have them, and {} when nothing is learned. Given {}, it uses the
     hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep": [blocks, p, e]}; with
-    shared_pathway=False leaves of the pathway have a leading axis of layers. The published learning rates are
-    1e-3 for the group "prompts" and 1e-4 for "pathway". Its prototypes [c, 4, d] are in the order of
-    `learned_texts`. Its maps have one channel per layer, or one with segmentation="summed"; its extras are
-    `EXTRAS`.
+    shared_pathway=False leaves of the pathway have a leading axis of layers. Its groups are "pathway", which
+    has the projection too, and "prompts". Its prototypes [c, 4, d] are in the order of `learned_texts`. Its
+    maps have one channel per layer, or one with segmentation="summed"; its extras are those of
+    `pair_score.compare` and "pathway_features".
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(TPSConfig, config)
-    width, num_deep = backbone.embed_dim, count_deep_blocks(backbone, config)
-    wanted = config.learned and config.tune_text_projection is not False
-    tunes_projection = wanted and "projection" in backbone.params["text"]
-    if config.learned and num_deep:
-        check_deep_prompts(backbone, config.num_deep_prompts, config.num_prompts)
-    if config.learned and config.pathway and width % config.pathway_heads:
-        raise UserError(
-            f"Config key 'pathway_heads' is {config.pathway_heads}, which does not divide the"
-            f" {width} numbers of {backbone.name}'s text features; give a divisor."
-        )
-    if config.tune_text_projection and not tunes_projection:
-        reason = f"the text tower of {backbone.name} has no projection"
-        raise UserError(
-            "Config key 'tune_text_projection' is True, but"
-            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
-        )
+    tunes_projection = _tunes_projection(backbone, config)
+    if config.learned:
+        learner.check_deep_prompts(backbone, config)
     temperature = temperature_of(backbone, config.temperature)
     num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
-    words = functools.cache(lambda: tokenize(backbone, config.learned_texts))
+    words = functools.cache(lambda: prompts.tokenize(backbone, config.learned_texts))
+    adapt = _make_pathway(backbone, config)
 
     def init(key: Array, frozen: Params) -> Params:
         if not config.learned:
             return {}
         *learner_keys, pathway_key = jax.random.split(key, 3)
         params: dict[str, Any] = {
-            name: init_learner(one, backbone, config, num_prompts=config.num_prompts)
+            name: learner.init_learner(one, backbone, config)
             for name, one in zip(LEARNERS, learner_keys, strict=True)
         }
+        new_pathway = functools.partial(_init_pathway, width=backbone.embed_dim)
         if config.pathway and config.shared_pathway:
-            params["pathway"] = _init_pathway(pathway_key, width)
+            params["pathway"] = new_pathway(pathway_key)
         elif config.pathway:
-            keys = jax.random.split(pathway_key, num_pathways)
-            params["pathway"] = jax.vmap(functools.partial(_init_pathway, width=width))(keys)
+            params["pathway"] = jax.vmap(new_pathway)(jax.random.split(pathway_key, num_pathways))
         if tunes_projection:
             # A copy, since a training step may donate its parameters' memory.
             projection = frozen["text"]["projection"]
@@ -171,49 +139,22 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
             text = {**frozen["text"], "projection": params["text_projection"]}
             frozen = {**frozen, "text": text}
         learners = [params[name] for name in LEARNERS]
-        float16 = config.deep_prompts_float16
-        return encode_learners(backbone, frozen, words(), learners, float16=float16)
+        return learner.encode_learners(backbone, config, frozen, words(), learners)
 
     def prototypes(
-        frozen: Params, params: Params, class_names: Sequence[str]
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 4 d"]:
         """Returns the raw learned features, the same for every class; or those of the hand-written prompts."""
-        if not params or not config.learned:
-            return encode_sentences(backbone, frozen, config.hand_written_texts, class_names)
-        return repeat(encode(frozen, params), len(class_names))
+        if params and config.learned:
+            return repeat(encode(frozen, params), len(class_names))
+        names = [prompts.clean_class_name(name) for name in class_names]
+        texts = [[text.replace("{}", name)] for name in names for text in config.hand_written_texts]
+        features = prompts.encode_ensembles(backbone, frozen, texts)
+        return features.reshape(len(class_names), len(config.hand_written_texts), -1)
 
-    def adapt(
-        pathway: Params,
-        shunt: Float[Array, "2 d"],
-        image: Float[Array, "2 d"],
-        patches: Float[Array, "n d"],
-    ) -> Float[Array, "2 d"]:
-        """Returns the raw shunt features after both attentions, to one layer's patches and the global texts.
-
-        x = LN(s) + Attention(LN(s), LN(patches)); y = LN(x) + Attention(LN(x), LN(g), LN(x));
-        the result is y + MLP(LN(y)).
-        """
-        norms, attentions = pathway["norms"], pathway["attentions"]
-        options: Any = {
-            "num_heads": config.pathway_heads,
-            "scale": (shunt.shape[-1] / config.pathway_heads) ** -0.5,
-        }
-        x = layer_norm(norms["shunt"], shunt)
-        seen = layer_norm(norms["patches"], patches.astype(jnp.float32))
-        x = x + attend_folded(attentions["to_patches"], x, seen, **options)
-
-        x = layer_norm(norms["between"], x)
-        to_global = attentions["to_global"]
-        key = linear(to_global["key"], layer_norm(norms["global"], image))
-        query, value = (linear(to_global[name], x) for name in ("query", "value"))
-        x = x + linear(to_global["out"], attend(query, key, value, **options))
-
-        hidden = layer_norm(norms["mlp"], x)
-        return x + bottleneck(pathway["mlp"], hidden, activation=ACTIVATIONS["quick_gelu"])
-
-    def compare_texts(
+    def compare(
         params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
-    ) -> dict[str, Array]:
+    ) -> pair_score.Comparison:
         """Compares each image with its texts; the pixels' pass the pathway if `params` has one.
 
         "pathway_features" [b, l, 2, d] are the raw texts that the patches were compared with.
@@ -228,40 +169,35 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         else:
             of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
         tokens = features.global_tokens[:, config.global_token]
-        found = compare(tokens, patches, of_image, of_pixels, temperature)
+        found = pair_score.compare(tokens, patches, of_image, of_pixels, temperature)
         if config.segmentation == "summed":
             logits = found["patch_cosines"].sum(axis=1, keepdims=True) / temperature
             found["patch_probabilities"] = jax.nn.softmax(logits, axis=-1)
         return found | {"pathway_features": of_pixels}
 
     def compute(
-        frozen: Params,
-        params: Params,
-        prototypes: Float[Array, "c 4 d"],
-        features: VisionFeatures,
-        category: Int[Array, " b"],
+        frozen: Params, params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
     ) -> Scores:
-        del frozen
         params = params if config.pathway_at_test else {}
-        return pair_scores(compare_texts(params, prototypes[category], features))
+        return pair_score.pair_scores(compare(params, texts, features))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
         if not params:
             raise UserError("Nothing can be trained with learned=False; set learned=True.")
         features = losses.zero_invalid(features, batch.valid)
-        texts = repeat(encode(frozen, params), len(batch.labels))
-        found = compare_texts(params, texts, features)
+        found = compare(params, repeat(encode(frozen, params), len(batch.labels)), features)
         logits = found["global_logits"][:, None]
         return losses.joint_loss(found["patch_probabilities"], logits, batch)
 
-    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+    def import_params(state: State) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has.
 
-        One pathway is published; it serves every layer if the config has one for each.
+        The one published pathway is used for every layer if the config has one for each.
         """
         params: dict[str, Any] = {
-            ours: learner_from_torch(state, f"{theirs}.") for ours, theirs in LEARNERS.items()
+            ours: learner.learner_from_torch(state, f"{theirs}.")
+            for ours, theirs in LEARNERS.items()
         }
         if config.pathway:
             pathway = _pathway_from_torch(state)
@@ -272,31 +208,124 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
             params["text_projection"] = np.asarray(state["former.text_projection"])
         return params
 
-    unused = 0
-    if config.learned:
-        unused += len(LEARNERS) * count_unused_projections(backbone, config)
-        # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
-        hidden = MLP_FACTOR * width
-        branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
-        unused += branch * num_pathways * config.pathway
-        # The vision tower's projection, which is behind frozen features.
-        unused += backbone.vision_width * width * tunes_projection
     return Method(
         name="tps",
         config=config,
         init=init,
         prototypes=prototypes,
-        score=scorer("tps", EXTRAS, compute),
+        score=scorer("tps", compute),
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),
-        image_scores=IMAGE_SCORES,
+        image_scores=pair_score.IMAGE_SCORES,
         works_untrained=True,
         import_params=import_params if config.learned else None,
         aupro_thresholds="numpy",
-        unused_parameters=unused,
+        unused_parameters=_count_unused(backbone, config, num_pathways, tunes_projection),
         **vision_side(backbone, config, num_maps=1 if config.segmentation == "summed" else None),
     )
+
+
+def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
+    """Returns whether the projection of the text tower is trained.
+
+    Raises:
+      UserError: if the config requires it and it is not possible.
+    """
+    has_projection = "projection" in backbone.params["text"]
+    if config.tune_text_projection and not (config.learned and has_projection):
+        reason = f"the text tower of {backbone.name} has no projection"
+        raise UserError(
+            "Config key 'tune_text_projection' is True, but"
+            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
+        )
+    return config.learned and config.tune_text_projection is not False and has_projection
+
+
+def _count_unused(
+    backbone: Backbone, config: TPSConfig, num_pathways: int, tunes_projection: bool
+) -> int:
+    """Returns the number of parameters that the authors' optimizer has without effect."""
+    if not config.learned:
+        return 0
+    width = backbone.embed_dim
+    # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
+    hidden = MLP_FACTOR * width
+    branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
+    return (
+        len(LEARNERS) * learner.count_unused_projections(backbone, config)
+        + branch * num_pathways * config.pathway
+        # The vision tower's projection, which is applied before features are frozen.
+        + backbone.vision_width * width * tunes_projection
+    )
+
+
+def _make_pathway(backbone: Backbone, config: TPSConfig) -> Callable[..., Float[Array, "2 d"]]:
+    """Returns the pathway of one image and layer.
+
+    Raises:
+      UserError: if the heads do not divide the width of the joint space.
+    """
+    width, heads = backbone.embed_dim, config.pathway_heads
+    if config.learned and config.pathway and width % heads:
+        raise UserError(
+            f"Config key 'pathway_heads' is {heads}, which does not divide the {width} numbers of"
+            f" {backbone.name}'s text features; give a divisor."
+        )
+    scale = (width / heads) ** -0.5
+
+    def adapt(
+        pathway: Params,
+        shunt: Float[Array, "2 d"],
+        image: Float[Array, "2 d"],
+        patches: Float[Array, "n d"],
+    ) -> Float[Array, "2 d"]:
+        """Returns the raw shunt features after both attentions, to one layer's patches and the global texts.
+
+        x = LN(s) + Attention(LN(s), LN(patches)); y = LN(x) + Attention(LN(x), LN(g), LN(x));
+        the result is y + MLP(LN(y)).
+        """
+        norms, attentions = pathway["norms"], pathway["attentions"]
+        x = _layer_norm(norms["shunt"], shunt)
+        seen = _layer_norm(norms["patches"], patches.astype(jnp.float32))
+        to_patches = attentions["to_patches"]
+        x = x + layers.attend_folded(to_patches, x, seen, num_heads=heads, scale=scale)
+
+        x = _layer_norm(norms["between"], x)
+        to_global = attentions["to_global"]
+        key = layers.linear(to_global["key"], _layer_norm(norms["global"], image))
+        query, value = (layers.linear(to_global[name], x) for name in ("query", "value"))
+        attended = _attend(query, key, value, num_heads=heads, scale=scale)
+        x = x + layers.linear(to_global["out"], attended)
+
+        hidden = _layer_norm(norms["mlp"], x)
+        return x + layers.bottleneck(pathway["mlp"], hidden, activation=ACTIVATIONS["quick_gelu"])
+
+    return adapt
+
+
+def _layer_norm(params: layers.Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Returns LayerNorm with {"scale", "bias"} and epsilon 1e-5."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
+
+
+def _attend(
+    query: Float[Array, "*b n d"],
+    key: Float[Array, "*b m d"],
+    value: Float[Array, "*b m d"],
+    *,
+    num_heads: int,
+    scale: float,
+) -> Float[Array, "*b n d"]:
+    """Returns multi-head softmax attention of projected inputs; heads are runs of d / num_heads numbers."""
+    heads = [x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value)]
+    highest = jax.lax.Precision.HIGHEST
+    logits = jnp.einsum("...nhk,...mhk->...hnm", heads[0], heads[1], precision=highest)
+    weights = jax.nn.softmax(scale * logits, axis=-1)
+    mixed = jnp.einsum("...hnm,...mhk->...nhk", weights, heads[2], precision=highest)
+    return mixed.reshape(query.shape)
 
 
 def _init_pathway(key: Array, width: int) -> Params:
@@ -308,25 +337,25 @@ def _init_pathway(key: Array, width: int) -> Params:
         "attentions": {
             name: _init_attention(one, width) for name, one in zip(ATTENTIONS, keys, strict=True)
         },
-        "mlp": init_bottleneck(mlp_key, width, MLP_FACTOR * width, width),
+        "mlp": layers.init_bottleneck(mlp_key, width, MLP_FACTOR * width, width),
     }
 
 
-def _init_attention(key: Array, width: int) -> dict[str, Linear]:
-    """Glorot's uniform range for the three inputs taken as one matrix, zero biases."""
+def _init_attention(key: Array, width: int) -> dict[str, layers.Linear]:
+    """Returns kernels in Glorot's range for the three inputs as one matrix, and zero biases."""
     bound = (6 / (4 * width)) ** 0.5
     *input_keys, out_key = jax.random.split(key, 4)
     inputs = [
         jax.random.uniform(one, (width, width), minval=-bound, maxval=bound) for one in input_keys
     ]
-    kernels = [*inputs, init_linear(out_key, width, width)["kernel"]]
+    kernels = [*inputs, layers.init_linear(out_key, width, width)["kernel"]]
     return {
         name: {"kernel": kernel, "bias": jnp.zeros(width)}
         for name, kernel in zip(("query", "key", "value", "out"), kernels, strict=True)
     }
 
 
-def _pathway_from_torch(state: Mapping[str, np.ndarray]) -> Params:
+def _pathway_from_torch(state: State) -> Params:
     """Reads the authors' pathway, without its image branch, which has no effect."""
     return {
         "norms": {
@@ -340,16 +369,16 @@ def _pathway_from_torch(state: Mapping[str, np.ndarray]) -> Params:
             ours: _attention_from_torch(state, f"former.{theirs}")
             for ours, theirs in ATTENTIONS.items()
         },
-        "mlp": linears_from_torch(state, "former.text_feed.", first="0", second="2"),
+        "mlp": layers.linears_from_torch(state, "former.text_feed.", first="0", second="2"),
     }
 
 
-def _attention_from_torch(state: Mapping[str, np.ndarray], name: str) -> dict[str, Linear]:
-    """PyTorch's attention, which holds the three input layers as one."""
+def _attention_from_torch(state: State, name: str) -> dict[str, layers.Linear]:
+    """Reads PyTorch's attention, which stores the three input layers as one."""
     kernels = np.split(np.asarray(state[f"{name}.in_proj_weight"]), 3)
     biases = np.split(np.asarray(state[f"{name}.in_proj_bias"]), 3)
     inputs: dict[str, Any] = {
         part: {"kernel": kernel.T, "bias": bias}
         for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
     }
-    return inputs | {"out": linear_from_torch(state, f"{name}.out_proj")}
+    return inputs | {"out": layers.linear_from_torch(state, f"{name}.out_proj")}

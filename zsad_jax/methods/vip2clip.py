@@ -13,33 +13,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, Scores, grouped, scorer, vision_side
-from zsad_jax.methods.shared import losses
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
+from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.layers import (
-    attend_folded,
-    bottleneck,
-    folded_weights,
-    init_bottleneck,
-    init_linear,
-    init_tokens,
-    linears_from_torch,
-)
 from zsad_jax.methods.shared.learner import STATES, without_prefix
-from zsad_jax.methods.shared.prompts import (
-    check_length,
-    insert_tokens,
-    tokenize,
-    tokenize_adjectives,
-)
+from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
-# The projections of the perception attention and the modules of the learned arrays, in the authors' names.
+# Projections of the perception attention, and modules of the learned arrays, by the authors' names.
 FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}
 MODULES = ("prompt_learner", "Zero_try", "ica", "fgp")
 
@@ -48,18 +34,18 @@ MODULES = ("prompt_learner", "Zero_try", "ica", "fgp")
 class ViP2CLIPConfig(MethodConfig):
     """Options of ViP2-CLIP; the defaults are those of the published numbers, except for `adjective_bug`.
 
-    A prompt is s_1..s_e, adjective, z_1..z_r: state tokens of its own, then class tokens that both
-    prompts share.
+    A prompt is s_1..s_e, adjective, z_1..z_r: state tokens of its own, and class tokens that both prompts
+    share.
 
     Attributes:
       adjectives: the normal and the abnormal one, each a single token of the backbone's vocabulary; the
         paper also tries normal/abnormal, perfect/flawed and flawless/imperfect.
       adjective_bug: both prompts have the abnormal adjective, as in the published code.
-      state_length: e, learned tokens of each state.
-      class_length: r, learned tokens that both states share.
-      vca: the Meta-Net adds what it sees in the image to the class tokens.
+      num_prompts: e, learned tokens of each state.
+      num_class_prompts: r, learned tokens that both states share.
+      vca: the Meta-Net adds to the class tokens what it computes from the image.
       meta_hidden: hidden width of the Meta-Net's networks; None: half the width of the joint space.
-      fgp: the perception attention takes the place of the text features, anew for each layer.
+      fgp: the output of the perception attention replaces the text features, separately for each layer.
       fgp_heads: of the perception attention; divides the width of the joint space.
       utpa: the image score comes from the most anomalous patches; False: from the global token (the
         paper's dual-branch baseline).
@@ -68,16 +54,24 @@ class ViP2CLIPConfig(MethodConfig):
         layers (the code), or the mean of each layer's probability (the paper).
       global_loss: one cross-entropy of the mean over the layers (the code), or the sum of each layer's
         (the paper).
-      lam: weight of the losses of the maps.
-      global_token: index of the one that the Meta-Net, or the dual-branch image score, looks at.
+      lam: weight of the segmentation losses.
+      global_token: index of the one that the Meta-Net, or the dual-branch image score, uses.
     """
 
+    title: ClassVar[str] = "ViP²-CLIP"
+    recipe: ClassVar[Recipe] = Recipe(
+        TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
+    )
+    renamed: ClassVar[Mapping[str, str]] = {
+        "state_length": "num_prompts",
+        "class_length": "num_class_prompts",
+    }
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     adjectives: tuple[str, ...] = ("good", "damaged")
     adjective_bug: bool = False
-    state_length: int = within(7, 1)
-    class_length: int = within(3, 1)
+    num_prompts: int = within(7, 1)
+    num_class_prompts: int = within(3, 1)
     vca: bool = True
     meta_hidden: int | None = within(None, 1)
     fgp: bool = True
@@ -121,9 +115,6 @@ class Alignment(NamedTuple):
     image_logits: Float[Array, "b m 2"]
 
 
-EXTRAS = ("text_features", *Alignment._fields, "attention")
-
-
 def vip2clip(
     backbone: Backbone, config: ViP2CLIPConfig | Mapping[str, Any] | None = None
 ) -> Method:
@@ -131,7 +122,8 @@ def vip2clip(
 
     Its params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias": [d],
     "meta_net": the r networks stacked}, and with FGP {"fgp": its four projections}, the latter in the group
-    "fgp" and all others in "prompts". Its extras are `EXTRAS`; without FGP there is no "attention".
+    "fgp" and all others in "prompts". Its extras are "text_features", the fields of `Alignment` and, with FGP,
+    "attention".
 
     Raises:
       UserError: for an unknown key, a bad value, or one that the backbone does not support.
@@ -143,31 +135,30 @@ def vip2clip(
             f" numbers of an embedding of {backbone.name}; choose a divisor."
         )
     temperature = temperature_of(backbone, config.temperature)
-    words = functools.cache(lambda: tokenize_adjectives(backbone, config.adjectives))
+    words = functools.cache(lambda: _tokenize_adjectives(backbone, config.adjectives))
     try:
-        tokenize(backbone, config.adjectives)
+        prompts.tokenize(backbone, config.adjectives)
     except UserError:
         pass  # without a tokenizer, the error is raised where text is needed
     else:
         words()  # checks the adjectives at once
 
     def init(key: Array, frozen: Params) -> Params:
-        del frozen
         width, joint = backbone.text_width, backbone.embed_dim
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.state_length, width))
-        shapes["class"] = (config.class_length, width)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
+        shapes["class"] = (config.num_class_prompts, width)
         if config.vca:
             shapes["meta_bias"] = (joint,)
         *keys, meta, fgp = jax.random.split(key, len(shapes) + 2)
-        params: dict[str, Any] = init_tokens(keys, shapes, std=config.init_std)
+        params: Params = layers.init_tokens(keys, shapes, std=config.init_std)
         if config.vca:
             hidden = config.meta_hidden or max(joint // 2, 1)
-            params["meta_net"] = jax.vmap(lambda one: init_bottleneck(one, joint, hidden, width))(
-                jax.random.split(meta, config.class_length)
-            )
+            params["meta_net"] = jax.vmap(
+                lambda one: layers.init_bottleneck(one, joint, hidden, width)
+            )(jax.random.split(meta, config.num_class_prompts))
         if config.fgp:
             params["fgp"] = {
-                name: init_linear(one, joint, joint)
+                name: layers.init_linear(one, joint, joint)
                 for one, name in zip(jax.random.split(fgp, 4), FGP, strict=True)
             }
         return params
@@ -179,17 +170,19 @@ def vip2clip(
         ids, paddings = words()
         if config.adjective_bug:
             ids, paddings = ids[[1, 1]], paddings[[1, 1]]
-        check_length(backbone, paddings, config.state_length + config.class_length)
+        prompts.check_length(backbone, paddings, config.num_prompts + config.num_class_prompts)
         states = jnp.stack([params[state] for state in STATES])
         classes = jnp.stack([params["class"] + seen] * len(STATES))
         start = backbone.num_start_tokens
         rows = backbone.embed_tokens(frozen, ids)
-        rows, paddings = insert_tokens(rows, paddings, states, at=start)
-        rows, paddings = insert_tokens(rows, paddings, classes, at=start + config.state_length + 1)
+        rows, paddings = prompts.insert_tokens(rows, paddings, states, at=start)
+        rows, paddings = prompts.insert_tokens(
+            rows, paddings, classes, at=start + config.num_prompts + 1
+        )
         return normalize(backbone.encode_prompts(frozen, rows, paddings))
 
     def prototypes(
-        frozen: Params, params: Params, class_names: Sequence[str]
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
         """Returns the pair before any image is seen; the prompts name no class."""
         return repeat(encode(frozen, params), len(class_names))
@@ -197,13 +190,13 @@ def vip2clip(
     def condition(
         frozen: Params, params: Params, features: VisionFeatures
     ) -> Float[Array, "b 2 d"]:
-        """Returns the pair of text features T of each image, after VCA's look at its global token."""
+        """Returns the text features (normal, abnormal) of each image, which VCA conditions on it."""
         tokens = features.global_tokens[:, config.global_token]
         if not config.vca:
             return repeat(encode(frozen, params), len(tokens))
 
         def look(token: Float[Array, " d"]) -> Float[Array, "2 d"]:
-            seen = jax.vmap(bottleneck, in_axes=(0, None))(
+            seen = jax.vmap(layers.bottleneck, in_axes=(0, None))(
                 params["meta_net"], normalize(token) + params["meta_bias"]
             )
             return encode(frozen, params, seen)
@@ -218,11 +211,8 @@ def vip2clip(
     ) -> Float[Array, "b layers *n"]:
         """Returns the perception attention of each image's texts to the unit-norm patches of each layer.
 
-        Like the published code, it does not divide the logits by the root of the heads' width.
-
-        Args:
-          apply: `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches].
-          params, text, features: as in `align`.
+        `apply` is `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches]. Like the
+        published code, it does not divide the logits by the root of the heads' width.
         """
         unit = normalize(features.patches)
         unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
@@ -231,18 +221,18 @@ def vip2clip(
 
     def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
         """Compares the patches of each layer with the texts, and selects those of the image score."""
-        b, layers, h, w, _ = features.patches.shape
         if config.fgp:
-            texts = normalize(perceive(attend_folded, params, text, features))
+            texts = normalize(perceive(layers.attend_folded, params, text, features))
         else:
-            texts = jnp.broadcast_to(text[:, None], (b, layers, *text.shape[1:]))
-        # The normalisation of `perceive`, on the same array: the compiler does both at once.
+            texts = jnp.stack([text] * features.patches.shape[1], axis=1)
+        # The compiler merges this normalization of the patches with that of `perceive`.
         values = cosines(features.patches, texts)
         probabilities = jax.nn.softmax(values / temperature, axis=-1)
         if config.utpa:
-            flat = probabilities[..., 1].reshape(b, layers, h * w)
+            b, depth, h, w, _ = values.shape
+            flat = probabilities[..., 1].reshape(b, depth, h * w)
             _, strongest = jax.lax.top_k(flat, min(config.top_k, h * w))
-            rows = values.reshape(b, layers, h * w, 2)
+            rows = values.reshape(b, depth, h * w, 2)
             image = jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
         else:
             image = cosines(features.global_tokens[:, config.global_token, None], text)
@@ -252,24 +242,20 @@ def vip2clip(
         return logits.mean(axis=1, keepdims=True) if how == "pooled" else logits
 
     def compute(
-        frozen: Params,
-        params: Params,
-        prototypes: Float[Array, "c 2 d"],
-        features: VisionFeatures,
-        category: Int[Array, " b"],
+        frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Scores:
         """Returns the image score, and each layer's share [b, h, w, layers] of the mean of their maps.
 
         A layer's published map, (1 - p_normal + p_abnormal) / 2 up-sampled, is that of p_abnormal alone,
         since the two add up to 1.
         """
-        text = condition(frozen, params, features) if config.vca else prototypes[category]
+        text = condition(frozen, params, features) if config.vca else text
         found = align(params, text, features)
         logits = pool(found.image_logits, config.score)
         patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
         extras = {"text_features": text, **found._asdict()}
         if config.fgp:
-            extras["attention"] = perceive(folded_weights, params, text, features)
+            extras["attention"] = perceive(layers.folded_weights, params, text, features)
         return Scores(
             image={config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)},
             patches=patches / patches.shape[-1],
@@ -283,23 +269,23 @@ def vip2clip(
         logits = pool(found.image_logits, config.global_loss)
         return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
 
-    def import_params(state: Mapping[str, np.ndarray]) -> Params:
+    def import_params(state: State) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has."""
         state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
-        params: dict[str, Any] = {
+        params: Params = {
             "normal": state["ctx_pos"],
             "abnormal": state["ctx_neg"],
             "class": state["cls_ctx"],
         }
         if config.vca:
             networks = [
-                linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")
+                layers.linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")
                 for j in range(len(params["class"]))
             ]
             params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
             params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
         if config.fgp:
-            params["fgp"] = linears_from_torch(state, **FGP)
+            params["fgp"] = layers.linears_from_torch(state, **FGP)
         return params
 
     return Method(
@@ -307,7 +293,7 @@ def vip2clip(
         config=config,
         init=init,
         prototypes=prototypes,
-        score=scorer("vip2clip", EXTRAS if config.fgp else EXTRAS[:-1], compute),
+        score=scorer("vip2clip", compute),
         loss=loss,
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),
@@ -317,3 +303,21 @@ def vip2clip(
         unused_parameters=int(config.fgp),
         **vision_side(backbone, config, num_maps=1),
     )
+
+
+def _tokenize_adjectives(backbone: Backbone, adjectives: Sequence[str]) -> prompts.Tokens:
+    """Returns tokens of adjectives.
+
+    Raises:
+      UserError: if one is not a single token.
+    """
+    ids, paddings = prompts.tokenize(backbone, adjectives)
+    # Each start token comes with an end token.
+    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
+    for adjective, count in zip(adjectives, counts, strict=True):
+        if count != 1:
+            raise UserError(
+                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives' of"
+                " one token each, such as ('normal', 'abnormal')."
+            )
+    return ids, paddings

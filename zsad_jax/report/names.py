@@ -1,23 +1,16 @@
 """How datasets, methods and metrics are called in front of people."""
 
 from zsad_jax.data import protocols
+from zsad_jax.methods import METHODS, config_class
 from zsad_jax.utils.images import printable
 
 LABELS = ("normal", "anomalous")
 
-METHODS = {
-    "tipsomaly": "TIPSomaly",
-    "vip2clip": "ViP²-CLIP",
-    "tps": "TPS",
-    "faprompt": "FAPrompt",
-    "anomalyclip": "AnomalyCLIP",
+# Methods that papers compare with and that are not implemented.
+OTHER_METHODS = {
     "winclip": "WinCLIP",
     "aprilgan": "APRIL-GAN",
     "anovl": "AnoVL",
-    "coop": "CoOp",
-    "cocoop": "CoCoOp",
-    "clip": "CLIP",
-    "clip_ac": "CLIP-AC",
     "adaclip": "AdaCLIP",
     "aaclip": "AA-CLIP",
     "vcpclip": "VCP-CLIP",
@@ -71,8 +64,8 @@ def dataset_name(key: str) -> str:
 
 
 def method_name(key: str) -> str:
-    """The method's usual spelling."""
-    return METHODS.get(key, key)
+    """Returns the method's usual spelling."""
+    return config_class(key).title if key in METHODS else OTHER_METHODS.get(key, key)
 
 
 def category_name(key: str) -> str:

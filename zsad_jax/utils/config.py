@@ -42,7 +42,8 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
     """A config dataclass from a mapping of its keys; a ready one is passed on.
 
     Args:
-      cls: a dataclass that calls `check_fields` in `__post_init__`.
+      cls: a dataclass that calls `check_fields` in `__post_init__`; it may have a table `renamed` of former
+        keys.
       mapping: keys and values (a dict or a ConfigDict); missing keys have their defaults; None
         is {}.
 
@@ -53,7 +54,12 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
         return mapping
     values = dict(cast(Mapping[str, Any], mapping).items()) if mapping is not None else {}
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    renamed: Mapping[str, str] = getattr(cls, "renamed", {})
     for key in values:
+        if key in renamed:
+            raise UserError(
+                f"Unknown key '{key}' for {cls.__name__}: it was renamed to {renamed[key]}."
+            )
         if key not in known:
             raise UserError(f"Unknown key '{key}' for {cls.__name__}: {suggest(str(key), known)}")
     return cls(**values)

@@ -52,7 +52,8 @@ def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[
 @functools.lru_cache(maxsize=64)
 def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size length"]:
     """A = G U: from `length` patches to `size` pixels, then smoothed; read-only float32."""
-    matrix = (gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)).astype(np.float32)
+    matrix: np.ndarray = gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)
+    matrix = matrix.astype(np.float32)
     matrix.setflags(write=False)
     return matrix
 

@@ -1,9 +1,15 @@
-"""Options that all methods share."""
+"""Options that all methods share, and block numbers on towers of another depth."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
 
-from zsad_jax.methods.shared.blocks import VISION_DEPTH, check_blocks
+from zsad_jax.methods.shared.recipes import Recipe
 from zsad_jax.utils.config import check_fields, within
+from zsad_jax.utils.errors import UserError
+
+VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
+TEXT_DEPTH = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,6 +20,9 @@ class MethodConfig:
     count from 1 in a vision tower of 24 blocks and are scaled to the depth of the backbone's tower.
 
     Attributes:
+      title: the method's name as its paper prints it.
+      recipe: the setting of its published numbers.
+      renamed: former keys and what replaces them, for error messages.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
       vv_from: first block of the value-value stream that patch tokens come from; None: ordinary attention.
       cls_norm: whether the global token passes the final LayerNorm of the vision tower.
@@ -22,6 +31,10 @@ class MethodConfig:
       temperature: softmax temperature of the cosines; None: the backbone's own.
       init_std: standard deviation of the normal distribution that learned tokens are drawn from.
     """
+
+    title: ClassVar[str]
+    recipe: ClassVar[Recipe] = Recipe()
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
     vv_from: int | None = within(None, 1, VISION_DEPTH)
@@ -33,4 +46,30 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_blocks("feature_layers", self.feature_layers)
+        blocks = self.feature_layers
+        if not blocks or not all(1 <= block <= VISION_DEPTH for block in blocks):
+            raise UserError(
+                f"Config key 'feature_layers' is {blocks!r}; name at least one block between 1 and"
+                f" {VISION_DEPTH} (they are scaled to the depth of the tower)."
+            )
+
+
+def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
+    """Returns the block of a tower of `depth` blocks that corresponds to `block` in one of `of` blocks.
+
+    Blocks count from 1; halves are rounded up. Two blocks may become the same in a shallow tower.
+    """
+    return min(max((2 * block * depth + of) // (2 * of), 1), depth)
+
+
+def check_placeholders(config: MethodConfig, *keys: str) -> None:
+    """Checks config keys whose texts need a place for the class name.
+
+    Raises:
+      UserError: if one has no `{}`.
+    """
+    for key in keys:
+        if "{}" not in getattr(config, key):
+            raise UserError(
+                f"Config key '{key}' is {getattr(config, key)!r}; it needs a {{}} for the class name."
+            )

@@ -1,4 +1,4 @@
-"""The small trainable networks of the prompt learners, as functions of plain parameter trees.
+"""Small trainable networks of the prompt learners, as functions of plain parameter trees.
 
 A linear layer is {"kernel": [inputs, outputs], "bias": [outputs]}.
 """
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.methods.base import AnyArray
+from zsad_jax.methods.base import AnyArray, State
 
 Linear = Mapping[str, Float[AnyArray, "..."]]
 
 
 def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array, "..."]:
-    """Learned tokens, drawn from N(0, std²)."""
+    """Returns learned tokens, drawn from N(0, std²)."""
     return std * jax.random.normal(key, tuple(shape))
 
 
@@ -31,7 +31,7 @@ def init_tokens(
 
 
 def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
-    """Uniform within 1/sqrt(inputs), kernel and bias alike: PyTorch's default."""
+    """Returns kernel and bias, uniform within 1/sqrt(inputs): PyTorch's default."""
     bound = inputs**-0.5
     kernel_key, bias_key = jax.random.split(key)
     return {
@@ -41,12 +41,12 @@ def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
 
 
 def linear(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
-    """x kernel + bias."""
+    """Returns x kernel + bias."""
     return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]
 
 
 def init_bottleneck(key: Array, inputs: int, hidden: int, outputs: int) -> dict[str, Linear]:
-    """Two linear layers: {"first", "second"}."""
+    """Returns two linear layers: {"first", "second"}."""
     first, second = jax.random.split(key)
     return {
         "first": init_linear(first, inputs, hidden),
@@ -60,38 +60,8 @@ def bottleneck(
     *,
     activation: Callable[[Array], Array] = jax.nn.relu,
 ) -> Float[Array, "*n e"]:
-    """second(activation(first(x)))."""
+    """Returns second(activation(first(x)))."""
     return linear(params["second"], activation(linear(params["first"], x)))
-
-
-def layer_norm(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """LayerNorm with {"scale", "bias"} and epsilon 1e-5."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
-
-
-def attend(
-    query: Float[Array, "*b n d"],
-    key: Float[Array, "*b m d"],
-    value: Float[Array, "*b m d"],
-    *,
-    num_heads: int,
-    scale: float,
-) -> Float[Array, "*b n d"]:
-    """Multi-head softmax attention of projected inputs, the heads next to each other again.
-
-    Args:
-      query, key, value: heads are runs of d / num_heads numbers.
-      num_heads: divides d.
-      scale: of the logits; the usual one is (d / num_heads)**-0.5.
-    """
-    heads = [x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value)]
-    highest = jax.lax.Precision.HIGHEST
-    logits = jnp.einsum("...nhk,...mhk->...hnm", heads[0], heads[1], precision=highest)
-    weights = jax.nn.softmax(scale * logits, axis=-1)
-    mixed = jnp.einsum("...hnm,...mhk->...nhk", weights, heads[2], precision=highest)
-    return mixed.reshape(query.shape)
 
 
 def folded_weights(
@@ -102,7 +72,7 @@ def folded_weights(
     num_heads: int,
     scale: float,
 ) -> Float[Array, "h n m"]:
-    """What each head of `attend_folded` gives to the tokens; sums to 1 over them."""
+    """Returns the attention weights of `attend_folded`, which sum to 1 over the tokens."""
     highest = jax.lax.Precision.HIGHEST
     kernel = params["key"]["kernel"].reshape(tokens.shape[-1], num_heads, -1)
     projected = linear(params["query"], queries).reshape(-1, *kernel.shape[1:])
@@ -119,11 +89,11 @@ def attend_folded(
     num_heads: int,
     scale: float,
 ) -> Float[Array, "n d"]:
-    """Multi-head attention of few queries to many tokens, which are key and value at once.
+    """Returns multi-head attention of few queries to many tokens, which are both keys and values.
 
-    The key and value kernels meet the few queries and not the many tokens: the same result for a
-    fraction of the work. The key's bias adds the same to all logits of a query, which the softmax
-    takes out again.
+    The key and value kernels are applied to the few queries instead of the many tokens: the same result
+    for a fraction of the work. The key's bias adds the same number to all logits of a query, and cancels
+    in the softmax.
 
     Args:
       params: the linear layers {"query", "key", "value", "out"}.
@@ -140,25 +110,21 @@ def attend_folded(
 
 
 def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The nearest numbers of float16, with the gradient of the identity."""
-    # A cast there and back may be taken out by the compiler, and reduce_precision makes zeros of float16's
-    # subnormal numbers, which are the multiples of 2^-24 below 2^-14.
+    """Returns the nearest float16 numbers, with the gradient of the identity."""
+    # The compiler may remove a cast to float16 and back, and reduce_precision flushes float16's subnormal
+    # numbers, the multiples of 2^-24 below 2^-14, to zero.
     rounded = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
     rounded = jnp.where(jnp.abs(x) < 2.0**-14, jnp.round(x * 2.0**24) * 2.0**-24, rounded)
     return x + jax.lax.stop_gradient(rounded - x)
 
 
-def linear_from_torch(state: Mapping[str, np.ndarray], name: str) -> Linear:
-    """A linear layer, or 1x1 convolution, out of a PyTorch state dict."""
+def linear_from_torch(state: State, name: str) -> Linear:
+    """Reads a linear layer, or 1x1 convolution, from a PyTorch state dict."""
     weight = np.asarray(state[f"{name}.weight"])
-    return {
-        "kernel": weight.reshape(weight.shape[:2]).T,
-        "bias": np.asarray(state[f"{name}.bias"]),
-    }
+    kernel = weight.reshape(weight.shape[:2]).T
+    return {"kernel": kernel, "bias": np.asarray(state[f"{name}.bias"])}
 
 
-def linears_from_torch(
-    state: Mapping[str, np.ndarray], prefix: str = "", **names: str
-) -> dict[str, Linear]:
-    """Returns several layers of a PyTorch state dict: `names` are theirs, behind `prefix`, by ours."""
+def linears_from_torch(state: State, prefix: str = "", **names: str) -> dict[str, Linear]:
+    """Reads several layers; `names` maps our names to those in the state dict, without the prefix."""
     return {ours: linear_from_torch(state, f"{prefix}{theirs}") for ours, theirs in names.items()}

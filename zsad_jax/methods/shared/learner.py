@@ -6,19 +6,19 @@ the two states, and further ones for the text blocks after the first. Without de
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.shared.blocks import TEXT_DEPTH, scale_block
-from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.layers import init_tokens, round_to_float16
-from zsad_jax.methods.shared.prompts import encode_with_context
+from zsad_jax.methods.base import State
+from zsad_jax.methods.shared import layers, prompts
+from zsad_jax.methods.shared.config import TEXT_DEPTH, MethodConfig, scale_block
 from zsad_jax.utils.config import within
+from zsad_jax.utils.errors import UserError
 
 STATES = ("normal", "abnormal")  # index 0 and 1 everywhere
 UNUSED_WIDTH = 896  # outputs of the projections in published prompt learners that nothing reads
@@ -30,12 +30,14 @@ class LearnerConfig(MethodConfig):
     """Options of the methods with deep prompts.
 
     Attributes:
+      num_prompts: learned tokens of each prompt.
       deep_prompt_depth: text blocks, of a tower of 12, with learned tokens, including the first, whose are
         the prompts themselves; 1: no deep prompts.
       num_deep_prompts: deep prompts per block, shared by all prompts of a learner; 0: none.
       deep_prompts_float16: round deep prompts to float16 in the forward pass, as the published code does.
     """
 
+    num_prompts: int = within(12, 1)
     deep_prompt_depth: int = within(9, 1, TEXT_DEPTH)
     num_deep_prompts: int = within(4, 0)
     deep_prompts_float16: bool = False
@@ -47,38 +49,54 @@ def count_deep_blocks(backbone: Backbone, config: LearnerConfig) -> int:
     return depth - 1 if config.num_deep_prompts else 0
 
 
+def check_deep_prompts(backbone: Backbone, config: LearnerConfig) -> None:
+    """Rejects deep prompts that would replace words.
+
+    Over a backbone with a start token, deep prompts replace tokens; otherwise they stand before them.
+
+    Raises:
+      UserError: if there are more deep prompts than learned tokens to replace.
+    """
+    deep, learned = config.num_deep_prompts, config.num_prompts
+    if backbone.num_start_tokens and count_deep_blocks(backbone, config) and deep > learned:
+        raise UserError(
+            f"Config key 'num_deep_prompts' is {deep}, but over {backbone.name} deep prompts replace the"
+            f" {learned} learned tokens; give at most as many."
+        )
+
+
 def count_unused_projections(backbone: Backbone, config: LearnerConfig) -> int:
     """Returns the size of the linear layers, one per deep block, that the published code never uses."""
     return count_deep_blocks(backbone, config) * (backbone.text_width + 1) * UNUSED_WIDTH
 
 
 def init_learner(
-    key: Array, backbone: Backbone, config: LearnerConfig, *, num_prompts: int
+    key: Array, backbone: Backbone, config: LearnerConfig, *, num_prompts: int | None = None
 ) -> Learner:
-    """Returns a new learner with `num_prompts` tokens per state, drawn from N(0, init_std²)."""
+    """Returns a new learner with `num_prompts` tokens per state; None: those of the config."""
     width, num_deep = backbone.text_width, count_deep_blocks(backbone, config)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (num_prompts, width))
+    shape = (num_prompts or config.num_prompts, width)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, shape)
     if num_deep:
         shapes["deep"] = (num_deep, config.num_deep_prompts, width)
-    return init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
+    return layers.init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
 
 
 def encode_learners(
     backbone: Backbone,
+    config: LearnerConfig,
     frozen: Params,
-    words: tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]],
+    words: prompts.Tokens,
     learners: Sequence[Learner],
-    *,
-    float16: bool = False,
 ) -> Float[Array, "t d"]:
     """Returns the raw text features of (normal, abnormal) of each learner, encoded in one batch.
 
     Args:
       backbone: the frozen model.
-      frozen: its parameters.
-      words: ids and paddings of the fixed words of each text, from `tokenize`.
+      config: options of the learners.
+      frozen: parameters of the backbone.
+      words: the fixed words of each text.
       learners: each has its own deep prompts, or none of them has any.
-      float16: whether to round deep prompts to float16.
 
     Raises:
       UserError: if words and learned tokens are more than the text tower can take.
@@ -87,11 +105,11 @@ def encode_learners(
     deep = None
     if "deep" in learners[0]:
         deep = jnp.stack([learner["deep"] for learner in learners for _ in STATES], axis=1)
-        deep = round_to_float16(deep) if float16 else deep
-    return encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
+        deep = layers.round_to_float16(deep) if config.deep_prompts_float16 else deep
+    return prompts.encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
 
 
-def without_prefix(state: Mapping[str, np.ndarray], *modules: str) -> dict[str, np.ndarray]:
+def without_prefix(state: State, *modules: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a PyTorch state dict by their names inside the authors' modules."""
     first = {name: name.partition(".") for name in state}
     return {
@@ -100,7 +118,7 @@ def without_prefix(state: Mapping[str, np.ndarray], *modules: str) -> dict[str, 
     }
 
 
-def learner_from_torch(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
+def learner_from_torch(state: State, prefix: str = "") -> dict[str, np.ndarray]:
     """Reads a learner from a PyTorch state dict; arrays without effect are dropped.
 
     Args:

@@ -1,27 +1,26 @@
-"""Losses on anomaly maps and scores, each with weights that leave padded or unlabelled rows out.
+"""Losses on anomaly maps and scores, with a weight for each image: 0 ignores padded or unlabeled rows.
 
-The segmentation losses are those of AnomalyCLIP and its successors: they take probabilities, not
-logits.
+The segmentation losses are those of AnomalyCLIP and its successors: they take probabilities, not logits.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.methods.base import AnyArray, Batch, PyTree
+from zsad_jax.methods.base import AnyArray, Batch, PyTree, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
 
 FOCAL_SMOOTHING = 1e-5
-Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # the loss and its terms by name
+Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
-    """Mean over the rows of positive weight; 0 where there is none."""
+    """Returns the weighted mean; 0 if all weights are 0."""
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
 
 def zero_invalid(features: PyTree, valid: Bool[AnyArray, " b"]) -> PyTree:
-    """Features with the rows zeroed that count nowhere, so that not even a NaN in them is felt."""
+    """Returns features with zeros in the ignored rows, where even a NaN then has no effect."""
 
     def zero(x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
         return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
@@ -30,10 +29,10 @@ def zero_invalid(features: PyTree, valid: Bool[AnyArray, " b"]) -> PyTree:
 
 
 def segmentation_rows(batch: Batch) -> Bool[AnyArray, " b"]:
-    """The rows that a segmentation loss may learn from.
+    """Returns which rows a segmentation loss learns from.
 
-    Normal images count with their all-zero mask. Anomalous images without ground truth are left
-    out (the published codes learn from them as if they had no defect).
+    Normal images have an all-zero mask. Anomalous images without ground truth are ignored (the published
+    codes learn from them as if they had no defect).
     """
     return batch.valid & (batch.has_mask | (batch.labels == 0))
 
@@ -45,19 +44,19 @@ def focal_loss(
     *,
     gamma: int = 2,
 ) -> Float[Array, ""]:
-    """Mean of -(1 - pt)^gamma ln(pt) over all pixels of the counted images.
+    """Returns the mean of -(1 - pt)^gamma ln(pt) over all pixels.
 
     pt = sum_c t_c P_c + 1e-5 with the one-hot ground truth t clipped to [1e-5, 1 - 1e-5].
 
     Args:
       probabilities: of (normal, anomalous), summing to 1.
-      masks: ground truth, 1 anomalous.
-      weights: of each image; 0 leaves it out.
+      masks: ground truth, 1 = anomalous.
+      weights: of each image.
       gamma: how much easy pixels are discounted.
     """
     masks = masks.astype(jnp.float32)
-    # Each state is clipped by itself: 1 - (1 - 1e-5) is 0.1 % off in float32, and so would be the gradient
-    # of the most wrong pixels.
+    # Both states are clipped, since 1 - (1 - 1e-5) is off by 0.1 % in float32, as would be the gradient of
+    # the most wrong pixels.
     normal, abnormal = (
         jnp.clip(state, FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING) for state in (1 - masks, masks)
     )
@@ -73,13 +72,13 @@ def dice_loss(
     *,
     smoothing: float = 1.0,
 ) -> Float[Array, ""]:
-    """One minus the soft Dice overlap of each image, meaned over the counted images.
+    """Returns the mean over images of 1 - (2 sum(P m) + smoothing) / (sum(P) + sum(m) + smoothing).
 
     Args:
-      probabilities: that a pixel belongs to the region.
-      masks: the region, 1 inside.
-      weights: of each image; 0 leaves it out.
-      smoothing: added to numerator and denominator.
+      probabilities: P, that a pixel belongs to the region.
+      masks: m, 1 inside the region.
+      weights: of each image.
+      smoothing: avoids 0 / 0 for empty regions.
     """
     overlap = (probabilities * masks).sum(axis=(1, 2))
     total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
@@ -89,23 +88,13 @@ def dice_loss(
 def cross_entropy(
     logits: Float[Array, "b k"], labels: Int[AnyArray, " b"], weights: Float[AnyArray, " b"]
 ) -> Float[Array, ""]:
-    """Softmax cross-entropy, meaned over the counted rows."""
+    """Returns the mean of -log_softmax(logits)[label]."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
     return weighted_mean(-chosen, weights)
 
 
-def segmentation_terms(
-    probabilities: Float[Array, "b h w 2"], batch: Batch
-) -> dict[str, Float[Array, ""]]:
-    """Returns the segmentation losses of AnomalyCLIP and its successors for one unsmoothed map.
-
-    Args:
-      probabilities: of (normal, anomalous) on the patch grid, which are up-sampled to the masks' size.
-      batch: the ground truth; rows without it are ignored.
-
-    Returns:
-      {"focal", "dice_abnormal", "dice_normal"}.
-    """
+def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> Terms:
+    """Returns {"focal", "dice_abnormal", "dice_normal"} of one unsmoothed map at the size of the masks."""
     rows = segmentation_rows(batch).astype(jnp.float32)
     pixels = upsample(probabilities, (batch.masks.shape[1], batch.masks.shape[2]))
     return {
@@ -115,12 +104,10 @@ def segmentation_terms(
     }
 
 
-def layer_terms(
-    probabilities: Float[Array, "b l h w 2"], batch: Batch
-) -> dict[str, Float[Array, ""]]:
-    """Returns the same three terms, summed over the maps of several layers."""
+def layer_terms(probabilities: Float[Array, "b l h w 2"], batch: Batch) -> Terms:
+    """Returns the terms of `segmentation_terms`, summed over the maps of several layers."""
     terms = jax.vmap(segmentation_terms, in_axes=(1, None))(probabilities, batch)
-    return jax.tree.map(jnp.sum, terms)
+    return {name: values.sum() for name, values in terms.items()}
 
 
 def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
@@ -142,8 +129,10 @@ def joint_loss(
       probabilities: of (normal, anomalous) for the patches of each layer; the terms are summed over layers.
       logits: m predictions of the image label, whose cross-entropies are summed.
       batch: the ground truth.
-      lam: weight of the segmentation losses.
+      lam: weight of the segmentation losses; 0: they are not computed.
     """
-    local = layer_terms(probabilities, batch)
     image = image_cross_entropy(logits, batch)
+    if not lam:
+        return image, {"cross_entropy": image}
+    local = layer_terms(probabilities, batch)
     return lam * sum(local.values()) + image, {**local, "cross_entropy": image}

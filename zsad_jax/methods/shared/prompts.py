@@ -1,4 +1,4 @@
-"""Sentences about normal and anomalous things, and their way to prototypes: shared by the methods."""
+"""Sentences about normal and anomalous objects, learned tokens in them, and their text features."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from zsad_jax.utils.errors import UserError
 
 SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
 SENTENCES_PER_CHUNK = 256  # bounds the memory of encoding many categories
+Tokens = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PromptFamily:
     templates: tuple[str, ...]
 
     def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
-        """The normal and the anomalous sentences of a class: states outside, templates inside."""
+        """Returns the normal and the anomalous sentences of a class, the templates of a state together."""
         name = clean_class_name(class_name)
         normal, anomalous = (
             [
@@ -43,64 +44,37 @@ class PromptFamily:
         return normal, anomalous
 
 
+def _texts(joined: str) -> tuple[str, ...]:
+    return tuple(joined.split(", "))
+
+
 # The sentences of TIPSomaly (arXiv 2602.03594), in the order of the published code.
 FAMILIES: dict[str, PromptFamily] = {
     "industrial": PromptFamily(
-        normal=(
-            "{}",
-            "flawless {}",
-            "perfect {}",
-            "unblemished {}",
-            "{} without flaw",
-            "{} without defect",
-            "{} without damage",
+        normal=_texts(
+            "{}, flawless {}, perfect {}, unblemished {}, {} without flaw, {} without defect,"
+            " {} without damage"
         ),
-        anomalous=(
-            "damaged {}",
-            "broken {}",
-            "{} with flaw",
-            "{} with defect",
-            "{} with damage",
-        ),
-        templates=(
-            "a bad photo of a {}.",
-            "a low resolution photo of the {}.",
-            "a bad photo of the {}.",
-            "a cropped photo of the {}.",
+        anomalous=_texts("damaged {}, broken {}, {} with flaw, {} with defect, {} with damage"),
+        templates=_texts(
+            "a bad photo of a {}., a low resolution photo of the {}., a bad photo of the {}.,"
+            " a cropped photo of the {}."
         ),
     ),
     "medical": PromptFamily(
-        normal=(
-            "normal {}",
-            "intact {}",
-            "{} with uniform structure",
-            "{} showing clear tissue",
-            "{} with normal anatomy",
-            "{} showing no distortion",
-            "{} with symmetric appearance",
-            "{} looking normal",
-            "{} with even texture",
-            "{} with regular shape",
+        normal=_texts(
+            "normal {}, intact {}, {} with uniform structure, {} showing clear tissue,"
+            " {} with normal anatomy, {} showing no distortion, {} with symmetric appearance,"
+            " {} looking normal, {} with even texture, {} with regular shape"
         ),
-        anomalous=(
-            "abnormal {}",
-            "{} with spot",
-            "{} with abnormality",
-            "diseased {}",
-            "{} showing distortion",
-            "{} with irregular area",
-            "{} with irregular shape",
-            "{} with uneven texture",
+        anomalous=_texts(
+            "abnormal {}, {} with spot, {} with abnormality, diseased {}, {} showing distortion,"
+            " {} with irregular area, {} with irregular shape, {} with uneven texture"
         ),
-        templates=(
-            "a medical image of a {}.",
-            "a medical image of the {}.",
-            "a diagnostic scan of a {}.",
-            "a diagnostic scan of the {}.",
-            "a slice showing a {}.",
-            "a slice showing the {}.",
-            "a scan of the {}.",
-            "a clinical brain scan of a {}.",
+        templates=_texts(
+            "a medical image of a {}., a medical image of the {}., a diagnostic scan of a {}.,"
+            " a diagnostic scan of the {}., a slice showing a {}., a slice showing the {}.,"
+            " a scan of the {}., a clinical brain scan of a {}."
         ),
     ),
     # The class name is still inserted: agnostic only where the class is called "object".
@@ -109,40 +83,18 @@ FAMILIES: dict[str, PromptFamily] = {
 
 
 def clean_class_name(name: str) -> str:
-    """A class name as it is spoken: '_' and '-' become spaces."""
+    """Returns a class name as words: '_' and '-' become spaces."""
     return name.replace("_", " ").replace("-", " ")
 
 
-def tokenize(
-    backbone: Backbone, texts: Sequence[str]
-) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
-    """Token ids and paddings (1 = pad), cut at the longest real text.
+def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:
+    """Returns token ids and paddings (1 = pad), cut at the longest real text.
 
-    Positions behind the last real token change no result, in causal towers and in masked ones.
+    Positions after the last real token change no result, in causal towers and in masked ones.
     """
     ids, paddings = (np.asarray(array) for array in backbone.tokenize(texts))
     longest = max(int((paddings == 0).sum(axis=1).max()), 1)
     return ids[:, :longest], paddings[:, :longest]
-
-
-def tokenize_adjectives(
-    backbone: Backbone, adjectives: Sequence[str]
-) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
-    """As `tokenize`, of adjectives that are a single token each.
-
-    Raises:
-      UserError: naming one that is not.
-    """
-    ids, paddings = tokenize(backbone, adjectives)
-    # An end token goes with the start token.
-    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
-    for adjective, count in zip(adjectives, counts, strict=True):
-        if count != 1:
-            raise UserError(
-                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives' of"
-                " one token each, such as ('normal', 'abnormal')."
-            )
-    return ids, paddings
 
 
 def insert_tokens(
@@ -153,14 +105,14 @@ def insert_tokens(
     at: int | Sequence[int],
     length: int | None = None,
 ) -> tuple[Float[Array, "t m e"], Int[np.ndarray, "t m"]]:
-    """Puts learned tokens among the words of texts; what was there moves back.
+    """Inserts learned tokens into texts; returns token embeddings and paddings.
 
     Args:
       words: token embeddings.
       paddings: 1 = pad, on the host.
       learned: of each text.
-      at: the row that the first learned token takes; one for all texts, or one each.
-      length: tokens that a text may have; rows behind are cut off. None: no limit.
+      at: position of the first learned token; one for all texts, or one each.
+      length: maximum number of tokens of a text; the rest is cut off. None: no limit.
     """
     t, n, _ = words.shape
     p = learned.shape[1]
@@ -184,22 +136,22 @@ def insert_tokens(
 def encode_with_context(
     backbone: Backbone,
     frozen: Params,
-    tokens: tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]],
+    tokens: Tokens,
     context: Float[Array, "t p e"],
     *,
     deep_prompts: Float[Array, "deep #t q e"] | None = None,
 ) -> Float[Array, "t d"]:
-    """Text features of sentences behind learned tokens, which stand right behind any start token.
+    """Returns text features of sentences after learned tokens, which follow any start token.
 
     Args:
-      backbone: encodes.
+      backbone: the frozen model.
       frozen: its parameters.
-      tokens: ids and paddings of the fixed words, from `tokenize`.
+      tokens: the fixed words of each text.
       context: the learned tokens of each text.
-      deep_prompts: into the text blocks after the first; see `Backbone.encode_prompts`.
+      deep_prompts: of the text blocks after the first; see `Backbone.encode_prompts`.
 
     Raises:
-      UserError: when words and learned tokens are more than the text tower can take.
+      UserError: if words and learned tokens are more than the text tower can take.
     """
     ids, paddings = tokens
     words = backbone.embed_tokens(frozen, ids)
@@ -209,10 +161,10 @@ def encode_with_context(
 
 
 def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: int) -> None:
-    """Refuses prompts that are longer than the text tower can take.
+    """Rejects prompts that are longer than the text tower can take.
 
     Raises:
-      UserError: when the longest text and `learned` more tokens do not fit.
+      UserError: if the longest text and `learned` more tokens do not fit.
     """
     longest = int((np.asarray(paddings) == 0).sum(axis=1).max()) + learned
     if longest > backbone.text_length:
@@ -223,55 +175,27 @@ def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: 
         )
 
 
-def check_deep_prompts(
-    backbone: Backbone, deep: int, learned: int, *, key: str = "num_deep_prompts"
-) -> None:
-    """Rejects deep prompts that would replace words.
-
-    Over a backbone with a start token, deep prompts replace tokens; otherwise they stand before them.
-
-    Args:
-      backbone: the frozen model.
-      deep: deep prompts per block.
-      learned: learned tokens of a sentence.
-      key: config key of `deep`.
-
-    Raises:
-      UserError: if there are more deep prompts than learned tokens to replace.
-    """
-    if backbone.num_start_tokens and deep > learned:
-        raise UserError(
-            f"Config key '{key}' is {deep}, but over {backbone.name} deep prompts take the place"
-            f" of the {learned} learned tokens; give at most as many."
-        )
-
-
 def ensemble(
     embeddings: Float[Array, "t d"], groups: Int[np.ndarray, " t"], num_groups: int
 ) -> Float[Array, "groups d"]:
-    """One prototype per group of texts: normalise, mean, normalise.
+    """Returns one prototype per group of texts: the normalized mean of the normalized embeddings.
 
     Args:
       embeddings: of the texts.
-      groups: number of the group that each text belongs to; every group has at least one.
-      num_groups: how many prototypes there are.
+      groups: index of the group of each text; every group has at least one text.
+      num_groups: number of groups.
     """
     unit = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
-    # Every prototype is normalised in the end, so that the sum serves as the mean.
+    # The sum serves as the mean, since the result is normalized.
     return normalize(jax.ops.segment_sum(unit, jnp.asarray(groups), num_segments=num_groups))
 
 
 def encode_ensembles(
     backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]]
 ) -> Float[Array, "ensembles d"]:
-    """A unit-norm prototype for each ensemble of sentences.
+    """Returns a unit-norm prototype for each ensemble of sentences.
 
-    All sentences are encoded once, repeated ones included, in chunks that bound the memory.
-
-    Args:
-      backbone: tokenises and encodes.
-      frozen: its parameters.
-      ensembles: sentences of each ensemble.
+    Each distinct sentence is encoded once, in chunks that bound the memory.
     """
     texts = list(dict.fromkeys(text for sentences in ensembles for text in sentences))
     number = {text: index for index, text in enumerate(texts)}
@@ -289,22 +213,9 @@ def encode_ensembles(
     return ensemble(embeddings[rows], groups, len(ensembles))
 
 
-def encode_sentences(
-    backbone: Backbone, frozen: Params, sentences: Sequence[str], class_names: Sequence[str]
-) -> Float[Array, "classes sentences d"]:
-    """The unit-norm features of each class in each sentence; `{}` is the class name."""
-    filled = [
-        [sentence.replace("{}", clean_class_name(name))]
-        for name in class_names
-        for sentence in sentences
-    ]
-    features = encode_ensembles(backbone, frozen, filled)
-    return features.reshape(len(class_names), len(sentences), -1)
-
-
 def encode_pairs(
     backbone: Backbone, frozen: Params, family: PromptFamily, class_names: Sequence[str]
 ) -> Float[Array, "classes 2 d"]:
-    """The (normal, anomalous) prototypes of each class."""
+    """Returns the (normal, anomalous) prototypes of each class."""
     ensembles = [sentences for name in class_names for sentences in family.sentences(name)]
     return encode_ensembles(backbone, frozen, ensembles).reshape(len(class_names), 2, -1)
