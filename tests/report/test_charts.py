@@ -36,11 +36,18 @@ def test_training_curves_have_a_line_per_training():
 
 
 def test_svg_takes_its_ink_from_the_page_and_is_reproducible(scores):
-    svg = charts.to_svg(charts.score_histogram(scores))
+    histogram, _ = charts.score_charts(scores)
+    svg = charts.to_svg(histogram)
     assert svg.startswith("<svg")
     assert "currentColor" in svg
     assert INK not in svg
-    assert svg == charts.to_svg(charts.score_histogram(scores))
+    assert svg == charts.to_svg(histogram)
+
+
+def test_chart_that_cannot_be_drawn_is_empty(caplog):
+    assert charts.to_svg(charts.Chart("a.png", "A chart", lambda: 1 / 0)) == ""
+    assert "Cannot draw A chart: division by zero." in caplog.text
+    assert charts.to_svg(charts.training_chart([])) == ""
 
 
 def test_charts_belong_to_no_global_list(scores):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zsad_jax.report import names, tables
 from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table
 from zsad_jax.report.wording import DEMONSTRATION
+from zsad_jax.utils.errors import plural
 
 if TYPE_CHECKING:
     import jinja2
@@ -85,20 +86,28 @@ def _environment(suffix: str) -> "jinja2.Environment":
         keep_trailing_newline=True,
         **(LATEX_SYNTAX if suffix == "tex" else {}),
     )
-    environment.globals |= {"DEMONSTRATION": DEMONSTRATION, "COMPACT": COMPACT}
+    environment.globals |= {
+        "COMPACT": COMPACT,
+        "DEMONSTRATION": DEMONSTRATION,
+        "LABELS": names.LABELS,
+        "MAIN_RESULT": tables.MAIN_RESULT,
+    }
     environment.filters |= {
+        "category_name": names.category_name,
         "column_groups": column_groups,
         "columns_with_reference": _columns_with_reference,
+        "dataset_name": names.dataset_name,
         "explained": _explained,
         "heading_lines": _heading_lines,
         "latex": lambda text: text.translate(_LATEX),
         "method_name": names.method_name,
-        "reference": reference,
+        "plural": plural,
+        "reference": _reference,
     }
     return environment
 
 
-def reference(cell: Cell) -> str:
+def _reference(cell: Cell) -> str:
     """Returns what a cell's value is held against, the difference in brackets."""
     parts = list(cell.beside)
     if cell.difference is not None:

@@ -37,16 +37,7 @@ def write_report(workdir: PathLike, report: Report) -> None:
     )
     paper_tables = compare_run(report.rows, report.run)
     markdown = formats.render(
-        "report.md",
-        report=report,
-        own_tables=own_tables,
-        paper_tables=paper_tables,
-        skipped=[(names.dataset_name(key), why) for key, why in report.skipped.items()],
-        issues=[
-            (f"{dataset}/{issue.file}", issue.description)
-            for dataset, issues in report.issues.items()
-            for issue in issues
-        ],
+        "report.md", report=report, own_tables=own_tables, paper_tables=paper_tables
     )
     csv = run_tables.results_csv(
         report.rows, report.comparisons, report.notes, remark=remark, run=report.run
@@ -86,10 +77,10 @@ def write_figures(folder: PathLike, report: Report) -> None:
         heat_map = functools.partial(images.heat_map, case, scale=report.map_scale, title=title)
         save(heat_map, safe_name(case.dataset), figure_name(case))
     for scores in report.scores:
-        place = safe_name(scores.dataset)
-        save(functools.partial(charts.score_histogram, scores), place, "score_histogram.png")
-        save(functools.partial(charts.roc_figure, scores), place, "roc.png")
-    save(functools.partial(charts.training_figure, report.history), "training.png")
+        for chart in charts.score_charts(scores):
+            save(chart.draw, safe_name(scores.dataset), chart.name)
+    training = charts.training_chart(report.history)
+    save(training.draw, training.name)
     _remove_earlier(folder, written)
 
 
