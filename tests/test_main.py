@@ -434,7 +434,7 @@ def test_names_of_datasets_are_not_paths(folder, name, kind):
             config.targets = ({"folder": str(folder), "name": name},)
         else:
             config.auxiliary = name
-    with pytest.raises(UserError, match="is not a name of a dataset"):
+    with pytest.raises(UserError, match="is not a valid dataset name"):
         open_datasets(from_config(config))
 
 

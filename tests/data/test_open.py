@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.data.joined import Joined
+from zsad_jax.data.dataset import Joined
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.open import is_available, open_dataset
 from zsad_jax.data.preprocess import Preprocess

@@ -11,7 +11,7 @@ from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import (
     Decoded,
     UnreadableImage,
-    binarise,
+    binarize,
     open_image,
     read_masks,
     turn_mask,
@@ -67,14 +67,14 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
     if sample.mask is None or not sample.has_mask:
         return Examined(image, None, image is not None, issues, notes)
     try:
-        values = read_masks(sample.mask)
+        parts, oriented = read_masks(sample.mask)
     except UnreadableImage as error:
         issues.append(Issue("mask_unreadable", name, error.reason))
         return Examined(image, None, False, issues, notes)
-    drawn = binarise(values.parts, threshold=threshold)
+    drawn = binarize(parts, threshold=threshold)
     mask: Bool[np.ndarray, "H W"] | None = drawn
     if decoded is not None:
-        mask, issue = _fit(drawn, decoded, values.oriented)
+        mask, issue = _fit(drawn, decoded, oriented)
         if issue:
             (notes if mask is not None else issues).append(issue._replace(file=name))
     usable = not issues
@@ -82,7 +82,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
         issues.append(Issue("mask_empty", name))
     if mask is not None and mask.all():
         issues.append(Issue("mask_full", name))
-    levels = max(map(_count_levels, values.parts))
+    levels = max(map(_count_levels, parts))
     if levels > 2:
         notes.append(Issue("mask_levels", name, f"{levels} levels, threshold {threshold}"))
     return Examined(image, mask, usable, issues, notes)

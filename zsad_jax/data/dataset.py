@@ -147,7 +147,6 @@ class Samples(Sequence[Sample]):
 
     @property
     def grouped(self) -> bool:
-        """Returns whether the images of each category are consecutive."""
         runs = [category for category, _ in itertools.groupby(s.category for s in self._samples)]
         return len(runs) == len(set(runs))
 
@@ -161,6 +160,48 @@ class Samples(Sequence[Sample]):
         return digest.hexdigest()
 
 
+class Joined:
+    """The samples of several datasets, one dataset after the other.
+
+    Attributes:
+      name: of the whole.
+      categories: of all datasets; categories of the same name are one.
+      prompt_names: of each category, from the first dataset that has it.
+      issues: of all datasets.
+    """
+
+    def __init__(self, name: str, datasets: Sequence[Dataset]):
+        self.name = name
+        self._datasets = tuple(datasets)
+        self._ends = np.cumsum([len(dataset) for dataset in datasets])
+        named: dict[str, str] = {}
+        for dataset in datasets:
+            for category, called in zip(dataset.categories, dataset.prompt_names, strict=True):
+                named.setdefault(category, called)
+        self.categories, self.prompt_names = tuple(named), tuple(named.values())
+        # Splits of one benchmark have the same issues.
+        found = (issue for dataset in datasets for issue in getattr(dataset, "issues", ()))
+        self.issues: tuple[Issue, ...] = tuple(dict.fromkeys(found))
+
+    @property
+    def grouped(self) -> bool:
+        apart = sum(len(dataset.categories) for dataset in self._datasets) == len(self.categories)
+        return apart and all(dataset.grouped for dataset in self._datasets)
+
+    def fingerprint(self) -> str:
+        parts = repr([(one.name, one.fingerprint()) for one in self._datasets])
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        position = position_of(index, self)
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        dataset = self._datasets[number]
+        return dataset[position - int(self._ends[number]) + len(dataset)]
+
+
 def as_mask(parts: Sequence[Encoded]) -> Encoded | tuple[Encoded, ...] | None:
     """Returns the parts of a ground truth in the form of `Sample.mask`."""
     return tuple(parts) if len(parts) > 1 else next(iter(parts), None)
@@ -172,7 +213,7 @@ def position_of(index: int, dataset: Dataset) -> int:
     Raises:
       IndexError: there is no such sample.
     """
-    position = index + len(dataset) if index < 0 else index
+    position = int(index) + len(dataset) if index < 0 else int(index)
     if not 0 <= position < len(dataset):
         raise IndexError(f"{dataset.name} has {len(dataset)} images, there is no index {index}.")
     return position

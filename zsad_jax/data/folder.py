@@ -123,8 +123,8 @@ def read_folder(
     if not samples:
         raise UserError(_why_empty(root))
     found = [issue for _, part in parts for issue in part]
-    notes = dict.fromkeys(issue for issue in found if issue.file.lower().endswith(DOCUMENTS))
-    issues = [issue for issue in found if issue not in notes]
+    notes = [issue for issue in found if _is_harmless(issue)]
+    issues = [issue for issue in found if not _is_harmless(issue)]
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %s, %d anomalous.", name, plural(len(samples), "image"), anomalous)
     log_issues(name, issues)
@@ -132,7 +132,11 @@ def read_folder(
         called = (prompt_names or {}).get(sample.category) or prompt_name
         called = called or default_prompt_name(sample.category, dataset=name)
         samples[i] = dataclasses.replace(sample, prompt_name=called)
-    return Samples(name, samples, issues=issues, notes=tuple(notes))
+    return Samples(name, samples, issues=issues, notes=notes)
+
+
+def _is_harmless(issue: Issue) -> bool:
+    return issue.kind == "format_unsupported" and issue.detail in DOCUMENTS
 
 
 def _no_images(place: object) -> str:

@@ -97,7 +97,7 @@ def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
     """Returns whether images have few gray values; reads up to three of them."""
     for file in files[:: max(len(files) // 3, 1)][:3]:
         try:
-            (values,) = read_masks(os.path.join(root, file)).parts
+            (values,), _ = read_masks(os.path.join(root, file))
         except UnreadableImage:
             return False
         counts = np.sort(np.unique(values, return_counts=True)[1])

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.folder import read_folder
-from zsad_jax.data.joined import Joined
-from zsad_jax.data.meta_json import META_JSON, read_meta_json
+from zsad_jax.data.dataset import Dataset, Joined
+from zsad_jax.data.folder import list_splits, read_folder
+from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
 from zsad_jax.data.protocols import Naming, Part, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
@@ -54,6 +53,18 @@ def open_dataset(
     parts = parse_name(spec)
     opened = [_open_part(part, data_dir, split, naming, options) for part in parts]
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
+
+
+def open_splits(spec: Spec, data_dir: PathLike) -> dict[str, Dataset]:
+    """Opens all splits of a folder, or of a dataset with a meta.json (see `read_splits`)."""
+
+    def read(split: str) -> Dataset:
+        return open_dataset(spec, data_dir, split=split)
+
+    kind, path, _ = ("meta_json", "", {}) if isinstance(spec, str) else _described(spec)
+    if kind == "folder":
+        return {split: read(split) for split in list_splits(path) or ("test",)}
+    return dict(read_splits(read))
 
 
 def is_available(spec: Spec, data_dir: PathLike) -> bool:
@@ -101,10 +112,8 @@ def _open_part(
 
 
 def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
-    kind, path = _described(spec)
-    options |= {key: value for key, value in spec.items() if key != kind}
-    if kind == "folder" and (pathlib.Path(path) / META_JSON).is_file():
-        kind = "meta_json"
+    kind, path, given = _described(spec)
+    options |= given
     reader = READERS[kind]
     arguments = inspect.signature(reader).parameters.values()
     known = [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]
@@ -122,14 +131,16 @@ def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
     return reader(path, **options)
 
 
-def _described(spec: Mapping[str, Any]) -> tuple[str, Any]:
-    """Returns the key of the reader of a description, and the path."""
+def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Returns the key of the reader of a description, the path, and the other keys."""
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
         raise UserError(
             f'A dataset is a name, {{"folder": PATH}} or {{"meta_json": ROOT}}, not {dict(spec)}.'
         )
-    return kinds[0], spec[kinds[0]]
+    path = spec[kinds[0]]
+    kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]
+    return kind, path, {key: value for key, value in spec.items() if key not in READERS}
 
 
 def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", "meta_json", ""]:

@@ -193,18 +193,16 @@ def decode_mask(
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
-    return binarise(read_masks(encoded).parts, threshold=threshold)
+    return binarize(read_masks(encoded)[0], threshold=threshold)
 
 
-class MaskValues(NamedTuple):
-    """Gray values of ground truth (8 bits with palettes applied, or deeper), and whether EXIF turned any."""
-
-    parts: list[Shaped[np.ndarray, "H W"]]
-    oriented: bool
-
-
-def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> MaskValues:
+def read_masks(
+    encoded: Encoded | tuple[Encoded, ...],
+) -> tuple[list[Shaped[np.ndarray, "H W"]], bool]:
     """Decodes the ground truth of an image, one mask or several.
+
+    Returns:
+      Gray values of each (8 bits with palettes applied, or deeper), and whether EXIF turned any.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
@@ -213,10 +211,10 @@ def read_masks(encoded: Encoded | tuple[Encoded, ...]) -> MaskValues:
     masks, orientations = zip(*map(_read_mask, parts), strict=True)
     if len({mask.shape for mask in masks}) != 1:
         raise UnreadableImage(_name(parts[0]), "the masks of this image differ in size")
-    return MaskValues(list(masks), any(orientation != 1 for orientation in orientations))
+    return list(masks), any(orientation != 1 for orientation in orientations)
 
 
-def binarise(
+def binarize(
     masks: Sequence[Shaped[np.ndarray, "H W"]], *, threshold: int = 0
 ) -> Bool[np.ndarray, "H W"]:
     """Returns where one of the masks is above a threshold, a gray value of 255."""

@@ -19,19 +19,19 @@ BRAIN = ("headct", "brainmri", "br35h")
 
 
 class Part(NamedTuple):
-    """A dataset in the name of one that may be joined of several; split "" is the usual one."""
+    """A dataset in a name that may join several; split "" is the default."""
 
     key: str
     split: str = ""
 
 
 class Protocol(NamedTuple):
-    """What a paper trains on and evaluates. Datasets are named as `parse_name` reads them.
+    """The datasets that a paper trains on and evaluates, named as `parse_name` reads them.
 
     Attributes:
-      auxiliary: whose learned prompts serve every target …
+      auxiliary: the dataset whose learned prompts serve all targets …
       auxiliary_for: … but these.
-      targets: what is evaluated, in the order of the paper's tables.
+      targets: the datasets to evaluate, in the order of the paper's tables.
     """
 
     auxiliary: str
@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
 
 
 def _common(*targets: str) -> Protocol:
-    """MVTec AD's test split trains for all others, VisA's for MVTec AD."""
+    """Returns the usual protocol: MVTec AD's test split trains for all others, VisA's for MVTec AD."""
     return Protocol("mvtec_ad", {"mvtec_ad": "visa"}, targets)
 
 
@@ -71,24 +71,21 @@ PROTOCOLS: dict[str, Protocol] = {
         {"cvc_colondb": "visa+cvc_clinicdb"},
         (*BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo"),
     ),
-    # TPS's Table 3, whose HeadCT and ISIC rows are of the sets that were trained on: not zero-shot, left out.
+    # TPS's Table 3, whose HeadCT and ISIC rows are of the sets that were trained on: not zero-shot, excluded.
     "tps_medical_image": Protocol("headct", {}, ("brainmri", "br35h")),
     "tps_medical_pixel": Protocol("isic", {}, ("kvasir", "tn3k", "msd_lung")),
 }
 
 
 def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published") -> str:
-    """Says how a category is called in prompts. Class names change scores visibly.
+    """Returns the name of a category in prompts. Class names change scores visibly.
 
     Args:
-      category: the dataset's own spelling ("metal_nut").
+      category: in the dataset's spelling ("metal_nut").
       dataset: its key ("mvtec_ad").
-      naming: "published": as the published code that most papers share (AnomalyCLIP, TIPSomaly); "plain":
-        the category itself; "descriptive": a describing name where one is known ("pcb1" becomes "printed
-        circuit board"), else the published one.
-
-    Returns:
-      The name; without a special one the category with "_" and "-" turned into spaces.
+      naming: "published": as in the published code that most papers share (AnomalyCLIP, TIPSomaly), else plain;
+        "plain": the category with "_" and "-" turned into spaces; "descriptive": a description if one is known
+        ("pcb1" becomes "printed circuit board"), else the published name.
     """
     plain = category.replace("_", " ").replace("-", " ").strip()
     about = DATASETS.get(dataset)
@@ -99,7 +96,7 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
 
 
 def parse_name(name: str) -> tuple[Part, ...]:
-    """The parts of a dataset's name: "mvtec_ad", "mvtec_ad:train", "mvtec_ad:train+mvtec_ad:test".
+    """Returns the parts of a dataset's name: "mvtec_ad", "mvtec_ad:train", "mvtec_ad:train+mvtec_ad:test".
 
     Raises:
       UserError: a part is empty or a path.
@@ -111,20 +108,20 @@ def parse_name(name: str) -> tuple[Part, ...]:
 
 
 def check_name(key: str) -> None:
-    """Rejects names of datasets that would act as paths: files and folders are named after them.
+    """Rejects names of datasets that would act as paths, since files and folders are named after them.
 
     Raises:
       UserError: the name is empty, "." or "..", or has a separator.
     """
     if not key.strip() or key in (".", "..") or set(key) & set("/\\\0"):
         raise UserError(
-            f"{key!r} is not a name of a dataset. Give a key such as mvtec_ad, or mvtec_ad:train+mvtec_ad:test;"
-            ' a folder is given as {"folder": PATH}, with "name": NAME to call it something.'
+            f"{key!r} is not a valid dataset name. Give a key, such as mvtec_ad or mvtec_ad:train+mvtec_ad:test"
+            ', or a folder as {"folder": PATH, "name": NAME}.'
         )
 
 
 def title(name: str) -> str:
-    """What a dataset is called in front of people; a folder of the user's keeps its name."""
+    """Returns the title of a dataset in reports; a user's own folder keeps its name."""
     parts = _split(name)
     if not all(part.key in DATASETS for part in parts):
         return name

@@ -11,7 +11,7 @@ from zsad_jax.data.benchmarks.availability import find_place
 from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.counts import Counts
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.dataset import Sample
+from zsad_jax.data.dataset import Sample, position_of
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.utils import files
@@ -83,10 +83,7 @@ class PreparedDataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
-        position = int(index) + len(self) if index < 0 else int(index)
-        if not 0 <= position < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, there is no index {index}.")
-        record = self._read(position)
+        record = self._read(position_of(index, self))
         values = {name: record[name] for name in ("image", "mask")}
         values |= {name: _as_text(record[name]) for name in TEXTS}
         values |= {name: int(record[name]) for name in ("label", "slice")}

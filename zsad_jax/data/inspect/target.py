@@ -2,17 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.availability import find_place
 from zsad_jax.data.benchmarks.counts import Counts, Pair, Published, count, total
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.folder import list_splits
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.meta_json import META_JSON, read_splits
-from zsad_jax.data.open import SYNTHETIC, check_available, open_dataset
+from zsad_jax.data.meta_json import META_JSON
+from zsad_jax.data.open import SYNTHETIC, check_available, open_dataset, open_splits
 from zsad_jax.data.synthetic import Synthetic
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
@@ -86,9 +85,14 @@ def open_target(
     if name in DATASETS:
         return _open_known(name, data_dir)
     if os.path.basename(name) == name and os.path.isfile(os.path.join(data_dir, name, META_JSON)):
-        return Target(name, name, os.path.join(data_dir, name), _open_splits(name, data_dir))
+        return Target(name, name, os.path.join(data_dir, name), open_splits(name, data_dir))
     if os.path.isdir(name):
-        return _open_folder(name, data_dir, normal_folders)
+        described = {
+            "folder": name,
+            **({"normal_folders": normal_folders} if normal_folders else {}),
+        }
+        place = os.path.abspath(name)
+        return Target(name, os.path.basename(place), place, open_splits(described, data_dir))
     if os.path.exists(name):
         raise UserError(f"{name} is a file; give a dataset's key or a folder.")
     raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
@@ -107,25 +111,8 @@ def _open_known(name: str, data_dir: PathLike) -> Target:
         place = os.path.abspath(find_place(name, data_dir))
         prepared = {split: open_dataset(name, data_dir, split=split) for split in counts}
         return Target(name, facts.title, place, prepared, counts, facts.counts)
-    splits = _open_splits(name, data_dir)
+    splits = open_splits(name, data_dir)
     published = {split: facts.counts[split] for split in splits if split in facts.counts}
     only = facts.categories[0] if len(facts.categories) == 1 else ""
     place = f"a folder with a {META_JSON} below {data_dir}"
     return Target(name, facts.title, place, splits, published=published, only=only)
-
-
-def _open_folder(path: str, data_dir: PathLike, normal_folders: tuple[str, ...] | None) -> Target:
-    described: dict[str, Any] = {"folder": path}
-    if normal_folders:
-        described["normal_folders"] = normal_folders
-    if os.path.isfile(os.path.join(path, META_JSON)):
-        splits = _open_splits(described, data_dir)
-    else:
-        names = list_splits(path) or ("test",)
-        splits = {split: open_dataset(described, data_dir, split=split) for split in names}
-    place = os.path.abspath(path)
-    return Target(path, os.path.basename(place), place, splits)
-
-
-def _open_splits(spec: Any, data_dir: PathLike) -> dict[str, Dataset]:
-    return dict(read_splits(lambda split: open_dataset(spec, data_dir, split=split)))

@@ -33,7 +33,7 @@ def test_names_of_datasets_may_say_the_split_and_be_joined():
     assert protocols.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
     assert protocols.title("my+parts") == "my+parts"
     for wrong in ("", "visa+", ":train"):
-        with pytest.raises(UserError, match="is not a name of a dataset"):
+        with pytest.raises(UserError, match="is not a valid dataset name"):
             parse_name(wrong)
 
 
