@@ -50,9 +50,8 @@ class PublishedNumber(NamedTuple):
     Attributes:
       percent: 0 to 100.
       printed: the digits as printed.
-      paper: key of the paper.
+      paper, method: their keys.
       table: the paper's number of the table.
-      method: key of the method.
       dataset: key of the dataset, or of a mean over datasets (`DOMAIN_MEANS`).
       category: of the dataset, or "mean".
       metric: such as "image_auroc".

@@ -1,4 +1,4 @@
-"""Tables as data, the same for every format: numbers, what they are held against, and footnotes."""
+"""Tables as data, the same for every format: numbers, what they are compared with, and footnotes."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from zsad_jax.report.published import PublishedNumber
 Notes = Mapping[tuple[str, str], Sequence[Note]]  # by (dataset, category)
 Keys = tuple[tuple[str, str], ...]  # pairs of CSV column and entry
 
-# Our columns, and the paper's metric that each may stand beside: papers take AUPRO from 200 thresholds.
+# Our metrics, and the papers' metric to compare each with: papers compute AUPRO from 200 thresholds.
 _PAPER_AUPRO = {"pixel_aupro": None, "pixel_aupro_200step": "pixel_aupro"}
 PAPER_METRIC = {key: _PAPER_AUPRO.get(key, key) for key in names.METRICS}
-# What numbers are held against.
+# What numbers are compared with.
 Compared = Literal["paper", "main result", "same method", "best prior method"]
 PAPER: Compared = "paper"
 MAIN_RESULT: Compared = "main result"
@@ -24,26 +24,21 @@ BEST_PRIOR: Compared = "best prior method"
 UNDEFINED = "–"
 DOUBT = "†"
 MINUS = "−"
-_APART = (
-    "Where ours is of other images, masks or settings than what is published, a footnote says so, and no"
-    " difference is given."
-)
 
 
 class Cell(NamedTuple):
-    """A number and what it is held against, in percent.
+    """A number and what it is compared with, in percent.
 
     Attributes:
       value: rounded as shown; None when undefined.
-      paper: what the paper prints, to be shown beside the value.
-      apart: whether the value is of other images, masks or settings than the paper's, so that no difference
-        is taken.
-      reference: what `difference` is taken against when no paper's number is; not shown.
+      paper: what the paper prints, shown in brackets.
+      apart: whether images, masks or settings differ from the paper's, so that there is no difference.
+      reference: the number that `difference` is to, if not the paper's; not shown.
       spread: standard deviation over seeds.
       text: shown in place of the value: a number as printed, or "" for a cell that is empty.
       doubt: whether the source of the value marks it as suspicious.
       footnotes: sentences.
-      keys: what a line of CSV says of this number alone.
+      keys: CSV entries of this number alone.
     """
 
     value: float | None = None
@@ -149,41 +144,36 @@ class Table:
 
 
 def metric_column(metric: str) -> Column:
-    """The column of a metric, below its level."""
+    """Returns the column of a metric, below its level."""
     level, full = metric.split("_")[0], names.METRICS[metric]
     short = full.removeprefix("Image ").removeprefix("Pixel ")
     return Column(short, names.METRIC_GROUPS[level], full, (("metric", metric),))
 
 
 def legend(compared: Compared) -> str:
-    """How the cells of a table are to be read."""
+    """Explains the cells of a table."""
     undefined = f"{UNDEFINED} is undefined for the data."
-    doubtful = f"{DOUBT} marks a printed number that does not fit with others."
-    if compared == PAPER:
-        return (
-            "In percent: ours, and where the paper prints one, its number and ours less the paper's in"
-            f" brackets. {undefined} {doubtful} The papers' AUPRO comes from 200 thresholds, so it stands"
-            f" beside ours from 200 thresholds; the exact AUPRO has its own column. {_APART}"
-        )
-    if compared == SAME_METHOD:
-        return (
-            "In percent, published numbers as printed; ours with the difference to what the paper prints for"
-            f" the same method in brackets. {undefined} An empty cell was not printed or not run."
-            f" {doubtful} AUPRO comes from 200 thresholds, the papers' and ours. {_APART}"
-        )
-    if compared == BEST_PRIOR:
-        return (
-            "In percent; in brackets the gain over the best published mean of the table that is not of the"
-            f" paper's own method, full-shot methods aside. {undefined} {_APART}"
-        )
-    return f"In percent; in brackets the difference to the {compared}. {undefined}"
+    doubt = f"{DOUBT} marks a printed number that does not fit with others."
+    apart = "No difference is given where images, masks or settings differ; a footnote says how."
+    texts = {
+        PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
+        f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO from 200 thresholds, so"
+        f" theirs is compared with ours from 200 thresholds; the exact AUPRO has its own column. {apart}",
+        SAME_METHOD: "Values in percent, published numbers as printed; in brackets the difference to what"
+        f" the paper reports for the same method. {undefined} An empty cell was not printed or not run."
+        f" {doubt} AUPRO is computed from 200 thresholds. {apart}",
+        BEST_PRIOR: "Values in percent; in brackets the gain over the best published mean of the table,"
+        f" without full-shot methods and the paper's own method. {undefined} {apart}",
+        MAIN_RESULT: f"Values in percent; in brackets the difference to the main result. {undefined}",
+    }
+    return texts[compared]
 
 
 def percent(value: float | None) -> float | None:
-    """A metric in [0, 1] as percent with one decimal; None stays None."""
+    """Returns a metric in [0, 1] as percent with one decimal; None stays None."""
     return None if value is None else round(100 * value, 1)
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, the minus a true one."""
+    """Returns a difference with its sign, a true minus."""
     return f"{value:+.1f}".replace("-", MINUS) if value else "±0.0"

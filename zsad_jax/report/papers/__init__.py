@@ -10,7 +10,6 @@ from zsad_jax.report.papers.sheets import (
     TITLES,
     Place,
     Sheet,
-    check_table,
     choose_papers,
     make_sheets,
 )
@@ -50,10 +49,8 @@ def compare_papers(
     Raises:
       UserError: the paper or the table is not known.
     """
-    papers = choose_papers(paper)
-    check_table(papers, table)
     made = []
-    for key in papers:
+    for key in choose_papers(paper, table):
         sheets = list(make_sheets(key, table=table, everything=everything))
         tables = [make_table(sheet, ours) for sheet in sheets]
         if table in (None, GAIN):

@@ -27,12 +27,7 @@ GAIN = "gain"  # the table of gains, where the number of a table is asked for
 
 
 class Place(NamedTuple):
-    """A row of a paper's table.
-
-    Attributes:
-      dataset: its key, or that of a mean over datasets.
-      category: of the dataset, or "mean".
-    """
+    """A row of a paper's table: a dataset or mean over datasets by its key, and its category or "mean"."""
 
     dataset: str
     category: str = MEAN
@@ -118,32 +113,25 @@ class Sheet(NamedTuple):
         return next(found, None)
 
 
-def choose_papers(paper: str | None) -> tuple[str, ...]:
+def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...]:
     """Returns the papers by key: one, or all.
 
     Raises:
-      UserError: there is none of that key.
+      UserError: there is no such paper, or none of them has the table.
     """
     if paper is not None and paper not in MAIN_TABLES:
         raise UserError(
             f'There are no tables of a paper "{paper}"; known are {", ".join(MAIN_TABLES)}.'
         )
-    return tuple(MAIN_TABLES) if paper is None else (paper,)
-
-
-def check_table(papers: Collection[str], table: str | None) -> None:
-    """Checks that one of the papers has a table.
-
-    Raises:
-      UserError: none has; the message lists those that there are.
-    """
+    papers = tuple(MAIN_TABLES) if paper is None else (paper,)
     known = {
-        paper: [*dict.fromkeys(n.table for n in all_numbers() if n.paper == paper), GAIN]
-        for paper in papers
+        key: [*dict.fromkeys(n.table for n in all_numbers() if n.paper == key), GAIN]
+        for key in papers
     }
-    if table is not None and not any(table in tables for tables in known.values()):
-        told = "; ".join(f"{paper} has {', '.join(tables)}" for paper, tables in known.items())
+    if table is not None and not any(table in numbers for numbers in known.values()):
+        told = "; ".join(f"{key} has {', '.join(numbers)}" for key, numbers in known.items())
         raise UserError(f'There is no table "{table}": {told}.')
+    return papers
 
 
 def make_sheets(
@@ -167,10 +155,9 @@ def _make_sheet(table: str, numbers: Collection[PublishedNumber], main: bool) ->
     """Makes the sheet of a table from all of its paper's numbers of a metric."""
     here = [number for number in numbers if number.table == table]
     datasets = list(dict.fromkeys(number.dataset for number in here))
-    categories = dict.fromkeys(number.category for number in here)
-    if set(categories) != {MEAN}:
-        ordered = [*(category for category in categories if category != MEAN), MEAN]
-        places = tuple(Place(datasets[0], category) for category in ordered)
+    categories = list(dict.fromkeys(n.category for n in here if n.category != MEAN))
+    if categories:
+        places = tuple(Place(datasets[0], category) for category in (*categories, MEAN))
     else:
         places = _by_domain(datasets, main)
         if main:

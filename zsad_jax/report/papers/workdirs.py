@@ -14,9 +14,7 @@ from zsad_jax.report.rows import Row, result_row
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
-TRAINING = (
-    "training"  # identifies a column in place of the auxiliary dataset, which targets may differ in
-)
+TRAINING = "training"  # in place of the auxiliary dataset, which differs between targets
 # What distinguishes the columns of a method; for comparisons also the last.
 _ALWAYS, _COMPARED = ("method", "variant", "backbone", TRAINING, "image_score"), ("seed",)
 
@@ -113,22 +111,17 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
     for (folder, folder_before, method), datasets in replaced.items():
         told = ", ".join(datasets)
         logging.warning("%s replaces what %s has of %s on %s.", folder, folder_before, method, told)
-    methods: dict[str, list[_Result]] = {}
-    for column in columns.values():
-        sample = next(iter(column.values()))
-        methods.setdefault(sample.row["method"], []).append(sample)
-    return [
-        _name_column(list(column.values()), methods[method])
-        for (method, *_), column in columns.items()
-    ]
+    samples = [next(iter(column.values())) for column in columns.values()]
+    return [_name_column(list(column.values()), samples) for column in columns.values()]
 
 
-def _name_column(results: Sequence[_Result], siblings: Sequence[_Result]) -> Ours:
-    """Names a column by what distinguishes it from the method's columns, each given by one result."""
+def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours:
+    """Names a column by what distinguishes it from the method's others; each has a sample."""
     rows, method = [result.row for result in results], results[0].row["method"]
+    siblings = [sample for sample in samples if sample.row["method"] == method]
     keys = _ALWAYS + _COMPARED * any(one.compared for one in siblings)
-    usual, samples = all(map(is_usual, rows)), [_with_training(one.row) for one in siblings]
-    differs = [key for key in keys if len({known[key] for known in samples}) > 1]
+    usual, known = all(map(is_usual, rows)), [_with_training(one.row) for one in siblings]
+    differs = [key for key in keys if len({row[key] for row in known}) > 1]
     if not usual and TRAINING not in differs:
         differs.append(TRAINING)
     told = (*differs, *("image_score", *_COMPARED) * results[0].compared)
