@@ -88,7 +88,7 @@ def update(
                 f"There must be one anomaly map and one mask per image, not {len(maps)} and {len(masks)}"
                 f" for {len(truth)} images."
             )
-        if not usable.all():  # else spare the copy
+        if not usable.all():  # otherwise no copy is needed
             maps, masks = maps[usable], masks[usable]
         state = state._replace(pixels=_kind(state).update(state.pixels, maps, masks=masks))
     return state._replace(
@@ -104,9 +104,7 @@ def merge(a: State, b: State) -> State:
         _append(a.scores, b.scores),
         np.append(a.labels, b.labels),
         _kind(a).merge(a.pixels, b.pixels),
-        a.num_maps + b.num_maps,
-        a.num_with_mask + b.num_with_mask,
-        a.num_anomalous_without_mask + b.num_anomalous_without_mask,
+        *(first + second for first, second in zip(a[3:], b[3:], strict=True)),
     )
 
 

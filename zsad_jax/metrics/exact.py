@@ -13,14 +13,7 @@ from zsad_jax.metrics.stepped import Thresholds
 
 
 class State(NamedTuple):
-    """All pixels so far, one array per image.
-
-    Attributes:
-      negatives: scores of the normal pixels.
-      positives: scores of the anomalous pixels.
-      overlap: 1 / |region| of the anomalous pixels.
-      num_regions: anomalous regions.
-    """
+    """Scores of normal and anomalous pixels and 1 / |region| of the latter, one array per image."""
 
     negatives: tuple[Float[np.ndarray, " n"], ...] = ()
     positives: tuple[Float[np.ndarray, " p"], ...] = ()
@@ -36,16 +29,7 @@ def init() -> State:
 def update(
     state: State, maps: Float[np.ndarray, "b H W"], *, masks: Bool[np.ndarray, "b H W"]
 ) -> State:
-    """Adds images.
-
-    Args:
-      state: the images so far.
-      maps: anomaly maps, finite.
-      masks: True where anomalous.
-
-    Raises:
-      UserError: on non-finite maps, or shapes that do not match.
-    """
+    """Adds images; arguments and errors as for `streaming.update`."""
     for image, mask in zip(*checks.check_maps(maps, masks), strict=True):
         overlap, count = region_overlap(mask)
         state = merge(state, State((image[~mask],), (image[mask],), (overlap,), count))

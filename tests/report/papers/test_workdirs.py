@@ -41,18 +41,16 @@ def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
         make_workdir("second", [make_row("br35h", method="tps", image_score="second")]),
     ]
     both = read_workdirs(folders[:2])
-    assert [(one.name, one.setting, one.training, one.usual) for one in both] == [
+    assert [(one.name, one.setting, one.training) for one in both] == [
         (
             "TPS (trained on VisA or MVTec AD)",
             "clip-vit-l14-336, trained on VisA or MVTec AD",
             "common",
-            True,
         ),
         (
             "TPS (trained on HeadCT)",
             "clip-vit-l14-336, trained on HeadCT",
             "tps_medical_image",
-            False,
         ),
     ]
     assert [set(one.rows) for one in both] == [

@@ -48,11 +48,10 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
             if number and number.doubt:
                 doubts.setdefault((competitor.name, number.doubt), []).append(place.label)
         for one in ours:
-            reference, training = sheet.reference(one.method, place), False
-            if not one.usual:
-                same = sheet.reference(one.method, place, one.training)
-                reference, training = same, same is None and reference is not None
-            cells.append(our_cell(sheet, one, place, reference, training=training))
+            reference = sheet.reference(one.method, place, one.training)
+            usual = sheet.reference(one.method, place)
+            other_training = reference is None and usual is not None
+            cells.append(our_cell(sheet, one, place, reference, training=other_training))
         keys = (("dataset", place.dataset), ("category", place.category))
         lines.append(Line((label,), tuple(cells), _excluded(sheet, place), summary, keys))
     remarks = [

@@ -10,6 +10,7 @@ from absl import logging
 
 from zsad_jax.report import names, wording
 from zsad_jax.report.compare import Deviation, find_deviations, is_usual, training_of
+from zsad_jax.report.published import USUAL
 from zsad_jax.report.rows import Row, result_row
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
@@ -27,8 +28,7 @@ class Ours:
       method: key of the method.
       name: the method, and what distinguishes this column from its others.
       setting: backbone, variant and other distinctions, for CSV.
-      training: what the prompts were trained on, see `training_of`.
-      usual: whether that is the training behind the papers' main numbers.
+      training: the protocol of the published numbers to compare with, or what the prompts were trained on.
       rows: results by (dataset, category).
       deviations: why results cannot be compared with published ones.
       demonstration: whether the backbone is a demonstration model.
@@ -38,7 +38,6 @@ class Ours:
     name: str
     setting: str
     training: str
-    usual: bool
     rows: Mapping[tuple[str, str], Row]
     deviations: Sequence[Deviation]
     demonstration: bool = False
@@ -120,7 +119,7 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
     rows, method = [result.row for result in results], results[0].row["method"]
     siblings = [sample for sample in samples if sample.row["method"] == method]
     keys = _ALWAYS + _COMPARED * any(one.compared for one in siblings)
-    usual, known = all(map(is_usual, rows)), [_with_training(one.row) for one in siblings]
+    usual, known = is_usual(rows[0]), [_with_training(one.row) for one in siblings]
     differs = [key for key in keys if len({row[key] for row in known}) > 1]
     if not usual and TRAINING not in differs:
         differs.append(TRAINING)
@@ -135,8 +134,7 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
         method=method,
         name=names.method_name(method) + (f" ({words})" if words else ""),
         setting=_describe(rows, settings),
-        training=training_of(rows[0]),
-        usual=usual,
+        training=USUAL if usual else training_of(rows[0]),
         rows={(row["dataset"], row["category"]): row for row in rows},
         deviations=[
             deviation
