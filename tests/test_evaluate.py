@@ -111,6 +111,30 @@ def test_every_readable_image_is_scored_in_order(evaluation):
     np.testing.assert_allclose(bright, -dark)
 
 
+def test_across_sees_all_scores_of_a_category():
+    """Scores and maps relative to the category's maximum; a contender beside it keeps its own."""
+    calls = []
+
+    def across(scores):
+        calls.append(len(scores.patches))
+        largest = scores.patches.max()
+        image = {name: value / largest for name, value in scores.image.items()}
+        return Scores(image, scores.patches / largest)
+
+    gain = {"gain": jnp.float32(1)}
+    found = run([Contender(method(across=across), gain), Contender(method(), gain, "alone")])
+    assert sorted(calls) == [4, 6]
+    together, alone = (scored.image_scores for scored in found.scored)
+    for category in ("left", "right"):
+        rows = np.array(found.categories) == category
+        for name in ("mean", "max"):
+            expected = alone[name][rows] / alone["max"][rows].max()
+            np.testing.assert_allclose(together[name][rows], expected, rtol=1e-6)
+    for case in found.cases:
+        assert case.score == pytest.approx(case.anomaly_map.max(), rel=1e-6)
+        assert case.score <= 1
+
+
 def test_metrics_are_those_of_the_images(evaluation):
     """By hand from the decoded images, pixel metrics without the anomaly that has no mask."""
     data = dataset()

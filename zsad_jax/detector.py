@@ -203,6 +203,11 @@ def make_detector(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is too small; give 1 or more.")
+    if method.across:
+        raise UserError(
+            f"{method.name} scores an image together with others of its category; evaluate a folder of images"
+            " with python -m zsad_jax.main instead."
+        )
     chosen = image_score(method, score)
     mesh = sharding.make_mesh(jax.local_devices()[:batch_size])
     frozen, params = sharding.replicate((backbone.params, params), mesh)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Method
+from zsad_jax.methods.base import Method, Scores
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
@@ -113,6 +113,7 @@ class Evaluation(NamedTuple):
 
 # Per contender: image scores by name, and maps.
 Results = Sequence[tuple[dict[str, np.ndarray], Float[np.ndarray, "b S S"]]]
+Stream = Iterator[tuple[ImageBatch, Results]]
 Scorer = Callable[..., Any]
 
 
@@ -120,7 +121,7 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
     """The compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
 
     Methods with the same `features_key` share one pass through the vision tower.
-    Maps have the side of the images.
+    Maps have the side of the images; methods with `across` have patch scores in their place.
     """
 
     @jax.jit
@@ -143,7 +144,8 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
             if key is not None:
                 shared[key] = features
             scores = method.score(frozen, learned, texts, features, category)
-            results.append((scores.image, method.anomaly_map(scores.patches, size)))
+            maps = scores.patches if method.across else method.anomaly_map(scores.patches, size)
+            results.append((scores.image, maps))
         return results
 
     return score
@@ -183,10 +185,18 @@ def evaluate(
     load = functools.partial(
         load_batches, dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers
     )
-    scorer = scorer or make_scorer([contender.method for contender in contenders], backbone)
-    run = functools.partial(_run, _placed(contenders, backbone, dataset, mesh), scorer, mesh)
+    methods = [contender.method for contender in contenders]
+    scorer = scorer or make_scorer(methods, backbone)
+    run: Callable[..., Stream] = functools.partial(
+        _run, _placed(contenders, backbone, dataset, mesh), scorer, mesh
+    )
+    if any(method.across for method in methods):
+        # Images are read twice, since the scores of all patches fit into memory, and all images do not.
+        label = f"score {dataset.name}"
+        first = run(load(log_notes=False), label=label, total=len(dataset), step=rows)
+        run = _score_across(run, methods, len(dataset), first)
 
-    gathered = _Gathered(dataset, [contender.method for contender in contenders], exact)
+    gathered = _Gathered(dataset, methods, exact)
     for batch, results in run(
         load(), label=f"evaluate {dataset.name}", total=len(dataset), step=rows
     ):
@@ -257,10 +267,10 @@ def _run(
     mesh: Mesh,
     batches: Iterator[ImageBatch],
     **shown: Any,
-) -> Iterator[tuple[ImageBatch, Results]]:
+) -> Stream:
     """Every batch with its results on the host, and progress as they arrive."""
 
-    def one_late() -> Iterator[tuple[ImageBatch, Results]]:
+    def one_late() -> Stream:
         """The next batch is dispatched before a result is waited for: devices and host work at once."""
         pending: tuple[ImageBatch, Any] | None = None
         for batch in batches:
@@ -272,6 +282,50 @@ def _run(
             yield pending[0], sharding.to_host(pending[1])
 
     return progress(one_late(), **shown)
+
+
+def _score_across(
+    run: Callable[..., Stream],
+    methods: Sequence[Method],
+    num_images: int,
+    batches: Stream,
+) -> Callable[..., Stream]:
+    """Returns `run` with the results of methods with `across`, after these saw all scores in `batches`."""
+    numbers = [number for number, method in enumerate(methods) if method.across]
+    parts = []
+    for batch, results in batches:
+        rows = np.flatnonzero(batch.valid)
+        before: Any = [Scores(*cast(Any, results[number])) for number in numbers]
+        parts.append(jax.tree.map(lambda x, r=rows: x[r], (batch.index, batch.category, before)))
+    index, category, scores = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    if not len(index):
+        return run
+    members = [np.flatnonzero(category == one) for one in np.unique(category)]
+    order = index[np.concatenate(members)]
+
+    def place(*of_categories: np.ndarray) -> np.ndarray:
+        """Puts the rows of all categories at their positions in the dataset."""
+        joined = np.concatenate(of_categories)
+        placed = np.zeros((num_images, *joined.shape[1:]), joined.dtype)
+        placed[order] = joined
+        return placed
+
+    found: dict[int, Scores] = {}
+    for number, before in zip(numbers, scores, strict=True):
+        across: Any = methods[number].across
+        after = [across(jax.tree.map(lambda x, r=rows: x[r], before)) for rows in members]
+        found[number] = jax.tree.map(place, *after)
+
+    def run_across(batches: Iterator[ImageBatch], **shown: Any) -> Stream:
+        for batch, results in run(batches, **shown):
+            replaced = list(results)
+            for number, scores in found.items():
+                image, patches, _ = jax.tree.map(lambda x, at=batch.index: x[at], scores)
+                maps = methods[number].anomaly_map(patches, batch.images.shape[1:3])
+                replaced[number] = (image, np.asarray(maps))
+            yield batch, replaced
+
+    return run_across
 
 
 class _Gathered:

@@ -1,7 +1,9 @@
 """The contract carries more than TIPSomaly: two toy methods, each defined here alone."""
 
+import ast
 import dataclasses
 import io
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import zsad_jax.methods
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
+from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.shared.losses import cross_entropy, weighted_mean
 from zsad_jax.methods.shared.prompts import FAMILIES, encode_pairs, tokenize
 from zsad_jax.methods.shared.similarity import cosines, normalize
@@ -61,7 +65,7 @@ def class_conditioned(backbone):
     width = backbone.text_width
     return Method(
         name="toy_class_conditioned",
-        config=None,
+        config=MethodConfig(),
         init=lambda key, frozen: {"context": 0.02 * jax.random.normal(key, (2, width))},
         features=lambda frozen, params, images: backbone.encode_image(frozen, images),
         prototypes=prototypes,
@@ -103,7 +107,7 @@ def inside_the_tower(backbone):
 
     return Method(
         name="toy_inside_the_tower",
-        config=None,
+        config=MethodConfig(),
         init=lambda key, frozen: {"bias": frozen["vision"]["encoder"]["encoder_norm"]["bias"]},
         features=features,
         prototypes=prototypes,
@@ -196,3 +200,26 @@ def test_trained_two_steps_and_evaluated(backbone, dataset, factory):
         assert set(scored.metrics) == set(CLASSES)
         for by_score in scored.metrics.values():
             assert all(0 <= value <= 1 for value in by_score["score"].values.values())
+
+
+METHODS_FOLDER = pathlib.Path(zsad_jax.methods.__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(METHODS_FOLDER.rglob("*.py")), ids=lambda path: path.stem)
+def test_functions_have_at_most_five_positional_parameters(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            parameters = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
+            assert len(set(parameters) - {"self"}) <= 5, (path, parameters)
+
+
+def test_coop_is_one_registry_line_and_its_own_file():
+    package = METHODS_FOLDER.parent
+    lines = [
+        line.strip()
+        for path in package.rglob("*.py")
+        if path != METHODS_FOLDER / "coop.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if '"coop"' in line or "CoOpConfig" in line.replace("CoCoOpConfig", "")
+    ]
+    assert lines == ['"coop": "zsad_jax.methods.coop:coop:CoOpConfig",']

@@ -19,6 +19,9 @@ PyTree = Any
 AnyArray = jax.Array | np.ndarray
 State = Mapping[str, np.ndarray]  # arrays of a checkpoint by name
 Terms = dict[str, Float[Array, ""]]
+Images = Float[Array, "b H W 3"]
+Category = Int[AnyArray, " b"]
+Patches = Float[Array, "b h w c"]
 
 
 class Scores(NamedTuple):
@@ -31,7 +34,7 @@ class Scores(NamedTuple):
     """
 
     image: dict[str, Float[Array, " b"]]
-    patches: Float[Array, "b h w c"]
+    patches: Patches
     extras: dict[str, Array] = {}  # noqa: RUF012 - never written to
 
 
@@ -44,7 +47,7 @@ class Batch:
     conditioned on the class.
     """
 
-    category: Int[AnyArray, " b"]
+    category: Category
     labels: Int[AnyArray, " b"]
     masks: Float[AnyArray, "b H W"]
     has_mask: Bool[AnyArray, " b"]
@@ -61,9 +64,7 @@ class Init(Protocol):
 class Features(Protocol):
     """Returns what the other functions need of the images: any pytree with leading axis b."""
 
-    def __call__(
-        self, frozen: Params, params: Params, images: Float[Array, "b H W 3"], /
-    ) -> PyTree: ...
+    def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
 class Prototypes(Protocol):
@@ -74,12 +75,7 @@ class Prototypes(Protocol):
     """
 
     def __call__(
-        self,
-        frozen: Params,
-        params: Params,
-        class_names: Sequence[str],
-        /,
-        references: PyTree = None,
+        self, frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> PyTree: ...
 
 
@@ -92,7 +88,7 @@ class Score(Protocol):
         params: Params,
         prototypes: PyTree,
         features: PyTree,
-        category: Int[AnyArray, " b"],
+        category: Category,
         /,
         *,
         extras: Collection[str] = (),
@@ -102,9 +98,7 @@ class Score(Protocol):
 class AnomalyMap(Protocol):
     """Returns the anomaly maps of patch scores at `size`: (H, W), or the side of a square."""
 
-    def __call__(
-        self, patches: Float[Array, "b h w c"], size: anomaly_map.Size, /
-    ) -> Float[Array, "b H W"]: ...
+    def __call__(self, patches: Patches, size: anomaly_map.Size, /) -> Float[Array, "b H W"]: ...
 
 
 class Loss(Protocol):
@@ -227,16 +221,15 @@ def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -
         params: Params,
         prototypes: PyTree,
         features: PyTree,
-        category: Int[AnyArray, " b"],
+        category: Category,
         *,
         extras: Collection[str] = (),
     ) -> Scores:
         of_images = jax.tree.map(lambda x: x[category], prototypes)
         scores = compute(frozen, params, of_images, features)
-        for name in extras:
-            if name not in scores.extras:
-                known = ", ".join(scores.extras)
-                raise UserError(f"Method '{method}' has no extra '{name}'. Available: {known}.")
+        for name in set(extras) - set(scores.extras):
+            known = ", ".join(scores.extras)
+            raise UserError(f"Method '{method}' has no extra '{name}'. Available: {known}.")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score
@@ -247,10 +240,7 @@ def vision_side(
 ) -> dict[str, Any]:
     """Returns the fields of a `Method` that follow from the shared options of its config.
 
-    Args:
-      backbone: the frozen model.
-      config: the options.
-      num_maps: number of maps in [0, 1] that are summed; None: one per layer.
+    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -265,7 +255,7 @@ def vision_side(
     vv_from = config.vv_from and scale_block(config.vv_from, depth)
     options = {"layers": layers, "vv_from": vv_from, "cls_norm": config.cls_norm}
 
-    def features(frozen: Params, params: Params, images: Float[Array, "b H W 3"]) -> VisionFeatures:
+    def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         return backbone.encode_image(frozen, images, **options)
 
     return {

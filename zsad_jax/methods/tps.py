@@ -7,7 +7,7 @@ layer, and to the global prompts.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -106,13 +106,26 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
       UserError: for an unknown key or a bad value.
     """
     config = config_from(TPSConfig, config)
-    tunes_projection = _tunes_projection(backbone, config)
+    tunes_projection = config.learned and config.tune_text_projection is not False
+    tunes_projection &= "projection" in backbone.params["text"]
+    if config.tune_text_projection and not tunes_projection:
+        reason = f"the text tower of {backbone.name} has no projection"
+        raise UserError(
+            "Config key 'tune_text_projection' is True, but"
+            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
+        )
+    width = backbone.embed_dim
     if config.learned:
         learner.check_deep_prompts(backbone, config)
+    if config.learned and config.pathway and width % config.pathway_heads:
+        raise UserError(
+            f"Config key 'pathway_heads' is {config.pathway_heads}, which does not divide the {width}"
+            f" numbers of {backbone.name}'s text features; give a divisor."
+        )
     temperature = temperature_of(backbone, config.temperature)
     num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
     words = functools.cache(lambda: prompts.tokenize(backbone, config.learned_texts))
-    adapt = _make_pathway(backbone, config)
+    adapt = functools.partial(_adapt, num_heads=config.pathway_heads)
 
     def init(key: Array, frozen: Params) -> Params:
         if not config.learned:
@@ -122,7 +135,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
             name: learner.init_learner(one, backbone, config)
             for name, one in zip(LEARNERS, learner_keys, strict=True)
         }
-        new_pathway = functools.partial(_init_pathway, width=backbone.embed_dim)
+        new_pathway = functools.partial(_init_pathway, width=width)
         if config.pathway and config.shared_pathway:
             params["pathway"] = new_pathway(pathway_key)
         elif config.pathway:
@@ -208,6 +221,15 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
             params["text_projection"] = np.asarray(state["former.text_projection"])
         return params
 
+    unused = 0
+    if config.learned:
+        unused += len(LEARNERS) * learner.count_unused_projections(backbone, config)
+        # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
+        hidden = MLP_FACTOR * width
+        branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
+        unused += branch * num_pathways * config.pathway
+        # The vision tower's projection, which is applied before features are frozen.
+        unused += backbone.vision_width * width * tunes_projection
     return Method(
         name="tps",
         config=config,
@@ -221,87 +243,40 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         works_untrained=True,
         import_params=import_params if config.learned else None,
         aupro_thresholds="numpy",
-        unused_parameters=_count_unused(backbone, config, num_pathways, tunes_projection),
+        unused_parameters=unused,
         **vision_side(backbone, config, num_maps=1 if config.segmentation == "summed" else None),
     )
 
 
-def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
-    """Returns whether the projection of the text tower is trained.
+def _adapt(
+    pathway: Params,
+    shunt: Float[Array, "2 d"],
+    image: Float[Array, "2 d"],
+    patches: Float[Array, "n d"],
+    *,
+    num_heads: int,
+) -> Float[Array, "2 d"]:
+    """Returns the raw shunt features after both attentions, to one layer's patches and the global texts.
 
-    Raises:
-      UserError: if the config requires it and it is not possible.
+    x = LN(s) + Attention(LN(s), LN(patches)); y = LN(x) + Attention(LN(x), LN(g), LN(x));
+    the result is y + MLP(LN(y)).
     """
-    has_projection = "projection" in backbone.params["text"]
-    if config.tune_text_projection and not (config.learned and has_projection):
-        reason = f"the text tower of {backbone.name} has no projection"
-        raise UserError(
-            "Config key 'tune_text_projection' is True, but"
-            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
-        )
-    return config.learned and config.tune_text_projection is not False and has_projection
+    norms, attentions = pathway["norms"], pathway["attentions"]
+    scale = (shunt.shape[-1] / num_heads) ** -0.5
+    x = _layer_norm(norms["shunt"], shunt)
+    seen = _layer_norm(norms["patches"], patches.astype(jnp.float32))
+    to_patches = attentions["to_patches"]
+    x = x + layers.attend_folded(to_patches, x, seen, num_heads=num_heads, scale=scale)
 
+    x = _layer_norm(norms["between"], x)
+    to_global = attentions["to_global"]
+    key = layers.linear(to_global["key"], _layer_norm(norms["global"], image))
+    query, value = (layers.linear(to_global[name], x) for name in ("query", "value"))
+    attended = _attend(query, key, value, num_heads=num_heads, scale=scale)
+    x = x + layers.linear(to_global["out"], attended)
 
-def _count_unused(
-    backbone: Backbone, config: TPSConfig, num_pathways: int, tunes_projection: bool
-) -> int:
-    """Returns the number of parameters that the authors' optimizer has without effect."""
-    if not config.learned:
-        return 0
-    width = backbone.embed_dim
-    # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
-    hidden = MLP_FACTOR * width
-    branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
-    return (
-        len(LEARNERS) * learner.count_unused_projections(backbone, config)
-        + branch * num_pathways * config.pathway
-        # The vision tower's projection, which is applied before features are frozen.
-        + backbone.vision_width * width * tunes_projection
-    )
-
-
-def _make_pathway(backbone: Backbone, config: TPSConfig) -> Callable[..., Float[Array, "2 d"]]:
-    """Returns the pathway of one image and layer.
-
-    Raises:
-      UserError: if the heads do not divide the width of the joint space.
-    """
-    width, heads = backbone.embed_dim, config.pathway_heads
-    if config.learned and config.pathway and width % heads:
-        raise UserError(
-            f"Config key 'pathway_heads' is {heads}, which does not divide the {width} numbers of"
-            f" {backbone.name}'s text features; give a divisor."
-        )
-    scale = (width / heads) ** -0.5
-
-    def adapt(
-        pathway: Params,
-        shunt: Float[Array, "2 d"],
-        image: Float[Array, "2 d"],
-        patches: Float[Array, "n d"],
-    ) -> Float[Array, "2 d"]:
-        """Returns the raw shunt features after both attentions, to one layer's patches and the global texts.
-
-        x = LN(s) + Attention(LN(s), LN(patches)); y = LN(x) + Attention(LN(x), LN(g), LN(x));
-        the result is y + MLP(LN(y)).
-        """
-        norms, attentions = pathway["norms"], pathway["attentions"]
-        x = _layer_norm(norms["shunt"], shunt)
-        seen = _layer_norm(norms["patches"], patches.astype(jnp.float32))
-        to_patches = attentions["to_patches"]
-        x = x + layers.attend_folded(to_patches, x, seen, num_heads=heads, scale=scale)
-
-        x = _layer_norm(norms["between"], x)
-        to_global = attentions["to_global"]
-        key = layers.linear(to_global["key"], _layer_norm(norms["global"], image))
-        query, value = (layers.linear(to_global[name], x) for name in ("query", "value"))
-        attended = _attend(query, key, value, num_heads=heads, scale=scale)
-        x = x + layers.linear(to_global["out"], attended)
-
-        hidden = _layer_norm(norms["mlp"], x)
-        return x + layers.bottleneck(pathway["mlp"], hidden, activation=ACTIVATIONS["quick_gelu"])
-
-    return adapt
+    hidden = _layer_norm(norms["mlp"], x)
+    return x + layers.bottleneck(pathway["mlp"], hidden, activation=ACTIVATIONS["quick_gelu"])
 
 
 def _layer_norm(params: layers.Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -357,12 +332,10 @@ def _init_attention(key: Array, width: int) -> dict[str, layers.Linear]:
 
 def _pathway_from_torch(state: State) -> Params:
     """Reads the authors' pathway, without its image branch, which has no effect."""
+    parts = {"scale": "weight", "bias": "bias"}
     return {
         "norms": {
-            ours: {
-                "scale": np.asarray(state[f"former.{theirs}.weight"]),
-                "bias": np.asarray(state[f"former.{theirs}.bias"]),
-            }
+            ours: {part: np.asarray(state[f"former.{theirs}.{parts[part]}"]) for part in parts}
             for ours, theirs in NORMS.items()
         },
         "attentions": {
