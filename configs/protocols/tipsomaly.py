@@ -5,7 +5,7 @@
     python -m zsad_jax.main --config configs/protocols/tipsomaly.py:nano
         over tips-nano, with the prompts that ship: nothing to fetch
 
-Datasets that are not prepared are left out with a word (`python -m zsad_jax.data list` shows which are); the
+Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
 same command again does only what is missing. The report has the paper's tables beside the results.
 """
 
