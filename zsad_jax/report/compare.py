@@ -13,6 +13,7 @@ from zsad_jax.report.published import TRAININGS, USUAL, published_numbers
 from zsad_jax.report.rows import MEAN, Row, level_of
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
+from zsad_jax.utils.errors import plural
 
 WITHOUT_MASK = "anomalous_without_mask"  # key of run.json: how many images, by dataset
 _FULL = "faprompt_full"
@@ -62,16 +63,16 @@ def find_deviations(
             found.append(Deviation(dataset, "images", BOTH, f"{title}: {counts} were evaluated."))
         unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
         if mean and about and unmasked and "pixel" in about.levels:
-            words = f"{title}: {unmasked} of {mean['n_anomalous']} anomalous images have no mask."
+            anomalous = plural(mean["n_anomalous"], "anomalous image")
+            verb = "has" if unmasked == 1 else "have"
+            words = f"{title}: {unmasked} of {anomalous} {verb} no mask."
             found.append(Deviation(dataset, "images", ("pixel",), words))
         setting = _compare_setting(mean, run) if mean else ""
         if mean and setting and published_numbers(mean["method"], dataset):
             found.append(Deviation(dataset, "setting", BOTH, setting))
         if not is_usual(members[0]):
-            usual = names.dataset_name(_auxiliary(USUAL, members[0]))
-            words = (
-                f"Trained on {names.dataset_name(members[0]['auxiliary'])}, the paper's on {usual}."
-            )
+            both = (members[0]["auxiliary"], _auxiliary(USUAL, members[0]))
+            words = "Trained on {}, the paper's on {}.".format(*map(names.dataset_name, both))
             found.append(Deviation(dataset, "training", BOTH, words))
     return tuple(found)
 

@@ -82,25 +82,22 @@ class PublishedNumber(NamedTuple):
 
 
 def published_numbers(
-    method: str, dataset: str, category: str = MEAN, *, paper: str | None = None
+    method: str, dataset: str, category: str = MEAN
 ) -> dict[str, PublishedNumber]:
-    """Returns the main results that a paper prints for a method on a dataset.
+    """Returns the main results on a dataset that a method's own paper prints, or the first that prints any.
 
     Args:
       method: key of the method ("tipsomaly").
       dataset: key of the dataset ("mvtec_ad"), or of a mean over datasets ("industrial_mean").
       category: a category, or "mean" for the mean over the dataset.
-      paper: key of the paper to read. By default the method's own; for a method without one here,
-        the first paper that prints it as a baseline.
 
     Returns:
       Numbers by metric key (image_auroc, …, pixel_aupro); {} when none is printed. The papers' AUPRO
       uses 200 thresholds like our `pixel_aupro_200step`.
     """
     numbers = _main_results().get((method, dataset, category), [])
-    if paper is None and numbers:
-        own = any(number.paper == method for number in numbers)
-        paper = method if own else numbers[0].paper
+    papers = [number.paper for number in numbers]
+    paper = method if method in papers else next(iter(papers), "")
     return {number.metric: number for number in numbers if number.paper == paper}
 
 

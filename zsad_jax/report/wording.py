@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, PIXEL_METRICS, Note
+from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
-from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row
+from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
 
 DEMONSTRATION = "Demonstration model, not for decisions."
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
@@ -92,14 +92,13 @@ def sentence(words: str) -> str:
 
 
 def _name_metrics(keys: Iterable[str]) -> str:
-    """Returns the names of metrics; all of a level are called by the level."""
+    """Returns the names of metrics; if all of a level are among them, that of the level."""
     left = list(keys)
     words = []
-    for level, needed in {"image": IMAGE_METRICS, "pixel": PIXEL_METRICS}.items():
-        if set(needed) <= set(left):
+    for level, all_of_level in {"image": IMAGE_METRICS, "pixel": PIXEL_METRICS}.items():
+        if set(all_of_level) <= set(left):
             words.append(f"{level} metrics")
-            extra = (AUPRO_200STEP,) if level == "pixel" else ()
-            left = [key for key in left if key not in (*needed, *extra)]
+            left = [key for key in left if level_of(key) != level]
     return ", ".join(words + [names.METRICS[key] for key in left])
 
 
