@@ -70,7 +70,7 @@ class Cell(NamedTuple):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """What stands beside the value: the paper's number and the difference, as far as there are any."""
+        """The paper's number and the difference, if any."""
         parts = []
         if self.paper:
             parts.append(f"{self.paper.percent:.1f}{DOUBT if self.paper.doubt else ''}")
@@ -87,9 +87,9 @@ class Column(NamedTuple):
 
     Attributes:
       name: its heading below that of its group.
-      group: the heading that it shares with its neighbours.
+      group: the heading that it shares with its neighbors.
       full: its heading where groups have none of their own.
-      keys: what a line of CSV says of its numbers.
+      keys: CSV entries of its numbers.
     """
 
     name: str
@@ -116,9 +116,9 @@ class Table:
       head: names of the label columns.
       columns: of the numbers.
       lines: with as many labels and cells as there are columns.
-      compared: what the numbers are held against.
+      compared: what the numbers are compared with.
       remarks: footnotes on the whole.
-      keys: what every line of CSV says.
+      keys: CSV entries of every number.
     """
 
     title: str

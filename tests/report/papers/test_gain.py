@@ -2,8 +2,8 @@ import pytest
 
 from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.papers import compare_papers
-from zsad_jax.report.papers.gain import make_gain_table, printed_gains
 from zsad_jax.report.papers.sheets import make_sheets
+from zsad_jax.report.papers.side_by_side import make_gain_table, printed_gains
 from zsad_jax.report.papers.workdirs import columns_of
 from zsad_jax.report.published import MAIN_TABLES, all_numbers
 

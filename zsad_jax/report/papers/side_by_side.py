@@ -1,4 +1,4 @@
-"""A paper's table with our results in further columns."""
+"""A paper's tables with our results in further columns, and the gains over the best prior method."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,15 +9,17 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.metrics import AUPRO_200STEP
 from zsad_jax.report import names, wording
 from zsad_jax.report.compare import words_on
-from zsad_jax.report.papers.sheets import Competitor, Place, Sheet
+from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
-from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber
+from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, all_numbers
 from zsad_jax.report.rows import MEAN, Row, level_of
 from zsad_jax.report.tables import (
+    BEST_PRIOR,
     DOUBT,
     EMPTY,
     PAPER_METRIC,
     SAME_METHOD,
+    UNDEFINED,
     Cell,
     Column,
     Keys,
@@ -51,7 +53,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
             reference = sheet.reference(one.method, place, one.training)
             usual = sheet.reference(one.method, place)
             other_training = reference is None and usual is not None
-            cells.append(our_cell(sheet, one, place, reference, training=other_training))
+            cells.append(_our_cell(sheet, one, place, reference, training=other_training))
         keys = (("dataset", place.dataset), ("category", place.category))
         lines.append(Line((label,), tuple(cells), _excluded(sheet, place), summary, keys))
     remarks = [
@@ -60,38 +62,83 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
     return Table(
         title=sheet.title,
         head=("Category" if sheet.by_category else "Dataset",),
-        columns=(*map(_published_column, sheet.columns), *map(our_column, ours)),
+        columns=(*map(_published_column, sheet.columns), *map(_our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
         remarks=(*remarks, *_sources_of_full_shot(sheet)),
-        keys=(("paper", sheet.paper), ("table", sheet.table), *metric_keys(sheet.metric)),
+        keys=(("paper", sheet.paper), ("table", sheet.table), *_metric_keys(sheet.metric)),
     )
 
 
-def our_column(ours: Ours) -> Column:
-    """Returns the column of a method of ours."""
+def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -> Table:
+    """Makes a table of the means over each domain, compared with the best method before the paper's own.
+
+    Args:
+      paper: key of the paper.
+      sheets: the paper's tables of main results.
+      ours: our results; a mean that does not cover the paper's datasets, or is of another training than
+        theirs, has no gain.
+    """
+    printed = printed_gains(paper)
+    means = [(Place(mean), sheet) for mean in DOMAIN_MEANS for sheet in sheets]
+    lines, remarks = [], []
+    for place, sheet in means:
+        if place not in sheet.places:
+            continue
+        prior = [
+            numbers[place]
+            for competitor, numbers in sheet.columns.items()
+            if competitor.method != paper and not competitor.full_shot and place in numbers
+        ]
+        best = max(prior, key=lambda number: number.percent)
+        labels = [place.label, names.PAPER_METRICS[sheet.metric], names.method_name(best.method)]
+        if best.doubt:
+            remarks.append(f"{DOUBT} {', '.join(labels)}: {best.doubt}.")
+        if printed:
+            labels.append(printed.get((place.dataset, sheet.metric), UNDEFINED))
+        cells = [
+            Cell(best.percent, doubt=bool(best.doubt)),
+            Cell(sheet.reference(paper, place), reference=best.percent),
+            *(_our_cell(sheet, one, place, best.percent, training=True) for one in ours),
+        ]
+        keys = (("dataset", place.dataset), *_metric_keys(sheet.metric))
+        lines.append(Line(tuple(labels), tuple(cells), keys=keys))
+    name = names.method_name(paper)
+    own = Column(name, PUBLISHED, name, (("method", paper), ("source", PUBLISHED)))
+    best_prior = Column("best prior", PUBLISHED, "best prior")
+    return Table(
+        title=f"{name}: gain over the best prior method",
+        head=("Mean", "Metric", "Best prior method", *["Printed gain"] * bool(printed)),
+        columns=(best_prior, own, *map(_our_column, ours)),
+        lines=tuple(lines),
+        compared=BEST_PRIOR,
+        remarks=tuple(remarks),
+        keys=(("paper", paper), ("table", GAIN), ("category", "mean")),
+    )
+
+
+def printed_gains(paper: str) -> dict[tuple[str, str], str]:
+    """Returns the gains that a paper itself prints, by mean and metric."""
+    return {(n.dataset, n.metric): n.gain for n in all_numbers() if n.paper == paper and n.gain}
+
+
+def _our_column(ours: Ours) -> Column:
     keys = (("method", ours.method), ("setting", ours.setting), ("source", OURS))
     remark = (("note", wording.DEMONSTRATION),) if ours.demonstration else ()
     return Column(ours.name, OURS, f"{OURS}: {ours.name}", keys + remark)
 
 
-def metric_keys(metric: str) -> Keys:
-    """Returns the CSV entries of a metric."""
+def _metric_keys(metric: str) -> Keys:
     level, _, name = metric.partition("_")
     return ("level", level), ("metric", name)
 
 
-def our_cell(
+def _our_cell(
     sheet: Sheet, ours: Ours, place: Place, reference: float | None, *, training: bool
 ) -> Cell:
-    """Returns our number at a place, with the difference to a published one if they can be compared.
+    """Returns our number with the difference to a published one, unless images, setting or training differ.
 
-    Args:
-      sheet: the paper's table.
-      ours: our results.
-      place: the row of the table.
-      reference: the published number.
-      training: whether another training than the paper's rules out a comparison.
+    Another training counts only if `training` is True: the published number may be of the same one.
     """
     value = _our_value(sheet, ours, place)
     if value is None:
