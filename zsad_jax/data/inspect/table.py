@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from zsad_jax.data.benchmarks.counts import Pair
 
@@ -37,30 +37,19 @@ class Table(NamedTuple):
         return "".join(f"{line.rstrip()}\n" for line in padded)
 
     def _to_csv(self) -> str:
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        heads = (
+        heads = [
             (f"{head} normal", f"{head} anomalous") if head in self.pairs else head
             for head in self.heads
-        )
-        writer.writerow(_spread(heads))
-        for row in self.rows:
-            cells = zip(self.heads, row, strict=True)
-            writer.writerow(
-                _spread(
-                    ("", "") if cell is None and head in self.pairs else cell
-                    for head, cell in cells
-                )
-            )
+        ]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        rows: list[Sequence[Any]] = [heads, *self.rows]
+        for row in rows:
+            cells: list[Any] = []
+            for head, cell in zip(self.heads, row, strict=True):
+                cells += (cell or ("", "")) if head in self.pairs else (cell,)
+            writer.writerow(cells)
         return file.getvalue()
-
-
-def _spread(cells: Iterable[Cell | tuple[str, str]]) -> list[str | int | None]:
-    """Returns cells with the two parts of a pair in its place."""
-    spread: list[str | int | None] = []
-    for cell in cells:
-        spread += cell if isinstance(cell, tuple) else (cell,)
-    return spread
 
 
 def _words(cell: Cell) -> str:
