@@ -7,14 +7,14 @@ import shlex
 import sys
 
 from zsad_jax.data import benchmarks
-from zsad_jax.data.benchmarks.availability import find_place
+from zsad_jax.data.benchmarks.availability import find_place, make_command
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.inspect import stock
-from zsad_jax.data.inspect.summary import describe
+from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
 from zsad_jax.data.inspect.target import Target, open_target
 from zsad_jax.data.open import SYNTHETIC
 from zsad_jax.utils import command_line
-from zsad_jax.utils.errors import UserError, plural, suggest
+from zsad_jax.utils.errors import UserError, suggest
 
 PROGRAM = "python -m zsad_jax.data"
 
@@ -133,28 +133,28 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
         )
     target = open_target(name, options.data_dir)
     print(f"\n{target.title} ({facts.licence})")
-    for line in describe(
-        target, target.count_all(), target.issues, target.notes, hint=_hint(target, options)
-    ):
-        print(line)
+    _print(Findings(target, target.count_all(), target.issues, target.notes), options)
     print(f"{target.title} is stored in {target.place}", flush=True)
 
 
-def _hint(target: Target, options: argparse.Namespace) -> str:
-    """Returns the command that lists every file that has an issue; "" if that is what runs."""
-    if options.all:
-        return ""
-    command = [PROGRAM, "verify", shlex.quote(target.key), "--all"]
-    if pathlib.Path(options.data_dir) != benchmarks.default_data_dir():
-        command += ["--data_dir", shlex.quote(options.data_dir)]
-    return " ".join(command)
+def _print(found: Findings, options: argparse.Namespace) -> None:
+    list_all = make_command(f"verify {shlex.quote(found.target.key)} --all", options.data_dir)
+    for line in describe(found, hint="" if options.all else list_all):
+        print(line)
 
 
 def _verify(options: argparse.Namespace) -> int:
     """Verifies one dataset after the other; returns 1 if one of them fails."""
-    targets = [_open(name, options) for name in dict.fromkeys(options.names)]
-    good = [_verify_one(target, options) for target in targets]
-    return 0 if all(good) else 1
+    from zsad_jax.data.inspect.verify import verify
+
+    good = True
+    for target in [_open(name, options) for name in dict.fromkeys(options.names)]:
+        found = verify(target, num_workers=options.workers)
+        print(f"\n{target.title}, {target.place}")
+        _print(found, options)
+        print(f"{target.title}: {describe_verdict(found)}", flush=True)
+        good = good and found.good
+    return 0 if good else 1
 
 
 def _open(name: str, options: argparse.Namespace) -> Target:
@@ -162,39 +162,12 @@ def _open(name: str, options: argparse.Namespace) -> Target:
     return open_target(name, options.data_dir, normal_folders=folders)
 
 
-def _verify_one(target: Target, options: argparse.Namespace) -> bool:
-    from zsad_jax.data.inspect.verify import verify
-
-    found = verify(target, num_workers=options.workers)
-    print(f"\n{target.title}, {target.place}")
-    for line in describe(
-        target,
-        found.counts,
-        found.issues,
-        found.notes,
-        contradictions=found.contradictions,
-        hint=_hint(target, options),
-    ):
-        print(line)
-    problems = {
-        "counts that are not the published ones": len(found.differences),
-        "counts that are not what preparation recorded": len(found.contradictions),
-        "images that cannot be used": len(found.unusable),
-    }
-    words = [f"{what}: {number}" for what, number in problems.items() if number]
-    verdict = ", ".join(words) or "every image and mask that is there can be used"
-    if found.issues:
-        verdict += f"; {plural(len(found.issues), 'issue')}"
-    print(f"{target.title}: {verdict}", flush=True)
-    return found.good
-
-
 def _list(options: argparse.Namespace) -> int:
     names = options.categories or list(DATASETS)
     for name in names:
         if name not in DATASETS:
             raise UserError(f"There is no dataset {name!r}: {suggest(name, DATASETS)}")
-    entries = stock.take_stock(names, options.data_dir)
+    entries = [stock.look_for(name, options.data_dir) for name in names]
     if options.categories is None:
         table = stock.tabulate_datasets(entries)
     else:

@@ -41,6 +41,14 @@ def is_prepared(name: str, data_dir: files.PathLike) -> bool:
     return name in DATASETS and (find_place(name, data_dir) / "dataset_info.json").is_file()
 
 
+def make_command(words: str, data_dir: files.PathLike) -> str:
+    """Returns a command of `python -m zsad_jax.data` for a folder of prepared benchmarks."""
+    command = f"python -m zsad_jax.data {words}"
+    if pathlib.Path(data_dir) == default_data_dir():
+        return command
+    return f"{command} --data_dir {shlex.quote(os.fspath(data_dir))}"
+
+
 def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
     """Says how to get a benchmark, with the exact command.
 
@@ -49,9 +57,7 @@ def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
     """
     check_known(name)
     facts = DATASETS[name]
-    command = f"python -m zsad_jax.data prepare {name}"
-    if pathlib.Path(data_dir) != default_data_dir():
-        command += f" --data_dir {shlex.quote(os.fspath(data_dir))}"
+    command = make_command(f"prepare {name}", data_dir)
     what = " and ".join(f"{archive.file_name} ({archive.about})" for archive in facts.archives)
     missing = f"{facts.title} is not prepared in {data_dir};"
     if facts.open_to_all:

@@ -133,32 +133,25 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _members(target: Target, split: str, categories: Iterable[str]) -> dict[str, list[Chosen]]:
+def _members(target: Target, split: str, categories: Sequence[str]) -> dict[str, list[Chosen]]:
     """Returns the images of each category, in the order of the given categories."""
-    dataset, wanted = target.splits[split], list(categories)
+    dataset = target.splits[split]
+    indices: Sequence[int] = range(len(dataset))
+    if target.recorded is not None:
+        # Records are written category by category, in the order in which the categories are counted.
+        counts = target.recorded[split].items()
+        written = (name for name, numbers in counts for _ in range(sum(numbers)))
+        indices = [index for index, name in enumerate(written) if name in categories]
 
     def look(index: int) -> Chosen:
         return Chosen(index, dataclasses.replace(dataset[index], image=b"", mask=None))
 
-    indices = _indices(target, split, wanted)
     looked: Iterable[Chosen] = map_in_threads(look, indices, num_workers=THREADS)
-    found: dict[str, list[Chosen]] = {category: [] for category in wanted}
+    found: dict[str, list[Chosen]] = {category: [] for category in categories}
     for one in progress(looked, total=len(indices), label=f"Looking through {target.title}"):
         if one.sample.category in found:
             found[one.sample.category].append(one)
     return found
-
-
-def _indices(target: Target, split: str, categories: Sequence[str]) -> Sequence[int]:
-    """Returns which images to look at: with counted records, those of the categories alone."""
-    if target.recorded is None:
-        return range(len(target.splits[split]))
-    # Records are written category by category, in the order in which the categories are counted.
-    counts = target.recorded[split]
-    ends = itertools.accumulate(map(sum, counts.values()))
-    runs = zip(counts.items(), ends, strict=True)
-    chosen = (range(end - sum(of), end) for (name, of), end in runs if name in categories)
-    return [index for run in chosen for index in run]
 
 
 def _make_tile(sample: Sample, *, told: bool) -> Tile:

@@ -29,12 +29,8 @@ class Entry(NamedTuple):
     counts: Counts
 
 
-def take_stock(names: Sequence[str], data_dir: PathLike) -> list[Entry]:
-    """Looks for datasets below a folder; counts are read, images are not."""
-    return [_look_for(name, data_dir) for name in names]
-
-
-def _look_for(name: str, data_dir: PathLike) -> Entry:
+def look_for(name: str, data_dir: PathLike) -> Entry:
+    """Looks for a known dataset below a folder; counts are read, images are not."""
     facts = DATASETS[name]
     if not is_available(name, data_dir):
         state = "open to all: prepare fetches it" if facts.open_to_all else facts.homepage

@@ -1,7 +1,8 @@
-"""The lines that `prepare` and `verify` print about a dataset."""
+"""What is found in a dataset, and the lines that `prepare` and `verify` print about it."""
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.counts import Counts, compare_counts
 from zsad_jax.data.inspect.stock import tabulate_categories
@@ -10,36 +11,69 @@ from zsad_jax.data.issues import Issue, group_issues, summarize_issues
 from zsad_jax.utils.errors import plural
 
 
-def describe(
-    target: Target,
-    counts: Counts,
-    issues: Sequence[Issue],
-    notes: Sequence[Issue],
-    *,
-    contradictions: Sequence[str] = (),
-    hint: str = "",
-) -> Iterator[str]:
-    """Describes counts beside the published ones, then issues and notes.
+class Findings(NamedTuple):
+    """What is found in a dataset.
 
-    Args:
+    Attributes:
       target: the dataset.
-      counts: of its images.
+      counts: of the images that are there.
       issues: what is wrong.
       notes: what harms nothing.
-      contradictions: how the counts differ from those that preparation recorded.
-      hint: the command that lists every file that has an issue; "": a line for each file, else for each kind.
+      unusable: issues of images that cannot be read, whose mask cannot be used, or whose mask is missing from a
+        benchmark for pixel metrics.
     """
-    key = os.path.basename(os.path.abspath(target.key))
-    table = tabulate_categories({key: counts}, {key: target.published})
-    yield table.to_text("plain").rstrip()
-    differences = compare_counts(counts, target.published)
-    yield from (f"differs from the published count: {one}" for one in differences)
-    if target.published and not differences:
+
+    target: Target
+    counts: Counts
+    issues: Sequence[Issue]
+    notes: Sequence[Issue]
+    unusable: Sequence[Issue] = ()
+
+    @property
+    def differences(self) -> list[str]:
+        """Differences from the published counts."""
+        return compare_counts(self.counts, self.target.published)
+
+    @property
+    def contradictions(self) -> list[str]:
+        """Differences from the counts that preparation recorded."""
+        return compare_counts(self.counts, self.target.recorded or {})
+
+    @property
+    def good(self) -> bool:
+        """Whether all counts are right and every image and mask can be used."""
+        # Without published counts, only the absence of issues shows that all is there.
+        failures = self.unusable if self.target.published else self.issues
+        return not (self.differences or self.contradictions or failures)
+
+
+def describe(found: Findings, *, hint: str) -> Iterator[str]:
+    """Describes counts beside the published ones, then issues and notes.
+
+    `hint` is the command that lists every file that has an issue; "" for a line for each file, else there is a
+    line for each kind.
+    """
+    key, published = os.path.basename(os.path.abspath(found.target.key)), found.target.published
+    yield tabulate_categories({key: found.counts}, {key: published}).to_text("plain").rstrip()
+    yield from (f"differs from the published count: {one}" for one in found.differences)
+    if published and not found.differences:
         yield "all counts are the published ones"
-    yield from (f"differs from what preparation recorded: {one}" for one in contradictions)
-    for word, found in (("issue", issues), ("note", notes)):
-        for kind in group_issues(found):
+    yield from (f"differs from what preparation recorded: {one}" for one in found.contradictions)
+    for word, issues in (("issue", found.issues), ("note", found.notes)):
+        for kind in group_issues(issues):
             lines = [summarize_issues(kind)] if hint else map(str, kind)
             yield from (f"{word}: {line}" for line in lines)
-    if issues:
-        yield plural(len(issues), "issue") + (f"; to list all: {hint}" if hint else "")
+    if found.issues:
+        yield plural(len(found.issues), "issue") + (f"; to list all: {hint}" if hint else "")
+
+
+def describe_verdict(found: Findings) -> str:
+    """Describes the result of a verification in a line."""
+    problems = {
+        "counts that are not the published ones": found.differences,
+        "counts that are not what preparation recorded": found.contradictions,
+        "images that cannot be used": found.unusable,
+    }
+    words = [f"{what}: {len(them)}" for what, them in problems.items() if them]
+    verdict = ", ".join(words) or "every image and mask that is there can be used"
+    return verdict + (f"; {plural(len(found.issues), 'issue')}" if found.issues else "")

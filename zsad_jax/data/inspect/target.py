@@ -87,12 +87,11 @@ def open_target(
     if os.path.basename(name) == name and os.path.isfile(os.path.join(data_dir, name, META_JSON)):
         return Target(name, name, os.path.join(data_dir, name), open_splits(name, data_dir))
     if os.path.isdir(name):
-        described = {
-            "folder": name,
-            **({"normal_folders": normal_folders} if normal_folders else {}),
-        }
+        options = {"normal_folders": normal_folders} if normal_folders else {}
         place = os.path.abspath(name)
-        return Target(name, os.path.basename(place), place, open_splits(described, data_dir))
+        return Target(
+            name, os.path.basename(place), place, open_splits({"folder": name, **options}, data_dir)
+        )
     if os.path.exists(name):
         raise UserError(f"{name} is a file; give a dataset's key or a folder.")
     raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
