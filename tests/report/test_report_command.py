@@ -58,6 +58,13 @@ def test_a_table_number_is_looked_up_in_every_paper(workdir, capsys):
     assert {row["paper"] for row in rows} == {"vip2clip", "tps", "faprompt"}
 
 
+def test_gains_alone(workdir, capsys):
+    assert main([workdir, "--paper", "tps", "--table", "gain"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("### ") == text.count("### TPS: gain over the best prior method") == 1
+    assert "Not run with ours, TIPSomaly: MVTec AD, BTAD" in text
+
+
 @pytest.mark.parametrize("format", ["latex", "html"])
 def test_other_formats(workdir, capsys, format):
     assert main([workdir, "--paper", "tps", "--format", format]) == 0

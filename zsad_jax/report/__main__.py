@@ -1,25 +1,31 @@
 """`python -m zsad_jax.report DIR [DIR ...]`: the papers' tables with the results of working directories."""
 
 import argparse
+import pathlib
 import sys
+from collections.abc import Sequence
 
-from zsad_jax.report.papers import compare_papers, find_missing, read_workdirs
-from zsad_jax.report.papers.document import FORMATS, render, write_all
+from zsad_jax.report import formats
+from zsad_jax.report.papers import PaperTables, compare_papers, find_missing, read_workdirs
 from zsad_jax.utils import command_line
 from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import write_text
+
+TITLE = "The papers' tables, ours beside theirs"
+SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # by format
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code. A mistake of the user's ends it with code 2."""
+    """Runs the command and returns the exit code, 2 for user errors."""
     parser = argparse.ArgumentParser(prog="python -m zsad_jax.report")
     parser.add_argument("workdirs", metavar="DIR", nargs="+", help="working directories of runs")
-    parser.add_argument("--paper", help="only this one: tipsomaly, vip2clip, tps or faprompt")
-    parser.add_argument("--table", help="only the table of this number; or poster, or gain")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown")
-    parser.add_argument("--out", metavar="DIR", help="write all formats there, as tables.*")
+    parser.add_argument("--paper", help="one paper: tipsomaly, vip2clip, tps or faprompt")
+    parser.add_argument("--table", help="one table, by its number, or poster, or gain")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="markdown")
+    parser.add_argument("--out", metavar="DIR", help="write tables.* in all formats to this folder")
     parser.add_argument(
-        "--all", action="store_true", help="ablations and variants too, the papers' and ours"
+        "--all", action="store_true", help="include ablations and variants, the papers' and ours"
     )
     options = parser.parse_args(arguments)
     log_plainly()
@@ -37,10 +43,23 @@ def _compare(options: argparse.Namespace) -> None:
         )
     remarks = [*(one.about for one in ours), *find_missing(ours, papers)]
     if options.out is None:
-        print(render(papers, remarks, options.format), end="")
+        print(_render(papers, remarks, options.format), end="")
         return
-    for path in write_all(options.out, papers, remarks):
+    for format, suffix in SUFFIXES.items():
+        path = pathlib.Path(options.out) / f"tables.{suffix}"
+        write_text(path, _render(papers, remarks, format))
         print(path)
+
+
+def _render(papers: Sequence[PaperTables], remarks: Sequence[str], format: str) -> str:
+    """Writes tables as one text, after the remarks, for which CSV has no place."""
+    shown = [table for paper in papers for table in paper.tables]
+    if format == "csv":
+        return formats.to_csv(shown)
+    if format == "latex":
+        return formats.render("tables.tex", title=TITLE, remarks=remarks, tables=shown)
+    template = f"papers.{SUFFIXES[format]}"
+    return formats.render(template, title=TITLE, remarks=remarks, papers=papers)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,10 @@ def legend(compared: Compared) -> str:
     """Explains the cells of a table."""
     undefined = f"{UNDEFINED} is undefined for the data."
     doubt = f"{DOUBT} marks a printed number that does not fit with others."
-    apart = "No difference is given where images, masks or settings differ; a footnote says how."
+    apart = (
+        "No difference is given where images, masks or settings differ from the published ones; a footnote"
+        " says how."
+    )
     texts = {
         PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
         f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO from 200 thresholds, so"
