@@ -81,7 +81,7 @@ def test_clinicdb_in_two_formats_is_counted_once(tools, prepare, tmp_path):
 def test_clinicdb_as_rar_names_the_command(prepare, tmp_path):
     archive = tmp_path / "CVC-ClinicDB.zip"
     archive.write_bytes(b"Rar!\x1a\x07\x01\x00" + bytes(600))
-    with pytest.raises(UserError, match=r"no tar or zip archive .*\(7z x CVC-ClinicDB\.rar\)"):
+    with pytest.raises(UserError, match=r"not a tar or zip archive .*\(7z x CVC-ClinicDB\.rar\)"):
         prepare("cvc_clinicdb", archive)
 
 

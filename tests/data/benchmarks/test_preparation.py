@@ -281,7 +281,8 @@ def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, 
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 2
     place = tmp_path / "data" / "downloads" / "VisA_20220922.tar"
     assert (
-        f"404 Not Found): fetch it by other means and put it at {place}" in capsys.readouterr().err
+        f"404 Not Found): download it in another way and put it at {place}"
+        in capsys.readouterr().err
     )
     assert not benchmarks.is_prepared("visa", tmp_path / "data")
     assert not [path for path in (tmp_path / "data/downloads").iterdir() if path.is_file()]
@@ -348,7 +349,7 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "kvasir", dataclasses.replace(kvasir, archives=plain))
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match="damaged or no tar or zip archive"):
+        with pytest.raises(UserError, match="damaged or not a tar or zip archive"):
             prepare("kvasir", tmp_path / "data", source=path)
         locked = bytearray(whole)
         for start in (whole.index(b"PK\x03\x04") + 6, whole.index(b"PK\x01\x02") + 8):
@@ -372,7 +373,7 @@ def hostile_archives():
         "link": ("bottle/escaped.txt", link | {"linkname": "../../../victim.txt"}, "link"),
         "hard link": ("bottle/escaped.txt", hard | {"linkname": "../../../victim.txt"}, "link"),
         "device": ("bottle/escaped.txt", {"type": tarfile.CHRTYPE}, "device"),
-        "sparse": ("bottle/escaped.txt", {"size": 2**40}, "absurdly large"),
+        "sparse": ("bottle/escaped.txt", {"size": 2**40}, "implausibly large"),
     }
 
 

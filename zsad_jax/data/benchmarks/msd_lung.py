@@ -73,19 +73,19 @@ class _Slice(Lazy):
 
 
 class _Reader:
-    """Decodes volumes, and holds the last ones, for slices are asked for one by one."""
+    """Decodes volumes and holds the last ones, since slices are read one by one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read = functools.lru_cache(maxsize=VOLUMES_HELD)(read_slices)
 
     def read(self, path: pathlib.Path) -> UInt8[np.ndarray, "D H W"]:
-        """The slices of a volume; other threads wait meanwhile, and then find them here."""
+        """Returns the slices of a volume; other threads wait and then find them here."""
         with self._lock:
             return self._read(path)
 
 
-class _DamagedVolume(Exception):  # noqa: N818 - it says what the volume is
+class _DamagedVolume(Exception):  # noqa: N818 - describes the volume
     def __init__(self, path: pathlib.Path, reason: str):
         super().__init__(path, reason)
         self.path, self.reason = path, reason
@@ -106,7 +106,7 @@ def read_slices(path: pathlib.Path) -> UInt8[np.ndarray, "D H W"]:
 def _list_slices(
     name: str, path: pathlib.Path, label: Shaped[np.ndarray, "H W D"], reader: _Reader
 ) -> list[Sample]:
-    """The samples of one volume; the masks, which compress well, are made at once."""
+    """Returns the samples of one volume; masks compress well and are made at once."""
     samples = []
     for index in range(label.shape[2]):
         values = label[:, :, index]
@@ -128,7 +128,7 @@ def _list_slices(
 
 
 def _list_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The volumes of lungs in a folder by their names, sorted; the archive has hidden files, too."""
+    """Returns the volumes of lungs in a folder by name, sorted; the archive has hidden files, too."""
     if not folder.is_dir():
         return {}
     paths = [*folder.glob("lung_*.nii"), *folder.glob("lung_*.nii.gz")]
@@ -171,7 +171,7 @@ def _check(path: pathlib.Path) -> Any:
     ) as error:
         words = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         reason = words.replace(os.path.join(path.parent, ""), "")  # the same wherever it lies
-        raise _DamagedVolume(path, f"it is damaged or no NIfTI volume ({reason})") from error
+        raise _DamagedVolume(path, f"it is damaged or not a NIfTI volume ({reason})") from error
     if size < image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize:
         raise _DamagedVolume(path, "it is cut short")
     return image

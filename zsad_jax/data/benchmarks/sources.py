@@ -23,12 +23,12 @@ from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
 
-SEARCH_DEPTH = 6  # folders below the given one in which the root is looked for
+SEARCH_DEPTH = 6  # levels of folders below the given one
 # The extracted files may have this many times the size of their archive, and this much more.
 MOST_EXPANSION, SPARE_BYTES = 100, 2**30
 # The prefix is that of tensorflow-datasets for what is not finished.
 EXTRACTED = "incomplete.extracted"
-# RuntimeError is what zipfile says of a password, NotImplementedError of a packing it does not know.
+# zipfile raises RuntimeError for a password, NotImplementedError for an unknown compression.
 _BROKEN_ARCHIVE = (
     *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError),
     *(RuntimeError, NotImplementedError),
@@ -86,7 +86,7 @@ def _fetch(facts: Facts, archive: Archive, folder: pathlib.Path) -> pathlib.Path
         if path.is_file():
             return path
         raise UserError(
-            f"{facts.title} cannot be fetched by a program ({facts.terms}): get {archive.file_name}"
+            f"{facts.title} cannot be downloaded by a program ({facts.terms}). Get {archive.file_name}"
             f" ({archive.about}) from {facts.homepage}{_how_to_unpack(facts)} and give it, or its"
             " extracted folder, as --source."
         )
@@ -94,10 +94,9 @@ def _fetch(facts: Facts, archive: Archive, folder: pathlib.Path) -> pathlib.Path
         archive.url,
         path,
         label=f"{facts.title} ({archive.about})",
-        instructions=f"fetch it by other means and put it at {path}",
+        instructions=f"download it in another way and put it at {path}",
         size=archive.size,
-        sha256=archive.sha256,
-        check=lambda part: _compare_md5(archive, part),
+        check=functools.partial(_compare, archive),
     )
 
 
@@ -147,7 +146,7 @@ def _has_meta_json(folder: pathlib.Path) -> bool:
 
 
 def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
-    """The first folder that is wanted, the nearest first, in the order of names."""
+    """Returns the first folder that is wanted: the nearest, in the order of names."""
     level = [folder]
     for _ in range(SEARCH_DEPTH + 1):
         for one in level:
@@ -166,30 +165,26 @@ def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_archive(facts: Facts, archive: Archive, path: pathlib.Path) -> None:
+    if problem := _compare(archive, path):
+        raise UserError(
+            f"{path} is not the published archive of {facts.title} ({problem}). Download it again, or extract"
+            " it yourself and give the folder as --source."
+        )
+
+
+def _compare(archive: Archive, path: pathlib.Path) -> str:
+    """Says how a file differs from a published archive; "" if it does not."""
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
-        problem = f"it has {size:,} bytes instead of {archive.size:,}"
-    elif archive.sha256 is not None and files.digest(path) != archive.sha256:
-        problem = f"its SHA-256 is not {archive.sha256}"
-    else:
-        problem = _compare_md5(archive, path)
-    if not problem:
-        return
-    raise UserError(
-        f"{path} is not the published archive of {facts.title} ({problem}): fetch it again, or extract it"
-        " yourself and give the folder as --source."
-    )
-
-
-def _compare_md5(archive: Archive, path: pathlib.Path) -> str:
-    """What is wrong with a file, "" when nothing is."""
-    if archive.md5 is None or files.digest(path, "md5") == archive.md5:
-        return ""
-    return f"its MD5 is not {archive.md5}"
+        return f"it has {size:,} bytes instead of {archive.size:,}"
+    for name, known in (("SHA-256", archive.sha256), ("MD5", archive.md5)):
+        if known and files.digest(path, name.replace("-", "").lower()) != known:
+            return f"its {name} is not {known}"
+    return ""
 
 
 def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
-    """Extracts a tar or zip archive, showing how far it is."""
+    """Extracts a tar or zip archive and shows the progress."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -200,31 +195,31 @@ def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
                 pass
     except _UnsafeMember as error:
         raise UserError(
-            f"{path} is not extracted, because {error}. Download the official archive again, or extract it"
+            f"{path} is not extracted because {error}. Download the official archive again, or extract it"
             " yourself and give the folder as --source."
         ) from error
     except _BROKEN_ARCHIVE as error:
         tool = "unzip" if path.suffix.lower() == ".zip" else "tar -xf"
         command = facts.unpack or f"{tool} {shlex.quote(str(path))}"
         raise UserError(
-            f"{path} is damaged or no tar or zip archive ({error}): fetch it again, or extract it"
+            f"{path} is damaged or not a tar or zip archive ({error}). Download it again, or extract it"
             f" yourself ({command}) and give the folder as --source."
         ) from error
     except OSError as error:
         if not files.is_disk_full(error):
             raise
         raise UserError(
-            f"The disk became full while {path} was extracted to {target}: make room, or give a folder"
+            f"The disk became full while {path} was extracted to {target}. Make room, or give a folder"
             " on a larger disk as --data_dir."
         ) from error
 
 
 class _UnsafeMember(Exception):  # noqa: N818 - describes the member of an archive
-    """A member that no benchmark has: a link, a device, a path that leaves the folder, or an absurd size."""
+    """A member that no benchmark has: a link, a device, a path outside the folder, or an implausible size."""
 
 
 class _Member(NamedTuple):
-    """A member of an archive; `read` is how many bytes of the archive were read after it."""
+    """A member of an archive; `read` returns the bytes of the archive that were read so far."""
 
     name: str
     size: int
@@ -257,18 +252,13 @@ def _zip_members(file: IO[bytes]) -> Iterator[_Member]:
 
 
 def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Iterator[None]:
-    """Writes regular files and folders below `target`, and yields once a megabyte of the archive.
+    """Writes regular files and folders below `target`; yields once per megabyte of the archive.
 
     Python's own filters did not stop chains of links from leaving the folder before 3.11.13 (CVE-2025-4517).
     Without links nothing can.
 
-    Args:
-      members: in their order.
-      target: the folder.
-      limit: bytes that may be written.
-
     Raises:
-      _UnsafeMember: a member is neither file nor folder, would leave the folder, or exceeds the limit.
+      _UnsafeMember: a member is neither file nor folder, would leave the folder, or exceeds `limit` bytes.
     """
     megabytes = 0
     for member in members:
@@ -287,7 +277,7 @@ def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Ite
         limit -= member.size
         if limit < 0:
             raise _UnsafeMember(
-                f"its members are absurdly large ({member.name!r}: {member.size:,} bytes)"
+                f"its members are implausibly large ({member.name!r}: {member.size:,} bytes)"
             )
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, open(target / path, "wb") as file:
