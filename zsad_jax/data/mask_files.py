@@ -66,9 +66,10 @@ def find_masks(
         if bare != stem and bare in images:
             masks[file] = None
 
+    left = [file for file in left if file not in masks]
+    certain = bool(masks)  # then folders with other names contain images
     folders: defaultdict[str, list[str]] = defaultdict(list)
     named: defaultdict[str, list[str]] = defaultdict(list)
-    left = [file for file in files if file not in masks]
     for file in sorted(left, key=lambda one: plain(pathlib.PurePath(one).parent.name) in normal):
         folders[outermost_folder(file, _LIKELY_FOLDER) or os.path.dirname(file)].append(file)
         for name in names(os.path.basename(file), IMAGE):
@@ -76,21 +77,31 @@ def find_masks(
     unusual: dict[str, str] = {}
     for folder, inside in folders.items():
         likely = outermost_folder(f"{folder}/", _LIKELY_FOLDER) != ""
-        title = plain(os.path.basename(folder))
-        if not likely and (len(left) < len(files) or title in ("", *normal)):
+        if not likely and (certain or plain(os.path.basename(folder)) in ("", *normal)):
             continue
-        twins = {}  # images elsewhere that the files are named after
-        for file in inside:
-            same = (one for name in names(os.path.basename(file), MASK) for one in named[name])
-            if twin := next((one for one in same if not one.startswith(f"{folder}/")), None):
-                twins[file] = twin
+        twins = _find_twins(folder, inside, named)
+        enough = len(twins) >= (1 if likely else len(inside) / 2)
+        if not enough or not _have_few_levels(root, list(twins)):
+            continue
         others = list(twins.values())
-        if len(twins) < (1 if likely else len(inside) / 2) or not _have_few_levels(root, [*twins]):
-            continue
-        if likely or not _have_few_levels(root, others):
-            masks |= dict.fromkeys(inside, folder)
-            unusual |= {} if likely else {folder: os.path.dirname(others[0])}
+        if not likely:
+            if _have_few_levels(root, others):
+                continue
+            unusual[folder] = os.path.dirname(others[0])
+        masks |= dict.fromkeys(inside, folder)
     return masks, unusual
+
+
+def _find_twins(
+    folder: str, files: Sequence[str], named: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Returns files of a folder, each with an image elsewhere that has its name."""
+    twins = {}
+    for file in files:
+        same = (one for name in names(os.path.basename(file), MASK) for one in named.get(name, ()))
+        if twin := next((one for one in same if not one.startswith(f"{folder}/")), None):
+            twins[file] = twin
+    return twins
 
 
 def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
