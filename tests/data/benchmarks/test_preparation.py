@@ -23,6 +23,7 @@ from PIL import Image
 from zsad_jax.data import __main__ as command
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import builders, records, sources
+from zsad_jax.data.benchmarks.counts import compare_counts
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.dataset import Sample
@@ -649,7 +650,7 @@ def test_published_counts_add_up():
     mvtec, visa = DATASETS["mvtec_ad"].counts, DATASETS["visa"].counts
     assert sum(normal for normal, _ in visa["train"].values()) == 8659
     assert sum(normal for normal, _ in mvtec["train"].values()) == 3629
-    assert benchmarks.compare_counts(visa, visa) == []
+    assert compare_counts(visa, visa) == []
 
 
 def test_several_masks_are_joined():

@@ -13,8 +13,6 @@ from zsad_jax.data.benchmarks.availability import (
     is_prepared,
     names,
 )
-from zsad_jax.data.benchmarks.counts import compare_counts
-from zsad_jax.data.benchmarks.facts import DATASETS, Facts
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from zsad_jax.data.protocols import Naming
 
 __all__ = [
-    "DATASETS",
-    "Facts",
-    "compare_counts",
     "default_data_dir",
     "find_builder",
     "how_to_prepare",

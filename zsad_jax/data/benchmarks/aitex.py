@@ -32,7 +32,7 @@ def is_root(folder: pathlib.Path) -> bool:
 
 
 def list_files(root: pathlib.Path) -> Listing:
-    """Lists the patches of all strips; masks are read, as only their pixels tell which are defective."""
+    """Lists the patches of all strips; masks are read, as only their pixels show which are defective."""
     listing = Listing(root)
     clean = find_folder(root, "NODefect_images") or root
     normal = [

@@ -51,7 +51,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
     @property
     def facts(self) -> Facts:
-        """What is known of the benchmark."""
+        """Facts about the benchmark."""
         return DATASETS[self.name]
 
     def download_and_prepare(

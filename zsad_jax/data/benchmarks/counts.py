@@ -1,4 +1,4 @@
-"""How many images there are, and how many are published."""
+"""Numbers of images: those that are found, those that are published, and their differences."""
 
 import collections
 from collections.abc import Iterable, Mapping
@@ -7,13 +7,13 @@ from zsad_jax.data.dataset import Sample
 
 Pair = tuple[int, int]  # numbers of (normal, anomalous) images
 Counts = dict[str, dict[str, Pair]]  # split -> category -> numbers
-# The same where not all is published: None for a category of which no more than its name is.
+# The same where not everything is published: None for a category of which only the name is.
 Published = Mapping[str, Mapping[str, Pair | None]]
 ALL = ""  # in place of a category: the whole split
 
 
 def count(samples: Iterable[Sample]) -> dict[str, Pair]:
-    """Numbers of (normal, anomalous) images per category."""
+    """Counts the (normal, anomalous) images of each category."""
     labels = collections.defaultdict(list)
     for sample in samples:
         labels[sample.category].append(sample.label)
@@ -21,7 +21,7 @@ def count(samples: Iterable[Sample]) -> dict[str, Pair]:
 
 
 def total(categories: Mapping[str, Pair | None]) -> Pair | None:
-    """Numbers of (normal, anomalous) images of a whole split; None where they are not published."""
+    """Returns the numbers of (normal, anomalous) images of a whole split; None where not published."""
     if ALL in categories:
         return categories[ALL]
     pairs = [pair for pair in categories.values() if pair is not None]
@@ -31,23 +31,22 @@ def total(categories: Mapping[str, Pair | None]) -> Pair | None:
 
 
 def compare_counts(found: Counts, published: Published) -> list[str]:
-    """Every difference between what was found and what is published, a sentence each.
+    """Describes every difference between the images found and those published.
 
-    A split of which nothing is published is not compared, nor are categories where only the whole is. Of a
-    category whose name alone is published, there must be images.
+    Splits of which nothing is published are not compared, nor are categories where only the total is. A
+    category of which only the name is published must have images.
     """
     differences = []
     for split, theirs in published.items():
-        ours = {name: (n, a) for name, (n, a) in found.get(split, {}).items()}
+        ours = found.get(split, {})
         unknown = [name for name in ours if name not in theirs] if set(theirs) != {ALL} else []
         for name in (*theirs, *unknown):
-            has = total(ours) if name == ALL else ours.get(name)
+            normal, anomalous = (total(ours) if name == ALL else ours.get(name)) or (0, 0)
             expected = theirs.get(name, (0, 0))
             where = f"{split}/{name}" if name else split
-            if expected is None and not any(has or ()):
+            if expected is None and not normal + anomalous:
                 differences.append(f"{where}: there are no images of this category")
-            elif expected is not None and (has or (0, 0)) != expected:
-                normal, anomalous = has or (0, 0)
+            elif expected is not None and (normal, anomalous) != expected:
                 differences.append(
                     f"{where}: {normal} normal and {anomalous} anomalous images instead of"
                     f" {expected[0]} and {expected[1]}"

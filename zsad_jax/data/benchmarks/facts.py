@@ -61,8 +61,8 @@ class TwoFolders:
 
     Attributes:
       normal, anomalous: names of the two folders, in any case, in order of preference.
-      stem: a regular expression for the names of most anomalous images, where nothing else tells the benchmark
-        from others.
+      stem: a regular expression for the names of most anomalous images, where nothing else identifies
+        the benchmark.
       defect: what the anomalous images show.
       drawn: whether a quarter of the normal images is in the test split and the others in the train split.
     """
@@ -80,8 +80,8 @@ class PairedFolders:
 
     Attributes:
       folders: the names of the two folders, per split.
-      called: a regular expression for the name of the folder above them, where nothing else tells the benchmark
-        from others; a folder that is given outright may have any name.
+      called: a regular expression for the name of the folder above them, where nothing else identifies
+        the benchmark; a folder that the user names may have any name.
       own: names of the two folders that only this benchmark has.
       mask_suffix, image_suffix: what stems may have after the part that an image and its mask share.
       defect: what all images show.
@@ -107,7 +107,7 @@ LAYOUTS: dict[str, type[SharedLayout]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a dataset besides its files.
+    """Facts about a dataset besides its files.
 
     Attributes:
       title: its usual spelling.
@@ -127,7 +127,7 @@ class Facts:
       layout: how its files are found; None: `<key>.py` beside this module does it.
       left_out: glob patterns, relative to the root and in any case, of files and folders with images that are
         not part of the benchmark on purpose; all other unused images are reported.
-      counts: published numbers of images; a split without a category's numbers may still have its name.
+      counts: published numbers of images; None for a category of which only the name is published.
     """
 
     title: str

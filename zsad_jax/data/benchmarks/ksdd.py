@@ -17,7 +17,7 @@ def is_root(folder: pathlib.Path) -> bool:
 
 
 def list_files(root: pathlib.Path) -> Listing:
-    """Lists all parts of all images; labels are read, as only their pixels tell which are defective."""
+    """Lists all parts of all images; labels are read, as only their pixels show which are defective."""
     listing = Listing(root)
     parts = []
     for folder in list_folders(root):

@@ -28,14 +28,14 @@ from zsad_jax.data.meta_json import read_meta_json, read_splits
 
 
 class Layout(NamedTuple):
-    """How the files of a benchmark are found.
+    """The way in which the files of a benchmark are found.
 
     Attributes:
       is_root: whether a folder is the root of the extracted archives, and of no other benchmark.
       list_files: lists all samples below a root; images are not read. Raises `UserError` if the files cannot
         be understood.
       is_given: whether a folder that the user names may be the root, for layouts that several benchmarks share
-        (`images` beside `masks`); True wherever `is_root` is. None: `is_root` tells.
+        (`images` beside `masks`); True wherever `is_root` is. None: the same as `is_root`.
       left_out: patterns in addition to `Facts.left_out`, for the files below a root.
     """
 
@@ -130,7 +130,7 @@ def two_folders(name: str, options: TwoFolders) -> Layout:
 def paired_folders(name: str, options: PairedFolders) -> Layout:
     """Makes the layout of sets of anomalous images only: a folder of images and one of their masks.
 
-    Images lie in the folder or in those directly below it; they are sorted by the numbers in their names.
+    Images are in the folder or in those directly below it; they are sorted by the numbers in their names.
     """
 
     def is_given(folder: Path) -> bool:
@@ -167,7 +167,7 @@ def has_pair(folder: Path, names: FolderPair) -> bool:
 
 
 def is_called(folder: Path, pattern: str) -> bool:
-    """Returns whether the name of a folder matches, which tells benchmarks of one layout apart."""
+    """Returns whether the name of a folder matches, which separates benchmarks of one layout."""
     name = os.path.basename(os.path.abspath(folder))
     return re.fullmatch(pattern, name, re.IGNORECASE) is not None
 

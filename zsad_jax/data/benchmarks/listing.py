@@ -30,7 +30,7 @@ SEED = 42
 
 @dataclasses.dataclass
 class Listing:
-    """The files of a benchmark, no image read yet.
+    """The files of a benchmark, before any image is read.
 
     Attributes:
       root: the folder that names of files are relative to.

@@ -170,7 +170,7 @@ def _check(path: pathlib.Path) -> Any:
         *(nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError),
     ) as error:
         words = str(error).split("\n")[0].rstrip(".") or type(error).__name__
-        reason = words.replace(os.path.join(path.parent, ""), "")  # the same wherever it lies
+        reason = words.replace(os.path.join(path.parent, ""), "")  # the same wherever the file is
         raise _DamagedVolume(path, f"it is damaged or not a NIfTI volume ({reason})") from error
     if size < image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize:
         raise _DamagedVolume(path, "it is cut short")

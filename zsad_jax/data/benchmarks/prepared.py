@@ -21,7 +21,7 @@ TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
 
 
 class Recorded(NamedTuple):
-    """What preparation wrote beside the records.
+    """The description that preparation wrote beside the records.
 
     Attributes:
       lengths: numbers of images, by split.

@@ -52,7 +52,7 @@ def write_split(
     finally:
         if writer is not None:
             writer.close()
-    # How many files there are is part of their names, and known only now.
+    # The number of files is part of their names, and known only now.
     for index, path in enumerate(template.sharded_filepaths(len(lengths))):
         pathlib.Path(_unfinished(template, index)).rename(path)
     return tfds.core.SplitInfo(

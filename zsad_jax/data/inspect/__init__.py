@@ -1,1 +1,1 @@
-"""What the command `python -m zsad_jax.data` looks at and shows: counts, issues, sheets of images."""
+"""Parts of the command `python -m zsad_jax.data`: counts, issues, contact sheets."""

@@ -1,4 +1,4 @@
-"""What is found in a dataset, and the lines that `prepare` and `verify` print about it."""
+"""Findings about a dataset, and the lines that `prepare` and `verify` print of them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from zsad_jax.utils.errors import plural
 
 
 class Findings(NamedTuple):
-    """What is found in a dataset.
+    """Findings about a dataset.
 
     Attributes:
       target: the dataset.

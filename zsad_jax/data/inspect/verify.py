@@ -18,7 +18,7 @@ from zsad_jax.utils.threads import map_in_threads
 
 
 class _Looked(NamedTuple):
-    """What is kept of an image."""
+    """The result for an image."""
 
     sample: Sample | None  # without image and mask; None where its record cannot be read
     usable: bool
@@ -49,7 +49,7 @@ def verify(target: Target, *, num_workers: int = 1) -> Findings:
     return Findings(
         target,
         counts,
-        # What preparation recorded as well is reported once.
+        # Issues that preparation recorded, too, are reported once.
         issues=list(dict.fromkeys((*target.issues, *issues))),
         notes=list(dict.fromkeys((*target.notes, *notes))),
         unusable=[issue for one in looked if not one.usable for issue in one.issues],
