@@ -82,7 +82,7 @@ def test_several_image_scores_by_name(images):
     assert first["pixel_ap"] == second["pixel_ap"]
     with pytest.raises(UserError, match="'third'; choose one of first, second"):
         category.compute(state, image_score="third")
-    with pytest.raises(UserError, match="keep to one set"):
+    with pytest.raises(UserError, match="use the same names"):
         category.update(state, scores, labels)
 
 

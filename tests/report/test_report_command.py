@@ -79,7 +79,7 @@ def test_runs_of_no_paper_are_told(tmp_path, make_row, capsys, rows):
         main([str(tmp_path)])
     assert end.value.code == 2
     printed = capsys.readouterr()
-    assert f"Nothing in {tmp_path} is of a dataset in these tables; they have" in printed.err
+    assert f"No result in {tmp_path} is on a dataset of these tables (" in printed.err
     assert not printed.out
 
 
@@ -100,7 +100,7 @@ def test_files(workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--paper", "nobody"], 'There are no tables of a paper "nobody"; known are tipsomaly'),
+        (["--paper", "nobody"], 'Unknown paper "nobody". Available: tipsomaly'),
         (["--paper", "tps", "--table", "7"], 'There is no table "7": tps has 1, 2, 3, gain.'),
         (["--table", "99"], 'There is no table "99": tipsomaly has 1, poster, gain; vip2clip'),
         (["nowhere"], "nowhere has no results.json"),

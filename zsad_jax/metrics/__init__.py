@@ -85,9 +85,7 @@ def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """
     checked, truth = checks.check_images(scores, labels)
     if not truth.any():
-        raise UserError(
-            "A threshold of largest F1 needs at least one anomalous image, and there is none."
-        )
+        raise UserError("The threshold of the largest F1 requires at least one anomalous image.")
     return curve.f1max(curve.curve_of(checked[~truth], checked[truth]))[1]
 
 
@@ -105,7 +103,7 @@ def roc_curve(
     """
     checked, truth = checks.check_images(scores, labels)
     if truth.all() or not truth.any():
-        raise UserError("A ROC curve needs normal and anomalous images, and one class is missing.")
+        raise UserError("A ROC curve requires normal and anomalous images; one class is missing.")
     return curve.roc(curve.curve_of(checked[~truth], checked[truth]))
 
 

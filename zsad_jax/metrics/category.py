@@ -160,7 +160,8 @@ def _append(
         return scores or more
     if scores.keys() != more.keys():
         raise UserError(
-            f"Image scores were named {list(scores)} before and {list(more)} now; keep to one set."
+            f"Image scores are named {list(more)}, but were named {list(scores)} before; use the same"
+            " names in every call."
         )
     return {name: np.append(scores[name], more[name]) for name in scores}
 

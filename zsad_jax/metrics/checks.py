@@ -14,8 +14,8 @@ def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
     if not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
         raise UserError(
-            f"{what} must be finite, but entry {bad} holds NaN or infinity;"
-            " look for a broken input image or an overflow in the model."
+            f"{what} must be finite, but entry {bad} holds NaN or infinity; look for a broken input image"
+            " or an overflow in the model."
         )
     return array
 
@@ -27,7 +27,7 @@ def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
         return array
     if not ((array == 0) | (array == 1)).all():
         raise UserError(
-            f"{what} must be 0 (normal) or 1 (anomalous), and {array.max()!r} is among them."
+            f"{what} must be 0 (normal) or 1 (anomalous), but range from {array.min()} to {array.max()}."
         )
     return array.astype(bool)
 

@@ -38,8 +38,8 @@ def _compare(options: argparse.Namespace) -> None:
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
         raise UserError(
-            f"Nothing in {', '.join(options.workdirs)} is of a dataset in these tables; they have"
-            f" {', '.join(sorted(in_papers))}."
+            f"No result in {', '.join(options.workdirs)} is on a dataset of these tables"
+            f" ({', '.join(sorted(in_papers))})."
         )
     remarks = [*(one.about for one in ours), *find_missing(ours, papers)]
     if options.out is None:

@@ -94,7 +94,7 @@ def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
     assert ours.rows["visa", "mean"]["image_ap"] == 0.3
     assert ours.rows["mpdd", "mean"]["image_ap"] == 0.2
     assert [record.getMessage() for record in caplog.records] == [
-        f"{second} replaces what {first} has of TIPSomaly on VisA."
+        f"Results of TIPSomaly on VisA in {second} replace those in {first}."
     ]
 
 

@@ -120,9 +120,7 @@ def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...
       UserError: there is no such paper, or none of them has the table.
     """
     if paper is not None and paper not in MAIN_TABLES:
-        raise UserError(
-            f'There are no tables of a paper "{paper}"; known are {", ".join(MAIN_TABLES)}.'
-        )
+        raise UserError(f'Unknown paper "{paper}". Available: {", ".join(MAIN_TABLES)}.')
     papers = tuple(MAIN_TABLES) if paper is None else (paper,)
     known = {
         key: [*dict.fromkeys(n.table for n in all_numbers() if n.paper == key), GAIN]

@@ -76,8 +76,8 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
     for folder in map(pathlib.Path, folders):
         if not (folder / "results.json").is_file():
             raise UserError(
-                f"{folder} has no results.json; name working directories in which python -m zsad_jax.main"
-                " has finished."
+                f"{folder} has no results.json. Give working directories of finished runs of"
+                " python -m zsad_jax.main."
             )
         path = folder / "run.json"
         run = _read(path, lambda run: run) if path.is_file() else {}
@@ -108,8 +108,8 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
             replaced.setdefault(what, {})[names.dataset_name(row["dataset"])] = None
         column[row["dataset"], row["category"]] = result
     for (folder, folder_before, method), datasets in replaced.items():
-        told = ", ".join(datasets)
-        logging.warning("%s replaces what %s has of %s on %s.", folder, folder_before, method, told)
+        told = f"{method} on {', '.join(datasets)}"
+        logging.warning("Results of %s in %s replace those in %s.", told, folder, folder_before)
     samples = [next(iter(column.values())) for column in columns.values()]
     return [_name_column(list(column.values()), samples) for column in columns.values()]
 
