@@ -1,33 +1,37 @@
-"""What a report is made of: plain data, nothing computed."""
+"""The contents of a report."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.metrics import Note
+from zsad_jax.report import run_tables
+from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import Row
+from zsad_jax.report.tables import Table
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """All that a report shows.
+    """The contents of a report.
 
     Attributes:
       title: the heading, method and backbone in words.
       rows: results.json.
       comparisons: comparisons.json (fixed prompts, other image scores, single seeds).
-      notes: by (dataset, category): why something is undefined, and the like.
+      notes: by (dataset, category), such as the reason why a metric is undefined.
       scores: image scores, one entry per dataset.
-      cases: images to show; `choose_cases` says which are worth it.
+      cases: images to show, see `choose_cases`.
       history: the training curve, dicts with "step" and any numbers.
       issues: images that could not be read, by dataset.
       config_text: the resolved config.
       run: run.json. Keys that end in "_seconds" and "_bytes" are shown in fitting units.
-      demonstration: True when the backbone is a demonstration model.
+      demonstration: whether the backbone is a demonstration model.
       map_scale: (low, high), the one color scale of all maps.
-      skipped: datasets that were left out, with the reason.
+      skipped: skipped datasets, with the reason.
     """
 
     title: str
@@ -43,3 +47,13 @@ class Report:
     demonstration: bool = False
     map_scale: tuple[float, float] = (0.0, 1.0)
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def tables(self) -> list[Table]:
+        """The results by dataset, by category, and the comparisons."""
+        return run_tables.make_tables(self.rows, self.comparisons, notes=self.notes, run=self.run)
+
+    @functools.cached_property
+    def paper_tables(self) -> list[Table]:
+        """The tables of the papers with these results."""
+        return compare_run(self.rows, self.run)

@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, TextIO
 
 from zsad_jax.utils.files import PathLike, write_text
@@ -15,10 +14,10 @@ EVENTS_FOLDER = "tensorboard"
 
 
 class CurveWriter:
-    """Writes the training curve of a working directory, one step at a time.
+    """Writes the training curve of a working directory, one step at a time; a context manager.
 
-    A context manager. Every line is handed to the system as it is written, so that a killed training
-    loses nothing but a last, half-written line, which the next start drops.
+    Every line is handed to the system as it is written: a killed training loses at most a half-written
+    last line, which the next start drops.
 
     Args:
       workdir: holds `curves.jsonl` and the folder `tensorboard`.
@@ -44,7 +43,7 @@ class CurveWriter:
 
         Args:
           step: counts from 1 through the whole training.
-          values: numbers by name (loss, terms, epoch). One that is not finite becomes null in the JSON.
+          values: numbers by name (loss, terms, epoch). Non-finite ones become null in the JSON.
         """
         plain = {name: float(value) for name, value in values.items()}
         self._file.write(_encode({"step": int(step), **plain}))
@@ -60,17 +59,12 @@ class CurveWriter:
     def __enter__(self) -> "CurveWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
-    """The training curve so far, oldest first; [] when there is none. A half-written last line is left out."""
+    """Reads the training curve so far; [] if there is none. A half-written last line is ignored."""
     path = pathlib.Path(workdir) / FILE_NAME
     if not path.exists():
         return []

@@ -6,7 +6,7 @@ import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zsad_jax.report import names, tables
 from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table
@@ -21,7 +21,6 @@ LONG_COLUMNS = (
     *("paper", "table", "dataset", "category", "level", "metric", "method", "setting", "source"),
     *("value", "difference", "note"),
 )
-COMPACT = (SAME_METHOD, BEST_PRIOR)  # what the numbers of narrow tables in HTML are held against
 LATEX_HEAD = 16  # characters in a line of a column's heading
 LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTeX's
     "block_start_string": "<%",
@@ -54,14 +53,6 @@ _LATEX = str.maketrans(
 )
 
 
-class ColumnGroup(NamedTuple):
-    """Neighboring columns of a table that share a heading; `start` is the index of the first."""
-
-    name: str
-    start: int
-    columns: list[Column]
-
-
 def render(template: str, **values: Any) -> str:
     """Returns a template of `report/templates` with the values filled in.
 
@@ -87,14 +78,14 @@ def _environment(suffix: str) -> "jinja2.Environment":
         **(LATEX_SYNTAX if suffix == "tex" else {}),
     )
     environment.globals |= {
-        "COMPACT": COMPACT,
+        "COMPACT": (SAME_METHOD, BEST_PRIOR),
         "DEMONSTRATION": DEMONSTRATION,
         "LABELS": names.LABELS,
         "MAIN_RESULT": tables.MAIN_RESULT,
     }
     environment.filters |= {
         "category_name": names.category_name,
-        "column_groups": column_groups,
+        "column_groups": _column_groups,
         "columns_with_reference": _columns_with_reference,
         "dataset_name": names.dataset_name,
         "explained": _explained,
@@ -115,13 +106,11 @@ def _reference(cell: Cell) -> str:
     return " ".join(parts)
 
 
-def column_groups(table: Table) -> list[ColumnGroup]:
-    """Returns the columns of a table by their common headings."""
-    groups = []
-    start = 0
+def _column_groups(table: Table) -> list[tuple[str, int, list[Column]]]:
+    """Returns neighboring columns with the same group: the group, the index of the first, the columns."""
+    groups: list[tuple[str, int, list[Column]]] = []
     for name, members in itertools.groupby(table.columns, lambda column: column.group):
-        groups.append(ColumnGroup(name, start, list(members)))
-        start += len(groups[-1].columns)
+        groups.append((name, sum(len(columns) for *_, columns in groups), list(members)))
     return groups
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zsad_jax.evaluate import Case
+from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report import charts, formats, images, run_tables, tables, wording
 from zsad_jax.report.base import Report
 from zsad_jax.report.cases import group_cases, standing
-from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils.images import palette_stops
 
@@ -26,15 +25,11 @@ def render_page(report: Report) -> str:
         headlines=_headlines(report),
         num_images=sum(row["n_images"] for row in report.rows if row["category"] == MEAN),
         num_datasets=len({row["dataset"] for row in report.rows}),
-        own_tables=run_tables.make_tables(
-            report.rows, report.comparisons, notes=report.notes, run=report.run
-        ),
-        paper_tables=compare_run(report.rows, report.run),
         score_charts={key: charts.score_charts(entry) for key, entry in scores.items()},
         training_chart=charts.training_chart(report.history),
         to_svg=charts.to_svg,
         palette=palette_stops(9),
-        cases=_grouped_cases(report),
+        cases=_grouped_cases(report, scores),
         standing=lambda case: standing(case, scores.get(case.dataset)),
         thumbnail=lambda case: images.data_uri(images.thumbnail(case, scale=report.map_scale)),
         quantities=_quantities(report.run),
@@ -52,9 +47,10 @@ def _headlines(report: Report) -> list[tuple[str, list[tuple[str, tables.Cell]]]
     ]
 
 
-def _grouped_cases(report: Report) -> dict[str, list[tuple[str, list[Case]]]]:
+def _grouped_cases(
+    report: Report, scores: Mapping[str, DatasetScores]
+) -> dict[str, list[tuple[str, list[Case]]]]:
     """Returns the cases of each dataset by kind, limited in number over all datasets."""
-    scores = {entry.dataset: entry for entry in report.scores}
     datasets: dict[str, list[Case]] = {}
     for case in report.cases:
         datasets.setdefault(case.dataset, []).append(case)
@@ -68,22 +64,17 @@ def _grouped_cases(report: Report) -> dict[str, list[tuple[str, list[Case]]]]:
 def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Returns run.json in words: plain values first, then each mapping below its name."""
     plain = {key: value for key, value in run.items() if not isinstance(value, Mapping)}
-    groups = [("", _definitions(plain))] if plain else []
-    for key, value in run.items():
-        if isinstance(value, Mapping) and value:
-            name, unit = _split_unit(key)
-            groups.append((name, _definitions(value, unit)))
-    return groups
-
-
-def _definitions(values: Mapping[str, Any], unit: str = "") -> list[tuple[str, str]]:
-    return [
-        (_split_unit(key)[0], format_quantity(key + unit, value)) for key, value in values.items()
-    ]
+    nested = {key: value for key, value in run.items() if isinstance(value, Mapping)}
+    groups = []
+    for heading, values in {"": plain, **nested}.items():
+        name, unit = _split_unit(heading)
+        words = [(_split_unit(key)[0], format_quantity(key + unit, values[key])) for key in values]
+        groups.append((name, words))
+    return [(name, words) for name, words in groups if words]
 
 
 def format_quantity(key: str, value: Any) -> str:
-    """A value of run.json for people: keys that end in "_seconds" or "_bytes" get a fitting unit."""
+    """Returns a value of run.json in words; of keys that end in "_seconds" or "_bytes" with a fitting unit."""
     unit = _split_unit(key)[1]
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -94,11 +85,11 @@ def format_quantity(key: str, value: Any) -> str:
     if unit == "_bytes" and isinstance(value, int | float):
         return f"{value / 2**30:.2f} GiB" if value >= 2**29 else f"{value / 2**20:.1f} MiB"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return (" " if key == "command" else ", ").join(str(entry) for entry in value)
+        return (" " if key == "command" else ", ").join(map(str, value))
     return tables.UNDEFINED if value is None else str(value)
 
 
 def _split_unit(key: str) -> tuple[str, str]:
-    """A key of run.json as words, and the unit at its end."""
+    """Returns a key of run.json as words, and the unit at its end."""
     unit = next((unit for unit in ("_seconds", "_bytes") if key.endswith(unit)), "")
     return key.removesuffix(unit).replace("_", " "), unit

@@ -11,7 +11,7 @@ from PIL import Image
 from zsad_jax.evaluate import Case
 from zsad_jax.report import charts, formats, images, names, run_tables
 from zsad_jax.report.base import Report
-from zsad_jax.report.papers import compare_run
+from zsad_jax.report.html import render_page
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike, safe_name, write_json, write_text
@@ -28,35 +28,22 @@ def write_report(workdir: PathLike, report: Report) -> None:
 
     Every file is replaced atomically, and the same report gives the same bytes.
     """
-    from zsad_jax.report.html import render_page
-
     workdir = pathlib.Path(workdir)
-    remark = DEMONSTRATION if report.demonstration else ""
-    own_tables = run_tables.make_tables(
-        report.rows, report.comparisons, notes=report.notes, run=report.run
+    remarks = [DEMONSTRATION] * report.demonstration
+    write_text(workdir / "results.md", formats.render("report.md", report=report))
+    table = run_tables.results_csv(
+        report.rows, report.comparisons, report.notes, remark=" ".join(remarks), run=report.run
     )
-    paper_tables = compare_run(report.rows, report.run)
-    markdown = formats.render(
-        "report.md", report=report, own_tables=own_tables, paper_tables=paper_tables
-    )
-    csv = run_tables.results_csv(
-        report.rows, report.comparisons, report.notes, remark=remark, run=report.run
-    )
-    latex = formats.render(
-        "tables.tex",
-        title=report.title,
-        remarks=[remark] if remark else [],
-        tables=[*own_tables, *paper_tables],
-    )
-    write_text(workdir / "results.md", markdown)
-    write_text(workdir / "results.csv", csv)
+    write_text(workdir / "results.csv", table)
+    tables = [*report.tables, *report.paper_tables]
+    latex = formats.render("tables.tex", title=report.title, remarks=remarks, tables=tables)
     write_text(workdir / "results.tex", latex)
     write_figures(workdir / "figures", report)
     write_text(workdir / "report.html", render_page(report))
 
 
 def write_figures(folder: PathLike, report: Report) -> None:
-    """Writes a heat map per case, the histogram and ROC curves per dataset, and the training curve."""
+    """Writes a heat map per case, the charts of each dataset, and the training curve."""
     folder = pathlib.Path(folder)
     written: list[str] = []
     for path in (folder, *(folder / safe_name(scores.dataset) for scores in report.scores)):
