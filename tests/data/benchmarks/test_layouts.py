@@ -1,10 +1,13 @@
 """What layouts share: MVTec's, and the community's with a meta.json."""
 
+import dataclasses
 import json
 
 import pytest
 
-from zsad_jax.data.benchmarks.facts import Archive
+from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.builders import make_builder
+from zsad_jax.data.benchmarks.facts import DATASETS, Archive
 from zsad_jax.utils.errors import UserError
 
 
@@ -87,3 +90,14 @@ def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
         prepare("br35h", tmp_path / "copies")
     community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
     assert len(prepare("br35h", tmp_path / "copies")) == 3
+
+
+def test_regular_benchmark_is_a_table_of_facts(make_miniature, monkeypatch, tmp_path):
+    make_miniature("mpdd", tmp_path / "official")
+    facts = dataclasses.replace(DATASETS["mpdd"], title="Toy", about="Metal toys.")
+    monkeypatch.setitem(DATASETS, "toy", facts)
+    builder = make_builder("toy")(data_dir=tmp_path / "data")
+    builder.download_and_prepare(source=tmp_path / "official")
+    assert builder.info.description == "Toy. Metal toys."
+    assert builder.info.splits["test"].num_examples > 0
+    assert "toy" in benchmarks.names()

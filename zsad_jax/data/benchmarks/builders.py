@@ -181,11 +181,12 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         pathlib.Path(self.data_dir, files.MARK).unlink()  # it is finished, and not removed any more
 
 
-def _make_builder(name: str) -> type[Benchmark]:
+def make_builder(name: str) -> type[Benchmark]:
+    """Makes and registers the builder of a benchmark from its facts."""
     title = "".join(part.capitalize() for part in name.split("_"))
     described = {"name": name, "__doc__": DATASETS[name].about, "__module__": __name__}
     return type(title, (Benchmark,), described)
 
 
-BUILDERS = {name: _make_builder(name) for name in availability.names()}
+BUILDERS = {name: make_builder(name) for name in availability.names()}
 globals().update({builder.__name__: builder for builder in BUILDERS.values()})  # for pickle
