@@ -1,6 +1,7 @@
-"""A method over a backbone with its prompts, ready for a user's own images."""
+"""Scores and anomaly maps of images from Python: a method over a backbone with its prompts."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from zsad_jax.methods import Method, image_score, make_method
 from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, plural
 
 Image = np.ndarray | str | os.PathLike[str]
 
@@ -38,13 +39,13 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Detector:
-    """A method over a backbone with its prompts; `load_detector` makes one.
+    """A method over a backbone with its prompts; see `load_detector`.
 
     Attributes:
-      prompts: which learned prompts are in use, in words, or "fixed prompts".
+      prompts: origin of the learned prompts in words, or "fixed prompts".
       category: what the images show, for the fixed prompts.
-      image_score: which of the method's image scores `predict` returns.
-      batch_size: images per compiled call; every call has this size, whatever it is given.
+      image_score: the image score that `predict` returns.
+      batch_size: images per compiled call; smaller batches are padded.
       mesh: the devices over which a batch is split; frozen weights and prompts are on each.
     """
 
@@ -56,19 +57,30 @@ class Detector:
     image_score: str
     batch_size: int
     mesh: Mesh
-    prototypes: PyTree
-    scorer: Scorer
+
+    @functools.cached_property
+    def prototypes(self) -> PyTree:
+        """The encoded prompts."""
+        encode = jax.jit(self.method.prototypes, static_argnums=2)
+        return encode(self.backbone.params, self.params, (self.category,))
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """The function of `make_scorer`, compiled for batches of `batch_size`."""
+        size = self.backbone.preprocess.image_size
+        images = np.zeros((self.batch_size, size, size, 3), np.uint8)
+        scorer = make_scorer([self.method], self.backbone)
+        return scorer.lower(*self._arguments(images)).compile()  # type: ignore[attr-defined]
 
     def predict(self, images: np.ndarray | Sequence[Image]) -> Prediction:
-        """Scores of images.
+        """Scores images.
 
         Args:
           images: [b, H, W, 3] or [H, W, 3], or a list of such images [H, W, 3] and of file paths; each
             of any size. Values are 8-bit, or floats in [0, 1], which are rounded to 8 bits.
 
         Raises:
-          UserError: an image cannot be read, or has the wrong shape, type or range; or a score is no
-            finite number.
+          UserError: an image cannot be read, or has the wrong shape, type or range; or a score is not finite.
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
@@ -85,32 +97,23 @@ class Detector:
         return self.predict_resized(np.stack([self.resize(image) for image in images]))
 
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
-        """An image as the backbone wants it, still 8-bit."""
+        """Resizes an image to the backbone's size, still 8-bit."""
+        preprocess = self.backbone.preprocess
         if isinstance(image, np.ndarray | jax.Array):
             import PIL.Image
 
-            opened = PIL.Image.fromarray(_as_8bit(np.asarray(image)))
-        elif not isinstance(image, str | os.PathLike):
+            return resize_image(PIL.Image.fromarray(_as_8bit(np.asarray(image))), preprocess)
+        if not isinstance(image, str | os.PathLike):
             raise UserError(
-                f"An image is given as {type(image).__name__}; give an array or a file's path."
+                f"An image is given as {type(image).__name__}. Give an array or the path of a file."
             )
-        else:
-            preprocess = self.backbone.preprocess
-            decoded = open_image(os.fspath(image), bit_depth=preprocess.bit_depth)
-            opened = decoded.image
-            for note in decoded.notes:
-                logging.info("%s", note._replace(file=os.fspath(image)))
-        return resize_image(opened, self.backbone.preprocess)
-
-    def compiled(self) -> "Detector":
-        """The same, compiled ahead of the first image."""
-        size = self.backbone.preprocess.image_size
-        images = np.zeros((self.batch_size, size, size, 3), np.uint8)
-        lowered = self.scorer.lower(*self._arguments(images))  # type: ignore[attr-defined]
-        return dataclasses.replace(self, scorer=lowered.compile())
+        decoded = open_image(os.fspath(image), bit_depth=preprocess.bit_depth)
+        for note in decoded.notes:
+            logging.info("%s", note._replace(file=os.fspath(image)))
+        return resize_image(decoded.image, preprocess)
 
     def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
-        """Scores of images that `resize` made.
+        """Scores images that `resize` returned.
 
         Raises:
           UserError: a score or a map is not finite.
@@ -131,13 +134,13 @@ class Detector:
         finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2))
         if not finite.all():
             raise UserError(
-                f"{self.method.name} over {self.backbone.name} gives scores that are no finite numbers"
-                f" for {np.sum(~finite)} of {len(finite)} images; check the weights of"
+                f"{self.method.name} over {self.backbone.name} produced non-finite scores for"
+                f" {np.sum(~finite)} of {plural(len(finite), 'image')}. Check the weights of"
                 f" {self.backbone.name} and the prompts in use ({self.prompts})."
             )
 
     def _arguments(self, images: UInt8[np.ndarray, "b S S 3"]) -> tuple[Any, ...]:
-        """What the scorer takes, on its devices."""
+        """Returns the arguments of `scorer`, on its devices."""
         category = np.zeros(len(images), np.int32)
         split = sharding.split_batch((images, category), self.mesh)
         return self.backbone.params, [self.params], [self.prototypes], *split
@@ -154,15 +157,15 @@ def load_detector(
     backbone_options: dict[str, Any] | None = None,
     **method_options: Any,
 ) -> Detector:
-    """A detector for images of one category.
+    """Loads a detector for images of one category.
 
     Args:
       method: a key of `zsad_jax.methods.METHODS`.
       backbone: a name for `load_backbone`, or a loaded backbone.
-      checkpoint: learned prompts: a released name or a file. None: those that ship with the backbone,
-        else fixed prompts, with a warning, if the method works with them.
+      checkpoint: learned prompts: a released name or a file. None: those included with the backbone, else
+        fixed prompts, with a warning, if the method works with them.
       category: what the images show ("metal nut"), for the fixed prompts.
-      score: which image score to return; None: the method's first.
+      score: the image score to return; None: the method's first.
       batch_size: images per compiled call, split over this process's devices (no more than images); rounded
         up to a multiple of them.
       backbone_options: for `load_backbone`.
@@ -175,8 +178,17 @@ def load_detector(
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
     params, prompts = choose_params(made, backbone, checkpoint)
-    shown = {"prompts": prompts, "category": category}
-    return make_detector(backbone, made, params, **shown, score=score, batch_size=batch_size)
+    detector = make_detector(
+        backbone,
+        made,
+        params,
+        prompts=prompts,
+        category=category,
+        score=score,
+        batch_size=batch_size,
+    )
+    _ = detector.prototypes  # a text that cannot be encoded is an error now
+    return detector
 
 
 def make_detector(
@@ -189,17 +201,17 @@ def make_detector(
     score: str | None = None,
     batch_size: int = 1,
 ) -> Detector:
-    """A detector of parts that are there already; prompts are encoded here.
+    """Makes a detector of its parts; prompts are encoded and the method is compiled when first needed.
 
     Args:
       backbone: the frozen model.
       method: made over it.
       params: of the method; {}: fixed prompts.
-      prompts: where they are from, in words.
+      prompts: their origin in words.
       category, score, batch_size: as for `load_detector`.
 
     Raises:
-      UserError: the method has no such score, the text cannot be tokenised, or there is no batch size.
+      UserError: the method has no such score, or the batch size is not positive.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is too small; give 1 or more.")
@@ -208,21 +220,17 @@ def make_detector(
             f"{method.name} scores an image together with others of its category; evaluate a folder of images"
             " with python -m zsad_jax.main instead."
         )
-    chosen = image_score(method, score)
     mesh = sharding.make_mesh(jax.local_devices()[:batch_size])
     frozen, params = sharding.replicate((backbone.params, params), mesh)
-    prototypes = jax.jit(method.prototypes, static_argnums=2)(frozen, params, (category,))
     return Detector(
         backbone=dataclasses.replace(backbone, params=frozen),
         method=method,
         params=params,
         prompts=prompts,
         category=category,
-        image_score=chosen,
+        image_score=image_score(method, score),
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,
-        prototypes=prototypes,
-        scorer=make_scorer([method], backbone),
     )
 
 
@@ -248,7 +256,7 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
 
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    """An array as an 8-bit RGB image."""
+    """Returns an array as an 8-bit RGB image."""
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"An image has the shape {image.shape}; it must be [height, width, 3].")
     if image.dtype == np.uint8:

@@ -2,7 +2,6 @@ import io
 import json
 import pathlib
 import sys
-import types
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
+from zsad_jax.detector import Detector
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import from_config
 from zsad_jax.methods.shared import prompt_files
@@ -48,10 +48,11 @@ def compiled_once(quick, compiled):
     make_detector = score.make_detector
 
     def shared(backbone, method, params, **options):
-        key = repr([backbone.digest, method.config, prompt_files.digest(params), options])
+        model = [backbone.digest, backbone.name, backbone.demonstration, backbone.preprocess]
+        key = repr([*model, method.config, prompt_files.digest(params), options])
         if key not in compiled:
-            compiled[key] = make_detector(backbone, method, params, **options).compiled()
-        return types.SimpleNamespace(compiled=lambda: compiled[key])
+            compiled[key] = make_detector(backbone, method, params, **options)
+        return compiled[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "make_detector", shared)
@@ -125,10 +126,10 @@ def out(tmp_path):
 def no_model(monkeypatch):
     """From here on, nothing may be scored."""
 
-    def fail(*args, **kwargs):
-        raise AssertionError("a detector was made")
+    def fail(self):
+        raise AssertionError("a detector was compiled")
 
-    monkeypatch.setattr(score, "make_detector", fail)
+    monkeypatch.setattr(Detector, "scorer", property(fail))
     return monkeypatch
 
 
@@ -162,7 +163,7 @@ class Job:
         self.out = out
 
     def predict(self, experiment, paths, **changes):
-        options = predict.Options(paths=[str(path) for path in paths], out=self.out, **changes)
+        options = score.Options(paths=[str(path) for path in paths], out=self.out, **changes)
         predict.predict(experiment, options)
 
     def rows(self, name="predictions.jsonl"):

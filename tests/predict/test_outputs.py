@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.predict.outputs import Journal, Writer, is_output, output_name, resize_map
+from zsad_jax.predict.score import ScoredImage, read_image
 from zsad_jax.utils.images import colorize
 
 
@@ -13,6 +15,12 @@ def image_file(path, size=(30, 20), colour=(90, 120, 60)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
     return str(path)
+
+
+def write(writer, path, score, anomaly_map, seconds):
+    """Writes the outputs of a file with this score and map; returns its record."""
+    file = read_image(path, Preprocess(image_size=8), writer.map_size)
+    return writer.write(ScoredImage(file, score, anomaly_map, seconds))
 
 
 def spot(row, column, side=16):
@@ -65,7 +73,7 @@ def test_outputs_of_images_of_the_same_name_differ(tmp_path):
 
 def test_what_is_written_of_an_image(writer, tmp_path):
     path = image_file(tmp_path / "in" / "wide image.png", (60, 20))
-    row = writer.write(path, 0.123456789, spot(8, 14), 0.25)
+    row = write(writer, path, 0.123456789, spot(8, 14), 0.25)
     assert list(row) == ["path", "score", "size", "time", "map", "figure", "sha256"]
     assert row["path"] == path
     assert row["score"] == 0.12345679
@@ -79,13 +87,13 @@ def test_saturated_scores_keep_their_digits(writer, tmp_path):
     path = image_file(tmp_path / "a.png")
     journal = Journal(tmp_path / "rows.jsonl", "key")
     for score in (3e-7, 4e-8):
-        journal.add(writer.write(path, float(np.float32(score)), spot(8, 14), 0.0))
+        journal.add(write(writer, path, float(np.float32(score)), spot(8, 14), 0.0))
     lines = journal.path.read_text().splitlines()
     assert [json.loads(line)["score"] for line in lines] == [3e-7, 4e-8]
 
 
 def test_only_what_was_drawn_is_known_as_a_result(writer, tmp_path):
-    row = writer.write(image_file(tmp_path / "a.png"), 0.5, spot(8, 14), 0.0)
+    row = write(writer, image_file(tmp_path / "a.png"), 0.5, spot(8, 14), 0.0)
     figure = writer.folder / row["figure"]
     assert is_output(str(figure), writer.folder)
     assert not is_output(str(figure), tmp_path)
@@ -95,7 +103,7 @@ def test_only_what_was_drawn_is_known_as_a_result(writer, tmp_path):
 
 def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):
     path = image_file(tmp_path / "grey.png", (300, 600), (100, 100, 100))
-    row = writer.write(path, 0.5, spot(2, 12), 0.0)
+    row = write(writer, path, 0.5, spot(2, 12), 0.0)
     figure = np.asarray(Image.open(writer.folder / row["figure"])).astype(int)
     dark = (figure == colorize(np.zeros((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
     rows, columns = np.nonzero(dark)
@@ -114,7 +122,7 @@ def test_colours_are_never_stretched_to_the_image(writer, tmp_path):
     path = image_file(tmp_path / "a.png")
     figures = []
     for factor in (0.1, 0.2):
-        row = writer.write(path, 0.5, np.full((8, 8), factor, np.float32), 0.0)
+        row = write(writer, path, 0.5, np.full((8, 8), factor, np.float32), 0.0)
         figures.append(np.asarray(Image.open(writer.folder / row["figure"])))
     assert (figures[0] != figures[1]).any()
     assert colorize(np.full((1, 1), 0.2), scale=(0, 1))[0, 0].tolist() in figures[1][-40].tolist()
@@ -127,7 +135,7 @@ def test_a_photograph_is_shown_the_right_way_round(writer, tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees: the top is to be shown on the right
     path = tmp_path / "photo.png"
     picture.save(path, exif=exif)
-    row = writer.write(str(path), 0.5, np.zeros((8, 8), np.float32), 0.0)
+    row = write(writer, str(path), 0.5, np.zeros((8, 8), np.float32), 0.0)
     assert row["size"] == [40, 80]
     assert np.load(writer.folder / row["map"]).shape == (80, 40)
     figure = np.asarray(Image.open(writer.folder / row["figure"]).convert("L"))
@@ -142,7 +150,7 @@ def test_decisions_masks_and_regions_only_when_asked(tmp_path):
     anomaly_map[:, 4:] = 0.9
     options = {"folder": tmp_path / "out", "scale": (0.0, 1.0), "map_size": 1024}
     writer = Writer(threshold=0.4, pixel_threshold=0.5, **options)
-    row = writer.write(path, 0.41, anomaly_map, 0.0)
+    row = write(writer, path, 0.41, anomaly_map, 0.0)
     assert row["decision"] == "anomalous"
     mask = np.asarray(Image.open(tmp_path / "out" / row["mask"]))
     assert mask.shape == (16, 32)
@@ -152,7 +160,7 @@ def test_decisions_masks_and_regions_only_when_asked(tmp_path):
     assert 15 <= left <= 17
     assert region["area"] == mask.astype(bool).sum()
     assert region["peak"] == 0.9
-    again = Writer(**options).write(path, 0.41, anomaly_map, 0.0)
+    again = write(Writer(**options), path, 0.41, anomaly_map, 0.0)
     assert not {"decision", "mask", "regions"} & again.keys()
     assert not (tmp_path / "out" / row["mask"]).exists()  # it would contradict the row
 
@@ -160,7 +168,7 @@ def test_decisions_masks_and_regions_only_when_asked(tmp_path):
 def test_large_images_have_masks_and_regions_in_their_own_pixels(tmp_path):
     path = image_file(tmp_path / "a.png", (200, 100))
     writer = Writer(folder=tmp_path, scale=(0.0, 1.0), map_size=50, pixel_threshold=0.5)
-    row = writer.write(path, 0.0, np.ones((8, 8), np.float32), 0.0)
+    row = write(writer, path, 0.0, np.ones((8, 8), np.float32), 0.0)
     assert np.load(tmp_path / row["map"]).shape == (25, 50)
     assert Image.open(tmp_path / row["mask"]).size == (200, 100)
     assert row["regions"] == [{"box": [0, 0, 200, 100], "area": 20000, "peak": 1.0}]
@@ -173,11 +181,11 @@ def test_a_warning_is_in_every_output(tmp_path):
         Writer(folder=tmp_path / name, warning=name, **options)
         for name in ("", "not for decisions")
     )
-    row = warned.write(path, 0.0, spot(1, 1), 0.0)
+    row = write(warned, path, 0.0, spot(1, 1), 0.0)
     assert row["warning"] == "not for decisions"
     for kind in ("figure", "mask"):
         assert Image.open(warned.folder / row[kind]).text["Comment"] == "not for decisions"
-    other = plain.write(path, 0.0, spot(1, 1), 0.0)
+    other = write(plain, path, 0.0, spot(1, 1), 0.0)
     assert "warning" not in other
     tall, short = (Image.open(one.folder / row["figure"]).height for one in (warned, plain))
     assert tall > short  # a line more
@@ -193,13 +201,13 @@ def row_of(path, **more):
 def test_a_journal_goes_on_where_it_was_cut(tmp_path):
     images = [image_file(tmp_path / f"{i}.png", (3 + i, 3)) for i in range(4)]
     first = Journal(tmp_path / "rows.jsonl", "key")
-    assert first.take_over(images) == 0
+    assert first.reuse(images) == 0
     first.add(row_of(images[2], score=2))
     first.add(row_of(images[0], score=0))
     with open(first.path, "a") as file:
         file.write('{"path": "cut')
     second = Journal(tmp_path / "rows.jsonl", "key")
-    assert second.take_over(images) == 2
+    assert second.reuse(images) == 2
     second.add(row_of(images[3], score=3))
     assert [json.loads(line)["score"] for line in second.path.read_text().splitlines()] == [0, 2, 3]
     rows = second.finish(images)
@@ -216,12 +224,12 @@ def test_a_journal_takes_over_only_what_is_the_same(tmp_path):
         (tmp_path / f"maps/{os.path.basename(image)}").touch()
         journal.add(row_of(image, map=f"maps/{os.path.basename(image)}"))
     journal.finish(images)
-    assert Journal(path, "other").take_over(images) == 0
+    assert Journal(path, "other").reuse(images) == 0
     image_file(tmp_path / "0.png", colour=(1, 2, 3))  # changed
     os.unlink(tmp_path / "maps/1.png")  # its output is gone
     os.unlink(images[2])  # the image is gone
     again = Journal(path, "key")
-    assert again.take_over(images) == 1
+    assert again.reuse(images) == 1
     assert images[3] in again
     assert again.others(images[1:]) == 1
 
@@ -235,4 +243,4 @@ def test_names_that_are_no_valid_text_survive(tmp_path):
     journal = Journal(tmp_path / "rows.jsonl", "key")
     journal.add(row_of(path))
     journal.finish([path])
-    assert Journal(tmp_path / "rows.jsonl", "key").take_over([path]) == 1
+    assert Journal(tmp_path / "rows.jsonl", "key").reuse([path]) == 1

@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -132,9 +133,9 @@ def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, cap
     assert not any("warning" in row for row in job.rows())
 
 
-def load(experiment, **changes):
-    given = {"checkpoint": None, "category": "object", "prompt_family": None, "num_images": 9}
-    return score.load_model(experiment, **given | changes)
+def load(experiment, num_images=9, out=pathlib.Path("none"), **changes):
+    options = score.Options(paths=[], out=out, **changes)
+    return score.prepare_model(experiment, options, num_images=num_images)
 
 
 def test_prompts_given_then_the_configs_then_those_that_ship(
@@ -142,31 +143,29 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
 ):
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     plain = load(experiment)
-    assert plain.prompts == "fixed prompts"
+    assert plain.facts["prompts"] == "fixed prompts"
     assert "using fixed prompts" in caplog.text
 
     names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
     given, configured, shipped = paths = [str(tmp_path / name) for name in names]
     for seed, path in enumerate(paths):
         key = jax.random.key(seed)
-        prompt_files.save(path, plain.method.init(key, plain.backbone.params))
-    assert load(experiment).prompts == "prompts included with tips"
+        prompt_files.save(path, plain.detector.method.init(key, plain.detector.backbone.params))
+    assert load(experiment).facts["prompts"] == "prompts included with tips"
     with_config = from_config(config | {"checkpoints": {"synthetic_aux": configured}})
-    assert load(with_config).prompts == configured
-    assert load(with_config, checkpoint=given).prompts == given
-    keys = {
-        load(experiment).key, load(with_config).key, load(with_config, checkpoint=given).key, plain.key
-    }  # fmt: skip
-    assert len(keys) == 4
+    assert load(with_config).facts["prompts"] == configured
+    assert load(with_config, checkpoint=given).facts["prompts"] == given
+    models = [load(experiment), load(with_config), load(with_config, checkpoint=given), plain]
+    assert len({model.facts["key"] for model in models}) == 4
     # The same prompts under another name are the same.
-    assert load(experiment, checkpoint=shipped).key == load(experiment).key
+    assert load(experiment, checkpoint=shipped).facts["key"] == models[0].facts["key"]
 
     fixed = from_config(
         config
         | {"checkpoints": {"synthetic_aux": configured}}
         | {"method": {"name": "tipsomaly", "learning": "none"}}
     )
-    assert load(fixed).prompts == "fixed prompts"
+    assert load(fixed).facts["prompts"] == "fixed prompts"
 
 
 def test_the_batch_is_no_larger_than_what_there_is(experiment):
@@ -267,3 +266,22 @@ def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job,
     [issue] = run["issues"]
     assert issue["file"].endswith("bad.png")
     assert run["num_scored"] + run["num_unreadable"] == run["num_images"]
+
+
+def test_decodes_each_image_once(experiment, pictures, job, monkeypatch):
+    """For the model, its outputs and the threshold; and reused images never."""
+    opened = []
+    original = score.open_image
+
+    def counted(path, **options):
+        opened.append(os.path.relpath(path, pictures))
+        return original(path, **options)
+
+    monkeypatch.setattr(score, "open_image", counted)
+    asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.5)
+    job.predict(experiment, [pictures / "a"], threshold=asked)
+    names = ["a/0.png", "a/1.png", "a/broken.png", "b/0.png", "b/2.jpg", "b/3.tif"]
+    assert sorted(opened) == names
+    opened.clear()
+    job.predict(experiment, [pictures / "a"], threshold=asked)
+    assert opened == ["a/broken.png"]

@@ -72,7 +72,7 @@ def test_weights_that_changed_behind_their_date_are_told(own_weights, pictures, 
     np.savez(path, **changed)
     assert os.path.getsize(path) == found.st_size
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    with pytest.raises(UserError, match="their dates are the same; delete it"):
+    with pytest.raises(UserError, match=r"their dates are the same\. Delete it"):
         job.predict(experiment, [pictures])
 
 
@@ -237,10 +237,10 @@ def test_the_second_run_scores_no_known_good_images_either(
 def test_a_full_disk_is_told_and_loses_nothing(experiment, pictures, job, monkeypatch):
     original = predict.Writer.write
 
-    def write(self, path, *arguments):
-        if path.endswith("2.jpg"):
+    def write(self, scored):
+        if scored.file.path.endswith("2.jpg"):
             raise OSError(28, "No space left on device")
-        return original(self, path, *arguments)
+        return original(self, scored)
 
     with monkeypatch.context() as patch:
         patch.setattr(predict.Writer, "write", write)

@@ -15,7 +15,6 @@ DESCRIPTIONS = {
     "image_outside": "the image is outside the folder of the dataset",
     "image_unlisted": "the image is in no list of the dataset",
     "image_unused": "not part of the benchmark",
-    "image_changed": "the image changed after it was scored",
     "image_scaled": "the pixel values were scaled to 8 bits",
     "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
     " fewer than 16 bits, set `bit_depth`",

@@ -121,10 +121,10 @@ def _iterate(
             notes += batch.notes if log_notes else ()
             yield batch
             batch = _take(iterator, name, workers)
-        _log_notes(name, notes)
+        report_notes(name, notes)
 
 
-def _log_notes(name: str, notes: Sequence[Issue]) -> None:
+def report_notes(name: str, notes: Sequence[Issue]) -> None:
     """Logs a line for each kind of note; images that were scaled differently are not comparable."""
     for group in group_issues(notes):
         scales = {note.detail for note in group if note.kind == "image_scaled"}

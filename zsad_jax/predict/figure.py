@@ -7,6 +7,7 @@ from PIL import Image
 from zsad_jax.utils.images import (
     ANOMALOUS,
     INK,
+    Picture,
     Scale,
     Strip,
     colorize,
@@ -18,8 +19,18 @@ from zsad_jax.utils.images import (
 SHORTEST_PANEL = 256  # a smaller longest side is enlarged, so that small images can be seen
 
 
+def resize_panel(image: Image.Image, map_size: tuple[int, int]) -> Picture:
+    """Resizes an image to the size of a map (width, height), or larger if that is very small."""
+    factor = max(SHORTEST_PANEL / max(map_size), 1)
+    width, height = (round(side * factor) for side in map_size)
+    if image.mode != "L":  # a gray image is converted when it is small
+        image = image.convert("RGB")
+    resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return np.asarray(resized.convert("RGB"))
+
+
 def draw_figure(
-    image: Image.Image,
+    panel: Picture,
     anomaly_map: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"] | None = None,
     *,
@@ -30,20 +41,14 @@ def draw_figure(
     """Draws overlay, heat map and color scale below a few lines of text.
 
     Args:
-      image: 8 bits, any size.
-      anomaly_map: of the image's aspect; the panels have its size, unless that is very small.
+      panel: the image, from `resize_panel`.
+      anomaly_map: of the image's aspect.
       mask: the anomalous pixels, outlined in the overlay.
       scale: see `colorize`.
       lines: written above; what is too long is shortened in its middle.
       warning: written below them, in another color.
     """
-    height, width = anomaly_map.shape
-    factor = max(SHORTEST_PANEL / max(height, width), 1)
-    height, width = round(height * factor), round(width * factor)
-    if image.mode != "L":  # a gray image is converted when it is small
-        image = image.convert("RGB")
-    resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    over = overlay(np.asarray(resized.convert("RGB")), anomaly_map, scale=scale)
-    heat = colorize(anomaly_map, scale=scale, size=(height, width))
+    over = overlay(panel, anomaly_map, scale=scale)
+    heat = colorize(anomaly_map, scale=scale, size=panel.shape[:2])
     words = [(line, INK) for line in lines] + [(warning, ANOMALOUS)] * bool(warning)
     return draw_strips([Strip(words, [("", outline(over, mask)), ("", heat)])], scale=scale)

@@ -1,4 +1,4 @@
-"""What `predict` leaves: a row, a map and a picture per image; finished rows are not done again."""
+"""Outputs of `predict`: a record, a map and a picture per image; finished records are reused."""
 
 import dataclasses
 import hashlib
@@ -16,13 +16,14 @@ from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zsad_jax.data.preprocess import one_large_image, open_image
 from zsad_jax.predict.figure import draw_figure
+from zsad_jax.predict.score import ImageFile, ScoredImage, fit_map
 from zsad_jax.predict.thresholds import decide, find_regions, shortest
 from zsad_jax.utils import files
+from zsad_jax.utils.errors import plural
 from zsad_jax.utils.images import drawing
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 COLUMNS = {
     "path": "the image",
@@ -44,12 +45,12 @@ MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known
 
 
 class Journal:
-    """A file of JSON lines to which rows are added as they are finished; a kill loses none of them.
+    """A file of JSON lines to which records are added as they are finished; a kill loses none of them.
 
     Args:
-      path: the file; rows that an earlier run left there are taken over when their key is the same, their
-        image is unchanged and their outputs exist.
-      key: stands for everything but the image that a row depends on.
+      path: the file. Records of an earlier run are reused if their key is the same, their image is unchanged
+        and their outputs exist.
+      key: of everything but the image that a record depends on.
     """
 
     def __init__(self, path: pathlib.Path, key: str):
@@ -57,53 +58,54 @@ class Journal:
         self._key = key
         self._lock = threading.Lock()
         self._started = False
-        self._rows: dict[str, Row] = {}
-        self._earlier = {os.path.realpath(row["path"]): row for row in _read_rows(path)}
+        self._records: dict[str, Record] = {}
+        self._earlier = {os.path.realpath(one["path"]): one for one in _read_records(path)}
 
-    def take_over(self, images: Sequence[str]) -> int:
-        """Looks for finished rows of these images; returns how many there are."""
+    def reuse(self, images: Sequence[str]) -> int:
+        """Looks for finished records of these images; returns how many there are."""
         for image in images:
-            row = self._earlier.get(os.path.realpath(image))
-            if row is not None and row["key"] == self._key and self._is_good(row, image):
-                self._rows[image] = {**row, "path": image}
-        return len(self._rows)
+            record = self._earlier.get(os.path.realpath(image))
+            if record is not None and self._is_good(record, image):
+                self._records[image] = {**record, "path": image}
+        return len(self._records)
 
     def others(self, images: Iterable[str]) -> int:
-        """How many earlier rows belong to other images."""
+        """Returns the number of earlier records of other images."""
         return len(self._earlier.keys() - {os.path.realpath(image) for image in images})
 
     def __contains__(self, image: str) -> bool:
-        return image in self._rows
+        return image in self._records
 
-    def __getitem__(self, image: str) -> Row:
-        return self._rows[image]
-
-    def add(self, row: Row) -> None:
-        """Adds a finished row; from any thread."""
-        row = {**row, "key": self._key}
+    def add(self, record: Record) -> None:
+        """Adds a finished record; from any thread."""
+        record = {**record, "key": self._key}
         with self._lock:
-            if not self._started:  # what was not taken over goes now
-                self._write(self._rows.values())
+            if not self._started:  # drops what is not reused
+                self._write(self._records.values())
                 self._started = True
-            self._rows[row["path"]] = row
+            self._records[record["path"]] = record
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_to_line(row))
+                file.write(_to_line(record))
 
-    def finish(self, images: Sequence[str]) -> list[Row]:
-        """Puts the rows into the order of the images; returns them."""
-        rows = [self._rows[image] for image in images if image in self._rows]
-        self._write(rows)
-        return rows
+    def finish(self, images: Sequence[str]) -> list[Record]:
+        """Puts the records into the order of the images; returns them."""
+        records = [self._records[image] for image in images if image in self._records]
+        self._write(records)
+        return records
 
-    def _is_good(self, row: Row, image: str) -> bool:
-        outputs = [self.path.parent / row[kind] for kind in OUTPUTS if kind in row]
+    def _is_good(self, record: Record, image: str) -> bool:
+        outputs = [self.path.parent / record[kind] for kind in OUTPUTS if kind in record]
         try:
-            return all(one.exists() for one in outputs) and files.digest(image) == row["sha256"]
+            return (
+                record["key"] == self._key
+                and all(one.exists() for one in outputs)
+                and files.digest(image) == record["sha256"]
+            )
         except OSError:
             return False
 
-    def _write(self, rows: Iterable[Row]) -> None:
-        text = "".join(map(_to_line, rows))
+    def _write(self, records: Iterable[Record]) -> None:
+        text = "".join(map(_to_line, records))
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
             files.write_text(self.path, text)
 
@@ -113,13 +115,12 @@ class Writer:
     """Writes the outputs of one image at a time; safe to use from several threads.
 
     Attributes:
-      folder: where maps/, figures/ and masks/ lie.
+      folder: parent of maps/, figures/ and masks/.
       scale: (low, high) of the colors.
       map_size: the longest side of a map, in pixels.
-      threshold: scores from it on are anomalous; None: nothing is decided.
-      pixel_threshold: map values from it on are anomalous; None: no masks and regions.
-      warning: to be told with every output; "" for none.
-      bit_depth: of images, see `Preprocess`.
+      threshold: images with score >= threshold are anomalous; None: no decisions.
+      pixel_threshold: the same for map values; None: no masks and regions.
+      warning: in every output; "" for none.
     """
 
     folder: pathlib.Path
@@ -128,64 +129,43 @@ class Writer:
     threshold: float | None = None
     pixel_threshold: float | None = None
     warning: str = ""
-    bit_depth: int = 16
 
-    def write(
-        self, path: str, score: float, anomaly_map: Float[np.ndarray, "S S"], seconds: float
-    ) -> Row:
-        """Writes map, figure and mask of an image; returns its row.
-
-        Args:
-          path: the image.
-          score: its score.
-          anomaly_map: its map at the model's size.
-          seconds: what the model took.
-        """
-        with one_large_image(path):
-            return self._write(path, score, anomaly_map, seconds)
-
-    def _write(self, path: str, score: float, anomaly_map: np.ndarray, seconds: float) -> Row:
+    def write(self, scored: ScoredImage) -> Record:
+        """Writes map, figure and mask of an image; returns its record."""
         start = time.monotonic()
-        decoded = open_image(path, bit_depth=self.bit_depth)
-        image = decoded.image
-        score = shortest(score)
-        row: Row = {"path": path, "score": score}
+        file = scored.file
+        score = shortest(scored.score)
+        record: Record = {"path": file.path, "score": score}
         if self.threshold is not None:
-            row["decision"] = decide(score, self.threshold)
-        row["size"] = list(image.size)
-        row["time"] = 0.0  # known in the end; its place is here
-        resized = resize_map(anomaly_map, image.size, self.map_size)
+            record["decision"] = decide(score, self.threshold)
+        record["size"] = list(file.size)
+        record["time"] = 0.0  # set below; this keeps the order of the columns
+        resized = resize_map(scored.anomaly_map, file.size, self.map_size)
         mask = None
         if self.pixel_threshold is not None:
-            size = (image.height, image.width)
-            mask, row["regions"] = find_regions(resized, self.pixel_threshold, size)
-        row |= self._write_files(path, image, resized, mask, self._describe(row))
-        row["sha256"] = files.digest(path)
-        if decoded.note:
-            row["note"] = decoded.note
+            mask, record["regions"] = find_regions(resized, self.pixel_threshold, file.size[::-1])
+        record |= self._write_files(file, resized, mask, self._describe(record))
+        record["sha256"] = file.sha256
+        if file.notes:
+            record["note"] = "; ".join(note.description for note in file.notes)
         if self.warning:
-            row["warning"] = self.warning
-        row["time"] = round(seconds + time.monotonic() - start, 4)
-        return row
+            record["warning"] = self.warning
+        record["time"] = round(scored.seconds + time.monotonic() - start, 4)
+        return record
 
     def _write_files(
-        self,
-        path: str,
-        image: Image.Image,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        line: str,
+        self, file: ImageFile, anomaly_map: np.ndarray, mask: np.ndarray | None, line: str
     ) -> dict[str, str]:
-        name = output_name(path)
+        name = output_name(file.path)
         places = {kind: f"{folder}/{name}{suffix}" for kind, (folder, suffix) in OUTPUTS.items()}
         with files.replaced(self.folder / places["map"]) as temporary:
             np.save(temporary, anomaly_map)
-        shown = "/".join(pathlib.PurePath(os.path.realpath(path)).parts[-2:])
+        shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
         figure = None
-        with drawing(f"the picture of {path}"):
+        with drawing(f"the picture of {file.path}"):
             lines = (shown, line)
             figure = draw_figure(
-                image, anomaly_map, mask, scale=self.scale, lines=lines, warning=self.warning
+                file.panel, anomaly_map, mask, scale=self.scale, lines=lines, warning=self.warning
             )
         if figure is None:
             del places["figure"]
@@ -194,7 +174,7 @@ class Writer:
         if mask is None:
             (self.folder / places.pop("mask")).unlink(missing_ok=True)  # of an earlier run
         else:
-            full = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
+            full = Image.fromarray(mask).resize(file.size, Image.Resampling.NEAREST)
             self._save_png(full, self.folder / places["mask"])
         return places
 
@@ -206,35 +186,33 @@ class Writer:
         with files.replaced(path) as temporary:
             picture.save(temporary, compress_level=1, pnginfo=words)
 
-    def _describe(self, row: Row) -> str:
-        """Score, decision and number of regions in a line."""
-        parts = [f"score {row['score']:.9g}"]
-        if "decision" in row:
-            parts.append(f"{row['decision']} (threshold {self.threshold:.9g})")
-        if "regions" in row:
-            count = len(row["regions"])
-            parts.append(f"{count} region{'s' * (count != 1)} >= {self.pixel_threshold:.4g}")
+    def _describe(self, record: Record) -> str:
+        """Returns score, decision and number of regions as a line."""
+        parts = [f"score {record['score']:.9g}"]
+        if "decision" in record:
+            parts.append(f"{record['decision']} (threshold {self.threshold:.9g})")
+        if "regions" in record:
+            count = plural(len(record["regions"]), "region")
+            parts.append(f"{count} >= {self.pixel_threshold:.4g}")
         return " · ".join(parts)
 
 
 def resize_map(
     anomaly_map: Float[np.ndarray, "S S"], size: tuple[int, int], longest: int
 ) -> Float[np.ndarray, "h w"]:
-    """A map with the aspect of its image, no larger than the image and than `longest`.
+    """Returns a map with the aspect of its image, see `fit_map`.
 
     Args:
-      anomaly_map: at the model's size; the model saw the whole image, squeezed into a square.
+      anomaly_map: at the model's size; the model saw the whole image, resized to a square.
       size: (width, height) of the image.
       longest: limit of the longer side, in pixels.
     """
-    factor = min(longest / max(size), 1)
-    width, height = (max(round(side * factor), 1) for side in size)
     source = Image.fromarray(np.asarray(anomaly_map, np.float32))
-    return np.asarray(source.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(source.resize(fit_map(size, longest), Image.Resampling.BILINEAR))
 
 
 def output_name(path: str) -> str:
-    """A name for an image's outputs that no other image has: folder, name, and a digest of the whole path."""
+    """Returns a unique name for an image's outputs: folder, name, and a digest of the whole path."""
     whole = os.path.realpath(path)
     readable = "_".join(pathlib.PurePath(whole).with_suffix("").parts[-2:])
     readable = re.sub(r"[^\w.-]+", "-", readable)[-60:].strip("-.")
@@ -242,7 +220,7 @@ def output_name(path: str) -> str:
 
 
 def is_output(path: str, folder: pathlib.Path) -> bool:
-    """Whether a file was written by an earlier run into its folder; pictures are known by their mark."""
+    """Returns whether an earlier run wrote a file into its folder; pictures are recognized by their mark."""
     place, name = os.path.split(os.path.realpath(path))
     if place == os.path.realpath(folder):
         return name in FILES
@@ -258,21 +236,21 @@ def is_output(path: str, folder: pathlib.Path) -> bool:
         return False
 
 
-def _read_rows(path: pathlib.Path) -> list[Row]:
-    """The rows of a journal; a line that a kill has cut is left out."""
+def _read_records(path: pathlib.Path) -> list[Record]:
+    """Returns the records of a journal; a line that a kill has cut is ignored."""
     if not path.exists():
         return []
-    rows = []
+    records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and {"path", "key", "sha256"} <= row.keys():
-            rows.append(row)
-    return rows
+        if isinstance(record, dict) and {"path", "key", "sha256"} <= record.keys():
+            records.append(record)
+    return records
 
 
-def _to_line(row: Row) -> str:
+def _to_line(record: Record) -> str:
     # ASCII, since names of files need not be valid UTF-8.
-    return json.dumps(row, allow_nan=False) + "\n"
+    return json.dumps(record, allow_nan=False) + "\n"
