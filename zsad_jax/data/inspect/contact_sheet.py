@@ -97,10 +97,8 @@ def write_sheet(
         heading = f"{category}: {len(found) - anomalous} normal, {anomalous} anomalous"
         without = not any(one.sample.label and one.sample.has_mask for one in found)
         heading += ", no masks" * (without and anomalous > 0)
-        tiles = [
-            _make_tile(dataset[one.position], told=without) for one in choose(found, per_category)
-        ]
-        rows.append((heading, tiles))
+        shown = (dataset[one.position] for one in choose(found, per_category))
+        rows.append((heading, [_make_tile(sample, told=without) for sample in shown]))
     sheet = _draw(f"{target.title}, {split}", rows)
     with replaced(path) as temporary:
         sheet.save(temporary, "PNG")

@@ -75,12 +75,7 @@ def tabulate_datasets(entries: Sequence[Entry]) -> Table:
 
 
 def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Published]) -> Table:
-    """Makes a table with a row for each category of each dataset, and one for the whole of several.
-
-    Args:
-      found: by dataset.
-      published: by dataset.
-    """
+    """Makes a table with a row for each category, and for the whole of several; counts are by dataset."""
     both = [*found.values(), *published.values()]
     splits = list(dict.fromkeys(split for counts in both for split in counts))
     splits.sort(key=[*SPLITS, *splits].index)

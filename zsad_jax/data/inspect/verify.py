@@ -27,12 +27,7 @@ class _Looked(NamedTuple):
 
 
 def verify(target: Target, *, num_workers: int = 1) -> Findings:
-    """Decodes every image and mask, and counts them.
-
-    Args:
-      target: the dataset.
-      num_workers: threads that decode.
-    """
+    """Decodes every image and mask of a dataset in `num_workers` threads, and counts them."""
     counts: Counts = {}
     # Lost masks are the most frequent reason why a benchmark is useless.
     needs_masks = bool(target.published) and "pixel" in DATASETS[target.key].levels
