@@ -96,10 +96,10 @@ class Sheet(NamedTuple):
     def limited_to(self, places: Collection[Place]) -> "Sheet":
         """Returns a sheet with some of the rows, and the columns that have numbers there."""
         columns = {
-            competitor: {place: number for place, number in numbers.items() if place in places}
+            competitor: kept
             for competitor, numbers in self.columns.items()
+            if (kept := {place: numbers[place] for place in places if place in numbers})
         }
-        columns = {competitor: numbers for competitor, numbers in columns.items() if numbers}
         return self._replace(places=tuple(places), columns=columns)
 
     def reference(self, method: str, place: Place, training: str = USUAL) -> float | None:

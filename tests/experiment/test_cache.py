@@ -1,0 +1,33 @@
+"""Evaluations on disk."""
+
+import json
+
+import numpy as np
+
+from zsad_jax.evaluate import Evaluation, Scored
+from zsad_jax.experiment import cache
+from zsad_jax.metrics import Metrics, Note
+
+
+def test_metrics_and_notes_are_read_as_they_were_written(tmp_path):
+    nan = float("nan")
+    reason = "2 anomalous images have no mask and are excluded from pixel metrics (9 images used)"
+    notes = (Note((), reason, num_without_mask=2), Note(("pixel_ap",), "doubtful"))
+    found = Metrics(
+        {"image_auroc": 0.5, "pixel_ap": nan}, {"pixel_ap": "all pixels are normal"}, notes
+    )
+    scored = Scored({"max": np.array([0.25])}, {"gear": {"max": found}})
+    names = (("a.png",), ("gear",))
+    written = Evaluation("visa", np.array([3]), *names, np.array([1]), (scored,), (), ())
+    cache.save(tmp_path / "one.npz", written)
+    read = cache.load(tmp_path / "one.npz").scored[0].metrics["gear"]["max"]
+    assert read.values == {"image_auroc": 0.5, "pixel_ap": read.values["pixel_ap"]}
+    assert np.isnan(read.values["pixel_ap"])
+    assert (read.reasons, read.notes) == (found.reasons, notes)
+    assert all(isinstance(note, Note) for note in read.notes)
+
+
+def test_evaluation_of_an_earlier_form_is_computed_again(tmp_path):
+    text = np.frombuffer(json.dumps({"figures": []}).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", text=text)
+    assert cache.load(tmp_path / "old.npz") is None
