@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.methods.shared.pair_score import compare
-from zsad_jax.methods.shared.similarity import cosines, normalize, temperature_of
+from zsad_jax.methods.shared.similarity import compare, cosines, normalize, temperature_of
 
 
 def test_normalize():

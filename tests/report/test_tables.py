@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from zsad_jax.methods.shared.recipes import UNLIKE_PAPER
+from zsad_jax.methods.shared.config import UNLIKE_PAPER
 from zsad_jax.metrics import Note
 from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
 

@@ -10,8 +10,7 @@ import jax
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
-from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.recipes import Recipe
+from zsad_jax.methods.shared.config import MethodConfig, Recipe
 from zsad_jax.utils.errors import UserError
 
 # Name -> "module:factory:config class"; a module is imported when its method is used.

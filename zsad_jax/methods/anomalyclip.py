@@ -6,15 +6,15 @@ compares a global token with the pair; the anomaly map compares patches of the v
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import Batch, Method, PyTree, State, vision_side
-from zsad_jax.methods.shared import learner, losses, pair_score, prompts
-from zsad_jax.methods.shared.config import VISION_DEPTH
+from zsad_jax.methods.shared import learner, losses, prompts, similarity
+from zsad_jax.methods.shared.config import VISION_DEPTH, Options
 from zsad_jax.methods.shared.similarity import normalize, repeat
 from zsad_jax.utils.config import config_from, within
 
@@ -38,20 +38,18 @@ class AnomalyCLIPConfig(learner.LearnerConfig):
     lam: float = within(4.0, 0)
 
 
-def anomalyclip(
-    backbone: Backbone, config: AnomalyCLIPConfig | Mapping[str, Any] | None = None
-) -> Method:
+def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None = None) -> Method:
     """Returns AnomalyCLIP over a backbone with patch tokens in the joint space.
 
     Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
-    layer; its extras are those of `pair_score.pair_comparer`.
+    layer; its extras are those of `similarity.pair_comparer`.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(AnomalyCLIPConfig, config)
     learner.check_deep_prompts(backbone, config)
-    compare = pair_score.pair_comparer(backbone, config)
+    compare = similarity.pair_comparer(backbone, config)
     texts = (config.normal_text, config.abnormal_text)
     words = functools.cache(lambda: prompts.tokenize(backbone, texts))  # only when text is needed
 
@@ -77,9 +75,9 @@ def anomalyclip(
         config=config,
         init=init,
         prototypes=prototypes,
-        score=pair_score.pair_scorer("anomalyclip", compare),
+        score=similarity.pair_scorer("anomalyclip", compare),
         loss=loss,
-        image_scores=pair_score.IMAGE_SCORES,
+        image_scores=similarity.IMAGE_SCORES,
         import_params=import_params,
         aupro_thresholds="numpy",
         unused_parameters=learner.count_unused_projections(backbone, config),

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.methods.base import Method, PyTree, vision_side
-from zsad_jax.methods.shared import pair_score, prompts
-from zsad_jax.methods.shared.config import MethodConfig, check_placeholders
+from zsad_jax.methods.shared import prompts, similarity
+from zsad_jax.methods.shared.config import MethodConfig, Options, check_placeholders
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
@@ -85,7 +85,7 @@ class ClipACConfig(ClipConfig):
     templates: tuple[str, ...] = IMAGENET_TEMPLATES
 
 
-def clip(backbone: Backbone, config: ClipConfig | Mapping[str, Any] | None = None) -> Method:
+def clip(backbone: Backbone, config: ClipConfig | Options | None = None) -> Method:
     """Returns raw CLIP over a backbone with patch tokens in the joint space; its params are {}.
 
     Raises:
@@ -94,7 +94,7 @@ def clip(backbone: Backbone, config: ClipConfig | Mapping[str, Any] | None = Non
     return _make("clip", backbone, config_from(ClipConfig, config))
 
 
-def clip_ac(backbone: Backbone, config: ClipACConfig | Mapping[str, Any] | None = None) -> Method:
+def clip_ac(backbone: Backbone, config: ClipACConfig | Options | None = None) -> Method:
     """Returns CLIP-AC, which averages over many templates; otherwise as `clip`."""
     return _make("clip_ac", backbone, config_from(ClipACConfig, config))
 
@@ -115,9 +115,9 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         config=config,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=pair_score.pair_scorer(name, pair_score.pair_comparer(backbone, config)),
+        score=similarity.pair_scorer(name, similarity.pair_comparer(backbone, config)),
         loss=loss,
         group_names=(),
-        image_scores=pair_score.IMAGE_SCORES,
+        image_scores=similarity.IMAGE_SCORES,
         **vision_side(backbone, config),
     )

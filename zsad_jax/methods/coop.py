@@ -8,7 +8,7 @@ CoOp's; here CoCoOp learns from the masks and compares value-value patches, whic
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
-from zsad_jax.methods.shared import layers, losses, pair_score, prompts
-from zsad_jax.methods.shared.config import VISION_DEPTH, MethodConfig, check_placeholders
+from zsad_jax.methods.shared import layers, losses, prompts, similarity
+from zsad_jax.methods.shared.config import VISION_DEPTH, MethodConfig, Options, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
@@ -85,7 +85,7 @@ class Prototypes(NamedTuple):
     text: Float[Array, "c 2 d"] | None
 
 
-def coop(backbone: Backbone, config: CoOpConfig | Mapping[str, Any] | None = None) -> Method:
+def coop(backbone: Backbone, config: CoOpConfig | Options | None = None) -> Method:
     """Returns CoOp over a backbone with patch tokens in the joint space; params are {"context": [P, e]}.
 
     Raises:
@@ -94,14 +94,14 @@ def coop(backbone: Backbone, config: CoOpConfig | Mapping[str, Any] | None = Non
     return _make("coop", backbone, config_from(CoOpConfig, config))
 
 
-def cocoop(backbone: Backbone, config: CoCoOpConfig | Mapping[str, Any] | None = None) -> Method:
+def cocoop(backbone: Backbone, config: CoCoOpConfig | Options | None = None) -> Method:
     """Returns CoCoOp; params are {"context", "network": two linear layers}; otherwise as `coop`."""
     return _make("cocoop", backbone, config_from(CoCoOpConfig, config))
 
 
 def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     conditional = isinstance(config, CoCoOpConfig)
-    compare = pair_score.pair_comparer(backbone, config)
+    compare = similarity.pair_comparer(backbone, config)
 
     def init(key: Array, frozen: Params) -> Params:
         context_key, network_key = jax.random.split(key)
@@ -152,7 +152,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
 
     def compare_all(
         frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
-    ) -> pair_score.Comparison:
+    ) -> similarity.Comparison:
         """Compares images with the texts of their own classes, which see the global token in CoCoOp."""
         if own.text is not None:
             return compare(features, own.text)
@@ -168,7 +168,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     def compute(
         frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
     ) -> Scores:
-        return pair_score.pair_scores(compare_all(frozen, params, own, features))
+        return similarity.pair_scores(compare_all(frozen, params, own, features))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
@@ -195,7 +195,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         prototypes=prototypes,
         score=scorer(name, compute),
         loss=loss,
-        image_scores=pair_score.IMAGE_SCORES,
+        image_scores=similarity.IMAGE_SCORES,
         import_params=import_params,
         **vision_side(backbone, config),
     )

@@ -7,7 +7,7 @@ second stage an offset, computed from patches of the image, is added to those (D
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,9 @@ from zsad_jax.methods.base import (
     vision_side,
 )
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import VISION_DEPTH
+from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Options, Recipe
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.pair_score import compare
-from zsad_jax.methods.shared.recipes import TRAINING, Recipe
-from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.methods.shared.similarity import compare, cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -129,9 +127,7 @@ class Comparison(NamedTuple):
     extras: dict[str, Float[Array, "b ..."]]
 
 
-def faprompt(
-    backbone: Backbone, config: FAPromptConfig | Mapping[str, Any] | None = None
-) -> Method:
+def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None) -> Method:
     """Returns FAPrompt over a backbone with patch tokens in the joint space.
 
     Its params are {"normal": [P, e], "abnormal": [K, A, e]}, with deep prompts also {"deep": [depth - 1, p,

@@ -8,7 +8,7 @@ to the image score.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,9 @@ from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.data.protocols import BRAIN
 from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import VISION_DEPTH
+from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Options, Recipe
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.pair_score import compare
-from zsad_jax.methods.shared.recipes import TRAINING, Recipe
-from zsad_jax.methods.shared.similarity import repeat, temperature_of
+from zsad_jax.methods.shared.similarity import compare, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -101,14 +99,12 @@ class Prototypes(NamedTuple):
     patches: Float[Array, "c 2 d"]
 
 
-def tipsomaly(
-    backbone: Backbone, config: TIPSomalyConfig | Mapping[str, Any] | None = None
-) -> Method:
+def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = None) -> Method:
     """Returns TIPSomaly over a backbone with patch tokens in the joint space.
 
     Its params are {"normal": [P, e], "abnormal": [P, e]}, with deep prompts also {"deep_normal",
     "deep_abnormal": [depth - 1, p, e]}, and {} when nothing is learned. Given {}, it uses the fixed
-    prompts for both. Its extras are those of `pair_score.compare`. With one global token there is no score
+    prompts for both. Its extras are those of `similarity.compare`. With one global token there is no score
     "second".
 
     Raises:

@@ -7,7 +7,7 @@ layer, and to the global prompts.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.transformer import ACTIVATIONS
 from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
-from zsad_jax.methods.shared import layers, learner, losses, pair_score, prompts
+from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
+from zsad_jax.methods.shared.config import TRAINING, Options, Recipe
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
@@ -91,7 +91,7 @@ class TPSConfig(learner.LearnerConfig):
                 )
 
 
-def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None) -> Method:
+def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method:
     """Returns TPS over a backbone with patch tokens in the joint space.
 
     Its params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]}, the last two only
@@ -100,7 +100,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
     shared_pathway=False leaves of the pathway have a leading axis of layers. Its groups are "pathway", which
     has the projection too, and "prompts". Its prototypes [c, 4, d] are in the order of `learned_texts`. Its
     maps have one channel per layer, or one with segmentation="summed"; its extras are those of
-    `pair_score.compare` and "pathway_features".
+    `similarity.compare` and "pathway_features".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -167,7 +167,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
 
     def compare(
         params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
-    ) -> pair_score.Comparison:
+    ) -> similarity.Comparison:
         """Compares each image with its texts; the pixels' pass the pathway if `params` has one.
 
         "pathway_features" [b, l, 2, d] are the raw texts that the patches were compared with.
@@ -182,7 +182,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         else:
             of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
         tokens = features.global_tokens[:, config.global_token]
-        found = pair_score.compare(tokens, patches, of_image, of_pixels, temperature)
+        found = similarity.compare(tokens, patches, of_image, of_pixels, temperature)
         if config.segmentation == "summed":
             logits = found["patch_cosines"].sum(axis=1, keepdims=True) / temperature
             found["patch_probabilities"] = jax.nn.softmax(logits, axis=-1)
@@ -192,7 +192,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         frozen: Params, params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
     ) -> Scores:
         params = params if config.pathway_at_test else {}
-        return pair_score.pair_scores(compare(params, texts, features))
+        return similarity.pair_scores(compare(params, texts, features))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
@@ -239,7 +239,7 @@ def tps(backbone: Backbone, config: TPSConfig | Mapping[str, Any] | None = None)
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),
-        image_scores=pair_score.IMAGE_SCORES,
+        image_scores=similarity.IMAGE_SCORES,
         works_untrained=True,
         import_params=import_params if config.learned else None,
         aupro_thresholds="numpy",

@@ -8,7 +8,7 @@ come from the patches' agreement with what results (UTPA).
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,8 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts
-from zsad_jax.methods.shared.config import MethodConfig
+from zsad_jax.methods.shared.config import TRAINING, MethodConfig, Options, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
-from zsad_jax.methods.shared.recipes import TRAINING, Recipe
 from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
@@ -115,9 +114,7 @@ class Alignment(NamedTuple):
     image_logits: Float[Array, "b m 2"]
 
 
-def vip2clip(
-    backbone: Backbone, config: ViP2CLIPConfig | Mapping[str, Any] | None = None
-) -> Method:
+def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None) -> Method:
     """Returns ViP2-CLIP over a backbone with patch tokens in the joint space.
 
     Its params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias": [d],

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
 from zsad_jax.data.protocols import PROTOCOLS, Part, parse_name
 from zsad_jax.methods import METHODS, config_class, recipe_of
-from zsad_jax.methods.shared.recipes import UNLIKE_PAPER
+from zsad_jax.methods.shared.config import UNLIKE_PAPER
 from zsad_jax.report import names
 from zsad_jax.report.published import TRAININGS, USUAL, published_numbers
 from zsad_jax.report.rows import MEAN, Row, level_of

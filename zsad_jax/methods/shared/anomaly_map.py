@@ -1,7 +1,7 @@
 """From patch scores to a pixel map: up-sampling and smoothing as one linear operator.
 
 Both are linear and separable, so map = A S Bᵀ for patch scores S [h, w], with A = G U [H, h]: U is
-the 1-D bilinear matrix (half-pixel centres) and G the 1-D Gaussian matrix. B is the same for the
+the 1-D bilinear matrix (half-pixel centers) and G the 1-D Gaussian matrix. B is the same for the
 columns.
 """
 
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Size = int | tuple[int, int]
+Size = int | tuple[int, int]  # (H, W), or the side of a square
 
 
 def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """The 1-D bilinear resize from `length` to `size` samples: half-pixel centres, no antialias."""
-    centres = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-    left = np.minimum(centres.astype(int), max(length - 2, 0))
-    share = centres - left
+    """Returns the 1-D bilinear resize of `length` to `size` samples: half-pixel centers, no antialias."""
+    centers = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    left = np.minimum(centers.astype(int), max(length - 2, 0))
+    share = centers - left
     matrix = np.zeros((size, length))
     rows = np.arange(size)
     matrix[rows, left] += 1 - share
@@ -28,12 +28,9 @@ def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
 
 
 def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[np.ndarray, "n n"]:
-    """The 1-D Gaussian filter of scipy.ndimage: cut at `truncate` sigmas, border "reflect".
+    """Returns the 1-D Gaussian filter of scipy.ndimage: cut at `truncate` sigmas, border "reflect".
 
-    Args:
-      size: number of samples.
-      sigma: standard deviation in samples; 0 is the identity.
-      truncate: radius of the kernel in sigmas.
+    `sigma` is in samples; 0 gives the identity.
     """
     if sigma == 0:
         return np.eye(size)
@@ -41,7 +38,7 @@ def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
-    # Reflection at half a sample (d c b a | a b c d | d c b a), as often as the radius asks for.
+    # Reflection at half a sample (d c b a | a b c d | d c b a), as often as the radius requires.
     sources = (np.arange(size)[:, None] + offsets) % (2 * size)
     sources = np.where(sources < size, sources, 2 * size - 1 - sources)
     matrix = np.zeros((size, size))
@@ -51,7 +48,7 @@ def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[
 
 @functools.lru_cache(maxsize=64)
 def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size length"]:
-    """A = G U: from `length` patches to `size` pixels, then smoothed; read-only float32."""
+    """Returns A = G U, from `length` patches to `size` smoothed pixels; read-only float32."""
     matrix: np.ndarray = gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)
     matrix = matrix.astype(np.float32)
     matrix.setflags(write=False)
@@ -61,13 +58,7 @@ def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size 
 def upsample(
     patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 0.0
 ) -> Float[Array, "b H W c"]:
-    """Up-samples each channel of patch scores to pixels and smooths it.
-
-    Args:
-      patches: scores on the patch grid, square or not.
-      size: (H, W), or the side of a square.
-      sigma: standard deviation of the Gaussian in output pixels; 0 does not smooth.
-    """
+    """Up-samples each channel of patch scores and smooths it with a Gaussian of `sigma` output pixels."""
     height, width = (size, size) if isinstance(size, int) else size
     rows = map_matrix(patches.shape[1], height, float(sigma))
     columns = map_matrix(patches.shape[2], width, float(sigma))
@@ -80,11 +71,5 @@ def upsample(
 def anomaly_map(
     patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 4.0
 ) -> Float[Array, "b H W"]:
-    """The anomaly map A S Bᵀ of patch scores, summed over channels.
-
-    Args:
-      patches: anomaly scores on the patch grid; several channels are addends of one map.
-      size: (H, W), or the side of a square.
-      sigma: standard deviation of the Gaussian in output pixels.
-    """
+    """Returns the anomaly map A S Bᵀ of patch scores, summed over channels; `sigma` is in output pixels."""
     return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]

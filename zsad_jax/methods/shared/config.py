@@ -1,15 +1,35 @@
-"""Options that all methods share, and block numbers on towers of another depth."""
+"""Options that all methods share, settings of published numbers, and block numbers of other towers."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from zsad_jax.methods.shared.recipes import Recipe
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 
 VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
 TEXT_DEPTH = 12
+CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
+# The recipe of AnomalyCLIP, used by most methods over CLIP.
+TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
+Options = Mapping[str, Any]
+UNLIKE_PAPER = "unlike_paper"  # key of run.json: option -> [ours, the paper's]
+
+
+class Recipe(NamedTuple):
+    """The setting of a method's published numbers; its config has the defaults apart from `method_for`.
+
+    Attributes:
+      training: fields of `TrainingConfig`.
+      backbone: arguments of `load_backbone`.
+      image_score: None: the only one of the method.
+      method_for: dataset -> fields of the method's config that differ there.
+    """
+
+    training: Options = TRAINING
+    backbone: Options = CLIP
+    image_score: str | None = None
+    method_for: Mapping[str, Options] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

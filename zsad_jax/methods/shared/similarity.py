@@ -1,14 +1,22 @@
-"""Cosines between images and texts."""
+"""Cosines between images and texts, and scores of methods that compare an image with one pair of texts."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import Backbone, VisionFeatures
+from zsad_jax.methods.base import Score, Scores, scorer
+from zsad_jax.methods.shared.config import MethodConfig
+
+IMAGE_SCORES = ("global",)
+# Cosines and probabilities of an image's tokens and patches, and what they are made of, by name.
+Comparison = dict[str, Array]
 
 
 def temperature_of(backbone: Backbone, temperature: float | None) -> float:
-    """What a config's `temperature` stands for: None is the backbone's own."""
+    """Returns a config's `temperature`; None: the backbone's own."""
     return backbone.temperature if temperature is None else temperature
 
 
@@ -21,7 +29,7 @@ def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, 
 
 
 def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Float[Array, "*n k"]:
-    """Cosines between each image's features and its own k texts; neither has to be normalised.
+    """Returns cosines between each image's features and its own k texts; neither has to be normalized.
 
     Leading axes of the texts are leading axes of the features: [b, k, d] for the texts of each image,
     [b, l, k, d] for those of each image and layer.
@@ -36,3 +44,55 @@ def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Flo
 def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "count *n"]:
     """Returns the same text features for each of several categories or images."""
     return jnp.broadcast_to(x, (count, *x.shape))
+
+
+def compare(
+    tokens: Float[Array, "b *t d"],
+    patches: Float[Array, "b *n d"],
+    image_text: Float[Array, "b 2 d"],
+    patch_text: Float[Array, "*b 2 d"],
+    temperature: float,
+) -> Comparison:
+    """Returns the cosines of tokens and patches, and softmax(cosine / temperature) over (normal, anomalous)."""
+    image, pixels = cosines(tokens, image_text), cosines(patches, patch_text)
+    return {
+        "global_cosines": image,
+        "global_logits": image / temperature,
+        "global_probabilities": jax.nn.softmax(image / temperature, axis=-1),
+        "patch_cosines": pixels,
+        "patch_probabilities": jax.nn.softmax(pixels / temperature, axis=-1),
+    }
+
+
+def pair_comparer(
+    backbone: Backbone, config: MethodConfig
+) -> Callable[[VisionFeatures, Float[Array, "b 2 d"]], Comparison]:
+    """Returns a function (features, texts of each image) -> what `compare` returns, and "text_features"."""
+    temperature = temperature_of(backbone, config.temperature)
+
+    def compare_pair(features: VisionFeatures, text: Float[Array, "b 2 d"]) -> Comparison:
+        tokens = features.global_tokens[:, config.global_token]
+        found = compare(tokens, features.patches, text, text, temperature)
+        return found | {"text_features": text}
+
+    return compare_pair
+
+
+def pair_scores(compared: Comparison) -> Scores:
+    """Returns the probability of "anomalous", with a patch channel per layer.
+
+    The published map of a layer, (1 - p_normal + p_anomalous) / 2, equals p_anomalous, since the two add up
+    to 1.
+    """
+    return Scores(
+        image={"global": compared["global_probabilities"][:, 1]},
+        patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
+        extras=compared,
+    )
+
+
+def pair_scorer(
+    method: str, compare_pair: Callable[[VisionFeatures, Float[Array, "b 2 d"]], Comparison]
+) -> Score:
+    """Returns the `score` of a method whose prototypes are one pair of texts per category."""
+    return scorer(method, lambda _f, _p, text, features: pair_scores(compare_pair(features, text)))
