@@ -68,7 +68,7 @@ def count_parameters(
     Args:
       method: a key of `METHODS`.
       backbone: a released checkpoint ("clip-vit-l14-336"); no weights are read.
-      published: count as the published code does, including parameters without effect in its optimizer.
+      published: count as the published code does, including parameters without effect.
       config: fields of the method's config; None: the defaults.
 
     Raises:

@@ -24,21 +24,14 @@ _PHOTOS = (
     "bad,black and white,blurry,bright,close-up,cropped,dark,good,jpeg corrupted,low resolution,"
     "pixelated"
 )
+_OTHERS = "art,graffiti,itap"
 _SEEN = "clean,cool,dirty,hard to see,large,nice,small,weird"
 _MADE = "cartoon,embroidered,origami,plastic,plushie,toy"
 _ARTICLES = ("a", "the")
 IMAGENET_TEMPLATES = (
     *(f"a {kind} of {article} {{}}." for kind in _KINDS.split(",") for article in _ARTICLES),
-    *(
-        f"a {photo} photo of {article} {{}}."
-        for photo in _PHOTOS.split(",")
-        for article in _ARTICLES
-    ),
-    *(
-        f"{kind} of {article} {{}}."
-        for kind in ("art", "graffiti", "itap")
-        for article in _ARTICLES
-    ),
+    *(f"a {how} photo of {article} {{}}." for how in _PHOTOS.split(",") for article in _ARTICLES),
+    *(f"{kind} of {article} {{}}." for kind in _OTHERS.split(",") for article in _ARTICLES),
     *(f"{article} {{}} in a video game." for article in _ARTICLES),
     *(f"a photo of {article} {seen} {{}}." for seen in _SEEN.split(",") for article in _ARTICLES),
     *(f"{article} {made} {{}}." for made in _MADE.split(",") for article in _ARTICLES),

@@ -70,13 +70,10 @@ class CoCoOpConfig(CoOpConfig):
 
 
 class Prototypes(NamedTuple):
-    """The sentences of each class, (normal, abnormal), with the context in its place.
+    """The sentences (normal, abnormal) of each class, with the context inserted.
 
-    Attributes:
-      embeddings: of the tokens.
-      paddings: 1 = pad.
-      is_context: 1 where a token is learned.
-      text: the unit-norm text features; None where images change them.
+    Paddings are 1 = pad, `is_context` is 1 where a token is learned. `text` are the unit-norm text features;
+    None where images change them.
     """
 
     embeddings: Float[Array, "c 2 n e"]

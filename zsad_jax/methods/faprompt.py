@@ -12,20 +12,10 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import (
-    AnyArray,
-    Batch,
-    Method,
-    PyTree,
-    Scores,
-    State,
-    Terms,
-    scorer,
-    vision_side,
-)
+from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, Terms, scorer, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Options, Recipe
 from zsad_jax.methods.shared.learner import STATES
@@ -98,12 +88,7 @@ class FAPromptConfig(learner.LearnerConfig):
 
 
 class Prototypes(NamedTuple):
-    """Raw text features of each category.
-
-    Attributes:
-      normal: of the normal prompt.
-      abnormal: of the K abnormal prompts, without an image's prior.
-    """
+    """Raw text features of the normal prompt and of the K abnormal ones, without an image's prior."""
 
     normal: Float[Array, "c d"]
     abnormal: Float[Array, "c k d"]
@@ -114,13 +99,7 @@ class Prototypes(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Images compared with their texts.
-
-    Attributes:
-      stages: patch probabilities of (normal, abnormal) in the one or two stages.
-      image: image scores by name.
-      extras: further arrays by name.
-    """
+    """Patch probabilities of (normal, abnormal) in the one or two stages, image scores and extras by name."""
 
     stages: Float[Array, "stages b h w 2"]
     image: dict[str, Float[Array, " b"]]
@@ -197,12 +176,13 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
         return Prototypes(*(repeat(x, len(class_names)) for x in (normal[0], abnormal)))
 
     def prior_of(
-        network: Params, patches: Float[Array, "n d"], anomaly: Float[Array, " n"]
+        network: Params, patches: Float[Array, "h w d"], anomaly: Float[Array, "h w"]
     ) -> Float[Array, " e"]:
         """Returns Omega, which one image adds to the tokens of the abnormal prompts."""
-        count = min(config.num_selected, patches.shape[0])
+        patches = patches.reshape(-1, patches.shape[-1])
+        count = min(config.num_selected, len(patches))
         if config.dap_select == "topk":
-            patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly), count)[1]]
+            patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly.reshape(-1)), count)[1]]
         # An image with fewer patches leaves the network's last inputs at zero.
         selected = jnp.pad(normalize(patches[:count]), ((0, config.num_selected - count), (0, 0)))
         return layers.bottleneck(network, selected.reshape(-1))
@@ -212,13 +192,12 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
     ) -> Comparison:
         """Compares each image with the texts of its category, in both stages."""
         tokens, patches = features.global_tokens[:, config.global_token], features.patches[:, -1]
-        b, h, w, d = patches.shape
         pair, extras = text.pair(), {}
         found = compare(tokens, patches, pair, pair, temperature)
         stages = found["patch_probabilities"][None]
         if config.prior:
-            flat = patches.reshape(b, h * w, d), stages[0, ..., 1].reshape(b, h * w)
-            prior = jax.vmap(prior_of, in_axes=(None, 0, 0))(params["prior"], *flat)
+            anomaly = stages[0, ..., 1]
+            prior = jax.vmap(prior_of, in_axes=(None, 0, 0))(params["prior"], patches, anomaly)
             abnormal = jax.vmap(lambda one: encode(frozen, params, "abnormal", one))(prior)
             text = text._replace(abnormal=abnormal)
             pair = text.pair()
@@ -263,7 +242,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
         logits = found.extras["image_logits"]
         weighted = {
             "cross_entropy": losses.cross_entropy(logits, batch.labels, valid),
-            "image_focal": _image_focal(found.image["combined"], batch.labels, valid),
+            "image_focal": _image_focal(found.image["combined"], batch),
         }
         if config.compound:
             weighted["orthogonality"] = _orthogonality(text.abnormal[0])
@@ -306,12 +285,11 @@ def _orthogonality(abnormal: Float[Array, "k d"]) -> Float[Array, ""]:
     return jnp.abs((unit[first] * unit[second]).sum(axis=-1)).sum()
 
 
-def _image_focal(
-    scores: Float[Array, " b"], labels: Int[AnyArray, " b"], weights: Float[AnyArray, " b"]
-) -> Float[Array, ""]:
+def _image_focal(scores: Float[Array, " b"], batch: Batch) -> Float[Array, ""]:
     """Returns the mean of (1 - exp(-H))² H with H = softplus(score) - label score.
 
     It is a focal loss (gamma 2) that takes scores in [0, 1] for logits, as the published code does.
     """
-    entropy = jax.nn.softplus(scores) - labels * scores
-    return losses.weighted_mean(jnp.square(1 - jnp.exp(-entropy)) * entropy, weights)
+    entropy = jax.nn.softplus(scores) - batch.labels * scores
+    values = jnp.square(1 - jnp.exp(-entropy)) * entropy
+    return losses.weighted_mean(values, batch.valid.astype(jnp.float32))

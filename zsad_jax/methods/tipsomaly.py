@@ -88,12 +88,7 @@ class TIPSomalyConfig(learner.LearnerConfig):
 
 
 class Prototypes(NamedTuple):
-    """Unit-norm (normal, abnormal) text features of each category.
-
-    Attributes:
-      image: compared with global tokens.
-      patches: compared with patch tokens.
-    """
+    """Unit-norm (normal, abnormal) text features, compared with global tokens and with patches."""
 
     image: Float[Array, "c 2 d"]
     patches: Float[Array, "c 2 d"]
@@ -192,8 +187,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = Non
         image, patches = found["global_probabilities"][..., 1], found["patch_probabilities"]
         if config.local_to_global:
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
-        named = zip(IMAGE_SCORES, image.T, strict=False)
-        return Scores(image=dict(named), patches=patches[..., 1:], extras=found)
+        return Scores(dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns lam (focal + dice) of the unsmoothed map + weighted cross-entropy and L1.

@@ -8,7 +8,7 @@ layer, and to the global prompts.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ LEARNERS = {"global": "prompt_learner", "shunt": "class_learner"}  # ours: the a
 # Of the pathway: hidden width of its feed-forward part in joint widths, and its layers by the authors' names.
 MLP_FACTOR = 4
 NORMS = {"shunt": "ln_0", "global": "ln_1", "patches": "ln_4", "between": "ln_2", "mlp": "ln_3"}
+INPUTS = ("query", "key", "value")  # of an attention
 ATTENTIONS = {"to_patches": "text_attention", "to_global": "cross_attention"}
 
 
@@ -96,11 +97,10 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
 
     Its params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]}, the last two only
     where the config and the backbone have them, and {} when nothing is learned. Given {}, it uses the
-    hand-written prompts. A learner is {"normal", "abnormal": [P, e], "deep": [blocks, p, e]}; with
-    shared_pathway=False leaves of the pathway have a leading axis of layers. Its groups are "pathway", which
-    has the projection too, and "prompts". Its prototypes [c, 4, d] are in the order of `learned_texts`. Its
-    maps have one channel per layer, or one with segmentation="summed"; its extras are those of
-    `similarity.compare` and "pathway_features".
+    hand-written prompts. With shared_pathway=False leaves of the pathway have a leading axis of layers. Its
+    groups are "pathway", which includes the projection, and "prompts". Its prototypes [c, 4, d] are in the
+    order of `learned_texts`. Its maps have one channel per layer, or one with segmentation="summed"; its
+    extras are those of `similarity.compare` and "pathway_features".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -131,10 +131,8 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
         if not config.learned:
             return {}
         *learner_keys, pathway_key = jax.random.split(key, 3)
-        params: dict[str, Any] = {
-            name: learner.init_learner(one, backbone, config)
-            for name, one in zip(LEARNERS, learner_keys, strict=True)
-        }
+        named = zip(LEARNERS, learner_keys, strict=True)
+        params: Params = {n: learner.init_learner(k, backbone, config) for n, k in named}
         new_pathway = functools.partial(_init_pathway, width=width)
         if config.pathway and config.shared_pathway:
             params["pathway"] = new_pathway(pathway_key)
@@ -188,9 +186,7 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
             found["patch_probabilities"] = jax.nn.softmax(logits, axis=-1)
         return found | {"pathway_features": of_pixels}
 
-    def compute(
-        frozen: Params, params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
-    ) -> Scores:
+    def compute(frozen: Params, params: Params, texts: Array, features: VisionFeatures) -> Scores:
         params = params if config.pathway_at_test else {}
         return similarity.pair_scores(compare(params, texts, features))
 
@@ -208,10 +204,8 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
 
         The one published pathway is used for every layer if the config has one for each.
         """
-        params: dict[str, Any] = {
-            ours: learner.learner_from_torch(state, f"{theirs}.")
-            for ours, theirs in LEARNERS.items()
-        }
+        read = functools.partial(learner.learner_from_torch, state)
+        params: Params = {ours: read(f"{theirs}.") for ours, theirs in LEARNERS.items()}
         if config.pathway:
             pathway = _pathway_from_torch(state)
             if not config.shared_pathway:
@@ -319,15 +313,11 @@ def _init_pathway(key: Array, width: int) -> Params:
 def _init_attention(key: Array, width: int) -> dict[str, layers.Linear]:
     """Returns kernels in Glorot's range for the three inputs as one matrix, and zero biases."""
     bound = (6 / (4 * width)) ** 0.5
-    *input_keys, out_key = jax.random.split(key, 4)
-    inputs = [
-        jax.random.uniform(one, (width, width), minval=-bound, maxval=bound) for one in input_keys
-    ]
-    kernels = [*inputs, layers.init_linear(out_key, width, width)["kernel"]]
-    return {
-        name: {"kernel": kernel, "bias": jnp.zeros(width)}
-        for name, kernel in zip(("query", "key", "value", "out"), kernels, strict=True)
-    }
+    *keys, out_key = jax.random.split(key, 4)
+    draw = functools.partial(jax.random.uniform, shape=(width,) * 2, minval=-bound, maxval=bound)
+    kernels = [*map(draw, keys), layers.init_linear(out_key, width, width)["kernel"]]
+    named = zip((*INPUTS, "out"), kernels, strict=True)
+    return {name: {"kernel": kernel, "bias": jnp.zeros(width)} for name, kernel in named}
 
 
 def _pathway_from_torch(state: State) -> Params:
@@ -350,8 +340,8 @@ def _attention_from_torch(state: State, name: str) -> dict[str, layers.Linear]:
     """Reads PyTorch's attention, which stores the three input layers as one."""
     kernels = np.split(np.asarray(state[f"{name}.in_proj_weight"]), 3)
     biases = np.split(np.asarray(state[f"{name}.in_proj_bias"]), 3)
-    inputs: dict[str, Any] = {
-        part: {"kernel": kernel.T, "bias": bias}
-        for part, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
+    named = zip(INPUTS, kernels, biases, strict=True)
+    inputs: dict[str, layers.Linear] = {
+        part: {"kernel": kernel.T, "bias": bias} for part, kernel, bias in named
     }
     return inputs | {"out": layers.linear_from_torch(state, f"{name}.out_proj")}

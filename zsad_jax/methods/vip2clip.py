@@ -98,14 +98,10 @@ class ViP2CLIPConfig(MethodConfig):
 
 
 class Alignment(NamedTuple):
-    """How texts and patches agree.
+    """Agreement of texts and patches.
 
-    Attributes:
-      layer_text_features: unit-norm (normal, abnormal) for each layer.
-      patch_cosines: with the texts of the patches' layer.
-      patch_probabilities: softmax of the cosines over the temperature.
-      image_logits: over the temperature, the mean cosines of each layer's K most anomalous patches, or the
-        global token's cosines alone.
+    `image_logits` are, over the temperature, the mean cosines of each layer's K most anomalous patches, or the
+    cosines of the global token. `layer_text_features` have unit norm.
     """
 
     layer_text_features: Float[Array, "b layers 2 d"]
@@ -149,10 +145,11 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         *keys, meta, fgp = jax.random.split(key, len(shapes) + 2)
         params: Params = layers.init_tokens(keys, shapes, std=config.init_std)
         if config.vca:
-            hidden = config.meta_hidden or max(joint // 2, 1)
-            params["meta_net"] = jax.vmap(
-                lambda one: layers.init_bottleneck(one, joint, hidden, width)
-            )(jax.random.split(meta, config.num_class_prompts))
+            widths = joint, config.meta_hidden or max(joint // 2, 1), width
+            network_keys = jax.random.split(meta, config.num_class_prompts)
+            params["meta_net"] = jax.vmap(lambda one: layers.init_bottleneck(one, *widths))(
+                network_keys
+            )
         if config.fgp:
             params["fgp"] = {
                 name: layers.init_linear(one, joint, joint)
@@ -173,9 +170,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         start = backbone.num_start_tokens
         rows = backbone.embed_tokens(frozen, ids)
         rows, paddings = prompts.insert_tokens(rows, paddings, states, at=start)
-        rows, paddings = prompts.insert_tokens(
-            rows, paddings, classes, at=start + config.num_prompts + 1
-        )
+        after = start + config.num_prompts + 1  # after the adjective
+        rows, paddings = prompts.insert_tokens(rows, paddings, classes, at=after)
         return normalize(backbone.encode_prompts(frozen, rows, paddings))
 
     def prototypes(
@@ -184,44 +180,38 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         """Returns the pair before any image is seen; the prompts name no class."""
         return repeat(encode(frozen, params), len(class_names))
 
-    def condition(
-        frozen: Params, params: Params, features: VisionFeatures
-    ) -> Float[Array, "b 2 d"]:
-        """Returns the text features (normal, abnormal) of each image, which VCA conditions on it."""
-        tokens = features.global_tokens[:, config.global_token]
+    def condition(frozen: Params, params: Params, tokens: Array) -> Float[Array, "b 2 d"]:
+        """Returns the text features (normal, abnormal) of each image, which VCA conditions on its token."""
         if not config.vca:
             return repeat(encode(frozen, params), len(tokens))
+        networks = jax.vmap(layers.bottleneck, in_axes=(0, None))
 
-        def look(token: Float[Array, " d"]) -> Float[Array, "2 d"]:
-            seen = jax.vmap(layers.bottleneck, in_axes=(0, None))(
-                params["meta_net"], normalize(token) + params["meta_bias"]
-            )
+        def encode_one(token: Float[Array, " d"]) -> Float[Array, "2 d"]:
+            seen = networks(params["meta_net"], normalize(token) + params["meta_bias"])
             return encode(frozen, params, seen)
 
-        return jax.vmap(look)(tokens)
+        return jax.vmap(encode_one)(tokens)
 
     def perceive(
-        apply: Callable[..., Array],
-        params: Params,
-        text: Float[Array, "b 2 d"],
-        features: VisionFeatures,
+        attend: Callable[..., Array], network: Params, text: Array, patches: Array
     ) -> Float[Array, "b layers *n"]:
         """Returns the perception attention of each image's texts to the unit-norm patches of each layer.
 
-        `apply` is `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches]. Like the
-        published code, it does not divide the logits by the root of the heads' width.
+        `attend` is `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches]. Like
+        the published code, it does not divide the logits by the root of the heads' width.
         """
-        unit = normalize(features.patches)
+        unit = normalize(patches)
         unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
-        attend = functools.partial(apply, params["fgp"], num_heads=config.fgp_heads, scale=1.0)
+        attend = functools.partial(attend, network, num_heads=config.fgp_heads, scale=1.0)
         return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
 
     def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
         """Compares the patches of each layer with the texts, and selects those of the image score."""
         if config.fgp:
-            texts = normalize(perceive(layers.attend_folded, params, text, features))
+            texts = normalize(perceive(layers.attend_folded, params["fgp"], text, features.patches))
         else:
-            texts = jnp.stack([text] * features.patches.shape[1], axis=1)
+            layer_shape = (*features.patches.shape[:2], *text.shape[1:])
+            texts = jnp.broadcast_to(text[:, None], layer_shape)
         # The compiler merges this normalization of the patches with that of `perceive`.
         values = cosines(features.patches, texts)
         probabilities = jax.nn.softmax(values / temperature, axis=-1)
@@ -246,34 +236,31 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         A layer's published map, (1 - p_normal + p_abnormal) / 2 up-sampled, is that of p_abnormal alone,
         since the two add up to 1.
         """
-        text = condition(frozen, params, features) if config.vca else text
+        if config.vca:
+            text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
         logits = pool(found.image_logits, config.score)
         patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
         extras = {"text_features": text, **found._asdict()}
         if config.fgp:
-            extras["attention"] = perceive(layers.folded_weights, params, text, features)
-        return Scores(
-            image={config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)},
-            patches=patches / patches.shape[-1],
-            extras=extras,
-        )
+            own = params["fgp"], text, features.patches
+            extras["attention"] = perceive(layers.folded_weights, *own)
+        image = {config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)}
+        return Scores(image, patches / patches.shape[-1], extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
-        found = align(params, condition(frozen, params, features), features)
+        text = condition(frozen, params, features.global_tokens[:, config.global_token])
+        found = align(params, text, features)
         logits = pool(found.image_logits, config.global_loss)
         return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
 
     def import_params(state: State) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has."""
         state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
-        params: Params = {
-            "normal": state["ctx_pos"],
-            "abnormal": state["ctx_neg"],
-            "class": state["cls_ctx"],
-        }
+        names = {"normal": "ctx_pos", "abnormal": "ctx_neg", "class": "cls_ctx"}
+        params: Params = {ours: state[theirs] for ours, theirs in names.items()}
         if config.vca:
             networks = [
                 layers.linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")

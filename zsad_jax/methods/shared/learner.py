@@ -91,12 +91,7 @@ def encode_learners(
 ) -> Float[Array, "t d"]:
     """Returns the raw text features of (normal, abnormal) of each learner, encoded in one batch.
 
-    Args:
-      backbone: the frozen model.
-      config: options of the learners.
-      frozen: parameters of the backbone.
-      words: the fixed words of each text.
-      learners: each has its own deep prompts, or none of them has any.
+    `words` are the fixed words of each text. Each learner has its own deep prompts, or none has any.
 
     Raises:
       UserError: if words and learned tokens are more than the text tower can take.
@@ -121,9 +116,7 @@ def without_prefix(state: State, *modules: str) -> dict[str, np.ndarray]:
 def learner_from_torch(state: State, prefix: str = "") -> dict[str, np.ndarray]:
     """Reads a learner from a PyTorch state dict; arrays without effect are dropped.
 
-    Args:
-      state: arrays by name.
-      prefix: in front of the names "ctx_pos", "ctx_neg" and "compound_prompts_text.0".
+    `prefix` precedes the names "ctx_pos", "ctx_neg" and "compound_prompts_text.0".
 
     Raises:
       KeyError: if one is missing.

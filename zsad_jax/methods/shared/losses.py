@@ -1,6 +1,7 @@
-"""Losses on anomaly maps and scores, with a weight for each image: 0 ignores padded or unlabeled rows.
+"""Losses on anomaly maps and scores, with `weights` of images: 0 ignores padded or unlabeled ones.
 
 The segmentation losses are those of AnomalyCLIP and its successors: they take probabilities, not logits.
+Masks are 1 where a pixel is anomalous.
 """
 
 import jax
@@ -46,13 +47,8 @@ def focal_loss(
 ) -> Float[Array, ""]:
     """Returns the mean of -(1 - pt)^gamma ln(pt) over all pixels.
 
-    pt = sum_c t_c P_c + 1e-5 with the one-hot ground truth t clipped to [1e-5, 1 - 1e-5].
-
-    Args:
-      probabilities: of (normal, anomalous), summing to 1.
-      masks: ground truth, 1 = anomalous.
-      weights: of each image.
-      gamma: how much easy pixels are discounted.
+    pt = sum_c t_c P_c + 1e-5 with the one-hot ground truth t clipped to [1e-5, 1 - 1e-5], and P the
+    probabilities of (normal, anomalous), which sum to 1.
     """
     masks = masks.astype(jnp.float32)
     # Both states are clipped, since 1 - (1 - 1e-5) is off by 0.1 % in float32, as would be the gradient of
@@ -74,11 +70,7 @@ def dice_loss(
 ) -> Float[Array, ""]:
     """Returns the mean over images of 1 - (2 sum(P m) + smoothing) / (sum(P) + sum(m) + smoothing).
 
-    Args:
-      probabilities: P, that a pixel belongs to the region.
-      masks: m, 1 inside the region.
-      weights: of each image.
-      smoothing: avoids 0 / 0 for empty regions.
+    P are the probabilities that a pixel belongs to the region whose mask m is.
     """
     overlap = (probabilities * masks).sum(axis=(1, 2))
     total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))

@@ -105,11 +105,10 @@ def insert_tokens(
     at: int | Sequence[int],
     length: int | None = None,
 ) -> tuple[Float[Array, "t m e"], Int[np.ndarray, "t m"]]:
-    """Inserts learned tokens into texts; returns token embeddings and paddings.
+    """Inserts learned tokens into the words of texts; returns embeddings and paddings (1 = pad).
 
     Args:
-      words: token embeddings.
-      paddings: 1 = pad, on the host.
+      words, paddings: of the texts; paddings are on the host.
       learned: of each text.
       at: position of the first learned token; one for all texts, or one each.
       length: maximum number of tokens of a text; the rest is cut off. None: no limit.
@@ -141,14 +140,9 @@ def encode_with_context(
     *,
     deep_prompts: Float[Array, "deep #t q e"] | None = None,
 ) -> Float[Array, "t d"]:
-    """Returns text features of sentences after learned tokens, which follow any start token.
+    """Returns text features of fixed words (`tokens`) after learned ones (`context`).
 
-    Args:
-      backbone: the frozen model.
-      frozen: its parameters.
-      tokens: the fixed words of each text.
-      context: the learned tokens of each text.
-      deep_prompts: of the text blocks after the first; see `Backbone.encode_prompts`.
+    Learned tokens follow any start token. For `deep_prompts` see `Backbone.encode_prompts`.
 
     Raises:
       UserError: if words and learned tokens are more than the text tower can take.
@@ -180,10 +174,7 @@ def ensemble(
 ) -> Float[Array, "groups d"]:
     """Returns one prototype per group of texts: the normalized mean of the normalized embeddings.
 
-    Args:
-      embeddings: of the texts.
-      groups: index of the group of each text; every group has at least one text.
-      num_groups: number of groups.
+    `groups` has the index of the group of each text; every group has at least one text.
     """
     unit = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
     # The sum serves as the mean, since the result is normalized.
