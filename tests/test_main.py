@@ -261,6 +261,7 @@ def test_prompts_of_a_run_serve_another(folder, finished):
     ("override", "expected"),
     [
         ("--config.sead=2", r"config.sead does not exist; did you mean config.seed"),
+        ("--config.method.n_deep=2", "n_deep does not exist; it was renamed to num_deep_prompts"),
         ("--config=nowhere.py", r"nowhere.py"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The contract carries more than TIPSomaly: two toy methods, each defined here alone."""
+"""The contract carries more than TIPSomaly: three toy methods, each defined here alone."""
 
 import ast
 import dataclasses
@@ -15,6 +15,7 @@ import zsad_jax.methods
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.methods import Method, Scores
+from zsad_jax.methods.base import scorer, vision_side
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.shared.losses import cross_entropy, weighted_mean
@@ -119,6 +120,46 @@ def inside_the_tower(backbone):
         image_scores=("score",),
         cacheable=False,
     )
+
+
+def nearest_reference(backbone):
+    """Distance of a patch to the nearest one in normal images of its category; it has no use for text."""
+
+    def prototypes(frozen, params, class_names, references=None):
+        patches = normalize(references.patches[:, :, -1])  # [category, image, h, w, d]
+        return patches.reshape(len(class_names), -1, patches.shape[-1])
+
+    def compute(frozen, params, of_images, features):
+        patches = 1 - cosines(features.patches[:, -1], of_images).max(axis=-1, keepdims=True)
+        return Scores({"score": patches.max(axis=(1, 2, 3))}, patches)
+
+    def loss(frozen, params, features, batch):
+        raise NotImplementedError
+
+    return Method(
+        name="toy_nearest_reference",
+        config=MethodConfig(),
+        init=lambda key, frozen: {},
+        prototypes=prototypes,
+        score=scorer("toy_nearest_reference", compute),
+        loss=loss,
+        image_scores=("score",),
+        **vision_side(backbone, MethodConfig()),
+    )
+
+
+def test_references_are_normal_images_of_each_category(backbone, e2e_golden):
+    method, images = nearest_reference(backbone), e2e_golden["images"][:4]
+    features = jax.jit(method.features)(backbone.params, {}, images)
+    by_category = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), features)
+    prototypes = method.prototypes(backbone.params, {}, CLASSES, references=by_category)
+    score = jax.jit(method.score)
+    own, other = (
+        score(backbone.params, {}, prototypes, features, np.array(category))
+        for category in ([0, 0, 1, 1], [1, 1, 0, 0])
+    )
+    np.testing.assert_allclose(own.image["score"], 0, atol=1e-5)
+    assert (other.image["score"] > 1e-3).all()
 
 
 def encoded(image):

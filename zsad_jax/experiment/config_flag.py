@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
+from zsad_jax.methods import config_class
 from zsad_jax.utils.command_line import fail
 from zsad_jax.utils.errors import UserError, nearest
 
@@ -84,8 +85,12 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     """One sentence on what is wrong with the config or its overrides."""
     overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
-        known = _keys(_without_overrides(argv))
+        config = _without_overrides(argv)
+        known = _keys(config)
+        renamed = config_class(config.method.name).renamed
         for key in overrides:
+            if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
+                return f"config.{key} does not exist; it was renamed to {new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
                 meant = " or ".join(f"config.{one}" for one in nearest(key, known))
                 remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
