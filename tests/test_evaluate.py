@@ -257,7 +257,7 @@ def test_what_is_stored_is_what_was_found(tmp_path, evaluation):
 
 
 def test_nothing_to_score_is_said():
-    with pytest.raises(UserError, match="squares holds no image"):
+    with pytest.raises(UserError, match="squares has no images"):
         run(data=Samples("squares", [], ["left"]))
     broken = [dataclasses.replace(dataset()[0], image=b"x")]
     with pytest.raises(UserError, match=r"None of the 1 images of squares could be read"):

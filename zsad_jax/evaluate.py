@@ -1,7 +1,6 @@
-"""Score a benchmark and hand the scores to the metrics."""
+"""Scores a dataset and computes its metrics."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -26,11 +25,7 @@ PyTree = Any
 
 
 class Contender(NamedTuple):
-    """A method with its parameters, as it is to be evaluated.
-
-    Attributes:
-      variant: what it is called beside the main one ("fixed prompts"); "" for the main one.
-    """
+    """A method with its parameters; `variant` is its label in comparisons, "" for the main one."""
 
     method: Method
     params: PyTree
@@ -38,7 +33,7 @@ class Contender(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Everything that evaluation says of one contender on one dataset.
+    """The scores and metrics of one contender on one dataset.
 
     Attributes:
       image_scores: by name, one per readable image, in the dataset's order.
@@ -70,7 +65,7 @@ class DatasetScores:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
-    """One image with what was said of it, for showing.
+    """An image with its score and map, for showing.
 
     Attributes:
       image: as decoded, or resized for the model.
@@ -95,9 +90,9 @@ class Evaluation(NamedTuple):
       positions: of the readable images in the dataset.
       file_names, categories, labels: of those images.
       scored: one entry per contender.
-      cases: images worth showing, scored by the first contender.
+      cases: images to show, scored by the first contender.
       issues: of the dataset as a whole, then images that could not be read and masks that could not be used.
-      num_unreadable: how many images could not be read.
+      num_unreadable: number of images that could not be read.
     """
 
     dataset: str
@@ -118,7 +113,7 @@ Scorer = Callable[..., Any]
 
 
 def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
-    """The compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
+    """Returns the compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
 
     Methods with the same `features_key` share one pass through the vision tower.
     Maps have the side of the images; methods with `across` have patch scores in their place.
@@ -180,42 +175,57 @@ def evaluate(
       UserError: the dataset is empty, or none of its images can be read.
     """
     if not len(dataset):
-        raise UserError(f"The dataset {dataset.name} holds no image.")
+        raise UserError(f"The dataset {dataset.name} has no images.")
     rows = sharding.round_up(batch_size, mesh)
-    load = functools.partial(
-        load_batches, dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers
-    )
     methods = [contender.method for contender in contenders]
     scorer = scorer or make_scorer(methods, backbone)
-    run: Callable[..., Stream] = functools.partial(
-        _run, _placed(contenders, backbone, dataset, mesh), scorer, mesh
-    )
+    frozen = sharding.replicate(backbone.params, mesh)
+    params = [sharding.replicate(contender.params, mesh) for contender in contenders]
+    prototypes = [
+        jax.jit(method.prototypes, static_argnums=2)(frozen, learned, tuple(dataset.prompt_names))
+        for method, learned in zip(methods, params, strict=True)
+    ]
+
+    def load(**options: Any) -> Iterator[ImageBatch]:
+        return load_batches(
+            dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers, **options
+        )
+
+    def run(batches: Iterator[ImageBatch]) -> Stream:
+        """Yields batches with their results on the host, one late, so that devices and host work at once."""
+        pending: tuple[ImageBatch, Any] | None = None
+        for batch in batches:
+            inputs = sharding.split_batch((batch.images, batch.category), mesh)
+            results = scorer(frozen, params, prototypes, *inputs)
+            if pending is not None:
+                yield pending[0], sharding.to_host(pending[1])
+            pending = batch, results
+        if pending is not None:
+            yield pending[0], sharding.to_host(pending[1])
+
+    def show(stream: Stream, work: str, total: int) -> Stream:
+        return progress(stream, label=f"{work} {dataset.name}", total=total, step=rows)
+
+    finish: Callable[[Stream], Stream] = iter
     if any(method.across for method in methods):
         # Images are read twice, since the scores of all patches fit into memory, and all images do not.
-        label = f"score {dataset.name}"
-        first = run(load(log_notes=False), label=label, total=len(dataset), step=rows)
-        run = _score_across(run, methods, len(dataset), first)
-
-    gathered = _Gathered(dataset, methods, exact)
-    for batch, results in run(
-        load(), label=f"evaluate {dataset.name}", total=len(dataset), step=rows
-    ):
-        gathered.add(batch, results)
-    evaluation = gathered.finish()
+        first = show(run(load(log_notes=False)), "score", len(dataset))
+        finish = _score_across(methods, len(dataset), first)
+    scored = show(finish(run(load())), "evaluate", len(dataset))
+    evaluation = _gather(scored, dataset, methods, exact=exact)
 
     chosen = choose_cases(dataset_scores(evaluation, image_score))
     pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
-    label = f"pictures of {dataset.name}"
     cases = [
         _case(evaluation, batch, int(row), results[0], image_score)
-        for batch, results in run(pictures, label=label, total=len(chosen), step=rows)
+        for batch, results in show(finish(run(pictures)), "pictures of", len(chosen))
         for row in np.flatnonzero(batch.valid)
     ]
     return evaluation._replace(cases=tuple(cases))
 
 
 def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> DatasetScores:
-    """The main contender's image scores of a dataset, for reports."""
+    """Returns the main contender's image scores of a dataset."""
     scores = evaluation.scored[0].image_scores
     return DatasetScores(
         dataset=evaluation.dataset,
@@ -246,51 +256,10 @@ def choose_cases(scores: DatasetScores, *, per_category: int = 1) -> list[int]:
     return sorted(chosen)
 
 
-def _placed(
-    contenders: Sequence[Contender], backbone: Backbone, dataset: Dataset, mesh: Mesh
-) -> tuple[PyTree, list[PyTree], list[PyTree]]:
-    """Frozen weights, learned parameters and prototypes, on every device."""
-    frozen = sharding.replicate(backbone.params, mesh)
-    params = [sharding.replicate(contender.params, mesh) for contender in contenders]
-    prototypes = [
-        jax.jit(contender.method.prototypes, static_argnums=2)(
-            frozen, learned, tuple(dataset.prompt_names)
-        )
-        for contender, learned in zip(contenders, params, strict=True)
-    ]
-    return frozen, params, prototypes
-
-
-def _run(
-    placed: tuple[PyTree, list[PyTree], list[PyTree]],
-    scorer: Scorer,
-    mesh: Mesh,
-    batches: Iterator[ImageBatch],
-    **shown: Any,
-) -> Stream:
-    """Every batch with its results on the host, and progress as they arrive."""
-
-    def one_late() -> Stream:
-        """The next batch is dispatched before a result is waited for: devices and host work at once."""
-        pending: tuple[ImageBatch, Any] | None = None
-        for batch in batches:
-            results = scorer(*placed, *sharding.split_batch((batch.images, batch.category), mesh))
-            if pending is not None:
-                yield pending[0], sharding.to_host(pending[1])
-            pending = batch, results
-        if pending is not None:
-            yield pending[0], sharding.to_host(pending[1])
-
-    return progress(one_late(), **shown)
-
-
 def _score_across(
-    run: Callable[..., Stream],
-    methods: Sequence[Method],
-    num_images: int,
-    batches: Stream,
-) -> Callable[..., Stream]:
-    """Returns `run` with the results of methods with `across`, after these saw all scores in `batches`."""
+    methods: Sequence[Method], num_images: int, batches: Stream
+) -> Callable[[Stream], Stream]:
+    """Returns a function that replaces the results of methods with `across`, which see all of `batches`."""
     numbers = [number for number, method in enumerate(methods) if method.across]
     parts = []
     for batch, results in batches:
@@ -299,7 +268,7 @@ def _score_across(
         parts.append(jax.tree.map(lambda x, r=rows: x[r], (batch.index, batch.category, before)))
     index, category, scores = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     if not len(index):
-        return run
+        return iter
     members = [np.flatnonzero(category == one) for one in np.unique(category)]
     order = index[np.concatenate(members)]
 
@@ -316,8 +285,8 @@ def _score_across(
         after = [across(jax.tree.map(lambda x, r=rows: x[r], before)) for rows in members]
         found[number] = jax.tree.map(place, *after)
 
-    def run_across(batches: Iterator[ImageBatch], **shown: Any) -> Stream:
-        for batch, results in run(batches, **shown):
+    def replace(stream: Stream) -> Stream:
+        for batch, results in stream:
             replaced = list(results)
             for number, scores in found.items():
                 image, patches, _ = jax.tree.map(lambda x, at=batch.index: x[at], scores)
@@ -325,30 +294,36 @@ def _score_across(
                 replaced[number] = (image, np.asarray(maps))
             yield batch, replaced
 
-    return run_across
+    return replace
 
 
-class _Gathered:
-    """What is kept of the batches: image scores, and the metrics' constant-size states."""
+def _gather(
+    stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
+) -> Evaluation:
+    """Keeps image scores, and the metrics' constant-size states of the categories that are not complete."""
+    names = dataset.categories
+    states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
+    found: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
+    scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
+    records: list[tuple[int, str, str, int]] = []
+    issues: list[Issue] = []
+    doubtful: list[Issue] = []
 
-    def __init__(self, dataset: Dataset, methods: Sequence[Method], exact: bool):
-        self._dataset = dataset
-        self._methods = methods
-        self._exact = exact
-        # Of each contender: the categories that are being gathered, and the metrics of finished ones.
-        self._states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
-        self._metrics: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
-        self._rows: list[tuple[int, str, str, int]] = []
-        self._scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
-        self._issues: list[Issue] = []
-        self._doubtful: list[Issue] = []
+    def complete(number: int, *, except_for: str | None = None) -> None:
+        """Computes the metrics of the categories gathered so far and drops their histograms."""
+        thresholds = methods[number].aupro_thresholds
+        for category in [name for name in states[number] if name != except_for]:
+            state = states[number].pop(category)
+            found[number][category] = {
+                name: metrics.category.compute(state, image_score=name, thresholds=thresholds)
+                for name in state.scores
+            }
 
-    def add(self, batch: ImageBatch, results: Results) -> None:
-        self._issues += batch.issues
-        self._doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
+    for batch, results in stream:
+        issues += batch.issues
+        doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
-        names = self._dataset.categories
-        self._rows += [
+        records += [
             (
                 int(batch.index[i]),
                 batch.file_names[i],
@@ -357,65 +332,49 @@ class _Gathered:
             )
             for i in rows
         ]
-        for number, (scores, maps) in enumerate(results):
-            self._scores[number].append({name: value[rows] for name, value in scores.items()})
-            states = self._states[number]
+        for number, (image_scores, maps) in enumerate(results):
+            scores[number].append({name: value[rows] for name, value in image_scores.items()})
             for category in dict.fromkeys(batch.category[rows].tolist()):
-                if self._dataset.grouped:  # what came before is complete, and its histograms can go
-                    self._complete(number, except_for=names[category])
+                name = names[category]
+                if dataset.grouped:  # earlier categories are complete
+                    complete(number, except_for=name)
                 members = rows[batch.category[rows] == category]
-                state = states.get(names[category]) or metrics.category.init(exact=self._exact)
-                states[names[category]] = metrics.category.update(
-                    state,
-                    {name: value[members] for name, value in scores.items()},
+                states[number][name] = metrics.category.update(
+                    states[number].get(name) or metrics.category.init(exact=exact),
+                    {name: value[members] for name, value in image_scores.items()},
                     batch.labels[members],
                     maps[members],
                     batch.masks[members],
                     batch.has_mask[members],
                 )
 
-    def _complete(self, number: int, *, except_for: str | None = None) -> None:
-        """Computes the metrics of the categories gathered so far and drops their histograms."""
-        thresholds = self._methods[number].aupro_thresholds
-        for category in [name for name in self._states[number] if name != except_for]:
-            state = self._states[number].pop(category)
-            self._metrics[number][category] = {
-                name: metrics.category.compute(state, image_score=name, thresholds=thresholds)
-                for name in state.scores
-            }
-
-    def finish(self) -> Evaluation:
-        if not self._rows:
-            unreadable = [issue for issue in self._issues if issue.kind in UNREADABLE]
-            raise UserError(
-                f"None of the {len(unreadable)} images of {self._dataset.name} could be read;"
-                f" the first: {unreadable[0]}."
-            )
-        log_issues(self._dataset.name, self._issues)  # the loader logs notes
-        positions, file_names, categories, labels = zip(*self._rows, strict=True)
-        scored = []
-        for number, parts in enumerate(self._scores):
-            self._complete(number)
-            scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            found = self._metrics[number]
-            ordered = {name: found[name] for name in self._dataset.categories if name in found}
-            scored.append(Scored(scores, ordered))
-        return Evaluation(
-            dataset=self._dataset.name,
-            positions=np.array(positions),
-            file_names=file_names,
-            categories=categories,
-            labels=np.array(labels),
-            scored=tuple(scored),
-            cases=(),
-            # Preparation may have recorded the same.
-            issues=tuple(
-                dict.fromkeys(
-                    (*getattr(self._dataset, "issues", ()), *self._issues, *self._doubtful)
-                )
-            ),
-            num_unreadable=sum(issue.kind in UNREADABLE for issue in self._issues),
+    if not records:
+        unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
+        raise UserError(
+            f"None of the {len(unreadable)} images of {dataset.name} could be read;"
+            f" the first: {unreadable[0]}."
         )
+    log_issues(dataset.name, issues)  # the loader logs notes
+    scored = []
+    for number, parts in enumerate(scores):
+        complete(number)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        ordered = {name: found[number][name] for name in names if name in found[number]}
+        scored.append(Scored(joined, ordered))
+    positions, file_names, categories, labels = zip(*records, strict=True)
+    # Preparation may have recorded the same issues.
+    all_issues = dict.fromkeys((*getattr(dataset, "issues", ()), *issues, *doubtful))
+    return Evaluation(
+        dataset=dataset.name,
+        positions=np.array(positions),
+        file_names=file_names,
+        categories=categories,
+        labels=np.array(labels),
+        scored=tuple(scored),
+        cases=(),
+        issues=tuple(all_issues),
+        num_unreadable=sum(issue.kind in UNREADABLE for issue in issues),
+    )
 
 
 def _case(
