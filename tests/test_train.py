@@ -234,7 +234,7 @@ def test_ignores_broken_images(tmp_path):
 def test_what_cannot_be_trained_on_is_said(tmp_path):
     with pytest.raises(UserError, match=r"grey.*could be read"):
         run(tmp_path / "a", data=dataset(2, broken=(0, 1)))
-    with pytest.raises(UserError, match="grey holds no image"):
+    with pytest.raises(UserError, match="grey has no images"):
         run(tmp_path / "b", data=Samples("grey", [], ["grey"]))
     with pytest.raises(UserError, match="nothing to learn"):
         run(tmp_path / "c", toy=method(init=lambda key, frozen: {}))

@@ -1,4 +1,4 @@
-"""Optimise a method's learnable parameters on an auxiliary dataset."""
+"""Optimizes a method's learnable parameters on an auxiliary dataset."""
 
 import dataclasses
 import pathlib
@@ -26,7 +26,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the learnable parameters are optimised; Adam at a constant rate, unless told otherwise.
+    """Options of the optimization; by default Adam at a constant rate.
 
     Attributes:
       epochs: passes over the auxiliary set, for stages that do not say.
@@ -67,22 +67,23 @@ class TrainingConfig:
 
 
 class TrainState(NamedTuple):
-    """What training goes on from."""
+    """The state from which training resumes."""
 
     params: PyTree
     optimizer: PyTree
 
 
-class Curves(Protocol):
-    """Where losses go."""
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the values of a step."""
-        ...
+
+class Curves(Protocol):
+    """A record of the losses of each step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 class Saver(Protocol):
-    """Where the state goes after each epoch, and where a killed run finds it."""
+    """Storage of the state after each epoch, from which a killed run resumes."""
 
     def latest(self) -> int | None: ...
 
@@ -99,7 +100,7 @@ def make_optimizer(
     *,
     steps_per_epoch: int = 1,
 ) -> optax.GradientTransformation:
-    """The optimiser with each parameter group's own rate; groups outside the stage stand still."""
+    """Returns the optimizer with each parameter group's own rate; groups outside the stage are frozen."""
     groups = method.groups(params)
     names = set(jax.tree.leaves(groups))
     unknown = set(config.learning_rates) - set(method.group_names)
@@ -125,7 +126,7 @@ def make_optimizer(
 def make_schedule(
     config: TrainingConfig, peak: float, epochs: int, steps_per_epoch: int
 ) -> float | optax.Schedule:
-    """The rate of each step: the same all through an epoch."""
+    """Returns the rate of each step, which is constant within an epoch."""
     if config.schedule == "constant" and not config.warmup_epochs:
         return peak
 
@@ -140,8 +141,8 @@ def make_schedule(
 
 def make_step(
     method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
+) -> Step:
+    """Returns the compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
     loss_of = stage.loss or method.loss
 
     def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):
@@ -161,7 +162,7 @@ def make_step(
 
 
 def truth_of(images: ImageBatch, class_names: tuple[str, ...]) -> Batch:
-    """The part of a loaded batch that a loss sees."""
+    """Returns the part of a loaded batch that a loss sees."""
     return Batch(
         category=images.category,
         labels=images.labels,
@@ -184,32 +185,77 @@ def train(
     curves: Curves,
     num_workers: int | None = None,
 ) -> PyTree:
-    """Trains all stages, goes on where a killed run stopped, and returns the parameters.
+    """Trains all stages, resumes where a killed run stopped, and returns the parameters.
 
     Args:
-      method: what is trained.
+      method: the method to train.
       backbone: the frozen model; its parameters are replicated over the mesh.
       dataset: the auxiliary set, with labels and masks.
-      config: optimisation.
+      config: of the optimization.
       key: for the initial parameters and, with `shuffle`, the order of the images.
       mesh: the devices.
       saver: keeps the state after each epoch.
       curves: receives the losses of each step.
-      num_workers: decoding processes; None chooses.
+      num_workers: decoding processes; None: chosen automatically.
 
     Raises:
-      UserError: the dataset is empty, the method learns nothing, or a loss stops being finite.
+      UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
     """
     init_key, order_key = jax.random.split(key)
     frozen = sharding.replicate(backbone.params, mesh)
     params = sharding.replicate(method.init(init_key, frozen), mesh)
     if not jax.tree.leaves(params):
         raise UserError(
-            f"{method.name} as configured has nothing to learn; leave config.train False."
+            f"{method.name} as configured has nothing to learn. Set config.train to False."
         )
     if not len(dataset):
-        raise UserError(f"The auxiliary dataset {dataset.name} holds no image.")
+        raise UserError(f"The auxiliary dataset {dataset.name} has no images.")
     per_epoch = config.steps(len(dataset))
+    class_names = tuple(dataset.prompt_names)
+
+    def load(epoch: int) -> Iterator[ImageBatch]:
+        """Loads the batches of an epoch; the order of `shuffle` depends on key and epoch alone."""
+        epoch_key = jax.random.fold_in(order_key, epoch)
+        return load_batches(
+            dataset,
+            backbone.preprocess,
+            batch_size=config.batch_size,
+            num_workers=num_workers,
+            seed=int(jax.random.randint(epoch_key, (), 0, 2**31 - 1)) if config.shuffle else None,
+        )
+
+    def train_epoch(step: Step, state: TrainState, epoch: int) -> TrainState:
+        """Passes once over the data; reads losses a step late, so that the device never waits for the host."""
+        label = f"train {dataset.name} epoch {epoch + 1}"
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+
+        def record() -> None:
+            if pending is None:
+                return
+            number, losses = pending
+            values = {name: float(value) for name, value in losses.items()}
+            if not np.isfinite(values["loss"]):
+                raise UserError(
+                    f"The loss became {values['loss']} at step {number} ({label});"
+                    " lower config.training.learning_rate."
+                )
+            curves.write(number, values)
+
+        batches = progress(load(epoch), total=len(dataset), label=label, step=config.batch_size)
+        for number, images in enumerate(batches, start=epoch * per_epoch + 1):
+            for issue in images.issues:
+                logging.warning("%s: %s", label, issue)
+            if not images.valid.any():
+                continue
+            batch = sharding.split_batch(truth_of(images, class_names), mesh)
+            state, losses = step(frozen, state, sharding.split_batch(images.images, mesh), batch)
+            record()
+            pending = number, losses
+        record()
+        if pending is None:
+            raise UserError(f"None of the images of {dataset.name} could be read.")
+        return state
+
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
         optimizer = make_optimizer(config, method, params, stage, steps_per_epoch=per_epoch)
@@ -222,84 +268,10 @@ def train(
             state = sharding.replicate(saver.restore(done, state), mesh)
         step = make_step(method, backbone, optimizer, stage)
         for epoch in range(max(first_epoch, done), last_epoch):
-            batches = _load_epoch(dataset, backbone, config, order_key, epoch, num_workers)
-            state = _train_epoch(
-                step, frozen, state, batches, mesh,
-                name=dataset.name, epoch=epoch, total=len(dataset), batch_size=config.batch_size,
-                first_step=epoch * per_epoch, class_names=dataset.prompt_names, curves=curves,
-            )  # fmt: skip
+            state = train_epoch(step, state, epoch)
             saver.save(epoch + 1, state)
         params, first_epoch = state.params, last_epoch
     return params
-
-
-def _load_epoch(
-    dataset: Dataset,
-    backbone: Backbone,
-    config: TrainingConfig,
-    key: jax.Array,
-    epoch: int,
-    num_workers: int | None,
-) -> Iterator[ImageBatch]:
-    """The batches of an epoch; with `shuffle`, in an order that depends on key and epoch alone."""
-    seed = None
-    if config.shuffle:
-        seed = int(jax.random.randint(jax.random.fold_in(key, epoch), (), 0, 2**31 - 1))
-    return load_batches(
-        dataset,
-        backbone.preprocess,
-        batch_size=config.batch_size,
-        num_workers=num_workers,
-        seed=seed,
-    )
-
-
-def _train_epoch(
-    step: Callable[..., Any],
-    frozen: PyTree,
-    state: TrainState,
-    batches: Iterator[ImageBatch],
-    mesh: Mesh,
-    *,
-    name: str,
-    epoch: int,
-    total: int,
-    batch_size: int,
-    first_step: int,
-    class_names: tuple[str, ...],
-    curves: Curves,
-) -> TrainState:
-    """One pass over the data; losses are read one step late, so that the device never waits for the host."""
-    label = f"train {name} epoch {epoch + 1}"
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-
-    def record() -> None:
-        if pending is None:
-            return
-        values = {name: float(value) for name, value in pending[1].items()}
-        if not np.isfinite(values["loss"]):
-            raise UserError(
-                f"The loss became {values['loss']} at step {pending[0]} ({label});"
-                " lower config.training.learning_rate."
-            )
-        curves.write(pending[0], values)
-
-    rows = 0
-    batches = progress(batches, total=total, label=label, step=batch_size)
-    for number, images in enumerate(batches, start=first_step):
-        for issue in images.issues:
-            logging.warning("%s: %s", label, issue)
-        rows += int(images.valid.sum())
-        if not images.valid.any():
-            continue
-        batch = sharding.split_batch(truth_of(images, tuple(class_names)), mesh)
-        state, losses = step(frozen, state, sharding.split_batch(images.images, mesh), batch)
-        record()
-        pending = (number + 1, losses)
-    record()
-    if not rows:
-        raise UserError(f"None of the images of {name} could be read; nothing to train on.")
-    return state
 
 
 class OrbaxSaver:
@@ -317,11 +289,11 @@ class OrbaxSaver:
         )
 
     def latest(self) -> int | None:
-        """The newest finished epoch; None when there is none."""
+        """Returns the newest finished epoch, if any."""
         return self._manager.latest_step()
 
     def restore(self, epoch: int, like: PyTree) -> PyTree:
-        """The state after `epoch`, in the structure of `like`, as host arrays."""
+        """Returns the state after `epoch`, in the structure of `like`, as host arrays."""
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
         return self._manager.restore(epoch, args=self._ocp.args.StandardRestore(shapes))
 
@@ -331,5 +303,5 @@ class OrbaxSaver:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for unfinished writes."""
         self._manager.close()
