@@ -359,8 +359,6 @@ def test_synthetic_by_name(tmp_path):
     dataset = open_dataset("synthetic_target", tmp_path)
     assert dataset.name == "synthetic_target"
     assert is_available("synthetic_target", tmp_path)
-    with pytest.raises(UserError, match="takes no options"):
-        open_dataset("synthetic_target", tmp_path, prompt_names={})
 
 
 def test_a_benchmark_that_is_not_prepared_says_how(tmp_path):

@@ -24,12 +24,7 @@ Spec = str | Mapping[str, Any]
 
 
 def open_dataset(
-    spec: Spec,
-    data_dir: PathLike,
-    *,
-    split: str = "test",
-    naming: Naming = "published",
-    **options: Any,
+    spec: Spec, data_dir: PathLike, *, split: str = "test", naming: Naming = "published"
 ) -> Dataset:
     """Opens a dataset: synthetic, prepared with tensorflow-datasets, with a meta.json, or a folder.
 
@@ -39,9 +34,8 @@ def open_dataset(
         (`read_meta_json` reads a folder with a meta.json), or {"meta_json": ROOT, …} with those of
         `read_meta_json`.
       data_dir: the folder of prepared datasets: `<data_dir>/<key>`.
-      split: the split of keys without one.
-      naming: the names of categories in prompts, see `prompt_name`.
-      options: further arguments of `read_folder` or `read_meta_json`.
+      split: the split of keys and descriptions without one.
+      naming: the names of categories of keys in prompts, see `prompt_name`.
 
     Raises:
       UserError: the dataset does not exist (the message has the command that prepares it), or a key or a
@@ -49,9 +43,9 @@ def open_dataset(
     """
     check_available(spec, data_dir)
     if not isinstance(spec, str):
-        return _open_described(spec, split=split, **options)
+        return _open_described(spec, split)
     parts = parse_name(spec)
-    opened = [_open_part(part, data_dir, split, naming, options) for part in parts]
+    opened = [_open_part(part, data_dir, split, naming) for part in parts]
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
 
 
@@ -93,13 +87,9 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     )
 
 
-def _open_part(
-    part: Part, data_dir: PathLike, split: str, naming: Naming, options: Mapping[str, Any]
-) -> Dataset:
+def _open_part(part: Part, data_dir: PathLike, split: str, naming: Naming) -> Dataset:
     name, split = part.key, part.split or split
     form = _form_of(name, data_dir)
-    if options and form != "meta_json":
-        raise UserError(f"The dataset {name} takes no options, but {', '.join(options)} was given.")
     if form == "synthetic":
         from zsad_jax.data import synthetic
 
@@ -108,12 +98,12 @@ def _open_part(
         return benchmarks.open_prepared(name, data_dir, split, naming=naming)
     root = _meta_json_root(name, data_dir)
     assert root is not None  # or it would not be available
-    return read_meta_json(root, **{"name": name, "split": split, "naming": naming, **options})
+    return read_meta_json(root, name=name, split=split, naming=naming)
 
 
-def _open_described(spec: Mapping[str, Any], **options: Any) -> Dataset:
+def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
     kind, path, given = _described(spec)
-    options |= given
+    options = {"split": split, **given}
     reader = READERS[kind]
     arguments = inspect.signature(reader).parameters.values()
     known = [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]

@@ -139,10 +139,8 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
     datasets: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
     for name, spec in needed.items():
-        # A folder of the user's own says itself what categories are called.
-        naming = {"naming": experiment.naming} if isinstance(spec, str) else {}
         try:
-            datasets[name] = open_dataset(spec, experiment.data_folder, **naming)
+            datasets[name] = open_dataset(spec, experiment.data_folder, naming=experiment.naming)
         except (NotPreparedError, NoSplitError) as error:
             missing[name] = str(error)
     skipped = {target: missing[target] for target in auxiliary_of if target in missing}

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 SIZE = 256  # side of every image, px
 CENTER = (SIZE - 1) / 2
+SPREAD = 0.04  # of brightness and tint of colors
 _SUBPIXEL_BITS = 4
 _STROKE_ZOOM = 4  # strokes are drawn this much larger, then averaged down
 
@@ -169,9 +170,9 @@ def frame(
     return u, v
 
 
-def uneven(rng: np.random.Generator, share: float, *, cell: float = 80.0, **options):
+def uneven(rng: np.random.Generator, share: float, **options):
     """Returns a smooth field within 1 ± `share`; `options` are those of `noise`."""
-    return 1 + share * np.tanh(noise(rng, cell, **options))
+    return 1 + share * np.tanh(noise(rng, 80.0, **options))
 
 
 def tinted(value: Float[np.ndarray, "S S"], color) -> Float[np.ndarray, "S S 3"]:
@@ -184,10 +185,10 @@ def count(rng: np.random.Generator, low: int, high: int) -> int:
     return int(rng.integers(low, high))
 
 
-def pick(rng: np.random.Generator, options: Sequence, *, spread: float = 0.04) -> np.ndarray:
+def pick(rng: np.random.Generator, options: Sequence) -> np.ndarray:
     """Returns an RGB color of `options`, varied in brightness and tint."""
     color = np.array(options[count(rng, 0, len(options))])
-    color = color * rng.uniform(1 - 3 * spread, 1 + 3 * spread) + rng.normal(0, spread / 3, 3)
+    color = color * rng.uniform(1 - 3 * SPREAD, 1 + 3 * SPREAD) + rng.normal(0, SPREAD / 3, 3)
     return np.clip(color, 0.03, 0.97).astype(np.float32)
 
 

@@ -29,9 +29,9 @@ class Pose(NamedTuple):
         return canvas.rotate(np.asarray(points, float) * self.zoom, self.angle) + self.center
 
 
-def lay_down(rng: np.random.Generator, *, turn: float = 10.0, shift: float = 8.0) -> Pose:
-    """Returns a random pose, at most `turn` degrees, `shift` px and 7% off the nominal one."""
-    center = canvas.CENTER + rng.uniform(-shift, shift, 2)
+def lay_down(rng: np.random.Generator, *, turn: float = 10.0) -> Pose:
+    """Returns a random pose, at most `turn` degrees, 8 px and 7% off the nominal one."""
+    center = canvas.CENTER + rng.uniform(-8.0, 8.0, 2)
     return Pose(center, rng.uniform(-turn, turn), rng.uniform(0.93, 1.07))
 
 
