@@ -204,10 +204,8 @@ def make_detector(
     """Makes a detector of its parts; prompts are encoded and the method is compiled when first needed.
 
     Args:
-      backbone: the frozen model.
-      method: made over it.
-      params: of the method; {}: fixed prompts.
-      prompts: their origin in words.
+      backbone, method, params: the frozen model, a method made over it, and its parameters ({}: fixed prompts).
+      prompts: origin of the parameters, in words.
       category, score, batch_size: as for `load_detector`.
 
     Raises:

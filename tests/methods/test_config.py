@@ -50,15 +50,15 @@ def test_mappings_configs_and_nothing():
     [
         ({"cuont": 1}, r"Unknown key 'cuont' for Example: did you mean count\?"),
         ({"zzz": 1}, "Unknown key 'zzz'.*known are kind, count"),
-        ({"kind": "c"}, "'kind' is 'c'; it takes 'a' or 'b'"),
+        ({"kind": "c"}, "'kind' is 'c'; expected 'a' or 'b'"),
         ({"count": 10}, "'count' is 10; it must be between 1 and 9"),
-        ({"count": True}, "'count' is True; it takes a whole number"),
-        ({"rate": "1"}, "'rate' is '1'; it takes a number"),
+        ({"count": True}, "'count' is True; expected an integer"),
+        ({"rate": "1"}, "'rate' is '1'; expected a number"),
         ({"rate": -0.1}, "'rate' is -0.1; it must be at least 0"),
         ({"rate": float("nan")}, "'rate' is nan"),
-        ({"layers": (1, "2")}, "'layers'.*a tuple of a whole number"),
-        ({"name": 3}, "'name' is 3; it takes a text or None"),
-        ({"fast": 0}, "'fast' is 0; it takes True or False"),
+        ({"layers": (1, "2")}, "'layers'.*a tuple of integers"),
+        ({"name": 3}, "'name' is 3; expected a string or None"),
+        ({"fast": 0}, "'fast' is 0; expected True or False"),
     ],
 )
 def test_mistakes_are_named(values, message):

@@ -25,13 +25,7 @@ from zsad_jax.utils.errors import UserError, nearest
 
 
 class Variant(NamedTuple):
-    """A method with its checked config.
-
-    Attributes:
-      label: key of `Experiment.comparisons`; "" for the main result.
-      name: of the method.
-      config: the method's config dataclass.
-    """
+    """A method with its config dataclass; `label` is its key in `comparisons`, "" for the main result."""
 
     label: str
     name: str
@@ -43,13 +37,10 @@ class Variant(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A dataset to evaluate.
+    """A dataset to evaluate, by its key in results and as `open_dataset` takes it.
 
-    Attributes:
-      name: its key in results.
-      spec: a benchmark's name, {"folder": PATH, …} or {"meta_json": ROOT, …}.
-      auxiliary: the dataset whose prompts serve it; None if nothing is learned.
-      variants: the methods as evaluated on it, the main one first.
+    `auxiliary` is the dataset whose prompts serve it (None if nothing is learned). `variants` are the methods
+    as evaluated on it, the main one first.
     """
 
     name: str

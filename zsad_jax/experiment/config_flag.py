@@ -1,4 +1,4 @@
-"""What the commands share: the flag --config, and how mistakes end: one sentence and exit code 2."""
+"""The flag --config, which the commands share, and errors on the command line."""
 
 import contextlib
 import re
@@ -16,10 +16,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's conf
 
 
 def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
-    """absl's parsing for `app.run`, with the user's mistakes in one sentence.
+    """Returns absl's parsing for `app.run`, which reports mistakes of the user without a traceback.
 
     Args:
-      module: the command's name, for pointing to its help.
+      module: the command, whose help is mentioned.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -36,7 +36,7 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
 
 
 def read_experiment() -> Experiment:
-    """The checked experiment of the flag --config and its overrides.
+    """Returns the checked experiment of the flag --config and its overrides.
 
     Raises:
       UserError: no config was named, or it holds an unknown key or a bad value.
@@ -52,12 +52,12 @@ def read_experiment() -> Experiment:
 
 
 def config_file() -> str:
-    """What the flag --config names, with its variant."""
+    """Returns the value of the flag --config: a file, with its variant."""
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
 
 
 def _flag_mistake(error: flags.Error) -> str:
-    """What is wrong with a flag, of a traceback only its last line: what the config file says."""
+    """Returns what is wrong with a flag; of a traceback only its last line, the config file's error."""
     lines = str(error).strip().splitlines()
     return lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
 
@@ -82,7 +82,7 @@ def reject_strays(arguments: Sequence[str]) -> None:
 
 
 def _config_mistake(argv: list[str], error: Exception) -> str:
-    """One sentence on what is wrong with the config or its overrides."""
+    """Returns what is wrong with the config or its overrides."""
     overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
         config = _without_overrides(argv)

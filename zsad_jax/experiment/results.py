@@ -18,15 +18,10 @@ COLUMNS_OF_THEIR_OWN = ("prompt_family", "sigma")  # not repeated in `variant`
 
 
 class Prompts(NamedTuple):
-    """The parameters of a contender, and what results record of them.
+    """The parameters of a contender ({}: nothing is learned), and what results record of them.
 
-    Attributes:
-      params: {}: nothing is learned.
-      auxiliary: the dataset that they were learned on.
-      checkpoint: name of the file, or of the folder of the training.
-      epoch: number of epochs; None: unknown.
-      seed: of the training; None: they were loaded.
-      folder: of the training; None: they were loaded.
+    `checkpoint` names the file, or the folder of the training. `seed` and `folder` are those of the training;
+    None if the parameters were loaded.
     """
 
     params: Any = {}  # noqa: RUF012 - never written to
@@ -38,12 +33,9 @@ class Prompts(NamedTuple):
 
 
 class TargetResults(NamedTuple):
-    """The results of a target.
+    """The rows of a target: of the main contender by the chosen image score, and of all others.
 
-    Attributes:
-      rows: for results.json: the main contender by the chosen image score, categories then mean.
-      comparisons: the same for the other contenders and image scores.
-      notes: (dataset, category) -> remarks on the main rows.
+    Categories come first, then their mean. `notes` holds remarks on the main rows, by (dataset, category).
     """
 
     rows: list[Row]
@@ -59,15 +51,7 @@ def collect(
     dataset: Dataset,
     image_score: str,
 ) -> TargetResults:
-    """Returns the rows of a target's evaluation.
-
-    Args:
-      evaluation: by all contenders.
-      contenders, prompts: the methods in the evaluation's order, and the origin of their parameters.
-      backbone: the model of all contenders.
-      dataset: what was evaluated.
-      image_score: the score of the main rows.
-    """
+    """Returns the rows of a target's evaluation; `image_score` names the score of the main rows."""
     results = TargetResults([], [], {})
     categories = np.array(evaluation.categories)
     class_names = dict(zip(dataset.categories, dataset.prompt_names, strict=True))

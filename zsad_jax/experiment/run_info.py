@@ -44,14 +44,7 @@ class Stopwatch:
 def describe_run(
     clock: Stopwatch, evaluations: Sequence[Evaluation], *, digest: str, demonstration: bool
 ) -> dict[str, Any]:
-    """Returns the contents of run.json.
-
-    Args:
-      clock: the times.
-      evaluations: of all targets.
-      digest: SHA-256 of the backbone's weights.
-      demonstration: whether outputs are not for decisions.
-    """
+    """Returns the contents of run.json; `digest` is the SHA-256 of the backbone's weights."""
     without_mask = count_without_mask(evaluations)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -69,15 +69,7 @@ MAX_WRITERS = 4
 
 
 class Outcome(NamedTuple):
-    """The result of a run.
-
-    Attributes:
-      images: all images of the command line.
-      records: of those that were scored, now or by an earlier run.
-      reused: number of records of an earlier run.
-      issues: images that could not be read.
-      ignored: other files that were found.
-    """
+    """The images of a run, records of those that are scored (`reused` of them earlier), and issues."""
 
     images: Sequence[str]
     records: Sequence[Record]

@@ -120,7 +120,7 @@ class Writer:
       map_size: the longest side of a map, in pixels.
       threshold: images with score >= threshold are anomalous; None: no decisions.
       pixel_threshold: the same for map values; None: no masks and regions.
-      warning: in every output; "" for none.
+      warning: in every output.
     """
 
     folder: pathlib.Path

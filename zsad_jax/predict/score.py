@@ -43,19 +43,7 @@ MAX_THREADS = 4  # that decode
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of the command line besides the config.
-
-    Attributes:
-      paths: files, folders and patterns.
-      out: folder of the results.
-      checkpoint: learned prompts: a released name or a file; None: the config's, or those included.
-      category: what the images show.
-      prompt_family: of the sentences; None: the config's.
-      scale: (low, high) of the colors; None: the method's range.
-      threshold: images with score >= threshold are anomalous; None: no decisions.
-      pixel_threshold: the same for map values; None: no masks and regions.
-      map_size: longest side of maps and pictures, in pixels.
-    """
+    """The options of the command line besides the config; its help describes them."""
 
     paths: Sequence[str]
     out: pathlib.Path
@@ -103,14 +91,9 @@ class Model:
 
 
 class ImageFile(NamedTuple):
-    """An image file, decoded once for the model and for its outputs.
+    """An image file, decoded once: at the model's size, and as a panel for its figure.
 
-    Attributes:
-      pixels: at the model's size.
-      panel: for its figure.
-      size: (width, height) in pixels.
-      sha256: of the file.
-      notes: what decoding changed.
+    `size` is (width, height) in pixels, and `notes` say what decoding changed.
     """
 
     path: str
@@ -134,12 +117,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
     """Prepares the model; weights are not read if an earlier run with the same files described it.
 
     Prompts: the given checkpoint, else the config's for its auxiliary dataset, else those included with the
-    backbone, else fixed prompts with a warning.
-
-    Args:
-      experiment: the config.
-      options: of the command line.
-      num_images: bounds the batch.
+    backbone, else fixed prompts with a warning. `num_images` bounds the batch.
 
     Raises:
       UserError: something is unknown, missing or does not fit.
@@ -266,9 +244,9 @@ def score_images(
       model: loaded when the first image is decoded.
       images: paths.
       issues: extended in place.
-      label: the work, for the progress bar.
+      label: for the progress bar.
       map_size: longest side of figures, in pixels.
-      num_workers: threads that decode; None chooses.
+      num_workers: threads that decode.
     """
     threads = num_workers or min(os.cpu_count() or 1, MAX_THREADS)
     preprocess = model.preprocess

@@ -1,4 +1,4 @@
-"""From scores and maps to decisions: thresholds that were given or that known-good images set, and regions."""
+"""Decisions on scores and maps: thresholds, given or from known-good images, and regions."""
 
 import dataclasses
 import math
@@ -15,12 +15,9 @@ Decision = Literal["normal", "anomalous"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """A threshold on image scores as the user gives it: a number, or a quantile over known-good images.
+    """A threshold on image scores: a number, or a quantile over the known-good images of a path.
 
-    Attributes:
-      value: the number; None where `good` sets it.
-      good: file, folder or pattern of known-good images; "" where there is a number.
-      quantile: the share of the good images that shall pass.
+    `quantile` is the share of the known-good images that are to be below the threshold.
     """
 
     value: float | None = None
@@ -48,15 +45,17 @@ def parse_threshold(text: str) -> Threshold:
 
 
 def parse_scale(text: str) -> tuple[float, float]:
-    """Reads "lo,hi", the ends of a colour scale.
+    """Reads "lo,hi", the ends of a color scale.
 
     Raises:
-      UserError: these are not two rising numbers.
+      UserError: these are not two increasing numbers.
     """
     values = [_as_number(part) for part in text.split(",")]
     low, high = values if len(values) == 2 else (None, None)
     if low is None or high is None or not low < high:
-        raise UserError(f"The scale {text!r} is not LOW,HIGH; give two rising numbers, as 0,1.")
+        raise UserError(
+            f"The scale {text!r} is not LOW,HIGH; give two increasing numbers, for example 0,1."
+        )
     return low, high
 
 
@@ -67,10 +66,9 @@ def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
 
 
 def describe_support(count: int, quantile: float) -> str:
-    """Why so few images cannot support a quantile; "" when they can.
+    """Returns why so few images cannot support a quantile; "" if they can.
 
-    A quantile q is seen in a sample only when at least one of its images lies beyond it, on average:
-    count (1 - q) >= 1.
+    A quantile q is observed in a sample only if at least one image is above it on average: count (1 - q) >= 1.
     """
     needed = math.ceil(1 / (1 - quantile) - 1e-9)
     if count >= needed:
@@ -82,7 +80,7 @@ def describe_support(count: int, quantile: float) -> str:
 
 
 def shortest(value: float | np.floating[Any]) -> float:
-    """A float32 value as the number with the fewest digits that still names it, however small it is."""
+    """Returns a float32 value as the number with the fewest digits that rounds to it."""
     return float(str(np.float32(value)))
 
 
@@ -99,7 +97,7 @@ def find_regions(
     Args:
       anomaly_map: the map.
       threshold: values equal to it count as well.
-      size: (height, width) of the image, in whose pixels the regions are told.
+      size: (height, width) of the image, whose pixels are the unit of the regions.
 
     Returns:
       The mask at the map's resolution, and its 8-connected regions, highest peak first: "box" [left,
@@ -129,7 +127,7 @@ def find_regions(
 
 
 def _as_number(text: str) -> float | None:
-    """A finite number, or None."""
+    """Returns a finite number, or None."""
     try:
         value = float(text)
     except ValueError:

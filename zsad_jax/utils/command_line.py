@@ -14,13 +14,13 @@ from zsad_jax.utils.images import set_up_decoders
 
 
 def fail(message: str) -> NoReturn:
-    """Prints the sentence and exits with code 2."""
+    """Prints an error and exits with code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def guarded(run: Callable[[], int | None]) -> int:
-    """Runs a command's body; returns its exit code."""
+    """Runs the body of a command and returns its exit code."""
     try:
         return run() or 0
     except UserError as error:
@@ -28,18 +28,18 @@ def guarded(run: Callable[[], int | None]) -> int:
     except OSError as error:
         full = files.is_disk_full(error)
         if error.filename is None and full:
-            fail("The disk is full: make room, or choose a folder on a larger one.")
+            fail("The disk is full. Make room, or choose a folder on a larger one.")
         if error.filename is None:
             raise
-        remedy = "make room" if full else "mend that"
-        fail(f"{error.filename}: {error.strerror}; {remedy}, or choose another folder.")
+        remedy = "Make room" if full else "Correct that"
+        fail(f"{error.filename}: {error.strerror}. {remedy}, or choose another folder.")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
         return 130
 
 
 def log_plainly() -> None:
-    """Sends log messages to stderr as they are; those of libraries from warnings on."""
+    """Sends log messages to stderr without prefixes; from libraries only warnings and errors."""
     handler = python_logging.StreamHandler(sys.stderr)
     ours = str(pathlib.Path(__file__).parents[1])
     handler.addFilter(

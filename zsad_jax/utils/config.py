@@ -1,4 +1,4 @@
-"""Checked configs: frozen dataclasses made of a user's mapping, with mistakes named."""
+"""Checked configs: frozen dataclasses made of a user's mapping."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ Config = TypeVar("Config")
 
 
 def within(default: Any, low: float, high: float = float("inf")) -> Any:
-    """A dataclass field whose value must lie in [low, high]."""
+    """Returns a dataclass field whose value must be in [low, high]."""
     return dataclasses.field(default=default, metadata={"within": (low, high)})
 
 
@@ -30,7 +30,7 @@ def check_fields(config: Any) -> None:
         value = getattr(config, field.name)
         if not fits(value, hints[field.name]):
             raise UserError(
-                f"Config key '{field.name}' is {value!r}; it takes {describe_type(hints[field.name])}."
+                f"Config key '{field.name}' is {value!r}; expected {describe_type(hints[field.name])}."
             )
         low, high = field.metadata.get("within", (None, None))
         if low is not None and value is not None and not low <= value <= high:
@@ -39,13 +39,12 @@ def check_fields(config: Any) -> None:
 
 
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
-    """A config dataclass from a mapping of its keys; a ready one is passed on.
+    """Returns a config dataclass made of a mapping of its keys; a config is returned unchanged.
 
     Args:
       cls: a dataclass that calls `check_fields` in `__post_init__`; it may have a table `renamed` of former
         keys.
-      mapping: keys and values (a dict or a ConfigDict); missing keys have their defaults; None
-        is {}.
+      mapping: keys and values (a dict or a ConfigDict); missing keys have their defaults; None is {}.
 
     Raises:
       UserError: naming an unknown key (with the nearest known one) or a bad value.
@@ -96,8 +95,8 @@ def describe_type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(arg) for arg in args)
     if origin is tuple:
-        return f"a tuple of {describe_type(args[0])}"
+        return f"a tuple of {describe_type(args[0]).split()[-1]}s"
     if origin is Mapping:
-        return "names with their values"
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+        return "a mapping"
+    names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
     return "None" if hint is type(None) else names.get(hint, str(hint))

@@ -11,12 +11,7 @@ import numpy as np
 from absl import logging
 
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.checkpoints.read import (
-    fit_tree,
-    flatten,
-    read_arrays,
-    read_torch_pickle,
-)
+from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays, read_torch_pickle
 from zsad_jax.backbones.registry import ASSETS
 from zsad_jax.methods.base import Method, PyTree
 from zsad_jax.utils import downloads, files
@@ -58,13 +53,7 @@ RELEASES = {
 
 
 class PromptFile(NamedTuple):
-    """A file of learned prompts.
-
-    Attributes:
-      source: a released name, or the path of a file.
-      description: of the prompts, for people.
-      epoch: number of epochs that they were trained for; None: unknown.
-    """
+    """A file of learned prompts: its released name or path, its description, and its epoch if known."""
 
     source: str
     description: str
@@ -102,13 +91,9 @@ def choose(
     """Returns the prompts that a method uses: the given ones, else those included with the backbone, if any.
 
     Args:
-      method: name of the method.
-      backbone: name of the backbone.
+      method, backbone: their names.
       given: a released name or a file.
       auxiliary: the dataset that included prompts must have been learned on; None: any.
-
-    Raises:
-      UserError: the given source is neither a file nor a released name.
     """
     if given is not None:
         return find(given)
