@@ -25,7 +25,7 @@ def workdir(tmp_path, make_row):
 def test_markdown_to_the_terminal(workdir, capsys):
     assert main([workdir, "--paper", "tipsomaly"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("# The papers' tables, ours beside theirs\n\nOurs, TIPSomaly: ")
+    assert text.startswith("# Comparison with the papers\n\nOurs, TIPSomaly: ")
     assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) [1] |" not in text
     assert "| MPDD | 73.0 | 77.0 | 76.0 | 74.7 | 50.0 (−24.7) |" in text
     assert text.count("Not run with ours, TIPSomaly: MVTec AD, BTAD") == 1

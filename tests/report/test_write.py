@@ -127,15 +127,17 @@ def test_the_papers_own_table_is_part_of_the_report(report, make_row, tmp_path):
     rows = [make_row(key, image_auroc=0.9) for key in ("mvtec_ad", "visa", "headct")]
     report = dataclasses.replace(report, rows=rows, cases=(), scores=())
     text = render_page(report)
-    assert '<section id="beside-the-papers">' in text
+    assert '<section id="comparison-with-the-papers">' in text
     assert text.count("TIPSomaly, Table 1: ") == 6
-    section = text.partition('<section id="beside-the-papers">')[2].partition("</section>")[0]
+    section = text.partition('<section id="comparison-with-the-papers">')[2].partition(
+        "</section>"
+    )[0]
     assert "AnomalyCLIP" in section
     assert "MPDD" not in section
     assert "<small>(−3.4)</small>" in section
     write_report(tmp_path, report)
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "## Beside the papers\n" in markdown
+    assert "## Comparison with the papers\n" in markdown
     assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) |" in markdown
     latex = (tmp_path / "results.tex").read_text(encoding="utf-8")
     assert latex.startswith("% TIPSomaly <on> tips-nano\n")

@@ -12,7 +12,7 @@ from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import write_text
 
-TITLE = "The papers' tables, ours beside theirs"
+TITLE = "Comparison with the papers"
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # by format
 
 

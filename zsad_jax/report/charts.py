@@ -1,4 +1,4 @@
-"""Charts: score histograms, ROC curves, training curves. No pyplot, so no global state."""
+"""Score histograms, ROC curves and training curves, without pyplot and its global state."""
 
 import contextlib
 import io
@@ -45,6 +45,12 @@ class Chart(NamedTuple):
     draw: "Callable[[], Figure | None]"
 
 
+def training_chart(history: Sequence[Mapping[str, Any]]) -> Chart:
+    """Returns the chart of the training."""
+    caption = "Loss and its terms over the training steps"
+    return Chart("training.png", caption, lambda: training_figure(history))
+
+
 def score_charts(scores: DatasetScores) -> list[Chart]:
     """Returns the charts of a dataset's image scores."""
     title = f"the image scores of {names.dataset_name(scores.dataset)}"
@@ -54,12 +60,6 @@ def score_charts(scores: DatasetScores) -> list[Chart]:
         Chart("score_histogram.png", histogram, lambda: score_histogram(scores)),
         Chart("roc.png", roc, lambda: roc_figure(scores)),
     ]
-
-
-def training_chart(history: Sequence[Mapping[str, Any]]) -> Chart:
-    """Returns the chart of the training."""
-    caption = "Loss and its terms over the training steps"
-    return Chart("training.png", caption, lambda: training_figure(history))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How datasets, methods and metrics are called in front of people."""
+"""Names of datasets, methods, metrics and labels as reports show them."""
 
 from zsad_jax.data import protocols
 from zsad_jax.methods import METHODS, config_class
@@ -58,7 +58,7 @@ COLUMNS = {
 
 
 def dataset_name(key: str) -> str:
-    """The dataset's usual spelling ("industrial_mean": a mean); the key itself for a folder of the user's."""
+    """Returns a dataset's name ("industrial_mean": a mean); the key itself for the user's own folder."""
     means = {f"{domain}_mean": f"{title} mean" for domain, title in protocols.DOMAINS.items()}
     return means.get(key) or printable(protocols.title(key))
 
@@ -69,5 +69,5 @@ def method_name(key: str) -> str:
 
 
 def category_name(key: str) -> str:
-    """A category as words ("metal_nut" becomes "metal nut")."""
+    """Returns a category as words ("metal_nut" becomes "metal nut")."""
     return printable(key.replace("_", " "))

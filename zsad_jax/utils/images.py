@@ -115,10 +115,9 @@ def outline(image: Picture, mask: Bool[np.ndarray, "h w"] | None) -> Picture:
 
 def fit(image: Picture, longest: int) -> Picture:
     """Returns an image resized to a longest side of `longest` pixels, with its aspect kept."""
-    height, width = (
-        max(round(side * longest / max(image.shape[:2])), 1) for side in image.shape[:2]
-    )
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    whole = Image.fromarray(image)
+    size = [max(round(side * longest / max(whole.size)), 1) for side in whole.size]
+    return np.asarray(whole.resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
 
 def paper(size: tuple[int, int], words: str = "") -> Picture:
@@ -192,8 +191,7 @@ def write_line(
 def shorten(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     """Returns the line, printable and with its middle removed so that it is at most `width` pixels wide."""
     line = printable(line)
-    keep = len(line)
-    shortened = line
+    keep, shortened = len(line), line
     while keep > 8 and font.getlength(shortened) > width:
         keep -= 1
         shortened = f"{line[: keep - keep // 2]}…{line[-(keep // 2) :]}"
@@ -201,7 +199,7 @@ def shorten(line: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text with what cannot be drawn escaped: line breaks, control characters, other bytes."""
+    """Escapes what cannot be drawn: line breaks, control characters, bytes that are not text."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
@@ -216,8 +214,8 @@ def load_font(size: int) -> ImageFont.FreeTypeFont:
 
 def palette_stops(count: int) -> list[str]:
     """Returns colors of the scale from low to high, evenly spaced, as "#rrggbb"."""
-    positions = np.linspace(0, 255, count).round().astype(int)
-    return ["#{:02x}{:02x}{:02x}".format(*color) for color in _palette()[positions].tolist()]
+    colors = _palette()[np.linspace(0, 255, count).round().astype(int)]
+    return [f"#{color.tobytes().hex()}" for color in colors]
 
 
 @functools.cache
