@@ -138,7 +138,6 @@ def nearest_reference(backbone):
 
     return Method(
         name="toy_nearest_reference",
-        config=MethodConfig(),
         init=lambda key, frozen: {},
         prototypes=prototypes,
         score=scorer("toy_nearest_reference", compute),

@@ -72,7 +72,6 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None =
 
     return Method(
         name="anomalyclip",
-        config=config,
         init=init,
         prototypes=prototypes,
         score=similarity.pair_scorer("anomalyclip", compare),

@@ -238,7 +238,7 @@ def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -
 def vision_side(
     backbone: Backbone, config: MethodConfig, *, num_maps: int | None = None
 ) -> dict[str, Any]:
-    """Returns the fields of a `Method` that follow from the shared options of its config.
+    """Returns the config of a `Method`, and the fields that follow from the options that all methods share.
 
     `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer.
 
@@ -259,6 +259,7 @@ def vision_side(
         return backbone.encode_image(frozen, images, **options)
 
     return {
+        "config": config,
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),

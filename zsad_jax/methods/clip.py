@@ -105,7 +105,6 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
 
     return Method(
         name=name,
-        config=config,
         init=lambda key, frozen: {},
         prototypes=prototypes,
         score=similarity.pair_scorer(name, similarity.pair_comparer(backbone, config)),

@@ -187,7 +187,6 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
 
     return Method(
         name=name,
-        config=config,
         init=init,
         prototypes=prototypes,
         score=scorer(name, compute),

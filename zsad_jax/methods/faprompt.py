@@ -265,7 +265,6 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
 
     return Method(
         name="faprompt",
-        config=config,
         init=init,
         prototypes=prototypes,
         score=scorer("faprompt", compute),

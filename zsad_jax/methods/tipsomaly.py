@@ -216,7 +216,6 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = Non
 
     return Method(
         name="tipsomaly",
-        config=config,
         init=init,
         prototypes=prototypes,
         score=scorer("tipsomaly", compute),

@@ -226,7 +226,6 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
         unused += backbone.vision_width * width * tunes_projection
     return Method(
         name="tps",
-        config=config,
         init=init,
         prototypes=prototypes,
         score=scorer("tps", compute),

@@ -274,7 +274,6 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
 
     return Method(
         name="vip2clip",
-        config=config,
         init=init,
         prototypes=prototypes,
         score=scorer("vip2clip", compute),
