@@ -82,6 +82,21 @@ def test_a_former_key_names_the_new_one(name, old, new):
         config_from(config_class(name), {old: 1})
 
 
+def test_stored_results_remain_valid_when_an_option_is_renamed():
+    stored = {name: config_class(name)().stored_options() for name in ("tipsomaly", "cocoop")}
+    former = {"n_deep": 0, "d_deep": 0, "deep_tokens": "published", "cls_seg_loss": "seg"}
+    assert stored["tipsomaly"].items() >= former.items()
+    assert not {"lam", "cross_entropy_weight", "num_deep_prompts"} & set(stored["tipsomaly"])
+    assert stored["cocoop"].items() >= {"normal_word": "normal", "local_loss": True}.items()
+
+
+def test_stored_options_differ_when_options_differ():
+    cls = config_class("tipsomaly")
+    changed = [{}, {"lam": 2.0}, {"cross_entropy_weight": 1.0}, {"num_deep_prompts": 3}]
+    stored = [str(cls(**one).stored_options()) for one in changed]
+    assert len(set(stored)) == len(changed)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_rejects_shared_options_that_a_method_fixes(name):
     shared = {field.name for field in dataclasses.fields(MethodConfig)}

@@ -3,7 +3,6 @@
 A killed run resumes from them, and a repeated run computes nothing.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -82,7 +81,7 @@ def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
 
 
 def _method(method: Method) -> tuple[str, dict[str, Any]]:
-    return method.name, dataclasses.asdict(method.config)
+    return method.name, method.config.stored_options()
 
 
 def save(path: files.PathLike, evaluation: Evaluation) -> None:

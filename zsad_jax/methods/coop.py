@@ -42,6 +42,11 @@ class CoOpConfig(MethodConfig):
         "abnormal_word": "abnormal_text ('anomalous {}' for 'anomalous')",
         "local_loss": "lam (1.0 for True, 0.0 for False)",
     }
+    stored_defaults: ClassVar[Mapping[str, Options]] = {
+        "normal_text": {"normal_word": "normal"},
+        "abnormal_text": {"abnormal_word": "anomalous"},
+        "lam": {"local_loss": False},
+    }
 
     num_prompts: int = within(12, 1)
     position: Literal["end", "middle", "front"] = "end"
@@ -63,6 +68,10 @@ class CoCoOpConfig(CoOpConfig):
     """
 
     title: ClassVar[str] = "CoCoOp"
+    stored_defaults: ClassVar[Mapping[str, Options]] = {
+        **CoOpConfig.stored_defaults,
+        "lam": {"local_loss": True},
+    }
 
     lam: float = within(1.0, 0)
     vv_from: int | None = within(6, 1, VISION_DEPTH)

@@ -66,6 +66,11 @@ class TIPSomalyConfig(learner.LearnerConfig):
         "l1_lambda": "l1_weight",
         "cls_seg_loss": "lam and cross_entropy_weight (1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls')",
     }
+    stored_defaults: ClassVar[Mapping[str, Options]] = {
+        "deep_prompt_depth": {"d_deep": 0},
+        "lam": {"cls_seg_loss": "seg"},
+        "cross_entropy_weight": {},
+    }
     # Fixed: the last block, with both global tokens scored.
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     vv_from: ClassVar[None] = None  # type: ignore[misc]

@@ -43,6 +43,7 @@ class MethodConfig:
       title: the method's name as its paper prints it.
       recipe: the setting of its published numbers.
       renamed: former keys and what replaces them, for error messages.
+      stored_defaults: what stands for the default of an option in keys of stored results, if not the option.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
       vv_from: first block of the value-value stream that patch tokens come from; None: ordinary attention.
       cls_norm: whether the global token passes the final LayerNorm of the vision tower.
@@ -55,6 +56,7 @@ class MethodConfig:
     title: ClassVar[str]
     recipe: ClassVar[Recipe] = Recipe()
     renamed: ClassVar[Mapping[str, str]] = {}
+    stored_defaults: ClassVar[Mapping[str, Options]] = {}
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
     vv_from: int | None = within(None, 1, VISION_DEPTH)
@@ -72,6 +74,19 @@ class MethodConfig:
                 f"Config key 'feature_layers' is {blocks!r}; name at least one block between 1 and"
                 f" {VISION_DEPTH} (they are scaled to the depth of the tower)."
             )
+
+    def stored_options(self) -> dict[str, Any]:
+        """Returns the options as in keys of stored results, which remain valid when an option is renamed."""
+        former = {new: old for old, new in self.renamed.items()}
+        options: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            options |= (
+                self.stored_defaults[name]
+                if name in self.stored_defaults and value == field.default
+                else {former.get(name, name): value}
+            )
+        return options
 
 
 def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
