@@ -1,4 +1,4 @@
-"""What the configs of all methods have in common, so that a config says only what is its own."""
+"""The common parts of all configs: the setting of the papers, the demonstration, and protocols."""
 
 import dataclasses
 import functools
@@ -14,14 +14,15 @@ from zsad_jax.data.protocols import PROTOCOLS, Protocol
 from zsad_jax.methods import config_class, recipe_of
 from zsad_jax.train import TrainingConfig
 
-# What else `load_backbone` takes: files in place of the released ones, and what files do not say.
+# Other arguments of `load_backbone`: files in place of the released ones, and what files do not contain.
 BACKBONE_OPTIONS = (
     *("weights", "vision", "text", "tokenizer"),
     *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
 )
-# What must differ over the shipped backbones, whose small vocabularies have fewer words.
+DEMO = Protocol("synthetic_aux", {}, ("synthetic_target",))
+# Options that differ over the demo backbones, whose small vocabularies have fewer words.
 OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
-# The sentences that the shipped backbones were trained with, and those of the papers' baseline.
+# The sentences that the demo backbones were trained with, and those of the papers' baseline.
 COMPARISONS = {
     "fixed prompts": {"name": "tipsomaly", "learning": "none"},
     "CLIP's sentences": {"name": "clip"},
@@ -29,24 +30,21 @@ COMPARISONS = {
 
 
 def paper(method: str, *, train: bool = True) -> ConfigDict:
-    """The setting of the papers: MVTec AD and VisA, trained on the other one's test split.
+    """Returns the setting of the papers: MVTec AD and VisA, each with training on the other one's test split.
 
     Args:
-      method: its name; all fields of its config are there, with their defaults.
-      train: False takes learned parameters from `config.checkpoints`.
+      method: its name; the config has all fields of the method's config, with their defaults.
+      train: False: learned parameters are those of `config.checkpoints`.
     """
-    rules, recipe = PROTOCOLS["common"], recipe_of(method)
+    recipe = recipe_of(method)
     config = ConfigDict()
     config.method = _fields(config_class(method), name=method)
     config.backbone = _backbone({**recipe.backbone, "dtype": "float32"})
-    config.targets = rules.targets
+    config.checkpoints = ConfigDict()
+    _follow(config, PROTOCOLS["common"])
     config.data = config_dict.placeholder(object)
     config.naming = "published"
     config.method_for = ConfigDict(dict(recipe.method_for))
-    config.auxiliary = rules.auxiliary
-    config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
-    config.checkpoints = ConfigDict()
-    _make_room_for_checkpoints(config)
     config.train = train
     config.training = _fields(TrainingConfig, **recipe.training)
     config.comparisons = config_dict.placeholder(object)
@@ -69,7 +67,7 @@ def demo(
     training: Mapping[str, Any] | None = None,
     train: bool = True,
 ) -> None:
-    """Makes a config the demonstration over a shipped backbone, on procedurally drawn images.
+    """Makes a config the demonstration over a demo backbone, on synthetic images.
 
     Args:
       config: of `paper`; changed in place.
@@ -79,12 +77,9 @@ def demo(
       train: False for methods that learn nothing.
     """
     config.backbone = _backbone({"name": backbone, "image_size": 252, "dtype": "float32"})
-    config.targets = ("synthetic_target",)
-    config.auxiliary = "synthetic_aux"
-    config.auxiliary_for = ConfigDict()
-    config.method_for = ConfigDict()
     config.checkpoints = ConfigDict()
-    _make_room_for_checkpoints(config)
+    _follow(config, DEMO)
+    config.method_for = ConfigDict()
     config.train = train
     config.method.update({**OVER_NANO.get(config.method.name, {}), **(method or {})})
     # Few and easy images: larger steps, other passes, and mixed batches.
@@ -101,46 +96,41 @@ def demo(
 
 
 def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
-    """A method's config on all the datasets of a paper; those that are not prepared are left out.
+    """Returns a method's config on all datasets of a paper; those that are not prepared are skipped.
 
-    Variant "nano" is the same over the shipped backbone of the method's demonstration, with the prompts that
-    ship: nothing is fetched, nothing trained.
+    Variant "nano" is the same over the demo backbone of the method's demonstration, with included prompts:
+    nothing is downloaded or trained.
 
     Args:
-      config_file: `configs/protocols/<method>.py`; the method's own config lies one folder up.
+      config_file: `configs/protocols/<method>.py`; the method's own config is one folder up.
       variant: a key of `names`, or "nano".
       names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
 
     Raises:
-      ValueError: for an unknown variant; the known ones are named.
+      ValueError: unknown variant; the message names the known ones.
     """
     path = pathlib.Path(config_file)
     get_config = runpy.run_path(str(path.parents[1] / path.name))["get_config"]
     rules = {name: PROTOCOLS[key] for name, key in names.items()}
     config = get_config("demo" if variant == "nano" else "")
+    config.skip_missing = True
     variants = {name: functools.partial(_follow, rules=rules[name]) for name in names if name}
     if variant == "nano":
         config.method_for = get_config().method_for
         config.comparisons = config_dict.placeholder(object)
         config.train = False
-        config.targets, config.skip_missing = rules[""].targets, True
+        config.targets = rules[""].targets
     else:
-        _follow(config, rules=rules[""])
+        _follow(config, rules[""])
     return vary(config, variant, {**variants, "nano": lambda _: None})
 
 
-def _follow(config: ConfigDict, *, rules: Protocol) -> None:
-    """Puts a protocol's targets and auxiliary sets into a config."""
+def _follow(config: ConfigDict, rules: Protocol) -> None:
+    """Sets a protocol's targets and auxiliary datasets, and keys for the command line to name checkpoints."""
     config.targets = rules.targets
     config.auxiliary = rules.auxiliary
     config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
-    _make_room_for_checkpoints(config)
-    config.skip_missing = True
-
-
-def _make_room_for_checkpoints(config: ConfigDict) -> None:
-    """A place for learned parameters of each auxiliary set, for the command line to fill."""
-    for name in (config.auxiliary, *config.auxiliary_for.values()):
+    for name in (rules.auxiliary, *rules.auxiliary_for.values()):
         if name not in config.checkpoints:
             config.checkpoints[name] = config_dict.placeholder(str)
 
@@ -148,10 +138,10 @@ def _make_room_for_checkpoints(config: ConfigDict) -> None:
 def vary(
     config: ConfigDict, variant: str, variants: Mapping[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:
-    """The config of a variant: "" leaves it as it is.
+    """Returns the config of a variant: "" leaves it as it is.
 
     Raises:
-      ValueError: for an unknown variant; the known ones are named.
+      ValueError: unknown variant; the message names the known ones.
     """
     if variant and variant not in variants:
         known = " and ".join(f":{name}" for name in variants)
@@ -163,7 +153,7 @@ def vary(
 
 
 def _fields(cls: Any, **values: Any) -> ConfigDict:
-    """All fields of a config's dataclass, with their defaults or these values."""
+    """Returns all fields of a config's dataclass, with their defaults or these values."""
     hints = typing.get_type_hints(cls)
     fields = ConfigDict()
     for field in dataclasses.fields(cls):
@@ -178,7 +168,7 @@ def _fields(cls: Any, **values: Any) -> ConfigDict:
 
 
 def _backbone(options: Mapping[str, Any]) -> ConfigDict:
-    """A backbone's options, and room for those that are not given."""
+    """Returns a backbone's options, and keys for those that are not given."""
     config = ConfigDict(dict(options))
     for name in BACKBONE_OPTIONS:
         if name not in config:
@@ -187,7 +177,7 @@ def _backbone(options: Mapping[str, Any]) -> ConfigDict:
 
 
 def _hint(config: ConfigDict) -> str:
-    if config.targets == ("synthetic_target",):
+    if config.targets == DEMO.targets:
         return ""
     return (
         "Without any download: python -m zsad_jax.main --config"
