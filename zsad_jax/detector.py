@@ -264,5 +264,5 @@ def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
             f"An image has the type {image.dtype}; give 8-bit values, or floats in [0, 1]."
         )
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-        raise UserError("A floating-point image must lie in [0, 1]; divide 8-bit values by 255.")
+        raise UserError("A floating-point image must be in [0, 1]; divide 8-bit values by 255.")
     return np.round(image * 255).astype(np.uint8)

@@ -111,7 +111,7 @@ def test_16_bit_colour_equals_pillow_and_is_said():
     data = cv2.imencode(".png", deep)[1].tobytes()
     decoded = decode_image(data)
     np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
-    assert "16-bit" in decoded.note
+    assert "16-bit" in decoded.notes[0].description
 
 
 def test_opencv_reads_the_tiff_that_pillow_cannot():
@@ -122,7 +122,7 @@ def test_opencv_reads_the_tiff_that_pillow_cannot():
         Image.open(io.BytesIO(data))
     decoded = decode_image(data)
     np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
-    assert "32-bit" in decoded.note
+    assert "32-bit" in decoded.notes[0].description
     with pytest.raises(UnreadableImage):
         decode_image(data[: len(data) // 2])
 

@@ -91,11 +91,6 @@ class Decoded(NamedTuple):
     notes: tuple[Issue, ...] = ()
     orientation: int = 1
 
-    @property
-    def note(self) -> str:
-        """Returns the notes as one text, "" for none."""
-        return "; ".join(note.description for note in self.notes)
-
 
 def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
     """Decodes an image and keeps its color mode, so that CLIP can resize before it converts to RGB.
