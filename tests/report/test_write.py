@@ -55,6 +55,9 @@ def page(report):
 
 def test_page_needs_nothing_from_outside(page):
     text, checker = page
+    assert text.startswith("<!doctype html>\n")
+    assert text.endswith("</html>\n")
+    assert not text.endswith("\n\n")
     assert all(source.startswith("data:image/jpeg;base64,") for source in checker.sources)
     assert all(anchor.startswith("#") for anchor in checker.anchors)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in checker.tags}
