@@ -108,3 +108,26 @@ def test_the_published_files_are_the_recorded_ones_and_equal_their_copies():
         np.testing.assert_array_equal(prompts["abnormal"], copy["abnormal"])
     path = SHARED / "trained_on_visa_default" / "learnable_params_2.pth"
     np.testing.assert_array_equal(read_pair(path)["abnormal"], read_pair(GOLDEN)["abnormal"])
+
+
+def test_records_say_how_long_released_prompts_were_trained(tmp_path):
+    for name, release in prompt_files.RELEASES.items():
+        assert prompt_files.find(name).epoch == release.epoch
+        assert name.endswith(f"{release.auxiliary}-epoch{release.epoch}")
+    own = tmp_path / "epoch7.npz"
+    own.touch()
+    file = prompt_files.find(str(own))
+    assert (file.name, file.epoch) == ("epoch7.npz", None)
+
+
+def test_given_prompts_precede_included_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
+    included = tmp_path / "toy" / "coop_prompts.npz"
+    assert prompt_files.choose("coop", "toy") is None
+    included.parent.mkdir()
+    included.touch()
+    assert prompt_files.choose("coop", "toy").path == included
+    assert prompt_files.choose("coop", "toy", auxiliary="synthetic_aux").path == included
+    assert prompt_files.choose("coop", "toy", auxiliary="visa") is None
+    name = "tipsomaly-l14-hr-visa-epoch2"
+    assert prompt_files.choose("coop", "toy", name).source == name
