@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
+from zsad_jax.methods.base import Batch, Method, PyTree, State, scorer, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, MethodConfig, Options, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
@@ -171,11 +171,6 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
         return compare(features, normalize(text))
 
-    def compute(
-        frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
-    ) -> Scores:
-        return similarity.pair_scores(compare_all(frozen, params, own, features))
-
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
         """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
@@ -198,7 +193,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         name=name,
         init=init,
         prototypes=prototypes,
-        score=scorer(name, compute),
+        score=scorer(name, lambda *own: similarity.pair_scores(compare_all(*own))),
         loss=loss,
         image_scores=similarity.IMAGE_SCORES,
         import_params=import_params,
