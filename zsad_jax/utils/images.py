@@ -58,11 +58,7 @@ def colorize(
       scale: never taken from the map, so that pictures can be compared.
       size: (H, W) of the picture; by default the map's own.
     """
-    height, width = size or anomaly_map.shape
-    picture = np.empty((height, width, 3), np.uint8)
-    for rows in _bands(height):
-        picture[rows] = _palette()[_levels(anomaly_map, (height, width), rows, scale)]
-    return picture
+    return _palette()[_levels(anomaly_map, size or anomaly_map.shape, scale)]
 
 
 def overlay(
@@ -78,12 +74,12 @@ def overlay(
       scale: as for `colorize`.
       alpha: opacity at the high end, 0 to 1.
     """
-    picture = np.empty_like(image)
+    levels = _levels(anomaly_map, image.shape[:2], scale)
     opacity = np.linspace(0, alpha, 256, dtype=np.float32)[:, None]
+    picture = np.empty_like(image)
     for rows in _bands(image.shape[0]):
-        levels = _levels(anomaly_map, image.shape[:2], rows, scale)
-        cover = opacity[levels]
-        picture[rows] = np.rint(image[rows] * (1 - cover) + _palette()[levels] * cover)
+        cover = opacity[levels[rows]]
+        picture[rows] = np.rint(image[rows] * (1 - cover) + _palette()[levels[rows]] * cover)
     return picture
 
 
@@ -230,17 +226,20 @@ def _bands(height: int) -> list[slice]:
 
 
 def _levels(
-    anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, int], rows: slice, scale: Scale
-) -> UInt8[np.ndarray, "r W"]:
-    """Returns rows of the map, resized to `size`, as positions 0 … 255 on the scale."""
+    anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, ...], scale: Scale
+) -> UInt8[np.ndarray, "H W"]:
+    """Returns a map, resized to `size`, as positions 0 … 255 on the scale."""
     low, high = scale
-    height, width = size
     source = Image.fromarray(np.asarray(anomaly_map, np.float32))
-    # Pillow's filter reaches beyond the box, so bands join without a seam.
-    box = (0, rows.start * source.height / height, source.width, rows.stop * source.height / height)
-    resized = source.resize((width, rows.stop - rows.start), Image.Resampling.BILINEAR, box=box)
-    share = (np.asarray(resized) - low) / (high - low)
-    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+    levels = np.empty(size, np.uint8)
+    for rows in _bands(size[0]):
+        # Pillow's filter reaches beyond the box, so bands join without a seam.
+        start, stop = (row * source.height / size[0] for row in (rows.start, rows.stop))
+        kernel, shape = Image.Resampling.BILINEAR, (size[1], rows.stop - rows.start)
+        resized = source.resize(shape, kernel, box=(0, start, source.width, stop))
+        share = (np.asarray(resized) - low) / (high - low)
+        levels[rows] = np.rint(np.clip(share, 0, 1) * 255)
+    return levels
 
 
 def set_up_decoders() -> None:
