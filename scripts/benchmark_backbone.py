@@ -66,9 +66,9 @@ def report(name: str, turns: list[tuple[float, float]]) -> None:
 
 def tower_sizes(variant: str) -> dict[str, Any]:
     """The sizes of a variant's vision tower, as PyTorch's config names them."""
-    from zsad_jax.backbones.sizes import SIZES
+    from zsad_jax.backbones.registry import RELEASES
 
-    vision, _ = SIZES[f"tips-{variant}-hr"]
+    vision = RELEASES[f"tips-{variant}-hr"].vision
     return {
         "hidden_size": vision["width"],
         "num_hidden_layers": vision["depth"],

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(lineage: str) -> None:
-    for name in backbones.names():
+    for name in backbones.RELEASES:
         print(f"{name:36} {'missing' if backbones.missing_files(name, lineage) else 'here'}")
     for name in prompt_files.RELEASES:
         here = prompt_files.local_path(name).exists()
@@ -43,7 +43,7 @@ def show(lineage: str) -> None:
 
 
 def fetch(name: str, lineage: str) -> None:
-    known = [*backbones.names(), *prompt_files.RELEASES]
+    known = [*backbones.RELEASES, *prompt_files.RELEASES]
     if name not in known:
         raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}.")
     released = name in prompt_files.RELEASES

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "name",
-        choices=[*registry.RELEASES, *registry.CLIP_RELEASES],
+        choices=[name for name, release in registry.RELEASES.items() if not release.demo],
         metavar="NAME",
         help="tips-l14-hr, clip-vit-l14-336, ...",
     )
@@ -80,7 +80,8 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
       lineage: "native" or "pytorch", for TIPS.
       kind: "vision" or "text", or "weights" for both.
     """
-    vision, text = registry.SIZES[name]
+    release = registry.RELEASES[name]
+    vision, text = release.vision, release.text
     if kind == "weights":
         trees = {
             "vision": clip.vision_tree(clip.VisionSizes(**vision)),
@@ -100,7 +101,7 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
             depth=text["depth"],
             hidden=text["mlp_dim"],
         )
-    grid = PYTORCH_GRID if name.endswith("-hr") else vision["grid"]
+    grid = PYTORCH_GRID if release.low_resolution_positions else vision["grid"]
     shapes = tips_checkpoints.pytorch_vision_shapes(
         width=vision["width"],
         depth=vision["depth"],

@@ -44,7 +44,7 @@ def backbone():
         text=FOLDER / "backbone_text_native.npz",
         image_size=SIZE,
     )
-    return dataclasses.replace(loaded, tokenize=tokenize)
+    return dataclasses.replace(loaded, text=dataclasses.replace(loaded.text, tokenize=tokenize))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ backbone = zsad_jax.load_backbone(
     "tips", image_size=SIZE, vision=FOLDER / "backbone_vision_native.npz",
     text=FOLDER / "backbone_text_native.npz",
 )
-backbone = dataclasses.replace(backbone, tokenize=tokenize)
+backbone = dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, tokenize=tokenize))
 detector = zsad_jax.load_detector("tipsomaly", backbone, category="metal nut", batch_size=3)
 images = np.load(sys.argv[2])
 score, _ = detector.predict([images[name] for name in images])

@@ -138,7 +138,7 @@ def test_continuous_integration_ends_with_the_test_command():
 def test_names_are_known():
     named = set(re.findall(r"\b(?:tips(?:v2)?|clip)-[a-z0-9-]+", README))
     assert named
-    assert named <= set(registry.names())
+    assert named <= set(registry.RELEASES)
     assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompt_files.RELEASES)
     for name in re.findall(r"data prepare (\w+)", README + DATASETS):
         with pytest.raises(UserError, match=f"prepare {name}"):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.backbones import clip, load_backbone, sizes
+from zsad_jax.backbones import clip, load_backbone, registry
 from zsad_jax.backbones.transformer import Transformer
 from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
 from zsad_jax.methods.shared.anomaly_map import bilinear_matrix
@@ -516,7 +516,7 @@ def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
         ({"image_size": 56.0}, "image_size=56.0 must be a whole number of pixels"),
         ({"image_size": 13}, r"image_size=13 is not a multiple of 14, .* of clip; give 14\."),
         ({"image_size": 57}, r"image_size=57 is not a multiple of 14, .* of clip; give 56 or 70\."),
-        ({"lineage": "native"}, "lineage='native' is for TIPS alone; leave it out for clip"),
+        ({"lineage": "native"}, "lineage='native' is not an option of clip; leave it out"),
         ({"lineage": "jax"}, "lineage='jax' is unknown"),
         ({"vision": WEIGHTS}, "Pass weights=PATH, or vision=PATH and text=PATH"),
         ({"weights": None}, "'clip' needs its files"),
@@ -542,7 +542,10 @@ def test_other_heads_than_those_of_a_named_model_are_refused(name, options, mess
 
 def test_the_heads_of_a_named_model_may_be_given(monkeypatch):
     """Those of the vision tower leave the text tower's as they are known to be."""
-    monkeypatch.setitem(sizes.SIZES, "clip-mine", ({"num_heads": 4}, {"num_heads": 2}))
+    release = registry.RELEASES["clip-vit-b32"]._replace(
+        vision={"num_heads": 4, "patch_size": 14}, text={"num_heads": 2}
+    )
+    monkeypatch.setitem(registry.RELEASES, "clip-mine", release)
     text = load_backbone("clip-mine", weights=WEIGHTS, num_heads=4).params["text"]
     attention = text["transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
     assert attention["query"]["kernel"].shape == (48, 2, 24)

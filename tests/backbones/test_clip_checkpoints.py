@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from zsad_jax.backbones import clip, sizes
+from zsad_jax.backbones import clip, registry
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays
 from zsad_jax.utils.errors import UserError
 
-VISION, TEXT = sizes.clip_sizes(
+VISION, TEXT = registry.clip_sizes(
     patch_size=4, grid=3, width=128, depth=2, text_width=64, embed_dim=24, text_depth=3, vocabulary=50
 )  # fmt: skip
 # Written out here, so that a mistake in the library's tables shows.

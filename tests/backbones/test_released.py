@@ -13,7 +13,7 @@ import pytest
 from zsad_jax import load_detector
 from zsad_jax.backbones import clip, load_backbone, registry, tips
 from zsad_jax.backbones.load import describe_backbone
-from zsad_jax.backbones.sizes import clip_sizes
+from zsad_jax.backbones.registry import clip_sizes
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
 
@@ -104,18 +104,23 @@ def test_a_missing_file_says_what_to_put_where(published, tmp_path):
 
 
 def test_array_counts_are_those_of_the_published_files():
-    counts = {name: registry.count_arrays(name, "native", "vision") for name in registry.RELEASES}
+    counts = {
+        name: registry.count_arrays(release, "native", "vision")
+        for name, release in registry.RELEASES.items()
+        if release.family == "tips"
+    }
+    large = registry.RELEASES["tips-l14-hr"]
     assert counts["tips-b14-hr"] == 198
     assert counts["tips-l14-hr"] == counts["tipsv2-l14"] == 390
     assert counts["tips-so400m14-hr"] == 438
     assert counts["tips-g14-lr"] == 726
-    assert registry.count_arrays("tips-l14-hr", "pytorch", "vision") == 344
-    assert registry.count_arrays("tips-l14-hr", "native", "text") == 196
+    assert registry.count_arrays(large, "pytorch", "vision") == 344
+    assert registry.count_arrays(large, "native", "text") == 196
 
 
-def test_all_names_have_sizes():
-    assert set(registry.SIZES) == set(registry.names())
-    assert registry.SIZES["clip-vit-l14-336"] == (
+def test_record_has_the_sizes_of_both_towers():
+    release = registry.RELEASES["clip-vit-l14-336"]
+    assert (release.vision, release.text) == (
         {
             "patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096,
             "grid": 24, "embed_dim": 768,
@@ -127,7 +132,7 @@ def test_all_names_have_sizes():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", registry.SHIPPED)
+@pytest.mark.parametrize("name", registry.DEMOS)
 def test_the_sizes_of_the_shipped_models_are_those_of_their_files(name):
     if registry.missing_files(name):
         pytest.skip(f"{name} is not there")
@@ -154,16 +159,16 @@ def count_leaves(tree):
     ],
 )
 def test_the_sizes_give_the_published_number_of_parameters(family, name, vision, text):
-    of_vision, of_text = registry.SIZES[name]
+    of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
     assert count_leaves(family.vision_tree(family.VisionSizes(**of_vision))) == vision
     assert count_leaves(family.text_tree(family.TextSizes(**of_text))) == text + 1
     if family is clip:
-        assert registry.count_values(name) == vision + text
+        assert registry.count_values(registry.RELEASES[name]) == vision + text
 
 
 @pytest.mark.parametrize(("family", "name"), [(clip, "clip-nano"), (tips, "tips-nano")])
 def test_the_shapes_of_a_tower_are_those_of_its_whole_module(family, name):
-    of_vision, of_text = registry.SIZES[name]
+    of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
     sizes = family.VisionSizes(**of_vision)
     image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), np.float32)
     init = family.VisionEncoder(sizes).init
@@ -185,11 +190,12 @@ def test_unknown_names_and_lineages_are_one_sentence():
 @pytest.fixture
 def small_clip(monkeypatch):
     """The smallest released CLIP, at a width of 4."""
-    sizes = clip_sizes(
+    vision, text = clip_sizes(
         patch_size=2, grid=2, width=4, depth=1, text_width=4, embed_dim=4, text_depth=1,
         vocabulary=7, head_width=2,
     )  # fmt: skip
-    monkeypatch.setitem(registry.SIZES, "clip-vit-b32", sizes)
+    release = registry.RELEASES["clip-vit-b32"]._replace(vision=vision, text=text)
+    monkeypatch.setitem(registry.RELEASES, "clip-vit-b32", release)
     return "clip-vit-b32"
 
 
@@ -211,7 +217,11 @@ def serve_clip(published, monkeypatch, weights, merges=b"merges"):
 
 
 def test_a_clip_becomes_two_files_fetched_once(published, monkeypatch, tmp_path, small_clip):
-    serve_clip(published, monkeypatch, safetensors_bytes(registry.count_values(small_clip)))
+    serve_clip(
+        published,
+        monkeypatch,
+        safetensors_bytes(registry.count_values(registry.RELEASES[small_clip])),
+    )
     folder = tmp_path / "home/weights/clip"
     paths = [folder / "clip-vit-b32.safetensors", folder / "bpe_simple_vocab_16e6.txt.gz"]
     assert registry.missing_files(small_clip) == paths
@@ -248,7 +258,7 @@ def test_converted_weights_of_ones_own_are_taken(published, monkeypatch, tmp_pat
 def test_a_clip_without_merges_is_a_warning(
     published, monkeypatch, caplog, tmp_path, small_clip, merges
 ):
-    weights = safetensors_bytes(registry.count_values(small_clip))
+    weights = safetensors_bytes(registry.count_values(registry.RELEASES[small_clip]))
     serve_clip(published, monkeypatch, weights, merges or b"merges")
     published.files["/merges.gz"] = merges
     with caplog.at_level("WARNING", logger="absl"):

@@ -23,7 +23,7 @@ README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="u
 
 @pytest.fixture(scope="module")
 def backbones():
-    return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in registry.SHIPPED}
+    return {name: zsad_jax.load_backbone(name, image_size=SIZE) for name in registry.DEMOS}
 
 
 def batch():
@@ -39,7 +39,7 @@ def batch():
     )
 
 
-@pytest.mark.parametrize("backbone", registry.SHIPPED)
+@pytest.mark.parametrize("backbone", registry.DEMOS)
 @pytest.mark.parametrize("method", METHODS)
 def test_two_steps_of_training_then_scores(backbones, largest_entries, method, backbone):
     model = backbones[backbone]
@@ -112,7 +112,7 @@ def test_the_shipped_files_stay_small():
     assert sum(path.stat().st_size for path in files) < 14e6
 
 
-@pytest.mark.parametrize("name", registry.SHIPPED)
+@pytest.mark.parametrize("name", registry.DEMOS)
 def test_shipped_prompts_fit_their_methods(backbones, name):
     files = list((registry.ASSETS / name).glob("*_prompts.npz"))
     assert files

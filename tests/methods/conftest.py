@@ -64,7 +64,7 @@ def load_golden_backbone(prompts_golden):
             text=FOLDER / "backbone_text_native.npz",
             **overrides,
         )
-        return dataclasses.replace(loaded, tokenize=tokenize)
+        return dataclasses.replace(loaded, text=dataclasses.replace(loaded.text, tokenize=tokenize))
 
     return load
 

@@ -27,7 +27,9 @@ def clip(load_golden_clip):
             row[:7] = [49406, *words, 49407]
         return ids, np.tile(np.arange(77) >= 7, (len(texts), 1)).astype(np.int32)
 
-    return dataclasses.replace(backbone, tokenize=tokenize), known
+    return dataclasses.replace(
+        backbone, text=dataclasses.replace(backbone.text, tokenize=tokenize)
+    ), known
 
 
 def unit(x):

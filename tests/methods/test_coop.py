@@ -39,7 +39,7 @@ def clip(load_golden_clip, golden):
             row[: len(found)] = found
         return ids, (np.arange(77) >= [[len(found)] for found in rows]).astype(np.int32)
 
-    return dataclasses.replace(backbone, tokenize=tokenize)
+    return dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, tokenize=tokenize))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,9 @@ def test_every_class_has_sentences_of_its_own(backbone):
         ids = np.arange(12)[None] + counts[:, None] + 1
         return ids.astype(np.int32), (np.arange(12) >= counts[:, None]).astype(np.int32)
 
-    speaking = dataclasses.replace(backbone, tokenize=tokenize)
+    speaking = dataclasses.replace(
+        backbone, text=dataclasses.replace(backbone.text, tokenize=tokenize)
+    )
     method = make_method("coop", speaking, {"num_prompts": 3, "position": "front"})
     params = method.init(jax.random.key(0), speaking.params)
     found = jax.jit(lambda f, p: method.prototypes(f, p, ("a", "b_c")))(speaking.params, params)

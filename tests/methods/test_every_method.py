@@ -68,7 +68,7 @@ def speaking_tips(backbone):
             row[: len(words)] = words
         return ids, (ids == 0).astype(np.int32)
 
-    return dataclasses.replace(backbone, tokenize=tokenize)
+    return dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, tokenize=tokenize))
 
 
 @pytest.mark.parametrize("name", OVER_TIPS)

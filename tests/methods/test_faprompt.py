@@ -82,7 +82,8 @@ def cheap(clip):
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
         return embeddings.mean(axis=1) + deep_prompts.mean(axis=(0, 1, 2))
 
-    return dataclasses.replace(clip, encode_prompts=encode_prompts)
+    text = dataclasses.replace(clip.text, encode_prompts=encode_prompts)
+    return dataclasses.replace(clip, text=text)
 
 
 @functools.cache
@@ -350,7 +351,8 @@ def test_text_is_encoded_once_and_no_longer_than_needed(cheap, params, features)
         calls.append(embeddings.shape)
         return cheap.encode_prompts(frozen, embeddings, paddings, deep_prompts)
 
-    method = faprompt(dataclasses.replace(cheap, encode_prompts=encode_prompts), GOLDEN)
+    text = dataclasses.replace(cheap.text, encode_prompts=encode_prompts)
+    method = faprompt(dataclasses.replace(cheap, text=text), GOLDEN)
     prototypes = method.prototypes(cheap.params, params, ("plate", "mesh"))
     assert calls == [(1, 9, 48), (10, 12, 48)]
     calls.clear()

@@ -70,7 +70,10 @@ def test_every_sentence_is_encoded_once_and_in_chunks(backbone, monkeypatch):
         shapes.append(ids.shape[0])
         return backbone.encode_text(params, ids, paddings)
 
-    watched = dataclasses.replace(backbone, tokenize=tokenize, encode_text=encode_text)
+    watched = dataclasses.replace(
+        backbone,
+        text=dataclasses.replace(backbone.text, tokenize=tokenize, encode_text=encode_text),
+    )
     names = ["object", "round_plate", "object", "fine-mesh"]
     family = FAMILIES["industrial"]
     whole = encode_pairs(watched, backbone.params, family, names)
@@ -87,14 +90,15 @@ def test_every_sentence_is_encoded_once_and_in_chunks(backbone, monkeypatch):
 
 def test_ensemble_is_the_normalised_mean_of_normalised_texts(backbone):
     embeddings = np.array([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0]], np.float32)
-    flat = dataclasses.replace(
-        backbone,
+    text = dataclasses.replace(
+        backbone.text,
         tokenize=lambda texts: (
             np.array([[int(text)] for text in texts]),
             np.zeros((len(texts), 1), int),
         ),
         encode_text=lambda params, ids, paddings: jnp.asarray(embeddings)[ids[:, 0]],
     )
+    flat = dataclasses.replace(backbone, text=text)
     pair = encode_ensembles(flat, {}, [["0", "1"], ["2"], ["1", "1", "2"]])
     first = np.array([0.6, 1.8]) / np.hypot(0.6, 1.8)
     last = np.array([1.0, 2.0]) / np.hypot(1.0, 2.0)

@@ -232,7 +232,9 @@ def test_invalid_rows_and_missing_masks_count_nowhere(backbone, e2e_golden, step
 def test_words_are_cut_behind_the_prompts_at_the_text_length(backbone, e2e_golden):
     """Learned tokens and words that exceed the text length: the last words drop, as published."""
     params = prompts_of(e2e_golden)
-    method = tipsomaly(dataclasses.replace(backbone, text_length=12))
+    method = tipsomaly(
+        dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, length=12))
+    )
     normal, abnormal = FAMILIES["industrial"].sentences("object")
     ids, paddings = backbone.tokenize([*normal, *abnormal])
     count = len(normal)

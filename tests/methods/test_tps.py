@@ -286,7 +286,7 @@ def test_hand_written_prompts(clip, features, assert_near):
         ids = np.array([[sum(map(ord, text)) % 999] * 8 for text in texts])
         return ids, (np.arange(8) > lengths[:, None]).astype(np.int32)
 
-    spoken = dataclasses.replace(clip, tokenize=tokenize)
+    spoken = dataclasses.replace(clip, text=dataclasses.replace(clip.text, tokenize=tokenize))
     method = tps(spoken, {"learned": False})
     assert method.init(jax.random.key(0), clip.params) == {}
     assert method.import_params is None

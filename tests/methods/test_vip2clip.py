@@ -366,7 +366,8 @@ def test_features_are_shared_where_they_are_the_same(clip):
 def test_an_adjective_is_one_token(clip):
     ids = np.array([[49406, 886, 49407, 0], [49406, 5, 6, 49407]])
     paddings = np.array([[0, 0, 0, 1], [0, 0, 0, 0]])
-    two = dataclasses.replace(clip, tokenize=lambda texts: (ids, paddings))
+    text = dataclasses.replace(clip.text, tokenize=lambda texts: (ids, paddings))
+    two = dataclasses.replace(clip, text=text)
     with pytest.raises(UserError, match="The adjective 'quite bad' is 2 tokens for"):
         vip2clip(two, {"adjectives": ("good", "quite bad")})
 
@@ -380,7 +381,9 @@ def test_the_adjectives_are_tokenised_once_and_only_text_needs_a_tokenizer(clip)
             raise UserError("There is no tokenizer.")
         return clip.tokenize(["good", "damaged"])
 
-    method = vip2clip(dataclasses.replace(clip, tokenize=tokenize))
+    method = vip2clip(
+        dataclasses.replace(clip, text=dataclasses.replace(clip.text, tokenize=tokenize))
+    )
     params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
     assert len(asked) == 1
     for _ in range(2):

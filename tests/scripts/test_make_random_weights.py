@@ -5,7 +5,7 @@ import runpy
 import numpy as np
 import pytest
 
-from zsad_jax.backbones import load_backbone, registry, sizes
+from zsad_jax.backbones import load_backbone, registry
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -44,7 +44,7 @@ def count_values(shapes):
 )
 def test_arrays_are_as_many_as_in_the_published_files(script, name, lineage, side, arrays, values):
     shapes = script["shapes_of"](name, lineage, side)
-    assert len(shapes) == arrays == registry.count_arrays(name, lineage, side)
+    assert len(shapes) == arrays == registry.count_arrays(registry.RELEASES[name], lineage, side)
     # The published size of the largest text tower is rounded.
     tolerance = 1e-3 if side == "text" and arrays == 436 else 0
     assert count_values(shapes) == pytest.approx(values, rel=tolerance, abs=0)
@@ -71,8 +71,10 @@ def test_a_written_tips_loads_by_its_name(script, tmp_path, monkeypatch, name, l
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     tokenizer = tmp_path / "any.model"
     tokenizer.write_bytes(b"pieces")
-    small = sizes.tips_sizes(sizes.TipsTower(32, 2, 64, 12), grid=16, vocabulary=50)
-    monkeypatch.setitem(registry.SIZES, name, small)
+    small = registry.tips_sizes(registry.TipsTower(32, 2, 64, 12), grid=16, vocabulary=50)
+    vision, text = small
+    release = registry.RELEASES[name]._replace(vision=vision, text=text)
+    monkeypatch.setitem(registry.RELEASES, name, release)
     arguments = [name, "--lineage", lineage, "--out", str(tmp_path), "--tokenizer", str(tokenizer)]
     assert script["main"](arguments) == 0
 
@@ -95,11 +97,13 @@ def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys)
     """At a width of 64 and with a few blocks."""
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     name = "clip-vit-l14-336"
-    small = sizes.clip_sizes(
+    small = registry.clip_sizes(
         patch_size=14, grid=4, width=64, depth=4, text_width=64, embed_dim=64, text_depth=2,
         vocabulary=50,
     )  # fmt: skip
-    monkeypatch.setitem(registry.SIZES, name, small)
+    vision, text = small
+    release = registry.RELEASES[name]._replace(vision=vision, text=text)
+    monkeypatch.setitem(registry.RELEASES, name, release)
     assert script["main"]([name, "--out", str(tmp_path)]) == 0
     weights = tmp_path / "weights/clip/clip-vit-l14-336.safetensors"
     assert capsys.readouterr().out == f"weights={weights}\n"

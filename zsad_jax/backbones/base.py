@@ -1,24 +1,26 @@
-"""The contract that every frozen vision-language model fulfils."""
+"""The contract of every frozen backbone: pure functions, and the parameters that they take."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils.errors import UserError
 
 Params = Any  # a pytree of arrays
+AnyArray = Array | np.ndarray
 
 
 class VisionFeatures(NamedTuple):
-    """What a vision tower says of a batch of images; nothing is L2-normalised.
+    """Features of a batch of images; nothing is L2-normalised.
 
     Attributes:
       global_tokens: G is 2 for TIPS, 1 for CLIP and SigLIP.
       patches: one entry of axis 1 per requested layer, on the patch grid.
-      extras: further arrays by name, only those that were asked for.
+      extras: further arrays by name, computed only on request.
     """
 
     global_tokens: Float[Array, "b g d"]
@@ -26,62 +28,179 @@ class VisionFeatures(NamedTuple):
     extras: dict[str, Array] = {}  # noqa: RUF012 - never written to
 
 
-class Tokenizer(Protocol):
-    """Texts to token ids."""
+class EncodeImage(Protocol):
+    """The vision tower."""
+
+    def __call__(
+        self,
+        params: Params,
+        images: Float[AnyArray, "b H W 3"],
+        *,
+        layers: Sequence[int] | None = None,
+        project: bool = True,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
+    ) -> VisionFeatures:
+        """Encodes preprocessed images.
+
+        Args:
+          params: `Backbone.params`.
+          images: as `Backbone.preprocess` makes them.
+          layers: blocks whose patch tokens are returned, counted from 1; None: the last.
+          project: False returns patch tokens without the final norm and projection.
+          vv_from: patch tokens come from the value-value stream that starts at this block.
+          cls_norm: False returns global tokens without the final norm.
+        """
+        ...
+
+
+class Tokenize(Protocol):
+    """From texts to token ids, on the host."""
 
     def __call__(
         self, texts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
-        """Token ids and paddings (1 = pad)."""
+        """Returns token ids and paddings (1 = pad)."""
+        ...
+
+
+class EmbedTokens(Protocol):
+    """The embedding table that learned tokens are inserted into."""
+
+    def __call__(
+        self, params: Params, token_ids: Int[AnyArray, "t n"]
+    ) -> Float[Array, "t n e"]: ...
+
+
+class EncodeText(Protocol):
+    """The text tower on token ids."""
+
+    def __call__(
+        self, params: Params, token_ids: Int[AnyArray, "t n"], paddings: Int[AnyArray, "t n"]
+    ) -> Float[Array, "t d"]: ...
+
+
+class EncodePrompts(Protocol):
+    """The text tower on token embeddings."""
+
+    def __call__(
+        self,
+        params: Params,
+        embeddings: Float[AnyArray, "t n e"],
+        paddings: Int[AnyArray, "t n"],
+        deep_prompts: Float[AnyArray, "depth #t p e"] | None = None,
+    ) -> Float[Array, "t d"]:
+        """Encodes prompts.
+
+        Row j of the deep prompts goes into block j+2: CLIP puts them in place of the tokens behind the start
+        token, TIPS in front of all tokens.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TextSide:
+    """The text side of a backbone.
+
+    Attributes:
+      width, depth: sizes of the tower.
+      length: tokens per text.
+      num_start_tokens: tokens before the words (CLIP 1, TIPS 0); learned tokens enter behind them.
+    """
+
+    width: int
+    depth: int
+    length: int
+    num_start_tokens: int
+    tokenize: Tokenize
+    embed_tokens: EmbedTokens
+    encode_text: EncodeText
+    encode_prompts: EncodePrompts
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Backbone:
-    """A frozen vision-language model: pure functions, and the parameters that they take.
+    """A frozen vision model, with a text side where it has one.
 
     `params` is always an argument of the functions, never closed over.
 
     Attributes:
       name: the released checkpoint ("tips-l14-hr"), or the family ("tips") when given as files.
+      family: the key of its family ("tips").
       params: {"vision": tree, "text": tree}.
-      preprocess: how an image becomes the tower's input.
+      preprocess: from a decoded image to the tower's input.
       temperature: divides the cosine before a softmax (the trained one).
       patch_size, embed_dim, vision_width, vision_depth, num_global_tokens: sizes of the vision side;
         embed_dim is the width of the joint space.
-      num_start_tokens: tokens before the words of a text (CLIP 1, TIPS 0); learned tokens enter behind them.
-      text_width, text_depth, text_length: sizes of the text side (text_length: tokens per text).
-      digest: SHA-256 over the weight files, so that results can name them.
-      demonstration: True for the nano models, whose outputs are not for decisions.
-      encode_image: (params, images [b H W 3], *, layers=None, project=True, vv_from=None, cls_norm=True)
-        -> VisionFeatures. Layers count from 1; None is the last. project=False: patches without the final
-        norm and projection. vv_from: from this block on, patches are of the value-value stream.
-        cls_norm=False: global tokens without the final norm.
-      tokenize: texts -> (token_ids [t n], paddings [t n], 1 = pad), on the host.
-      embed_tokens: (params, token_ids [t n]) -> [t n e]: what learned tokens are put among.
-      encode_text: (params, token_ids, paddings) -> [t d].
-      encode_prompts: (params, embeddings [t n e], paddings [t n], deep_prompts=None [depth, 1 or t, p, e])
-        -> [t d]. Row j of the deep prompts goes into block j+2: CLIP puts them in place of the tokens behind
-        the start token, TIPS in front of all tokens.
+      digest: SHA-256 over the weight files, which identifies them in results.
+      demonstration: whether it is one of the demo models, whose outputs are not for decisions.
+      text: None for a vision-only model. What it holds can be reached directly as well
+        (`backbone.encode_text`, `backbone.text_width`), which raises a UserError where there is no text side.
     """
 
     name: str
+    family: str
     params: Params
     preprocess: Preprocess
     temperature: float
     patch_size: int
     embed_dim: int
     num_global_tokens: int
-    num_start_tokens: int
     vision_width: int
     vision_depth: int
-    text_width: int
-    text_depth: int
-    text_length: int
     digest: str
     demonstration: bool
-    encode_image: Callable[..., VisionFeatures]
-    tokenize: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-    embed_tokens: Callable[..., Array]
-    encode_text: Callable[..., Array]
-    encode_prompts: Callable[..., Array]
+    encode_image: EncodeImage
+    text: TextSide | None = None
+
+    def __repr__(self) -> str:
+        text = f"text {self.text.width} x {self.text.depth}" if self.text else "no text side"
+        return (
+            f"Backbone({self.name!r}, vision {self.vision_width} x {self.vision_depth}, {text},"
+            f" image_size={self.preprocess.image_size}, patch_size={self.patch_size})"
+        )
+
+    def need_text(self) -> TextSide:
+        """Returns the text side.
+
+        Raises:
+          UserError: the backbone has none.
+        """
+        if self.text is None:
+            raise UserError(
+                f"The backbone {self.name} has no text side, which this method needs; use a vision-language"
+                " model, for example tips-l14-hr or clip-vit-l14-336."
+            )
+        return self.text
+
+    @property
+    def text_width(self) -> int:
+        return self.need_text().width
+
+    @property
+    def text_depth(self) -> int:
+        return self.need_text().depth
+
+    @property
+    def text_length(self) -> int:
+        return self.need_text().length
+
+    @property
+    def num_start_tokens(self) -> int:
+        return self.need_text().num_start_tokens
+
+    @property
+    def tokenize(self) -> Tokenize:
+        return self.need_text().tokenize
+
+    @property
+    def embed_tokens(self) -> EmbedTokens:
+        return self.need_text().embed_tokens
+
+    @property
+    def encode_text(self) -> EncodeText:
+        return self.need_text().encode_text
+
+    @property
+    def encode_prompts(self) -> EncodePrompts:
+        return self.need_text().encode_prompts

@@ -5,6 +5,9 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 """
 
 import dataclasses
+import functools
+import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +16,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Params, VisionFeatures
-from zsad_jax.backbones.patches import PatchEmbedding
-from zsad_jax.backbones.transformer import Transformer, layer_norm, tree_of
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.family import (
+    Family,
+    LoadOptions,
+    apply_options,
+    image_encoder,
+    joint_digest,
+    text_side,
+)
+from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.tokenizers import tokenize_bpe
+from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 # OpenAI's, for all sizes and for most models that others trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 NORM_EPSILON = 1e-5
 NUM_START_TOKENS = 1  # rows before the words of a text; deep prompts take the rows behind them
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 NORMAL = nn.initializers.normal(0.02)
 
 
@@ -184,3 +202,121 @@ def text_tree(sizes: TextSizes) -> Params:
     """The same of a text tower."""
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return tree_of(TextEncoder, sizes, token, token)
+
+
+def load(
+    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+) -> Backbone:
+    """Reads CLIP from one file with both towers, or one file each; see `family.LoadFamily`.
+
+    No format says which GELU a model was trained with: None is OpenAI's QuickGELU, and a model trained
+    otherwise (LAION's) needs activation="gelu".
+
+    Raises:
+      UserError: for an unknown option, or arrays that do not fit.
+    """
+    activation = options.activation or "quick_gelu"
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"activation={activation!r} is not known for CLIP; choose one of {', '.join(ACTIVATIONS)}."
+        )
+    paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
+    arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
+    source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"
+    known = [s["num_heads"] for s in (release.vision, release.text) if s] if release else []
+    vision_heads, text_heads = known or (None, None)
+    vision, text = clip_checkpoints.from_arrays(
+        arrays,
+        num_heads=options.num_heads or vision_heads,
+        text_num_heads=options.text_num_heads or text_heads or options.num_heads,
+        source=source,
+    )
+    shown = (
+        clip_checkpoints.read_sizes_vision(vision, source),
+        clip_checkpoints.read_sizes_text(text, source),
+    )
+    apply_options(name, {}, options.overrides, shown)
+    chosen: dict[str, Any] = {"activation": activation, "dtype": options.dtype}
+    sizes = VisionSizes(**shown[0], **chosen), TextSizes(**shown[1], **chosen)
+    if sizes[0].embed_dim != sizes[1].embed_dim:
+        raise UserError(
+            f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
+            " the two towers are not of one model."
+        )
+    tree = fit_tree(
+        {"vision": vision, "text": text},
+        {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])},
+        source=source,
+        name_in_file=clip_checkpoints.names_in_file(arrays),
+    )
+    params = jax.tree.map(jnp.asarray, tree)
+    return _assemble(
+        name,
+        params,
+        sizes,
+        release,
+        temperature=math.exp(-float(params["text"]["logit_scale"])),
+        tokenizer=located.tokenizer,
+        image_size=options.image_size,
+        digest=joint_digest(paths),
+    )
+
+
+def describe(release: Release) -> Backbone:
+    """Returns a released CLIP whose parameters are shapes."""
+    assert release.text is not None
+    sizes = VisionSizes(**release.vision), TextSizes(**release.text)
+    params = {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])}
+    return _assemble(release.name, params, sizes, release)
+
+
+def _assemble(
+    name: str,
+    params: Params,
+    sizes: tuple[VisionSizes, TextSizes],
+    release: Release | None,
+    *,
+    temperature: float = 1.0,
+    tokenizer: PathLike | None = None,
+    image_size: int | None = None,
+    digest: str = "",
+) -> Backbone:
+    vision, text = sizes
+    tokenize = functools.partial(
+        tokenize_bpe,
+        path=None if tokenizer is None else os.fspath(tokenizer),
+        length=text.length,
+        vocabulary=text.vocabulary,
+    )
+    return Backbone(
+        name=name,
+        family="clip",
+        params=params,
+        preprocess=Preprocess(
+            image_size=image_size or vision.grid * vision.patch_size,
+            resize="bicubic",
+            mean=MEAN,
+            std=STD,
+            rgb_first=False,
+        ),
+        temperature=temperature,
+        patch_size=vision.patch_size,
+        embed_dim=vision.embed_dim,
+        num_global_tokens=1,
+        vision_width=vision.width,
+        vision_depth=vision.depth,
+        digest=digest,
+        demonstration=release is not None and release.demo,
+        encode_image=image_encoder(VisionEncoder(vision), depth=vision.depth),
+        text=text_side(
+            TextEncoder(text),
+            width=text.width,
+            depth=text.depth,
+            length=text.length,
+            num_start_tokens=NUM_START_TOKENS,
+            tokenize=tokenize,
+        ),
+    )
+
+
+FAMILY = Family(load, describe, "vision=PATH and text=PATH, or weights=PATH")

@@ -1,17 +1,18 @@
 """`load_backbone`: from a name or files to a `Backbone`."""
 
 import dataclasses
+import importlib
 from typing import Any
 
-from zsad_jax.backbones.assemble import DTYPES
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.registry import WeightFiles
-from zsad_jax.backbones.sizes import SIZES
+from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
+from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_release, locate
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
 MAX_IMAGE_SIZE = 8192
-FAMILIES = ("tips", "clip")
+# Family -> its module, which is imported when a backbone of it is used.
+FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"}
 
 
 def load_backbone(
@@ -63,26 +64,13 @@ def load_backbone(
         raise UserError(f"bit_depth={bit_depth!r} must be a whole number from 8 to 16.")
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
-    _check_lineage(name, lineage)
     located = locate_files(
         name, weights=weights, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
     )
-    options: dict[str, Any] = {
-        "image_size": image_size,
-        "dtype": DTYPES[dtype],
-        "num_heads": num_heads,
-        "text_num_heads": text_num_heads,
-        "activation": activation,
-        "overrides": overrides,
-    }
-    if _is_clip(name):
-        from zsad_jax.backbones.load_clip import load_clip
-
-        backbone = load_clip(name, located, **options)
-    else:
-        from zsad_jax.backbones.load_tips import load_tips
-
-        backbone = load_tips(name, located, **options)
+    options = LoadOptions(
+        image_size, DTYPES[dtype], num_heads, text_num_heads, activation, overrides
+    )
+    backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
     return dataclasses.replace(backbone, preprocess=preprocess)
@@ -98,65 +86,56 @@ def locate_files(
     lineage: str | None = None,
     **_: Any,
 ) -> WeightFiles:
-    """The files that `load_backbone` reads for the same arguments: given, or a released name's.
+    """Returns the files that `load_backbone` reads for the same arguments: given, or a released name's.
 
-    What a released name lacks is fetched first.
+    Files of a released name that are missing are fetched first.
 
     Raises:
       UserError: unknown name or lineage, or missing files.
     """
+    family = _find_family(name)
+    if lineage not in (None, *LINEAGES):
+        raise UserError(f"lineage={lineage!r} is unknown; choose {' or '.join(LINEAGES)}.")
+    if lineage is not None and not family.lineages:
+        raise UserError(f"lineage={lineage!r} is not an option of {name}; leave it out.")
     if weights is not None and (vision is not None or text is not None):
         raise UserError("Pass weights=PATH, or vision=PATH and text=PATH, not both.")
     given = WeightFiles(weights, vision, text, tokenizer)
     if weights is not None or (vision is not None and text is not None):
         return given
     if name in FAMILIES:
-        wanted = "vision=PATH and text=PATH" + (", or weights=PATH" if _is_clip(name) else "")
-        raise UserError(f"The family '{name}' needs its files: pass {wanted}.")
-    from zsad_jax.backbones import registry
-
-    found = registry.locate(name, lineage or "native")
+        raise UserError(f"The family '{name}' needs its files: pass {family.needs}.")
+    found = locate(name, lineage or LINEAGES[0])
     return WeightFiles(*(ours or theirs for ours, theirs in zip(given, found, strict=True)))
 
 
 def describe_backbone(name: str) -> Backbone:
-    """A released backbone without its weights: `params` are shapes, and nothing can be encoded but shapes.
-
-    Args:
-      name: a released checkpoint ("clip-vit-l14-336") or a shipped one.
+    """Returns a released backbone without its weights: `params` are shapes, and only shapes can be encoded.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: the name is unknown.
     """
-    from zsad_jax.backbones import clip, registry, tips
-
-    if name not in registry.SIZES:
-        raise UserError(
-            f"{name!r} is not a released checkpoint; known are {', '.join(registry.SIZES)}."
-        )
-    of_vision, of_text = registry.SIZES[name]
-    if _is_clip(name):
-        from zsad_jax.backbones.load_clip import make_clip
-
-        clip_sizes = clip.VisionSizes(**of_vision), clip.TextSizes(**of_text)
-        trees = clip.vision_tree(clip_sizes[0]), clip.text_tree(clip_sizes[1])
-        return make_clip(name, dict(zip(("vision", "text"), trees, strict=True)), clip_sizes)
-    from zsad_jax.backbones.load_tips import make_tips
-
-    sizes = tips.VisionSizes(**of_vision), tips.TextSizes(**of_text)
-    params = {"vision": tips.vision_tree(sizes[0]), "text": tips.text_tree(sizes[1])}
-    return make_tips(name, params, sizes)
+    return _find_family(name).describe(find_release(name))
 
 
 def check_image_size(name: str, image_size: Any, patch_size: int | None = None) -> None:
-    """Rejects a size that is not a multiple of the patch size, by default that of a released name."""
+    """Rejects a size that is not a multiple of the patch size.
+
+    Args:
+      name: of the backbone.
+      image_size: side of the images in pixels; None: the backbone's own.
+      patch_size: of the backbone; None: that of a released name.
+
+    Raises:
+      UserError: it is none.
+    """
     if image_size is None:
         return
     if not isinstance(image_size, int) or isinstance(image_size, bool):
         raise UserError(f"image_size={image_size!r} must be a whole number of pixels.")
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
-    patch = patch_size or (SIZES[name][0]["patch_size"] if name in SIZES else 1)
+    patch = patch_size or (RELEASES[name].vision["patch_size"] if name in RELEASES else 1)
     if image_size % patch:
         below = image_size // patch * patch
         valid = f"{below} or {below + patch}" if below else str(patch)
@@ -166,25 +145,22 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
 
 
 def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:
-    """Refuses other attention heads than a released model has: its arrays would load and be wrong."""
-    for sizes, key, given in zip(
-        SIZES.get(name, ()),
-        ("num_heads", "text_num_heads"),
-        (num_heads, text_num_heads),
-        strict=False,
+    """Rejects other attention heads than a released model has: its arrays would load and be wrong."""
+    if name not in RELEASES:
+        return
+    vision, text = RELEASES[name].vision, RELEASES[name].text
+    for key, sizes, given in (
+        ("num_heads", vision, num_heads),
+        ("text_num_heads", text, text_num_heads),
     ):
-        if given not in (None, sizes["num_heads"]):
+        if sizes and given not in (None, sizes["num_heads"]):
             raise UserError(
                 f"{key}={given} contradicts {name}, which has {sizes['num_heads']}; leave it out."
             )
 
 
-def _check_lineage(name: str, lineage: Any) -> None:
-    if lineage not in (None, "native", "pytorch"):
-        raise UserError(f"lineage={lineage!r} is unknown; choose native or pytorch.")
-    if lineage is not None and _is_clip(name):
-        raise UserError(f"lineage={lineage!r} is for TIPS alone; leave it out for {name}.")
-
-
-def _is_clip(name: str) -> bool:
-    return name.split("-")[0] == "clip"
+def _find_family(name: str) -> Family:
+    """Returns the family of a released checkpoint, or the family of this name."""
+    key = name if name in FAMILIES else find_release(name).family
+    family: Family = importlib.import_module(FAMILIES[key]).FAMILY
+    return family

@@ -1,15 +1,15 @@
-"""The released checkpoints by name: where they are published, and where they lie here."""
+"""Records of the released checkpoints: family, sizes, and where their files are published and stored here."""
 
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import logging
 
 from zsad_jax.backbones.checkpoints.read import read_safetensors_shapes
-from zsad_jax.backbones.sizes import SIZES
+from zsad_jax.backbones.transformer import swiglu_hidden
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
 
@@ -22,9 +22,8 @@ TOKENIZER_URL = f"{BASE_URL}/v1_0/checkpoints/tokenizer.model"
 LINEAGES = ("native", "pytorch")
 SIDES = ("vision", "text")
 ASSETS = pathlib.Path(__file__).parent / "nano"
-SHIPPED = ("tips-nano", "clip-nano")
 
-# Recorded by others, not published by the authors: a difference is told, not refused.
+# Recorded by others, not published by the authors: a difference is a warning, not an error.
 RECORDED_SHA256 = {
     "tips/tokenizer.model": "1e5036bed065526c3c212dfbe288752391797c4bb1a284aa18c9a0b23fcaf8ec",
     "tips/pytorch/tips_oss_l14_highres_distilled_vision.npz": (
@@ -35,9 +34,11 @@ RECORDED_SHA256 = {
     ),
 }
 
+Sizes = dict[str, Any]  # fields of `VisionSizes` or `TextSizes` of the family's module
+
 
 class WeightFiles(NamedTuple):
-    """The files of a model; None where its family has no such file, or CLIP's merges cannot be had."""
+    """The files of a model; None where its family has no such file, or an optional one is missing."""
 
     weights: files.PathLike | None = None  # both towers
     vision: files.PathLike | None = None
@@ -45,60 +46,15 @@ class WeightFiles(NamedTuple):
     tokenizer: files.PathLike | None = None
 
 
-class Release(NamedTuple):
-    """A published TIPS.
+class File(NamedTuple):
+    """A file of a release.
 
     Attributes:
-      native, pytorch: file names without "_vision.npz"; several where the sources disagree, tried in
-        order.
-      version: folder of the release.
-    """
-
-    native: tuple[str, ...]
-    pytorch: tuple[str, ...]
-    version: str
-
-
-def _first(stem: str) -> Release:
-    names = (f"tips_oss_{stem}",)
-    return Release(names, names, "v1_0")
-
-
-def _second(*stems: str) -> Release:
-    native = tuple(f"tips_v2_{stem}" for stem in stems)
-    return Release(native, tuple(f"tips_v2_oss_{stem}" for stem in stems), "v2_0")
-
-
-RELEASES = {
-    "tips-s14-hr": _first("s14_highres_distilled"),
-    "tips-b14-hr": _first("b14_highres_distilled"),
-    "tips-l14-hr": _first("l14_highres_distilled"),
-    "tips-so400m14-hr": _first("so400m14_highres_largetext_distilled"),
-    "tips-g14-lr": _first("g14_lowres"),
-    "tips-g14-hr": _first("g14_highres"),
-    "tipsv2-b14": _second("b14"),
-    "tipsv2-l14": _second("l14"),
-    # The release's readme says so14, its download script so400m14.
-    "tipsv2-so400m14": _second("so14", "so400m14"),
-    "tipsv2-g14": _second("g14"),
-}
-# OpenAI's weights as open_clip's authors publish them.
-CLIP_RELEASES = {
-    "clip-vit-b32": "vit_base_patch32_clip_224.openai",
-    "clip-vit-b16": "vit_base_patch16_clip_224.openai",
-    "clip-vit-l14": "vit_large_patch14_clip_224.openai",
-    "clip-vit-l14-336": "vit_large_patch14_clip_336.openai",
-}
-
-
-class _Published(NamedTuple):
-    """One file of a release.
-
-    Attributes:
-      label: what it is, for people.
-      places: where it may lie and where it is fetched from (None: only a user puts it there), in order.
-      check: says what is wrong with a fetched file, "" when nothing is.
+      label: its name in messages.
+      places: (path, address) in the order to try; a file without an address is put there by the user.
+      check: returns what is wrong with a fetched file, or "".
       size, sha256: of the file, where published.
+      optional: whether the model loads without it.
     """
 
     label: str
@@ -106,13 +62,13 @@ class _Published(NamedTuple):
     check: Callable[[pathlib.Path], str] = lambda path: ""
     size: int | None = None
     sha256: str | None = None
+    optional: bool = False
 
     def find(self) -> pathlib.Path | None:
-        """Where the file lies, if it is here."""
         return next((path for path, _ in self.places if path.exists()), None)
 
     def obtain(self) -> pathlib.Path:
-        """Where the file lies; it is fetched if it is not here."""
+        """Returns the path of the file, which is fetched first if it is missing."""
         if (path := self.find()) is not None:
             return path
         sources = [(path, url) for path, url in self.places if url is not None]
@@ -141,130 +97,298 @@ class _Published(NamedTuple):
         return path
 
 
-def names() -> list[str]:
-    """All names that `locate` knows, the shipped ones last."""
-    return [*RELEASES, *CLIP_RELEASES, *SHIPPED]
+class Release(NamedTuple):
+    """A released checkpoint.
+
+    Attributes:
+      family: a key of `load.FAMILIES`.
+      name: for `load_backbone`.
+      vision, text: the sizes of the towers; text is None where there is none.
+      sources: lineage -> where its files are published (below the address of the family), in the order to try.
+      image_size: side of the images that it was trained on, in pixels.
+      demo: whether it is a small model for demonstration, included in the package.
+      low_resolution_positions: whether the native files hold the positions of training at low resolution.
+    """
+
+    family: str
+    name: str
+    vision: Sizes
+    text: Sizes | None
+    sources: Mapping[str, tuple[str, ...]]
+    image_size: int
+    demo: bool = False
+    low_resolution_positions: bool = False
+
+    def files(self, lineage: str) -> dict[str, File]:
+        """Returns the files by their fields of `WeightFiles`."""
+        return _FILES[self.family](self, lineage)
+
+
+class TipsTower(NamedTuple):
+    """A size of TIPS (Maninis et al. 2025, and the release); both towers are equally wide."""
+
+    width: int
+    num_heads: int
+    mlp_dim: int
+    vision_depth: int
+    text_depth: int = 12
+    swiglu: bool = False
+
+
+TIPS_TOWERS = {
+    "s14": TipsTower(384, 6, 1536, 12),
+    "b14": TipsTower(768, 12, 3072, 12),
+    "l14": TipsTower(1024, 16, 4096, 24),
+    "so400m14": TipsTower(1152, 16, 4304, 27, 27),
+    "g14": TipsTower(1536, 24, 6144, 40, swiglu=True),
+}
+
+
+def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
+    """Returns the sizes of a TIPS whose native files hold a position grid of this side."""
+    shared = {"width": tower.width, "num_heads": tower.num_heads}
+    vision = {
+        "patch_size": 14,
+        **shared,
+        "depth": tower.vision_depth,
+        "mlp_dim": swiglu_hidden(tower.mlp_dim) if tower.swiglu else tower.mlp_dim,
+        "feed_forward": "swiglu" if tower.swiglu else "mlp",
+        "grid": grid,
+        "num_global_tokens": 2,
+    }
+    text = {**shared, "depth": tower.text_depth, "mlp_dim": tower.mlp_dim, "vocabulary": vocabulary}
+    return vision, text
+
+
+def clip_sizes(
+    *,
+    patch_size: int,
+    grid: int,
+    width: int,
+    depth: int,
+    text_width: int,
+    embed_dim: int,
+    text_depth: int = 12,
+    vocabulary: int = 49_408,
+    head_width: int = 64,
+) -> tuple[Sizes, Sizes]:
+    """Returns the sizes of a CLIP ViT (Radford et al. 2021, table 20); MLPs are four times as wide."""
+
+    def tower(width: int, depth: int) -> Sizes:
+        heads = width // head_width
+        sizes = {"width": width, "depth": depth, "num_heads": heads, "mlp_dim": 4 * width}
+        return {**sizes, "embed_dim": embed_dim}
+
+    vision = {"patch_size": patch_size, "grid": grid, **tower(width, depth)}
+    return vision, {"vocabulary": vocabulary, "length": 77, **tower(text_width, text_depth)}
+
+
+def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
+    sources = {
+        lineage: (f"v1_0/checkpoints/{folder}/tips_oss_{size}_{stem}",)
+        for lineage, folder in (("native", "scenic"), ("pytorch", "pytorch"))
+    }
+    high = image_size > 224
+    name = f"tips-{size}-{'hr' if high else 'lr'}"
+    sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
+    return Release("tips", name, *sizes, sources, image_size, low_resolution_positions=high)
+
+
+def _tips_v2(size: str, *stems: str) -> Release:
+    folder = "v2_0/checkpoints"
+    sources = {
+        "native": tuple(f"{folder}/scenic/tips_v2_{stem}" for stem in stems),
+        "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
+    }
+    return Release("tips", f"tipsv2-{size}", *tips_sizes(TIPS_TOWERS[size], grid=32), sources, 448)
+
+
+def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
+    towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
+    # OpenAI's weights as open_clip's authors publish them.
+    return Release("clip", name, *towers, {"native": (f"{source}.openai",)}, patch_size * grid)
+
+
+_BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
+_LARGE: dict[str, int] = {"width": 1024, "depth": 24, "text_width": 768, "embed_dim": 768}
+
+RELEASES: dict[str, Release] = {
+    release.name: release
+    for release in (
+        _tips_v1("s14", "highres_distilled"),
+        _tips_v1("b14", "highres_distilled"),
+        _tips_v1("l14", "highres_distilled"),
+        _tips_v1("so400m14", "highres_largetext_distilled"),
+        _tips_v1("g14", "lowres", image_size=224),
+        _tips_v1("g14", "highres"),
+        _tips_v2("b14", "b14"),
+        _tips_v2("l14", "l14"),
+        # The release's readme says so14, its download script so400m14.
+        _tips_v2("so400m14", "so14", "so400m14"),
+        _tips_v2("g14", "g14"),
+        _clip("clip-vit-b32", "vit_base_patch32_clip_224", patch_size=32, grid=7, **_BASE),
+        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE),
+        _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
+        _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
+        Release(
+            "tips",
+            "tips-nano",
+            *tips_sizes(TipsTower(128, 4, 512, 4, 2), grid=16, vocabulary=2048),
+            sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
+            image_size=252,
+            demo=True,
+        ),
+        Release(
+            "clip",
+            "clip-nano",
+            *clip_sizes(
+                patch_size=14, grid=16, width=128, depth=4, text_width=128, embed_dim=128, text_depth=2,
+                vocabulary=1514, head_width=32,
+            ),
+            sources={"native": ("clip-nano/clip_nano",)},
+            image_size=224,
+            demo=True,
+        ),
+    )
+}  # fmt: skip
+DEMOS = tuple(name for name, release in RELEASES.items() if release.demo)
+
+
+def find_release(name: str) -> Release:
+    """Returns the record of a released checkpoint.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in RELEASES:
+        raise UserError(f"{name!r} is not a released checkpoint; known are {', '.join(RELEASES)}.")
+    return RELEASES[name]
+
+
+def _files(name: str, lineage: str) -> dict[str, File]:
+    release = find_release(name)
+    if lineage not in release.sources:
+        raise UserError(
+            f"lineage={lineage!r} is unknown; choose one of {', '.join(release.sources)}."
+        )
+    return release.files(lineage)
 
 
 def locate(name: str, lineage: str = "native") -> WeightFiles:
-    """Says where a model's files lie; what is missing is fetched first.
+    """Returns the files of a model; those that are missing are fetched first.
 
-    CLIP's merges may stay away (they serve texts, and the words of learned prompts are known without them):
-    that is a warning.
+    An optional file that cannot be fetched is a warning: CLIP's merges serve texts, and the words of learned
+    prompts are known without them.
 
     Args:
-      name: a released checkpoint ("tips-l14-hr") or a shipped one ("tips-nano").
-      lineage: "native" (the JAX files) or "pytorch", for TIPS.
+      name: a key of `RELEASES`.
+      lineage: "native" (the JAX files) or, for TIPS, "pytorch".
 
     Raises:
       UserError: unknown name or lineage, or a file that cannot be fetched.
     """
-    _check_known(name, lineage)
-    if name in SHIPPED:
-        return _shipped_files(name)
-    published = _published_files(name, lineage)
     found: dict[str, pathlib.Path | None] = {}
-    for kind, file in published.items():
+    for kind, file in _files(name, lineage).items():
         try:
             found[kind] = file.obtain()
         except UserError as error:
-            if name not in CLIP_RELEASES or kind != "tokenizer":
+            if not file.optional:
                 raise
             logging.warning("%s", error)
     return WeightFiles(**found)
 
 
 def places(name: str, lineage: str = "native") -> WeightFiles:
-    """Where a model's files lie, or will lie when they are fetched."""
-    _check_known(name, lineage)
-    if name in SHIPPED:
-        return _shipped_files(name)
-    published = _published_files(name, lineage).items()
-    return WeightFiles(**{kind: file.find() or file.places[0][0] for kind, file in published})
+    """Returns the paths of a model's files, present or yet to be fetched."""
+    found = _files(name, lineage).items()
+    return WeightFiles(**{kind: file.find() or file.places[0][0] for kind, file in found})
 
 
 def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
-    """The files of a model that are not here yet and would be fetched."""
+    """Returns the files of a model that would be fetched."""
     paths = [pathlib.Path(path) for path in places(name, lineage) if path is not None]
     return [path for path in paths if not path.exists()]
 
 
 def fetch_command(name: str, lineage: str = "native") -> str:
-    """The command that fetches a model's files."""
+    """Returns the command that fetches a model's files."""
     option = "" if lineage == "native" else f" --lineage {lineage}"
     return f"python scripts/download_weights.py {name}{option}"
-
-
-def _check_known(name: str, lineage: str) -> None:
-    if lineage not in LINEAGES:
-        raise UserError(f"lineage={lineage!r} is unknown; choose one of {', '.join(LINEAGES)}.")
-    if name not in names():
-        raise UserError(f"{name!r} is not a released checkpoint; known are {', '.join(names())}.")
 
 
 def _folder() -> pathlib.Path:
     return files.home() / "weights"
 
 
-def _shipped_files(name: str) -> WeightFiles:
-    folder, stem = ASSETS / name, name.replace("-", "_")
-    if name.startswith("clip"):
-        tokenizer = folder / "bpe_simple_vocab.txt.gz"
-        return WeightFiles(weights=folder / f"{stem}.safetensors", tokenizer=tokenizer)
-    vision, text = (folder / f"{stem}_{side}.npz" for side in SIDES)
-    return WeightFiles(vision=vision, text=text, tokenizer=folder / "tokenizer.model")
+def _tips_files(release: Release, lineage: str) -> dict[str, File]:
+    stems = release.sources[lineage]
 
+    def place(stem: str, side: str) -> tuple[pathlib.Path, str | None]:
+        if release.demo:
+            return ASSETS / f"{stem}_{side}.npz", None
+        file = f"{stem}_{side}.npz"
+        return _folder() / "tips" / lineage / pathlib.PurePath(file).name, f"{BASE_URL}/{file}"
 
-def _published_files(name: str, lineage: str) -> dict[str, _Published]:
-    """The files of a release by their fields of `WeightFiles`."""
-    if name in CLIP_RELEASES:
-        return _clip_files(name)
-    release, folder = RELEASES[name], _folder() / "tips"
-    remote = f"{BASE_URL}/{release.version}/checkpoints/"
-    remote += "scenic" if lineage == "native" else "pytorch"
-    stems = release.native if lineage == "native" else release.pytorch
-    published = {
-        side: _Published(
-            f"the {side} tower of {name}",
-            [
-                (folder / lineage / f"{stem}_{side}.npz", f"{remote}/{stem}_{side}.npz")
-                for stem in stems
-            ],
-            check=_npz_check(count_arrays(name, lineage, side)),
+    towers = {
+        side: File(
+            f"the {side} tower of {release.name}",
+            [place(stem, side) for stem in stems],
+            check=_npz_check(count_arrays(release, lineage, side)),
         )
         for side in SIDES
     }
-    tokenizer = [(folder / "tokenizer.model", TOKENIZER_URL)]
-    return {**published, "tokenizer": _Published("the tokenizer of TIPS", tokenizer)}
+    tokenizer: tuple[pathlib.Path, str | None] = (
+        (ASSETS / release.name / "tokenizer.model", None)
+        if release.demo
+        else (_folder() / "tips" / "tokenizer.model", TOKENIZER_URL)
+    )
+    return {**towers, "tokenizer": File("the tokenizer of TIPS", [tokenizer])}
 
 
-def _clip_files(name: str) -> dict[str, _Published]:
-    path = _folder() / "clip" / f"{name}.safetensors"
-    url = CLIP_URL.format(CLIP_RELEASES[name])
-    merges = [(path.with_name("bpe_simple_vocab_16e6.txt.gz"), MERGES_URL)]
+def _clip_files(release: Release, lineage: str) -> dict[str, File]:
+    label = f"the weights of {release.name}"
+    [source] = release.sources[lineage]
+    if release.demo:
+        weights = ASSETS / f"{source}.safetensors"
+        merges = weights.with_name("bpe_simple_vocab.txt.gz")
+        tokenizer = File("the tokenizer of CLIP", [(merges, None)])
+        return {"weights": File(label, [(weights, None)]), "tokenizer": tokenizer}
+    path = _folder() / "clip" / f"{release.name}.safetensors"
     return {
-        "weights": _Published(
-            f"the weights of {name}",
-            [(path, url), (path.with_suffix(".npz"), None)],
-            check=_safetensors_check(count_values(name)),
+        "weights": File(
+            label,
+            [(path, CLIP_URL.format(source)), (path.with_suffix(".npz"), None)],
+            check=_safetensors_check(count_values(release)),
         ),
-        "tokenizer": _Published("the tokenizer of CLIP", merges, size=MERGES_BYTES, sha256=MERGES_SHA256),
-    }  # fmt: skip
+        "tokenizer": File(
+            "the tokenizer of CLIP",
+            [(path.with_name("bpe_simple_vocab_16e6.txt.gz"), MERGES_URL)],
+            size=MERGES_BYTES,
+            sha256=MERGES_SHA256,
+            optional=True,
+        ),
+    }
 
 
-def count_arrays(name: str, lineage: str, side: str) -> int | None:
-    """How many arrays a file of a released TIPS holds, where that is known."""
-    vision, text = SIZES[name]
+_FILES: dict[str, Callable[[Release, str], dict[str, File]]] = {
+    "tips": _tips_files,
+    "clip": _clip_files,
+}
+
+
+def count_arrays(release: Release, lineage: str, side: str) -> int | None:
+    """Returns how many arrays a file of a TIPS holds, None where that is unknown."""
     if side == "text":
-        return 16 * text["depth"] + 4 if lineage == "native" else None
+        return 16 * release.text["depth"] + 4 if release.text and lineage == "native" else None
+    depth = release.vision["depth"]
     if lineage == "pytorch":
-        return 14 * vision["depth"] + 8
-    return (18 if vision["feed_forward"] == "swiglu" else 16) * vision["depth"] + 6
+        return 14 * depth + 8
+    return (18 if release.vision["feed_forward"] == "swiglu" else 16) * depth + 6
 
 
-def count_values(name: str) -> int:
-    """How many numbers the arrays of a released CLIP hold, whoever named them; scalars do not count."""
-    vision, text = SIZES[name]
+def count_values(release: Release) -> int:
+    """Returns how many numbers the arrays of a CLIP hold, under any names; scalars do not count."""
+    vision, text = release.vision, release.text or {}
     total = 0
     for tower, first in (
         (vision, 3 * vision["patch_size"] ** 2 + vision["grid"] ** 2 + 2 + 4),
@@ -278,7 +402,7 @@ def count_values(name: str) -> int:
 
 def _npz_check(expected: int | None) -> Callable[[pathlib.Path], str]:
     def check(path: pathlib.Path) -> str:
-        """What is wrong with a weight file, told from its table of contents alone."""
+        """Looks at the table of contents alone."""
         try:
             with zipfile.ZipFile(path) as archive:
                 found = len(archive.namelist())
@@ -291,7 +415,7 @@ def _npz_check(expected: int | None) -> Callable[[pathlib.Path], str]:
 
 def _safetensors_check(expected: int) -> Callable[[pathlib.Path], str]:
     def check(path: pathlib.Path) -> str:
-        """The same; integers (ids of positions) do not count."""
+        """Looks at the header alone; integers (ids of positions) do not count."""
         try:
             shapes = read_safetensors_shapes(path).values()
         except ValueError:

@@ -8,21 +8,40 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Params, VisionFeatures
-from zsad_jax.backbones.patches import PatchEmbedding
-from zsad_jax.backbones.transformer import Transformer, layer_norm, tree_of
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.torch_layout import Arrays
+from zsad_jax.backbones.family import (
+    Family,
+    LoadOptions,
+    apply_options,
+    image_encoder,
+    joint_digest,
+    text_side,
+)
+from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
+from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
 
 TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
 MAX_TIMESCALE = 10_000
+ACTIVATIONS = ("gelu", "gelu_tanh")
 
 
 def pad_to_patches(images: Float[Array, "b H W 3"], patch_size: int) -> Float[Array, "b H2 W2 3"]:
@@ -234,3 +253,188 @@ def text_tree(sizes: TextSizes) -> Params:
     """The same of a text tower."""
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return tree_of(TextEncoder, sizes, token, token)
+
+
+def load(
+    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+) -> Backbone:
+    """Reads TIPS from its two files; see `family.LoadFamily`.
+
+    Raises:
+      UserError: for an unknown option, or arrays that do not fit.
+    """
+    if located.vision is None or located.text is None:
+        raise UserError(
+            "TIPS is published as two files; pass vision=PATH and text=PATH instead of weights=PATH."
+        )
+    overrides = options.overrides
+    if options.activation is not None:
+        if options.activation not in ACTIVATIONS:
+            raise UserError(
+                f"activation={options.activation!r} is not known for TIPS; choose gelu or gelu_tanh."
+            )
+        overrides = {"gelu_approximate": options.activation == "gelu_tanh", **overrides}
+    text_heads = options.text_num_heads or options.num_heads
+    towers = (
+        _read_tower(located.vision, side="vision", heads=options.num_heads),
+        _read_tower(located.text, side="text", heads=text_heads),
+    )
+    sizes = _choose_sizes(name, towers, overrides, release, options.dtype)
+    if sizes[0].width != sizes[1].width:
+        raise UserError(
+            f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
+            " the two files are not of one model."
+        )
+    return _assemble(
+        name,
+        {"vision": towers[0].params, "text": towers[1].params},
+        sizes,
+        release,
+        temperature=float(towers[1].params["temperature_contrastive"]),
+        tokenizer=located.tokenizer,
+        image_size=options.image_size,
+        digest=joint_digest([tower.path for tower in towers]),
+    )
+
+
+def describe(release: Release) -> Backbone:
+    """Returns a released TIPS whose parameters are shapes."""
+    assert release.text is not None
+    sizes = VisionSizes(**release.vision), TextSizes(**release.text)
+    params = {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])}
+    return _assemble(release.name, params, sizes, release)
+
+
+def _assemble(
+    name: str,
+    params: Params,
+    sizes: tuple[VisionSizes, TextSizes],
+    release: Release | None,
+    *,
+    temperature: float = 1.0,
+    tokenizer: PathLike | None = None,
+    image_size: int | None = None,
+    digest: str = "",
+) -> Backbone:
+    vision, text = sizes
+    native = release.image_size if release else vision.grid * vision.patch_size
+    tokenize = functools.partial(
+        tokenize_sentencepiece,
+        path=None if tokenizer is None else os.fspath(tokenizer),
+        length=TEXT_LENGTH,
+        vocabulary=text.vocabulary,
+    )
+    return Backbone(
+        name=name,
+        family="tips",
+        params=params,
+        preprocess=Preprocess(image_size=image_size or native),
+        temperature=temperature,
+        patch_size=vision.patch_size,
+        embed_dim=vision.width,
+        num_global_tokens=vision.num_global_tokens,
+        vision_width=vision.width,
+        vision_depth=vision.depth,
+        digest=digest,
+        demonstration=release is not None and release.demo,
+        encode_image=image_encoder(VisionEncoder(vision), depth=vision.depth),
+        text=text_side(
+            TextEncoder(text),
+            width=text.width,
+            depth=text.depth,
+            length=TEXT_LENGTH,
+            num_start_tokens=0,
+            tokenize=tokenize,
+        ),
+    )
+
+
+class _Tower(NamedTuple):
+    """Parameters of one file on the device, and the sizes that its arrays show."""
+
+    path: PathLike
+    params: Params
+    sizes: dict[str, Any]
+    pytorch: bool
+
+
+def _read_tower(path: PathLike, *, side: str, heads: int | None) -> _Tower:
+    arrays: Arrays = read_arrays(path)
+    source = f"The {side} file {path}"
+    convert, read_sizes, expected = _READERS[side]
+    pytorch = tips_checkpoints.is_pytorch(arrays)
+    if pytorch:
+        arrays = convert(arrays, num_heads=heads, source=source)
+    sizes = read_sizes(arrays, source)
+    if heads is not None and sizes["num_heads"] != heads:
+        raise UserError(
+            f"{source} has {sizes['num_heads']} attention heads, not the {heads} that were asked for;"
+            " leave num_heads out."
+        )
+    temperature = arrays.get("temperature_contrastive")
+    if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
+        arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
+    tree = fit_tree(arrays, expected(sizes), source=str(path))
+    # Put on the device here, so that the host's copy is gone before the other file is read.
+    return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
+
+
+# Of each side: from PyTorch's arrays to native ones, the sizes that native arrays show, and the expected tree.
+_READERS: dict[
+    str,
+    tuple[Callable[..., Arrays], Callable[..., dict[str, Any]], Callable[[dict[str, Any]], Params]],
+] = {
+    "vision": (
+        tips_checkpoints.vision_from_pytorch,
+        tips_checkpoints.read_sizes_vision,
+        lambda sizes: vision_tree(VisionSizes(**sizes)),
+    ),
+    "text": (
+        tips_checkpoints.text_from_pytorch,
+        tips_checkpoints.read_sizes_text,
+        lambda sizes: text_tree(TextSizes(**sizes)),
+    ),
+}
+
+
+def _choose_sizes(
+    name: str,
+    towers: tuple[_Tower, _Tower],
+    overrides: Mapping[str, Any],
+    release: Release | None,
+    dtype: Any,
+) -> tuple[VisionSizes, TextSizes]:
+    """Returns the sizes with the defaults of the lineage and the caller's options."""
+    vision, text = towers
+    defaults = {
+        "lineage": None,  # has chosen the files; listed among the options of TIPS
+        "gelu_approximate": not vision.pytorch,
+        "posemb_stage": None,
+        "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
+    }
+    options = apply_options(name, defaults, overrides, (vision.sizes, text.sizes))
+    if not isinstance(options["gelu_approximate"], bool):
+        raise UserError(f"gelu_approximate={options['gelu_approximate']!r} must be True or False.")
+    del options["lineage"]
+    text_ln_eps = options.pop("text_ln_eps")
+    if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
+        raise UserError(f"text_ln_eps={text_ln_eps!r} must be a small positive number, as 1e-5.")
+    stage = _read_stage(options.pop("posemb_stage"))
+    if stage and release and not release.low_resolution_positions:
+        logging.info("posemb_stage is for TIPS v1 high-resolution weights; %s ignores it.", name)
+        stage = None
+    return (
+        VisionSizes(**vision.sizes, **options, posemb_stage=stage, dtype=dtype),
+        TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=dtype),
+    )
+
+
+def _read_stage(stage: Any) -> tuple[int, int] | None:
+    if stage in (None, (), (None,)):
+        return None
+    if not (isinstance(stage, tuple | list) and len(stage) == 2 and min(stage) > 0):
+        raise UserError(f"posemb_stage={stage!r} must be None or two numbers, as (32, 32).")
+    return int(stage[0]), int(stage[1])
+
+
+FAMILY = Family(load, describe, "vision=PATH and text=PATH", lineages=True)

@@ -11,8 +11,7 @@ import jax
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
-from zsad_jax.backbones.registry import WeightFiles
-from zsad_jax.backbones.sizes import SIZES
+from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, recipe_of
@@ -199,7 +198,7 @@ class Experiment:
         Args:
           backbone: the loaded one; None: the shapes of a released one, over which no prompts are encoded.
         """
-        if backbone is None and self.backbone["name"] not in SIZES:
+        if backbone is None and self.backbone["name"] not in RELEASES:
             return
         over = backbone or describe_backbone(self.backbone["name"])
         main = self.variants()[0].make(over)

@@ -162,7 +162,7 @@ def _download_hints(experiment: Experiment) -> list[str]:
     """Returns a line on each missing file of released weights and prompts."""
     name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
     commands = {}
-    if name in registry.names() and registry.missing_files(name, lineage):
+    if name in registry.RELEASES and registry.missing_files(name, lineage):
         commands[f"weights of {name}"] = registry.fetch_command(name, lineage)
     auxiliaries = () if experiment.train else experiment.auxiliaries()
     for source in filter(None, map(experiment.checkpoints.get, auxiliaries)):

@@ -253,15 +253,16 @@ def vision_side(
     depth = backbone.vision_depth
     layers = tuple(scale_block(block, depth) for block in config.feature_layers)
     vv_from = config.vv_from and scale_block(config.vv_from, depth)
-    options = {"layers": layers, "vv_from": vv_from, "cls_norm": config.cls_norm}
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
-        return backbone.encode_image(frozen, images, **options)
+        return backbone.encode_image(
+            frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
+        )
 
     return {
         "config": config,
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),
-        "features_key": tuple(options.values()),
+        "features_key": (layers, vv_from, config.cls_norm),
     }

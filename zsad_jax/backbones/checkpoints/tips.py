@@ -15,7 +15,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     count_blocks,
     lay_out_block,
 )
-from zsad_jax.backbones.sizes import TIPS_TOWERS
+from zsad_jax.backbones.registry import TIPS_TOWERS
 from zsad_jax.utils.errors import UserError
 
 PREFIX = "encoder/transformer/encoderblock_"

@@ -12,7 +12,7 @@ from absl import logging
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays, read_torch_pickle
-from zsad_jax.backbones.registry import ASSETS
+from zsad_jax.backbones.registry import ASSETS, find_release
 from zsad_jax.methods.base import Method, PyTree
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
@@ -161,7 +161,8 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
       UserError: the file is missing, unreadable, or does not fit.
     """
     wanted = expected(method, backbone)
-    if source in RELEASES and backbone.name not in (BACKBONE, "tips"):
+    made_for = find_release(BACKBONE)
+    if source in RELEASES and backbone.name not in (made_for.name, made_for.family):
         logging.warning(
             "The prompts %s were learned over %s, not %s.", source, BACKBONE, backbone.name
         )

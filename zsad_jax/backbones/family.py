@@ -1,0 +1,193 @@
+"""What a family of backbones defines, and the parts that all families share."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.base import (
+    AnyArray,
+    Backbone,
+    EncodeImage,
+    Params,
+    TextSide,
+    Tokenize,
+    VisionFeatures,
+)
+from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.files import PathLike
+
+DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class LoadOptions(NamedTuple):
+    """Arguments of `load_backbone` that a family interprets.
+
+    Attributes:
+      dtype: of the matrix products.
+      overrides: options of the family by name, and sizes that are only checked.
+    """
+
+    image_size: int | None = None
+    dtype: Any = jnp.float32
+    num_heads: int | None = None
+    text_num_heads: int | None = None
+    activation: str | None = None
+    overrides: Mapping[str, Any] = {}
+
+
+class LoadFamily(Protocol):
+    """Makes a backbone of weight files."""
+
+    def __call__(
+        self, name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+    ) -> Backbone:
+        """Reads the files.
+
+        Args:
+          name: a released checkpoint, or the family.
+          located: the files.
+          release: the record of a released checkpoint; None: files of the user's own.
+          options: the caller's.
+
+        Raises:
+          UserError: for an unknown option, or arrays that do not fit.
+        """
+        ...
+
+
+class DescribeFamily(Protocol):
+    """Makes a backbone of a release record, without weights."""
+
+    def __call__(self, release: Release) -> Backbone:
+        """Returns a backbone whose `params` are shapes."""
+        ...
+
+
+class Family(NamedTuple):
+    """A family of backbones; its module defines one as `FAMILY`.
+
+    Attributes:
+      needs: the arguments of `load_backbone` that give its files, in words.
+      lineages: whether released names have several lineages of files.
+    """
+
+    load: LoadFamily
+    describe: DescribeFamily
+    needs: str
+    lineages: bool = False
+
+
+def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImage:
+    """Returns `Backbone.encode_image` over a vision module with this number of blocks."""
+
+    def encode_image(
+        params: Params,
+        images: Float[AnyArray, "b H W 3"],
+        *,
+        layers: Sequence[int] | None = None,
+        project: bool = True,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
+    ) -> VisionFeatures:
+        if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
+            raise UserError(
+                f"layers={tuple(layers)}: name at least one of the vision tower's layers 1 to {depth}."
+            )
+        if vv_from is not None and not 1 <= vv_from <= depth:
+            raise UserError(f"vv_from={vv_from}: the vision tower has the blocks 1 to {depth}.")
+        features: VisionFeatures = tower.apply(  # type: ignore[assignment]
+            {"params": params["vision"]},
+            images,
+            layers=layers,
+            project=project,
+            vv_from=vv_from,
+            cls_norm=cls_norm,
+        )
+        return features
+
+    return encode_image
+
+
+def text_side(
+    tower: nn.Module,
+    *,
+    width: int,
+    depth: int,
+    length: int,
+    num_start_tokens: int,
+    tokenize: Tokenize,
+) -> TextSide:
+    """Returns the text side over a module with the methods `embed` and `encode`."""
+
+    def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
+        out: Array = tower.apply({"params": params["text"]}, *arrays, method=method)  # type: ignore[assignment]
+        return out
+
+    def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
+        return apply(params, token_ids, method="embed")
+
+    def encode_prompts(
+        params: Params,
+        embeddings: Float[AnyArray, "t n e"],
+        paddings: Int[AnyArray, "t n"],
+        deep_prompts: Float[AnyArray, "depth #t p e"] | None = None,
+    ) -> Float[Array, "t d"]:
+        return apply(params, embeddings, paddings, deep_prompts, method="encode")
+
+    def encode_text(
+        params: Params, token_ids: Int[AnyArray, "t n"], paddings: Int[AnyArray, "t n"]
+    ) -> Float[Array, "t d"]:
+        return encode_prompts(params, embed_tokens(params, token_ids), paddings)
+
+    return TextSide(
+        width=width,
+        depth=depth,
+        length=length,
+        num_start_tokens=num_start_tokens,
+        tokenize=tokenize,
+        embed_tokens=embed_tokens,
+        encode_text=encode_text,
+        encode_prompts=encode_prompts,
+    )
+
+
+def apply_options(
+    name: str,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    sizes: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Returns the family's options with the caller's; sizes that are given again are only checked.
+
+    Args:
+      name: of the backbone, for errors.
+      options: the family's own, with their defaults.
+      overrides: the caller's.
+      sizes: of the vision and of the text tower, read from the arrays.
+
+    Raises:
+      UserError: for an unknown option, or a size that the arrays contradict.
+    """
+    vision, text = sizes
+    chosen = dict(options)
+    for key, value in overrides.items():
+        shown = vision.get(key.removeprefix("vision_"), text.get(key.removeprefix("text_")))
+        if key in chosen:
+            chosen[key] = value
+        elif shown is None:
+            known = ", ".join(sorted({*options, *vision, *text}))
+            raise UserError(f"{key!r} is not an option of {name}; known are {known}.")
+        elif shown != value:
+            raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
+    return chosen
+
+
+def joint_digest(paths: Sequence[PathLike]) -> str:
+    """Returns the SHA-256 over the digests of the weight files."""
+    return hashlib.sha256("".join(files.digest(path) for path in paths).encode()).hexdigest()
