@@ -130,9 +130,10 @@ def test_the_prompts_of_the_first_image(clip, params, features, golden, assert_n
     """Learned tokens, adjective and what the Meta-Net saw, in their places."""
     assert clip.tokenize(["good"])[0][0, 1] == golden["in/token_ids_normal"][8]
     assert clip.tokenize(["damaged"])[0][0, 1] == golden["in/token_ids_abnormal"][8]
-    shown = dataclasses.replace(
-        clip, encode_prompts=lambda _, rows, paddings: rows.reshape(len(rows), -1)
+    text = dataclasses.replace(
+        clip.text, encode_prompts=lambda _, rows, paddings: rows.reshape(len(rows), -1)
     )
+    shown = dataclasses.replace(clip, text=text)
     method = vip2clip(shown, {"fgp": False, "adjective_bug": True, "feature_layers": (24,)})
     wide = VisionFeatures(features.global_tokens, jnp.ones((2, 1, 1, 1, 13 * 48)))
     arguments = (clip.params, params, jnp.zeros((1, 2, 13 * 48)), wide, jnp.zeros(2, int))

@@ -160,16 +160,19 @@ class Backbone:
             f" image_size={self.preprocess.image_size}, patch_size={self.patch_size})"
         )
 
-    def need_text(self) -> TextSide:
+    def need_text(self, user: str = "what was asked for") -> TextSide:
         """Returns the text side.
+
+        Args:
+          user: what needs it, for the error.
 
         Raises:
           UserError: the backbone has none.
         """
         if self.text is None:
             raise UserError(
-                f"The backbone {self.name} has no text side, which this method needs; use a vision-language"
-                " model, for example tips-l14-hr or clip-vit-l14-336."
+                f"The backbone {self.name} has no text side, which {user} needs; use a vision-language model,"
+                " for example tips-l14-hr or clip-vit-l14-336."
             )
         return self.text
 

@@ -183,7 +183,8 @@ class TextEncoder(nn.Module):
         x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
         last = jnp.maximum(jnp.sum(jnp.asarray(paddings) == 0, axis=1) - 1, 0)
         x = self.ln_final(x[jnp.arange(x.shape[0]), last]).astype(s.dtype)
-        return (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
+        out: Array = (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
+        return out
 
     def __call__(
         self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
@@ -192,16 +193,8 @@ class TextEncoder(nn.Module):
         return self.encode(self.embed(token_ids), paddings)
 
 
-def vision_tree(sizes: VisionSizes) -> Params:
-    """The names and shapes of a vision tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
-    image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), jnp.float32)
-    return tree_of(VisionEncoder, sizes, image)
-
-
-def text_tree(sizes: TextSizes) -> Params:
-    """The same of a text tower."""
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return tree_of(TextEncoder, sizes, token, token)
+vision_tree = functools.partial(tree_of, VisionEncoder)
+text_tree = functools.partial(tree_of, TextEncoder)
 
 
 def load(

@@ -378,9 +378,9 @@ _FILES: dict[str, Callable[[Release, str], dict[str, File]]] = {
 
 def count_arrays(release: Release, lineage: str, side: str) -> int | None:
     """Returns how many arrays a file of a TIPS holds, None where that is unknown."""
+    depth: int = (release.vision if side == "vision" else release.text or {})["depth"]
     if side == "text":
-        return 16 * release.text["depth"] + 4 if release.text and lineage == "native" else None
-    depth = release.vision["depth"]
+        return 16 * depth + 4 if lineage == "native" else None
     if lineage == "pytorch":
         return 14 * depth + 8
     return (18 if release.vision["feed_forward"] == "swiglu" else 16) * depth + 6

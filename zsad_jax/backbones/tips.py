@@ -199,7 +199,8 @@ class TokenEmbedding(nn.Module):
     def __call__(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n d"]:
         scale = self.width**-0.5
         table = self.param("emb_var", nn.initializers.normal(scale), (self.vocabulary, self.width))
-        return table[token_ids] * (self.width**0.5)
+        embedded: Array = table[token_ids] * (self.width**0.5)
+        return embedded
 
 
 class TextEncoder(nn.Module):
@@ -243,16 +244,8 @@ class TextEncoder(nn.Module):
         return self.encode(self.embed(token_ids), paddings)
 
 
-def vision_tree(sizes: VisionSizes) -> Params:
-    """The names and shapes of a vision tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
-    image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), jnp.float32)
-    return tree_of(VisionEncoder, sizes, image)
-
-
-def text_tree(sizes: TextSizes) -> Params:
-    """The same of a text tower."""
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return tree_of(TextEncoder, sizes, token, token)
+vision_tree = functools.partial(tree_of, VisionEncoder)
+text_tree = functools.partial(tree_of, TextEncoder)
 
 
 def load(

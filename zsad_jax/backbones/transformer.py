@@ -12,6 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import Params
@@ -96,7 +97,10 @@ def attend(
     query = query * (query.shape[-1] ** -0.5)
     if causal or valid is not None or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
         return _attend_plain(query, key, value, valid, causal=causal)
-    return jax.lax.platform_dependent(query, key, value, cpu=_attend_by_head, default=_attend_plain)
+    mixed: Array = jax.lax.platform_dependent(
+        query, key, value, cpu=_attend_by_head, default=_attend_plain
+    )
+    return mixed
 
 
 class Attention(nn.Module):
@@ -230,15 +234,14 @@ class Block(nn.Module):
         return x + mlp(y, valid), stream
 
 
-def tree_of(tower: Callable[[Any], nn.Module], sizes: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
-    """The names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
+def tree_of(tower: Callable[[Any], nn.Module], sizes: Any) -> Params:
+    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
 
     Only one block is traced, since all blocks of a tower have the same shapes.
 
     Args:
-      tower: the module, made of its sizes.
-      sizes: a dataclass with `depth`, the number of blocks.
-      inputs: shapes that the module can be called with.
+      tower: the vision or text module, made of its sizes.
+      sizes: a dataclass with `depth`, the number of blocks, and `patch_size` for a vision tower.
     """
 
     def repeated(tree: Params) -> Params:
@@ -247,7 +250,14 @@ def tree_of(tower: Callable[[Any], nn.Module], sizes: Any, *inputs: jax.ShapeDty
         return {k: repeated(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
     one = tower(dataclasses.replace(sizes, depth=1))
-    return repeated(jax.eval_shape(one.init, jax.random.key(0), *inputs)["params"])
+    if patch := getattr(sizes, "patch_size", None):
+        shapes = jax.eval_shape(
+            one.init, jax.random.key(0), np.zeros((1, patch, patch, 3), np.float32)
+        )
+    else:
+        token = np.zeros((1, 1), np.int32)
+        shapes = jax.eval_shape(one.init, jax.random.key(0), token, token)
+    return repeated(shapes["params"])
 
 
 class Transformer(nn.Module):

@@ -50,9 +50,13 @@ def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any =
       config: the method's config dataclass, or a mapping of its keys; None: the defaults.
 
     Raises:
-      UserError: for an unknown name, an unknown config key or a bad value.
+      UserError: for an unknown name, an unknown config key or a bad value, or if the backbone lacks the text
+        side that the method needs.
     """
-    method: Method = _registered(name)[0](backbone, config)
+    factory, config_type = _registered(name)
+    if config_type.needs_text:
+        backbone.need_text(f"the method {name}")
+    method: Method = factory(backbone, config)
     return method
 
 

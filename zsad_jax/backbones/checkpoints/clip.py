@@ -22,6 +22,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
 from zsad_jax.utils.errors import UserError
 
 SIDES = ("vision", "text")
+_Named = dict[str, np.ndarray]
 BLOCK = "transformer/encoderblock_"
 HEAD_WIDTH = 64  # in every published CLIP
 
@@ -244,9 +245,9 @@ def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-def _sort(arrays: Arrays) -> dict[str, tuple[dict[str, np.ndarray], dict[str, dict]]]:
-    """By side: native arrays outside the blocks, and the blocks by number, their arrays as they were."""
-    sides: dict[str, tuple[dict, dict]] = {side: ({}, {}) for side in SIDES}
+def _sort(arrays: Arrays) -> dict[str, tuple[_Named, dict[str, _Named]]]:
+    """Returns by side: native arrays outside the blocks, and by number the blocks as the file has them."""
+    sides: dict[str, tuple[_Named, dict[str, _Named]]] = {side: ({}, {}) for side in SIDES}
     for name, array in arrays.items():
         side = "vision" if name.startswith(("visual", "vision")) else "text"
         outside, blocks = sides[side]
@@ -270,13 +271,14 @@ def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
 
 def _need(arrays: Arrays, name: str, dimensions: int, source: str) -> np.ndarray:
     if name not in arrays or arrays[name].ndim != dimensions:
-        what = "no array" if name not in arrays else "another shape of"
-        raise UserError(f"{source} is no tower of a CLIP: it has {what} {name!r}; fetch it again.")
+        wrong = "missing" if name not in arrays else "of the wrong shape"
+        raise UserError(f"{source} is not a CLIP tower: {name!r} is {wrong}; fetch it again.")
     return arrays[name]
 
 
 def _count_heads(tower: Arrays, source: str) -> int:
-    return _need(tower, f"{BLOCK}0/{ATTENTION}/query/kernel", 3, source).shape[1]
+    heads: int = _need(tower, f"{BLOCK}0/{ATTENTION}/query/kernel", 3, source).shape[1]
+    return heads
 
 
 def read_sizes_vision(arrays: Arrays, source: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class MethodConfig:
 
     Attributes:
       title: the method's name as its paper prints it.
+      needs_text: whether the method needs the text side of a backbone.
       recipe: the setting of its published numbers.
       renamed: former keys and what replaces them, for error messages.
       stored_defaults: what stands for the default of an option in keys of stored results, if not the option.
@@ -54,6 +55,7 @@ class MethodConfig:
     """
 
     title: ClassVar[str]
+    needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
     renamed: ClassVar[Mapping[str, str]] = {}
     stored_defaults: ClassVar[Mapping[str, Options]] = {}
