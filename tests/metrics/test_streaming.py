@@ -39,7 +39,7 @@ def one_pass(maps, masks):
 
 
 def exact_values(maps, masks):
-    return exact.compute(exact.update(exact.init(), maps, masks=masks)).values
+    return exact.compute(exact.update(exact.State(), maps, masks=masks)).values
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,6 @@
 """The metrics of one category, gathered batch by batch."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,13 +10,7 @@ from jaxtyping import ArrayLike, Bool, Float
 from zsad_jax.metrics import checks, streaming
 from zsad_jax.metrics import exact as exact_pixels
 from zsad_jax.metrics.curve import curve_of
-from zsad_jax.metrics.result import (
-    ALL_PIXEL_METRICS,
-    Metrics,
-    Note,
-    image_metrics,
-    undefined,
-)
+from zsad_jax.metrics.result import ALL_PIXEL_METRICS, Metrics, Note, image_metrics, undefined
 from zsad_jax.metrics.stepped import Thresholds
 from zsad_jax.utils.errors import UserError, plural
 
@@ -48,7 +43,7 @@ def init(*, exact: bool = False) -> State:
     Args:
       exact: keep the score of every pixel, in memory that grows with the images, instead of histograms.
     """
-    return State({}, np.zeros(0, bool), exact_pixels.init() if exact else streaming.init())
+    return State({}, np.zeros(0, bool), exact_pixels.State() if exact else streaming.init())
 
 
 def update(
@@ -91,11 +86,8 @@ def update(
         if not usable.all():  # otherwise no copy is needed
             maps, masks = maps[usable], masks[usable]
         state = state._replace(pixels=_kind(state).update(state.pixels, maps, masks=masks))
-    return state._replace(
-        num_maps=state.num_maps + len(truth),
-        num_with_mask=state.num_with_mask + int(usable.sum()),
-        num_anomalous_without_mask=state.num_anomalous_without_mask + int((truth & ~usable).sum()),
-    )
+    more = (len(truth), int(usable.sum()), int((truth & ~usable).sum()))
+    return State(*state[:3], *map(operator.add, state[3:], more))
 
 
 def merge(a: State, b: State) -> State:
@@ -104,7 +96,7 @@ def merge(a: State, b: State) -> State:
         _append(a.scores, b.scores),
         np.append(a.labels, b.labels),
         _kind(a).merge(a.pixels, b.pixels),
-        *(first + second for first, second in zip(a[3:], b[3:], strict=True)),
+        *map(operator.add, a[3:], b[3:]),
     )
 
 

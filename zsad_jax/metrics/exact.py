@@ -1,5 +1,6 @@
 """Pixel metrics that keep every score: exact, in memory that grows with the images."""
 
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,6 @@ class State(NamedTuple):
     num_regions: int = 0
 
 
-def init() -> State:
-    """Returns the state without pixels."""
-    return State()
-
-
 def update(
     state: State, maps: Float[np.ndarray, "b H W"], *, masks: Bool[np.ndarray, "b H W"]
 ) -> State:
@@ -38,12 +34,7 @@ def update(
 
 def merge(a: State, b: State) -> State:
     """Returns the state after both."""
-    return State(
-        a.negatives + b.negatives,
-        a.positives + b.positives,
-        a.overlap + b.overlap,
-        a.num_regions + b.num_regions,
-    )
+    return State(*map(operator.add, a, b))
 
 
 def curve(state: State) -> Curve:
@@ -85,4 +76,4 @@ def pixel_aupro_200step(
     Raises:
       UserError: on non-finite maps, or shapes that do not match.
     """
-    return compute(update(init(), maps, masks=masks), thresholds=thresholds).values[AUPRO_200STEP]
+    return compute(update(State(), maps, masks=masks), thresholds=thresholds).values[AUPRO_200STEP]

@@ -75,9 +75,7 @@ def pixel_metrics(
         "pixel_ap": curves.average_precision(curve),
         "pixel_aupro": curves.aupro(curve, num_regions),
         "pixel_f1max": curves.f1max(curve)[0],
-        AUPRO_200STEP: stepped_aupro(
-            curve, num_regions=num_regions, span=span, thresholds=thresholds
-        ),
+        AUPRO_200STEP: stepped_aupro(curve, num_regions, span=span, thresholds=thresholds),
     }
     reason = "fewer than two of the 200 thresholds tell pixels apart below FPR 0.3"
     return Metrics(values, {AUPRO_200STEP: reason} if np.isnan(values[AUPRO_200STEP]) else {})

@@ -13,7 +13,7 @@ Thresholds = Literal["torch", "numpy"]  # whose `arange` the published code call
 
 
 def stepped_aupro(
-    curve: Curve, *, num_regions: int, span: tuple[float, float], thresholds: Thresholds
+    curve: Curve, num_regions: int, *, span: tuple[float, float], thresholds: Thresholds
 ) -> float:
     """Computes `pixel_aupro_200step` from counted scores.
 

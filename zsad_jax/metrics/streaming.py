@@ -43,8 +43,8 @@ class State(NamedTuple):
     negatives: Int[np.ndarray, " n"]
     positives: Int[np.ndarray, " n"]
     overlap: Float[np.ndarray, " n"]
-    num_regions: int
-    span: tuple[float, float]
+    num_regions: int = 0
+    span: tuple[float, float] = (np.inf, -np.inf)
 
     @property
     def level(self) -> int:
@@ -54,14 +54,8 @@ class State(NamedTuple):
 
 def init() -> State:
     """Returns the state without pixels, of 24 MB like every later one."""
-    return State(
-        pages=np.zeros(0, np.int32),
-        negatives=np.zeros(NUM_BINS, np.int64),
-        positives=np.zeros(NUM_BINS, np.int64),
-        overlap=np.zeros(NUM_BINS),
-        num_regions=0,
-        span=(np.inf, -np.inf),
-    )
+    negatives, positives = np.zeros((2, NUM_BINS), np.int64)
+    return State(np.zeros(0, np.int32), negatives, positives, np.zeros(NUM_BINS))
 
 
 def update(

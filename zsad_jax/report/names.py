@@ -41,7 +41,7 @@ PAPER_METRICS = {  # as the papers define them: one AUPRO, from 200 thresholds
 
 METRIC_GROUPS = {"image": "Image level", "pixel": "Pixel level"}
 
-COLUMNS = {
+COLUMNS = {  # what was run, in the order of results.json
     "method": "Method",
     "variant": "Variant",
     "backbone": "Backbone",

@@ -7,23 +7,9 @@ import numpy as np
 
 from zsad_jax.data.benchmarks.facts import Level
 from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
+from zsad_jax.report import names
 
-IDENTITY_COLUMNS = (
-    "dataset",
-    "category",
-    "method",
-    "variant",
-    "backbone",
-    "auxiliary",
-    "checkpoint",
-    "seed",
-    "epoch",
-    "class_name",
-    "prompt_family",
-    "image_size",
-    "sigma",
-    "image_score",
-)
+IDENTITY_COLUMNS = ("dataset", "category", *names.COLUMNS)
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
 RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS

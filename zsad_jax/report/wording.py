@@ -55,15 +55,11 @@ def sentences(notes: Iterable[Note]) -> list[str]:
 
 
 def absence_notes(members: Sequence[Row], what: str) -> list[Note]:
-    """Returns notes on the undefined values that means over rows exclude.
-
-    Args:
-      members: the rows.
-      what: "categories" or "datasets".
-    """
+    """Returns notes on the undefined values that means over rows, by `what`, exclude."""
+    named = [(row, member_name(row["dataset"], row["category"])) for row in members]
     absent: dict[tuple[str, ...], list[str]] = {}
     for metric in METRIC_COLUMNS:
-        undefined = tuple(_member_name(row) for row in members if row[metric] is None)
+        undefined = tuple(name for row, name in named if row[metric] is None)
         if len(undefined) < len(members):
             absent.setdefault(undefined, []).append(metric)
     return [
@@ -102,7 +98,6 @@ def _name_metrics(keys: Iterable[str]) -> str:
     return ", ".join(words + [names.METRICS[key] for key in left])
 
 
-def _member_name(row: Row) -> str:
-    if row["category"] == MEAN:
-        return names.dataset_name(row["dataset"])
-    return names.category_name(row["category"])
+def member_name(dataset: str, category: str) -> str:
+    """Returns the name of a category, or of the dataset itself."""
+    return names.dataset_name(dataset) if category == MEAN else names.category_name(category)

@@ -4,14 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zsad_jax.report import names
-from zsad_jax.report.papers.sheets import (
-    GAIN,
-    TITLES,
-    Place,
-    Sheet,
-    choose_papers,
-    make_sheets,
-)
+from zsad_jax.report.papers.sheets import GAIN, TITLES, choose_papers, make_sheets
 from zsad_jax.report.papers.side_by_side import make_gain_table, make_table
 from zsad_jax.report.papers.workdirs import Ours, columns_of, read_workdirs
 from zsad_jax.report.published import DOMAIN_MEANS, paper_of
@@ -73,15 +66,15 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
     """
     papers: dict[str, list[Row]] = {}
     for row in rows:
-        paper = paper_of(row["method"])
-        if paper is not None:
+        if paper := paper_of(row["method"]):
             papers.setdefault(paper, []).append(row)
     tables = []
     for paper, members in papers.items():
         ours, datasets = columns_of(members, run), {row["dataset"] for row in members}
         for sheet in make_sheets(paper):
-            places = [] if sheet.by_category else _places_run(sheet, datasets)
-            if places:
+            # Rows of datasets that were run, and of means all of whose members were.
+            places = [place for place in sheet.places if datasets.issuperset(sheet.members(place))]
+            if places and not sheet.by_category:
                 shown = [one for one in ours if any(place in one.rows for place in places)]
                 tables.append(make_table(sheet.limited_to(places), shown))
     return tables
@@ -90,21 +83,9 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
 def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
     """Returns a sentence for each of our columns that lacks datasets of the papers."""
     wanted = dict.fromkeys(dataset for one in papers for dataset in one.datasets)
-    missing = {
-        one.name: [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
-        for one in ours
-    }
-    return [
-        f"Not run with ours, {name}: {', '.join(keys)}." for name, keys in missing.items() if keys
-    ]
-
-
-def _places_run(sheet: Sheet, datasets: set[str]) -> list[Place]:
-    """Returns the rows of datasets that were run, and of means all of whose members were."""
-    return [
-        place
-        for place in sheet.places
-        if datasets.issuperset(
-            sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else [place.dataset]
-        )
-    ]
+    found = []
+    for one in ours:
+        missing = [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
+        if missing:
+            found.append(f"Not run with ours, {one.name}: {', '.join(missing)}.")
+    return found

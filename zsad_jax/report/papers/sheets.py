@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.report import names
+from zsad_jax.report import names, wording
 from zsad_jax.report.published import (
     DOMAIN_MEANS,
     MAIN_TABLES,
@@ -35,9 +35,7 @@ class Place(NamedTuple):
     @property
     def label(self) -> str:
         """The name of the category, or of the dataset or mean."""
-        if self.category != MEAN:
-            return names.category_name(self.category)
-        return names.dataset_name(self.dataset)
+        return wording.member_name(self.dataset, self.category)
 
 
 class Competitor(NamedTuple):
@@ -89,9 +87,11 @@ class Sheet(NamedTuple):
         """Whether the rows are categories of one dataset."""
         return any(place.category != MEAN for place in self.places)
 
-    def members(self, mean: str) -> tuple[str, ...]:
-        """Returns the datasets that a mean over datasets covers here."""
-        return mean_members(self.paper, DOMAIN_MEANS[mean], self.metric, self.table)
+    def members(self, place: Place) -> tuple[str, ...]:
+        """Returns the datasets that a mean over datasets covers here; of any other place, its own."""
+        if place.dataset not in DOMAIN_MEANS:
+            return (place.dataset,)
+        return mean_members(self.paper, DOMAIN_MEANS[place.dataset], self.metric, self.table)
 
     def limited_to(self, places: Collection[Place]) -> "Sheet":
         """Returns a sheet with some of the rows, and the columns that have numbers there."""
@@ -170,7 +170,7 @@ def _make_sheet(table: str, numbers: Collection[PublishedNumber], main: bool) ->
     for place in places:
         for competitor, found in columns.items():
             if place.dataset in DOMAIN_MEANS and place not in found and not competitor.full_shot:
-                keys = sheet.members(place.dataset)
+                keys = sheet.members(place)
                 members = [found[Place(key)] for key in keys if Place(key) in found]
                 if members and len(members) == len(keys):
                     found[place] = _mean_of(members, place)

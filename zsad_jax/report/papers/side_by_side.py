@@ -145,8 +145,8 @@ def _our_cell(
         return EMPTY
     words = list(value.words)
     if training and value.percent is not None:
-        keys = sheet.members(place.dataset) if place.dataset in DOMAIN_MEANS else (place.dataset,)
-        words += words_on(ours.deviations, keys, sheet.metric, kinds=("training",))
+        members = sheet.members(place)
+        words += words_on(ours.deviations, members, sheet.metric, kinds=("training",))
     if not words:
         return Cell(value.percent, reference=reference)
     return Cell(value.percent, footnotes=tuple(map(wording.sentence, words)))
@@ -163,9 +163,8 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
     """Returns our number at a place, with words on images and setting; None without a result."""
     metric = OUR_METRIC[sheet.metric]
     if place.dataset in DOMAIN_MEANS:
-        members = {
-            Place(key): _our_value(sheet, ours, Place(key)) for key in sheet.members(place.dataset)
-        }
+        own = [Place(key) for key in sheet.members(place)]
+        members = {one: _our_value(sheet, ours, one) for one in own}
         if not any(members.values()):
             return None
         defined = {key: v for key, v in members.items() if v and v.percent is not None}
@@ -238,7 +237,7 @@ def _excluded(sheet: Sheet, place: Place) -> tuple[str, ...]:
         return ()
     here = [one.dataset for one in sheet.places if one.dataset in DATASETS]
     here = [key for key in here if DATASETS[key].domain == DOMAIN_MEANS[place.dataset]]
-    without = [names.dataset_name(key) for key in here if key not in sheet.members(place.dataset)]
+    without = [names.dataset_name(key) for key in here if key not in sheet.members(place)]
     return (f"Without {', '.join(without)}, as in the paper.",) if without else ()
 
 
