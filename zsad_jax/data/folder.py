@@ -292,7 +292,6 @@ def _list_part(
 
 
 def _judge(masks: tuple[str, ...]) -> int:
-    """Returns the label of an image according to its masks."""
     try:
         return int(bool(masks) and bool(decode_mask(masks).any()))
     except UnreadableImage:

@@ -166,13 +166,10 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    """Samples of a dataset in a given order."""
-
     dataset: Dataset
     order: np.ndarray
 
     def read(self, position: int) -> tuple[int, Sample | Issue]:
-        """Returns a sample with its position in the dataset."""
         index = int(self.order[position])
         return index, read_sample(self.dataset, index)
 

@@ -95,7 +95,6 @@ def find_masks(
 def _find_twins(
     folder: str, files: Sequence[str], named: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Returns files of a folder, each with an image elsewhere that has its name."""
     twins = {}
     for file in files:
         same = (one for name in names(os.path.basename(file), MASK) for one in named.get(name, ()))

@@ -158,7 +158,6 @@ def _expect(kind: type[T], value: Any, rule: str) -> T:
 
 
 def _check(entry: dict[str, Any]) -> dict[str, Any]:
-    """Returns an entry with its label as a number."""
     image, mask, anomaly = entry.get("img_path"), entry.get("mask_path"), entry.get("anomaly")
     if not image or not isinstance(image, str) or "\0" in image:
         raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, and is {image!r}")

@@ -286,7 +286,6 @@ def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
 
 
 def _open(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
-    """Opens an image without decoding its pixels."""
     with _large_images_allowed():
         source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         return Image.open(source, formats=FORMATS)

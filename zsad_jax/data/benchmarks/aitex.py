@@ -26,8 +26,7 @@ DEFECTS = {
 }
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the folders of strips, with and without defects."""
+def _is_root(folder: pathlib.Path) -> bool:
     return all(find_folder(folder, name) for name in ("Defect_images", "NODefect_images"))
 
 
@@ -71,4 +70,4 @@ def patches(size: tuple[int, int]) -> list[Box]:
     return [(left, 0, min(left + PATCH, width), height) for left in range(0, width, PATCH)]
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

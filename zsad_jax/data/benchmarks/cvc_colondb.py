@@ -14,13 +14,11 @@ COPY = paired_folders(
 )
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the official files, or images and masks under the set's name."""
+def _is_root(folder: pathlib.Path) -> bool:
     return _is_official(folder) or COPY.is_root(folder)
 
 
-def is_given(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the official files, or images and masks."""
+def _is_given(folder: pathlib.Path) -> bool:
     return _is_official(folder) or COPY.accepts(folder)
 
 
@@ -39,7 +37,6 @@ def list_files(root: pathlib.Path) -> Listing:
 
 
 def _is_official(folder: pathlib.Path) -> bool:
-    """Returns whether there is a frame with a mask beside it."""
     files = _sort_out(folder)
     numbers = {path.stem for path in files[FRAME]}
     return any(path.stem[len(MASK) :] in numbers for path in files[MASK])
@@ -55,4 +52,4 @@ def _sort_out(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     return files
 
 
-LAYOUT = Layout(is_root, list_files, is_given)
+LAYOUT = Layout(_is_root, list_files, _is_given)

@@ -11,8 +11,7 @@ from zsad_jax.data.dataset import Sample
 LABEL = "_label"
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds textures with their tests."""
+def _is_root(folder: pathlib.Path) -> bool:
     return any(find_folder(folder / name, "Test") for name in DATASETS["dagm"].categories)
 
 
@@ -49,4 +48,4 @@ def _read_labels(labels: pathlib.Path) -> set[str]:
     }
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

@@ -13,8 +13,7 @@ from zsad_jax.utils.errors import UserError
 LIST = "labels.csv"
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the list of cells and their images."""
+def _is_root(folder: pathlib.Path) -> bool:
     return (folder / LIST).is_file() and any(folder.glob("images/cell*"))
 
 
@@ -48,7 +47,6 @@ def list_files(root: pathlib.Path) -> Listing:
 
 
 def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
-    """Returns the image, the probability of a defect and the kind of cell."""
     try:
         file_name, probability, kind = line.split()
         return file_name, float(probability), kind
@@ -59,4 +57,4 @@ def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
         ) from error
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

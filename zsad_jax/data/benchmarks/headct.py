@@ -13,8 +13,7 @@ COLUMNS = ["id", "hemorrhage"]
 DEFECTS = {"0": "good", "1": "hemorrhage"}
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the table of hemorrhages and images."""
+def _is_root(folder: pathlib.Path) -> bool:
     rows = _read_rows(folder / LABELS)
     return bool(rows) and rows[0] == COLUMNS and bool(_find_images(folder))
 
@@ -46,7 +45,6 @@ def list_files(root: pathlib.Path) -> Listing:
 
 
 def _read_rows(path: pathlib.Path) -> list[list[str]]:
-    """Returns the rows of a table, including the header, without the blanks around the values."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -62,4 +60,4 @@ def _find_images(root: pathlib.Path) -> list[pathlib.Path]:
     return []
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

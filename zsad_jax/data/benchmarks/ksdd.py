@@ -11,8 +11,7 @@ from zsad_jax.data.benchmarks.listing import Box, Listing, list_folders, list_im
 LABEL = "_label"
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds folders of parts with their labels."""
+def _is_root(folder: pathlib.Path) -> bool:
     return any(folder.glob(f"kos*/Part*{LABEL}.*"))
 
 
@@ -44,4 +43,4 @@ def thirds(size: tuple[int, int]) -> list[Box]:
     return [(0, upper, width, lower) for upper, lower in itertools.pairwise(cuts)]
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

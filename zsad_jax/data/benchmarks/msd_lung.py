@@ -136,11 +136,7 @@ def _list_volumes(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _read_label(path: pathlib.Path, volume: pathlib.Path) -> Shaped[np.ndarray, "H W D"]:
-    """Reads a label, and reads its volume to the end, so that damage is found before anything is written.
-
-    Raises:
-      _DamagedVolume: one of them cannot be used.
-    """
+    """Reads a label, and reads its volume to the end, so that damage is found before anything is written."""
     label_header, header = _check(path), _check(volume)
     if label_header.shape != header.shape or len(header.shape) != 3:
         sizes = ["x".join(map(str, one.shape)) for one in (label_header, header)]
@@ -152,11 +148,7 @@ def _read_label(path: pathlib.Path, volume: pathlib.Path) -> Shaped[np.ndarray, 
 
 
 def _check(path: pathlib.Path) -> Any:
-    """Opens a volume, checks that all of it is there and undamaged, and decodes nothing.
-
-    Raises:
-      _DamagedVolume: it is not.
-    """
+    """Opens a volume, checks that all of it is there and undamaged, and decodes nothing."""
     nibabel = _import_nibabel()
     try:
         image = nibabel.load(path)

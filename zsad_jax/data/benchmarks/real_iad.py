@@ -23,8 +23,7 @@ IMAGES = ("realiad_1024", "realiad_512", "realiad_256", "realiad_raw")
 PARTS = ((JSONS,), IMAGES)
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the split and images of some size."""
+def _is_root(folder: pathlib.Path) -> bool:
     return has_pair(folder, PARTS)
 
 
@@ -99,4 +98,4 @@ def _read_entry(
     )
 
 
-LAYOUT = Layout(is_root, list_files, left_out=left_out)
+LAYOUT = Layout(_is_root, list_files, left_out=left_out)

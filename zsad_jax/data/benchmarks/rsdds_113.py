@@ -6,8 +6,7 @@ from zsad_jax.data.benchmarks.layouts import Layout
 from zsad_jax.data.benchmarks.listing import Listing, find_folder
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds images and masks."""
+def _is_root(folder: pathlib.Path) -> bool:
     return bool(_find_images(folder) and find_folder(folder, "Ground Truth"))
 
 
@@ -25,4 +24,4 @@ def _find_images(root: pathlib.Path) -> pathlib.Path | None:
     return find_folder(find_folder(root, "2D_Image") or root, "INPUT_IMG")
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

@@ -9,8 +9,7 @@ from zsad_jax.data.benchmarks.listing import Listing, find_folder, list_folders
 KINDS = {"In": "inclusion", "Pa": "patches", "Sc": "scratches"}
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds images and masks."""
+def _is_root(folder: pathlib.Path) -> bool:
     return bool(_find_folders(folder))
 
 
@@ -25,7 +24,6 @@ def list_files(root: pathlib.Path) -> Listing:
 
 
 def _find_folders(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Returns the folders of images, each with that of its masks."""
     images, masks = find_folder(root, "Source Images"), find_folder(root, "Ground truth")
     if images and masks:
         return [(images, masks)]
@@ -35,4 +33,4 @@ def _find_folders(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]
     ]
 
 
-LAYOUT = Layout(is_root, list_files)
+LAYOUT = Layout(_is_root, list_files)

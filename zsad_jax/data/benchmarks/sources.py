@@ -184,7 +184,6 @@ def _compare(archive: Archive, path: pathlib.Path) -> str:
 
 
 def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
-    """Extracts a tar or zip archive and shows the progress."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -256,9 +255,6 @@ def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Ite
 
     Python's own filters did not stop chains of links from leaving the folder before 3.11.13 (CVE-2025-4517).
     Without links nothing can.
-
-    Raises:
-      _UnsafeMember: a member is neither file nor folder, would leave the folder, or exceeds `limit` bytes.
     """
     megabytes = 0
     for member in members:

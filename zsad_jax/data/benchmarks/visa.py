@@ -15,8 +15,7 @@ SPLIT_FILE = "split_csv/1cls.csv"
 REPACKED = mvtec_layout("visa", MvtecLayout(marks=("test/bad",)))
 
 
-def is_root(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds the official split and images, or repacked ones."""
+def _is_root(folder: pathlib.Path) -> bool:
     return _is_official(folder) or REPACKED.is_root(folder)
 
 
@@ -69,4 +68,4 @@ def _read_row(root: pathlib.Path, row: dict[str, str]) -> Sample:
     )
 
 
-LAYOUT = Layout(is_root, list_files, left_out=REPACKED.left_out)
+LAYOUT = Layout(_is_root, list_files, left_out=REPACKED.left_out)

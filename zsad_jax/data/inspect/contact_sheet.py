@@ -132,7 +132,6 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _members(target: Target, split: str, categories: Sequence[str]) -> dict[str, list[Chosen]]:
-    """Returns the images of each category, in the order of the given categories."""
     dataset = target.splits[split]
     indices: Sequence[int] = range(len(dataset))
     if target.recorded is not None:
@@ -174,7 +173,6 @@ def _make_tile(sample: Sample, *, told: bool) -> Tile:
 
 
 def _width(span: int) -> int:
-    """Returns the width of so many columns, in pixels."""
     return span * (TILE + GAP) - GAP
 
 
@@ -203,7 +201,6 @@ def _end_of(file_name: str) -> str:
 
 
 def _draw(title: str, rows: Sequence[tuple[str, list[Tile]]]) -> Image.Image:
-    """Places headings and lines of tiles below each other."""
     columns = max((sum(tile.span for tile in tiles) for _, tiles in rows), default=1)
     columns = min(max(columns, 1), COLUMNS)
     width = max(2 * MARGIN + _width(columns), NARROWEST)
@@ -222,7 +219,6 @@ def _draw(title: str, rows: Sequence[tuple[str, list[Tile]]]) -> Image.Image:
 
 
 def _flow(tiles: Sequence[Tile], columns: int) -> list[list[Tile]]:
-    """Returns the tiles in lines of so many columns."""
     lines: list[list[Tile]] = []
     for tile in tiles:
         if lines and sum(one.span for one in lines[-1]) + tile.span <= columns:

@@ -98,7 +98,6 @@ def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Pub
 
 
 def _pick(split: Mapping[str, Pair | None] | None, name: str, missing: Pair | None) -> Cell:
-    """Returns the numbers of a category, or of the whole; None where nothing is known."""
     if split is None:
         return None
     return total(split) if name == ALL else split.get(name, missing)

@@ -18,8 +18,6 @@ from zsad_jax.utils.threads import map_in_threads
 
 
 class _Looked(NamedTuple):
-    """The result for an image."""
-
     sample: Sample | None  # without image and mask; None where its record cannot be read
     usable: bool
     issues: list[Issue]

@@ -192,7 +192,6 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
 
 
 def _mount_chip(rng: np.random.Generator, image: np.ndarray, pose: staging.Pose, height: float):
-    """Draws the body of a chip across the middle of the board."""
     body = canvas.pick(rng, ((0.13, 0.13, 0.14), (0.26, 0.26, 0.27), (0.6, 0.58, 0.52)))
     outline = pose.apply(canvas.box((0, 0), (186, height), corner=2))
     canvas.fill(image, outline + 2, 0.03, opacity=0.5)
