@@ -16,7 +16,7 @@ from zsad_jax.backbones import registry
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.facts import DATASETS as FACTS
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.report import published_numbers
+from zsad_jax.report.published import published_numbers
 from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

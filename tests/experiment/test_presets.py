@@ -14,7 +14,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import parse_name
 from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
 from zsad_jax.methods import METHODS, config_class
-from zsad_jax.report import published_numbers
+from zsad_jax.report.published import published_numbers
 from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]

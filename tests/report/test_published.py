@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from zsad_jax.report import published, published_numbers
+from zsad_jax.report import published
+from zsad_jax.report.published import published_numbers
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "published" / "results.csv"
 

@@ -4,7 +4,6 @@ from zsad_jax.report.base import Report
 from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.images import gallery
-from zsad_jax.report.published import PublishedNumber, published_numbers
 from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.report.write import write_report
@@ -14,11 +13,9 @@ __all__ = [
     "RESULT_COLUMNS",
     "WITHOUT_MASK",
     "CurveWriter",
-    "PublishedNumber",
     "Report",
     "Row",
     "gallery",
-    "published_numbers",
     "read_curves",
     "result_row",
     "write_report",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from zsad_jax.report import formats
 from zsad_jax.report.papers import PaperTables, compare_papers, find_missing, read_workdirs
 from zsad_jax.utils import command_line
-from zsad_jax.utils.command_line import log_plainly
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import write_text
 
@@ -28,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--all", action="store_true", help="include ablations and variants, the papers' and ours"
     )
     options = parser.parse_args(arguments)
-    log_plainly()
+    command_line.log_plainly()
     return command_line.guarded(lambda: _compare(options))
 
 

@@ -75,12 +75,10 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
         words = [*wording.sentences(remarks), *results.reasons([row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
         lines.append(Line(labels, cells, tuple(words)))
-    about = {row["dataset"]: DATASETS.get(row["dataset"]) for row in means}
+    known = [row for row in means if row["dataset"] in DATASETS]
     summaries = {}
     for mean, domain in DOMAIN_MEANS.items():
-        members = [
-            row for row in means if (known := about[row["dataset"]]) and known.domain == domain
-        ]
+        members = [row for row in known if DATASETS[row["dataset"]].domain == domain]
         if len(members) > 1:
             summaries[mean] = members
     if not summaries and len(means) > 1:
