@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from zsad_jax.metrics import checks
-from zsad_jax.metrics.curve import Curve, curve_of
+from zsad_jax.metrics.curve import curve_of
 from zsad_jax.metrics.regions import region_overlap
 from zsad_jax.metrics.result import AUPRO_200STEP, Metrics, pixel_metrics
 from zsad_jax.metrics.stepped import Thresholds
@@ -37,17 +37,12 @@ def merge(a: State, b: State) -> State:
     return State(*map(operator.add, a, b))
 
 
-def curve(state: State) -> Curve:
-    """Counts the pixels at every distinct score."""
+def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
+    """Computes the pixel metrics, and AUPRO as published code does."""
     negatives, positives, overlap = (
         np.concatenate(arrays or (np.zeros(0, np.float32),)) for arrays in state[:3]
     )
-    return curve_of(negatives, positives, overlap=overlap)
-
-
-def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
-    """Computes the pixel metrics, and AUPRO as published code does."""
-    counted = curve(state)
+    counted = curve_of(negatives, positives, overlap=overlap)
     span = (counted.scores[-1], counted.scores[0]) if len(counted.scores) else (0.0, 0.0)
     return pixel_metrics(counted, num_regions=state.num_regions, span=span, thresholds=thresholds)
 

@@ -37,11 +37,7 @@ def make_tables(
 ) -> list[Table]:
     """Makes every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
-    Args:
-      rows: results.json.
-      comparisons: comparisons.json.
-      notes: remarks by (dataset, category), shown as footnotes.
-      run: run.json.
+    The arguments are fields of a `Report`; notes become footnotes.
     """
     notes = notes or {}
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))

@@ -114,11 +114,7 @@ class Sheet(NamedTuple):
 
 
 def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...]:
-    """Returns the papers by key: one, or all.
-
-    Raises:
-      UserError: there is no such paper, or none of them has the table.
-    """
+    """Returns the papers by key: one, or all. Rejects an unknown paper, and a table that none has."""
     if paper is not None and paper not in MAIN_TABLES:
         raise UserError(f'Unknown paper "{paper}". Available: {", ".join(MAIN_TABLES)}.')
     papers = tuple(MAIN_TABLES) if paper is None else (paper,)
@@ -135,13 +131,7 @@ def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...
 def make_sheets(
     paper: str, *, table: str | None = None, everything: bool = False
 ) -> Iterator[Sheet]:
-    """Yields the sheets of a paper, in the order of its tables.
-
-    Args:
-      paper: key of the paper.
-      table: only this one; any table can be named.
-      everything: all tables, not only those of main results.
-    """
+    """Yields the sheets of a paper's main tables in their order; of one table, or of `everything`."""
     numbers = [number for number in all_numbers() if number.paper == paper]
     for key, metric in dict.fromkeys((number.table, number.metric) for number in numbers):
         main = key in {*MAIN_TABLES[paper][0], *MAIN_TABLES[paper][1]}
