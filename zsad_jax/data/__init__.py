@@ -6,15 +6,7 @@ from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.meta_json import read_meta_json
 from zsad_jax.data.open import check_available, is_available, open_dataset
-from zsad_jax.data.preprocess import (
-    Preprocess,
-    UnreadableImage,
-    decode_image,
-    decode_mask,
-    image_from_array,
-    resize_image,
-    resize_mask,
-)
+from zsad_jax.data.preprocess import Preprocess, UnreadableImage
 from zsad_jax.data.protocols import prompt_name
 
 __all__ = [
@@ -26,16 +18,11 @@ __all__ = [
     "Samples",
     "UnreadableImage",
     "check_available",
-    "decode_image",
-    "decode_mask",
     "find_images",
-    "image_from_array",
     "is_available",
     "load_batches",
     "open_dataset",
     "prompt_name",
     "read_folder",
     "read_meta_json",
-    "resize_image",
-    "resize_mask",
 ]

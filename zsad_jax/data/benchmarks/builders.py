@@ -136,11 +136,9 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             if not Samples(self.name, samples).grouped:
                 raise RuntimeError(f"{self.name}, {split}: a category is not in one piece.")
         self._issues, self._notes = list(listing.issues), []
-        self._counted = {split: count(samples) for split, samples in listing.samples.items()}
-        return {
-            split: self._generate_examples(split, samples)
-            for split, samples in listing.samples.items()
-        }
+        splits = listing.samples
+        self._counted = {split: count(samples) for split, samples in splits.items()}
+        return {split: self._generate_examples(split, splits[split]) for split in splits}
 
     def _list_files(self, root: pathlib.Path) -> Listing:
         """Lists the files of the official layout, else those of a meta.json."""

@@ -23,10 +23,9 @@ def list_files(root: pathlib.Path) -> Listing:
         if not re.fullmatch(r"kos\d+", folder.name):
             continue
         files = list_images(folder)
-        labels = {
-            path.stem.removesuffix(LABEL): [path] for path in files if path.stem.endswith(LABEL)
-        }
-        images = [path for path in files if not path.stem.endswith(LABEL)]
+        labelled = [path for path in files if path.stem.endswith(LABEL)]
+        labels = {path.stem.removesuffix(LABEL): [path] for path in labelled}
+        images = [path for path in files if path not in labelled]
         for image in listing.pair(images, labels, category="ksdd"):
             # Every image has a label, and an empty one is no issue.
             parts += listing.cut(dataclasses.replace(image, label=0), thirds)

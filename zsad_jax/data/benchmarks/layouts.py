@@ -7,24 +7,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from zsad_jax.data.benchmarks.facts import (
-    DATASETS,
-    FolderPair,
-    MvtecLayout,
-    PairedFolders,
-    TwoFolders,
-)
+from zsad_jax.data.benchmarks import facts
+from zsad_jax.data.benchmarks.facts import DATASETS, FolderPair
 from zsad_jax.data.benchmarks.listing import (
     Listing,
     Path,
     find_folder,
-    list_folders,
-    list_images,
     masks_by_stem,
     sort_by_number,
 )
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.meta_json import read_meta_json, read_splits
+from zsad_jax.data.walk import list_folders, list_images
 
 
 class Layout(NamedTuple):
@@ -52,16 +46,16 @@ class Layout(NamedTuple):
 def find_layout(name: str) -> Layout:
     """Returns the layout of a benchmark: a shared one, or `LAYOUT` of the module with the benchmark's name."""
     match DATASETS[name].layout:
-        case MvtecLayout() as options:
+        case facts.MvtecLayout() as options:
             return mvtec_layout(name, options)
-        case TwoFolders() as options:
+        case facts.TwoFolders() as options:
             return two_folders(name, options)
-        case PairedFolders() as options:
+        case facts.PairedFolders() as options:
             return paired_folders(name, options)
     return importlib.import_module(f"{__package__}.{name}").LAYOUT
 
 
-def mvtec_layout(name: str, options: MvtecLayout) -> Layout:
+def mvtec_layout(name: str, options: facts.MvtecLayout) -> Layout:
     """Makes the layout of MVTec AD, which many industrial sets have adopted."""
 
     def is_root(folder: Path) -> bool:
@@ -92,7 +86,7 @@ def mvtec_layout(name: str, options: MvtecLayout) -> Layout:
     )
 
 
-def two_folders(name: str, options: TwoFolders) -> Layout:
+def two_folders(name: str, options: facts.TwoFolders) -> Layout:
     """Makes the layout of sets whose folder of an image is its label; other folders have no label."""
 
     def find_images(root: Path, names: Sequence[str]) -> Path:
@@ -127,7 +121,7 @@ def two_folders(name: str, options: TwoFolders) -> Layout:
     return Layout(is_root, list_files)
 
 
-def paired_folders(name: str, options: PairedFolders) -> Layout:
+def paired_folders(name: str, options: facts.PairedFolders) -> Layout:
     """Makes the layout of sets of anomalous images only: a folder of images and one of their masks.
 
     Images are in the folder or in those directly below it; they are sorted by the numbers in their names.
