@@ -23,7 +23,6 @@ from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.methods import Batch, Method, Scores, Stage
 from zsad_jax.methods.shared import losses
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
-from zsad_jax.methods.shared.layers import init_normal
 from zsad_jax.methods.shared.similarity import cosines
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import UserError
@@ -81,7 +80,7 @@ def prototypes_method(width: int) -> Method:
     return Method(
         name="prototypes",
         config=None,
-        init=lambda key, frozen: {"prototypes": init_normal(key, (2, width), std=0.02)},
+        init=lambda key, frozen: {"prototypes": 0.02 * jax.random.normal(key, (2, width))},
         features=lambda frozen, params, vectors: vectors,
         prototypes=lambda frozen, params, class_names: jnp.zeros(len(class_names)),
         score=score,

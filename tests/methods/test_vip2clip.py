@@ -15,7 +15,7 @@ from zsad_jax.utils.errors import UserError
 
 FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
 LAYERS = 4
-EXTRAS = ("text_features", *Alignment._fields, "attention")
+EXTRAS = ("text_features", *Alignment._fields)
 GOLDEN = {"top_k": 10, "adjective_bug": True, "meta_hidden": 384}
 CLASSES = ("plate", "mesh")
 MODULES = {"ica": "prompt_learner", "fgp": "Zero_try"}  # of the goldens, of the authors' files

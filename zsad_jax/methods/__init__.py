@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,8 +56,7 @@ def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any =
     factory, config_type = _registered(name)
     if config_type.needs_text:
         backbone.need_text(f"the method {name}")
-    method: Method = factory(backbone, config)
-    return method
+    return factory(backbone, config)
 
 
 def count_parameters(
@@ -95,8 +94,7 @@ def config_class(name: str) -> type[MethodConfig]:
     Raises:
       UserError: for an unknown name.
     """
-    config: type[MethodConfig] = _registered(name)[1]
-    return config
+    return _registered(name)[1]
 
 
 def recipe_of(name: str) -> Recipe:
@@ -104,7 +102,7 @@ def recipe_of(name: str) -> Recipe:
     return config_class(name).recipe if name in METHODS else Recipe()
 
 
-def _registered(name: str) -> tuple[Any, Any]:
+def _registered(name: str) -> tuple[Callable[..., Method], type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
         raise UserError(f"Unknown method '{name}'. Available: {', '.join(sorted(METHODS))}.")

@@ -12,7 +12,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, State, vision_side
+from zsad_jax.methods.base import Batch, Method, PyTree, State, scorer, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Options
 from zsad_jax.methods.shared.similarity import normalize, repeat
@@ -64,9 +64,8 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None =
         return repeat(normalize(pair), len(class_names))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
-        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
-        found = compare(features, prototypes(frozen, params, ("",) * len(batch.labels)))
+        found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
         logits = found["global_logits"][:, None]
         return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
 
@@ -74,9 +73,8 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None =
         name="anomalyclip",
         init=init,
         prototypes=prototypes,
-        score=similarity.pair_scorer("anomalyclip", compare),
+        score=scorer("anomalyclip", lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
         loss=loss,
-        image_scores=similarity.IMAGE_SCORES,
         import_params=import_params,
         aupro_thresholds="numpy",
         unused_parameters=learner.count_unused_projections(backbone, config),

@@ -151,13 +151,10 @@ class Stage(NamedTuple):
 def grouped(**groups: str) -> Groups:
     """Returns `Method.groups` for params by name: the group of each name, "prompts" where none is given."""
 
-    def groups_of(params: Params) -> PyTree:
-        return {
-            name: jax.tree.map(lambda _, name=name: groups.get(name, "prompts"), part)
-            for name, part in params.items()
-        }
+    def group(path: Sequence[jax.tree_util.DictKey], _: Array) -> str:
+        return groups.get(path[0].key, "prompts")
 
-    return groups_of
+    return functools.partial(jax.tree.map_with_path, group)
 
 
 class Method(NamedTuple):
@@ -193,7 +190,7 @@ class Method(NamedTuple):
     score: Score
     anomaly_map: AnomalyMap
     loss: Loss
-    image_scores: tuple[str, ...]
+    image_scores: tuple[str, ...] = ("global",)
     groups: Groups = grouped()
     group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.base import Method, PyTree, vision_side
+from zsad_jax.methods.base import Method, PyTree, scorer, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import MethodConfig, Options, check_placeholders
 from zsad_jax.utils.config import config_from
@@ -93,6 +93,7 @@ def clip_ac(backbone: Backbone, config: ClipACConfig | Options | None = None) ->
 
 
 def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
+    compare = similarity.pair_comparer(backbone, config)
     family = prompts.PromptFamily((config.normal_text,), (config.abnormal_text,), config.templates)
 
     def prototypes(
@@ -107,9 +108,8 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         name=name,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=similarity.pair_scorer(name, similarity.pair_comparer(backbone, config)),
+        score=scorer(name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
         loss=loss,
         group_names=(),
-        image_scores=similarity.IMAGE_SCORES,
         **vision_side(backbone, config),
     )

@@ -112,7 +112,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     def init(key: Array, frozen: Params) -> Params:
         context_key, network_key = jax.random.split(key)
         shape = (config.num_prompts, backbone.text_width)
-        params: Params = {"context": layers.init_normal(context_key, shape, std=config.init_std)}
+        params: Params = {"context": config.init_std * jax.random.normal(context_key, shape)}
         if isinstance(config, CoCoOpConfig):
             joint = backbone.embed_dim
             widths = joint, max(joint // config.reduction, 1), backbone.text_width
@@ -161,7 +161,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
     ) -> similarity.Comparison:
         """Compares images with the texts of their own classes, which see the global token in CoCoOp."""
         if own.text is not None:
-            return compare(features, own.text)
+            return compare(own.text, features)
 
         def encode(token: Float[Array, " d"], pair: Prototypes) -> Float[Array, "2 d"]:
             shift = layers.bottleneck(params["network"], normalize(token))
@@ -169,10 +169,9 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
             return backbone.encode_prompts(frozen, embeddings, pair.paddings)
 
         text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
-        return compare(features, normalize(text))
+        return compare(normalize(text), features)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
-        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
@@ -181,7 +180,6 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
 
     def import_params(state: State) -> Params:
-        """Reads the context, and CoCoOp's network, of the authors' checkpoint."""
         state = without_prefix(state, "prompt_learner")
         params: Params = {"context": np.asarray(state["ctx"])}
         if conditional:
@@ -195,7 +193,6 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         prototypes=prototypes,
         score=scorer(name, lambda *own: similarity.pair_scores(compare_all(*own))),
         loss=loss,
-        image_scores=similarity.IMAGE_SCORES,
         import_params=import_params,
         **vision_side(backbone, config),
     )

@@ -130,7 +130,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
         if config.compound:
             shape = (config.num_abnormal, config.num_own_prompts, width)
         params: Params = learner.init_learner(learner_key, backbone, config, num_prompts=num_normal)
-        params["abnormal"] = layers.init_normal(abnormal_key, shape, std=config.init_std)
+        params["abnormal"] = config.init_std * jax.random.normal(abnormal_key, shape)
         if config.prior:
             inputs = config.num_selected * backbone.embed_dim
             hidden = max(inputs // config.reduction, 1)

@@ -232,7 +232,6 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),
-        image_scores=similarity.IMAGE_SCORES,
         works_untrained=True,
         import_params=import_params if config.learned else None,
         aupro_thresholds="numpy",
@@ -258,8 +257,8 @@ def _adapt(
     scale = (shunt.shape[-1] / num_heads) ** -0.5
     x = _layer_norm(norms["shunt"], shunt)
     seen = _layer_norm(norms["patches"], patches.astype(jnp.float32))
-    to_patches = attentions["to_patches"]
-    x = x + layers.attend_folded(to_patches, x, seen, num_heads=num_heads, scale=scale)
+    to_patches = functools.partial(layers.attend_folded, attentions["to_patches"])
+    x = x + to_patches(x, seen, num_heads=num_heads, scale=scale)[0]
 
     x = _layer_norm(norms["between"], x)
     to_global = attentions["to_global"]

@@ -7,7 +7,7 @@ come from the patches' agreement with what results (UTPA).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -91,11 +91,6 @@ class ViP2CLIPConfig(MethodConfig):
                 f"Config key 'adjectives' is {self.adjectives!r}; it takes two words, the normal one first."
             )
 
-    @property
-    def score_name(self) -> str:
-        """What the image score comes from."""
-        return "patch" if self.utpa else "global"
-
 
 class Alignment(NamedTuple):
     """Agreement of texts and patches.
@@ -108,6 +103,7 @@ class Alignment(NamedTuple):
     patch_cosines: Float[Array, "b layers h w 2"]
     patch_probabilities: Float[Array, "b layers h w 2"]
     image_logits: Float[Array, "b m 2"]
+    attention: Float[Array, "b layers heads 2 n"] | None  # of FGP
 
 
 def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None) -> Method:
@@ -115,8 +111,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
 
     Its params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias": [d],
     "meta_net": the r networks stacked}, and with FGP {"fgp": its four projections}, the latter in the group
-    "fgp" and all others in "prompts". Its extras are "text_features", the fields of `Alignment` and, with FGP,
-    "attention".
+    "fgp" and all others in "prompts". Its extras are "text_features" and the fields of `Alignment`, "attention"
+    only with FGP.
 
     Raises:
       UserError: for an unknown key, a bad value, or one that the backbone does not support.
@@ -128,7 +124,22 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
             f" numbers of an embedding of {backbone.name}; choose a divisor."
         )
     temperature = temperature_of(backbone, config.temperature)
-    words = functools.cache(lambda: _tokenize_adjectives(backbone, config.adjectives))
+    score_name = "patch" if config.utpa else "global"  # what the image score comes from
+
+    @functools.cache
+    def words() -> prompts.Tokens:
+        """Returns tokens of the adjectives, each of which has to be a single one."""
+        ids, paddings = prompts.tokenize(backbone, config.adjectives)
+        # Each start token comes with an end token.
+        counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
+        for adjective, count in zip(config.adjectives, counts, strict=True):
+            if count != 1:
+                raise UserError(
+                    f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives'"
+                    " of one token each, such as ('normal', 'abnormal')."
+                )
+        return ids, paddings
+
     try:
         prompts.tokenize(backbone, config.adjectives)
     except UserError:
@@ -146,10 +157,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         params: Params = layers.init_tokens(keys, shapes, std=config.init_std)
         if config.vca:
             widths = joint, config.meta_hidden or max(joint // 2, 1), width
-            network_keys = jax.random.split(meta, config.num_class_prompts)
-            params["meta_net"] = jax.vmap(lambda one: layers.init_bottleneck(one, *widths))(
-                network_keys
-            )
+            own_keys = jax.random.split(meta, config.num_class_prompts)
+            params["meta_net"] = jax.vmap(lambda k: layers.init_bottleneck(k, *widths))(own_keys)
         if config.fgp:
             params["fgp"] = {
                 name: layers.init_linear(one, joint, joint)
@@ -193,22 +202,24 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         return jax.vmap(encode_one)(tokens)
 
     def perceive(
-        attend: Callable[..., Array], network: Params, text: Array, patches: Array
-    ) -> Float[Array, "b layers *n"]:
-        """Returns the perception attention of each image's texts to the unit-norm patches of each layer.
+        network: Params, text: Float[Array, "b 2 d"], patches: Float[Array, "b layers h w d"]
+    ) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
+        """Returns the perception attention of texts to unit-norm patches of each layer, and its weights.
 
-        `attend` is `attend_folded`, or `folded_weights` for the weights [b, layers, heads, 2, patches]. Like
-        the published code, it does not divide the logits by the root of the heads' width.
+        Like the published code, it does not divide the logits by the root of the heads' width.
         """
         unit = normalize(patches)
         unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
-        attend = functools.partial(attend, network, num_heads=config.fgp_heads, scale=1.0)
+        heads = config.fgp_heads
+        attend = functools.partial(layers.attend_folded, network, num_heads=heads, scale=1.0)
         return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
 
     def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
         """Compares the patches of each layer with the texts, and selects those of the image score."""
+        attention = None
         if config.fgp:
-            texts = normalize(perceive(layers.attend_folded, params["fgp"], text, features.patches))
+            texts, attention = perceive(params["fgp"], text, features.patches)
+            texts = normalize(texts)
         else:
             layer_shape = (*features.patches.shape[:2], *text.shape[1:])
             texts = jnp.broadcast_to(text[:, None], layer_shape)
@@ -223,7 +234,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
             image = jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
         else:
             image = cosines(features.global_tokens[:, config.global_token, None], text)
-        return Alignment(texts, values, probabilities, image / temperature)
+        return Alignment(texts, values, probabilities, image / temperature, attention)
 
     def pool(logits: Float[Array, "b m 2"], how: str) -> Float[Array, "b m 2"]:
         return logits.mean(axis=1, keepdims=True) if how == "pooled" else logits
@@ -242,14 +253,12 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         logits = pool(found.image_logits, config.score)
         patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
         extras = {"text_features": text, **found._asdict()}
-        if config.fgp:
-            own = params["fgp"], text, features.patches
-            extras["attention"] = perceive(layers.folded_weights, *own)
-        image = {config.score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)}
+        if not config.fgp:
+            del extras["attention"]
+        image = {score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)}
         return Scores(image, patches / patches.shape[-1], extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
-        """Returns lam (focal + dice) of each layer's unsmoothed map + cross-entropy of the image."""
         features = losses.zero_invalid(features, batch.valid)
         text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
@@ -280,27 +289,9 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         loss=loss,
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),
-        image_scores=(config.score_name,),
+        image_scores=(score_name,),
         import_params=import_params,
         # The published attention has a temperature that it never uses.
         unused_parameters=int(config.fgp),
         **vision_side(backbone, config, num_maps=1),
     )
-
-
-def _tokenize_adjectives(backbone: Backbone, adjectives: Sequence[str]) -> prompts.Tokens:
-    """Returns tokens of adjectives.
-
-    Raises:
-      UserError: if one is not a single token.
-    """
-    ids, paddings = prompts.tokenize(backbone, adjectives)
-    # Each start token comes with an end token.
-    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
-    for adjective, count in zip(adjectives, counts, strict=True):
-        if count != 1:
-            raise UserError(
-                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives' of"
-                " one token each, such as ('normal', 'abnormal')."
-            )
-    return ids, paddings

@@ -27,14 +27,14 @@ def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
     return matrix
 
 
-def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0) -> Float[np.ndarray, "n n"]:
-    """Returns the 1-D Gaussian filter of scipy.ndimage: cut at `truncate` sigmas, border "reflect".
+def gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "n n"]:
+    """Returns the 1-D Gaussian filter of scipy.ndimage: cut at 4 sigmas, border "reflect".
 
     `sigma` is in samples; 0 gives the identity.
     """
     if sigma == 0:
         return np.eye(size)
-    radius = int(truncate * sigma + 0.5)
+    radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()

@@ -82,12 +82,11 @@ class MethodConfig:
         former = {new: old for old, new in self.renamed.items()}
         options: dict[str, Any] = {}
         for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            options |= (
-                self.stored_defaults[name]
-                if name in self.stored_defaults and value == field.default
-                else {former.get(name, name): value}
-            )
+            value = getattr(self, field.name)
+            stored: Options = {former.get(field.name, field.name): value}
+            if value == field.default:
+                stored = self.stored_defaults.get(field.name, stored)
+            options.update(stored)
         return options
 
 
@@ -100,11 +99,7 @@ def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
 
 
 def check_placeholders(config: MethodConfig, *keys: str) -> None:
-    """Checks config keys whose texts need a place for the class name.
-
-    Raises:
-      UserError: if one has no `{}`.
-    """
+    """Raises UserError if the text of a key has no `{}`, the place for the class name."""
     for key in keys:
         if "{}" not in getattr(config, key):
             raise UserError(

@@ -15,17 +15,12 @@ from zsad_jax.methods.base import AnyArray, State
 Linear = Mapping[str, Float[AnyArray, "..."]]
 
 
-def init_normal(key: Array, shape: Sequence[int], *, std: float) -> Float[Array, "..."]:
-    """Returns learned tokens, drawn from N(0, std²)."""
-    return std * jax.random.normal(key, tuple(shape))
-
-
 def init_tokens(
     keys: Iterable[Array], shapes: Mapping[str, Sequence[int]], *, std: float
 ) -> dict[str, Float[Array, "..."]]:
     """Returns learned tokens of several names, drawn from N(0, std²) with one key each."""
     return {
-        name: init_normal(one, shape, std=std)
+        name: std * jax.random.normal(one, tuple(shape))
         for one, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
@@ -64,23 +59,6 @@ def bottleneck(
     return linear(params["second"], activation(linear(params["first"], x)))
 
 
-def folded_weights(
-    params: Mapping[str, Linear],
-    queries: Float[Array, "n d"],
-    tokens: Float[Array, "m d"],
-    *,
-    num_heads: int,
-    scale: float,
-) -> Float[Array, "h n m"]:
-    """Returns the attention weights of `attend_folded`, which sum to 1 over the tokens."""
-    highest = jax.lax.Precision.HIGHEST
-    kernel = params["key"]["kernel"].reshape(tokens.shape[-1], num_heads, -1)
-    projected = linear(params["query"], queries).reshape(-1, *kernel.shape[1:])
-    folded = jnp.einsum("nhk,dhk->hnd", projected, kernel, precision=highest)
-    logits = jnp.einsum("hnd,md->hnm", folded, tokens, precision=highest)
-    return jax.nn.softmax(scale * logits, axis=-1)
-
-
 def attend_folded(
     params: Mapping[str, Linear],
     queries: Float[Array, "n d"],
@@ -88,8 +66,8 @@ def attend_folded(
     *,
     num_heads: int,
     scale: float,
-) -> Float[Array, "n d"]:
-    """Returns multi-head attention of few queries to many tokens, which are both keys and values.
+) -> tuple[Float[Array, "n d"], Float[Array, "h n m"]]:
+    """Returns multi-head attention of few queries to many tokens, both keys and values, and its weights.
 
     The key and value kernels are applied to the few queries instead of the many tokens: the same result
     for a fraction of the work. The key's bias adds the same number to all logits of a query, and cancels
@@ -102,11 +80,16 @@ def attend_folded(
       scale: of the logits; the usual one is (d / num_heads)**-0.5.
     """
     highest = jax.lax.Precision.HIGHEST
-    weights = folded_weights(params, queries, tokens, num_heads=num_heads, scale=scale)
-    value = params["value"]["kernel"].reshape(tokens.shape[-1], num_heads, -1)
+    key, value = (
+        params[name]["kernel"].reshape(tokens.shape[-1], num_heads, -1) for name in ("key", "value")
+    )
+    projected = linear(params["query"], queries).reshape(-1, *key.shape[1:])
+    folded = jnp.einsum("nhk,dhk->hnd", projected, key, precision=highest)
+    logits = jnp.einsum("hnd,md->hnm", folded, tokens, precision=highest)
+    weights = jax.nn.softmax(scale * logits, axis=-1)
     mixed = jnp.einsum("hnm,md->hnd", weights, tokens, precision=highest)
     heads = jnp.einsum("hnd,dhk->nhk", mixed, value, precision=highest)
-    return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"])
+    return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"]), weights
 
 
 def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

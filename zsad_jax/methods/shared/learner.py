@@ -50,12 +50,9 @@ def count_deep_blocks(backbone: Backbone, config: LearnerConfig) -> int:
 
 
 def check_deep_prompts(backbone: Backbone, config: LearnerConfig) -> None:
-    """Rejects deep prompts that would replace words.
+    """Raises UserError if deep prompts would replace words.
 
     Over a backbone with a start token, deep prompts replace tokens; otherwise they stand before them.
-
-    Raises:
-      UserError: if there are more deep prompts than learned tokens to replace.
     """
     deep, learned = config.num_deep_prompts, config.num_prompts
     if backbone.num_start_tokens and count_deep_blocks(backbone, config) and deep > learned:

@@ -42,10 +42,8 @@ def focal_loss(
     probabilities: Float[Array, "b H W 2"],
     masks: Float[AnyArray, "b H W"],
     weights: Float[AnyArray, " b"],
-    *,
-    gamma: int = 2,
 ) -> Float[Array, ""]:
-    """Returns the mean of -(1 - pt)^gamma ln(pt) over all pixels.
+    """Returns the mean of -(1 - pt)² ln(pt) over all pixels.
 
     pt = sum_c t_c P_c + 1e-5 with the one-hot ground truth t clipped to [1e-5, 1 - 1e-5], and P the
     probabilities of (normal, anomalous), which sum to 1.
@@ -57,7 +55,7 @@ def focal_loss(
         jnp.clip(state, FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING) for state in (1 - masks, masks)
     )
     pt = normal * probabilities[..., 0] + abnormal * probabilities[..., 1] + FOCAL_SMOOTHING
-    values = -((1 - pt) ** gamma) * jnp.log(pt)
+    values = -((1 - pt) ** 2) * jnp.log(pt)
     return weighted_mean(values.mean(axis=(1, 2)), weights)
 
 
@@ -65,16 +63,14 @@ def dice_loss(
     probabilities: Float[Array, "b H W"],
     masks: Float[AnyArray, "b H W"],
     weights: Float[AnyArray, " b"],
-    *,
-    smoothing: float = 1.0,
 ) -> Float[Array, ""]:
-    """Returns the mean over images of 1 - (2 sum(P m) + smoothing) / (sum(P) + sum(m) + smoothing).
+    """Returns the mean over images of 1 - (2 sum(P m) + 1) / (sum(P) + sum(m) + 1).
 
     P are the probabilities that a pixel belongs to the region whose mask m is.
     """
     overlap = (probabilities * masks).sum(axis=(1, 2))
     total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
-    return weighted_mean(1 - (2 * overlap + smoothing) / (total + smoothing), weights)
+    return weighted_mean(1 - (2 * overlap + 1) / (total + 1), weights)
 
 
 def cross_entropy(
@@ -94,12 +90,6 @@ def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> 
         "dice_abnormal": dice_loss(pixels[..., 1], batch.masks, rows),
         "dice_normal": dice_loss(pixels[..., 0], 1 - batch.masks, rows),
     }
-
-
-def layer_terms(probabilities: Float[Array, "b l h w 2"], batch: Batch) -> Terms:
-    """Returns the terms of `segmentation_terms`, summed over the maps of several layers."""
-    terms = jax.vmap(segmentation_terms, in_axes=(1, None))(probabilities, batch)
-    return {name: values.sum() for name, values in terms.items()}
 
 
 def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
@@ -126,5 +116,6 @@ def joint_loss(
     image = image_cross_entropy(logits, batch)
     if not lam:
         return image, {"cross_entropy": image}
-    local = layer_terms(probabilities, batch)
+    of_layers = jax.vmap(segmentation_terms, in_axes=(1, None))(probabilities, batch)
+    local = {name: values.sum() for name, values in of_layers.items()}
     return lam * sum(local.values()) + image, {**local, "cross_entropy": image}

@@ -33,15 +33,12 @@ class PromptFamily:
     def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
         """Returns the normal and the anomalous sentences of a class, the templates of a state together."""
         name = clean_class_name(class_name)
-        normal, anomalous = (
-            [
-                template.replace("{}", state.replace("{}", name))
-                for state in states
-                for template in self.templates
-            ]
-            for states in (self.normal, self.anomalous)
-        )
-        return normal, anomalous
+
+        def fill(states: Sequence[str]) -> list[str]:
+            named = [state.replace("{}", name) for state in states]
+            return [text.replace("{}", state) for state in named for text in self.templates]
+
+        return fill(self.normal), fill(self.anomalous)
 
 
 def _texts(joined: str) -> tuple[str, ...]:
@@ -155,11 +152,7 @@ def encode_with_context(
 
 
 def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: int) -> None:
-    """Rejects prompts that are longer than the text tower can take.
-
-    Raises:
-      UserError: if the longest text and `learned` more tokens do not fit.
-    """
+    """Raises UserError if the longest text and `learned` more tokens exceed the text tower."""
     longest = int((np.asarray(paddings) == 0).sum(axis=1).max()) + learned
     if longest > backbone.text_length:
         raise UserError(

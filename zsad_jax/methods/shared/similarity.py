@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, VisionFeatures
-from zsad_jax.methods.base import Score, Scores, scorer
+from zsad_jax.methods.base import Scores
 from zsad_jax.methods.shared.config import MethodConfig
 
-IMAGE_SCORES = ("global",)
 # Cosines and probabilities of an image's tokens and patches, and what they are made of, by name.
 Comparison = dict[str, Array]
 
@@ -66,11 +65,11 @@ def compare(
 
 def pair_comparer(
     backbone: Backbone, config: MethodConfig
-) -> Callable[[VisionFeatures, Float[Array, "b 2 d"]], Comparison]:
-    """Returns a function (features, texts of each image) -> what `compare` returns, and "text_features"."""
+) -> Callable[[Float[Array, "b 2 d"], VisionFeatures], Comparison]:
+    """Returns a function (texts of each image, features) -> what `compare` returns, and "text_features"."""
     temperature = temperature_of(backbone, config.temperature)
 
-    def compare_pair(features: VisionFeatures, text: Float[Array, "b 2 d"]) -> Comparison:
+    def compare_pair(text: Float[Array, "b 2 d"], features: VisionFeatures) -> Comparison:
         tokens = features.global_tokens[:, config.global_token]
         found = compare(tokens, features.patches, text, text, temperature)
         return found | {"text_features": text}
@@ -89,10 +88,3 @@ def pair_scores(compared: Comparison) -> Scores:
         patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
         extras=compared,
     )
-
-
-def pair_scorer(
-    method: str, compare_pair: Callable[[VisionFeatures, Float[Array, "b 2 d"]], Comparison]
-) -> Score:
-    """Returns the `score` of a method whose prototypes are one pair of texts per category."""
-    return scorer(method, lambda _f, _p, text, features: pair_scores(compare_pair(features, text)))
