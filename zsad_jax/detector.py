@@ -113,11 +113,7 @@ class Detector:
         return resize_image(decoded.image, preprocess)
 
     def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
-        """Scores images that `resize` returned.
-
-        Raises:
-          UserError: a score or a map is not finite.
-        """
+        """Scores images that `resize` returned; raises `UserError` if a score or a map is not finite."""
         size = self.batch_size
         scores, maps = [], []
         for start in range(0, len(images), size):
@@ -127,20 +123,16 @@ class Detector:
             [(image_scores, anomaly_maps)] = self.scorer(*self._arguments(padded))
             scores.append(np.asarray(image_scores[self.image_score])[: len(batch)])
             maps.append(np.asarray(anomaly_maps)[: len(batch)])
-            self._check_finite(scores[-1], maps[-1])
+            finite = np.isfinite(scores[-1]) & np.isfinite(maps[-1]).all(axis=(1, 2))
+            if not finite.all():
+                raise UserError(
+                    f"{self.method.name} over {self.backbone.name} produced non-finite scores for"
+                    f" {np.sum(~finite)} of {plural(len(finite), 'image')}. Check the weights of"
+                    f" {self.backbone.name} and the prompts in use ({self.prompts})."
+                )
         return Prediction(np.concatenate(scores), np.concatenate(maps))
 
-    def _check_finite(self, scores: np.ndarray, maps: np.ndarray) -> None:
-        finite = np.isfinite(scores) & np.isfinite(maps).all(axis=(1, 2))
-        if not finite.all():
-            raise UserError(
-                f"{self.method.name} over {self.backbone.name} produced non-finite scores for"
-                f" {np.sum(~finite)} of {plural(len(finite), 'image')}. Check the weights of"
-                f" {self.backbone.name} and the prompts in use ({self.prompts})."
-            )
-
     def _arguments(self, images: UInt8[np.ndarray, "b S S 3"]) -> tuple[Any, ...]:
-        """Returns the arguments of `scorer`, on its devices."""
         category = np.zeros(len(images), np.int32)
         split = sharding.split_batch((images, category), self.mesh)
         return self.backbone.params, [self.params], [self.prototypes], *split
@@ -178,15 +170,8 @@ def load_detector(
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
     params, prompts = choose_params(made, backbone, checkpoint)
-    detector = make_detector(
-        backbone,
-        made,
-        params,
-        prompts=prompts,
-        category=category,
-        score=score,
-        batch_size=batch_size,
-    )
+    options: dict[str, Any] = {"category": category, "score": score, "batch_size": batch_size}
+    detector = make_detector(backbone, made, params, prompts=prompts, **options)
     _ = detector.prototypes  # a text that cannot be encoded is an error now
     return detector
 
@@ -254,7 +239,6 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
 
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns an array as an 8-bit RGB image."""
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"An image has the shape {image.shape}; it must be [height, width, 3].")
     if image.dtype == np.uint8:

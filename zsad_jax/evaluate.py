@@ -217,9 +217,9 @@ def evaluate(
     chosen = choose_cases(dataset_scores(evaluation, image_score))
     pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
     cases = [
-        _case(evaluation, batch, int(row), results[0], image_score)
+        _case(evaluation, batch, row, results[0], image_score)
         for batch, results in show(finish(run(pictures)), "pictures of", len(chosen))
-        for row in np.flatnonzero(batch.valid)
+        for row in np.flatnonzero(batch.valid).tolist()
     ]
     return evaluation._replace(cases=tuple(cases))
 
@@ -239,12 +239,8 @@ def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> Da
 def choose_cases(scores: DatasetScores, *, per_category: int = 1) -> list[int]:
     """Returns positions of the images to show: of each category the highest and the lowest of either label.
 
-    Args:
-      scores: every image score of a dataset.
-      per_category: how many of each kind a category gives.
-
-    Returns:
-      Sorted positions in `scores`, each once. Equal scores are taken in order.
+    `per_category` is how many of each kind a category gives. The positions are sorted, each once. Equal
+    scores are taken in order.
     """
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores)
     categories = np.asarray(scores.categories)
@@ -305,7 +301,7 @@ def _gather(
     states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
     found: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
     scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
-    records: list[tuple[int, str, str, int]] = []
+    records: list[tuple[Any, str, str, Any]] = []
     issues: list[Issue] = []
     doubtful: list[Issue] = []
 
@@ -324,12 +320,7 @@ def _gather(
         doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
         records += [
-            (
-                int(batch.index[i]),
-                batch.file_names[i],
-                names[batch.category[i]],
-                int(batch.labels[i]),
-            )
+            (batch.index[i], batch.file_names[i], names[batch.category[i]], batch.labels[i])
             for i in rows
         ]
         for number, (image_scores, maps) in enumerate(results):
@@ -348,8 +339,8 @@ def _gather(
                     batch.has_mask[members],
                 )
 
+    unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
     if not records:
-        unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
         raise UserError(
             f"None of the {len(unreadable)} images of {dataset.name} could be read;"
             f" the first: {unreadable[0]}."
@@ -366,14 +357,14 @@ def _gather(
     all_issues = dict.fromkeys((*getattr(dataset, "issues", ()), *issues, *doubtful))
     return Evaluation(
         dataset=dataset.name,
-        positions=np.array(positions),
+        positions=np.array(positions, int),
         file_names=file_names,
         categories=categories,
-        labels=np.array(labels),
+        labels=np.array(labels, int),
         scored=tuple(scored),
         cases=(),
         issues=tuple(all_issues),
-        num_unreadable=sum(issue.kind in UNREADABLE for issue in issues),
+        num_unreadable=len(unreadable),
     )
 
 

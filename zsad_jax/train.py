@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -13,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, Stage
 from zsad_jax.utils import sharding
@@ -149,28 +149,16 @@ def make_step(
         features = method.features(frozen, params, backbone.preprocess.normalize(images))
         return loss_of(frozen, params, features, batch)
 
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
     @jax.jit
     def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):
-        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, frozen, images, batch
-        )
+        (total, terms), gradient = differentiate(state.params, frozen, images, batch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, optimizer_state), {"loss": total, **terms}
 
     return step
-
-
-def truth_of(images: ImageBatch, class_names: tuple[str, ...]) -> Batch:
-    """Returns the part of a loaded batch that a loss sees."""
-    return Batch(
-        category=images.category,
-        labels=images.labels,
-        masks=images.masks.astype(np.float32),
-        has_mask=images.has_mask,
-        valid=images.valid,
-        class_names=class_names,
-    )
 
 
 def train(
@@ -191,9 +179,8 @@ def train(
       method: the method to train.
       backbone: the frozen model; its parameters are replicated over the mesh.
       dataset: the auxiliary set, with labels and masks.
-      config: of the optimization.
+      config, mesh: the optimization's options, and the devices.
       key: for the initial parameters and, with `shuffle`, the order of the images.
-      mesh: the devices.
       saver: keeps the state after each epoch.
       curves: receives the losses of each step.
       num_workers: decoding processes; None: chosen automatically.
@@ -211,18 +198,6 @@ def train(
     if not len(dataset):
         raise UserError(f"The auxiliary dataset {dataset.name} has no images.")
     per_epoch = config.steps(len(dataset))
-    class_names = tuple(dataset.prompt_names)
-
-    def load(epoch: int) -> Iterator[ImageBatch]:
-        """Loads the batches of an epoch; the order of `shuffle` depends on key and epoch alone."""
-        epoch_key = jax.random.fold_in(order_key, epoch)
-        return load_batches(
-            dataset,
-            backbone.preprocess,
-            batch_size=config.batch_size,
-            num_workers=num_workers,
-            seed=int(jax.random.randint(epoch_key, (), 0, 2**31 - 1)) if config.shuffle else None,
-        )
 
     def train_epoch(step: Step, state: TrainState, epoch: int) -> TrainState:
         """Passes once over the data; reads losses a step late, so that the device never waits for the host."""
@@ -241,14 +216,30 @@ def train(
                 )
             curves.write(number, values)
 
-        batches = progress(load(epoch), total=len(dataset), label=label, step=config.batch_size)
+        epoch_key = jax.random.fold_in(order_key, epoch)  # all that the order depends on
+        batches = load_batches(
+            dataset,
+            backbone.preprocess,
+            batch_size=config.batch_size,
+            num_workers=num_workers,
+            seed=int(jax.random.randint(epoch_key, (), 0, 2**31 - 1)) if config.shuffle else None,
+        )
+        batches = progress(batches, total=len(dataset), label=label, step=config.batch_size)
         for number, images in enumerate(batches, start=epoch * per_epoch + 1):
             for issue in images.issues:
                 logging.warning("%s: %s", label, issue)
             if not images.valid.any():
                 continue
-            batch = sharding.split_batch(truth_of(images, class_names), mesh)
-            state, losses = step(frozen, state, sharding.split_batch(images.images, mesh), batch)
+            truth = Batch(
+                category=images.category,
+                labels=images.labels,
+                masks=images.masks.astype(np.float32),
+                has_mask=images.has_mask,
+                valid=images.valid,
+                class_names=tuple(dataset.prompt_names),
+            )
+            inputs = sharding.split_batch((images.images, truth), mesh)
+            state, losses = step(frozen, state, *inputs)
             record()
             pending = number, losses
         record()
@@ -277,31 +268,24 @@ def train(
 class OrbaxSaver:
     """Keeps the newest states in a folder, written atomically by orbax."""
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2):
+    def __init__(self, folder: pathlib.Path):
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
-        )
+        self._args = ocp.args
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """Returns the newest finished epoch, if any."""
         return self._manager.latest_step()
 
     def restore(self, epoch: int, like: PyTree) -> PyTree:
         """Returns the state after `epoch`, in the structure of `like`, as host arrays."""
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
-        return self._manager.restore(epoch, args=self._ocp.args.StandardRestore(shapes))
+        return self._manager.restore(epoch, args=self._args.StandardRestore(shapes))
 
     def save(self, epoch: int, state: PyTree) -> None:
-        """Writes the state after `epoch`."""
-        self._manager.save(epoch, args=self._ocp.args.StandardSave(sharding.to_host(state)))
+        self._manager.save(epoch, args=self._args.StandardSave(sharding.to_host(state)))
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for unfinished writes."""
         self._manager.close()

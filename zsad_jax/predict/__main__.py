@@ -201,10 +201,9 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
     reused = journal.reuse(images)
     others = journal.others(images)
     if others:
-        logging.warning(
-            "Removing %s of other images from %s. Give other images an --out of their own.",
-            plural(others, "earlier row"), journal.path,
-        )  # fmt: skip
+        rows = plural(others, "earlier row")
+        remedy = "Give other images an --out of their own."
+        logging.warning("Removing %s of other images from %s. %s", rows, journal.path, remedy)
     pending = [image for image in images if image not in journal]
     issues: list[Issue] = []
     if pending:  # until all is done, no run.json describes these records
@@ -247,12 +246,9 @@ def _write_run(
     outcome: Outcome,
     threshold: dict[str, Any] | None,
 ) -> None:
-    """Writes run.json."""
     facts = model.facts
-    run = describe_run(
-        clock, (), digest=facts["weights_sha256"], demonstration=facts["demonstration"]
-    )
-    run |= {
+    digest, demonstration = facts["weights_sha256"], facts["demonstration"]
+    run = describe_run(clock, (), digest=digest, demonstration=demonstration) | {
         "warning": model.warning or None,
         "num_files": len(outcome.images) + len(outcome.ignored),
         "num_images": len(outcome.images),

@@ -39,6 +39,7 @@ from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 
 MAX_THREADS = 4  # that decode
+PREPROCESS = ("image_size", "bit_depth", "resize", "rgb_first")  # kept in run.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,7 @@ class Model:
     What is known of it without them comes from run.json, if an earlier run used the same files and options.
     A repeated run over CLIP ViT-L/14 with nothing to score then takes 1.3 s, not 6 s.
 
-    Attributes:
-      facts: its description in run.json.
-      batch_size: images per compiled call.
-      load: reads the weights.
+    `facts` is its description in run.json, `batch_size` the images per compiled call; `load` reads the weights.
     """
 
     facts: Mapping[str, Any]
@@ -75,14 +73,12 @@ class Model:
 
     @functools.cached_property
     def detector(self) -> Detector:
-        """The detector itself."""
         return self.load()
 
     @property
     def preprocess(self) -> Preprocess:
         """The preparation of images, without the normalization."""
-        names = ("image_size", "bit_depth", "resize", "rgb_first")
-        return Preprocess(**{name: self.facts[name] for name in names})
+        return Preprocess(**{name: self.facts[name] for name in PREPROCESS})
 
     @property
     def warning(self) -> str:
@@ -179,10 +175,7 @@ def describe_detector(detector: Detector) -> dict[str, Any]:
     return {
         "backbone": detector.backbone.name,
         "weights_sha256": detector.backbone.digest,
-        "image_size": preprocess.image_size,
-        "bit_depth": preprocess.bit_depth,
-        "resize": preprocess.resize,
-        "rgb_first": preprocess.rgb_first,
+        **{name: getattr(preprocess, name) for name in PREPROCESS},
         "method": method.name,
         "method_config": dataclasses.asdict(method.config),
         "prompts": detector.prompts,
@@ -240,20 +233,11 @@ def score_images(
 ) -> Iterator[ScoredImage]:
     """Scores images in order; those that cannot be read are logged and added to `issues`.
 
-    Args:
-      model: loaded when the first image is decoded.
-      images: paths.
-      issues: extended in place.
-      label: for the progress bar.
-      map_size: longest side of figures, in pixels.
-      num_workers: threads that decode.
+    The model is loaded when the first image is decoded. `label` is for the progress bar, `map_size` is the
+    longest side of figures in pixels, and `num_workers` threads decode.
     """
     threads = num_workers or min(os.cpu_count() or 1, MAX_THREADS)
-    preprocess = model.preprocess
-
-    def read(path: str) -> ImageFile | Issue:
-        return read_image(path, preprocess, map_size)
-
+    read = functools.partial(read_image, preprocess=model.preprocess, map_size=map_size)
     decoded = map_in_threads(read, images, num_workers=threads)
     size = model.batch_size
     batches: Iterator[list[ImageFile | Issue]] = iter(

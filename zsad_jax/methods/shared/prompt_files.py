@@ -50,6 +50,7 @@ RELEASES = {
         Release("visa", 2, "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055"),
     )
 }
+AVAILABLE = f"Available: {', '.join(RELEASES)}."
 
 
 class PromptFile(NamedTuple):
@@ -79,9 +80,7 @@ def find(source: str) -> PromptFile:
     if source in RELEASES:
         return PromptFile(source, source, RELEASES[source].epoch)
     if not pathlib.Path(source).is_file():
-        raise UserError(
-            f"{source!r} is neither a file nor a name of released prompts. Available: {_available()}."
-        )
+        raise UserError(f"{source!r} is neither a file nor a name of released prompts. {AVAILABLE}")
     return PromptFile(source, source)
 
 
@@ -110,7 +109,7 @@ def local_path(name: str) -> pathlib.Path:
       UserError: unknown name.
     """
     if name not in RELEASES:
-        raise UserError(f"Unknown prompts {name!r}. Available: {_available()}.")
+        raise UserError(f"Unknown prompts {name!r}. {AVAILABLE}")
     return files.home() / "weights" / "prompts" / f"{name}.pth"
 
 
@@ -160,12 +159,10 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
     Raises:
       UserError: the file is missing, unreadable, or does not fit.
     """
-    wanted = expected(method, backbone)
+    wanted, name = expected(method, backbone), backbone.name
     made_for = find_release(BACKBONE)
-    if source in RELEASES and backbone.name not in (made_for.name, made_for.family):
-        logging.warning(
-            "The prompts %s were learned over %s, not %s.", source, BACKBONE, backbone.name
-        )
+    if source in RELEASES and name not in (made_for.name, made_for.family):
+        logging.warning("The prompts %s were learned over %s, not %s.", source, BACKBONE, name)
     arrays: PyTree = read_state(source)
     try:
         # Files of `save` have our names, whatever the config; `fit_tree` reports what does not fit.
@@ -174,28 +171,23 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:
         raise UserError(
-            f"The learned prompts {source} do not fit {method.name} over {backbone.name}: {error}"
+            f"The learned prompts {source} do not fit {method.name} over {name}: {error}"
         ) from error
 
 
 def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file of learned parameters, the authors' or a copy of it.
+    """Returns the arrays of a file of learned parameters by name; names of nested ones are joined by ".".
 
-    Args:
-      source: a released name (downloaded on first use), an npz file, or a PyTorch file as the authors' code
-        writes it (read without running any code in it).
-
-    Returns:
-      Arrays by name; nested names of a PyTorch file are joined by ".".
+    `source` is as for `load`. A PyTorch file is read without running any code in it.
 
     Raises:
       UserError: nothing of that name, or a file that cannot be read.
     """
-    path = pathlib.Path(source)
-    if os.fspath(source) in RELEASES:
-        path = locate(os.fspath(source))
+    path, name = pathlib.Path(source), os.fspath(source)
+    if name in RELEASES:
+        path = locate(name)
     elif not path.suffix:
-        find(os.fspath(source))
+        find(name)
     if path.suffix in TORCH_SUFFIXES:
         return _named(read_torch_pickle(path))
     if path.suffix == ".npz":
@@ -210,10 +202,6 @@ def digest(params: PyTree) -> str:
         array = np.ascontiguousarray(value)
         sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
     return sha.hexdigest()
-
-
-def _available() -> str:
-    return ", ".join(RELEASES)
 
 
 def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
@@ -235,5 +223,4 @@ def _named(content: Any) -> dict[str, np.ndarray]:
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, Mapping):
         return {}
-    arrays = flatten(content)
-    return {name.replace("/", "."): np.asarray(array) for name, array in arrays.items()}
+    return {name.replace("/", "."): np.asarray(one) for name, one in flatten(content).items()}
