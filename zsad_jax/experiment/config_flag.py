@@ -16,11 +16,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's conf
 
 
 def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
-    """Returns absl's parsing for `app.run`, which reports mistakes of the user without a traceback.
-
-    Args:
-      module: the command, whose help is mentioned.
-    """
+    """Returns absl's parsing for `app.run`; mistakes are reported without a traceback, with `module`'s help."""
 
     def parse(argv: list[str]) -> list[str]:
         try:

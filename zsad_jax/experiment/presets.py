@@ -148,7 +148,9 @@ def vary(
         raise ValueError(f"there is no variant {variant!r}; there are {known}")
     if variant:
         variants[variant](config)
-    config.hint = config.hint or _hint(config)
+    if not config.hint and config.targets != DEMO.targets:
+        command = f"python -m zsad_jax.main --config configs/{config.method.name}.py:demo"
+        config.hint = f"Without any download: {command}"
     return config
 
 
@@ -174,12 +176,3 @@ def _backbone(options: Mapping[str, Any]) -> ConfigDict:
         if name not in config:
             config[name] = config_dict.placeholder(object)
     return config
-
-
-def _hint(config: ConfigDict) -> str:
-    if config.targets == DEMO.targets:
-        return ""
-    return (
-        "Without any download: python -m zsad_jax.main --config"
-        f" configs/{config.method.name}.py:demo"
-    )

@@ -15,15 +15,9 @@ from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
-from zsad_jax.experiment import cache
+from zsad_jax.experiment import cache, run_info
 from zsad_jax.experiment.config import Experiment, Target, Variant, to_json
 from zsad_jax.experiment.results import Prompts, collect
-from zsad_jax.experiment.run_info import (
-    Stopwatch,
-    count_without_mask,
-    describe_method,
-    describe_run,
-)
 from zsad_jax.methods import Method, image_score
 from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
@@ -57,7 +51,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     Raises:
       UserError: something is wrong or missing; it is raised before any long work.
     """
-    clock = Stopwatch()
+    clock = run_info.Stopwatch()
     experiment.check_methods()
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
@@ -91,7 +85,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         results.append(
             collect(evaluations[-1], contenders, own, backbone, datasets[target.name], score)
         )
-        without_mask = {WITHOUT_MASK: count_without_mask(evaluations[-1:])}
+        without_mask = {WITHOUT_MASK: run_info.count_without_mask(evaluations[-1:])}
         deviations = find_deviations(results[-1].rows, without_mask)
         for words in words_on(deviations, [target.name], kinds=IMAGES):
             logging.warning("%s No difference to published results is given.", words)
@@ -101,10 +95,10 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     comparisons = [row for result in results for row in result.comparisons]
     files.write_json(workdir / "results.json", rows)
     files.write_json(workdir / "comparisons.json", comparisons)
-    info = describe_run(
+    info = run_info.describe_run(
         clock, evaluations, digest=backbone.digest, demonstration=backbone.demonstration
     )
-    info |= describe_method(experiment, method, backbone)
+    info |= run_info.describe_method(experiment, method, backbone)
     recorded = {e.dataset: issues_to_json(e.issues) for e in evaluations}
     files.write_json(workdir / "run.json", info | {"issues": recorded})
     trained = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
@@ -159,7 +153,6 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
 
 
 def _download_hints(experiment: Experiment) -> list[str]:
-    """Returns a line on each missing file of released weights and prompts."""
     name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
     commands = {}
     if name in registry.RELEASES and registry.missing_files(name, lineage):
@@ -234,9 +227,8 @@ def evaluate_target(
 ) -> Evaluation:
     """Evaluates a target, or reads its finished evaluation."""
     experiment, dataset = run.experiment, run.datasets[target.name]
-    key = cache.evaluation_key(
-        experiment, run.backbone, contenders, (target.name, dataset), run.image_score
-    )
+    named = target.name, dataset
+    key = cache.evaluation_key(experiment, run.backbone, contenders, named, run.image_score)
     path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
     evaluation = cache.load(path)
     if evaluation is None:

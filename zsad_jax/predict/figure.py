@@ -40,13 +40,8 @@ def draw_figure(
 ) -> Image.Image:
     """Draws overlay, heat map and color scale below a few lines of text.
 
-    Args:
-      panel: the image, from `resize_panel`.
-      anomaly_map: of the image's aspect.
-      mask: the anomalous pixels, outlined in the overlay.
-      scale: see `colorize`.
-      lines: written above; what is too long is shortened in its middle.
-      warning: written below them, in another color.
+    The panel is from `resize_panel`, the map has the image's aspect, and the mask is outlined in the overlay.
+    Lines that are too long are shortened in their middle; the warning is below them, in another color.
     """
     over = overlay(panel, anomaly_map, scale=scale)
     heat = colorize(anomaly_map, scale=scale, size=panel.shape[:2])

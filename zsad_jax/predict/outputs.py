@@ -200,12 +200,9 @@ class Writer:
 def resize_map(
     anomaly_map: Float[np.ndarray, "S S"], size: tuple[int, int], longest: int
 ) -> Float[np.ndarray, "h w"]:
-    """Returns a map with the aspect of its image, see `fit_map`.
+    """Returns a map with the aspect of its image of `size` (width, height), see `fit_map`.
 
-    Args:
-      anomaly_map: at the model's size; the model saw the whole image, resized to a square.
-      size: (width, height) of the image.
-      longest: limit of the longer side, in pixels.
+    The model saw the whole image, resized to a square.
     """
     source = Image.fromarray(np.asarray(anomaly_map, np.float32))
     return np.asarray(source.resize(fit_map(size, longest), Image.Resampling.BILINEAR))

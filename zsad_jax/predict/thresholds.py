@@ -26,11 +26,7 @@ class Threshold:
 
 
 def parse_threshold(text: str) -> Threshold:
-    """Reads "0.6" or "good_folder:0.99".
-
-    Raises:
-      UserError: it is neither.
-    """
+    """Reads "0.6" or "good_folder:0.99"; raises `UserError` if it is neither."""
     value = _as_number(text)
     if value is not None:
         return Threshold(value=value)
@@ -45,11 +41,7 @@ def parse_threshold(text: str) -> Threshold:
 
 
 def parse_scale(text: str) -> tuple[float, float]:
-    """Reads "lo,hi", the ends of a color scale.
-
-    Raises:
-      UserError: these are not two increasing numbers.
-    """
+    """Reads "lo,hi", the ends of a color scale; raises `UserError` if they are not increasing numbers."""
     values = [_as_number(part) for part in text.split(",")]
     low, high = values if len(values) == 2 else (None, None)
     if low is None or high is None or not low < high:

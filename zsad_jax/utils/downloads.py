@@ -150,11 +150,7 @@ class _Download:
             time.sleep(SECONDS_BETWEEN_ATTEMPTS * 2 ** (failures - 1))
 
     def verify(self, sha256: str | None, check: Callable[[pathlib.Path], str]) -> None:
-        """Removes the part file if it is not the expected one.
-
-        Raises:
-          UserError: it is not.
-        """
+        """Removes the part file and raises an error if it is not the expected one."""
         found = self.part.stat().st_size
         if self.size is not None and found != self.size:
             problem = f"{found:,} bytes came instead of {self.size:,}"
@@ -187,10 +183,9 @@ class _Download:
                 self._check_status(response)
                 if response.status_code != requests.codes.partial_content:
                     self._empty()
+                encoded = "Content-Encoding" in response.headers
                 length = response.headers.get("Content-Length")
-                left = (
-                    int(length) if length and "Content-Encoding" not in response.headers else None
-                )
+                left = int(length) if length and not encoded else None
                 self._check_room(left)
                 self._remember_version(response)
                 self._append(response, left)
@@ -254,12 +249,9 @@ class _Download:
         before = _length(self.file)
         chunks = response.iter_content(CHUNK_KILOBYTES * 1024)
         if left:
+            total, label = math.ceil(left / 1024), f"Fetching {self.label}"
             chunks = progress(
-                chunks,
-                total=math.ceil(left / 1024),
-                label=f"Fetching {self.label}",
-                unit="kilobyte",
-                step=CHUNK_KILOBYTES,
+                chunks, total=total, label=label, unit="kilobyte", step=CHUNK_KILOBYTES
             )
         for chunk in chunks:
             written = 0
@@ -272,13 +264,12 @@ class _Download:
 def _reason(error: Exception, url: str) -> str:
     import requests
 
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    if isinstance(error, requests.ConnectionError):
-        return f"no connection to {urllib.parse.urlsplit(url).hostname}"
-    return str(error)
+    reasons = {
+        requests.Timeout: "no answer in time",
+        requests.exceptions.ChunkedEncodingError: "the connection broke off",
+        requests.ConnectionError: f"no connection to {urllib.parse.urlsplit(url).hostname}",
+    }
+    return next((text for kind, text in reasons.items() if isinstance(error, kind)), str(error))
 
 
 def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:

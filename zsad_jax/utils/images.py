@@ -51,12 +51,10 @@ def drawing(what: str) -> Iterator[None]:
 def colorize(
     anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale, size: tuple[int, int] | None = None
 ) -> Picture:
-    """Returns an anomaly map in colors.
+    """Returns an anomaly map in colors, at its own size or at `size` (H, W).
 
-    Args:
-      anomaly_map: any range; values outside `scale` take the color of its nearer end.
-      scale: never taken from the map, so that pictures can be compared.
-      size: (H, W) of the picture; by default the map's own.
+    Values outside `scale` take the color of its nearer end. The scale is never taken from the map, so that
+    pictures can be compared.
     """
     return _palette()[_levels(anomaly_map, size or anomaly_map.shape, scale)]
 
@@ -86,10 +84,8 @@ def overlay(
 def outline(image: Picture, mask: Bool[np.ndarray, "h w"] | None) -> Picture:
     """Returns an image with a bright, dark-rimmed line around the mask, just outside of it.
 
-    Args:
-      image: at any resolution.
-      mask: of the same area, at any resolution. However small a defect and the image, it keeps a pixel.
-        None or an empty mask: the image is unchanged.
+    Both have any resolution. However small a defect and the image, it keeps a pixel. Without a mask, or with
+    an empty one, the image is unchanged.
     """
     import cv2
 

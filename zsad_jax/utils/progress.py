@@ -14,14 +14,9 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress(
     items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
 ) -> Iterator[T]:
-    """Yields `items` and shows the rate and the time left.
+    """Yields `items` and shows the rate and the time left, under the name `label`.
 
-    Args:
-      items: the items to work on.
-      total: number of units in all.
-      label: name of the work, in a word or two.
-      unit: what is counted.
-      step: units per item, such as the batch size.
+    There are `total` units in all, `step` of them per item, such as the batch size.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm
