@@ -81,8 +81,8 @@ def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dic
     # How the heads lie makes no difference to the names: as one, they fit any width.
     vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
     sizes = (
-        clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision, source)),
-        clip.TextSizes(**clip_checkpoints.read_sizes_text(text, source)),
+        clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision)),
+        clip.TextSizes(**clip_checkpoints.read_sizes_text(text)),
     )
     fit_tree(vision, clip.vision_tree(sizes[0]), source=source)
     fit_tree(text, clip.text_tree(sizes[1]), source=source)

@@ -93,8 +93,8 @@ def openai():
 def towers(arrays, **options):
     """Both towers as trees that fit the modules."""
     vision, text = clip_checkpoints.from_arrays(arrays, source="The file x", **options)
-    of_vision = clip_checkpoints.read_sizes_vision(vision, "The file x")
-    of_text = clip_checkpoints.read_sizes_text(text, "The file x")
+    of_vision = clip_checkpoints.read_sizes_vision(vision)
+    of_text = clip_checkpoints.read_sizes_text(text)
     trees = (
         clip.vision_tree(clip.VisionSizes(**of_vision)),
         clip.text_tree(clip.TextSizes(**of_text)),
@@ -157,8 +157,8 @@ def test_every_array_lies_where_it_belongs(openai, expected):
 
 def test_sizes_are_read_off_the_arrays(openai):
     vision, text = clip_checkpoints.from_arrays(openai, source="x")
-    assert clip_checkpoints.read_sizes_vision(vision, "x") == VISION
-    assert clip_checkpoints.read_sizes_text(text, "x") == TEXT
+    assert clip_checkpoints.read_sizes_vision(vision) == VISION
+    assert clip_checkpoints.read_sizes_text(text) == TEXT
 
 
 VARIANTS = {

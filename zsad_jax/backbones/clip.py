@@ -225,8 +225,8 @@ def load(
         source=source,
     )
     shown = (
-        clip_checkpoints.read_sizes_vision(vision, source),
-        clip_checkpoints.read_sizes_text(text, source),
+        clip_checkpoints.read_sizes_vision(vision),
+        clip_checkpoints.read_sizes_text(text),
     )
     apply_options(name, {}, options.overrides, shown)
     chosen: dict[str, Any] = {"activation": activation, "dtype": options.dtype}

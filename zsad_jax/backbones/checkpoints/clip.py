@@ -24,6 +24,8 @@ from zsad_jax.utils.errors import UserError
 SIDES = ("vision", "text")
 _Named = dict[str, np.ndarray]
 BLOCK = "transformer/encoderblock_"
+_QUERY = f"{BLOCK}0/{ATTENTION}/query/kernel"
+_HIDDEN = f"{BLOCK}0/MlpBlock_0/Dense_0/kernel"
 HEAD_WIDTH = 64  # in every published CLIP
 
 # Native names of what lies outside the blocks.
@@ -78,8 +80,8 @@ _TELLING = {
     "text/token_embedding": 2,
     "text/positional_embedding": 2,
     "text/projection": 2,
-    **{f"{side}/{BLOCK}0/{ATTENTION}/query/kernel": 3 for side in SIDES},
-    **{f"{side}/{BLOCK}0/MlpBlock_0/Dense_0/kernel": 2 for side in SIDES},
+    **{f"{side}/{_QUERY}": 3 for side in SIDES},
+    **{f"{side}/{_HIDDEN}": 2 for side in SIDES},
 }
 # A constant that is added to all logits changes no softmax over prompts; the others say what the arrays show.
 _IGNORED = (
@@ -121,7 +123,7 @@ def from_arrays(
         towers = {side: below(arrays, f"{side}/") for side in heads}
         _check_telling(towers, arrays, source)
         for side, tower in towers.items():
-            found = _count_heads(tower, source)
+            found = tower[_QUERY].shape[1]
             if heads[side] not in (None, found):
                 raise UserError(
                     f"{source} has {found} attention heads in the {side} tower, not {heads[side]};"
@@ -136,7 +138,7 @@ def from_arrays(
         "text": sides["text"][0]["token_embedding"].shape[-1],
     }
     vision, text = (
-        _join(*sides[side], _choose_heads(heads[side], widths[side], source)) for side in heads
+        _join(*sides[side], _choose_heads(heads[side], widths[side], source)) for side in SIDES
     )
     return vision, text
 
@@ -269,47 +271,30 @@ def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
     return array.T if name.endswith("_projection.weight") else array
 
 
-def _need(arrays: Arrays, name: str, dimensions: int, source: str) -> np.ndarray:
-    if name not in arrays or arrays[name].ndim != dimensions:
-        wrong = "missing" if name not in arrays else "of the wrong shape"
-        raise UserError(f"{source} is not a CLIP tower: {name!r} is {wrong}; fetch it again.")
-    return arrays[name]
-
-
-def _count_heads(tower: Arrays, source: str) -> int:
-    heads: int = _need(tower, f"{BLOCK}0/{ATTENTION}/query/kernel", 3, source).shape[1]
-    return heads
-
-
-def read_sizes_vision(arrays: Arrays, source: str) -> dict[str, Any]:
-    """Fields of `clip.VisionSizes` that native arrays show."""
-    kernel = _need(arrays, "embedding/kernel", 4, source)
-    positions = _need(arrays, "positional_embedding", 2, source)
+def read_sizes_vision(arrays: Arrays) -> dict[str, Any]:
+    """Returns the fields of `clip.VisionSizes` that the native arrays of `from_arrays` show."""
+    kernel = arrays["embedding/kernel"]
     return {
         "patch_size": kernel.shape[0],
         "width": kernel.shape[-1],
-        **_tower_sizes(arrays, source),
-        "grid": round((len(positions) - 1) ** 0.5),
+        **_tower_sizes(arrays),
+        "grid": round((len(arrays["positional_embedding"]) - 1) ** 0.5),
     }
 
 
-def read_sizes_text(arrays: Arrays, source: str) -> dict[str, Any]:
-    """Fields of `clip.TextSizes` that native arrays show."""
-    vocabulary, width = _need(arrays, "token_embedding", 2, source).shape
-    return {
-        "vocabulary": vocabulary,
-        "width": width,
-        **_tower_sizes(arrays, source),
-        "length": len(_need(arrays, "positional_embedding", 2, source)),
-    }
+def read_sizes_text(arrays: Arrays) -> dict[str, Any]:
+    """Returns the fields of `clip.TextSizes` that the native arrays of `from_arrays` show."""
+    vocabulary, width = arrays["token_embedding"].shape
+    length = len(arrays["positional_embedding"])
+    return {"vocabulary": vocabulary, "width": width, **_tower_sizes(arrays), "length": length}
 
 
-def _tower_sizes(arrays: Arrays, source: str) -> dict[str, int]:
+def _tower_sizes(arrays: Arrays) -> dict[str, int]:
     return {
         "depth": count_blocks(arrays, rf"{BLOCK}(\d+)/"),
-        "num_heads": _count_heads(arrays, source),
-        "mlp_dim": _need(arrays, f"{BLOCK}0/MlpBlock_0/Dense_0/kernel", 2, source).shape[1],
-        "embed_dim": _need(arrays, "projection", 2, source).shape[1],
+        "num_heads": arrays[_QUERY].shape[1],
+        "mlp_dim": arrays[_HIDDEN].shape[1],
+        "embed_dim": arrays["projection"].shape[1],
     }
 
 

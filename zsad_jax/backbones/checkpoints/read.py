@@ -8,7 +8,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -259,12 +259,6 @@ class _Refused(pickle.UnpicklingError):
     """A pickle refers to something that is not known to be harmless."""
 
 
-class _Storage(NamedTuple):
-    """The flat array that tensors are views of."""
-
-    values: np.ndarray
-
-
 class _ParameterList:
     """Stand-in for torch.nn.ParameterList while a pickle is read."""
 
@@ -275,10 +269,9 @@ class _ParameterList:
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    values: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> np.ndarray:
     """Returns the tensor of this offset, size and stride (in elements) in a storage."""
-    values = storage.values
     if len(size) != len(stride) or min((0, offset, *size, *stride)) < 0:
         raise ValueError("a tensor has a broken shape")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -315,7 +308,7 @@ class _TorchUnpickler(pickle.Unpickler):
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
         super().__init__(file, encoding="utf-8")
         self._archive, self._folder = archive, folder
-        self._storages: dict[str, _Storage] = {}
+        self._storages: dict[str, np.ndarray] = {}  # tensors may share one
         order = f"{folder}byteorder"
         self._big_endian = order in archive.namelist() and archive.read(order).strip() == b"big"
 
@@ -327,7 +320,7 @@ class _TorchUnpickler(pickle.Unpickler):
             raise _Refused(f"{module}.{name}")
         return _HARMLESS[module, name]
 
-    def persistent_load(self, key: Any) -> _Storage:
+    def persistent_load(self, key: Any) -> np.ndarray:
         """Returns the storage of a tensor; tensors may share one."""
         if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage"):
             raise _Refused(repr(key))
@@ -337,7 +330,7 @@ class _TorchUnpickler(pickle.Unpickler):
             values = np.frombuffer(self._archive.read(f"{self._folder}data/{name}"), dtype)
             if len(values) != count:
                 raise ValueError(f"storage {name} has {len(values)} values instead of {count}")
-            self._storages[name] = _Storage(values.byteswap() if self._big_endian else values)
+            self._storages[name] = values.byteswap() if self._big_endian else values
         return self._storages[name]
 
 
