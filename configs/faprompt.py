@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
-# The shipped backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 

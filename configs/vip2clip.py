@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
-# The shipped backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
 DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 

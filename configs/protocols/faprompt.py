@@ -5,7 +5,7 @@
     python -m zsad_jax.main --config configs/protocols/faprompt.py:full
         trained on all images, as the paper's text has it
     python -m zsad_jax.main --config configs/protocols/faprompt.py:nano
-        over clip-nano, with the prompts that ship: nothing to fetch
+        over clip-nano, with the included prompts; no downloads
 
 Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
 same command again does only what is missing. The report has the paper's tables beside the results.
