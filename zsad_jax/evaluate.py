@@ -297,7 +297,7 @@ def _gather(
     stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
 ) -> Evaluation:
     """Keeps image scores, and the metrics' constant-size states of the categories that are not complete."""
-    names = dataset.categories
+    names, grouped = dataset.categories, dataset.grouped
     states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
     found: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
     scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
@@ -327,7 +327,7 @@ def _gather(
             scores[number].append({name: value[rows] for name, value in image_scores.items()})
             for category in dict.fromkeys(batch.category[rows].tolist()):
                 name = names[category]
-                if dataset.grouped:  # earlier categories are complete
+                if grouped:  # earlier categories are complete
                     complete(number, except_for=name)
                 members = rows[batch.category[rows] == category]
                 states[number][name] = metrics.category.update(

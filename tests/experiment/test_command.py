@@ -81,6 +81,10 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
     ("arguments", "expected"),
     [
         (
+            ["--config.backbone.image_siz=3"],
+            "config.backbone.image_siz does not exist; did you mean config.backbone.image_size?",
+        ),
+        (
             ["--config.method.sigm=3"],
             "config.method.sigm does not exist; did you mean config.method.sigma?",
         ),

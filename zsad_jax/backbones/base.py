@@ -20,12 +20,10 @@ class VisionFeatures(NamedTuple):
     Attributes:
       global_tokens: G is 2 for TIPS, 1 for CLIP and SigLIP.
       patches: one entry of axis 1 per requested layer, on the patch grid.
-      extras: further arrays by name, computed only on request.
     """
 
     global_tokens: Float[Array, "b g d"]
     patches: Float[Array, "b layers h w p"]
-    extras: dict[str, Array] = {}  # noqa: RUF012 - never written to
 
 
 class EncodeImage(Protocol):

@@ -30,10 +30,10 @@ def load_backbone(
     bit_depth: int = 16,
     **overrides: Any,
 ) -> Backbone:
-    """A frozen vision-language model, ready to encode.
+    """Loads a frozen backbone, ready to encode.
 
     Args:
-      name: a released checkpoint ("tips-l14-hr", "clip-vit-l14-336"; fetched on first use), a shipped one
+      name: a released checkpoint ("tips-l14-hr", "clip-vit-l14-336"; fetched on first use), an included one
         ("tips-nano", "clip-nano"), or the family "tips" or "clip" together with files.
       weights: one file with both towers: npz or safetensors, of OpenAI, open_clip or Hugging Face (no TIPS
         release has that form).

@@ -11,7 +11,7 @@ from absl import logging
 from zsad_jax.backbones.checkpoints.read import read_safetensors_shapes
 from zsad_jax.backbones.transformer import swiglu_hidden
 from zsad_jax.utils import downloads, files
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 
 BASE_URL = "https://storage.googleapis.com/tips_data"
 CLIP_URL = "https://huggingface.co/timm/{}/resolve/main/open_clip_model.safetensors"
@@ -205,8 +205,9 @@ def _tips_v2(size: str, *stems: str) -> Release:
 
 def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
     towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
-    # OpenAI's weights as open_clip's authors publish them.
-    return Release("clip", name, *towers, {"native": (f"{source}.openai",)}, patch_size * grid)
+    # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
+    sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
+    return Release("clip", name, *towers, sources, patch_size * grid)
 
 
 _BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
@@ -245,7 +246,7 @@ RELEASES: dict[str, Release] = {
                 patch_size=14, grid=16, width=128, depth=4, text_width=128, embed_dim=128, text_depth=2,
                 vocabulary=1514, head_width=32,
             ),
-            sources={"native": ("clip-nano/clip_nano",)},
+            sources=dict.fromkeys(LINEAGES, ("clip-nano/clip_nano",)),
             image_size=224,
             demo=True,
         ),
@@ -261,7 +262,7 @@ def find_release(name: str) -> Release:
       UserError: the name is unknown.
     """
     if name not in RELEASES:
-        raise UserError(f"{name!r} is not a released checkpoint; known are {', '.join(RELEASES)}.")
+        raise UserError(f"{name!r} is not a released checkpoint; {suggest(name, RELEASES)}")
     return RELEASES[name]
 
 

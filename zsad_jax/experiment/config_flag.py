@@ -65,16 +65,22 @@ def _missing_config(error: OSError) -> str:
 
 def reject_strays(arguments: Sequence[str]) -> None:
     """Rejects arguments that are not options, with the option that was probably meant."""
-    for argument in arguments:
-        key, _, value = argument.lstrip("-").removeprefix("config.").partition("=")
-        keys = _keys(_CONFIG.value)
-        last = {one.rpartition(".")[2]: one for one in keys}
-        close = [one for one in keys if f".{one}".endswith(f".{key}")]
-        close = close or [last[one] for one in nearest(key, last)]
-        meant = [key] if key in flags.FLAGS else [f"config.{one}" for one in close]
-        options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
-        remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
-        raise UserError(f"Unexpected argument {argument!r}. {remedy}")
+    if not arguments:
+        return
+    key, _, value = arguments[0].lstrip("-").removeprefix("config.").partition("=")
+    known = [f"config.{one}" for one in _nearest_keys(key, _keys(_CONFIG.value))]
+    meant = [key] if key in flags.FLAGS else known
+    options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
+    remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
+    raise UserError(f"Unexpected argument {arguments[0]!r}. {remedy}")
+
+
+def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
+    """Returns the dotted keys that end like a key, or whose last part resembles its last part."""
+    last = {one.rpartition(".")[2]: one for one in known}
+    ending = [one for one in known if f".{one}".endswith(f".{key}")]
+    like_it = [last[one] for one in nearest(key.rpartition(".")[2], last, cutoffs=(0.8,))]
+    return ending or like_it or nearest(key, known)
 
 
 def _config_mistake(argv: list[str], error: Exception) -> str:
@@ -88,7 +94,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
             if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
                 return f"config.{key} does not exist; it was renamed to {new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
-                meant = " or ".join(f"config.{one}" for one in nearest(key, known))
+                meant = " or ".join(f"config.{one}" for one in _nearest_keys(key, known))
                 remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
                 return f"config.{key} does not exist; {remedy}"
     return f"The config cannot be read: {str(error).splitlines()[0]}."
