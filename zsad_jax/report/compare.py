@@ -9,7 +9,7 @@ from zsad_jax.data.protocols import PROTOCOLS, Part, parse_name
 from zsad_jax.methods import METHODS, config_class, recipe_of
 from zsad_jax.methods.shared.config import UNLIKE_PAPER
 from zsad_jax.report import names
-from zsad_jax.report.published import TRAININGS, USUAL, published_numbers
+from zsad_jax.report.published import USUAL, published_numbers, trainings
 from zsad_jax.report.rows import MEAN, Row, level_of
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
@@ -104,8 +104,7 @@ def training_of(row: Row) -> str:
     if not row["auxiliary"]:
         return USUAL
     parts = _parts(row["auxiliary"])
-    protocols = (USUAL, _FULL, *dict.fromkeys(TRAININGS.values()))
-    same = (key for key in protocols if parts == _parts(_auxiliary(key, row)))
+    same = (key for key in (*trainings(), _FULL) if parts == _parts(_auxiliary(key, row)))
     return next(same, str(row["auxiliary"]))
 
 
@@ -114,7 +113,8 @@ def is_usual(row: Row) -> bool:
 
     FAPrompt's paper trains on all images, its code on the test split; both count.
     """
-    return training_of(row) in (USUAL, *[_FULL] * (row["method"] == "faprompt"))
+    training = training_of(row)
+    return training == USUAL or (training == _FULL and row["method"] == "faprompt")
 
 
 def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[str, list[Any]]:

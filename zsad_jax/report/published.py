@@ -3,8 +3,7 @@
 import csv
 import functools
 import importlib.resources
-import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.report.rows import MEAN
@@ -23,25 +22,7 @@ TABLE_OF_MEANS = {"faprompt": "3"}
 NOT_IN_MEANS = {"faprompt": ("mvtec_ad",)}
 DOMAIN_MEANS = {"industrial_mean": "industrial", "medical_mean": "medical"}
 
-USUAL = "common"  # MVTec AD trains for all others and VisA for it, as in the papers' main results
-# Settings of another training, and the protocols (keys of `PROTOCOLS`) that they follow.
-TRAININGS = {
-    "variant: fine-tuned on MVTec AD and CVC-ColonDB": "vip2clip_medical",
-    "variant: fine-tuned on VisA and CVC-ClinicDB": "vip2clip_medical",
-    "variant: fine-tuned on industrial plus medical auxiliary data": "vip2clip_medical",
-    "variant: trained on medical data (HeadCT)": "tps_medical_image",
-    "variant: trained on medical data (ISIC)": "tps_medical_pixel",
-}
-# How the parts of a note in published.csv start, and the field that each becomes.
-_PARTS = {
-    "ablation:": "setting",
-    "variant:": "setting",
-    "suspicious:": "doubt",
-    "full-shot": "full_shot",
-    "printed gain over best prior:": "gain",
-    "printed ": "reading",
-}
-_BETWEEN_PARTS = re.compile(f"; (?={'|'.join(_PARTS)})")
+USUAL = "common"  # protocol: MVTec AD trains for all others and VisA for it, as in the papers' main results
 
 
 class PublishedNumber(NamedTuple):
@@ -145,30 +126,15 @@ def all_numbers() -> tuple[PublishedNumber, ...]:
     source = importlib.resources.files("zsad_jax.report") / "papers" / "published.csv"
     with source.open(encoding="utf-8") as file:
         return tuple(
-            PublishedNumber(
-                float(row["value"]),
-                row["value"],
-                row["paper"],
-                row["table"],
-                row["method"],
-                row["dataset"],
-                row["category"],
-                f"{row['level']}_{row['metric']}",
-                **parse_note(row["note"]),
-            )
+            PublishedNumber(float(row["printed"]), **row | {"proposed": row["proposed"] == "yes"})
             for row in csv.DictReader(file)
         )
 
 
-def parse_note(note: str) -> dict[str, Any]:
-    """Returns the fields of a `PublishedNumber` that a note in published.csv holds."""
-    fields: dict[str, Any] = {}
-    for part in filter(None, _BETWEEN_PARTS.split(note)):
-        start, field = next(item for item in _PARTS.items() if part.startswith(item[0]))
-        fields[field] = part.removeprefix(start).strip() if field == "gain" else part
-    setting = fields.get("setting", "")
-    proposed = not setting or setting.endswith(("(full model)", "(the default)"))
-    return fields | {"proposed": proposed, "training": TRAININGS.get(setting, USUAL)}
+@functools.cache
+def trainings() -> tuple[str, ...]:
+    """Returns the protocols by which published methods were trained, the usual one first."""
+    return tuple(dict.fromkeys((USUAL, *(number.training for number in all_numbers()))))
 
 
 @functools.cache
