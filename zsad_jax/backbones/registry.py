@@ -106,6 +106,7 @@ class Release(NamedTuple):
       vision, text: the sizes of the towers; text is None where there is none.
       sources: lineage -> where its files are published (below the address of the family), in the order to try.
       image_size: side of the images that it was trained on, in pixels.
+      list_files: (release, lineage) -> the files by their fields of `WeightFiles`.
       demo: whether it is a small model for demonstration, included in the package.
       low_resolution_positions: whether the native files hold the positions of training at low resolution.
     """
@@ -116,12 +117,9 @@ class Release(NamedTuple):
     text: Sizes | None
     sources: Mapping[str, tuple[str, ...]]
     image_size: int
+    list_files: "Callable[[Release, str], dict[str, File]]"
     demo: bool = False
     low_resolution_positions: bool = False
-
-    def files(self, lineage: str) -> dict[str, File]:
-        """Returns the files by their fields of `WeightFiles`."""
-        return _FILES[self.family](self, lineage)
 
 
 class TipsTower(NamedTuple):
@@ -183,140 +181,6 @@ def clip_sizes(
     return vision, {"vocabulary": vocabulary, "length": 77, **tower(text_width, text_depth)}
 
 
-def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
-    sources = {
-        lineage: (f"v1_0/checkpoints/{folder}/tips_oss_{size}_{stem}",)
-        for lineage, folder in (("native", "scenic"), ("pytorch", "pytorch"))
-    }
-    high = image_size > 224
-    name = f"tips-{size}-{'hr' if high else 'lr'}"
-    sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
-    return Release("tips", name, *sizes, sources, image_size, low_resolution_positions=high)
-
-
-def _tips_v2(size: str, *stems: str) -> Release:
-    folder = "v2_0/checkpoints"
-    sources = {
-        "native": tuple(f"{folder}/scenic/tips_v2_{stem}" for stem in stems),
-        "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
-    }
-    return Release("tips", f"tipsv2-{size}", *tips_sizes(TIPS_TOWERS[size], grid=32), sources, 448)
-
-
-def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
-    towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
-    # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
-    sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
-    return Release("clip", name, *towers, sources, patch_size * grid)
-
-
-_BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
-_LARGE: dict[str, int] = {"width": 1024, "depth": 24, "text_width": 768, "embed_dim": 768}
-
-RELEASES: dict[str, Release] = {
-    release.name: release
-    for release in (
-        _tips_v1("s14", "highres_distilled"),
-        _tips_v1("b14", "highres_distilled"),
-        _tips_v1("l14", "highres_distilled"),
-        _tips_v1("so400m14", "highres_largetext_distilled"),
-        _tips_v1("g14", "lowres", image_size=224),
-        _tips_v1("g14", "highres"),
-        _tips_v2("b14", "b14"),
-        _tips_v2("l14", "l14"),
-        # The release's readme says so14, its download script so400m14.
-        _tips_v2("so400m14", "so14", "so400m14"),
-        _tips_v2("g14", "g14"),
-        _clip("clip-vit-b32", "vit_base_patch32_clip_224", patch_size=32, grid=7, **_BASE),
-        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE),
-        _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
-        _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
-        Release(
-            "tips",
-            "tips-nano",
-            *tips_sizes(TipsTower(128, 4, 512, 4, 2), grid=16, vocabulary=2048),
-            sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
-            image_size=252,
-            demo=True,
-        ),
-        Release(
-            "clip",
-            "clip-nano",
-            *clip_sizes(
-                patch_size=14, grid=16, width=128, depth=4, text_width=128, embed_dim=128, text_depth=2,
-                vocabulary=1514, head_width=32,
-            ),
-            sources=dict.fromkeys(LINEAGES, ("clip-nano/clip_nano",)),
-            image_size=224,
-            demo=True,
-        ),
-    )
-}  # fmt: skip
-DEMOS = tuple(name for name, release in RELEASES.items() if release.demo)
-
-
-def find_release(name: str) -> Release:
-    """Returns the record of a released checkpoint.
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    if name not in RELEASES:
-        raise UserError(f"{name!r} is not a released checkpoint; {suggest(name, RELEASES)}")
-    return RELEASES[name]
-
-
-def _files(name: str, lineage: str) -> dict[str, File]:
-    release = find_release(name)
-    if lineage not in release.sources:
-        raise UserError(
-            f"lineage={lineage!r} is unknown; choose one of {', '.join(release.sources)}."
-        )
-    return release.files(lineage)
-
-
-def locate(name: str, lineage: str = "native") -> WeightFiles:
-    """Returns the files of a model; those that are missing are fetched first.
-
-    An optional file that cannot be fetched is a warning: CLIP's merges serve texts, and the words of learned
-    prompts are known without them.
-
-    Args:
-      name: a key of `RELEASES`.
-      lineage: "native" (the JAX files) or, for TIPS, "pytorch".
-
-    Raises:
-      UserError: unknown name or lineage, or a file that cannot be fetched.
-    """
-    found: dict[str, pathlib.Path | None] = {}
-    for kind, file in _files(name, lineage).items():
-        try:
-            found[kind] = file.obtain()
-        except UserError as error:
-            if not file.optional:
-                raise
-            logging.warning("%s", error)
-    return WeightFiles(**found)
-
-
-def places(name: str, lineage: str = "native") -> WeightFiles:
-    """Returns the paths of a model's files, present or yet to be fetched."""
-    found = _files(name, lineage).items()
-    return WeightFiles(**{kind: file.find() or file.places[0][0] for kind, file in found})
-
-
-def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
-    """Returns the files of a model that would be fetched."""
-    paths = [pathlib.Path(path) for path in places(name, lineage) if path is not None]
-    return [path for path in paths if not path.exists()]
-
-
-def fetch_command(name: str, lineage: str = "native") -> str:
-    """Returns the command that fetches a model's files."""
-    option = "" if lineage == "native" else f" --lineage {lineage}"
-    return f"python scripts/download_weights.py {name}{option}"
-
-
 def _folder() -> pathlib.Path:
     return files.home() / "weights"
 
@@ -371,12 +235,6 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
     }
 
 
-_FILES: dict[str, Callable[[Release, str], dict[str, File]]] = {
-    "tips": _tips_files,
-    "clip": _clip_files,
-}
-
-
 def count_arrays(release: Release, lineage: str, side: str) -> int | None:
     """Returns how many arrays a file of a TIPS holds, None where that is unknown."""
     depth: int = (release.vision if side == "vision" else release.text or {})["depth"]
@@ -425,3 +283,142 @@ def _safetensors_check(expected: int) -> Callable[[pathlib.Path], str]:
         return "" if found == expected else f"it holds {found:,} numbers instead of {expected:,}"
 
     return check
+
+
+def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
+    sources = {
+        lineage: (f"v1_0/checkpoints/{folder}/tips_oss_{size}_{stem}",)
+        for lineage, folder in (("native", "scenic"), ("pytorch", "pytorch"))
+    }
+    high = image_size > 224
+    name = f"tips-{size}-{'hr' if high else 'lr'}"
+    sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
+    return Release(
+        "tips", name, *sizes, sources, image_size, _tips_files, low_resolution_positions=high
+    )
+
+
+def _tips_v2(size: str, *stems: str) -> Release:
+    folder = "v2_0/checkpoints"
+    sources = {
+        "native": tuple(f"{folder}/scenic/tips_v2_{stem}" for stem in stems),
+        "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
+    }
+    sizes = tips_sizes(TIPS_TOWERS[size], grid=32)
+    return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files)
+
+
+def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
+    towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
+    # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
+    sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
+    return Release("clip", name, *towers, sources, patch_size * grid, _clip_files)
+
+
+_BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
+_LARGE: dict[str, int] = {"width": 1024, "depth": 24, "text_width": 768, "embed_dim": 768}
+
+RELEASES: dict[str, Release] = {
+    release.name: release
+    for release in (
+        _tips_v1("s14", "highres_distilled"),
+        _tips_v1("b14", "highres_distilled"),
+        _tips_v1("l14", "highres_distilled"),
+        _tips_v1("so400m14", "highres_largetext_distilled"),
+        _tips_v1("g14", "lowres", image_size=224),
+        _tips_v1("g14", "highres"),
+        _tips_v2("b14", "b14"),
+        _tips_v2("l14", "l14"),
+        # The release's readme says so14, its download script so400m14.
+        _tips_v2("so400m14", "so14", "so400m14"),
+        _tips_v2("g14", "g14"),
+        _clip("clip-vit-b32", "vit_base_patch32_clip_224", patch_size=32, grid=7, **_BASE),
+        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE),
+        _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
+        _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
+        Release(
+            "tips",
+            "tips-nano",
+            *tips_sizes(TipsTower(128, 4, 512, 4, 2), grid=16, vocabulary=2048),
+            sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
+            image_size=252,
+            list_files=_tips_files,
+            demo=True,
+        ),
+        Release(
+            "clip",
+            "clip-nano",
+            *clip_sizes(
+                patch_size=14, grid=16, width=128, depth=4, text_width=128, embed_dim=128, text_depth=2,
+                vocabulary=1514, head_width=32,
+            ),
+            sources=dict.fromkeys(LINEAGES, ("clip-nano/clip_nano",)),
+            image_size=224,
+            list_files=_clip_files,
+            demo=True,
+        ),
+    )
+}  # fmt: skip
+DEMOS = tuple(name for name, release in RELEASES.items() if release.demo)
+
+
+def find_release(name: str) -> Release:
+    """Returns the record of a released checkpoint.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    if name not in RELEASES:
+        raise UserError(f"{name!r} is not a released checkpoint; {suggest(name, RELEASES)}")
+    return RELEASES[name]
+
+
+def _files(name: str, lineage: str) -> dict[str, File]:
+    release = find_release(name)
+    if lineage not in release.sources:
+        raise UserError(
+            f"lineage={lineage!r} is unknown; choose one of {', '.join(release.sources)}."
+        )
+    return release.list_files(release, lineage)
+
+
+def locate(name: str, lineage: str = "native") -> WeightFiles:
+    """Returns the files of a model; those that are missing are fetched first.
+
+    An optional file that cannot be fetched is a warning: CLIP's merges serve texts, and the words of learned
+    prompts are known without them.
+
+    Args:
+      name: a key of `RELEASES`.
+      lineage: "native" (the JAX files) or, for TIPS, "pytorch".
+
+    Raises:
+      UserError: unknown name or lineage, or a file that cannot be fetched.
+    """
+    found: dict[str, pathlib.Path | None] = {}
+    for kind, file in _files(name, lineage).items():
+        try:
+            found[kind] = file.obtain()
+        except UserError as error:
+            if not file.optional:
+                raise
+            logging.warning("%s", error)
+    return WeightFiles(**found)
+
+
+def places(name: str, lineage: str = "native") -> WeightFiles:
+    """Returns the paths of a model's files, present or yet to be fetched."""
+    found = _files(name, lineage).items()
+    return WeightFiles(**{kind: file.find() or file.places[0][0] for kind, file in found})
+
+
+def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
+    """Returns the files of a model that would be fetched."""
+    paths = [pathlib.Path(path) for path in places(name, lineage) if path is not None]
+    return [path for path in paths if not path.exists()]
+
+
+def fetch_command(name: str, lineage: str = "native") -> str:
+    """Returns the command that fetches a model's files."""
+    option = "" if lineage == "native" else f" --lineage {lineage}"
+    return f"python scripts/download_weights.py {name}{option}"
