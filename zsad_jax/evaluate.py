@@ -15,13 +15,11 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Method, Scores
+from zsad_jax.methods.base import Method, PyTree, Scores
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
-
-PyTree = Any
 
 
 class Contender(NamedTuple):

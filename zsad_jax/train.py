@@ -15,13 +15,11 @@ from jax.sharding import Mesh
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Batch, Method, Stage
+from zsad_jax.methods.base import Batch, Method, PyTree, Stage
 from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

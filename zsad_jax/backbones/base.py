@@ -86,7 +86,7 @@ class EncodePrompts(Protocol):
         params: Params,
         embeddings: Float[AnyArray, "t n e"],
         paddings: Int[AnyArray, "t n"],
-        deep_prompts: Float[AnyArray, "depth #t p e"] | None = None,
+        deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
     ) -> Float[Array, "t d"]:
         """Encodes prompts.
 

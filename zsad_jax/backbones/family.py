@@ -136,7 +136,7 @@ def text_side(
         params: Params,
         embeddings: Float[AnyArray, "t n e"],
         paddings: Int[AnyArray, "t n"],
-        deep_prompts: Float[AnyArray, "depth #t p e"] | None = None,
+        deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
     ) -> Float[Array, "t d"]:
         return apply(params, embeddings, paddings, deep_prompts, method="encode")
 

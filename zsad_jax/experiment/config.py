@@ -131,12 +131,12 @@ class Experiment:
                 )
         known = {*names, *DATASETS}
         for field in ("method_for", "auxiliary_for"):
-            for name in set(getattr(self, field)) - known:
+            for name in sorted({*getattr(self, field)} - known):
                 # A name that resembles none is a dataset of the user's own, which is no target now.
-                for near in nearest(name, sorted(known), cutoffs=(0.8,))[:1]:
+                if near := nearest(name, sorted(known), cutoffs=(0.8,)):
                     raise UserError(
                         f"config.{field} names {name!r}, which is neither a target nor a dataset;"
-                        f" did you mean {near}?"
+                        f" did you mean {near[0]}?"
                     )
 
     @functools.cached_property

@@ -16,8 +16,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.evaluate import Evaluation
 from zsad_jax.experiment.config import Experiment, compare_with_recipe
 from zsad_jax.methods import Method, count_learned
-from zsad_jax.methods.shared.config import UNLIKE_PAPER
-from zsad_jax.report import WITHOUT_MASK
+from zsad_jax.report.compare import UNLIKE_PAPER, WITHOUT_MASK
 
 PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
 

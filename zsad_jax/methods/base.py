@@ -224,9 +224,9 @@ def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -
     ) -> Scores:
         of_images = jax.tree.map(lambda x: x[category], prototypes)
         scores = compute(frozen, params, of_images, features)
-        for name in set(extras) - set(scores.extras):
+        if unknown := sorted({*extras} - {*scores.extras}):
             known = ", ".join(scores.extras)
-            raise UserError(f"Method '{method}' has no extra '{name}'. Available: {known}.")
+            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'. Available: {known}.")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score

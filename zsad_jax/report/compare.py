@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
 from zsad_jax.data.protocols import PROTOCOLS, Part, parse_name
 from zsad_jax.methods import METHODS, config_class, recipe_of
-from zsad_jax.methods.shared.config import UNLIKE_PAPER
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
 from zsad_jax.report.rows import MEAN, Row, level_of
@@ -15,7 +14,8 @@ from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import plural
 
-WITHOUT_MASK = "anomalous_without_mask"  # key of run.json: how many images, by dataset
+# Keys of run.json: how many images, by dataset; and option -> [ours, the paper's].
+WITHOUT_MASK, UNLIKE_PAPER = "anomalous_without_mask", "unlike_paper"
 _FULL = "faprompt_full"
 
 Kind = Literal["images", "setting", "training"]

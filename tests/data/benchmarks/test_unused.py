@@ -26,8 +26,8 @@ def listing_of(root, *names, **further):
     )
 
 
-def unused(listing, *left_out):
-    return {issue.file: issue.kind for issue in find_unused(listing, left_out)}
+def unused(listing, *excluded):
+    return {issue.file: issue.kind for issue in find_unused(listing, excluded)}
 
 
 def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
@@ -127,8 +127,8 @@ def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
     make_miniature("real_iad", tmp_path)
     for folder in ("realiad_512/unknown", "realiad_256/unknown"):
         tools.save(tools.draw(0), tmp_path / folder / "1.jpg")
-    left_out = find_layout("real_iad").left_out(tmp_path)
-    assert set(left_out) == {"realiad_1024", "realiad_256", "realiad_raw"}
+    excluded = find_layout("real_iad").excluded(tmp_path)
+    assert set(excluded) == {"realiad_1024", "realiad_256", "realiad_raw"}
     assert prepare("real_iad", tmp_path).issues == (Issue(ALONE, "realiad_512/unknown/1.jpg"),)
 
 

@@ -146,7 +146,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         if not layout.accepts(root):
             return list_meta_json(self.name, root)
         listing = layout.list_files(root)
-        listing.issues += find_unused(listing, (*self.facts.left_out, *layout.left_out(root)))
+        listing.issues += find_unused(listing, (*self.facts.excluded, *layout.excluded(root)))
         return listing
 
     def _generate_splits(

@@ -125,7 +125,7 @@ class Facts:
       unpack: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
       tree: paths below the root that show the layout, for people.
       layout: how its files are found; None: `<key>.py` beside this module does it.
-      left_out: glob patterns, relative to the root and in any case, of files and folders with images that are
+      excluded: glob patterns, relative to the root and in any case, of files and folders with images that are
         not part of the benchmark on purpose; all other unused images are reported.
       counts: published numbers of images; None for a category of which only the name is published.
     """
@@ -144,7 +144,7 @@ class Facts:
     unpack: str = ""
     tree: str = ""
     layout: SharedLayout | None = None
-    left_out: Sequence[str] = ()
+    excluded: Sequence[str] = ()
     counts: Published = dataclasses.field(default_factory=dict)
 
     @property

@@ -30,13 +30,13 @@ class Layout(NamedTuple):
         be understood.
       is_given: whether a folder that the user names may be the root, for layouts that several benchmarks share
         (`images` beside `masks`); True wherever `is_root` is. None: the same as `is_root`.
-      left_out: patterns in addition to `Facts.left_out`, for the files below a root.
+      excluded: patterns in addition to `Facts.excluded`, for the files below a root.
     """
 
     is_root: Callable[[Path], bool]
     list_files: Callable[[Path], Listing]
     is_given: Callable[[Path], bool] | None = None
-    left_out: Callable[[Path], Sequence[str]] = lambda root: ()
+    excluded: Callable[[Path], Sequence[str]] = lambda root: ()
 
     def accepts(self, folder: Path) -> bool:
         """Returns whether a folder that the user names may be the root."""
@@ -82,7 +82,7 @@ def mvtec_layout(name: str, options: facts.MvtecLayout) -> Layout:
 
     # Masks of normal images are empty, where there are any.
     return Layout(
-        is_root, list_files, left_out=lambda root: (f"*/{options.ground_truth}/{options.normal}",)
+        is_root, list_files, excluded=lambda root: (f"*/{options.ground_truth}/{options.normal}",)
     )
 
 

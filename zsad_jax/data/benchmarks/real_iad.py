@@ -27,7 +27,7 @@ def _is_root(folder: pathlib.Path) -> bool:
     return has_pair(folder, PARTS)
 
 
-def left_out(root: pathlib.Path) -> tuple[str, ...]:
+def excluded(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the images at the sizes that are not read."""
     found = find_folder(root, *IMAGES)
     read = found.relative_to(root).as_posix().lower() if found else ""
@@ -98,4 +98,4 @@ def _read_entry(
     )
 
 
-LAYOUT = Layout(_is_root, list_files, left_out=left_out)
+LAYOUT = Layout(_is_root, list_files, excluded=excluded)

@@ -19,20 +19,20 @@ PLACES = 100  # where there are more, they are reported by the folders above
 _Groups = dict[tuple[str, str], list[str]]  # (folder, suffix that is not read, or "") -> files
 
 
-def find_unused(listing: Listing, left_out: Iterable[str]) -> list[Issue]:
+def find_unused(listing: Listing, excluded: Iterable[str]) -> list[Issue]:
     """Finds the image files below the root of a listing that nothing accounts for; none is opened.
 
     Args:
       listing: whose samples, further files and issues account for files; a folder that an issue names, for
         all that is in it.
-      left_out: glob patterns, relative to the root and in any case, of files and folders that are excluded
+      excluded: glob patterns, relative to the root and in any case, of files and folders that are excluded
         from the benchmark on purpose; * stands for folders, too.
 
     Returns:
       An issue each for a few files at one place, one for many; folders of nothing else count as one place.
     """
     root = listing.root
-    patterns = re.compile("|".join(map(fnmatch.translate, left_out)), re.IGNORECASE)
+    patterns = re.compile("|".join(map(fnmatch.translate, excluded)), re.IGNORECASE)
     reported = {issue.file for issue in listing.issues}
 
     def is_skipped(name: str) -> bool:

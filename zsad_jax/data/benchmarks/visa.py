@@ -68,4 +68,4 @@ def _read_row(root: pathlib.Path, row: dict[str, str]) -> Sample:
     )
 
 
-LAYOUT = Layout(_is_root, list_files, left_out=REPACKED.left_out)
+LAYOUT = Layout(_is_root, list_files, excluded=REPACKED.excluded)

@@ -13,7 +13,6 @@ CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # The recipe of AnomalyCLIP, used by most methods over CLIP.
 TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
 Options = Mapping[str, Any]
-UNLIKE_PAPER = "unlike_paper"  # key of run.json: option -> [ours, the paper's]
 
 
 class Recipe(NamedTuple):

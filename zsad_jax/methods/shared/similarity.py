@@ -40,7 +40,7 @@ def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Flo
     return values.reshape(*features.shape[:-1], text.shape[-2])
 
 
-def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "count *n"]:
+def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "c *n"]:
     """Returns the same text features for each of several categories or images."""
     return jnp.broadcast_to(x, (count, *x.shape))
 
