@@ -7,7 +7,6 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,23 +15,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import Backbone, VisionFeatures
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.family import (
     Family,
+    Loaded,
     LoadOptions,
     apply_options,
-    image_encoder,
+    assemble,
     joint_digest,
-    text_side,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_bpe
 from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
-from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.files import PathLike
 
 # OpenAI's, for all sizes and for most models that others trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -243,72 +240,41 @@ def load(
         name_in_file=clip_checkpoints.names_in_file(arrays),
     )
     params = jax.tree.map(jnp.asarray, tree)
-    return _assemble(
+    loaded = Loaded(
         name,
-        params,
-        sizes,
         release,
+        params,
         temperature=math.exp(-float(params["text"]["logit_scale"])),
         tokenizer=located.tokenizer,
         image_size=options.image_size,
         digest=joint_digest(paths),
     )
+    return _assemble(loaded, sizes)
 
 
 def describe(release: Release) -> Backbone:
     """Returns a released CLIP whose parameters are shapes."""
     assert release.text is not None
     sizes = VisionSizes(**release.vision), TextSizes(**release.text)
-    params = {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])}
-    return _assemble(release.name, params, sizes, release)
+    return _assemble(Loaded(release.name, release), sizes)
 
 
-def _assemble(
-    name: str,
-    params: Params,
-    sizes: tuple[VisionSizes, TextSizes],
-    release: Release | None,
-    *,
-    temperature: float = 1.0,
-    tokenizer: PathLike | None = None,
-    image_size: int | None = None,
-    digest: str = "",
-) -> Backbone:
-    vision, text = sizes
-    tokenize = functools.partial(
+def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
+    return assemble(
+        loaded,
+        sizes,
+        (VisionEncoder, TextEncoder),
         tokenize_bpe,
-        path=None if tokenizer is None else os.fspath(tokenizer),
-        length=text.length,
-        vocabulary=text.vocabulary,
-    )
-    return Backbone(
-        name=name,
         family="clip",
-        params=params,
-        preprocess=Preprocess(
-            image_size=image_size or vision.grid * vision.patch_size,
-            resize="bicubic",
-            mean=MEAN,
-            std=STD,
-            rgb_first=False,
-        ),
-        temperature=temperature,
-        patch_size=vision.patch_size,
-        embed_dim=vision.embed_dim,
+        native_size=sizes[0].grid * sizes[0].patch_size,
+        embed_dim=sizes[0].embed_dim,
         num_global_tokens=1,
-        vision_width=vision.width,
-        vision_depth=vision.depth,
-        digest=digest,
-        demonstration=release is not None and release.demo,
-        encode_image=image_encoder(VisionEncoder(vision), depth=vision.depth),
-        text=text_side(
-            TextEncoder(text),
-            width=text.width,
-            depth=text.depth,
-            length=text.length,
-            num_start_tokens=NUM_START_TOKENS,
-            tokenize=tokenize,
-        ),
+        text_length=sizes[1].length,
+        num_start_tokens=NUM_START_TOKENS,
+        resize="bicubic",
+        mean=MEAN,
+        std=STD,
+        rgb_first=False,
     )
 
 

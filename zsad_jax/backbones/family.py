@@ -1,7 +1,9 @@
-"""What a family of backbones defines, and the parts that all families share."""
+"""The contract of a family of backbones, and the parts that all families share."""
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -18,6 +20,8 @@ from zsad_jax.backbones.base import (
     VisionFeatures,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.transformer import tree_of
+from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
@@ -154,6 +158,85 @@ def text_side(
         embed_tokens=embed_tokens,
         encode_text=encode_text,
         encode_prompts=encode_prompts,
+    )
+
+
+class Loaded(NamedTuple):
+    """What a family has read of a model besides the sizes of its towers.
+
+    Attributes:
+      release: its record; None: files of the user's own.
+      params: None stands for the shapes alone.
+      tokenizer: the file.
+      image_size: chosen by the caller; None: that of the training.
+    """
+
+    name: str
+    release: Release | None
+    params: Params | None = None
+    temperature: float = 1.0
+    tokenizer: PathLike | None = None
+    image_size: int | None = None
+    digest: str = ""
+
+
+def assemble(
+    loaded: Loaded,
+    sizes: tuple[Any, Any],
+    towers: tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module]],
+    tokenize: Callable[..., Any],
+    *,
+    family: str,
+    native_size: int,
+    embed_dim: int,
+    num_global_tokens: int,
+    text_length: int,
+    num_start_tokens: int,
+    **preprocess: Any,
+) -> Backbone:
+    """Returns the backbone of a vision and a text tower.
+
+    Args:
+      loaded: what was read.
+      sizes: dataclasses of sizes of the vision and of the text tower.
+      towers: the modules, made of their sizes.
+      tokenize: a function of `tokenizers`.
+      family, embed_dim, num_global_tokens, num_start_tokens: fields of `Backbone` and `TextSide`.
+      native_size: side of the images that it was trained on, in pixels.
+      text_length: tokens per text.
+      **preprocess: fields of `Preprocess` besides the image size.
+    """
+    vision, text = sizes
+    release = loaded.release
+    params = loaded.params or {
+        side: tree_of(tower, of_side)
+        for side, tower, of_side in zip(("vision", "text"), towers, sizes, strict=True)
+    }
+    path = None if loaded.tokenizer is None else os.fspath(loaded.tokenizer)
+    return Backbone(
+        name=loaded.name,
+        family=family,
+        params=params,
+        preprocess=Preprocess(image_size=loaded.image_size or native_size, **preprocess),
+        temperature=loaded.temperature,
+        patch_size=vision.patch_size,
+        embed_dim=embed_dim,
+        num_global_tokens=num_global_tokens,
+        vision_width=vision.width,
+        vision_depth=vision.depth,
+        digest=loaded.digest,
+        demonstration=release is not None and release.demo,
+        encode_image=image_encoder(towers[0](vision), depth=vision.depth),
+        text=text_side(
+            towers[1](text),
+            width=text.width,
+            depth=text.depth,
+            length=text_length,
+            num_start_tokens=num_start_tokens,
+            tokenize=functools.partial(
+                tokenize, path=path, length=text_length, vocabulary=text.vocabulary
+            ),
+        ),
     )
 
 

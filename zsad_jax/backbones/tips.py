@@ -9,7 +9,6 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,16 +25,15 @@ from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.checkpoints.torch_layout import Arrays
 from zsad_jax.backbones.family import (
     Family,
+    Loaded,
     LoadOptions,
     apply_options,
-    image_encoder,
+    assemble,
     joint_digest,
-    text_side,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
-from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
@@ -278,67 +276,38 @@ def load(
             f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
             " the two files are not of one model."
         )
-    return _assemble(
+    loaded = Loaded(
         name,
-        {"vision": towers[0].params, "text": towers[1].params},
-        sizes,
         release,
+        {"vision": towers[0].params, "text": towers[1].params},
         temperature=float(towers[1].params["temperature_contrastive"]),
         tokenizer=located.tokenizer,
         image_size=options.image_size,
         digest=joint_digest([tower.path for tower in towers]),
     )
+    return _assemble(loaded, sizes)
 
 
 def describe(release: Release) -> Backbone:
     """Returns a released TIPS whose parameters are shapes."""
     assert release.text is not None
     sizes = VisionSizes(**release.vision), TextSizes(**release.text)
-    params = {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])}
-    return _assemble(release.name, params, sizes, release)
+    return _assemble(Loaded(release.name, release), sizes)
 
 
-def _assemble(
-    name: str,
-    params: Params,
-    sizes: tuple[VisionSizes, TextSizes],
-    release: Release | None,
-    *,
-    temperature: float = 1.0,
-    tokenizer: PathLike | None = None,
-    image_size: int | None = None,
-    digest: str = "",
-) -> Backbone:
-    vision, text = sizes
-    native = release.image_size if release else vision.grid * vision.patch_size
-    tokenize = functools.partial(
+def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
+    vision, release = sizes[0], loaded.release
+    return assemble(
+        loaded,
+        sizes,
+        (VisionEncoder, TextEncoder),
         tokenize_sentencepiece,
-        path=None if tokenizer is None else os.fspath(tokenizer),
-        length=TEXT_LENGTH,
-        vocabulary=text.vocabulary,
-    )
-    return Backbone(
-        name=name,
         family="tips",
-        params=params,
-        preprocess=Preprocess(image_size=image_size or native),
-        temperature=temperature,
-        patch_size=vision.patch_size,
+        native_size=release.image_size if release else vision.grid * vision.patch_size,
         embed_dim=vision.width,
         num_global_tokens=vision.num_global_tokens,
-        vision_width=vision.width,
-        vision_depth=vision.depth,
-        digest=digest,
-        demonstration=release is not None and release.demo,
-        encode_image=image_encoder(VisionEncoder(vision), depth=vision.depth),
-        text=text_side(
-            TextEncoder(text),
-            width=text.width,
-            depth=text.depth,
-            length=TEXT_LENGTH,
-            num_start_tokens=0,
-            tokenize=tokenize,
-        ),
+        text_length=TEXT_LENGTH,
+        num_start_tokens=0,
     )
 
 

@@ -35,7 +35,7 @@ OUTPUTS = (
 
 
 class Run(NamedTuple):
-    """What all parts of a run use: the experiment, its loaded backbone and its opened datasets."""
+    """The experiment, its loaded backbone and its opened datasets, which all steps of a run share."""
 
     experiment: Experiment
     workdir: pathlib.Path

@@ -21,7 +21,7 @@ CATEGORIES: dict[str, tuple[Category, ...]] = {
 
 
 class Synthetic:
-    """One of the two datasets."""
+    """A dataset of procedurally drawn images."""
 
     grouped = True
 
