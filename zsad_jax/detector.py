@@ -120,9 +120,9 @@ class Detector:
             batch = images[start : start + size]
             padded = np.zeros((size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
-            [(image_scores, anomaly_maps)] = self.scorer(*self._arguments(padded))
-            scores.append(np.asarray(image_scores[self.image_score])[: len(batch)])
-            maps.append(np.asarray(anomaly_maps)[: len(batch)])
+            [result] = self.scorer(*self._arguments(padded))
+            scores.append(np.asarray(result.image[self.image_score])[: len(batch)])
+            maps.append(np.asarray(result.maps)[: len(batch)])
             finite = np.isfinite(scores[-1]) & np.isfinite(maps[-1]).all(axis=(1, 2))
             if not finite.all():
                 raise UserError(

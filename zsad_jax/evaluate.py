@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from zsad_jax.methods.base import Method, PyTree, Scores
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.progress import progress
+from zsad_jax.utils.progress import one_late, progress
 
 
 class Contender(NamedTuple):
@@ -104,17 +104,41 @@ class Evaluation(NamedTuple):
     num_unreadable: int = 0
 
 
-# Per contender: image scores by name, and maps.
-Results = Sequence[tuple[dict[str, np.ndarray], Float[np.ndarray, "b S S"]]]
-Stream = Iterator[tuple[ImageBatch, Results]]
-Scorer = Callable[..., Any]
+class Result(NamedTuple):
+    """One contender's scores of a batch, on devices or on the host.
+
+    Attributes:
+      image: image scores by name.
+      maps: at the size of the images; None for methods with `across`, until all images are scored.
+      patches: patch scores, only of methods with `across`.
+    """
+
+    image: dict[str, Float[Any, " b"]]
+    maps: Float[Any, "b S S"]
+    patches: Float[Any, "b h w c"] = None
+
+
+Stream = Iterator[tuple[ImageBatch, Sequence[Result]]]
+
+
+class Scorer(Protocol):
+    """A compiled function that scores a batch by every contender."""
+
+    def __call__(
+        self,
+        frozen: PyTree,
+        params: Sequence[PyTree],
+        prototypes: Sequence[PyTree],
+        images: UInt8[Array, "b S S 3"],
+        category: Int[Array, " b"],
+        /,
+    ) -> list[Result]: ...
 
 
 def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
-    """Returns the compiled function (frozen, params, prototypes, 8-bit images, category) -> `Results`.
+    """Returns the compiled function that scores a batch by all methods.
 
     Methods with the same `features_key` share one pass through the vision tower.
-    Maps have the side of the images; methods with `across` have patch scores in their place.
     """
 
     @jax.jit
@@ -124,7 +148,7 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
         prototypes: Sequence[PyTree],
         images: UInt8[Array, "b S S 3"],
         category: Int[Array, " b"],
-    ) -> list[tuple[dict[str, Array], Float[Array, "b S S"]]]:
+    ) -> list[Result]:
         size = (images.shape[1], images.shape[2])
         images = backbone.preprocess.normalize(images)
         shared: dict[Any, PyTree] = {}
@@ -137,8 +161,11 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
             if key is not None:
                 shared[key] = features
             scores = method.score(frozen, learned, texts, features, category)
-            maps = scores.patches if method.across else method.anomaly_map(scores.patches, size)
-            results.append((scores.image, maps))
+            if method.across:
+                results.append(Result(scores.image, None, scores.patches))
+            else:
+                maps = method.anomaly_map(scores.patches, size)
+                results.append(Result(scores.image, maps))
         return results
 
     return score
@@ -190,16 +217,13 @@ def evaluate(
         )
 
     def run(batches: Iterator[ImageBatch]) -> Stream:
-        """Yields batches with their results on the host, one late, so that devices and host work at once."""
-        pending: tuple[ImageBatch, Any] | None = None
-        for batch in batches:
-            inputs = sharding.split_batch((batch.images, batch.category), mesh)
-            results = scorer(frozen, params, prototypes, *inputs)
-            if pending is not None:
-                yield pending[0], sharding.to_host(pending[1])
-            pending = batch, results
-        if pending is not None:
-            yield pending[0], sharding.to_host(pending[1])
+        """Yields batches with their results on the host."""
+        inputs = (
+            (batch, sharding.split_batch((batch.images, batch.category), mesh)) for batch in batches
+        )
+        started = ((batch, scorer(frozen, params, prototypes, *split)) for batch, split in inputs)
+        for batch, results in one_late(started):
+            yield batch, sharding.to_host(results)
 
     def show(stream: Stream, work: str, total: int) -> Stream:
         return progress(stream, label=f"{work} {dataset.name}", total=total, step=rows)
@@ -234,19 +258,18 @@ def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> Da
     )
 
 
-def choose_cases(scores: DatasetScores, *, per_category: int = 1) -> list[int]:
+def choose_cases(scores: DatasetScores) -> list[int]:
     """Returns positions of the images to show: of each category the highest and the lowest of either label.
 
-    `per_category` is how many of each kind a category gives. The positions are sorted, each once. Equal
-    scores are taken in order.
+    The positions are sorted, each once. Of equal scores the first is taken.
     """
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores)
     categories = np.asarray(scores.categories)
     chosen: set[int] = set()
     for category, label in itertools.product(dict.fromkeys(scores.categories), (0, 1)):
         (members,) = np.nonzero((categories == category) & (labels == label))
-        for keys in (values[members], -values[members]):
-            chosen.update(members[np.argsort(keys, kind="stable")[:per_category]].tolist())
+        if len(members):
+            chosen |= {int(members[find(values[members])]) for find in (np.argmin, np.argmax)}
     return sorted(chosen)
 
 
@@ -258,7 +281,7 @@ def _score_across(
     parts = []
     for batch, results in batches:
         rows = np.flatnonzero(batch.valid)
-        before: Any = [Scores(*cast(Any, results[number])) for number in numbers]
+        before = [Scores(results[number].image, results[number].patches) for number in numbers]
         parts.append(jax.tree.map(lambda x, r=rows: x[r], (batch.index, batch.category, before)))
     index, category, scores = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     if not len(index):
@@ -285,7 +308,7 @@ def _score_across(
             for number, scores in found.items():
                 image, patches, _ = jax.tree.map(lambda x, at=batch.index: x[at], scores)
                 maps = methods[number].anomaly_map(patches, batch.images.shape[1:3])
-                replaced[number] = (image, np.asarray(maps))
+                replaced[number] = Result(image, np.asarray(maps))
             yield batch, replaced
 
     return replace
@@ -321,8 +344,8 @@ def _gather(
             (batch.index[i], batch.file_names[i], names[batch.category[i]], batch.labels[i])
             for i in rows
         ]
-        for number, (image_scores, maps) in enumerate(results):
-            scores[number].append({name: value[rows] for name, value in image_scores.items()})
+        for number, result in enumerate(results):
+            scores[number].append({name: value[rows] for name, value in result.image.items()})
             for category in dict.fromkeys(batch.category[rows].tolist()):
                 name = names[category]
                 if grouped:  # earlier categories are complete
@@ -330,9 +353,9 @@ def _gather(
                 members = rows[batch.category[rows] == category]
                 states[number][name] = metrics.category.update(
                     states[number].get(name) or metrics.category.init(exact=exact),
-                    {name: value[members] for name, value in image_scores.items()},
+                    {name: value[members] for name, value in result.image.items()},
                     batch.labels[members],
-                    maps[members],
+                    result.maps[members],
                     batch.masks[members],
                     batch.has_mask[members],
                 )
@@ -370,18 +393,17 @@ def _case(
     evaluation: Evaluation,
     batch: ImageBatch,
     row: int,
-    result: tuple[Mapping[str, np.ndarray], np.ndarray],
+    result: Result,
     image_score: str | None,
 ) -> Case:
-    scores, maps = result
     at = int(np.searchsorted(evaluation.positions, batch.index[row]))
     return Case(
         dataset=evaluation.dataset,
         category=evaluation.categories[at],
         file_name=evaluation.file_names[at],
         label=int(batch.labels[row]),
-        score=float(scores[image_score or next(iter(scores))][row]),
+        score=float(result.image[image_score or next(iter(result.image))][row]),
         image=batch.images[row],
-        anomaly_map=maps[row],
+        anomaly_map=result.maps[row],
         mask=batch.masks[row] if batch.has_mask[row] else None,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.data.dataset import Dataset
@@ -19,7 +20,7 @@ from zsad_jax.methods.base import Batch, Method, PyTree, Stage
 from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.progress import progress
+from zsad_jax.utils.progress import one_late, progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,15 @@ class TrainState(NamedTuple):
     optimizer: PyTree
 
 
-Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+Losses = dict[str, Float[Array, ""]]
+
+
+class Step(Protocol):
+    """A step of the optimizer on one batch."""
+
+    def __call__(
+        self, frozen: PyTree, state: TrainState, images: UInt8[Array, "b S S 3"], batch: Batch, /
+    ) -> tuple[TrainState, Losses]: ...
 
 
 class Curves(Protocol):
@@ -198,22 +207,8 @@ def train(
     per_epoch = config.steps(len(dataset))
 
     def train_epoch(step: Step, state: TrainState, epoch: int) -> TrainState:
-        """Passes once over the data; reads losses a step late, so that the device never waits for the host."""
+        """Passes once over the data."""
         label = f"train {dataset.name} epoch {epoch + 1}"
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-
-        def record() -> None:
-            if pending is None:
-                return
-            number, losses = pending
-            values = {name: float(value) for name, value in losses.items()}
-            if not np.isfinite(values["loss"]):
-                raise UserError(
-                    f"The loss became {values['loss']} at step {number} ({label});"
-                    " lower config.training.learning_rate."
-                )
-            curves.write(number, values)
-
         epoch_key = jax.random.fold_in(order_key, epoch)  # all that the order depends on
         batches = load_batches(
             dataset,
@@ -223,25 +218,36 @@ def train(
             seed=int(jax.random.randint(epoch_key, (), 0, 2**31 - 1)) if config.shuffle else None,
         )
         batches = progress(batches, total=len(dataset), label=label, step=config.batch_size)
-        for number, images in enumerate(batches, start=epoch * per_epoch + 1):
-            for issue in images.issues:
-                logging.warning("%s: %s", label, issue)
-            if not images.valid.any():
-                continue
-            truth = Batch(
-                category=images.category,
-                labels=images.labels,
-                masks=images.masks.astype(np.float32),
-                has_mask=images.has_mask,
-                valid=images.valid,
-                class_names=tuple(dataset.prompt_names),
-            )
-            inputs = sharding.split_batch((images.images, truth), mesh)
-            state, losses = step(frozen, state, *inputs)
-            record()
-            pending = number, losses
-        record()
-        if pending is None:
+
+        def run_steps(state: TrainState) -> Iterator[tuple[int, TrainState, Losses]]:
+            for number, images in enumerate(batches, start=epoch * per_epoch + 1):
+                for issue in images.issues:
+                    logging.warning("%s: %s", label, issue)
+                if not images.valid.any():
+                    continue
+                truth = Batch(
+                    category=images.category,
+                    labels=images.labels,
+                    masks=images.masks.astype(np.float32),
+                    has_mask=images.has_mask,
+                    valid=images.valid,
+                    class_names=tuple(dataset.prompt_names),
+                )
+                inputs = sharding.split_batch((images.images, truth), mesh)
+                state, losses = step(frozen, state, *inputs)
+                yield number, state, losses
+
+        number = None
+        for number, newest, losses in one_late(run_steps(state)):
+            state = newest
+            values = {name: float(value) for name, value in losses.items()}
+            if not np.isfinite(values["loss"]):
+                raise UserError(
+                    f"The loss became {values['loss']} at step {number} ({label}). Lower"
+                    " config.training.learning_rate."
+                )
+            curves.write(number, values)
+        if number is None:
             raise UserError(f"None of the images of {dataset.name} could be read.")
         return state
 

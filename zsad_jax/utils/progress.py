@@ -11,6 +11,18 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def one_late(items: Iterable[T]) -> Iterator[T]:
+    """Yields each item when the next one has been started.
+
+    JAX returns before its arrays are computed, so the device works on an item while the host uses the last one.
+    """
+    pending: list[T] = []
+    for item in items:
+        yield from pending
+        pending = [item]
+    yield from pending
+
+
 def progress(
     items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
 ) -> Iterator[T]:
