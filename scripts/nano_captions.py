@@ -13,7 +13,7 @@ import numpy as np
 from nano_drawings import FAMILIES, STRUCTURE, SURFACE
 
 from zsad_jax.backbones.tokenizers import END_OF_WORD, byte_symbols, split_words
-from zsad_jax.methods.shared.prompts import FAMILIES as PROMPT_FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 
 Rng = np.random.Generator
 

@@ -41,7 +41,7 @@ from nano_batches import batches, tokenize
 from nano_model import Batch, Config, descend, encode_images, init_params, loss_fn, unit
 from nano_towers import FAMILIES, GRID, PATCH, Params, write
 
-from zsad_jax.methods.shared.prompts import FAMILIES as PROMPT_FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 from zsad_jax.utils import files
 
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "backbones" / "nano"

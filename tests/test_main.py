@@ -84,9 +84,9 @@ def folder(tmp_path_factory):
     import sentencepiece
 
     folder = tmp_path_factory.mktemp("main")
-    from zsad_jax.methods.shared.prompts import FAMILIES
+    from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 
-    words = [text for side in FAMILIES["industrial"].sentences("object") for text in side]
+    words = [text for side in PROMPT_FAMILIES["industrial"].sentences("object") for text in side]
     with open(folder / "tokenizer.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(words * 3), model_writer=file, vocab_size=120, model_type="bpe",

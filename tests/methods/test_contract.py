@@ -19,13 +19,13 @@ from zsad_jax.methods.base import scorer, vision_side
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.shared.losses import cross_entropy, weighted_mean
-from zsad_jax.methods.shared.prompts import FAMILIES, encode_pairs, tokenize
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES, encode_pairs, tokenize
 from zsad_jax.methods.shared.similarity import cosines, normalize
 from zsad_jax.train import TrainingConfig, train
 from zsad_jax.utils.sharding import make_mesh
 
 CLASSES = ("round_plate", "fine-mesh")
-FAMILY = FAMILIES["object_agnostic"]
+FAMILY = PROMPT_FAMILIES["object_agnostic"]
 
 
 def score_with(text, features, category, temperature):

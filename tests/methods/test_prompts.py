@@ -9,7 +9,7 @@ import pytest
 
 from zsad_jax.methods.shared import prompts
 from zsad_jax.methods.shared.prompts import (
-    FAMILIES,
+    PROMPT_FAMILIES,
     PromptFamily,
     clean_class_name,
     encode_ensembles,
@@ -17,10 +17,10 @@ from zsad_jax.methods.shared.prompts import (
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PROMPT_FAMILIES)
 @pytest.mark.parametrize("name", ["round_plate", "fine-mesh", "object"])
 def test_sentences_are_the_published_ones_in_their_order(prompts_golden, family, name):
-    normal, abnormal = FAMILIES[family].sentences(name)
+    normal, abnormal = PROMPT_FAMILIES[family].sentences(name)
     stem = f"{family}/{name.replace('-', '_')}"
     assert normal == prompts_golden[f"{stem}/normal/sentences"].tolist()
     assert abnormal == prompts_golden[f"{stem}/abnormal/sentences"].tolist()
@@ -33,7 +33,7 @@ def test_class_names_are_spoken():
 
 
 def test_braces_in_a_class_name_are_kept():
-    normal, _ = FAMILIES["industrial"].sentences("part {7}")
+    normal, _ = PROMPT_FAMILIES["industrial"].sentences("part {7}")
     assert normal[0] == "a bad photo of a part {7}."
 
 
@@ -75,7 +75,7 @@ def test_every_sentence_is_encoded_once_and_in_chunks(backbone, monkeypatch):
         text=dataclasses.replace(backbone.text, tokenize=tokenize, encode_text=encode_text),
     )
     names = ["object", "round_plate", "object", "fine-mesh"]
-    family = FAMILIES["industrial"]
+    family = PROMPT_FAMILIES["industrial"]
     whole = encode_pairs(watched, backbone.params, family, names)
     assert len(seen[0]) == len(set(seen[0])) == 3 * 48
     monkeypatch.setattr(prompts, "SENTENCES_PER_CHUNK", 50)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.methods import Batch, image_score, make_method
-from zsad_jax.methods.shared.prompts import FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 from zsad_jax.methods.tipsomaly import tipsomaly
 from zsad_jax.utils.errors import UserError
 
@@ -235,7 +235,7 @@ def test_words_are_cut_behind_the_prompts_at_the_text_length(backbone, e2e_golde
     method = tipsomaly(
         dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, length=12))
     )
-    normal, abnormal = FAMILIES["industrial"].sentences("object")
+    normal, abnormal = PROMPT_FAMILIES["industrial"].sentences("object")
     ids, paddings = backbone.tokenize([*normal, *abnormal])
     count = len(normal)
 

@@ -14,7 +14,7 @@ from zsad_jax.detector import Detector
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import from_config
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.methods.shared.prompts import FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 from zsad_jax.predict import __main__ as predict
 from zsad_jax.predict import score
 
@@ -67,7 +67,7 @@ def tokenizer(tmp_path_factory):
     model = io.BytesIO()
     sentences = [
         sentence
-        for family in FAMILIES.values()
+        for family in PROMPT_FAMILIES.values()
         for state in family.sentences("object")
         for sentence in state
     ]

@@ -12,7 +12,7 @@ import pytest
 
 import zsad_jax
 from zsad_jax.data.synthetic import CATEGORIES
-from zsad_jax.methods.shared.prompts import FAMILIES as PROMPT_FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

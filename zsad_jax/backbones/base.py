@@ -26,7 +26,7 @@ class VisionFeatures(NamedTuple):
     patches: Float[Array, "b layers h w p"]
 
 
-class EncodeImage(Protocol):
+class EncodeImageFn(Protocol):
     """The vision tower."""
 
     def __call__(
@@ -52,7 +52,7 @@ class EncodeImage(Protocol):
         ...
 
 
-class Tokenize(Protocol):
+class TokenizeFn(Protocol):
     """From texts to token ids, on the host."""
 
     def __call__(
@@ -62,7 +62,7 @@ class Tokenize(Protocol):
         ...
 
 
-class EmbedTokens(Protocol):
+class EmbedTokensFn(Protocol):
     """The embedding table that learned tokens are inserted into."""
 
     def __call__(
@@ -70,7 +70,7 @@ class EmbedTokens(Protocol):
     ) -> Float[Array, "t n e"]: ...
 
 
-class EncodeText(Protocol):
+class EncodeTextFn(Protocol):
     """The text tower on token ids."""
 
     def __call__(
@@ -78,7 +78,7 @@ class EncodeText(Protocol):
     ) -> Float[Array, "t d"]: ...
 
 
-class EncodePrompts(Protocol):
+class EncodePromptsFn(Protocol):
     """The text tower on token embeddings."""
 
     def __call__(
@@ -110,10 +110,10 @@ class TextSide:
     depth: int
     length: int
     num_start_tokens: int
-    tokenize: Tokenize
-    embed_tokens: EmbedTokens
-    encode_text: EncodeText
-    encode_prompts: EncodePrompts
+    tokenize: TokenizeFn
+    embed_tokens: EmbedTokensFn
+    encode_text: EncodeTextFn
+    encode_prompts: EncodePromptsFn
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -148,7 +148,7 @@ class Backbone:
     vision_depth: int
     digest: str
     demonstration: bool
-    encode_image: EncodeImage
+    encode_image: EncodeImageFn
     text: TextSide | None = None
 
     def __repr__(self) -> str:
@@ -191,17 +191,17 @@ class Backbone:
         return self.need_text().num_start_tokens
 
     @property
-    def tokenize(self) -> Tokenize:
+    def tokenize(self) -> TokenizeFn:
         return self.need_text().tokenize
 
     @property
-    def embed_tokens(self) -> EmbedTokens:
+    def embed_tokens(self) -> EmbedTokensFn:
         return self.need_text().embed_tokens
 
     @property
-    def encode_text(self) -> EncodeText:
+    def encode_text(self) -> EncodeTextFn:
         return self.need_text().encode_text
 
     @property
-    def encode_prompts(self) -> EncodePrompts:
+    def encode_prompts(self) -> EncodePromptsFn:
         return self.need_text().encode_prompts

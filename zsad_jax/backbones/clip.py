@@ -197,7 +197,7 @@ text_tree = functools.partial(tree_of, TextEncoder)
 def load(
     name: str, located: WeightFiles, release: Release | None, options: LoadOptions
 ) -> Backbone:
-    """Reads CLIP from one file with both towers, or one file each; see `family.LoadFamily`.
+    """Reads CLIP from one file with both towers, or one file each; see `family.LoadFn`.
 
     No format says which GELU a model was trained with: None is OpenAI's QuickGELU, and a model trained
     otherwise (LAION's) needs activation="gelu".

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones.base import (
     AnyArray,
     Backbone,
-    EncodeImage,
+    EncodeImageFn,
     Params,
     TextSide,
-    Tokenize,
+    TokenizeFn,
     VisionFeatures,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
@@ -45,7 +45,7 @@ class LoadOptions(NamedTuple):
     overrides: Mapping[str, Any] = {}
 
 
-class LoadFamily(Protocol):
+class LoadFn(Protocol):
     """Makes a backbone of weight files."""
 
     def __call__(
@@ -65,7 +65,7 @@ class LoadFamily(Protocol):
         ...
 
 
-class DescribeFamily(Protocol):
+class DescribeFn(Protocol):
     """Makes a backbone of a release record, without weights."""
 
     def __call__(self, release: Release) -> Backbone:
@@ -81,13 +81,13 @@ class Family(NamedTuple):
       lineages: whether released names have several lineages of files.
     """
 
-    load: LoadFamily
-    describe: DescribeFamily
+    load: LoadFn
+    describe: DescribeFn
     needs: str
     lineages: bool = False
 
 
-def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImage:
+def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
     """Returns `Backbone.encode_image` over a vision module with this number of blocks."""
 
     def encode_image(
@@ -125,7 +125,7 @@ def text_side(
     depth: int,
     length: int,
     num_start_tokens: int,
-    tokenize: Tokenize,
+    tokenize: TokenizeFn,
 ) -> TextSide:
     """Returns the text side over a module with the methods `embed` and `encode`."""
 

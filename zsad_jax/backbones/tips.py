@@ -21,8 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
-from zsad_jax.backbones.checkpoints.torch_layout import Arrays
+from zsad_jax.backbones.checkpoints.read import Arrays, fit_tree, read_arrays
 from zsad_jax.backbones.family import (
     Family,
     Loaded,
@@ -249,7 +248,7 @@ text_tree = functools.partial(tree_of, TextEncoder)
 def load(
     name: str, located: WeightFiles, release: Release | None, options: LoadOptions
 ) -> Backbone:
-    """Reads TIPS from its two files; see `family.LoadFamily`.
+    """Reads TIPS from its two files; see `family.LoadFn`.
 
     Raises:
       UserError: for an unknown option, or arrays that do not fit.

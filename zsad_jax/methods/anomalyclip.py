@@ -12,9 +12,10 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, State, scorer, vision_side
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, scorer, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
-from zsad_jax.methods.shared.config import VISION_DEPTH, Options
+from zsad_jax.methods.shared.config import VISION_DEPTH, Fields
 from zsad_jax.methods.shared.similarity import normalize, repeat
 from zsad_jax.utils.config import config_from, within
 
@@ -38,7 +39,7 @@ class AnomalyCLIPConfig(learner.LearnerConfig):
     lam: float = within(4.0, 0)
 
 
-def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None = None) -> Method:
+def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = None) -> Method:
     """Returns AnomalyCLIP over a backbone with patch tokens in the joint space.
 
     Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
@@ -63,7 +64,7 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None =
         pair = learner.encode_learners(backbone, config, frozen, words(), [params])
         return repeat(normalize(pair), len(class_names))
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         features = losses.zero_invalid(features, batch.valid)
         found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
         logits = found["global_logits"][:, None]
@@ -82,6 +83,6 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Options | None =
     )
 
 
-def import_params(state: State) -> Params:
+def import_params(state: Arrays) -> Params:
     """Reads the learned prompts of the authors' checkpoint; arrays without effect are dropped."""
     return learner.learner_from_torch(learner.without_prefix(state, "prompt_learner"))

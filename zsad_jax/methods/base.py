@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
@@ -17,8 +18,8 @@ from zsad_jax.utils.errors import UserError, plural
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray
-State = Mapping[str, np.ndarray]  # arrays of a checkpoint by name
 Terms = dict[str, Float[Array, ""]]
+Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 Images = Float[Array, "b H W 3"]
 Category = Int[AnyArray, " b"]
 Patches = Float[Array, "b h w c"]
@@ -55,19 +56,19 @@ class Batch:
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
-class Init(Protocol):
+class InitFn(Protocol):
     """Returns the learnable pytree and nothing else; {} if nothing is learned."""
 
     def __call__(self, key: Array, frozen: Params, /) -> Params: ...
 
 
-class Features(Protocol):
+class FeaturesFn(Protocol):
     """Returns what the other functions need of the images: any pytree with leading axis b."""
 
     def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
-class Prototypes(Protocol):
+class PrototypesFn(Protocol):
     """Returns what images of each category are compared with: any pytree, leading axis = category.
 
     It is called once per params. `class_names` is static. `references` are the features of K normal images of
@@ -79,7 +80,7 @@ class Prototypes(Protocol):
     ) -> PyTree: ...
 
 
-class Score(Protocol):
+class ScoreFn(Protocol):
     """Returns the scores of images of the given categories, with the requested `extras`."""
 
     def __call__(
@@ -95,43 +96,43 @@ class Score(Protocol):
     ) -> Scores: ...
 
 
-class AnomalyMap(Protocol):
+class AnomalyMapFn(Protocol):
     """Returns the anomaly maps of patch scores at `size`: (H, W), or the side of a square."""
 
     def __call__(self, patches: Patches, size: anomaly_map.Size, /) -> Float[Array, "b H W"]: ...
 
 
-class Loss(Protocol):
+class LossFn(Protocol):
     """Returns the training loss and its terms by name."""
 
     def __call__(
         self, frozen: Params, params: Params, features: PyTree, batch: Batch, /
-    ) -> tuple[Float[Array, ""], Terms]: ...
+    ) -> Loss: ...
 
 
-class Groups(Protocol):
+class GroupsFn(Protocol):
     """Returns the params with the name of a parameter group at each leaf."""
 
     def __call__(self, params: Params, /) -> PyTree: ...
 
 
-class Across(Protocol):
+class AcrossFn(Protocol):
     """Returns new scores of all images of one category, which may depend on one another.
 
-    It runs on the host, once per category, on the arrays that `Score` returned, in the order of the dataset.
+    It runs on the host, once per category, on the arrays that `ScoreFn` returned, in the order of the dataset.
     """
 
     def __call__(self, scores: Scores, /) -> Scores: ...
 
 
-class ImportParams(Protocol):
+class ImportParamsFn(Protocol):
     """Returns the params in the authors' checkpoint, whose nested names are joined by ".".
 
     Raises:
       KeyError: naming an array that is missing.
     """
 
-    def __call__(self, state: State, /) -> Params: ...
+    def __call__(self, state: Arrays, /) -> Params: ...
 
 
 class Stage(NamedTuple):
@@ -144,11 +145,11 @@ class Stage(NamedTuple):
     """
 
     groups: tuple[str, ...] | None = None
-    loss: Loss | None = None
+    loss: LossFn | None = None
     epochs: int | None = None
 
 
-def grouped(**groups: str) -> Groups:
+def grouped(**groups: str) -> GroupsFn:
     """Returns `Method.groups` for params by name: the group of each name, "prompts" where none is given."""
 
     def group(path: Sequence[jax.tree_util.DictKey], _: Array) -> str:
@@ -184,27 +185,27 @@ class Method(NamedTuple):
 
     name: str
     config: MethodConfig
-    init: Init
-    features: Features
-    prototypes: Prototypes
-    score: Score
-    anomaly_map: AnomalyMap
-    loss: Loss
+    init: InitFn
+    features: FeaturesFn
+    prototypes: PrototypesFn
+    score: ScoreFn
+    anomaly_map: AnomalyMapFn
+    loss: LossFn
     image_scores: tuple[str, ...] = ("global",)
-    groups: Groups = grouped()
+    groups: GroupsFn = grouped()
     group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)
     features_key: Hashable = None
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
-    across: Across | None = None
+    across: AcrossFn | None = None
     works_untrained: bool = False
-    import_params: ImportParams | None = None
+    import_params: ImportParamsFn | None = None
     aupro_thresholds: Thresholds = "torch"
     unused_parameters: int = 0
 
 
-def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> Score:
+def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> ScoreFn:
     """Returns `Method.score`, which returns only the requested extras.
 
     Args:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.methods.base import Method, PyTree, scorer, vision_side
 from zsad_jax.methods.shared import prompts, similarity
-from zsad_jax.methods.shared.config import MethodConfig, Options, check_placeholders
+from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
@@ -78,7 +78,7 @@ class ClipACConfig(ClipConfig):
     templates: tuple[str, ...] = IMAGENET_TEMPLATES
 
 
-def clip(backbone: Backbone, config: ClipConfig | Options | None = None) -> Method:
+def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Method:
     """Returns raw CLIP over a backbone with patch tokens in the joint space; its params are {}.
 
     Raises:
@@ -87,7 +87,7 @@ def clip(backbone: Backbone, config: ClipConfig | Options | None = None) -> Meth
     return _make("clip", backbone, config_from(ClipConfig, config))
 
 
-def clip_ac(backbone: Backbone, config: ClipACConfig | Options | None = None) -> Method:
+def clip_ac(backbone: Backbone, config: ClipACConfig | Fields | None = None) -> Method:
     """Returns CLIP-AC, which averages over many templates; otherwise as `clip`."""
     return _make("clip_ac", backbone, config_from(ClipACConfig, config))
 

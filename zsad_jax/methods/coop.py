@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, State, scorer, vision_side
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, scorer, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
-from zsad_jax.methods.shared.config import VISION_DEPTH, MethodConfig, Options, check_placeholders
+from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
@@ -42,7 +43,7 @@ class CoOpConfig(MethodConfig):
         "abnormal_word": "abnormal_text ('anomalous {}' for 'anomalous')",
         "local_loss": "lam (1.0 for True, 0.0 for False)",
     }
-    stored_defaults: ClassVar[Mapping[str, Options]] = {
+    stored_defaults: ClassVar[Mapping[str, Fields]] = {
         "normal_text": {"normal_word": "normal"},
         "abnormal_text": {"abnormal_word": "anomalous"},
         "lam": {"local_loss": False},
@@ -68,7 +69,7 @@ class CoCoOpConfig(CoOpConfig):
     """
 
     title: ClassVar[str] = "CoCoOp"
-    stored_defaults: ClassVar[Mapping[str, Options]] = {
+    stored_defaults: ClassVar[Mapping[str, Fields]] = {
         **CoOpConfig.stored_defaults,
         "lam": {"local_loss": True},
     }
@@ -91,7 +92,7 @@ class Prototypes(NamedTuple):
     text: Float[Array, "c 2 d"] | None
 
 
-def coop(backbone: Backbone, config: CoOpConfig | Options | None = None) -> Method:
+def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Method:
     """Returns CoOp over a backbone with patch tokens in the joint space; params are {"context": [P, e]}.
 
     Raises:
@@ -100,7 +101,7 @@ def coop(backbone: Backbone, config: CoOpConfig | Options | None = None) -> Meth
     return _make("coop", backbone, config_from(CoOpConfig, config))
 
 
-def cocoop(backbone: Backbone, config: CoCoOpConfig | Options | None = None) -> Method:
+def cocoop(backbone: Backbone, config: CoCoOpConfig | Fields | None = None) -> Method:
     """Returns CoCoOp; params are {"context", "network": two linear layers}; otherwise as `coop`."""
     return _make("cocoop", backbone, config_from(CoCoOpConfig, config))
 
@@ -171,7 +172,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
         return compare(normalize(text), features)
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         features = losses.zero_invalid(features, batch.valid)
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
@@ -179,7 +180,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         logits = found["global_logits"][:, None]
         return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
 
-    def import_params(state: State) -> Params:
+    def import_params(state: Arrays) -> Params:
         state = without_prefix(state, "prompt_learner")
         params: Params = {"context": np.asarray(state["ctx"])}
         if conditional:

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, Terms, scorer, vision_side
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, Terms, scorer, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Options, Recipe
+from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -106,7 +107,7 @@ class Comparison(NamedTuple):
     extras: dict[str, Float[Array, "b ..."]]
 
 
-def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None) -> Method:
+def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) -> Method:
     """Returns FAPrompt over a backbone with patch tokens in the joint space.
 
     Its params are {"normal": [P, e], "abnormal": [K, A, e]}, with deep prompts also {"deep": [depth - 1, p,
@@ -226,7 +227,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
         found = compare_stages(frozen, params, text, features)
         return Scores(found.image, found.stages.mean(axis=0)[..., 1:], found.extras)
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns the weighted sum of the terms of all modules in use."""
         features = losses.zero_invalid(features, batch.valid)
         text = prototypes(frozen, params, ("",) * len(batch.labels))  # the same for every class
@@ -252,7 +253,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Options | None = None)
         total += sum(getattr(config, f"{name}_weight") * term for name, term in weighted.items())
         return total, terms | weighted
 
-    def import_params(state: State) -> Params:
+    def import_params(state: Arrays) -> Params:
         """Reads the learned arrays of the authors' state dict; arrays without effect are dropped."""
         state = learner.without_prefix(state, "prompt_learner")
         params: Params = learner.learner_from_torch(state)

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import BRAIN
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, scorer, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Options, Recipe
+from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -66,7 +67,7 @@ class TIPSomalyConfig(learner.LearnerConfig):
         "l1_lambda": "l1_weight",
         "cls_seg_loss": "lam and cross_entropy_weight (1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls')",
     }
-    stored_defaults: ClassVar[Mapping[str, Options]] = {
+    stored_defaults: ClassVar[Mapping[str, Fields]] = {
         "deep_prompt_depth": {"d_deep": 0},
         "lam": {"cls_seg_loss": "seg"},
         "cross_entropy_weight": {},
@@ -99,7 +100,7 @@ class Prototypes(NamedTuple):
     patches: Float[Array, "c 2 d"]
 
 
-def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = None) -> Method:
+def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None) -> Method:
     """Returns TIPSomaly over a backbone with patch tokens in the joint space.
 
     Its params are {"normal": [P, e], "abnormal": [P, e]}, with deep prompts also {"deep_normal",
@@ -116,7 +117,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = Non
         num_deep = learner.count_deep_blocks(backbone, config)
         learner.check_deep_prompts(backbone, config)
     temperature = temperature_of(backbone, config.temperature)
-    family = prompts.FAMILIES[config.prompt_family]
+    family = prompts.PROMPT_FAMILIES[config.prompt_family]
 
     def init(key: Array, frozen: Params) -> Params:
         if not learns:
@@ -194,7 +195,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = Non
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
         return Scores(dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found)
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns lam (focal + dice) of the unsmoothed map + weighted cross-entropy and L1.
 
         Every term is returned for the log, those of weight 0 too. The cross-entropy takes probabilities
@@ -233,7 +234,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Options | None = Non
     )
 
 
-def import_params(state: State) -> Params:
+def import_params(state: Arrays) -> Params:
     """Reads the pair of prompts from the authors' list, or from a copy of it."""
     for keys in (STATES, ("normal_prompt", "abnormal_prompt"), ("0", "1")):
         if set(keys) <= set(state):

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.transformer import ACTIVATIONS
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, grouped, scorer, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
-from zsad_jax.methods.shared.config import TRAINING, Options, Recipe
+from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -92,7 +93,7 @@ class TPSConfig(learner.LearnerConfig):
                 )
 
 
-def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method:
+def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
     """Returns TPS over a backbone with patch tokens in the joint space.
 
     Its params are {"global", "shunt": learner, "pathway": tree, "text_projection": [e, d]}, the last two only
@@ -190,7 +191,7 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
         params = params if config.pathway_at_test else {}
         return similarity.pair_scores(compare(params, texts, features))
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
         if not params:
             raise UserError("Nothing can be trained with learned=False; set learned=True.")
@@ -199,7 +200,7 @@ def tps(backbone: Backbone, config: TPSConfig | Options | None = None) -> Method
         logits = found["global_logits"][:, None]
         return losses.joint_loss(found["patch_probabilities"], logits, batch)
 
-    def import_params(state: State) -> Params:
+    def import_params(state: Arrays) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has.
 
         The one published pathway is used for every layer if the config has one for each.
@@ -318,7 +319,7 @@ def _init_attention(key: Array, width: int) -> dict[str, layers.Linear]:
     return {name: {"kernel": kernel, "bias": jnp.zeros(width)} for name, kernel in named}
 
 
-def _pathway_from_torch(state: State) -> Params:
+def _pathway_from_torch(state: Arrays) -> Params:
     """Reads the authors' pathway, without its image branch, which has no effect."""
     parts = {"scale": "weight", "bias": "bias"}
     return {
@@ -334,7 +335,7 @@ def _pathway_from_torch(state: State) -> Params:
     }
 
 
-def _attention_from_torch(state: State, name: str) -> dict[str, layers.Linear]:
+def _attention_from_torch(state: Arrays, name: str) -> dict[str, layers.Linear]:
     """Reads PyTorch's attention, which stores the three input layers as one."""
     kernels = np.split(np.asarray(state[f"{name}.in_proj_weight"]), 3)
     biases = np.split(np.asarray(state[f"{name}.in_proj_bias"]), 3)

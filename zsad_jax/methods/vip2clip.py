@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Batch, Method, PyTree, Scores, State, grouped, scorer, vision_side
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, grouped, scorer, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, MethodConfig, Options, Recipe
+from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
 from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -106,7 +107,7 @@ class Alignment(NamedTuple):
     attention: Float[Array, "b layers heads 2 n"] | None  # of FGP
 
 
-def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None) -> Method:
+def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) -> Method:
     """Returns ViP2-CLIP over a backbone with patch tokens in the joint space.
 
     Its params are {"normal", "abnormal": [e, C], "class": [r, C]}, with VCA also {"meta_bias": [d],
@@ -258,14 +259,14 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Options | None = None)
         image = {score_name: jax.nn.softmax(logits)[..., 1].mean(axis=1)}
         return Scores(image, patches / patches.shape[-1], extras)
 
-    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> losses.Loss:
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         features = losses.zero_invalid(features, batch.valid)
         text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
         logits = pool(found.image_logits, config.global_loss)
         return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
 
-    def import_params(state: State) -> Params:
+    def import_params(state: Arrays) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has."""
         state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
         names = {"normal": "ctx_pos", "abnormal": "ctx_neg", "class": "cls_ctx"}

@@ -22,7 +22,7 @@ from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.cache import fingerprint
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_run
-from zsad_jax.methods.shared.prompts import FAMILIES
+from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 from zsad_jax.predict import thresholds
 from zsad_jax.predict.outputs import COLUMNS, FILES, Journal, Record, Writer, is_output
 from zsad_jax.predict.score import Model, Options, ScoredImage, prepare_model, score_images
@@ -38,7 +38,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _CATEGORY = flags.DEFINE_string("category", "object", "What the images show ('metal nut').")
 _PROMPTS = flags.DEFINE_enum(
-    "prompts", None, list(FAMILIES), "The sentences' family; default: the config's."
+    "prompts", None, list(PROMPT_FAMILIES), "The sentences' family; default: the config's."
 )
 _SCALE = flags.DEFINE_string(
     "scale", None, "LOW,HIGH of the pictures' colours; default: the method's fixed range."

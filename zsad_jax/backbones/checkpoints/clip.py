@@ -8,12 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.backbones.checkpoints.read import flatten
+from zsad_jax.backbones.checkpoints.read import Arrays, flatten
 from zsad_jax.backbones.checkpoints.torch_layout import (
     ATTENTION,
     HUGGING_FACE_PARTS,
     OPENAI_PARTS,
-    Arrays,
     below,
     check_heads,
     count_blocks,

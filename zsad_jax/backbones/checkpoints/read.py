@@ -17,6 +17,7 @@ from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
 Tree = dict[str, Any]  # nested dicts with arrays as leaves
+Arrays = Mapping[str, np.ndarray]  # by name
 NAMES_SHOWN = 20
 
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)

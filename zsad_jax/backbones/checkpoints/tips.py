@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from zsad_jax.backbones.checkpoints.read import fit_tree
+from zsad_jax.backbones.checkpoints.read import Arrays, fit_tree
 from zsad_jax.backbones.checkpoints.torch_layout import (
     ATTENTION,
-    Arrays,
     Shapes,
     below,
     check_heads,

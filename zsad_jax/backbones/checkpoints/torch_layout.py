@@ -5,13 +5,12 @@ the rows of one matrix, and so may the two branches of a SwiGLU.
 """
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.utils.errors import UserError
 
-Arrays = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 ATTENTION = "MultiHeadDotProductAttention_0"

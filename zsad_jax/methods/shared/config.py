@@ -12,7 +12,7 @@ TEXT_DEPTH = 12
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # The recipe of AnomalyCLIP, used by most methods over CLIP.
 TRAINING = {"epochs": 15, "batch_size": 8, "learning_rate": 1e-3, "b1": 0.5, "shuffle": True}
-Options = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 class Recipe(NamedTuple):
@@ -25,10 +25,10 @@ class Recipe(NamedTuple):
       method_for: dataset -> fields of the method's config that differ there.
     """
 
-    training: Options = TRAINING
-    backbone: Options = CLIP
+    training: Fields = TRAINING
+    backbone: Fields = CLIP
     image_score: str | None = None
-    method_for: Mapping[str, Options] = {}
+    method_for: Mapping[str, Fields] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class MethodConfig:
     needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
     renamed: ClassVar[Mapping[str, str]] = {}
-    stored_defaults: ClassVar[Mapping[str, Options]] = {}
+    stored_defaults: ClassVar[Mapping[str, Fields]] = {}
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
     vv_from: int | None = within(None, 1, VISION_DEPTH)
@@ -82,7 +82,7 @@ class MethodConfig:
         options: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            stored: Options = {former.get(field.name, field.name): value}
+            stored: Fields = {former.get(field.name, field.name): value}
             if value == field.default:
                 stored = self.stored_defaults.get(field.name, stored)
             options.update(stored)

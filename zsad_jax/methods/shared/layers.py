@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.methods.base import AnyArray, State
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.base import AnyArray
 
 Linear = Mapping[str, Float[AnyArray, "..."]]
 
@@ -101,13 +102,13 @@ def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return x + jax.lax.stop_gradient(rounded - x)
 
 
-def linear_from_torch(state: State, name: str) -> Linear:
+def linear_from_torch(state: Arrays, name: str) -> Linear:
     """Reads a linear layer, or 1x1 convolution, from a PyTorch state dict."""
     weight = np.asarray(state[f"{name}.weight"])
     kernel = weight.reshape(weight.shape[:2]).T
     return {"kernel": kernel, "bias": np.asarray(state[f"{name}.bias"])}
 
 
-def linears_from_torch(state: State, prefix: str = "", **names: str) -> dict[str, Linear]:
+def linears_from_torch(state: Arrays, prefix: str = "", **names: str) -> dict[str, Linear]:
     """Reads several layers; `names` maps our names to those in the state dict, without the prefix."""
     return {ours: linear_from_torch(state, f"{prefix}{theirs}") for ours, theirs in names.items()}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.base import State
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import layers, prompts
 from zsad_jax.methods.shared.config import TEXT_DEPTH, MethodConfig, scale_block
 from zsad_jax.utils.config import within
@@ -101,7 +101,7 @@ def encode_learners(
     return prompts.encode_with_context(backbone, frozen, words, context, deep_prompts=deep)
 
 
-def without_prefix(state: State, *modules: str) -> dict[str, np.ndarray]:
+def without_prefix(state: Arrays, *modules: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a PyTorch state dict by their names inside the authors' modules."""
     first = {name: name.partition(".") for name in state}
     return {
@@ -110,7 +110,7 @@ def without_prefix(state: State, *modules: str) -> dict[str, np.ndarray]:
     }
 
 
-def learner_from_torch(state: State, prefix: str = "") -> dict[str, np.ndarray]:
+def learner_from_torch(state: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
     """Reads a learner from a PyTorch state dict; arrays without effect are dropped.
 
     `prefix` precedes the names "ctx_pos", "ctx_neg" and "compound_prompts_text.0".

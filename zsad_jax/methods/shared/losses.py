@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.methods.base import AnyArray, Batch, PyTree, Terms
+from zsad_jax.methods.base import AnyArray, Batch, Loss, PyTree, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
 
 FOCAL_SMOOTHING = 1e-5
-Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:

@@ -29,7 +29,7 @@ INCLUDED_AUXILIARY = "synthetic_aux"  # what the prompts of the demo backbones w
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
-class Release(NamedTuple):
+class PromptRelease(NamedTuple):
     """A published file of learned prompts: what they were learned on, for how long, and its SHA-256."""
 
     auxiliary: str
@@ -44,10 +44,18 @@ class Release(NamedTuple):
 RELEASES = {
     f"tipsomaly-l14-hr-{release.auxiliary}-epoch{release.epoch}": release
     for release in (
-        Release("mvtec_ad", 1, "ed32bc00b8340d4b4a85f8457356ca0c3c42a593beee9c6a0d17fe832babae62"),
-        Release("mvtec_ad", 2, "15546df6300fe8d9e272ee6cba5844f78bf2e1579d69eaf3fdf4f4c81b7a5fbb"),
-        Release("visa", 1, "913ca7132078ebfacbe568eb5611d8f35d5a61aa6c5fb2215db6e59f7ebaeaa0"),
-        Release("visa", 2, "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055"),
+        PromptRelease(
+            "mvtec_ad", 1, "ed32bc00b8340d4b4a85f8457356ca0c3c42a593beee9c6a0d17fe832babae62"
+        ),
+        PromptRelease(
+            "mvtec_ad", 2, "15546df6300fe8d9e272ee6cba5844f78bf2e1579d69eaf3fdf4f4c81b7a5fbb"
+        ),
+        PromptRelease(
+            "visa", 1, "913ca7132078ebfacbe568eb5611d8f35d5a61aa6c5fb2215db6e59f7ebaeaa0"
+        ),
+        PromptRelease(
+            "visa", 2, "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055"
+        ),
     )
 }
 AVAILABLE = f"Available: {', '.join(RELEASES)}."

@@ -46,7 +46,7 @@ def _texts(joined: str) -> tuple[str, ...]:
 
 
 # The sentences of TIPSomaly (arXiv 2602.03594), in the order of the published code.
-FAMILIES: dict[str, PromptFamily] = {
+PROMPT_FAMILIES: dict[str, PromptFamily] = {
     "industrial": PromptFamily(
         normal=_texts(
             "{}, flawless {}, perfect {}, unblemished {}, {} without flaw, {} without defect,"
