@@ -15,8 +15,9 @@ from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import from_config
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
-from zsad_jax.predict import __main__ as predict
-from zsad_jax.predict import score
+from zsad_jax.predict import __main__ as command
+from zsad_jax.predict import run, score
+from zsad_jax.utils import command_line
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
 SIZE = 42
@@ -140,7 +141,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
 
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(config=config))
-    monkeypatch.setattr(predict, "log_plainly", lambda: None)  # it would outlive the test
+    monkeypatch.setattr(command_line, "log_plainly", lambda: None)  # it would outlive the test
 
     def run(*arguments, config=f"--config={path}"):
         argv = ["predict", *([config] if config else []), *map(str, arguments)]
@@ -148,7 +149,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
         with flagsaver.flagsaver():
             try:
                 flags.FLAGS.unparse_flags()
-                predict.main(config_flag.flags_parser("zsad_jax.predict")(argv))
+                command.main(config_flag.flags_parser("zsad_jax.predict")(argv))
             except SystemExit as ended:
                 return ended.code, *capsys.readouterr()
         raise AssertionError("the command did not end")
@@ -164,12 +165,12 @@ class Job:
 
     def predict(self, experiment, paths, **changes):
         options = score.Options(paths=[str(path) for path in paths], out=self.out, **changes)
-        predict.predict(experiment, options)
+        run.predict(experiment, options)
 
     def rows(self, name="predictions.jsonl"):
         return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
 
-    def facts(self):
+    def run_info(self):
         return json.loads((self.out / "run.json").read_text())
 
 

@@ -24,10 +24,10 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
         "--category=metal nut",
     )
     assert code == 0
-    assert "tipsomaly over tips, 42 pixels" in said
-    assert "fixed prompts; industrial words" in said
+    assert "tipsomaly on tips, 42 px" in said
+    assert "fixed prompts; prompt family: industrial" in said
     method = experiment.variants()[0].make(experiment.load_backbone())
-    assert f'category "metal nut", image score {method.image_scores[0]}' in said
+    assert f'category  "metal nut"; image score: {method.image_scores[0]}' in said
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 0 files ignored)." in said
 
     rows = job.rows()
@@ -46,7 +46,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
     assert rows[4]["note"] == "the pixel values were scaled to 8 bits (16-bit values 0 to 65535)"
     assert len({row["map"] for row in rows}) == 5
 
-    run = job.facts()
+    run = job.run_info()
     assert (run["num_images"], run["num_scored"], run["num_reused"]) == (6, 5, 0)
     [unreadable] = run["issues"]
     assert unreadable["kind"] == "image_unreadable"
@@ -75,7 +75,7 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
     )
     median = sorted(row["score"] for row in good)[1]
     threshold = thresholds.shortest(np.nextafter(np.float32(median), np.float32(9)))
-    assert job.facts()["threshold"] | {"from": ""} == {
+    assert job.run_info()["threshold"] | {"from": ""} == {
         "value": threshold, "from": "", "quantile": 0.5, "num_images": 3, "issues": [], "ignored": [],
         "warning": None,
     }  # fmt: skip
@@ -100,7 +100,7 @@ def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_
 def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures, job):
     asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
     job.predict(experiment, [pictures / "b"], threshold=asked)
-    words = job.facts()["threshold"]
+    words = job.run_info()["threshold"]
     assert words["num_images"] == 2
     [unreadable] = words["issues"]
     assert unreadable["file"].endswith("a/broken.png")
@@ -110,7 +110,7 @@ def test_without_a_threshold_nothing_is_decided(experiment, pictures, job, capsy
     job.predict(experiment, [pictures / "b"])
     assert all("decision" not in row and "regions" not in row for row in job.rows())
     assert "anomalous" not in capsys.readouterr().out
-    assert job.facts()["threshold"] is None
+    assert job.run_info()["threshold"] is None
 
 
 def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, capsys, monkeypatch):
@@ -122,8 +122,8 @@ def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, cap
     for row in job.rows():
         assert row["warning"] == DEMONSTRATION
         assert Image.open(job.out / row["figure"]).text["Comment"] == DEMONSTRATION
-    assert job.facts()["warning"] == DEMONSTRATION
-    assert job.facts()["demonstration"] is True
+    assert job.run_info()["warning"] == DEMONSTRATION
+    assert job.run_info()["demonstration"] is True
     assert (job.out / "WARNING.txt").read_text().strip() == DEMONSTRATION
     assert capsys.readouterr().out.count(DEMONSTRATION) == 2
     monkeypatch.undo()
@@ -143,7 +143,7 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
 ):
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     plain = load(experiment)
-    assert plain.facts["prompts"] == "fixed prompts"
+    assert plain.description.prompts == "fixed prompts"
     assert "using fixed prompts" in caplog.text
 
     names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
@@ -151,21 +151,21 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
     for seed, path in enumerate(paths):
         key = jax.random.key(seed)
         prompt_files.save(path, plain.detector.method.init(key, plain.detector.backbone.params))
-    assert load(experiment).facts["prompts"] == "prompts included with tips"
+    assert load(experiment).description.prompts == "prompts included with tips"
     with_config = from_config(config | {"checkpoints": {"synthetic_aux": configured}})
-    assert load(with_config).facts["prompts"] == configured
-    assert load(with_config, checkpoint=given).facts["prompts"] == given
+    assert load(with_config).description.prompts == configured
+    assert load(with_config, checkpoint=given).description.prompts == given
     models = [load(experiment), load(with_config), load(with_config, checkpoint=given), plain]
-    assert len({model.facts["key"] for model in models}) == 4
+    assert len({model.description.key for model in models}) == 4
     # The same prompts under another name are the same.
-    assert load(experiment, checkpoint=shipped).facts["key"] == models[0].facts["key"]
+    assert load(experiment, checkpoint=shipped).description.key == models[0].description.key
 
     fixed = from_config(
         config
         | {"checkpoints": {"synthetic_aux": configured}}
         | {"method": {"name": "tipsomaly", "learning": "none"}}
     )
-    assert load(fixed).facts["prompts"] == "fixed prompts"
+    assert load(fixed).description.prompts == "fixed prompts"
 
 
 def test_the_batch_is_no_larger_than_what_there_is(experiment):
@@ -191,7 +191,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     for name in ("photo.HEIC", "notes.txt", ".hidden.png"):
         (folder / name).touch()
     job.predict(experiment, [folder])
-    run = job.facts()
+    run = job.run_info()
     counts = [run[f"num_{name}"] for name in ("files", "images", "scored", "unreadable", "ignored")]
     assert counts == [10, 6, 5, 1, 4]
     ignored = {os.path.basename(one["file"]): one["kind"] for one in run["ignored"]}
@@ -201,7 +201,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
         "notes.txt": "format_unsupported",
         ".hidden.png": "hidden",
     }
-    assert "Skipped " in caplog.text
+    assert "Skipping " in caplog.text
     assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
     assert "can_label.png: looks like a ground-truth mask; name the file itself" in caplog.text
     assert ".hidden" not in caplog.text
@@ -209,14 +209,14 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
         capsys.readouterr().out
     )
     job.predict(experiment, [folder])  # the second run agrees
-    assert job.facts()["num_reused"] == 5
+    assert job.run_info()["num_reused"] == 5
 
 
 def test_files_that_are_named_are_scored_whatever_they_look_like(experiment, pictures, job):
     for name in ("a", "a_mask"):
         Image.new("RGB", (30, 20), "gray").save(pictures / f"{name}.png")
     job.predict(experiment, [pictures / "a_mask.png"])
-    assert job.facts()["num_scored"] == 1
+    assert job.run_info()["num_scored"] == 1
 
 
 def test_picture_that_cannot_be_drawn_is_a_warning(experiment, pictures, job, monkeypatch, caplog):
@@ -246,9 +246,9 @@ def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
     asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
     for _ in range(2):
         job.predict(experiment, [pictures / "b"], threshold=asked, pixel_threshold=0.5)
-        assert job.facts()["threshold"]["num_images"] == 2
+        assert job.run_info()["threshold"]["num_images"] == 2
     assert "0_mask.png: looks like a ground-truth mask" in caplog.text
-    assert "mask_ignored" in {one["kind"] for one in job.facts()["threshold"]["ignored"]}
+    assert "mask_ignored" in {one["kind"] for one in job.run_info()["threshold"]["ignored"]}
 
 
 def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job, monkeypatch):
@@ -262,7 +262,7 @@ def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job,
     monkeypatch.setattr(outputs, "resize_map", fail)
     Image.new("RGB", (31, 17)).save(pictures / "b/bad.png")
     job.predict(experiment, [pictures / "b"])
-    run = job.facts()
+    run = job.run_info()
     [issue] = run["issues"]
     assert issue["file"].endswith("bad.png")
     assert run["num_scored"] + run["num_unreadable"] == run["num_images"]

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.predict import __main__ as predict
-from zsad_jax.predict import thresholds
+from zsad_jax.predict import outputs, run, thresholds
 from zsad_jax.utils.errors import UserError
 
 
@@ -27,7 +26,7 @@ def no_weights(self):
     raise AssertionError("weights were read")
 
 
-def test_the_second_run_does_no_work(experiment, pictures, job, finished, no_model):
+def test_second_run_scores_nothing(experiment, pictures, job, finished, no_model):
     monkeypatch = no_model
     monkeypatch.setattr(Experiment, "load_backbone", no_weights)
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
@@ -35,8 +34,8 @@ def test_the_second_run_does_no_work(experiment, pictures, job, finished, no_mod
     assert (job.out / "predictions.jsonl").read_bytes() == finished
     after = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
     assert {path.name for path in after if after[path] != before.get(path)} == {"run.json"}
-    assert job.facts()["num_scored"] == 0
-    assert job.facts()["num_reused"] == 5
+    assert job.run_info()["num_scored"] == 0
+    assert job.run_info()["num_reused"] == 5
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def own_weights(config, tmp_path):
     return from_config(config | {"backbone": backbone}), backbone["vision"]
 
 
-def test_weights_with_another_date_are_read_again(own_weights, pictures, job, request):
+def test_reads_weights_with_another_date_again(own_weights, pictures, job, request):
     experiment, path = own_weights
     job.predict(experiment, [pictures])
     os.utime(path, ns=(0, 0))
@@ -60,10 +59,10 @@ def test_weights_with_another_date_are_read_again(own_weights, pictures, job, re
         with pytest.raises(AssertionError, match="weights were read"):
             job.predict(experiment, [pictures])
     job.predict(experiment, [pictures])  # and since they are the same, nothing is scored
-    assert job.facts()["num_reused"] == 5
+    assert job.run_info()["num_reused"] == 5
 
 
-def test_weights_that_changed_behind_their_date_are_told(own_weights, pictures, job):
+def test_rejects_weights_that_changed_but_kept_their_date(own_weights, pictures, job):
     experiment, path = own_weights
     job.predict(experiment, [pictures / "a"])
     found = os.stat(path)
@@ -72,24 +71,24 @@ def test_weights_that_changed_behind_their_date_are_told(own_weights, pictures, 
     np.savez(path, **changed)
     assert os.path.getsize(path) == found.st_size
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    with pytest.raises(UserError, match=r"their dates are the same\. Delete it"):
+    with pytest.raises(UserError, match=r"differ from those in run\.json.*Delete .*run\.json"):
         job.predict(experiment, [pictures])
 
 
 def count_scored(monkeypatch):
     """Lists the images that are scored from here on."""
     scored = []
-    original = predict.score_images
+    original = run.score_images
 
     def listed(model, images, *args, **kwargs):
         scored.extend(os.path.basename(image) for image in images)
         return original(model, images, *args, **kwargs)
 
-    monkeypatch.setattr(predict, "score_images", listed)
+    monkeypatch.setattr(run, "score_images", listed)
     return scored
 
 
-def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished, monkeypatch):
+def test_scores_only_changed_images_again(experiment, pictures, job, finished, monkeypatch):
     scored = count_scored(monkeypatch)
     Image.new("RGB", (40, 20), "red").save(pictures / "a/1.png")  # another file under the name
     Image.new("RGB", (10, 10), "blue").save(pictures / "b/1.png")  # a new one
@@ -101,7 +100,7 @@ def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished
         "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.jpg", "b/3.tif"
     ]  # fmt: skip
     assert rows[1]["size"] == [40, 20]
-    assert job.facts()["num_reused"] == 3
+    assert job.run_info()["num_reused"] == 3
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_only_what_has_changed_is_done_again(experiment, pictures, job, finished
     ],
     ids=str,
 )
-def test_other_options_do_everything_again(
+def test_scores_everything_again_with_other_options(
     config, experiment, pictures, job, finished, monkeypatch, change
 ):
     class StoppedError(Exception):
@@ -127,7 +126,7 @@ def test_other_options_do_everything_again(
     def stop(model, images, *args, **kwargs):
         raise StoppedError(len(images))
 
-    monkeypatch.setattr(predict, "score_images", stop)
+    monkeypatch.setattr(run, "score_images", stop)
     change = dict(change)
     changes = change.pop("config", {})
     if "image_score" in changes:
@@ -138,14 +137,14 @@ def test_other_options_do_everything_again(
         job.predict(changed, [pictures], **change)
 
 
-def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, job, monkeypatch):
+def test_resumes_after_kill(run_command, pictures, job, monkeypatch):
     """Killed while it writes the fourth image; the same command then does the rest."""
     script = textwrap.dedent(f"""
         import os, signal, sys, threading
         from absl import app
         from zsad_jax.experiment import config_flag
         from zsad_jax.predict import __main__ as predict
-        from zsad_jax.predict import outputs
+        from zsad_jax.predict import outputs, run
         original, count, lock = outputs.Writer.write, 0, threading.Lock()
 
         def write(self, *arguments):
@@ -159,7 +158,7 @@ def test_what_was_finished_when_the_process_died_is_kept(run_command, pictures, 
                 return original(self, *arguments)
 
         outputs.Writer.write = write
-        predict.MAX_WRITERS = 1
+        run.MAX_WRITERS = 1
         app.run(predict.main, flags_parser=config_flag.flags_parser("zsad_jax.predict"))
     """)
     config = pictures.parent / "config.py"
@@ -196,36 +195,36 @@ def rows_of_cut(out):
     return [json.loads(line) for line in lines]
 
 
-def test_results_among_the_images_are_not_scored(experiment, pictures, job_in):
-    """Whatever folders they lie in: only what was drawn is left out."""
+def test_ignores_results_of_an_earlier_run(experiment, pictures, job_in):
+    """Only files that the run wrote are ignored, not other images in folders of the same names."""
     job = job_in(pictures)
     (pictures / "b").rename(pictures / "figures")
     for expected in (5, 0):
         job.predict(experiment, [pictures], pixel_threshold=0.5)
-        assert job.facts()["num_scored"] == expected
-        assert job.facts()["num_images"] == 6
+        assert job.run_info()["num_scored"] == expected
+        assert job.run_info()["num_images"] == 6
     os.unlink(pictures / "a/0.png")
     for _ in range(2):  # its picture stays what it is
         job.predict(experiment, [pictures], pixel_threshold=0.5)
-        assert job.facts()["num_images"] == 5
+        assert job.run_info()["num_images"] == 5
 
 
-def test_rows_of_other_images_are_left_out_with_a_word(experiment, pictures, job, caplog):
+def test_warns_when_rows_of_other_images_are_removed(experiment, pictures, job, caplog):
     job.predict(experiment, [pictures / "a"])
     job.predict(experiment, [pictures / "b"])
-    assert "2 earlier rows" in caplog.text
+    assert "Removing 2 rows of other images" in caplog.text
     assert [row["path"] for row in job.rows()] == [
         str(pictures / name) for name in ("b/0.png", "b/2.jpg", "b/3.tif")
     ]
 
 
-def test_the_second_run_scores_no_known_good_images_either(
+def test_second_run_reuses_scores_of_known_good_images(
     experiment, pictures, job, capsys, caplog, monkeypatch
 ):
     asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.99)
     job.predict(experiment, [pictures / "a"], threshold=asked)
     assert "needs at least 100 known-good images and there are 3" in caplog.text
-    assert "100" in job.facts()["threshold"]["warning"]
+    assert "100" in job.run_info()["threshold"]["warning"]
     first = capsys.readouterr().out
     scored = count_scored(monkeypatch)
     job.predict(experiment, [pictures / "a"], threshold=asked)
@@ -234,8 +233,8 @@ def test_the_second_run_scores_no_known_good_images_either(
     assert decided.search(capsys.readouterr().out)[0] == decided.search(first)[0]
 
 
-def test_a_full_disk_is_told_and_loses_nothing(experiment, pictures, job, monkeypatch):
-    original = predict.Writer.write
+def test_full_disk_is_reported_and_finished_images_are_kept(experiment, pictures, job, monkeypatch):
+    original = outputs.Writer.write
 
     def write(self, scored):
         if scored.file.path.endswith("2.jpg"):
@@ -243,9 +242,9 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, pictures, job, monkey
         return original(self, scored)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict.Writer, "write", write)
-        with pytest.raises(UserError, match=r"No space left on device.*Nothing finished is lost"):
+        patch.setattr(outputs.Writer, "write", write)
+        with pytest.raises(UserError, match=r"No space left on device.*Finished images are kept"):
             job.predict(experiment, [pictures])
     job.predict(experiment, [pictures])
-    assert job.facts()["num_reused"] >= 3
+    assert job.run_info()["num_reused"] >= 3
     assert len(job.rows()) == 5

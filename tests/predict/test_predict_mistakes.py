@@ -9,7 +9,7 @@ from zsad_jax.utils.errors import UserError
 
 @pytest.fixture
 def no_long_work(monkeypatch):
-    """A mistake must be told before weights are read."""
+    """A mistake must be reported before weights are read."""
 
     def fail(self):
         raise AssertionError("weights were read")
@@ -20,8 +20,8 @@ def no_long_work(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{images}"], "--out DIR"),
-        (["--out={out}"], "Name images"),
+        (["{images}"], "--out is missing"),
+        (["--out={out}"], "No images are given"),
         (["{images}/none", "--out={out}"], "no file or folder .*none"),
         (["{empty}", "--out={out}"], "No images found in"),
         (["{images}", "--out={out}", "--threshold=high"], "neither a number nor FOLDER:QUANTILE"),
@@ -43,7 +43,7 @@ def no_long_work(monkeypatch):
         (["{images}/a=b", "--out={out}"], "no file or folder .*a=b"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_mistakes_are_reported_in_one_line(
     run_command, pictures, job, tmp_path, no_long_work, arguments, words
 ):
     (tmp_path / "empty").mkdir()
@@ -64,7 +64,7 @@ def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job,
     assert [row["path"] for row in job.rows()] == ["sigma=8/0.png"]
 
 
-def test_a_missing_config_is_named(run_command, pictures, job):
+def test_reports_a_missing_config(run_command, pictures, job):
     code, _, said = run_command(pictures, f"--out={job.out}", config=None)
     assert (code, said.startswith("error: Name a config")) == (2, True)
     code, _, said = run_command(pictures, f"--out={job.out}", config="--config=none.py")
@@ -72,31 +72,31 @@ def test_a_missing_config_is_named(run_command, pictures, job):
     assert "none.py" in said
 
 
-def test_a_pixel_threshold_outside_the_maps_is_refused(experiment, pictures, job, no_model):
-    with pytest.raises(UserError, match="more than 0 and at most 1"):
+def test_rejects_pixel_threshold_outside_the_map_range(experiment, pictures, job, no_model):
+    with pytest.raises(UserError, match="above 0 and at most 1"):
         job.predict(experiment, [pictures], pixel_threshold=0.0)
 
 
-def test_nothing_readable_is_a_mistake(run_command, pictures, job, no_model):
+def test_rejects_input_without_readable_images(run_command, pictures, job, no_model):
     code, _, said = run_command(pictures / "a/broken.png", "--out", job.out)
     assert code == 2
-    assert "None of the 1 images could be read" in said
+    assert "Cannot read any of the images (1 unreadable" in said
     assert "broken.png" in said
 
 
-def test_nothing_readable_leaves_no_results_of_before(experiment, pictures, job):
+def test_removes_earlier_results_of_images_that_became_unreadable(experiment, pictures, job):
     job.predict(experiment, [pictures / "a"])
     for image in (pictures / "a").iterdir():
         image.write_text("no picture")
-    with pytest.raises(UserError, match="None of the 3 images could be read"):
+    with pytest.raises(UserError, match=r"Cannot read any of the images \(3 unreadable"):
         job.predict(experiment, [pictures / "a"])
     assert job.rows() == []
-    run = job.facts()
+    run = job.run_info()
     assert (run["num_images"], run["num_scored"], run["num_reused"]) == (3, 0, 0)
     assert run["num_unreadable"] == len(run["issues"]) == 3
 
 
-def test_a_second_process_is_sent_away(run_command, pictures, job, no_long_work):
+def test_rejects_a_second_process_on_the_same_folder(run_command, pictures, job, no_long_work):
     with files.alone(job.out):
         code, _, said = run_command(pictures, "--out", job.out)
     assert code == 2

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -57,6 +57,42 @@ class Options:
     map_size: int = 1024
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """A model as run.json describes it.
+
+    Attributes:
+      backbone: its name.
+      weights_sha256: the digest of its weights.
+      image_size, bit_depth, resize, rgb_first: fields of `Preprocess`.
+      method, method_config: the method's name and all fields of its config.
+      prompts, prompts_sha256: the source of the prompts, and the digest of learned ones.
+      category: what the images show.
+      image_score: the name of the score.
+      map_range: (low, high) of the anomaly maps.
+      demonstration: whether the backbone is a demonstration model.
+      key: of everything but the image that scores and maps depend on.
+      inputs: of the options and files that the model is made of, known without reading the weights.
+    """
+
+    backbone: str
+    weights_sha256: str
+    image_size: int
+    bit_depth: int
+    resize: Literal["bilinear", "bicubic"]
+    rgb_first: bool
+    method: str
+    method_config: Mapping[str, Any]
+    prompts: str
+    prompts_sha256: str | None
+    category: str
+    image_score: str
+    map_range: Sequence[float]
+    demonstration: bool
+    key: str
+    inputs: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A detector whose weights are read for the first image to be scored.
@@ -64,26 +100,27 @@ class Model:
     What is known of it without them comes from run.json, if an earlier run used the same files and options.
     A repeated run over CLIP ViT-L/14 with nothing to score then takes 1.3 s, not 6 s.
 
-    `facts` is its description in run.json, `batch_size` the images per compiled call; `load` reads the weights.
+    `batch_size` is the images per compiled call; `load` reads the weights.
     """
 
-    facts: Mapping[str, Any]
+    description: Description
     batch_size: int
     load: Callable[[], Detector]
 
     @functools.cached_property
     def detector(self) -> Detector:
+        """The detector; its weights are read at the first access."""
         return self.load()
 
     @property
     def preprocess(self) -> Preprocess:
         """The preparation of images, without the normalization."""
-        return Preprocess(**{name: self.facts[name] for name in PREPROCESS})
+        return Preprocess(**{name: getattr(self.description, name) for name in PREPROCESS})
 
     @property
     def warning(self) -> str:
         """The warning in every output, or ""."""
-        return DEMONSTRATION if self.facts["demonstration"] else ""
+        return DEMONSTRATION if self.description.demonstration else ""
 
 
 class ImageFile(NamedTuple):
@@ -122,7 +159,8 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
         name = experiment.method["name"]
         if "prompt_family" not in {field.name for field in dataclasses.fields(config_class(name))}:
             raise UserError(
-                f"--prompts chooses a family of TIPSomaly's sentences, and {name} has none. Remove it."
+                f"--prompts={options.prompt_family} selects a prompt family, but {name} has none. Remove the"
+                " flag, or use a method with prompt families, such as tipsomaly."
             )
         method = {**experiment.method, "prompt_family": options.prompt_family}
         experiment = dataclasses.replace(experiment, method=method)
@@ -130,25 +168,24 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
         prompt_files.find(options.checkpoint)
     batch_size = min(experiment.batch_size, num_images)
     load = functools.partial(_load, experiment, options, batch_size)
-    earlier = _earlier_facts(options.out)
+    inputs = _describe_inputs(experiment, options)
+    earlier = _earlier_description(options.out)
+    if earlier is None or earlier.inputs != inputs:
+        detector = load()
+        return Model(describe_detector(experiment, detector, inputs), batch_size, lambda: detector)
 
     def load_known() -> Detector:
         detector = load()
-        if prediction_key(experiment, detector) != earlier["key"]:
+        # Files may change and keep their size and date.
+        if prediction_key(experiment, detector) != earlier.key:
             raise UserError(
-                f"The weights or prompts of {earlier['backbone']} are not those of the earlier run.json,"
-                " although their dates are the same. Delete it, or choose another --out."
+                f"The weights or prompts of {earlier.backbone} differ from those in run.json, although the"
+                f" dates of the files are the same. Delete {options.out / 'run.json'}, or choose another"
+                " --out."
             )
         return detector
 
-    if "inputs" in earlier and earlier["inputs"] == _describe_inputs(experiment, options):
-        return Model(earlier, batch_size, load_known)
-    detector = load()
-    facts = describe_detector(detector) | {
-        "key": prediction_key(experiment, detector),
-        "inputs": _describe_inputs(experiment, options),
-    }
-    return Model(facts, batch_size, lambda: detector)
+    return Model(earlier, batch_size, load_known)
 
 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
@@ -169,31 +206,33 @@ def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector
     )
 
 
-def describe_detector(detector: Detector) -> dict[str, Any]:
-    """Returns what run.json says of a detector."""
+def describe_detector(experiment: Experiment, detector: Detector, inputs: str) -> Description:
+    """Returns the description of a detector that was made of an experiment and `inputs`."""
     preprocess, method = detector.backbone.preprocess, detector.method
-    return {
-        "backbone": detector.backbone.name,
-        "weights_sha256": detector.backbone.digest,
+    return Description(
+        backbone=detector.backbone.name,
+        weights_sha256=detector.backbone.digest,
         **{name: getattr(preprocess, name) for name in PREPROCESS},
-        "method": method.name,
-        "method_config": dataclasses.asdict(method.config),
-        "prompts": detector.prompts,
-        "prompts_sha256": prompt_files.digest(detector.params) if detector.params else None,
-        "category": detector.category,
-        "image_score": detector.image_score,
-        "map_range": list(method.map_range),
-        "demonstration": detector.backbone.demonstration,
-    }
+        method=method.name,
+        method_config=dataclasses.asdict(method.config),
+        prompts=detector.prompts,
+        prompts_sha256=prompt_files.digest(detector.params) if detector.params else None,
+        category=detector.category,
+        image_score=detector.image_score,
+        map_range=method.map_range,
+        demonstration=detector.backbone.demonstration,
+        key=prediction_key(experiment, detector),
+        inputs=inputs,
+    )
 
 
-def _earlier_facts(out: pathlib.Path) -> dict[str, Any]:
-    """Returns the description of the model in a finished run's run.json; {} if there is none."""
+def _earlier_description(out: pathlib.Path) -> Description | None:
+    """Returns the model that a finished run's run.json describes; None if there is none."""
     try:
-        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+        stored = json.loads((out / "run.json").read_text(encoding="utf-8"))["model"]
+        return Description(**stored)
+    except (OSError, ValueError, KeyError, TypeError):  # missing, edited, or of an earlier version
+        return None
 
 
 def _configured_checkpoint(experiment: Experiment) -> str | None:
@@ -247,7 +286,7 @@ def score_images(
     for batch in progress(batches, total=len(images), label=label, step=size):
         for issue in batch:
             if isinstance(issue, Issue):
-                logging.warning("Skipped %s", issue)
+                logging.warning("Skipping %s", issue)
                 issues.append(issue)
         readable: list[ImageFile] = [one for one in batch if isinstance(one, ImageFile)]
         if not readable:
