@@ -109,18 +109,27 @@ def test_package_is_light():
     assert not with_benchmarks & FRAMEWORKS
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--categories"], ["--help"]])
-def test_data_command_is_light(arguments, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("data", ["list"]),
+        ("data", ["list", "--categories"]),
+        ("data", ["--help"]),
+        ("backbones", ["list"]),
+        ("backbones", ["--help"]),
+    ],
+)
+def test_command_is_light(command, arguments, tmp_path):
     script = (
         "import json, runpy, sys, time\n"
         "start = time.perf_counter()\n"
         "try:\n"
-        "    runpy.run_module('zsad_jax.data', run_name='__main__')\n"
+        f"    runpy.run_module('zsad_jax.{command}', run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert not end.code\n"
         "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))\n"
     )
-    folder = [] if arguments == ["--help"] else ["--data_dir", tmp_path]
+    folder = ["--data_dir", tmp_path] if (command, arguments[0]) == ("data", "list") else []
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments, *folder],
         capture_output=True,
@@ -129,7 +138,7 @@ def test_data_command_is_light(arguments, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     seconds, modules = json.loads(done.stdout.splitlines()[-1])
-    print(f"python -m zsad_jax.data {arguments[0]}: {seconds:.2f} s")
+    print(f"python -m zsad_jax.{command} {arguments[0]}: {seconds:.2f} s")
     loaded = {name.split(".")[0] for name in modules}
     assert "numpy" in loaded
     assert not loaded & (FRAMEWORKS | {"jax", "flax", "optax", "tensorflow_datasets", "grain"})

@@ -68,7 +68,8 @@ def test_paths_exist():
 
 def test_modules_exist():
     modules = set(re.findall(r"python -m ([\w.]+)", README + DATASETS))
-    assert modules == {"zsad_jax.main", "zsad_jax.predict", "zsad_jax.data", "zsad_jax.report"}
+    commands = ("main", "predict", "data", "report", "backbones")
+    assert modules == {f"zsad_jax.{command}" for command in commands}
     assert all(importlib.util.find_spec(module) for module in modules)
 
 
@@ -97,7 +98,7 @@ def test_options_exist():
         "zsad_jax.predict": "zsad_jax/predict/__main__.py",
         "zsad_jax.data": "zsad_jax/data/__main__.py",
         "zsad_jax.report": "zsad_jax/report/__main__.py",
-        "scripts/download_weights.py": "scripts/download_weights.py",
+        "zsad_jax.backbones": "zsad_jax/backbones/__main__.py",
     }
     checked = 0
     for command in [*COMMANDS, *INLINE]:

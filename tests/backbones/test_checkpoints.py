@@ -164,7 +164,7 @@ def test_an_npz_under_the_other_name_is_read(tmp_path):
 
 def test_a_torch_archive_is_not_opened_but_to_be_converted(tmp_path):
     path = write_archive(tmp_path / "ViT.pt", {}, {})
-    with pytest.raises(UserError, match=r"scripts/convert_clip\.py .*ViT\.pt .*ViT\.safetensors"):
+    with pytest.raises(UserError, match=r"python -m zsad_jax\.backbones convert .*ViT\.pt"):
         read.read_arrays(path)
 
 

@@ -2,8 +2,6 @@ import hashlib
 import http.server
 import io
 import math
-import pathlib
-import runpy
 import threading
 
 import jax
@@ -12,12 +10,11 @@ import pytest
 
 from zsad_jax import load_detector
 from zsad_jax.backbones import clip, load_backbone, registry, tips
+from zsad_jax.backbones.__main__ import main
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.backbones.registry import clip_sizes
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "download_weights.py"
 
 
 def npz_bytes(count):
@@ -292,13 +289,12 @@ def test_the_command_of_an_error_message_works(published, capsys):
     stem = "/v1_0/checkpoints/pytorch/tips_oss_s14_highres_distilled"
     published.files |= {f"{stem}_vision.npz": npz_bytes(176), f"{stem}_text.npz": npz_bytes(148)}
     command = registry.fetch_command("tips-s14-hr", "pytorch").split()
-    assert command[:2] == ["python", "scripts/download_weights.py"]
-    main = runpy.run_path(str(SCRIPT))["main"]
-    assert main(command[2:]) == 0
-    assert registry.missing_files("tips-s14-hr", "pytorch") == []
-    assert main(["--list"]) == 0
-    assert "tipsomaly-l14-hr-visa-epoch2" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        main(["nonsense"])
-    assert end.value.code == 2
-    assert "'nonsense' is unknown" in capsys.readouterr().err
+    assert command[:3] == ["python", "-m", "zsad_jax.backbones"]
+    assert main(command[3:]) == 0
+    files = registry.locate("tips-s14-hr", "pytorch")
+    assert capsys.readouterr().out.split() == [str(path) for path in files if path]
+    assert main(["list"]) == 0
+    stored = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert stored["tips-s14-hr"] == "pytorch"
+    assert stored["tips-b14-hr"] == stored["clip-vit-b16"] == "no"
+    assert stored["tips-nano"] == stored["clip-nano"] == "included"

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from zsad_jax.backbones.checkpoints.read import read_safetensors_shapes
-from zsad_jax.backbones.transformer import swiglu_hidden
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -18,6 +17,7 @@ CLIP_URL = "https://huggingface.co/timm/{}/resolve/main/open_clip_model.safetens
 MERGES_URL = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 MERGES_BYTES = 1_356_917
 MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+TIPS_LICENCE = "CC BY 4.0"
 TOKENIZER_URL = f"{BASE_URL}/v1_0/checkpoints/tokenizer.model"
 LINEAGES = ("native", "pytorch")
 SIDES = ("vision", "text")
@@ -108,6 +108,7 @@ class Release(NamedTuple):
       image_size: side of the images that it was trained on, in pixels.
       list_files: (release, lineage) -> the files by their fields of `WeightFiles`.
       demo: whether it is a small model for demonstration, included in the package.
+      licence: of its files.
       low_resolution_positions: whether the native files hold the positions of training at low resolution.
     """
 
@@ -118,6 +119,7 @@ class Release(NamedTuple):
     sources: Mapping[str, tuple[str, ...]]
     image_size: int
     list_files: "Callable[[Release, str], dict[str, File]]"
+    licence: str
     demo: bool = False
     low_resolution_positions: bool = False
 
@@ -140,6 +142,11 @@ TIPS_TOWERS = {
     "so400m14": TipsTower(1152, 16, 4304, 27, 27),
     "g14": TipsTower(1536, 24, 6144, 40, swiglu=True),
 }
+
+
+def swiglu_hidden(mlp_dim: int) -> int:
+    """Returns the hidden width of a SwiGLU in place of an MLP: two thirds of its width, to a multiple of 8."""
+    return (2 * mlp_dim // 3 + 7) // 8 * 8
 
 
 def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
@@ -294,7 +301,8 @@ def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
     name = f"tips-{size}-{'hr' if high else 'lr'}"
     sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
     return Release(
-        "tips", name, *sizes, sources, image_size, _tips_files, low_resolution_positions=high
+        *("tips", name, *sizes, sources, image_size, _tips_files, TIPS_LICENCE),
+        low_resolution_positions=high,
     )
 
 
@@ -305,14 +313,14 @@ def _tips_v2(size: str, *stems: str) -> Release:
         "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
     }
     sizes = tips_sizes(TIPS_TOWERS[size], grid=32)
-    return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files)
+    return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENCE)
 
 
 def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
     towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
     # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
     sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
-    return Release("clip", name, *towers, sources, patch_size * grid, _clip_files)
+    return Release("clip", name, *towers, sources, patch_size * grid, _clip_files, "MIT")
 
 
 _BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
@@ -343,6 +351,7 @@ RELEASES: dict[str, Release] = {
             sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
             image_size=252,
             list_files=_tips_files,
+            licence="Apache-2.0",
             demo=True,
         ),
         Release(
@@ -355,6 +364,7 @@ RELEASES: dict[str, Release] = {
             sources=dict.fromkeys(LINEAGES, ("clip-nano/clip_nano",)),
             image_size=224,
             list_files=_clip_files,
+            licence="Apache-2.0",
             demo=True,
         ),
     )
@@ -421,4 +431,4 @@ def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
 def fetch_command(name: str, lineage: str = "native") -> str:
     """Returns the command that fetches a model's files."""
     option = "" if lineage == "native" else f" --lineage {lineage}"
-    return f"python scripts/download_weights.py {name}{option}"
+    return f"python -m zsad_jax.backbones fetch {name}{option}"

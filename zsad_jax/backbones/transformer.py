@@ -28,11 +28,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def swiglu_hidden(mlp_dim: int) -> int:
-    """Hidden width of the SwiGLU that replaces an MLP of width `mlp_dim`: two thirds, to a multiple of 8."""
-    return (2 * mlp_dim // 3 + 7) // 8 * 8
-
-
 def as_rows(x: Float[Array, "b n d"]) -> Float[Array, "bn d"]:
     """All tokens as one matrix: on a CPU this makes the dense layers of narrow towers 1.3 times faster."""
     return x.reshape(-1, x.shape[-1])

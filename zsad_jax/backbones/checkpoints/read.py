@@ -171,10 +171,11 @@ def _misfits(
 def read_torch_pickle(path: PathLike) -> Any:
     """Reads a PyTorch zip archive (`.pth`, `.pt`) without PyTorch and without executing anything.
 
-    Only plain containers, tensors, parameters and parameter lists are supported.
+    Only plain containers, tensors, parameters, parameter lists and the modules of TorchScript are supported.
 
     Returns:
-      Nested dicts, lists and tuples with numpy arrays. A ParameterList becomes a list, bfloat16 float32.
+      Nested dicts, lists and tuples with numpy arrays. A ParameterList becomes a list, a module of TorchScript
+      the dict of its attributes, bfloat16 float32.
 
     Raises:
       UserError: the file is missing or damaged, or refers to anything else.
@@ -224,7 +225,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
             raise UserError(
                 f"{path} is a PyTorch archive, which may contain code. Convert it with"
-                f" `python scripts/convert_clip.py {path} {path.with_suffix('.safetensors')}`."
+                f" `python -m zsad_jax.backbones convert {path}`."
             )
         return {name: _as_float32(archive[name]) for name in archive.files}
 
@@ -260,13 +261,17 @@ class _Refused(pickle.UnpicklingError):
     """A pickle refers to something that is not known to be harmless."""
 
 
-class _ParameterList:
-    """Stand-in for torch.nn.ParameterList while a pickle is read."""
+class _Module:
+    """Stand-in for a module of TorchScript while a pickle is read; the state is its attributes."""
 
     state: Mapping[str, Any] | None = None
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.state = state
+
+
+class _ParameterList(_Module):
+    """Stand-in for torch.nn.ParameterList."""
 
 
 def _rebuild_tensor(
@@ -317,6 +322,10 @@ class _TorchUnpickler(pickle.Unpickler):
         """Returns the stand-in for a global name, or raises an error."""
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return name
+        if (
+            module.partition(".")[0] == "__torch__"
+        ):  # TorchScript keeps the code of its classes elsewhere
+            return _Module
         if (module, name) not in _HARMLESS:
             raise _Refused(f"{module}.{name}")
         return _HARMLESS[module, name]
@@ -340,6 +349,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, _ParameterList):
         parameters = (value.state or {}).get("_parameters", {})
         return [_plain(parameters[key]) for key in sorted(parameters, key=int)]
+    if isinstance(value, _Module):
+        return _plain(value.state or {})
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

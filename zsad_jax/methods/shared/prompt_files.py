@@ -140,7 +140,7 @@ def locate(name: str) -> pathlib.Path:
 
 def fetch_command(name: str) -> str:
     """Returns the command that downloads released prompts."""
-    return f"python scripts/download_weights.py {name}"
+    return f"python -m zsad_jax.backbones fetch {name}"
 
 
 def expected(method: Method, backbone: Backbone) -> PyTree:

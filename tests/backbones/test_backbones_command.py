@@ -1,20 +1,10 @@
-import pathlib
-import runpy
-import sys
-import zipfile
-
 import numpy as np
 import pytest
 
-from zsad_jax.backbones import load_backbone
+from zsad_jax.backbones import load_backbone, registry
+from zsad_jax.backbones.__main__ import main
 from zsad_jax.backbones.checkpoints.read import read_arrays
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "convert_clip.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(SCRIPT))["main"]
+from zsad_jax.methods.shared import prompt_files
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +65,27 @@ def write_state_dict(path, arrays):
     torch.save({"epoch": 3, "state_dict": state}, path)
 
 
+def read_rows(capsys):
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_lists_every_release_and_all_prompts(capsys):
+    assert main(["list"]) == 0
+    assert read_rows(capsys) == ["name", *registry.RELEASES]
+    assert main(["list", "--prompts"]) == 0
+    assert read_rows(capsys) == ["name", *prompt_files.RELEASES]
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("write", [write_torchscript, write_state_dict])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_an_archive_becomes_a_file_that_loads(main, openai, tmp_path, write, suffix, capsys):
+def test_converts_archive_to_file_that_loads(openai, tmp_path, write, suffix, capsys):
     pytest.importorskip("torch")
-    source, target = tmp_path / "ViT.pt", tmp_path / f"clip{suffix}"
+    source, target = tmp_path / "ViT.pt", tmp_path / f"ViT{suffix}"
     write(source, openai)
-    assert main([str(source), str(target)]) == 0
+    named = [str(target)] if suffix == ".npz" else []  # the default
+    assert main(["convert", str(source), *named]) == 0
     assert capsys.readouterr().out.strip() == str(target)
     found = read_arrays(target)
     assert found.keys() == openai.keys()
@@ -96,30 +98,39 @@ def test_an_archive_becomes_a_file_that_loads(main, openai, tmp_path, write, suf
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
 
 
+def read_error(arguments, capsys):
+    """The error of a command that a mistake ends."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parity
-def test_another_model_is_refused(main, tmp_path, openai, capsys):
+def test_rejects_archive_of_another_model(tmp_path, openai, capsys):
     pytest.importorskip("torch")
     incomplete = {name: array for name, array in openai.items() if "ln_2" not in name}
     write_state_dict(tmp_path / "some.pt", incomplete)
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path / "some.pt"), str(tmp_path / "some.npz")])
-    assert end.value.code == 2
-    message = capsys.readouterr().err
+    message = read_error(["convert", str(tmp_path / "some.pt")], capsys)
     assert "2 missing: " in message
     assert "transformer/encoderblock_0/LayerNorm_1/scale" in message
-    assert not (tmp_path / "some.npz").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["some.pt"]
 
 
-def test_mistakes_are_one_sentence(main, tmp_path, monkeypatch, capsys):
-    with zipfile.ZipFile(tmp_path / "ViT.pt", "w") as archive:
-        archive.writestr("archive/constants.pkl", b"")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for arguments, sentence in (
-        (("ViT.pt", "out.npz"), "only PyTorch reads: pip install torch"),
-        (("ViT.pt", "out.bin"), r"must end in .safetensors or .npz"),
-        (("none.pt", "out.npz"), "does not exist"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            main([str(tmp_path / name) for name in arguments])
-        assert end.value.code == 2
-        assert sentence in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("convert none.pt out.bin", "out.bin has an unknown suffix. Choose .safetensors or .npz."),
+        ("convert none.pt out.npz", "none.pt does not exist"),
+        ("convert ./some.npz some.npz", "some.npz would overwrite itself"),
+        ("fetch clip-vit-l14-335", "did you mean clip-vit-l14-336"),
+        (
+            "fetch tips-nano tipsomaly-l14-hr-visa-epoch3",
+            "did you mean tipsomaly-l14-hr-visa-epoch",
+        ),
+        ("fetch tips-nano --lineage torch", "invalid choice: 'torch'"),
+        ("lisst", "invalid choice: 'lisst'"),
+    ],
+)
+def test_mistakes_end_with_an_error(arguments, expected, capsys):
+    assert expected in read_error(arguments.split(), capsys)

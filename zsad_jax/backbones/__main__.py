@@ -1,0 +1,123 @@
+"""`python -m zsad_jax.backbones list | fetch | convert`: released backbones and their files."""
+
+import argparse
+import pathlib
+import sys
+
+from zsad_jax.backbones import registry
+from zsad_jax.data.inspect.table import Table
+from zsad_jax.utils import command_line
+from zsad_jax.utils.errors import UserError, suggest
+
+PROGRAM = "python -m zsad_jax.backbones"
+HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "licence", "stored")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns the exit code, 2 for user errors."""
+    options = _make_parser().parse_args(arguments)
+    command_line.log_plainly()
+    return command_line.guarded(lambda: options.run(options))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Backbones and their weight files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    listed = commands.add_parser(
+        "list",
+        help="list the released backbones",
+        description="vision, text: blocks x width of the towers. patch, image: side in pixels. lineages: "
+        "where the files of two code bases differ. stored: which files are on this machine.",
+    )
+    listed.add_argument("--prompts", action="store_true", help="list learned prompts instead")
+    listed.set_defaults(run=_list)
+
+    fetch = commands.add_parser("fetch", help="download weights or learned prompts")
+    fetch.add_argument("names", metavar="NAME", nargs="+", help="names of list, list --prompts")
+    fetch.add_argument(
+        "--lineage",
+        choices=registry.LINEAGES,
+        default=registry.LINEAGES[0],
+        help="files of the JAX code or of the PyTorch code; default: %(default)s",
+    )
+    fetch.set_defaults(run=_fetch)
+
+    convert = commands.add_parser(
+        "convert", help="convert a PyTorch archive of a CLIP to safetensors or npz"
+    )
+    convert.add_argument(
+        "source",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="OpenAI's .pt, or a state dict in OpenAI's, open_clip's or Hugging Face's names",
+    )
+    convert.add_argument(
+        "target",
+        metavar="OUT",
+        nargs="?",
+        type=pathlib.Path,
+        help="the .safetensors or .npz file to write; default: FILE with the suffix .safetensors",
+    )
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    if options.prompts:
+        from zsad_jax.methods.shared import prompt_files
+
+        paths = {name: prompt_files.local_path(name) for name in prompt_files.RELEASES}
+        stored = [(name, "yes" if path.exists() else "no") for name, path in paths.items()]
+        table = Table(("name", "stored"), frozenset(), list(stored))
+    else:
+        table = Table(HEADS, frozenset(), [_row(one) for one in registry.RELEASES.values()])
+    print(table.to_text("plain"), end="")
+
+
+def _row(release: registry.Release) -> tuple[str | int | None, ...]:
+    def size(tower: registry.Sizes | None) -> str | None:
+        return f"{tower['depth']} x {tower['width']}" if tower else None
+
+    lineages = list(release.sources) if len(set(release.sources.values())) > 1 else []
+    present = [one for one in release.sources if not registry.missing_files(release.name, one)]
+    stored = (", ".join(present) if lineages else "yes") if present else "no"
+    return (
+        release.name,
+        release.family,
+        size(release.vision),
+        size(release.text),
+        release.vision["patch_size"],
+        release.image_size,
+        ", ".join(lineages) or None,
+        release.licence,
+        "included" if release.demo else stored,
+    )
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    """Checks all names, then downloads one after the other."""
+    from zsad_jax.methods.shared import prompt_files
+
+    known = [*registry.RELEASES, *prompt_files.RELEASES]
+    for name in options.names:
+        if name not in known:
+            raise UserError(f"{name!r} is neither a backbone nor prompts: {suggest(name, known)}")
+    for name in options.names:
+        if name in prompt_files.RELEASES:
+            print(prompt_files.locate(name))
+        else:
+            found = registry.locate(name, options.lineage)
+            print("\n".join(str(path) for path in found if path is not None))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from zsad_jax.backbones.checkpoints.convert import convert_clip
+
+    target = options.target or options.source.with_suffix(".safetensors")
+    convert_clip(options.source, target)
+    print(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

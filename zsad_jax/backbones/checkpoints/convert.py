@@ -1,0 +1,69 @@
+"""Conversion of a PyTorch archive of a CLIP to a file that `load_backbone` reads, without PyTorch."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from zsad_jax.backbones import clip
+from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_torch_pickle
+from zsad_jax.utils import files
+from zsad_jax.utils.errors import UserError
+
+SUFFIXES = (".safetensors", ".npz")
+
+
+def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Converts a CLIP to OpenAI's names; the types of the arrays are kept.
+
+    Args:
+      source: OpenAI's archive (TorchScript), or the zip archive of a state dict in OpenAI's, open_clip's or
+        Hugging Face's names.
+      target: the file that is written, safetensors or npz.
+
+    Raises:
+      UserError: the source is not a readable archive of a CLIP, or the target has another suffix.
+    """
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"{target} has an unknown suffix. Choose {' or '.join(SUFFIXES)}.")
+    if target.resolve() == source.resolve():
+        raise UserError(f"{source} would overwrite itself. Name another file to write.")
+    arrays = to_openai_names(_read(source), source)
+    with files.replaced(target) as temporary:
+        if target.suffix == ".npz":
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary)
+
+
+def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a CLIP in OpenAI's names, after a check of all names and shapes."""
+    source = f"The file {path}"
+    # The names do not depend on the number of heads, and a single head fits any width.
+    vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
+    vision_sizes = clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision))
+    text_sizes = clip.TextSizes(**clip_checkpoints.read_sizes_text(text))
+    fit_tree(vision, clip.vision_tree(vision_sizes), source=source)
+    fit_tree(text, clip.text_tree(text_sizes), source=source)
+    named = clip_checkpoints.to_openai({"vision": vision, "text": text})
+    return {name: np.asarray(array, order="C") for name, array in named.items()}
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a state dict, or of the modules of TorchScript, by name."""
+    state = read_torch_pickle(path)
+    for wrapper in ("state_dict", "model"):  # as training scripts save it
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"{path} holds a {type(state).__name__}, not the arrays of a model. Give a CLIP's archive."
+        )
+    return {
+        name.replace("/", "."): array
+        for name, array in flatten(state).items()
+        if isinstance(array, np.ndarray)
+    }
