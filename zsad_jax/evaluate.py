@@ -318,7 +318,7 @@ def _gather(
     stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
 ) -> Evaluation:
     """Keeps image scores, and the metrics' constant-size states of the categories that are not complete."""
-    names, grouped = dataset.categories, dataset.grouped
+    names, contiguous = dataset.categories, dataset.contiguous
     states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
     found: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
     scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
@@ -348,7 +348,7 @@ def _gather(
             scores[number].append({name: value[rows] for name, value in result.image.items()})
             for category in dict.fromkeys(batch.category[rows].tolist()):
                 name = names[category]
-                if grouped:  # earlier categories are complete
+                if contiguous:  # earlier categories are complete
                     complete(number, except_for=name)
                 members = rows[batch.category[rows] == category]
                 states[number][name] = metrics.category.update(
@@ -375,7 +375,7 @@ def _gather(
         scored.append(Scored(joined, ordered))
     positions, file_names, categories, labels = zip(*records, strict=True)
     # Preparation may have recorded the same issues.
-    all_issues = dict.fromkeys((*getattr(dataset, "issues", ()), *issues, *doubtful))
+    all_issues = dict.fromkeys((*dataset.issues, *issues, *doubtful))
     return Evaluation(
         dataset=dataset.name,
         positions=np.array(positions, int),

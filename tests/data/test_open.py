@@ -52,7 +52,7 @@ def test_splits_are_joined(data_dir):
     assert names(dataset) == expected
     assert dataset.categories == ("mpdd_part",)
     assert dataset.prompt_names == ("mpdd part",)
-    assert not dataset.grouped
+    assert not dataset.contiguous
     assert len(dataset) == 6
     assert dataset[-1] == dataset[5]
     with pytest.raises(IndexError, match="6 images"):
@@ -64,7 +64,7 @@ def test_splits_are_joined(data_dir):
 def test_datasets_are_joined(data_dir):
     dataset = open_dataset("mpdd+btad", data_dir)
     assert dataset.categories == ("mpdd_part", "btad_part")
-    assert dataset.grouped
+    assert dataset.contiguous
     assert pickle.loads(pickle.dumps(dataset))[4] == dataset[4]
     assert [sample.category for sample in dataset] == ["mpdd_part"] * 3 + ["btad_part"] * 3
 

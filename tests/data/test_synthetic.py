@@ -9,7 +9,6 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from zsad_jax.data import synthetic
-from zsad_jax.utils.errors import UserError
 
 NAMES = ("synthetic_aux", "synthetic_target")
 SURFACE = {"scratch", "stain", "hole", "crack"}
@@ -22,7 +21,7 @@ def read(encoded):
 
 @pytest.fixture(scope="module", params=NAMES)
 def dataset(request):
-    return synthetic.load(request.param)
+    return synthetic.Synthetic(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def test_every_access_draws_the_same(dataset, samples):
     ],
 )
 def test_images_are_those_of_every_other_machine(name, index, mean, area):
-    sample = synthetic.load(name)[index]
+    sample = synthetic.Synthetic(name)[index]
     blocks = read(sample.image).reshape(2, 128, 2, 128, 3).mean((1, 3, 4)).ravel()
     np.testing.assert_allclose(blocks, mean, atol=0.02)
     assert abs((read(sample.mask) > 0).sum() - area) <= 3
@@ -124,11 +123,6 @@ def test_the_two_sets_share_neither_category_nor_defect_function():
     ]
     assert not inflict[0] & inflict[1]
     assert all(len(functions) >= 5 for functions in inflict)
-
-
-def test_unknown_name_is_a_user_error():
-    with pytest.raises(UserError, match="synthetic_target"):
-        synthetic.load("synthetic")
 
 
 def untrained_map(image):

@@ -10,9 +10,9 @@ from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks.availability import find_place, make_command
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.inspect import stock
+from zsad_jax.data.inspect.opened import OpenedDataset, open_all_splits
 from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
-from zsad_jax.data.inspect.target import Target, open_target
-from zsad_jax.data.open import SYNTHETIC
+from zsad_jax.data.synthetic import CATEGORIES
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -97,7 +97,7 @@ def _prepare(options: argparse.Namespace) -> int:
     if "all" in wanted:
         wanted = [name for name in known if DATASETS[name].open_to_all]
     for name in wanted:
-        if name in SYNTHETIC:
+        if name in CATEGORIES:
             raise UserError(f"{name} is drawn when it is used: there is nothing to prepare.")
         if name not in known and os.path.exists(name):
             raise UserError(
@@ -131,14 +131,14 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
         benchmarks.find_builder(name)(data_dir=options.data_dir).download_and_prepare(
             source=options.source, num_workers=options.workers
         )
-    target = open_target(name, options.data_dir)
-    print(f"\n{target.title} ({facts.licence})")
-    _print(Findings(target, target.count_all(), target.issues, target.notes), options)
-    print(f"{target.title} is stored in {target.place}", flush=True)
+    opened = open_all_splits(name, options.data_dir)
+    print(f"\n{opened.title} ({facts.licence})")
+    _print(Findings(opened, opened.count_all(), opened.issues, opened.notes), options)
+    print(f"{opened.title} is stored in {opened.place}", flush=True)
 
 
 def _print(found: Findings, options: argparse.Namespace) -> None:
-    list_all = make_command(f"verify {shlex.quote(found.target.key)} --all", options.data_dir)
+    list_all = make_command(f"verify {shlex.quote(found.opened.key)} --all", options.data_dir)
     for line in describe(found, hint="" if options.all else list_all):
         print(line)
 
@@ -148,18 +148,18 @@ def _verify(options: argparse.Namespace) -> int:
     from zsad_jax.data.inspect.verify import verify
 
     good = True
-    for target in [_open(name, options) for name in dict.fromkeys(options.names)]:
-        found = verify(target, num_workers=options.workers)
-        print(f"\n{target.title}, {target.place}")
+    for opened in [_open(name, options) for name in dict.fromkeys(options.names)]:
+        found = verify(opened, num_workers=options.workers)
+        print(f"\n{opened.title}, {opened.place}")
         _print(found, options)
-        print(f"{target.title}: {describe_verdict(found)}", flush=True)
+        print(f"{opened.title}: {describe_verdict(found)}", flush=True)
         good = good and found.good
     return 0 if good else 1
 
 
-def _open(name: str, options: argparse.Namespace) -> Target:
+def _open(name: str, options: argparse.Namespace) -> OpenedDataset:
     folders = tuple(options.normal_folders or ()) or None
-    return open_target(name, options.data_dir, normal_folders=folders)
+    return open_all_splits(name, options.data_dir, normal_folders=folders)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -180,16 +180,16 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from zsad_jax.data.inspect.contact_sheet import write_sheet
 
-    target = _open(options.name, options)
+    opened = _open(options.name, options)
     path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
     number = write_sheet(
-        target,
+        opened,
         path,
         split=options.split,
         categories=options.category,
         per_category=options.images,
     )
-    print(f"{number} images of {target.title} are shown in {path.resolve()}")
+    print(f"{number} images of {opened.title} are shown in {path.resolve()}")
     return 0
 
 

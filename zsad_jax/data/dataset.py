@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, merge_issues
 
 
 class Lazy(abc.ABC):
@@ -67,15 +67,19 @@ class Dataset(Protocol):
     Attributes:
       categories: in the order of the tables.
       prompt_names: of each category.
-      grouped: whether the images of each category are consecutive.
+      contiguous: whether the images of each category are consecutive.
+      issues: found while the dataset was put together (missing masks); the loader reports unreadable files.
+      notes: remarks that do not affect results.
     """
 
     name: str
     categories: tuple[str, ...]
     prompt_names: tuple[str, ...]
+    issues: tuple[Issue, ...]
+    notes: tuple[Issue, ...]
 
     @property
-    def grouped(self) -> bool: ...
+    def contiguous(self) -> bool: ...
 
     def fingerprint(self) -> str:
         """Returns a text that changes with any image, mask or label; decodes nothing."""
@@ -111,13 +115,7 @@ class ImageBatch(NamedTuple):
 
 
 class Samples(Sequence[Sample]):
-    """A dataset in memory, as a list of samples.
-
-    Attributes:
-      issues: found while the dataset was put together (missing masks); the samples are part of it all the
-        same. The loader reports files that cannot be read.
-      notes: facts that do no harm.
-    """
+    """A dataset in memory, as a list of samples; those with issues are part of it."""
 
     def __init__(
         self,
@@ -146,7 +144,7 @@ class Samples(Sequence[Sample]):
         return self._samples[index]
 
     @property
-    def grouped(self) -> bool:
+    def contiguous(self) -> bool:
         runs = [category for category, _ in itertools.groupby(s.category for s in self._samples)]
         return len(runs) == len(set(runs))
 
@@ -163,11 +161,7 @@ class Samples(Sequence[Sample]):
 class Joined:
     """The samples of several datasets, one dataset after the other.
 
-    Attributes:
-      name: of the whole.
-      categories: of all datasets; categories of the same name are one.
-      prompt_names: of each category, from the first dataset that has it.
-      issues: of all datasets.
+    Categories of the same name are merged; the first dataset that has one gives its name in prompts.
     """
 
     def __init__(self, name: str, datasets: Sequence[Dataset]):
@@ -176,17 +170,16 @@ class Joined:
         self._ends = np.cumsum([len(dataset) for dataset in datasets])
         named: dict[str, str] = {}
         for dataset in datasets:
-            for category, called in zip(dataset.categories, dataset.prompt_names, strict=True):
-                named.setdefault(category, called)
+            for category, prompt_name in zip(dataset.categories, dataset.prompt_names, strict=True):
+                named.setdefault(category, prompt_name)
         self.categories, self.prompt_names = tuple(named), tuple(named.values())
-        # Splits of one benchmark have the same issues.
-        found = (issue for dataset in datasets for issue in getattr(dataset, "issues", ()))
-        self.issues: tuple[Issue, ...] = tuple(dict.fromkeys(found))
+        self.issues = merge_issues(dataset.issues for dataset in datasets)
+        self.notes = merge_issues(dataset.notes for dataset in datasets)
 
     @property
-    def grouped(self) -> bool:
+    def contiguous(self) -> bool:
         apart = sum(len(dataset.categories) for dataset in self._datasets) == len(self.categories)
-        return apart and all(dataset.grouped for dataset in self._datasets)
+        return apart and all(dataset.contiguous for dataset in self._datasets)
 
     def fingerprint(self) -> str:
         parts = repr([(one.name, one.fingerprint()) for one in self._datasets])

@@ -1,5 +1,6 @@
 """Issues: records of problems with the files of a dataset, and their descriptions."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,11 @@ class Issue(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}: {self.description}"
+
+
+def merge_issues(found: Iterable[Iterable[Issue]]) -> tuple[Issue, ...]:
+    """Joins issues, each once: splits of one prepared benchmark repeat those of the preparation."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def group_issues(issues: Iterable[Issue]) -> list[list[Issue]]:

@@ -6,17 +6,16 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from zsad_jax.data import benchmarks
+from zsad_jax.data import benchmarks, synthetic
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Dataset, Joined
 from zsad_jax.data.folder import list_splits, read_folder
 from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
-from zsad_jax.data.protocols import Naming, Part, parse_name
+from zsad_jax.data.protocols import Naming, SplitName, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike
 
-SYNTHETIC = ("synthetic_aux", "synthetic_target")
 # The readers of described datasets; their keyword arguments are the further keys of a description.
 READERS: dict[str, Callable[..., Dataset]] = {"folder": read_folder, "meta_json": read_meta_json}
 
@@ -87,13 +86,11 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     )
 
 
-def _open_part(part: Part, data_dir: PathLike, split: str, naming: Naming) -> Dataset:
+def _open_part(part: SplitName, data_dir: PathLike, split: str, naming: Naming) -> Dataset:
     name, split = part.key, part.split or split
     form = _form_of(name, data_dir)
     if form == "synthetic":
-        from zsad_jax.data import synthetic
-
-        return synthetic.load(name)
+        return synthetic.Synthetic(name)
     if form == "prepared":
         return benchmarks.open_prepared(name, data_dir, split, naming=naming)
     root = _meta_json_root(name, data_dir)
@@ -135,7 +132,7 @@ def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
 
 def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", "meta_json", ""]:
     """Returns the form in which a dataset exists; "" if it does not."""
-    if name in SYNTHETIC:
+    if name in synthetic.CATEGORIES:
         return "synthetic"
     if benchmarks.is_prepared(name, data_dir):
         return "prepared"

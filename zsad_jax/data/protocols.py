@@ -18,14 +18,14 @@ INDUSTRIAL_7 = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthet
 BRAIN = ("headct", "brainmri", "br35h")
 
 
-class Part(NamedTuple):
+class SplitName(NamedTuple):
     """A dataset in a name that may join several; split "" is the default."""
 
     key: str
     split: str = ""
 
 
-class Protocol(NamedTuple):
+class PaperProtocol(NamedTuple):
     """The datasets that a paper trains on and evaluates, named as `parse_name` reads them.
 
     Attributes:
@@ -39,9 +39,9 @@ class Protocol(NamedTuple):
     targets: tuple[str, ...]
 
 
-def _common(*targets: str) -> Protocol:
+def _common(*targets: str) -> PaperProtocol:
     """Returns the usual protocol: MVTec AD's test split trains for all others, VisA's for MVTec AD."""
-    return Protocol("mvtec_ad", {"mvtec_ad": "visa"}, targets)
+    return PaperProtocol("mvtec_ad", {"mvtec_ad": "visa"}, targets)
 
 
 _TIPSOMALY = (*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "tn3k")
@@ -51,7 +51,7 @@ _FAPROMPT = (
     *("cvc_colondb", "cvc_clinicdb", "kvasir", "endo", "isic", "tn3k"),
 )
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, PaperProtocol] = {
     "common": _common("mvtec_ad", "visa"),
     "tipsomaly": _common(*_TIPSOMALY),
     "vip2clip": _common(*INDUSTRIAL_7, *BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir"),
@@ -62,18 +62,18 @@ PROTOCOLS: dict[str, Protocol] = {
     # The released code reads the test split …
     "faprompt": _common(*_FAPROMPT),
     # … and the paper says that it trains on all images, train and test.
-    "faprompt_full": Protocol(
+    "faprompt_full": PaperProtocol(
         "mvtec_ad:train+mvtec_ad:test", {"mvtec_ad": "visa:train+visa:test"}, _FAPROMPT
     ),
     # ViP2-CLIP's Table 9: one polyp set is added to the industrial one, the other for itself.
-    "vip2clip_medical": Protocol(
+    "vip2clip_medical": PaperProtocol(
         "mvtec_ad+cvc_colondb",
         {"cvc_colondb": "visa+cvc_clinicdb"},
         (*BRAIN, "isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo"),
     ),
     # TPS's Table 3, whose HeadCT and ISIC rows are of the sets that were trained on: not zero-shot, excluded.
-    "tps_medical_image": Protocol("headct", {}, ("brainmri", "br35h")),
-    "tps_medical_pixel": Protocol("isic", {}, ("kvasir", "tn3k", "msd_lung")),
+    "tps_medical_image": PaperProtocol("headct", {}, ("brainmri", "br35h")),
+    "tps_medical_pixel": PaperProtocol("isic", {}, ("kvasir", "tn3k", "msd_lung")),
 }
 
 
@@ -95,7 +95,7 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
     return _look_up(about.described, category) or called if naming == "descriptive" else called
 
 
-def parse_name(name: str) -> tuple[Part, ...]:
+def parse_name(name: str) -> tuple[SplitName, ...]:
     """Returns the parts of a dataset's name: "mvtec_ad", "mvtec_ad:train", "mvtec_ad:train+mvtec_ad:test".
 
     Raises:
@@ -130,8 +130,10 @@ def title(name: str) -> str:
     )
 
 
-def _split(name: str) -> tuple[Part, ...]:
-    return tuple(Part(*(piece.strip() for piece in one.split(":", 1))) for one in name.split("+"))
+def _split(name: str) -> tuple[SplitName, ...]:
+    return tuple(
+        SplitName(*(piece.strip() for piece in one.split(":", 1))) for one in name.split("+")
+    )
 
 
 def _look_up(names: str | Mapping[str, str], category: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from zsad_jax.data.protocols import PROTOCOLS, Protocol
+from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class, recipe_of
 from zsad_jax.train import TrainingConfig
 
@@ -19,7 +19,7 @@ BACKBONE_OPTIONS = (
     *("weights", "vision", "text", "tokenizer"),
     *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
 )
-DEMO = Protocol("synthetic_aux", {}, ("synthetic_target",))
+DEMO = PaperProtocol("synthetic_aux", {}, ("synthetic_target",))
 # Options that differ over the demo backbones, whose small vocabularies have fewer words.
 OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
 # The sentences that the demo backbones were trained with, and those of the papers' baseline.
@@ -125,7 +125,7 @@ def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> Config
     return vary(config, variant, {**variants, "nano": lambda _: None})
 
 
-def _follow(config: ConfigDict, rules: Protocol) -> None:
+def _follow(config: ConfigDict, rules: PaperProtocol) -> None:
     """Sets a protocol's targets and auxiliary datasets, and keys for the command line to name checkpoints."""
     config.targets = rules.targets
     config.auxiliary = rules.auxiliary

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
-from zsad_jax.data.protocols import PROTOCOLS, Part, parse_name
+from zsad_jax.data.protocols import PROTOCOLS, SplitName, parse_name
 from zsad_jax.methods import METHODS, config_class, recipe_of
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
@@ -181,7 +181,7 @@ def _auxiliary(protocol: str, row: Row) -> str:
     return PROTOCOLS[protocol].auxiliary_for.get(row["dataset"], PROTOCOLS[protocol].auxiliary)
 
 
-def _parts(name: str) -> frozenset[Part]:
+def _parts(name: str) -> frozenset[SplitName]:
     """Returns the parts of a name in any order; the split that is usual for training is the test split."""
     return frozenset(
         part._replace(split="" if part.split == "test" else part.split) for part in parse_name(name)

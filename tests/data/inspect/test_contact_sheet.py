@@ -6,7 +6,7 @@ from PIL import Image
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.inspect import contact_sheet
 from zsad_jax.data.inspect.contact_sheet import Chosen, choose, write_sheet
-from zsad_jax.data.inspect.target import Target
+from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.utils.images import OUTLINE
 
 
@@ -63,7 +63,7 @@ def folder(tmp_path):
         )
         for name, has_mask in (("strip", 1), ("column", 1), ("dot", 1), ("none", 0), ("dot", 0))
     ]
-    return Target("odd", "Odd", str(tmp_path), {"test": Samples("odd", samples)})
+    return OpenedDataset("odd", "Odd", str(tmp_path), {"test": Samples("odd", samples)})
 
 
 def test_draws_odd_shapes_with_their_outline(folder, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from zsad_jax.data.inspect.target import open_target
+from zsad_jax.data.inspect.opened import open_all_splits
 from zsad_jax.data.inspect.verify import verify
 
 
@@ -31,7 +31,7 @@ def parts(tmp_path):
 
 def find(folder):
     """Whether all is good, and the kinds of the issues and notes by file."""
-    found = verify(open_target(str(folder), folder))
+    found = verify(open_all_splits(str(folder), folder))
     issues = {issue.file: issue.kind for issue in found.issues}
     return found.good, issues, {issue.file: issue.kind for issue in found.notes}
 

@@ -133,7 +133,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                 f"No images of {self.facts.title} in {self._root}: it holds no {self.facts.tree}."
             )
         for split, samples in listing.samples.items():
-            if not Samples(self.name, samples).grouped:
+            if not Samples(self.name, samples).contiguous:
                 raise RuntimeError(f"{self.name}, {split}: a category is not in one piece.")
         self._issues, self._notes = list(listing.issues), []
         splits = listing.samples

@@ -45,10 +45,10 @@ class PreparedDataset:
       prompt_names: of each category.
       issues: those that preparation found, in all splits.
       notes: what it found worth knowing, in all splits.
-      grouped: True; records are written category by category.
+      contiguous: True; records are written category by category.
     """
 
-    grouped = True
+    contiguous = True
 
     def __init__(
         self, name: str, data_dir: files.PathLike, split: str, *, naming: Naming = "published"

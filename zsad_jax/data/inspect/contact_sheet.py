@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Sample
-from zsad_jax.data.inspect.target import Target
+from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import replaced
@@ -58,7 +58,7 @@ class Tile(NamedTuple):
 
 
 def write_sheet(
-    target: Target,
+    opened: OpenedDataset,
     path: pathlib.Path,
     *,
     split: str = "test",
@@ -68,7 +68,7 @@ def write_sheet(
     """Draws a contact sheet and writes it as a PNG; returns the number of images on it.
 
     Args:
-      target: what is shown.
+      opened: what is shown.
       path: of the file.
       split: which split.
       categories: which of its categories; None: all.
@@ -78,19 +78,19 @@ def write_sheet(
     Raises:
       UserError: the split or a category does not exist, or `path` is a folder.
     """
-    if split not in target.splits:
-        known = " and ".join(target.splits)
-        raise UserError(f"{target.title} has no split {split!r}; it has {known}.")
+    if split not in opened.splits:
+        known = " and ".join(opened.splits)
+        raise UserError(f"{opened.title} has no split {split!r}; it has {known}.")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a PNG file.")
-    dataset = target.splits[split]
+    dataset = opened.splits[split]
     for name in categories or ():
         if name not in dataset.categories:
             known = suggest(name, dataset.categories)
             raise UserError(
-                f"{target.title} has no category {name!r} in its {split} split: {known}"
+                f"{opened.title} has no category {name!r} in its {split} split: {known}"
             )
-    members = _members(target, split, categories or dataset.categories)
+    members = _members(opened, split, categories or dataset.categories)
     rows: list[tuple[str, list[Tile]]] = []
     for category, found in members.items():
         anomalous = sum(one.sample.label for one in found)
@@ -99,7 +99,7 @@ def write_sheet(
         heading += ", no masks" * (without and anomalous > 0)
         shown = (dataset[one.position] for one in choose(found, per_category))
         rows.append((heading, [_make_tile(sample, told=without) for sample in shown]))
-    sheet = _draw(f"{target.title}, {split}", rows)
+    sheet = _draw(f"{opened.title}, {split}", rows)
     with replaced(path) as temporary:
         sheet.save(temporary, "PNG")
     return sum(len(tiles) for _, tiles in rows)
@@ -131,12 +131,14 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _members(target: Target, split: str, categories: Sequence[str]) -> dict[str, list[Chosen]]:
-    dataset = target.splits[split]
+def _members(
+    opened: OpenedDataset, split: str, categories: Sequence[str]
+) -> dict[str, list[Chosen]]:
+    dataset = opened.splits[split]
     indices: Sequence[int] = range(len(dataset))
-    if target.recorded is not None:
+    if opened.recorded is not None:
         # Records are written category by category, in the order in which the categories are counted.
-        counts = target.recorded[split].items()
+        counts = opened.recorded[split].items()
         written = (name for name, numbers in counts for _ in range(sum(numbers)))
         indices = [index for index, name in enumerate(written) if name in categories]
 
@@ -145,7 +147,7 @@ def _members(target: Target, split: str, categories: Sequence[str]) -> dict[str,
 
     looked: Iterable[Chosen] = map_in_threads(look, indices, num_workers=THREADS)
     found: dict[str, list[Chosen]] = {category: [] for category in categories}
-    for one in progress(looked, total=len(indices), label=f"Looking through {target.title}"):
+    for one in progress(looked, total=len(indices), label=f"Looking through {opened.title}"):
         if one.sample.category in found:
             found[one.sample.category].append(one)
     return found

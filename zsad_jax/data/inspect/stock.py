@@ -8,9 +8,10 @@ from absl import logging
 from zsad_jax.data.benchmarks.counts import ALL, Counts, Pair, Published, compare_counts, total
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.folder import SPLITS
-from zsad_jax.data.inspect.table import Cell, Table
-from zsad_jax.data.inspect.target import open_target
-from zsad_jax.data.open import SYNTHETIC, is_available
+from zsad_jax.data.inspect.opened import open_all_splits
+from zsad_jax.data.inspect.text_table import Cell, TextTable
+from zsad_jax.data.open import is_available
+from zsad_jax.data.synthetic import CATEGORIES
 from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.files import PathLike
 
@@ -36,22 +37,22 @@ def look_for(name: str, data_dir: PathLike) -> Entry:
         state = "open to all: prepare fetches it" if facts.open_to_all else facts.homepage
         return Entry(name, state, {})
     try:
-        target = open_target(name, data_dir)
-        counts = target.count_all()
+        opened = open_all_splits(name, data_dir)
+        counts = opened.count_all()
     except UserError as error:
         logging.warning("%s", error)
         return Entry(name, "damaged", {})
-    if name in SYNTHETIC:
+    if name in CATEGORIES:
         return Entry(name, "drawn", counts)
-    state = "a copy with meta.json" if target.recorded is None else "prepared"
-    if compare_counts(counts, target.published):
+    state = "a copy with meta.json" if opened.recorded is None else "prepared"
+    if compare_counts(counts, opened.published):
         state += ", counts differ"
-    if target.issues:
-        state += f", {plural(len(target.issues), 'issue')}"
+    if opened.issues:
+        state += f", {plural(len(opened.issues), 'issue')}"
     return Entry(name, state, counts)
 
 
-def tabulate_datasets(entries: Sequence[Entry]) -> Table:
+def tabulate_datasets(entries: Sequence[Entry]) -> TextTable:
     """Makes a table with a row for each dataset, with the numbers of its test split."""
     rows: list[tuple[Cell, ...]] = []
     for entry in entries:
@@ -69,12 +70,14 @@ def tabulate_datasets(entries: Sequence[Entry]) -> Table:
         )
         rows.append(row)
     heads = ("dataset", "title", "domain", "categories", "test", "published test")
-    return Table(
+    return TextTable(
         (*heads, "levels", "state", "licence"), frozenset({"test", "published test"}), rows
     )
 
 
-def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Published]) -> Table:
+def tabulate_categories(
+    found: Mapping[str, Counts], published: Mapping[str, Published]
+) -> TextTable:
     """Makes a table with a row for each category, and for the whole of several; counts are by dataset."""
     both = [*found.values(), *published.values()]
     splits = list(dict.fromkeys(split for counts in both for split in counts))
@@ -94,7 +97,7 @@ def tabulate_categories(found: Mapping[str, Counts], published: Mapping[str, Pub
                 cells += [_pick(theirs.get(split) or None, name, None)] if compared else []
             rows.append(tuple(cells))
     pairs = [head for split in splits for head in (split, f"published {split}")[: 1 + compared]]
-    return Table(("dataset", "category", *pairs), frozenset(pairs), rows)
+    return TextTable(("dataset", "category", *pairs), frozenset(pairs), rows)
 
 
 def _pick(split: Mapping[str, Pair | None] | None, name: str, missing: Pair | None) -> Cell:

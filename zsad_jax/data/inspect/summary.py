@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.counts import Counts, compare_counts
+from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.data.inspect.stock import tabulate_categories
-from zsad_jax.data.inspect.target import Target
 from zsad_jax.data.issues import Issue, group_issues, summarize_issues
 from zsad_jax.utils.errors import plural
 
@@ -15,7 +15,7 @@ class Findings(NamedTuple):
     """Findings about a dataset.
 
     Attributes:
-      target: the dataset.
+      opened: the dataset.
       counts: of the images that are there.
       issues: what is wrong.
       notes: what harms nothing.
@@ -23,7 +23,7 @@ class Findings(NamedTuple):
         benchmark for pixel metrics.
     """
 
-    target: Target
+    opened: OpenedDataset
     counts: Counts
     issues: Sequence[Issue]
     notes: Sequence[Issue]
@@ -32,18 +32,18 @@ class Findings(NamedTuple):
     @property
     def differences(self) -> list[str]:
         """Differences from the published counts."""
-        return compare_counts(self.counts, self.target.published)
+        return compare_counts(self.counts, self.opened.published)
 
     @property
     def contradictions(self) -> list[str]:
         """Differences from the counts that preparation recorded."""
-        return compare_counts(self.counts, self.target.recorded or {})
+        return compare_counts(self.counts, self.opened.recorded or {})
 
     @property
     def good(self) -> bool:
         """Whether all counts are right and every image and mask can be used."""
         # Without published counts, only the absence of issues shows that all is there.
-        failures = self.unusable if self.target.published else self.issues
+        failures = self.unusable if self.opened.published else self.issues
         return not (self.differences or self.contradictions or failures)
 
 
@@ -53,7 +53,7 @@ def describe(found: Findings, *, hint: str) -> Iterator[str]:
     `hint` is the command that lists every file that has an issue; "" for a line for each file, else there is a
     line for each kind.
     """
-    key, published = os.path.basename(os.path.abspath(found.target.key)), found.target.published
+    key, published = os.path.basename(os.path.abspath(found.opened.key)), found.opened.published
     yield tabulate_categories({key: found.counts}, {key: published}).to_text("plain").rstrip()
     yield from (f"differs from the published count: {one}" for one in found.differences)
     if published and not found.differences:

@@ -9,9 +9,9 @@ from zsad_jax.data.benchmarks.counts import Counts, count
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Dataset, Sample, read_sample
+from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.data.inspect.summary import Findings
-from zsad_jax.data.inspect.target import Target
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, merge_issues
 from zsad_jax.data.preprocess import one_large_image
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
@@ -24,27 +24,24 @@ class _Looked(NamedTuple):
     notes: list[Issue]
 
 
-def verify(target: Target, *, num_workers: int = 1) -> Findings:
+def verify(opened: OpenedDataset, *, num_workers: int = 1) -> Findings:
     """Decodes every image and mask of a dataset in `num_workers` threads, and counts them."""
     counts: Counts = {}
     # Lost masks are the most frequent reason why a benchmark is useless.
-    needs_masks = bool(target.published) and "pixel" in DATASETS[target.key].levels
+    needs_masks = bool(opened.published) and "pixel" in DATASETS[opened.key].levels
     looked: list[_Looked] = []
-    for split, dataset in target.splits.items():
+    for split, dataset in opened.splits.items():
         look = functools.partial(_look, dataset, needs_masks)
         seen: Iterable[_Looked] = map_in_threads(look, range(len(dataset)), num_workers=num_workers)
-        label = f"Verifying {target.title}, {split}"
+        label = f"Verifying {opened.title}, {split}"
         found = list(progress(seen, total=len(dataset), label=label))
-        counts[split] = target.as_published(count(one.sample for one in found if one.sample))
+        counts[split] = opened.as_published(count(one.sample for one in found if one.sample))
         looked += found
-    issues = (issue for one in looked for issue in one.issues)
-    notes = (note for one in looked for note in one.notes)
     return Findings(
-        target,
+        opened,
         counts,
-        # Issues that preparation recorded, too, are reported once.
-        issues=list(dict.fromkeys((*target.issues, *issues))),
-        notes=list(dict.fromkeys((*target.notes, *notes))),
+        issues=merge_issues([opened.issues, *(one.issues for one in looked)]),
+        notes=merge_issues([opened.notes, *(one.notes for one in looked)]),
         unusable=[issue for one in looked if not one.usable for issue in one.issues],
     )
 

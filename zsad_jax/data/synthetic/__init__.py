@@ -5,12 +5,12 @@ same on every machine and in every worker process. The datasets share no categor
 defect. The first half of each category is normal; in the second half the kinds of defect take turns.
 """
 
-from zsad_jax.data.dataset import Dataset, Sample, position_of
+from zsad_jax.data.dataset import Sample, position_of
+from zsad_jax.data.issues import Issue
 from zsad_jax.data.synthetic import auxiliary, canvas, target
 from zsad_jax.data.synthetic.scene import STRUCTURAL, Category, Scene, draw
-from zsad_jax.utils.errors import UserError
 
-__all__ = ["CATEGORIES", "STRUCTURAL", "Category", "Scene", "Synthetic", "draw", "load"]
+__all__ = ["CATEGORIES", "STRUCTURAL", "Category", "Scene", "Synthetic", "draw"]
 
 IMAGES_PER_CATEGORY = 32
 VERSION = 1  # raise it whenever an image changes
@@ -21,9 +21,11 @@ CATEGORIES: dict[str, tuple[Category, ...]] = {
 
 
 class Synthetic:
-    """A dataset of procedurally drawn images."""
+    """One of the two datasets: 8 categories, 256 images of 256 x 256 px, half of them anomalous."""
 
-    grouped = True
+    contiguous = True
+    issues: tuple[Issue, ...] = ()
+    notes: tuple[Issue, ...] = ()
 
     def __init__(self, name: str):
         self.name = name
@@ -59,16 +61,3 @@ class Synthetic:
             prompt_name=category.prompt_name,
             file_name=f"{category.name}/{defect or 'good'}/{within:03d}.png",
         )
-
-
-def load(name: str) -> Dataset:
-    """Returns `synthetic_aux` or `synthetic_target`: 8 categories, 256 images of 256 x 256 px, half anomalous.
-
-    Raises:
-      UserError: there is no such dataset.
-    """
-    if name not in CATEGORIES:
-        raise UserError(
-            f"There is no synthetic dataset {name!r}; choose one of {', '.join(CATEGORIES)}."
-        )
-    return Synthetic(name)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from zsad_jax.data.synthetic import canvas, staging
-from zsad_jax.data.synthetic.scene import Category, Defect, Layer, Part, Scene
+from zsad_jax.data.synthetic.scene import Layer, Part, Scene, make_categories
 
 
 def paint_leather_grain(rng: np.random.Generator) -> Scene:
@@ -299,16 +299,24 @@ def _tear_bed(rng: np.random.Generator, scene: Scene, part: Part):
     return footprint
 
 
-SURFACE_DEFECTS: dict[str, Defect] = {
-    "scratch": plow_groove,
-    "stain": splash_drops,
-    "hole": bore_pits,
-    "crack": burst_star_fracture,
-}
-OBJECT_DEFECTS = SURFACE_DEFECTS | {"missing": break_part_off, "misplaced": twist_part}
-TEXTURES = (paint_leather_grain, paint_concrete, paint_wood_grain, paint_knitted_fabric)
-OBJECTS = (paint_gear, paint_bottle_cap, paint_keypad, paint_ceramic_tile_set)
-CATEGORIES = (
-    *(Category(paint, SURFACE_DEFECTS) for paint in TEXTURES),
-    *(Category(paint, OBJECT_DEFECTS) for paint in OBJECTS),
+CATEGORIES = make_categories(
+    textures={
+        "leather_grain": paint_leather_grain,
+        "concrete": paint_concrete,
+        "wood_grain": paint_wood_grain,
+        "knitted_fabric": paint_knitted_fabric,
+    },
+    objects={
+        "gear": paint_gear,
+        "bottle_cap": paint_bottle_cap,
+        "keypad": paint_keypad,
+        "ceramic_tile_set": paint_ceramic_tile_set,
+    },
+    surface={
+        "scratch": plow_groove,
+        "stain": splash_drops,
+        "hole": bore_pits,
+        "crack": burst_star_fracture,
+    },
+    structural={"missing": break_part_off, "misplaced": twist_part},
 )

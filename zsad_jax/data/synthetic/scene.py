@@ -112,22 +112,35 @@ class Category:
     """A kind of texture or object.
 
     Attributes:
-      paint: draws a scene without defects from a generator; a function `paint_<name>`.
+      name: its key ("perforated_plate").
+      paint: draws a scene without defects from a generator.
       defects: for each kind of defect, the function that adds it to a scene and returns its mask.
     """
 
+    name: str
     paint: Painter
     defects: Mapping[str, Defect]
-
-    @property
-    def name(self) -> str:
-        """Returns the key of the category ("perforated_plate")."""
-        return self.paint.__name__.removeprefix("paint_")
 
     @property
     def prompt_name(self) -> str:
         """Returns the name of the category in prompts."""
         return self.name.replace("_", " ")
+
+
+def make_categories(
+    *,
+    textures: Mapping[str, Painter],
+    objects: Mapping[str, Painter],
+    surface: Mapping[str, Defect],
+    structural: Mapping[str, Defect],
+) -> tuple[Category, ...]:
+    """Returns the categories of painters by name; only objects have parts, and so structural defects."""
+    kinds = ((textures, surface), (objects, {**surface, **structural}))
+    return tuple(
+        Category(name, paint, defects)
+        for painters, defects in kinds
+        for name, paint in painters.items()
+    )
 
 
 def draw(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from zsad_jax.data.synthetic import canvas, staging
-from zsad_jax.data.synthetic.scene import Category, Defect, Layer, Part, Scene
+from zsad_jax.data.synthetic.scene import Layer, Part, Scene, make_categories
 
 
 def paint_brushed_steel(rng: np.random.Generator) -> Scene:
@@ -319,16 +319,24 @@ def _scuff_seat(rng: np.random.Generator, scene: Scene, part: Part):
     return seat
 
 
-SURFACE_DEFECTS: dict[str, Defect] = {
-    "scratch": scrape_hairlines,
-    "stain": spill_tide_mark,
-    "hole": tear_puncture,
-    "crack": split_forked_crack,
-}
-OBJECT_DEFECTS = SURFACE_DEFECTS | {"missing": leave_seat_empty, "misplaced": shift_part}
-TEXTURES = (paint_brushed_steel, paint_woven_basket, paint_marble, paint_corrugated_card)
-OBJECTS = (paint_perforated_plate, paint_washer, paint_pill_blister, paint_circuit_pads)
-CATEGORIES = (
-    *(Category(paint, SURFACE_DEFECTS) for paint in TEXTURES),
-    *(Category(paint, OBJECT_DEFECTS) for paint in OBJECTS),
+CATEGORIES = make_categories(
+    textures={
+        "brushed_steel": paint_brushed_steel,
+        "woven_basket": paint_woven_basket,
+        "marble": paint_marble,
+        "corrugated_card": paint_corrugated_card,
+    },
+    objects={
+        "perforated_plate": paint_perforated_plate,
+        "washer": paint_washer,
+        "pill_blister": paint_pill_blister,
+        "circuit_pads": paint_circuit_pads,
+    },
+    surface={
+        "scratch": scrape_hairlines,
+        "stain": spill_tide_mark,
+        "hole": tear_puncture,
+        "crack": split_forked_crack,
+    },
+    structural={"missing": leave_seat_empty, "misplaced": shift_part},
 )

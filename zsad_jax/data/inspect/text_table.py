@@ -12,7 +12,7 @@ UNKNOWN = "–"
 Cell = str | int | Pair | None
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """Rows of cells; a column that holds pairs is two columns as CSV.
 
     Attributes:

@@ -9,16 +9,16 @@ from zsad_jax.data.benchmarks.availability import find_place
 from zsad_jax.data.benchmarks.counts import Counts, Pair, Published, count, total
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, merge_issues
 from zsad_jax.data.meta_json import META_JSON
-from zsad_jax.data.open import SYNTHETIC, check_available, open_dataset, open_splits
-from zsad_jax.data.synthetic import Synthetic
+from zsad_jax.data.open import check_available, open_dataset, open_splits
+from zsad_jax.data.synthetic import CATEGORIES, Synthetic
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 
-class Target(NamedTuple):
-    """A dataset that is there.
+class OpenedDataset(NamedTuple):
+    """A dataset that exists, with all of its splits.
 
     Attributes:
       key: the benchmark's key, or the folder as it was given.
@@ -41,17 +41,12 @@ class Target(NamedTuple):
     @property
     def issues(self) -> tuple[Issue, ...]:
         """Issues found when it was prepared or put together, in all splits."""
-        return self._collect("issues")
+        return merge_issues(split.issues for split in self.splits.values())
 
     @property
     def notes(self) -> tuple[Issue, ...]:
         """Notes of the preparation."""
-        return self._collect("notes")
-
-    def _collect(self, field: str) -> tuple[Issue, ...]:
-        # Splits of one benchmark have the same.
-        found = (issue for one in self.splits.values() for issue in getattr(one, field, ()))
-        return tuple(dict.fromkeys(found))
+        return merge_issues(split.notes for split in self.splits.values())
 
     def count_all(self) -> Counts:
         """Returns the counts of every split, without decoding an image."""
@@ -69,9 +64,9 @@ class Target(NamedTuple):
         return {self.only: total(counts) or (0, 0)} if self.only else dict(counts)
 
 
-def open_target(
+def open_all_splits(
     name: str, data_dir: PathLike, *, normal_folders: tuple[str, ...] | None = None
-) -> Target:
+) -> OpenedDataset:
     """Opens a benchmark by its key, or a folder by its path; a key goes before a path.
 
     Args:
@@ -85,11 +80,11 @@ def open_target(
     if name in DATASETS:
         return _open_known(name, data_dir)
     if os.path.basename(name) == name and os.path.isfile(os.path.join(data_dir, name, META_JSON)):
-        return Target(name, name, os.path.join(data_dir, name), open_splits(name, data_dir))
+        return OpenedDataset(name, name, os.path.join(data_dir, name), open_splits(name, data_dir))
     if os.path.isdir(name):
         options = {"normal_folders": normal_folders} if normal_folders else {}
         place = os.path.abspath(name)
-        return Target(
+        return OpenedDataset(
             name, os.path.basename(place), place, open_splits({"folder": name, **options}, data_dir)
         )
     if os.path.exists(name):
@@ -97,21 +92,21 @@ def open_target(
     raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
 
 
-def _open_known(name: str, data_dir: PathLike) -> Target:
+def _open_known(name: str, data_dir: PathLike) -> OpenedDataset:
     facts = DATASETS[name]
     check_available(name, data_dir)
-    if name in SYNTHETIC:
+    if name in CATEGORIES:
         drawn = {"test": open_dataset(name, data_dir)}
-        return Target(name, facts.title, "what the library draws", drawn)
+        return OpenedDataset(name, facts.title, "what the library draws", drawn)
     if benchmarks.is_prepared(name, data_dir):
         from zsad_jax.data.benchmarks.prepared import read_recorded
 
         counts = read_recorded(name, data_dir).counts
         place = os.path.abspath(find_place(name, data_dir))
         prepared = {split: open_dataset(name, data_dir, split=split) for split in counts}
-        return Target(name, facts.title, place, prepared, counts, facts.counts)
+        return OpenedDataset(name, facts.title, place, prepared, counts, facts.counts)
     splits = open_splits(name, data_dir)
     published = {split: facts.counts[split] for split in splits if split in facts.counts}
     only = facts.categories[0] if len(facts.categories) == 1 else ""
     place = f"a folder with a {META_JSON} below {data_dir}"
-    return Target(name, facts.title, place, splits, published=published, only=only)
+    return OpenedDataset(name, facts.title, place, splits, published=published, only=only)
