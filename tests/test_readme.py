@@ -1,4 +1,4 @@
-"""What README.md says is there is there."""
+"""README.md and the pages under docs/ name only what exists."""
 
 import importlib.util
 import pathlib
@@ -21,14 +21,14 @@ from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DATASETS = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+DATASETS = PAGES["datasets.md"]
+TEXT = README + "".join(PAGES.values())
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    line.strip()
-    for line in (README + DATASETS).splitlines()
-    if re.match(r"    (python|pip|pytest) ?", line)
+    line.strip() for line in TEXT.splitlines() if re.match(r"    (python|pip|pytest) ?", line)
 ]
-INLINE = [words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", README + DATASETS)]
+INLINE = [words.replace("\n", " ") for words in re.findall(r"`([^`]+)`", TEXT)]
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_aupro", "pixel_f1max")
 
 
@@ -37,7 +37,7 @@ def load_config(path, variant=""):
 
 
 def test_configs_exist_with_their_variants():
-    named = set(re.findall(r"(configs/[\w/]+\.py)(?::(\w+))?", README + DATASETS))
+    named = set(re.findall(r"(configs/[\w/]+\.py)(?::(\w+))?", TEXT))
     assert ("configs/tipsomaly.py", "demo") in named
     for path, variant in named:
         assert load_config(path, variant).targets
@@ -46,7 +46,7 @@ def test_configs_exist_with_their_variants():
 def test_config_keys_exist():
     """Every key is one of the config that its line names, or of TIPSomaly's."""
     seen = set()
-    for line in (README + DATASETS).splitlines():
+    for line in TEXT.splitlines():
         path = re.search(r"configs/[\w/]+\.py", line)
         config = load_config(path[0] if path else "configs/tipsomaly.py")
         for key in re.findall(r"--config\.([\w.]+)", line):
@@ -59,15 +59,13 @@ def test_config_keys_exist():
 
 
 def test_paths_exist():
-    named = re.findall(
-        r"\b(?:zsad_jax|configs|tests|scripts|docs|\.ci)/[\w./-]*\w", README + DATASETS
-    )
+    named = re.findall(r"\b(?:zsad_jax|configs|tests|scripts|docs|\.ci)/[\w./-]*\w", TEXT)
     assert len(named) > 10
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_modules_exist():
-    modules = set(re.findall(r"python -m ([\w.]+)", README + DATASETS))
+    modules = set(re.findall(r"python -m ([\w.]+)", TEXT))
     commands = ("main", "predict", "data", "report", "backbones")
     assert modules == {f"zsad_jax.{command}" for command in commands}
     assert all(importlib.util.find_spec(module) for module in modules)
@@ -87,7 +85,7 @@ def test_drawing_shows_the_parts_in_order():
 
 
 def test_the_contract_is_the_contract():
-    functions = re.findall(r"^    (\w+)\(.*\) -> ", README, re.MULTILINE)
+    functions = re.findall(r"^    (\w+)\(.*\) -> ", PAGES["architecture.md"], re.MULTILINE)
     assert len(functions) == 7
     assert set(functions) <= set(methods.Method._fields)
 
@@ -112,6 +110,18 @@ def test_options_exist():
     assert checked > 10
 
 
+def test_links_exist():
+    for source, text in {"README.md": README, **{f"docs/{k}": v for k, v in PAGES.items()}}.items():
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            path, _, anchor = target.partition("#")
+            page = (ROOT / source).parent / path
+            assert page.exists(), (source, target)
+            headings = (
+                re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE) if anchor else []
+            )
+            assert not anchor or anchor in {head.lower().replace(" ", "-") for head in headings}
+
+
 def test_commands_can_be_typed():
     assert len(COMMANDS) > 8
     assert all(shlex.split(command) for command in COMMANDS)
@@ -121,14 +131,14 @@ def test_extras_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    named = set(re.findall(r'"\.\[(\w+)\]"', README + DATASETS)) | {
+    named = set(re.findall(r'"\.\[(\w+)\]"', TEXT)) | {
         "cuda12",
         "cuda13",
         "tpu",
         "parity",
     }
     assert named <= set(extras)
-    assert all(f"`{name}`" in README + DATASETS or f"[{name}]" in README for name in named)
+    assert all(f"`{name}`" in TEXT or f"[{name}]" in README for name in named)
 
 
 def test_continuous_integration_ends_with_the_test_command():
@@ -141,7 +151,7 @@ def test_names_are_known():
     assert named
     assert named <= set(registry.RELEASES)
     assert set(re.findall(r"tipsomaly-l14-hr[\w-]+", README)) <= set(prompt_files.RELEASES)
-    for name in re.findall(r"data prepare (\w+)", README + DATASETS):
+    for name in re.findall(r"data prepare (\w+)", TEXT):
         with pytest.raises(UserError, match=f"prepare {name}"):
             data.check_available(name, ROOT / "nowhere")
 
