@@ -1,8 +1,6 @@
 """AnomalyCLIP (arXiv 2310.18961), as its published numbers were made.
 
-    python -m zsad_jax.main --config configs/anomalyclip.py            MVTec AD and VisA, trained on the other
-    python -m zsad_jax.main --config configs/anomalyclip.py:demo       no download: a demonstration in minutes
-    python -m zsad_jax.main --config configs/anomalyclip.py:demo_tips  the same over tips-nano
+    python -m zsad_jax.main --config configs/anomalyclip.py[:VARIANT]
 
 Learned prompts of the authors serve in place of training with `--config.train=False
 --config.checkpoints.mvtec_ad=FILE --config.checkpoints.visa=FILE` (their .pth, trained on the named set).
@@ -12,13 +10,19 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "AnomalyCLIP on MVTec AD and VisA, trained on the other one",
+    "demo": "demonstration over clip-nano, without downloads",
+    "demo_tips": "demonstration over tips-nano, without downloads",
+}
+
 # The demo backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    """Returns the config of a variant."""
     config = presets.paper("anomalyclip")
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 

@@ -1,8 +1,6 @@
 """CoCoOp (CVPR 2022) as a normal/abnormal detector.
 
-    python -m zsad_jax.main --config configs/cocoop.py            MVTec AD and VisA, trained on the other
-    python -m zsad_jax.main --config configs/cocoop.py:demo       no download: a demonstration in minutes
-    python -m zsad_jax.main --config configs/cocoop.py:demo_tips  the same over tips-nano
+    python -m zsad_jax.main --config configs/cocoop.py[:VARIANT]
 
 Trained by AnomalyCLIP's recipe, for comparability. That it learns from the masks and compares value-value
 patches is our assumption: the papers that print its maps do not say.
@@ -12,13 +10,19 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "CoCoOp on MVTec AD and VisA, trained on the other one",
+    "demo": "demonstration over clip-nano, without downloads",
+    "demo_tips": "demonstration over tips-nano, without downloads",
+}
+
 # The demo backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    """Returns the config of a variant."""
     config = presets.paper("cocoop")
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 

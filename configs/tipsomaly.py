@@ -1,9 +1,6 @@
 """TIPSomaly, as its published numbers were made.
 
-    python -m zsad_jax.main --config configs/tipsomaly.py            MVTec AD and VisA, published prompts
-    python -m zsad_jax.main --config configs/tipsomaly.py:visa       VisA alone: no registration needed
-    python -m zsad_jax.main --config configs/tipsomaly.py:demo       no download: a demonstration in minutes
-    python -m zsad_jax.main --config configs/tipsomaly.py:demo_clip  the same over clip-nano
+    python -m zsad_jax.main --config configs/tipsomaly.py[:VARIANT]
 
 With `--config.train=True` the prompts are trained (on MVTec AD for all others, on VisA for MVTec AD) instead
 of taken from the authors. Expected: the "Ours" row of the paper's table; 3 h on two CPU cores, minutes on an
@@ -14,9 +11,16 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "TIPSomaly on MVTec AD and VisA, with the authors' prompts",
+    "visa": "only VisA, which needs no registration",
+    "demo": "demonstration over tips-nano, without downloads",
+    "demo_clip": "demonstration over clip-nano, without downloads",
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" (the paper's), "visa", "demo" or "demo_clip"."""
+    """Returns the config of a variant."""
     config = presets.paper("tipsomaly", train=False)
     config.checkpoints.mvtec_ad = "tipsomaly-l14-hr-mvtec_ad-epoch2"
     config.checkpoints.visa = "tipsomaly-l14-hr-visa-epoch2"

@@ -1,8 +1,6 @@
 """ViP2-CLIP (arXiv 2505.17692), as its published numbers were made.
 
-    python -m zsad_jax.main --config configs/vip2clip.py            MVTec AD and VisA, trained on the other
-    python -m zsad_jax.main --config configs/vip2clip.py:demo       no download: a demonstration in minutes
-    python -m zsad_jax.main --config configs/vip2clip.py:demo_tips  the same over tips-nano
+    python -m zsad_jax.main --config configs/vip2clip.py[:VARIANT]
 
 The published code puts the abnormal adjective into both prompts: `--config.method.adjective_bug=True`.
 """
@@ -11,13 +9,19 @@ from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "ViP2-CLIP on MVTec AD and VisA, trained on the other one",
+    "demo": "demonstration over clip-nano, without downloads",
+    "demo_tips": "demonstration over tips-nano, without downloads",
+}
+
 # The demo backbones are four blocks deep, and were trained with a softer temperature.
 DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
 DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" (the paper's), "demo" or "demo_tips"."""
+    """Returns the config of a variant."""
     config = presets.paper("vip2clip")
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 

@@ -1,6 +1,10 @@
 """The command: reads the config, then trains, evaluates and reports.
 
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
+python -m zsad_jax.main --list
+
+The second lists the included configs. They are found from any directory; a local file of that name is used
+instead.
 """
 
 import pathlib
@@ -9,12 +13,14 @@ import sys
 from absl import app, flags
 
 from zsad_jax.experiment import config_flag
+from zsad_jax.experiment.config_files import describe_configs
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.command_line import log_plainly
 
 flags.adopt_module_key_flags(config_flag)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all outputs; default: runs/<config>.")
+_LIST = flags.DEFINE_bool("list", False, "List the included configs and their variants.")
 
 
 def default_workdir(config_path: str) -> pathlib.Path:
@@ -29,6 +35,11 @@ def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
 
     def body() -> None:
+        if _LIST.value:
+            configs = describe_configs()
+            width = max(map(len, configs))
+            print("\n".join(f"{name:{width}}  {line}" for name, line in configs.items()))
+            return
         experiment = config_flag.read_experiment()
         config_flag.reject_strays(argv[1:])
         workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_file()))

@@ -1,21 +1,22 @@
 """FAPrompt on all the datasets of its paper, by one command.
 
-    python -m zsad_jax.main --config configs/protocols/faprompt.py
-        trained first
-    python -m zsad_jax.main --config configs/protocols/faprompt.py:full
-        trained on all images, as the paper's text has it
-    python -m zsad_jax.main --config configs/protocols/faprompt.py:nano
-        over clip-nano, with the included prompts; no downloads
+    python -m zsad_jax.main --config configs/protocols/faprompt.py[:VARIANT]
 
 Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
-same command again does only what is missing. The report has the paper's tables beside the results.
+same command again computes only what is missing. The report compares the results with the paper's tables.
 """
 
 from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "FAPrompt on all datasets of its paper, with training",
+    "full": "the same, trained on all images as in the text of the paper",
+    "nano": "the same datasets over clip-nano, with the included prompts",
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "", "full" or "nano"."""
+    """Returns the config of a variant."""
     return presets.protocol(__file__, variant, {"": "faprompt", "full": "faprompt_full"})

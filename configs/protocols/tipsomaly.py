@@ -1,19 +1,22 @@
 """TIPSomaly on all the datasets of its paper, by one command.
 
-    python -m zsad_jax.main --config configs/protocols/tipsomaly.py
-        with the authors' prompts; `--config.train=True` trains them
-    python -m zsad_jax.main --config configs/protocols/tipsomaly.py:nano
-        over tips-nano, with the included prompts; no downloads
+    python -m zsad_jax.main --config configs/protocols/tipsomaly.py[:VARIANT]
 
-Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
-same command again does only what is missing. The report has the paper's tables beside the results.
+`--config.train=True` trains the prompts. Datasets that are not prepared are skipped with a warning
+(`python -m zsad_jax.data list` shows them); the same command again computes only what is missing.
+The report compares the results with the paper's tables.
 """
 
 from ml_collections import ConfigDict
 
 from zsad_jax import presets
 
+VARIANTS = {
+    "": "TIPSomaly on all datasets of its paper, with the authors' prompts",
+    "nano": "the same datasets over tips-nano, with the included prompts",
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant: "" or "nano"."""
+    """Returns the config of a variant."""
     return presets.protocol(__file__, variant, {"": "tipsomaly"})

@@ -1,7 +1,7 @@
 """Every config and variant, and what a command line can set in them."""
 
 import pathlib
-import re
+import runpy
 import subprocess
 import sys
 from unittest import mock
@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import parse_name
+from zsad_jax.experiment import presets
 from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report.published import published_numbers
@@ -36,12 +37,26 @@ def parse(config, *overrides):
 def variants(paths):
     for path in paths:
         file = path.relative_to(ROOT / "configs").as_posix()
-        named = re.findall(rf"configs/{file}:(\w+)", path.read_text(encoding="utf-8"))
-        yield from (f"{file}{':' * bool(name)}{name}" for name in dict.fromkeys(["", *named]))
+        for variant in runpy.run_path(str(path))["VARIANTS"]:
+            yield f"{file}{':' * bool(variant)}{variant}"
 
 
 def test_every_method_has_a_config():
     assert {path.stem for path in CONFIGS} == set(METHODS)
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, *PROTOCOL_CONFIGS], ids=lambda path: path.stem)
+def test_every_variant_is_described(path, monkeypatch):
+    known = []
+
+    def vary(config, variant, variants):
+        known.append({"", *variants})
+        return config
+
+    monkeypatch.setattr(presets, "vary", vary)
+    module = runpy.run_path(str(path))
+    module["get_config"]()
+    assert set(module["VARIANTS"]) == known[-1]
 
 
 @pytest.mark.parametrize("config", variants(CONFIGS))

@@ -3,16 +3,39 @@
 import contextlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
+from zsad_jax.experiment.config_files import LIST_COMMAND, find_config
 from zsad_jax.methods import config_class
 from zsad_jax.utils.command_line import fail
 from zsad_jax.utils.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+
+class _Parser(flags.ArgumentParser):
+    """The parser of the flag --config, which loads local files and included ones."""
+
+    def __init__(self, load: Callable[[str], ConfigDict]) -> None:
+        super().__init__()
+        self._load = load
+
+    def parse(self, argument: str) -> ConfigDict:
+        return self._load(find_config(argument))
+
+
+def define(**options: Any) -> flags.FlagHolder:
+    """Defines the flag --config; options are those of `DEFINE_config_file`."""
+    help_text = f"The experiment's config file; to list the included ones: {LIST_COMMAND}"
+    holder = config_flags.DEFINE_config_file("config", None, help_text, **options)
+    flag = options.get("flag_values", flags.FLAGS)["config"]
+    flag.parser = _Parser(flag.parser.parse)
+    return holder
+
+
+_CONFIG = define()
 
 
 def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
@@ -21,6 +44,10 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
+        except SystemExit:
+            raise SystemExit(0) from None  # after --help, which absl ends with 1
+        except UserError as error:
+            fail(str(error))
         except flags.Error as error:
             fail(f"{_flag_mistake(error)}; see python -m {module} --help.")
         except OSError as error:
@@ -39,7 +66,8 @@ def read_experiment() -> Experiment:
     """
     if _CONFIG.value is None:
         raise UserError(
-            "Name a config: --config configs/tipsomaly.py, or configs/tipsomaly.py:demo."
+            "No config is named. Pass for example --config configs/tipsomaly.py:demo. To list all:"
+            f" {LIST_COMMAND}"
         )
     try:
         return from_config(_CONFIG.value)
@@ -103,7 +131,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
 def _without_overrides(argv: list[str]) -> ConfigDict:
     """Returns the config that a command line names, as its file has it."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv[:1])
+    define(flag_values=values, sys_argv=argv[:1])
     values(argv, known_only=True)
     return values.config
 

@@ -1,0 +1,49 @@
+"""The config files that are part of the package, which commands find from any directory."""
+
+import pathlib
+import runpy
+
+from zsad_jax.utils.errors import UserError, suggest
+
+FOLDER = "configs"
+LIST_COMMAND = "python -m zsad_jax.main --list"
+
+
+def included() -> dict[str, pathlib.Path]:
+    """Returns the included files by name, for example `configs/protocols/tps.py`."""
+    package = pathlib.Path(__file__).parents[1]
+    # An installed package has its own copy; in a source tree the folder is next to the package.
+    folders = [place / FOLDER for place in (package, package.parent)]
+    folder = next(folder for folder in folders if folder.is_dir())
+    paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("*/*.py"))]
+    return {f"{FOLDER}/{path.relative_to(folder).as_posix()}": path for path in paths}
+
+
+def find_config(named: str) -> str:
+    """Returns the path of a config, with its variant: a local file, else an included one.
+
+    Args:
+      named: a path, or the name of an included file; ":variant" may follow.
+
+    Raises:
+      UserError: there is neither.
+    """
+    file, colon, variant = named.partition(":")
+    path = pathlib.Path(file)
+    if not path.exists():
+        known = included()
+        if path.as_posix() not in known:
+            raise UserError(
+                f"The config file {file!r} does not exist; {suggest(file, known)} To list all: {LIST_COMMAND}"
+            )
+        path = known[path.as_posix()]
+    return f"{path}{colon}{variant}"
+
+
+def describe_configs() -> dict[str, str]:
+    """Returns a line about each included config and variant (`configs/tps.py:demo`)."""
+    return {
+        f"{name}{':' * bool(variant)}{variant}": line
+        for name, path in included().items()
+        for variant, line in runpy.run_path(str(path))["VARIANTS"].items()
+    }
