@@ -125,7 +125,7 @@ def test_ignores_repeated_entries(root, tmp_path):
 @pytest.mark.parametrize("train", [None, {}, [], {"c": []}, {"c": [], "d": []}])
 def test_a_split_without_entries_is_none(tmp_path, train):
     root = make(tmp_path, {"train": train, "test": {"c": [entry("a.png")]}}, ["a.png"])
-    with pytest.raises(NoSplitError, match=r"no split 'train' \(it has: test\)"):
+    with pytest.raises(NoSplitError, match=r"no split 'train': known are test"):
         read_meta_json(root, split="train")
     splits = read_splits(lambda split: read_meta_json(root, split=split))
     assert list(splits) == ["test"]

@@ -104,7 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
                 f"{name} is not the name of a benchmark. Give the name, and {name} as --source."
             )
         if name not in known:
-            raise UserError(f"There is no benchmark {name!r}: {suggest(name, known)}")
+            raise UserError(f"Unknown benchmark {name!r}: {suggest(name, known)}")
     failures = []
     for name in wanted:
         try:
@@ -122,13 +122,15 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _prepare_one(name: str, options: argparse.Namespace) -> None:
+    from zsad_jax.data.benchmarks.builders import BUILDERS
+
     facts = DATASETS[name]
     if benchmarks.is_prepared(name, options.data_dir):
         place = os.path.abspath(find_place(name, options.data_dir))
         unread = f", and {options.source} is ignored" if options.source else ""
         print(f"{facts.title} is prepared already{unread}; delete {place} to prepare it again.")
     else:
-        benchmarks.find_builder(name)(data_dir=options.data_dir).download_and_prepare(
+        BUILDERS[name](data_dir=options.data_dir).download_and_prepare(
             source=options.source, num_workers=options.workers
         )
     opened = open_all_splits(name, options.data_dir)

@@ -15,7 +15,7 @@ from zsad_jax.data.mask_files import FOLDER, find_masks, outermost_folder, pair
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocols import prompt_name as default_prompt_name
 from zsad_jax.data.walk import EXTENSIONS, find_folder, is_image, list_folders, plain, walk
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
@@ -129,9 +129,9 @@ def read_folder(
     logging.info("%s: %s, %d anomalous.", name, plural(len(samples), "image"), anomalous)
     log_issues(name, issues)
     for i, sample in enumerate(samples):
-        called = (prompt_names or {}).get(sample.category) or prompt_name
-        called = called or default_prompt_name(sample.category, dataset=name)
-        samples[i] = dataclasses.replace(sample, prompt_name=called)
+        given = (prompt_names or {}).get(sample.category) or prompt_name
+        named = given or default_prompt_name(sample.category, dataset=name)
+        samples[i] = dataclasses.replace(sample, prompt_name=named)
     return Samples(name, samples, issues=issues, notes=notes)
 
 
@@ -167,9 +167,7 @@ def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     found = sorted(list_folders(root), key=lambda one: (one.is_symlink(), one.name))
     classes = {one.resolve(): one for one in reversed(found) if find_folder(one, split)}
     if not classes and (there := list_splits(root)):
-        raise UserError(
-            f"{root} has no split {split!r}; it has {' and '.join(there)}: give one as `split`."
-        )
+        raise UserError(f"{root} has no split {split!r}: {suggest(split, there)}")
     return sorted(classes.values())
 
 

@@ -14,7 +14,7 @@ from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import IMAGE, MASK, names
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.data.walk import plain
-from zsad_jax.utils.errors import NoSplitError, UserError, plural
+from zsad_jax.utils.errors import NoSplitError, UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
 META_JSON = "meta.json"
@@ -56,9 +56,10 @@ def read_meta_json(
       NoImagesError: none of its images exists.
       UserError: there is no such file, or it does not have this form.
     """
-    given = [roots] if isinstance(roots, str | os.PathLike) else list(roots)
-    folders = [pathlib.Path(one) for one in given]
-    within = {place for one in given for place in (os.path.abspath(one), os.path.realpath(one))}
+    folders = [
+        pathlib.Path(one) for one in ([roots] if isinstance(roots, str | os.PathLike) else roots)
+    ]
+    within = {place for one in folders for place in (os.path.abspath(one), os.path.realpath(one))}
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
     issues: list[Issue] = []
@@ -72,10 +73,9 @@ def read_meta_json(
                 continue
             issues += [issue] if issue else []
             if sample:
-                called = (prompt_names or {}).get(sample.category) or prompt_name(
-                    sample.category, dataset=name, naming=naming
-                )
-                samples[key] = dataclasses.replace(sample, prompt_name=called)
+                given = (prompt_names or {}).get(sample.category)
+                named = given or prompt_name(sample.category, dataset=name, naming=naming)
+                samples[key] = dataclasses.replace(sample, prompt_name=named)
     missing = [str(sample.image) for key, sample in samples.items() if not os.path.isfile(key)]
     images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
     for key, sample in samples.items():
@@ -146,8 +146,8 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         filled = [
             key for key, value in splits.items() if isinstance(value, dict) and any(value.values())
         ]
-        known = ", ".join(filled) or "none"
-        raise NoSplitError(f"{path} has no split {split!r} (it has: {known}).")
+        known = suggest(split, filled) if filled else "it lists no images."
+        raise NoSplitError(f"{path} has no split {split!r}: {known}")
     return entries
 
 

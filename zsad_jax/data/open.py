@@ -79,7 +79,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         raise UserError(f"There is no folder {_described(spec)[1]}.")
     name = next(part.key for part in parse_name(spec) if not _form_of(part.key, data_dir))
     if name in benchmarks.names():
-        raise NotPreparedError(f"{benchmarks.how_to_prepare(name, data_dir)}.")
+        raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
     raise UserError(
         f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json:"
         f" {suggest(name, DATASETS)}"
@@ -92,7 +92,9 @@ def _open_part(part: SplitName, data_dir: PathLike, split: str, naming: Naming) 
     if form == "synthetic":
         return synthetic.Synthetic(name)
     if form == "prepared":
-        return benchmarks.open_prepared(name, data_dir, split, naming=naming)
+        from zsad_jax.data.benchmarks.prepared import PreparedDataset  # imports tensorflow-datasets
+
+        return PreparedDataset(name, data_dir, split, naming=naming)
     root = _meta_json_root(name, data_dir)
     assert root is not None  # or it would not be available
     return read_meta_json(root, name=name, split=split, naming=naming)
@@ -140,6 +142,6 @@ def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", 
 
 
 def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
-    about = DATASETS.get(name)
-    folders = [pathlib.Path(data_dir, one) for one in (name, about.folder if about else "") if one]
+    names = (name, DATASETS[name].folder if name in DATASETS else "")
+    folders = [pathlib.Path(data_dir, one) for one in names if one]
     return next((one for one in folders if (one / META_JSON).is_file()), None)

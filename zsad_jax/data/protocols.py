@@ -88,11 +88,13 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
         ("pcb1" becomes "printed circuit board"), else the published name.
     """
     plain = category.replace("_", " ").replace("-", " ").strip()
-    about = DATASETS.get(dataset)
-    if about is None or naming == "plain":
+    facts = DATASETS.get(dataset)
+    if facts is None or naming == "plain":
         return plain
-    called = _look_up(about.called, category) or plain
-    return _look_up(about.described, category) or called if naming == "descriptive" else called
+    published = _look_up(facts.prompt_names, category) or plain
+    if naming == "published":
+        return published
+    return _look_up(facts.descriptive_names, category) or published
 
 
 def parse_name(name: str) -> tuple[SplitName, ...]:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.prepared import PreparedDataset
 
 FOLDER = pathlib.Path(__file__).parent / "miniatures"
 REAL = pathlib.Path(__file__).parents[4] / "shared" / "realdata"
@@ -116,10 +117,8 @@ def prepare(tmp_path):
     """name, source -> the prepared test split (or another), below a data folder of this test."""
 
     def run(name, source, *, data_dir=tmp_path / "data", split="test", **options):
-        benchmarks.find_builder(name)(data_dir=data_dir).download_and_prepare(
-            source=source, **options
-        )
-        return benchmarks.open_prepared(name, data_dir, split)
+        BUILDERS[name](data_dir=data_dir).download_and_prepare(source=source, **options)
+        return PreparedDataset(name, data_dir, split)
 
     return run
 

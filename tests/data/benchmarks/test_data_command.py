@@ -91,7 +91,7 @@ def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("prepare", "mvtek"), "There is no benchmark 'mvtek': did you mean mvtec_ad"),
+        (("prepare", "mvtek"), "Unknown benchmark 'mvtek': did you mean mvtec_ad"),
         (("prepare", "MVTec-AD"), "did you mean mvtec_ad"),
         (("verify", "brain_mri"), "'brain_mri': did you mean brainmri"),
         (("show", "xyzzy"), "known are mvtec_ad, visa"),
@@ -335,7 +335,7 @@ def test_show_draws_the_same_sheet_again(run, official, tmp_path):
     ("arguments", "words"),
     [
         (("--category", "botle"), "no category 'botle' in its test split: did you mean bottle?"),
-        (("--split", "val"), "has no split 'val'; it has train and test"),
+        (("--split", "val"), "has no split 'val': known are train, test"),
         (("--out", "."), "is a folder; name a PNG file"),
     ],
 )

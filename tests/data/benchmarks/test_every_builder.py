@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from zsad_jax.data import benchmarks
+from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.layouts import find_layout
+from zsad_jax.data.benchmarks.prepared import PreparedDataset
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.data.protocols import prompt_name
 from zsad_jax.utils.errors import UserError
@@ -23,9 +25,9 @@ def test_every_benchmark_has_a_miniature():
 def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
     miniature = make_miniature(name, tmp_path / "official")
     prepare(name, tmp_path / "official", num_workers=2)
-    builder = benchmarks.find_builder(name)
+    builder = BUILDERS[name]
     splits = builder(data_dir=tmp_path / "data").info.splits
-    opened = {split: benchmarks.open_prepared(name, tmp_path / "data", split) for split in splits}
+    opened = {split: PreparedDataset(name, tmp_path / "data", split) for split in splits}
     found = {(split, s.file_name): s for split, samples in opened.items() for s in samples}
     assert sum(map(len, opened.values())) == len(found) == len(miniature.samples)
     for expected in miniature.samples:

@@ -8,7 +8,7 @@ from PIL import Image
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import counts
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.benchmarks.prepared import read_recorded
+from zsad_jax.data.benchmarks.prepared import PreparedDataset, read_recorded
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_image, decode_mask
 from zsad_jax.utils.errors import UserError
@@ -80,7 +80,7 @@ def test_no_benchmark_is_taken_for_another(side_by_side, prepare, tmp_path):
         found = prepare(name, side_by_side, data_dir=tmp_path / "found")
         assert list(found) == list(own)
         (side_by_side / name).rename(tmp_path / "away")
-        with pytest.raises(UserError, match=r"is not in .*a folder that holds"):
+        with pytest.raises(UserError, match=r"does not contain .*a folder with"):
             prepare(name, side_by_side, data_dir=tmp_path / "others")
         (tmp_path / "away").rename(side_by_side / name)
 
@@ -122,7 +122,7 @@ def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
 @pytest.mark.parametrize("below", ["bracket_black", "bracket_black/test", "tubes/ground_truth"])
 def test_a_part_of_mpdd_is_no_root(below, make_miniature, prepare, tmp_path):
     make_miniature("mpdd", tmp_path / "official")
-    with pytest.raises(UserError, match=r"MPDD is not in .*bracket_black/test/hole/000\.png"):
+    with pytest.raises(UserError, match=r"does not contain MPDD.*bracket_black/test/hole/000\.png"):
         prepare("mpdd", tmp_path / "official" / "MPDD" / below)
     assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
 
@@ -186,7 +186,7 @@ def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, 
     make_miniature("visa", tmp_path / "official")
     official = [
         *prepare("visa", tmp_path / "official", data_dir=tmp_path / "before", split="train"),
-        *benchmarks.open_prepared("visa", tmp_path / "before"),
+        *PreparedDataset("visa", tmp_path / "before"),
     ]
     root = tmp_path / "repacked/VisA_pytorch/1cls"
     for number, sample in enumerate(official):
@@ -200,7 +200,7 @@ def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, 
             tools.save_mask(Image.fromarray(decode_mask(sample.mask)), mask)
     (root / "pipe_fryum/ground_truth/bad/002.png").unlink()
     test = prepare("visa", tmp_path / "repacked" / given)
-    train = benchmarks.open_prepared("visa", tmp_path / "data", "train")
+    train = PreparedDataset("visa", tmp_path / "data", "train")
     lost = "pipe_fryum/test/bad/002.JPG"
     assert test.issues == (Issue("mask_missing", lost),)
     assert test[0].file_name == "candle/test/bad/000.JPG"
@@ -277,7 +277,7 @@ def test_real_bottles_without_masks(real_data, prepare, tmp_path):
     """Counted by hand: one image to train on, one normal, one broken; 900x900; no ground truth."""
     root = real_data("mvtec_bottle_nomask")
     dataset = prepare("mvtec_ad", root)
-    train = benchmarks.open_prepared("mvtec_ad", tmp_path / "data", "train")
+    train = PreparedDataset("mvtec_ad", tmp_path / "data", "train")
     found = {(s.file_name, s.label, s.has_mask) for s in [*train, *dataset]}
     assert found == {
         ("bottle/train/good/000.png", 0, True),

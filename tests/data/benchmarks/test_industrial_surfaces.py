@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import aitex, counts, ksdd, listing
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.layouts import find_layout
+from zsad_jax.data.benchmarks.prepared import PreparedDataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.utils.errors import UserError
@@ -186,7 +186,7 @@ def test_aitex_reads_nested_copies_and_says_what_is_left_out(
 def test_aitex_shows_how_to_unpack(prepare, tmp_path):
     for archive in DATASETS["aitex"].archives[:2]:
         (tmp_path / archive.file_name).write_bytes(b"7z")
-    with pytest.raises(UserError, match=r"Mask_images\.7z, unpack with 7z x"):
+    with pytest.raises(UserError, match=r"Mask_images\.7z \(unpack with 7z x"):
         prepare("aitex", tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_real_commutators(real_data, prepare, tmp_path):
     dataset = prepare("ksdd", real_data("KolektorSDD"))
     assert len(dataset.issues) == len(dataset.notes) == 0
     assert counts.count(dataset) == {"ksdd": (8, 10)}
-    train = benchmarks.open_prepared("ksdd", tmp_path / "data", "train")
+    train = PreparedDataset("ksdd", tmp_path / "data", "train")
     assert counts.count(train) == {"ksdd": (24, 0)}
     assert defective_areas(dataset) == {
         "kos15/Part3_1.png": 193,
@@ -266,7 +266,7 @@ def test_real_cells(real_data, prepare, tmp_path):
     dataset = prepare("elpv", real_data("elpv"))
     assert len(dataset.issues) == 0
     assert counts.count(dataset) == {"elpv": (8, 24)}
-    train = benchmarks.open_prepared("elpv", tmp_path / "data", "train")
+    train = PreparedDataset("elpv", tmp_path / "data", "train")
     assert counts.count(train) == {"elpv": (24, 0)}
     kinds = [sample.defect for sample in dataset if sample.label]
     assert (kinds.count("mono"), kinds.count("poly")) == (12, 12)
@@ -288,6 +288,6 @@ def test_real_masks_of_rails_without_their_images(real_data, prepare):
     assert listing.samples == {}
     assert len(listing.issues) == 56
     assert {issue.kind for issue in listing.issues} == {"mask_unused"}
-    with pytest.raises(UserError, match=r"RSDDs-113 is not in .*2D_Image/INPUT_IMG") as error:
+    with pytest.raises(UserError, match=r"does not contain RSDDs-113.*2D_Image/INPUT_IMG") as error:
         prepare("rsdds_113", root)
     assert "\n" not in str(error.value)

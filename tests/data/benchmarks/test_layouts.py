@@ -43,7 +43,7 @@ def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_p
     assert len(dataset) == 2
     assert {issue.file: issue.kind for issue in dataset.issues} == {"images/1.png": "image_missing"}
     packed = pack(tmp_path, tmp_path / "packed.tar")
-    change_facts("ksdd", archives=lambda known: [Archive("packed.tar", about="")])
+    change_facts("ksdd", archives=lambda known: [Archive("packed.tar", summary="")])
     assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
 
 
@@ -86,7 +86,7 @@ def test_categories_stay_in_one_piece(community, prepare, tmp_path):
 
 def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
     community(tmp_path / "copies/BrainMRI", "brain")
-    with pytest.raises(UserError, match="Br35H is not in"):
+    with pytest.raises(UserError, match="does not contain Br35H"):
         prepare("br35h", tmp_path / "copies")
     community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
     assert len(prepare("br35h", tmp_path / "copies")) == 3

@@ -13,6 +13,7 @@ import pytest
 from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import counts, msd_lung
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.benchmarks.prepared import PreparedDataset
 from zsad_jax.data.preprocess import decode_image
 from zsad_jax.utils.errors import UserError
 
@@ -86,7 +87,7 @@ def test_brainmri_and_br35h_side_by_side(folders, make_miniature, prepare, tmp_p
 
 def test_brainmri_is_not_br35h(make_miniature, prepare, tmp_path):
     make_miniature("brainmri", tmp_path / "brainmri")
-    with pytest.raises(UserError, match="Br35H is not in"):
+    with pytest.raises(UserError, match="does not contain Br35H"):
         prepare("br35h", tmp_path / "brainmri")
 
 
@@ -118,7 +119,9 @@ def test_headct_less_nested(below, make_miniature, prepare, tmp_path):
 def test_the_table_of_another_set_is_not_that_of_headct(make_miniature, prepare, tmp_path):
     make_miniature("headct", tmp_path / "other")
     (tmp_path / "other/labels.csv").write_text("images/cell0001.png  1.0  mono\n")
-    with pytest.raises(UserError, match=r"HeadCT is not in .*labels\.csv and head_ct/head_ct"):
+    with pytest.raises(
+        UserError, match=r"does not contain HeadCT.*labels\.csv and head_ct/head_ct"
+    ):
         prepare("headct", tmp_path / "other")
 
 
@@ -133,7 +136,7 @@ def write_lag(root, tools, *, below="", normal=9):
 def test_a_quarter_of_the_normal_images_of_lag_is_tested_on(below, tools, prepare, tmp_path):
     write_lag(tmp_path / "lag", tools, below=below)
     test = prepare("lag", tmp_path / "lag")
-    train = benchmarks.open_prepared("lag", tmp_path / "data", "train")
+    train = PreparedDataset("lag", tmp_path / "data", "train")
     assert count_labels(test) == (3, 2)
     assert count_labels(train) == (6, 0)
     names = [sample.file_name for dataset in (test, train) for sample in dataset]
@@ -275,7 +278,7 @@ def test_no_volume_that_can_be_used(tmp_path, prepare):
 
 def test_another_task_is_not_lung(tmp_path, prepare):
     write_volumes(tmp_path / "msd/Task03_Liver", ["liver_1"])
-    with pytest.raises(UserError, match="MSD lung is not in"):
+    with pytest.raises(UserError, match="does not contain MSD lung"):
         prepare("msd_lung", tmp_path / "msd")
     write_volumes(tmp_path / "msd/Task06_Lung", ["lung_001"])
     assert prepare("msd_lung", tmp_path / "msd").categories == ("lung_001",)

@@ -4,8 +4,8 @@ import tracemalloc
 
 import numpy as np
 
-from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import shards
+from zsad_jax.data.benchmarks.builders import BUILDERS
 
 
 def files_of(data_dir, name):
@@ -27,14 +27,14 @@ def test_a_split_in_several_files_reads_as_one(make_miniature, prepare, tmp_path
     assert test[-1].endswith(f"-{len(test) - 1:05}-of-{len(test):05}")
     assert list(several) == list(whole)
     assert not list((tmp_path / "several").rglob("*unfinished*"))
-    builder = benchmarks.find_builder("mvtec_ad")(data_dir=tmp_path / "several")
+    builder = BUILDERS["mvtec_ad"](data_dir=tmp_path / "several")
     assert builder.info.splits["test"].num_shards == len(test)
     assert sum(builder.info.splits["test"].shard_lengths) == len(whole)
 
 
 def test_memory_does_not_grow_with_the_split(tmp_path):
     """Forty records of four megabytes; what is held is a few of them."""
-    benchmark = benchmarks.find_builder("visa")(data_dir=tmp_path)
+    benchmark = BUILDERS["visa"](data_dir=tmp_path)
     noise = np.random.default_rng(0).bytes(4 << 20)
     template = benchmark._get_filename_template(split_name="test")
     template.data_dir = tmp_path

@@ -6,7 +6,6 @@ import shlex
 
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.utils import files
-from zsad_jax.utils.errors import UserError
 
 VERSION = "1.0.0"  # of the records
 
@@ -14,16 +13,6 @@ VERSION = "1.0.0"  # of the records
 def names() -> list[str]:
     """Returns the keys of all benchmarks."""
     return sorted(name for name, facts in DATASETS.items() if facts.archives)
-
-
-def check_known(name: str) -> None:
-    """Rejects what is not the key of a benchmark.
-
-    Raises:
-      UserError: unknown name.
-    """
-    if name not in names():
-        raise UserError(f"{name!r} is not a dataset; known are {', '.join(names())}.")
 
 
 def default_data_dir() -> pathlib.Path:
@@ -50,20 +39,15 @@ def make_command(words: str, data_dir: files.PathLike) -> str:
 
 
 def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
-    """Says how to get a benchmark, with the exact command.
-
-    Raises:
-      UserError: unknown name.
-    """
-    check_known(name)
+    """Returns the message about a benchmark that is not prepared, with the command that prepares it."""
     facts = DATASETS[name]
     command = make_command(f"prepare {name}", data_dir)
-    what = " and ".join(f"{archive.file_name} ({archive.about})" for archive in facts.archives)
-    missing = f"{facts.title} is not prepared in {data_dir};"
+    archives = " and ".join(f"{one.file_name} ({one.summary})" for one in facts.archives)
+    missing = f"{facts.title} is not prepared in {data_dir}."
     if facts.open_to_all:
-        return f"{missing} this fetches {what}, {facts.licence}, and prepares it: {command}"
+        return f"{missing} To download {archives} ({facts.licence}) and prepare it, run: {command}"
+    unpack = f", unpack with {facts.unpack}" if facts.unpack else ""
     return (
-        f"{missing} get {what} from {facts.homepage} ({facts.licence}; {facts.terms}),"
-        f" {f'unpack with {facts.unpack}, ' if facts.unpack else ''}then: {command} --source PATH (of"
-        " the archive or its extracted folder)"
+        f"{missing} Get {archives} from {facts.homepage} ({facts.licence}; {facts.terms}){unpack}, then run:"
+        f" {command} --source PATH (of the archive or its extracted folder)"
     )

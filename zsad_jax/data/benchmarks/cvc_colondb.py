@@ -10,7 +10,7 @@ from zsad_jax.data.benchmarks.listing import Listing, list_images, sort_by_numbe
 
 FRAME, MASK = "", "p"
 COPY = paired_folders(
-    "cvc_colondb", PairedFolders(called=r"(cvc[-_ ]?)?colon[-_ ]?db.*", defect="polyp")
+    "cvc_colondb", PairedFolders(parent=r"(cvc[-_ ]?)?colon[-_ ]?db.*", defect="polyp")
 )
 
 

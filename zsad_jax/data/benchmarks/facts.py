@@ -22,14 +22,14 @@ class Archive(NamedTuple):
 
     Attributes:
       file_name: its published name.
-      about: its size for people ("4.9 GB").
+      summary: its size or content, for people ("4.9 GB", "106 strips").
       sha256, md5: of the whole file, where one is known.
       url: where anybody can download it; "" when terms must be accepted first.
       size: in bytes, where it is known.
     """
 
     file_name: str
-    about: str
+    summary: str
     sha256: str | None = None
     url: str = ""
     size: int | None = None
@@ -80,7 +80,7 @@ class PairedFolders:
 
     Attributes:
       folders: the names of the two folders, per split.
-      called: a regular expression for the name of the folder above them, where nothing else identifies
+      parent: a regular expression for the name of the folder above them, where nothing else identifies
         the benchmark; a folder that the user names may have any name.
       own: names of the two folders that only this benchmark has.
       mask_suffix, image_suffix: what stems may have after the part that an image and its mask share.
@@ -90,7 +90,7 @@ class PairedFolders:
     folders: Mapping[str, FolderPair] = dataclasses.field(
         default_factory=lambda: {"test": IMAGES_AND_MASKS}
     )
-    called: str = ""
+    parent: str = ""
     own: FolderPair | None = None
     mask_suffix: str = "_mask"
     image_suffix: str = ""
@@ -114,9 +114,9 @@ class Facts:
       about: what it consists of.
       domain: the mean that it belongs to; "" for none.
       levels: at which metrics are defined: "image" needs normal images, "pixel" needs masks.
-      called: what its categories are called in the prompts of the published code where that is not the plain
-        rule: one name for all, or some by category.
-      described: other names that some published code uses (Bayes-PFL), by category or for all.
+      prompt_names: names of its categories in the prompts of the published code that do not follow the plain
+        rule: one for all, or some by category.
+      descriptive_names: other names that some published code uses (Bayes-PFL), by category or for all.
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
       homepage: where people get it.
       licence: of the data.
@@ -134,8 +134,8 @@ class Facts:
     about: str = ""
     domain: Domain = "industrial"
     levels: Sequence[Level] = BOTH
-    called: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
-    described: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompt_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    descriptive_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     folder: str = ""
     homepage: str = ""
     licence: str

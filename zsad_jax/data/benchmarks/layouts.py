@@ -133,7 +133,7 @@ def paired_folders(name: str, options: facts.PairedFolders) -> Layout:
     def is_root(folder: Path) -> bool:
         if options.own and has_pair(folder, options.own):
             return True
-        return is_given(folder) and (not options.called or is_called(folder, options.called))
+        return is_given(folder) and (not options.parent or is_named(folder, options.parent))
 
     def list_files(root: Path) -> Listing:
         listing = Listing(root)
@@ -160,7 +160,7 @@ def has_pair(folder: Path, names: FolderPair) -> bool:
     return all(find_folder(folder, *either) is not None for either in names)
 
 
-def is_called(folder: Path, pattern: str) -> bool:
+def is_named(folder: Path, pattern: str) -> bool:
     """Returns whether the name of a folder matches, which separates benchmarks of one layout."""
     name = os.path.basename(os.path.abspath(folder))
     return re.fullmatch(pattern, name, re.IGNORECASE) is not None

@@ -15,7 +15,7 @@ from zsad_jax.data.dataset import Sample, position_of
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.utils import files
-from zsad_jax.utils.errors import NoSplitError, UserError
+from zsad_jax.utils.errors import NoSplitError, UserError, suggest
 
 TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
 
@@ -39,28 +39,26 @@ class Recorded(NamedTuple):
 class PreparedDataset:
     """The samples of a prepared benchmark, undecoded; can be sent to other processes.
 
-    Attributes:
-      name: the benchmark's key.
-      categories: those that the split has, in the order of the tables.
-      prompt_names: of each category.
-      issues: those that preparation found, in all splits.
-      notes: what it found worth knowing, in all splits.
-      contiguous: True; records are written category by category.
+    Issues and notes are those that preparation found in all splits.
     """
 
-    contiguous = True
+    contiguous = True  # records are written category by category
 
     def __init__(
-        self, name: str, data_dir: files.PathLike, split: str, *, naming: Naming = "published"
+        self,
+        name: str,
+        data_dir: files.PathLike,
+        split: str = "test",
+        *,
+        naming: Naming = "published",
     ):
         self.name, self._data_dir, self._split = name, os.fspath(data_dir), split
         self._source: Any = None
         recorded = read_recorded(name, data_dir)
         facts = DATASETS[name]
         if split not in recorded.lengths:
-            raise NoSplitError(
-                f"{facts.title} has no split {split!r}; it has {' and '.join(recorded.lengths)}."
-            )
+            known = suggest(split, recorded.lengths)
+            raise NoSplitError(f"{facts.title} has no split {split!r}: {known}")
         self._length = recorded.lengths[split]
         self.issues, self.notes = recorded.issues, recorded.notes
         found = list(recorded.counts[split])

@@ -32,11 +32,11 @@ def encode(sample: Sample, dataset: str) -> Record:
     image = read(sample.image)
     masks = tuple(map(read, sample.masks))
     found = examine(dataclasses.replace(sample, image=image, mask=masks or None))
-    called = sample.prompt_name
-    if called == "object":
-        called = prompt_name(sample.category, dataset=dataset)
+    name = sample.prompt_name
+    if name == "object":
+        name = prompt_name(sample.category, dataset=dataset)
     fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
-    fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": called}
+    fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": name}
     # Parts that cannot be joined are no mask, and the record has none.
     fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
     return Record(fields, found.issues, found.notes)

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from absl import logging
 
+from zsad_jax.data.benchmarks.availability import how_to_prepare
 from zsad_jax.data.benchmarks.facts import DATASETS, Archive, Facts
 from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.meta_json import META_JSON
@@ -56,7 +57,7 @@ def open_root(
     """
     facts = DATASETS[name]
     if source is None:
-        given = [_fetch(facts, archive, pathlib.Path(downloaded)) for archive in facts.archives]
+        given = [_fetch(name, archive, pathlib.Path(downloaded)) for archive in facts.archives]
     else:
         found = _find(name, pathlib.Path(source))
         if isinstance(found, pathlib.Path):
@@ -80,28 +81,20 @@ def open_root(
         files.remove(target)
 
 
-def _fetch(facts: Facts, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
+def _fetch(name: str, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
     path = folder / archive.file_name
     if not archive.url:
         if path.is_file():
             return path
-        raise UserError(
-            f"{facts.title} cannot be downloaded by a program ({facts.terms}). Get {archive.file_name}"
-            f" ({archive.about}) from {facts.homepage}{_how_to_unpack(facts)} and give it, or its"
-            " extracted folder, as --source."
-        )
+        raise UserError(how_to_prepare(name, folder.parent))
     return downloads.fetch(
         archive.url,
         path,
-        label=f"{facts.title} ({archive.about})",
+        label=f"{DATASETS[name].title} ({archive.summary})",
         instructions=f"download it in another way and put it at {path}",
         size=archive.size,
         check=functools.partial(_compare, archive),
     )
-
-
-def _how_to_unpack(facts: Facts) -> str:
-    return f", unpack with {facts.unpack}," if facts.unpack else ""
 
 
 def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
@@ -124,9 +117,10 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
         holds = (lambda name: lambda folder: (folder / name).is_file())(archive.file_name)
         folder = _search(source, holds)
         if folder is None:
+            unpack = f" (unpack with {facts.unpack})" if facts.unpack else ""
             raise UserError(
-                f"{facts.title} is not in {source}: give the archive {archive.file_name}"
-                f"{_how_to_unpack(facts)} or a folder that holds {facts.tree}."
+                f"{source} does not contain {facts.title}. Give the archive {archive.file_name}{unpack}, or a"
+                f" folder with {facts.tree}, as --source."
             )
         paths.append(folder / archive.file_name)
     return paths

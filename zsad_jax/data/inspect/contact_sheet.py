@@ -79,8 +79,8 @@ def write_sheet(
       UserError: the split or a category does not exist, or `path` is a folder.
     """
     if split not in opened.splits:
-        known = " and ".join(opened.splits)
-        raise UserError(f"{opened.title} has no split {split!r}; it has {known}.")
+        known = suggest(split, opened.splits)
+        raise UserError(f"{opened.title} has no split {split!r}: {known}")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a PNG file.")
     dataset = opened.splits[split]
