@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from zsad_jax.backbones import registry
-from zsad_jax.data.inspect.table import Table
+from zsad_jax.data.inspect.text_table import TextTable
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -69,9 +69,9 @@ def _list(options: argparse.Namespace) -> None:
 
         paths = {name: prompt_files.local_path(name) for name in prompt_files.RELEASES}
         stored = [(name, "yes" if path.exists() else "no") for name, path in paths.items()]
-        table = Table(("name", "stored"), frozenset(), list(stored))
+        table = TextTable(("name", "stored"), frozenset(), list(stored))
     else:
-        table = Table(HEADS, frozenset(), [_row(one) for one in registry.RELEASES.values()])
+        table = TextTable(HEADS, frozenset(), [_row(one) for one in registry.RELEASES.values()])
     print(table.to_text("plain"), end="")
 
 
