@@ -18,7 +18,7 @@ from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.base import scorer, vision_side
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig
-from zsad_jax.methods.shared.losses import cross_entropy, weighted_mean
+from zsad_jax.methods.shared.losses import image_cross_entropy, weighted_mean
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES, encode_pairs, tokenize
 from zsad_jax.methods.shared.similarity import cosines, normalize
 from zsad_jax.train import TrainingConfig, train
@@ -60,7 +60,7 @@ def class_conditioned(backbone):
         text = prototypes(frozen, params, batch.class_names)
         image = score(frozen, params, text, features, batch.category).image["score"]
         logits = jnp.stack([1 - image, image], axis=-1)
-        value = cross_entropy(logits, batch.labels, batch.valid.astype(jnp.float32))
+        value = image_cross_entropy(logits[:, None], batch)
         return value, {"cross_entropy": value}
 
     width = backbone.text_width

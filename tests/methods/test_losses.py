@@ -17,6 +17,19 @@ def both(abnormal):
     return jnp.stack([1 - abnormal, abnormal], axis=-1)
 
 
+def labeled(labels, valid, has_mask=None):
+    """A batch of these labels with empty masks."""
+    count = len(labels)
+    return Batch(
+        category=jnp.zeros(count, int),
+        labels=jnp.array(labels),
+        masks=jnp.zeros((count, 2, 2)),
+        has_mask=jnp.array(has_mask or [True] * count),
+        valid=jnp.array(valid),
+        class_names=("object",),
+    )
+
+
 def test_focal_of_one_pixel():
     for p, mask in [(0.8, 1.0), (0.8, 0.0), (0.5, 1.0)]:
         right = p if mask else 1 - p
@@ -41,12 +54,15 @@ def test_dice_by_hand():
 
 
 def test_cross_entropy_by_hand():
-    logits = jnp.array([[0.0, np.log(3.0)], [5.0, 5.0]])
-    value = losses.cross_entropy(logits, jnp.array([1, 0]), jnp.ones(2))
+    logits = jnp.array([[0.0, np.log(3.0)], [5.0, 5.0], [9.0, 0.0]])
+    batch = labeled([1, 0, 1], valid=[True, True, False])
+    value = losses.image_cross_entropy(logits[:, None], batch)
     np.testing.assert_allclose(value, (-np.log(0.75) - np.log(0.5)) / 2, rtol=1e-6)
+    twice = losses.image_cross_entropy(jnp.stack([logits, logits], axis=1), batch)
+    np.testing.assert_allclose(twice, 2 * value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["focal_loss", "dice_loss", "cross_entropy"])
+@pytest.mark.parametrize("name", ["focal_loss", "dice_loss"])
 def test_weights_choose_the_rows(name):
     generator = np.random.default_rng(0)
     abnormal = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
@@ -54,7 +70,6 @@ def test_weights_choose_the_rows(name):
     arguments = {
         "focal_loss": (both(abnormal), masks),
         "dice_loss": (abnormal, masks),
-        "cross_entropy": (abnormal[:, 0], jnp.array([0, 3, 1])),
     }[name]
     loss = getattr(losses, name)
     some = loss(*arguments, jnp.array([1.0, 0.0, 1.0]))
@@ -65,13 +80,10 @@ def test_weights_choose_the_rows(name):
 
 
 def test_rows_of_the_segmentation_losses():
-    batch = Batch(
-        category=jnp.zeros(5, int),
-        labels=jnp.array([0, 0, 1, 1, 1]),
-        masks=jnp.zeros((5, 2, 2)),
-        has_mask=jnp.array([True, False, True, False, True]),
-        valid=jnp.array([True, True, True, True, False]),
-        class_names=("object",),
+    batch = labeled(
+        [0, 0, 1, 1, 1],
+        valid=[True, True, True, True, False],
+        has_mask=[True, False, True, False, True],
     )
     # Normal images need no mask; an anomalous one without ground truth is left out.
     assert losses.segmentation_rows(batch).tolist() == [True, True, True, False, False]

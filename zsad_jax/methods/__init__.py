@@ -2,16 +2,15 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
-from zsad_jax.methods.shared.config import MethodConfig, Recipe
-from zsad_jax.utils.errors import UserError
+from zsad_jax.methods.shared.config import Fields, MethodConfig, Recipe
+from zsad_jax.utils.errors import UserError, suggest
 
 # Name -> "module:factory:config class"; a module is imported when its method is used.
 METHODS: dict[str, str] = {
@@ -41,7 +40,9 @@ __all__ = [
 ]
 
 
-def make_method(name: str, backbone: Backbone, config: Mapping[str, Any] | Any = None) -> Method:
+def make_method(
+    name: str, backbone: Backbone, config: MethodConfig | Fields | None = None
+) -> Method:
     """Returns the method of this name over a backbone.
 
     Args:
@@ -64,7 +65,7 @@ def count_parameters(
     *,
     backbone: str,
     published: bool = False,
-    config: Mapping[str, Any] | None = None,
+    config: Fields | None = None,
 ) -> int:
     """Returns the number of parameters that a method learns over a released backbone, from shapes alone.
 
@@ -102,10 +103,12 @@ def recipe_of(name: str) -> Recipe:
     return config_class(name).recipe if name in METHODS else Recipe()
 
 
-def _registered(name: str) -> tuple[Callable[..., Method], type[MethodConfig]]:
+def _registered(
+    name: str,
+) -> tuple[Callable[[Backbone, MethodConfig | Fields | None], Method], type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
-        raise UserError(f"Unknown method '{name}'. Available: {', '.join(sorted(METHODS))}.")
+        raise UserError(f"Unknown method '{name}'; {suggest(name, sorted(METHODS))}")
     module, *attributes = METHODS[name].split(":")
     factory, config = (getattr(importlib.import_module(module), one) for one in attributes)
     return factory, config
@@ -122,6 +125,6 @@ def image_score(method: Method, name: str | None = None) -> str:
     if name not in method.image_scores:
         raise UserError(
             f"Image score '{name}' does not exist for method '{method.name}' over this backbone;"
-            f" choose {' or '.join(repr(known) for known in method.image_scores)}."
+            f" {suggest(name, method.image_scores)}"
         )
     return name

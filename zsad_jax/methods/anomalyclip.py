@@ -67,8 +67,7 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         features = losses.zero_invalid(features, batch.valid)
         found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
-        logits = found["global_logits"][:, None]
-        return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
+        return losses.pair_loss(found, batch, lam=config.lam)
 
     return Method(
         name="anomalyclip",

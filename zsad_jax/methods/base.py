@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.errors import UserError, plural, suggest
 
 PyTree = Any
 AnyArray = jax.Array | np.ndarray
@@ -57,19 +57,19 @@ class Batch:
 
 
 class InitFn(Protocol):
-    """Returns the learnable pytree and nothing else; {} if nothing is learned."""
+    """A function that returns the learnable pytree and nothing else; {} if nothing is learned."""
 
     def __call__(self, key: Array, frozen: Params, /) -> Params: ...
 
 
 class FeaturesFn(Protocol):
-    """Returns what the other functions need of the images: any pytree with leading axis b."""
+    """A function that returns what the others need of the images: any pytree with leading axis b."""
 
     def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
 class PrototypesFn(Protocol):
-    """Returns what images of each category are compared with: any pytree, leading axis = category.
+    """A function that returns what images are compared with: any pytree with leading axis = category.
 
     It is called once per params. `class_names` is static. `references` are the features of K normal images of
     each category, for few-shot methods; None otherwise.
@@ -81,7 +81,7 @@ class PrototypesFn(Protocol):
 
 
 class ScoreFn(Protocol):
-    """Returns the scores of images of the given categories, with the requested `extras`."""
+    """A function that returns the scores of images of the given categories, with the requested `extras`."""
 
     def __call__(
         self,
@@ -97,13 +97,13 @@ class ScoreFn(Protocol):
 
 
 class AnomalyMapFn(Protocol):
-    """Returns the anomaly maps of patch scores at `size`: (H, W), or the side of a square."""
+    """A function that returns the anomaly maps of patch scores at `size`: (H, W), or the side of a square."""
 
     def __call__(self, patches: Patches, size: anomaly_map.Size, /) -> Float[Array, "b H W"]: ...
 
 
 class LossFn(Protocol):
-    """Returns the training loss and its terms by name."""
+    """A function that returns the training loss and its terms by name."""
 
     def __call__(
         self, frozen: Params, params: Params, features: PyTree, batch: Batch, /
@@ -111,13 +111,13 @@ class LossFn(Protocol):
 
 
 class GroupsFn(Protocol):
-    """Returns the params with the name of a parameter group at each leaf."""
+    """A function that returns the params with the name of a parameter group at each leaf."""
 
     def __call__(self, params: Params, /) -> PyTree: ...
 
 
 class AcrossFn(Protocol):
-    """Returns new scores of all images of one category, which may depend on one another.
+    """A function that returns new scores of all images of one category, which may depend on one another.
 
     It runs on the host, once per category, on the arrays that `ScoreFn` returned, in the order of the dataset.
     """
@@ -126,7 +126,7 @@ class AcrossFn(Protocol):
 
 
 class ImportParamsFn(Protocol):
-    """Returns the params in the authors' checkpoint, whose nested names are joined by ".".
+    """A function that returns the params in the authors' checkpoint, whose nested names are joined by ".".
 
     Raises:
       KeyError: naming an array that is missing.
@@ -226,17 +226,27 @@ def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -
         of_images = jax.tree.map(lambda x: x[category], prototypes)
         scores = compute(frozen, params, of_images, features)
         if unknown := sorted({*extras} - {*scores.extras}):
-            known = ", ".join(scores.extras)
-            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'. Available: {known}.")
+            hint = suggest(unknown[0], scores.extras)
+            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'; {hint}")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score
 
 
+class VisionSide(TypedDict):
+    """The fields of `Method` that follow from the options that all methods share."""
+
+    config: MethodConfig
+    features: FeaturesFn
+    anomaly_map: AnomalyMapFn
+    map_range: tuple[float, float]
+    features_key: Hashable
+
+
 def vision_side(
     backbone: Backbone, config: MethodConfig, *, num_maps: int | None = None
-) -> dict[str, Any]:
-    """Returns the config of a `Method`, and the fields that follow from the options that all methods share.
+) -> VisionSide:
+    """Returns the config of a `Method`, and its fields that follow from the shared options.
 
     `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer.
 

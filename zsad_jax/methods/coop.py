@@ -22,7 +22,7 @@ from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.similarity import normalize
-from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.config import Renamed, config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,10 @@ class CoOpConfig(MethodConfig):
     """
 
     title: ClassVar[str] = "CoOp"
-    renamed: ClassVar[Mapping[str, str]] = {
-        "normal_word": "normal_text ('normal {}' for 'normal')",
-        "abnormal_word": "abnormal_text ('anomalous {}' for 'anomalous')",
-        "local_loss": "lam (1.0 for True, 0.0 for False)",
-    }
-    stored_defaults: ClassVar[Mapping[str, Fields]] = {
-        "normal_text": {"normal_word": "normal"},
-        "abnormal_text": {"abnormal_word": "anomalous"},
-        "lam": {"local_loss": False},
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        "normal_word": Renamed("normal_text", "'normal {}' for 'normal'", "normal"),
+        "abnormal_word": Renamed("abnormal_text", "'anomalous {}' for 'anomalous'", "anomalous"),
+        "local_loss": Renamed("lam", "1.0 for True, 0.0 for False", False),
     }
 
     num_prompts: int = within(12, 1)
@@ -69,9 +64,9 @@ class CoCoOpConfig(CoOpConfig):
     """
 
     title: ClassVar[str] = "CoCoOp"
-    stored_defaults: ClassVar[Mapping[str, Fields]] = {
-        **CoOpConfig.stored_defaults,
-        "lam": {"local_loss": True},
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        **CoOpConfig.renamed,
+        "local_loss": CoOpConfig.renamed["local_loss"]._replace(default=True),
     }
 
     lam: float = within(1.0, 0)
@@ -129,7 +124,8 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         lengths = (paddings == 0).sum(axis=1)
         after = [start[0] + int(length - lengths[0]) for length in lengths[1:]]
         half = count // 2 if config.position == "middle" else 0
-        return [(slice(half, count), after), *[(slice(half), start)] * (half > 0)]
+        both = [(slice(half, count), after), (slice(half), start)]
+        return both if half else both[:1]
 
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
@@ -176,9 +172,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         features = losses.zero_invalid(features, batch.valid)
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
-        found = compare_all(frozen, params, own, features)
-        logits = found["global_logits"][:, None]
-        return losses.joint_loss(found["patch_probabilities"], logits, batch, lam=config.lam)
+        return losses.pair_loss(compare_all(frozen, params, own, features), batch, lam=config.lam)
 
     def import_params(state: Arrays) -> Params:
         state = without_prefix(state, "prompt_learner")

@@ -21,7 +21,7 @@ from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, cosines, normalize, repeat, temperature_of
-from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.config import Renamed, config_from, within
 from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("combined", "global", "patch")
@@ -55,13 +55,13 @@ class FAPromptConfig(learner.LearnerConfig):
 
     title: ClassVar[str] = "FAPrompt"
     recipe: ClassVar[Recipe] = Recipe(TRAINING | {"epochs": 7}, image_score="combined")
-    renamed: ClassVar[Mapping[str, str]] = {
-        "normal_length": "num_prompts",
-        "abnormal_length": "num_own_prompts",
-        "separate_length": "num_separate_prompts",
-        "prior_reduction": "reduction",
-        "local1_weight": "lam",
-        "local2_weight": "lam_stage2",
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        "normal_length": Renamed("num_prompts"),
+        "abnormal_length": Renamed("num_own_prompts"),
+        "separate_length": Renamed("num_separate_prompts"),
+        "prior_reduction": Renamed("reduction"),
+        "local1_weight": Renamed("lam"),
+        "local2_weight": Renamed("lam_stage2"),
     }
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
 
@@ -121,8 +121,10 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     """
     config = config_from(FAPromptConfig, config)
     temperature = temperature_of(backbone, config.temperature)
-    num_deep = learner.count_deep_blocks(backbone, config)
     num_normal = config.num_prompts if config.compound else config.num_separate_prompts
+    words = functools.cache(
+        lambda: _tokenize(backbone, config, num_normal)
+    )  # only when text is needed
 
     def init(key: Array, frozen: Params) -> Params:
         learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
@@ -137,20 +139,6 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             hidden = max(inputs // config.reduction, 1)
             params["prior"] = layers.init_bottleneck(prior_key, inputs, hidden, width)
         return params
-
-    @functools.cache  # only when text is needed
-    def words() -> dict[str, prompts.Tokens]:
-        """Returns the words after the learned tokens, by state."""
-        texts = (config.normal_text, config.abnormal_text)
-        found = [prompts.tokenize(backbone, [text]) for text in texts]
-        # The end token of a text, whose output is the feature, must stay after the deep prompts.
-        room = num_normal + found[0][0].shape[1] - backbone.num_start_tokens - 1
-        if num_deep and backbone.num_start_tokens and config.num_deep_prompts > room:
-            raise UserError(
-                f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
-                f" prompts replace tokens, and the normal prompt has {room}; give at most as many."
-            )
-        return dict(zip(STATES, found, strict=True))
 
     def encode(
         frozen: Params, params: Params, state: str, prior: Float[Array, " e"] | None = None
@@ -176,18 +164,6 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         normal, abnormal = (encode(frozen, params, state) for state in STATES)
         return Prototypes(*(repeat(x, len(class_names)) for x in (normal[0], abnormal)))
 
-    def prior_of(
-        network: Params, patches: Float[Array, "h w d"], anomaly: Float[Array, "h w"]
-    ) -> Float[Array, " e"]:
-        """Returns Omega, which one image adds to the tokens of the abnormal prompts."""
-        patches = patches.reshape(-1, patches.shape[-1])
-        count = min(config.num_selected, len(patches))
-        if config.dap_select == "topk":
-            patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly.reshape(-1)), count)[1]]
-        # An image with fewer patches leaves the network's last inputs at zero.
-        selected = jnp.pad(normalize(patches[:count]), ((0, config.num_selected - count), (0, 0)))
-        return layers.bottleneck(network, selected.reshape(-1))
-
     def compare_stages(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
     ) -> Comparison:
@@ -197,8 +173,8 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         found = compare(tokens, patches, pair, pair, temperature)
         stages = found["patch_probabilities"][None]
         if config.prior:
-            anomaly = stages[0, ..., 1]
-            prior = jax.vmap(prior_of, in_axes=(None, 0, 0))(params["prior"], patches, anomaly)
+            priors = jax.vmap(functools.partial(_prior, config, params["prior"]))
+            prior = priors(patches, stages[0, ..., 1])
             abnormal = jax.vmap(lambda one: encode(frozen, params, "abnormal", one))(prior)
             text = text._replace(abnormal=abnormal)
             pair = text.pair()
@@ -242,7 +218,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             terms |= {f"{name}{number}": value for name, value in local.items()}
         logits = found.extras["image_logits"]
         weighted = {
-            "cross_entropy": losses.cross_entropy(logits, batch.labels, valid),
+            "cross_entropy": losses.image_cross_entropy(logits[:, None], batch),
             "image_focal": _image_focal(found.image["combined"], batch),
         }
         if config.compound:
@@ -253,17 +229,6 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         total += sum(getattr(config, f"{name}_weight") * term for name, term in weighted.items())
         return total, terms | weighted
 
-    def import_params(state: Arrays) -> Params:
-        """Reads the learned arrays of the authors' state dict; arrays without effect are dropped."""
-        state = learner.without_prefix(state, "prompt_learner")
-        params: Params = learner.learner_from_torch(state)
-        abnormal = params["abnormal"]
-        params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
-        if config.prior:
-            names = {"first": "linear1", "second": "linear2"}
-            params["prior"] = layers.linears_from_torch(state, "patch_meta_net.", **names)
-        return params
-
     return Method(
         name="faprompt",
         init=init,
@@ -271,11 +236,56 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         score=scorer("faprompt", compute),
         loss=loss,
         image_scores=IMAGE_SCORES,
-        import_params=import_params,
+        import_params=functools.partial(_import_params, config),
         aupro_thresholds="numpy",
         unused_parameters=learner.count_unused_projections(backbone, config),
         **vision_side(backbone, config),
     )
+
+
+def _tokenize(
+    backbone: Backbone, config: FAPromptConfig, num_normal: int
+) -> dict[str, prompts.Tokens]:
+    """Returns the words after the learned tokens, of which the normal prompt has `num_normal`, by state."""
+    texts = (config.normal_text, config.abnormal_text)
+    found = [prompts.tokenize(backbone, [text]) for text in texts]
+    # The end token of a text, whose output is the feature, must stay after the deep prompts.
+    room = num_normal + found[0][0].shape[1] - backbone.num_start_tokens - 1
+    has_deep = learner.count_deep_blocks(backbone, config) > 0
+    if has_deep and backbone.num_start_tokens and config.num_deep_prompts > room:
+        raise UserError(
+            f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
+            f" prompts replace tokens, and the normal prompt has {room}; give at most as many."
+        )
+    return dict(zip(STATES, found, strict=True))
+
+
+def _prior(
+    config: FAPromptConfig,
+    network: Params,
+    patches: Float[Array, "h w d"],
+    anomaly: Float[Array, "h w"],
+) -> Float[Array, " e"]:
+    """Returns Omega, which one image adds to the tokens of the abnormal prompts."""
+    patches = patches.reshape(-1, patches.shape[-1])
+    count = min(config.num_selected, len(patches))
+    if config.dap_select == "topk":
+        patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly.reshape(-1)), count)[1]]
+    # An image with fewer patches leaves the network's last inputs at zero.
+    selected = jnp.pad(normalize(patches[:count]), ((0, config.num_selected - count), (0, 0)))
+    return layers.bottleneck(network, selected.reshape(-1))
+
+
+def _import_params(config: FAPromptConfig, state: Arrays) -> Params:
+    """Reads the learned arrays of the authors' state dict; arrays without effect are dropped."""
+    state = learner.without_prefix(state, "prompt_learner")
+    params: Params = learner.learner_from_torch(state)
+    abnormal = params["abnormal"]
+    params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
+    if config.prior:
+        names = {"first": "linear1", "second": "linear2"}
+        params["prior"] = layers.linears_from_torch(state, "patch_meta_net.", **names)
+    return params
 
 
 def _orthogonality(abnormal: Float[Array, "k d"]) -> Float[Array, ""]:

@@ -23,7 +23,7 @@ from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, repeat, temperature_of
-from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.config import Renamed, config_from, within
 from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
@@ -60,17 +60,14 @@ class TIPSomalyConfig(learner.LearnerConfig):
         # Brain images are described in medical words, everything else in industrial ones.
         method_for={key: {"prompt_family": "medical"} for key in BRAIN},
     )
-    renamed: ClassVar[Mapping[str, str]] = {
-        "n_deep": "num_deep_prompts",
-        "d_deep": "deep_prompt_depth, which includes the first block (d_deep + 1)",
-        "deep_tokens": "deep_prompts",
-        "l1_lambda": "l1_weight",
-        "cls_seg_loss": "lam and cross_entropy_weight (1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls')",
-    }
-    stored_defaults: ClassVar[Mapping[str, Fields]] = {
-        "deep_prompt_depth": {"d_deep": 0},
-        "lam": {"cls_seg_loss": "seg"},
-        "cross_entropy_weight": {},
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        "n_deep": Renamed("num_deep_prompts"),
+        "d_deep": Renamed("deep_prompt_depth", "d_deep + 1: it includes the first block", 0),
+        "deep_tokens": Renamed("deep_prompts"),
+        "l1_lambda": Renamed("l1_weight"),
+        "cls_seg_loss": Renamed(
+            "lam", "1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls'", "seg", also="cross_entropy_weight"
+        ),
     }
     # Fixed: the last block, with both global tokens scored.
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
@@ -129,41 +126,21 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
             shapes |= {f"deep_{state}": deep for state in STATES}
         return layers.init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)
 
-    @functools.cache  # only when text is needed
-    def words() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns ids, paddings and state (0, 1) of every sentence around learned tokens."""
-        pair = family.sentences(config.learned_class_name)
-        if config.learning == "entire_learnable":  # between start and end token alone
-            pair = [""], [""]
-        states = np.repeat([0, 1], [len(sentences) for sentences in pair])
-        return *prompts.tokenize(backbone, [*pair[0], *pair[1]]), states
-
-    def embed_learned(
-        frozen: Params, learned: Float[Array, "2 p e"]
-    ) -> tuple[Float[Array, "t n e"], np.ndarray, np.ndarray]:
-        """Returns embeddings with the learned tokens, paddings and state of every sentence."""
-        start = backbone.num_start_tokens
-        if config.learning == "entire_learnable" and not start:
-            # All sentences of a state are the same learned tokens: one stands for all.
-            embeddings = learned[:, : backbone.text_length]
-            return embeddings, np.zeros(embeddings.shape[:2], np.int32), np.array([0, 1])
-        ids, paddings, states = words()
-        embeddings = backbone.embed_tokens(frozen, ids)
-        if config.learning == "sumate":  # what is added to padding has no effect
-            end = min(start + learned.shape[1], embeddings.shape[1])
-            added = learned[states][:, : end - start].astype(embeddings.dtype)
-            return embeddings.at[:, start:end].add(added), paddings, states
-        if start:  # an end token may not be cut off
-            prompts.check_length(backbone, paddings, config.num_prompts)
-        embeddings, paddings = prompts.insert_tokens(
-            embeddings, paddings, learned[states], at=start, length=backbone.text_length
-        )
-        return embeddings, paddings, states
+    words = functools.cache(lambda: _tokenize(backbone, config))  # only when text is needed
 
     def encode_learned(frozen: Params, params: Params) -> Float[Array, "2 d"]:
         """Returns the unit-norm features of the learned (normal, abnormal) prompts."""
         learned = jnp.stack([params[state] for state in STATES])
-        embeddings, paddings, states = embed_learned(frozen, learned)
+        if config.learning == "entire_learnable" and not backbone.num_start_tokens:
+            # All sentences of a state are the same learned tokens: one stands for all.
+            embeddings = learned[:, : backbone.text_length]
+            paddings, states = np.zeros(embeddings.shape[:2], np.int32), np.array([0, 1])
+        else:
+            ids, paddings, states = words()
+            embeddings = backbone.embed_tokens(frozen, ids)
+            embeddings, paddings = _add_learned(
+                backbone, config, embeddings, paddings, learned[states]
+            )
         deep = None
         if num_deep:
             deep = jnp.stack([params[f"deep_{state}"] for state in STATES], axis=1)[:, states]
@@ -231,6 +208,37 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         works_untrained=True,
         import_params=import_params,
         **vision_side(backbone, config),
+    )
+
+
+def _tokenize(
+    backbone: Backbone, config: TIPSomalyConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ids, paddings and state (0, 1) of every sentence around learned tokens."""
+    pair = prompts.PROMPT_FAMILIES[config.prompt_family].sentences(config.learned_class_name)
+    if config.learning == "entire_learnable":  # between start and end token alone
+        pair = [""], [""]
+    states = np.repeat([0, 1], [len(sentences) for sentences in pair])
+    return *prompts.tokenize(backbone, [*pair[0], *pair[1]]), states
+
+
+def _add_learned(
+    backbone: Backbone,
+    config: TIPSomalyConfig,
+    embeddings: Float[Array, "t n e"],
+    paddings: np.ndarray,
+    learned: Float[Array, "t p e"],
+) -> tuple[Float[Array, "t m e"], np.ndarray]:
+    """Returns embeddings and paddings of sentences with the learned tokens of each."""
+    start = backbone.num_start_tokens
+    if config.learning == "sumate":  # what is added to padding has no effect
+        end = min(start + learned.shape[1], embeddings.shape[1])
+        added = learned[:, : end - start].astype(embeddings.dtype)
+        return embeddings.at[:, start:end].add(added), paddings
+    if start:  # an end token may not be cut off
+        prompts.check_length(backbone, paddings, config.num_prompts)
+    return prompts.insert_tokens(
+        embeddings, paddings, learned, at=start, length=backbone.text_length
     )
 
 

@@ -107,22 +107,11 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(TPSConfig, config)
-    tunes_projection = config.learned and config.tune_text_projection is not False
-    tunes_projection &= "projection" in backbone.params["text"]
-    if config.tune_text_projection and not tunes_projection:
-        reason = f"the text tower of {backbone.name} has no projection"
-        raise UserError(
-            "Config key 'tune_text_projection' is True, but"
-            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
-        )
-    width = backbone.embed_dim
+    tunes_projection = _tunes_projection(backbone, config)
     if config.learned:
         learner.check_deep_prompts(backbone, config)
-    if config.learned and config.pathway and width % config.pathway_heads:
-        raise UserError(
-            f"Config key 'pathway_heads' is {config.pathway_heads}, which does not divide the {width}"
-            f" numbers of {backbone.name}'s text features; give a divisor."
-        )
+        if config.pathway:
+            layers.check_joint_heads(backbone, "pathway_heads", config.pathway_heads)
     temperature = temperature_of(backbone, config.temperature)
     num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
     words = functools.cache(lambda: prompts.tokenize(backbone, config.learned_texts))
@@ -134,7 +123,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         *learner_keys, pathway_key = jax.random.split(key, 3)
         named = zip(LEARNERS, learner_keys, strict=True)
         params: Params = {n: learner.init_learner(k, backbone, config) for n, k in named}
-        new_pathway = functools.partial(_init_pathway, width=width)
+        new_pathway = functools.partial(_init_pathway, width=backbone.embed_dim)
         if config.pathway and config.shared_pathway:
             params["pathway"] = new_pathway(pathway_key)
         elif config.pathway:
@@ -197,8 +186,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
             raise UserError("Nothing can be trained with learned=False; set learned=True.")
         features = losses.zero_invalid(features, batch.valid)
         found = compare(params, repeat(encode(frozen, params), len(batch.labels)), features)
-        logits = found["global_logits"][:, None]
-        return losses.joint_loss(found["patch_probabilities"], logits, batch)
+        return losses.pair_loss(found, batch)
 
     def import_params(state: Arrays) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has.
@@ -216,15 +204,6 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
             params["text_projection"] = np.asarray(state["former.text_projection"])
         return params
 
-    unused = 0
-    if config.learned:
-        unused += len(LEARNERS) * learner.count_unused_projections(backbone, config)
-        # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
-        hidden = MLP_FACTOR * width
-        branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
-        unused += branch * num_pathways * config.pathway
-        # The vision tower's projection, which is applied before features are frozen.
-        unused += backbone.vision_width * width * tunes_projection
     return Method(
         name="tps",
         init=init,
@@ -236,9 +215,36 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         works_untrained=True,
         import_params=import_params if config.learned else None,
         aupro_thresholds="numpy",
-        unused_parameters=unused,
+        unused_parameters=_count_unused(backbone, config, num_pathways) if config.learned else 0,
         **vision_side(backbone, config, num_maps=1 if config.segmentation == "summed" else None),
     )
+
+
+def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
+    """Returns whether the text tower's projection is trained, which `tune_text_projection` may demand."""
+    possible = config.learned and "projection" in backbone.params["text"]
+    if config.tune_text_projection and not possible:
+        reason = f"the text tower of {backbone.name} has no projection"
+        raise UserError(
+            "Config key 'tune_text_projection' is True, but"
+            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
+        )
+    return possible and config.tune_text_projection is not False
+
+
+def _count_unused(backbone: Backbone, config: TPSConfig, num_pathways: int) -> int:
+    """Returns the number of parameters in the authors' optimizer that have no effect."""
+    width = backbone.embed_dim
+    unused = len(LEARNERS) * learner.count_unused_projections(backbone, config)
+    if config.pathway:
+        # The image branch of the authors' pathway: an attention, a feed-forward part and a norm.
+        hidden = MLP_FACTOR * width
+        branch = 4 * (width + 1) * width + (width + 1) * hidden + (hidden + 1) * width + 2 * width
+        unused += branch * num_pathways
+    if _tunes_projection(backbone, config):
+        # The vision tower's projection, which is applied before features are frozen.
+        unused += backbone.vision_width * width
+    return unused
 
 
 def _adapt(

@@ -22,7 +22,7 @@ from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
 from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
-from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.config import Renamed, config_from, within
 from zsad_jax.utils.errors import UserError
 
 # Projections of the perception attention, and modules of the learned arrays, by the authors' names.
@@ -62,9 +62,9 @@ class ViP2CLIPConfig(MethodConfig):
     recipe: ClassVar[Recipe] = Recipe(
         TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
     )
-    renamed: ClassVar[Mapping[str, str]] = {
-        "state_length": "num_prompts",
-        "class_length": "num_class_prompts",
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        "state_length": Renamed("num_prompts"),
+        "class_length": Renamed("num_class_prompts"),
     }
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
@@ -119,28 +119,12 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
       UserError: for an unknown key, a bad value, or one that the backbone does not support.
     """
     config = config_from(ViP2CLIPConfig, config)
-    if config.fgp and backbone.embed_dim % config.fgp_heads:
-        raise UserError(
-            f"Config key 'fgp_heads' is {config.fgp_heads}, which does not divide the {backbone.embed_dim}"
-            f" numbers of an embedding of {backbone.name}; choose a divisor."
-        )
+    if config.fgp:
+        layers.check_joint_heads(backbone, "fgp_heads", config.fgp_heads)
     temperature = temperature_of(backbone, config.temperature)
     score_name = "patch" if config.utpa else "global"  # what the image score comes from
 
-    @functools.cache
-    def words() -> prompts.Tokens:
-        """Returns tokens of the adjectives, each of which has to be a single one."""
-        ids, paddings = prompts.tokenize(backbone, config.adjectives)
-        # Each start token comes with an end token.
-        counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
-        for adjective, count in zip(config.adjectives, counts, strict=True):
-            if count != 1:
-                raise UserError(
-                    f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives'"
-                    " of one token each, such as ('normal', 'abnormal')."
-                )
-        return ids, paddings
-
+    words = functools.cache(lambda: _tokenize(backbone, config.adjectives))
     try:
         prompts.tokenize(backbone, config.adjectives)
     except UserError:
@@ -171,9 +155,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         frozen: Params, params: Params, seen: Float[Array, "r e"] | float = 0.0
     ) -> Float[Array, "2 d"]:
         """Returns unit-norm features of the two prompts; the class tokens take `seen` (a) from an image."""
-        ids, paddings = words()
-        if config.adjective_bug:
-            ids, paddings = ids[[1, 1]], paddings[[1, 1]]
+        order = [1, 1] if config.adjective_bug else [0, 1]
+        ids, paddings = (array[order] for array in words())
         prompts.check_length(backbone, paddings, config.num_prompts + config.num_class_prompts)
         states = jnp.stack([params[state] for state in STATES])
         classes = jnp.stack([params["class"] + seen] * len(STATES))
@@ -202,24 +185,11 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
 
         return jax.vmap(encode_one)(tokens)
 
-    def perceive(
-        network: Params, text: Float[Array, "b 2 d"], patches: Float[Array, "b layers h w d"]
-    ) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
-        """Returns the perception attention of texts to unit-norm patches of each layer, and its weights.
-
-        Like the published code, it does not divide the logits by the root of the heads' width.
-        """
-        unit = normalize(patches)
-        unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
-        heads = config.fgp_heads
-        attend = functools.partial(layers.attend_folded, network, num_heads=heads, scale=1.0)
-        return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
-
     def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
         """Compares the patches of each layer with the texts, and selects those of the image score."""
         attention = None
         if config.fgp:
-            texts, attention = perceive(params["fgp"], text, features.patches)
+            texts, attention = _perceive(params["fgp"], text, features.patches, config.fgp_heads)
             texts = normalize(texts)
         else:
             layer_shape = (*features.patches.shape[:2], *text.shape[1:])
@@ -228,17 +198,10 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         values = cosines(features.patches, texts)
         probabilities = jax.nn.softmax(values / temperature, axis=-1)
         if config.utpa:
-            b, depth, h, w, _ = values.shape
-            flat = probabilities[..., 1].reshape(b, depth, h * w)
-            _, strongest = jax.lax.top_k(flat, min(config.top_k, h * w))
-            rows = values.reshape(b, depth, h * w, 2)
-            image = jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
+            image = _pool_strongest(values, probabilities, config.top_k)
         else:
             image = cosines(features.global_tokens[:, config.global_token, None], text)
         return Alignment(texts, values, probabilities, image / temperature, attention)
-
-    def pool(logits: Float[Array, "b m 2"], how: str) -> Float[Array, "b m 2"]:
-        return logits.mean(axis=1, keepdims=True) if how == "pooled" else logits
 
     def compute(
         frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
@@ -251,7 +214,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         if config.vca:
             text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
-        logits = pool(found.image_logits, config.score)
+        logits = _pool(found.image_logits, config.score)
         patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
         extras = {"text_features": text, **found._asdict()}
         if not config.fgp:
@@ -263,24 +226,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         features = losses.zero_invalid(features, batch.valid)
         text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
-        logits = pool(found.image_logits, config.global_loss)
+        logits = _pool(found.image_logits, config.global_loss)
         return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
-
-    def import_params(state: Arrays) -> Params:
-        """Reads the parameters of the authors' checkpoint that the config has."""
-        state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
-        names = {"normal": "ctx_pos", "abnormal": "ctx_neg", "class": "cls_ctx"}
-        params: Params = {ours: state[theirs] for ours, theirs in names.items()}
-        if config.vca:
-            networks = [
-                layers.linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")
-                for j in range(len(params["class"]))
-            ]
-            params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
-            params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
-        if config.fgp:
-            params["fgp"] = layers.linears_from_torch(state, **FGP)
-        return params
 
     return Method(
         name="vip2clip",
@@ -291,8 +238,72 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),
         image_scores=(score_name,),
-        import_params=import_params,
+        import_params=functools.partial(_import_params, config),
         # The published attention has a temperature that it never uses.
         unused_parameters=int(config.fgp),
         **vision_side(backbone, config, num_maps=1),
     )
+
+
+def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> prompts.Tokens:
+    """Returns tokens of the adjectives, each of which has to be a single one."""
+    ids, paddings = prompts.tokenize(backbone, adjectives)
+    # Each start token comes with an end token.
+    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
+    for adjective, count in zip(adjectives, counts, strict=True):
+        if count != 1:
+            raise UserError(
+                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives'"
+                " of one token each, such as ('normal', 'abnormal')."
+            )
+    return ids, paddings
+
+
+def _perceive(
+    network: Params,
+    text: Float[Array, "b 2 d"],
+    patches: Float[Array, "b layers h w d"],
+    num_heads: int,
+) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
+    """Returns the perception attention of texts to unit-norm patches of each layer, and its weights.
+
+    Like the published code, it does not divide the logits by the root of the heads' width.
+    """
+    unit = normalize(patches)
+    unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
+    attend = functools.partial(layers.attend_folded, network, num_heads=num_heads, scale=1.0)
+    return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
+
+
+def _pool_strongest(
+    values: Float[Array, "b layers h w 2"],
+    probabilities: Float[Array, "b layers h w 2"],
+    count: int,
+) -> Float[Array, "b layers 2"]:
+    """Returns the mean values of each layer's `count` most anomalous patches; of all where there are fewer."""
+    b, depth, h, w, _ = values.shape
+    flat = probabilities[..., 1].reshape(b, depth, h * w)
+    _, strongest = jax.lax.top_k(flat, min(count, h * w))
+    rows = values.reshape(b, depth, h * w, 2)
+    return jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
+
+
+def _pool(logits: Float[Array, "b m 2"], how: str) -> Float[Array, "b m 2"]:
+    return logits.mean(axis=1, keepdims=True) if how == "pooled" else logits
+
+
+def _import_params(config: ViP2CLIPConfig, state: Arrays) -> Params:
+    """Reads the parameters of the authors' checkpoint that the config has."""
+    state = {k: np.asarray(v) for k, v in without_prefix(state, *MODULES).items()}
+    names = {"normal": "ctx_pos", "abnormal": "ctx_neg", "class": "cls_ctx"}
+    params: Params = {ours: state[theirs] for ours, theirs in names.items()}
+    if config.vca:
+        networks = [
+            layers.linears_from_torch(state, f"cls_prompter.fc.{j}.", first="0", second="2")
+            for j in range(len(params["class"]))
+        ]
+        params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
+        params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
+    if config.fgp:
+        params["fgp"] = layers.linears_from_torch(state, **FGP)
+    return params

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from zsad_jax.utils.config import check_fields, within
+from zsad_jax.utils.config import Renamed, check_fields, within
 from zsad_jax.utils.errors import UserError
 
 VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
@@ -42,8 +42,7 @@ class MethodConfig:
       title: the method's name as its paper prints it.
       needs_text: whether the method needs the text side of a backbone.
       recipe: the setting of its published numbers.
-      renamed: former keys and what replaces them, for error messages.
-      stored_defaults: what stands for the default of an option in keys of stored results, if not the option.
+      renamed: former keys, which are still those of stored results, and what replaced them.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
       vv_from: first block of the value-value stream that patch tokens come from; None: ordinary attention.
       cls_norm: whether the global token passes the final LayerNorm of the vision tower.
@@ -56,8 +55,7 @@ class MethodConfig:
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
-    renamed: ClassVar[Mapping[str, str]] = {}
-    stored_defaults: ClassVar[Mapping[str, Fields]] = {}
+    renamed: ClassVar[Mapping[str, Renamed]] = {}
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
     vv_from: int | None = within(None, 1, VISION_DEPTH)
@@ -78,14 +76,17 @@ class MethodConfig:
 
     def stored_options(self) -> dict[str, Any]:
         """Returns the options as in keys of stored results, which remain valid when an option is renamed."""
-        former = {new: old for old, new in self.renamed.items()}
-        options: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            stored: Fields = {former.get(field.name, field.name): value}
-            if value == field.default:
-                stored = self.stored_defaults.get(field.name, stored)
-            options.update(stored)
+        fields = dataclasses.fields(self)
+        options = {field.name: getattr(self, field.name) for field in fields}
+        unchanged = {field.name for field in fields if options[field.name] == field.default}
+        for former, new in self.renamed.items():
+            if not new.values:
+                options[former] = options.pop(new.key)
+                continue
+            if new.key in unchanged:
+                options[former] = new.default
+            for key in unchanged & {new.key, new.also}:
+                del options[key]
         return options
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import AnyArray
+from zsad_jax.utils.errors import UserError
 
 Linear = Mapping[str, Float[AnyArray, "..."]]
 
@@ -58,6 +60,15 @@ def bottleneck(
 ) -> Float[Array, "*n e"]:
     """Returns second(activation(first(x)))."""
     return linear(params["second"], activation(linear(params["first"], x)))
+
+
+def check_joint_heads(backbone: Backbone, key: str, heads: int) -> None:
+    """Raises UserError if the attention heads of a config key do not divide the joint width."""
+    if backbone.embed_dim % heads:
+        raise UserError(
+            f"Config key '{key}' is {heads}, which does not divide the {backbone.embed_dim} numbers of an"
+            f" embedding of {backbone.name}; choose a divisor."
+        )
 
 
 def attend_folded(

@@ -6,10 +6,11 @@ Masks are 1 where a pixel is anomalous.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from zsad_jax.methods.base import AnyArray, Batch, Loss, PyTree, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
+from zsad_jax.methods.shared.similarity import Comparison
 
 FOCAL_SMOOTHING = 1e-5
 
@@ -72,14 +73,6 @@ def dice_loss(
     return weighted_mean(1 - (2 * overlap + 1) / (total + 1), weights)
 
 
-def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[AnyArray, " b"], weights: Float[AnyArray, " b"]
-) -> Float[Array, ""]:
-    """Returns the mean of -log_softmax(logits)[label]."""
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
-    return weighted_mean(-chosen, weights)
-
-
 def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> Terms:
     """Returns {"focal", "dice_abnormal", "dice_normal"} of one unsmoothed map at the size of the masks."""
     rows = segmentation_rows(batch).astype(jnp.float32)
@@ -92,9 +85,10 @@ def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> 
 
 
 def image_cross_entropy(logits: Float[Array, "b m k"], batch: Batch) -> Float[Array, ""]:
-    """Returns the sum of the cross-entropies of m predictions of the image labels."""
-    each = jax.vmap(cross_entropy, in_axes=(1, None, None))
-    return each(logits, batch.labels, batch.valid.astype(jnp.float32)).sum()
+    """Returns the mean over images of -log_softmax(logits)[label], summed over m predictions."""
+    labels = batch.labels[:, None, None]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1)
+    return weighted_mean(-chosen.sum(axis=(1, 2)), batch.valid.astype(jnp.float32))
 
 
 def joint_loss(
@@ -118,3 +112,9 @@ def joint_loss(
     of_layers = jax.vmap(segmentation_terms, in_axes=(1, None))(probabilities, batch)
     local = {name: values.sum() for name, values in of_layers.items()}
     return lam * sum(local.values()) + image, {**local, "cross_entropy": image}
+
+
+def pair_loss(found: Comparison, batch: Batch, *, lam: float = 1.0) -> Loss:
+    """Returns the joint loss of what `similarity.compare` returns for one global token of each image."""
+    logits = found["global_logits"][:, None]
+    return joint_loss(found["patch_probabilities"], logits, batch, lam=lam)

@@ -15,7 +15,7 @@ from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays, 
 from zsad_jax.backbones.registry import ASSETS, find_release
 from zsad_jax.methods.base import Method, PyTree
 from zsad_jax.utils import downloads, files
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 
 # The authors' repository at the commit that added the prompts (MIT licence).
 URL = (
@@ -58,7 +58,6 @@ RELEASES = {
         ),
     )
 }
-AVAILABLE = f"Available: {', '.join(RELEASES)}."
 
 
 class PromptFile(NamedTuple):
@@ -88,7 +87,9 @@ def find(source: str) -> PromptFile:
     if source in RELEASES:
         return PromptFile(source, source, RELEASES[source].epoch)
     if not pathlib.Path(source).is_file():
-        raise UserError(f"{source!r} is neither a file nor a name of released prompts. {AVAILABLE}")
+        raise UserError(
+            f"{source!r} is neither a file nor a name of released prompts; {suggest(source, RELEASES)}"
+        )
     return PromptFile(source, source)
 
 
@@ -117,7 +118,7 @@ def local_path(name: str) -> pathlib.Path:
       UserError: unknown name.
     """
     if name not in RELEASES:
-        raise UserError(f"Unknown prompts {name!r}. {AVAILABLE}")
+        raise UserError(f"Unknown prompts {name!r}; {suggest(name, RELEASES)}")
     return files.home() / "weights" / "prompts" / f"{name}.pth"
 
 
