@@ -24,11 +24,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = presets.paper("tipsomaly", train=False)
     config.checkpoints.mvtec_ad = "tipsomaly-l14-hr-mvtec_ad-epoch2"
     config.checkpoints.visa = "tipsomaly-l14-hr-visa-epoch2"
-    if not variant:
-        config.hint = (
-            "Without any download: python -m zsad_jax.main --config configs/tipsomaly.py:demo\n"
-            "Without registration: python -m zsad_jax.main --config configs/tipsomaly.py:visa"
-        )
     return presets.vary(config, variant, {"visa": _visa, "demo": _demo, "demo_clip": _demo_clip})
 
 

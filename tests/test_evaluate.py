@@ -191,8 +191,7 @@ def test_methods_that_learn_inside_the_tower_have_their_own_features():
     for contenders in ([plain, raised], [raised, plain]):
         result = run(contenders)
         scores = {
-            c.variant: s.image_scores["mean"]
-            for c, s in zip(contenders, result.scored, strict=True)
+            c.label: s.image_scores["mean"] for c, s in zip(contenders, result.scored, strict=True)
         }
         np.testing.assert_allclose(scores["raised"], 2 * (scores[""] + 2), rtol=1e-5)
 

@@ -23,11 +23,11 @@ from zsad_jax.utils.progress import one_late, progress
 
 
 class Contender(NamedTuple):
-    """A method with its parameters; `variant` is its label in comparisons, "" for the main one."""
+    """A method with its parameters; `label` is its key in comparisons, "" for the main one."""
 
     method: Method
     params: PyTree
-    variant: str = ""
+    label: str = ""
 
 
 class Scored(NamedTuple):

@@ -19,7 +19,7 @@ from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, PyTree, Stage
 from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, within
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.progress import one_late, progress
 
 
@@ -110,12 +110,7 @@ def make_optimizer(
     """Returns the optimizer with each parameter group's own rate; groups outside the stage are frozen."""
     groups = method.groups(params)
     names = set(jax.tree.leaves(groups))
-    unknown = set(config.learning_rates) - set(method.group_names)
-    if unknown:
-        raise UserError(
-            f"config.training.learning_rates names {sorted(unknown)}, but {method.name} has the parameter"
-            f" groups {sorted(method.group_names)}; remove the others."
-        )
+    check_learning_rates(config, method)
 
     def transform(name: str) -> optax.GradientTransformation:
         if stage.groups is not None and name not in stage.groups:
@@ -128,6 +123,16 @@ def make_optimizer(
         return optax.chain(decay, optax.sgd(rate, config.momentum))
 
     return optax.partition({name: transform(name) for name in names}, groups)
+
+
+def check_learning_rates(config: TrainingConfig, method: Method) -> None:
+    """Raises UserError if a learning rate is for a parameter group that the method never has."""
+    for name in config.learning_rates:
+        if name not in method.group_names:
+            raise UserError(
+                f"config.training.learning_rates names {name!r}, which is not a parameter group of"
+                f" {method.name}; {suggest(name, method.group_names)}"
+            )
 
 
 def make_schedule(

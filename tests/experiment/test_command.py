@@ -50,27 +50,27 @@ def run_main(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["sigma=8"], "Unexpected argument 'sigma=8'. Did you mean --config.method.sigma=8?"),
-        (["sigm=8"], "Unexpected argument 'sigm=8'. Did you mean --config.method.sigma=8?"),
+        (["sigma=8"], "Unexpected argument 'sigma=8'; did you mean --config.method.sigma=8?"),
+        (["sigm=8"], "Unexpected argument 'sigm=8'; did you mean --config.method.sigma=8?"),
         (
             ["config.method.sigma=8"],
-            "Unexpected argument 'config.method.sigma=8'. Did you mean --config.method.sigma=8?",
+            "Unexpected argument 'config.method.sigma=8'; did you mean --config.method.sigma=8?",
         ),
         (
             ["training.epochs=3", "--config.seed=1"],
-            "Unexpected argument 'training.epochs=3'. Did you mean --config.training.epochs=3?",
+            "Unexpected argument 'training.epochs=3'; did you mean --config.training.epochs=3?",
         ),
-        (["workdir=out"], "Unexpected argument 'workdir=out'. Did you mean --workdir=out?"),
+        (["workdir=out"], "Unexpected argument 'workdir=out'; did you mean --workdir=out?"),
         (
             ["sigma", "8"],
-            "Unexpected argument 'sigma'. Did you mean --config.method.sigma=VALUE?",
+            "Unexpected argument 'sigma'; did you mean --config.method.sigma=VALUE?",
         ),
         (
             ["name=x"],
-            "Unexpected argument 'name=x'. Did you mean --config.backbone.name=x or"
+            "Unexpected argument 'name=x'; did you mean --config.backbone.name=x or"
             " --config.method.name=x?",
         ),
-        (["zzz"], "Unexpected argument 'zzz'. Options have the form --NAME=VALUE."),
+        (["zzz"], "Unexpected argument 'zzz'; options have the form --NAME=VALUE."),
     ],
 )
 def test_rejects_stray_arguments(run_main, arguments, expected):
@@ -100,7 +100,7 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
             ["--config.method.sigma.x=3"],
             "config.method.sigma.x does not exist; did you mean config.method.sigma?",
         ),
-        (["--config.zzz=3"], "config.zzz does not exist; the config file has all keys."),
+        (["--config.zzz=3"], "config.zzz does not exist; the config file lists all keys."),
     ],
 )
 def test_suggests_a_known_key_for_an_unknown_one(run_main, arguments, expected):
@@ -110,7 +110,7 @@ def test_suggests_a_known_key_for_an_unknown_one(run_main, arguments, expected):
 def test_names_the_mistake_of_a_config_file(run_main):
     code, said = run_main("--config.seed=3", variant=":broken")
     assert code == 2
-    assert said.startswith("error: The config cannot be read: ")
+    assert said.startswith("error: Cannot read the config (")
     assert "no_such_key" in said
 
 

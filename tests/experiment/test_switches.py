@@ -253,11 +253,17 @@ def test_accepts_rates_of_groups_that_are_switched_off(run, name, over, part):
     assert run(dataclasses.replace(base, method=method, comparisons={})) == [name]
 
 
-@pytest.mark.parametrize("rates", [{"fgp": 0.1}, {"prompts": 0.1, "prompt": 0.1}])
-def test_rejects_rates_of_groups_that_a_method_never_has(run, rates):
+@pytest.mark.parametrize(
+    ("rates", "suggested"),
+    [
+        ({"fgp": 0.1}, "known are prompts, pathway"),
+        ({"prompts": 0.1, "prompt": 0.1}, "did you mean prompts"),
+    ],
+)
+def test_rejects_rates_of_groups_that_a_method_never_has(run, rates, suggested):
     base = demo("tps", "clip-nano")
     experiment = dataclasses.replace(base, training={**base.training, "learning_rates": rates})
-    with pytest.raises(UserError, match=r"tps has the parameter groups \['pathway', 'prompts'\]"):
+    with pytest.raises(UserError, match=f"not a parameter group of tps; {suggested}"):
         run(experiment)
     assert not run.trained
 
@@ -280,7 +286,7 @@ def test_compares_with_every_other_method(run):
         ({"method_for": {"synthetic_target": {"global_token": 1}}}, "has 1 global token"),
         ({"method_for": {"synthetic_target": {"num_prompts": LARGE}}}, "fewer learned tokens"),
         ({"comparisons": {"x": {"name": "clip"}}, "image_score": "global"}, "Image score 'global'"),
-        ({"auxiliary": None}, "config.auxiliary does not say"),
+        ({"auxiliary": None}, "config.auxiliary is missing"),
         ({"auxiliary": "mvtec_ad", "train": False}, "There are no prompts learned on mvtec_ad"),
     ],
 )

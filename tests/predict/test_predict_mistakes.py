@@ -37,9 +37,9 @@ def no_long_work(monkeypatch):
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
         (
             ["{images}", "--out={out}", "sigma=8"],
-            r"'sigma=8'. Did you mean --config.method.sigma=8\?",
+            r"'sigma=8'; did you mean --config.method.sigma=8\?",
         ),
-        (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
+        (["{images}", "--out={out}", "category=nut"], r"did you mean --category=nut\?"),
         (["{images}/a=b", "--out={out}"], "no file or folder .*a=b"),
     ],
 )
@@ -66,7 +66,7 @@ def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job,
 
 def test_reports_a_missing_config(run_command, pictures, job):
     code, _, said = run_command(pictures, f"--out={job.out}", config=None)
-    assert (code, said.startswith("error: Name a config")) == (2, True)
+    assert (code, said.startswith("error: No config is named")) == (2, True)
     code, _, said = run_command(pictures, f"--out={job.out}", config="--config=none.py")
     assert code == 2
     assert "none.py" in said

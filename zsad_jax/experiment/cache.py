@@ -59,7 +59,7 @@ def evaluation_key(
     name, images = dataset
     return fingerprint(
         _model(experiment, backbone),
-        [(*_method(c.method), c.variant, prompt_files.digest(c.params)) for c in contenders],
+        [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
         [name, images.fingerprint(), images.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,

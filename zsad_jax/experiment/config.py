@@ -17,10 +17,10 @@ from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, recipe_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.compare import unlike_paper
-from zsad_jax.train import TrainingConfig, make_optimizer
+from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils import files
 from zsad_jax.utils.config import check_fields, config_from, within
-from zsad_jax.utils.errors import UserError, nearest
+from zsad_jax.utils.errors import UserError, nearest, suggest
 
 
 class Variant(NamedTuple):
@@ -73,7 +73,6 @@ class Experiment:
       data_dir: folder of prepared datasets; None: under the cache directory.
       num_workers: decoding processes; None: chosen automatically.
       seed: of the initial parameters and of shuffling.
-      hint: an alternative command that is shown when something is missing.
     """
 
     method: Mapping[str, Any]
@@ -95,7 +94,6 @@ class Experiment:
     data_dir: str | None = None
     num_workers: int | None = within(None, 0)
     seed: int = 0
-    hint: str = ""
 
     def __post_init__(self) -> None:
         given = {name: source for name, source in self.checkpoints.items() if source is not None}
@@ -120,23 +118,23 @@ class Experiment:
         names = [target.name for target in self.resolved]
         if len(set(names)) < len(names):
             raise UserError(
-                f"config.targets holds {max(names, key=names.count)!r} twice. Give one of them another"
+                f"config.targets contains {max(names, key=names.count)!r} twice. Give one of them another"
                 " name, for example {'folder': PATH, 'name': NAME}."
             )
         for target in self.resolved:
             if isinstance(target.spec, str) and _keys(target.name) & _keys(target.auxiliary):
                 raise UserError(
-                    f"{target.name} would be trained on and evaluated on. Name another dataset for it:"
-                    f" --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
+                    f"{target.name} would be evaluated with prompts trained on {target.auxiliary}. Name another"
+                    f" auxiliary dataset for it: --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
                 )
-        known = {*names, *DATASETS}
+        known = sorted({*names, *DATASETS})
         for field in ("method_for", "auxiliary_for"):
-            for name in sorted({*getattr(self, field)} - known):
-                # A name that resembles none is a dataset of the user's own, which is no target now.
-                if near := nearest(name, sorted(known), cutoffs=(0.8,)):
+            for name in sorted({*getattr(self, field)} - {*known}):
+                # Any other name may be the user's own dataset, which is not evaluated this time.
+                if nearest(name, known, cutoffs=(0.8,)):
                     raise UserError(
                         f"config.{field} names {name!r}, which is neither a target nor a dataset;"
-                        f" did you mean {near[0]}?"
+                        f" {suggest(name, known)}"
                     )
 
     @functools.cached_property
@@ -203,9 +201,8 @@ class Experiment:
         over = backbone or describe_backbone(self.backbone["name"])
         main = self.variants()[0].make(over)
         image_score(main, self.image_score)
-        params = prompt_files.expected(main, over)
-        make_optimizer(self.training_config, main, params, main.stages[0])
-        if self.train and not params:
+        check_learning_rates(self.training_config, main)
+        if self.train and not prompt_files.expected(main, over):
             raise UserError(
                 f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
             )
@@ -215,14 +212,14 @@ class Experiment:
             params = prompt_files.expected(method, over)
             if params and not all(target.auxiliary for target in self.resolved):
                 raise UserError(
-                    f"{method.name} as configured learns prompts, but config.auxiliary does not say on which"
-                    " dataset. Name one."
+                    f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"
+                    " the dataset that they are trained on."
                 )
             if backbone is not None:
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, ("object",))
 
-    def training_of(self, method: Method) -> TrainingConfig:
+    def training_for(self, method: Method) -> TrainingConfig:
         """Returns the training section with the learning rates of the groups that a method has."""
         config = self.training_config
         rates = {k: v for k, v in config.learning_rates.items() if k in method.group_names}
@@ -244,7 +241,7 @@ def _target_name(spec: Any) -> str:
         if "," in spec:
             quoted = ", ".join(repr(name.strip()) for name in spec.split(","))
             raise UserError(
-                f"config.targets holds {spec!r}, which is read as one name. Write"
+                f"config.targets contains {spec!r}, which is read as one name. Write"
                 f' --config.targets="({quoted})".'
             )
         parse_name(spec)
@@ -256,8 +253,8 @@ def _target_name(spec: Any) -> str:
                 check_name(name)
                 return name
     raise UserError(
-        f"config.targets (or config.data) holds {spec!r}. Give a benchmark's name, {{'folder': PATH}} or"
-        " {'meta_json': ROOT}."
+        f"{spec!r} in config.targets (or config.data) is not a dataset. Give a benchmark's name,"
+        " {'folder': PATH} or {'meta_json': ROOT}."
     )
 
 
@@ -288,7 +285,7 @@ def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """ConfigDicts as dicts, sequences as tuples."""
+    """Returns ConfigDicts as dicts and sequences as tuples."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):

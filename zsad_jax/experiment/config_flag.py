@@ -12,7 +12,7 @@ from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, find_config
 from zsad_jax.methods import config_class
 from zsad_jax.utils.command_line import fail
-from zsad_jax.utils.errors import UserError, nearest
+from zsad_jax.utils.errors import UserError, did_you_mean, nearest
 
 
 class _Parser(flags.ArgumentParser):
@@ -49,7 +49,7 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
         except UserError as error:
             fail(str(error))
         except flags.Error as error:
-            fail(f"{_flag_mistake(error)}; see python -m {module} --help.")
+            fail(f"{_flag_mistake(error)} See python -m {module} --help.")
         except OSError as error:
             fail(_missing_config(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -83,12 +83,15 @@ def config_file() -> str:
 def _flag_mistake(error: flags.Error) -> str:
     """Returns what is wrong with a flag; of a traceback only its last line, the config file's error."""
     lines = str(error).strip().splitlines()
-    return lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
+    mistake = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
+    return mistake if mistake.endswith((".", "?")) else f"{mistake}."
 
 
 def _missing_config(error: OSError) -> str:
     reason = str(error).strip().splitlines()[-1].strip()
-    return f"The config file cannot be loaded ({reason}); try --config configs/tipsomaly.py:demo."
+    return (
+        f"Cannot load the config file ({reason}). Give another, such as configs/tipsomaly.py:demo."
+    )
 
 
 def reject_strays(arguments: Sequence[str]) -> None:
@@ -98,9 +101,9 @@ def reject_strays(arguments: Sequence[str]) -> None:
     key, _, value = arguments[0].lstrip("-").removeprefix("config.").partition("=")
     known = [f"config.{one}" for one in _nearest_keys(key, _keys(_CONFIG.value))]
     meant = [key] if key in flags.FLAGS else known
-    options = " or ".join(f"--{one}={value or 'VALUE'}" for one in meant)
-    remedy = f"Did you mean {options}?" if options else "Options have the form --NAME=VALUE."
-    raise UserError(f"Unexpected argument {arguments[0]!r}. {remedy}")
+    remedy = did_you_mean([f"--{one}={value or 'VALUE'}" for one in meant])
+    remedy = remedy or "options have the form --NAME=VALUE."
+    raise UserError(f"Unexpected argument {arguments[0]!r}; {remedy}")
 
 
 def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
@@ -122,10 +125,10 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
             if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
                 return f"config.{key} does not exist; it was renamed to {new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
-                meant = " or ".join(f"config.{one}" for one in _nearest_keys(key, known))
-                remedy = f"did you mean {meant}?" if meant else "the config file has all keys."
-                return f"config.{key} does not exist; {remedy}"
-    return f"The config cannot be read: {str(error).splitlines()[0]}."
+                remedy = did_you_mean([f"config.{one}" for one in _nearest_keys(key, known)])
+                return f"config.{key} does not exist; {remedy or 'the config file lists all keys.'}"
+    reason = str(error).splitlines()[0]
+    return f"Cannot read the config ({reason}). Correct the config file or the overrides."
 
 
 def _without_overrides(argv: list[str]) -> ConfigDict:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_dict
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class, recipe_of
 from zsad_jax.train import TrainingConfig
+from zsad_jax.utils.errors import suggest
 
 # Other arguments of `load_backbone`: files in place of the released ones, and what files do not contain.
 BACKBONE_OPTIONS = (
@@ -55,7 +56,6 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.data_dir = config_dict.placeholder(str)
     config.num_workers = config_dict.placeholder(int)
     config.seed = 111
-    config.hint = ""
     return config
 
 
@@ -92,7 +92,6 @@ def demo(
         if fields != {"name": config.method.name}
     }
     config.batch_size = 16
-    config.hint = ""
 
 
 def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
@@ -144,13 +143,9 @@ def vary(
       ValueError: unknown variant; the message names the known ones.
     """
     if variant and variant not in variants:
-        known = " and ".join(f":{name}" for name in variants)
-        raise ValueError(f"there is no variant {variant!r}; there are {known}")
+        raise ValueError(f"unknown variant {variant!r}; {suggest(variant, variants)}")
     if variant:
         variants[variant](config)
-    if not config.hint and config.targets != DEMO.targets:
-        command = f"python -m zsad_jax.main --config configs/{config.method.name}.py:demo"
-        config.hint = f"Without any download: {command}"
     return config
 
 

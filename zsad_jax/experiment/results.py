@@ -59,7 +59,7 @@ def collect(
         for score in scored.image_scores:
             found = {category: by_score[score] for category, by_score in scored.metrics.items()}
             found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
-            main = not contender.variant and score == image_score
+            main = not contender.label and score == image_score
             for category, one in found.items():
                 members = (categories == category) | (category == "mean")
                 row = result_row(
@@ -89,7 +89,7 @@ def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row
     )
     return {
         "method": method.name,
-        "variant": contender.variant or changed,
+        "variant": contender.label or changed,
         "backbone": backbone.name,
         "auxiliary": prompts.auxiliary,
         "checkpoint": prompts.checkpoint,

@@ -4,6 +4,7 @@ Everything that an earlier run with the same settings finished is reused.
 """
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,11 @@ from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, run_info
 from zsad_jax.experiment.config import Experiment, Target, Variant, to_json
-from zsad_jax.experiment.results import Prompts, collect
+from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.methods import Method, image_score
 from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.report import CurveWriter, Report, names, read_curves, write_report
+from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.train import OrbaxSaver, train
 from zsad_jax.utils import files, sharding
@@ -35,14 +36,41 @@ OUTPUTS = (
 
 
 class Run(NamedTuple):
-    """The experiment, its loaded backbone and its opened datasets, which all steps of a run share."""
+    """The state that all steps of a run share.
+
+    Attributes:
+      backbone: the loaded one.
+      mesh: all devices.
+      datasets: opened, by name: targets, and auxiliary datasets to train on.
+      skipped: targets that are not evaluated, with the reason.
+      method: the main method over the backbone.
+      image_score: the score that the tables show.
+    """
 
     experiment: Experiment
     workdir: pathlib.Path
     backbone: Backbone
     mesh: Mesh
     datasets: dict[str, Dataset]
+    skipped: dict[str, str]
+    method: Method
     image_score: str
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets that are evaluated."""
+        return [target for target in self.experiment.resolved if target.name in self.datasets]
+
+
+class Evaluated(NamedTuple):
+    """A target's evaluation and the rows of its results."""
+
+    evaluation: Evaluation
+    results: TargetResults
+
+
+# By (auxiliary dataset, label of the method).
+AllPrompts = Mapping[tuple[str | None, str], Prompts]
 
 
 def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -52,6 +80,22 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
       UserError: something is wrong or missing; it is raised before any long work.
     """
     clock = run_info.Stopwatch()
+    run = start_run(experiment, workdir)
+    clock.lap("start")
+    prompts = obtain_all_prompts(run, clock)
+    scorers: dict[str, Scorer] = {}  # one compilation for all targets with the same methods
+    evaluated = []
+    for target in run.targets:
+        evaluated.append(evaluate_target(run, target, prompts, scorers))
+        clock.lap(f"evaluate {target.name}")
+    info = write_results(run, evaluated, clock)
+    trainings = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
+    write_report(workdir, make_report(run, evaluated, info, list(trainings)))
+    logging.info("Wrote the report to %s.", workdir / "report.html")
+
+
+def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
+    """Checks the experiment, opens its datasets, loads the backbone and writes config.json."""
     experiment.check_methods()
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
@@ -59,66 +103,68 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     method = experiment.variants()[0].make(backbone)
     score = image_score(method, experiment.image_score)
     files.write_json(workdir / "config.json", to_json(experiment))
-    clock.lap("start")
+    mesh = sharding.make_mesh()
+    return Run(experiment, workdir, backbone, mesh, datasets, skipped, method, score)
 
-    run = Run(experiment, workdir, backbone, sharding.make_mesh(), datasets, score)
-    targets = [target for target in experiment.resolved if target.name in datasets]
+
+def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
+    """Trains or loads the parameters of every method for every auxiliary dataset."""
     prompts: dict[tuple[str | None, str], Prompts] = {}
-    for target in targets:
-        for variant in experiment.variants():
+    for target in run.targets:
+        for variant in run.experiment.variants():
             key = target.auxiliary, variant.label
             if key not in prompts:
                 prompts[key] = obtain_prompts(run, variant, target.auxiliary)
         clock.lap(f"prompts from {target.auxiliary}")
+    return prompts
 
-    evaluations, results = [], []
-    scorers: dict[str, Scorer] = {}  # one compilation for all targets with the same methods
-    for target in targets:
-        own = [prompts[target.auxiliary, variant.label] for variant in target.variants]
-        contenders = [
-            Contender(variant.make(backbone), one.params, variant.label)
-            for variant, one in zip(target.variants, own, strict=True)
-        ]
-        scorer = make_scorer([contender.method for contender in contenders], backbone)
-        scorer = scorers.setdefault(repr(target.variants), scorer)
-        evaluations.append(evaluate_target(run, target, contenders, scorer))
-        results.append(
-            collect(evaluations[-1], contenders, own, backbone, datasets[target.name], score)
-        )
-        without_mask = {WITHOUT_MASK: run_info.count_without_mask(evaluations[-1:])}
-        deviations = find_deviations(results[-1].rows, without_mask)
-        for words in words_on(deviations, [target.name], kinds=IMAGES):
-            logging.warning("%s No difference to published results is given.", words)
-        clock.lap(f"evaluate {target.name}")
 
-    rows = [row for result in results for row in result.rows]
-    comparisons = [row for result in results for row in result.comparisons]
-    files.write_json(workdir / "results.json", rows)
-    files.write_json(workdir / "comparisons.json", comparisons)
-    info = run_info.describe_run(
-        clock, evaluations, digest=backbone.digest, demonstration=backbone.demonstration
-    )
-    info |= run_info.describe_method(experiment, method, backbone)
-    recorded = {e.dataset: issues_to_json(e.issues) for e in evaluations}
-    files.write_json(workdir / "run.json", info | {"issues": recorded})
-    trained = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
-    report = Report(
-        title=f"{names.method_name(method.name)} over {backbone.name}",
-        rows=rows,
-        comparisons=comparisons,
-        notes={key: notes for result in results for key, notes in result.notes.items()},
-        scores=[dataset_scores(evaluation, score) for evaluation in evaluations],
+def write_results(
+    run: Run, evaluated: Sequence[Evaluated], clock: run_info.Stopwatch
+) -> dict[str, Any]:
+    """Writes results.json, comparisons.json and run.json; returns run.json without its issues."""
+    files.write_json(run.workdir / "results.json", _rows(evaluated))
+    files.write_json(run.workdir / "comparisons.json", _comparisons(evaluated))
+    evaluations = [one.evaluation for one in evaluated]
+    digest, demonstration = run.backbone.digest, run.backbone.demonstration
+    info = run_info.describe_run(clock, evaluations, digest=digest, demonstration=demonstration)
+    info |= run_info.describe_method(run.experiment, run.method, run.backbone)
+    issues = {one.dataset: issues_to_json(one.issues) for one in evaluations}
+    files.write_json(run.workdir / "run.json", info | {"issues": issues})
+    return info
+
+
+def make_report(
+    run: Run,
+    evaluated: Sequence[Evaluated],
+    info: dict[str, Any],
+    trainings: Sequence[pathlib.Path],
+) -> Report:
+    """Returns the report of a run; `trainings` are the folders of the training curves."""
+    evaluations = [one.evaluation for one in evaluated]
+    return Report(
+        title=f"{names.method_name(run.method.name)} on {run.backbone.name}",
+        rows=_rows(evaluated),
+        comparisons=_comparisons(evaluated),
+        notes={key: notes for one in evaluated for key, notes in one.results.notes.items()},
+        scores=[dataset_scores(evaluation, run.image_score) for evaluation in evaluations],
         cases=[case for evaluation in evaluations for case in evaluation.cases],
-        history=[line for folder in trained for line in read_curves(folder)],
-        issues={e.dataset: e.issues for e in evaluations if e.issues},
-        config_text=(workdir / "config.json").read_text(encoding="utf-8"),
+        history=[line for folder in trainings for line in read_curves(folder)],
+        issues={one.dataset: one.issues for one in evaluations if one.issues},
+        config_text=(run.workdir / "config.json").read_text(encoding="utf-8"),
         run=info,
-        demonstration=backbone.demonstration,
-        map_scale=method.map_range,
-        skipped=skipped,
+        demonstration=run.backbone.demonstration,
+        map_scale=run.method.map_range,
+        skipped=run.skipped,
     )
-    write_report(workdir, report)
-    logging.info("The report is %s", workdir / "report.html")
+
+
+def _rows(evaluated: Sequence[Evaluated]) -> list[Row]:
+    return [row for one in evaluated for row in one.results.rows]
+
+
+def _comparisons(evaluated: Sequence[Evaluated]) -> list[Row]:
+    return [row for one in evaluated for row in one.results.comparisons]
 
 
 def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str, str]]:
@@ -144,8 +190,9 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
             skipped.setdefault(target, reason)
     left = [target for target in auxiliary_of if target not in skipped]
     if not left or (skipped and not experiment.skip_missing):
-        hints = [*_download_hints(experiment), experiment.hint]
-        raise UserError("\n".join([*missing.values(), *hints]).rstrip())
+        demo = f"python -m zsad_jax.main --config configs/{experiment.method['name']}.py:demo"
+        hints = [*_download_hints(experiment), f"To try the method without downloads: {demo}"]
+        raise UserError("\n".join([*missing.values(), *hints]))
     for name, reason in skipped.items():
         logging.warning("Skipping %s: %s", name, reason)
     wanted = {*left, *(auxiliary_of[target] for target in left)}
@@ -202,7 +249,7 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
 
 def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) -> PyTree:
     """Trains, or resumes from the last finished epoch in `folder`."""
-    config = run.experiment.training_of(method)
+    config = run.experiment.training_for(method)
     saver = OrbaxSaver(folder / "checkpoints")
     done = saver.latest()
     resumed = None if done is None else done * config.steps(len(dataset))
@@ -223,6 +270,27 @@ def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) 
 
 
 def evaluate_target(
+    run: Run, target: Target, prompts: AllPrompts, scorers: dict[str, Scorer]
+) -> Evaluated:
+    """Evaluates all methods on a target; `scorers` holds compiled scorers for later targets."""
+    own = [prompts[target.auxiliary, variant.label] for variant in target.variants]
+    contenders = [
+        Contender(variant.make(run.backbone), one.params, variant.label)
+        for variant, one in zip(target.variants, own, strict=True)
+    ]
+    scorer = make_scorer([contender.method for contender in contenders], run.backbone)
+    scorer = scorers.setdefault(repr(target.variants), scorer)
+    evaluation = _evaluate_or_load(run, target, contenders, scorer)
+    dataset = run.datasets[target.name]
+    results = collect(evaluation, contenders, own, run.backbone, dataset, run.image_score)
+    without_mask = {WITHOUT_MASK: run_info.count_without_mask([evaluation])}
+    deviations = find_deviations(results.rows, without_mask)
+    for words in words_on(deviations, [target.name], kinds=IMAGES):
+        logging.warning("%s Differences to published results are omitted.", words)
+    return Evaluated(evaluation, results)
+
+
+def _evaluate_or_load(
     run: Run, target: Target, contenders: list[Contender], scorer: Scorer
 ) -> Evaluation:
     """Evaluates a target, or reads its finished evaluation."""
