@@ -57,6 +57,11 @@ def compute(
 
     Raises:
       UserError: on non-finite scores, labels other than 0 and 1, or shapes that do not match.
+
+    Example:
+      >>> found = compute([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+      >>> found["image_auroc"], found["pixel_auroc"]
+      (0.75, nan)
     """
     values = _compute(image_scores, image_labels, maps, masks).values
     return {name: values[name] for name in METRICS}
@@ -68,7 +73,12 @@ def undefined_reasons(
     maps: Float[ArrayLike, "b H W"] | None = None,
     masks: Bool[ArrayLike, "b H W"] | None = None,
 ) -> dict[str, str]:
-    """Returns why metrics of `compute` (same arguments) are NaN; {} when none is."""
+    """Returns why metrics of `compute` (same arguments) are NaN; {} when none is.
+
+    Example:
+      >>> undefined_reasons([0.1, 0.4], [0, 0])["image_auroc"]
+      'all images are normal'
+    """
     reasons = _compute(image_scores, image_labels, maps, masks).reasons
     return {name: reason for name, reason in reasons.items() if name in METRICS}
 
@@ -82,6 +92,10 @@ def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
       UserError: when no image is anomalous, or on input that `compute` rejects.
+
+    Example:
+      >>> f1max_threshold([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+      0.35
     """
     checked, truth = checks.check_images(scores, labels)
     if not truth.any():
@@ -100,6 +114,11 @@ def roc_curve(
 
     Raises:
       UserError: when only one class is present, or on input that `compute` rejects.
+
+    Example:
+      >>> false_positives, true_positives = roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+      >>> true_positives.tolist()
+      [0.0, 0.5, 0.5, 1.0, 1.0]
     """
     checked, truth = checks.check_images(scores, labels)
     if truth.all() or not truth.any():

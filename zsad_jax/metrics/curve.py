@@ -38,6 +38,7 @@ def curve_of(
     """
     if overlap is None:
         overlap = np.zeros(len(positives))
+    # Normal and anomalous items are sorted apart, since a joint sort needs a label beside every pixel.
     normal, num_normal = np.unique(negatives, return_counts=True)
     anomalous, place, num_anomalous = np.unique(positives, return_inverse=True, return_counts=True)
     scores = np.union1d(normal, anomalous)
@@ -51,23 +52,26 @@ def curve_of(
 
 
 def auroc(curve: Curve) -> float:
-    """Computes how often an anomalous item outranks a normal one, ties counted half."""
+    """Computes the area under the ROC curve: P(s⁺ > s⁻) + P(s⁺ = s⁻) / 2 over pairs of items."""
     total = curve.negatives.sum()
     outranked = total - np.cumsum(curve.negatives) + curve.negatives / 2
     return float(np.dot(curve.positives, outranked) / total / curve.positives.sum())
 
 
 def average_precision(curve: Curve) -> float:
-    """Averages precision over the steps of recall, without interpolation."""
+    """Computes Σₖ (Rₖ − Rₖ₋₁) Pₖ over distinct scores, without interpolation (as scikit-learn does)."""
     true = np.cumsum(curve.positives)
     precision = true / (true + np.cumsum(curve.negatives))
     return float(np.dot(curve.positives, precision) / true[-1])
 
 
 def f1max(curve: Curve) -> tuple[float, float]:
-    """Returns the largest F1 over all thresholds (score >= threshold), and the highest of those with it."""
+    """Returns the largest F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and the highest such threshold.
+
+    An item is predicted anomalous if its score >= threshold.
+    """
     true = np.cumsum(curve.positives)
-    f1 = 2 * true / (true + np.cumsum(curve.negatives) + true[-1])
+    f1 = 2 * true / (true + np.cumsum(curve.negatives) + true[-1])  # 2 TP + FP + FN = TP + FP + P
     best = int(np.argmax(f1))
     return float(f1[best]), float(curve.scores[best])
 
@@ -79,10 +83,11 @@ def roc(curve: Curve) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]
 
 
 def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
-    """Computes the area under per-region overlap against false positive rate up to a limit, over the limit.
+    """Computes the normalized area under the per-region overlap, AUPRO = (1/L) ∫₀ᴸ PRO d FPR.
 
-    The curve starts at (0, 0) and is cut at the limit by linear interpolation (Bergmann et al. 2021,
-    "The MVTec Anomaly Detection Dataset", section 5).
+    PRO(t) is the mean over regions r of |r ∩ {s >= t}| / |r|, FPR(t) the share of normal pixels with s >= t,
+    and L the limit. The curve starts at (0, 0) and is cut at L by linear interpolation (Bergmann et al.
+    2021, "The MVTec Anomaly Detection Dataset", section 5).
 
     Args:
       curve: pixel counts with `overlap`.

@@ -70,5 +70,12 @@ def pixel_aupro_200step(
 
     Raises:
       UserError: on non-finite maps, or shapes that do not match.
+
+    Example:
+      >>> mask = np.zeros((1, 8, 8), bool)
+      >>> mask[0, 2:4, 2:4] = True
+      >>> maps = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8) + mask
+      >>> pixel_aupro_200step(maps, mask)
+      1.0
     """
     return compute(update(State(), maps, masks=masks), thresholds=thresholds).values[AUPRO_200STEP]

@@ -86,6 +86,10 @@ def mean_over(categories: Mapping[str, Mapping[str, float | None]]) -> Metrics:
 
     Args:
       categories: category -> (metric -> value); NaN and None are undefined.
+
+    Example:
+      >>> mean_over({"nut": {"image_auroc": 0.5}, "bolt": {"image_auroc": 1.0}}).values
+      {'image_auroc': 0.75}
     """
     values, reasons = {}, {}
     for name in (*METRICS, AUPRO_200STEP):

@@ -76,6 +76,8 @@ def update(
         return state
     state, bins = _find_bins(state, _keys(maps))
     regions = [region_overlap(mask) for mask in masks]
+    # Nearly all pixels are normal: counting all of them and taking the anomalous ones back avoids a copy of
+    # the rest, and `bincount` is much faster than `add.at`.
     anomalous = bins[masks]
     state.negatives[:] += np.bincount(bins.ravel(), minlength=NUM_BINS)
     np.subtract.at(state.negatives, anomalous, 1)
@@ -90,6 +92,8 @@ def update(
 def merge(a: State, b: State) -> State:
     """Returns the state after both, equal to one pass over the pixels of both; neither is changed."""
     copied = a._replace(**{name: getattr(a, name).copy() for name in HISTOGRAMS})
+    # Bins of `b` are added as if each were one pixel at its lowest score. Its pages are a subset of the merged
+    # pages, so its level is not above the merged one, and each of its bins is within one merged bin.
     merged, bins = _find_bins(copied, _firsts(b))
     for name in HISTOGRAMS:
         np.add.at(getattr(merged, name), bins.ravel(), getattr(b, name)[: bins.size])
@@ -137,7 +141,10 @@ def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
 
 
 def _keys(scores: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-    """Returns integers in the order of the scores: the bits of a float, flipped for negative ones."""
+    """Returns integers in the order of the scores: the bits of a float, flipped for negative ones.
+
+    IEEE 754 numbers of one sign are ordered like their bits as integers; negative ones in reverse.
+    """
     bits = (scores + np.float32(0)).view(np.int32)  # the sum makes -0.0 the equal of 0.0
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
@@ -155,6 +162,7 @@ def _firsts(state: State) -> Int[np.ndarray, "p n"]:
 
 def _find_bins(state: State, keys: Int[np.ndarray, "..."]) -> tuple[State, Int[np.ndarray, "..."]]:
     """Finds the bin of every key, after adding new pages and making bins coarser if necessary."""
+    # A table of all 65,536 pages replaces a search per pixel; nearly always it has every page already.
     half = np.int32(1 << (31 - PAGE_BITS))
     pages = (keys >> PAGE_BITS) + half  # from 0 on
     first_bins = _first_bins(state).take(pages)
@@ -179,6 +187,7 @@ def _first_bins(state: State) -> Int[np.ndarray, " all_pages"]:
 def _add_pages(state: State, pages: Int[np.ndarray, " q"]) -> State:
     """Adds pages and halves the resolution of the histograms, in place, until all fit."""
     opened = state._replace(pages=np.concatenate([state.pages, pages]))
+    # Runs keep their order, so that joining neighbors in place moves every page to its new first bin at once.
     for _ in range(opened.level - state.level):
         for name in HISTOGRAMS:
             counts = getattr(state, name)
