@@ -120,6 +120,12 @@ def test_arrays_floats_and_files_are_the_same_image(detector, images, expected, 
     assert_same(detector.predict([path, images[1]]), expected, [0, 1])
 
 
+def test_repr_is_one_short_line(detector):
+    assert repr(detector).startswith("Detector('tipsomaly', Backbone('")
+    assert "\n" not in repr(detector)
+    assert len(repr(detector)) < 250
+
+
 def test_one_compilation_serves_all(detector, images):
     scorer = detector.scorer
     detector.predict(images)

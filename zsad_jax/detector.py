@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     anomaly_map: Float[np.ndarray, "b S S"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Detector:
     """A method over a backbone with its prompts; see `load_detector`.
 
@@ -57,6 +57,12 @@ class Detector:
     image_score: str
     batch_size: int
     mesh: Mesh
+
+    def __repr__(self) -> str:
+        return (
+            f"Detector({self.method.name!r}, {self.backbone!r}, prompts={self.prompts!r},"
+            f" category={self.category!r})"
+        )
 
     @functools.cached_property
     def prototypes(self) -> PyTree:
