@@ -302,6 +302,6 @@ def test_rejects_dataset_without_readable_image():
         for name in ("1.png", "2.png")
     ]
     with pytest.raises(
-        UserError, match=r"None of the 2 images .* the first: 1\.png: the image cannot"
+        UserError, match=r"None of the 2 images .* The first issue: 1\.png: the image cannot"
     ):
         run(data=Samples("squares", samples))

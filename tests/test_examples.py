@@ -11,7 +11,11 @@ import zsad_jax
 from zsad_jax import backbones, data, methods, metrics
 
 PUBLIC = [
-    *((package, name) for package in (metrics, methods, data, backbones) for name in package.__all__),
+    *(
+        (package, name)
+        for package in (metrics, methods, data, backbones)
+        for name in package.__all__
+    ),
     *((zsad_jax, name) for name in ("load_detector", "Detector")),
     *((zsad_jax.presets, name) for name in ("paper", "demo", "vary")),
 ]

@@ -236,7 +236,7 @@ def test_what_cannot_be_trained_on_is_said(tmp_path):
         run(tmp_path / "a", data=dataset(2, broken=(0, 1)))
     with pytest.raises(UserError, match="grey has no images"):
         run(tmp_path / "b", data=Samples("grey", [], ["grey"]))
-    with pytest.raises(UserError, match="nothing to learn"):
+    with pytest.raises(UserError, match="no learnable parameters"):
         run(tmp_path / "c", toy=method(init=lambda key, frozen: {}))
     with pytest.raises(UserError, match="learning_rate"):
         run(tmp_path / "d", toy=method(loss=lambda *_: (jnp.float32(jnp.nan), {})))

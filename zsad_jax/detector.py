@@ -94,12 +94,12 @@ class Detector:
             images = np.asarray(images)
             if images.ndim not in (3, 4):
                 raise UserError(
-                    f"The images have the shape {images.shape}; give [height, width, 3], or several as"
+                    f"The images have the shape {images.shape}; expected [height, width, 3] or"
                     " [number, height, width, 3]."
                 )
             images = images if images.ndim == 4 else images[None]
         if not len(images):
-            raise UserError("There is no image to score; give at least one.")
+            raise UserError("There are no images to score. Pass at least one.")
         return self.predict_resized(np.stack([self.resize(image) for image in images]))
 
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
@@ -111,7 +111,7 @@ class Detector:
             return resize_image(PIL.Image.fromarray(_as_8bit(np.asarray(image))), preprocess)
         if not isinstance(image, str | os.PathLike):
             raise UserError(
-                f"An image is given as {type(image).__name__}. Give an array or the path of a file."
+                f"An image has the type {type(image).__name__}; expected an array or the path of a file."
             )
         decoded = open_image(os.fspath(image), bit_depth=preprocess.bit_depth)
         for note in decoded.notes:
@@ -203,11 +203,11 @@ def make_detector(
       UserError: the method has no such score, or the batch size is not positive.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} is too small; give 1 or more.")
+        raise UserError(f"batch_size={batch_size} is too small. Use 1 or more.")
     if method.across:
         raise UserError(
-            f"{method.name} scores an image together with others of its category; evaluate a folder of images"
-            " with python -m zsad_jax.main instead."
+            f"{method.name} scores the images of a category together, so it cannot score single images."
+            " Evaluate a folder of images with python -m zsad_jax.main instead."
         )
     mesh = sharding.make_mesh(jax.local_devices()[:batch_size])
     frozen, params = sharding.replicate((backbone.params, params), mesh)
@@ -234,11 +234,11 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
         return jax.tree.map(jnp.asarray, params), file.description
     if not method.works_untrained:
         raise UserError(
-            f"{method.name} learns its prompts, and none are included with {backbone.name}. Train them with"
-            " python -m zsad_jax.main, and give the prompts.npz that it writes as the checkpoint."
+            f"{method.name} requires learned prompts, and none are included with {backbone.name}. Train them"
+            " with python -m zsad_jax.main, and pass the prompts.npz that it writes as the checkpoint."
         )
     logging.warning(
-        "No learned prompts are given or included with %s: using fixed prompts, which are less accurate.",
+        "No learned prompts are included with %s. Using fixed prompts, which are less accurate.",
         backbone.name,
     )
     return fixed
@@ -246,13 +246,16 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(f"An image has the shape {image.shape}; it must be [height, width, 3].")
+        raise UserError(f"An image has the shape {image.shape}; expected [height, width, 3].")
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
         raise UserError(
-            f"An image has the type {image.dtype}; give 8-bit values, or floats in [0, 1]."
+            f"An image has the type {image.dtype}; expected uint8, or floats in [0, 1]."
         )
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-        raise UserError("A floating-point image must be in [0, 1]; divide 8-bit values by 255.")
+        raise UserError(
+            f"A floating-point image has values from {image.min():.6g} to {image.max():.6g}; expected"
+            " [0, 1]. Divide 8-bit values by 255."
+        )
     return np.round(image * 255).astype(np.uint8)

@@ -200,7 +200,7 @@ def evaluate(
       UserError: the dataset is empty, or none of its images can be read.
     """
     if not len(dataset):
-        raise UserError(f"The dataset {dataset.name} has no images.")
+        raise UserError(f"The dataset {dataset.name} has no images to score.")
     rows = sharding.round_up(batch_size, mesh)
     methods = [contender.method for contender in contenders]
     scorer = scorer or make_scorer(methods, backbone)
@@ -363,8 +363,8 @@ def _gather(
     unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
     if not records:
         raise UserError(
-            f"None of the {len(unreadable)} images of {dataset.name} could be read;"
-            f" the first: {unreadable[0]}."
+            f"None of the {len(unreadable)} images of {dataset.name} could be read. The first issue:"
+            f" {unreadable[0]}."
         )
     log_issues(dataset.name, issues)  # the loader logs notes
     scored = []

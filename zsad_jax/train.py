@@ -205,7 +205,7 @@ def train(
     params = sharding.replicate(method.init(init_key, frozen), mesh)
     if not jax.tree.leaves(params):
         raise UserError(
-            f"{method.name} as configured has nothing to learn. Set config.train to False."
+            f"{method.name} has no learnable parameters with this config. Set config.train to False."
         )
     if not len(dataset):
         raise UserError(f"The auxiliary dataset {dataset.name} has no images.")

@@ -80,9 +80,9 @@ def test_several_image_scores_by_name(images):
     assert category.compute(state).values == first
     assert first["image_auroc"] == pytest.approx(1 - second["image_auroc"])
     assert first["pixel_ap"] == second["pixel_ap"]
-    with pytest.raises(UserError, match="'third'; choose one of first, second"):
+    with pytest.raises(UserError, match=r"'third'\. Available: first, second"):
         category.compute(state, image_score="third")
-    with pytest.raises(UserError, match="use the same names"):
+    with pytest.raises(UserError, match="Use the same names"):
         category.update(state, scores, labels)
 
 

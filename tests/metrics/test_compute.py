@@ -151,8 +151,8 @@ MAPS, MASKS = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (([0.1, np.nan], [0, 1]), "entry 1 holds NaN"),
-        (([np.inf, 0.1], [0, 1]), "entry 0 holds NaN or infinity"),
+        (([0.1, np.nan], [0, 1]), "entry 1 has NaN"),
+        (([np.inf, 0.1], [0, 1]), "entry 0 has NaN or infinity"),
         (([0.1, 0.2], [0, 2]), "labels must be 0"),
         (([0.1, 0.2], [-1, 1]), "labels must be 0"),
         (([0.1, 0.2], [0, 1, 1]), "same length"),
@@ -162,7 +162,7 @@ MAPS, MASKS = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
             "entry 1",
         ),
         (([0.1, 0.2], [0, 1], MAPS, MASKS + 0.5), "Masks must be 0"),
-        (([0.1, 0.2], [0, 1], MAPS, MASKS[:, :2]), "resize"),
+        (([0.1, 0.2], [0, 1], MAPS, MASKS[:, :2]), "Resize"),
         (([0.1, 0.2], [0, 1], MAPS[0], MASKS[0]), "one anomaly map"),
         (([0.1, 0.2], [0, 1], MAPS[:1], MASKS[:1]), "one anomaly map"),
     ],

@@ -75,7 +75,7 @@ def no_waiting(monkeypatch):
 
 
 def fetch(url, folder, **options):
-    options = {"label": "The test file", "instructions": "ask a friend", **options}
+    options = {"label": "The test file", "instructions": "Ask a friend", **options}
     return downloads.fetch(url, pathlib.Path(folder) / "weights.npz", **options)
 
 
@@ -96,7 +96,7 @@ def test_a_broken_connection_is_continued_in_the_same_call(server, tmp_path):
 
 def test_a_later_call_resumes(server, tmp_path):
     server.break_off_after = [15 << 16, 0, 0]
-    with pytest.raises(UserError, match=r"The test file .*broke off.*ask a friend"):
+    with pytest.raises(UserError, match=r"The test file .*was closed.*Ask a friend"):
         fetch(server.url, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["weights.npz.part", "weights.npz.part.etag"]
     server.requests.clear()
@@ -144,7 +144,7 @@ def test_a_missing_file_can_be_told_apart(server, tmp_path):
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (500, downloads.ATTEMPTS)])
 def test_a_refusal_is_one_sentence_and_leaves_nothing(server, tmp_path, status, times):
     server.statuses = [status] * 10
-    with pytest.raises(UserError, match=rf"The test file .*{server.url}.*{status}.*ask a friend\."):
+    with pytest.raises(UserError, match=rf"The test file .*{server.url}.*{status}.*Ask a friend\."):
         fetch(server.url, tmp_path)
     assert len(server.requests) == times
     assert os.listdir(tmp_path) == []
@@ -158,7 +158,7 @@ def test_a_web_page_is_not_a_file(server, tmp_path):
 
 
 def test_another_size_is_refused_before_the_download(server, tmp_path):
-    with pytest.raises(UserError, match=r"3,145,728 bytes there instead of 3,145,729"):
+    with pytest.raises(UserError, match=r"3,145,728 bytes on the server instead of 3,145,729"):
         fetch(server.url, tmp_path, size=len(CONTENT) + 1)
     assert os.listdir(tmp_path) == []
 
@@ -176,7 +176,7 @@ def test_a_file_that_fails_the_check_is_thrown_away(server, tmp_path):
         seen.append(part.read_bytes())
         return "it is not a model"
 
-    with pytest.raises(UserError, match="it is not a model, so it was thrown away"):
+    with pytest.raises(UserError, match="it is not a model, so the download was deleted"):
         fetch(server.url, tmp_path, check=check)
     assert seen == [CONTENT]
     assert os.listdir(tmp_path) == []
@@ -184,9 +184,7 @@ def test_a_file_that_fails_the_check_is_thrown_away(server, tmp_path):
 
 def test_a_file_of_the_wrong_size_under_the_final_name_is_not_taken(server, tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"mine")
-    with pytest.raises(
-        UserError, match=r"weights\.npz has 4 bytes instead of 3,145,728: delete it"
-    ):
+    with pytest.raises(UserError, match=r"weights\.npz has 4 bytes; expected 3,145,728. Delete it"):
         fetch(server.url, tmp_path, size=len(CONTENT))
     assert (tmp_path / "weights.npz").read_bytes() == b"mine"
     assert fetch(server.url, tmp_path).read_bytes() == b"mine"
@@ -197,7 +195,7 @@ def test_offline_says_what_to_do(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.npz"
-        with pytest.raises(UserError, match=r"no connection to 127\.0\.0\.1\): ask a friend"):
+        with pytest.raises(UserError, match=r"no connection to 127\.0\.0\.1\). Ask a friend"):
             fetch(url, tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -213,7 +211,7 @@ def test_too_little_room_is_said_before_the_download(server, tmp_path, monkeypat
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_becomes_full_is_said(server, tmp_path):
     (tmp_path / "weights.npz.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"disk of .* became full"):
+    with pytest.raises(UserError, match=r"disk of .* is full"):
         fetch(server.url, tmp_path)
     assert not (tmp_path / "weights.npz").exists()
 

@@ -23,7 +23,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
     try_it = f"from zsad_jax.utils import files\nwith files.alone({str(folder)!r}): pass"
     with files.alone(folder):
         other = subprocess.run([sys.executable, "-c", try_it], capture_output=True, text=True)
-        assert f"{folder} is in use by another process; wait for it" in other.stderr
+        assert f"{folder} is in use by another process. Wait for it" in other.stderr
     assert subprocess.run([sys.executable, "-c", try_it]).returncode == 0
     with files.alone(folder), pytest.raises(UserError, match="in use"), files.alone(folder):
         pass
@@ -87,7 +87,7 @@ def test_removes_only_what_it_marked(tmp_path):
 
 def test_rejects_folder_with_files_of_the_user(tmp_path):
     (tmp_path / "results.csv").write_text("mine")
-    words = r"holds 'results\.csv', which zsad_jax did not write"
+    words = r"contains 'results\.csv', which was not written by zsad_jax"
     outputs = ("run.json", "results.csv")
     with pytest.raises(UserError, match=words), files.alone(tmp_path, outputs):
         pass

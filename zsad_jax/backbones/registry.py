@@ -84,7 +84,7 @@ class File(NamedTuple):
             url,
             path,
             label=self.label,
-            instructions=f"fetch it by other means and put it at {path}",
+            instructions=f"Download it in another way and save it as {path}",
             size=self.size,
             sha256=self.sha256,
             check=self.check,

@@ -122,7 +122,9 @@ def roc_curve(
     """
     checked, truth = checks.check_images(scores, labels)
     if truth.all() or not truth.any():
-        raise UserError("A ROC curve requires normal and anomalous images; one class is missing.")
+        raise UserError(
+            "A ROC curve requires normal and anomalous images, but one class is missing."
+        )
     return curve.roc(curve.curve_of(checked[~truth], checked[truth]))
 
 

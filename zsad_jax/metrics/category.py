@@ -80,8 +80,8 @@ def update(
         maps, masks = np.asarray(maps), np.asarray(masks)
         if len(maps) != len(truth) or len(masks) != len(truth):
             raise UserError(
-                f"There must be one anomaly map and one mask per image, not {len(maps)} and {len(masks)}"
-                f" for {len(truth)} images."
+                f"Expected one anomaly map and one mask per image; there are {plural(len(maps), 'map')} and"
+                f" {plural(len(masks), 'mask')} for {plural(len(truth), 'image')}."
             )
         if not usable.all():  # otherwise no copy is needed
             maps, masks = maps[usable], masks[usable]
@@ -115,9 +115,7 @@ def compute(
     """
     name = image_score or next(iter(state.scores), DEFAULT_SCORE)
     if state.scores and name not in state.scores:
-        raise UserError(
-            f"There is no image score {name!r}; choose one of {', '.join(state.scores)}."
-        )
+        raise UserError(f"Unknown image score {name!r}. Available: {', '.join(state.scores)}.")
     scores = state.scores.get(name, np.zeros(0))
     image = image_metrics(curve_of(scores[~state.labels], scores[state.labels]))
     pixel = _pixel_metrics(state, thresholds)
@@ -152,7 +150,7 @@ def _append(
         return scores or more
     if scores.keys() != more.keys():
         raise UserError(
-            f"Image scores are named {list(more)}, but were named {list(scores)} before; use the same"
+            f"Image scores are named {list(more)}, but were named {list(scores)} before. Use the same"
             " names in every call."
         )
     return {name: np.append(scores[name], more[name]) for name in scores}
@@ -168,6 +166,7 @@ def _usable(
     usable = checks.check_binary(has_mask, "has_mask")
     if usable.shape != truth.shape:
         raise UserError(
-            f"has_mask must have one entry per image, not {usable.shape} for {len(truth)} images."
+            f"has_mask has the shape {usable.shape} for {plural(len(truth), 'image')}; expected one entry"
+            " per image."
         )
     return usable

@@ -14,8 +14,8 @@ def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
     if not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
         raise UserError(
-            f"{what} must be finite, but entry {bad} holds NaN or infinity; look for a broken input image"
-            " or an overflow in the model."
+            f"{what} must be finite, but entry {bad} has NaN or infinity. Check for a broken input image or an"
+            " overflow in the model."
         )
     return array
 
@@ -39,7 +39,8 @@ def check_images(
     scores, labels = check_scores(scores, "Image scores"), check_binary(labels, "Image labels")
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise UserError(
-            f"Image scores and labels must have the same length, not {scores.shape} and {labels.shape}."
+            f"Image scores and labels have the shapes {scores.shape} and {labels.shape}; expected the same"
+            " length."
         )
     return scores, labels
 
@@ -51,7 +52,7 @@ def check_maps(
     maps, masks = check_scores(maps, "Anomaly maps"), check_binary(masks, "Masks")
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise UserError(
-            "Anomaly maps and masks must both be [images, height, width],"
-            f" not {maps.shape} and {masks.shape}; resize one to the other."
+            f"Anomaly maps and masks have the shapes {maps.shape} and {masks.shape}; expected the same"
+            " [images, height, width]. Resize one to the other."
         )
     return maps, masks

@@ -77,7 +77,7 @@ def pixel_metrics(
         "pixel_f1max": curves.f1max(curve)[0],
         AUPRO_200STEP: stepped_aupro(curve, num_regions, span=span, thresholds=thresholds),
     }
-    reason = "fewer than two of the 200 thresholds tell pixels apart below FPR 0.3"
+    reason = "fewer than two of the 200 thresholds separate pixels below FPR 0.3"
     return Metrics(values, {AUPRO_200STEP: reason} if np.isnan(values[AUPRO_200STEP]) else {})
 
 

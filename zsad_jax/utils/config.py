@@ -77,7 +77,7 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
     for key in values:
         if key in renamed:
             raise UserError(
-                f"Unknown key '{key}' for {cls.__name__}: it was renamed to {renamed[key]}."
+                f"Unknown key '{key}' for {cls.__name__}. It was renamed to {renamed[key]}."
             )
         if key not in known:
             raise UserError(f"Unknown key '{key}' for {cls.__name__}: {suggest(str(key), known)}")

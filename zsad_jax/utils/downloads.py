@@ -50,7 +50,7 @@ def fetch(
       url: http or https address.
       destination: the final path. An existing file is used if it has the right size.
       label: name of the file in messages.
-      instructions: what to do if the download fails, as the end of a sentence.
+      instructions: what to do if the download fails, a sentence without its full stop.
       size: bytes, if known.
       sha256: of the whole file, in hexadecimal, if known.
       check: returns what is wrong with the downloaded file, "" for nothing.
@@ -82,8 +82,8 @@ def _is_complete(destination: pathlib.Path, size: int | None) -> bool:
         return False
     if size is not None and destination.stat().st_size != size:
         raise UserError(
-            f"{destination} has {destination.stat().st_size:,} bytes instead of {size:,}:"
-            " delete it, and it will be fetched again."
+            f"{destination} has {destination.stat().st_size:,} bytes; expected {size:,}. Delete it to"
+            " download it again."
         )
     return True
 
@@ -153,18 +153,18 @@ class _Download:
         """Removes the part file and raises an error if it is not the expected one."""
         found = self.part.stat().st_size
         if self.size is not None and found != self.size:
-            problem = f"{found:,} bytes came instead of {self.size:,}"
+            problem = f"it has {found:,} bytes instead of {self.size:,}"
         elif sha256 is not None and files.digest(self.part) != sha256:
             problem = "its SHA-256 is not the published one"
         else:
             problem = check(self.part)
         if problem:
             self.part.unlink()
-            raise self._failure(f"{problem}, so it was thrown away")
+            raise self._failure(f"{problem}, so the download was deleted")
 
     def _failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
         return kind(
-            f"{self.label} could not be fetched from {self.url} ({reason}): {self.instructions}."
+            f"{self.label} could not be downloaded from {self.url} ({reason}). {self.instructions}."
         )
 
     def _request(self) -> None:
@@ -210,7 +210,7 @@ class _Download:
         if response.headers.get("Content-Range") == f"bytes */{_length(self.file)}":
             return True
         self._empty()
-        raise _TransientError("what was there before does not fit")
+        raise _TransientError("the partial file does not match the file on the server")
 
     def _check_status(self, response: Any) -> None:
         status = response.status_code
@@ -220,7 +220,7 @@ class _Download:
         if status >= 400:
             raise self._failure(answer, NotPublishedError)
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise self._failure("a web page came instead")
+            raise self._failure("the server sent a web page instead")
 
     def _check_room(self, left: int | None) -> None:
         if left is None:
@@ -228,13 +228,13 @@ class _Download:
         total = _length(self.file) + left
         if self.size is not None and total != self.size:
             raise self._failure(
-                f"it has {total:,} bytes there instead of {self.size:,}, so it is another file"
+                f"it has {total:,} bytes on the server instead of {self.size:,}, so it is a different file"
             )
         free = shutil.disk_usage(self.part.parent).free
         if left > free:
             raise UserError(
-                f"{self.label} needs {left:,} more bytes in {self.part.parent}, where only"
-                f" {free:,} are free: make room, or {OTHER_DISK} on a larger disk."
+                f"{self.label} needs {left:,} more bytes in {self.part.parent}, but only {free:,} are free."
+                f" Make room, or {OTHER_DISK} on a larger disk."
             )
 
     def _remember_version(self, response: Any) -> None:
@@ -249,7 +249,7 @@ class _Download:
         before = _length(self.file)
         chunks = response.iter_content(CHUNK_KILOBYTES * 1024)
         if left:
-            total, label = math.ceil(left / 1024), f"Fetching {self.label}"
+            total, label = math.ceil(left / 1024), f"Downloading {self.label}"
             chunks = progress(
                 chunks, total=total, label=label, unit="kilobyte", step=CHUNK_KILOBYTES
             )
@@ -258,7 +258,7 @@ class _Download:
             while written < len(chunk):  # an unbuffered write may be partial
                 written += self.file.write(chunk[written:])
         if left is not None and _length(self.file) - before != left:
-            raise _TransientError("the connection broke off")
+            raise _TransientError("the connection was closed")
 
 
 def _reason(error: Exception, url: str) -> str:
@@ -266,7 +266,7 @@ def _reason(error: Exception, url: str) -> str:
 
     reasons = {
         requests.Timeout: "no answer in time",
-        requests.exceptions.ChunkedEncodingError: "the connection broke off",
+        requests.exceptions.ChunkedEncodingError: "the connection was closed",
         requests.ConnectionError: f"no connection to {urllib.parse.urlsplit(url).hostname}",
     }
     return next((text for kind, text in reasons.items() if isinstance(error, kind)), str(error))
@@ -275,10 +275,10 @@ def _reason(error: Exception, url: str) -> str:
 def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
     if files.is_disk_full(error):
         return (
-            f"The disk of {destination.parent} became full while {label} was fetched: make room and"
-            f" run the command again (it resumes), or {OTHER_DISK} on a larger disk."
+            f"{label} could not be downloaded: the disk of {destination.parent} is full. Make room and run the"
+            f" command again to resume, or {OTHER_DISK} on a larger disk."
         )
     return (
-        f"{label} cannot be written to {destination.parent} ({error.strerror}): fix that, or"
+        f"{label} cannot be written to {destination.parent} ({error.strerror}). Correct that, or"
         f" {OTHER_DISK} that can be written to."
     )

@@ -137,25 +137,27 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
         for name in outputs:
             if os.path.lexists(path.with_name(name)):
                 raise UserError(
-                    f"{folder} holds {name!r}, which zsad_jax did not write and would overwrite. Choose another"
-                    " folder for the results."
+                    f"{folder} contains {name!r}, which was not written by zsad_jax and would be overwritten."
+                    " Choose another folder for the results."
                 )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(
-            f"The folder {folder} cannot be written to ({error.strerror}); choose another."
+            f"The folder {folder} cannot be written to ({error.strerror}). Choose another folder."
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{folder} is in use by another process; wait for it, or choose another folder."
+                f"{folder} is in use by another process. Wait for it, or choose another folder."
             ) from error
         except OSError as error:  # some network file systems have no locks
             logging.warning(
-                "%s cannot be locked (%s): let only one process work in it.", folder, error.strerror
+                "%s cannot be locked (%s). Use it with one process at a time.",
+                folder,
+                error.strerror,
             )
         yield

@@ -174,7 +174,7 @@ def test_isic_comes_in_two_archives(isic_archives, prepare, tmp_path):
 def test_an_archive_of_another_md5_is_refused(isic_archives, prepare, tmp_path):
     path = isic_archives / "ISBI2016_ISIC_Part1_Test_GroundTruth.zip"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(UserError, match=r"MD5 is not .* thrown away"):
+    with pytest.raises(UserError, match=r"MD5 is not .* was deleted"):
         prepare("isic", None)
     left = sorted(path.name for path in (tmp_path / "data/downloads").glob("*GroundTruth*"))
     assert left == []

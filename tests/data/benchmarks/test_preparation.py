@@ -285,7 +285,7 @@ def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, 
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 2
     place = tmp_path / "data" / "downloads" / "VisA_20220922.tar"
     assert (
-        f"404 Not Found): download it in another way and put it at {place}"
+        f"404 Not Found). Download it in another way and save it as {place}"
         in capsys.readouterr().err
     )
     assert not benchmarks.is_prepared("visa", tmp_path / "data")

@@ -91,7 +91,7 @@ def _fetch(name: str, archive: Archive, folder: pathlib.Path) -> pathlib.Path:
         archive.url,
         path,
         label=f"{DATASETS[name].title} ({archive.summary})",
-        instructions=f"download it in another way and put it at {path}",
+        instructions=f"Download it in another way and save it as {path}",
         size=archive.size,
         check=functools.partial(_compare, archive),
     )

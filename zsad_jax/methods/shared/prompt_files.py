@@ -133,7 +133,7 @@ def locate(name: str) -> pathlib.Path:
         RELEASES[name].url,
         path,
         label=f"the prompts {name}",
-        instructions=f"fetch them by other means and put them at {path}",
+        instructions=f"Download them in another way and save them as {path}",
         size=SIZE,
         sha256=RELEASES[name].sha256,
     )
