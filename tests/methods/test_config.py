@@ -27,16 +27,6 @@ class Example:
 
 
 # Shared options that a method does not have.
-FIXED = {
-    "tipsomaly": {"feature_layers", "vv_from", "cls_norm", "global_token"},
-    "faprompt": {"feature_layers"},
-    "tps": {"vv_from"},
-    "vip2clip": {"vv_from"},
-    "clip": {"vv_from", "init_std"},
-    "clip_ac": {"vv_from", "init_std"},
-}
-
-
 def test_mappings_configs_and_nothing():
     assert config_from(Example, None) == config_from(Example, {}) == Example()
     assert config_from(Example, {"count": 4, "rate": 1}) == Example(count=4, rate=1)
@@ -102,7 +92,6 @@ def test_rejects_shared_options_that_a_method_fixes(name):
     shared = {field.name for field in dataclasses.fields(MethodConfig)}
     config = config_class(name)()
     fixed = shared - {field.name for field in dataclasses.fields(config)}
-    assert fixed == FIXED.get(name, set())
     for key in fixed:
         with pytest.raises(UserError, match=f"Unknown key '{key}'"):
             config_from(config_class(name), {key: getattr(config, key)})

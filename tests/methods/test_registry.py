@@ -1,12 +1,15 @@
 """Methods by name."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
+from zsad_jax import methods
 from zsad_jax.methods import METHODS, make_method
-from zsad_jax.methods.tipsomaly import TIPSomalyConfig
+from zsad_jax.methods.tipsomaly import TIPSomalyConfig, tipsomaly
+from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
 
@@ -23,6 +26,26 @@ def test_config_as_mapping_or_dataclass(backbone):
 def test_an_unknown_name_is_one_sentence(backbone):
     with pytest.raises(UserError, match=r"Unknown method 'tipsomoly'; did you mean tipsomaly\?"):
         make_method("tipsomoly", backbone)
+
+
+def test_registers_method_from_outside(backbone, monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class MineConfig(TIPSomalyConfig):
+        num_prompts: int = 2
+
+    def mine(backbone, config=None):
+        made = tipsomaly(backbone, config_from(MineConfig, config))
+        return made._replace(name="mine")
+
+    for _ in range(2):  # as a config file does that is loaded twice
+        methods.register("mine", mine, MineConfig)
+    made = make_method("mine", backbone, {"sigma": 2.0})
+    assert (made.name, made.config) == ("mine", MineConfig(sigma=2.0))
+    assert methods.config_class("mine") is MineConfig
+    with pytest.raises(UserError, match="'tps' is the name of an included method"):
+        methods.register("tps", mine, MineConfig)
 
 
 def test_methods_are_imported_when_they_are_made():

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -12,8 +13,9 @@ from zsad_jax.methods.base import Batch, Method, Scores, Stage
 from zsad_jax.methods.shared.config import Fields, MethodConfig, Recipe
 from zsad_jax.utils.errors import UserError, suggest
 
-# Name -> "module:factory:config class"; a module is imported when its method is used.
-METHODS: dict[str, str] = {
+Factory = Callable[[Backbone, Any], Method]
+# Name -> "module:factory:config class", imported when the method is used; of `register`, the two themselves.
+METHODS: dict[str, str | tuple[Factory, type[MethodConfig]]] = {
     "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly:TIPSomalyConfig",
     "anomalyclip": "zsad_jax.methods.anomalyclip:anomalyclip:AnomalyCLIPConfig",
     "faprompt": "zsad_jax.methods.faprompt:faprompt:FAPromptConfig",
@@ -37,7 +39,27 @@ __all__ = [
     "image_score",
     "make_method",
     "recipe_of",
+    "register",
 ]
+
+
+def register(name: str, factory: Factory, config: type[MethodConfig]) -> None:
+    """Adds a method that is defined outside of the package.
+
+    Afterwards its name works wherever that of an included method does. A config file that calls this makes the
+    method known to the commands that load it. Registering a name again replaces the method.
+
+    Args:
+      name: the key of the method, as in its `Method.name`.
+      factory: (backbone, config) -> `Method`; the config is a `config` or a mapping of its fields.
+      config: the dataclass of the options.
+
+    Raises:
+      UserError: the name is that of an included method.
+    """
+    if isinstance(METHODS.get(name), str):
+        raise UserError(f"{name!r} is the name of an included method. Choose another name.")
+    METHODS[name] = (factory, config)
 
 
 def make_method(
@@ -103,13 +125,14 @@ def recipe_of(name: str) -> Recipe:
     return config_class(name).recipe if name in METHODS else Recipe()
 
 
-def _registered(
-    name: str,
-) -> tuple[Callable[[Backbone, MethodConfig | Fields | None], Method], type[MethodConfig]]:
+def _registered(name: str) -> tuple[Factory, type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
         raise UserError(f"Unknown method '{name}'; {suggest(name, sorted(METHODS))}")
-    module, *attributes = METHODS[name].split(":")
+    entry = METHODS[name]
+    if not isinstance(entry, str):
+        return entry
+    module, *attributes = entry.split(":")
     factory, config = (getattr(importlib.import_module(module), one) for one in attributes)
     return factory, config
 
