@@ -119,8 +119,8 @@ def test_another_training_is_a_deviation(make_row):
     found = find_deviations([*rows, make_row("btad")])
     assert {one.kind for one in found} == {"training"}
     assert words_on(found, ["mvtec_ad", "visa", "headct", "btad"]) == [
-        "Trained on MPDD, the paper's on VisA.",
-        "Trained on MPDD, the paper's on MVTec AD.",
+        "Trained on MPDD; the paper trained on VisA.",
+        "Trained on MPDD; the paper trained on MVTec AD.",
     ]
 
 

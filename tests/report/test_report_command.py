@@ -28,7 +28,7 @@ def test_markdown_to_the_terminal(workdir, capsys):
     assert text.startswith("# Comparison with the papers\n\nOurs, TIPSomaly: ")
     assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) [1] |" not in text
     assert "| MPDD | 73.0 | 77.0 | 76.0 | 74.7 | 50.0 (−24.7) |" in text
-    assert text.count("Not run with ours, TIPSomaly: MVTec AD, BTAD") == 1
+    assert text.count("TIPSomaly was not run on MVTec AD, BTAD") == 1
     assert "## ViP²-CLIP" not in text
     assert "fixed prompts" not in text
 
@@ -62,7 +62,7 @@ def test_gains_alone(workdir, capsys):
     assert main([workdir, "--paper", "tps", "--table", "gain"]) == 0
     text = capsys.readouterr().out
     assert text.count("### ") == text.count("### TPS: gain over the best prior method") == 1
-    assert "Not run with ours, TIPSomaly: MVTec AD, BTAD" in text
+    assert "TIPSomaly was not run on MVTec AD, BTAD" in text
 
 
 @pytest.mark.parametrize("format", ["latex", "html"])
@@ -79,7 +79,7 @@ def test_runs_of_no_paper_are_told(tmp_path, make_row, capsys, rows):
         main([str(tmp_path)])
     assert end.value.code == 2
     printed = capsys.readouterr()
-    assert f"No result in {tmp_path} is on a dataset of these tables (" in printed.err
+    assert f"Found no results in {tmp_path} for the datasets of these tables (" in printed.err
     assert not printed.out
 
 
@@ -100,9 +100,9 @@ def test_files(workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--paper", "nobody"], 'Unknown paper "nobody". Available: tipsomaly'),
-        (["--paper", "tps", "--table", "7"], 'There is no table "7": tps has 1, 2, 3, gain.'),
-        (["--table", "99"], 'There is no table "99": tipsomaly has 1, poster, gain; vip2clip'),
+        (["--paper", "nobody"], "Unknown paper 'nobody'; known are tipsomaly"),
+        (["--paper", "tps", "--table", "7"], "Unknown table '7'. Available: 1, 2, 3, gain of tps."),
+        (["--table", "99"], "Unknown table '99'. Available: 1, poster, gain of tipsomaly; 1, 2,"),
         (["nowhere"], "nowhere has no results.json"),
     ],
 )

@@ -109,7 +109,7 @@ def test_missing_masks_leave_image_metrics_their_difference(make_row):
 def test_another_training_has_no_difference_but_a_footnote(make_row):
     rows = [make_row(key, image_auroc=0.9, auxiliary="mpdd") for key in BRAIN]
     table = run_tables.dataset_table(rows, {})
-    words = "Trained on MPDD, the paper's on MVTec AD."
+    words = "Trained on MPDD; the paper trained on MVTec AD."
     assert table.footnotes == (words,)
     assert [table.marks(line) for line in table.lines] == [[1]] * 4
     assert [cell_of(table, line, "image_auroc").beside for line in range(4)] == [

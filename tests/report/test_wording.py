@@ -12,14 +12,14 @@ def test_notes_of_one_reason_are_one_sentence():
     assert wording.sentences(notes) == ["Image AP: x.", "Careful: hot.", "Plain."]
 
 
-def test_mean_says_what_it_excludes(make_row):
+def test_mean_names_excluded_members(make_row):
     rows = [make_row("visa", "candle"), make_row("visa", "pipe_fryum", image_auroc=None)]
     assert wording.sentences(wording.absence_notes(rows, "categories")) == [
         "Image AUROC: mean over 1 of 2 categories; undefined: pipe fryum."
     ]
 
 
-def test_settings_tell_what_is_needed(make_row):
+def test_settings_describe_only_what_differs(make_row):
     row = make_row("visa", auxiliary="mvtec_ad", image_score="second")
     assert wording.describe_setting(row, ["auxiliary", "checkpoint", "image_score"]) == (
         "trained on MVTec AD, image score second"
@@ -33,6 +33,6 @@ def test_settings_tell_what_is_needed(make_row):
 def test_description_names_method_backbone_and_prompts(make_row):
     assert wording.describe(make_row("visa", auxiliary="mvtec_ad")) == (
         "TIPSomaly · backbone tips-l14-hr · prompts learned on MVTec AD (epoch 2)"
-        " · industrial wording · images of 518 pixels"
+        " · prompt family industrial · image size 518 px"
     )
-    assert "fixed prompts, nothing learned" in wording.describe(make_row("visa", auxiliary=None))
+    assert "fixed prompts (nothing learned)" in wording.describe(make_row("visa", auxiliary=None))

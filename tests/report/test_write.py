@@ -153,7 +153,7 @@ def test_headlines_are_the_means_of_each_domain(report, make_row):
     text = render_page(dataclasses.replace(report, rows=rows, cases=(), scores=()))
     head = text.partition("</header>")[0]
     assert head.count('<div class="tiles">') == 2
-    assert head.index("Industrial mean, percent") < head.index("Medical mean, percent")
+    assert head.index("Industrial mean (percent)") < head.index("Medical mean (percent)")
     assert head.count("<span>Images</span>") == 1
 
 
@@ -205,9 +205,9 @@ def test_figure_names(cases, category, file_name, expected):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("x_seconds", 0.5, "0.50 s"),
-        ("x_seconds", 8000, "2.2 h"),
-        ("x_bytes", 2**20, "1.0 MiB"),
+        ("total_seconds", 0.5, "0.50 s"),
+        ("parts_seconds", 8000, "2.2 h"),
+        ("peak_memory_bytes", 2**20, "1.0 MiB"),
         ("command", ["a", "b"], "a b"),
         ("devices", ["a", "b"], "a, b"),
         ("x", True, "yes"),

@@ -1,4 +1,4 @@
-"""Times, memory, versions and settings of a run, which are kept apart from its results."""
+"""Times, memory, versions and settings of a run, which are stored apart from its results."""
 
 import dataclasses
 import importlib.metadata
@@ -67,19 +67,19 @@ def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
     """Counts the anomalous images without the mask that pixel metrics need, by benchmark; no zeros."""
     counts: dict[str, int] = {}
     for evaluation in evaluations:
-        about = DATASETS.get(evaluation.dataset)
+        facts = DATASETS.get(evaluation.dataset)
         found = sum(
             note.num_without_mask
             for by_score in evaluation.scored[0].metrics.values()
             for note in next(iter(by_score.values())).notes
         )
-        if found and about and "pixel" in about.levels:
+        if found and facts and "pixel" in facts.levels:
             counts[evaluation.dataset] = found
     return counts
 
 
 def describe_method(experiment: Experiment, method: Method, backbone: Backbone) -> dict[str, Any]:
-    """Returns what run.json says of the method: its changed options, and its parameters counted two ways."""
+    """Returns the method's entries of run.json: changed options, and parameters counted two ways."""
     learned = count_learned(method, backbone)
     return {
         "method": method.name,

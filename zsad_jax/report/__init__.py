@@ -1,4 +1,4 @@
-"""Tables, figures, curves and one page that a person would want to open."""
+"""Tables, figures, training curves and the HTML page of a run."""
 
 from zsad_jax.report.base import Report
 from zsad_jax.report.compare import WITHOUT_MASK

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from zsad_jax.report import formats
 from zsad_jax.report.papers import PaperTables, compare_papers, find_missing, read_workdirs
+from zsad_jax.report.published import MAIN_TABLES
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import write_text
@@ -18,13 +19,21 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # b
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
     parser = argparse.ArgumentParser(prog="python -m zsad_jax.report")
-    parser.add_argument("workdirs", metavar="DIR", nargs="+", help="working directories of runs")
-    parser.add_argument("--paper", help="one paper: tipsomaly, vip2clip, tps or faprompt")
-    parser.add_argument("--table", help="one table, by its number, or poster, or gain")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), default="markdown")
-    parser.add_argument("--out", metavar="DIR", help="write tables.* in all formats to this folder")
     parser.add_argument(
-        "--all", action="store_true", help="include ablations and variants, the papers' and ours"
+        "workdirs", metavar="DIR", nargs="+", help="working directory of a finished run"
+    )
+    parser.add_argument("--paper", help=f"one of {', '.join(MAIN_TABLES)}; default: all")
+    parser.add_argument("--table", help="one table: its number, poster or gain")
+    parser.add_argument(
+        "--format", choices=tuple(SUFFIXES), default="markdown", help="default: markdown"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write tables in all formats to this folder instead of printing them",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="include published ablations and our comparisons"
     )
     options = parser.parse_args(arguments)
     command_line.log_plainly()
@@ -37,10 +46,10 @@ def _compare(options: argparse.Namespace) -> None:
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
         raise UserError(
-            f"No result in {', '.join(options.workdirs)} is on a dataset of these tables"
-            f" ({', '.join(sorted(in_papers))})."
+            f"Found no results in {', '.join(options.workdirs)} for the datasets of these tables"
+            f" ({', '.join(sorted(in_papers))}). Evaluate at least one of them first."
         )
-    remarks = [*(one.about for one in ours), *find_missing(ours, papers)]
+    remarks = [*(one.description for one in ours), *find_missing(ours, papers)]
     if options.out is None:
         print(_render(papers, remarks, options.format), end="")
         return

@@ -24,11 +24,11 @@ class Report:
       comparisons: comparisons.json (fixed prompts, other image scores, single seeds).
       notes: by (dataset, category), such as the reason why a metric is undefined.
       scores: image scores, one entry per dataset.
-      cases: images to show, see `choose_cases`.
+      cases: images to show, see `evaluate.choose_cases`.
       history: the training curve, dicts with "step" and any numbers.
       issues: images that could not be read, by dataset.
       config_text: the resolved config.
-      run: run.json. Keys that end in "_seconds" and "_bytes" are shown in fitting units.
+      run: run.json.
       demonstration: whether the backbone is a demonstration model.
       map_scale: (low, high), the one color scale of all maps.
       skipped: skipped datasets, with the reason.

@@ -1,4 +1,4 @@
-"""Which images are worth showing: the clear ones and the mistaken ones."""
+"""Selection of the images to show: clear cases and mistakes."""
 
 from collections.abc import Sequence
 

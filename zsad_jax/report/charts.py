@@ -47,15 +47,15 @@ class Chart(NamedTuple):
 
 def training_chart(history: Sequence[Mapping[str, Any]]) -> Chart:
     """Returns the chart of the training."""
-    caption = "Loss and its terms over the training steps"
+    caption = "Training loss and its terms"
     return Chart("training.png", caption, lambda: training_figure(history))
 
 
 def score_charts(scores: DatasetScores) -> list[Chart]:
     """Returns the charts of a dataset's image scores."""
     title = f"the image scores of {names.dataset_name(scores.dataset)}"
-    histogram = f"Histograms of {title}, normal and anomalous images, by category"
-    roc = f"ROC curves of {title} by category, with the area below in percent"
+    histogram = f"Histograms of {title} by category"
+    roc = f"ROC curves of {title} by category, with AUROC in percent"
     return [
         Chart("score_histogram.png", histogram, lambda: score_histogram(scores)),
         Chart("roc.png", roc, lambda: roc_figure(scores)),

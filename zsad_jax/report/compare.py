@@ -1,4 +1,4 @@
-"""Whether results can be compared with published numbers: same images, same setting, same training."""
+"""Comparability of results with published numbers: same images, same setting, same training."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ class Deviation(NamedTuple):
 def find_deviations(
     rows: Iterable[Row], run: Mapping[str, Any] | None = None
 ) -> tuple[Deviation, ...]:
-    """Returns how the images, setting and training of results differ from what is published.
+    """Finds differences between the images, setting and training of results and the published ones.
 
     Images that could not be read were not evaluated.
 
@@ -56,13 +56,13 @@ def find_deviations(
         by_dataset.setdefault(row["dataset"], []).append(row)
     found = []
     for dataset, members in by_dataset.items():
-        about, title = DATASETS.get(dataset), names.dataset_name(dataset)
+        facts, title = DATASETS.get(dataset), names.dataset_name(dataset)
         mean = next((row for row in members if row["category"] == MEAN), None)
         counts = _compare_counts(mean, len(members) - 1) if mean else ""
         if counts:
             found.append(Deviation(dataset, "images", BOTH, f"{title}: {counts} were evaluated."))
         unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
-        if mean and about and unmasked and "pixel" in about.levels:
+        if mean and facts and unmasked and "pixel" in facts.levels:
             anomalous = plural(mean["n_anomalous"], "anomalous image")
             verb = "has" if unmasked == 1 else "have"
             words = f"{title}: {unmasked} of {anomalous} {verb} no mask."
@@ -72,7 +72,7 @@ def find_deviations(
             found.append(Deviation(dataset, "setting", BOTH, setting))
         if not is_usual(members[0]):
             both = (members[0]["auxiliary"], _auxiliary(USUAL, members[0]))
-            words = "Trained on {}, the paper's on {}.".format(*map(names.dataset_name, both))
+            words = "Trained on {}; the paper trained on {}.".format(*map(names.dataset_name, both))
             found.append(Deviation(dataset, "training", BOTH, words))
     return tuple(found)
 
@@ -145,7 +145,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
 
 
 def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
-    """Says what differs from the published setting, apart from the training set."""
+    """Describes what differs from the published setting, apart from the training set."""
     if row["method"] not in METHODS:
         return ""
     columns = ("variant", "prompt_family", "sigma", "backbone", "image_size", "image_score")
@@ -159,12 +159,12 @@ def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
 
 
 def _compare_counts(mean: Row, num_categories: int) -> str:
-    """Says which numbers of categories (if there are rows of any) and images differ."""
-    about, words = DATASETS.get(mean["dataset"]), []
-    if about and len(about.categories) > 1 and num_categories:
-        words += _compare_count(num_categories, len(about.categories), "categories")
-    if about and about.published is not None:
-        normal, anomalous = about.published
+    """Describes how the numbers of categories (if there are rows of any) and of images differ."""
+    facts, words = DATASETS.get(mean["dataset"]), []
+    if facts and len(facts.categories) > 1 and num_categories:
+        words += _compare_count(num_categories, len(facts.categories), "categories")
+    if facts and facts.published is not None:
+        normal, anomalous = facts.published
         images = _compare_count(mean["n_images"], normal + anomalous, "images")
         words += images or _compare_count(mean["n_anomalous"], anomalous, "anomalous images")
     return ", ".join(words)

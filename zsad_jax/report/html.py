@@ -1,7 +1,7 @@
 """The HTML page of a report: the contents of its template."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report import charts, formats, images, run_tables, tables, wording
@@ -63,33 +63,51 @@ def _grouped_cases(
 
 def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Returns run.json in words: plain values first, then each mapping below its name."""
-    plain = {key: value for key, value in run.items() if not isinstance(value, Mapping)}
-    nested = {key: value for key, value in run.items() if isinstance(value, Mapping)}
-    groups = []
-    for heading, values in {"": plain, **nested}.items():
-        name, unit = _split_unit(heading)
-        words = [(_split_unit(key)[0], format_quantity(key + unit, values[key])) for key in values]
-        groups.append((name, words))
-    return [(name, words) for name, words in groups if words]
+    groups: dict[str, list[tuple[str, str]]] = {"": []}
+    for key, value in run.items():
+        name = QUANTITIES[key].name if key in QUANTITIES else _plain(key)
+        if isinstance(value, Mapping):
+            groups[name] = [(_plain(one), format_quantity(key, value[one])) for one in value]
+        else:
+            groups[""].append((name, format_quantity(key, value)))
+    return [(name, words) for name, words in groups.items() if words]
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def format_quantity(key: str, value: Any) -> str:
-    """Returns a value of run.json in words; of keys that end in "_seconds" or "_bytes" with a fitting unit."""
-    unit = _split_unit(key)[1]
+    """Returns the value of a key of run.json, or an entry of the mapping that it holds, in words."""
+    if key in QUANTITIES:
+        return QUANTITIES[key].words(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if unit == "_seconds" and isinstance(value, int | float):
-        if value < 120:
-            return f"{value:.2f} s"
-        return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
-    if unit == "_bytes" and isinstance(value, int | float):
-        return f"{value / 2**30:.2f} GiB" if value >= 2**29 else f"{value / 2**20:.1f} MiB"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return (" " if key == "command" else ", ").join(map(str, value))
+        return ", ".join(map(str, value))
     return tables.UNDEFINED if value is None else str(value)
 
 
-def _split_unit(key: str) -> tuple[str, str]:
-    """Returns a key of run.json as words, and the unit at its end."""
-    unit = next((unit for unit in ("_seconds", "_bytes") if key.endswith(unit)), "")
-    return key.removesuffix(unit).replace("_", " "), unit
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.2f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def _bytes(value: int) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**29 else f"{value / 2**20:.1f} MiB"
+
+
+class Quantity(NamedTuple):
+    """The name of a key of run.json on the page, and what puts its value into words."""
+
+    name: str
+    words: Callable[[Any], str]
+
+
+QUANTITIES = {
+    "command": Quantity("command", " ".join),
+    "total_seconds": Quantity("total time", _seconds),
+    "parts_seconds": Quantity("time by part", _seconds),
+    "peak_memory_bytes": Quantity("peak memory", _bytes),
+}

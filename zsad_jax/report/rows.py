@@ -48,5 +48,5 @@ def _check_metric(name: str, value: Any) -> float | None:
     if value is None or math.isnan(value):
         return None
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}, but a metric lies in [0, 1].")
+        raise ValueError(f"{name} is {value}; metrics must be in [0, 1].")
     return float(value)

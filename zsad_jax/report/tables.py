@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from zsad_jax.metrics import Note
 from zsad_jax.report import names
 from zsad_jax.report.published import PublishedNumber
+from zsad_jax.report.rows import level_of
 
 Notes = Mapping[tuple[str, str], Sequence[Note]]  # by (dataset, category)
 Keys = tuple[tuple[str, str], ...]  # pairs of CSV column and entry
@@ -145,29 +146,31 @@ class Table:
 
 def metric_column(metric: str) -> Column:
     """Returns the column of a metric, below its level."""
-    level, full = metric.split("_")[0], names.METRICS[metric]
-    short = full.removeprefix("Image ").removeprefix("Pixel ")
+    level, full = level_of(metric), names.METRICS[metric]
+    short = full.removeprefix(f"{level.capitalize()} ")
     return Column(short, names.METRIC_GROUPS[level], full, (("metric", metric),))
 
 
 def legend(compared: Compared) -> str:
     """Explains the cells of a table."""
-    undefined = f"{UNDEFINED} is undefined for the data."
-    doubt = f"{DOUBT} marks a printed number that does not fit with others."
+    undefined = f"{UNDEFINED} marks undefined values."
+    doubt = f"{DOUBT} marks published numbers that are inconsistent with others."
     apart = (
-        "No difference is given where images, masks or settings differ from the published ones; a footnote"
-        " says how."
+        "No difference is shown where images, masks or settings differ from the published ones; footnotes"
+        " explain these cases."
     )
     texts = {
         PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
-        f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO from 200 thresholds, so"
-        f" theirs is compared with ours from 200 thresholds; the exact AUPRO has its own column. {apart}",
-        SAME_METHOD: "Values in percent, published numbers as printed; in brackets the difference to what"
-        f" the paper reports for the same method. {undefined} An empty cell was not printed or not run."
-        f" {doubt} AUPRO is computed from 200 thresholds. {apart}",
-        BEST_PRIOR: "Values in percent; in brackets the gain over the best published mean of the table,"
-        f" without full-shot methods and the paper's own method. {undefined} {apart}",
-        MAIN_RESULT: f"Values in percent; in brackets the difference to the main result. {undefined}",
+        f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO at 200 thresholds, which"
+        f" is compared with AUPRO (200 steps); the exact AUPRO is a separate column. {apart}",
+        SAME_METHOD: "Values in percent, published numbers as printed. The difference to the paper's number"
+        f" for the same method is shown in brackets. {undefined} Empty cells were not published or not run."
+        f" {doubt} AUPRO is computed at 200 thresholds. {apart}",
+        BEST_PRIOR: "Values in percent. The gain over the best published mean of the table is shown in"
+        " brackets; full-shot methods and the paper's own method are excluded from the prior methods."
+        f" {undefined} {apart}",
+        MAIN_RESULT: "Values in percent. The difference to the main result is shown in brackets."
+        f" {undefined}",
     }
     return texts[compared]
 

@@ -1,4 +1,4 @@
-"""Results in words: what was run, what differs, what is undefined and why."""
+"""Descriptions of results: settings, differences between them, and reasons for undefined values."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -12,7 +12,7 @@ LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned pro
 
 def describe(row: Row) -> str:
     """Describes a result's method, backbone and prompts."""
-    prompts = "fixed prompts, nothing learned"
+    prompts = "fixed prompts (nothing learned)"
     if row["auxiliary"]:
         epoch = f" (epoch {row['epoch']})" if row["epoch"] is not None else ""
         prompts = f"prompts learned on {names.dataset_name(row['auxiliary'])}{epoch}"
@@ -20,8 +20,8 @@ def describe(row: Row) -> str:
         names.method_name(row["method"]),
         f"backbone {row['backbone']}",
         prompts,
-        f"{row['prompt_family']} wording".replace("_", " ") if row["prompt_family"] else "",
-        f"images of {row['image_size']} pixels" if row["image_size"] else "",
+        f"prompt family {row['prompt_family']}".replace("_", " ") if row["prompt_family"] else "",
+        f"image size {row['image_size']} px" if row["image_size"] else "",
         f"variant: {row['variant']}" if row["variant"] else "",
     ]
     return " · ".join(filter(None, parts))
@@ -34,7 +34,7 @@ def describe_setting(row: Row, columns: Sequence[str]) -> str:
         words.append("fixed prompts")
     unneeded = {"variant", *["checkpoint"] * bool(row["auxiliary"])}
     words += [describe_column(row, key) for key in columns if key not in unneeded]
-    return ", ".join(filter(None, words)) or "as above"
+    return ", ".join(filter(None, words)) or "same settings"
 
 
 def describe_column(row: Row, key: str) -> str:
@@ -72,7 +72,7 @@ def absence_notes(members: Sequence[Row], what: str) -> list[Note]:
 def describe_mean(
     total: int, what: str, *, missing: Collection[str] = (), undefined: Collection[str] = ()
 ) -> str:
-    """Says which members a mean over datasets or categories excludes; "" if none."""
+    """Describes which members a mean over datasets or categories excludes; "" if none."""
     if not missing and not undefined:
         return ""
     parts = [f"mean over {total - len(missing) - len(undefined)} of {total} {what}"]

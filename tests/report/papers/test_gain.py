@@ -69,7 +69,7 @@ def test_another_training_has_no_gain(make_ours):
     (line, *_) = (one for one in table.lines if one.labels[0] == "Medical mean")
     assert (line.cells[2].value, line.cells[2].difference) == (99.0, None)
     assert list(line.cells[2].footnotes) == [
-        "Trained on MVTec AD + CVC-ColonDB, the paper's on MVTec AD."
+        "Trained on MVTec AD + CVC-ColonDB; the paper trained on MVTec AD."
     ]
 
 

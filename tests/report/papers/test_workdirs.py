@@ -122,10 +122,12 @@ def test_a_demonstration_says_so(make_row, make_workdir):
     ]
     shown, real = read_workdirs(folders)
     assert shown.demonstration
-    assert shown.about.startswith("Ours, TIPSomaly (tips-nano): TIPSomaly · backbone tips-nano · ")
-    assert shown.about.endswith("Demonstration model, not for decisions.")
+    assert shown.description.startswith(
+        "Ours, TIPSomaly (tips-nano): TIPSomaly · backbone tips-nano · "
+    )
+    assert shown.description.endswith("Demonstration model, not for decisions.")
     assert not real.demonstration
-    assert "Demonstration" not in real.about
+    assert "Demonstration" not in real.description
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_a_broken_file_is_named_in_one_sentence(make_row, make_workdir, name, co
     (folder / name).write_bytes(content)
     with pytest.raises(UserError) as error:
         read_workdirs([folder], comparisons=True)
-    assert str(error.value).startswith(f"{folder / name} cannot be read (")
+    assert str(error.value).startswith(f"Cannot read {folder / name} (")
     assert "\n" not in str(error.value)
 
 

@@ -87,5 +87,5 @@ def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[st
     for one in ours:
         missing = [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
         if missing:
-            found.append(f"Not run with ours, {one.name}: {', '.join(missing)}.")
+            found.append(f"{one.name} was not run on {', '.join(missing)}.")
     return found

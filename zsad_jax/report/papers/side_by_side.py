@@ -108,7 +108,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
     best_prior = Column("best prior", PUBLISHED, "best prior")
     return Table(
         title=f"{name}: gain over the best prior method",
-        head=("Mean", "Metric", "Best prior method", *["Printed gain"] * bool(printed)),
+        head=("Mean", "Metric", "Best prior method", *["Published gain"] * bool(printed)),
         columns=(best_prior, own, *map(_our_column, ours)),
         lines=tuple(lines),
         compared=BEST_PRIOR,
@@ -129,8 +129,8 @@ def _our_column(ours: Ours) -> Column:
 
 
 def _metric_keys(metric: str) -> Keys:
-    level, _, name = metric.partition("_")
-    return ("level", level), ("metric", name)
+    level = level_of(metric)
+    return ("level", level), ("metric", metric.removeprefix(f"{level}_"))
 
 
 def _our_cell(
@@ -180,7 +180,7 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
     if place.category == MEAN:
         own = [Place(*key) for key in ours.rows if key[0] == place.dataset and key != place]
         members = {one: _our_value(sheet, ours, one) for one in own}
-        words += [f"{place.label}: {told}" for told in _coverage(members, "categories")]
+        words += [f"{place.label}: {gap}" for gap in _coverage(members, "categories")]
     return _Value(percent(row[metric]), words)
 
 
@@ -188,20 +188,20 @@ def _coverage(members: Mapping[Place, _Value | None], what: str) -> list[str]:
     """Returns words on a mean that does not cover all its members."""
     missing = [place.label for place, value in members.items() if value is None]
     undefined = [place.label for place, v in members.items() if v and v.percent is None]
-    told = wording.describe_mean(len(members), what, missing=missing, undefined=undefined)
-    return [told] if told else []
+    words = wording.describe_mean(len(members), what, missing=missing, undefined=undefined)
+    return [words] if words else []
 
 
 def _why_undefined(row: Row, metric: str) -> str:
-    level, about = level_of(metric), DATASETS.get(row["dataset"])
+    level, facts = level_of(metric), DATASETS.get(row["dataset"])
     if metric == AUPRO_200STEP and row["pixel_aupro"] is not None:
-        return "AUPRO from 200 thresholds was not computed"
-    if about is not None and level not in about.levels:
+        return "AUPRO at 200 thresholds was not computed"
+    if facts is not None and level not in facts.levels:
         return f"the dataset has no {'masks' if level == 'pixel' else 'normal images'}"
     if row["n_anomalous"] == 0:
-        return "no image is anomalous"
+        return "there are no anomalous images"
     if level == "image" and row["n_anomalous"] == row["n_images"]:
-        return "no image is normal"
+        return "there are no normal images"
     return "undefined for the data"
 
 
@@ -215,13 +215,13 @@ def _published_column(competitor: Competitor) -> Column:
 def _published_cell(sheet: Sheet, competitor: Competitor, number: PublishedNumber) -> Cell:
     words, keys = [], [("source", "recomputed")] * (not number.printed)
     if not number.printed:
-        words.append("Not printed: the mean of the printed numbers.")
+        words.append("Not published; computed as the mean of the published numbers.")
     elif number.table != sheet.table and not number.full_shot:
-        words.append(f"Printed in Table {number.table}.")
-    gain = f"printed gain over best prior: {number.gain}" if number.gain else ""
+        words.append(f"Published in Table {number.table}.")
+    gain = f"published gain over the best prior method: {number.gain}" if number.gain else ""
     label = Place(number.dataset, number.category).label
-    words += [f"{competitor.name}, {label}: {told}." for told in (number.reading, gain) if told]
-    note = " ".join(f"{told}." for told in (number.doubt, number.full_shot) if told)
+    words += [f"{competitor.name}, {label}: {one}." for one in (number.reading, gain) if one]
+    note = " ".join(f"{one}." for one in (number.doubt, number.full_shot) if one)
     return Cell(
         number.percent,
         text=number.printed or None,
@@ -238,7 +238,7 @@ def _excluded(sheet: Sheet, place: Place) -> tuple[str, ...]:
     here = [one.dataset for one in sheet.places if one.dataset in DATASETS]
     here = [key for key in here if DATASETS[key].domain == DOMAIN_MEANS[place.dataset]]
     without = [names.dataset_name(key) for key in here if key not in sheet.members(place)]
-    return (f"Without {', '.join(without)}, as in the paper.",) if without else ()
+    return (f"Excludes {', '.join(without)}, as in the paper.",) if without else ()
 
 
 def _sources_of_full_shot(sheet: Sheet) -> list[str]:

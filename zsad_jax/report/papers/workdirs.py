@@ -43,7 +43,7 @@ class Ours:
     demonstration: bool = False
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """A sentence on what was run."""
         words = dict.fromkeys(wording.describe(row) for row in self.rows.values())
         remark = f" {wording.DEMONSTRATION}" if self.demonstration else ""
@@ -104,12 +104,12 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
         column = columns.setdefault(tuple(known[key] for key in keys), {})
         before = column.pop((row["dataset"], row["category"]), None)
         if before is not None:
-            what = (result.folder, before.folder, names.method_name(row["method"]))
-            replaced.setdefault(what, {})[names.dataset_name(row["dataset"])] = None
+            key = (result.folder, before.folder, names.method_name(row["method"]))
+            replaced.setdefault(key, {})[names.dataset_name(row["dataset"])] = None
         column[row["dataset"], row["category"]] = result
     for (folder, folder_before, method), datasets in replaced.items():
-        told = f"{method} on {', '.join(datasets)}"
-        logging.warning("Results of %s in %s replace those in %s.", told, folder, folder_before)
+        what = f"{method} on {', '.join(datasets)}"
+        logging.warning("Results of %s in %s replace those in %s.", what, folder, folder_before)
     samples = [next(iter(column.values())) for column in columns.values()]
     return [_name_column(list(column.values()), samples) for column in columns.values()]
 
@@ -123,9 +123,9 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
     differs = [key for key in keys if len({row[key] for row in known}) > 1]
     if not usual and TRAINING not in differs:
         differs.append(TRAINING)
-    told = (*differs, *("image_score", *_COMPARED) * results[0].compared)
+    shown = (*differs, *("image_score", *_COMPARED) * results[0].compared)
     settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
-    settings += [key for key in keys[3:] if key in told]
+    settings += [key for key in keys[3:] if key in shown]
     words = _describe(rows, differs)
     runs: dict[str, list[_Result]] = {}
     for result in results:
@@ -169,4 +169,4 @@ def _read(path: pathlib.Path, parse: Callable[[Any], Any]) -> Any:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"{path} cannot be read ({reason}); run the experiment again.") from error
+        raise UserError(f"Cannot read {path} ({reason}). Run the experiment again.") from error
