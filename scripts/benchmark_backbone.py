@@ -1,12 +1,12 @@
-"""Times the vision tower of TIPS against the same tower in PyTorch, and a detector on one image.
+"""Benchmark of the TIPS vision tower against PyTorch, and of a detector on one image.
 
     python scripts/make_random_weights.py tips-l14-hr --out /some/where
     python scripts/benchmark_backbone.py --variant l14 --home /some/where
 
-Each side lives in a process of its own, so that its peak memory is its own, and they take turns, so that
-whatever else the machine does falls on both; on a busy machine the seconds of processor time say more.
-PyTorch's side is the TIPSv2 of `transformers` with fused attention (extra `parity`): the same width, depth,
-heads and feed-forward, float32, batch 1.
+Each side runs in its own process, so that peak memory is measured separately. The sides alternate, so that
+other load on the machine affects both equally; on a busy machine, compare CPU time. The PyTorch side is the
+TIPSv2 of `transformers` with fused attention (extra `parity`), at the same width, depth, number of heads
+and feed-forward size, in float32 with batch size 1.
 """
 
 import argparse
@@ -22,11 +22,11 @@ VARIANTS = ("s14", "b14", "l14")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=VARIANTS, default="l14")
-    parser.add_argument("--home", help="the cache directory with the weights; default: the usual")
+    parser.add_argument("--home", help="cache directory with the weights (default: $ZSAD_JAX_HOME)")
     parser.add_argument("--lineage", choices=("native", "pytorch"), default="native")
     parser.add_argument("--image_size", type=int, default=518)
-    parser.add_argument("--runs", type=int, default=10, help="turns of each side")
-    parser.add_argument("--cores", type=int, help="cores that each side may use; default: all")
+    parser.add_argument("--runs", type=int, default=10, help="number of runs per side")
+    parser.add_argument("--cores", type=int, help="number of cores per side (default: all)")
     options = parser.parse_args()
     if options.home:
         os.environ["ZSAD_JAX_HOME"] = options.home
@@ -45,27 +45,27 @@ def main() -> None:
         f"TIPS {options.variant} ({options.lineage}) at {options.image_size}x{options.image_size},",
         end=" ",
     )
-    print(f"batch 1, {len(cores)} cores, {options.runs} turns, load {load:.1f} at the start")
+    print(f"batch 1, {len(cores)} cores, {options.runs} runs, initial load {load:.1f}")
     report("tower, PyTorch", turns["torch"])
     report("tower, zsad_jax", turns["tower"])
     report("predict, zsad_jax", turns["predict"])
     for what in ("tower", "predict"):
         time_ratio, cpu_ratio = np.median(np.divide(turns[what], turns["torch"]), axis=0)
-        print(f"{what} / PyTorch's tower, median of the turns' ratios:", end=" ")
-        print(f"{time_ratio:.2f}, of processor time {cpu_ratio:.2f}")
+        print(f"{what} / PyTorch tower, median ratio:", end=" ")
+        print(f"{time_ratio:.2f} (CPU time {cpu_ratio:.2f})")
     print(f"peak memory: {ours.peak_gib():.2f} GiB with both towers loaded,", end=" ")
-    print(f"PyTorch's vision tower alone {torch.peak_gib():.2f} GiB")
+    print(f"PyTorch vision tower only {torch.peak_gib():.2f} GiB")
 
 
 def report(name: str, turns: list[tuple[float, float]]) -> None:
     seconds, cpu = np.transpose(turns)
     low, p50, p99 = np.quantile(seconds, [0, 0.5, 0.99])
     print(f"{name:18} p50 {p50:.3f} s   p99 {p99:.3f} s   fastest {low:.3f} s", end="   ")
-    print(f"processor p50 {np.median(cpu):.3f} s")
+    print(f"CPU p50 {np.median(cpu):.3f} s")
 
 
 def tower_sizes(variant: str) -> dict[str, Any]:
-    """The sizes of a variant's vision tower, as PyTorch's config names them."""
+    """Returns the sizes of a variant's vision tower under the names of the PyTorch config."""
     from zsad_jax.backbones.registry import RELEASES
 
     vision = RELEASES[f"tips-{variant}-hr"].vision
@@ -78,7 +78,7 @@ def tower_sizes(variant: str) -> dict[str, Any]:
 
 
 class Ours:
-    """The jitted tower, and `predict` from an 8-bit photograph to the map."""
+    """The library's jitted tower, and `predict` from an 8-bit image to the anomaly map."""
 
     def __init__(self, options: argparse.Namespace):
         import jax
@@ -105,7 +105,7 @@ class Ours:
 
 
 class Theirs:
-    """PyTorch's tower with random weights."""
+    """The PyTorch tower with random weights."""
 
     def __init__(self, sizes: dict[str, Any], image_size: int):
         import torch

@@ -1,12 +1,12 @@
-"""Times the loader against torch's DataLoader: from PNG files to normalised float32 batches.
+"""Benchmark of the data loader against PyTorch's DataLoader: PNG files to normalized float32 batches.
 
     python scripts/benchmark_loader.py --images 96 --repeats 5
 
-Both sides read the same files, which the script draws, with the same number of processes: decoding, bicubic
-resizing, normalising as CLIP wants it. They take turns, so that whatever else the machine does falls on both.
-Images per second are counted from when every process has delivered a batch to the last batch, since processes
-start and end in different ways; the seconds for that are told apart. Torch's side is Pillow with a DataLoader
-(extra `parity`).
+Both sides read the same generated files with the same number of worker processes, and decode, resize
+(bicubic) and normalize them as CLIP requires. The sides alternate, so that other load on the machine
+affects both equally. Throughput is measured from the moment when every worker has delivered a batch until
+the last batch, because workers start and stop in different ways; startup and shutdown times are reported
+separately. The PyTorch side uses Pillow and a DataLoader (extra `parity`).
 """
 
 import argparse
@@ -24,25 +24,27 @@ from PIL import Image
 from zsad_jax.backbones.clip import MEAN, STD
 from zsad_jax.data import Preprocess, Sample, Samples, load_batches
 
-NOISE = 1.5  # grey levels; makes files as large as those of MVTec AD
+NOISE = 1.5  # gray levels; gives files as large as those of MVTec AD
 
 
 class Turn(NamedTuple):
-    """Of one pass over the files."""
+    """Timings of one pass over the files."""
 
-    start_s: float  # until every process has delivered a batch
-    rate: float  # images per second from then on
-    end_s: float  # from the last batch until the processes have ended
+    start_s: float  # until every worker has delivered a batch
+    rate: float  # images per second after that
+    end_s: float  # from the last batch until the workers have exited
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=96, help="number of files")
-    parser.add_argument("--size", type=int, default=1000, help="their side, in pixels")
-    parser.add_argument("--image_size", type=int, default=518, help="side of the tower's input")
+    parser.add_argument("--size", type=int, default=1000, help="side of the files, in pixels")
+    parser.add_argument(
+        "--image_size", type=int, default=518, help="side of the model input, in pixels"
+    )
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2, help="processes of each side")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes per side")
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs per side")
     options = parser.parse_args(arguments)
     if options.images <= max(options.workers, 1) * options.batch_size:
         parser.error("--images must be more than --workers times --batch_size")
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         paths = draw_files(pathlib.Path(folder), options.images, options.size)
         megabytes = statistics.mean(os.path.getsize(path) for path in paths) / 1e6
         sides = {"zsad_jax": ours, "torch": theirs}
-        for side in sides.values():  # imports, and files in the disk's cache
+        for side in sides.values():  # warm-up: imports, and the disk cache
             take(side(paths, options), options)
         turns: dict[str, list[Turn]] = {name: [] for name in sides}
         for _ in range(options.repeats):
@@ -62,28 +64,26 @@ def main(arguments: list[str] | None = None) -> None:
         end=" ",
     )
     print(
-        f"to {options.image_size}, batches of {options.batch_size}, {options.workers} processes,",
+        f"to {options.image_size}, batches of {options.batch_size}, {options.workers} workers,",
         end=" ",
     )
-    print(
-        f"{len(os.sched_getaffinity(0))} cores, {options.repeats} turns, load {load:.1f} at the start"
-    )
+    print(f"{len(os.sched_getaffinity(0))} cores, {options.repeats} runs, initial load {load:.1f}")
     for name, found in turns.items():
         starts, rates, ends = zip(*found, strict=True)
         print(f"{name:9} {statistics.median(rates):6.1f} images/s", end=" ")
         print(f"({min(rates):.1f} to {max(rates):.1f}),", end=" ")
-        print(f"all processes at work after {statistics.median(starts):.2f} s,", end=" ")
-        print(f"ended {statistics.median(ends):.2f} s after the last batch")
+        print(f"all workers ready after {statistics.median(starts):.2f} s,", end=" ")
+        print(f"stopped {statistics.median(ends):.2f} s after the last batch")
     ratios = [mine.rate / other.rate for mine, other in zip(*turns.values(), strict=True)]
     medians = [statistics.median(turn.rate for turn in found) for found in turns.values()]
     print(f"ratio of the medians {medians[0] / medians[1]:.2f},", end=" ")
-    print(f"of the turns {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def draw_files(folder: pathlib.Path, count: int, size: int) -> list[str]:
-    """Smooth textures with the noise of a camera."""
+    """Writes smooth textures with camera noise as PNG files; returns their paths."""
     rng = np.random.default_rng(0)
-    noise = rng.normal(0, NOISE, (size, size, 3)).astype(np.float32)  # drawing it takes the time
+    noise = rng.normal(0, NOISE, (size, size, 3)).astype(np.float32)  # once: it is slow
     paths = []
     for number in range(count):
         coarse = rng.integers(40, 216, (12, 12, 3), dtype=np.uint8)
@@ -96,7 +96,7 @@ def draw_files(folder: pathlib.Path, count: int, size: int) -> list[str]:
 
 
 def take(batches: Iterator[np.ndarray], options: argparse.Namespace) -> Turn:
-    """Takes all batches, and checks that they are what was wanted."""
+    """Consumes all batches, checks their type and shape, and returns the timings."""
     begun = time.perf_counter()
     first = [next(batches) for _ in range(max(options.workers, 1))]
     started = last = time.perf_counter()
@@ -111,7 +111,7 @@ def take(batches: Iterator[np.ndarray], options: argparse.Namespace) -> Turn:
 
 
 def ours(paths: list[str], options: argparse.Namespace) -> Iterator[np.ndarray]:
-    """The library's loader, and the normalisation of its batches."""
+    """Yields the normalized batches of the library's loader."""
     preprocess = Preprocess(
         image_size=options.image_size, resize="bicubic", mean=MEAN, std=STD, rgb_first=False
     )
@@ -124,7 +124,7 @@ def ours(paths: list[str], options: argparse.Namespace) -> Iterator[np.ndarray]:
 
 
 def theirs(paths: list[str], options: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Torch's DataLoader."""
+    """Yields the batches of PyTorch's DataLoader."""
     import torch
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))

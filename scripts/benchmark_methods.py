@@ -1,15 +1,15 @@
-"""Times the methods over CLIP against the same computations in PyTorch, and checks that they agree.
+"""Benchmark of the CLIP methods against the same computations in PyTorch, with a check that both agree.
 
     python scripts/make_random_weights.py clip-vit-l14-336 --out /some/where
-    python scripts/benchmark_methods.py --weights FILE_THAT_WAS_PRINTED --images FOLDER_OF_PICTURES
+    python scripts/benchmark_methods.py --weights PRINTED_FILE --images IMAGE_FOLDER
 
-For each method two figures: from 8-bit images at the size of the tower's input to scores and maps, tower
-included; and the scores and maps of all images given the tower's features. Text features that no image
-changes are encoded before. The learned parameters are random.
+Reports two timings per method: from 8-bit images at the input size to scores and maps, including the vision
+tower; and from the features of all images to scores and maps. Text features that do not depend on the image
+are encoded beforehand. The learned parameters are random.
 
-Each side lives in a process of its own, so that its peak memory is its own, and they take turns on the same
-cores, so that whatever else the machine does falls on both; on a busy machine the seconds of processor time
-say more. PyTorch's side is `benchmark_peers.py` (extra `parity`, and scipy).
+Each side runs in its own process, so that peak memory is measured separately. The sides alternate on the
+same cores, so that other load on the machine affects both equally; on a busy machine, compare CPU time. The
+PyTorch side is `benchmark_peers.py` (extra `parity`, and scipy).
 """
 
 import argparse
@@ -27,11 +27,11 @@ from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
 
 METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
-SPEAKING = ("clip", "coop", "cocoop")  # of the class, which takes a tokenizer
-TOLERANCE = 1e-3  # of scores and maps, as a share of the maps' range where that is less than 1
-ROUNDING = 1e-6  # what float32 makes of a cosine over the temperature
-# Initial parameters are made so many times as large, and get noise, so that maps have contrast and no
-# part is 0 or 1.
+SPEAKING = ("clip", "coop", "cocoop")  # need a tokenizer for the class name
+TOLERANCE = 1e-3  # for scores and maps, relative to the range of the maps where it is below 1
+ROUNDING = 1e-6  # float32 error of a cosine over the temperature
+# Initial parameters are scaled by GAIN and perturbed with noise, so that maps have contrast and no
+# probability saturates.
 GAIN, NOISE = 10, 0.01
 CATEGORY = "object"
 
@@ -40,30 +40,30 @@ Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="safetensors under OpenAI's names")
-    parser.add_argument("--tokenizer", help="the merges, for methods that speak of the class")
-    parser.add_argument("--images", type=pathlib.Path, required=True, help="a folder of pictures")
-    parser.add_argument("--count", type=int, default=8, help="of pictures")
+    parser.add_argument("--weights", required=True, help="safetensors file with OpenAI's names")
+    parser.add_argument(
+        "--tokenizer", help="BPE merges, for methods whose prompts contain the class name"
+    )
+    parser.add_argument("--images", type=pathlib.Path, required=True, help="folder of images")
+    parser.add_argument("--count", type=int, default=8, help="number of images")
     parser.add_argument("--image_size", type=int, default=518)
     parser.add_argument("--methods", nargs="+", choices=METHODS + SPEAKING, default=METHODS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
-    parser.add_argument("--batch_size", type=int, default=1, help="images per call, of our side")
-    parser.add_argument("--turns", type=int, default=3, help="of the second figure")
-    parser.add_argument("--cores", type=int, help="cores that each side may use; default: all")
+    parser.add_argument("--batch_size", type=int, default=1, help="images per call (zsad_jax side)")
+    parser.add_argument("--turns", type=int, default=3, help="number of runs of the second timing")
+    parser.add_argument("--cores", type=int, help="number of cores per side (default: all)")
     options = parser.parse_args(arguments)
     return command_line.guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints a line for each part of each method."""
+    """Prints the timings of each part of each method."""
     if not os.path.exists(options.weights):
         raise UserError(
-            f"The weights {options.weights} do not exist; make_random_weights.py makes some."
+            f"The weights file {options.weights} does not exist. Create one with make_random_weights.py."
         )
     if options.count % options.batch_size:
-        raise UserError(
-            f"--batch_size {options.batch_size} does not divide --count {options.count}."
-        )
+        raise UserError(f"--batch_size {options.batch_size} must divide --count {options.count}.")
     options.images = pictures(options.images, options.count)
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     print(f"{options.weights} at {options.image_size}, {options.count} images,", end=" ")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     for name in options.methods:
         with tempfile.TemporaryDirectory() as folder:
             shared = pathlib.Path(folder)
-            # PyTorch's side needs what ours has drawn and tokenised.
+            # The PyTorch side reads the setup that the zsad_jax side saves.
             ours, theirs = (Side(side, cores, options, name, shared) for side in SIDES)
             for part in options.parts:
                 PARTS[part](options, name, ours, theirs)
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def compare_predictions(options: argparse.Namespace, name: str, ours: Side, theirs: Side) -> None:
-    """From images to maps: one batch a turn."""
+    """Compares both sides from images to maps, one batch per run."""
     size = options.batch_size
     turns = [
         [side.time("predict", start, start + size) for side in (ours, theirs)]
@@ -91,7 +91,7 @@ def compare_predictions(options: argparse.Namespace, name: str, ours: Side, thei
 
 
 def compare_scorings(options: argparse.Namespace, name: str, ours: Side, theirs: Side) -> None:
-    """From the tower's features to maps: all images a turn."""
+    """Compares both sides from features to maps, all images per run."""
     for side in (ours, theirs):
         side.time("encode")
         side.time("score")  # compiles
@@ -106,11 +106,11 @@ PARTS: dict[str, Callable[[argparse.Namespace, str, Side, Side], None]] = {
 
 
 def report(what: str, turns: Sequence[Sequence[Turn]], size: int) -> None:
-    """Checks that both sides agree in every turn, and prints the medians."""
+    """Checks that both sides agree in every run, and prints the medians."""
     difference, span = compare_values([(ours.value, theirs.value) for ours, theirs in turns])
     if not difference <= TOLERANCE * min(span, 1) + ROUNDING:
         raise UserError(
-            f"{what}: the sides differ by {difference:.1e} in maps that span {span:.1e}; they must agree."
+            f"{what}: the sides differ by {difference:.1e}, which is too much for maps with range {span:.1e}."
         )
     seconds, processor = (
         np.array([[getattr(turn, field) / size for turn in pair] for pair in turns])
@@ -119,15 +119,15 @@ def report(what: str, turns: Sequence[Sequence[Turn]], size: int) -> None:
     for kind, times in (("time", seconds), ("processor", processor)):
         ours_s, theirs_s = np.median(times, axis=0)
         low, ratio, high = np.quantile(times[:, 0] / times[:, 1], [0, 0.5, 1])
-        print(f"{what:30} {kind:9} ours {ours_s:7.3f}  PyTorch {theirs_s:7.3f}", end="  ")
-        print(f"ours/PyTorch {ratio:.2f} ({low:.2f} to {high:.2f})", end="  ")
-        print(f"PyTorch/ours {1 / ratio:.2f}")
-    print(f"    largest difference {difference:.1e}, maps span {span:.1e},", end=" ")
+        print(f"{what:30} {kind:9} zsad_jax {ours_s:7.3f}  PyTorch {theirs_s:7.3f}", end="  ")
+        print(f"zsad_jax/PyTorch {ratio:.2f} ({low:.2f} to {high:.2f})", end="  ")
+        print(f"PyTorch/zsad_jax {1 / ratio:.2f}")
+    print(f"    largest difference {difference:.1e}, map range {span:.1e},", end=" ")
     print(f"load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def compare_values(pairs: Sequence[tuple[Values, Values]]) -> tuple[float, float]:
-    """The largest difference of scores and maps between two sides, and the range of the maps."""
+    """Returns the largest difference of scores and maps between two sides, and the range of the maps."""
     differences = [
         np.abs(mine - other).max() for pair in pairs for mine, other in zip(*pair, strict=True)
     ]
@@ -135,7 +135,7 @@ def compare_values(pairs: Sequence[tuple[Values, Values]]) -> tuple[float, float
 
 
 class Ours:
-    """The library's detector; what the other side needs is left in the folder `shared`."""
+    """The library's detector; saves the other side's inputs in the folder `shared`."""
 
     def __init__(self, options: argparse.Namespace, name: str, shared: pathlib.Path):
         import jax
@@ -162,12 +162,12 @@ class Ours:
         )
         self.images = np.stack([self.detector.resize(path) for path in options.images])
         self.shared = shared
-        self.leave_setup()
+        self.save_setup()
         if "predict" in options.parts:
             self.predict(0, options.batch_size)  # compiles
 
-    def leave_setup(self) -> None:
-        """What was drawn, tokenised and configured."""
+    def save_setup(self) -> None:
+        """Saves the images, token ids, settings and parameters for the other side."""
         from zsad_jax.backbones.checkpoints.read import flatten
 
         method = self.detector.method
@@ -182,7 +182,7 @@ class Ours:
         return tuple(self.detector.predict_resized(self.images[start:end]))
 
     def encode(self) -> None:
-        """Keeps the tower's features of all images, and leaves them to the other side."""
+        """Encodes all images, and saves the features for the other side."""
         import jax
 
         method, backbone = self.detector.method, self.detector.backbone
@@ -216,7 +216,7 @@ class Ours:
 
 
 def draw(params: Any) -> Any:
-    """As if the parameters had learned something."""
+    """Returns parameters that look trained: scaled, with noise added."""
     import jax
 
     leaves, tree = jax.tree.flatten(params)
@@ -228,7 +228,7 @@ def draw(params: Any) -> Any:
 
 
 def texts_of(config: Any) -> list[str]:
-    """The fixed words of a method's prompts."""
+    """Returns the fixed texts of a method's prompts."""
     if hasattr(config, "learned_texts"):
         return list(config.learned_texts)
     if hasattr(config, "adjectives"):
@@ -237,16 +237,18 @@ def texts_of(config: Any) -> list[str]:
 
 
 def pictures(folder: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """Some pictures from all over a folder; masks are pictures too."""
+    """Returns image files spread evenly over a folder, mask files included."""
     endings = {".png", ".jpg", ".jpeg", ".bmp"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if len(found) < count:
-        raise UserError(f"{folder} has {len(found)} pictures; give --count as many at most.")
+        raise UserError(
+            f"{folder} has {len(found)} images, fewer than --count {count}. Reduce --count."
+        )
     return found[:: len(found) // count][:count]
 
 
 class Theirs:
-    """PyTorch's side, of what ours left in `shared`."""
+    """The PyTorch side, from the inputs saved in `shared`."""
 
     def __init__(self, options: argparse.Namespace, name: str, shared: pathlib.Path):
         import torch
@@ -274,7 +276,7 @@ class Theirs:
         return self.gather(self.peer.features(image) for image in self.images[start:end])
 
     def encode(self) -> None:
-        """Reads the features, so that both sides have the same."""
+        """Reads the saved features, so that both sides use the same ones."""
         import torch
 
         with np.load(self.shared / "features.npz") as given:
@@ -285,7 +287,7 @@ class Theirs:
         return self.gather(self.kept)
 
     def gather(self, features: Iterable[Any]) -> Values:
-        """Scores and maps, one image after the other."""
+        """Returns scores and maps, computed one image at a time."""
         size = self.images.shape[1]
         scores, maps = zip(*(self.peer.predict(one, size) for one in features), strict=True)
         return np.array(scores), np.stack(maps)

@@ -1,9 +1,9 @@
-"""Times all pixel metrics of a category against the published procedure for AUPRO alone.
+"""Benchmark of all pixel metrics of a category against the published procedure for AUPRO only.
 
     python scripts/benchmark_metrics.py --maps 100 --size 518
 
-The published procedure labels the regions of every mask anew at each of 200 thresholds. It is written here
-independently of the library, with scipy's labelling in place of scikit-image's.
+The published procedure labels the regions of every mask again at each of 200 thresholds. It is implemented
+here independently of the library, with scipy's labeling instead of scikit-image's.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from zsad_jax.metrics import AUPRO_200STEP, category
 
 
 def make_category(num_maps: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth maps in [0, 1] and masks; every second image has one to four defects."""
+    """Returns smooth maps in [0, 1] and masks; every second image has one to four defects."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((num_maps, size, size), bool)
     rows, columns = np.mgrid[:size, :size]
     for mask in masks[::2]:
         for _ in range(rng.integers(1, 5)):
-            centre, axes = rng.uniform(0, size, 2), rng.uniform(size / 60, size / 10, 2)
-            mask |= ((rows - centre[0]) / axes[0]) ** 2 + ((columns - centre[1]) / axes[1]) ** 2 < 1
+            center, axes = rng.uniform(0, size, 2), rng.uniform(size / 60, size / 10, 2)
+            mask |= ((rows - center[0]) / axes[0]) ** 2 + ((columns - center[1]) / axes[1]) ** 2 < 1
     coarse = rng.normal(size=(num_maps, 37, 37))
     noise = np.stack(
         [
@@ -37,7 +37,7 @@ def make_category(num_maps: int, size: int, seed: int = 0) -> tuple[np.ndarray, 
 
 
 def published_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
-    """AUPRO by the published loop: for each threshold and image, label the mask and visit its regions."""
+    """Returns AUPRO by the published loop, which labels every mask again at each threshold."""
     low, high = float(maps.min()), float(maps.max())
     masks = masks.astype(np.uint8)
     predicted = np.zeros(maps.shape, bool)
@@ -60,7 +60,7 @@ def published_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
 def library_metrics(
     maps: np.ndarray, masks: np.ndarray, *, exact: bool, batch: int = 8
 ) -> dict[str, float]:
-    """All metrics by the library, in batches as an evaluation hands them over."""
+    """Returns all metrics of the library, updated in batches as in an evaluation."""
     state = category.init(exact=exact)
     scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
     for start in range(0, len(maps), batch):
@@ -81,21 +81,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=518)
     options = parser.parse_args()
     maps, masks = make_category(options.maps, options.size)
-    library_metrics(maps[:2], masks[:2], exact=False)  # imports are not what is timed
+    library_metrics(maps[:2], masks[:2], exact=False)  # warm-up: excludes imports from the timings
     streaming_s, streaming = timed(library_metrics, maps, masks, exact=False)
     exact_s, exact = timed(library_metrics, maps, masks, exact=True)
     published_s, published = timed(published_aupro, maps, masks)
     print(f"{options.maps} maps of {options.size}x{options.size}")
-    print(f"published loop, AUPRO alone {published_s:8.2f} s")
+    print(f"published loop, AUPRO only  {published_s:8.2f} s")
     for name, seconds, values in (("streaming", streaming_s, streaming), ("exact", exact_s, exact)):
-        print(
-            f"{name:9s}, all metrics      {seconds:8.2f} s   {published_s / seconds:.1f} times faster"
-        )
+        print(f"{name:9s}, all metrics      {seconds:8.2f} s   {published_s / seconds:.1f}x faster")
         print("  " + "  ".join(f"{key} {value:.5f}" for key, value in values.items()))
     error = max(abs(streaming[key] - exact[key]) for key in exact)
-    print(f"largest difference of streaming from exact: {error:.1e}")
+    print(f"largest difference between streaming and exact: {error:.1e}")
     error = published - exact[AUPRO_200STEP]
-    print(f"published loop's AUPRO {published:.5f}, minus {AUPRO_200STEP}: {error:+.1e}")
+    print(
+        f"AUPRO of the published loop {published:.5f}, difference from {AUPRO_200STEP}: {error:+.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""CLIP and the methods over it once more in plain PyTorch: what `benchmark_methods.py` compares with.
+"""Reference implementations of CLIP and its methods in plain PyTorch, for `benchmark_methods.py`.
 
-Written from the papers and from what their published code computes: eager, float32, fused attention, one
-image at a time; prompts have all rows of the text tower, those that look at an image are encoded anew for
-each, and maps are up-sampled and then smoothed by scipy. Text features that no image changes are encoded
-once.
+Written from the papers and from the computations of their published code: eager mode, float32, fused
+attention, one image at a time. Prompts always have the full text length, image-conditioned prompts are
+encoded again for each image, and maps are upsampled and then smoothed with scipy. Text features that do not
+depend on the image are encoded once.
 """
 
 import abc
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 import torch
-import torch.nn.functional as F  # noqa: N812 - everybody's name
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
 HEAD_WIDTH = 64
@@ -23,17 +23,17 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 Weights = Mapping[str, Tensor]
-Features = tuple[Tensor, Tensor]  # the global token [d], and patches [layers, n, d]
+Features = tuple[Tensor, Tensor]  # class token [d] and patches [layers, n, d]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
-    """Fused multi-head attention of [b, n, d]; the heads next to each other again."""
+    """Returns fused multi-head attention over [b, n, d], with the heads merged again."""
     split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)]
     return F.scaled_dot_product_attention(*split, **options).transpose(1, 2).flatten(-2)
 
 
 class Clip:
-    """Both towers, from arrays under OpenAI's names."""
+    """Both CLIP towers, from arrays with OpenAI's names."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.weights = {
@@ -51,7 +51,7 @@ class Clip:
     def block(
         self, name: str, x: Tensor, stream: Tensor | None = None, *, causal: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """A block's output, and the next state of the value-value stream."""
+        """Returns a block's output and the next state of the value-value stream."""
         w, heads = self.weights, x.shape[-1] // HEAD_WIDTH
         y = self.norm(f"{name}.ln_1", x)
         inputs = F.linear(y, w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
@@ -73,7 +73,7 @@ class Clip:
     def encode_image(
         self, image: np.ndarray, layers: list[int], vv_from: int | None, *, cls_norm: bool
     ) -> Features:
-        """Of an 8-bit image [S, S, 3]."""
+        """Returns the features of an 8-bit image [S, S, 3]."""
         w = self.weights
         x = (torch.from_numpy(image).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         x = F.conv2d(x.permute(2, 0, 1)[None], w["visual.conv1.weight"], stride=self.patch)
@@ -95,7 +95,7 @@ class Clip:
         return token @ w["visual.proj"], torch.stack([outputs[i] for i in layers])
 
     def encode_prompts(self, rows: Tensor, ends: Tensor, deep: Tensor | None = None) -> Tensor:
-        """Features of [t, 77, e], read off at `ends`; deep prompts [blocks, t or 1, p, e]."""
+        """Returns the features of [t, 77, e] at the positions `ends`; `deep` is [blocks, t or 1, p, e]."""
         w = self.weights
         x = rows + w["positional_embedding"]
         for i in range(self.depth("")):
@@ -111,7 +111,7 @@ class Clip:
 
 
 def insert(words: Tensor, ids: Tensor, *learned: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows with learned tokens [t, p, e] put at their places in turn, and where the texts end."""
+    """Inserts learned tokens [t, p, e] at their places in turn; returns the rows and the end positions."""
     ends, length = ids.argmax(dim=-1), words.shape[1]
     for place, tokens in learned:
         words = torch.cat([words[:, :place], tokens, words[:, place:]], dim=1)[:, :length]
@@ -124,7 +124,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def compare(seen: Tensor, texts: Tensor) -> Tensor:
-    """Probabilities of (normal, abnormal)."""
+    """Returns the probabilities of (normal, anomalous)."""
     return (unit(seen) @ unit(texts).mT / TEMPERATURE).softmax(dim=-1)
 
 
@@ -133,16 +133,16 @@ def linear(params: Weights, name: str, x: Tensor) -> Tensor:
 
 
 class Peer(abc.ABC):
-    """A method over CLIP.
+    """A CLIP-based method.
 
     Args:
       clip: both towers.
-      params: what the method has learned, as named arrays.
-      ids: of the fixed texts, 77 of each.
+      params: the learned parameters, as named arrays.
+      ids: token ids of the fixed texts, 77 each.
       setup: "layers", "vv_from" and "cls_norm" of the features, and "sigma".
     """
 
-    averaged = False  # whether maps are averaged and not added up
+    averaged = False  # whether maps are averaged rather than summed
 
     @torch.no_grad()
     def __init__(self, clip: Clip, params: Weights, ids: Tensor, setup: Mapping[str, Any]):
@@ -152,7 +152,7 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self) -> None:
-        """Encodes what no image changes."""
+        """Encodes the text features that do not depend on the image."""
 
     @torch.no_grad()
     def features(self, image: np.ndarray) -> Features:
@@ -161,11 +161,11 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     def score(self, features: Features) -> tuple[float, Tensor]:
-        """The image score, and probabilities [maps, n, 2] of the patches."""
+        """Returns the image score and the patch probabilities [maps, n, 2]."""
 
     @torch.no_grad()
     def predict(self, features: Features, size: int) -> tuple[float, np.ndarray]:
-        """The image score, and the map."""
+        """Returns the image score and the anomaly map."""
         score, probabilities = self.score(features)
         grid = round(probabilities.shape[1] ** 0.5)
         maps = probabilities.mT.unflatten(-1, (grid, grid))
@@ -176,7 +176,7 @@ class Peer(abc.ABC):
 
 
 class AnomalyCLIP(Peer):
-    """One learned pair."""
+    """AnomalyCLIP: one learned prompt pair."""
 
     def prepare(self) -> None:
         self.texts = encode_learner(self, self.params, slice(None))
@@ -187,14 +187,14 @@ class AnomalyCLIP(Peer):
 
 
 def encode_learner(peer: Peer, params: Weights, texts: slice) -> Tensor:
-    """The pair of AnomalyCLIP's prompt learner, before these texts."""
+    """Encodes AnomalyCLIP's learned prompt pair, placed before the given texts."""
     context = torch.stack([params["normal"], params["abnormal"]])
     rows, ends = insert(peer.rows[texts], peer.ids[texts], (1, context))
     return peer.clip.encode_prompts(rows, ends, params["deep"][:, None])
 
 
 class FAPrompt(Peer):
-    """Two stages; the second encodes all prompts anew, as the published code does."""
+    """FAPrompt: two stages; the second encodes all prompts again, as in the published code."""
 
     averaged = True
 
@@ -202,7 +202,7 @@ class FAPrompt(Peer):
         self.texts = self.encode(torch.zeros(()))
 
     def encode(self, prior: Tensor) -> Tensor:
-        """(normal, mean abnormal) with the prior on the abnormal prompts' own tokens."""
+        """Returns (normal, mean anomalous), with the prior added to the tokens of each anomalous prompt."""
         p, count = self.params, len(self.params["abnormal"])
         normal = insert(self.rows[:1], self.ids[:1], (1, p["normal"][None]))
         shared = p["normal"].expand(count, -1, -1)
@@ -217,7 +217,7 @@ class FAPrompt(Peer):
         token, [patches] = features
         first = compare(patches, self.texts)
         width = self.params["prior/first/kernel"].shape[0]
-        selected = unit(patches).flatten()[:width]  # the first patches in raster order
+        selected = unit(patches).flatten()[:width]  # first patches in raster order
         hidden = F.relu(
             linear(self.params, "prior/first", F.pad(selected, (0, width - len(selected))))
         )
@@ -228,7 +228,7 @@ class FAPrompt(Peer):
 
 
 class TPS(Peer):
-    """Global and shunt prompts, the latter through the pathway of each layer."""
+    """TPS: global and shunt prompts, the latter adapted by each layer's pathway."""
 
     heads = 8
 
@@ -250,7 +250,7 @@ class TPS(Peer):
         return linear(self.pathway, f"attentions/{name}/out", attend(*inputs, self.heads)[0])
 
     def adapt(self, patches: Tensor) -> Tensor:
-        """The shunt features after a look at a layer's patches."""
+        """Returns the shunt features after attention to a layer's patches."""
         texts, seen = self.norm("shunt", self.shunt), self.norm("patches", patches)
         texts = self.norm("between", texts + self.attention("to_patches", texts, seen, seen))
         key = self.norm("global", self.image)
@@ -265,13 +265,13 @@ class TPS(Peer):
 
 
 class ViP2CLIP(Peer):
-    """Prompts with a look at the image, and texts with a look at each layer's patches."""
+    """ViP²-CLIP: image-conditioned prompts, and text features that attend to each layer's patches."""
 
     averaged = True
     heads, top_k = 8, 50
 
     def prepare(self) -> None:
-        """Nothing: all texts depend on the image."""
+        """Does nothing, because all text features depend on the image."""
 
     def encode(self, token: Tensor) -> Tensor:
         p = self.params
@@ -310,7 +310,7 @@ LAYERS = [f"{name}/{part}" for name in ("first", "second") for part in ("kernel"
 
 
 class CoOp(Peer):
-    """One context before the words of both states."""
+    """CoOp: one context before the texts of both states."""
 
     def prepare(self) -> None:
         self.texts = self.encode(torch.zeros(()))
@@ -325,7 +325,7 @@ class CoOp(Peer):
 
 
 class CoCoOp(CoOp):
-    """The context shifted by a look at the image."""
+    """CoCoOp: a context shifted by the image features."""
 
     def score(self, features: Features) -> tuple[float, Tensor]:
         hidden = F.relu(linear(self.params, "network/first", unit(features[0])))
@@ -334,7 +334,7 @@ class CoCoOp(CoOp):
 
 
 class PlainClip(CoOp):
-    """Two hand-written sentences."""
+    """CLIP with two hand-written prompts."""
 
     def encode(self, shift: Tensor) -> Tensor:
         del shift
@@ -353,6 +353,6 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def below(params: Weights, name: str) -> Weights:
-    """The arrays under a name."""
+    """Returns the arrays below a name."""
     start = f"{name}/"
     return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}

@@ -1,4 +1,4 @@
-"""Implementations that are compared, each in a process of its own."""
+"""Implementations under comparison, each in its own process."""
 
 import multiprocessing
 import os
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-# Threads may spin for a while after their work; the next turn begins when they have stopped.
+# Worker threads may spin for a while after their work; the pause lets them stop before the next run.
 PAUSE_S = 0.3
 
 
 class Turn(NamedTuple):
-    """What a call gave, its seconds, and its seconds of processor time, of all threads."""
+    """The result of a call, its wall time in seconds, and its CPU time over all threads."""
 
     seconds: float
     processor: float
@@ -21,11 +21,12 @@ class Turn(NamedTuple):
 
 
 class Side:
-    """One implementation in a process of its own, so that its memory is its own.
+    """An implementation in its own process, so that its memory is measured separately.
 
     Args:
-      make: called there with `arguments`; gives the object whose methods are timed.
-      cores: that the process may use.
+      make: called in the process with `arguments`; returns the object whose methods are timed.
+      cores: the cores that the process may use.
+      *arguments: passed to `make`.
     """
 
     def __init__(self, make: Callable[..., Any], cores: list[int], *arguments: Any):
@@ -45,7 +46,7 @@ class Side:
         return self._pipe.recv()
 
     def peak_gib(self) -> float:
-        """The process's largest resident size so far, loading included."""
+        """Returns the peak resident memory of the process in GiB, including loading."""
         self._pipe.send(("", ()))
         return self._pipe.recv()
 
@@ -58,8 +59,8 @@ class Side:
 def serve(
     pipe: Connection, make: Callable[..., Any], cores: list[int], arguments: tuple[Any, ...]
 ) -> None:
-    """Makes an implementation, and times what it is asked for until nobody asks."""
-    os.sched_setaffinity(0, cores)  # before any thread pool is made
+    """Creates the implementation, then times calls until the pipe is closed."""
+    os.sched_setaffinity(0, cores)  # before any thread pool is created
     made = make(*arguments)
     pipe.send("ready")
     while True:

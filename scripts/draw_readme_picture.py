@@ -1,4 +1,4 @@
-"""Draws the README's picture from a finished demonstration: `python scripts/draw_readme_picture.py WORKDIR`."""
+"""Picture of the README, drawn from a finished demo run: `python scripts/draw_readme_picture.py WORKDIR`."""
 
 import argparse
 import pathlib
@@ -18,7 +18,9 @@ CATEGORIES = ("corrugated_card", "marble", "pill_blister", "washer")
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("workdir", type=pathlib.Path, help="of configs/tipsomaly.py:demo")
+    parser.add_argument(
+        "workdir", type=pathlib.Path, help="working directory of a run of configs/tipsomaly.py:demo"
+    )
     options = parser.parse_args(arguments)
     return command_line.guarded(lambda: draw(options.workdir))
 
@@ -27,15 +29,13 @@ def draw(workdir: pathlib.Path) -> None:
     paths = sorted((workdir / "evaluations").glob("synthetic_target-*.npz"))
     evaluation = cache.load(paths[-1]) if paths else None
     if evaluation is None:
-        raise UserError(
-            f"There is no evaluation in {workdir}; run configs/tipsomaly.py:demo first."
-        )
+        raise UserError(f"{workdir} has no evaluation. Run configs/tipsomaly.py:demo first.")
     drawn = gallery(
         [choose(category, evaluation.cases) for category in CATEGORIES],
         scale=(0.0, 1.0),
         title=f"tips-nano on drawings that it has never seen. {DEMONSTRATION}",
     )
-    # A palette makes it a quarter of the size; the octree's keeps the colors of the maps.
+    # A palette quarters the file size; FASTOCTREE preserves the colors of the maps.
     picture = drawn.quantize(method=Image.Quantize.FASTOCTREE)
     with files.replaced(PICTURE) as temporary:
         picture.save(temporary, optimize=True)
@@ -43,7 +43,9 @@ def draw(workdir: pathlib.Path) -> None:
 
 
 def choose(category: str, cases: tuple[Case, ...]) -> Case:
-    """The anomaly with the highest score; of the last category the normal image with the lowest."""
+    """Returns the anomalous case with the highest score; for the last category, the normal case with the
+    lowest.
+    """
     label = int(category != CATEGORIES[-1])
     found = [case for case in cases if case.category == category and case.label == label]
     return sorted(found, key=lambda case: case.score)[-label]

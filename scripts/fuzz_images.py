@@ -1,9 +1,10 @@
-"""Sends damaged images and masks through `predict`, `main` and `data verify`.
+"""Fuzz test that sends damaged images and masks through `predict`, `main` and `data verify`.
 
     python scripts/fuzz_images.py --count 500 --seed 0
 
-Every command must end without a traceback and within its time limit, and account for every file: scored,
-reported with a reason, or ignored by a named rule. Prints a table; the exit code is 1 when a check fails.
+Every command must finish without a traceback within its time limit, and account for every file: scored,
+reported with a reason, or ignored by a documented rule. Prints a table; the exit code is 1 if a check
+fails.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
 
 
 def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
-    """Damages bytes; returns the kind of damage and the result."""
+    """Damages bytes at random; returns the kind of damage and the result."""
     kind = str(rng.choice(["none", "flip", "cut", "drop", "insert", "header", "empty", "text", "huge"],
                           p=[0.3, 0.2, 0.12, 0.1, 0.1, 0.1, 0.03, 0.03, 0.02]))  # fmt: skip
     changed = bytearray(data)
@@ -113,7 +114,7 @@ def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
 
 
 def huge_png(side: int) -> bytes:
-    """Returns a 16-bit PNG of zeros, a thousand times as large when it is decoded."""
+    """Returns a 16-bit PNG of zeros that is about a thousand times as large when decoded."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -128,7 +129,7 @@ def huge_png(side: int) -> bytes:
 
 
 def write_files(folder: pathlib.Path, count: int, seed: int) -> collections.Counter:
-    """Writes images and masks in MVTec's layout; returns how many were damaged in which way."""
+    """Writes images and masks in the layout of MVTec AD; returns the number of files per kind of damage."""
     rng = np.random.default_rng(seed)
     kinds: collections.Counter = collections.Counter()
     for number in range(count):
@@ -149,7 +150,7 @@ def write_files(folder: pathlib.Path, count: int, seed: int) -> collections.Coun
 
 
 def run(name: str, *command: str) -> tuple[dict, str]:
-    """Runs a command of the package; returns what is known of the run, and what it printed."""
+    """Runs a command of the package; returns facts about the run, and its output."""
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -157,7 +158,7 @@ def run(name: str, *command: str) -> tuple[dict, str]:
         )
         timer = threading.Timer(SECONDS_LIMIT, process.kill)
         timer.start()
-        _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
+        _, status, usage = os.wait4(process.pid, 0)  # resource usage of this process only
         timer.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -169,7 +170,7 @@ def run(name: str, *command: str) -> tuple[dict, str]:
 
 
 def check(folder: pathlib.Path, work: pathlib.Path, memory_mib: int) -> list[str]:
-    """Runs the three commands; returns what is wrong."""
+    """Runs the three commands; returns the failed checks."""
     problems: list[str] = []
     images = sorted((folder / "part/test").rglob("*.*"))
     masks = sorted((folder / "part/ground_truth").rglob("*.*"))
@@ -211,7 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=500, help="number of files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory_mib", type=int, default=2048, help="limit of each command")
+    parser.add_argument(
+        "--memory_mib", type=int, default=2048, help="memory limit per command, in MiB"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         work = pathlib.Path(place)

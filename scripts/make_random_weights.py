@@ -1,11 +1,11 @@
-"""Writes a checkpoint of random values with the names, shapes and formats of a released one.
+"""Checkpoint of random values with the names, shapes and formats of a released one.
 
     python scripts/make_random_weights.py clip-vit-l14-336 --out /some/where
     ZSAD_JAX_HOME=/some/where python -m zsad_jax.main --config ...
 
-For trying the full size without a download. The files lie below --out as they would in the cache directory;
-files that are there already stay. TIPS gets a small tokenizer that was trained on the prompt sentences, CLIP
-only what --tokenizer gives: without merges it knows the words that learned prompts are made of.
+For running full-size models without a download. Files are written below --out with the layout of the cache
+directory; existing files are kept. TIPS gets a small tokenizer trained on the prompt sentences. CLIP gets a
+tokenizer only with --tokenizer; without one, it knows the words of the learned prompts only.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from zsad_jax.utils.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-STD = 0.02  # keeps the activations of every variant of order 1
+STD = 0.02  # keeps the activations of all variants near unit scale
 TEMPERATURE = 0.01
-# Scales of norms, and LayerScale: these multiply and lie around 1.
+# Norm scales and LayerScale are multiplicative and centered at 1.
 SCALE = re.compile(r"(^|[./])(scale|gamma|(norm\d?|ln_\w+)\.weight)$")
-PYTORCH_GRID = 32  # of positions, in the PyTorch files of TIPS v1 at high resolution
+PYTORCH_GRID = 32  # position grid in the PyTorch files of TIPS v1 at high resolution
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,20 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
         "name",
         choices=[name for name, release in registry.RELEASES.items() if not release.demo],
         metavar="NAME",
-        help="tips-l14-hr, clip-vit-l14-336, ...",
+        help="released checkpoint, such as tips-l14-hr or clip-vit-l14-336",
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a cache directory")
     parser.add_argument(
-        "--lineage", choices=registry.LINEAGES, default="native", help="TIPS: which of its formats"
+        "--out", type=pathlib.Path, required=True, help="cache directory to write to"
+    )
+    parser.add_argument(
+        "--lineage", choices=registry.LINEAGES, default="native", help="file format (TIPS only)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokenizer", type=pathlib.Path, help="copied to its place")
+    parser.add_argument(
+        "--tokenizer", type=pathlib.Path, help="tokenizer file to copy into the cache directory"
+    )
     options = parser.parse_args(arguments)
     return command_line.guarded(lambda: make(options))
 
 
 def make(options: argparse.Namespace) -> None:
-    """Writes those of a model's files that are not there yet, and prints where they are."""
+    """Writes the missing files of a model, and prints the paths of all its files."""
     os.environ["ZSAD_JAX_HOME"] = str(options.out)
     places = registry.places(options.name, options.lineage)
     for number, (kind, place) in enumerate(places._asdict().items()):
@@ -73,11 +77,11 @@ def make(options: argparse.Namespace) -> None:
 
 
 def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
-    """Names and shapes of the arrays in a released model's file.
+    """Returns the names and shapes of the arrays in a released model's file.
 
     Args:
       name: a released checkpoint.
-      lineage: "native" or "pytorch", for TIPS.
+      lineage: "native" or "pytorch" (TIPS only).
       kind: "vision" or "text", or "weights" for both.
     """
     release = registry.RELEASES[name]
@@ -118,7 +122,7 @@ def shapes_in(tree: Mapping) -> Shapes:
 
 
 def write_arrays(path: pathlib.Path, shapes: Shapes, rng: np.random.Generator) -> None:
-    """Writes random arrays: as safetensors in half precision, as OpenAI's are, or as npz."""
+    """Writes random arrays as float16 safetensors (the format of OpenAI's CLIP) or as npz."""
     with files.replaced(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
@@ -130,7 +134,7 @@ def write_arrays(path: pathlib.Path, shapes: Shapes, rng: np.random.Generator) -
             save_file(arrays, temporary)
             return
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            # One after the other, so that memory holds only one of them.
+            # Arrays are written one at a time, so that only one is in memory.
             for name, shape in shapes.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, random_array(name, shape, rng))
@@ -149,7 +153,9 @@ def random_array(name: str, shape: tuple[int, ...], rng: np.random.Generator) ->
 
 def write_tokenizer(path: pathlib.Path, given: pathlib.Path | None, seed: int) -> None:
     if given is not None and not given.is_file():
-        raise UserError(f"The tokenizer {given} does not exist; leave it out, or give another.")
+        raise UserError(
+            f"The tokenizer file {given} does not exist. Pass an existing file, or omit --tokenizer."
+        )
     if given is None and path.suffix != ".model":
         return
     with files.replaced(path) as temporary:

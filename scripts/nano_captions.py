@@ -1,7 +1,7 @@
-"""Captions and vocabulary for the pre-training of the nano backbones.
+"""Captions and vocabulary for pretraining the nano backbones.
 
-A caption is a sentence of the fixed-prompt families (a state filled with a name, in a template), so that the
-text tower learns the very sentences that the methods will ask it.
+A caption is a sentence of the fixed prompts (a state filled with a name, in a template), so that the text
+tower is trained on exactly the sentences that the methods use.
 """
 
 import gzip
@@ -17,9 +17,9 @@ from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 
 Rng = np.random.Generator
 
-# How often a sentence comes from each prompt family.
+# Share of sentences from each prompt family.
 FAMILY_SHARE = {"industrial": 0.6, "medical": 0.2, "object_agnostic": 0.2}
-# Abnormal states that describe only one group of defects; the others describe both.
+# Anomalous states that describe one group of defects only; the others describe both.
 STATE_GROUP = {
     "broken {}": STRUCTURE,
     "{} with damage": STRUCTURE,
@@ -31,7 +31,7 @@ STATE_GROUP = {
     "{} with irregular area": SURFACE,
 }
 OBJECT = "object"
-# Words that name nothing drawn here. A state has to be understood whatever the name beside it.
+# Words that name nothing in the drawings: a state must be understood with any name beside it.
 OTHER_NAMES = tuple(
     """
     apple arrow bag ball banana barrel basin battery beam bearing bell belt bench bicycle board boat
@@ -63,7 +63,7 @@ ADJECTIVES = tuple(
 
 
 def other_name(rng: Rng) -> str:
-    """A name that no drawing has: a noun, an adjective and a noun, two nouns, or made-up letters."""
+    """Returns a name that no drawing has: a noun, an adjective and a noun, two nouns, or random letters."""
     kind = rng.random()
     noun = str(rng.choice(OTHER_NAMES))
     if kind < 0.35:
@@ -76,7 +76,7 @@ def other_name(rng: Rng) -> str:
 
 
 def states(prompts: str, group: str) -> tuple[str, ...]:
-    """The states of a prompt family that describe `group`: "normal", or a group of defects."""
+    """Returns the states of a prompt family that describe `group`: "normal" or a group of defects."""
     family = PROMPT_FAMILIES[prompts]
     if group == "normal":
         return tuple(family.normal)
@@ -84,7 +84,7 @@ def states(prompts: str, group: str) -> tuple[str, ...]:
 
 
 def caption(rng: Rng, name: str, group: str) -> str:
-    """A random sentence that says of `name` that it is normal, or has a defect of the group."""
+    """Returns a random sentence that describes `name` as normal, or as having a defect of the group."""
     prompts = str(rng.choice(list(FAMILY_SHARE), p=list(FAMILY_SHARE.values())))
     state = str(rng.choice(states(prompts, group)))
     template = str(rng.choice(PROMPT_FAMILIES[prompts].templates))
@@ -92,7 +92,7 @@ def caption(rng: Rng, name: str, group: str) -> str:
 
 
 def corpus(seed: int, count: int = 40_000) -> Iterable[str]:
-    """Sentences to learn the vocabulary from: captions of drawn and of other names, and the bare names."""
+    """Yields sentences for training the tokenizer: captions of drawn and other names, and the bare names."""
     rng = np.random.default_rng(seed)
     names = [name for names in FAMILIES.values() for name in names]
     for _ in range(count):
@@ -103,7 +103,7 @@ def corpus(seed: int, count: int = 40_000) -> Iterable[str]:
 
 
 def train_tokenizer(seed: int, vocabulary: int = 2048) -> bytes:
-    """A sentencepiece model: id 0 pads, no begin or end, single letters for unknown words."""
+    """Returns a sentencepiece model: id 0 is the pad, no start or end token, letters as fallback."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -124,11 +124,12 @@ def train_tokenizer(seed: int, vocabulary: int = 2048) -> bytes:
 
 
 def train_merges(seed: int, count: int) -> bytes:
-    """A merge file in CLIP's published form: gzip, a line that names it, then the two parts of each merge."""
+    """Returns a merge file in CLIP's published format: gzip, a version line, then one merge per line."""
     import tokenizers
 
-    # The trainer numbers the ends of words in the order of a hash table, which differs from run to run and
-    # decides between equally frequent pairs. So the last letter of a word is a letter of its own for it.
+    # The trainer numbers end-of-word symbols in hash-table order, which differs between runs and breaks
+    # ties between equally frequent pairs. Therefore the last letter of each word is a separate symbol
+    # during training.
     symbols = byte_symbols()
     ends = {chr(0xE000 + byte): symbol + END_OF_WORD for byte, symbol in symbols.items()}
     words = (
@@ -148,5 +149,5 @@ def train_merges(seed: int, count: int) -> bytes:
 
 
 def alignment_names(rng: Rng, count: int) -> Sequence[str]:
-    """Names to align with beside the images' own: "object", and others that mean nothing here."""
+    """Returns names to align with besides the images' own: "object", and names unrelated to the drawings."""
     return [OBJECT, *(other_name(rng) for _ in range(count - 1))]

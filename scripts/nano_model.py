@@ -28,7 +28,7 @@ GROUPS = ("normal", nano_drawings.STRUCTURE, nano_drawings.SURFACE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The model and how it is trained."""
+    """Sizes of the model, and settings of the training."""
 
     family: str = "tips"
     width: int = 128
@@ -37,19 +37,19 @@ class Config:
     num_heads: int = 4
     mlp_dim: int = 512
     vocabulary: int = 2048
-    temperature: float = 0.1  # not learned: a small one would leave learned prompts nothing to do
+    temperature: float = 0.1  # fixed; a small learned value leaves learned prompts no room
     classes: int = 8  # per batch
-    images_per_class: int = 4  # small; a batch of large images has as many patches
-    other_names: int = 2  # names to align with beside the classes: "object" and an unrelated one
+    images_per_class: int = 4  # for small images; a batch of large images has as many patches
+    other_names: int = 2  # names to align with besides the classes: "object" and an unrelated one
     sentences: int = 2  # per name and group
-    own_share: float = 0.6  # of the images that are aligned with sentences about their own class
+    own_share: float = 0.6  # share of images aligned with sentences about their own class
     learning_rate: float = 1e-3
-    embedding_rate: float = 0.2  # of the learning rate: the filters are good from the start
+    embedding_rate: float = 0.2  # relative to the learning rate: the filters start well
     weight_decay: float = 0.05
     warmup: int = 200
     ema: float = 0.999
-    large_every: tuple[int, int] = (4, 2)  # one batch in so many: at first, in the last third
-    anomalous_share: float = 0.4  # of the patches' weight; far from a half, a prior swamps all
+    large_every: tuple[int, int] = (4, 2)  # one batch in n, first two thirds and last third
+    anomalous_share: float = 0.4  # of the patches' weight; far from 0.5, the class prior dominates
     image_loss: float = 0.5
     state_loss: float = 1.0
     patch_loss: float = 2.0
@@ -59,22 +59,22 @@ class Config:
 
     @property
     def towers(self) -> Tips | Clip:
-        """The family's way of doing things, at this config's sizes."""
+        """Returns the family's towers at the sizes of this config."""
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sizes)}
         return FAMILIES[self.family](Sizes(**sizes))
 
 
 class Batch(NamedTuple):
-    """What one step sees; K names, of which the first M are the classes of the images.
+    """The inputs of one step: K names, of which the first M are the classes of the images.
 
     Attributes:
       images: 8-bit RGB.
-      touched: the share of each patch that is defective.
+      touched: the defective share of each patch.
       category: index of the image's class among the names.
       group: index into GROUPS.
-      aligned: index of the name whose normal and abnormal sentences the image is compared with.
-      ids, paddings, prompts: the sentences of each name: S per group; `prompts` marks positions of no word.
-      offset: where in the grid of positions the image's window lies.
+      aligned: index of the name whose normal and anomalous sentences the image is compared with.
+      ids, paddings, prompts: the sentences of each name, S per group; `prompts` marks empty positions.
+      offset: position of the image's window in the position grid.
     """
 
     images: np.ndarray  # [b, s, s, 3]
@@ -89,9 +89,10 @@ class Batch(NamedTuple):
 
 
 def cosine_filters(count: int, chroma: int) -> Float[np.ndarray, "14 14 3 d"]:
-    """The lowest two-dimensional cosines of a patch, in grey and (`chroma` each) in two colour contrasts.
+    """Returns the lowest 2D cosines of a patch, for luminance and (`chroma` each) two color contrasts.
 
-    Patches start out well described by them; from random filters that takes a third of the training.
+    They describe patches well from the start; with random filters, learning this takes a third of the
+    training.
     """
     place = np.pi * (np.arange(PATCH) + 0.5) / PATCH
     waves = np.cos(place[:, None] * np.arange(PATCH))
@@ -102,7 +103,7 @@ def cosine_filters(count: int, chroma: int) -> Float[np.ndarray, "14 14 3 d"]:
     axes = np.array([[1, 1, 1], [1, -1, 0], [0.5, 0.5, -1]]) / np.sqrt([[3], [2], [1.5]])
     chosen = [(ij, axes[0]) for ij in order[: count - 2 * chroma]]
     chosen += [(ij, axis) for axis in axes[1:] for ij in order[:chroma]]
-    # Natural spectra fall with frequency; the gain brings the coefficients to a like size.
+    # Natural spectra fall with frequency; the gain equalizes the coefficients.
     filters = [
         (1 + i + j) * np.multiply.outer(np.outer(waves[:, i], waves[:, j]), axis)
         for (i, j), axis in chosen
@@ -111,10 +112,10 @@ def cosine_filters(count: int, chroma: int) -> Float[np.ndarray, "14 14 3 d"]:
 
 
 def contrast_attention(config: Config, key: Array) -> Params:
-    """Attention that starts by taking from each token part of the mean of the tokens like it.
+    """Returns attention weights that initially subtract from each token part of the mean of similar tokens.
 
-    Queries equal keys, and the output undoes the values with the opposite sign. What sets a patch apart from
-    the rest of its image is then in its token from the first step on.
+    Queries equal keys, and the output reverses the value projection with the opposite sign. A patch's
+    deviation from the rest of its image is then in its token from the first step on.
     """
     key_match, key_mix = jax.random.split(key)
     width, heads = config.width, config.num_heads
@@ -128,7 +129,7 @@ def contrast_attention(config: Config, key: Array) -> Params:
 
 
 def init_params(config: Config, seed: int) -> Params:
-    """Fresh towers, the patch embedding of centred pixels; it starts from cosines."""
+    """Initializes both towers; the patch embedding starts from cosines and expects centered pixels."""
     key_vision, key_text = jax.random.split(jax.random.key(seed))
     towers = config.towers
     image, token = jnp.zeros((1, GRID * PATCH, GRID * PATCH, 3)), jnp.zeros((1, 1), jnp.int32)
@@ -145,7 +146,7 @@ def init_params(config: Config, seed: int) -> Params:
 
 
 def descend(tree: Params, names: tuple[str, ...]) -> Params:
-    """The branch of a tree that is reached by these names."""
+    """Returns the subtree of a tree below the given names."""
     for name in names:
         tree = tree[name]
     return tree
@@ -162,9 +163,9 @@ def encode_images(
     offset: Int[Array, " 2"] | None = None,
     vv_from: int | None = None,
 ):
-    """Unit global tokens [b g d] and patches [b h w d].
+    """Returns unit class tokens [b g d] and patches [b h w d].
 
-    `offset` picks a window of the positions; with `vv_from`, patches are of the value-value stream.
+    `offset` selects a window of the positions; with `vv_from`, patches come from the value-value stream.
     """
     towers = config.towers
     vision, module = towers.native(params["vision"]), towers.vision()
@@ -178,7 +179,7 @@ def encode_images(
 def encode_sentences(
     config: Config, params: Params, key: Array, batch: Batch
 ) -> Float[Array, "k s d"]:
-    """Unit sentence embeddings; positions marked as prompts get nearly nothing."""
+    """Returns unit sentence embeddings; positions marked as prompts are near zero."""
     names, count, length = batch.ids.shape
     ids, paddings, prompts = (
         x.reshape(names * count, length) for x in (batch.ids, batch.paddings, batch.prompts)
@@ -194,7 +195,7 @@ def encode_sentences(
 def loss_fn(
     config: Config, params: Params, key: Array, batch: Batch, vv_from: int | None = None
 ) -> tuple[Array, dict[str, Array]]:
-    """The sum of the losses of the module's docstring, and each by name."""
+    """Returns the weighted sum of the losses listed in the module docstring, and each loss by name."""
     tau, classes = config.temperature, config.classes
     tokens, patches = encode_images(config, params, batch.images, batch.offset, vv_from)
     sentences = encode_sentences(config, params, key, batch)
@@ -231,7 +232,8 @@ def loss_fn(
     )
     dense = jnp.sum(weight * dense)
 
-    # Without this, all sentences stay alike for a long time, and the images have nothing to aim at.
+    # Without this loss, all sentences stay similar for a long time, and the images have no targets to
+    # separate.
     first, second = (
         groups[:, :, 0].reshape(-1, config.width),
         groups[:, :, 1].reshape(-1, config.width),

@@ -1,7 +1,7 @@
-"""Procedural objects for the pre-training of the nano backbones: polygons in an arrangement.
+"""Procedural objects for pretraining the nano backbones: arrangements of polygons.
 
-An object is a list of parts in unit coordinates (the object fills about [-1, 1]²). A defect of arrangement
-changes one repeated part of that list; its mask is where the two renderings differ.
+An object is a list of parts in unit coordinates (the object fills about [-1, 1]²). An arrangement defect
+changes one repeated part of the list; its mask is where the two renderings differ.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from nano_shapes import Part, any_shape, box, disc, grid, polygon, ring
-from nano_textures import TEXTURES, colours, noise, paint
+from nano_textures import TEXTURES, colors, noise, paint
 
 Image = Float[np.ndarray, "s s 3"]
 Mask = Bool[np.ndarray, "s s"]
@@ -24,7 +24,7 @@ OBJECT_NAMES: dict[str, tuple[str, ...]] = {}
 
 
 def thing(*names: str):
-    """Registers an arrangement as a family; the first name is its key, all of them go into captions."""
+    """Registers an arrangement as a family; the first name is its key, all names are used in captions."""
 
     def register(function):
         OBJECTS[names[0]] = function
@@ -251,7 +251,7 @@ def paint_box(rng):
     parts = grid(outline, columns, rows, 0.9, 0)
     return [
         Part(box(0.97, 0.97, rounding=0.1), 3),
-        *[dataclasses.replace(part, colour=i % 3) for i, part in enumerate(parts)],
+        *[dataclasses.replace(part, color=i % 3) for i, part in enumerate(parts)],
     ]
 
 
@@ -260,9 +260,9 @@ def chocolates(rng):
     columns, rows = (int(n) for n in rng.integers(2, 6, 2))
     outer = any_shape(rng, 0.85 / max(columns, rows) * rng.uniform(0.75, 1))
     layers = [(outer, 1), (outer * rng.uniform(0.6, 0.85), 2)]
-    if rng.random() < 0.5:  # a mark on each
+    if rng.random() < 0.5:  # a mark on each piece
         layers.append((box(0.5, 0.12) * np.abs(outer).max() * rng.uniform(0.6, 1.1), 3))
-    copies = [grid(outline, columns, rows, 0.86, colour) for outline, colour in layers]
+    copies = [grid(outline, columns, rows, 0.86, color) for outline, color in layers]
     return [
         Part(box(0.96, 0.96, rounding=rng.uniform(0, 0.3)), 0),
         *(part for copy in copies for part in copy),
@@ -282,13 +282,13 @@ def sliders(rng):
 
 
 def change_part(rng: Rng, parts: Sequence[Part]) -> list[Part]:
-    """The same object with one repeated part gone, moved, turned, recoloured, resized or cut."""
+    """Returns the object with one repeated part removed, moved, rotated, recolored, resized or cut."""
     index = int(rng.choice([i for i, part in enumerate(parts) if part.repeated]))
     part, changed = parts[index], list(parts)
-    centre = part.outline.mean(0)
-    local = part.outline - centre
+    center = part.outline.mean(0)
+    local = part.outline - center
     extent = np.abs(local).max()
-    kind = rng.choice(["gone", "gone", "moved", "turned", "recoloured", "resized", "cut"])
+    kind = rng.choice(["gone", "gone", "moved", "turned", "recolored", "resized", "cut"])
     if kind == "gone":
         del changed[index]
         return changed
@@ -306,14 +306,14 @@ def change_part(rng: Rng, parts: Sequence[Part]) -> list[Part]:
         local = local - np.outer(
             np.maximum(depth - rng.uniform(-0.4, 0.3) * depth.max(), 0), direction
         )
-    colour = part.colour + 1 if kind == "recoloured" else part.colour
-    changed[index] = Part(local + centre, colour, True)
+    color = part.color + 1 if kind == "recolored" else part.color
+    changed[index] = Part(local + center, color, True)
     return changed
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """How an object is shown: everything random about an image but the object's parts."""
+    """Everything random about an object's image except its parts."""
 
     palette: Float[np.ndarray, "4 3"]
     background: Image
@@ -322,32 +322,32 @@ class Stage:
     grain: Float[np.ndarray, "s s"]
 
     def render(self, parts: Sequence[Part]) -> tuple[Image, Mask]:
-        """The image, and where the object is."""
+        """Returns the image, and the mask of the object."""
         size = len(self.background)
         image, cover = self.background.copy(), np.zeros((size, size), np.uint8)
         for part in parts:
             points = part.outline @ self.matrix[:, :2].T + self.matrix[:, 2]
             points = np.round(points * 16).astype(np.int32)[None]
-            colour = self.palette[part.colour % len(self.palette)]
-            cv2.fillPoly(image, points, colour.tolist(), cv2.LINE_AA, 4)
+            color = self.palette[part.color % len(self.palette)]
+            cv2.fillPoly(image, points, color.tolist(), cv2.LINE_AA, 4)
             cv2.fillPoly(cover, points, 1, cv2.LINE_8, 4)
             if self.outline:
                 cv2.polylines(
-                    image, points, True, (colour * self.outline).tolist(), 1, cv2.LINE_AA, 4
+                    image, points, True, (color * self.outline).tolist(), 1, cv2.LINE_AA, 4
                 )
         image = image * (1 + self.grain * cover)[..., None]
         return np.clip(image, 0, 1).astype(np.float32), cover.astype(bool)
 
 
 def make_stage(rng: Rng, size: int) -> Stage:
-    """A random view: colours, background, place, size, turn and surface."""
-    palette = colours(rng, 4)
+    """Draws a random view: colors, background, position, size, rotation and surface."""
+    palette = colors(rng, 4)
     rng.shuffle(palette)
     field = 0.5 + 0.03 * noise(rng, size, rng.uniform(2, 40))
     if rng.random() < 0.25:
         field = 0.5 + 0.3 * (TEXTURES[str(rng.choice(list(TEXTURES)))](rng, size) - 0.5)
     background = paint(rng, field.astype(np.float32))
-    # Mostly at the scale of a full view, so that a small image is a crop of the object.
+    # Usually at the scale of a full view, so that a small image is a crop of the object.
     view = max(size, FULL_VIEW) if rng.random() < 0.75 else size
     radius = view * rng.uniform(0.32, 0.5) * rng.choice([1.0, 1.0, 1.0, 1.4])
     turn = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.normal(0, 0.04)
@@ -360,16 +360,17 @@ def make_stage(rng: Rng, size: int) -> Stage:
 
 
 def draw_object(rng: Rng, size: int, family: str, *, changed: bool) -> tuple[Image, Mask, Mask]:
-    """An image of an object family before lighting and camera.
+    """Draws an image of an object family, before lighting and camera.
 
     Args:
-      rng: all randomness.
+      rng: source of all randomness.
       size: side in pixels.
       family: a key of OBJECTS.
-      changed: whether a repeated part is to be changed.
+      changed: whether to change a repeated part.
 
     Returns:
-      The image, where the object is, and where the change shows (all False without one, or if none shows).
+      The image, the mask of the object, and the mask of the change (all False if there is none or it is not
+      visible).
     """
     parts, stage = OBJECTS[family](rng), make_stage(rng, size)
     image, cover = stage.render(parts)

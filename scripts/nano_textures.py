@@ -1,8 +1,8 @@
-"""Procedural textures for the pre-training of the nano backbones: families of scalar fields, coloured.
+"""Procedural textures for pretraining the nano backbones: colored families of scalar fields.
 
-A family is a function `(rng, size) -> field in [0, 1]` whose parameters (period, angle, jitter, profile) are
-drawn anew for each image, under a few names that go into captions. Lengths are in pixels and do not depend
-on `size`, so that a small drawing looks like a crop of a large one.
+A family is a function `(rng, size) -> field in [0, 1]` whose parameters (period, angle, jitter, profile)
+are drawn again for each image; its names are used in captions. Lengths are in pixels and do not depend on
+`size`, so that a small drawing looks like a crop of a large one.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TEXTURE_NAMES: dict[str, tuple[str, ...]] = {}
 
 
 def texture(*names: str):
-    """Registers a field function as a family; the first name is its key, all of them go into captions."""
+    """Registers a field function as a family; the first name is its key, all names are used in captions."""
 
     def register(function):
         TEXTURES[names[0]] = function
@@ -33,7 +33,7 @@ def texture(*names: str):
 def noise(
     rng: Rng, size: int, scale_px: float, *, stretch: float = 1.0, angle: float = 0.0
 ) -> Field:
-    """Smooth Gaussian noise, about unit variance, with features `scale_px` wide and `stretch` times as long."""
+    """Returns smooth Gaussian noise with about unit variance, `scale_px` wide and `stretch` times as long."""
     cells = int(np.clip(1.5 * size / scale_px, 8, 192))
     grid = rng.standard_normal((cells, cells), dtype=np.float32)
     cos, sin = np.cos(angle) / scale_px, np.sin(angle) / scale_px
@@ -48,7 +48,7 @@ def noise(
 
 
 def fractal(rng: Rng, size: int, scale_px: float, octaves: int = 4, gain: float = 0.6) -> Field:
-    """A sum of noises, each at half the scale and `gain` of the one before."""
+    """Returns a sum of noises, each at half the scale and `gain` times the amplitude of the previous one."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         total += gain**octave * noise(rng, size, max(scale_px / 2**octave, 1.2))
@@ -56,7 +56,7 @@ def fractal(rng: Rng, size: int, scale_px: float, octaves: int = 4, gain: float 
 
 
 def squash(values: Field, low: float = 2.0, high: float = 98.0) -> Field:
-    """Scales values so that two percentiles lie at 0 and 1; clips."""
+    """Scales values so that two percentiles map to 0 and 1; clips."""
     bottom, top = np.percentile(values[::3, ::3], (low, high))
     return np.clip((values - bottom) / max(top - bottom, 1e-6), 0, 1).astype(np.float32)
 
@@ -64,7 +64,7 @@ def squash(values: Field, low: float = 2.0, high: float = 98.0) -> Field:
 def plane(
     rng: Rng, size: int, wobble: float = 1.5, angle: float | None = None
 ) -> tuple[Field, Field]:
-    """Turned and shifted pixel coordinates; `wobble` bends them by up to about that many pixels."""
+    """Returns rotated and shifted pixel coordinates; `wobble` distorts them by up to about that many pixels."""
     if angle is None:
         angle = rng.uniform(0, np.pi) if rng.random() < 0.7 else rng.choice([0, np.pi / 2])
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -78,28 +78,28 @@ def plane(
 
 
 def period(rng: Rng, low: float = 5.0, high: float = 36.0) -> float:
-    """A length in pixels, log-uniform."""
+    """Draws a length in pixels, log-uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def edge(values: Field, width: float = 1.0) -> Field:
-    """A step at 0, softened over about `width` pixels when the values are distances in pixels."""
+    """Returns a step at 0, softened over about `width` pixels if the values are distances in pixels."""
     return np.clip(0.5 + values / width, 0, 1)
 
 
 def saw(u: Field, length: float) -> Field:
-    """Position within a period, from 0 to 1."""
+    """Returns the position within a period, from 0 to 1."""
     return np.mod(u / length, 1.0)
 
 
 def cell_values(rng: Rng, column: Field, row: Field) -> Field:
-    """A random number in [0, 1] for each cell of an integer lattice."""
+    """Returns a random number in [0, 1] for each cell of an integer lattice."""
     table = rng.random((64, 64), dtype=np.float32)
     return table[np.mod(row.astype(np.int32), 64), np.mod(column.astype(np.int32), 64)]
 
 
 def nearest_sites(rng: Rng, size: int, spacing: float, jitter: float) -> tuple[Field, Field, Field]:
-    """Distances (px) to the nearest and second nearest site of a jittered lattice, and the nearest's number."""
+    """Returns the distances (px) to the two nearest sites of a jittered lattice, and the nearest index."""
     u, v = plane(rng, size, 0.0)
     u, v = u / spacing, v / spacing
     column, row = np.floor(u), np.floor(v)
@@ -351,8 +351,8 @@ def ramps(rng, size):
     return 0.9 * ramp + rng.uniform(0, 0.1) * np.abs(noise(rng, size, 2))
 
 
-def colours(rng: Rng, count: int) -> Float[np.ndarray, "n 3"]:
-    """Random colours in [0, 1] that differ by a visible amount from the first."""
+def colors(rng: Rng, count: int) -> Float[np.ndarray, "n 3"]:
+    """Draws random colors in [0, 1] that differ visibly from the first one."""
     base = rng.uniform(0.1, 0.9) + rng.uniform(0, 0.3) * rng.uniform(-1, 1, 3)
     result = [base]
     for _ in range(count - 1):
@@ -362,8 +362,8 @@ def colours(rng: Rng, count: int) -> Float[np.ndarray, "n 3"]:
 
 
 def paint(rng: Rng, field: Field) -> Image:
-    """Colours a field: a blend of two or three colours, with a slow change of tint."""
-    low, high, middle = colours(rng, 3)
+    """Colors a field with a blend of two or three colors and a slow change of tint."""
+    low, high, middle = colors(rng, 3)
     values = field.astype(np.float32)[..., None]
     image = low + (high - low) * values
     if rng.random() < 0.3:
@@ -378,5 +378,5 @@ def paint(rng: Rng, field: Field) -> Image:
 
 
 def draw_texture(rng: Rng, size: int, family: str) -> Image:
-    """A normal image of a texture family, before lighting and camera."""
+    """Draws a normal image of a texture family, before lighting and camera."""
     return paint(rng, TEXTURES[family](rng, size))

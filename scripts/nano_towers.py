@@ -1,8 +1,8 @@
-"""What the two families of nano backbones do differently in the pre-training: TIPS and CLIP.
+"""Differences between the two families of nano backbones, TIPS and CLIP, in pretraining.
 
-Both are made of zsad_jax's own modules. A family says how its towers are built, where in their trees the
-patch embedding, the positions and the temperature lie, how pixels and texts come in, and how the finished
-towers are written in a published format.
+Both use zsad_jax's own modules. A family defines how its towers are built; where their trees hold the patch
+embedding, the positions and the temperature; how pixels and texts are encoded; and the published format in
+which finished towers are written.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of both towers."""
+    """Sizes shared by both towers."""
 
     width: int
     depth: int
@@ -40,7 +40,7 @@ class Sizes:
 
 
 class Tips:
-    """tips-nano: two global tokens, sentencepiece, native npz files."""
+    """The family of tips-nano: two class tokens, sentencepiece, native npz files."""
 
     num_start_tokens = 0
     embedding = ("encoder", "ToTokenSequence_0", "embedding", "kernel")
@@ -63,9 +63,10 @@ class Tips:
         return tips.VisionEncoder(dataclasses.replace(self._vision, grid=grid))
 
     def native(self, vision: Params) -> Params:
-        """The vision tower for pixels in [0, 1], from the one that is trained on pixels less a half.
+        """Returns the vision tower for pixels in [0, 1], from one trained on pixels minus 0.5.
 
-        Without centring, each step of the optimiser shifts all patches together, until they are all alike.
+        Without centering, each optimizer step shifts all patches together until they become
+        indistinguishable.
         """
         flat = traverse_util.flatten_dict(vision)
         bias = (*self.embedding[:-1], "bias")
@@ -73,7 +74,7 @@ class Tips:
         return traverse_util.unflatten_dict(flat)
 
     def window(self, vision: Params, offset: Int[Array, " 2"], tall: int) -> Params:
-        """The tower with a window of its positions, `tall` patches high and wide."""
+        """Returns the tower with a window of its positions, `tall` patches high and wide."""
         flat = traverse_util.flatten_dict(vision)
         name, start = ("encoder", "ToTokenSequence_0", "posembed_input"), (0, *offset, 0)
         size = (1, tall, tall, self.sizes.width)
@@ -84,7 +85,7 @@ class Tips:
         return images.astype(jnp.float32) / 255
 
     def encode_temperature(self, temperature: float) -> Array:
-        """The value of the leaf `temperature`."""
+        """Returns the value stored in the leaf `temperature`."""
         return jnp.float32(temperature)
 
     def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
@@ -105,14 +106,14 @@ class Tips:
 
 
 class Clip:
-    """clip-nano: one class token, its own merges, a safetensors file with OpenAI's names."""
+    """The family of clip-nano: one class token, its own merges, a safetensors file with OpenAI's names."""
 
     num_start_tokens = clip.NUM_START_TOKENS
     embedding = ("embedding", "kernel")
     blocks = ("transformer",)
     temperature = "logit_scale"
     tokenizer = "bpe_simple_vocab.txt.gz"
-    # Patches are learned as they come out of the ordinary and of the value-value stream, by turns.
+    # Training alternates between patches of the ordinary and of the value-value stream.
     streams = (None, 1)
     text_length = 77
 
@@ -134,11 +135,11 @@ class Clip:
         return clip.VisionEncoder(dataclasses.replace(self._vision, grid=grid))
 
     def native(self, vision: Params) -> Params:
-        """The same: the mean is taken out of CLIP's pixels."""
+        """Returns the tower unchanged, because CLIP's preprocessing subtracts the mean already."""
         return vision
 
     def window(self, vision: Params, offset: Int[Array, " 2"], tall: int) -> Params:
-        """The tower with a window of its positions, `tall` patches high and wide."""
+        """Returns the tower with a window of its positions, `tall` patches high and wide."""
         table, width = vision["positional_embedding"], self.sizes.width
         grid = table[1:].reshape(GRID, GRID, width)
         grid = jax.lax.dynamic_slice(grid, (*offset, 0), (tall, tall, width))
@@ -150,7 +151,7 @@ class Clip:
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def encode_temperature(self, temperature: float) -> Array:
-        """The value of the leaf `temperature`."""
+        """Returns the value stored in the leaf `temperature`."""
         return jnp.float32(-math.log(temperature))
 
     def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
@@ -176,15 +177,15 @@ FAMILIES = {"tips": Tips, "clip": Clip}
 
 
 def write(family: Tips | Clip, towers: Mapping[str, Params], tokenizer, folder: pathlib.Path):
-    """Writes the finished towers, and the tokenizer beside them."""
+    """Writes the finished towers and their tokenizer."""
     family.write(towers, folder)
     with files.replaced(folder / family.tokenizer) as temporary:
         temporary.write_bytes(pathlib.Path(tokenizer).read_bytes())
     total = sum(path.stat().st_size for path in folder.iterdir())
-    logging.info("%s: %.2f MB in all", folder, total / 1e6)
+    logging.info("%s: %.2f MB in total", folder, total / 1e6)
 
 
 def round_to_bfloat16(leaf: Array) -> np.ndarray:
-    """An array with bfloat16's digits, which compresses to about half; a scalar is kept as it is."""
+    """Rounds an array to bfloat16 precision, which about halves its compressed size; scalars are unchanged."""
     leaf = jnp.asarray(leaf)
     return np.asarray(leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.ndim else leaf)

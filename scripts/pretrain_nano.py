@@ -1,23 +1,22 @@
-"""Pre-trains tips-nano and clip-nano, the very small TIPS and CLIP that ship with zsad_jax.
+"""Pretraining of tips-nano and clip-nano, the small demo backbones of zsad_jax.
 
     python scripts/pretrain_nano.py train --workdir DIR            # about an hour on one CPU core
-    python scripts/pretrain_nano.py train --workdir DIR --resume   # goes on from the last checkpoint
-    python scripts/pretrain_nano.py evaluate --workdir DIR         # on families that it never saw
+    python scripts/pretrain_nano.py train --workdir DIR --resume   # resumes from the last checkpoint
+    python scripts/pretrain_nano.py evaluate --workdir DIR         # on held-out families
     python scripts/pretrain_nano.py describe --workdir DIR --steps 300 --seed 3
     python scripts/pretrain_nano.py export --workdir DIR           # into zsad_jax/backbones/nano/tips-nano
 
-With --family clip, the same for clip-nano.
+Add --family clip for clip-nano.
 
-Training aligns both towers, patches included. `describe` then gives the finished vision tower of tips-nano a
-fresh text tower, which learns from captions of whole images alone, as those of large models do: its prompts
-describe what is seen, and are no classifier of patches that was trained for the purpose. That is left to
-learned prompts. clip-nano is exported as it was trained, after 4,000 steps.
+`train` aligns both towers, including patch tokens. `describe` then trains a new text tower for the finished
+vision tower of tips-nano, on captions of whole images only, as large models are trained: its fixed prompts
+describe images and are not classifiers of patches, which leaves room for learned prompts to improve.
+clip-nano is exported after `train` alone (4,000 steps).
 
-Images are drawn as they are needed (`nano_drawings`), by one process beside the training, and captioned
-in the vocabulary of the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules
-(`nano_towers`; `nano_model` has the losses). Everything follows from --seed and --steps: the same numbers
-give the same weights on the same machine. On a CPU that is shared, set
-XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
+Images are generated on the fly (`nano_drawings`) in separate processes, and captioned in the vocabulary of
+the fixed prompts (`nano_captions`). The towers are zsad_jax's own modules (`nano_towers`; the losses are in
+`nano_model`). The result depends on --seed and --steps only: the same values give the same weights on the
+same machine. On a shared CPU, set XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
 """
 
 import argparse
@@ -47,11 +46,11 @@ from zsad_jax.utils import files
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "zsad_jax" / "backbones" / "nano"
 DESCRIBED = "described.msgpack"
 VOCABULARY = {"tips": 2048, "clip": 512 + 1000 + 2}
-TEMPERATURE = 0.3  # softer than in training, so that probabilities do not crowd at 0 and 1
+TEMPERATURE = 0.3  # higher than in training, so that probabilities do not saturate
 
 
 class State(NamedTuple):
-    """All that a checkpoint holds."""
+    """The contents of a checkpoint."""
 
     step: Array
     params: Params
@@ -70,7 +69,7 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 
 def init_state(config: Config, seed: int, steps: int) -> State:
     params = init_params(config, seed)
-    average = jax.tree.map(jnp.copy, params)  # a copy, since both are donated
+    average = jax.tree.map(jnp.copy, params)  # copied because both are donated
     return State(jnp.int32(0), params, average, make_optimizer(config, steps).init(params))
 
 
@@ -78,11 +77,11 @@ def init_state(config: Config, seed: int, steps: int) -> State:
 def train_step(
     config: Config, steps: int, state: State, batch: Batch, vv_from: int | None = None
 ) -> tuple[State, dict[str, Array]]:
-    """One step of AdamW; `average` follows the weights, quickly at first."""
+    """Runs one AdamW step; `average` is a moving average of the weights, fast at first."""
     key = jax.random.fold_in(jax.random.key(0), state.step)
     gradient = jax.grad(functools.partial(loss_fn, config, vv_from=vv_from), has_aux=True)
     gradients, terms = gradient(state.params, key, batch)
-    # The temperature is a constant of the model.
+    # The temperature is fixed.
     gradients["text"][config.towers.temperature] = jnp.zeros(())
     updates, optimizer = make_optimizer(config, steps).update(
         gradients, state.optimizer, state.params
@@ -96,7 +95,7 @@ def train_step(
 
 
 def class_prototypes(config: Config, params: Params, tokenizer: pathlib.Path, names: list[str]):
-    """Fixed industrial prompts: a normal and an abnormal unit vector for each name, [k 2 d]."""
+    """Returns a normal and an anomalous unit vector per name [k 2 d], from the fixed industrial prompts."""
     model, rows = config.towers.text, []
     for name in names:
         pair = []
@@ -110,9 +109,10 @@ def class_prototypes(config: Config, params: Params, tokenizer: pathlib.Path, na
 def evaluate(
     config: Config, params: Params, tokenizer: pathlib.Path, *, per_family: int = 12
 ) -> dict[str, float]:
-    """Patch and image AUROC on the held-out families at 224 px, with prompts of the class and of "object".
+    """Returns patch and image AUROC on the held-out families at 224 px, for class prompts and for "object".
 
-    The image score is TIPSomaly's: the first global token's probability plus the highest patch's.
+    The image score is that of TIPSomaly: the first class token's probability plus the highest patch
+    probability.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -143,7 +143,7 @@ def evaluate(
 
 
 def export(config: Config, params: Params, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the towers in their family's published format, and the tokenizer beside them."""
+    """Writes the towers in the published format of their family, and their tokenizer."""
     towers = config.towers
     temperature = {towers.temperature: towers.encode_temperature(TEMPERATURE)}
     finished = {"vision": towers.native(params["vision"]), "text": params["text"] | temperature}
@@ -163,14 +163,14 @@ def load(config: Config, seed: int, steps: int, workdir: pathlib.Path) -> State:
 def log_evaluation(config: Config, state: State, tokenizer: pathlib.Path) -> None:
     figures = evaluate(config, state.average, tokenizer)
     logging.info(
-        "step %d held-out AUROC: %s",
+        "step %d: held-out AUROC: %s",
         state.step,
         " ".join(f"{k} {v:.4f}" for k, v in figures.items()),
     )
 
 
 def train(config: Config, args: argparse.Namespace) -> None:
-    """Trains, logging every 50 steps, with a checkpoint and figures every `--save_every` steps."""
+    """Trains the towers; logs every 50 steps, and saves and evaluates every `--save_every` steps."""
     tokenizer = args.workdir / config.towers.tokenizer
     resumed = args.resume and (args.workdir / "state.msgpack").exists()
     if not resumed:
@@ -206,7 +206,7 @@ def train(config: Config, args: argparse.Namespace) -> None:
 
 
 def describe(config: Config, vision: Params, args: argparse.Namespace) -> Params:
-    """Towers with the given vision side and a fresh text side, from the losses on whole images."""
+    """Returns the given vision tower with a new text tower, trained with the losses on whole images."""
     whole = {f"{name}_loss": 0.0 for name in ("state", "patch", "top", "dense")}
     config = dataclasses.replace(config, **whole)
     text = init_params(config, args.seed)["text"]
@@ -241,13 +241,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("action", choices=("train", "describe", "export", "evaluate"))
     parser.add_argument(
-        "--workdir", type=pathlib.Path, required=True, help="checkpoint and tokenizer"
+        "--workdir",
+        type=pathlib.Path,
+        required=True,
+        help="folder of the checkpoint and the tokenizer",
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=8000,
-        help="default %(default)s",
+        help="number of steps (default %(default)s)",
     )
     parser.add_argument(
         "--save_every",
@@ -255,26 +258,40 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=500,
         help="steps between checkpoints (default %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=1, help="drawing processes (default %(default)s)"
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that generate images (default %(default)s)",
     )
     defaults = Config()
     parser.add_argument(
-        "--depth", type=int, default=defaults.depth, help="vision blocks (default %(default)s)"
+        "--depth",
+        type=int,
+        default=defaults.depth,
+        help="number of vision blocks (default %(default)s)",
     )
     parser.add_argument(
         "--classes",
         type=int,
         default=defaults.classes,
-        help="per batch, of four images each (default %(default)s)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the workdir's checkpoint")
-    parser.add_argument(
-        "--family", choices=tuple(FAMILIES), default="tips", help="default %(default)s"
+        help="classes per batch, with four images each (default %(default)s)",
     )
     parser.add_argument(
-        "--assets", type=pathlib.Path, default=ASSETS, help="export writes into a folder in this"
+        "--resume", action="store_true", help="resume from the checkpoint in --workdir"
+    )
+    parser.add_argument(
+        "--family",
+        choices=tuple(FAMILIES),
+        default="tips",
+        help="family of the backbone (default %(default)s)",
+    )
+    parser.add_argument(
+        "--assets",
+        type=pathlib.Path,
+        default=ASSETS,
+        help="folder in which export creates the backbone's folder",
     )
     return parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
-"""Trains a normal and an anomalous prototype on image embeddings alone, as a check on real data.
+"""Training of a normal and an anomalous prototype on image embeddings, as a check on real data.
 
     python scripts/train_prototypes.py --train visa_test_cls.npz --evaluate mvtec_ad_test_cls.npz
 
-An embeddings file holds, for each class, `<class>` [n, d] and `<class>__label` [n]. The two prototypes are
-learned by the library's own optimiser and compiled step, on all embeddings at once, with the softmax of
-cosine over temperature and the cross-entropy of the labels; the other file's classes are evaluated with the
-library's own metrics.
+An embeddings file holds `<class>` [n, d] and `<class>__label` [n] for each class. The two prototypes are
+trained with the library's optimizer and compiled step, on all embeddings at once: the softmax of cosine
+over temperature, with cross-entropy on the labels. The classes of the other file are evaluated with the
+library's metrics.
 """
 
 import argparse
@@ -31,10 +31,10 @@ TEMPERATURE = 0.07
 
 
 class Embeddings(NamedTuple):
-    """The embeddings of a dataset, class by class.
+    """The embeddings of a dataset, grouped by class.
 
     Attributes:
-      classes: their names.
+      classes: class names.
       vectors: [n, d].
       labels: 0 normal, 1 anomalous.
       category: index into `classes`.
@@ -51,7 +51,7 @@ def read_embeddings(path: pathlib.Path) -> Embeddings:
     arrays = read_arrays(path)
     classes = tuple(name for name in arrays if f"{name}__label" in arrays)
     if not classes:
-        raise UserError(f"{path} holds no class with a `<class>__label`; give an embeddings file.")
+        raise UserError(f"{path} is not an embeddings file: it has no array named <class>__label.")
     counts = [len(arrays[name]) for name in classes]
     return Embeddings(
         classes,
@@ -62,10 +62,11 @@ def read_embeddings(path: pathlib.Path) -> Embeddings:
 
 
 def prototypes_method(width: int) -> Method:
-    """Two learned vectors, compared with image embeddings; there are no patches."""
+    """Returns a method with two learned vectors, compared with image embeddings; there are no patches."""
 
     def logits_of(params: Any, features: jax.Array) -> jax.Array:
-        # As the tokens of one image, so that the pair is not repeated for each embedding.
+        # Treats the embeddings as tokens of one image, so that the prototypes are not repeated for each
+        # embedding.
         return cosines(features[None], params["prototypes"][None])[0] / TEMPERATURE
 
     def loss(frozen: Any, params: Any, features: jax.Array, batch: Batch):
@@ -92,9 +93,9 @@ def prototypes_method(width: int) -> Method:
 
 
 def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, seed: int) -> float:
-    """The mean image AUROC over the classes of `evaluate`, each class logged."""
+    """Returns the mean image AUROC over the classes of `evaluate`, and logs that of each class."""
     method = prototypes_method(train.vectors.shape[1])
-    # Embeddings stand where the step expects images, so nothing is to be normalised.
+    # Embeddings take the place of images, so there is nothing to normalize.
     backbone: Any = types.SimpleNamespace(preprocess=types.SimpleNamespace(normalize=lambda x: x))
     params = method.init(jax.random.key(seed), {})
     config = TrainingConfig(learning_rate=1e-3, b1=0.9, b2=0.999)
@@ -109,7 +110,7 @@ def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, s
         valid=np.ones(count, bool),
         class_names=train.classes,
     )
-    # Once onto the device, and not again for every step.
+    # Transferred to the device once, not at every step.
     batch, vectors = jax.tree.map(jnp.asarray, (batch, train.vectors))
     state = TrainState(params, optimizer.init(params))
     for _ in range(steps):
@@ -128,10 +129,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=pathlib.Path, required=True, help="embeddings file")
-    parser.add_argument("--evaluate", type=pathlib.Path, required=True, help="embeddings file")
-    parser.add_argument("--steps", type=int, default=1500, help="default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    parser.add_argument(
+        "--train", type=pathlib.Path, required=True, help="embeddings file to train on"
+    )
+    parser.add_argument(
+        "--evaluate", type=pathlib.Path, required=True, help="embeddings file to evaluate on"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1500, help="number of steps (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
     args = parser.parse_args()
     logging.set_verbosity(logging.INFO)
     try:
@@ -139,7 +146,7 @@ def main() -> None:
         mean = train_and_evaluate(train, evaluate, steps=args.steps, seed=args.seed)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    logging.info("mean over %d classes: image AUROC %.4f", len(evaluate.classes), mean)
+    logging.info("mean image AUROC over %d classes: %.4f", len(evaluate.classes), mean)
 
 
 if __name__ == "__main__":

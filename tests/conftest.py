@@ -1,4 +1,4 @@
-"""What holds for every test: the CPU, quick compiling, a cache directory of its own, and logging as it was."""
+"""Fixtures and settings shared by all tests: CPU, fast compilation, a private cache directory, logging."""
 
 import importlib.util
 import logging as python_logging
@@ -10,7 +10,7 @@ import runpy
 import pytest
 from absl import logging
 
-# Compiling takes most of the time of these tests, and what is compiled here runs for an instant.
+# Compilation dominates the run time of the tests, and the compiled code runs only briefly.
 QUICK_FLAGS = {
     "xla_cpu_use_fusion_emitters": "false",
     "xla_cpu_parallel_codegen_split_count": "1",
@@ -18,7 +18,7 @@ QUICK_FLAGS = {
 
 
 def known_flags():
-    """Those of `QUICK_FLAGS` that this jaxlib knows, since it ends a process that gives it others."""
+    """Returns the `QUICK_FLAGS` known to this jaxlib, because XLA aborts on unknown flags."""
     (package,) = importlib.util.find_spec("jaxlib").submodule_search_locations
     known = []
     for library in pathlib.Path(package).glob("libjax_common.*"):
@@ -30,7 +30,7 @@ def known_flags():
     return [f"--{name}={QUICK_FLAGS[name]}" for name in known]
 
 
-# Before jax is imported, here and in what the tests start. Tests never wait for a device.
+# Set before jax is imported, here and in subprocesses, so that tests never wait for an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 given = os.environ.get("XLA_FLAGS", "").split()
@@ -41,7 +41,7 @@ LONGEST = ("test_main.py", "test_demo.py", "test_combinations.py", "test_fapromp
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that no process is alone with one of them at the end."""
+    """Moves the slowest files to the front, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
@@ -58,7 +58,8 @@ def shipped_experiment():
     return read
 
 
-# Learned arrays that move all keys alike, or what a softmax sees alike: a gradient of zero, up to rounding.
+# Learned arrays that shift all keys or all logits of a softmax equally: their gradient is zero up to
+# rounding.
 NO_EFFECT = {
     "tps": {
         "['pathway']['attentions']['to_patches']['key']['bias']",
@@ -89,7 +90,7 @@ def largest_entries():
 
 @pytest.fixture(scope="session")
 def environment_of_users():
-    """The variables for a command that is to be compiled as users have it, which then runs faster."""
+    """Returns the environment of commands that are compiled with the user's settings and then run faster."""
     variables = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     quick = known_flags()
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in quick]
@@ -97,8 +98,8 @@ def environment_of_users():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def home_of_the_session(tmp_path_factory):
-    """Fixtures that outlive a test have a cache directory too."""
+def session_home(tmp_path_factory):
+    """Sets a cache directory for fixtures that outlive a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZSAD_JAX_HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -106,15 +107,15 @@ def home_of_the_session(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
-    """A cache directory of its own, so that no test sees or changes the user's."""
+    """Sets a private cache directory, so that no test reads or changes the user's."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ZSAD_JAX_HOME", str(folder))
     return folder
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """What a command sets up for its process does not outlive the test that calls it."""
+def restore_logging():
+    """Restores the logging settings that a command changes for its process."""
     logger, of_jax = logging.get_absl_logger(), python_logging.getLogger("jax")
     before = logger.handlers, logger.propagate, logging.get_verbosity(), of_jax.level
     yield

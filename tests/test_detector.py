@@ -21,14 +21,14 @@ SIZE = 42
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """Less optimisation: these tests spend their time compiling."""
+    """Disables most optimizations, because these tests spend their time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 def tokenize(texts):
-    """Letters as tokens."""
+    """Tokenizes letters."""
     ids = np.zeros((len(texts), 64), np.int32)
     for row, text in zip(ids, texts, strict=True):
         codes = [ord(letter) % 128 for letter in text][:64]
@@ -71,7 +71,7 @@ def assert_same(prediction, expected, rows):
     np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map[rows], atol=1e-5)
 
 
-def test_scores_and_maps_of_images_of_several_sizes(detector, images, expected):
+def test_scores_images_of_several_sizes(detector, images, expected):
     assert isinstance(detector, zsad_jax.Detector)
     assert isinstance(expected, zsad_jax.Prediction)
     assert expected.score.shape == (3,)
@@ -82,14 +82,14 @@ def test_scores_and_maps_of_images_of_several_sizes(detector, images, expected):
     assert expected.anomaly_map.max() <= high
 
 
-def test_each_image_is_scored_by_itself(detector, images, expected):
+def test_scores_images_independently(detector, images, expected):
     for index, image in enumerate(images):
         assert_same(detector.predict(image), expected, [index])
     order = [2, 0, 1]
     assert_same(detector.predict([images[index] for index in order]), expected, order)
 
 
-def test_it_computes_what_the_method_says(backbone, detector, images, expected):
+def test_matches_method(backbone, detector, images, expected):
     inputs = np.stack(
         [resize_image(Image.fromarray(image), backbone.preprocess) for image in images]
     )
@@ -103,12 +103,12 @@ def test_it_computes_what_the_method_says(backbone, detector, images, expected):
         return scores.image["second"], method.anomaly_map(scores.patches, SIZE)
 
     score, maps = run(backbone.params, inputs)
-    assert detector.image_score == "second"  # unless another is asked for
+    assert detector.image_score == "second"  # the default
     np.testing.assert_allclose(expected.score, score, rtol=1e-4)
     np.testing.assert_allclose(expected.anomaly_map, maps, atol=1e-5)
 
 
-def test_arrays_floats_and_files_are_the_same_image(detector, images, expected, tmp_path):
+def test_accepts_arrays_floats_and_files(detector, images, expected, tmp_path):
     square = images[2]
     assert_same(detector.predict(np.stack([square, square])), expected, [2, 2])
     assert_same(detector.predict(jax.numpy.asarray(square)), expected, [2])
@@ -126,13 +126,13 @@ def test_repr_is_one_short_line(detector):
     assert len(repr(detector)) < 250
 
 
-def test_one_compilation_serves_all(detector, images):
+def test_compiles_once(detector, images):
     scorer = detector.scorer
     detector.predict(images)
-    assert detector.scorer is scorer  # which takes batches of one shape only
+    assert detector.scorer is scorer  # the scorer accepts batches of one shape only
 
 
-def test_scores_that_are_no_numbers_are_told(detector, images):
+def test_rejects_non_finite_scores(detector, images):
     frozen = jax.tree.map(lambda leaf: leaf * np.nan, detector.backbone.params)
     broken = dataclasses.replace(
         detector, backbone=dataclasses.replace(detector.backbone, params=frozen)
@@ -143,7 +143,7 @@ def test_scores_that_are_no_numbers_are_told(detector, images):
         broken.predict(images[0])
 
 
-def test_a_batch_has_at_least_one_image(backbone):
+def test_rejects_empty_batch_size(backbone):
     with pytest.raises(UserError, match="batch_size=0 is too small"):
         zsad_jax.load_detector("tipsomaly", backbone, batch_size=0)
 
@@ -167,8 +167,8 @@ print(jax.device_count(), detector.mesh.size, detector.batch_size, *score)
 """
 
 
-def test_a_batch_is_split_over_the_devices(images, expected, tmp_path):
-    """Two devices, so a batch of three becomes one of four."""
+def test_splits_batch_over_devices(images, expected, tmp_path):
+    """With two devices, a batch of three is padded to four."""
     np.savez(tmp_path / "images.npz", *images)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     ran = subprocess.run(
@@ -199,27 +199,27 @@ def test_a_batch_is_split_over_the_devices(images, expected, tmp_path):
         ("nowhere.png", "no such file"),
     ],
 )
-def test_what_is_no_image_is_told_in_a_sentence(detector, given, words):
+def test_rejects_invalid_images(detector, given, words):
     with pytest.raises(UserError, match=words) as caught:
         detector.predict(given)
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_file_is_named(detector, tmp_path):
+def test_names_broken_file(detector, tmp_path):
     path = tmp_path / "text.png"
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: it is not an image"):
         detector.predict([path])
 
 
-def test_the_category_and_the_image_score_matter(backbone, detector, images, expected):
+def test_category_and_image_score_change_results(backbone, detector, images, expected):
     default, *_, last = detector.method.image_scores
     other = zsad_jax.load_detector("tipsomaly", backbone, category="wood", score=last)
     assert (other.image_score, detector.image_score) == (last, default)
     assert not np.allclose(other.predict(images[:1]).score, expected.score[:1], rtol=1e-3)
 
 
-def test_unknown_names_are_told(backbone):
+def test_rejects_unknown_names(backbone):
     with pytest.raises(UserError, match="Unknown method 'nothing'"):
         zsad_jax.load_detector("nothing", backbone)
     with pytest.raises(UserError, match="Image score 'third'"):
@@ -230,7 +230,7 @@ def test_unknown_names_are_told(backbone):
 
 @pytest.fixture
 def stored_prompts(backbone, tmp_path, monkeypatch):
-    """Two files of learned prompts; "shipped" lies where prompts ship with the backbone "tips"."""
+    """Writes two files of learned prompts; "included" is at the location of prompts included with "tips"."""
     method = zsad_jax.methods.make_method("tipsomaly", backbone)
     files = {"given": tmp_path / "given.npz", "shipped": tmp_path / "tips/tipsomaly_prompts.npz"}
     for seed, path in enumerate(files.values()):
@@ -239,7 +239,7 @@ def stored_prompts(backbone, tmp_path, monkeypatch):
     return method, files
 
 
-def test_given_prompts_come_first_then_those_that_ship(backbone, stored_prompts):
+def test_given_prompts_precede_included_ones(backbone, stored_prompts):
     method, files = stored_prompts
     given, words = detectors.choose_params(method, backbone, str(files["given"]))
     assert words == str(files["given"])
@@ -251,14 +251,14 @@ def test_given_prompts_come_first_then_those_that_ship(backbone, stored_prompts)
     )
 
 
-def test_without_any_prompts_the_fixed_ones_serve_with_a_warning(backbone, stored_prompts, caplog):
+def test_falls_back_to_fixed_prompts_with_warning(backbone, stored_prompts, caplog):
     method, files = stored_prompts
     files["shipped"].unlink()
     assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
     assert "No learned prompts are included with tips" in caplog.text
 
 
-def test_fixed_prompts_by_wish_need_no_warning(backbone, stored_prompts, caplog):
+def test_requested_fixed_prompts_do_not_warn(backbone, stored_prompts, caplog):
     method = zsad_jax.methods.make_method("tipsomaly", backbone, {"learning": "none"})
     assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
     assert not caplog.records
@@ -271,7 +271,7 @@ def test_learned_prompts_change_the_map(backbone, stored_prompts, images, expect
     assert np.abs(found.anomaly_map - expected.anomaly_map[:1]).max() > 1e-4
 
 
-def test_prompts_that_do_not_fit_are_refused(backbone, tmp_path):
+def test_rejects_prompts_of_other_shape(backbone, tmp_path):
     path = tmp_path / "narrow.npz"
     prompt_files.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
     with pytest.raises(UserError, match="do not fit tipsomaly over tips"):

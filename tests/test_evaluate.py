@@ -1,4 +1,4 @@
-"""Evaluation on its own: several contenders, broken images, images without masks, what is stored."""
+"""Tests of evaluation: several contenders, broken images, missing masks and stored results."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ def encoded(pixels):
 
 
 def dataset():
-    """Bright squares on noise in two categories; the last image is broken, one anomaly has no mask."""
+    """Returns bright squares on noise in two categories; the last image is broken, one anomaly has no mask."""
     rng = np.random.default_rng(0)
     samples = []
     for number in range(11):
@@ -51,7 +51,7 @@ def dataset():
     return Samples("squares", samples)
 
 
-# Powers of two, which add no rounding.
+# Powers of two, so that normalization adds no rounding error.
 PREPROCESS = Preprocess(image_size=SIZE, mean=(0.5, 0.25, 0.125), std=(0.25, 0.5, 2.0))
 
 
@@ -61,16 +61,16 @@ def backbone():
 
 
 def brightness(images):
-    """Returns the sum of the channels before they were normalized.
+    """Returns the sum of the channels before normalization.
 
-    It is a whole number over a power of two: equal brightnesses are equal floats on every machine.
+    It is a whole number over a power of two, so equal brightnesses are equal floats on every machine.
     """
     images = images * jnp.array(PREPROCESS.std) + jnp.array(PREPROCESS.mean)
     return jnp.round(images.sum(-1, keepdims=True) * 255) / 1024
 
 
 def method(**changes):
-    """Brightness is anomalous, scaled by the parameter."""
+    """Returns a method whose score is the brightness, scaled by its parameter."""
 
     def score(frozen, params, prototypes, features, category):
         patches = features * params["gain"]
@@ -103,7 +103,7 @@ def evaluation():
     return run([Contender(method(), {"gain": jnp.float32(1)}), other])
 
 
-def test_every_readable_image_is_scored_in_order(evaluation):
+def test_scores_readable_images_in_order(evaluation):
     assert evaluation.file_names == tuple(f"{number}.png" for number in range(10))
     assert evaluation.labels.tolist() == [0, 1] * 5
     assert [issue.file for issue in evaluation.issues] == ["10.png"]
@@ -111,8 +111,8 @@ def test_every_readable_image_is_scored_in_order(evaluation):
     np.testing.assert_allclose(bright, -dark)
 
 
-def test_across_sees_all_scores_of_a_category():
-    """Scores and maps relative to the category's maximum; a contender beside it keeps its own."""
+def test_across_receives_all_scores_of_category():
+    """Divides by the maximum of the category; the other contender keeps its own scores."""
     calls = []
 
     def across(scores):
@@ -135,8 +135,8 @@ def test_across_sees_all_scores_of_a_category():
         assert case.score <= 1
 
 
-def test_metrics_are_those_of_the_images(evaluation):
-    """By hand from the decoded images, pixel metrics without the anomaly that has no mask."""
+def test_metrics_match_manual_computation(evaluation):
+    """Computes them from the decoded images; pixel metrics exclude the anomaly without a mask."""
     data = dataset()
     members = [number for number in range(10) if data[number].category == "right"]
     images = [np.asarray(PIL.Image.open(io.BytesIO(data[n].image)), np.float32) for n in members]
@@ -167,12 +167,12 @@ def test_metrics_are_those_of_the_images(evaluation):
 def test_exact_and_streaming_agree(evaluation):
     exact = run(exact=True).scored[0].metrics
     for category, by_score in evaluation.scored[0].metrics.items():
-        for name in metrics.METRICS:  # the 200 thresholds fall between the ties of so small a set
+        for name in metrics.METRICS:  # with so few pixels, the 200 thresholds fall between ties
             value = by_score["mean"].values[name]
             assert exact[category]["mean"].values[name] == pytest.approx(value, abs=1e-4)
 
 
-def test_cases_show_the_main_contender(evaluation):
+def test_cases_come_from_main_contender(evaluation):
     scores = dict(zip(evaluation.file_names, evaluation.scored[0].image_scores["max"], strict=True))
     assert evaluation.cases
     for case in evaluation.cases:
@@ -181,7 +181,7 @@ def test_cases_show_the_main_contender(evaluation):
         assert (case.mask is None) == (case.file_name == "5.png")
 
 
-def test_methods_that_learn_inside_the_tower_have_their_own_features():
+def test_method_that_learns_in_tower_has_own_features():
     def inside(frozen, params, images):
         return brightness(images) + params["gain"]
 
@@ -196,8 +196,8 @@ def test_methods_that_learn_inside_the_tower_have_their_own_features():
         np.testing.assert_allclose(scores["raised"], 2 * (scores[""] + 2), rtol=1e-5)
 
 
-class Seen:
-    """A `features` that adds `shift` to the brightness, and counts how often it is traced."""
+class CountingFeatures:
+    """A `features` function that adds `shift` to the brightness and counts how often it is traced."""
 
     def __init__(self, shift):
         self.shift, self.count = shift, 0
@@ -207,9 +207,9 @@ class Seen:
         return brightness(images) + self.shift
 
 
-def test_features_are_shared_by_equal_keys_only():
+def test_only_equal_keys_share_features():
     keys = ("a", "b", "a", None, None)
-    seen = [Seen(shift) for shift in range(5)]
+    seen = [CountingFeatures(shift) for shift in range(5)]
     contenders = [
         Contender(method(features=one, features_key=key), {"gain": jnp.float32(1)}, str(one.shift))
         for one, key in zip(seen, keys, strict=True)
@@ -220,8 +220,8 @@ def test_features_are_shared_by_equal_keys_only():
     assert [one.count for one in seen] == [1, 1, 0, 1, 1]
 
 
-def test_each_method_has_its_own_thresholds_of_the_200_step_aupro():
-    """On an image of 201 brightnesses, which are the thresholds up to rounding."""
+def test_200_step_aupro_uses_each_methods_own_thresholds():
+    """The image has 201 brightnesses, which equal the thresholds up to rounding."""
     steps = np.arange(SIZE * SIZE) * 201 // (SIZE * SIZE)
     image = np.repeat(steps.astype(np.uint8).reshape(SIZE, SIZE, 1), 3, axis=-1)
     mask = np.where(np.arange(SIZE * SIZE) % 3 > 0, 0, 255).astype(np.uint8).reshape(SIZE, SIZE)
@@ -246,7 +246,7 @@ def test_each_method_has_its_own_thresholds_of_the_200_step_aupro():
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_what_is_stored_is_what_was_found(tmp_path, evaluation):
+def test_stored_evaluation_loads_unchanged(tmp_path, evaluation):
     assert cache.load(tmp_path / "none.npz") is None
     cache.save(tmp_path / "one.npz", evaluation)
     loaded = cache.load(tmp_path / "one.npz")
@@ -255,7 +255,7 @@ def test_what_is_stored_is_what_was_found(tmp_path, evaluation):
         np.testing.assert_equal(dataclasses.asdict(after), dataclasses.asdict(before))
 
 
-def test_nothing_to_score_is_said():
+def test_rejects_empty_or_unreadable_dataset():
     with pytest.raises(UserError, match="squares has no images"):
         run(data=Samples("squares", [], ["left"]))
     broken = [dataclasses.replace(dataset()[0], image=b"x")]
@@ -265,9 +265,9 @@ def test_nothing_to_score_is_said():
 
 def test_image_metrics_include_images_without_usable_mask(caplog):
     masks = {
-        1: encoded(np.full((SIZE, SIZE // 2), 255, np.uint8)),  # of another size
+        1: encoded(np.full((SIZE, SIZE // 2), 255, np.uint8)),  # other size
         3: b"junk",
-        7: encoded(np.full((SIZE, SIZE), 255, np.uint8)),  # covers the image, and is used
+        7: encoded(np.full((SIZE, SIZE), 255, np.uint8)),  # covers the whole image; used
     }
     data = [
         dataclasses.replace(sample, mask=masks.get(number, sample.mask), category="one")
@@ -289,7 +289,7 @@ def test_image_metrics_include_images_without_usable_mask(caplog):
         ("image_unreadable", "10.png"),
         ("mask_full", "7.png"),
     ]
-    # Once each, and not again for the pictures; the unreadable image is in both runs.
+    # Each is logged once, not again for the cases; the unreadable image is in both runs.
     messages = [caplog.messages.count(f"squares: {issue}") for issue in found.issues]
     assert messages == [1, 1, 2, 2]
 

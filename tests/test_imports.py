@@ -1,4 +1,4 @@
-"""Imports: light, in the order of the packages, without cycles, and never another framework."""
+"""Tests of imports: fast, in the order of the packages, acyclic, and without other frameworks."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ import pytest
 import zsad_jax
 
 PACKAGE = pathlib.Path(zsad_jax.__file__).parent
-# A module imports from parts of the package before its own part only; see README, "Architecture".
+# A module imports only from parts of the package that precede its own; see README, "Architecture".
 ORDER = (
     *("utils", "metrics", "data", "backbones", "methods", "train", "evaluate", "detector"),
     *("report", "experiment", "predict", "main"),
@@ -52,7 +52,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(name):
-    """The modules that a module imports, in functions too."""
+    """Returns the modules that a module imports, including imports inside functions."""
     names = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -65,18 +65,18 @@ def imported(name):
 
 
 def part(name):
-    """The top-level package or module that a module belongs to."""
+    """Returns the top-level package or module that a module belongs to."""
     return name.split(".")[1]
 
 
 def parts_used(names):
-    """The parts of the package that modules import, without their own; `__version__` is in none."""
+    """Returns the parts of the package that modules import, except their own and `__version__`."""
     ours = {one for name in names for one in imported(name) if one.startswith("zsad_jax.")}
     return {part(one) for one in ours} - {part(name) for name in names}
 
 
 def is_command(name):
-    """Whether a module is a command, which may import any part."""
+    """Returns whether a module is a command, which may import any part."""
     return name.endswith("__main__")
 
 
@@ -88,7 +88,7 @@ def test_top_level_has_five_modules():
 
 
 def test_package_is_light():
-    # These need tensorflow-datasets itself, when they are imported.
+    # Importing these requires tensorflow-datasets.
     heavy = [f"zsad_jax.data.benchmarks.{one}" for one in ("builders", "prepared", "shards")]
     light = [one for one in MODULES if one not in heavy and not is_command(one)]
     assert {f"zsad_jax.{one}" for one in ORDER} <= set(light)
@@ -150,7 +150,7 @@ def test_no_module_imports_another_framework():
 
 
 def test_parts_import_from_parts_before_them():
-    """This leaves no cycle between parts."""
+    """Together with the fixed order, this excludes cycles between parts."""
     wrong = {}
     for name in MODULES:
         if name != "zsad_jax" and not is_command(name):
@@ -175,7 +175,7 @@ def test_longest_chain_of_parts():
 
 
 def test_modules_import_without_cycles():
-    """The modules of a part, too, import in one direction."""
+    """Modules within a part do not import one another in a cycle either."""
     graph = {name: imported(name) & set(MODULES) for name in MODULES if name != "zsad_jax"}
     done, path = set(), []
 
@@ -192,7 +192,7 @@ def test_modules_import_without_cycles():
         visit(name)
 
 
-def test_public_names_are_imported_when_they_are_used():
+def test_public_names_are_imported_on_use():
     code = (
         "import zsad_jax; zsad_jax.methods.METHODS; zsad_jax.metrics.compute; zsad_jax.presets.paper;"
         " assert {*dir(zsad_jax)} == {*zsad_jax.__all__, '__version__'};"

@@ -1,4 +1,4 @@
-"""The main command as a user runs it: on a tiny model and two tiny datasets, in its own process."""
+"""Tests of the main command in its own process, on a tiny model and two tiny datasets."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def get_config(variant=""):
 
 
 def write_dataset(root, *, num_images, seed):
-    """A dataset with a meta.json: bright squares on noise."""
+    """Writes a dataset with a meta.json: bright squares on noise."""
     rng = np.random.default_rng(seed)
     entries = {"plate": [], "cloth": []}
     for number in range(num_images):
@@ -118,7 +118,7 @@ def run(folder, workdir, *overrides, **variables):
 
 @pytest.fixture(scope="module")
 def finished(folder):
-    """A whole run."""
+    """Returns the working directory of a finished run."""
     done = run(folder, "whole")
     assert done.returncode == 0, done.stderr
     return folder / "whole"
@@ -135,7 +135,7 @@ def prompts(workdir):
         return {name: arrays[name] for name in arrays.files}
 
 
-def test_a_run_leaves_everything(finished):
+def test_run_writes_all_outputs(finished):
     names = {path.name for path in finished.iterdir()}
     expected = {
         "results.json",
@@ -170,7 +170,7 @@ def test_a_run_leaves_everything(finished):
     assert row["auxiliary"] is None
 
 
-def test_the_record_of_a_run_says_what_was_learned(finished):
+def test_run_record_describes_training(finished):
     run = json.loads((finished / "run.json").read_text())
     counted = sum(array.size for array in prompts(finished).values())
     assert run["trainable_parameters"] == run["trainable_parameters_as_published"] == counted
@@ -180,7 +180,7 @@ def test_the_record_of_a_run_says_what_was_learned(finished):
     assert unlike.items() <= run["unlike_paper"].items()
 
 
-def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, finished):
+def test_rerun_computes_nothing_and_changes_no_byte(folder, finished):
     before = results(finished)
     training = prompts(finished)
     stamp = next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns
@@ -193,8 +193,8 @@ def test_the_same_command_again_computes_nothing_and_changes_no_byte(folder, fin
     assert len(curves.read_text().splitlines()) == 9
 
 
-def killed_when(folder, workdir, happened):
-    """Starts a run and kills it, with no chance to tidy up, once `happened` is true."""
+def kill_when(folder, workdir, happened):
+    """Starts a run and kills it without cleanup once `happened` returns true."""
     process = subprocess.Popen(
         command(folder, workdir), env=environment(folder), cwd=folder,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -214,9 +214,9 @@ def killed_when(folder, workdir, happened):
         ("evaluation-killed", "training/*/prompts.npz"),
     ],
 )
-def test_killed_and_started_again(folder, finished, workdir, sign):
-    """Killed after the first epoch, or after training: the numbers are those of an unbroken run."""
-    killed_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
+def test_resumes_after_kill(folder, finished, workdir, sign):
+    """Killed after an epoch or after training, a resumed run gives the numbers of an uninterrupted one."""
+    kill_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
     assert not (folder / workdir / "results.json").exists()
     done = run(folder, workdir)
     assert done.returncode == 0, done.stderr
@@ -224,8 +224,8 @@ def test_killed_and_started_again(folder, finished, workdir, sign):
     assert results(folder / workdir) == results(finished)
 
 
-def test_eight_devices_give_the_numbers_of_one(folder, finished):
-    """Batches of four do not fill them: rows are added that count nowhere."""
+def test_eight_devices_match_one(folder, finished):
+    """Batches of four do not fill eight devices, so padding rows are added and ignored."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = run(folder, "eight", "--config.training.epochs=3", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
@@ -239,8 +239,8 @@ def test_eight_devices_give_the_numbers_of_one(folder, finished):
         assert after["pixel_auroc"] == pytest.approx(before["pixel_auroc"], abs=1e-3)
 
 
-def test_prompts_of_a_run_serve_another(folder, finished):
-    """`config.checkpoints` takes the file that training left."""
+def test_reuses_prompts_of_another_run(folder, finished):
+    """`config.checkpoints` accepts the file that training wrote."""
     (path,) = finished.glob("training/*/prompts.npz")
     done = run(
         folder,
@@ -264,7 +264,7 @@ def test_prompts_of_a_run_serve_another(folder, finished):
         ("--config=nowhere.py", r"nowhere.py"),
     ],
 )
-def test_mistakes_on_the_command_line_end_in_one_sentence(folder, override, expected):
+def test_rejects_command_line_mistakes_without_traceback(folder, override, expected):
     done = run(folder, "mistaken", override)
     assert done.returncode == 2, done.stderr
     assert re.search(expected, done.stderr), done.stderr
@@ -300,7 +300,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_sentence_before_any_work(folder, tmp_path, name):
+def test_rejects_mistakes_before_any_work(folder, tmp_path, name):
     changes, expected = MISTAKES[name]
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
@@ -315,8 +315,8 @@ def test_mistakes_are_one_sentence_before_any_work(folder, tmp_path, name):
     assert not list(tmp_path.glob("*/**/*.npz"))
 
 
-def test_changed_images_are_evaluated_anew(tmp_path):
-    """What is stored is taken over for the same files only."""
+def test_reevaluates_changed_images(tmp_path):
+    """Results are reused for unchanged files only."""
     write_dataset(tmp_path, num_images=4, seed=0)
     dataset = open_dataset({"meta_json": str(tmp_path)}, tmp_path)
     before = dataset.fingerprint()
@@ -327,7 +327,7 @@ def test_changed_images_are_evaluated_anew(tmp_path):
 
 @pytest.fixture(scope="module")
 def skipped(folder):
-    """A run without the dataset that is missing, on a benchmark of which only a part is there."""
+    """Returns a run that skips a missing dataset and evaluates a partially prepared benchmark."""
     write_dataset(folder / "data" / "mpdd", num_images=8, seed=2)
     done = run(
         folder, "skipped", "--config.targets=('visa', 'target', 'mpdd')", "--config.skip_missing=True",
@@ -337,17 +337,17 @@ def skipped(folder):
     return folder / "skipped", done.stderr
 
 
-def test_missing_datasets_can_be_skipped(skipped):
+def test_skips_missing_datasets(skipped):
     folder, _ = skipped
     rows = json.loads((folder / "results.json").read_text())
     assert {row["dataset"] for row in rows} == {"target", "mpdd"}
     assert "visa" in (folder / "results.md").read_text().lower()
 
 
-def test_a_part_of_a_benchmark_is_told_and_held_against_nothing(skipped):
-    folder, told = skipped
+def test_reports_partial_benchmark_without_comparing_it(skipped):
+    folder, output = skipped
     words = "MPDD: 2 of 6 categories, 8 of 458 images were evaluated."
-    warnings = [line for line in told.splitlines() if "were evaluated" in line]
+    warnings = [line for line in output.splitlines() if "were evaluated" in line]
     assert len(warnings) == 1
     assert f"{words} Differences to published results are omitted." in warnings[0]
     assert words in (folder / "results.md").read_text()
@@ -360,8 +360,8 @@ def test_a_part_of_a_benchmark_is_told_and_held_against_nothing(skipped):
 @pytest.mark.parametrize(
     ("auxiliary", "reason"), [("visa:train", "prepare visa"), ("auxiliary:train", "no split")]
 )
-def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, auxiliary, reason):
-    """A set without the split is as good as missing."""
+def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
+    """A dataset without the requested split counts as missing."""
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
         config.targets, config.skip_missing = ("target", "auxiliary"), True
@@ -376,8 +376,8 @@ def test_a_target_whose_auxiliary_set_is_missing_can_be_skipped(folder, auxiliar
         open_datasets(from_config(config))
 
 
-def test_what_is_missing_is_told_with_a_shipped_backbone(tmp_path):
-    """Nothing is there, and nothing but the dataset is named."""
+def test_reports_only_the_missing_dataset_with_included_backbone(tmp_path):
+    """Only the dataset is missing, so only the dataset is named."""
     config = runpy.run_path(str(ROOT / "configs/protocols/tps.py"))["get_config"]("nano")
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="MVTec AD is not prepared in") as error:
@@ -385,7 +385,7 @@ def test_what_is_missing_is_told_with_a_shipped_backbone(tmp_path):
     assert "lineage" not in str(error.value)
 
 
-def test_workdirs_are_named_like_their_configs():
+def test_workdir_defaults_to_config_name():
     names = {
         "configs/tps.py": "tps",
         "configs/tps.py:demo": "tps-demo",
@@ -396,7 +396,7 @@ def test_workdirs_are_named_like_their_configs():
     assert found == {config: f"runs/{name}" for config, name in names.items()}
 
 
-def test_one_broken_image_is_reported_and_skipped(folder, tmp_path):
+def test_reports_and_skips_broken_image(folder, tmp_path):
     images = tmp_path / "mine" / "test"
     rng = np.random.default_rng(0)
     for kind in ("good", "bad"):
@@ -424,8 +424,8 @@ def test_one_broken_image_is_reported_and_skipped(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["/set", "../x", "..", ".", " ", "a/b", "a\\b"])
 @pytest.mark.parametrize("kind", ["name", "folder", "auxiliary"])
-def test_names_of_datasets_are_not_paths(folder, name, kind):
-    """Directories are named after datasets; an absolute name would stand for the user's own."""
+def test_dataset_names_are_not_paths(folder, name, kind):
+    """Directories are named after datasets; an absolute name would point outside the working directory."""
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
         if kind == "name":
@@ -438,7 +438,7 @@ def test_names_of_datasets_are_not_paths(folder, name, kind):
         open_datasets(from_config(config))
 
 
-def test_results_of_another_program_are_not_overwritten(folder, tmp_path):
+def test_does_not_overwrite_results_of_other_program(folder, tmp_path):
     (tmp_path / "results.json").write_text("mine")
     done = run(folder, str(tmp_path))
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""A method whose prompts depend on the image gives on eight devices what it gives on one."""
+"""Image-conditioned prompts give the same results on eight devices as on one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Training on its own: order, resuming, groups, and what must stop it."""
+"""Tests of training: order, resuming, parameter groups and errors."""
 
 import dataclasses
 import io
@@ -45,13 +45,13 @@ def dataset(count=5, broken=()):
 
 
 def backbone(preprocess=PLAIN):
-    """Nothing but preprocessing: the toy method looks at pixels."""
+    """Returns a backbone with preprocessing only; the toy method looks at pixels."""
     fields = {field.name: None for field in dataclasses.fields(Backbone)}
     return Backbone(**fields | {"params": {}, "preprocess": preprocess})
 
 
 def method(**changes):
-    """Learns the mean brightness (group "level") and carries a parameter that no loss touches."""
+    """Returns a method that learns the mean brightness (group "level") and has a parameter without gradient."""
 
     def loss(frozen, params, features, batch):
         rows = batch.valid.astype(jnp.float32)
@@ -87,7 +87,7 @@ class KilledError(Exception):
 
 
 class KilledAfter(OrbaxSaver):
-    """Saves, and dies with the given epoch saved."""
+    """A checkpoint saver that raises an error after saving the given epoch."""
 
     def __init__(self, folder, epoch):
         super().__init__(folder)
@@ -116,24 +116,24 @@ def run(folder, *, saver=None, data=None, toy=None, seed=0, preprocess=PLAIN, **
 
 
 def first_level():
-    """The parameter "level" before the first step."""
+    """Returns the parameter "level" before the first step."""
     return float(method().init(jax.random.split(jax.random.key(0))[0], {})["level"])
 
 
-def test_the_last_smaller_batch_counts_and_its_padding_does_not(tmp_path):
+def test_last_batch_counts_and_its_padding_does_not(tmp_path):
     _, lines = run(tmp_path, epochs=1, learning_rate=0.0)
     assert [step for step, _ in lines] == [1, 2, 3]
-    batches = [(0, 40), (80, 120), (160,)]  # the last one has one image and one row of padding
+    batches = [(0, 40), (80, 120), (160,)]  # the last batch has one image and one row of padding
     expected = [np.mean([(grey / 255 - first_level()) ** 2 for grey in batch]) for batch in batches]
     assert [loss for _, loss in lines] == pytest.approx(expected, rel=1e-4)
 
 
-# Mean and standard deviations of the backbone, which are not those of TIPS (0 and 1).
+# Mean and standard deviation of the backbone, different from TIPS (0 and 1).
 OTHER = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def test_a_loss_sees_the_samples_of_the_dataset(tmp_path):
-    """Every field of the batch, and the images normalized: over a full batch, and over one with padding."""
+def test_loss_receives_samples_of_dataset(tmp_path):
+    """Checks every field of the batch and the normalized images, for a full and for a padded batch."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     masks = np.random.default_rng(1).integers(0, 2, (5, SIZE, SIZE)).astype(bool)
     labels, has_mask = np.array([1, 0, 1, 1, 0]), np.array([1, 1, 0, 1, 1], bool)
@@ -174,7 +174,7 @@ def test_a_loss_sees_the_samples_of_the_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_killed_between_epochs_and_gone_on_is_bit_equal(tmp_path, shuffle):
+def test_resumed_training_is_bit_equal(tmp_path, shuffle):
     whole, lines = run(tmp_path / "whole", shuffle=shuffle)
     with pytest.raises(KilledError):
         run(tmp_path / "killed", saver=KilledAfter(tmp_path / "killed", 2), shuffle=shuffle)
@@ -183,14 +183,14 @@ def test_killed_between_epochs_and_gone_on_is_bit_equal(tmp_path, shuffle):
     assert rest == lines[-3:]
 
 
-def test_seeds_and_order(tmp_path):
+def test_seed_and_shuffle_decide_the_order(tmp_path):
     plain = run(tmp_path / "a", shuffle=True)
     assert run(tmp_path / "b", shuffle=True) == plain
     assert run(tmp_path / "c", shuffle=True, seed=1)[1] != plain[1]
     assert run(tmp_path / "d", shuffle=False)[1] != plain[1]
 
 
-def test_groups_have_their_own_rates(tmp_path):
+def test_groups_have_own_learning_rates(tmp_path):
     params, lines = run(tmp_path, learning_rates={"level": 0.0})
     assert float(params["level"]) == first_level()
     assert len(lines) == 9
@@ -198,8 +198,8 @@ def test_groups_have_their_own_rates(tmp_path):
         run(tmp_path / "wrong", learning_rates={"levels": 1.0})
 
 
-def test_stages_train_their_groups_one_after_another(tmp_path):
-    """The second stage has a loss of its own, on the parameter that the first leaves alone."""
+def test_stages_train_their_groups_in_turn(tmp_path):
+    """The second stage has its own loss, on the parameter that the first stage does not change."""
 
     def second(frozen, params, features, batch):
         return jnp.square(params["other"]), {}
@@ -215,8 +215,8 @@ def test_stages_train_their_groups_one_after_another(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, params)
 
 
-def test_resumed_late_in_a_second_stage(tmp_path):
-    """The first stage's own checkpoints are long gone by then."""
+def test_resumes_late_in_second_stage(tmp_path):
+    """The checkpoints of the first stage no longer exist at that point."""
     toy = method(stages=(Stage(("level",), epochs=2), Stage(("other", "level"), epochs=4)))
     whole, lines = run(tmp_path / "whole", toy=toy)
     with pytest.raises(KilledError):
@@ -231,7 +231,7 @@ def test_ignores_broken_images(tmp_path):
     assert lines[1][1] == pytest.approx((80 / 255 - first_level()) ** 2, rel=1e-4)
 
 
-def test_what_cannot_be_trained_on_is_said(tmp_path):
+def test_rejects_data_and_methods_that_cannot_be_trained(tmp_path):
     with pytest.raises(UserError, match=r"grey.*could be read"):
         run(tmp_path / "a", data=dataset(2, broken=(0, 1)))
     with pytest.raises(UserError, match="grey has no images"):
@@ -242,16 +242,16 @@ def test_what_cannot_be_trained_on_is_said(tmp_path):
         run(tmp_path / "d", toy=method(loss=lambda *_: (jnp.float32(jnp.nan), {})))
 
 
-def test_schedule_is_that_of_coop():
-    """Eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its beginning."""
+def test_schedule_matches_coop():
+    """Eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its start."""
     config = TrainingConfig(schedule="cosine", warmup_epochs=1, warmup_rate=1e-5)
     rate = make_schedule(config, 0.002, 8, 3)
     rates = [float(rate(step)) for step in range(24)]
     original = [1e-5, 0.002, 0.001924, 0.001707, 0.001383, 0.001, 0.000617, 0.000293]
-    np.testing.assert_allclose(rates, np.repeat(original, 3), atol=5e-7)  # one rate an epoch
+    np.testing.assert_allclose(rates, np.repeat(original, 3), atol=5e-7)  # one rate per epoch
 
 
-def test_schedule_without_warmup_starts_at_the_peak():
+def test_schedule_without_warmup_starts_at_peak():
     cosine = make_schedule(TrainingConfig(schedule="cosine"), 0.002, 4, 1)
     expected = [0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
     np.testing.assert_allclose([float(cosine(step)) for step in range(4)], expected, rtol=1e-5)
@@ -259,7 +259,7 @@ def test_schedule_without_warmup_starts_at_the_peak():
 
 
 def test_sgd_with_momentum_and_decay(tmp_path):
-    """Two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v, by hand."""
+    """Two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v, computed by hand."""
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "epochs": 2}
     params, _ = run(tmp_path, batch_size=5, **options)
     level = first_level()
@@ -271,7 +271,7 @@ def test_sgd_with_momentum_and_decay(tmp_path):
 
 
 def test_adam_of_the_default_config(tmp_path):
-    """Three full-batch steps by hand: betas 0.5 and 0.999, as in the published code, and epsilon 1e-8."""
+    """Three full-batch steps by hand: betas 0.5 and 0.999 and epsilon 1e-8, as in the published code."""
     params, _ = run(tmp_path, batch_size=5)
     level = first_level()
     mean, first, second = np.mean([40 * number / 255 for number in range(5)]), 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Helpers of the end-to-end parity tests: the main command on image files, and readers of its outputs."""
+"""Fixtures of the end-to-end parity tests: the main command on image files, and readers of its outputs."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ class Run:
         self.workdir = workdir
 
     def rows(self, name, **columns):
-        """Rows of results.json or comparisons.json with these column values, by category."""
+        """Returns the rows of results.json or comparisons.json with these column values, by category."""
         rows = json.loads((self.workdir / name).read_text())
         rows = [row for row in rows if columns.items() <= row.items()]
         by_category = {row["category"]: row for row in rows}
@@ -41,29 +41,29 @@ class Run:
         return cache.load(path)
 
     def image_scores(self, variant=""):
-        """The image scores of a comparison, or of the main result, by name."""
-        # ConfigDict sorts its keys, so that the order is not that of the test's config.
+        """Returns the image scores of a comparison, or of the main result, by name."""
+        # ConfigDict sorts its keys, so their order differs from the test's config.
         comparisons = json.loads((self.workdir / "config.json").read_text())["comparisons"]
         return self.evaluation().scored[["", *comparisons].index(variant)].image_scores
 
     def params(self):
-        """The stored parameters, by their path in the parameter tree."""
+        """Returns the stored parameters by their path in the parameter tree."""
         (path,) = self.workdir.glob("training/*/prompts.npz")
         with np.load(path) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
     def losses(self):
-        """The loss terms of each training step."""
+        """Returns the loss terms of each training step."""
         (path,) = self.workdir.glob("training/*/curves.jsonl")
         return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
 def run_main():
-    """Runs the main command with a config in this process, as a shell would.
+    """Returns a function that runs the main command with a config in this process, as a shell would.
 
     `init` is a parameter tree that replaces the random initial parameters of the main method, because a
-    reference implementation draws others.
+    reference implementation draws different ones.
     """
     import grain  # noqa: F401 - defines flags, which must outlive the restored ones
 
@@ -82,7 +82,7 @@ def run_main():
 
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
             patch.setattr(sys, "argv", argv)
-            patch.setattr(main, "log_plainly", lambda: None)  # its effect outlives the run
+            patch.setattr(main, "log_plainly", lambda: None)  # remains in effect after the run
             patch.setattr(experiment_config, "make_method", make_with_init)
             flags.FLAGS.unparse_flags()
             with pytest.raises(SystemExit) as ended:
@@ -95,10 +95,10 @@ def run_main():
 
 @pytest.fixture(scope="session")
 def write_meta_json(save_image):
-    """Writes images and masks as PNG files with a meta.json that lists them in the given order."""
+    """Returns a function that writes images and masks as PNG files with a meta.json in the given order."""
 
     def write(root, samples):
-        """Each sample is (category, image [H, W, 3], label, mask [H, W] or None)."""
+        """Writes samples (category, image [H, W, 3], label, mask [H, W] or None)."""
         entries = []
         for number, (category, image, label, mask) in enumerate(samples):
             entry = {"cls_name": category, "anomaly": int(label), "mask_path": ""}
@@ -108,7 +108,7 @@ def write_meta_json(save_image):
                 entry["mask_path"] = f"{category}/{number:03}_mask.png"
                 save_image(root / entry["mask_path"], np.asarray(mask, np.uint8) * 255)
             entries.append(entry)
-        # In one list, because a list for each category would put the images in another order.
+        # One list, because one list per category would change the order of the images.
         (root / "meta.json").write_text(json.dumps({"test": {"all": entries}}))
 
     return write
@@ -116,7 +116,7 @@ def write_meta_json(save_image):
 
 @pytest.fixture(scope="session")
 def save_image():
-    """Writes pixels to a file in a folder that need not exist."""
+    """Returns a function that writes pixels to a file and creates its folder."""
 
     def save(path, pixels):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def save_image():
 
 @pytest.fixture(scope="session")
 def assert_near():
-    """Compares arrays; the tolerance is a share of the largest expected entry."""
+    """Returns a function that compares arrays, with a tolerance relative to the largest expected entry."""
 
     def check(found, expected, tolerance):
         found, expected = np.asarray(found), np.asarray(expected)

@@ -1,8 +1,8 @@
-"""CoCoOp over CLIP, from image files to metrics and trained parameters, against PyTorch.
+"""End-to-end parity of CoCoOp over CLIP with PyTorch, from image files to metrics and trained parameters.
 
-The reference is written here with `transformers.CLIPModel`, scipy and scikit-learn, and reads the same files.
-CoCoOp is the method that depends on most of the pipeline: its prompts contain the category and the image, it
-learns from labels and masks, and its patches come from the value-value stream.
+The reference is implemented here with `transformers.CLIPModel`, scipy and scikit-learn, and reads the same
+files. CoCoOp depends on most of the pipeline: its prompts contain the category and the image, it learns
+from labels and masks, and its patches come from the value-value stream.
 """
 
 import itertools
@@ -43,7 +43,7 @@ METHOD = {
     "reduction": 2,
     "sigma": SIGMA,
     "temperature": TEMPERATURE,
-    # Blocks of a tower of 24.
+    # Block numbers for a tower with 24 blocks.
     "feature_layers": tuple(layer * 24 // DEPTH for layer in LAYERS),
     "vv_from": VV_FROM * 24 // DEPTH,
 }
@@ -54,7 +54,7 @@ METHOD = {
 
 @pytest.fixture(scope="module")
 def model():
-    """A tiny CLIP whose parameters are all random."""
+    """Returns a tiny CLIP with random parameters."""
     common = {"hidden_act": "quick_gelu", "projection_dim": WIDTHS["joint"]}
     common |= {"num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
     vocabulary = 512 + len(merges()) + 2
@@ -80,7 +80,7 @@ def model():
 
 
 def merges():
-    """Byte pairs that make tokens of some words and leave others in letters."""
+    """Returns byte pairs that merge some words into tokens and split others into letters."""
     words = ("photo", "normal", "anomalous", "metal", "wood")
     pairs = {}
     for word in words:
@@ -92,7 +92,7 @@ def merges():
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
-    """A tokenizer as Hugging Face publishes it."""
+    """Writes a tokenizer in the format of Hugging Face."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -107,11 +107,11 @@ def tokenizer_folder(tmp_path_factory):
 
 
 def draw_samples(seed, labels):
-    """Textures of several sizes and modes; an anomaly is a dark rectangle.
+    """Draws textures of several sizes and modes; an anomaly is a dark rectangle.
 
     Args:
-      seed: of the drawing.
-      labels: for each image its category and label.
+      seed: seed of the drawing.
+      labels: category and label of each image.
     """
     rng = np.random.default_rng(seed)
     samples = []
@@ -132,7 +132,7 @@ def draw_samples(seed, labels):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_meta_json, save_image):
-    """A target in MVTec's layout and an auxiliary dataset with a meta.json.
+    """Writes a target in the layout of MVTec AD and an auxiliary dataset with a meta.json.
 
     Both batches of the auxiliary dataset contain normal and anomalous images of several categories, and the
     second one is padded. One anomalous image of each dataset has no mask.
@@ -153,7 +153,7 @@ def data(tmp_path_factory, write_meta_json, save_image):
 
 @pytest.fixture(scope="module")
 def init():
-    """Initial parameters as a tree."""
+    """Returns the initial parameters as a tree."""
     rng = np.random.default_rng(2)
     joint, text = WIDTHS["joint"], WIDTHS["text"]
     hidden = joint // METHOD["reduction"]
@@ -170,7 +170,7 @@ def init():
 
 @pytest.fixture(scope="module")
 def run(model, tokenizer_folder, data, init, run_main, tmp_path_factory):
-    """A run that trains for one epoch, which is two steps, and evaluates."""
+    """Returns a run that trains for one epoch (two steps) and evaluates."""
     folder = tmp_path_factory.mktemp("clip")
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
@@ -208,7 +208,7 @@ def run(model, tokenizer_folder, data, init, run_main, tmp_path_factory):
 
 
 def read_sample(image, mask, category, label):
-    """A sample of the reference: pixels as OpenAI's CLIP prepares them, and a mask of the same size."""
+    """Returns a reference sample: pixels preprocessed as in OpenAI's CLIP, and a mask of the same size."""
     with Image.open(image) as opened:
         resized = opened.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
     pixels = np.asarray(resized, np.float32) / 255
@@ -246,7 +246,7 @@ def auxiliary_samples(data):
 
 @pytest.fixture(scope="module")
 def target_samples(data):
-    """The samples of the target by the name of the file."""
+    """Returns the samples of the target by file name."""
     samples = {}
     for path in sorted((data / TARGET).glob("*/test/*/*.png")):
         category, _, defect, name = path.relative_to(data / TARGET).parts
@@ -258,13 +258,13 @@ def target_samples(data):
 
 
 class Reference:
-    """CoCoOp and CLIP's fixed sentences in PyTorch."""
+    """CoCoOp and CLIP's fixed prompts in PyTorch."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
 
     def attend(self, layer, x, *, by_value=False, causal=False):
-        """Self-attention of a block, or its value-value attention."""
+        """Returns the self-attention of a block, or its value-value attention."""
         attention = layer.self_attn
         value = attention.v_proj(x)
         pair = (value, value) if by_value else (attention.q_proj(x), attention.k_proj(x))
@@ -273,7 +273,7 @@ class Reference:
         return attention.out_proj(mixed.transpose(-3, -2).flatten(-2))
 
     def encode_image(self, sample):
-        """The global token, and value-value and ordinary patches of the blocks `LAYERS`."""
+        """Returns the class token, and value-value and ordinary patches of the blocks `LAYERS`."""
         tower = self.model.vision_model
         output = tower(sample.pixels[None], output_hidden_states=True)
         states = output.hidden_states
@@ -292,7 +292,7 @@ class Reference:
         return token, *of_both
 
     def encode_embeddings(self, embeddings):
-        """The unit-norm feature of a sentence, whose last token is the end token."""
+        """Returns the unit-norm features of sentences, read at their end token."""
         tower = self.model.text_model
         x = embeddings + tower.embeddings.position_embedding.weight[: len(embeddings)]
         for layer in tower.encoder.layers:
@@ -302,7 +302,7 @@ class Reference:
         return torch.nn.functional.normalize(projected, dim=-1)
 
     def learned_texts(self, params, name, token):
-        """The (normal, anomalous) features of CoCoOp's sentences for one image."""
+        """Returns the (normal, anomalous) features of CoCoOp's prompts for one image."""
         hidden = torch.relu(token @ params["network/first/kernel"] + params["network/first/bias"])
         shift = hidden @ params["network/second/kernel"] + params["network/second/bias"]
         texts = []
@@ -314,7 +314,7 @@ class Reference:
         return torch.stack(texts)
 
     def fixed_texts(self, name):
-        """The (normal, anomalous) features of CLIP's sentences."""
+        """Returns the (normal, anomalous) features of CLIP's prompts."""
         texts = []
         for state in ("a normal", "an anomalous"):
             ids = torch.tensor([self.tokenizer(f"a photo of {state} {name}")["input_ids"]])
@@ -323,19 +323,19 @@ class Reference:
         return torch.nn.functional.normalize(torch.stack(texts), dim=-1)
 
     def upsample(self, patches, texts):
-        """Probabilities of (normal, anomalous) of each pixel."""
+        """Returns the probabilities of (normal, anomalous) for each pixel."""
         side = SIZE // PATCH
         grid = (patches @ texts.T / TEMPERATURE).softmax(dim=-1).T.reshape(1, 2, side, side)
         return torch.nn.functional.interpolate(grid, (SIZE, SIZE), mode="bilinear")[0]
 
     def score(self, token, layers, texts):
-        """The image score and the smoothed anomaly map."""
+        """Returns the image score and the smoothed anomaly map."""
         score = (token @ texts.T / TEMPERATURE).softmax(dim=-1)[1]
         raw = sum(self.upsample(patches, texts)[1] for patches in layers)
         return score.item(), scipy.ndimage.gaussian_filter(raw.numpy(), SIGMA)
 
     def loss_terms(self, params, samples):
-        """The terms of the loss of a batch."""
+        """Returns the loss terms of a batch."""
         terms = {"cross_entropy": [], "focal": [], "dice_abnormal": [], "dice_normal": []}
         for sample in samples:
             token, layers, _ = self.encode_image(sample)
@@ -352,14 +352,14 @@ class Reference:
 
 
 def focal(probabilities, mask, smoothing=1e-5):
-    """The focal loss of AnomalyCLIP with gamma 2."""
+    """Computes AnomalyCLIP's focal loss with gamma 2."""
     truth = torch.stack([1 - mask, mask]).clamp(smoothing, 1 - smoothing)
     chosen = (truth * probabilities).sum(dim=0) + smoothing
     return (-((1 - chosen) ** 2) * chosen.log()).mean()
 
 
 def dice(probabilities, mask):
-    """The Dice loss of AnomalyCLIP, which adds 1 to numerator and denominator."""
+    """Computes AnomalyCLIP's Dice loss, which adds 1 to numerator and denominator."""
     overlap = (probabilities * mask).sum()
     return 1 - (2 * overlap + 1) / (probabilities.sum() + mask.sum() + 1)
 
@@ -373,7 +373,7 @@ def reference(model, tokenizer_folder):
 
 @pytest.fixture(scope="module")
 def expected_training(reference, auxiliary_samples, init):
-    """Losses of two steps of Adam, and the parameters after them."""
+    """Returns the losses of two Adam steps, and the parameters after them."""
     params = {
         name: torch.tensor(value, requires_grad=True) for name, value in flatten(init).items()
     }
@@ -390,7 +390,7 @@ def expected_training(reference, auxiliary_samples, init):
 
 
 def flatten(tree, prefix=""):
-    """The arrays of a tree by their path."""
+    """Returns the arrays of a tree by their path."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     parts = [flatten(value, f"{prefix}/{key}".strip("/")) for key, value in tree.items()]
@@ -399,7 +399,7 @@ def flatten(tree, prefix=""):
 
 @pytest.fixture(scope="module")
 def expected_results(run, reference, target_samples):
-    """(Score, map) of each file with the trained parameters of the run, and with fixed sentences."""
+    """Returns (score, map) of each file, with the run's trained parameters and with fixed prompts."""
     params = {name: torch.from_numpy(value) for name, value in run.params().items()}
     results = {MAIN: {}, FIXED: {}}
     with torch.no_grad():
@@ -413,7 +413,7 @@ def expected_results(run, reference, target_samples):
 
 
 def compute_metrics(samples, results):
-    """The metrics of one category."""
+    """Computes the metrics of one category."""
     labels = [sample.label for sample in samples]
     scores = [score for score, _ in results]
     usable = [number for number, sample in enumerate(samples) if sample.has_mask]
@@ -436,7 +436,7 @@ def f1max(labels, scores):
 
 
 def aupro(masks, maps, limit=0.3):
-    """The area under the per-region overlap, which is a ROC curve in which each region has the same weight."""
+    """Computes the area under the per-region overlap, a ROC curve in which each region has the same weight."""
     weights = np.ones(masks.shape)
     for mask, weight in zip(masks, weights, strict=True):
         regions, count = scipy.ndimage.label(mask, np.ones((3, 3)))
@@ -461,7 +461,7 @@ def test_losses_match_pytorch(run, expected_training):
 
 
 def test_training_updates_match_pytorch(run, expected_training, init, assert_near):
-    """Compares the updates, because the initial parameters are larger."""
+    """Compares the updates, because the initial parameters are larger than the updates."""
     params, initial = run.params(), flatten(init)
     _, expected = expected_training
     assert params.keys() == expected.keys()

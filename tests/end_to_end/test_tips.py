@@ -1,6 +1,6 @@
-"""TIPSomaly over TIPS, from image files to metrics and trained prompts, against the published code.
+"""End-to-end parity of TIPSomaly over TIPS with the published code, from image files to trained prompts.
 
-The goldens were computed in memory on images that are multiples of 1/255, so that PNG files hold them exactly.
+The goldens were computed in memory from images that are multiples of 1/255, which PNG files store exactly.
 """
 
 import pathlib
@@ -13,16 +13,16 @@ from sentencepiece import sentencepiece_model_pb2
 from zsad_jax.methods.shared import prompt_files
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
-# Relative to the largest entry, as the README of the goldens recommends.
+# Relative to the largest entry; values recommended in the README of the goldens.
 SCORES = 2e-5
 LOSSES = 1e-5
 UPDATES = 1e-4
 METRICS = 1e-6
-# The 200 thresholds start at the smallest value of the maps, so that a rounding error there moves all of them;
-# one pixel of the smallest region that changes sides moves this metric by 1e-4.
+# The 200 thresholds start at the minimum of the maps, so a rounding error there shifts all of them; one
+# pixel of the smallest region that changes sides changes this metric by 1e-4.
 STEPPED_AUPRO = 2e-4
 
-# Runs of the published code and the fields of the method's config that they changed.
+# Runs of the published code, with the fields of the method's config that they change.
 RUNS = {
     "decoupled_agg": {},
     "decoupled_noagg": {"local_to_global": False},
@@ -65,7 +65,7 @@ def train_golden():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A sentencepiece model of the goldens' vocabulary, which has a token for each word and full stop."""
+    """Trains a sentencepiece model with the goldens' vocabulary: a token for each word and the full stop."""
     prompts = read_golden("prompts")
     pieces = {}
     for name in (name for name in prompts if name.endswith("/sentences")):
@@ -93,7 +93,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(golden, tokenizer, tmp_path_factory, write_meta_json):
-    """A config that names the goldens' weights, and their images as two datasets on disk."""
+    """Writes a config with the goldens' weights, and their images as two datasets on disk."""
     data = tmp_path_factory.mktemp("data")
     samples = [
         (str(golden["class_names"][category]), image, label, mask if label else None)
@@ -123,7 +123,7 @@ def config(golden, tokenizer, tmp_path_factory, write_meta_json):
 
 @pytest.fixture(scope="module")
 def evaluated(config, golden, run_main, tmp_path_factory):
-    """A run with the goldens' prompts, whose comparisons are the other runs of the published code."""
+    """Returns a run with the goldens' prompts; its comparisons are the other runs of the published code."""
     folder = tmp_path_factory.mktemp("evaluated")
     prompts = dict(zip(("normal", "abnormal"), golden["learnable_prompts"], strict=True))
     prompt_files.save(folder / "prompts.npz", prompts)
@@ -160,7 +160,7 @@ def test_image_scores_match_published_code(evaluated, golden, run, assert_near):
 
 
 def test_maps_match_published_code(evaluated, golden, assert_near):
-    """The cases are the best and the worst images of each category."""
+    """The cases are the images of each category with the highest and lowest scores."""
     evaluation = evaluated.evaluation()
     assert len(evaluation.cases) == 8
     for case in evaluation.cases:
@@ -171,7 +171,7 @@ def test_maps_match_published_code(evaluated, golden, assert_near):
 
 @pytest.fixture(scope="module", params=TRAINING_RUNS)
 def trained(request, config, train_golden, run_main, tmp_path_factory):
-    """A run that trains for one epoch, which is two steps, from the initial prompts of the golden."""
+    """Returns a run that trains for one epoch (two steps) from the initial prompts of the golden."""
     golden = {
         name.removeprefix(f"{request.param}/"): value
         for name, value in train_golden.items()

@@ -1,4 +1,4 @@
-"""Metrics of a category gathered batch by batch, and their mean over categories."""
+"""Tests of metrics accumulated over batches for a category, and of their mean over categories."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def gathered(images, batch=10, *, exact=False, **options):
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 10])
-def test_batches_give_what_compute_gives(images, exact, batch):
+def test_batches_match_compute(images, exact, batch):
     found = category.compute(gathered(images, batch, exact=exact))
     expected = metrics.compute(*images) | {
         metrics.AUPRO_200STEP: metrics.pixel_aupro_200step(images[2], images[3])
@@ -39,11 +39,11 @@ def test_batches_give_what_compute_gives(images, exact, batch):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_thresholds_of_the_200_step_aupro_can_be_chosen(images, exact):
-    """On maps whose scores are the thresholds, up to the rounding by which the two forms differ."""
+def test_accepts_thresholds_of_200_step_aupro(images, exact):
+    """Uses maps whose scores equal the thresholds up to the rounding error between the two formulas."""
     scores, labels, maps, masks = images
     steps = np.rint(200 * (maps - maps.min()) / np.ptp(maps))
-    maps = np.float32(0.5) + np.float32(1e-4) * steps  # so few numbers that no bin rounds them
+    maps = np.float32(0.5) + np.float32(1e-4) * steps  # so few values that streaming does not round
     state = gathered((scores, labels, maps, masks), exact=exact)
     forms = [
         (
@@ -69,7 +69,7 @@ def test_merge_equals_one_pass(images, exact):
     )
 
 
-def test_several_image_scores_by_name(images):
+def test_several_image_scores_are_reported_by_name(images):
     scores, labels, maps, masks = images
     state = category.update(
         category.init(), {"first": scores, "second": -scores}, labels, maps, masks
@@ -86,7 +86,7 @@ def test_several_image_scores_by_name(images):
         category.update(state, scores, labels)
 
 
-def test_images_without_mask_do_not_count_as_normal(images):
+def test_images_without_mask_are_excluded_from_pixel_metrics(images):
     scores, labels, maps, masks = images
     has_mask = np.arange(10) != 2  # an anomalous image
     masks = masks & has_mask[:, None, None]
@@ -102,7 +102,7 @@ def test_images_without_mask_do_not_count_as_normal(images):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_nothing_with_a_mask(images, exact):
+def test_no_image_with_mask(images, exact):
     scores, labels, maps, masks = images
     none = np.zeros(10, bool)
     state = category.update(category.init(exact=exact), scores, labels, maps, masks, none)
@@ -113,7 +113,7 @@ def test_nothing_with_a_mask(images, exact):
     assert "no images" in category.compute(category.init(exact=exact)).reasons["image_auroc"]
 
 
-def test_has_mask_of_another_length_is_refused(images):
+def test_rejects_has_mask_of_other_length(images):
     with pytest.raises(UserError, match="one entry per image"):
         category.update(category.init(), *images, np.ones(3, bool))
 

@@ -1,4 +1,4 @@
-"""The exact metrics: by hand, against scikit-learn and brute force, on golden data, and what they refuse."""
+"""Tests of exact metrics: by hand, against scikit-learn and brute force, on goldens, and of invalid input."""
 
 import pathlib
 
@@ -30,7 +30,7 @@ def f1max_loop(labels, scores):
 
 
 def aupro_loop(maps, masks, limit=0.3):
-    """Per-region overlap, threshold by threshold and region by region."""
+    """Computes the per-region overlap threshold by threshold and region by region."""
     regions = []
     for image, mask in zip(maps, masks, strict=True):
         labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
@@ -52,7 +52,7 @@ def aupro_loop(maps, masks, limit=0.3):
     maps=hnp.arrays(np.float32, SHAPE, elements=SCORES),
     masks=hnp.arrays(bool, SHAPE),
 )
-def test_agrees_with_scikit_learn_and_a_brute_force_loop(maps, masks):
+def test_matches_scikit_learn_and_brute_force(maps, masks):
     assume(masks.any() and not masks.all())
     labels = masks.any(axis=(1, 2))
     found = metrics.compute(maps.max(axis=(1, 2)), labels, maps, masks)
@@ -69,7 +69,7 @@ def test_agrees_with_scikit_learn_and_a_brute_force_loop(maps, masks):
 
 @settings(max_examples=50, deadline=None)
 @given(scores=hnp.arrays(np.float64, 12, elements=SCORES), labels=hnp.arrays(bool, 12))
-def test_image_metrics_agree_with_scikit_learn(scores, labels):
+def test_image_metrics_match_scikit_learn(scores, labels):
     assume(labels.any() and not labels.all())
     found = metrics.compute(scores, labels.astype(int))
     assert found["image_auroc"] == pytest.approx(oracle.roc_auc_score(labels, scores), abs=1e-9)
@@ -89,7 +89,7 @@ def test_image_metrics_agree_with_scikit_learn(scores, labels):
 @given(
     ranks=hnp.arrays(np.int64, SHAPE, elements=st.integers(0, 40)), masks=hnp.arrays(bool, SHAPE)
 )
-def test_monotone_rescaling_changes_nothing(ranks, masks):
+def test_invariant_to_monotone_rescaling(ranks, masks):
     assume(masks.any() and not masks.all())
     labels = [0, 1, 1]
     plain, rescaled = (
@@ -99,9 +99,9 @@ def test_monotone_rescaling_changes_nothing(ranks, masks):
     assert plain == pytest.approx(rescaled, abs=1e-12)
 
 
-def test_by_hand():
+def test_values_by_hand():
     maps = np.array([[[0.9, 0.8], [0.1, 0.2]]])
-    masks = np.array([[[1, 0], [0, 1]]])  # touching corners: one region
+    masks = np.array([[[1, 0], [0, 1]]])  # diagonal neighbors: one region
     found = metrics.compute([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
     assert found["image_auroc"] == 0.75
     assert found["image_ap"] == pytest.approx(1 / 2 + 2 / 3 / 2)
@@ -109,7 +109,7 @@ def test_by_hand():
     assert np.isnan([found[name] for name in metrics.PIXEL_METRICS]).all()
     found = metrics.compute([0.9], [1], maps, masks)
     assert found["pixel_auroc"] == 0.75
-    # From (0, 1/2) the overlap stays at 1/2 until half of the normal pixels are false alarms.
+    # From (0, 1/2) on, the overlap stays 1/2 until half of the normal pixels are false positives.
     assert found["pixel_aupro"] == pytest.approx(0.5)
 
 
@@ -119,14 +119,14 @@ def test_constant_maps():
     found = metrics.compute([0.5, 0.5], [1, 0], np.full((2, 4, 5), 0.5), masks)
     assert found["image_auroc"] == found["pixel_auroc"] == 0.5
     assert found["pixel_ap"] == pytest.approx(masks.mean())
-    assert found["pixel_aupro"] == pytest.approx(0.15)  # the diagonal up to 0.3
+    assert found["pixel_aupro"] == pytest.approx(0.15)  # a diagonal up to 0.3
 
 
 @pytest.mark.parametrize(
     ("labels", "mask", "word"),
     [([0, 0], 0, "normal"), ([1, 1], 1, "anomalous")],
 )
-def test_one_class_only_is_undefined_with_a_reason(labels, mask, word):
+def test_single_class_is_undefined_with_reason(labels, mask, word):
     maps = np.random.default_rng(0).uniform(size=(2, 4, 4))
     arguments = ([0.1, 0.2], labels, maps, np.full(maps.shape, mask))
     assert np.isnan(list(metrics.compute(*arguments).values())).all()
@@ -135,7 +135,7 @@ def test_one_class_only_is_undefined_with_a_reason(labels, mask, word):
     assert all(word in reason for reason in reasons.values())
 
 
-def test_every_undefined_metric_has_a_reason_and_no_other():
+def test_only_undefined_metrics_have_reasons():
     maps = np.random.default_rng(0).uniform(size=(2, 4, 4))
     assert "maps" in metrics.undefined_reasons([0.1, 0.2], [0, 1])["pixel_aupro"]
     assert "mask" in metrics.undefined_reasons([0.1, 0.2], [0, 1], maps)["pixel_aupro"]
@@ -167,12 +167,12 @@ MAPS, MASKS = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
         (([0.1, 0.2], [0, 1], MAPS[:1], MASKS[:1]), "one anomaly map"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments, words):
+def test_rejects_invalid_input(arguments, words):
     with pytest.raises(UserError, match=words):
         metrics.compute(*arguments)
 
 
-def test_one_class_has_no_roc_curve_and_no_threshold():
+def test_single_class_has_no_roc_curve_and_no_threshold():
     with pytest.raises(UserError, match="one class is missing"):
         metrics.roc_curve([0.1, 0.2], [1, 1])
     with pytest.raises(UserError, match="at least one anomalous"):
@@ -185,12 +185,12 @@ PIXEL_CASES = (
 
 
 @pytest.mark.parametrize("case", [*PIXEL_CASES.split(), "tiny_and_large_region"])
-def test_golden_pixel_metrics(case):
+def test_pixel_metrics_match_golden(case):
     golden = np.load(GOLDEN)
     maps, masks = golden[f"{case}/amap"], golden[f"{case}/mask"]
     if (
         case == "outside_0_1"
-    ):  # that implementation applies a sigmoid first, and float32 makes ties of it
+    ):  # that implementation applies a sigmoid first, which creates ties in float32
         maps = 1 / (1 + np.exp(-maps))
     found = metrics.compute(
         golden[f"{case}/image_score"], golden[f"{case}/image_label"], maps, masks
@@ -202,7 +202,7 @@ def test_golden_pixel_metrics(case):
 @pytest.mark.parametrize(
     "case", ["image_ties", "diagonal_touch", "inverted", "random", "ties", "typical"]
 )
-def test_golden_image_metrics(case):
+def test_image_metrics_match_golden(case):
     golden = np.load(GOLDEN)
     found = metrics.compute(golden[f"{case}/image_score"], golden[f"{case}/image_label"])
     for ours, theirs in (("auroc", "auroc"), ("ap", "ap"), ("f1max", "f1-max")):

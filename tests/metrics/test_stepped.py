@@ -1,4 +1,4 @@
-"""AUPRO over 200 thresholds: golden values, and where it differs from the exact one."""
+"""Tests of AUPRO with 200 thresholds: golden values, and differences from exact AUPRO."""
 
 import pathlib
 
@@ -32,22 +32,22 @@ def stepwise_loop(maps, masks, thresholds):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case):
-    # Where the published code gives 0 for a single class, or fails, the value is undefined here.
+def test_matches_golden(case):
+    # Where the published code returns 0 or fails for a single class, the value is undefined here.
     expected = np.nan if case in ONE_CLASS else float(GOLDEN[f"{case}/pixel_aupro"])
     found = metrics.pixel_aupro_200step(GOLDEN[f"{case}/amap"], GOLDEN[f"{case}/mask"])
     assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if f"{case}/aupro_thresholds" in GOLDEN])
-def test_golden_thresholds_bit_for_bit(case):
+def test_thresholds_are_bit_equal_to_golden(case):
     maps = GOLDEN[f"{case}/amap"]
     found = stepped._thresholds(float(maps.min()), float(maps.max()), "torch")
     np.testing.assert_array_equal(found, GOLDEN[f"{case}/aupro_thresholds"])
 
 
-def test_golden_of_the_numpy_form():
-    """The torch form differs by more than rounding, so that neither passes for the other."""
+def test_matches_golden_of_numpy_form():
+    """The torch form differs by more than rounding, so the two forms cannot be confused."""
     golden = np.load(GOLDENS / "anomalyclip/metrics.npz")
     maps, masks, expected = golden["maps"], golden["masks"] > 0, golden["pixel-aupro"]
     found = metrics.pixel_aupro_200step(maps, masks, thresholds="numpy")
@@ -57,7 +57,7 @@ def test_golden_of_the_numpy_form():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_a_loop_over_thresholds(seed, form):
+def test_matches_loop_over_thresholds(seed, form):
     rng = np.random.default_rng(seed)
     masks = scipy.ndimage.gaussian_filter(rng.normal(size=(3, 20, 25)), (0, 2, 2)) > 0.2
     maps = np.round(rng.uniform(size=masks.shape) + 0.5 * masks, 2).astype(np.float32)
@@ -66,7 +66,7 @@ def test_agrees_with_a_loop_over_thresholds(seed, form):
     assert found == pytest.approx(stepwise_loop(maps, masks, thresholds), abs=1e-9)
 
 
-def test_depends_on_the_scale_and_the_exact_value_does_not():
+def test_depends_on_scale_unlike_exact_aupro():
     maps, masks = GOLDEN["typical/amap"], GOLDEN["typical/mask"]
     plain, squared = (metrics.pixel_aupro_200step(values, masks) for values in (maps, maps**4))
     assert abs(plain - squared) > 1e-3
@@ -74,7 +74,7 @@ def test_depends_on_the_scale_and_the_exact_value_does_not():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("low", [0.5, 0.0])
-def test_thresholds_closer_than_float32_are_still_sorted(form, low):
+def test_sorts_thresholds_closer_than_float32(form, low):
     high = np.float32(low) + 60 * np.spacing(np.float32(low))
     thresholds = stepped._thresholds(low, float(high), form)
     assert 0 < len(thresholds) <= 201

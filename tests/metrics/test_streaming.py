@@ -1,4 +1,4 @@
-"""Streaming pixel metrics: equal to the exact metrics of rounded scores, close to those of the scores."""
+"""Tests of streaming pixel metrics: exact on rounded scores, and close to exact on unrounded ones."""
 
 import contextlib
 
@@ -28,7 +28,7 @@ MASKS = hnp.arrays(bool, SHAPE)
 
 @contextlib.contextmanager
 def few_bins():
-    """So few that small test maps, too, are rounded."""
+    """Reduces the number of bins, so that small test maps are rounded too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "NUM_BINS", 1024)
         yield
@@ -44,7 +44,7 @@ def exact_values(maps, masks):
 
 @settings(max_examples=60, deadline=None)
 @given(maps=MAPS, masks=MASKS)
-def test_equals_the_exact_metrics_of_rounded_scores(maps, masks):
+def test_equals_exact_metrics_of_rounded_scores(maps, masks):
     assume(masks.any() and not masks.all())
     with few_bins():
         state = one_pass(maps, masks)
@@ -56,7 +56,7 @@ def test_equals_the_exact_metrics_of_rounded_scores(maps, masks):
 
 @settings(max_examples=40, deadline=None)
 @given(maps=MAPS)
-def test_bins_are_ordered_and_no_score_is_rounded_up(maps):
+def test_bins_are_ordered_and_round_down(maps):
     with few_bins():
         state = one_pass(maps, np.zeros(SHAPE, bool))
         assert state.level >= 6
@@ -86,7 +86,7 @@ def test_merge_equals_one_pass(maps, masks, cut):
 
 
 def fixed_set(kind):
-    """Smooth noise with defects, pressed into one kind of score."""
+    """Returns smooth noise with defects, mapped to one distribution of scores."""
     rng = np.random.default_rng(7)
     noise = scipy.ndimage.gaussian_filter(rng.normal(size=(10, 200, 200)), (0, 4, 4))
     masks = scipy.ndimage.gaussian_filter(rng.normal(size=noise.shape), (0, 6, 6)) > 0.08
@@ -113,7 +113,7 @@ def test_close_to_exact_on_fixed_sets(kind):
     assert found == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
-def test_narrow_scores_are_not_rounded_at_all():
+def test_does_not_round_scores_in_narrow_range():
     maps, masks = fixed_set("narrow")
     state = one_pass(maps, masks)
     assert state.level == 0
@@ -124,7 +124,7 @@ def test_crowded_bin_has_a_note(caplog):
     maps = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(1, 100, 100)
     masks = maps > 0.5
     assert streaming.compute(one_pass(maps, masks)).notes == ()
-    maps[0, :2] = 0.25  # 2 % of the pixels, truly equal
+    maps[0, :2] = 0.25  # 2% of the pixels, exactly equal
     assert "2% of the pixels" in streaming.compute(one_pass(maps, masks)).notes[0].reason
     with few_bins():
         crowded = streaming.compute(one_pass(maps, masks))
@@ -143,6 +143,6 @@ def test_memory_stays_constant():
     assert state.negatives.sum() + state.positives.sum() == 5 * 2 * 300 * 300
 
 
-def test_scores_that_are_not_finite_are_refused():
+def test_rejects_non_finite_scores():
     with pytest.raises(UserError, match="finite"):
         one_pass(np.array([[[0.1, np.nan]]]), np.zeros((1, 1, 2), bool))

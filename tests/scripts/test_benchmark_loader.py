@@ -1,4 +1,4 @@
-"""Both sides of the loader's benchmark, on a few small files."""
+"""Tests of the loader benchmark on a few small files."""
 
 import argparse
 import pathlib
@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
     return benchmark_loader
 
 
-def test_both_sides_give_the_same_batches(benchmark, tmp_path):
+def test_both_sides_give_same_batches(benchmark, tmp_path):
     paths = benchmark.draw_files(tmp_path, 5, 60)
     options = argparse.Namespace(image_size=28, batch_size=2, workers=0)
     ours = list(benchmark.ours(paths, options))
@@ -34,8 +34,8 @@ def test_both_sides_give_the_same_batches(benchmark, tmp_path):
     assert ours[0].std() > 0.1
 
 
-def test_prints_what_it_measured():
-    """In a process of its own: torch's loader forks, which is not safe beside running threads."""
+def test_prints_measurements():
+    """Runs in a subprocess, because torch's loader forks, which is unsafe with running threads."""
     flags = "--images 6 --size 40 --image_size 28 --batch_size 2 --workers 1 --repeats 1"
     done = subprocess.run(
         [sys.executable, SCRIPTS / "benchmark_loader.py", *flags.split()],
@@ -48,7 +48,7 @@ def test_prints_what_it_measured():
         assert part in done.stdout
 
 
-def test_too_few_images_are_told(benchmark, capsys):
+def test_rejects_too_few_images(benchmark, capsys):
     with pytest.raises(SystemExit) as end:
         benchmark.main(["--images", "4", "--batch_size", "2", "--workers", "2"])
     assert end.value.code == 2

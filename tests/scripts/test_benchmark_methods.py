@@ -1,4 +1,4 @@
-"""Both sides of the methods' benchmark, on a tiny CLIP of random values."""
+"""Tests of the method benchmark on a tiny CLIP with random values."""
 
 import argparse
 import pathlib
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.parity
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 IMAGE_SIZE = 42
-# These and the words of the other methods are known without a file of merges.
+# These methods use only words that are known without a merge file.
 METHODS = ("anomalyclip", "faprompt", "tps", "vip2clip")
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The scripts find one another."""
+    """Makes the scripts importable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         yield
@@ -68,7 +68,7 @@ def test_both_sides_agree(scripts, weights, images, tmp_path, method):
     assert 0 < difference <= 1e-3 * span
 
 
-def test_prints_what_it_measured(weights, images):
+def test_prints_measurements(weights, images):
     command = [sys.executable, SCRIPTS / "benchmark_methods.py", "--weights", weights]
     command += ["--images", images, "--count", "2", "--image_size", IMAGE_SIZE]
     command += ["--methods", "anomalyclip", "--turns", "1", "--cores", "1"]
@@ -79,10 +79,10 @@ def test_prints_what_it_measured(weights, images):
         assert part in done.stdout
 
 
-def test_too_few_images_are_told(weights, images):
+def test_rejects_too_few_images(weights, images):
     command = [sys.executable, SCRIPTS / "benchmark_methods.py", "--weights", str(weights)]
     done = subprocess.run(
         [*command, "--images", str(images)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "has 2 pictures" in done.stderr
+    assert "has 2 images" in done.stderr

@@ -1,4 +1,4 @@
-"""A small campaign of the fuzz script: what it checks must hold."""
+"""A short run of the fuzz test."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_damaged_files_are_accounted_for(environment_of_users):
+def test_accounts_for_damaged_files(environment_of_users):
     command = [sys.executable, "scripts/fuzz_images.py", "--count", "120", "--seed", "3"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment_of_users, capture_output=True, text=True, timeout=900

@@ -20,7 +20,7 @@ def count_values(shapes):
     return sum(math.prod(shape) for name, shape in shapes.items() if "temperature" not in name)
 
 
-# Counted on the published files' architecture, independently of the modules here.
+# Counts derived from the architecture of the published files, independently of the modules under test.
 @pytest.mark.parametrize(
     ("name", "lineage", "side", "arrays", "values"),
     [
@@ -42,7 +42,7 @@ def count_values(shapes):
         ("tipsv2-g14", "pytorch", "vision", 568, 1_135_952_384),
     ],
 )
-def test_arrays_are_as_many_as_in_the_published_files(script, name, lineage, side, arrays, values):
+def test_array_counts_match_published_files(script, name, lineage, side, arrays, values):
     shapes = script["shapes_of"](name, lineage, side)
     assert len(shapes) == arrays == registry.count_arrays(registry.RELEASES[name], lineage, side)
     # The published size of the largest text tower is rounded.
@@ -54,7 +54,7 @@ def test_arrays_are_as_many_as_in_the_published_files(script, name, lineage, sid
     ("name", "arrays", "values", "width"),
     [("clip-vit-l14-336", 446, 427_944_193, 1024), ("clip-vit-b32", 302, 151_277_313, 768)],
 )
-def test_clip_has_openais_names_and_shapes(script, name, arrays, values, width):
+def test_clip_uses_openai_names_and_shapes(script, name, arrays, values, width):
     shapes = script["shapes_of"](name, "native", "weights")
     assert len(shapes) == arrays
     assert count_values(shapes) == values
@@ -66,8 +66,8 @@ def test_clip_has_openais_names_and_shapes(script, name, arrays, values, width):
 @pytest.mark.parametrize(
     ("name", "lineage"), [("tips-s14-hr", "native"), ("tipsv2-b14", "pytorch")]
 )
-def test_a_written_tips_loads_by_its_name(script, tmp_path, monkeypatch, name, lineage):
-    """At a width of 32; the names and the numbers of blocks are the true ones."""
+def test_written_tips_loads_by_name(script, tmp_path, monkeypatch, name, lineage):
+    """Uses width 32, with the original names and numbers of blocks."""
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     tokenizer = tmp_path / "any.model"
     tokenizer.write_bytes(b"pieces")
@@ -93,8 +93,8 @@ def assert_activations_of_order_one(model):
     assert 0.01 < np.std(text) < 10
 
 
-def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys):
-    """At a width of 64 and with a few blocks."""
+def test_written_clip_loads_by_name(script, tmp_path, monkeypatch, capsys):
+    """Uses width 64 and a few blocks."""
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     name = "clip-vit-l14-336"
     small = registry.clip_sizes(
@@ -120,7 +120,7 @@ def test_a_written_clip_loads_by_its_name(script, tmp_path, monkeypatch, capsys)
     assert registry.missing_files(name) == []
 
 
-def test_the_seed_decides_the_values_and_what_is_there_stays(script, tmp_path):
+def test_values_depend_on_seed(script, tmp_path):
     shapes = {"encoder_norm/scale": (3,), "mlp/kernel": (2, 3), "temperature_contrastive": ()}
     paths = [tmp_path / f"{i}.npz" for i in range(3)]
     for path, seed in zip(paths, (1, 1, 2), strict=True):
@@ -132,7 +132,7 @@ def test_the_seed_decides_the_values_and_what_is_there_stays(script, tmp_path):
     assert np.abs(first["encoder_norm/scale"] - 1).max() < 0.2
 
 
-def test_the_trained_tokenizer_knows_the_prompts(script, tmp_path):
+def test_trained_tokenizer_knows_prompts(script, tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     script["write_tokenizer"](tmp_path / "tokenizer.model", None, 0)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))

@@ -31,14 +31,14 @@ TINY = {
 
 @pytest.fixture(params=["tips", "clip"])
 def family(request):
-    """A family's config and tokenizer."""
+    """Returns a family's config and tokenizer."""
     vocabulary = nano.VOCABULARY[request.param]
     config = model.Config(**TINY, family=request.param, vocabulary=vocabulary, warmup=1)
     return config, TOKENIZER if request.param == "tips" else MERGES
 
 
 @pytest.mark.parametrize("family", drawings.FAMILIES)
-def test_every_family_draws_the_same_image_for_the_same_seed(family):
+def test_drawings_are_reproducible(family):
     for defective in (False, True):
         first, second = (
             drawings.draw(np.random.default_rng(3), 112, family, defective=defective)
@@ -52,7 +52,7 @@ def test_every_family_draws_the_same_image_for_the_same_seed(family):
         assert defective or not first.defect
 
 
-def test_seeds_differ():
+def test_seeds_give_different_drawings():
     one, other = (
         drawings.draw(np.random.default_rng(seed), 112, "felt", defective=False) for seed in (0, 1)
     )
@@ -60,7 +60,7 @@ def test_seeds_differ():
 
 
 @pytest.mark.parametrize("name", drawings.DEFECTS)
-def test_the_mask_of_a_defect_is_where_the_image_changed(name, monkeypatch):
+def test_defect_mask_covers_changed_pixels(name, monkeypatch):
     monkeypatch.setattr(drawings, "DEFECTS", {name: drawings.DEFECTS[name]})
     rng = np.random.default_rng(5)
     shown = 0
@@ -70,13 +70,13 @@ def test_the_mask_of_a_defect_is_where_the_image_changed(name, monkeypatch):
         difference = np.abs(changed - image).max(-1)
         near = cv2.dilate(mask.astype(np.uint8), np.ones((11, 11), np.uint8)).astype(bool)
         shown += kind == name
-        # The soft rim of a defect lies outside its mask, and no more of it than that.
+        # The soft rim of a defect is the only change outside its mask.
         assert difference[~near].max(initial=0) < 0.2
         assert not kind or difference[mask].mean() > drawings.LEAST_CHANGE
     assert shown >= 3
 
 
-def test_an_object_defect_lies_on_the_changed_part():
+def test_object_defect_mask_covers_changed_part():
     seen = 0
     for seed in range(20):
         before, *_ = objects.draw_object(np.random.default_rng(seed), 112, "domino", changed=False)
@@ -89,7 +89,7 @@ def test_an_object_defect_lies_on_the_changed_part():
     assert seen >= 10
 
 
-def test_held_out_families_are_not_trained_on():
+def test_held_out_families_are_excluded_from_training():
     assert set(drawings.TRAINED).isdisjoint(drawings.HELD_OUT)
     assert set(drawings.TRAINED) | set(drawings.HELD_OUT) == set(drawings.FAMILIES)
     batch_families = {
@@ -100,7 +100,7 @@ def test_held_out_families_are_not_trained_on():
     assert batch_families <= set(drawings.TRAINED)
 
 
-def _functions(category):
+def _drawing_functions(category):
     return (category.paint, *category.defects.values())
 
 
@@ -110,7 +110,7 @@ def _code(function):
     return function.__code__
 
 
-def test_no_category_and_no_drawing_function_is_shared_with_the_benchmark():
+def test_shares_no_category_or_function_with_benchmark():
     names = {name for spoken in drawings.FAMILIES.values() for name in spoken}
     names |= {*captions.OTHER_NAMES, *captions.ADJECTIVES}
     ours = [*textures.TEXTURES.values(), *objects.OBJECTS.values(), *drawings.DEFECTS.values()]
@@ -120,7 +120,7 @@ def test_no_category_and_no_drawing_function_is_shared_with_the_benchmark():
         seen[dataset] = ({c.name.replace("_", " ") for c in categories}, set())
         for category in categories:
             seen[dataset][1].update(_code(function) for function in category.defects.values())
-            assert ours.isdisjoint(_code(function) for function in _functions(category))
+            assert ours.isdisjoint(_code(function) for function in _drawing_functions(category))
         assert names.isdisjoint(seen[dataset][0])
     (aux_names, aux_defects), (target_names, target_defects) = seen.values()
     assert aux_names.isdisjoint(target_names)
@@ -128,7 +128,7 @@ def test_no_category_and_no_drawing_function_is_shared_with_the_benchmark():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_pre_training_imports_nothing_of_the_benchmark(module):
+def test_pretraining_does_not_import_benchmark(module):
     for node in ast.walk(ast.parse((SCRIPTS / f"{module}.py").read_text())):
         imported = []
         if isinstance(node, ast.ImportFrom):
@@ -138,7 +138,7 @@ def test_pre_training_imports_nothing_of_the_benchmark(module):
         assert not [name for name in imported if name.startswith("zsad_jax.data")]
 
 
-def test_captions_are_sentences_of_the_prompt_families():
+def test_captions_are_prompt_family_sentences():
     rng = np.random.default_rng(0)
     for _ in range(200):
         name = captions.other_name(rng)
@@ -155,7 +155,7 @@ def test_captions_are_sentences_of_the_prompt_families():
             assert captions.caption(rng, name, group) in anomalous
 
 
-def test_every_grouped_state_is_a_state_of_some_family():
+def test_grouped_states_belong_to_prompt_families():
     known = {state for family in PROMPT_FAMILIES.values() for state in family.anomalous}
     assert set(captions.STATE_GROUP) <= known
 
@@ -166,7 +166,7 @@ def test_batches_are_reproducible_and_balanced():
         one, two = (batching.make_batch(config, 0, step, 100, TOKENIZER) for _ in range(2))
         jax.tree.map(np.testing.assert_array_equal, one, two)
         assert one.images.shape[1:] == (side, side, 3)
-        # A patch is defective only in an image that is, and a defect shows in some patch.
+        # A patch is defective only in a defective image, and each defect is visible in some patch.
         np.testing.assert_array_equal(one.touched.max((1, 2)) > 0, one.group > 0)
     assert (one.paddings == 0).any(-1).all()
 
@@ -180,7 +180,7 @@ def test_drawing_processes_take_turns():
     assert step == 3
 
 
-def test_two_steps_learn_and_stay_finite(tmp_path, family):
+def test_two_training_steps_stay_finite_and_resume(tmp_path, family):
     config, tokenizer = family
     state = nano.init_state(config, 0, 10)
     before = jax.tree.map(np.asarray, state.params)
@@ -191,7 +191,7 @@ def test_two_steps_learn_and_stay_finite(tmp_path, family):
     after = jax.tree.map(np.asarray, state.params)
     changed = jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    # All but the temperature, and the keys' biases, which no softmax feels.
+    # All change except the temperature, and the key biases, which cancel in the softmax.
     assert sum(changed) >= len(changed) - 1 - config.depth - config.text_depth
     temperature = state.params["text"][config.towers.temperature]
     assert float(temperature) == pytest.approx(float(config.towers.encode_temperature(0.1)))
@@ -201,7 +201,7 @@ def test_two_steps_learn_and_stay_finite(tmp_path, family):
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 
-def test_an_export_is_the_model_that_was_trained(tmp_path, family):
+def test_export_matches_trained_model(tmp_path, family):
     config, tokenizer = family
     params = model.init_params(config, 1)
     nano.export(config, params, tokenizer, tmp_path)
@@ -217,7 +217,7 @@ def test_an_export_is_the_model_that_was_trained(tmp_path, family):
     images = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
     tokens, patches = model.encode_images(config, params, images)
     features = backbone.encode_image(backbone.params, backbone.preprocess.normalize(images))
-    # The export is rounded to bfloat16 or float16: three digits.
+    # The export is rounded to bfloat16 or float16, which keeps about three digits.
     np.testing.assert_allclose(model.unit(features.global_tokens), tokens, atol=0.03)
     np.testing.assert_allclose(model.unit(features.patches[:, 0]), patches, atol=0.03)
     words = config.towers.tokenize(["a photo of a damaged plate."], tokenizer, 24)
@@ -228,14 +228,14 @@ def test_an_export_is_the_model_that_was_trained(tmp_path, family):
     np.testing.assert_allclose(model.unit(found), model.unit(expected), atol=0.03)
 
 
-def test_the_shipped_clip_loads():
+def test_included_clip_nano_loads():
     backbone = zsad_jax.load_backbone("clip-nano")
     assert backbone.demonstration
     assert backbone.temperature == pytest.approx(nano.TEMPERATURE, rel=1e-3)
     assert backbone.text_length == 77
 
 
-def test_the_shipped_tips_loads():
+def test_included_tips_nano_loads():
     backbone = zsad_jax.load_backbone("tips-nano")
     assert backbone.demonstration
     assert backbone.num_global_tokens == 2
@@ -243,7 +243,7 @@ def test_the_shipped_tips_loads():
     assert backbone.preprocess.image_size == 252
 
 
-def test_the_shipped_tokenizer_spells_any_word():
+def test_included_tokenizer_encodes_any_word():
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
@@ -259,7 +259,7 @@ def test_the_shipped_tokenizer_spells_any_word():
     assert len(pieces.encode("damaged object")) == 2
 
 
-def test_the_shipped_model_finds_defects_of_families_that_it_never_saw():
+def test_included_tips_nano_detects_defects_of_held_out_families():
     from sklearn.metrics import roc_auc_score
 
     backbone = zsad_jax.load_backbone("tips-nano")

@@ -1,4 +1,4 @@
-"""Two prototypes on image embeddings, through the library's own step and metrics."""
+"""Tests of prototype training on image embeddings."""
 
 import pathlib
 import subprocess
@@ -21,7 +21,7 @@ def run(train, evaluate, *options):
 
 @pytest.fixture
 def embeddings(tmp_path):
-    """Two classes whose anomalies point to one side; and their mirror image."""
+    """Writes two classes whose anomalies differ in the same direction, and their mirror image."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name in ("left", "right"):
@@ -33,17 +33,17 @@ def embeddings(tmp_path):
     return tmp_path
 
 
-def test_what_separates_one_set_separates_the_other(embeddings):
+def test_prototypes_transfer_only_in_same_direction(embeddings):
     one = embeddings / "one.npz"
     assert run(one, one, "--steps", "300") > 0.95
     assert run(one, embeddings / "mirror.npz", "--steps", "300") < 0.05
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the embeddings are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the embeddings are not available")
 @pytest.mark.parametrize(
     ("train", "evaluate", "expected"), [("visa", "mvtec_ad", 0.885), ("mvtec_ad", "visa", 0.836)]
 )
 def test_real_embeddings(train, evaluate, expected):
-    """What was measured elsewhere on the same embeddings, within one point."""
+    """The reference values were measured independently on the same embeddings; tolerance: one point."""
     mean = run(SHARED / f"{train}_test_cls.npz", SHARED / f"{evaluate}_test_cls.npz")
     assert mean == pytest.approx(expected, abs=0.01)

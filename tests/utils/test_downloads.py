@@ -20,7 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT with ranges; what goes wrong is set on the server."""
+    """Serves CONTENT with byte ranges; failures are configured on the server object."""
 
     protocol_version = "HTTP/1.1"
 
@@ -79,7 +79,7 @@ def fetch(url, folder, **options):
     return downloads.fetch(url, pathlib.Path(folder) / "weights.npz", **options)
 
 
-def test_a_file_is_fetched_once_and_nothing_else_stays(server, tmp_path):
+def test_downloads_once_and_leaves_no_other_file(server, tmp_path):
     for _ in range(2):
         path = fetch(server.url, tmp_path / "new", size=len(CONTENT), sha256=SHA256)
         assert path.read_bytes() == CONTENT
@@ -87,14 +87,14 @@ def test_a_file_is_fetched_once_and_nothing_else_stays(server, tmp_path):
     assert os.listdir(tmp_path / "new") == ["weights.npz"]
 
 
-def test_a_broken_connection_is_continued_in_the_same_call(server, tmp_path):
+def test_continues_broken_connection_in_same_call(server, tmp_path):
     server.break_off_after = [15 << 16, 7 << 16]
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
     ranges = [request.get("Range") for request in server.requests]
     assert ranges == [None, f"bytes={15 << 16}-", f"bytes={22 << 16}-"]
 
 
-def test_a_later_call_resumes(server, tmp_path):
+def test_later_call_resumes(server, tmp_path):
     server.break_off_after = [15 << 16, 0, 0]
     with pytest.raises(UserError, match=r"The test file .*was closed.*Ask a friend"):
         fetch(server.url, tmp_path)
@@ -105,44 +105,44 @@ def test_a_later_call_resumes(server, tmp_path):
     assert os.listdir(tmp_path) == ["weights.npz"]
 
 
-def test_a_part_of_another_version_is_not_continued(server, tmp_path):
+def test_does_not_continue_part_of_other_version(server, tmp_path):
     (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
     (tmp_path / "weights.npz.part.etag").write_text('"v0"')
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_without_an_etag_a_part_is_not_continued(server, tmp_path):
+def test_does_not_continue_part_without_etag(server, tmp_path):
     (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
     server.etag = ""
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_whole_part_only_needs_its_name(server, tmp_path, size):
+def test_renames_complete_part(server, tmp_path, size):
     (tmp_path / "weights.npz.part").write_bytes(CONTENT)
     (tmp_path / "weights.npz.part.etag").write_text(server.etag)
     assert fetch(server.url, tmp_path, size=size).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
+def test_restarts_when_part_is_too_long(server, tmp_path):
     (tmp_path / "weights.npz.part").write_bytes(CONTENT + b"more")
     (tmp_path / "weights.npz.part.etag").write_text(server.etag)
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again(server, tmp_path):
+def test_retries_busy_server(server, tmp_path):
     server.statuses = [503, 429, 200]
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_missing_file_can_be_told_apart(server, tmp_path):
+def test_missing_file_raises_own_error(server, tmp_path):
     server.statuses = [404]
     with pytest.raises(downloads.NotPublishedError):
         fetch(server.url, tmp_path)
 
 
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (500, downloads.ATTEMPTS)])
-def test_a_refusal_is_one_sentence_and_leaves_nothing(server, tmp_path, status, times):
+def test_server_error_is_reported_and_leaves_no_file(server, tmp_path, status, times):
     server.statuses = [status] * 10
     with pytest.raises(UserError, match=rf"The test file .*{server.url}.*{status}.*Ask a friend\."):
         fetch(server.url, tmp_path)
@@ -150,26 +150,26 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing(server, tmp_path, status, 
     assert os.listdir(tmp_path) == []
 
 
-def test_a_web_page_is_not_a_file(server, tmp_path):
+def test_rejects_web_page(server, tmp_path):
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
     with pytest.raises(UserError, match="web page"):
         fetch(server.url, tmp_path)
     assert not (tmp_path / "weights.npz").exists()
 
 
-def test_another_size_is_refused_before_the_download(server, tmp_path):
+def test_rejects_other_size_before_download(server, tmp_path):
     with pytest.raises(UserError, match=r"3,145,728 bytes on the server instead of 3,145,729"):
         fetch(server.url, tmp_path, size=len(CONTENT) + 1)
     assert os.listdir(tmp_path) == []
 
 
-def test_another_digest_is_thrown_away(server, tmp_path):
+def test_discards_file_with_other_digest(server, tmp_path):
     with pytest.raises(UserError, match="SHA-256"):
         fetch(server.url, tmp_path, sha256="0" * 64)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_fails_the_check_is_thrown_away(server, tmp_path):
+def test_discards_file_that_fails_check(server, tmp_path):
     seen = []
 
     def check(part):
@@ -182,7 +182,7 @@ def test_a_file_that_fails_the_check_is_thrown_away(server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_of_the_wrong_size_under_the_final_name_is_not_taken(server, tmp_path):
+def test_rejects_existing_file_of_wrong_size(server, tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"weights\.npz has 4 bytes; expected 3,145,728. Delete it"):
         fetch(server.url, tmp_path, size=len(CONTENT))
@@ -191,7 +191,7 @@ def test_a_file_of_the_wrong_size_under_the_final_name_is_not_taken(server, tmp_
     assert server.requests == []
 
 
-def test_offline_says_what_to_do(tmp_path):
+def test_offline_error_says_what_to_do(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/weights.npz"
@@ -200,7 +200,7 @@ def test_offline_says_what_to_do(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_too_little_room_is_said_before_the_download(server, tmp_path, monkeypatch):
+def test_reports_insufficient_disk_space_before_download(server, tmp_path, monkeypatch):
     usage = downloads.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"needs 3,145,728 more bytes .* only 1,000 are free"):
@@ -209,20 +209,20 @@ def test_too_little_room_is_said_before_the_download(server, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_becomes_full_is_said(server, tmp_path):
+def test_reports_full_disk(server, tmp_path):
     (tmp_path / "weights.npz.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"disk of .* is full"):
         fetch(server.url, tmp_path)
     assert not (tmp_path / "weights.npz").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
+def test_names_folder_that_cannot_be_created(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(server.url, tmp_path / "file" / "folder")
 
 
-def test_a_killed_download_is_continued(server, tmp_path):
+def test_resumes_after_kill(server, tmp_path):
     server.pause = 0.05
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(
@@ -245,7 +245,7 @@ def test_a_killed_download_is_continued(server, tmp_path):
     assert server.requests[-1]["Range"] == f"bytes={have}-"
 
 
-def test_many_at_once_download_once(server, tmp_path):
+def test_concurrent_calls_download_once(server, tmp_path):
     server.pause = 0.005
     spawn = multiprocessing.get_context("spawn")
     call = functools.partial(downloads.fetch, label="x", instructions="y", sha256=SHA256)

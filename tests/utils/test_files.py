@@ -11,14 +11,14 @@ from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
 
-def test_names_that_are_no_valid_text_can_be_written(tmp_path):
+def test_writes_names_that_are_not_valid_text(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     files.write_json(tmp_path / "run.json", {"path": name, "plain": "é"})
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
     assert json.loads(text) == {"path": name, "plain": "é"}
 
 
-def test_a_folder_has_one_process_at_a_time(tmp_path):
+def test_folder_is_locked_by_one_process(tmp_path):
     folder = tmp_path / "new" / "folder"
     try_it = f"from zsad_jax.utils import files\nwith files.alone({str(folder)!r}): pass"
     with files.alone(folder):
@@ -29,7 +29,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_reports_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written to"), files.alone(tmp_path / "file"):
         pass
@@ -54,7 +54,7 @@ HOSTILE = [
 
 
 @hypothesis.given(strategies.text() | strategies.sampled_from(HOSTILE))
-def test_safe_name_is_one_part_of_a_path(text):
+def test_safe_name_is_one_path_component(text):
     name = files.safe_name(text)
     assert name
     assert not set(name) & set("/\\\0:")
@@ -67,7 +67,7 @@ def test_safe_names_of_different_texts_differ(first, second):
     assert (files.safe_name(first) == files.safe_name(second)) == (first == second)
 
 
-def test_removes_only_what_it_marked(tmp_path):
+def test_removes_only_marked_files(tmp_path):
     ours, link, mine = tmp_path / "ours", tmp_path / "link", tmp_path / "mine"
     for folder in (ours, mine):
         files.make_removable(folder)
@@ -94,5 +94,5 @@ def test_rejects_folder_with_files_of_the_user(tmp_path):
     assert os.listdir(tmp_path) == ["results.csv"]
     with files.alone(tmp_path / "new", ("results.csv",)):
         (tmp_path / "new/results.csv").touch()
-    with files.alone(tmp_path / "new", ("results.csv",)):  # its own by now
+    with files.alone(tmp_path / "new", ("results.csv",)):  # now marked as its own
         pass

@@ -18,7 +18,7 @@ from zsad_jax.utils.images import (
 )
 
 
-def test_outline_surrounds_the_mask_and_spares_its_inside():
+def test_outline_surrounds_mask():
     image = np.full((50, 60, 3), 128, np.uint8)
     mask = np.zeros((50, 60), bool)
     mask[20:30, 20:40] = True
@@ -27,11 +27,11 @@ def test_outline_surrounds_the_mask_and_spares_its_inside():
     assert tuple(outlined[19, 30]) == OUTLINE
     assert tuple(outlined[18, 30]) == (0, 0, 0)
     np.testing.assert_array_equal(outlined[:15], 128)
-    assert (image == 128).all()  # the input is not drawn into
+    assert (image == 128).all()  # the input is unchanged
 
 
 @pytest.mark.parametrize("at", [(0, 0), (37, 501), (639, 1279)])
-def test_a_single_pixel_is_outlined_in_a_thumbnail(at):
+def test_outlines_single_pixel_in_thumbnail(at):
     mask = np.zeros((640, 1280), bool)
     mask[at] = True
     outlined = outline(np.zeros((60, 120, 3), np.uint8), mask)
@@ -41,11 +41,11 @@ def test_a_single_pixel_is_outlined_in_a_thumbnail(at):
 
 
 @pytest.mark.parametrize(("shape", "fitted"), [((1000, 500), (100, 50)), ((10, 1000), (1, 100))])
-def test_fit_keeps_the_aspect(shape, fitted):
+def test_fit_keeps_aspect_ratio(shape, fitted):
     assert fit(np.zeros((*shape, 3), np.uint8), 100).shape[:2] == fitted
 
 
-def test_long_lines_lose_their_middle():
+def test_shortens_long_lines_in_the_middle():
     font = load_font(12)
     assert shorten("short", 100, font) == "short"
     line = shorten("a_very_long_name_of_a_file_that_nobody_reads.png", 120, font)
@@ -56,19 +56,19 @@ def test_long_lines_lose_their_middle():
 
 
 @pytest.mark.parametrize("mask", [None, np.zeros((5, 6), bool)])
-def test_without_a_defect_nothing_is_outlined(mask):
+def test_does_not_outline_empty_mask(mask):
     image = np.full((50, 60, 3), 128, np.uint8)
     np.testing.assert_array_equal(outline(image, mask), image)
 
 
-def test_colors_follow_the_given_scale_and_never_the_map():
+def test_colors_follow_given_scale_not_map_range():
     anomaly_map = np.array([[0.0, 0.25, 0.5, 2.0]], np.float32)
     colors = colorize(anomaly_map, scale=(0.0, 0.5))
     expected = [colormaps["inferno"](level)[:3] for level in (0, 128, 255, 255)]
     np.testing.assert_array_equal(colors[0], np.round(np.array(expected) * 255))
 
 
-def test_overlay_leaves_the_image_untouched_at_the_low_end_and_mixes_at_the_high_end():
+def test_overlay_is_transparent_at_low_end_and_mixed_at_high_end():
     image = np.full((2, 4, 3), 100, np.uint8)
     anomaly_map = np.array([[0, 0, 1, 1]] * 2, np.float32)
     over = overlay(image, anomaly_map, scale=(0, 1), alpha=0.5)
@@ -78,15 +78,15 @@ def test_overlay_leaves_the_image_untouched_at_the_low_end_and_mixes_at_the_high
 
 
 @pytest.mark.parametrize("shape", [(37, 37), (300, 20), (1, 1)])
-def test_strips_join_without_a_seam(shape, monkeypatch):
+def test_strips_join_without_seam(shape, monkeypatch):
     anomaly_map = np.random.default_rng(0).random(shape).astype(np.float32)
     whole = colorize(anomaly_map, scale=(0, 1), size=(600, 40))
     monkeypatch.setattr(images, "ROWS_AT_ONCE", 7)
     strips = colorize(anomaly_map, scale=(0, 1), size=(600, 40))
-    assert np.abs(whole.astype(int) - strips).max() <= 3  # one step of the palette
+    assert np.abs(whole.astype(int) - strips).max() <= 3  # one palette step
 
 
-def test_map_lies_where_the_image_does():
+def test_map_is_aligned_with_image():
     anomaly_map = np.zeros((4, 8), np.float32)
     anomaly_map[3, 1] = 1  # bottom left
     heat = colorize(anomaly_map, scale=(0, 1), size=(80, 160)).sum(-1, dtype=int)
@@ -95,13 +95,13 @@ def test_map_lies_where_the_image_does():
     assert 20 <= column < 40
 
 
-def test_palette_grows_lighter_all_the_way():
+def test_palette_brightness_increases():
     levels = [int(stop[i : i + 2], 16) for stop in images.palette_stops(9) for i in (1, 3, 5)]
     lightness = np.array(levels).reshape(9, 3) @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(lightness) > 0).all()
 
 
-def test_strips_are_aligned_on_the_bar():
+def test_strips_are_aligned_with_color_bar():
     wide, tall = (np.zeros((*shape, 3), np.uint8) for shape in ((100, 260), (260, 100)))
     strips = [Strip([("a", "black")], [("x", wide), ("y", wide)])]
     strips.append(Strip([("b", "black"), ("c", "red")], [("x", tall), ("y", tall)]))
@@ -116,17 +116,17 @@ def test_strips_are_aligned_on_the_bar():
     assert rows.min() == np.nonzero(black[:, images.MARGIN + 50])[0].min()
 
 
-def test_pictures_are_as_wide_as_they_must_be():
+def test_image_width_fits_content():
     strip = Strip([], [("", np.zeros((4, 3, 3), np.uint8))])
     assert draw_strips([strip], scale=(0, 1)).width == images.NARROWEST + 2 * images.MARGIN
 
 
-def test_words_stand_in_place_of_a_picture():
+def test_shows_text_in_place_of_missing_image():
     assert (paper((40, 100)) == images.PAPER).all()
     assert (paper((40, 100), "none") != images.PAPER).any()
 
 
-def test_errors_in_drawing_are_warned_of(caplog):
+def test_warns_of_drawing_errors(caplog):
     with drawing("the picture of a.png"):
         raise ValueError("too wide")
     assert "Cannot draw the picture of a.png: too wide." in caplog.text
