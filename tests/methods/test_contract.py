@@ -15,7 +15,7 @@ import zsad_jax.methods
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.methods import Method, Scores
-from zsad_jax.methods.base import scorer, vision_side
+from zsad_jax.methods.base import score_fn, vision_side
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.shared.losses import image_cross_entropy, weighted_mean
@@ -140,7 +140,7 @@ def nearest_reference(backbone):
         name="toy_nearest_reference",
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=scorer("toy_nearest_reference", compute),
+        score=score_fn("toy_nearest_reference", compute),
         loss=loss,
         image_scores=("score",),
         **vision_side(backbone, MethodConfig()),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, score_fn, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields
 from zsad_jax.methods.shared.similarity import normalize, repeat
@@ -73,7 +73,7 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
         name="anomalyclip",
         init=init,
         prototypes=prototypes,
-        score=scorer("anomalyclip", lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
+        score=score_fn("anomalyclip", lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
         loss=loss,
         import_params=import_params,
         aupro_thresholds="numpy",

@@ -205,7 +205,7 @@ class Method(NamedTuple):
     unused_parameters: int = 0
 
 
-def scorer(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> ScoreFn:
+def score_fn(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> ScoreFn:
     """Returns `Method.score`, which returns only the requested extras.
 
     Args:

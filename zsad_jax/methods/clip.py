@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.base import Method, PyTree, scorer, vision_side
+from zsad_jax.methods.base import Method, PyTree, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
 from zsad_jax.utils.config import Renamed, config_from
@@ -111,7 +111,7 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         name=name,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=scorer(name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
+        score=score_fn(name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
         loss=loss,
         group_names=(),
         **vision_side(backbone, config),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
@@ -186,7 +186,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         name=name,
         init=init,
         prototypes=prototypes,
-        score=scorer(name, lambda *own: similarity.pair_scores(compare_all(*own))),
+        score=score_fn(name, lambda *own: similarity.pair_scores(compare_all(*own))),
         loss=loss,
         import_params=import_params,
         **vision_side(backbone, config),

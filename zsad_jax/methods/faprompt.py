@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, Terms, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, Terms, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
@@ -233,7 +233,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         name="faprompt",
         init=init,
         prototypes=prototypes,
-        score=scorer("faprompt", compute),
+        score=score_fn("faprompt", compute),
         loss=loss,
         image_scores=IMAGE_SCORES,
         import_params=functools.partial(_import_params, config),

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import BRAIN
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, scorer, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
@@ -201,7 +201,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         name="tipsomaly",
         init=init,
         prototypes=prototypes,
-        score=scorer("tipsomaly", compute),
+        score=score_fn("tipsomaly", compute),
         loss=loss,
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],

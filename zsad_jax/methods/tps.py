@@ -18,7 +18,16 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.transformer import ACTIVATIONS
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, grouped, scorer, vision_side
+from zsad_jax.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    PyTree,
+    Scores,
+    grouped,
+    score_fn,
+    vision_side,
+)
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
@@ -208,7 +217,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         name="tps",
         init=init,
         prototypes=prototypes,
-        score=scorer("tps", compute),
+        score=score_fn("tps", compute),
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),

@@ -17,7 +17,16 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, grouped, scorer, vision_side
+from zsad_jax.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    PyTree,
+    Scores,
+    grouped,
+    score_fn,
+    vision_side,
+)
 from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
@@ -233,7 +242,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         name="vip2clip",
         init=init,
         prototypes=prototypes,
-        score=scorer("vip2clip", compute),
+        score=score_fn("vip2clip", compute),
         loss=loss,
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),
