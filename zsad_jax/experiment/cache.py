@@ -105,6 +105,7 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         "issues": evaluation.issues,
         "num_unreadable": evaluation.num_unreadable,
     }
+    # As UTF-8 bytes: NumPy's own texts take four bytes a character.
     arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
     with files.replaced(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # as in prompt_files.save
@@ -120,6 +121,7 @@ def load(path: files.PathLike) -> Evaluation | None:
         logging.warning("%s It is computed again.", error)
         return None
     text = json.loads(arrays["text"].tobytes())
+    # Computing it again is simpler and safer than converting it.
     if not {"metrics", "issues"} <= text.keys():  # of an earlier form
         return None
     scored = [

@@ -96,6 +96,7 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # Configs hold None for each auxiliary dataset, so that the command line can set a checkpoint.
         given = {name: source for name, source in self.checkpoints.items() if source is not None}
         object.__setattr__(self, "checkpoints", given)
         if self.data is not None:
@@ -108,6 +109,7 @@ class Experiment:
             raise UserError("config.targets is empty. Name at least one benchmark to evaluate.")
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
+        # Configs are built when a target is resolved; entries for other datasets are checked here.
         for name in self.method_for:
             self.variants(name)
         _ = self.training_config
@@ -207,6 +209,7 @@ class Experiment:
                 f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
             )
         variants = [one for name in ("", *self.method_for) for one in self.variants(name)]
+        # Equal ones are traced once.
         for variant in {repr(one): one for one in variants}.values():
             method = variant.make(over)
             params = prompt_files.expected(method, over)
@@ -216,6 +219,7 @@ class Experiment:
                     " the dataset that they are trained on."
                 )
             if backbone is not None:
+                # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, ("object",))
 
@@ -270,6 +274,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
     """Returns the resolved config as plain JSON data."""
+    # Through JSON, so that tuples become lists as in a file that is read back.
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 

@@ -109,12 +109,14 @@ def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> Config
       ValueError: unknown variant; the message names the known ones.
     """
     path = pathlib.Path(config_file)
+    # By path, since a copied config is not part of any package.
     get_config = runpy.run_path(str(path.parents[1] / path.name))["get_config"]
     rules = {name: PROTOCOLS[key] for name, key in names.items()}
     config = get_config("demo" if variant == "nano" else "")
     config.skip_missing = True
     variants = {name: functools.partial(_follow, rules=rules[name]) for name in names if name}
     if variant == "nano":
+        # The demo drops these entries, which concern the papers' datasets.
         config.method_for = get_config().method_for
         config.comparisons = config_dict.placeholder(object)
         config.train = False
@@ -129,6 +131,7 @@ def _follow(config: ConfigDict, rules: PaperProtocol) -> None:
     config.targets = rules.targets
     config.auxiliary = rules.auxiliary
     config.auxiliary_for = ConfigDict(dict(rules.auxiliary_for))
+    # ml_collections lets a command line set only the keys that a config has.
     for name in (rules.auxiliary, *rules.auxiliary_for.values()):
         if name not in config.checkpoints:
             config.checkpoints[name] = config_dict.placeholder(str)

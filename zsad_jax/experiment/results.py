@@ -61,6 +61,7 @@ def collect(
             found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
             main = not contender.label and score == image_score
             for category, one in found.items():
+                # The mean over categories counts every image.
                 members = (categories == category) | (category == "mean")
                 row = result_row(
                     **_identity(contender, learned, backbone),
@@ -82,6 +83,7 @@ def collect(
 def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row:
     """Returns the columns that say what was evaluated."""
     method = contender.method
+    # Two ways of running a method must differ in some column.
     changed = ", ".join(
         f"{name}={value}"
         for name, value in sorted(changed_options(method).items())

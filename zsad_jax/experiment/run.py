@@ -96,6 +96,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     """Checks the experiment, opens its datasets, loads the backbone and writes config.json."""
+    # First what needs no files, then datasets, then weights: mistakes show before long waits.
     experiment.check_methods()
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
@@ -184,6 +185,7 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
         except (NotPreparedError, NoSplitError) as error:
             missing[name] = str(error)
     skipped = {target: missing[target] for target in auxiliary_of if target in missing}
+    # A target whose prompts cannot be trained is skipped like a missing one.
     for target, auxiliary in auxiliary_of.items():
         if auxiliary in missing:
             reason = f"its prompts are trained on {auxiliary}: {missing[str(auxiliary)]}"
@@ -241,6 +243,7 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
     finished = folder / "prompts.npz"
     if not finished.exists():
         prompt_files.save(finished, _optimize(run, method, dataset, folder))
+    # Also after training: results of a first and of a resumed run are of the same stored numbers.
     params = prompt_files.load(str(finished), method, run.backbone)
     each = experiment.training_config.epochs
     epochs = sum(stage.epochs or each for stage in method.stages)
@@ -252,6 +255,7 @@ def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) 
     config = run.experiment.training_for(method)
     saver = OrbaxSaver(folder / "checkpoints")
     done = saver.latest()
+    # The curve is cut at the restored epoch: later steps are trained again.
     resumed = None if done is None else done * config.steps(len(dataset))
     with CurveWriter(folder, resumed) as curves:
         params = train(
@@ -279,6 +283,7 @@ def evaluate_target(
         for variant, one in zip(target.variants, own, strict=True)
     ]
     scorer = make_scorer([contender.method for contender in contenders], run.backbone)
+    # Methods hold closures, which compare by identity; their configs compare by value.
     scorer = scorers.setdefault(repr(target.variants), scorer)
     evaluation = _evaluate_or_load(run, target, contenders, scorer)
     dataset = run.datasets[target.name]

@@ -71,6 +71,7 @@ def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
         found = sum(
             note.num_without_mask
             for by_score in evaluation.scored[0].metrics.values()
+            # Masks do not depend on the image score: one score is enough.
             for note in next(iter(by_score.values())).notes
         )
         if found and facts and "pixel" in facts.levels:

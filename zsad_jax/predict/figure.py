@@ -25,6 +25,7 @@ def resize_panel(image: Image.Image, map_size: tuple[int, int]) -> Picture:
     width, height = (round(side * factor) for side in map_size)
     if image.mode != "L":  # a gray image is converted when it is small
         image = image.convert("RGB")
+    # Large photographs are first reduced by a whole factor, which is faster.
     resized = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return np.asarray(resized.convert("RGB"))
 

@@ -59,6 +59,7 @@ class Journal:
         self._lock = threading.Lock()
         self._started = False
         self._records: dict[str, Record] = {}
+        # By real path: the same image may be given by another relative path.
         self._earlier = {os.path.realpath(one["path"]): one for one in _read_records(path)}
 
     def reuse(self, images: Sequence[str]) -> int:
@@ -134,6 +135,7 @@ class Writer:
         """Writes map, figure and mask of an image; returns its record."""
         start = time.monotonic()
         file = scored.file
+        # Decided on the number that is written, so that the record is consistent with itself.
         score = shortest(scored.score)
         record: Record = {"path": file.path, "score": score}
         if self.threshold is not None:
@@ -167,6 +169,7 @@ class Writer:
             figure = draw_figure(
                 file.panel, anomaly_map, mask, scale=self.scale, lines=lines, warning=self.warning
             )
+        # A figure is an extra: without it the record is still complete.
         if figure is None:
             del places["figure"]
         else:
@@ -211,6 +214,7 @@ def resize_map(
 def output_name(path: str) -> str:
     """Returns a unique name for an image's outputs: folder, name, and a digest of the whole path."""
     whole = os.path.realpath(path)
+    # The digest keeps images of the same name apart, the rest lets people find them.
     readable = "_".join(pathlib.PurePath(whole).with_suffix("").parts[-2:])
     readable = re.sub(r"[^\w.-]+", "-", readable)[-60:].strip("-.")
     return f"{readable}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"

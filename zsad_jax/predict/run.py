@@ -46,9 +46,11 @@ def predict(experiment: Experiment, options: Options) -> None:
     if options.threshold is not None and options.threshold.good:
         good = _without_outputs(find_images([options.threshold.good]), options.out)
     ignored = (issue for issue in (*found.ignored, *good.ignored) if issue.kind != "hidden")
+    # A file may be among the images and among the known-good ones.
     for kind in group_issues(dict.fromkeys(ignored)):
         logging.warning("Ignoring %s", summarize_issues(kind))
     with files.alone(options.out, (*FILES, "masks")):
+        # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
         model = prepare_model(experiment, options, num_images=num_images)
         _check_pixel_threshold(options, model)

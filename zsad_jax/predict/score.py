@@ -155,6 +155,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
     Raises:
       UserError: something is unknown, missing or does not fit.
     """
+    # Before loading: the flag would otherwise fail as an unknown key of the config.
     if options.prompt_family is not None:
         name = experiment.method["name"]
         if "prompt_family" not in {field.name for field in dataclasses.fields(config_class(name))}:
@@ -166,6 +167,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
         experiment = dataclasses.replace(experiment, method=method)
     if options.checkpoint:  # before weights are downloaded
         prompt_files.find(options.checkpoint)
+    # Batches are padded to one size, so a single image would cost as much as a full batch.
     batch_size = min(experiment.batch_size, num_images)
     load = functools.partial(_load, experiment, options, batch_size)
     inputs = _describe_inputs(experiment, options)
@@ -243,6 +245,7 @@ def _describe_inputs(experiment: Experiment, options: Options) -> str:
     """Returns a key of the options and, by place, size and date, of all files that a model is made of."""
     given = options.checkpoint or _configured_checkpoint(experiment)
     prompts = prompt_files.choose(experiment.method["name"], experiment.backbone["name"], given)
+    # Size and date instead of a digest: reading the weights is what this avoids.
     paths = [*experiment.locate_backbone(), prompts.path if prompts else None]
     config = to_json(experiment)
     return fingerprint(

@@ -53,6 +53,7 @@ def parse_scale(text: str) -> tuple[float, float]:
 
 def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
     """Returns the lowest threshold with at least this share of the scores below it."""
+    # An observed score, not interpolated, and the next float32 above it is the lowest that clears it.
     highest = np.quantile(np.asarray(scores, np.float32), quantile, method="inverted_cdf")
     return shortest(np.nextafter(highest, np.float32(np.inf)))  # a score equal to it is anomalous
 
@@ -62,6 +63,7 @@ def describe_support(count: int, quantile: float) -> str:
 
     A quantile q is observed in a sample only if at least one image is above it on average: count (1 - q) >= 1.
     """
+    # In floating point, 1 / (1 - 0.9) is slightly above 10.
     needed = math.ceil(1 / (1 - quantile) - 1e-9)
     if count >= needed:
         return ""
@@ -97,6 +99,7 @@ def find_regions(
     """
     import cv2
 
+    # 8-connected: a thin diagonal scratch is one region.
     mask = anomaly_map >= threshold
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     if count == 1:  # the background alone
@@ -106,6 +109,7 @@ def find_regions(
     down, across = (full / own for full, own in zip(size, mask.shape, strict=True))
     regions = []
     for (left, top, width, height, area), peak in zip(stats[1:].tolist(), peaks[1:], strict=True):
+        # Rounded outwards, so that the box of the image covers the region of the map.
         x, y = math.floor(left * across), math.floor(top * down)
         right, bottom = math.ceil((left + width) * across), math.ceil((top + height) * down)
         regions.append(

@@ -43,6 +43,7 @@ def group_cases(
 
     groups = []
     ranked = {label: sorted((c for c in cases if c.label == label), key=rank) for label in (0, 1)}
+    # A single image of a label is shown once, with the mistakes.
     for heading, label, worst in KINDS:
         members = ranked[label]
         half = (len(members) + 1) // 2  # the other half is for the opposite kind

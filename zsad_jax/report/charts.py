@@ -75,6 +75,7 @@ def style() -> Iterator[None]:
 def score_histogram(scores: DatasetScores) -> "Figure":
     """Draws the scores of normal and anomalous images, a panel per category, on common bins."""
     values = np.asarray(scores.scores, np.float64)
+    # Bins of all categories are the same, so that panels can be compared.
     bins = np.histogram_bin_edges(values, bins=24) if len(values) else np.linspace(0, 1, 25)
     figure, panels = _category_panels(scores, aspect=0.83, sharex=True)
     for axes, name, members in panels:
@@ -83,6 +84,7 @@ def score_histogram(scores: DatasetScores) -> "Figure":
             counts = np.histogram(chosen, bins)[0].astype(float)
             counts[counts == 0] = np.nan  # no line along the axis
             axes.stairs(counts, bins, fill=True, color=color, alpha=0.35)
+            # Hatches distinguish the labels where colors cannot: in gray prints, to color-blind readers.
             line: Any = {"linewidth": 1.3, "hatch": hatch, "label": names.LABELS[label]}
             axes.stairs(counts, bins, color=color, **line)
         axes.set_title(name)
@@ -124,6 +126,7 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
         if not trainings or point["step"] <= trainings[-1][-1]["step"]:
             trainings.append([])
         trainings[-1].append(point)
+    # A term that was never finite has no curve.
     defined = [name for point in history for name in point if point[name] is not None]
     order = dict.fromkeys(name for point in history for name in point)
     curves = [name for name in order if name in set(defined) - {"step", "epoch"}]
@@ -150,6 +153,7 @@ def save_png(picture: "Figure | Image.Image", path: PathLike) -> None:
         if isinstance(picture, Image.Image):
             picture.save(temporary, compress_level=4)
         else:
+            # Without the version of matplotlib, which would change the bytes.
             options = {"compress_level": 4}
             picture.savefig(temporary, dpi=100, metadata={"Software": None}, pil_kwargs=options)
 
@@ -163,9 +167,12 @@ def to_svg(chart: Chart) -> str:
     with drawing(chart.caption), style():
         if figure := chart.draw():
             text = io.StringIO()
+            # Neither date nor version: the same report gives the same bytes.
             metadata = {"Date": None, "Creator": None}
             figure.savefig(text, format="svg", transparent=True, metadata=metadata)
+            # An XML declaration is not allowed inside an HTML page.
             svg = text.getvalue()[text.getvalue().index("<svg") :].strip()
+    # Matplotlib writes colors as literals; variables of the page follow its dark mode.
     colors = {INK: "currentColor", NORMAL: "var(--normal)", ANOMALOUS: "var(--anomalous)"}
     for color, name in colors.items():
         svg = svg.replace(color, name)

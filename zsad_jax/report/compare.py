@@ -70,6 +70,7 @@ def find_deviations(
         setting = _compare_setting(mean, run) if mean else ""
         if mean and setting and published_numbers(mean["method"], dataset):
             found.append(Deviation(dataset, "setting", BOTH, setting))
+        # Categories and mean of a dataset share their prompts: any row will do.
         if not is_usual(members[0]):
             both = (members[0]["auxiliary"], _auxiliary(USUAL, members[0]))
             words = "Trained on {}; the paper trained on {}.".format(*map(names.dataset_name, both))
@@ -104,6 +105,7 @@ def training_of(row: Row) -> str:
     if not row["auxiliary"]:
         return USUAL
     parts = _parts(row["auxiliary"])
+    # The protocol is recognized by its auxiliary dataset, so that results keep no copy of its name.
     same = (key for key in (*trainings(), _FULL) if parts == _parts(_auxiliary(key, row)))
     return next(same, str(row["auxiliary"]))
 
@@ -136,6 +138,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
         **{key: options.get(key) for key in ("prompt_family", "sigma")},
         **recipe.backbone,
         "backbone": recipe.backbone["name"],
+        # A method with one image score has nothing to choose, and its recipe does not name it.
         "image_score": recipe.image_score or setting.get("image_score"),
         "naming": "published",
         **dataclasses.asdict(config_from(TrainingConfig, recipe.training)),
@@ -165,6 +168,7 @@ def _compare_counts(mean: Row, num_categories: int) -> str:
         words += _compare_count(num_categories, len(facts.categories), "categories")
     if facts and facts.published is not None:
         normal, anomalous = facts.published
+        # Another number of images usually implies another number of anomalous ones: one is enough.
         images = _compare_count(mean["n_images"], normal + anomalous, "images")
         words += images or _compare_count(mean["n_anomalous"], anomalous, "anomalous images")
     return ", ".join(words)

@@ -29,11 +29,13 @@ class CurveWriter:
 
         path, events = pathlib.Path(workdir) / FILE_NAME, pathlib.Path(workdir) / EVENTS_FOLDER
         kept = [] if resume_step is None else read_curves(workdir)
+        # Later steps are trained again and would appear twice.
         kept = [line for line in kept if line["step"] <= (resume_step or 0)]
         write_text(path, "".join(map(_encode, kept)))
         if resume_step is None and events.is_dir():
             for file in events.glob("events.out.tfevents.*"):
                 file.unlink()
+        # Makes TensorBoard hide the events of those steps, which cannot be removed from its files.
         purge_step = None if resume_step is None else resume_step + 1
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._events = SummaryWriter(os.fspath(events), purge_step=purge_step)
@@ -68,6 +70,7 @@ def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(workdir) / FILE_NAME
     if not path.exists():
         return []
+    # Without the newline at its end, the last line is what a kill has left of it.
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 

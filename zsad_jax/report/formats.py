@@ -70,6 +70,7 @@ def _environment(suffix: str) -> "jinja2.Environment":
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("zsad_jax.report"),
+        # Names of files and categories come from users.
         autoescape=suffix == "html",
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -129,6 +130,7 @@ def _explained(shown: Iterable[Table]) -> Iterator[tuple[str, Table]]:
 
 def _heading_lines(name: str) -> list[str]:
     """Returns the name of a LaTeX column in lines; a bracket starts a line."""
+    # LaTeX does not break lines in columns of numbers, and long headings would widen them.
     if len(name) <= LATEX_HEAD:
         return [name]
     options: Any = {"break_long_words": False, "break_on_hyphens": False}

@@ -54,6 +54,7 @@ def _grouped_cases(
     datasets: dict[str, list[Case]] = {}
     for case in report.cases:
         datasets.setdefault(case.dataset, []).append(case)
+    # Pictures are inside the page, whose size would grow with the number of datasets.
     limit = max(1, min(PICTURES_OF_A_KIND, PICTURES_IN_ALL // (4 * max(len(datasets), 1))))
     return {
         dataset: group_cases(cases, scores.get(dataset), limit=limit)

@@ -45,6 +45,7 @@ def gallery(cases: Sequence[Case], *, scale: Scale, title: str) -> Image.Image:
 def thumbnail(case: Case, *, scale: Scale) -> Picture:
     """Returns image with the ground truth outlined, anomaly map and overlay, side by side."""
     image, heat, over = _pictures(case, scale)
+    # Gray is visible on the light and on the dark page.
     gap = np.full((image.shape[0], GAP, 3), 128, np.uint8)
     return np.concatenate([outline(image, case.mask), gap, heat, gap, over], axis=1)
 
@@ -58,6 +59,7 @@ def data_uri(picture: Picture) -> str:
 
 def _strip(case: Case, lines: Sequence[str], scale: Scale) -> Strip:
     image, heat, over = _pictures(case, scale)
+    # An anomalous image without a mask is not the same as an image without a defect.
     if case.mask is not None and case.mask.any():
         truth = outline(image, case.mask)
     else:

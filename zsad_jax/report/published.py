@@ -77,6 +77,7 @@ def published_numbers(
       uses 200 thresholds like our `pixel_aupro_200step`.
     """
     numbers = _main_results().get((method, dataset, category), [])
+    # Papers disagree on competitors, so numbers of different papers are never mixed.
     papers = [number.paper for number in numbers]
     paper = method if method in papers else next(iter(papers), "")
     return {number.metric: number for number in numbers if number.paper == paper}
@@ -115,6 +116,7 @@ def is_main(number: PublishedNumber) -> bool:
     means, categories = MAIN_TABLES[number.paper]
     if number.setting or number.full_shot:
         return False
+    # Other tables of the paper may repeat its means.
     if number.dataset in DOMAIN_MEANS and number.paper in TABLE_OF_MEANS:
         return number.table == TABLE_OF_MEANS[number.paper]
     return number.table in (means if number.category == MEAN else categories)

@@ -33,6 +33,7 @@ def result_row(**fields: Any) -> Row:
     if unknown or missing:
         raise ValueError(f"A result row has unknown columns {unknown} and lacks {missing}.")
     row = {
+        # json.dumps rejects most scalars of NumPy.
         name: value.item() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in ((name, fields[name]) for name in RESULT_COLUMNS)
     }

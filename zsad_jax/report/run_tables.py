@@ -65,6 +65,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
     lines = []
     for row in means:
         remarks, members = results.notes_on(row), results.categories(row)
+        # Such a dataset has no table of categories, where the notes would be shown otherwise.
         if len(members) == 1:
             remarks += results.notes_on(members[0])
         cells = results.cells(row, metrics)
@@ -77,6 +78,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
         members = [row for row in known if DATASETS[row["dataset"]].domain == domain]
         if len(members) > 1:
             summaries[mean] = members
+    # The user's own folders belong to no domain, and a mean of one dataset says nothing new.
     if not summaries and len(means) > 1:
         summaries = {"": means}
     for mean, members in summaries.items():
@@ -102,6 +104,7 @@ def category_table(
     for row in sorted(rows, key=lambda row: row["category"] == MEAN):
         summary = row["category"] == MEAN
         words, cells = wording.sentences(results.notes_on(row)), results.cells(row, metrics)
+        # Reasons on the whole dataset are repeated only where they replace a difference.
         if summary or any(cell.apart for cell in cells):
             words += results.reasons([row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
@@ -200,6 +203,7 @@ class _Results(NamedTuple):
         number = numbers.get(PAPER_METRIC[metric] or "")
         if number:
             theirs = mean_members(number.paper, DOMAIN_MEANS[mean], number.metric, number.table)
+            # A mean over other datasets is another quantity.
             if {row["dataset"] for row in defined} != set(theirs):
                 numbers = {}
         return self._cell(defined, metric, numbers)
@@ -241,6 +245,7 @@ def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
         cells = []
         for metric in metrics:
             values = [100 * row[metric] for row in group if row[metric] is not None]
+            # Of a sample: the seeds stand for all possible trainings.
             spread = round(float(np.std(values, ddof=1)), 1) if len(values) > 1 else None
             cells.append(Cell(_mean_percent(group, metric), spread=spread))
         seeds = ", ".join(str(row["seed"]) for row in group)

@@ -58,6 +58,7 @@ class Cell(NamedTuple):
         other = self.paper.percent if self.paper else self.reference
         if self.apart or self.value is None or other is None:
             return None
+        # Of rounded numbers, so that readers get the same by subtracting what is printed.
         return round(self.value - other, 1)
 
     @property

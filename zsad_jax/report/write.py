@@ -46,6 +46,7 @@ def write_figures(folder: PathLike, report: Report) -> None:
     """Writes a heat map per case, the charts of each dataset, and the training curve."""
     folder = pathlib.Path(folder)
     written: list[str] = []
+    # A link could make the report overwrite or remove files elsewhere.
     for path in (folder, *(folder / safe_name(scores.dataset) for scores in report.scores)):
         if path.is_symlink():
             raise UserError(f"{path} is a link; figures are not written through links. Remove it.")
@@ -74,6 +75,7 @@ def write_figures(folder: PathLike, report: Report) -> None:
 def _remove_earlier(folder: pathlib.Path, written: list[str]) -> None:
     """Removes the figures of an earlier report that this one does not have, and nothing else."""
     record = folder / RECORD
+    # Only recorded figures are removed: users may keep files of their own in the folder.
     try:
         earlier = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):

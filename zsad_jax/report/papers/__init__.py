@@ -47,6 +47,7 @@ def compare_papers(
         tables = [make_table(sheet, ours) for sheet in sheets]
         if table in (None, GAIN):
             main = [sheet for sheet in make_sheets(key) if not sheet.by_category]
+            # After the tables of datasets, before those of categories.
             position = sum(sheet.main and not sheet.by_category for sheet in sheets)
             tables.insert(position, make_gain_table(key, main, ours))
             sheets = sheets or main

@@ -148,6 +148,7 @@ def _make_sheet(table: str, numbers: Collection[PublishedNumber], main: bool) ->
         places = tuple(Place(datasets[0], category) for category in (*categories, MEAN))
     else:
         places = _by_domain(datasets, main)
+        # Papers print means and full-shot methods in other tables, too.
         if main:
             here += [n for n in numbers if n.full_shot or (is_main(n) and n.table != table)]
     columns: dict[Competitor, dict[Place, PublishedNumber]] = {}
@@ -162,6 +163,7 @@ def _make_sheet(table: str, numbers: Collection[PublishedNumber], main: bool) ->
             if place.dataset in DOMAIN_MEANS and place not in found and not competitor.full_shot:
                 keys = sheet.members(place)
                 members = [found[Place(key)] for key in keys if Place(key) in found]
+                # A mean over fewer datasets cannot be compared with those of the other columns.
                 if members and len(members) == len(keys):
                     found[place] = _mean_of(members, place)
     return sheet

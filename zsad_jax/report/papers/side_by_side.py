@@ -51,6 +51,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
                 doubts.setdefault((competitor.name, number.doubt), []).append(place.label)
         for one in ours:
             reference = sheet.reference(one.method, place, one.training)
+            # With no number for our training, a footnote explains why the usual one is not compared.
             usual = sheet.reference(one.method, place)
             other_training = reference is None and usual is not None
             cells.append(_our_cell(sheet, one, place, reference, training=other_training))
@@ -90,6 +91,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
             for competitor, numbers in sheet.columns.items()
             if competitor.method != paper and not competitor.full_shot and place in numbers
         ]
+        # As in the papers, the best may differ between metrics and domains.
         best = max(prior, key=lambda number: number.percent)
         labels = [place.label, names.PAPER_METRICS[sheet.metric], names.method_name(best.method)]
         if best.doubt:
@@ -168,6 +170,7 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
         if not any(members.values()):
             return None
         defined = {key: v for key, v in members.items() if v and v.percent is not None}
+        # Of unrounded values: rounding comes last.
         mean = float(np.mean([ours.rows[key][metric] for key in defined])) if defined else None
         words = [*_coverage(members, "datasets"), *(w for v in defined.values() for w in v.words)]
         return _Value(percent(mean), words)

@@ -102,6 +102,7 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
         row, known = result.row, _with_training(result.row)
         keys = _ALWAYS + _COMPARED * result.compared
         column = columns.setdefault(tuple(known[key] for key in keys), {})
+        # Popped, so that the later result also comes later in the order of the column.
         before = column.pop((row["dataset"], row["category"]), None)
         if before is not None:
             key = (result.folder, before.folder, names.method_name(row["method"]))
@@ -127,6 +128,7 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
     settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
     settings += [key for key in keys[3:] if key in shown]
     words = _describe(rows, differs)
+    # Masks and settings are recorded by run, and a column may combine several runs.
     runs: dict[str, list[_Result]] = {}
     for result in results:
         runs.setdefault(result.folder, []).append(result)
