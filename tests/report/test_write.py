@@ -153,7 +153,7 @@ def test_headlines_are_the_means_of_each_domain(report, make_row):
     text = render_page(dataclasses.replace(report, rows=rows, cases=(), scores=()))
     head = text.partition("</header>")[0]
     assert head.count('<div class="tiles">') == 2
-    assert head.index("Industrial mean (percent)") < head.index("Medical mean (percent)")
+    assert head.index("Industrial mean, in percent") < head.index("Medical mean, in percent")
     assert head.count("<span>Images</span>") == 1
 
 

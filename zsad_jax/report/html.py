@@ -7,6 +7,7 @@ from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report import charts, formats, images, run_tables, tables, wording
 from zsad_jax.report.base import Report
 from zsad_jax.report.cases import group_cases, standing
+from zsad_jax.report.compare import UNLIKE_PAPER, WITHOUT_MASK
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils.images import palette_stops
 
@@ -74,14 +75,16 @@ def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     return [(name, words) for name, words in groups.items() if words]
 
 
+def format_quantity(key: str, value: Any) -> str:
+    """Returns the value of a key of run.json, or an entry of the mapping that it holds, in words."""
+    return (QUANTITIES[key].words if key in QUANTITIES else _words)(value)
+
+
 def _plain(key: str) -> str:
     return key.replace("_", " ")
 
 
-def format_quantity(key: str, value: Any) -> str:
-    """Returns the value of a key of run.json, or an entry of the mapping that it holds, in words."""
-    if key in QUANTITIES:
-        return QUANTITIES[key].words(value)
+def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -103,12 +106,19 @@ class Quantity(NamedTuple):
     """The name of a key of run.json on the page, and what puts its value into words."""
 
     name: str
-    words: Callable[[Any], str]
+    words: Callable[[Any], str] = _words
 
 
+# Other keys are shown by their own names.
 QUANTITIES = {
     "command": Quantity("command", " ".join),
+    "backbone_sha256": Quantity("SHA-256 of the backbone"),
     "total_seconds": Quantity("total time", _seconds),
     "parts_seconds": Quantity("time by part", _seconds),
     "peak_memory_bytes": Quantity("peak memory", _bytes),
+    "num_images": Quantity("images"),
+    "num_unreadable": Quantity("unreadable images"),
+    "demonstration": Quantity("demonstration model"),
+    UNLIKE_PAPER: Quantity("options that differ from the paper's (ours, the paper's)"),
+    WITHOUT_MASK: Quantity("anomalous images without a mask"),
 }

@@ -162,8 +162,8 @@ def legend(compared: Compared) -> str:
     )
     texts = {
         PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
-        f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO at 200 thresholds, which"
-        f" is compared with AUPRO (200 steps); the exact AUPRO is a separate column. {apart}",
+        f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO at 200 thresholds;"
+        f" it is compared with AUPRO (200 steps), not with the exact AUPRO. {apart}",
         SAME_METHOD: "Values in percent, published numbers as printed. The difference to the paper's number"
         f" for the same method is shown in brackets. {undefined} Empty cells were not published or not run."
         f" {doubt} AUPRO is computed at 200 thresholds. {apart}",
