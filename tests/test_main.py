@@ -259,8 +259,8 @@ def test_reuses_prompts_of_another_run(folder, finished):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--config.sead=2", r"config.sead does not exist; did you mean config.seed"),
-        ("--config.method.n_deep=2", "n_deep does not exist; it was renamed to num_deep_prompts"),
+        ("--config.sead=2", r"config.sead does not exist. Did you mean config.seed"),
+        ("--config.method.n_deep=2", "n_deep does not exist. It was renamed to num_deep_prompts"),
         ("--config=nowhere.py", r"nowhere.py"),
     ],
 )
@@ -273,9 +273,9 @@ def test_rejects_command_line_mistakes_without_traceback(folder, override, expec
 
 
 MISTAKES = {
-    "unknown method key": ({"method": {"sigmaa": 2}}, r"sigmaa.*did you mean sigma\?"),
+    "unknown method key": ({"method": {"sigmaa": 2}}, r"sigmaa.*Did you mean sigma\?"),
     "bad value": ({"method": {"learning": "shout"}}, r"learning.*shout"),
-    "unknown training key": ({"training": {"epoch": 2}}, r"epoch.*did you mean epochs"),
+    "unknown training key": ({"training": {"epoch": 2}}, r"epoch.*Did you mean epochs"),
     "no image score": ({"image_score": "third"}, r"third.*first"),
     "missing dataset": ({"targets": ("visa",)}, r"prepare visa[\s\S]*configs/tipsomaly.py:demo"),
     "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
@@ -289,7 +289,7 @@ MISTAKES = {
     ),
     "comparison": (
         {"comparisons": {"wide": {"num_promts": 4}}},
-        r"num_promts.*did you mean num_prompts",
+        r"num_promts.*Did you mean num_prompts",
     ),
     "nothing to learn on": ({"auxiliary": None}, r"config.auxiliary is missing"),
     "no such checkpoint": (

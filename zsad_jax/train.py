@@ -131,7 +131,7 @@ def check_learning_rates(config: TrainingConfig, method: Method) -> None:
         if name not in method.group_names:
             raise UserError(
                 f"config.training.learning_rates names {name!r}, which is not a parameter group of"
-                f" {method.name}; {suggest(name, method.group_names)}"
+                f" {method.name}. {suggest(name, method.group_names)}"
             )
 
 

@@ -123,10 +123,10 @@ def test_rejects_archive_of_another_model(tmp_path, openai, capsys):
         ("convert none.pt out.bin", "out.bin has an unknown suffix. Choose .safetensors or .npz."),
         ("convert none.pt out.npz", "none.pt does not exist"),
         ("convert ./some.npz some.npz", "some.npz would overwrite itself"),
-        ("fetch clip-vit-l14-335", "did you mean clip-vit-l14-336"),
+        ("fetch clip-vit-l14-335", "Did you mean clip-vit-l14-336"),
         (
             "fetch tips-nano tipsomaly-l14-hr-visa-epoch3",
-            "did you mean tipsomaly-l14-hr-visa-epoch",
+            "Did you mean tipsomaly-l14-hr-visa-epoch",
         ),
         ("fetch tips-nano --lineage torch", "invalid choice: 'torch'"),
         ("lisst", "invalid choice: 'lisst'"),

@@ -178,7 +178,7 @@ def test_the_shapes_of_a_tower_are_those_of_its_whole_module(family, name):
 
 
 def test_unknown_names_and_lineages_are_one_sentence():
-    with pytest.raises(UserError, match=r"did you mean .*tips-l14-hr"):
+    with pytest.raises(UserError, match=r"Did you mean .*tips-l14-hr"):
         registry.locate("tips-l14")
     with pytest.raises(UserError, match="native, pytorch"):
         registry.locate("tips-l14-hr", "torch")

@@ -125,7 +125,7 @@ def test_ignores_repeated_entries(root, tmp_path):
 @pytest.mark.parametrize("train", [None, {}, [], {"c": []}, {"c": [], "d": []}])
 def test_a_split_without_entries_is_none(tmp_path, train):
     root = make(tmp_path, {"train": train, "test": {"c": [entry("a.png")]}}, ["a.png"])
-    with pytest.raises(NoSplitError, match=r"no split 'train': known are test"):
+    with pytest.raises(NoSplitError, match=r"no split 'train'. Available: test"):
         read_meta_json(root, split="train")
     splits = read_splits(lambda split: read_meta_json(root, split=split))
     assert list(splits) == ["test"]
@@ -347,7 +347,7 @@ def test_open_by_name_and_by_description(root, tmp_path):
     assert open_dataset(described, tmp_path).prompt_names == ("cloth",)
     assert len(open_dataset({"meta_json": tmp_path / "MPDD"}, tmp_path)) == 3
     assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
-    with pytest.raises(UserError, match=r"Unknown key 'colour' in .*: known are name, "):
+    with pytest.raises(UserError, match=r"Unknown key 'colour' in .*. Available: name, "):
         open_dataset(described | {"colour": "red"}, tmp_path)
     with pytest.raises(UserError, match=r"'split' in the dataset .* is 3; expected "):
         open_dataset(described | {"split": 3}, tmp_path)

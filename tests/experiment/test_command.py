@@ -50,24 +50,24 @@ def run_main(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["sigma=8"], "Unexpected argument 'sigma=8'; did you mean --config.method.sigma=8?"),
-        (["sigm=8"], "Unexpected argument 'sigm=8'; did you mean --config.method.sigma=8?"),
+        (["sigma=8"], "Unexpected argument 'sigma=8'. Did you mean --config.method.sigma=8?"),
+        (["sigm=8"], "Unexpected argument 'sigm=8'. Did you mean --config.method.sigma=8?"),
         (
             ["config.method.sigma=8"],
-            "Unexpected argument 'config.method.sigma=8'; did you mean --config.method.sigma=8?",
+            "Unexpected argument 'config.method.sigma=8'. Did you mean --config.method.sigma=8?",
         ),
         (
             ["training.epochs=3", "--config.seed=1"],
-            "Unexpected argument 'training.epochs=3'; did you mean --config.training.epochs=3?",
+            "Unexpected argument 'training.epochs=3'. Did you mean --config.training.epochs=3?",
         ),
-        (["workdir=out"], "Unexpected argument 'workdir=out'; did you mean --workdir=out?"),
+        (["workdir=out"], "Unexpected argument 'workdir=out'. Did you mean --workdir=out?"),
         (
             ["sigma", "8"],
-            "Unexpected argument 'sigma'; did you mean --config.method.sigma=VALUE?",
+            "Unexpected argument 'sigma'. Did you mean --config.method.sigma=VALUE?",
         ),
         (
             ["name=x"],
-            "Unexpected argument 'name=x'; did you mean --config.backbone.name=x or"
+            "Unexpected argument 'name=x'. Did you mean --config.backbone.name=x or"
             " --config.method.name=x?",
         ),
         (["zzz"], "Unexpected argument 'zzz'; options have the form --NAME=VALUE."),
@@ -82,25 +82,25 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
     [
         (
             ["--config.backbone.image_siz=3"],
-            "config.backbone.image_siz does not exist; did you mean config.backbone.image_size?",
+            "config.backbone.image_siz does not exist. Did you mean config.backbone.image_size?",
         ),
         (
             ["--config.method.sigm=3"],
-            "config.method.sigm does not exist; did you mean config.method.sigma?",
+            "config.method.sigm does not exist. Did you mean config.method.sigma?",
         ),
         (
             ["--config.seed=3", "--config.sead=3"],
-            "config.sead does not exist; did you mean config.seed?",
+            "config.sead does not exist. Did you mean config.seed?",
         ),
         (
             ["--noconfig.trian"],
-            "config.trian does not exist; did you mean config.train?",
+            "config.trian does not exist. Did you mean config.train?",
         ),
         (
             ["--config.method.sigma.x=3"],
-            "config.method.sigma.x does not exist; did you mean config.method.sigma?",
+            "config.method.sigma.x does not exist. Did you mean config.method.sigma?",
         ),
-        (["--config.zzz=3"], "config.zzz does not exist; the config file lists all keys."),
+        (["--config.zzz=3"], "config.zzz does not exist. The config file lists all keys."),
     ],
 )
 def test_suggests_a_known_key_for_an_unknown_one(run_main, arguments, expected):

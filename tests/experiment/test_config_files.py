@@ -30,7 +30,7 @@ def test_prefers_local_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["configs/tipsomali.py:demo", "tipsomaly.py"])
 def test_suggests_included_file(name):
-    with pytest.raises(UserError, match=r"does not exist; did you mean configs/tipsomaly\.py"):
+    with pytest.raises(UserError, match=r"does not exist. Did you mean configs/tipsomaly\.py"):
         find_config(name)
 
 

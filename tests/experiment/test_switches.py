@@ -256,14 +256,14 @@ def test_accepts_rates_of_groups_that_are_switched_off(run, name, over, part):
 @pytest.mark.parametrize(
     ("rates", "suggested"),
     [
-        ({"fgp": 0.1}, "known are prompts, pathway"),
-        ({"prompts": 0.1, "prompt": 0.1}, "did you mean prompts"),
+        ({"fgp": 0.1}, "Available: prompts, pathway"),
+        ({"prompts": 0.1, "prompt": 0.1}, "Did you mean prompts"),
     ],
 )
 def test_rejects_rates_of_groups_that_a_method_never_has(run, rates, suggested):
     base = demo("tps", "clip-nano")
     experiment = dataclasses.replace(base, training={**base.training, "learning_rates": rates})
-    with pytest.raises(UserError, match=f"not a parameter group of tps; {suggested}"):
+    with pytest.raises(UserError, match=f"not a parameter group of tps. {suggested}"):
         run(experiment)
     assert not run.trained
 

@@ -343,7 +343,9 @@ def test_bad_switches_are_named(clip, switches, message):
 
 def test_unknown_extras_are_refused(clip, prototypes, features_of):
     method, features = anomalyclip(clip), features_of("last_layer")
-    with pytest.raises(UserError, match=r"'anomalyclip' has no extra 'atention'; known are global"):
+    with pytest.raises(
+        UserError, match=r"'anomalyclip' has no extra 'atention'. Available: global"
+    ):
         score_with(method, prototypes, features, extras=("atention",))
     assert score_with(method, prototypes, features).extras == {}
 

@@ -506,5 +506,5 @@ def test_mistakes_are_refused(clip, switches, message):
 
 def test_unknown_extras_are_refused(clip, params, features):
     method = faprompt(clip, {"prior": False})
-    with pytest.raises(UserError, match=r"'faprompt' has no extra 'prior'; known are stage1"):
+    with pytest.raises(UserError, match=r"'faprompt' has no extra 'prior'. Available: stage1"):
         score_all(method, clip, params, features, extras=("prior",))

@@ -71,9 +71,9 @@ def test_files_without_a_pair_of_prompts_are_refused(backbone, tmp_path, arrays,
 
 
 def test_names_that_mean_nothing_are_refused(tmp_path):
-    with pytest.raises(UserError, match="did you mean tipsomaly-l14-hr-visa"):
+    with pytest.raises(UserError, match="Did you mean tipsomaly-l14-hr-visa"):
         prompt_files.read_state("tipsomaly-l14-hr-visa-epoch7")
-    with pytest.raises(UserError, match="did you mean tipsomaly-l14-hr-visa"):
+    with pytest.raises(UserError, match="Did you mean tipsomaly-l14-hr-visa"):
         prompt_files.locate("tipsomaly-l14-hr-visa-epoch7")
     (tmp_path / "p.txt").write_text("x")
     with pytest.raises(UserError, match="not a prompt file"):

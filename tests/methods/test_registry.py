@@ -24,7 +24,7 @@ def test_config_as_mapping_or_dataclass(backbone):
 
 
 def test_an_unknown_name_is_one_sentence(backbone):
-    with pytest.raises(UserError, match=r"Unknown method 'tipsomoly'; did you mean tipsomaly\?"):
+    with pytest.raises(UserError, match=r"Unknown method 'tipsomoly'. Did you mean tipsomaly\?"):
         make_method("tipsomoly", backbone)
 
 

@@ -37,9 +37,9 @@ def no_long_work(monkeypatch):
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
         (
             ["{images}", "--out={out}", "sigma=8"],
-            r"'sigma=8'; did you mean --config.method.sigma=8\?",
+            r"'sigma=8'. Did you mean --config.method.sigma=8\?",
         ),
-        (["{images}", "--out={out}", "category=nut"], r"did you mean --category=nut\?"),
+        (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
         (["{images}/a=b", "--out={out}"], "no file or folder .*a=b"),
     ],
 )

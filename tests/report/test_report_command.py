@@ -100,7 +100,7 @@ def test_files(workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--paper", "nobody"], "Unknown paper 'nobody'; known are tipsomaly"),
+        (["--paper", "nobody"], "Unknown paper 'nobody'. Available: tipsomaly"),
         (["--paper", "tps", "--table", "7"], "Unknown table '7'. Available: 1, 2, 3, gain of tps."),
         (["--table", "99"], "Unknown table '99'. Available: 1, poster, gain of tipsomaly; 1, 2,"),
         (["nowhere"], "nowhere has no results.json"),

@@ -102,7 +102,7 @@ def _fetch(options: argparse.Namespace) -> None:
     known = [*registry.RELEASES, *prompt_files.RELEASES]
     for name in options.names:
         if name not in known:
-            raise UserError(f"{name!r} is neither a backbone nor prompts: {suggest(name, known)}")
+            raise UserError(f"{name!r} is neither a backbone nor prompts. {suggest(name, known)}")
     for name in options.names:
         if name in prompt_files.RELEASES:
             print(prompt_files.locate(name))

@@ -265,7 +265,7 @@ def apply_options(
             chosen[key] = value
         elif shown is None:
             known = ", ".join(sorted({*options, *vision, *text}))
-            raise UserError(f"{key!r} is not an option of {name}; known are {known}.")
+            raise UserError(f"{key!r} is not an option of {name}. Available: {known}.")
         elif shown != value:
             raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
     return chosen

@@ -379,7 +379,7 @@ def find_release(name: str) -> Release:
       UserError: the name is unknown.
     """
     if name not in RELEASES:
-        raise UserError(f"{name!r} is not a released checkpoint; {suggest(name, RELEASES)}")
+        raise UserError(f"{name!r} is not a released checkpoint. {suggest(name, RELEASES)}")
     return RELEASES[name]
 
 

@@ -104,7 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
                 f"{name} is not the name of a benchmark. Give the name, and {name} as --source."
             )
         if name not in known:
-            raise UserError(f"Unknown benchmark {name!r}: {suggest(name, known)}")
+            raise UserError(f"Unknown benchmark {name!r}. {suggest(name, known)}")
     failures = []
     for name in wanted:
         try:
@@ -168,7 +168,7 @@ def _list(options: argparse.Namespace) -> int:
     names = options.categories or list(DATASETS)
     for name in names:
         if name not in DATASETS:
-            raise UserError(f"There is no dataset {name!r}: {suggest(name, DATASETS)}")
+            raise UserError(f"There is no dataset {name!r}. {suggest(name, DATASETS)}")
     entries = [stock.look_for(name, options.data_dir) for name in names]
     if options.categories is None:
         table = stock.tabulate_datasets(entries)

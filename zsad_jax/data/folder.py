@@ -167,7 +167,7 @@ def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     found = sorted(list_folders(root), key=lambda one: (one.is_symlink(), one.name))
     classes = {one.resolve(): one for one in reversed(found) if find_folder(one, split)}
     if not classes and (there := list_splits(root)):
-        raise UserError(f"{root} has no split {split!r}: {suggest(split, there)}")
+        raise UserError(f"{root} has no split {split!r}. {suggest(split, there)}")
     return sorted(classes.values())
 
 

@@ -146,8 +146,8 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         filled = [
             key for key, value in splits.items() if isinstance(value, dict) and any(value.values())
         ]
-        known = suggest(split, filled) if filled else "it lists no images."
-        raise NoSplitError(f"{path} has no split {split!r}: {known}")
+        known = suggest(split, filled) if filled else "It lists no images."
+        raise NoSplitError(f"{path} has no split {split!r}. {known}")
     return entries
 
 

@@ -81,7 +81,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if name in benchmarks.names():
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
     raise UserError(
-        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json:"
+        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json."
         f" {suggest(name, DATASETS)}"
     )
 
@@ -110,7 +110,7 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
     for key, value in options.items():
         if key not in known:
             raise UserError(
-                f"Unknown key {key!r} in the dataset {dict(spec)}: {suggest(key, known)}"
+                f"Unknown key {key!r} in the dataset {dict(spec)}. {suggest(key, known)}"
             )
         if not fits(value, types[key]):
             expected = describe_type(types[key])

@@ -403,7 +403,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"it is not an image (known are {', '.join(FORMATS)})"
+        return f"it is not an image; readable formats are {', '.join(FORMATS)}"
     return f"the file is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
 
 

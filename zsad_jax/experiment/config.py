@@ -135,7 +135,7 @@ class Experiment:
                 # Any other name may be the user's own dataset, which is not evaluated this time.
                 if nearest(name, known, cutoffs=(0.8,)):
                     raise UserError(
-                        f"config.{field} names {name!r}, which is neither a target nor a dataset;"
+                        f"config.{field} names {name!r}, which is neither a target nor a dataset."
                         f" {suggest(name, known)}"
                     )
 

@@ -34,7 +34,7 @@ def find_config(named: str) -> str:
         known = included()
         if path.as_posix() not in known:
             raise UserError(
-                f"The config file {file!r} does not exist; {suggest(file, known)} To list all: {LIST_COMMAND}"
+                f"The config file {file!r} does not exist. {suggest(file, known)} To list all: {LIST_COMMAND}"
             )
         path = known[path.as_posix()]
     return f"{path}{colon}{variant}"

@@ -102,8 +102,8 @@ def reject_strays(arguments: Sequence[str]) -> None:
     known = [f"config.{one}" for one in _nearest_keys(key, _keys(_CONFIG.value))]
     meant = [key] if key in flags.FLAGS else known
     remedy = did_you_mean([f"--{one}={value or 'VALUE'}" for one in meant])
-    remedy = remedy or "options have the form --NAME=VALUE."
-    raise UserError(f"Unexpected argument {arguments[0]!r}; {remedy}")
+    remedy = remedy or "Options have the form --NAME=VALUE."
+    raise UserError(f"Unexpected argument {arguments[0]!r}. {remedy}")
 
 
 def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
@@ -123,10 +123,10 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
         renamed = config_class(config.method.name).renamed
         for key in overrides:
             if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
-                return f"config.{key} does not exist; it was renamed to {new}."
+                return f"config.{key} does not exist. It was renamed to {new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
                 remedy = did_you_mean([f"config.{one}" for one in _nearest_keys(key, known)])
-                return f"config.{key} does not exist; {remedy or 'the config file lists all keys.'}"
+                return f"config.{key} does not exist. {remedy or 'The config file lists all keys.'}"
     reason = str(error).splitlines()[0]
     return f"Cannot read the config ({reason}). Correct the config file or the overrides."
 

@@ -146,7 +146,7 @@ def vary(
       ValueError: unknown variant; the message names the known ones.
     """
     if variant and variant not in variants:
-        raise ValueError(f"unknown variant {variant!r}; {suggest(variant, variants)}")
+        raise ValueError(f"unknown variant {variant!r}. {suggest(variant, variants)}")
     if variant:
         variants[variant](config)
     return config

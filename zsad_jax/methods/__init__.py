@@ -128,7 +128,7 @@ def recipe_of(name: str) -> Recipe:
 def _registered(name: str) -> tuple[Factory, type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
-        raise UserError(f"Unknown method '{name}'; {suggest(name, sorted(METHODS))}")
+        raise UserError(f"Unknown method '{name}'. {suggest(name, sorted(METHODS))}")
     entry = METHODS[name]
     if not isinstance(entry, str):
         return entry
@@ -147,7 +147,7 @@ def image_score(method: Method, name: str | None = None) -> str:
         return method.image_scores[0]
     if name not in method.image_scores:
         raise UserError(
-            f"Image score '{name}' does not exist for method '{method.name}' over this backbone;"
+            f"Image score '{name}' does not exist for method '{method.name}' over this backbone."
             f" {suggest(name, method.image_scores)}"
         )
     return name

@@ -227,7 +227,7 @@ def score_fn(method: str, compute: Callable[[Params, Params, Any, Any], Scores])
         scores = compute(frozen, params, of_images, features)
         if unknown := sorted({*extras} - {*scores.extras}):
             hint = suggest(unknown[0], scores.extras)
-            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'; {hint}")
+            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'. {hint}")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score

@@ -80,7 +80,7 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
                 f"Unknown key '{key}' for {cls.__name__}. It was renamed to {renamed[key]}."
             )
         if key not in known:
-            raise UserError(f"Unknown key '{key}' for {cls.__name__}: {suggest(str(key), known)}")
+            raise UserError(f"Unknown key '{key}' for {cls.__name__}. {suggest(str(key), known)}")
     return cls(**values)
 
 

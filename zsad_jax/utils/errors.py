@@ -35,14 +35,14 @@ def plural(number: int, noun: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a sentence: which known names may be meant, or else all of them."""
+    """Returns a sentence with the known names that resemble a name, or else with all of them."""
     known = list(known)
-    return did_you_mean(nearest(name, known)) or f"known are {', '.join(known)}."
+    return did_you_mean(nearest(name, known)) or f"Available: {', '.join(known)}."
 
 
 def did_you_mean(near: Sequence[str]) -> str:
-    """Returns the end of a sentence that suggests names; "" without any."""
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    """Returns a question that suggests names; "" without any."""
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _plain(name: str) -> str:

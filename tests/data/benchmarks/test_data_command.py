@@ -91,11 +91,11 @@ def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("prepare", "mvtek"), "Unknown benchmark 'mvtek': did you mean mvtec_ad"),
-        (("prepare", "MVTec-AD"), "did you mean mvtec_ad"),
-        (("verify", "brain_mri"), "'brain_mri': did you mean brainmri"),
-        (("show", "xyzzy"), "known are mvtec_ad, visa"),
-        (("list", "--categories", "elvp"), "did you mean elpv"),
+        (("prepare", "mvtek"), "Unknown benchmark 'mvtek'. Did you mean mvtec_ad"),
+        (("prepare", "MVTec-AD"), "Did you mean mvtec_ad"),
+        (("verify", "brain_mri"), "'brain_mri'. Did you mean brainmri"),
+        (("show", "xyzzy"), "Available: mvtec_ad, visa"),
+        (("list", "--categories", "elvp"), "Did you mean elpv"),
         (("prepare", "mvtec_ad", "--source", "nowhere"), "nowhere does not exist"),
         (("verify", "mvtec_ad"), "python -m zsad_jax.data prepare mvtec_ad --data_dir"),
         (("show", "visa"), "python -m zsad_jax.data prepare visa --data_dir"),
@@ -334,8 +334,8 @@ def test_show_draws_the_same_sheet_again(run, official, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--category", "botle"), "no category 'botle' in its test split: did you mean bottle?"),
-        (("--split", "val"), "has no split 'val': known are train, test"),
+        (("--category", "botle"), "no category 'botle' in its test split. Did you mean bottle?"),
+        (("--split", "val"), "has no split 'val'. Available: train, test"),
         (("--out", "."), "is a folder; name a PNG file"),
     ],
 )

@@ -184,7 +184,7 @@ def test_the_training_split_is_there_too(mvtec_folder, tmp_path):
     train = PreparedDataset("mvtec_ad", tmp_path / "data", "train")
     assert len(train) == 6
     assert {train[i].label for i in range(6)} == {0}
-    with pytest.raises(UserError, match="no split 'val': known are"):
+    with pytest.raises(UserError, match=r"no split 'val'\. Available:"):
         PreparedDataset("mvtec_ad", tmp_path / "data", "val")
 
 
@@ -603,7 +603,7 @@ def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
     for name, words in (
         ("synthetic_aux", "drawn when it is used"),
         (mvtec_folder, f"and {mvtec_folder} as --source"),
-        ("mvtec", "did you mean mvtec_ad"),
+        ("mvtec", "Did you mean mvtec_ad"),
     ):
         assert run("prepare", name, "--data_dir", tmp_path / "data") == 2
         assert words in capsys.readouterr().err

@@ -58,7 +58,7 @@ class PreparedDataset:
         facts = DATASETS[name]
         if split not in recorded.lengths:
             known = suggest(split, recorded.lengths)
-            raise NoSplitError(f"{facts.title} has no split {split!r}: {known}")
+            raise NoSplitError(f"{facts.title} has no split {split!r}. {known}")
         self._length = recorded.lengths[split]
         self.issues, self.notes = recorded.issues, recorded.notes
         found = list(recorded.counts[split])

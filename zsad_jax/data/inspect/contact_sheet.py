@@ -80,7 +80,7 @@ def write_sheet(
     """
     if split not in opened.splits:
         known = suggest(split, opened.splits)
-        raise UserError(f"{opened.title} has no split {split!r}: {known}")
+        raise UserError(f"{opened.title} has no split {split!r}. {known}")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a PNG file.")
     dataset = opened.splits[split]
@@ -88,7 +88,7 @@ def write_sheet(
         if name not in dataset.categories:
             known = suggest(name, dataset.categories)
             raise UserError(
-                f"{opened.title} has no category {name!r} in its {split} split: {known}"
+                f"{opened.title} has no category {name!r} in its {split} split. {known}"
             )
     members = _members(opened, split, categories or dataset.categories)
     rows: list[tuple[str, list[Tile]]] = []

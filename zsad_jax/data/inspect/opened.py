@@ -89,7 +89,7 @@ def open_all_splits(
         )
     if os.path.exists(name):
         raise UserError(f"{name} is a file; give a dataset's key or a folder.")
-    raise UserError(f"There is no dataset and no folder {name!r}: {suggest(name, DATASETS)}")
+    raise UserError(f"There is no dataset and no folder {name!r}. {suggest(name, DATASETS)}")
 
 
 def _open_known(name: str, data_dir: PathLike) -> OpenedDataset:

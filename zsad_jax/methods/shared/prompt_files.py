@@ -88,7 +88,7 @@ def find(source: str) -> PromptFile:
         return PromptFile(source, source, RELEASES[source].epoch)
     if not pathlib.Path(source).is_file():
         raise UserError(
-            f"{source!r} is neither a file nor a name of released prompts; {suggest(source, RELEASES)}"
+            f"{source!r} is neither a file nor a name of released prompts. {suggest(source, RELEASES)}"
         )
     return PromptFile(source, source)
 
@@ -118,7 +118,7 @@ def local_path(name: str) -> pathlib.Path:
       UserError: unknown name.
     """
     if name not in RELEASES:
-        raise UserError(f"Unknown prompts {name!r}; {suggest(name, RELEASES)}")
+        raise UserError(f"Unknown prompts {name!r}. {suggest(name, RELEASES)}")
     return files.home() / "weights" / "prompts" / f"{name}.pth"
 
 
