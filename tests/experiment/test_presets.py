@@ -214,7 +214,7 @@ def test_other_methods_beside_the_main_one():
     options = {"method": {"name": "coop", "sigma": 2.0}, "backbone": {"name": "clip-nano"}}
     comparisons = {"plain": {"name": "clip"}, "middle": {"position": "middle"}}
     experiment = Experiment(**options, targets=("visa",), comparisons=comparisons)
-    _, plain, middle = experiment.resolved[0].variants
+    _, plain, middle = experiment.resolved[0].methods
     assert (plain.name, plain.config) == ("clip", config_class("clip")())
     assert (middle.config.sigma, middle.config.position) == (2.0, "middle")
     with pytest.raises(UserError, match="Unknown key 'position' for ClipConfig"):

@@ -148,7 +148,7 @@ COMBINATIONS = [*itertools.product(METHODS, registry.DEMOS)]
 def test_demos_train_and_score(name, over):
     backbone, experiment = load(over), demo(name, over)
     experiment.check_methods(backbone)
-    method = experiment.variants()[0].make(backbone)
+    method = experiment.methods()[0].make(backbone)
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, prompt_files.expected(method, backbone))]
     trace_scores(contenders, backbone, make_scorer([method], backbone))
@@ -167,7 +167,7 @@ def test_every_option_of_a_method_works_or_is_rejected_before_data_is_loaded(nam
         except UserError:
             continue
         try:
-            method = experiment.variants()[0].make(backbone)
+            method = experiment.methods()[0].make(backbone)
             contenders = [Contender(method, prompt_files.expected(method, backbone))]
             trace_step(method, backbone, experiment.training_config)
             trace_scores(contenders, backbone, make_scorer([method], backbone))

@@ -26,7 +26,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
     assert code == 0
     assert "tipsomaly on tips, 42 px" in said
     assert "fixed prompts; prompt family: industrial" in said
-    method = experiment.variants()[0].make(experiment.load_backbone())
+    method = experiment.methods()[0].make(experiment.load_backbone())
     assert f'category  "metal nut"; image score: {method.image_scores[0]}' in said
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 0 files ignored)." in said
 
@@ -144,7 +144,7 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     plain = load(experiment)
     assert plain.description.prompts == "fixed prompts"
-    assert "using fixed prompts" in caplog.text
+    assert "Using fixed prompts" in caplog.text
 
     names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
     given, configured, shipped = paths = [str(tmp_path / name) for name in names]

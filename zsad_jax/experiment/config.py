@@ -23,7 +23,7 @@ from zsad_jax.utils.config import check_fields, config_from, within
 from zsad_jax.utils.errors import UserError, nearest, suggest
 
 
-class Variant(NamedTuple):
+class MethodSpec(NamedTuple):
     """A method with its config dataclass; `label` is its key in `comparisons`, "" for the main result."""
 
     label: str
@@ -38,14 +38,14 @@ class Variant(NamedTuple):
 class Target(NamedTuple):
     """A dataset to evaluate, by its key in results and as `open_dataset` takes it.
 
-    `auxiliary` is the dataset whose prompts serve it (None if nothing is learned). `variants` are the methods
+    `auxiliary` is the dataset whose prompts serve it (None if nothing is learned). `methods` are the methods
     as evaluated on it, the main one first.
     """
 
     name: str
     spec: str | Mapping[str, Any]
     auxiliary: str | None
-    variants: tuple[Variant, ...]
+    methods: tuple[MethodSpec, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Experiment:
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         # Configs are built when a target is resolved; entries for other datasets are checked here.
         for name in self.method_for:
-            self.variants(name)
+            self.methods(name)
         _ = self.training_config
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
@@ -149,11 +149,11 @@ class Experiment:
         """All targets with what holds for each."""
         names = map(_target_name, self.targets)
         return tuple(
-            Target(name, spec, self.auxiliary_for.get(name, self.auxiliary), self.variants(name))
+            Target(name, spec, self.auxiliary_for.get(name, self.auxiliary), self.methods(name))
             for name, spec in zip(names, self.targets, strict=True)
         )
 
-    def variants(self, target: str = "") -> tuple[Variant, ...]:
+    def methods(self, target: str = "") -> tuple[MethodSpec, ...]:
         """Returns the methods as evaluated on a target, the main one first; "": as they are trained.
 
         A comparison that names another method has its own fields alone.
@@ -164,7 +164,7 @@ class Experiment:
             label: changes if changes.get("name", name) != name else main | dict(changes)
             for label, changes in self.comparisons.items()
         }
-        return tuple(_variant(label, **fields) for label, fields in options.items())
+        return tuple(_specify(label, **fields) for label, fields in options.items())
 
     def auxiliaries(self) -> tuple[str, ...]:
         """Returns every auxiliary dataset that the targets need, each once."""
@@ -201,17 +201,17 @@ class Experiment:
         if backbone is None and self.backbone["name"] not in RELEASES:
             return
         over = backbone or describe_backbone(self.backbone["name"])
-        main = self.variants()[0].make(over)
+        main = self.methods()[0].make(over)
         image_score(main, self.image_score)
         check_learning_rates(self.training_config, main)
         if self.train and not prompt_files.expected(main, over):
             raise UserError(
                 f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
             )
-        variants = [one for name in ("", *self.method_for) for one in self.variants(name)]
+        methods = [one for name in ("", *self.method_for) for one in self.methods(name)]
         # Equal ones are traced once.
-        for variant in {repr(one): one for one in variants}.values():
-            method = variant.make(over)
+        for spec in {repr(one): one for one in methods}.values():
+            method = spec.make(over)
             params = prompt_files.expected(method, over)
             if params and not all(target.auxiliary for target in self.resolved):
                 raise UserError(
@@ -230,8 +230,8 @@ class Experiment:
         return dataclasses.replace(config, learning_rates=rates)
 
 
-def _variant(label: str, /, *, name: str, **fields: Any) -> Variant:
-    return Variant(label, name, config_from(config_class(name), fields))
+def _specify(label: str, /, *, name: str, **fields: Any) -> MethodSpec:
+    return MethodSpec(label, name, config_from(config_class(name), fields))
 
 
 def _keys(name: str | None) -> set[str]:

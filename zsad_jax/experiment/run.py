@@ -17,7 +17,7 @@ from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, run_info
-from zsad_jax.experiment.config import Experiment, Target, Variant, to_json
+from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.methods import Method, image_score
 from zsad_jax.methods.base import PyTree
@@ -101,7 +101,7 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
     experiment.check_methods(backbone)
-    method = experiment.variants()[0].make(backbone)
+    method = experiment.methods()[0].make(backbone)
     score = image_score(method, experiment.image_score)
     files.write_json(workdir / "config.json", to_json(experiment))
     mesh = sharding.make_mesh()
@@ -112,10 +112,10 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
     """Trains or loads the parameters of every method for every auxiliary dataset."""
     prompts: dict[tuple[str | None, str], Prompts] = {}
     for target in run.targets:
-        for variant in run.experiment.variants():
-            key = target.auxiliary, variant.label
+        for spec in run.experiment.methods():
+            key = target.auxiliary, spec.label
             if key not in prompts:
-                prompts[key] = obtain_prompts(run, variant, target.auxiliary)
+                prompts[key] = obtain_prompts(run, spec, target.auxiliary)
         clock.lap(f"prompts from {target.auxiliary}")
     return prompts
 
@@ -216,9 +216,9 @@ def _download_hints(experiment: Experiment) -> list[str]:
     ]
 
 
-def obtain_prompts(run: Run, variant: Variant, auxiliary: str | None) -> Prompts:
+def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts:
     """Trains or loads the parameters of a method for the targets of an auxiliary dataset, if it learns any."""
-    method = variant.make(run.backbone)
+    method = spec.make(run.backbone)
     if not prompt_files.expected(method, run.backbone):
         return Prompts()
     assert auxiliary is not None  # see `Experiment.check_methods`
@@ -277,14 +277,14 @@ def evaluate_target(
     run: Run, target: Target, prompts: AllPrompts, scorers: dict[str, Scorer]
 ) -> Evaluated:
     """Evaluates all methods on a target; `scorers` holds compiled scorers for later targets."""
-    own = [prompts[target.auxiliary, variant.label] for variant in target.variants]
+    own = [prompts[target.auxiliary, spec.label] for spec in target.methods]
     contenders = [
-        Contender(variant.make(run.backbone), one.params, variant.label)
-        for variant, one in zip(target.variants, own, strict=True)
+        Contender(spec.make(run.backbone), one.params, spec.label)
+        for spec, one in zip(target.methods, own, strict=True)
     ]
     scorer = make_scorer([contender.method for contender in contenders], run.backbone)
     # Methods hold closures, which compare by identity; their configs compare by value.
-    scorer = scorers.setdefault(repr(target.variants), scorer)
+    scorer = scorers.setdefault(repr(target.methods), scorer)
     evaluation = _evaluate_or_load(run, target, contenders, scorer)
     dataset = run.datasets[target.name]
     results = collect(evaluation, contenders, own, run.backbone, dataset, run.image_score)

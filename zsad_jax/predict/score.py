@@ -192,7 +192,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
     backbone = experiment.load_backbone()
-    method = experiment.variants()[0].make(backbone)
+    method = experiment.methods()[0].make(backbone)
     checkpoint = options.checkpoint
     if checkpoint is None and prompt_files.expected(method, backbone):
         checkpoint = _configured_checkpoint(experiment)
