@@ -196,7 +196,7 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
         (np.full((8, 8, 3), -0.1), r"expected \[0, 1\]"),
         (np.full((8, 8, 3), np.nan), r"expected \[0, 1\]"),
         ([None], "type NoneType"),
-        ("nowhere.png", "no such file"),
+        ("nowhere.png", "does not exist"),
     ],
 )
 def test_rejects_invalid_images(detector, given, words):

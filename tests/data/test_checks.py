@@ -30,7 +30,7 @@ def look(image=IMAGE, mask=MASK, label=1, **options):
 
 def test_good_sample_has_no_issues():
     found = look()
-    assert (found.usable, found.issues, found.notes, found.size) == (True, [], [], (6, 5))
+    assert (found.usable, found.issues, found.notes, found.image.size) == (True, [], [], (6, 5))
     assert found.mask.sum() == 15
 
 
@@ -39,7 +39,7 @@ def test_good_sample_has_no_issues():
     [
         ({"image": IMAGE[:-30]}, "image_unreadable", "damaged or cut short"),
         ({"image": b""}, "image_unreadable", "it is empty"),
-        ({"image": "gone.png"}, "image_unreadable", "there is no such file"),
+        ({"image": "gone.png"}, "image_unreadable", "the file does not exist"),
         ({"mask": b"junk"}, "mask_unreadable", "it is not an image"),
         ({"mask": png(np.array([0, 1], np.uint8), (5, 6))}, "mask_size", "5x6, the image 6x5"),
         ({"mask": (MASK, png(np.zeros(1, np.uint8), (4, 3)))}, "mask_unreadable", "differ in size"),
@@ -144,7 +144,7 @@ def test_issues_of_a_kind_are_one_line():
     sizes, lonely, outside = group_issues(issues)
     assert len(sizes) == 200
     assert summarize_issues(sizes) == (
-        "200 files: the mask has another size than the image and is excluded from pixel metrics"
+        "200 files: the mask differs in size from the image, which is excluded from pixel metrics"
         " (0.png: 0x5, the image 9x9, 1.png: 1x5, the image 9x9, 2.png: 2x5, the image 9x9, …)"
     )
     assert summarize_issues(lonely) == str(lonely[0]) == "other.png: the mask is missing"

@@ -59,7 +59,7 @@ def test_a_good_folder(run, parts):
     assert lines_with(out, "parts", "nut", "1 / 0", "3 / 3")
     assert lines_with(out, "parts", "all", "2 / 0", "6 / 6")
     assert "published" not in out
-    assert out.endswith("parts: every image and mask that is there can be used\n")
+    assert out.endswith("parts: all images and masks are usable\n")
 
 
 def test_every_planted_fault_is_named(run, parts):
@@ -80,14 +80,14 @@ def test_every_planted_fault_is_named(run, parts):
         ("nut/test/bent/0.png", "the file is empty"),
         ("nut/test/bent/1.png", "the mask is missing"),
         ("nut/test/bent/2.png", "its mask is empty"),
-        ("9_mask.png", "the mask of no image"),
+        ("9_mask.png", "the mask belongs to no image"),
         ("screw/test/bent/0.png", "(4x4, the image 6x5)"),
         ("bolt/test", "the folder has no images"),
     ]:
         assert lines_with(out, "issue: ", file_name, reason), (file_name, out)
     assert lines_with(out, "note: screw/test/bent/1.png: ", "(30 levels, threshold 0)")
     assert "6 issues" in out
-    assert out.endswith("parts: images that cannot be used: 2; 6 issues\n")
+    assert out.endswith("parts: 2 unusable images; 6 issues\n")
     assert lines_with(out, "parts", "all", "6 / 6")  # nothing is dropped
 
 
@@ -107,17 +107,17 @@ def test_a_folder_with_a_meta_json(run, parts):
     code, out, _ = run("verify", parts)
     assert code == 1
     assert lines_with(out, "nut", "2 / 1")
-    assert lines_with(out, "issue: gone.png: the image cannot be read (there is no such file)")
+    assert lines_with(out, "issue: gone.png: the image cannot be read (the file does not exist)")
     (parts / "meta.json").write_text("[]")
-    assert "is not a meta.json of the known form" in run("verify", parts)[2]
+    assert "is not a valid meta.json" in run("verify", parts)[2]
 
 
 def test_mistakes(run, parts, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, words in [
         (tmp_path / "empty", "No images found in"),
-        (parts / "nut/test/good/0.png", "is a file; give a dataset's key or a folder"),
-        (tmp_path / "nowhere", "There is no dataset and no folder"),
+        (parts / "nut/test/good/0.png", "is a file. Give a dataset's key or a folder"),
+        (tmp_path / "nowhere", "is neither a known dataset nor a folder"),
     ]:
         code, out, err = run("verify", path)
         assert (code, out) == (2, "")
@@ -128,7 +128,7 @@ def test_mistakes(run, parts, tmp_path):
 def test_a_sheet_of_a_folder_and_of_a_drawn_set(run, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("show", parts)
-    assert (code, out) == (0, f"12 images of parts are shown in {tmp_path / 'parts.png'}\n")
+    assert (code, out) == (0, f"Wrote 12 images of parts to {tmp_path / 'parts.png'}.\n")
     assert run("show", "synthetic_aux", "--category", "gear", "--images", "3")[0] == 0
     with Image.open(tmp_path / "synthetic_aux.png") as sheet:
         assert sheet.width == 664

@@ -134,7 +134,7 @@ def test_reports_once_that_there_are_no_masks(tmp_path):
     dataset = read_folder(tmp_path)
     assert not any(sample.has_mask for sample in dataset)
     place = str(tmp_path / "bottle" / "test")
-    issue = Issue("label_unknown", place, "all 3 images count as anomalous")
+    issue = Issue("label_unknown", place, "3 images, all counted as anomalous")
     assert dataset.issues == (issue,)
     write(tmp_path / "bottle" / "test" / "good" / "0.png")
     dataset = read_folder(tmp_path)
@@ -198,7 +198,7 @@ def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
     assert {(sample.label, sample.has_mask) for sample in dataset} == {(label, False)}
     (issue,) = dataset.issues
     assert issue.kind == "label_unknown"
-    assert f"all 3 images count as {'anomalous' if label else 'normal'}" in issue.detail
+    assert f"3 images, all counted as {'anomalous' if label else 'normal'}" in issue.detail
     assert "`normal_folders`" in issue.description
     assert [str(issue) in record.getMessage() for record in caplog.records].count(True) == 1
     dataset = read_folder(tmp_path, normal_folders=layout.split("/")[-1])
@@ -208,19 +208,19 @@ def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
 
 def test_normal_folders_that_are_not_there(tmp_path):
     make_mvtec(tmp_path)
-    with pytest.raises(UserError, match=r"is called nix or 0, as .* there are: bent, good\.$"):
+    with pytest.raises(UserError, match=r"is named nix or 0. Available: bent, good\.$"):
         read_folder(tmp_path, normal_folders=("nix", 0))
     read_folder(tmp_path, normal_folders=("nix", "GOOD"))
     # Names above the kinds of defects and of ground truth are none.
     for name in ("metal_nut", "test", "ground_truth"):
-        with pytest.raises(UserError, match="is called"):
+        with pytest.raises(UserError, match="is named"):
             read_folder(tmp_path, normal_folders=[name])
     # A split without normal images is none that lacks the folder.
     for one in (tmp_path / "metal_nut" / "test" / "good").iterdir():
         one.unlink()
     assert all(sample.label for sample in read_folder(tmp_path, normal_folders=["good"]))
     write(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match=r"there are: none\."):
+    with pytest.raises(UserError, match=r"It has no subfolders\."):
         read_folder(tmp_path / "flat", normal_folders=["good"])
 
 
@@ -238,7 +238,7 @@ def test_a_split_that_is_not_there(tmp_path):
 def test_rejects_folder_of_masks_only(tmp_path):
     for i in range(2):
         write(tmp_path / "Ground Truth" / f"{i}.png", 255)
-    with pytest.raises(UserError, match=r"ground truth only, no image; .*Ground Truth itself"):
+    with pytest.raises(UserError, match=r"contains only ground truth. .*Ground Truth itself"):
         read_folder(tmp_path)
     assert len(read_folder(tmp_path / "Ground Truth")) == 2  # given outright
     assert len(find_images([tmp_path]).images) == 2
@@ -277,7 +277,7 @@ def test_what_is_for_one_category_only(tmp_path):
     assert all(sample.has_mask for sample in dataset)
     make_mvtec(tmp_path, "nut")
     for given in ({"category": "bolt"}, {"masks": masks}):
-        with pytest.raises(UserError, match="has several: nut, screw"):
+        with pytest.raises(UserError, match="has 2"):
             read_folder(tmp_path, **given)
 
 
@@ -314,7 +314,7 @@ def test_masks_elsewhere_and_ambiguous(tmp_path):
     write(tmp_path / "images" / "y" / "1.png")
     with pytest.raises(UserError, match="fits two images"):
         read_folder(tmp_path / "images", masks=tmp_path / "truth")
-    with pytest.raises(UserError, match="no folder of masks"):
+    with pytest.raises(UserError, match=r"folder of masks .* does not exist"):
         read_folder(tmp_path / "images", masks=tmp_path / "nowhere")
 
 
@@ -368,7 +368,9 @@ def test_reads_photographs_of_a_defect_that_is_called_label(tmp_path):
 
 def test_rejects_folder_of_another_name_that_looks_like_masks(tmp_path):
     draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
-    expected = r"xyz looks like masks of 'bad': .* Rename it to ground_truth, or give it as `masks`"
+    expected = (
+        r"xyz seems to contain masks of 'bad': .* Rename it to ground_truth, or give it as `masks`"
+    )
     with pytest.raises(UserError, match=expected):
         read_folder(tmp_path)
     dataset = read_folder(tmp_path, masks=tmp_path / "xyz")
@@ -545,7 +547,7 @@ def test_reads_normal_images_that_are_linked_from_another_split(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         read_folder(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("x")
     with pytest.raises(UserError, match="No images found"):
@@ -578,7 +580,7 @@ def test_find_images(tmp_path):
         "metal_nut/train/good/000.png",
     ]
     assert len(found(tmp_path / "metal_nut" / "ground_truth")) == 3  # asked for outright
-    with pytest.raises(UserError, match="no file or folder"):
+    with pytest.raises(UserError, match="does not exist"):
         find_images([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="No images found"):
         find_images([f"{tmp_path}/*.gif"])
@@ -608,13 +610,13 @@ def test_real_folders_with_unknown_labels(name):
     dataset = read_folder(REAL / name)
     assert not any(sample.label for sample in dataset)
     assert [(issue.kind, issue.detail) for issue in dataset.issues] == [
-        ("label_unknown", f"all {len(dataset)} images count as normal")
+        ("label_unknown", f"{len(dataset)} images, all counted as normal")
     ]
 
 
 @needs_real
 def test_real_masks_only():
-    with pytest.raises(UserError, match="ground truth only"):
+    with pytest.raises(UserError, match="contains only ground truth"):
         read_folder(REAL / "rsdds_113_masks_only")
 
 
@@ -650,7 +652,7 @@ def test_real_masks_are_recognized_by_their_gray_values(tmp_path, folder, name):
     shutil.copytree(REAL / folder / "images", tmp_path / "images")
     shutil.copytree(REAL / folder / "masks", tmp_path / name)
     if name == "xyz":
-        with pytest.raises(UserError, match="xyz looks like masks of 'images'"):
+        with pytest.raises(UserError, match="xyz seems to contain masks of 'images'"):
             read_folder(tmp_path)
     else:
         assert all(sample.label and sample.has_mask for sample in read_folder(tmp_path))

@@ -139,7 +139,7 @@ def test_reports_split_to_train_on_without_images(tmp_path):
     splits = read({"train": {"c": [entry("gone.png", anomaly=0)]}})
     assert [len(split) for split in splits.values()] == [0, 1]
     assert splits["train"].issues == (Issue("images_missing", "meta.json", "train"),)
-    with pytest.raises(UserError, match="known form"):
+    with pytest.raises(UserError, match=r"is not a valid meta\.json"):
         read({"train": {"c": [{"mask_path": ""}]}})
     with pytest.raises(NoSplitError, match="no split 'test'"):
         read({"test": {}})
@@ -212,9 +212,7 @@ def test_labels(tmp_path, anomaly, label):
 @pytest.mark.parametrize("anomaly", ["maybe", 2, -1, None, [1], 0.5])
 def test_rejects_other_labels(tmp_path, anomaly):
     root = make(tmp_path, {"test": {"c": [entry("a.png", anomaly=anomaly)]}}, ["a.png"])
-    expected = (
-        rf"known form: the anomaly of a\.png must be 0 .* or 1, and is {re.escape(repr(anomaly))}\."
-    )
+    expected = rf"the anomaly of a\.png must be 0 .* or 1 .*, but is {re.escape(repr(anomaly))}\."
     with pytest.raises(UserError, match=expected):
         read_meta_json(root)
 
@@ -223,7 +221,7 @@ def test_rejects_entry_without_label(tmp_path):
     listed = [entry("a.png", anomaly=0), entry("b.png", mask="b_mask.png")]
     del listed[1]["anomaly"]
     root = make(tmp_path, {"test": {"c": listed}}, ["a.png", "b.png", "b_mask.png"])
-    with pytest.raises(UserError, match=r"the anomaly of b\.png must be .*, and is missing\."):
+    with pytest.raises(UserError, match=r"the anomaly of b\.png must be .*, but is missing\."):
         read_meta_json(root)
 
 
@@ -236,7 +234,7 @@ def test_rejects_entry_without_label(tmp_path):
 )
 def test_rejects_other_paths(tmp_path, paths):
     root = make(tmp_path, {"test": {"c": [entry("a.png") | paths]}}, ["a.png"])
-    with pytest.raises(UserError, match=r"known form: .*_path .* must be a path, and is "):
+    with pytest.raises(UserError, match=r"valid meta\.json: .*_path .* must be a path, but is "):
         read_meta_json(root)
 
 
@@ -246,22 +244,22 @@ def test_rejects_other_paths(tmp_path, paths):
         ("no json", "Expecting value"),
         ("", "Expecting value"),
         ("[" * 100_000, "recursion"),
-        ("[]", "it must map splits to categories, and is a list"),
-        ("null", "it must map splits to categories, and is null"),
-        ({"test": [entry("a.png")]}, "'test' must map categories to lists, and is a list"),
-        ({"test": "a.png"}, "'test' must map categories to lists, and is a string"),
-        ({"test": {"c": 3}}, "'c' must be a list of entries, and is 3"),
-        ({"test": {"c": {"0": entry("a.png")}}}, "'c' must be a list of entries, and is a mapping"),
-        ({"test": {"c": ["a.png"]}}, "entries of 'c' must be mappings, and is a string"),
-        ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, and is None"),
+        ("[]", "it must map splits to categories, but is a list"),
+        ("null", "it must map splits to categories, but is null"),
+        ({"test": [entry("a.png")]}, "'test' must map categories to lists, but is a list"),
+        ({"test": "a.png"}, "'test' must map categories to lists, but is a string"),
+        ({"test": {"c": 3}}, "'c' must be a list of entries, but is 3"),
+        ({"test": {"c": {"0": entry("a.png")}}}, "'c' must be a list of entries, but is a mapping"),
+        ({"test": {"c": ["a.png"]}}, "an entry of 'c' must be a mapping, but is a string"),
+        ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, but is None"),
     ],
 )
 def test_rejects_other_forms(tmp_path, content, wrong):
     make(tmp_path, content, ["a.png"])
-    with pytest.raises(UserError, match=r"not a meta\.json of the known form: ") as error:
+    with pytest.raises(UserError, match=r"not a valid meta\.json: ") as error:
         read_meta_json(tmp_path)
     assert wrong in str(error.value)
-    assert 'The form is {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
+    assert 'Expected: {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -276,7 +274,7 @@ def test_rejects_other_encodings(tmp_path):
     root = make(tmp_path, "", ["a.png"])
     content = json.dumps({"test": {"c": [entry("a.png")]}})
     (root / "meta.json").write_text(content, encoding="utf-16")
-    with pytest.raises(UserError, match=r"known form: .*utf-8"):
+    with pytest.raises(UserError, match=r"valid meta\.json: .*utf-8"):
         read_meta_json(root)
 
 
@@ -329,7 +327,7 @@ def test_reports_normal_entry_with_mask(tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match="There is no"):
+    with pytest.raises(UserError, match="does not exist"):
         read_meta_json(tmp_path)
 
 
@@ -347,11 +345,11 @@ def test_open_by_name_and_by_description(root, tmp_path):
     assert open_dataset(described, tmp_path).prompt_names == ("cloth",)
     assert len(open_dataset({"meta_json": tmp_path / "MPDD"}, tmp_path)) == 3
     assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
-    with pytest.raises(UserError, match=r"Unknown key 'colour' in .*. Available: name, "):
+    with pytest.raises(UserError, match=r"Unknown key 'colour' of .*. Available: name, "):
         open_dataset(described | {"colour": "red"}, tmp_path)
-    with pytest.raises(UserError, match=r"'split' in the dataset .* is 3; expected "):
+    with pytest.raises(UserError, match=r"'split' of the dataset .* is 3; expected "):
         open_dataset(described | {"split": 3}, tmp_path)
-    with pytest.raises(UserError, match="A dataset is a name"):
+    with pytest.raises(UserError, match="is not a dataset"):
         open_dataset({}, tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_what_is_missing_of_a_joined_set_is_named(data_dir):
 
 
 def test_a_misspelt_name_is_told(data_dir):
-    with pytest.raises(UserError, match=r"no dataset 'mpd', nor a folder .* Did you mean mpdd"):
+    with pytest.raises(UserError, match=r"Unknown dataset 'mpd': .* Did you mean mpdd"):
         open_dataset("mpd", data_dir)
 
 

@@ -203,7 +203,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     }
     assert "Skipping " in caplog.text
     assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
-    assert "can_label.png: looks like a ground-truth mask; name the file itself" in caplog.text
+    assert "can_label.png: looks like a ground-truth mask; to score it" in caplog.text
     assert ".hidden" not in caplog.text
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in (
         capsys.readouterr().out

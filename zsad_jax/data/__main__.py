@@ -14,13 +14,13 @@ from zsad_jax.data.inspect.opened import OpenedDataset, open_all_splits
 from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
 from zsad_jax.data.synthetic import CATEGORIES
 from zsad_jax.utils import command_line
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.errors import UserError, plural, suggest
 
 PROGRAM = "python -m zsad_jax.data"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code, 2 for a mistake of the user."""
+    """Runs the command and returns the exit code: 1 if verification fails, 2 for a user error."""
     options = _make_parser().parse_args(arguments)
     command_line.log_plainly()
     return command_line.guarded(lambda: options.run(options))
@@ -31,52 +31,70 @@ def _make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--data_dir",
         default=os.fspath(benchmarks.default_data_dir()),
-        help="folder of prepared benchmarks; default: data/ in ZSAD_JAX_HOME, else in ~/.cache/zsad_jax",
+        help="folder of prepared benchmarks (default: data/ in $ZSAD_JAX_HOME or ~/.cache/zsad_jax)",
     )
     threads = argparse.ArgumentParser(add_help=False)
     threads.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="threads that decode"
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="decoding threads (default: one per core)",
     )
     threads.add_argument("--all", action="store_true", help="list every file that has an issue")
     folder = argparse.ArgumentParser(add_help=False)
     folder.add_argument(
-        "--normal_folders", nargs="+", help="of a folder: names of those with normal images"
+        "--normal_folders", nargs="+", help="for a folder: names of the subfolders of normal images"
     )
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Benchmarks and folders of images.")
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Benchmarks and folders of images.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     prepare = commands.add_parser(
-        "prepare", parents=[common, threads], help="write benchmarks from their official files"
+        "prepare", parents=[common, threads], help="convert benchmarks from their official files"
     )
     prepare.add_argument(
-        "names", metavar="NAME", nargs="+", help="keys (mvtec_ad visa); all: those open to all"
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help="keys such as mvtec_ad, or all (those without terms to accept)",
     )
     prepare.add_argument(
-        "--source", help="the official archive, its extracted folder, or a parent of either"
+        "--source", help="official archive, its extracted folder, or a parent of either"
     )
     prepare.set_defaults(run=_prepare)
 
     verify = commands.add_parser(
-        "verify", parents=[common, threads, folder], help="decode and count everything again"
+        "verify", parents=[common, threads, folder], help="decode and count all images and masks"
     )
-    verify.add_argument("names", metavar="NAME", nargs="+", help="keys, or paths of folders")
+    verify.add_argument("names", metavar="NAME", nargs="+", help="keys or paths of folders")
     verify.set_defaults(run=_verify)
 
-    listed = commands.add_parser("list", parents=[common], help="list the known datasets")
+    listed = commands.add_parser(
+        "list", parents=[common], help="list known datasets and their state"
+    )
     listed.add_argument(
-        "--categories", metavar="NAME", nargs="*", help="counts per category, of all or these"
+        "--categories",
+        metavar="NAME",
+        nargs="*",
+        help="show counts per category, of these datasets or of all",
     )
     listed.add_argument("--format", choices=("plain", "markdown", "csv"), default="plain")
     listed.set_defaults(run=_list)
 
     show = commands.add_parser(
-        "show", parents=[common, folder], help="draw a sheet of images with masks outlined"
+        "show", parents=[common, folder], help="draw a contact sheet with outlined masks"
     )
-    show.add_argument("name", metavar="NAME", help="a key, or the path of a folder")
-    show.add_argument("--out", help="the PNG file that is written; default: NAME.png")
-    show.add_argument("--category", action="append", help="only this one (may be repeated)")
-    show.add_argument("--images", type=_positive, default=8, help="of each category")
-    show.add_argument("--split", default="test", help="train or test")
+    show.add_argument("name", metavar="NAME", help="key or path of a folder")
+    show.add_argument("--out", help="PNG file to write (default: NAME.png)")
+    show.add_argument(
+        "--category", action="append", help="show only this category (may be repeated)"
+    )
+    show.add_argument(
+        "--images", type=_positive, default=8, help="images per category (default: 8)"
+    )
+    show.add_argument("--split", default="test", help="split to show (default: test)")
     show.set_defaults(run=_show)
     return parser
 
@@ -88,7 +106,7 @@ def _positive(text: str) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    """Prepares one benchmark after the other; the failure of one does not stop the others."""
+    """Prepares benchmarks one by one; a failure does not stop the others."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()  # ours shows how much is left
@@ -98,10 +116,10 @@ def _prepare(options: argparse.Namespace) -> int:
         wanted = [name for name in known if DATASETS[name].open_to_all]
     for name in wanted:
         if name in CATEGORIES:
-            raise UserError(f"{name} is drawn when it is used: there is nothing to prepare.")
+            raise UserError(f"{name} is drawn on access and needs no preparation.")
         if name not in known and os.path.exists(name):
             raise UserError(
-                f"{name} is not the name of a benchmark. Give the name, and {name} as --source."
+                f"{name} is a path, not a benchmark. Give the benchmark's key, and {name} as --source."
             )
         if name not in known:
             raise UserError(f"Unknown benchmark {name!r}. {suggest(name, known)}")
@@ -116,7 +134,8 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(wanted)} benchmarks could not be prepared: {', '.join(failures)}."
+            f"{len(failures)} of {len(wanted)} benchmarks could not be prepared: {', '.join(failures)}. See the"
+            " errors above."
         )
     return 0
 
@@ -127,16 +146,17 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     facts = DATASETS[name]
     if benchmarks.is_prepared(name, options.data_dir):
         place = os.path.abspath(find_place(name, options.data_dir))
-        unread = f", and {options.source} is ignored" if options.source else ""
-        print(f"{facts.title} is prepared already{unread}; delete {place} to prepare it again.")
+        print(f"{facts.title} is already prepared. To prepare it again, delete {place}.")
+        if options.source:
+            print(f"Ignored: --source {options.source}.")
     else:
         BUILDERS[name](data_dir=options.data_dir).download_and_prepare(
             source=options.source, num_workers=options.workers
         )
     opened = open_all_splits(name, options.data_dir)
-    print(f"\n{opened.title} ({facts.licence})")
+    print(f"\n{opened.title} (licence: {facts.licence})")
     _print(Findings(opened, opened.count_all(), opened.issues, opened.notes), options)
-    print(f"{opened.title} is stored in {opened.place}", flush=True)
+    print(f"{opened.title} is stored in {opened.place}.", flush=True)
 
 
 def _print(found: Findings, options: argparse.Namespace) -> None:
@@ -146,7 +166,7 @@ def _print(found: Findings, options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Verifies one dataset after the other; returns 1 if one of them fails."""
+    """Verifies datasets one by one; returns 1 if any fails."""
     from zsad_jax.data.inspect.verify import verify
 
     good = True
@@ -168,7 +188,7 @@ def _list(options: argparse.Namespace) -> int:
     names = options.categories or list(DATASETS)
     for name in names:
         if name not in DATASETS:
-            raise UserError(f"There is no dataset {name!r}. {suggest(name, DATASETS)}")
+            raise UserError(f"Unknown dataset {name!r}. {suggest(name, DATASETS)}")
     entries = [stock.look_for(name, options.data_dir) for name in names]
     if options.categories is None:
         table = stock.tabulate_datasets(entries)
@@ -191,7 +211,7 @@ def _show(options: argparse.Namespace) -> int:
         categories=options.category,
         per_category=options.images,
     )
-    print(f"{number} images of {opened.title} are shown in {path.resolve()}")
+    print(f"Wrote {plural(number, 'image')} of {opened.title} to {path.resolve()}.")
     return 0
 
 

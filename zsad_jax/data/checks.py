@@ -27,8 +27,8 @@ class Examined(NamedTuple):
       image: 8 bits a channel, in its color mode; None if it cannot be read.
       mask: ground truth, with several parts joined; None if there is none that can be used.
       usable: whether the image can be read and its mask, if it should have one, can be used.
-      issues: what is wrong with the sample.
-      notes: facts that do no harm.
+      issues: problems with the sample.
+      notes: remarks that do not affect results.
     """
 
     image: Image.Image | None
@@ -37,14 +37,9 @@ class Examined(NamedTuple):
     issues: list[Issue]
     notes: list[Issue]
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """Returns (width, height) of the image; None if it cannot be read."""
-        return None if self.image is None else self.image.size
-
 
 def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Examined:
-    """Decodes a sample in full and reports everything that is wrong with it.
+    """Decodes a sample in full and reports all problems with it.
 
     An anomalous image whose mask is empty, or covers it, is usable: the published loaders count all of its
     pixels as normal, or as anomalous.
@@ -77,7 +72,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
         mask, issue = _fit(drawn, decoded, oriented)
         if issue:
             (notes if mask is not None else issues).append(issue._replace(file=name))
-    usable = not issues
+    usable = not issues  # the issues below are doubts about a mask that is used all the same
     if mask is not None and sample.label and not mask.any():
         issues.append(Issue("mask_empty", name))
     if mask is not None and mask.all():
@@ -93,14 +88,15 @@ def _fit(
 ) -> tuple[Bool[np.ndarray, "h w"] | None, Issue | None]:
     """Returns a mask in the orientation of its image, None if it cannot belong to it, and an issue.
 
-    A mask without EXIF orientation was drawn on the stored pixels or on the turned image. Only the sizes
-    distinguish these cases, and they do not for square images and half turns.
+    A mask without EXIF orientation was drawn on the stored pixels or on the turned image; only the sizes
+    distinguish these cases.
     """
     height, width = mask.shape
     image = decoded.image
     detail = f"{width}x{height}, the image {image.width}x{image.height}"
     stored = image.size if decoded.orientation < 5 else image.size[::-1]  # from 5 on, sides swap
     if decoded.orientation != 1 and not oriented:
+        # Square images and half turns keep the size, so it is unknown whether the mask must be turned.
         if stored == image.size:
             return None, Issue("mask_orientation", "", f"orientation {decoded.orientation}")
         if (width, height) == stored:
@@ -108,7 +104,7 @@ def _fit(
             return turn_mask(mask, decoded.orientation), issue
     if (width, height) == image.size:
         return mask, None
-    # In a mask of half the size, the other side may be rounded up or down.
+    # Equal aspect ratios up to one pixel: a mask of half the size has its sides rounded up or down.
     if 2 * abs(width * image.height - height * image.width) <= max(image.size):
         return mask, Issue("mask_resized", "", detail)
     return None, Issue("mask_size", "", detail)

@@ -1,4 +1,4 @@
-"""A folder of images as a dataset: flat, with masks next to the images, or in MVTec's layout."""
+"""Folders of images as datasets: flat, with masks next to the images, or in MVTec's layout."""
 
 import dataclasses
 import glob
@@ -19,14 +19,14 @@ from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
-NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))  # normal if the opposite exists, too
+# "no" alone may stand for anything ("no. 1"), so it is normal only if its opposite exists.
+NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))
 SPLITS = ("train", "validation", "test")
 DOCUMENTS = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf")
-_NAMES_SHOWN = 10
 
 
 class Found(NamedTuple):
-    """Images to score, each once, and the other files that were found, with the reason."""
+    """Images to score, each once, and the ignored files with the reason."""
 
     images: list[str]
     ignored: list[Issue]
@@ -48,7 +48,7 @@ def find_images(paths: Sequence[PathLike]) -> Found:
     ignored: dict[str, Issue] = {}
     for path in [os.fspath(one) for one in paths]:
         if not os.path.exists(path) and not glob.has_magic(path):
-            raise UserError(f"There is no file or folder {path}.")
+            raise UserError(f"{path} does not exist.")
         matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         found = [_search(one) if os.path.isdir(one) else Found([one], []) for one in matches]
         if not any(one.images for one in found):
@@ -104,16 +104,16 @@ def read_folder(
     """
     root = pathlib.Path(path)
     if not root.is_dir():
-        raise UserError(f"There is no folder {root}.")
+        raise UserError(f"The folder {root} does not exist.")
     name = name or root.resolve().name
     classes = _find_classes(root, split)
     if len(classes) > 1 and (category or masks):
         raise UserError(
-            f"`category` and `masks` are for a folder of one category, but {root} has several:"
-            f" {_enumerate([one.name for one in classes])}."
+            f"`category` and `masks` require a folder of one category, but {root} has {len(classes)}. Give the"
+            f" folder of one of them, such as {classes[0]}."
         )
     if masks is not None and not os.path.isdir(masks):
-        raise UserError(f"There is no folder of masks {os.fspath(masks)}.")
+        raise UserError(f"The folder of masks {os.fspath(masks)} does not exist.")
     normal = _find_normal(root, classes, normal_folders)
     parts = [_read_part(root, one, split, category, masks, normal) for one in classes]
     if not parts:
@@ -140,16 +140,14 @@ def _is_harmless(issue: Issue) -> bool:
 
 
 def _no_images(place: object) -> str:
-    return f"No images found in {place} (known: {', '.join(EXTENSIONS)})."
+    return f"No images found in {place}. Supported formats: {', '.join(EXTENSIONS)}."
 
 
 def _why_empty(root: pathlib.Path) -> str:
     everything = _list_images(root)
     if everything and len(find_masks(root, everything, ())[0]) == len(everything):
         place = root / os.path.dirname(everything[0])
-        return (
-            f"{root} holds ground truth only, no image; if these are images, give {place} itself."
-        )
+        return f"{root} contains only ground truth. If these are images, give {place} itself."
     return _no_images(root)
 
 
@@ -163,7 +161,7 @@ def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     """Lists the folders of the categories in MVTec's layout; none in any other."""
     if find_folder(root, split):
         return [root]
-    # A link to a category is that category, not one more.
+    # A link to a category is that category, not one more: of both, the real folder gives the name.
     found = sorted(list_folders(root), key=lambda one: (one.is_symlink(), one.name))
     classes = {one.resolve(): one for one in reversed(found) if find_folder(one, split)}
     if not classes and (there := list_splits(root)):
@@ -191,15 +189,9 @@ def _find_normal(
     given = [given] if isinstance(given, str) else [str(name) for name in given]
     normal = {plain(name) for name in given}
     if not normal & there.keys():
-        raise UserError(
-            f"No folder of images in {root} is called {' or '.join(given)}, as `normal_folders` says;"
-            f" there are: {_enumerate(sorted(there.values())) or 'none'}."
-        )
+        known = suggest(given[0], sorted(there.values())) if there else "It has no subfolders."
+        raise UserError(f"No folder of images in {root} is named {' or '.join(given)}. {known}")
     return normal
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + ", …" * (len(names) > _NAMES_SHOWN)
 
 
 def _read_part(
@@ -215,15 +207,18 @@ def _read_part(
     place = folder if split is None else find_folder(folder, split) or folder
     images, known, issues = _list_part(folder, place, split, masks, normal)
     start = "" if split is None else f"{place.name}/"
+    # Folders above the split do not label an image: `good_parts/test/bent` is anomalous.
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
     normals = {image for image in images if normal & set(map(plain, folders[image]))}
     labelled = split is not None or bool(normals)
     truth = pathlib.Path(masks or folder)
+    # Anomalous images choose first: a normal image of the same name has no claim on their masks.
     pairs = pair(truth, known, [one for one in images if one not in normals], sorted(normals))
     samples = []
     for image in images:
         found = tuple(str(truth / one) for one in pairs.get(image, ()))
         label = int(image not in normals) if labelled else _judge(found)
+        # A normal image counts in pixel metrics with an all-zero mask, unless its label is unknown.
         has_mask = bool(found) or (not label and (labelled or bool(pairs)))
         if label and not has_mask and known:
             issues.append(Issue("mask_missing", image))
@@ -240,7 +235,8 @@ def _read_part(
             file_name=(folder / image).relative_to(root).as_posix(),
         )
         samples.append(sample)
-    if split not in ("train", "validation"):  # the masks are those of another split
+    # `ground_truth` has the masks of the test split, so that they are unused in the others.
+    if split not in ("train", "validation"):
         used = {mask for found in pairs.values() for mask in found}
         unused = [os.path.relpath(truth / one, folder) for one in known if one not in used]
         issues += [Issue("mask_unused", one) for one in unused]
@@ -249,10 +245,11 @@ def _read_part(
     if not images:
         issues.append(Issue("folder_empty", str(place)))
     elif (not labelled and not pairs) or (anomalous == len(images) and not known):
-        counted = f"all {len(images)} images count as {'anomalous' if anomalous else 'normal'}"
+        state = "anomalous" if anomalous else "normal"
+        counted = f"{plural(len(images), 'image')}, all counted as {state}"
         issues.append(Issue("label_unknown", str(place), counted))
     elif anomalous and not known:
-        detail = f"{anomalous} of {len(images)} images"
+        detail = f"{anomalous} of {plural(len(images), 'image')}"
         issues.append(Issue("masks_missing", str(place), detail))
     return samples, issues
 
@@ -266,12 +263,13 @@ def _list_part(
 ) -> tuple[list[str], dict[str, str | None], list[Issue]]:
     """Lists the images of a category, its masks (see `find_masks`) and issues, relative to its folder."""
     ignored: list[Issue] = []
-    # Each folder by itself: links in one split may lead to images of another.
+    # Each folder by itself: `walk` visits a folder once, and links in one split may lead to another.
     splits = [one for one in list_folders(folder) if one == place or plain(one.name) not in SPLITS]
     places = [folder] if split is None else splits
     files = [one for below in places for one in _list_images(folder, ignored, below)]
     issues = [issue for issue in ignored if issue.kind != "hidden"]
     if masks is not None:
+        # The given folder of masks may be below the folder of the images.
         inside = f"{_relative(masks, folder)}/"
         files = [one for one in files if not one.startswith(inside)]
     known, unusual = find_masks(folder, files, normal)
@@ -283,8 +281,8 @@ def _list_part(
     elif unusual:
         suspect, other = next(iter(unusual.items()))
         raise UserError(
-            f"{folder / suspect} looks like masks of {other!r}: its files have the same names and few gray"
-            " values. Rename it to ground_truth, or give it as `masks`; if these are images, rename the files."
+            f"{folder / suspect} seems to contain masks of {other!r}: its files have the same names and few"
+            " gray values. Rename it to ground_truth, or give it as `masks`. Rename the files of images."
         )
     return images, known, issues
 
@@ -293,7 +291,7 @@ def _judge(masks: tuple[str, ...]) -> int:
     try:
         return int(bool(masks) and bool(decode_mask(masks).any()))
     except UnreadableImage:
-        return 1  # the loader reports the mask
+        return 1  # someone drew a mask, so the image is anomalous; the loader reports the mask
 
 
 def _relative(path: PathLike, root: PathLike) -> str:
@@ -303,7 +301,7 @@ def _relative(path: PathLike, root: PathLike) -> str:
 def _list_images(
     root: PathLike, ignored: list[Issue] | None = None, start: PathLike | None = None
 ) -> list[str]:
-    """Lists the images below a folder, sorted, see `walk`; all other files are added to `ignored`."""
+    """Lists the images below a folder (see `walk`), sorted; adds all other files to `ignored`."""
     others: list[Issue] = []
     images = []
     for name in walk(root, start, ignored=others):
@@ -317,7 +315,7 @@ def _list_images(
 
 
 def _search(folder: str) -> Found:
-    """Lists the images of a folder without its masks; its masks if it contains nothing else."""
+    """Lists the images of a folder, without its masks unless it contains nothing else."""
     ignored: list[Issue] = []
     everything = _list_images(folder, ignored)
     masks, _ = find_masks(folder, everything, NORMAL_FOLDERS)

@@ -12,26 +12,26 @@ FILES_SHOWN = 3
 DESCRIPTIONS = {
     "image_unreadable": "the image cannot be read",
     "image_missing": "the image is listed but does not exist",
-    "images_missing": "none of the images that it lists in a split exists",
+    "images_missing": "none of the images of a split exists",
     "image_outside": "the image is outside the folder of the dataset",
-    "image_unlisted": "the image is in no list of the dataset",
+    "image_unlisted": "the image is not in the list of the dataset",
     "image_unused": "not part of the benchmark",
     "image_scaled": "the pixel values were scaled to 8 bits",
     "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
     " fewer than 16 bits, set `bit_depth`",
     "format_unsupported": "the file format is not supported",
     "hidden": "hidden files and folders are ignored",
-    "output": "written by an earlier run",
-    "mask_ignored": "looks like a ground-truth mask; name the file itself to score it",
+    "output": "the file was written by an earlier run",
+    "mask_ignored": "looks like a ground-truth mask; to score it, give its own path",
     "mask_unreadable": "the mask cannot be read",
     "mask_missing": "the mask is missing",
     "mask_outside": "the mask is outside the folder of the dataset",
-    "mask_unused": "the mask of no image",
-    "mask_of_other": "the mask has the name of another image and is excluded from pixel metrics",
-    "mask_of_normal": "the image is listed as normal, with a mask; the mask is ignored",
-    "mask_size": "the mask has another size than the image and is excluded from pixel metrics",
-    "mask_resized": "the mask has another size than the image, with the same aspect ratio",
-    "mask_orientation": "the image is turned by its EXIF orientation and the mask is not; the mask is"
+    "mask_unused": "the mask belongs to no image",
+    "mask_of_other": "the mask has the name of another image; its image is excluded from pixel metrics",
+    "mask_of_normal": "the image is normal but has a mask; the mask is ignored",
+    "mask_size": "the mask differs in size from the image, which is excluded from pixel metrics",
+    "mask_resized": "the mask differs in size from the image, with the same aspect ratio",
+    "mask_orientation": "the image is turned by its EXIF orientation and the mask is not; the image is"
     " excluded from pixel metrics",
     "mask_turned": "the mask was turned by the EXIF orientation of its image",
     "mask_empty": "the image is anomalous, but its mask is empty",
@@ -40,8 +40,8 @@ DESCRIPTIONS = {
     "masks_missing": "there are no masks; the anomalous images are excluded from pixel metrics",
     "label_unknown": "normal and anomalous images cannot be distinguished: no folder of normal images and no"
     " masks; set `normal_folders`",
-    "entry_invalid": "an entry of the list is not valid",
-    "entries_repeated": "entries that repeat an image are ignored",
+    "entry_invalid": "the list has an invalid entry",
+    "entries_repeated": "repeated entries of an image are ignored",
     "folder_empty": "the folder has no images",
     "folder_unreadable": "the folder cannot be read",
     "folder_missing": "the folder of its images does not exist",
@@ -49,8 +49,8 @@ DESCRIPTIONS = {
     "record_unreadable": "the record cannot be read",
 }
 
-UNREADABLE = ("image_unreadable", "record_unreadable")  # there is no image
-# The mask is used, like in the published loaders, but is probably wrong.
+UNREADABLE = ("image_unreadable", "record_unreadable")
+# The mask is used, as in the published loaders, but is probably wrong.
 DOUBTFUL = ("mask_empty", "mask_full")
 
 

@@ -1,4 +1,4 @@
-"""Decoded, resized batches of constant shape, in order, made in threads or worker processes."""
+"""Loading of datasets in decoded, resized batches of constant shape, by threads or worker processes."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,6 @@ def load_batches(
     *,
     batch_size: int,
     num_workers: int | None = None,
-    mask_size: int | None = None,
     indices: Sequence[int] | None = None,
     mask_threshold: int = 0,
     seed: int | None = None,
@@ -66,7 +65,6 @@ def load_batches(
       batch_size: rows of every batch.
       num_workers: processes that decode; 0 = threads of this process; None = one per core, at most 16,
         and 0 for small datasets.
-      mask_size: side of the masks in pixels; None = `preprocess.image_size`.
       indices: the samples to load, in this order; None = all.
       mask_threshold: largest gray value (of 255) in a mask that is not a defect.
       seed: shuffles the samples, in the same order for any number of workers; None = no shuffling.
@@ -78,8 +76,7 @@ def load_batches(
     order = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     if seed is not None:
         order = np.random.default_rng(seed).permutation(order)
-    size = preprocess.image_size if mask_size is None else mask_size
-    steps = _Steps(preprocess, size, mask_threshold, batch_size, tuple(dataset.categories))
+    steps = _Steps(preprocess, mask_threshold, batch_size, tuple(dataset.categories))
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, steps.batch_bytes)
     return _iterate(_Selection(dataset, order), steps, workers, log_notes)
@@ -97,9 +94,11 @@ def _build_pipeline(read: Callable, length: int, steps: "_Steps", workers: int) 
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
     _settle_flags()
+    # One batch per worker: shared memory is small in containers, and one keeps a worker busy.
     options = grain.multiprocessing.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=1
     )
+    # Workers decode in their only thread: further threads would compete for the same cores.
     in_order = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return batches.to_iter_dataset(in_order).mp_prefetch(options, worker_init_fn=_prepare_worker)
 
@@ -115,6 +114,7 @@ def _iterate(
         if workers:
             stack.callback(_release_shared_memory)
         stack.callback(iterator.close)
+        # Workers start when the first batch is requested.
         with _main_not_run_again() if workers else contextlib.nullcontext():
             batch = _take(iterator, name, workers)
         while batch is not None:
@@ -125,8 +125,9 @@ def _iterate(
 
 
 def report_notes(name: str, notes: Sequence[Issue]) -> None:
-    """Logs a line for each kind of note; images that were scaled differently are not comparable."""
+    """Logs a line for each kind of note."""
     for group in group_issues(notes):
+        # Scores of images that were scaled differently are not comparable.
         scales = {note.detail for note in group if note.kind == "image_scaled"}
         doubtful = len(scales) > 1 or group[0].kind in DOUBTFUL
         level = logging.WARNING if doubtful else logging.INFO
@@ -150,13 +151,13 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
     """Returns the next batch, copied out of the shared memory of the workers (small in containers)."""
     try:
         batch = next(iterator, None)
-    # Grain raises it if a worker is lost. Decoding raises nothing.
+    # Grain raises it if a worker is lost; decoding itself reports errors as issues.
     except RuntimeError as error:
         if not workers:
             raise
         raise UserError(
-            f"A process that decodes the images of {name} was killed or ran out of memory. Run the same"
-            " command again to resume; --config.num_workers=0 decodes without further processes."
+            f"A process that decodes images of {name} was killed or ran out of memory. Run the same command"
+            " again to resume, or add --config.num_workers=0 to decode in this process."
         ) from error
     if batch is None:
         return None
@@ -204,14 +205,13 @@ class _Steps:
     """The steps from a sample to a row, and from rows to a batch of constant size."""
 
     preprocess: Preprocess
-    mask_size: int
     mask_threshold: int
     batch_size: int
     categories: tuple[str, ...]
 
     @property
     def batch_bytes(self) -> int:
-        return self.batch_size * (3 * self.preprocess.image_size**2 + self.mask_size**2)
+        return self.batch_size * 4 * self.preprocess.image_size**2  # RGB and mask
 
     def decode(self, item: tuple[int, Sample | Issue]) -> Row:
         index, sample = item
@@ -234,18 +234,19 @@ class _Steps:
         if found.image is None:
             return Row(index, sample, None, None, issues, notes)
         image = resize_image(found.image, self.preprocess)
-        if found.mask is not None:  # it is used, however doubtful
-            mask = resize_mask(found.mask, self.mask_size)
+        if found.mask is not None:
+            # Doubtful masks are used like in the published loaders, so their issues are only notes.
+            mask = resize_mask(found.mask, self.preprocess.image_size)
             return Row(index, sample, image, mask, notes=issues + notes)
         if sample.mask is not None:
             sample = dataclasses.replace(sample, has_mask=False)
         return Row(index, sample, image, None, issues, notes)
 
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
-        b, image_size = self.batch_size, self.preprocess.image_size
+        b, size = self.batch_size, self.preprocess.image_size
         batch = ImageBatch(
-            images=np.zeros((b, image_size, image_size, 3), np.uint8),
-            masks=np.zeros((b, self.mask_size, self.mask_size), np.bool_),
+            images=np.zeros((b, size, size, 3), np.uint8),
+            masks=np.zeros((b, size, size), np.bool_),
             has_mask=np.zeros(b, np.bool_),
             labels=np.zeros(b, np.int32),
             category=np.zeros(b, np.int32),
@@ -257,7 +258,7 @@ class _Steps:
         )
         for i, row in enumerate(rows):
             batch.index[i] = row.position
-            if row.image is None:
+            if row.image is None:  # the row stays, so that positions and batch shapes do not change
                 continue
             batch.labels[i] = row.sample.label
             batch.category[i] = self.categories.index(row.sample.category)
@@ -303,7 +304,7 @@ def _settle_flags() -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Starts a worker, which leaves Ctrl-C to its parent and ends when the parent is killed."""
+    """Prepares a worker process, which leaves Ctrl-C to its parent and ends when the parent is killed."""
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -58,18 +58,21 @@ def find_masks(
       masks with an unusual name, each with the folder of its images.
     """
     masks: dict[str, str | None] = {}
+    # From the most to the least certain sign: the name of a folder, the name of a file, the pixels.
     masks |= {file: folder for file in files if (folder := outermost_folder(file, FOLDER))}
     left = [file for file in files if file not in masks]
     images = {name for file in left for name in names(file, IMAGE)}
     for file in left:
         stem, bare = names(file, MASK)
+        # An affix alone proves nothing: `label_3.png` without a `3.png` may be an image.
         if bare != stem and bare in images:
             masks[file] = None
 
     left = [file for file in left if file not in masks]
-    certain = bool(masks)  # then folders with other names contain images
+    certain = bool(masks)  # with masks found by name, folders with other names contain images
     folders: defaultdict[str, list[str]] = defaultdict(list)
     named: defaultdict[str, list[str]] = defaultdict(list)
+    # Anomalous images first: a mask has the name of one of them, and often that of a normal image, too.
     for file in sorted(left, key=lambda one: plain(pathlib.PurePath(one).parent.name) in normal):
         folders[outermost_folder(file, _LIKELY_FOLDER) or os.path.dirname(file)].append(file)
         for name in names(os.path.basename(file), IMAGE):
@@ -80,11 +83,13 @@ def find_masks(
         if not likely and (certain or plain(os.path.basename(folder)) in ("", *normal)):
             continue
         twins = _find_twins(folder, inside, named)
+        # The pixels of few files are read, and only of folders whose names do not exclude masks.
         enough = len(twins) >= (1 if likely else len(inside) / 2)
         if not enough or not _have_few_levels(root, list(twins)):
             continue
         others = list(twins.values())
         if not likely:
+            # Two folders of the same names and few levels: binary images, or masks of masks.
             if _have_few_levels(root, others):
                 continue
             unusual[folder] = os.path.dirname(others[0])
@@ -139,13 +144,13 @@ def pair(
             named[None, names(mask, MASK)[1]].append(mask)
             continue
         inside = mask[len(folder) :].strip("/")
-        # MVTec LOCO has folders: several masks `<stem>/000.png` for one image.
+        # In MVTec LOCO the masks of one image are in a folder with its name: `<stem>/000.png`.
         for name in {*names(inside, MASK), plain(os.path.dirname(inside))} - {""}:
             named[plain(os.path.dirname(folder)), name].append(mask)
     found: defaultdict[str, list[str]] = defaultdict(list)
     owners: dict[str, str] = {}
     for group in (images, normal):
-        taken = set(owners)
+        taken = set(owners)  # by anomalous images, which all masks of a name belong to
         for image in group:
             keys = (key for name in names(image, IMAGE) for key in _keys(name))
             for mask in next((named[key] for key in keys if key in named), ()):
@@ -164,6 +169,7 @@ def _keys(name: str) -> Iterator[tuple[str | None, str]]:
     """Yields the folders that a mask of an image may belong to, and its name there; the closest first."""
     yield None, name
     parts = name.split("/")
+    # `ground_truth` may be in any folder above the image, and repeat all or some of the folders below it.
     for scope in range(len(parts) - 1, -1, -1):
         for start in range(scope, len(parts)):
             yield "/".join(parts[:scope]), "/".join(parts[start:])

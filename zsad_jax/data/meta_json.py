@@ -1,4 +1,4 @@
-"""Datasets with a `meta.json`, the form that AnomalyCLIP, AdaCLIP, TIPSomaly and others use."""
+"""Datasets with a `meta.json`, as AnomalyCLIP, AdaCLIP, TIPSomaly and others use them."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from zsad_jax.utils.errors import NoSplitError, UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
 META_JSON = "meta.json"
-_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # true and false are 1 and 0
+_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # booleans are equal to 0 and 1
 _FORM = '{"test": {CATEGORY: [{"img_path": PATH, "mask_path": PATH or "", "anomaly": 0 or 1}, …]}}'
 _TYPES = {dict: "a mapping", list: "a list", str: "a string", type(None): "null"}
 D = TypeVar("D", bound=Dataset)
@@ -67,6 +67,7 @@ def read_meta_json(
     for folder in folders:
         for entry in _entries(folder / META_JSON, split):
             sample, issue = _read_entry(entry, folder, within)
+            # By real path: lists name an image by several links, or once for each defect.
             key = os.path.realpath(str(sample.image)) if sample else ""
             if key in samples:
                 repeated += 1
@@ -79,6 +80,7 @@ def read_meta_json(
     missing = [str(sample.image) for key, sample in samples.items() if not os.path.isfile(key)]
     images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
     for key, sample in samples.items():
+        # Lists that were made by position pair a mask with the wrong image where a file is missing.
         if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
             detail = f"{os.path.basename(str(sample.mask))}, of {other}"
             issues.append(Issue("mask_of_other", sample.file_name, detail))
@@ -86,11 +88,12 @@ def read_meta_json(
     if len(missing) == len(samples):
         first = [*missing, *map(str, issues)][0]
         raise NoImagesError(
-            f"None of the images that {folders[0] / META_JSON} lists is there (the first: {first})."
+            f"None of the images in {folders[0] / META_JSON} exists (the first: {first}). Check the paths: they"
+            f" are relative to {folders[0]}."
         )
     if missing:
         number = plural(len(missing), "image")
-        logging.warning("%s: %s missing, the first: %s.", name, number, missing[0])
+        logging.warning("%s: %s missing, such as %s.", name, number, missing[0])
     if repeated:
         issues.insert(0, Issue("entries_repeated", META_JSON, f"{repeated} in {split!r}"))
     log_issues(name, issues)
@@ -128,7 +131,9 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         content = _expect(dict, content, "it must map splits to categories")
         splits = {key.lower(): value or {} for key, value in content.items()}
         entries = [
-            _check({"cls_name": name} | _expect(dict, one, f"entries of {name!r} must be mappings"))
+            _check(
+                {"cls_name": name} | _expect(dict, one, f"an entry of {name!r} must be a mapping")
+            )
             for key in splits
             if split.lower() in (key, "all")
             for name, listed in _expect(
@@ -137,10 +142,10 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
             for one in _expect(list, listed or [], f"{name!r} must be a list of entries")
         ]
     except FileNotFoundError:
-        raise UserError(f"There is no {path}.") from None
+        raise UserError(f"{path} does not exist.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a meta.json of the known form: {error}. The form is {_FORM}; correct the file."
+            f"{path} is not a valid meta.json: {error}. Correct the file. Expected: {_FORM}"
         ) from error
     if not entries:
         filled = [
@@ -153,26 +158,28 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
 
 def _expect(kind: type[T], value: Any, rule: str) -> T:
     if not isinstance(value, kind):
-        raise ValueError(f"{rule}, and is {_TYPES.get(type(value), repr(value))}")
+        raise ValueError(f"{rule}, but is {_TYPES.get(type(value), repr(value))}")
     return value
 
 
 def _check(entry: dict[str, Any]) -> dict[str, Any]:
     image, mask, anomaly = entry.get("img_path"), entry.get("mask_path"), entry.get("anomaly")
     if not image or not isinstance(image, str) or "\0" in image:
-        raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, and is {image!r}")
+        raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, but is {image!r}")
     if not isinstance(mask, str | None):
-        raise ValueError(f"the mask_path of {image} must be a path, and is {mask!r}")
+        raise ValueError(f"the mask_path of {image} must be a path, but is {mask!r}")
     if not isinstance(anomaly, str | int | float) or anomaly not in _LABELS:
         found = repr(anomaly) if "anomaly" in entry else "missing"
-        raise ValueError(f"the anomaly of {image} must be 0 (normal) or 1, and is {found}")
+        raise ValueError(
+            f"the anomaly of {image} must be 0 (normal) or 1 (anomalous), but is {found}"
+        )
     return entry | {"anomaly": _LABELS[anomaly]}
 
 
 def _read_entry(
     entry: Mapping[str, Any], root: pathlib.Path, within: set[str]
 ) -> tuple[Sample | None, Issue | None]:
-    """Returns a sample and its issue; no sample if the image is outside the roots."""
+    """Returns a sample and its issue; no sample if the image is outside the folders `within`."""
     image = _resolve(entry["img_path"], root, within)
     if image is None:
         return None, Issue("image_outside", entry["img_path"])
@@ -180,7 +187,8 @@ def _read_entry(
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
     mask = _resolve(listed, root, within) if listed else None
     usable = mask is not None and mask.is_file()
-    if label:  # some files list the folder of an image that has no mask
+    if label:
+        # Some lists give the folder of the masks for an image that has none: this is no issue.
         missing = "mask_outside" if mask is None else "" if mask.is_dir() else "mask_missing"
         kind = missing if listed and not usable else ""
     else:
@@ -211,11 +219,12 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
 
     A path of another disk that is not below the root is returned unchanged; it does not exist.
     """
-    # Files prepared on Windows have its separators.
+    # Lists written on Windows have its separators, and names on Linux may contain backslashes.
     listed = pathlib.PurePosixPath(path if (root / path).exists() else path.replace("\\", "/"))
     direct = root / listed
     if not (listed.is_absolute() or (listed.parts and listed.parts[0].endswith(":"))):
         return direct if _is_inside(direct, within) else None
+    # The longest suffix first: a shorter one may name another file.
     suffixes = (root.joinpath(*listed.parts[start:]) for start in range(1, len(listed.parts)))
     found = (one for one in (*suffixes, direct) if one.exists())
     inside = next((one for one in found if _is_inside(one, within)), None)

@@ -4,14 +4,14 @@ import inspect
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from zsad_jax.data import benchmarks, synthetic
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.dataset import Dataset, Joined
 from zsad_jax.data.folder import list_splits, read_folder
 from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
-from zsad_jax.data.protocols import Naming, SplitName, parse_name
+from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike
@@ -44,7 +44,11 @@ def open_dataset(
     if not isinstance(spec, str):
         return _open_described(spec, split)
     parts = parse_name(spec)
-    opened = [_open_part(part, data_dir, split, naming) for part in parts]
+    opened = []
+    for part in parts:
+        opener = _find_opener(part.key, data_dir)
+        assert opener is not None  # checked above
+        opened.append(opener(part.split or split, naming))
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
 
 
@@ -64,7 +68,7 @@ def is_available(spec: Spec, data_dir: PathLike) -> bool:
     """Returns whether a dataset exists, without reading it."""
     if not isinstance(spec, str):
         return pathlib.Path(_described(spec)[1]).is_dir()
-    return all(_form_of(part.key, data_dir) for part in parse_name(spec))
+    return all(_find_opener(part.key, data_dir) for part in parse_name(spec))
 
 
 def check_available(spec: Spec, data_dir: PathLike) -> None:
@@ -76,28 +80,14 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if is_available(spec, data_dir):
         return
     if not isinstance(spec, str):
-        raise UserError(f"There is no folder {_described(spec)[1]}.")
-    name = next(part.key for part in parse_name(spec) if not _form_of(part.key, data_dir))
+        raise UserError(f"The folder {_described(spec)[1]} does not exist.")
+    name = next(part.key for part in parse_name(spec) if not _find_opener(part.key, data_dir))
     if name in benchmarks.names():
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
     raise UserError(
-        f"There is no dataset {name!r}, nor a folder {pathlib.Path(data_dir, name)} with a meta.json."
+        f"Unknown dataset {name!r}: {pathlib.Path(data_dir, name)} has no {META_JSON}."
         f" {suggest(name, DATASETS)}"
     )
-
-
-def _open_part(part: SplitName, data_dir: PathLike, split: str, naming: Naming) -> Dataset:
-    name, split = part.key, part.split or split
-    form = _form_of(name, data_dir)
-    if form == "synthetic":
-        return synthetic.Synthetic(name)
-    if form == "prepared":
-        from zsad_jax.data.benchmarks.prepared import PreparedDataset  # imports tensorflow-datasets
-
-        return PreparedDataset(name, data_dir, split, naming=naming)
-    root = _meta_json_root(name, data_dir)
-    assert root is not None  # or it would not be available
-    return read_meta_json(root, name=name, split=split, naming=naming)
 
 
 def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
@@ -110,12 +100,12 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
     for key, value in options.items():
         if key not in known:
             raise UserError(
-                f"Unknown key {key!r} in the dataset {dict(spec)}. {suggest(key, known)}"
+                f"Unknown key {key!r} of the dataset {dict(spec)}. {suggest(key, known)}"
             )
         if not fits(value, types[key]):
             expected = describe_type(types[key])
             raise UserError(
-                f"{key!r} in the dataset {dict(spec)} is {value!r}; expected {expected}."
+                f"{key!r} of the dataset {dict(spec)} is {value!r}; expected {expected}."
             )
     return reader(path, **options)
 
@@ -125,23 +115,28 @@ def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
         raise UserError(
-            f'A dataset is a name, {{"folder": PATH}} or {{"meta_json": ROOT}}, not {dict(spec)}.'
+            f'{dict(spec)} is not a dataset. Give a name, {{"folder": PATH}} or {{"meta_json": ROOT}}.'
         )
     path = spec[kinds[0]]
     kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]
     return kind, path, {key: value for key, value in spec.items() if key not in READERS}
 
 
-def _form_of(name: str, data_dir: PathLike) -> Literal["synthetic", "prepared", "meta_json", ""]:
-    """Returns the form in which a dataset exists; "" if it does not."""
+def _find_opener(name: str, data_dir: PathLike) -> Callable[[str, Naming], Dataset] | None:
+    """Returns the function that opens a split of a dataset; None if the dataset does not exist."""
     if name in synthetic.CATEGORIES:
-        return "synthetic"
+        return lambda split, naming: synthetic.Synthetic(name)
     if benchmarks.is_prepared(name, data_dir):
-        return "prepared"
-    return "meta_json" if _meta_json_root(name, data_dir) else ""
 
+        def open_prepared(split: str, naming: Naming) -> Dataset:
+            # Imports tensorflow-datasets, which takes a second.
+            from zsad_jax.data.benchmarks.prepared import PreparedDataset
 
-def _meta_json_root(name: str, data_dir: PathLike) -> pathlib.Path | None:
-    names = (name, DATASETS[name].folder if name in DATASETS else "")
-    folders = [pathlib.Path(data_dir, one) for one in names if one]
-    return next((one for one in folders if (one / META_JSON).is_file()), None)
+            return PreparedDataset(name, data_dir, split, naming=naming)
+
+        return open_prepared
+    folders = (name, DATASETS[name].folder if name in DATASETS else "")
+    for root in [pathlib.Path(data_dir, one) for one in folders if one]:
+        if (root / META_JSON).is_file():
+            return lambda split, naming: read_meta_json(root, name=name, split=split, naming=naming)
+    return None

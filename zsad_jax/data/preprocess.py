@@ -67,7 +67,7 @@ class Preprocess:
         return values.reshape(images.shape)
 
 
-class UnreadableImage(UserError):  # noqa: N818 - it says what the image is
+class UnreadableImage(UserError):  # noqa: N818 - describes the image
     """A file or bytes that no decoder can read, with its name and the reason."""
 
     def __init__(self, name: str, reason: str):
@@ -101,33 +101,21 @@ def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> D
     Raises:
       UnreadableImage: the file is missing, empty, damaged, too large or not an image.
     """
-    loaded = _load(encoded)
-    if not isinstance(loaded.raw, np.ndarray) and not _is_deep(loaded.raw):
-        if loaded.notes and bit_depth != 16:  # Pillow has already dropped the low bytes
+    raw, notes, orientation = _load(encoded)
+    if isinstance(raw, Image.Image) and not _is_deep(raw):
+        if notes and bit_depth != 16:  # Pillow has already dropped the low bytes
             raise UnreadableImage(_name(encoded), "16-bit color needs bit_depth=16")
-        return Decoded(loaded.raw, loaded.notes, loaded.orientation)
+        return Decoded(raw, notes, orientation)
     try:
-        made = image_from_array(loaded.raw, bit_depth=bit_depth)
-    except (UserError, MemoryError) as error:  # of two channels, say
+        made = image_from_array(raw, bit_depth=bit_depth)
+    except (UserError, MemoryError) as error:  # an image of two channels, for example
         reason = str(error) if isinstance(error, UserError) else _describe_error(error)
         raise UnreadableImage(_name(encoded), reason.rstrip(".")) from error
-    return made._replace(notes=loaded.notes + made.notes, orientation=loaded.orientation)
-
-
-def decode_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
-    """Decodes an image to RGB, equal in pixels to Pillow's `convert("RGB")` for all 8-bit images.
-
-    Alpha is dropped without blending, as the published pipelines do.
-
-    Raises:
-      UnreadableImage: the file is missing, empty, damaged, too large or not an image.
-    """
-    decoded = open_image(encoded, bit_depth=bit_depth)
-    return decoded._replace(image=decoded.image.convert("RGB"))
+    return made._replace(notes=notes + made.notes, orientation=orientation)
 
 
 def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) -> Decoded:
-    """Makes an 8-bit image of an array [H, W] or [H, W, 1, 3 or 4], or of a deep gray image.
+    """Makes an 8-bit image of an array [H, W] or [H, W, 3 or 4], or of a deep gray image.
 
     16-bit integers are scaled from [0, 2**bit_depth - 1] whatever their maximum, so that all images are
     scaled alike, wider integers from [0, 255] or that range, floats from [0, 1]. Values outside of these
@@ -137,13 +125,13 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
       UserError: the shape is another, or 16-bit values exceed the bit depth.
     """
     if isinstance(array, np.ndarray):
-        if array.ndim == 3 and array.shape[-1] == 1:
-            array = array[..., 0]
         if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
-            raise UserError(f"An image array must be [H, W] or [H, W, 3], not {list(array.shape)}.")
-        if array.dtype in (np.uint8, np.bool_):
-            array = array * np.uint8(255) if array.dtype == np.bool_ else array
+            raise UserError(
+                f"An image must be [H, W], [H, W, 3] or [H, W, 4], not {[*array.shape]}."
+            )
+        if array.dtype == np.uint8:
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))
+    # In bands, since float64 values of the whole image take eight times its memory or more.
     shape, read = _row_reader(array)
     dtype, step = read(0, 1).dtype, max(BAND_BYTES // (8 * math.prod(shape[1:])), 1)
 
@@ -169,7 +157,8 @@ def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray
     """Resizes an image to the square of the backbone, with Pillow's antialiased 8-bit kernel."""
     size = (preprocess.image_size, preprocess.image_size)
     kernel = Image.Resampling[preprocess.resize.upper()]
-    # Gray images give the same pixels in either order, and a third of the work in this one.
+    # Gray images give the same pixels in either order, and a third of the work in this one. Alpha is
+    # dropped without blending, as in the published pipelines.
     if preprocess.rgb_first and image.mode != "L":
         image = image.convert("RGB")
     return np.asarray(image.resize(size, kernel).convert("RGB"))
@@ -219,13 +208,14 @@ def binarize(
 
 def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int]:
     """Returns the gray values of a mask and the EXIF orientation that was applied."""
-    loaded = _load(encoded)
-    if isinstance(loaded.raw, np.ndarray) or _is_deep(loaded.raw):
+    raw, _, orientation = _load(encoded)
+    if isinstance(raw, np.ndarray) or _is_deep(raw):
         # Pillow's conversion of 16 bits to 8 depends on its version.
-        values = np.asarray(loaded.raw)
-        return values if values.ndim == 2 else values.max(axis=-1), loaded.orientation
+        values = np.asarray(raw)
+        return values if values.ndim == 2 else values.max(axis=-1), orientation
     try:
-        return np.asarray(loaded.raw.convert("L")), loaded.orientation
+        # Palettes are applied: indices divided by 255 would erase the defects of KolektorSDD.
+        return np.asarray(raw.convert("L")), orientation
     except Exception as error:  # color modes such as LAB have no gray values
         raise UnreadableImage(_name(encoded), _describe_error(error)) from error
 
@@ -238,27 +228,25 @@ def turn_mask(mask: Bool[np.ndarray, "H W"], orientation: int) -> Bool[np.ndarra
 
 
 def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S S"]:
-    """Resizes ground truth like the published loaders: 0 or 255, bilinear in 8 bits, then above one half."""
+    """Resizes ground truth like the published loaders: bilinearly in 8 bits (0 and 255), then > 127."""
     image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
-class _Loaded(NamedTuple):
-    """A decoded file in its own mode and depth; an array if only OpenCV can read it."""
+def _load(
+    encoded: Encoded | os.PathLike[str],
+) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...], int]:
+    """Returns a file's pixels in its own mode and depth, notes, and the EXIF orientation that was applied.
 
-    raw: Image.Image | np.ndarray
-    notes: tuple[Issue, ...] = ()
-    orientation: int = 1
-
-
-def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
+    The pixels are an array if only OpenCV can read the file.
+    """
     if isinstance(encoded, Lazy):
         name = str(encoded)
         try:
             encoded = encoded.read()
         except Exception as error:
             raise UnreadableImage(name, _describe_error(error)) from error
-    _check_there(encoded)
+    _check_exists(encoded)
     try:
         with _open(encoded) as image:  # closes the file; the pixels stay
             _check_size(image.size, encoded)
@@ -276,13 +264,13 @@ def _load(encoded: Encoded | os.PathLike[str]) -> _Loaded:
         array = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
         if array is None:
             raise UnreadableImage(_name(encoded), reason) from error
-        return _Loaded(array)
+        return array, (), 1
     orientation = 1
     # A broken EXIF block does not make an image unreadable.
     with contextlib.suppress(Exception):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
-    return _Loaded(image, notes, orientation if orientation in range(1, 9) else 1)
+    return image, notes, orientation if orientation in range(1, 9) else 1
 
 
 def _open(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
@@ -294,7 +282,9 @@ def _open(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
 def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        reason = f"its {width}x{height} pixels are more than {MAX_PIXELS:,}; cut it into tiles"
+        reason = (
+            f"its {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}; cut it into tiles"
+        )
         raise UnreadableImage(_name(encoded), reason)
 
 
@@ -337,14 +327,14 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
 
 
-def _check_there(encoded: bytes | str | os.PathLike[str]) -> None:
+def _check_exists(encoded: bytes | str | os.PathLike[str]) -> None:
     reason = ""
     if isinstance(encoded, bytes):
         reason = "" if encoded else "it is empty"
     elif os.path.isdir(encoded):
         reason = "it is a folder, not an image"
     elif not os.path.exists(encoded):
-        reason = "there is no such file"
+        reason = "the file does not exist"
     elif not os.path.getsize(encoded):
         reason = "the file is empty"
     if reason:
@@ -384,15 +374,16 @@ def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple
     if dtype.itemsize == 2 and low >= 0:
         if high > full:
             raise UserError(
-                f"The values reach {high:g}, more than {bit_depth} bits hold ({full}); set a larger bit_depth."
+                f"The values reach {high:g}, more than {bit_depth} bits hold ({full}). Set a larger bit_depth."
             )
         return 0, full
+    # Wider integers are often 8-bit or 16-bit values that a program stored in a wider type.
     fitting = [end for end in (255, full) if low >= 0 and high <= end]
     return (0, fitting[0]) if fitting else (low, high)
 
 
 def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
-    """Reports that Pillow keeps only the high byte of 16-bit color (not gray)."""
+    """Returns a note if Pillow keeps only the high byte of the values, as it does for 16-bit color."""
     raw_modes = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if ";16" in raw_modes and not _is_deep(image):
         return (Issue("image_scaled", "", "16-bit values 0 to 65535"),)
@@ -403,7 +394,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"it is not an image; readable formats are {', '.join(FORMATS)}"
+        return f"it is not an image in a supported format ({', '.join(FORMATS)})"
     return f"the file is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
 
 

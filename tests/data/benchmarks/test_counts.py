@@ -28,10 +28,10 @@ def test_what_is_as_published_makes_no_difference(published):
             NAMES_AND_ALL,
             [
                 "test: 3 normal and 1 anomalous images instead of 5 and 3",
-                "test/b: there are no images of this category",
+                "test/b: this category has no images",
             ],
         ),
-        (NAMES, ["test/b: there are no images of this category"]),
+        (NAMES, ["test/b: this category has no images"]),
     ],
 )
 def test_a_category_that_is_missing_is_named(published, expected):
@@ -58,7 +58,7 @@ def test_sets_of_which_only_sums_are_published_name_what_is_missing(
     assert len(absent) == len(facts.categories) - 2
     differences = compare_counts(found, {"test": facts.counts["test"]})
     assert [one for one in differences if "no images" in one] == [
-        f"test/{one}: there are no images of this category" for one in absent
+        f"test/{one}: this category has no images" for one in absent
     ]
     table = tabulate_categories({"x": found}, {"x": facts.counts})
     rows = {row[1]: row[-2:] for row in table.rows}

@@ -93,7 +93,7 @@ def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch
     [
         (("prepare", "mvtek"), "Unknown benchmark 'mvtek'. Did you mean mvtec_ad"),
         (("prepare", "MVTec-AD"), "Did you mean mvtec_ad"),
-        (("verify", "brain_mri"), "'brain_mri'. Did you mean brainmri"),
+        (("verify", "brain_mri"), "Did you mean brainmri"),
         (("show", "xyzzy"), "Available: mvtec_ad, visa"),
         (("list", "--categories", "elvp"), "Did you mean elpv"),
         (("prepare", "mvtec_ad", "--source", "nowhere"), "nowhere does not exist"),
@@ -133,21 +133,21 @@ def test_a_kind_of_fault_is_one_line_and_all_have_one_each_if_wanted(run, offici
     assert lines_with(
         out, "issue: 100 files: the mask is missing (bottle/test/broken_large/100.png, "
     )
-    words = "100 files: the mask has another size than the image"
+    words = "100 files: the mask differs in size from the image"
     assert lines_with(out, words, "/101.png: 5x6, the image 12x9, ", "/105.png: 5x6, ", ", …)")
-    assert lines_with(out, "200 issues; to list all: python -m zsad_jax.data verify")
+    assert lines_with(out, "200 issues. To list all: python -m zsad_jax.data verify")
     code, out, _ = run("verify", "mvtec_ad", "--all")
     assert code == 1
     assert len(lines_with(out, "issue: bottle/test/broken_large/")) == 200
-    assert lines_with(out, "images that cannot be used: 200")
+    assert lines_with(out, "200 unusable images")
 
 
 def test_verify_is_content_with_what_is_published(run, official, tiny_is_published):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("verify", "mvtec_ad", "--workers", "3")
     assert code == 0
-    assert "all counts are the published ones" in out
-    assert "MVTec AD: every image and mask that is there can be used" in out
+    assert "all counts match the published ones" in out
+    assert "MVTec AD: all images and masks are usable" in out
     assert lines_with(out, "mvtec_ad", "all", "6 / 0", "4 / 6")
     assert "issue" not in out
 
@@ -160,9 +160,7 @@ def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_publish
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 0
     assert lines_with(out, "issue: bottle/test/combined/000.png", "its mask is empty")
-    assert out.splitlines()[-1] == (
-        "MVTec AD: every image and mask that is there can be used; 1 issue"
-    )
+    assert out.splitlines()[-1] == ("MVTec AD: all images and masks are usable; 1 issue")
 
 
 def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
@@ -173,12 +171,12 @@ def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
         assert run("prepare", name, "--source", tmp_path / "official" / name)[0] == 0
     code, out, _ = run("verify", "msd_lung")
     assert code == 1
-    assert "differs from the published count: test/lung_096: there are no images of this" in out
+    assert "published count differs: test/lung_096: this category has no images" in out
     assert lines_with(out, "msd_lung", "lung_096", "0 / 0", "–")
-    assert "counts that are not the published ones: 61;" in out.splitlines()[-1]
+    assert "61 differences from the published counts;" in out.splitlines()[-1]
     code, out, _ = run("verify", "dtd_synthetic")
     assert code == 1
-    assert "test/Woven_127: there are no images of this category" in out
+    assert "test/Woven_127: this category has no images" in out
     assert lines_with(out, "dtd_synthetic", "Woven_127", "0 / 0", "–")
 
 
@@ -196,7 +194,7 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, issu
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
     assert lines_with(out, "issue: bottle/test/combined/000.png", reason)
-    assert out.splitlines()[-1] == "MVTec AD: images that cannot be used: 1; 1 issue"
+    assert out.splitlines()[-1] == "MVTec AD: 1 unusable image; 1 issue"
 
 
 def test_verify_tells_damaged_records_and_what_contradicts_them(
@@ -211,7 +209,7 @@ def test_verify_tells_damaged_records_and_what_contradicts_them(
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
     words = "test/bottle: 2 normal and 3 anomalous images instead of 2 and 4"
-    assert f"differs from what preparation recorded: {words}" in out
+    assert f"recorded count differs: {words}" in out
     records = next(folder.glob("*test.array_record*"))
     records.write_bytes(records.read_bytes()[: records.stat().st_size // 2])
     code, out, _ = run("verify", "mvtec_ad")
@@ -222,7 +220,7 @@ def test_verify_tells_damaged_records_and_what_contradicts_them(
     code, _, err = run("verify", "mvtec_ad")
     assert code == 2
     assert "is damaged" in err
-    assert "delete it, and prepare it again" in err
+    assert "Delete it and prepare it again" in err
 
 
 def test_half_prepared_is_not_prepared(run, official, tmp_path):
@@ -268,14 +266,14 @@ def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_pat
     path.write_text(json.dumps(content))
     code, out, _ = run("verify", "mpdd")
     assert code == 1
-    assert "issue: meta.json: none of the images that it lists in a split exists (train)" in out
+    assert "issue: meta.json: none of the images of a split exists (train)" in out
     assert "train/tubes: 0 normal and 0 anomalous images instead of 122 and 0" in out
     assert run("show", "mpdd", "--split", "train", "--out", tmp_path / "sheet.png")[0] == 0
     content["train"] = 3
     path.write_text(json.dumps(content))
     code, _, err = run("verify", "mpdd")
     assert code == 2
-    assert "not a meta.json of the known form" in err
+    assert "not a valid meta.json" in err
 
 
 def test_list_is_the_papers_table(run, official, tiny_is_published):
@@ -290,7 +288,7 @@ def test_list_is_the_papers_table(run, official, tiny_is_published):
     assert (mvtec["test normal"], mvtec["test anomalous"], mvtec["state"]) == ("4", "6", "prepared")
     assert (mvtec["categories"], mvtec["licence"]) == ("2", "CC BY-NC-SA 4.0")
     assert (visa["test normal"], visa["published test normal"]) == ("", "962")
-    assert (visa["categories"], visa["state"]) == ("12", "open to all: prepare fetches it")
+    assert (visa["categories"], visa["state"]) == ("12", "prepare downloads it")
     assert elpv["levels"] == "image"
     assert by_key["headct"]["domain"] == "medical"
     assert by_key["synthetic_aux"]["test anomalous"] == "128"
@@ -319,15 +317,19 @@ def test_show_draws_the_same_sheet_again(run, official, tmp_path):
     path = tmp_path / "sheet.png"
     code, out, _ = run("show", "mvtec_ad", "--out", path, "--images", "4")
     assert code == 0
-    assert out.strip() == f"8 images of MVTec AD are shown in {path}"
+    assert out.strip() == f"Wrote 8 images of MVTec AD to {path}."
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
     assert (pixels == OUTLINE).all(-1).any()
     first = path.read_bytes()
     run("show", "mvtec_ad", "--out", path, "--images", "4")
     assert path.read_bytes() == first
-    assert run("show", "mvtec_ad", "--out", path, "--category", "metal_nut")[1].startswith("5 ")
-    assert run("show", "mvtec_ad", "--out", path, "--split", "train")[1].startswith("6 images")
+    assert run("show", "mvtec_ad", "--out", path, "--category", "metal_nut")[1].startswith(
+        "Wrote 5 "
+    )
+    assert run("show", "mvtec_ad", "--out", path, "--split", "train")[1].startswith(
+        "Wrote 6 images"
+    )
     assert sorted(one.name for one in tmp_path.iterdir()) == ["data", "official", path.name]
 
 
@@ -336,7 +338,7 @@ def test_show_draws_the_same_sheet_again(run, official, tmp_path):
     [
         (("--category", "botle"), "no category 'botle' in its test split. Did you mean bottle?"),
         (("--split", "val"), "has no split 'val'. Available: train, test"),
-        (("--out", "."), "is a folder; name a PNG file"),
+        (("--out", "."), "is a folder. Give the path of a PNG file"),
     ],
 )
 def test_show_tells_mistakes(run, official, arguments, words):

@@ -10,7 +10,7 @@ from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.benchmarks.prepared import PreparedDataset
-from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.preprocess import decode_mask, open_image
 from zsad_jax.data.protocols import prompt_name
 from zsad_jax.utils.errors import UserError
 
@@ -49,7 +49,9 @@ def check_sample(name, sample, expected):
     assert (sample.subject, sample.slice) == (expected.subject, expected.slice)
     assert sample.prompt_name == prompt_name(expected.category, dataset=name)
     assert expected.defect is None or sample.defect == expected.defect
-    np.testing.assert_array_equal(np.asarray(decode_image(sample.image).image), expected.image)
+    np.testing.assert_array_equal(
+        np.asarray(open_image(sample.image).image.convert("RGB")), expected.image
+    )
     if expected.label and expected.has_mask:
         np.testing.assert_array_equal(decode_mask(sample.mask), expected.mask)
     else:

@@ -10,7 +10,7 @@ from zsad_jax.data.benchmarks import counts
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.prepared import PreparedDataset, read_recorded
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.preprocess import decode_mask, open_image
 from zsad_jax.utils.errors import UserError
 
 NAMES = ("mpdd", "btad", "dtd_synthetic", "goodsad", "mvtec_loco", "mvtec_ad2", "real_iad")
@@ -284,7 +284,7 @@ def test_real_bottles_without_masks(real_data, prepare, tmp_path):
         ("bottle/test/good/000.png", 0, True),
         ("bottle/test/broken_large/002.png", 1, False),
     }
-    assert {decode_image(s.image).image.size for s in dataset} == {(900, 900)}
+    assert {open_image(s.image).image.size for s in dataset} == {(900, 900)}
     assert [s.image for s in dataset] == [(root / s.file_name).read_bytes() for s in dataset]
     assert dataset.issues == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
     told = differences("mvtec_ad", tmp_path / "data")

@@ -69,7 +69,7 @@ def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, pre
     assert metadata[0] == metadata[1]
     content["train"] = {"Woven_001": 3}
     (root / "meta.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"not a meta\.json of the known form"):
+    with pytest.raises(UserError, match=r"not a valid meta\.json"):
         prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
 
 

@@ -14,7 +14,7 @@ from zsad_jax.data import benchmarks
 from zsad_jax.data.benchmarks import counts, msd_lung
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.prepared import PreparedDataset
-from zsad_jax.data.preprocess import decode_image
+from zsad_jax.data.preprocess import open_image
 from zsad_jax.utils.errors import UserError
 
 
@@ -27,7 +27,9 @@ def sum_pixels(dataset):
     """Sums of the grey values of all normal, and of all anomalous, images."""
     sums = [0, 0]
     for sample in dataset:
-        sums[sample.label] += int(np.asarray(decode_image(sample.image).image).sum(dtype=np.int64))
+        sums[sample.label] += int(
+            np.asarray(open_image(sample.image).image.convert("RGB")).sum(dtype=np.int64)
+        )
     return tuple(sums)
 
 
@@ -251,7 +253,7 @@ def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
     del found["test"]["lung_096"]
     found["test"]["lung_002"] = (9, 0)
     assert counts.compare_counts(found, DATASETS["msd_lung"].counts) == [
-        "test/lung_096: there are no images of this category",
+        "test/lung_096: this category has no images",
         "test/lung_002: 9 normal and 0 anomalous images instead of 0 and 0",
     ]
 
@@ -272,7 +274,7 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
 def test_no_volume_that_can_be_used(tmp_path, prepare):
     write_volumes(tmp_path / "lung", ["lung_001"])
     (tmp_path / "lung/labelsTr/lung_001.nii.gz").write_text("nothing")
-    with pytest.raises(UserError, match=r"No images of MSD lung .*imagesTr/lung_053\.nii\.gz"):
+    with pytest.raises(UserError, match=r"has no images of MSD lung .*imagesTr/lung_053\.nii\.gz"):
         prepare("msd_lung", tmp_path / "lung")
 
 

@@ -30,7 +30,7 @@ from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.benchmarks.prepared import PreparedDataset
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.open import open_dataset
-from zsad_jax.data.preprocess import decode_image, decode_mask
+from zsad_jax.data.preprocess import decode_mask, open_image
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.threads import map_in_threads
@@ -231,7 +231,8 @@ def test_visa_follows_the_official_split(visa_folder, tmp_path, with_digest):
     for sample in samples:
         assert sample.has_mask
         np.testing.assert_array_equal(
-            np.asarray(decode_image(sample.image).image), pixels(visa_folder / sample.file_name)
+            np.asarray(open_image(sample.image).image.convert("RGB")),
+            pixels(visa_folder / sample.file_name),
         )
         if sample.label:
             name = sample.file_name.replace("Images", "Masks").replace(".JPG", ".png")
@@ -272,7 +273,7 @@ def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 0
     assert visa_server.count == 1
     printed = capsys.readouterr().out
-    assert "prepared already" in printed
+    assert "is already prepared" in printed
     assert "test/candle: 2 normal and 3 anomalous images instead of 100 and 100" in printed
     assert len(PreparedDataset("visa", tmp_path / "data")) == 10
 
@@ -454,7 +455,7 @@ def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path,
     for file_name, reason in [
         ("bottle/test/good/000.png", "damaged"),
         ("bottle/test/broken_large/000.png", "the mask is missing"),
-        ("bottle/ground_truth/broken_large/777_mask.png", "the mask of no image"),
+        ("bottle/ground_truth/broken_large/777_mask.png", "the mask belongs to no image"),
         ("bottle/test/combined/000.png", "(5x5, the image 12x9)"),
         ("metal_nut/test/combined/000.png", "its mask is empty"),
         ("metal_nut/test/broken_large/000.png", "the mask cannot be read"),
@@ -534,7 +535,7 @@ def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
     place = data / "mvtec_ad/1.0.0"
     (place / "dataset_info.json").unlink()
     assert not benchmarks.is_prepared("mvtec_ad", data)
-    with pytest.raises(UserError, match=f"{place} is an incomplete copy of MVTec AD: delete it"):
+    with pytest.raises(UserError, match=f"{place} is an incomplete copy of MVTec AD. Delete it"):
         prepare("mvtec_ad", data, source=mvtec_folder)
     shutil.rmtree(place)
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
@@ -552,7 +553,7 @@ def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, change_facts, 
     prepare("mvtec_ad", tmp_path / "lost", source=mvtec_folder)
     capsys.readouterr()
     assert run("verify", "mvtec_ad", "--data_dir", tmp_path / "lost") == 1
-    assert "images that cannot be used: 3; 3 issues" in capsys.readouterr().out
+    assert "3 unusable images; 3 issues" in capsys.readouterr().out
     assert run("list", "--data_dir", tmp_path / "lost") == 0
     assert "prepared, 3 issues" in capsys.readouterr().out
 
@@ -596,12 +597,13 @@ def test_a_source_that_is_not_looked_at_is_named(mvtec_folder, tmp_path, capsys)
     assert run("prepare", "mvtec_ad", "--data_dir", data, "--source", "elsewhere") == 0
     printed = capsys.readouterr().out
     place = data / "mvtec_ad/1.0.0"
-    assert f"prepared already, and elsewhere is ignored; delete {place}" in printed
+    assert f"is already prepared. To prepare it again, delete {place}." in printed
+    assert "Ignored: --source elsewhere." in printed
 
 
 def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
     for name, words in (
-        ("synthetic_aux", "drawn when it is used"),
+        ("synthetic_aux", "needs no preparation"),
         (mvtec_folder, f"and {mvtec_folder} as --source"),
         ("mvtec", "Did you mean mvtec_ad"),
     ):
@@ -622,7 +624,7 @@ def test_damaged_descriptions_are_told(damage, mvtec_folder, tmp_path, capsys):
     else:
         name = "metadata.json" if damage == "metadata" else "dataset_info.json"
         (place / name).write_text('{"counts": ')
-    with pytest.raises(UserError, match=r"MVTec AD in .*1\.0\.0 is damaged .*delete it"):
+    with pytest.raises(UserError, match=r"MVTec AD in .*1\.0\.0 is damaged .*Delete it"):
         PreparedDataset("mvtec_ad", data)
     assert run("verify", "mvtec_ad", "--data_dir", data) == 2
     assert "is damaged" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pathlib
 from absl import logging
 
 from zsad_jax.data.benchmarks.layouts import Layout
-from zsad_jax.data.benchmarks.listing import Box, Listing, find_folder, list_folders
+from zsad_jax.data.benchmarks.listing import Box, Listing, find_inner_folder, list_folders
 from zsad_jax.data.dataset import Sample
 
 PATCH = 256  # pixels
@@ -27,13 +27,13 @@ DEFECTS = {
 
 
 def _is_root(folder: pathlib.Path) -> bool:
-    return all(find_folder(folder, name) for name in ("Defect_images", "NODefect_images"))
+    return all(find_inner_folder(folder, name) for name in ("Defect_images", "NODefect_images"))
 
 
 def list_files(root: pathlib.Path) -> Listing:
     """Lists the patches of all strips; masks are read, as only their pixels show which are defective."""
     listing = Listing(root)
-    clean = find_folder(root, "NODefect_images") or root
+    clean = find_inner_folder(root, "NODefect_images") or root
     normal = [
         patch
         for folder in (clean, *list_folders(clean))
@@ -44,10 +44,8 @@ def list_files(root: pathlib.Path) -> Listing:
         patch for strip in _list_defective(listing) for patch in listing.cut(strip, patches)
     ]
     anomalous = [patch for patch in defective if patch.label]
-    logging.info(
-        "AITEX: excluded %d patches that show no defect, of strips with one.",
-        len(defective) - len(anomalous),
-    )
+    excluded = len(defective) - len(anomalous)
+    logging.info("AITEX: patches without a defect, excluded from strips with one: %d.", excluded)
     listing.add_drawn(normal, anomalous)
     return listing
 
@@ -55,8 +53,8 @@ def list_files(root: pathlib.Path) -> Listing:
 def _list_defective(listing: Listing) -> list[Sample]:
     """Lists the strips with a defect; the second number of a name is the code of its kind."""
     root = listing.root
-    images = find_folder(root, "Defect_images") or root
-    masks = find_folder(root, "Mask_images") or root / "Mask_images"
+    images = find_inner_folder(root, "Defect_images") or root
+    masks = find_inner_folder(root, "Mask_images") or root / "Mask_images"
     strips = []
     for strip in listing.masked(images, masks, category="aitex"):
         code = [*pathlib.Path(strip.file_name).stem.split("_"), ""][1]

@@ -1,4 +1,4 @@
-"""Which benchmarks are prepared, and how to get the others."""
+"""State of the benchmarks: which are prepared, and the commands that prepare the others."""
 
 import os
 import pathlib

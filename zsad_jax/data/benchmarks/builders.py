@@ -30,13 +30,12 @@ from zsad_jax.utils.threads import map_in_threads
 class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A benchmark as a tensorflow-datasets builder that needs no tensorflow.
 
-    Records hold the files' own bytes. A normal image has an all-zero mask, and so has an anomalous one
-    without ground truth, which `has_mask` tells apart. A folder in the community's form, with a meta.json, is
-    read for every benchmark.
+    Records hold the files' own bytes. Normal images have an all-zero mask; so have anomalous ones without
+    ground truth, with `has_mask=False`. A copy with a meta.json is read for every benchmark.
     """
 
     VERSION = tfds.core.Version(availability.VERSION)
-    # Where tensorflow-datasets would look for checksum files beside the code; there are none.
+    # tensorflow-datasets would look for checksum files in the folder of the code; there are none.
     code_path = None
 
     def __init__(self, *, data_dir: files.PathLike | None = None, **options: Any):
@@ -73,12 +72,12 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         title = self.facts.title
         if self.data_path.exists():
             raise UserError(
-                f"{self.data_path} is an incomplete copy of {title}: delete it, and prepare it again."
+                f"{self.data_path} is an incomplete copy of {title}. Delete it and prepare it again."
             )
         folder = self.data_path.parent
         with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
-                if files.is_removable(unfinished):  # of a preparation that was killed
+                if files.is_removable(unfinished):  # left by a killed preparation
                     files.remove(unfinished)
             downloaded = pathlib.Path(self._data_dir_root) / "downloads"
             with sources.open_root(self.name, source, folder, downloaded) as root:
@@ -89,7 +88,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                     if not files.is_disk_full(error):
                         raise
                     raise UserError(
-                        f"The disk of {folder} became full while {title} was written: make room, or give"
+                        f"The disk of {folder} became full while {title} was written. Free some space, or give"
                         " a folder on a larger disk as --data_dir."
                     ) from error
 
@@ -130,7 +129,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         listing = self._list_files(self._root)
         if not any(listing.samples.values()):
             raise UserError(
-                f"No images of {self.facts.title} in {self._root}: it holds no {self.facts.tree}."
+                f"{self._root} has no images of {self.facts.title}. Expected files such as {self.facts.tree}."
             )
         for split, samples in listing.samples.items():
             if not Samples(self.name, samples).contiguous:
@@ -153,7 +152,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self, dl_manager: Any, download_config: Any
     ) -> Sequence[tfds.core.SplitInfo]:
         """Writes the splits; tensorflow-datasets cannot without tensorflow above 1 GB."""
-        del download_config  # says how to shuffle and how many files to write
+        del download_config  # number of files and shuffling
         files.make_removable(self.data_dir)  # the directory of what is not finished
         return [
             write_split(examples, self.info.features, self._get_filename_template(split_name=name))
@@ -172,11 +171,11 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         super()._download_and_prepare(dl_manager, download_config)
-        # Written beside the records, together with the rest of the dataset's description.
+        # Stored with the records, in the metadata.json of tensorflow-datasets.
         self.info.metadata["counts"] = self._counted
         self.info.metadata["faults"] = [list(issue) for issue in self._issues]
         self.info.metadata["notes"] = [list(note) for note in self._notes]
-        pathlib.Path(self.data_dir, files.MARK).unlink()  # it is finished, and not removed any more
+        pathlib.Path(self.data_dir, files.MARK).unlink()  # a finished dataset is never removed
 
 
 def make_builder(name: str) -> type[Benchmark]:

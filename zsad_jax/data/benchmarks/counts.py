@@ -1,4 +1,4 @@
-"""Numbers of images: those that are found, those that are published, and their differences."""
+"""Numbers of images: found, published, and their differences."""
 
 import collections
 from collections.abc import Iterable, Mapping
@@ -33,8 +33,8 @@ def total(categories: Mapping[str, Pair | None]) -> Pair | None:
 def compare_counts(found: Counts, published: Published) -> list[str]:
     """Describes every difference between the images found and those published.
 
-    Splits of which nothing is published are not compared, nor are categories where only the total is. A
-    category of which only the name is published must have images.
+    Splits without published counts are not compared, nor are categories where only the total is published.
+    A category of which only the name is published must have images.
     """
     differences = []
     for split, theirs in published.items():
@@ -45,7 +45,7 @@ def compare_counts(found: Counts, published: Published) -> list[str]:
             expected = theirs.get(name, (0, 0))
             where = f"{split}/{name}" if name else split
             if expected is None and not normal + anomalous:
-                differences.append(f"{where}: there are no images of this category")
+                differences.append(f"{where}: this category has no images")
             elif expected is not None and (normal, anomalous) != expected:
                 differences.append(
                     f"{where}: {normal} normal and {anomalous} anomalous images instead of"

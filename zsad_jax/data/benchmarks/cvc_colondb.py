@@ -1,14 +1,12 @@
-"""CVC-ColonDB: frames with their masks beside them, or the folders of a copy."""
+"""CVC-ColonDB: frames and masks in one folder, or the two folders of a copy."""
 
 import pathlib
-import re
 from collections import defaultdict
 
 from zsad_jax.data.benchmarks.facts import PairedFolders
 from zsad_jax.data.benchmarks.layouts import Layout, paired_folders
 from zsad_jax.data.benchmarks.listing import Listing, list_images, sort_by_number
 
-FRAME, MASK = "", "p"
 COPY = paired_folders(
     "cvc_colondb", PairedFolders(parent=r"(cvc[-_ ]?)?colon[-_ ]?db.*", defect="polyp")
 )
@@ -27,29 +25,27 @@ def list_files(root: pathlib.Path) -> Listing:
     if not _is_official(root):
         return COPY.list_files(root)
     listing = Listing(root)
-    files = _sort_out(root)
-    masks: dict[str, list[pathlib.Path]] = defaultdict(list)
-    for path in files[MASK]:
-        masks[path.stem[len(MASK) :]].append(path)
-    frames = sort_by_number(files[FRAME])
-    listing.add("test", listing.pair(frames, masks, category="cvc_colondb", defect="polyp"))
+    frames, masks = _find_pairs(root)
+    found = listing.pair(sort_by_number(frames), masks, category="cvc_colondb", defect="polyp")
+    listing.add("test", found)
     return listing
 
 
 def _is_official(folder: pathlib.Path) -> bool:
-    files = _sort_out(folder)
-    numbers = {path.stem for path in files[FRAME]}
-    return any(path.stem[len(MASK) :] in numbers for path in files[MASK])
+    frames, masks = _find_pairs(folder)
+    return any(path.stem in masks for path in frames)
 
 
-def _sort_out(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Returns the images of a folder by their kind: frame `7.tiff`, mask `p7.tiff`."""
-    files: dict[str, list[pathlib.Path]] = defaultdict(list)
+def _find_pairs(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, list[pathlib.Path]]]:
+    """Returns the frames (`7.tiff`) of a folder, and their masks (`p7.tiff`) by the stem of the frame."""
+    frames: list[pathlib.Path] = []
+    masks: dict[str, list[pathlib.Path]] = defaultdict(list)
     for path in list_images(folder):
-        match = re.fullmatch(r"(p|)\d+", path.stem, re.IGNORECASE)
-        if match:
-            files[match[1].lower()].append(path)
-    return files
+        if path.stem.isdecimal():
+            frames.append(path)
+        elif path.stem[:1] in ("p", "P") and path.stem[1:].isdecimal():
+            masks[path.stem[1:]].append(path)
+    return frames, masks
 
 
 LAYOUT = Layout(_is_root, list_files, _is_given)

@@ -5,14 +5,14 @@ import re
 
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.layouts import Layout
-from zsad_jax.data.benchmarks.listing import Listing, find_folder, list_images, masks_by_stem
+from zsad_jax.data.benchmarks.listing import Listing, find_inner_folder, list_images, masks_by_stem
 from zsad_jax.data.dataset import Sample
 
 LABEL = "_label"
 
 
 def _is_root(folder: pathlib.Path) -> bool:
-    return any(find_folder(folder / name, "Test") for name in DATASETS["dagm"].categories)
+    return any(find_inner_folder(folder / name, "Test") for name in DATASETS["dagm"].categories)
 
 
 def list_files(root: pathlib.Path) -> Listing:
@@ -20,14 +20,14 @@ def list_files(root: pathlib.Path) -> Listing:
     listing = Listing(root)
     for category in DATASETS["dagm"].categories:
         for split in ("train", "test"):
-            folder = find_folder(root / category, split)
+            folder = find_inner_folder(root / category, split)
             if folder is not None:
                 listing.add(split, _list_split(listing, folder, category))
     return listing
 
 
 def _list_split(listing: Listing, folder: pathlib.Path, category: str) -> list[Sample]:
-    labels = find_folder(folder, "Label") or folder / "Label"
+    labels = find_inner_folder(folder, "Label") or folder / "Label"
     masks = masks_by_stem(labels, LABEL)
     anomalous = set(masks) | _read_labels(labels)
     normal = [
@@ -40,7 +40,7 @@ def _list_split(listing: Listing, folder: pathlib.Path, category: str) -> list[S
 
 
 def _read_labels(labels: pathlib.Path) -> set[str]:
-    """Returns the images that have a label according to the text beside the labels, where there is one."""
+    """Returns the stems of the images that the text file of the labels names, if there is one."""
     return {
         stem
         for path in labels.glob("*.txt")

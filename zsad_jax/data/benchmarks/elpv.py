@@ -8,7 +8,7 @@ from zsad_jax.data.benchmarks.layouts import Layout
 from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, plural
 
 LIST = "labels.csv"
 
@@ -30,19 +30,13 @@ def list_files(root: pathlib.Path) -> Listing:
         if not path.is_file():
             listing.issues.append(Issue("image_missing", file_name, LIST))
             continue
-        defective = probability == 1
-        cell = Sample(
-            image=str(path),
-            label=int(defective),
-            category="elpv",
-            defect=kind if defective else "good",
-            file_name=file_name,
-        )
+        label = int(probability == 1)
+        cell = listing.sample(path, label=label, category="elpv", defect=kind if label else "good")
         cells.setdefault(probability, []).append(cell)
-    certain, sound = cells.pop(1.0, []), cells.pop(0.0, [])
+    defective, sound = cells.pop(1.0, []), cells.pop(0.0, [])
     uncertain = sum(map(len, cells.values()))
-    logging.info("ELPV: excluded %d cells that may or may not be defective.", uncertain)
-    listing.add_drawn(sound, certain)
+    logging.info("ELPV: excluded %s that may be defective.", plural(uncertain, "cell"))
+    listing.add_drawn(sound, defective)
     return listing
 
 
@@ -52,8 +46,8 @@ def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
         return file_name, float(probability), kind
     except ValueError as error:
         raise UserError(
-            f"{root / LIST} is not the list of ELPV ({line.strip()!r} is not an image, a probability and a"
-            " kind of cell): extract the official archive again."
+            f"{root / LIST} is not the list of ELPV: {line.strip()!r} is not an image, a probability and a kind"
+            " of cell. Extract the official archive again."
         ) from error
 
 

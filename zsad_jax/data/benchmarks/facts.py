@@ -76,7 +76,7 @@ class TwoFolders:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedFolders:
-    """A folder of images beside one of their masks, and no normal images.
+    """A folder of images and one of their masks, without normal images.
 
     Attributes:
       folders: the names of the two folders, per split.
@@ -124,7 +124,7 @@ class Facts:
       archives: the official files; none of what the library draws.
       unpack: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
       tree: paths below the root that show the layout, for people.
-      layout: how its files are found; None: `<key>.py` beside this module does it.
+      layout: of its files; None if the module `<key>` of this package finds them.
       excluded: glob patterns, relative to the root and in any case, of files and folders with images that are
         not part of the benchmark on purpose; all other unused images are reported.
       counts: published numbers of images; None for a category of which only the name is published.
@@ -149,17 +149,17 @@ class Facts:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The categories of the test split, in the order of the tables."""
+        """Returns the categories of the test split, in the order of the tables."""
         return tuple(name for name in self.counts.get("test", {}) if name != ALL)
 
     @property
     def published(self) -> Pair | None:
-        """Numbers of (normal, anomalous) images of the whole test split; None where not published."""
+        """Returns the numbers of (normal, anomalous) images of the test split; None if not published."""
         return total(self.counts["test"]) if "test" in self.counts else None
 
     @property
     def open_to_all(self) -> bool:
-        """Whether a program can download all archives."""
+        """Returns whether a program can download all archives."""
         return bool(self.archives) and all(archive.url for archive in self.archives)
 
 

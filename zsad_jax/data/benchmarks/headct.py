@@ -5,7 +5,6 @@ import pathlib
 
 from zsad_jax.data.benchmarks.layouts import Layout
 from zsad_jax.data.benchmarks.listing import Listing, list_images
-from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
 
 LABELS = "labels.csv"
@@ -32,14 +31,8 @@ def list_files(root: pathlib.Path) -> Listing:
         if label is None:
             listing.report("image_unlisted", path, LABELS)
             continue
-        sample = Sample(
-            image=str(path),
-            label=int(label),
-            category="headct",
-            defect=DEFECTS[label],
-            file_name=listing.name(path),
-        )
-        listing.add("test", [sample])
+        fields = {"category": "headct", "defect": DEFECTS[label]}
+        listing.add("test", [listing.sample(path, label=int(label), **fields)])
     listing.issues += [Issue("image_missing", f"{number:03}", LABELS) for number in labels]
     return listing
 

@@ -12,7 +12,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS, FolderPair
 from zsad_jax.data.benchmarks.listing import (
     Listing,
     Path,
-    find_folder,
+    find_inner_folder,
     masks_by_stem,
     sort_by_number,
 )
@@ -91,8 +91,8 @@ def two_folders(name: str, options: facts.TwoFolders) -> Layout:
 
     def find_images(root: Path, names: Sequence[str]) -> Path:
         """Finds the folder of the images of one kind; if there is none, the result does not exist."""
-        kind = find_folder(root, *names) or root / names[0]
-        return find_folder(kind, "images", "image") or kind
+        kind = find_inner_folder(root, *names) or root / names[0]
+        return find_inner_folder(kind, "images", "image") or kind
 
     def is_root(folder: Path) -> bool:
         anomalous = list_images(find_images(folder, options.anomalous))
@@ -138,7 +138,7 @@ def paired_folders(name: str, options: facts.PairedFolders) -> Layout:
     def list_files(root: Path) -> Listing:
         listing = Listing(root)
         for split, names in options.folders.items():
-            images, masks = (find_folder(root, *either) for either in names)
+            images, masks = (find_inner_folder(root, *either) for either in names)
             if images is None:
                 continue
             paths = [path for one in (images, *list_folders(images)) for path in list_images(one)]
@@ -157,7 +157,7 @@ def paired_folders(name: str, options: facts.PairedFolders) -> Layout:
 
 def has_pair(folder: Path, names: FolderPair) -> bool:
     """Returns whether a folder has one of images and one of masks, directly below it."""
-    return all(find_folder(folder, *either) is not None for either in names)
+    return all(find_inner_folder(folder, *either) is not None for either in names)
 
 
 def is_named(folder: Path, pattern: str) -> bool:

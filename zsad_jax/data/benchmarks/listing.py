@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zsad_jax.data import walk
 from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Lazy, Sample, as_mask
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import decode_mask, open_image
-from zsad_jax.data.walk import list_folders, list_images
+from zsad_jax.data.walk import find_folder, list_folders, list_images
 
 Path = pathlib.Path
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels; the last two are outside
@@ -50,6 +49,10 @@ class Listing:
         """Returns the name of a file relative to the root, the same on every system."""
         return path.relative_to(self.root).as_posix()
 
+    def sample(self, path: Path, **fields: Any) -> Sample:
+        """Returns the sample of an image below the root."""
+        return Sample(image=str(path), file_name=self.name(path), **fields)
+
     def report(self, kind: str, path: Path, detail: str = "") -> None:
         """Adds an issue of a file."""
         self.issues.append(Issue(kind, self.name(path), detail))
@@ -75,10 +78,7 @@ class Listing:
           fields: further fields of the samples, such as category and defect.
         """
         fields = {"has_mask": not label, **fields}
-        return [
-            Sample(image=str(path), file_name=self.name(path), label=label, **fields)
-            for path in list_images(images)
-        ]
+        return [self.sample(path, label=label, **fields) for path in list_images(images)]
 
     def masked(
         self, images: Path, masks: Path, *, mask_suffix: str = "_mask", **fields: Any
@@ -114,18 +114,11 @@ class Listing:
             found = [str(mask) for mask in unused.pop(path.stem.removesuffix(image_suffix), ())]
             if not found:
                 self.report("mask_missing", path)
-            samples.append(
-                Sample(
-                    image=str(path),
-                    mask=as_mask(found),
-                    has_mask=bool(found),
-                    label=1,
-                    file_name=self.name(path),
-                    **fields,
-                )
-            )
-        for mask in (mask for left in unused.values() for mask in left):
-            self.report("mask_unused", mask)
+            mask = as_mask(found)
+            samples.append(self.sample(path, mask=mask, has_mask=bool(found), label=1, **fields))
+        for left in unused.values():
+            for path in left:
+                self.report("mask_unused", path)
         return samples
 
     def cut(
@@ -148,10 +141,11 @@ class Listing:
         self.known |= {str(path) for path in (sample.image, *masks)}
         self.issues += found.issues
         kinds = {issue.kind for issue in found.issues}
-        if kinds - {"mask_full"} or found.size is None or not sample.has_mask:
+        # A part can be wholly defective, so a full mask is no reason to drop the image.
+        if kinds - {"mask_full"} or found.image is None or not sample.has_mask:
             return []
         parts = []
-        for index, box in enumerate(boxes(found.size)):
+        for index, box in enumerate(boxes(found.image.size)):
             left, upper, right, lower = box
             anomalous = found.mask is not None and bool(found.mask[upper:lower, left:right].any())
             cropped = [Crop(Path(str(mask)), box, is_mask=True) for mask in masks if anomalous]
@@ -183,19 +177,20 @@ class Crop(Lazy):
         return image_to_png(open_image(self.path).image.crop(self.box))
 
 
-def find_folder(parent: Path, *names: str) -> Path | None:
-    """Finds the subfolder with one of these names, in any spelling; earlier names are preferred.
+def find_inner_folder(parent: Path, *names: str) -> Path | None:
+    """Finds a subfolder like `find_folder`, or the folder of the same name that it contains.
 
-    One that holds a folder of its own name, as in Kaggle's copies, stands for that.
+    Kaggle's copies nest folders in folders of the same name.
     """
-    found = walk.find_folder(parent, *names)
-    return found and (find_folder(found, found.name) or found)
+    found = find_folder(parent, *names)
+    return found and (find_inner_folder(found, found.name) or found)
 
 
 def masks_by_stem(masks: Path, mask_suffix: str = "_mask") -> dict[str, list[Path]]:
     """Returns the masks in a folder by the stem of the image that they belong to."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in list_images(masks):
+        # MVTec's layout numbers the masks of one image: 000_mask1, 000_mask2.
         match = re.fullmatch(rf"(.+){re.escape(mask_suffix)}\d*", path.stem)
         found[match[1] if match and mask_suffix else path.stem].append(path)
     for folder in list_folders(masks):

@@ -1,4 +1,4 @@
-"""Reading what the builders have written."""
+"""Datasets of prepared benchmarks, read from array_record files."""
 
 import hashlib
 import os
@@ -21,13 +21,13 @@ TEXTS = ("category", "defect", "prompt_name", "file_name", "subject")
 
 
 class Recorded(NamedTuple):
-    """The description that preparation wrote beside the records.
+    """The description that preparation stored with the records.
 
     Attributes:
       lengths: numbers of images, by split.
       counts: of all splits.
       issues: of all splits.
-      notes: what is worth knowing, of all splits.
+      notes: of all splits.
     """
 
     lengths: dict[str, int]
@@ -73,6 +73,7 @@ class PreparedDataset:
     def fingerprint(self) -> str:
         """Returns a digest of what tensorflow-datasets recorded about the prepared files."""
         place = find_place(self.name, self._data_dir)
+        # Sizes and times of change stand for the content: a digest of gigabytes would take minutes.
         stamps = [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
             for path in sorted(place.glob("*array_record*"))
@@ -92,12 +93,15 @@ class PreparedDataset:
 
     def _read(self, position: int) -> dict[str, Any]:
         try:
+            # Opened on first use in each process: open files cannot be pickled.
             if self._source is None:
+                # The files' own bytes are returned: the loader decodes like for every other dataset.
                 skip = tfds.decode.SkipDecoding()
                 self._source = BUILDERS[self.name](data_dir=self._data_dir).as_data_source(
                     self._split, decoders={"image": skip, "mask": skip}
                 )
             return self._source[position]
+        # array_record raises RuntimeError or ValueError for damaged files.
         except (RuntimeError, ValueError, OSError) as error:
             raise _damaged(self.name, self._data_dir, error) from error
 
@@ -132,7 +136,7 @@ def read_recorded(name: str, data_dir: files.PathLike) -> Recorded:
 def _damaged(name: str, data_dir: files.PathLike, error: Exception) -> UserError:
     reason = str(error).partition("\n")[0]
     return UserError(
-        f"{DATASETS[name].title} in {find_place(name, data_dir)} is damaged ({reason}): delete it, and"
+        f"{DATASETS[name].title} in {find_place(name, data_dir)} is damaged ({reason}). Delete it and"
         " prepare it again."
     )
 

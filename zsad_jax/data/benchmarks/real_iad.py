@@ -12,7 +12,7 @@ from typing import Any
 
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.benchmarks.layouts import Layout, has_pair
-from zsad_jax.data.benchmarks.listing import Listing, find_folder
+from zsad_jax.data.benchmarks.listing import Listing, find_inner_folder
 from zsad_jax.data.dataset import Sample
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError
@@ -29,14 +29,14 @@ def _is_root(folder: pathlib.Path) -> bool:
 
 def excluded(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the images at the sizes that are not read."""
-    found = find_folder(root, *IMAGES)
+    found = find_inner_folder(root, *IMAGES)
     read = found.relative_to(root).as_posix().lower() if found else ""
     return tuple(one for one in IMAGES if one not in read)
 
 
 def list_files(root: pathlib.Path) -> Listing:
-    """Lists the images that the split names, at the largest size that is there."""
-    split, images = (find_folder(root, *either) for either in PARTS)
+    """Lists the images that the split names, at the largest available size."""
+    split, images = (find_inner_folder(root, *either) for either in PARTS)
     listing = Listing(root)
     if split is None or images is None:
         return listing
@@ -70,8 +70,8 @@ def _list_category(listing: Listing, path: pathlib.Path, images: pathlib.Path) -
             listing.add(split, sorted(samples, key=lambda sample: sample.file_name))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'{path} is not a split of Real-IAD ({error!r}): it should hold "meta", "train" and "test" with'
-            ' entries of "anomaly_class", "image_path" and "mask_path"; extract the official one again.'
+            f'{path} is not a split of Real-IAD ({error!r}). Expected "meta", "train" and "test" with entries'
+            ' of "anomaly_class", "image_path" and "mask_path". Extract the official file again.'
         ) from error
 
 
@@ -85,14 +85,13 @@ def _read_entry(
         listing.name(mask)  # raises a ValueError for a path outside the root
     has_mask = mask is None or mask.is_file()
     side = re.search(r"_C(\d+)_", image.name)
-    return Sample(
-        image=str(image),
+    return listing.sample(
+        image,
         mask=str(mask) if mask and has_mask else None,
         has_mask=has_mask,
         label=int(mask is not None),
         category=category,
         defect=kind if mask else "good",
-        file_name=listing.name(image),
         subject=image.parent.relative_to(folder).as_posix(),
         slice=int(side[1]) if side else -1,
     )

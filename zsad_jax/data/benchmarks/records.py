@@ -45,7 +45,7 @@ def encode(sample: Sample, dataset: str) -> Record:
 def _mask_bytes(masks: tuple[bytes, ...], found: Examined) -> bytes:
     """Returns the mask's own bytes; zeros where there is none; several joined to one."""
     if not masks or (len(masks) > 1 and found.mask is None):
-        return mask_to_png(np.zeros((found.size or (1, 1))[::-1], np.bool_))
+        return mask_to_png(np.zeros((found.image.size if found.image else (1, 1))[::-1], np.bool_))
     return masks[0] if found.mask is None or len(masks) == 1 else mask_to_png(found.mask)
 
 

@@ -20,6 +20,7 @@ from zsad_jax.data.benchmarks.availability import how_to_prepare
 from zsad_jax.data.benchmarks.facts import DATASETS, Archive, Facts
 from zsad_jax.data.benchmarks.layouts import find_layout
 from zsad_jax.data.meta_json import META_JSON
+from zsad_jax.data.walk import list_folders
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
@@ -53,7 +54,7 @@ def open_root(
       downloaded: folder of downloaded archives.
 
     Raises:
-      UserError: the benchmark is not there, or an archive is not the published one.
+      UserError: the benchmark is not found, or an archive is not the published one.
     """
     facts = DATASETS[name]
     if source is None:
@@ -61,7 +62,7 @@ def open_root(
     else:
         found = _find(name, pathlib.Path(source))
         if isinstance(found, pathlib.Path):
-            logging.info("%s is read from %s.", facts.title, found)
+            logging.info("Reading %s from %s.", facts.title, found)
             yield found
             return
         given = found
@@ -74,8 +75,11 @@ def open_root(
             _extract(facts, path, target)
         root = _find_root(name, target) or _search(target, _has_meta_json)
         if root is None:
-            raise UserError(f"{given[0]} is not {facts.title}: it does not hold {facts.tree}.")
-        logging.info("%s is read from %s.", facts.title, ", ".join(map(str, given)))
+            raise UserError(
+                f"{given[0]} is not an archive of {facts.title}: it does not contain {facts.tree}. Download the"
+                " official archive."
+            )
+        logging.info("Reading %s from %s.", facts.title, ", ".join(map(str, given)))
         yield root
     finally:
         files.remove(target)
@@ -101,7 +105,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
     """Finds the root below a folder, else all archives below it, or the archive that was given."""
     facts = DATASETS[name]
     if not source.exists():
-        raise UserError(f"--source {source} does not exist.")
+        raise UserError(f"--source {source} does not exist. Give an archive, or a folder.")
     if source.is_file():
         if len(facts.archives) == 1:
             return [source]
@@ -114,7 +118,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
         return root
     paths = []
     for archive in facts.archives:
-        holds = (lambda name: lambda folder: (folder / name).is_file())(archive.file_name)
+        holds = functools.partial(_holds, archive.file_name)
         folder = _search(source, holds)
         if folder is None:
             unpack = f" (unpack with {facts.unpack})" if facts.unpack else ""
@@ -127,7 +131,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
 
 
 def _find_root(name: str, folder: pathlib.Path) -> pathlib.Path | None:
-    """Finds the root in or below a folder; a layout of this benchmark alone goes before a possible one."""
+    """Finds the root in or below a folder; prefers a layout of this benchmark alone to a shared one."""
     layout, copies = find_layout(name), (name, DATASETS[name].folder)
     root = _search(folder, layout.is_root)
     if root is None and (layout.accepts(folder) or _has_meta_json(folder)):
@@ -135,27 +139,28 @@ def _find_root(name: str, folder: pathlib.Path) -> pathlib.Path | None:
     return root or _search(folder, lambda one: one.name in copies and _has_meta_json(one))
 
 
-def _has_meta_json(folder: pathlib.Path) -> bool:
-    return (folder / META_JSON).is_file()
+def _holds(name: str, folder: pathlib.Path) -> bool:
+    return (folder / name).is_file()
+
+
+_has_meta_json = functools.partial(_holds, META_JSON)
 
 
 def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
     """Returns the first folder that is wanted: the nearest, in the order of names."""
     level = [folder]
     for _ in range(SEARCH_DEPTH + 1):
+        below: list[pathlib.Path] = []
         for one in level:
-            with contextlib.suppress(PermissionError):  # lost+found, and the like
+            with contextlib.suppress(
+                PermissionError
+            ):  # for example lost+found, or a folder below it
                 if is_wanted(one):
                     return one
-        level = [below for one in level for below in _folders_in(one)]
+            with contextlib.suppress(PermissionError):
+                below += list_folders(one)
+        level = below
     return None
-
-
-def _folders_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except PermissionError:
-        return []
 
 
 def _check_archive(facts: Facts, archive: Archive, path: pathlib.Path) -> None:
@@ -167,7 +172,7 @@ def _check_archive(facts: Facts, archive: Archive, path: pathlib.Path) -> None:
 
 
 def _compare(archive: Archive, path: pathlib.Path) -> str:
-    """Says how a file differs from a published archive; "" if it does not."""
+    """Describes how a file differs from a published archive; "" if it does not."""
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"
@@ -188,7 +193,7 @@ def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
                 pass
     except _UnsafeMember as error:
         raise UserError(
-            f"{path} is not extracted because {error}. Download the official archive again, or extract it"
+            f"{path} cannot be extracted safely: {error}. Download the official archive again, or extract it"
             " yourself and give the folder as --source."
         ) from error
     except _BROKEN_ARCHIVE as error:
@@ -224,6 +229,7 @@ class _Member(NamedTuple):
 
 def _tar_members(file: IO[bytes]) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, mode="r|*") as archive:
+        # Streamed: a compressed tar has no index, and seeking would decompress it several times.
         for member in archive:
             is_file = member.isreg() and not member.issparse()
             open_member = functools.partial(archive.extractfile, member)
@@ -264,6 +270,7 @@ def _unpack(members: Iterable[_Member], target: pathlib.Path, limit: int) -> Ite
             raise _UnsafeMember(
                 f"its member {member.name!r} is a link or a device, which no benchmark has"
             )
+        # The sizes are checked before writing, since an archive bomb expands without end.
         limit -= member.size
         if limit < 0:
             raise _UnsafeMember(

@@ -20,11 +20,11 @@ def _is_root(folder: pathlib.Path) -> bool:
 
 
 def list_files(root: pathlib.Path) -> Listing:
-    """Lists the rows of the official split, in its order; repacked images in the order of the folders."""
+    """Lists the images of the official split in its order, or those of a repacked copy by folder."""
     if not _is_official(root):
         listing = REPACKED.list_files(root)
         for samples in listing.samples.values():
-            # The folder tells only that an image is anomalous.
+            # The folder `bad` says that an image is anomalous, not which defect it has.
             samples[:] = [
                 dataclasses.replace(one, defect="") if one.label else one for one in samples
             ]
@@ -32,7 +32,7 @@ def list_files(root: pathlib.Path) -> Listing:
     listing = Listing(root)
     with open(root / SPLIT_FILE, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
-            sample = _read_row(root, row)
+            sample = _read_row(listing, row)
             if not (root / row["image"]).is_file():
                 listing.issues.append(Issue("image_missing", row["image"]))
                 continue
@@ -46,25 +46,25 @@ def _is_official(folder: pathlib.Path) -> bool:
     return (folder / SPLIT_FILE).is_file() and any(folder.glob("*/Data/Images"))
 
 
-def _read_row(root: pathlib.Path, row: dict[str, str]) -> Sample:
+def _read_row(listing: Listing, row: dict[str, str]) -> Sample:
+    root = listing.root
     try:
         image, mask, label = row["image"], row["mask"], row["label"]
         category, _ = row["object"], row["split"]
         anomalous = {"normal": 0, "anomaly": 1}[label]
     except KeyError as error:
         raise UserError(
-            f"{root / SPLIT_FILE} is not the split of VisA ({error} is unexpected or missing):"
-            " extract the official archive again."
+            f"{root / SPLIT_FILE} is not the split of VisA: {error} is unexpected or missing."
+            " Extract the official archive again."
         ) from error
     has_mask = bool(mask) and (root / mask).is_file()
-    return Sample(
-        image=str(root / image),
+    return listing.sample(
+        root / image,
         mask=str(root / mask) if has_mask else None,
         has_mask=has_mask or not anomalous,
         label=anomalous,
         category=category,
         defect="" if anomalous else "good",
-        file_name=image,
     )
 
 

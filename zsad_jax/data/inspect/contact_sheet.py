@@ -82,7 +82,7 @@ def write_sheet(
         known = suggest(split, opened.splits)
         raise UserError(f"{opened.title} has no split {split!r}. {known}")
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder; name a PNG file.")
+        raise UserError(f"--out {path} is a folder. Give the path of a PNG file.")
     dataset = opened.splits[split]
     for name in categories or ():
         if name not in dataset.categories:
@@ -98,7 +98,8 @@ def write_sheet(
         without = not any(one.sample.label and one.sample.has_mask for one in found)
         heading += ", no masks" * (without and anomalous > 0)
         shown = (dataset[one.position] for one in choose(found, per_category))
-        rows.append((heading, [_make_tile(sample, told=without) for sample in shown]))
+        # Without any mask, the heading reports it once instead of each caption.
+        rows.append((heading, [_make_tile(sample, warn=not without) for sample in shown]))
     sheet = _draw(f"{opened.title}, {split}", rows)
     with replaced(path) as temporary:
         sheet.save(temporary, "PNG")
@@ -153,8 +154,8 @@ def _members(
     return found
 
 
-def _make_tile(sample: Sample, *, told: bool) -> Tile:
-    """Returns a sample's picture and caption; `told` when the heading says that there are no masks."""
+def _make_tile(sample: Sample, *, warn: bool) -> Tile:
+    """Returns a sample's picture and caption, which reports a missing mask if `warn`."""
     found = examine(sample)
     kind = sample.defect or ("anomalous" if sample.label else "normal")
     lines = [(kind, ANOMALOUS if sample.label else NORMAL), (_end_of(sample.file_name), INK)]
@@ -168,7 +169,7 @@ def _make_tile(sample: Sample, *, told: bool) -> Tile:
         scale = min(_width(span) / width, TALLEST / height)
         shown = fit(whole, round(max(width, height) * scale))
         shown = outline(shown, found.mask if found.usable else None)
-    missing = sample.label and not sample.has_mask and not told
+    missing = sample.label and not sample.has_mask and warn
     for issue in [*found.issues, *[Issue("mask_missing", "")] * bool(missing)]:
         lines += [(line, ANOMALOUS) for line in _wrap(issue.description, _width(span))]
     return Tile(Image.fromarray(shown), lines, span)

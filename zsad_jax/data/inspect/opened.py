@@ -25,7 +25,7 @@ class OpenedDataset(NamedTuple):
       title: for people.
       place: where it is.
       splits: of which it consists.
-      recorded: the counts that preparation wrote beside the records; None where there are no records.
+      recorded: the counts that preparation stored with the records; None if there are no records.
       published: the published counts of its splits, {} of a folder.
       only: the benchmark's only category, whatever a copy calls it; "" where it has several.
     """
@@ -88,8 +88,8 @@ def open_all_splits(
             name, os.path.basename(place), place, open_splits({"folder": name, **options}, data_dir)
         )
     if os.path.exists(name):
-        raise UserError(f"{name} is a file; give a dataset's key or a folder.")
-    raise UserError(f"There is no dataset and no folder {name!r}. {suggest(name, DATASETS)}")
+        raise UserError(f"{name} is a file. Give a dataset's key or a folder.")
+    raise UserError(f"{name!r} is neither a known dataset nor a folder. {suggest(name, DATASETS)}")
 
 
 def _open_known(name: str, data_dir: PathLike) -> OpenedDataset:
@@ -97,7 +97,7 @@ def _open_known(name: str, data_dir: PathLike) -> OpenedDataset:
     check_available(name, data_dir)
     if name in CATEGORIES:
         drawn = {"test": open_dataset(name, data_dir)}
-        return OpenedDataset(name, facts.title, "what the library draws", drawn)
+        return OpenedDataset(name, facts.title, "drawn on access", drawn)
     if benchmarks.is_prepared(name, data_dir):
         from zsad_jax.data.benchmarks.prepared import read_recorded
 

@@ -1,4 +1,4 @@
-"""The papers' tables of datasets, from what is there: counts beside the published ones."""
+"""Tables of the known datasets: their state, and their counts with the published ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -17,12 +17,12 @@ from zsad_jax.utils.files import PathLike
 
 
 class Entry(NamedTuple):
-    """A known dataset, whether it is there or not.
+    """A known dataset, available or not.
 
     Attributes:
       key: its name.
-      state: whether it is there and in which form, else how to get it.
-      counts: of the splits that are there; {} where none is.
+      state: the form in which it is available, else how to get it.
+      counts: of the available splits; {} if none is.
     """
 
     key: str
@@ -34,7 +34,7 @@ def look_for(name: str, data_dir: PathLike) -> Entry:
     """Looks for a known dataset below a folder; counts are read, images are not."""
     facts = DATASETS[name]
     if not is_available(name, data_dir):
-        state = "open to all: prepare fetches it" if facts.open_to_all else facts.homepage
+        state = "prepare downloads it" if facts.open_to_all else facts.homepage
         return Entry(name, state, {})
     try:
         opened = open_all_splits(name, data_dir)

@@ -16,9 +16,9 @@ class Findings(NamedTuple):
 
     Attributes:
       opened: the dataset.
-      counts: of the images that are there.
-      issues: what is wrong.
-      notes: what harms nothing.
+      counts: of the images that exist.
+      issues: problems with its files.
+      notes: remarks that do not affect results.
       unusable: issues of images that cannot be read, whose mask cannot be used, or whose mask is missing from a
         benchmark for pixel metrics.
     """
@@ -31,49 +31,50 @@ class Findings(NamedTuple):
 
     @property
     def differences(self) -> list[str]:
-        """Differences from the published counts."""
+        """Returns the differences from the published counts."""
         return compare_counts(self.counts, self.opened.published)
 
     @property
     def contradictions(self) -> list[str]:
-        """Differences from the counts that preparation recorded."""
+        """Returns the differences from the counts that preparation recorded."""
         return compare_counts(self.counts, self.opened.recorded or {})
 
     @property
     def good(self) -> bool:
-        """Whether all counts are right and every image and mask can be used."""
-        # Without published counts, only the absence of issues shows that all is there.
+        """Returns whether all counts are right and all images and masks are usable."""
+        # Without published counts, only the absence of issues shows that nothing is missing.
         failures = self.unusable if self.opened.published else self.issues
         return not (self.differences or self.contradictions or failures)
 
 
 def describe(found: Findings, *, hint: str) -> Iterator[str]:
-    """Describes counts beside the published ones, then issues and notes.
+    """Yields lines with the counts and the published ones, then issues and notes.
 
-    `hint` is the command that lists every file that has an issue; "" for a line for each file, else there is a
-    line for each kind.
+    Args:
+      found: what is described.
+      hint: the command that lists every file with an issue, for a line per kind; "" for a line per file.
     """
     key, published = os.path.basename(os.path.abspath(found.opened.key)), found.opened.published
     yield tabulate_categories({key: found.counts}, {key: published}).to_text("plain").rstrip()
-    yield from (f"differs from the published count: {one}" for one in found.differences)
+    yield from (f"published count differs: {one}" for one in found.differences)
     if published and not found.differences:
-        yield "all counts are the published ones"
-    yield from (f"differs from what preparation recorded: {one}" for one in found.contradictions)
+        yield "all counts match the published ones"
+    yield from (f"recorded count differs: {one}" for one in found.contradictions)
     for word, issues in (("issue", found.issues), ("note", found.notes)):
         for kind in group_issues(issues):
             lines = [summarize_issues(kind)] if hint else map(str, kind)
             yield from (f"{word}: {line}" for line in lines)
     if found.issues:
-        yield plural(len(found.issues), "issue") + (f"; to list all: {hint}" if hint else "")
+        yield plural(len(found.issues), "issue") + (f". To list all: {hint}" if hint else "")
 
 
 def describe_verdict(found: Findings) -> str:
     """Describes the result of a verification in a line."""
-    problems = {
-        "counts that are not the published ones": found.differences,
-        "counts that are not what preparation recorded": found.contradictions,
-        "images that cannot be used": found.unusable,
-    }
-    words = [f"{what}: {len(them)}" for what, them in problems.items() if them]
-    verdict = ", ".join(words) or "every image and mask that is there can be used"
+    problems = (
+        (found.differences, "difference", " from the published counts"),
+        (found.contradictions, "difference", " from the recorded counts"),
+        (found.unusable, "unusable image", ""),
+    )
+    words = [plural(len(them), noun) + rest for them, noun, rest in problems if them]
+    verdict = ", ".join(words) or "all images and masks are usable"
     return verdict + (f"; {plural(len(found.issues), 'issue')}" if found.issues else "")

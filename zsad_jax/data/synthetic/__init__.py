@@ -21,7 +21,7 @@ CATEGORIES: dict[str, tuple[Category, ...]] = {
 
 
 class Synthetic:
-    """One of the two datasets: 8 categories, 256 images of 256 x 256 px, half of them anomalous."""
+    """A synthetic dataset: 8 categories, 256 images of 256 x 256 px, half of them anomalous."""
 
     contiguous = True
     issues: tuple[Issue, ...] = ()

@@ -17,13 +17,7 @@ def paint_leather_grain(rng: np.random.Generator) -> Scene:
     open_field[points[:, 0].astype(int), points[:, 1].astype(int)] = 0
     away = cv2.distanceTransform(open_field, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / np.float32(cell)
     relief = 1.12 - rng.uniform(0.5, 0.9) * canvas.uneven(rng, 0.35) * away**2
-    hides = (
-        (0.45, 0.28, 0.18),
-        (0.66, 0.5, 0.36),
-        (0.3, 0.3, 0.32),
-        (0.5, 0.2, 0.18),
-        (0.35, 0.4, 0.33),
-    )
+    hides = canvas.percent((45, 28, 18), (66, 50, 36), (30, 30, 32), (50, 20, 18), (35, 40, 33))
     value = relief * (1 + 0.1 * canvas.noise(rng, 70, octaves=2) + 0.05 * canvas.noise(rng, 2))
     return Scene(canvas.tinted(value, canvas.pick(rng, hides)))
 
@@ -33,7 +27,7 @@ def paint_concrete(rng: np.random.Generator) -> Scene:
     blotches = canvas.noise(rng, 70, octaves=5)
     sand = canvas.uneven(rng, 0.5) * canvas.noise(rng, 2)
     pores = np.clip(canvas.noise(rng, 5) - rng.uniform(2.2, 2.8), 0, 0.5)
-    grays = ((0.6, 0.6, 0.58), (0.48, 0.49, 0.5), (0.68, 0.65, 0.6), (0.56, 0.52, 0.48))
+    grays = canvas.percent((60, 60, 58), (48, 49, 50), (68, 65, 60), (56, 52, 48))
     value = 1 + rng.uniform(0.06, 0.12) * blotches + rng.uniform(0.04, 0.08) * sand - 0.7 * pores
     return Scene(canvas.tinted(value, canvas.pick(rng, grays)))
 
@@ -48,7 +42,7 @@ def paint_wood_grain(rng: np.random.Generator) -> Scene:
     depth = rng.uniform(0.2, 0.35) * canvas.uneven(rng, 0.5)
     vessels = np.clip(canvas.noise(rng, 1.4, stretch=16, angle=angle) - 1.5, 0, 1.2)
     fiber = canvas.noise(rng, 1.2, stretch=40, angle=angle)
-    woods = ((0.72, 0.54, 0.34), (0.5, 0.33, 0.2), (0.82, 0.68, 0.48), (0.58, 0.36, 0.25))
+    woods = canvas.percent((72, 54, 34), (50, 33, 20), (82, 68, 48), (58, 36, 25))
     value = 1.08 - depth * ring**2.5 - 0.16 * vessels + 0.05 * fiber
     return Scene(canvas.tinted(value, canvas.pick(rng, woods)))
 
@@ -63,13 +57,7 @@ def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
     strand = lift - np.floor(lift) - 0.5
     relief = (1 - 1.6 * canvas.uneven(rng, 0.4) * strand**2) * (1 - 7 * (leg - 0.25) ** 2)
     twist = np.sin(2 * np.pi * (3 * lift + 6 * side))
-    yarns = (
-        (0.65, 0.2, 0.22),
-        (0.25, 0.36, 0.55),
-        (0.8, 0.76, 0.68),
-        (0.36, 0.45, 0.3),
-        (0.5, 0.48, 0.5),
-    )
+    yarns = canvas.percent((65, 20, 22), (25, 36, 55), (80, 76, 68), (36, 45, 30), (50, 48, 50))
     fuzz = 1.05 + 0.06 * twist + 0.05 * canvas.noise(rng, 2) + 0.06 * canvas.noise(rng, 60)
     return Scene(canvas.tinted(relief * fuzz, canvas.pick(rng, yarns)))
 
@@ -78,7 +66,7 @@ def paint_gear(rng: np.random.Generator) -> Scene:
     """A spur gear with a bore and lightening holes; a part is a tooth."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
     ground = image.copy() * 0.8
-    metals = ((0.6, 0.61, 0.63), (0.7, 0.58, 0.35), (0.38, 0.38, 0.42), (0.85, 0.84, 0.8))
+    metals = canvas.percent((60, 61, 63), (70, 58, 35), (38, 38, 42), (85, 84, 80))
     metal = staging.turned(rng, pose.center, metals)
     count, root = canvas.count(rng, 11, 16), rng.uniform(78, 84)
     disc = pose.apply(canvas.ellipse((0, 0), root))
@@ -105,13 +93,7 @@ def paint_gear(rng: np.random.Generator) -> Scene:
 def paint_bottle_cap(rng: np.random.Generator) -> Scene:
     """A crown cap seen from above, with a ring of printed stars; a part is a star."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
-    paints = (
-        (0.7, 0.15, 0.15),
-        (0.15, 0.35, 0.6),
-        (0.82, 0.68, 0.2),
-        (0.2, 0.45, 0.28),
-        (0.8, 0.8, 0.82),
-    )
+    paints = canvas.percent((70, 15, 15), (15, 35, 60), (82, 68, 20), (20, 45, 28), (80, 80, 82))
     lacquer = staging.sheet(rng, paints, streaks=0.01)
     flutes = 21
     turn = np.linspace(0, 2 * np.pi, 12 * flutes, endpoint=False)
@@ -141,12 +123,12 @@ def paint_bottle_cap(rng: np.random.Generator) -> Scene:
 
 def paint_keypad(rng: np.random.Generator) -> Scene:
     """Rows of keys in their wells, each with a printed mark; a part is a key."""
-    housings = ((0.2, 0.2, 0.22), (0.62, 0.62, 0.6), (0.3, 0.34, 0.4), (0.75, 0.72, 0.65))
+    housings = canvas.percent((20, 20, 22), (62, 62, 60), (30, 34, 40), (75, 72, 65))
     image, pose = staging.sheet(rng, housings, streaks=0.01), staging.lay_down(rng, turn=6)
     columns, rows = [(3, 4), (4, 4), (4, 5), (5, 5)][canvas.count(rng, 0, 4)]
     pitch = np.array([216 / columns, 216 / rows])
     size = pitch - rng.uniform(11, 14)
-    plastics = ((0.85, 0.85, 0.83), (0.4, 0.41, 0.44), (0.14, 0.14, 0.15), (0.75, 0.55, 0.35))
+    plastics = canvas.percent((85, 85, 83), (40, 41, 44), (14, 14, 15), (75, 55, 35))
     color = canvas.pick(rng, plastics)
     ink = 0.08 if color.mean() > 0.45 else 0.92
     parts = []
@@ -169,18 +151,12 @@ def paint_keypad(rng: np.random.Generator) -> Scene:
 def paint_ceramic_tile_set(rng: np.random.Generator) -> Scene:
     """Glazed tiles in a bed of mortar; a part is a tile."""
     mortar = canvas.noise(rng, 3, octaves=2)
-    joints = canvas.pick(rng, ((0.5, 0.49, 0.47), (0.78, 0.77, 0.74), (0.28, 0.28, 0.29)))
+    joints = canvas.pick(rng, canvas.percent((50, 49, 47), (78, 77, 74), (28, 28, 29)))
     image = canvas.tinted(0.95 + 0.07 * mortar, joints)
     pose = staging.lay_down(rng, turn=12)
     count = canvas.count(rng, 4, 7)
     pitch = 232 / count
-    glazes = (
-        (0.75, 0.8, 0.8),
-        (0.3, 0.5, 0.55),
-        (0.7, 0.45, 0.32),
-        (0.86, 0.82, 0.7),
-        (0.25, 0.3, 0.45),
-    )
+    glazes = canvas.percent((75, 80, 80), (30, 50, 55), (70, 45, 32), (86, 82, 70), (25, 30, 45))
     colors = [canvas.pick(rng, glazes), canvas.pick(rng, glazes)]
     checkered = rng.random() < 0.5
     clouds = canvas.tinted(0.6 + 0.25 * canvas.noise(rng, 25, octaves=3), (1.0, 1.0, 1.0))
@@ -226,13 +202,7 @@ def splash_drops(rng: np.random.Generator, scene: Scene):
         middle = center + direction * radius * rng.uniform(1.0, 1.9)
         drops.append(canvas.ellipse(middle, rng.uniform(0.12, 0.4) * radius))
     alpha = cv2.GaussianBlur(canvas.coverage(drops), (0, 0), 1.3) * scene.region
-    inks = (
-        (0.12, 0.1, 0.1),
-        (0.1, 0.2, 0.5),
-        (0.55, 0.12, 0.1),
-        (0.85, 0.8, 0.3),
-        (0.92, 0.92, 0.9),
-    )
+    inks = canvas.percent((12, 10, 10), (10, 20, 50), (55, 12, 10), (85, 80, 30), (92, 92, 90))
     ink = canvas.pick_contrasting(rng, inks, scene.color(center), apart=0.5)
     canvas.blend(scene.image, 0.85 * alpha, ink)
     return alpha > 0.2

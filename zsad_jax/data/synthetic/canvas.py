@@ -4,7 +4,7 @@ Points are (x, y) in pixels, angles in degrees, images float32 [SIZE, SIZE, 3] w
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -185,18 +185,24 @@ def count(rng: np.random.Generator, low: int, high: int) -> int:
     return int(rng.integers(low, high))
 
 
-def pick(rng: np.random.Generator, options: Sequence) -> np.ndarray:
+def percent(*colors: tuple[int, int, int]) -> Float[np.ndarray, "n 3"]:
+    """Returns RGB colors whose channels are given in percent."""
+    return np.array(colors) / 100
+
+
+def pick(rng: np.random.Generator, options: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " 3"]:
     """Returns an RGB color of `options`, varied in brightness and tint."""
-    color = np.array(options[count(rng, 0, len(options))])
+    color = options[count(rng, 0, len(options))]
     color = color * rng.uniform(1 - 3 * SPREAD, 1 + 3 * SPREAD) + rng.normal(0, SPREAD / 3, 3)
     return np.clip(color, 0.03, 0.97).astype(np.float32)
 
 
-def pick_contrasting(rng: np.random.Generator, options: Sequence, surface, *, apart: float):
+def pick_contrasting(
+    rng: np.random.Generator, options: Float[np.ndarray, "n 3"], surface, *, apart: float
+):
     """Picks a color at least `apart` (RGB distance) from that of a surface; see `pick`."""
-    gaps = np.linalg.norm(np.asarray(options) - surface, axis=1)
-    fit = [option for option, gap in zip(options, gaps, strict=True) if gap >= apart]
-    return pick(rng, fit or [options[int(gaps.argmax())]])
+    gaps = np.linalg.norm(options - surface, axis=1)
+    return pick(rng, options[gaps >= min(apart, gaps.max())])
 
 
 def dilate(mask: Bool[np.ndarray, "S S"], radius: int) -> Bool[np.ndarray, "S S"]:

@@ -8,13 +8,7 @@ from jaxtyping import Float
 from zsad_jax.data.synthetic import canvas
 from zsad_jax.data.synthetic.scene import Layer, Part
 
-_TABLES = (
-    (0.2, 0.21, 0.23),
-    (0.75, 0.74, 0.71),
-    (0.35, 0.42, 0.5),
-    (0.5, 0.47, 0.42),
-    (0.62, 0.66, 0.62),
-)
+_TABLES = canvas.percent((20, 21, 23), (75, 74, 71), (35, 42, 50), (50, 47, 42), (62, 66, 62))
 
 
 class Pose(NamedTuple):

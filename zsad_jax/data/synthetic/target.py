@@ -12,7 +12,7 @@ def paint_brushed_steel(rng: np.random.Generator) -> Scene:
     fine = canvas.noise(rng, 1.3, stretch=rng.uniform(30, 80), angle=angle)
     broad = canvas.noise(rng, 7, stretch=25, angle=angle)
     gleam = canvas.noise(rng, 90, stretch=0.5, angle=angle)
-    metals = ((0.55, 0.56, 0.58), (0.62, 0.6, 0.57), (0.45, 0.47, 0.5), (0.6, 0.52, 0.42))
+    metals = canvas.percent((55, 56, 58), (62, 60, 57), (45, 47, 50), (60, 52, 42))
     depth = rng.uniform(0.08, 0.13) * canvas.uneven(rng, 0.5, stretch=2, angle=angle)
     value = 1 + depth * fine + 0.05 * broad + 0.08 * gleam
     return Scene(canvas.tinted(value, canvas.pick(rng, metals)))
@@ -31,7 +31,7 @@ def paint_woven_basket(rng: np.random.Generator) -> Scene:
     tone = np.where(over, tones[row % 256], tones[256 + column % 256])
     fibers = np.sin(across * rng.uniform(18, 30) + 3 * canvas.noise(rng, 30))
     relief = (1 - 2.2 * across**2) * (1 - 1.3 * along**2)
-    strands = ((0.78, 0.62, 0.4), (0.6, 0.44, 0.27), (0.72, 0.68, 0.58), (0.45, 0.36, 0.26))
+    strands = canvas.percent((78, 62, 40), (60, 44, 27), (72, 68, 58), (45, 36, 26))
     value = tone * relief * (1 + 0.06 * fibers + 0.03 * canvas.noise(rng, 3))
     return Scene(canvas.tinted(value, canvas.pick(rng, strands)))
 
@@ -44,14 +44,15 @@ def paint_marble(rng: np.random.Generator) -> Scene:
     veins = np.exp(-((bend / rng.uniform(0.12, 0.25)) ** 2)) * (0.6 + 0.35 * canvas.noise(rng, 50))
     fine = np.exp(-((canvas.noise(rng, 60, octaves=4) / 0.08) ** 2)) * 0.35
     palette = (
-        ((0.82, 0.81, 0.79), (0.5, 0.5, 0.53)),
-        ((0.3, 0.4, 0.36), (0.66, 0.72, 0.66)),
-        ((0.75, 0.6, 0.52), (0.5, 0.35, 0.3)),
-        ((0.24, 0.24, 0.27), (0.6, 0.58, 0.55)),
+        canvas.percent((82, 81, 79), (50, 50, 53)),
+        canvas.percent((30, 40, 36), (66, 72, 66)),
+        canvas.percent((75, 60, 52), (50, 35, 30)),
+        canvas.percent((24, 24, 27), (60, 58, 55)),
     )
-    body, vein = palette[canvas.count(rng, 0, len(palette))]
-    image = canvas.tinted(1 + 0.07 * clouds, canvas.pick(rng, [body]))
-    canvas.blend(image, np.clip(veins + fine, 0, 0.75), canvas.pick(rng, [vein]))
+    stone = palette[canvas.count(rng, 0, len(palette))]
+    body, vein = stone[:1], stone[1:]
+    image = canvas.tinted(1 + 0.07 * clouds, canvas.pick(rng, body))
+    canvas.blend(image, np.clip(veins + fine, 0, 0.75), canvas.pick(rng, vein))
     return Scene(image)
 
 
@@ -64,7 +65,7 @@ def paint_corrugated_card(rng: np.random.Generator) -> Scene:
     flutes = np.cos(phase) + 0.3 * np.cos(2 * phase + rng.uniform(0, 6))
     depth = rng.uniform(0.1, 0.18) * canvas.uneven(rng, 0.5)
     flecks = np.maximum(canvas.noise(rng, 2, stretch=4, angle=rng.uniform(1, 179)) - 1.6, 0)
-    papers = ((0.66, 0.52, 0.37), (0.58, 0.46, 0.34), (0.74, 0.62, 0.48), (0.8, 0.77, 0.72))
+    papers = canvas.percent((66, 52, 37), (58, 46, 34), (74, 62, 48), (80, 77, 72))
     value = 1 + depth * flutes + 0.05 * canvas.noise(rng, 60, octaves=3) - 0.12 * flecks
     value += 0.03 * canvas.noise(rng, 2)
     return Scene(canvas.tinted(value, canvas.pick(rng, papers)))
@@ -74,7 +75,7 @@ def paint_perforated_plate(rng: np.random.Generator) -> Scene:
     """A sheet with a regular grid of punched holes; a part is a hole."""
     image, pose = staging.table(rng), staging.lay_down(rng)
     ground = image.copy() * 0.55
-    coats = ((0.62, 0.63, 0.65), (0.3, 0.32, 0.35), (0.72, 0.6, 0.38), (0.35, 0.48, 0.6))
+    coats = canvas.percent((62, 63, 65), (30, 32, 35), (72, 60, 38), (35, 48, 60))
     plate = staging.sheet(rng, coats)
     count = canvas.count(rng, 4, 7)
     pitch = 196 / count
@@ -99,7 +100,7 @@ def paint_washer(rng: np.random.Generator) -> Scene:
     """A lock washer: a flat ring with twisted teeth on its inner edge; a part is a tooth."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
     ground = image.copy()
-    metals = ((0.66, 0.66, 0.67), (0.75, 0.63, 0.36), (0.42, 0.43, 0.46), (0.62, 0.45, 0.35))
+    metals = canvas.percent((66, 66, 67), (75, 63, 36), (42, 43, 46), (62, 45, 35))
     metal = staging.turned(rng, pose.center, metals)
     outer, inner = rng.uniform(100, 108), rng.uniform(62, 68)
     rim = pose.apply(canvas.ellipse((0, 0), outer))
@@ -122,7 +123,7 @@ def paint_washer(rng: np.random.Generator) -> Scene:
 def paint_pill_blister(rng: np.random.Generator) -> Scene:
     """A foil sheet with a pocket for every pill; a part is a pill."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=7)
-    foils = ((0.7, 0.71, 0.73), (0.78, 0.72, 0.6), (0.6, 0.66, 0.72))
+    foils = canvas.percent((70, 71, 73), (78, 72, 60), (60, 66, 72))
     foil = staging.sheet(rng, foils, streaks=0.02)
     u, v = canvas.frame(rng, pose.angle + 45)
     foil *= (1 + 0.05 * np.sin(u * 1.1) * np.sin(v * 1.1))[..., None]
@@ -133,13 +134,7 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
     canvas.fill(image, outline, foil)
     middles = staging.grid_points(columns, rows, pitch)
     length = 0.33 * pitch * pose.zoom if rng.random() < 0.5 else 0.31 * min(pitch) * pose.zoom
-    drugs = (
-        (0.93, 0.92, 0.9),
-        (0.85, 0.45, 0.4),
-        (0.9, 0.78, 0.4),
-        (0.5, 0.68, 0.8),
-        (0.55, 0.72, 0.5),
-    )
+    drugs = canvas.percent((93, 92, 90), (85, 45, 40), (90, 78, 40), (50, 68, 80), (55, 72, 50))
     color = canvas.pick(rng, drugs)
     scored = rng.random() < 0.5
     parts = []
@@ -160,12 +155,12 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
 
 def paint_circuit_pads(rng: np.random.Generator) -> Scene:
     """A board with a chip between two rows of plated pads, traces and vias; a part is a pad."""
-    boards = ((0.16, 0.46, 0.28), (0.16, 0.3, 0.52), (0.52, 0.2, 0.2), (0.2, 0.21, 0.22))
+    boards = canvas.percent((16, 46, 28), (16, 30, 52), (52, 20, 20), (20, 21, 22))
     board = canvas.pick(rng, boards)
     weave = 1 + 0.05 * canvas.noise(rng, 2) + 0.06 * canvas.noise(rng, 60)
     image = canvas.tinted(weave, board)
     pose = staging.lay_down(rng, turn=5)
-    plating = canvas.pick(rng, ((0.86, 0.72, 0.38), (0.78, 0.79, 0.8)))
+    plating = canvas.pick(rng, canvas.percent((86, 72, 38), (78, 79, 80)))
     count, spread = canvas.count(rng, 5, 8), rng.uniform(52, 66)
     pitch = 190 / count
     middles = [
@@ -192,7 +187,7 @@ def paint_circuit_pads(rng: np.random.Generator) -> Scene:
 
 
 def _mount_chip(rng: np.random.Generator, image: np.ndarray, pose: staging.Pose, height: float):
-    body = canvas.pick(rng, ((0.13, 0.13, 0.14), (0.26, 0.26, 0.27), (0.6, 0.58, 0.52)))
+    body = canvas.pick(rng, canvas.percent((13, 13, 14), (26, 26, 27), (60, 58, 52)))
     outline = pose.apply(canvas.box((0, 0), (186, height), corner=2))
     canvas.fill(image, outline + 2, 0.03, opacity=0.5)
     canvas.fill(image, outline, body)
@@ -235,13 +230,7 @@ def spill_tide_mark(rng: np.random.Generator, scene: Scene):
     """A dried liquid: a tinted patch with a darker rim."""
     center, radius = scene.place(rng, 18), rng.uniform(11, 24)
     outline = canvas.blob(rng, center, radius, roughness=0.2)
-    tints = (
-        (0.5, 0.34, 0.18),
-        (0.3, 0.4, 0.6),
-        (0.5, 0.6, 0.3),
-        (0.6, 0.3, 0.32),
-        (0.8, 0.8, 0.75),
-    )
+    tints = canvas.percent((50, 34, 18), (30, 40, 60), (50, 60, 30), (60, 30, 32), (80, 80, 75))
     tint = canvas.pick_contrasting(rng, tints, scene.color(center), apart=0.4)
     inside = canvas.coverage([outline]) * scene.region
     core = canvas.coverage([canvas.scale(outline, 0.86)])
