@@ -274,7 +274,7 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
 def test_no_volume_that_can_be_used(tmp_path, prepare):
     write_volumes(tmp_path / "lung", ["lung_001"])
     (tmp_path / "lung/labelsTr/lung_001.nii.gz").write_text("nothing")
-    with pytest.raises(UserError, match=r"has no images of MSD lung .*imagesTr/lung_053\.nii\.gz"):
+    with pytest.raises(UserError, match=r"has no images of MSD lung.*imagesTr/lung_053\.nii\.gz"):
         prepare("msd_lung", tmp_path / "lung")
 
 
