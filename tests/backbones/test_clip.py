@@ -502,10 +502,13 @@ def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": None}, "width of 48 is no multiple of 64: pass num_heads"),
-        ({"num_heads": 5}, "64 wide, which is no multiple of 5 attention heads"),
-        ({"text_num_heads": 7}, "48 wide, which is no multiple of 7 attention heads"),
-        ({"activation": "relu"}, "'relu' is not known for CLIP; choose one of quick_gelu, gelu"),
+        ({"num_heads": None}, "width of 48 is not a multiple of 64: pass num_heads"),
+        ({"num_heads": 5}, "64 wide, which is not a multiple of 5 attention heads"),
+        ({"text_num_heads": 7}, "48 wide, which is not a multiple of 7 attention heads"),
+        (
+            {"activation": "relu"},
+            "'relu' is not an activation of CLIP; choose one of quick_gelu, gelu",
+        ),
         ({"dtype": "float16"}, "float16"),
         ({"vision_depth": 24}, "vision_depth=24 contradicts .* have 8"),
         ({"text_width": 768}, "text_width=768 contradicts .* have 48"),

@@ -219,13 +219,13 @@ def test_heads_may_be_given(openai):
 
 
 def test_heads_that_do_not_fit_are_one_sentence(openai):
-    with pytest.raises(UserError, match="128 wide, which is no multiple of 5"):
+    with pytest.raises(UserError, match="128 wide, which is not a multiple of 5"):
         towers(openai, num_heads=5)
     native = flatten(towers(openai))
     with pytest.raises(UserError, match="1 attention heads in the text tower, not 2"):
         towers(native, num_heads=2)
     narrow = {**openai, "visual.class_embedding": np.zeros(96, np.float32)}
-    with pytest.raises(UserError, match="width of 96 is no multiple of 64: pass num_heads"):
+    with pytest.raises(UserError, match="width of 96 is not a multiple of 64: pass num_heads"):
         towers(narrow)
 
 

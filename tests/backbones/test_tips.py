@@ -177,7 +177,7 @@ def test_confirmed_overrides_pass_and_contradicted_ones_do_not():
     backbone(depth=3, num_heads=4)
     with pytest.raises(UserError, match="depth=24 contradicts"):
         backbone(depth=24)
-    with pytest.raises(UserError, match="4 attention heads, not the 2"):
+    with pytest.raises(UserError, match="4 attention heads, not 2;"):
         backbone(num_heads=2)
     with pytest.raises(UserError, match="'colour' is not an option"):
         backbone(colour="red")

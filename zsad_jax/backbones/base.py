@@ -12,10 +12,11 @@ from zsad_jax.utils.errors import UserError
 
 Params = Any  # a pytree of arrays
 AnyArray = Array | np.ndarray
+Tokens = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
 
 
 class VisionFeatures(NamedTuple):
-    """Features of a batch of images; nothing is L2-normalised.
+    """Features of a batch of images; nothing is L2-normalized.
 
     Attributes:
       global_tokens: G is 2 for TIPS, 1 for CLIP and SigLIP.
@@ -26,8 +27,20 @@ class VisionFeatures(NamedTuple):
     patches: Float[Array, "b layers h w p"]
 
 
+class VisionOptions(NamedTuple):
+    """Options of a vision tower; they are those of `EncodeImageFn`."""
+
+    layers: Sequence[int] | None = None
+    project: bool = True
+    vv_from: int | None = None
+    cls_norm: bool = True
+
+
+VISION_DEFAULTS = VisionOptions()
+
+
 class EncodeImageFn(Protocol):
-    """The vision tower."""
+    """A function that encodes images: the vision tower."""
 
     def __call__(
         self,
@@ -53,17 +66,13 @@ class EncodeImageFn(Protocol):
 
 
 class TokenizeFn(Protocol):
-    """From texts to token ids, on the host."""
+    """A function that turns texts into token ids, on the host."""
 
-    def __call__(
-        self, texts: Sequence[str]
-    ) -> tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]:
-        """Returns token ids and paddings (1 = pad)."""
-        ...
+    def __call__(self, texts: Sequence[str]) -> Tokens: ...
 
 
 class EmbedTokensFn(Protocol):
-    """The embedding table that learned tokens are inserted into."""
+    """A function that looks up token embeddings, into which learned tokens are inserted."""
 
     def __call__(
         self, params: Params, token_ids: Int[AnyArray, "t n"]
@@ -71,7 +80,7 @@ class EmbedTokensFn(Protocol):
 
 
 class EncodeTextFn(Protocol):
-    """The text tower on token ids."""
+    """A function that encodes token ids: the text tower."""
 
     def __call__(
         self, params: Params, token_ids: Int[AnyArray, "t n"], paddings: Int[AnyArray, "t n"]
@@ -79,7 +88,7 @@ class EncodeTextFn(Protocol):
 
 
 class EncodePromptsFn(Protocol):
-    """The text tower on token embeddings."""
+    """A function that encodes token embeddings: the text tower."""
 
     def __call__(
         self,
@@ -131,6 +140,7 @@ class Backbone:
       patch_size, embed_dim, vision_width, vision_depth, num_global_tokens: sizes of the vision side;
         embed_dim is the width of the joint space.
       digest: SHA-256 over the weight files, which identifies them in results.
+      tokenizer_digest: SHA-256 of the tokenizer's file; None where there is none.
       demonstration: whether it is one of the demo models, whose outputs are not for decisions.
       text: None for a vision-only model. What it holds can be reached directly as well
         (`backbone.encode_text`, `backbone.text_width`), which raises a UserError where there is no text side.
@@ -150,6 +160,7 @@ class Backbone:
     demonstration: bool
     encode_image: EncodeImageFn
     text: TextSide | None = None
+    tokenizer_digest: str | None = None
 
     def __repr__(self) -> str:
         text = f"text {self.text.width} x {self.text.depth}" if self.text else "no text side"

@@ -7,7 +7,6 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, VisionFeatures
+from zsad_jax.backbones.base import VISION_DEFAULTS, Backbone, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.family import (
@@ -42,7 +41,7 @@ NORMAL = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSizes:
-    """What the arrays say of a vision tower, and the options that they do not say."""
+    """Sizes of a vision tower, which its arrays show, and options, which they do not show."""
 
     patch_size: int
     width: int
@@ -57,7 +56,7 @@ class VisionSizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSizes:
-    """What the arrays say of a text tower, and the options that they do not say."""
+    """Sizes of a text tower, which its arrays show, and options, which they do not show."""
 
     vocabulary: int
     width: int
@@ -73,13 +72,14 @@ class TextSizes:
 def resize_positions(
     table: Float[Array, "n d"], size: tuple[int, int]
 ) -> tuple[Float[Array, " d"], Float[Array, "h w d"]]:
-    """The position of the class token, and those of the patches on a grid of this size.
+    """Returns the position of the class token, and those of the patches on a grid of this size.
 
-    Bilinear with half-pixel centres and without antialias, in float32, always from the stored table.
+    Bilinear with half-pixel centers and without antialias, in float32, always from the stored table.
     """
     side = round((table.shape[0] - 1) ** 0.5)
     grid = table[1:].reshape(side, side, -1).astype(jnp.float32)
     if size != (side, side):
+        # jax.image.resize would antialias when shrinking, which PyTorch's interpolate does not.
         grid = jax.image.resize(grid, (*size, grid.shape[-1]), "bilinear", antialias=False)
     return table[0], grid
 
@@ -91,43 +91,34 @@ class VisionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b H W 3"],
-        layers: Sequence[int] | None = None,
-        project: bool = True,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
+        self, images: Float[Array, "b H W 3"], options: VisionOptions = VISION_DEFAULTS
     ) -> VisionFeatures:
-        """Features of RGB images with OpenAI's mean and standard deviation taken out.
+        """Encodes normalized RGB images; see `EncodeImageFn`.
 
-        Args:
-          images: square or not; rows and columns that fill no patch are left out, as a convolution does.
-          layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
-          project: False leaves the patch tokens as the blocks give them: no last norm, no projection.
-          vv_from: patch tokens of the blocks from here on are those of the value-value stream.
-          cls_norm: False projects the class token without the last norm (AnomalyCLIP and its kin).
+        Rows and columns that do not fill a patch are ignored, as by a convolution.
         """
         s = self.sizes
         x, (h, w) = self._tokens(images)
         x, outputs = Transformer(
             s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
             name="transformer",
-        )(x, layers=(s.depth,) if layers is None else tuple(layers), vv_from=vv_from)  # fmt: skip
+        )(x, layers=options.layers or (s.depth,), vv_from=options.vv_from)  # fmt: skip
         norm = layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
         def projected(x: Float[Array, "*b d"], *, normed: bool = True) -> Float[Array, "*b e"]:
+            # The joint space is float32 even for a bfloat16 tower: cosines are divided by 0.01 to 0.07.
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        patches = [projected(y[:, 1:]) if project else y[:, 1:] for y in outputs]
+        patches = [projected(y[:, 1:]) if options.project else y[:, 1:] for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
-        return VisionFeatures(projected(x[:, :1], normed=cls_norm), stacked)
+        return VisionFeatures(projected(x[:, :1], normed=options.cls_norm), stacked)
 
     def _tokens(
         self, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
-        """The class token and the patches, with their positions, through the first norm."""
+        """Returns the class token and the patches, with their positions, after the first norm."""
         s = self.sizes
         h, w = (side // s.patch_size for side in images.shape[1:3])
         images = images[:, : h * s.patch_size, : w * s.patch_size]
@@ -143,7 +134,7 @@ class VisionEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The text side: causal, read off at the last valid token (the end token of a tokenised text)."""
+    """The text side: causal, read at the last valid token (the end token of a tokenized text)."""
 
     sizes: TextSizes
 
@@ -162,7 +153,7 @@ class TextEncoder(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6593), ())
 
     def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
-        """Token embeddings, without positions: where learned tokens enter."""
+        """Looks up token embeddings, without positions; learned tokens enter here."""
         return self.token_embedding[token_ids]
 
     def encode(
@@ -171,9 +162,9 @@ class TextEncoder(nn.Module):
         paddings: Int[Array, "t n"],
         deep_prompts: Float[Array, "deep #t p e"] | None = None,
     ) -> Float[Array, "t d"]:
-        """Text embeddings of token embeddings, read off at the last token that is no padding.
+        """Returns text embeddings of token embeddings, read at the last token that is not padding.
 
-        Padding needs no mask: it stands behind that token, which does not see it.
+        Padding needs no mask: it comes after that token, which does not see it.
         """
         s = self.sizes
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
@@ -186,7 +177,7 @@ class TextEncoder(nn.Module):
     def __call__(
         self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
     ) -> Float[Array, "t d"]:
-        """Text embeddings of token ids."""
+        """Returns text embeddings of token ids."""
         return self.encode(self.embed(token_ids), paddings)
 
 
@@ -208,7 +199,7 @@ def load(
     activation = options.activation or "quick_gelu"
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"activation={activation!r} is not known for CLIP; choose one of {', '.join(ACTIVATIONS)}."
+            f"activation={activation!r} is not an activation of CLIP; choose one of {', '.join(ACTIVATIONS)}."
         )
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
     arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
@@ -231,7 +222,7 @@ def load(
     if sizes[0].embed_dim != sizes[1].embed_dim:
         raise UserError(
             f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
-            " the two towers are not of one model."
+            " the two towers are not of one model. Pass files of the same model."
         )
     tree = fit_tree(
         {"vision": vision, "text": text},

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,12 +18,14 @@ from zsad_jax.backbones.base import (
     TextSide,
     TokenizeFn,
     VisionFeatures,
+    VisionOptions,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.tokenizers import TokenizeWithFn
 from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -46,7 +48,7 @@ class LoadOptions(NamedTuple):
 
 
 class LoadFn(Protocol):
-    """Makes a backbone of weight files."""
+    """A function that makes a backbone of weight files."""
 
     def __call__(
         self, name: str, located: WeightFiles, release: Release | None, options: LoadOptions
@@ -66,11 +68,9 @@ class LoadFn(Protocol):
 
 
 class DescribeFn(Protocol):
-    """Makes a backbone of a release record, without weights."""
+    """A function that makes a backbone of a release record: its `params` are shapes."""
 
-    def __call__(self, release: Release) -> Backbone:
-        """Returns a backbone whose `params` are shapes."""
-        ...
+    def __call__(self, release: Release) -> Backbone: ...
 
 
 class Family(NamedTuple):
@@ -106,12 +106,7 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
         if vv_from is not None and not 1 <= vv_from <= depth:
             raise UserError(f"vv_from={vv_from}: the vision tower has the blocks 1 to {depth}.")
         features: VisionFeatures = tower.apply(  # type: ignore[assignment]
-            {"params": params["vision"]},
-            images,
-            layers=layers,
-            project=project,
-            vv_from=vv_from,
-            cls_norm=cls_norm,
+            {"params": params["vision"]}, images, VisionOptions(layers, project, vv_from, cls_norm)
         )
         return features
 
@@ -119,15 +114,9 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
 
 
 def text_side(
-    tower: nn.Module,
-    *,
-    width: int,
-    depth: int,
-    length: int,
-    num_start_tokens: int,
-    tokenize: TokenizeFn,
+    tower: nn.Module, sizes: Any, *, length: int, num_start_tokens: int, tokenize: TokenizeFn
 ) -> TextSide:
-    """Returns the text side over a module with the methods `embed` and `encode`."""
+    """Returns the text side over a module of these sizes with the methods `embed` and `encode`."""
 
     def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
         out: Array = tower.apply({"params": params["text"]}, *arrays, method=method)  # type: ignore[assignment]
@@ -150,8 +139,8 @@ def text_side(
         return encode_prompts(params, embed_tokens(params, token_ids), paddings)
 
     return TextSide(
-        width=width,
-        depth=depth,
+        width=sizes.width,
+        depth=sizes.depth,
         length=length,
         num_start_tokens=num_start_tokens,
         tokenize=tokenize,
@@ -162,7 +151,7 @@ def text_side(
 
 
 class Loaded(NamedTuple):
-    """What a family has read of a model besides the sizes of its towers.
+    """Parts of a model that a family has read, besides the sizes of its towers.
 
     Attributes:
       release: its record; None: files of the user's own.
@@ -184,7 +173,7 @@ def assemble(
     loaded: Loaded,
     sizes: tuple[Any, Any],
     towers: tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module]],
-    tokenize: Callable[..., Any],
+    tokenize: TokenizeWithFn,
     *,
     family: str,
     native_size: int,
@@ -212,7 +201,7 @@ def assemble(
         side: tree_of(tower, of_side)
         for side, tower, of_side in zip(("vision", "text"), towers, sizes, strict=True)
     }
-    path = None if loaded.tokenizer is None else os.fspath(loaded.tokenizer)
+    path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
     return Backbone(
         name=loaded.name,
         family=family,
@@ -225,12 +214,12 @@ def assemble(
         vision_width=vision.width,
         vision_depth=vision.depth,
         digest=loaded.digest,
+        tokenizer_digest=files.digest(path) if path and path.is_file() else None,
         demonstration=release is not None and release.demo,
         encode_image=image_encoder(towers[0](vision), depth=vision.depth),
         text=text_side(
             towers[1](text),
-            width=text.width,
-            depth=text.depth,
+            text,
             length=text_length,
             num_start_tokens=num_start_tokens,
             tokenize=functools.partial(
@@ -260,12 +249,13 @@ def apply_options(
     vision, text = sizes
     chosen = dict(options)
     for key, value in overrides.items():
+        # A size that both towers have is the vision tower's, unless the key begins with "text_".
         shown = vision.get(key.removeprefix("vision_"), text.get(key.removeprefix("text_")))
         if key in chosen:
             chosen[key] = value
         elif shown is None:
-            known = ", ".join(sorted({*options, *vision, *text}))
-            raise UserError(f"{key!r} is not an option of {name}. Available: {known}.")
+            hint = suggest(key, sorted({*options, *vision, *text}))
+            raise UserError(f"{key!r} is not an option of {name}. {hint}")
         elif shown != value:
             raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
     return chosen

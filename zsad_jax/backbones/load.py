@@ -145,7 +145,7 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
 
 
 def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:
-    """Rejects other attention heads than a released model has: its arrays would load and be wrong."""
+    """Rejects other attention heads than those of a released model, whose arrays would load and be wrong."""
     if name not in RELEASES:
         return
     vision, text = RELEASES[name].vision, RELEASES[name].text

@@ -19,20 +19,10 @@ MERGES_BYTES = 1_356_917
 MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 TIPS_LICENCE = "CC BY 4.0"
 TOKENIZER_URL = f"{BASE_URL}/v1_0/checkpoints/tokenizer.model"
+TOKENIZER_SHA256 = "1e5036bed065526c3c212dfbe288752391797c4bb1a284aa18c9a0b23fcaf8ec"
 LINEAGES = ("native", "pytorch")
 SIDES = ("vision", "text")
 ASSETS = pathlib.Path(__file__).parent / "nano"
-
-# Recorded by others, not published by the authors: a difference is a warning, not an error.
-RECORDED_SHA256 = {
-    "tips/tokenizer.model": "1e5036bed065526c3c212dfbe288752391797c4bb1a284aa18c9a0b23fcaf8ec",
-    "tips/pytorch/tips_oss_l14_highres_distilled_vision.npz": (
-        "3421b4e0d473cafe5e9cdbd2bf05b5c346270b6be05a27b0af7eca0734639c80"
-    ),
-    "clip/clip-vit-b16.safetensors": (
-        "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"
-    ),
-}
 
 Sizes = dict[str, Any]  # fields of `VisionSizes` or `TextSizes` of the family's module
 
@@ -54,6 +44,7 @@ class File(NamedTuple):
       places: (path, address) in the order to try; a file without an address is put there by the user.
       check: returns what is wrong with a fetched file, or "".
       size, sha256: of the file, where published.
+      recorded_sha256: as others have recorded it; a difference is a warning, not an error.
       optional: whether the model loads without it.
     """
 
@@ -62,6 +53,7 @@ class File(NamedTuple):
     check: Callable[[pathlib.Path], str] = lambda path: ""
     size: int | None = None
     sha256: str | None = None
+    recorded_sha256: str | None = None
     optional: bool = False
 
     def find(self) -> pathlib.Path | None:
@@ -89,7 +81,7 @@ class File(NamedTuple):
             sha256=self.sha256,
             check=self.check,
         )
-        recorded = RECORDED_SHA256.get(path.relative_to(_folder()).as_posix())
+        recorded = self.recorded_sha256
         if recorded is not None and files.digest(path) != recorded:
             logging.warning(
                 "%s is not the file that others have recorded (SHA-256 %s).", path, recorded
@@ -109,6 +101,7 @@ class Release(NamedTuple):
       list_files: (release, lineage) -> the files by their fields of `WeightFiles`.
       demo: whether it is a small model for demonstration, included in the package.
       licence: of its files.
+      recorded_sha256: digests that others have recorded, by lineage and field of `WeightFiles`.
       low_resolution_positions: whether the native files hold the positions of training at low resolution.
     """
 
@@ -121,6 +114,7 @@ class Release(NamedTuple):
     list_files: "Callable[[Release, str], dict[str, File]]"
     licence: str
     demo: bool = False
+    recorded_sha256: Mapping[tuple[str, str], str] = {}
     low_resolution_positions: bool = False
 
 
@@ -206,15 +200,19 @@ def _tips_files(release: Release, lineage: str) -> dict[str, File]:
             f"the {side} tower of {release.name}",
             [place(stem, side) for stem in stems],
             check=_npz_check(count_arrays(release, lineage, side)),
+            recorded_sha256=release.recorded_sha256.get((lineage, side)),
         )
         for side in SIDES
     }
-    tokenizer: tuple[pathlib.Path, str | None] = (
-        (ASSETS / release.name / "tokenizer.model", None)
-        if release.demo
-        else (_folder() / "tips" / "tokenizer.model", TOKENIZER_URL)
+    tokenizer = File(
+        "the tokenizer of TIPS",
+        [(_folder() / "tips" / "tokenizer.model", TOKENIZER_URL)],
+        recorded_sha256=TOKENIZER_SHA256,
     )
-    return {**towers, "tokenizer": File("the tokenizer of TIPS", [tokenizer])}
+    if release.demo:
+        path = ASSETS / release.name / "tokenizer.model"
+        tokenizer = tokenizer._replace(places=[(path, None)])
+    return {**towers, "tokenizer": tokenizer}
 
 
 def _clip_files(release: Release, lineage: str) -> dict[str, File]:
@@ -231,6 +229,7 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
             label,
             [(path, CLIP_URL.format(source)), (path.with_suffix(".npz"), None)],
             check=_safetensors_check(count_values(release)),
+            recorded_sha256=release.recorded_sha256.get((lineage, "weights")),
         ),
         "tokenizer": File(
             "the tokenizer of CLIP",
@@ -331,7 +330,11 @@ RELEASES: dict[str, Release] = {
     for release in (
         _tips_v1("s14", "highres_distilled"),
         _tips_v1("b14", "highres_distilled"),
-        _tips_v1("l14", "highres_distilled"),
+        _tips_v1("l14", "highres_distilled")._replace(
+            recorded_sha256={
+                ("pytorch", "vision"): "3421b4e0d473cafe5e9cdbd2bf05b5c346270b6be05a27b0af7eca0734639c80"
+            }
+        ),
         _tips_v1("so400m14", "highres_largetext_distilled"),
         _tips_v1("g14", "lowres", image_size=224),
         _tips_v1("g14", "highres"),
@@ -341,7 +344,12 @@ RELEASES: dict[str, Release] = {
         _tips_v2("so400m14", "so14", "so400m14"),
         _tips_v2("g14", "g14"),
         _clip("clip-vit-b32", "vit_base_patch32_clip_224", patch_size=32, grid=7, **_BASE),
-        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE),
+        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE)._replace(
+            recorded_sha256=dict.fromkeys(
+                ((lineage, "weights") for lineage in LINEAGES),
+                "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+            )
+        ),
         _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
         _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
         Release(
@@ -369,7 +377,6 @@ RELEASES: dict[str, Release] = {
         ),
     )
 }  # fmt: skip
-DEMOS = tuple(name for name, release in RELEASES.items() if release.demo)
 
 
 def find_release(name: str) -> Release:

@@ -1,15 +1,15 @@
 """TIPS and TIPSv2 as Flax modules over the published files.
 
-The modules' parameter trees are the trees of the native npz files; PyTorch npz files are recognised by their
-keys and re-arranged. Sizes are read off the arrays. The two lineages differ in the GELU (native: tanh, PyTorch:
-exact) and in the text side's LayerNorm epsilon (1e-6, 1e-5); each file's own is the default.
+The modules' parameter trees are those of the native npz files; PyTorch files are recognized by their keys and
+re-arranged. Sizes are read from the arrays. The two lineages differ in the GELU (native: tanh, PyTorch: exact)
+and in the text side's LayerNorm epsilon (1e-6, 1e-5); each file's own is the default.
 
 Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (ICLR 2025), and its release.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import VISION_DEFAULTS, Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import Arrays, fit_tree, read_arrays
 from zsad_jax.backbones.family import (
@@ -30,7 +30,7 @@ from zsad_jax.backbones.family import (
     assemble,
     joint_digest,
 )
-from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
 from zsad_jax.utils.errors import UserError
@@ -52,7 +52,7 @@ def pad_to_patches(images: Float[Array, "b H W 3"], patch_size: int) -> Float[Ar
 def resize_position_grid(
     grid: Float[Array, "1 g g d"], size: tuple[int, int], *, stage: tuple[int, int] | None = None
 ) -> Float[Array, "1 h w d"]:
-    """Bilinear resize (half-pixel centres, antialiased when shrinking), by way of `stage` if given.
+    """Resizes positions bilinearly (half-pixel centers, antialiased when shrinking), by way of `stage`.
 
     The PyTorch files of TIPS v1 high resolution hold a 32x32 grid that was resized from the native 16x16 one;
     16 -> 32 -> 37 is not 16 -> 37, so `stage=(32, 32)` reproduces on native files what published numbers used.
@@ -90,7 +90,7 @@ class TokenSequence(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSizes:
-    """What the arrays say of a vision tower, and the options that they do not say."""
+    """Sizes of a vision tower, which its arrays show, and options, which they do not show."""
 
     patch_size: int
     width: int
@@ -109,14 +109,7 @@ class _Encoder(nn.Module):
     sizes: VisionSizes
 
     @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "b H W 3"],
-        layers: Sequence[int] | None,
-        project: bool,
-        vv_from: int | None,
-        cls_norm: bool,
-    ) -> VisionFeatures:
+    def __call__(self, images: Float[Array, "b H W 3"], options: VisionOptions) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(
             s.patch_size, s.width, s.grid, s.posemb_stage, s.num_global_tokens, s.dtype,
@@ -130,12 +123,14 @@ class _Encoder(nn.Module):
             "gelu_tanh" if s.gelu_approximate else "gelu",
             dtype=s.dtype,
             name="transformer",
-        )(x, layers=(s.depth,) if layers is None else tuple(layers), vv_from=vv_from)
+        )(x, layers=options.layers or (s.depth,), vv_from=options.vv_from)
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
-        patches = jnp.stack([norm(y[:, g:]) if project else y[:, g:] for y in outputs], axis=1)
+        patches = jnp.stack(
+            [norm(y[:, g:]) if options.project else y[:, g:] for y in outputs], axis=1
+        )
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
-        return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
+        return VisionFeatures(norm(x[:, :g]) if options.cls_norm else x[:, :g], patches)
 
 
 class VisionEncoder(nn.Module):
@@ -145,27 +140,17 @@ class VisionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b H W 3"],
-        layers: Sequence[int] | None = None,
-        project: bool = True,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
+        self, images: Float[Array, "b H W 3"], options: VisionOptions = VISION_DEFAULTS
     ) -> VisionFeatures:
-        """Features of RGB images in [0, 1] of any size.
+        """Encodes RGB images in [0, 1]; see `EncodeImageFn`.
 
-        Args:
-          images: square or not; sides that the patch does not divide are padded with zeros.
-          layers: blocks whose patch tokens are wanted, counted from 1; None: the last.
-          project: False leaves the patch tokens as the blocks give them, without the final norm.
-          vv_from: patch tokens of the blocks from here on are those of the value-value stream.
-          cls_norm: False leaves the final norm off the global tokens.
+        Sides that are not a multiple of the patch size are padded with zeros.
         """
-        return _Encoder(self.sizes, name="encoder")(images, layers, project, vv_from, cls_norm)
+        return _Encoder(self.sizes, name="encoder")(images, options)
 
 
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
-    """Position table of the text side: sines, then cosines, over geometric wavelengths up to 10,000."""
+    """Returns the text side's position table: sines, then cosines, of geometric wavelengths up to 10,000."""
     half = width // 2
     frequencies = np.exp(-np.arange(half) * (np.log(MAX_TIMESCALE) / max(half - 1, 1)))
     angles = np.arange(length)[:, None] * frequencies
@@ -175,7 +160,7 @@ def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSizes:
-    """What the arrays say of a text tower, and the options that they do not say."""
+    """Sizes of a text tower, which its arrays show, and options, which they do not show."""
 
     vocabulary: int
     width: int
@@ -217,7 +202,7 @@ class TextEncoder(nn.Module):
         )
 
     def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n d"]:
-        """Scaled token embeddings, without positions: where learned tokens enter, unscaled."""
+        """Looks up scaled token embeddings, without positions; learned tokens enter here, unscaled."""
         return self.token_emb(token_ids)
 
     def encode(
@@ -226,18 +211,19 @@ class TextEncoder(nn.Module):
         paddings: Int[Array, "t n"],
         deep_prompts: Float[Array, "deep #t p d"] | None = None,
     ) -> Float[Array, "t d"]:
-        """Text embeddings of token embeddings; a text that is all padding gives zeros."""
+        """Returns text embeddings of token embeddings; zeros for a text that is all padding."""
         s = self.sizes
         valid = paddings == 0
         x = embeddings + sinusoid(embeddings.shape[1], s.width)
         x, _ = self.transformer(x.astype(s.dtype), valid=valid, deep_prompts=deep_prompts)
         x = self.text_encoder_norm(x) * valid[..., None]
+        # The small number keeps a text that is all padding at zero instead of NaN.
         return jnp.sum(x, axis=1) / (jnp.sum(valid, axis=1, keepdims=True) + 1e-8)
 
     def __call__(
         self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
     ) -> Float[Array, "t d"]:
-        """Text embeddings of token ids."""
+        """Returns text embeddings of token ids."""
         return self.encode(self.embed(token_ids), paddings)
 
 
@@ -261,7 +247,7 @@ def load(
     if options.activation is not None:
         if options.activation not in ACTIVATIONS:
             raise UserError(
-                f"activation={options.activation!r} is not known for TIPS; choose gelu or gelu_tanh."
+                f"activation={options.activation!r} is not an activation of TIPS; choose gelu or gelu_tanh."
             )
         overrides = {"gelu_approximate": options.activation == "gelu_tanh", **overrides}
     text_heads = options.text_num_heads or options.num_heads
@@ -273,7 +259,7 @@ def load(
     if sizes[0].width != sizes[1].width:
         raise UserError(
             f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
-            " the two files are not of one model."
+            " the two files are not of one model. Pass files of the same model."
         )
     loaded = Loaded(
         name,
@@ -315,42 +301,51 @@ class _Tower(NamedTuple):
 
     path: PathLike
     params: Params
-    sizes: dict[str, Any]
+    sizes: Sizes
     pytorch: bool
 
 
 def _read_tower(path: PathLike, *, side: str, heads: int | None) -> _Tower:
     arrays: Arrays = read_arrays(path)
     source = f"The {side} file {path}"
-    convert, read_sizes, expected = _READERS[side]
+    reader = _READERS[side]
     pytorch = tips_checkpoints.is_pytorch(arrays)
     if pytorch:
-        arrays = convert(arrays, num_heads=heads, source=source)
-    sizes = read_sizes(arrays, source)
+        arrays = reader.convert(arrays, heads, source)
+    sizes = reader.read_sizes(arrays, source)
     if heads is not None and sizes["num_heads"] != heads:
         raise UserError(
-            f"{source} has {sizes['num_heads']} attention heads, not the {heads} that were asked for;"
-            " leave num_heads out."
+            f"{source} has {sizes['num_heads']} attention heads, not {heads}; leave num_heads out."
         )
     temperature = arrays.get("temperature_contrastive")
     if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
         arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
-    tree = fit_tree(arrays, expected(sizes), source=str(path))
+    tree = fit_tree(arrays, reader.tree_of(sizes), source=str(path))
     # Put on the device here, so that the host's copy is gone before the other file is read.
     return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
 
 
-# Of each side: from PyTorch's arrays to native ones, the sizes that native arrays show, and the expected tree.
-_READERS: dict[
-    str,
-    tuple[Callable[..., Arrays], Callable[..., dict[str, Any]], Callable[[dict[str, Any]], Params]],
-] = {
-    "vision": (
+class _Reader(NamedTuple):
+    """Functions of one side.
+
+    Attributes:
+      convert: (PyTorch's arrays, attention heads, source for errors) -> native arrays.
+      read_sizes: (native arrays, source) -> the sizes that they show.
+      tree_of: sizes -> the expected tree.
+    """
+
+    convert: Callable[[Arrays, int | None, str], Arrays]
+    read_sizes: Callable[[Arrays, str], Sizes]
+    tree_of: Callable[[Sizes], Params]
+
+
+_READERS = {
+    "vision": _Reader(
         tips_checkpoints.vision_from_pytorch,
         tips_checkpoints.read_sizes_vision,
         lambda sizes: vision_tree(VisionSizes(**sizes)),
     ),
-    "text": (
+    "text": _Reader(
         tips_checkpoints.text_from_pytorch,
         tips_checkpoints.read_sizes_text,
         lambda sizes: text_tree(TextSizes(**sizes)),
@@ -379,7 +374,9 @@ def _choose_sizes(
     del options["lineage"]
     text_ln_eps = options.pop("text_ln_eps")
     if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
-        raise UserError(f"text_ln_eps={text_ln_eps!r} must be a small positive number, as 1e-5.")
+        raise UserError(
+            f"text_ln_eps={text_ln_eps!r} must be a small positive number, for example 1e-5."
+        )
     stage = _read_stage(options.pop("posemb_stage"))
     if stage and release and not release.low_resolution_positions:
         logging.info("posemb_stage is for TIPS v1 high-resolution weights; %s ignores it.", name)
@@ -394,7 +391,9 @@ def _read_stage(stage: Any) -> tuple[int, int] | None:
     if stage in (None, (), (None,)):
         return None
     if not (isinstance(stage, tuple | list) and len(stage) == 2 and min(stage) > 0):
-        raise UserError(f"posemb_stage={stage!r} must be None or two numbers, as (32, 32).")
+        raise UserError(
+            f"posemb_stage={stage!r} must be None or two numbers, for example (32, 32)."
+        )
     return int(stage[0]), int(stage[1])
 
 

@@ -7,15 +7,13 @@ import itertools
 import pathlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int
 
+from zsad_jax.backbones.base import Tokens
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
-
-TokenIds = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
 
 # CLIP's vocabulary: every byte, every byte as the end of a word, the merges, the start and the end token.
 END_OF_WORD = "</w>"
@@ -34,9 +32,17 @@ WORDS = (
 )
 
 
+class TokenizeWithFn(Protocol):
+    """A function that tokenizes with the file of a tokenizer."""
+
+    def __call__(
+        self, texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
+    ) -> Tokens: ...
+
+
 def tokenize_sentencepiece(
     texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
-) -> TokenIds:
+) -> Tokens:
     """Tokenizes for TIPS: lower case, no start or end token, cut at `length`.
 
     Args:
@@ -67,7 +73,7 @@ def tokenize_bpe(
     length: int,
     vocabulary: int,
     truncate: bool = False,
-) -> TokenIds:
+) -> Tokens:
     """Tokenizes for CLIP: byte pairs between a start and an end token.
 
     Where a text itself contains an end token, its first one counts, because the text tower pools there.
@@ -102,11 +108,12 @@ def tokenize_bpe(
         rows.append(tokens if len(tokens) <= length else [*tokens[: length - 1], end])
     ids, paddings = _pad(rows, length)
     for row, tokens in enumerate(rows):
+        # Not always the last one, where a text contains an end token itself.
         paddings[row, tokens.index(end) + 1 :] = 1
     return ids, paddings
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int) -> TokenIds:
+def _pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
     """Pads by count, so that a real token of id 0 is not padding."""
     ids = np.zeros((len(rows), length), np.int32)
     paddings = np.ones((len(rows), length), np.int32)

@@ -29,7 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def as_rows(x: Float[Array, "b n d"]) -> Float[Array, "bn d"]:
-    """All tokens as one matrix: on a CPU this makes the dense layers of narrow towers 1.3 times faster."""
+    """Returns all tokens as one matrix."""
+    # On a CPU this makes the dense layers of narrow towers 1.3 times faster.
     return x.reshape(-1, x.shape[-1])
 
 
@@ -41,7 +42,7 @@ def _attend_plain(
     *,
     causal: bool = False,
 ) -> Float[Array, "b n h k"]:
-    """Softmax attention in one piece; logits and softmax in float32. `query` is already scaled."""
+    """Computes softmax attention in one piece, with logits and softmax in float32; `query` is scaled."""
     logits = jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
     # A finite minimum, so that a text that is all padding gives a uniform row and not NaN.
     minimum = jnp.finfo(jnp.float32).min
@@ -57,17 +58,15 @@ def _attend_plain(
 def _attend_by_head(
     query: Float[Array, "b n h k"], key: Float[Array, "b m h k"], value: Float[Array, "b m h k"]
 ) -> Float[Array, "b n h k"]:
-    """The same, one head of one image at a time.
-
-    On a CPU the [n m] weights of a single head stay in the cache, which at 1,370 tokens is three times
-    faster than writing those of all heads to memory.
-    """
+    """Computes the same, one head of one image at a time."""
+    # On a CPU the [n m] weights of a single head stay in the cache, which at 1,370 tokens is three times
+    # faster than writing those of all heads to memory.
     b, n, h, k = query.shape
 
     def one(head: tuple[Array, Array, Array]) -> Array:
         q, kk, v = head
         logits = jnp.einsum("nk,mk->nm", q, kk, preferred_element_type=jnp.float32)
-        # Normalising after the product touches [n k] numbers and not [n m].
+        # Normalizing after the product touches [n k] numbers and not [n m].
         weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         return (weights.astype(v.dtype) @ v / total).astype(v.dtype)
@@ -85,9 +84,9 @@ def attend(
     valid: Bool[Array, "b m"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b n h k"]:
-    """Softmax attention over the tokens m that are `valid` (None: all); scale 1/sqrt(k).
+    """Computes softmax attention over the tokens m that are `valid` (None: all); scale 1/sqrt(k).
 
-    Logits and softmax are float32 whatever the compute type. `causal`: a token sees none behind it.
+    Logits and softmax are float32 whatever the compute type. `causal`: a token sees none after it.
     """
     query = query * (query.shape[-1] ** -0.5)
     if causal or valid is not None or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
@@ -113,7 +112,7 @@ class Attention(nn.Module):
         *,
         value_value: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
-        """The attention, and with `value_value` also that in which values serve as queries and keys."""
+        """Returns the attention; with `value_value` also that in which values serve as queries and keys."""
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
         rows = as_rows(x)
@@ -127,6 +126,7 @@ class Attention(nn.Module):
             mixed = attend(query, key, value, valid=valid, causal=self.causal)
             return out(mixed.reshape(b * n, *heads)).reshape(x.shape)
 
+        # Values as queries and keys: a patch attends to patches with similar values (CLIP Surgery).
         return attended(query, key), attended(value, value) if value_value else None
 
 
@@ -188,7 +188,7 @@ class PatchEmbedding(nn.Module):
 
 
 def layer_norm(epsilon: float, *, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm in float32, with the variance from the centred values (the two-moment form loses digits)."""
+    """Returns LayerNorm in float32, with the variance of centered values (two moments would lose digits)."""
     return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
@@ -213,7 +213,8 @@ class Block(nn.Module):
         valid: Bool[Array, "b n"] | None = None,
         stream: Float[Array, "b n d"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
-        """The block's output for x, and the next state of the value-value stream if there is one."""
+        """Returns the block's output for x, and the next state of the value-value stream if there is one."""
+        # Norms are float32 even in a bfloat16 tower; only their outputs are rounded for the products.
         y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(self.dtype)
         attention = Attention(
             self.num_heads, self.dtype, self.causal, name="MultiHeadDotProductAttention_0"
@@ -221,7 +222,7 @@ class Block(nn.Module):
         mixed, by_value = attention(y, valid, value_value=stream is not None)
         x = x + mixed
         if stream is not None and by_value is not None:
-            stream = stream + by_value
+            stream = stream + by_value  # without the feed-forward part, as published
         y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(self.dtype)
         if self.feed_forward == "swiglu":
             return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y), stream
@@ -287,7 +288,7 @@ class Transformer(nn.Module):
         deep_prompts: Float[Array, "deep #b p d"] | None = None,
         vv_from: int | None = None,
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
-        """The last block's output, and those of the blocks `layers` (counted from 1).
+        """Returns the last block's output, and those of the blocks `layers` (counted from 1).
 
         Args:
           x: tokens.
@@ -309,17 +310,11 @@ class Transformer(nn.Module):
         stream = None
         for i in range(self.depth):
             block = Block(
-                self.num_heads,
-                self.mlp_dim,
-                self.feed_forward,
-                self.activation,
-                self.norm_epsilon,
-                self.dtype,
-                self.causal,
-                name=f"encoderblock_{i}",
-            )
+                self.num_heads, self.mlp_dim, self.feed_forward, self.activation, self.norm_epsilon,
+                self.dtype, self.causal, name=f"encoderblock_{i}",
+            )  # fmt: skip
             if i + 1 == vv_from:
-                stream = x
+                stream = x  # beside the ordinary tokens, which stay unchanged for the global one
             if deep_prompts is not None and 1 <= i <= deep_prompts.shape[0]:
                 x = self._with_prompts(block, x, valid, deep_prompts[i - 1])
             else:
@@ -334,7 +329,7 @@ class Transformer(nn.Module):
         valid: Bool[Array, "b n"] | None,
         prompts: Float[Array, "#b p d"],
     ) -> Float[Array, "b n d"]:
-        """A block's output for x with `prompts` in place of tokens, or in front of them and removed again."""
+        """Returns a block's output for x with `prompts` in place of, or for its time before, tokens."""
         b, p = x.shape[0], prompts.shape[1]
         prompts = jnp.broadcast_to(prompts.astype(x.dtype), (b, p, x.shape[2]))
         if self.overwrite_from is not None:

@@ -77,7 +77,7 @@ def prediction_key(experiment: Experiment, detector: Detector) -> str:
 
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
-    return [backbone.digest, to_json(experiment)["backbone"], experiment.tokenizer_digest()]
+    return [backbone.digest, to_json(experiment)["backbone"], backbone.tokenizer_digest]
 
 
 def _method(method: Method) -> tuple[str, dict[str, Any]]:

@@ -187,11 +187,6 @@ class Experiment:
         """Returns the backbone's files; missing files of a released name are downloaded first."""
         return locate_files(**self._backbone_options)
 
-    def tokenizer_digest(self) -> str | None:
-        """Returns the SHA-256 of the backbone's tokenizer, which its own digest does not cover."""
-        tokenizer = self.locate_backbone().tokenizer
-        return None if tokenizer is None else files.digest(tokenizer)
-
     def check_methods(self, backbone: Backbone | None = None) -> None:
         """Rejects options that do not work together.
 

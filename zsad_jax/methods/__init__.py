@@ -11,6 +11,7 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
 from zsad_jax.methods.shared.config import Fields, MethodConfig, Recipe
+from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError, suggest
 
 Factory = Callable[[Backbone, Any], Method]
@@ -22,9 +23,9 @@ METHODS: dict[str, str | tuple[Factory, type[MethodConfig]]] = {
     "tps": "zsad_jax.methods.tps:tps:TPSConfig",
     "vip2clip": "zsad_jax.methods.vip2clip:vip2clip:ViP2CLIPConfig",
     "clip": "zsad_jax.methods.clip:clip:ClipConfig",
-    "clip_ac": "zsad_jax.methods.clip:clip_ac:ClipACConfig",
+    "clip_ac": "zsad_jax.methods.clip:clip:ClipACConfig",
     "coop": "zsad_jax.methods.coop:coop:CoOpConfig",
-    "cocoop": "zsad_jax.methods.coop:cocoop:CoCoOpConfig",
+    "cocoop": "zsad_jax.methods.coop:coop:CoCoOpConfig",
 }
 
 __all__ = [
@@ -51,7 +52,7 @@ def register(name: str, factory: Factory, config: type[MethodConfig]) -> None:
 
     Args:
       name: the key of the method, as in its `Method.name`.
-      factory: (backbone, config) -> `Method`; the config is a `config` or a mapping of its fields.
+      factory: (backbone, config) -> `Method`; `make_method` passes an instance of `config`.
       config: the dataclass of the options.
 
     Raises:
@@ -79,7 +80,7 @@ def make_method(
     factory, config_type = _registered(name)
     if config_type.needs_text:
         backbone.need_text(f"the method {name}")
-    return factory(backbone, config)
+    return factory(backbone, config_from(config_type, config))
 
 
 def count_parameters(

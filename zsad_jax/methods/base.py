@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
@@ -17,7 +16,6 @@ from zsad_jax.metrics import Thresholds
 from zsad_jax.utils.errors import UserError, plural, suggest
 
 PyTree = Any
-AnyArray = jax.Array | np.ndarray
 Terms = dict[str, Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 Images = Float[Array, "b H W 3"]

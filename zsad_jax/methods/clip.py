@@ -49,6 +49,7 @@ class ClipConfig(MethodConfig):
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
     """
 
+    name: ClassVar[str] = "clip"
     title: ClassVar[str] = "CLIP"
     renamed: ClassVar[Mapping[str, Renamed]] = {
         "normal": Renamed("normal_text"),
@@ -74,6 +75,7 @@ class ClipConfig(MethodConfig):
 class ClipACConfig(ClipConfig):
     """Options of CLIP-AC: the states are in CLIP's templates for ImageNet."""
 
+    name: ClassVar[str] = "clip_ac"
     title: ClassVar[str] = "CLIP-AC"
 
     normal_text: str = "normal {}"
@@ -82,20 +84,14 @@ class ClipACConfig(ClipConfig):
 
 
 def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Method:
-    """Returns raw CLIP over a backbone with patch tokens in the joint space; its params are {}.
+    """Returns raw CLIP or, given its config, CLIP-AC over a backbone with patch tokens in the joint space.
+
+    Its params are {}.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
-    return _make("clip", backbone, config_from(ClipConfig, config))
-
-
-def clip_ac(backbone: Backbone, config: ClipACConfig | Fields | None = None) -> Method:
-    """Returns CLIP-AC, which averages over many templates; otherwise as `clip`."""
-    return _make("clip_ac", backbone, config_from(ClipACConfig, config))
-
-
-def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
+    config = config_from(ClipConfig, config)
     compare = similarity.pair_comparer(backbone, config)
     family = prompts.PromptFamily((config.normal_text,), (config.abnormal_text,), config.templates)
 
@@ -105,13 +101,13 @@ def _make(name: str, backbone: Backbone, config: ClipConfig) -> Method:
         return prompts.encode_pairs(backbone, frozen, family, class_names)
 
     def loss(*_: Any) -> NoReturn:
-        raise UserError(f"Method '{name}' has nothing to learn; leave config.train False.")
+        raise UserError(f"Method '{config.name}' has nothing to learn; leave config.train False.")
 
     return Method(
-        name=name,
+        name=config.name,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=score_fn(name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
+        score=score_fn(config.name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
         loss=loss,
         group_names=(),
         **vision_side(backbone, config),

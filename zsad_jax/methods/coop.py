@@ -37,6 +37,7 @@ class CoOpConfig(MethodConfig):
       lam: weight of the segmentation losses, which are AnomalyCLIP's; 0: the masks are not used.
     """
 
+    name: ClassVar[str] = "coop"
     title: ClassVar[str] = "CoOp"
     renamed: ClassVar[Mapping[str, Renamed]] = {
         "normal_word": Renamed("normal_text", "'normal {}' for 'normal'", "normal"),
@@ -63,6 +64,7 @@ class CoCoOpConfig(CoOpConfig):
       reduction: ratio of the joint width to the hidden width of the network.
     """
 
+    name: ClassVar[str] = "cocoop"
     title: ClassVar[str] = "CoCoOp"
     renamed: ClassVar[Mapping[str, Renamed]] = {
         **CoOpConfig.renamed,
@@ -88,20 +90,14 @@ class Prototypes(NamedTuple):
 
 
 def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Method:
-    """Returns CoOp over a backbone with patch tokens in the joint space; params are {"context": [P, e]}.
+    """Returns CoOp or, given its config, CoCoOp over a backbone with patch tokens in the joint space.
+
+    Its params are {"context": [P, e]}, in CoCoOp also {"network": two linear layers}.
 
     Raises:
       UserError: for an unknown key or a bad value.
     """
-    return _make("coop", backbone, config_from(CoOpConfig, config))
-
-
-def cocoop(backbone: Backbone, config: CoCoOpConfig | Fields | None = None) -> Method:
-    """Returns CoCoOp; params are {"context", "network": two linear layers}; otherwise as `coop`."""
-    return _make("cocoop", backbone, config_from(CoCoOpConfig, config))
-
-
-def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
+    config = config_from(CoOpConfig, config)
     conditional = isinstance(config, CoCoOpConfig)
     compare = similarity.pair_comparer(backbone, config)
 
@@ -124,6 +120,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         lengths = (paddings == 0).sum(axis=1)
         after = [start[0] + int(length - lengths[0]) for length in lengths[1:]]
         half = count // 2 if config.position == "middle" else 0
+        # An insertion does not move the places before it.
         both = [(slice(half, count), after), (slice(half), start)]
         return both if half else both[:1]
 
@@ -161,6 +158,7 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
             return compare(own.text, features)
 
         def encode(token: Float[Array, " d"], pair: Prototypes) -> Float[Array, "2 d"]:
+            # One network output shifts all learned tokens of both sentences, and no word.
             shift = layers.bottleneck(params["network"], normalize(token))
             embeddings = pair.embeddings + pair.is_context[..., None] * shift
             return backbone.encode_prompts(frozen, embeddings, pair.paddings)
@@ -183,10 +181,10 @@ def _make(name: str, backbone: Backbone, config: CoOpConfig) -> Method:
         return params
 
     return Method(
-        name=name,
+        name=config.name,
         init=init,
         prototypes=prototypes,
-        score=score_fn(name, lambda *own: similarity.pair_scores(compare_all(*own))),
+        score=score_fn(config.name, lambda *own: similarity.pair_scores(compare_all(*own))),
         loss=loss,
         import_params=import_params,
         **vision_side(backbone, config),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, Terms, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
@@ -22,7 +22,6 @@ from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recip
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, cosines, normalize, repeat, temperature_of
 from zsad_jax.utils.config import Renamed, config_from, within
-from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("combined", "global", "patch")
 
@@ -174,6 +173,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         stages = found["patch_probabilities"][None]
         if config.prior:
             priors = jax.vmap(functools.partial(_prior, config, params["prior"]))
+            # Each image has its own prompts here: K texts per image are encoded.
             prior = priors(patches, stages[0, ..., 1])
             abnormal = jax.vmap(lambda one: encode(frozen, params, "abnormal", one))(prior)
             text = text._replace(abnormal=abnormal)
@@ -182,6 +182,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             extras = {"prior": prior, "stage2_probabilities": found["patch_probabilities"]}
             stages = jnp.concatenate([stages, found["patch_probabilities"][None]])
         of_image = found["global_probabilities"][:, 1]
+        # The published code weighs the first stage twice: (2 m1 + m2) / 3.
         weights = np.array((2, 1) if config.max_scores == "2:1" else (1, 1))[: len(stages)]
         of_patches = jnp.average(stages[..., 1].max(axis=(2, 3)), axis=0, weights=weights)
         values = (of_image + of_patches) / 2, of_image, of_patches
@@ -243,20 +244,13 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     )
 
 
-def _tokenize(
-    backbone: Backbone, config: FAPromptConfig, num_normal: int
-) -> dict[str, prompts.Tokens]:
+def _tokenize(backbone: Backbone, config: FAPromptConfig, num_normal: int) -> dict[str, Tokens]:
     """Returns the words after the learned tokens, of which the normal prompt has `num_normal`, by state."""
     texts = (config.normal_text, config.abnormal_text)
     found = [prompts.tokenize(backbone, [text]) for text in texts]
     # The end token of a text, whose output is the feature, must stay after the deep prompts.
     room = num_normal + found[0][0].shape[1] - backbone.num_start_tokens - 1
-    has_deep = learner.count_deep_blocks(backbone, config) > 0
-    if has_deep and backbone.num_start_tokens and config.num_deep_prompts > room:
-        raise UserError(
-            f"Config key 'num_deep_prompts' is {config.num_deep_prompts}, but over {backbone.name} deep"
-            f" prompts replace tokens, and the normal prompt has {room}; give at most as many."
-        )
+    learner.check_deep_prompts(backbone, config, room=room)
     return dict(zip(STATES, found, strict=True))
 
 
@@ -269,6 +263,7 @@ def _prior(
     """Returns Omega, which one image adds to the tokens of the abnormal prompts."""
     patches = patches.reshape(-1, patches.shape[-1])
     count = min(config.num_selected, len(patches))
+    # The published code computes the indices of the most abnormal patches and then does not use them.
     if config.dap_select == "topk":
         patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly.reshape(-1)), count)[1]]
     # An image with fewer patches leaves the network's last inputs at zero.

@@ -172,6 +172,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
         if config.pathway and "pathway" in params:
             flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
+            # Inside: the layers of an image, with one pathway or one each. Outside: the images.
             own = None if config.shared_pathway else 0
             of_layers = jax.vmap(adapt, in_axes=(own, None, None, 0))
             of_images = jax.vmap(of_layers, in_axes=(None, 0, 0, 0))
@@ -277,7 +278,7 @@ def _adapt(
     x = x + to_patches(x, seen, num_heads=num_heads, scale=scale)[0]
 
     x = _layer_norm(norms["between"], x)
-    to_global = attentions["to_global"]
+    to_global = attentions["to_global"]  # its keys alone are of the global texts
     key = layers.linear(to_global["key"], _layer_norm(norms["global"], image))
     query, value = (layers.linear(to_global[name], x) for name in ("query", "value"))
     attended = _attend(query, key, value, num_heads=num_heads, scale=scale)
@@ -289,9 +290,10 @@ def _adapt(
 
 def _layer_norm(params: layers.Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """Returns LayerNorm with {"scale", "bias"} and epsilon 1e-5."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
+    # Of centered values: the difference of two moments would lose digits.
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
 
 
 def _attend(
@@ -326,7 +328,9 @@ def _init_pathway(key: Array, width: int) -> Params:
 
 def _init_attention(key: Array, width: int) -> dict[str, layers.Linear]:
     """Returns kernels in Glorot's range for the three inputs as one matrix, and zero biases."""
-    bound = (6 / (4 * width)) ** 0.5
+    bound = (
+        6 / (4 * width)
+    ) ** 0.5  # sqrt(6 / (inputs + outputs)) of the joint [3 width, width] matrix
     *keys, out_key = jax.random.split(key, 4)
     draw = functools.partial(jax.random.uniform, shape=(width,) * 2, minval=-bound, maxval=bound)
     kernels = [*map(draw, keys), layers.init_linear(out_key, width, width)["kernel"]]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import (
     Batch,
@@ -254,7 +254,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     )
 
 
-def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> prompts.Tokens:
+def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> Tokens:
     """Returns tokens of the adjectives, each of which has to be a single one."""
     ids, paddings = prompts.tokenize(backbone, adjectives)
     # Each start token comes with an end token.
@@ -281,6 +281,7 @@ def _perceive(
     unit = normalize(patches)
     unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
     attend = functools.partial(layers.attend_folded, network, num_heads=num_heads, scale=1.0)
+    # Outside: the images. Inside: the layers, which share an image's texts.
     return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
 
 

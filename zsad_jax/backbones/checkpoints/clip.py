@@ -27,7 +27,7 @@ _QUERY = f"{BLOCK}0/{ATTENTION}/query/kernel"
 _HIDDEN = f"{BLOCK}0/MlpBlock_0/Dense_0/kernel"
 HEAD_WIDTH = 64  # in every published CLIP
 
-# Native names of what lies outside the blocks.
+# Native names of the arrays outside the blocks.
 _OPENAI = {
     "visual.conv1.weight": "vision/embedding/kernel",
     "visual.class_embedding": "vision/class_embedding",
@@ -70,7 +70,7 @@ _MARKS = (
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.class_embedding",
 )
-# What tells the sizes; its dimensions.
+# The arrays that show the sizes, and their numbers of dimensions.
 _TELLING = {
     "vision/embedding/kernel": 4,
     "vision/class_embedding": 1,
@@ -100,12 +100,12 @@ def from_arrays(
     text_num_heads: int | None = None,
     source: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The two towers of a CLIP in native names and layouts, nearly all arrays views of the given ones.
+    """Returns the two towers of a CLIP in native names and layouts, nearly all arrays views of the given ones.
 
     Args:
       arrays: of OpenAI's or open_clip's names ("visual.conv1.weight"), with "text." before the text side's
         or without, of Hugging Face's ("vision_model...") or native ones ("vision/...", "text/..."); a prefix
-        of all names, such as "module.", is taken off.
+        of all names, such as "module.", is removed.
       num_heads: of both towers, for names that do not show it; None: one for each 64 of the width.
       text_num_heads: of the text tower, where it differs.
       source: the file or files, for errors ("The file clip.safetensors").
@@ -115,7 +115,7 @@ def from_arrays(
       `checkpoints.fit_tree` to list.
 
     Raises:
-      UserError: these are no arrays of a CLIP, or the heads do not fit them.
+      UserError: the arrays are not those of a CLIP, or the heads do not fit them.
     """
     heads = {"vision": num_heads, "text": text_num_heads or num_heads}
     if _is_native(arrays):
@@ -143,9 +143,9 @@ def from_arrays(
 
 
 def names_in_file(arrays: Arrays) -> Callable[[str], str]:
-    """What a file of these arrays calls a native array ("vision/ln_post/bias"), be it there or not.
+    """Returns a function from a native name ("vision/ln_post/bias") to that in a file of these arrays.
 
-    The name comes with its tower, which OpenAI's names do not always show.
+    The array may be missing. The name comes with its tower, which OpenAI's names do not always show.
     """
     if _is_native(arrays):
         return str
@@ -171,6 +171,7 @@ def names_in_file(arrays: Arrays) -> Callable[[str], str]:
         if match := re.fullmatch(rf"{BLOCK}(\d+)/(.+)", rest):
             target, _, leaf = match[2].rpartition("/")
             part, kind = parts.get(target), "bias" if leaf == "bias" else "weight"
+            # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
             joint = "_" if part == "attn.in_proj" else "."
             own = f"{blocks[side]}.{match[1]}.{f'{part}{joint}{kind}' if part else match[2]}"
         if side == "text" and own != "logit_scale":
@@ -185,7 +186,7 @@ def _is_native(arrays: Arrays) -> bool:
 
 
 def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) -> None:
-    """Refuses arrays that do not show the sizes of both towers, in one error."""
+    """Raises one error if the arrays do not show the sizes of both towers."""
     known = {side: {name for name in _TELLING if name.startswith(f"{side}/")} for side in SIDES}
     found = {f"{side}/{name}": array for side in SIDES for name, array in towers[side].items()}
     absent = [side for side in SIDES if not known[side] & found.keys()]
@@ -211,7 +212,7 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
 def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
     if num_heads is None and width % HEAD_WIDTH:
         raise UserError(
-            f"{source} does not show its attention heads, and a width of {width} is no multiple of"
+            f"{source} does not show its attention heads, and a width of {width} is not a multiple of"
             f" {HEAD_WIDTH}: pass num_heads (and text_num_heads)."
         )
     return check_heads(num_heads or width // HEAD_WIDTH, width, source)
@@ -220,7 +221,7 @@ def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
 def _join(
     outside: Mapping[str, np.ndarray], blocks: Mapping[str, Arrays], num_heads: int
 ) -> dict[str, np.ndarray]:
-    """One tower from what lies outside its blocks and its blocks as the file has them."""
+    """Returns one tower from the arrays outside its blocks and its blocks as the file has them."""
     tower = dict(outside)
     for number, block in blocks.items():
         native = lay_out_block(block, num_heads)
@@ -229,14 +230,14 @@ def _join(
 
 
 def _prefix(arrays: Arrays) -> str:
-    """What all names begin with."""
+    """Returns what all names begin with."""
     return next(
         (name.removesuffix(mark) for mark in _MARKS for name in arrays if name.endswith(mark)), ""
     )
 
 
 def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Without what all names begin with, without open_clip's "text.", and without what says nothing."""
+    """Removes what all names begin with, open_clip's "text.", and arrays without weights."""
     prefix = _prefix(arrays)
     shorter = {name.removeprefix(prefix).removeprefix("text."): x for name, x in arrays.items()}
     return {
@@ -298,7 +299,7 @@ def _tower_sizes(arrays: Arrays) -> dict[str, int]:
 
 
 def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's names and layouts of native parameters, the inverse of `from_arrays`.
+    """Returns native parameters in OpenAI's names and layouts, the inverse of `from_arrays`.
 
     Args:
       params: {"vision": tree, "text": tree}; under `jax.eval_shape` the shapes come without values.
@@ -319,7 +320,7 @@ def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _openai_part(block: Mapping[str, Any], targets: tuple[str, ...]) -> dict[str, Any]:
-    """Weight and bias of a part of a block, rows of several joined."""
+    """Returns weight and bias of a part of a block; rows of several targets are joined."""
     width = block["LayerNorm_0/bias"].shape[0]
 
     def rows(target: str, kind: str) -> Any:
@@ -330,5 +331,6 @@ def _openai_part(block: Mapping[str, Any], targets: tuple[str, ...]) -> dict[str
         kernel = block[f"{target}/kernel"]
         return (kernel.reshape(width, -1) if kernel.ndim == 3 else kernel).T
 
-    join: Callable[..., Any] = jnp.concatenate if len(targets) > 1 else lambda one: one[0]
-    return {kind: join([rows(target, kind) for target in targets]) for kind in ("weight", "bias")}
+    parts = {kind: [rows(target, kind) for target in targets] for kind in ("weight", "bias")}
+    # A single part is not copied.
+    return {k: jnp.concatenate(v) if len(v) > 1 else v[0] for k, v in parts.items()}

@@ -1,4 +1,4 @@
-"""TIPS files: which lineage they are of, what sizes they hold, and the PyTorch key names as a table."""
+"""TIPS files: their lineage and sizes, and the PyTorch layout."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ NUM_HEADS = {tower.width: tower.num_heads for tower in TIPS_TOWERS.values()}
 
 
 def is_pytorch(arrays: Arrays) -> bool:
-    """Whether the keys are those of the PyTorch release (dots) and not of the native one (slashes)."""
+    """Returns whether the keys are those of the PyTorch release (dots) and not of the native one (slashes)."""
     return not any("/" in name for name in arrays)
 
 
@@ -36,10 +36,8 @@ def _need(arrays: Arrays, name: str, source: str) -> np.ndarray:
     return arrays[name]
 
 
-def vision_from_pytorch(
-    arrays: Arrays, *, num_heads: int | None, source: str
-) -> dict[str, np.ndarray]:
-    """Native names and layouts of a PyTorch vision file, LayerScale folded into the dense layers before it."""
+def vision_from_pytorch(arrays: Arrays, num_heads: int | None, source: str) -> Arrays:
+    """Returns a PyTorch vision file in native names and layouts, with LayerScale folded into dense layers."""
     pos = _need(arrays, "pos_embed", source)
     width, depth = pos.shape[-1], count_blocks(arrays, r"blocks\.(\d+)\.")
     swiglu = "blocks.0.mlp.w12.weight" in arrays
@@ -52,6 +50,7 @@ def vision_from_pytorch(
     )
     arrays = _checked(arrays, shapes, source)
     grid = round((pos.shape[1] - 1) ** 0.5)
+    # Native global tokens have no positions: that of PyTorch's class token is added to it once and for all.
     first = arrays["cls_token"] + arrays["pos_embed"][:, :1]
     tokens = "encoder/ToTokenSequence_0"
     out = {
@@ -70,7 +69,7 @@ def vision_from_pytorch(
 
 
 def _vision_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
-    """A block without its LayerScale, which goes into the dense layer before it."""
+    """Returns a block without its LayerScale, which is folded into the dense layer before it."""
     scales = {"attn.proj": block["ls1.gamma"], "mlp.fc2": block["ls2.gamma"]}
     scales["mlp.w3"] = scales["mlp.fc2"]
     scaled = {}
@@ -78,16 +77,14 @@ def _vision_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
         part, _, kind = name.rpartition(".")
         if kind == "gamma":
             continue
-        if part in scales:
+        if part in scales:  # a scale of outputs, which are the rows of PyTorch's matrices
             array = array * (scales[part][:, None] if kind == "weight" else scales[part])
         scaled[name] = array
     return lay_out_block(scaled, num_heads)
 
 
-def text_from_pytorch(
-    arrays: Arrays, *, num_heads: int | None, source: str
-) -> dict[str, np.ndarray]:
-    """Native names and layouts of a PyTorch text file."""
+def text_from_pytorch(arrays: Arrays, num_heads: int | None, source: str) -> Arrays:
+    """Returns a PyTorch text file in native names and layouts."""
     table = _need(arrays, "token_embedding.weight", source)
     width, depth = table.shape[1], count_blocks(arrays, r"transformer\.resblocks\.(\d+)\.")
     hidden = _need(arrays, "transformer.resblocks.0.mlp.c_fc.weight", source).shape[0]
@@ -115,7 +112,7 @@ def text_from_pytorch(
 def pytorch_vision_shapes(
     *, width: int, depth: int, hidden: int, patch: int, positions: int, swiglu: bool
 ) -> Shapes:
-    """Names and shapes of a PyTorch vision file, without the mask token that inference ignores."""
+    """Returns names and shapes of a PyTorch vision file, without the mask token that inference ignores."""
     feed_forward = (
         _linear_shapes("mlp.w12.", width, 2 * hidden) | _linear_shapes("mlp.w3.", hidden, width)
         if swiglu
@@ -141,7 +138,7 @@ def pytorch_vision_shapes(
 
 
 def pytorch_text_shapes(*, vocabulary: int, width: int, depth: int, hidden: int) -> Shapes:
-    """Names and shapes of a PyTorch text file."""
+    """Returns names and shapes of a PyTorch text file."""
     block = {
         "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,),
@@ -164,10 +161,12 @@ def pytorch_text_shapes(*, vocabulary: int, width: int, depth: int, hidden: int)
 
 
 def _checked(arrays: Arrays, shapes: Shapes, source: str) -> Arrays:
-    """The arrays, after one error that lists everything missing, unexpected or misshapen."""
+    """Returns the arrays; one error lists everything missing, unexpected or misshapen."""
     expected = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    # The mask token serves pre-training only.
-    return fit_tree(arrays, expected, source=source, ignored=("mask_token",))
+    used = {
+        name: array for name, array in arrays.items() if name != "mask_token"
+    }  # of pre-training
+    return fit_tree(used, expected, source=source)
 
 
 def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
@@ -175,12 +174,12 @@ def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
 
 
 def default_heads(width: int) -> int:
-    """The released number of heads for a width; 64 per head where no release has that width."""
+    """Returns the released number of heads for a width; 64 per head where no release has that width."""
     return NUM_HEADS.get(width, max(width // 64, 1))
 
 
 def read_sizes_vision(arrays: Arrays, source: str) -> dict[str, Any]:
-    """Fields of `VisionSizes` that native arrays show."""
+    """Returns the fields of `VisionSizes` that native arrays show."""
     tokens = "encoder/ToTokenSequence_0"
     kernel = _need(arrays, f"{tokens}/embedding/kernel", source)
     query = _need(arrays, f"{PREFIX}0/{ATTENTION}/query/kernel", source)
@@ -199,7 +198,7 @@ def read_sizes_vision(arrays: Arrays, source: str) -> dict[str, Any]:
 
 
 def read_sizes_text(arrays: Arrays, source: str) -> dict[str, Any]:
-    """Fields of `TextSizes` that native arrays show."""
+    """Returns the fields of `TextSizes` that native arrays show."""
     table = _need(arrays, "token_emb/emb_var", source)
     query = _need(arrays, f"transformer/encoderblock_0/{ATTENTION}/query/kernel", source)
     dense = _need(arrays, "transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel", source)

@@ -51,7 +51,7 @@ _PARTS = {
 
 
 def lay_out_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
-    """A block's arrays in the tower's names and layouts, nearly all of them views.
+    """Returns a block's arrays in the tower's names and layouts, nearly all of them views.
 
     Args:
       block: arrays by their names in the block ("attn.in_proj_weight", "mlp.fc1.bias", ...).
@@ -68,6 +68,7 @@ def lay_out_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
         if not (match and targets and array.ndim and len(array) % len(targets) == 0):
             native[name] = array
             continue
+        # Rows of one matrix are split before the transposition, so that every part stays a view.
         for target, rows in zip(targets, np.split(array, len(targets)), strict=True):
             leaf = _leaf(target, match[2])
             native[f"{target}/{leaf}"] = _lay_out(target, leaf, rows, num_heads)
@@ -87,31 +88,31 @@ def _lay_out(target: str, leaf: str, array: np.ndarray, num_heads: int) -> np.nd
             return turned.reshape(*turned.shape[:-1], num_heads, -1)
         if target == f"{ATTENTION}/out" and leaf == "kernel":
             return turned.reshape(num_heads, -1, turned.shape[-1])
-    except ValueError:
+    except ValueError:  # kept as it is, for `fit_tree` to list it with all others
         return array
     return turned
 
 
 def check_heads(num_heads: int, width: int, source: str) -> int:
-    """The number of heads, after an error when it is no divisor of the width.
+    """Returns the number of heads.
 
     Raises:
-      UserError: it is none.
+      UserError: it does not divide the width.
     """
     if num_heads < 1 or width % num_heads:
         raise UserError(
-            f"{source} is {width} wide, which is no multiple of {num_heads} attention heads:"
+            f"{source} is {width} wide, which is not a multiple of {num_heads} attention heads:"
             " pass the right num_heads (and text_num_heads)."
         )
     return num_heads
 
 
 def count_blocks(arrays: Arrays, pattern: str) -> int:
-    """One more than the largest block number among the names that match `pattern` (one group)."""
+    """Returns one more than the largest block number among the names that match `pattern` (one group)."""
     numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
 def below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `prefix`, without it."""
+    """Returns the arrays whose names begin with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

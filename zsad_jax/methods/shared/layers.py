@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import AnyArray
 from zsad_jax.utils.errors import UserError
 
 Linear = Mapping[str, Float[AnyArray, "..."]]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.backbones.base import Backbone, Params, Tokens
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import layers, prompts
 from zsad_jax.methods.shared.config import TEXT_DEPTH, MethodConfig, scale_block
@@ -49,16 +49,18 @@ def count_deep_blocks(backbone: Backbone, config: LearnerConfig) -> int:
     return depth - 1 if config.num_deep_prompts else 0
 
 
-def check_deep_prompts(backbone: Backbone, config: LearnerConfig) -> None:
-    """Raises UserError if deep prompts would replace words.
+def check_deep_prompts(
+    backbone: Backbone, config: LearnerConfig, *, room: int | None = None
+) -> None:
+    """Raises UserError if deep prompts would replace more than `room` tokens; None: the learned ones.
 
     Over a backbone with a start token, deep prompts replace tokens; otherwise they stand before them.
     """
-    deep, learned = config.num_deep_prompts, config.num_prompts
-    if backbone.num_start_tokens and count_deep_blocks(backbone, config) and deep > learned:
+    deep, room = config.num_deep_prompts, config.num_prompts if room is None else room
+    if backbone.num_start_tokens and count_deep_blocks(backbone, config) and deep > room:
         raise UserError(
-            f"Config key 'num_deep_prompts' is {deep}, but over {backbone.name} deep prompts replace the"
-            f" {learned} learned tokens; give at most as many."
+            f"Config key 'num_deep_prompts' is {deep}, but over {backbone.name} deep prompts replace tokens,"
+            f" of which a prompt has {room}; give at most as many."
         )
 
 
@@ -83,7 +85,7 @@ def encode_learners(
     backbone: Backbone,
     config: LearnerConfig,
     frozen: Params,
-    words: prompts.Tokens,
+    words: Tokens,
     learners: Sequence[Learner],
 ) -> Float[Array, "t d"]:
     """Returns the raw text features of (normal, abnormal) of each learner, encoded in one batch.
@@ -96,6 +98,7 @@ def encode_learners(
     context = jnp.stack([learner[state] for learner in learners for state in STATES])
     deep = None
     if "deep" in learners[0]:
+        # Both states of a learner share its deep prompts.
         deep = jnp.stack([learner["deep"] for learner in learners for _ in STATES], axis=1)
         deep = layers.round_to_float16(deep) if config.deep_prompts_float16 else deep
     return prompts.encode_with_context(backbone, frozen, words, context, deep_prompts=deep)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from zsad_jax.methods.base import AnyArray, Batch, Loss, PyTree, Terms
+from zsad_jax.backbones.base import AnyArray
+from zsad_jax.methods.base import Batch, Loss, PyTree, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
 from zsad_jax.methods.shared.similarity import Comparison
 

@@ -12,9 +12,9 @@ from absl import logging
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays, read_torch_pickle
-from zsad_jax.backbones.registry import ASSETS, find_release
+from zsad_jax.backbones.registry import ASSETS, File, find_release
 from zsad_jax.methods.base import Method, PyTree
-from zsad_jax.utils import downloads, files
+from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
 
 # The authors' repository at the commit that added the prompts (MIT licence).
@@ -129,14 +129,9 @@ def locate(name: str) -> pathlib.Path:
       UserError: unknown name, or the download fails.
     """
     path = local_path(name)
-    return downloads.fetch(
-        RELEASES[name].url,
-        path,
-        label=f"the prompts {name}",
-        instructions=f"Download them in another way and save them as {path}",
-        size=SIZE,
-        sha256=RELEASES[name].sha256,
-    )
+    release = RELEASES[name]
+    places = [(path, release.url)]
+    return File(f"the prompts {name}", places, size=SIZE, sha256=release.sha256).obtain()
 
 
 def fetch_command(name: str) -> str:

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.backbones.base import Backbone, Params, Tokens
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.errors import UserError
 
 SENTENCE_NORM_FLOOR = 1e-3  # sentences are divided by max(norm, 1e-3), as the published code does
 SENTENCES_PER_CHUNK = 256  # bounds the memory of encoding many categories
-Tokens = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +111,7 @@ def insert_tokens(
     """
     t, n, _ = words.shape
     p = learned.shape[1]
+    # Positions are computed on the host, so that a jitted caller traces the embeddings alone.
     starts = np.broadcast_to(np.asarray(at), (t,))[:, None]
     place = np.arange(n + p)[None]
     # Row r of the result comes from row order[r] of [words, learned].
