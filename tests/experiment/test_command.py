@@ -70,7 +70,7 @@ def run_main(tmp_path, monkeypatch, capsys):
             "Unexpected argument 'name=x'. Did you mean --config.backbone.name=x or"
             " --config.method.name=x?",
         ),
-        (["zzz"], "Unexpected argument 'zzz'; options have the form --NAME=VALUE."),
+        (["zzz"], "Unexpected argument 'zzz'. Options have the form --NAME=VALUE."),
     ],
 )
 def test_rejects_stray_arguments(run_main, arguments, expected):
