@@ -317,7 +317,7 @@ def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
         ({"num_prompt": 4}, "'num_prompt'.*num_prompts"),
         ({"num_prompts": 0}, "'num_prompts' is 0; it must be at least 1"),
         ({"num_prompts": 75}, "prompt of 80 tokens, 75 of them learned, is longer than the 77"),
-        ({"num_deep_prompts": 13}, "'num_deep_prompts' is 13.* the 12 learned tokens"),
+        ({"num_deep_prompts": 13}, "'num_deep_prompts' is 13.* a prompt has 12;"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
         ({"feature_layers": ()}, r"'feature_layers' is \(\); name at least one block"),
         ({"feature_layers": (0, 24)}, r"'feature_layers' is \(0, 24\).*between 1 and 24"),

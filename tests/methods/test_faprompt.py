@@ -489,7 +489,7 @@ def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_pat
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
         ({"vv_from": 25}, "'vv_from' is 25; it must be between 1 and 24"),
         ({"num_prompts": 74}, "prompt of 78 tokens, 74 of them learned, is longer than the 77"),
-        ({"num_deep_prompts": 8}, "'num_deep_prompts' is 8.* the normal prompt has 7"),
+        ({"num_deep_prompts": 8}, "'num_deep_prompts' is 8.* a prompt has 7"),
         ({"num_deep_prompts": 8, "num_prompts": 4}, "has 6; give at most as many"),
         ({"global_token": 1}, "'global_token' is 1, but clip has 1 global token"),
     ],

@@ -422,7 +422,7 @@ def test_a_pathway_for_each_layer_is_counted(clip):
         ({"feature_layers": (6, 25)}, "'feature_layers' is \\(6, 25\\)"),
         ({"feature_layers": ()}, "'feature_layers'"),
         ({"global_token": 1}, "'global_token' is 1.*1 global token"),
-        ({"num_prompts": 3}, "'num_deep_prompts' is 4.*the 3 learned"),
+        ({"num_prompts": 3}, "'num_deep_prompts' is 4.* a prompt has 3;"),
         ({"num_prompts": 0}, "'num_prompts' is 0"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13"),
         ({"segmentation": "mean"}, "'segmentation' is 'mean'.*'per_layer' or 'summed'"),
