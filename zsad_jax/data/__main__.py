@@ -80,7 +80,9 @@ def _make_parser() -> argparse.ArgumentParser:
         nargs="*",
         help="show counts per category, of these datasets or of all",
     )
-    listed.add_argument("--format", choices=("plain", "markdown", "csv"), default="plain")
+    listed.add_argument(
+        "--format", choices=("plain", "markdown", "csv"), default="plain", help="default: plain"
+    )
     listed.set_defaults(run=_list)
 
     show = commands.add_parser(

@@ -151,6 +151,7 @@ class Samples(Sequence[Sample]):
     def fingerprint(self) -> str:
         """Returns a digest of the fields of all samples; files count with size and time of change."""
         digest = hashlib.sha256()
+        # Stamps stand for the content of files, whose digest would take minutes for a benchmark.
         for sample in self._samples:
             stamps = [_stamp(encoded) for encoded in (sample.image, *sample.masks)]
             fields = dataclasses.replace(sample, image="", mask=None)
@@ -192,6 +193,7 @@ class Joined:
         position = position_of(index, self)
         number = int(np.searchsorted(self._ends, position, side="right"))
         dataset = self._datasets[number]
+        # From the end of this dataset: `_ends` counts the samples up to and including it.
         return dataset[position - int(self._ends[number]) + len(dataset)]
 
 

@@ -207,7 +207,7 @@ def _read_part(
     place = folder if split is None else find_folder(folder, split) or folder
     images, known, issues = _list_part(folder, place, split, masks, normal)
     start = "" if split is None else f"{place.name}/"
-    # Folders above the split do not label an image: `good_parts/test/bent` is anomalous.
+    # Folders above the split do not label an image: those in `good/test/bent` are anomalous.
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
     normals = {image for image in images if normal & set(map(plain, folders[image]))}
     labelled = split is not None or bool(normals)

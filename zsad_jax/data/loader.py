@@ -94,7 +94,7 @@ def _build_pipeline(read: Callable, length: int, steps: "_Steps", workers: int) 
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
     _settle_flags()
-    # One batch per worker: shared memory is small in containers, and one keeps a worker busy.
+    # One batch in advance per worker: batches wait in shared memory, which is small in containers.
     options = grain.multiprocessing.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=1
     )

@@ -83,13 +83,13 @@ def find_masks(
         if not likely and (certain or plain(os.path.basename(folder)) in ("", *normal)):
             continue
         twins = _find_twins(folder, inside, named)
-        # The pixels of few files are read, and only of folders whose names do not exclude masks.
+        # Names such as 000.png recur by chance, so without a likely folder name half of them must match.
         enough = len(twins) >= (1 if likely else len(inside) / 2)
         if not enough or not _have_few_levels(root, list(twins)):
             continue
         others = list(twins.values())
         if not likely:
-            # Two folders of the same names and few levels: binary images, or masks of masks.
+            # If both folders have few levels, nothing tells which one has the masks.
             if _have_few_levels(root, others):
                 continue
             unusual[folder] = os.path.dirname(others[0])

@@ -67,7 +67,7 @@ def read_meta_json(
     for folder in folders:
         for entry in _entries(folder / META_JSON, split):
             sample, issue = _read_entry(entry, folder, within)
-            # By real path: lists name an image by several links, or once for each defect.
+            # By real path, since several roots, entries and links may lead to one image.
             key = os.path.realpath(str(sample.image)) if sample else ""
             if key in samples:
                 repeated += 1

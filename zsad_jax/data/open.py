@@ -40,7 +40,7 @@ def open_dataset(
       UserError: the dataset does not exist (the message has the command that prepares it), or a key or a
         value of its description is not valid.
     """
-    check_available(spec, data_dir)
+    check_available(spec, data_dir)  # of all parts, before one is opened
     if not isinstance(spec, str):
         return _open_described(spec, split)
     parts = parse_name(spec)

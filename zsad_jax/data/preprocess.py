@@ -131,7 +131,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
             )
         if array.dtype == np.uint8:
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))
-    # In bands, since float64 values of the whole image take eight times its memory or more.
+    # In bands, since float64 values of a whole 16-bit image take four times its memory.
     shape, read = _row_reader(array)
     dtype, step = read(0, 1).dtype, max(BAND_BYTES // (8 * math.prod(shape[1:])), 1)
 

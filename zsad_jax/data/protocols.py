@@ -91,6 +91,7 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
     facts = DATASETS.get(dataset)
     if facts is None or naming == "plain":
         return plain
+    # The published code names categories by hand; results depend on these words.
     published = _look_up(facts.prompt_names, category) or plain
     if naming == "published":
         return published

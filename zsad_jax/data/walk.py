@@ -27,6 +27,7 @@ def is_hidden(name: str) -> bool:
 
 def plain(name: str) -> str:
     """Removes differences of case, separators and Unicode form from a name or a path."""
+    # macOS stores accents as separate characters (NFD), other systems as written.
     return unicodedata.normalize("NFC", name).lower().replace(" ", "_").replace("-", "_")
 
 
@@ -65,7 +66,9 @@ def walk(
       ignored: hidden files and folders, and folders that cannot be read, are added here.
     """
     ignored = [] if ignored is None else ignored
+    # Links are appended to the starts, so that a folder is listed under its own name if it has one.
     starts = [os.fspath(start or root)]
+    # The parents are seen: a link to one of them would list the root again.
     seen = {str(one) for one in pathlib.Path(starts[0]).resolve().parents}
 
     def report(error: OSError) -> None:

@@ -29,6 +29,7 @@ def list_files(root: pathlib.Path) -> Listing:
 def _list_split(listing: Listing, folder: pathlib.Path, category: str) -> list[Sample]:
     labels = find_inner_folder(folder, "Label") or folder / "Label"
     masks = masks_by_stem(labels, LABEL)
+    # An image that the text file names is anomalous even if its label image is missing.
     anomalous = set(masks) | _read_labels(labels)
     normal = [
         sample

@@ -32,6 +32,7 @@ def list_files(root: pathlib.Path) -> Listing:
             continue
         label = int(probability == 1)
         cell = listing.sample(path, label=label, category="elpv", defect=kind if label else "good")
+        # Cells between sound (0) and defective (1) were labeled with doubt; published numbers exclude them.
         cells.setdefault(probability, []).append(cell)
     defective, sound = cells.pop(1.0, []), cells.pop(0.0, [])
     uncertain = sum(map(len, cells.values()))

@@ -27,7 +27,7 @@ def list_files(root: pathlib.Path) -> Listing:
         labels = {path.stem.removesuffix(LABEL): [path] for path in labelled}
         images = [path for path in files if path not in labelled]
         for image in listing.pair(images, labels, category="ksdd"):
-            # Every image has a label, and an empty one is no issue.
+            # Every image has a label, also the normal ones: as anomalous, their empty masks would be issues.
             parts += listing.cut(dataclasses.replace(image, label=0), thirds)
     listing.add_drawn(
         [part for part in parts if not part.label], [part for part in parts if part.label]

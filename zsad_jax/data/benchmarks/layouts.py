@@ -96,6 +96,7 @@ def two_folders(name: str, options: facts.TwoFolders) -> Layout:
 
     def is_root(folder: Path) -> bool:
         anomalous = list_images(find_images(folder, options.anomalous))
+        # More than half: copies contain single files of other names.
         fitting = sum(bool(re.fullmatch(options.stem, path.stem)) for path in anomalous)
         return fitting > len(anomalous) / 2 and bool(
             list_images(find_images(folder, options.normal))
@@ -131,6 +132,7 @@ def paired_folders(name: str, options: facts.PairedFolders) -> Layout:
         return has_pair(folder, options.folders["test"])
 
     def is_root(folder: Path) -> bool:
+        # `images` beside `masks` is the layout of many sets: without own names, the parent folder decides.
         if options.own and has_pair(folder, options.own):
             return True
         return is_given(folder) and (not options.parent or is_named(folder, options.parent))
@@ -178,7 +180,7 @@ def list_meta_json(name: str, root: Path) -> Listing:
     for split, found in splits.items():
         listing.issues += found.issues
         place = {category: number for number, category in enumerate(found.categories)}
-        # An entry may name another category than the list that it stands in.
+        # Records are written category by category, and an entry may name another category than its list.
         for sample in sorted(found, key=lambda sample: place[sample.category]):
             if not Path(str(sample.image)).is_file():
                 listing.issues.append(Issue("image_missing", sample.file_name))

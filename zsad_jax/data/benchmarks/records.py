@@ -37,7 +37,7 @@ def encode(sample: Sample, dataset: str) -> Record:
         name = prompt_name(sample.category, dataset=dataset)
     fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
     fields |= {"image": image, "mask": _mask_bytes(masks, found), "prompt_name": name}
-    # Parts that cannot be joined are no mask, and the record has none.
+    # A record has one mask: parts that cannot be joined are dropped, a single unreadable mask is kept as it is.
     fields["has_mask"] = sample.has_mask and (found.mask is not None or len(masks) < 2)
     return Record(fields, found.issues, found.notes)
 

@@ -38,6 +38,7 @@ def write_split(
     try:
         for example in examples:
             if writer is None:
+                # Opened when a record is at hand, so that no file is empty.
                 writer = ArrayRecordWriter(_unfinished(template, len(lengths)), ONE_RECORD_A_GROUP)
                 lengths.append(0)
                 in_shard = 0

@@ -32,6 +32,7 @@ def find_unused(listing: Listing, excluded: Iterable[str]) -> list[Issue]:
       An issue each for a few files at one place, one for many; folders of nothing else count as one place.
     """
     root = listing.root
+    # One pattern for all globs: it is matched against every file, and benchmarks have up to a million.
     patterns = re.compile("|".join(map(fnmatch.translate, excluded)), re.IGNORECASE)
     reported = {issue.file for issue in listing.issues}
 
@@ -87,6 +88,7 @@ def _group(placed: Iterable[tuple[str, str]]) -> _Groups:
         suffix = os.path.splitext(name)[1].lower()
         groups[place, suffix if suffix in NOT_READ else ""].append(name)
     depth = max((place.count("/") for place, _ in groups), default=0)
+    # Merge the deepest places until the report is short enough to read.
     while len(groups) > PLACES and depth >= 0:
         merged: _Groups = defaultdict(list)
         for (place, suffix), names in groups.items():

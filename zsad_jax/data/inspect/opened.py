@@ -103,10 +103,12 @@ def _open_known(name: str, data_dir: PathLike) -> OpenedDataset:
 
         counts = read_recorded(name, data_dir).counts
         place = os.path.abspath(find_place(name, data_dir))
+        # Preparation recorded the counts, so that no record is read to count them.
         prepared = {split: open_dataset(name, data_dir, split=split) for split in counts}
         return OpenedDataset(name, facts.title, place, prepared, counts, facts.counts)
     splits = open_splits(name, data_dir)
     published = {split: facts.counts[split] for split in splits if split in facts.counts}
+    # Copies name the only category of a benchmark differently ("SDD" for ksdd).
     only = facts.categories[0] if len(facts.categories) == 1 else ""
     place = f"a folder with a {META_JSON} below {data_dir}"
     return OpenedDataset(name, facts.title, place, splits, published=published, only=only)

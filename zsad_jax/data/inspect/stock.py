@@ -36,6 +36,7 @@ def look_for(name: str, data_dir: PathLike) -> Entry:
     if not is_available(name, data_dir):
         state = "prepare downloads it" if facts.open_to_all else facts.homepage
         return Entry(name, state, {})
+    # A damaged dataset must not end the list of the others.
     try:
         opened = open_all_splits(name, data_dir)
         counts = opened.count_all()
@@ -81,7 +82,7 @@ def tabulate_categories(
     """Makes a table with a row for each category, and for the whole of several; counts are by dataset."""
     both = [*found.values(), *published.values()]
     splits = list(dict.fromkeys(split for counts in both for split in counts))
-    splits.sort(key=[*SPLITS, *splits].index)
+    splits.sort(key=[*SPLITS, *splits].index)  # train before test; other splits last
     compared = any(published.values())
     rows: list[tuple[Cell, ...]] = []
     for key, counts in found.items():

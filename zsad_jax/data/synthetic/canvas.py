@@ -81,6 +81,7 @@ def fill(image: Float[np.ndarray, "S S 3"], outline, color, *, opacity: float = 
     """
     import cv2
 
+    # Only the window of the outline is blended: most outlines are small, and the canvas is not.
     left, top = (max(0, math.floor(edge) - 1) for edge in outline.min(0))
     right, bottom = (min(SIZE, math.ceil(edge) + 2) for edge in outline.max(0))
     if right <= left or bottom <= top:
@@ -137,7 +138,7 @@ def noise(
     """
     import cv2
 
-    side = SIZE if angle == 0 else int(SIZE * 1.5)
+    side = SIZE if angle == 0 else int(SIZE * 1.5)  # the diagonal, which a turned field must cover
     field: np.ndarray = np.zeros((side, side), np.float32)
     for octave in range(octaves):
         step = max(cell / 2**octave, 1.0)
@@ -150,6 +151,7 @@ def noise(
         turn = np.array(cv2.getRotationMatrix2D((middle, middle), -angle, 1.0), float)
         turn[:, 2] += CENTER - middle
         field = np.asarray(cv2.warpAffine(field, turn, (SIZE, SIZE), flags=cv2.INTER_LINEAR))
+    # 1.25 offsets the variance that cubic interpolation removes; octaves add a quarter each.
     return field * np.float32(1.25 / np.sqrt(sum(0.25**octave for octave in range(octaves))))
 
 

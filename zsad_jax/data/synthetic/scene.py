@@ -90,6 +90,7 @@ class Scene:
 
         side = 2 * radius + 1
         inside = self.region.astype(np.float32)
+        # A defect at the edge of the region would be cut off, and its mask too small to be found.
         room = inside * cv2.blur(inside, (side, side), borderType=cv2.BORDER_CONSTANT)
         rows, columns = np.nonzero(room >= 0.85 * room.max())
         chosen = rng.integers(len(rows))
@@ -162,6 +163,7 @@ def draw(
         names = [zlib.crc32(text.encode()) for text in (dataset, category.name)]
         return np.random.default_rng([*names, index, purpose])
 
+    # Structural defects change parts before they are drawn, others damage the finished surface.
     scene = category.paint(stream(0))
     mask = np.zeros((canvas.SIZE, canvas.SIZE), bool)
     if defect in STRUCTURAL:
