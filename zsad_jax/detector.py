@@ -74,6 +74,7 @@ class Detector:
     def scorer(self) -> Scorer:
         """The function of `make_scorer`, compiled for batches of `batch_size`."""
         size = self.backbone.preprocess.image_size
+        # Compiled ahead, so that the measured time of the first images does not include it.
         images = np.zeros((self.batch_size, size, size, 3), np.uint8)
         scorer = make_scorer([self.method], self.backbone)
         return scorer.lower(*self._arguments(images)).compile()  # type: ignore[attr-defined]
@@ -124,6 +125,7 @@ class Detector:
         scores, maps = [], []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
+            # A last, smaller batch of another shape would compile anew.
             padded = np.zeros((size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
             [result] = self.scorer(*self._arguments(padded))

@@ -154,6 +154,7 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
         shared: dict[Any, PyTree] = {}
         results = []
         for method, learned, texts in zip(methods, params, prototypes, strict=True):
+            # The vision tower takes nearly all the time, and variants of a method rarely change its options.
             key = method.features_key if method.cacheable else None
             features = shared.get(key)
             if features is None:
@@ -206,6 +207,7 @@ def evaluate(
     scorer = scorer or make_scorer(methods, backbone)
     frozen = sharding.replicate(backbone.params, mesh)
     params = [sharding.replicate(contender.params, mesh) for contender in contenders]
+    # Prompts are encoded once for all images; class names are static, since they are tokenized on the host.
     prototypes = [
         jax.jit(method.prototypes, static_argnums=2)(frozen, learned, tuple(dataset.prompt_names))
         for method, learned in zip(methods, params, strict=True)
@@ -286,6 +288,7 @@ def _score_across(
     index, category, scores = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     if not len(index):
         return iter
+    # Rows are in the order of the batches; within a category that is the order of the dataset.
     members = [np.flatnonzero(category == one) for one in np.unique(category)]
     order = index[np.concatenate(members)]
 
@@ -329,6 +332,7 @@ def _gather(
     def complete(number: int, *, except_for: str | None = None) -> None:
         """Computes the metrics of the categories gathered so far and drops their histograms."""
         thresholds = methods[number].aupro_thresholds
+        # Histograms take 24 MB for each category and contender.
         for category in [name for name in states[number] if name != except_for]:
             state = states[number].pop(category)
             found[number][category] = {
@@ -346,6 +350,7 @@ def _gather(
         ]
         for number, result in enumerate(results):
             scores[number].append({name: value[rows] for name, value in result.image.items()})
+            # A batch may contain the end of one category and the beginning of the next.
             for category in dict.fromkeys(batch.category[rows].tolist()):
                 name = names[category]
                 if contiguous:  # earlier categories are complete

@@ -155,6 +155,7 @@ def make_step(
     method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
 ) -> Step:
     """Returns the compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
+    # Features, loss and update are one program: XLA drops what the loss does not use of the features.
     loss_of = stage.loss or method.loss
 
     def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):
@@ -200,6 +201,7 @@ def train(
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
     """
+    # A key per epoch, not one that moves on with each step: a resumed run shuffles like one without a kill.
     init_key, order_key = jax.random.split(key)
     frozen = sharding.replicate(backbone.params, mesh)
     params = sharding.replicate(method.init(init_key, frozen), mesh)
@@ -228,6 +230,7 @@ def train(
             for number, images in enumerate(batches, start=epoch * per_epoch + 1):
                 for issue in images.issues:
                     logging.warning("%s: %s", label, issue)
+                # Without a gradient, momentum would still move the parameters.
                 if not images.valid.any():
                     continue
                 truth = Batch(
@@ -261,6 +264,7 @@ def train(
         optimizer = make_optimizer(config, method, params, stage, steps_per_epoch=per_epoch)
         state = sharding.replicate(TrainState(params, optimizer.init(params)), mesh)
         last_epoch = first_epoch + (stage.epochs or config.epochs)
+        # Each stage has an optimizer of its own, so a state fits only the stage that saved it.
         if done > last_epoch:  # its parameters are part of a later stage's state
             first_epoch = last_epoch
             continue
@@ -281,6 +285,7 @@ class OrbaxSaver:
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
+        # The state is small: saving in the background gains nothing, and would let a kill come in between.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

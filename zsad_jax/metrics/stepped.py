@@ -36,6 +36,7 @@ def stepped_aupro(
 
     fpr = rate(curve.negatives, curve.negatives.sum())
     pro = rate(curve.overlap, num_regions)
+    # The published code stretches the kept rates to [0, 1] instead of dividing by the limit.
     kept = fpr < FPR_LIMIT
     if kept.sum() < 2 or np.ptp(fpr[kept]) == 0:
         return float("nan")

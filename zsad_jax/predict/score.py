@@ -98,7 +98,7 @@ class Model:
     """A detector whose weights are read for the first image to be scored.
 
     What is known of it without them comes from run.json, if an earlier run used the same files and options.
-    A repeated run over CLIP ViT-L/14 with nothing to score then takes 1.3 s, not 6 s.
+    A repeated run over CLIP ViT-L/14 with nothing to score takes 1.6 s instead of 7 to 9 s.
 
     `batch_size` is the images per compiled call; `load` reads the weights.
     """

@@ -26,6 +26,7 @@ def guarded(run: Callable[[], int | None]) -> int:
     except UserError as error:
         fail(str(error))
     except OSError as error:
+        # Errors of the system with a path are the user's to correct; others are ours and keep their traceback.
         full = files.is_disk_full(error)
         if error.filename is None and full:
             fail("The disk is full. Make room, or choose a folder on a larger one.")

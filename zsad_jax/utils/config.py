@@ -102,6 +102,7 @@ def fits(value: Any, hint: Any) -> bool:
         return True
     if isinstance(value, bool):  # bool is an int to Python, but not to a reader of configs
         return hint is bool
+    # ml_collections keeps `sigma=8` as an int; the shapes and types of traced values do not depend on it.
     if hint is float:
         return isinstance(value, int | float)
     return isinstance(value, origin or hint)

@@ -144,6 +144,7 @@ class _Download:
             try:
                 return self._request()
             except _TransientError as error:
+                # Progress resets the count: a large file over a bad line may need many attempts.
                 failures = failures + 1 if _length(self.file) <= before else 1
                 if failures >= ATTEMPTS:
                     raise self._failure(str(error)) from error
@@ -173,6 +174,7 @@ class _Download:
 
         if self.size is not None and _length(self.file) == self.size:
             return
+        # Compressed answers have other lengths and offsets than the file.
         headers = {"Accept-Encoding": "identity", **self._range()}
         try:
             with requests.get(
@@ -196,6 +198,7 @@ class _Download:
         """Returns the headers that request the rest only."""
         have, etag = _length(self.file), _etag_file(self.part)
         if have and etag.exists() and (self.size is None or have < self.size):
+            # If-Range: a server with a newer version sends the whole file (status 200), not the rest of it.
             return {"Range": f"bytes={have}-", "If-Range": etag.read_text()}
         self._empty()  # these bytes may belong to an earlier version of the file
         return {}
@@ -219,6 +222,7 @@ class _Download:
             raise _TransientError(answer)
         if status >= 400:
             raise self._failure(answer, NotPublishedError)
+        # Login pages and error pages of file hosts come with status 200.
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise self._failure("the server sent a web page instead")
 
@@ -240,6 +244,7 @@ class _Download:
     def _remember_version(self, response: Any) -> None:
         """Stores the name of this version of the file, without which a part cannot be resumed."""
         etag = response.headers.get("ETag", "")
+        # A weak tag may stay the same while bytes change, so it cannot vouch for a part.
         if etag and not etag.startswith("W/"):
             files.write_text(_etag_file(self.part), etag)
         else:

@@ -75,8 +75,10 @@ def replaced(path: PathLike) -> Iterator[pathlib.Path]:
     temporary = pathlib.Path(name)
     try:
         yield temporary
+        # Without the flush, a crash can leave the new name with the old length, or empty.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:

@@ -73,6 +73,7 @@ def overlay(
       alpha: opacity at the high end, 0 to 1.
     """
     levels = _levels(anomaly_map, image.shape[:2], scale)
+    # One look-up per pixel in a table of 256 levels, instead of arithmetic on three channels of floats.
     opacity = np.linspace(0, alpha, 256, dtype=np.float32)[:, None]
     picture = np.empty_like(image)
     for rows in _bands(image.shape[0]):
@@ -93,6 +94,7 @@ def outline(image: Picture, mask: Bool[np.ndarray, "h w"] | None) -> Picture:
         return image
     height, width = image.shape[:2]
     whole = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).convert("F")
+    # The box filter averages all pixels of the mask, so that no small defect falls between two samples.
     inside = (np.asarray(whole.resize((width, height), Image.Resampling.BOX)) > 0).astype(np.uint8)
     thickness = 1 + max(height, width) // 400
     line, rim = (

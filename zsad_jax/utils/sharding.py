@@ -29,6 +29,7 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
 
     def padded(array: np.ndarray) -> np.ndarray:
         missing = round_up(len(array), mesh) - len(array)
+        # Arrays of different lengths on the devices would need a second compiled program.
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
     return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, PartitionSpec(DATA)))
