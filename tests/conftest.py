@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def shipped_experiment():
+def included_experiment():
     """Reads the experiment of `configs/<method>.py`, without a variant."""
 
     def read(method):
@@ -89,7 +89,7 @@ def largest_entries():
 
 
 @pytest.fixture(scope="session")
-def environment_of_users():
+def user_environment():
     """Returns the environment of commands that are compiled with the user's settings and then run faster."""
     variables = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     quick = known_flags()

@@ -232,7 +232,7 @@ def test_rejects_unknown_names(backbone):
 def stored_prompts(backbone, tmp_path, monkeypatch):
     """Writes two files of learned prompts; "included" is at the location of prompts included with "tips"."""
     method = zsad_jax.methods.make_method("tipsomaly", backbone)
-    files = {"given": tmp_path / "given.npz", "shipped": tmp_path / "tips/tipsomaly_prompts.npz"}
+    files = {"given": tmp_path / "given.npz", "included": tmp_path / "tips/tipsomaly_prompts.npz"}
     for seed, path in enumerate(files.values()):
         prompt_files.save(path, method.init(jax.random.key(seed), backbone.params))
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
@@ -243,17 +243,17 @@ def test_given_prompts_precede_included_ones(backbone, stored_prompts):
     method, files = stored_prompts
     given, words = detectors.choose_params(method, backbone, str(files["given"]))
     assert words == str(files["given"])
-    shipped, words = detectors.choose_params(method, backbone, None)
+    included, words = detectors.choose_params(method, backbone, None)
     assert words == "prompts included with tips"
-    assert prompt_files.digest(given) != prompt_files.digest(shipped)
-    assert prompt_files.digest(shipped) == prompt_files.digest(
-        prompt_files.load(str(files["shipped"]), method, backbone)
+    assert prompt_files.digest(given) != prompt_files.digest(included)
+    assert prompt_files.digest(included) == prompt_files.digest(
+        prompt_files.load(str(files["included"]), method, backbone)
     )
 
 
 def test_falls_back_to_fixed_prompts_with_warning(backbone, stored_prompts, caplog):
     method, files = stored_prompts
-    files["shipped"].unlink()
+    files["included"].unlink()
     assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
     assert "No learned prompts are included with tips" in caplog.text
 

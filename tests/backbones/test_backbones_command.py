@@ -9,7 +9,7 @@ from zsad_jax.methods.shared import prompt_files
 
 @pytest.fixture(scope="module")
 def openai():
-    """A CLIP of width 8 with one block a tower, in half precision as OpenAI's."""
+    """Returns a CLIP of width 8 with one block per tower, in half precision like OpenAI's."""
     rng = np.random.default_rng(0)
     shapes = {
         "visual.conv1.weight": (8, 3, 2, 2),
@@ -37,7 +37,7 @@ def openai():
 
 
 def write_torchscript(path, arrays):
-    """An archive as OpenAI's: a scripted module, with three numbers more."""
+    """Writes an archive like OpenAI's: a scripted module with three additional numbers."""
     import torch
 
     class Part(torch.nn.Module):
@@ -69,7 +69,7 @@ def read_rows(capsys):
     return [line.split()[0] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_lists_every_release_and_all_prompts(capsys):
+def test_lists_all_releases_and_prompts(capsys):
     assert main(["list"]) == 0
     assert read_rows(capsys) == ["name", *registry.RELEASES]
     assert main(["list", "--prompts"]) == 0
@@ -80,7 +80,7 @@ def test_lists_every_release_and_all_prompts(capsys):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("write", [write_torchscript, write_state_dict])
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_converts_archive_to_file_that_loads(openai, tmp_path, write, suffix, capsys):
+def test_converts_archive_to_loadable_file(openai, tmp_path, write, suffix, capsys):
     pytest.importorskip("torch")
     source, target = tmp_path / "ViT.pt", tmp_path / f"ViT{suffix}"
     write(source, openai)
@@ -99,7 +99,7 @@ def test_converts_archive_to_file_that_loads(openai, tmp_path, write, suffix, ca
 
 
 def read_error(arguments, capsys):
-    """The error of a command that a mistake ends."""
+    """Returns the error message of a command that exits with a usage error."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
@@ -107,7 +107,7 @@ def read_error(arguments, capsys):
 
 
 @pytest.mark.parity
-def test_rejects_archive_of_another_model(tmp_path, openai, capsys):
+def test_rejects_archive_of_other_model(tmp_path, openai, capsys):
     pytest.importorskip("torch")
     incomplete = {name: array for name, array in openai.items() if "ln_2" not in name}
     write_state_dict(tmp_path / "some.pt", incomplete)

@@ -16,19 +16,19 @@ SHARED_WEIGHTS = pathlib.Path(__file__).parents[3] / "shared" / "weights"
 
 
 def fake(module, name, base=object):
-    """A class that pickles as module.name, though no such module is installed."""
+    """Returns a class that pickles as module.name without such a module being installed."""
     return type(name, (base,), {"__module__": module})
 
 
 class Call:
-    """Pickles as a call of `function` (given as 'module name') with arguments."""
+    """An object that pickles as a call of `function` (given as 'module name') with arguments."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments
 
 
 class Stored:
-    """Pickles as a persistent reference to a storage."""
+    """An object that pickles as a persistent reference to a storage."""
 
     def __init__(self, kind, key, count):
         self.kind, self.key, self.count = kind, key, count
@@ -40,7 +40,7 @@ class ParameterList:
 
 
 class TorchPickler(pickle._Pickler):
-    """Writes torch's opcodes without torch."""
+    """A pickler that writes torch's opcodes without torch."""
 
     def emit_global(self, name):
         self.write(pickle.GLOBAL + name.replace(" ", "\n").encode() + b"\n")
@@ -83,7 +83,7 @@ def tensor(kind, key, count, offset, size, stride):
     return Call("torch._utils _rebuild_tensor_v2", storage, offset, size, stride, False, hooks)
 
 
-def test_read_arrays_gives_float32_whatever_the_file_holds(tmp_path):
+def test_read_arrays_returns_float32(tmp_path):
     values = np.array([1.5, -2.0, 0.25], np.float32)
     np.savez(
         tmp_path / "weights.npz",
@@ -101,7 +101,7 @@ def test_read_arrays_gives_float32_whatever_the_file_holds(tmp_path):
 
 
 def safetensors_bytes(arrays):
-    """The format written out by hand: a length, a header, the values."""
+    """Returns a hand-written safetensors file: a length, a header, the values."""
     header, values = {}, b""
     for name, (kind, array) in arrays.items():
         offsets = [len(values), len(values) + array.nbytes]
@@ -112,7 +112,7 @@ def safetensors_bytes(arrays):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
-def test_read_arrays_knows_safetensors_by_its_content(tmp_path, suffix):
+def test_read_arrays_detects_safetensors_by_content(tmp_path, suffix):
     values = np.array([[1.5, -2.0], [0.25, 3.0]], np.float32)
     held = {
         "single": ("F32", values),
@@ -147,7 +147,7 @@ def test_read_arrays_knows_safetensors_by_its_content(tmp_path, suffix):
         lambda data: data + b"more",
     ],
 )
-def test_a_broken_safetensors_file_is_named_with_the_remedy(tmp_path, damage):
+def test_names_broken_safetensors_file_and_remedy(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
     with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
@@ -156,13 +156,13 @@ def test_a_broken_safetensors_file_is_named_with_the_remedy(tmp_path, damage):
         read.read_safetensors_shapes(path)
 
 
-def test_an_npz_under_the_other_name_is_read(tmp_path):
+def test_reads_npz_with_other_suffix(tmp_path):
     with open(tmp_path / "weights.safetensors", "wb") as file:
         np.savez(file, a=np.arange(3.0))
     assert read.read_arrays(tmp_path / "weights.safetensors")["a"].dtype == np.float32
 
 
-def test_a_torch_archive_is_not_opened_but_to_be_converted(tmp_path):
+def test_asks_to_convert_torch_archive(tmp_path):
     path = write_archive(tmp_path / "ViT.pt", {}, {})
     with pytest.raises(UserError, match=r"python -m zsad_jax\.backbones convert .*ViT\.pt"):
         read.read_arrays(path)
@@ -196,14 +196,14 @@ def write_flipped(path):
         lambda path: path.open("wb").write(b"\x93NUMPY"),
     ],
 )
-def test_a_broken_npz_is_named_with_the_remedy(tmp_path, write):
+def test_names_broken_npz_and_remedy(tmp_path, write):
     path = tmp_path / "weights.npz"
     write(path)
     with pytest.raises(UserError, match=r"weights\.npz .*fetch it again"):
         read.read_arrays(path)
 
 
-def test_a_single_array_is_not_a_weight_file(tmp_path):
+def test_rejects_single_array(tmp_path):
     path = tmp_path / "weights.npz"
     with path.open("wb") as file:
         np.save(file, np.arange(3.0))
@@ -211,7 +211,7 @@ def test_a_single_array_is_not_a_weight_file(tmp_path):
         read.read_arrays(path)
 
 
-def test_missing_files_and_folders_are_named(tmp_path):
+def test_names_missing_files_and_folders(tmp_path):
     with pytest.raises(UserError, match=r"none\.npz does not exist"):
         read.read_arrays(tmp_path / "none.npz")
     with pytest.raises(UserError, match="is a folder"):
@@ -236,7 +236,7 @@ def expected_tree():
     }
 
 
-def test_fit_tree_takes_flat_and_nested_arrays():
+def test_fit_tree_accepts_flat_and_nested_arrays():
     flat = {
         "dense/kernel": np.ones((2, 3), np.float16),
         "dense/bias": np.zeros(3),
@@ -250,7 +250,7 @@ def test_fit_tree_takes_flat_and_nested_arrays():
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
 
 
-def test_fit_tree_lists_every_problem_at_once():
+def test_fit_tree_lists_all_problems():
     arrays = {"dense": {"kernel": np.ones((3, 2)), "other": np.ones(1)}, "scale": np.float32("nan")}
     with pytest.raises(UserError) as raised:
         read.fit_tree(arrays, expected_tree(), source="x.npz")
@@ -262,7 +262,7 @@ def test_fit_tree_lists_every_problem_at_once():
     assert "1 not finite: scale" in message
 
 
-def test_a_long_list_of_problems_is_cut_with_its_count():
+def test_long_list_of_problems_is_truncated_with_count():
     arrays = {f"extra_{i:02}": np.zeros(1) for i in range(25)}
     with pytest.raises(UserError) as raised:
         read.fit_tree(arrays, {}, source="x.npz")
@@ -304,7 +304,7 @@ def test_tensors_respect_offset_stride_and_shared_storage(tmp_path):
         ("BoolStorage", np.bool_),
     ],
 )
-def test_every_storage_type_is_read(tmp_path, kind, dtype):
+def test_reads_all_storage_types(tmp_path, kind, dtype):
     values = np.array([0, 1, 1], dtype)
     path = write_archive(tmp_path / "a.pth", [tensor(kind, "0", 3, 0, (3,), (1,))], {"0": values})
     (result,) = read.read_torch_pickle(path)
@@ -312,7 +312,7 @@ def test_every_storage_type_is_read(tmp_path, kind, dtype):
     np.testing.assert_array_equal(result, [0, 1, 1])
 
 
-def test_a_parameter_list_is_a_list_and_big_endian_is_swapped(tmp_path):
+def test_reads_parameter_list_and_big_endian_values(tmp_path):
     values = np.arange(4, dtype=">f4")
     parameters = {
         str(i): Call(
@@ -334,7 +334,7 @@ def test_a_parameter_list_is_a_list_and_big_endian_is_swapped(tmp_path):
 @pytest.mark.parametrize(
     "function", ["os system", "posix system", "builtins eval", "builtins getattr", "torch load"]
 )
-def test_a_pickle_that_calls_anything_is_refused_and_not_run(tmp_path, function):
+def test_rejects_pickle_with_calls_without_running_it(tmp_path, function):
     witness = tmp_path / "witness"
     path = write_archive(tmp_path / "a.pth", [Call(function, f"touch {witness}")], {})
     with pytest.raises(UserError, match=function.replace(" ", r"\.")):
@@ -353,14 +353,14 @@ def test_a_pickle_that_calls_anything_is_refused_and_not_run(tmp_path, function)
         (0, (2,), ()),
     ],
 )
-def test_a_tensor_beyond_its_storage_is_refused(tmp_path, offset, size, stride):
+def test_rejects_tensor_beyond_its_storage(tmp_path, offset, size, stride):
     value = [tensor("FloatStorage", "0", 4, offset, size, stride)]
     path = write_archive(tmp_path / "a.pth", value, {"0": np.zeros(4, np.float32)})
     with pytest.raises(UserError, match=r"storage|shape"):
         read.read_torch_pickle(path)
 
 
-def test_damaged_archives_are_named(tmp_path):
+def test_names_damaged_archives(tmp_path):
     good = write_archive(
         tmp_path / "good.pth",
         [tensor("FloatStorage", "0", 4, 0, (4,), (1,))],
@@ -383,7 +383,7 @@ def test_damaged_archives_are_named(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED_WEIGHTS.is_dir(), reason="the shared weights are not here")
-def test_published_archives_equal_their_npz_twins():
+def test_published_archives_equal_their_npz_copies():
     paths = [*SHARED_WEIGHTS.glob("tipsomaly/*/*.pth"), *SHARED_WEIGHTS.glob("crane/**/*.pth")]
     assert paths
     for path in paths:

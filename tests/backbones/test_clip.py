@@ -1,7 +1,7 @@
-"""CLIP towers against the reference's outputs on tiny random weights, and the options of the shared tower.
+"""Tests of the CLIP towers on tiny random weights, and of the options of the shared tower.
 
-What the goldens do not show (the value-value stream from any block, deep prompts, raw tokens) is compared
-with the definitions written out in numpy, in float64.
+Outputs are compared with goldens. What these do not cover (value-value stream from any block, deep prompts,
+raw tokens) is compared with a float64 implementation of the definitions in numpy.
 """
 
 import io
@@ -24,12 +24,12 @@ from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 WEIGHTS = GOLDENS / "clip" / "weights.npz"
-SIZES = (56, 70, 42)  # the native grid, a larger one and a smaller one
+SIZES = (56, 70, 42)  # the native grid, a larger and a smaller one
 
 
 @pytest.fixture(autouse=True, scope="module")
 def exact():
-    """Full precision."""
+    """Runs matrix products in full float32 precision."""
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -63,7 +63,7 @@ def tips():
 
 @pytest.fixture(scope="module")
 def texts(golden):
-    """Ids and paddings: the end token has the largest id."""
+    """Returns ids and paddings; the end token has the largest id."""
     ids = golden["text/token_ids"]
     return ids, (np.arange(77) > ids.argmax(axis=1)[:, None]).astype(np.int32)
 
@@ -75,7 +75,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 def encode_image(model, images, **options):
-    """Compiled as one, which is quicker than operation by operation."""
+    """Encodes images in one compiled call, which is faster than operation by operation."""
     run = jax.jit(lambda params, images: model.encode_image(params, images, **options))
     return run(model.params, images)
 
@@ -84,7 +84,8 @@ def as_float64(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-# --- the definitions, in numpy ---------------------------------------------------------------------------
+# --- definitions in numpy
+# --------------------------------------------------------------------------------
 
 
 def norm(params, x, epsilon):
@@ -104,7 +105,7 @@ def gelu_tanh(x):
 
 
 def attend(params, query, key, value, *, causal=False):
-    """softmax(q k^T / sqrt(width of a head)) v, per head, then the output projection."""
+    """Computes softmax(q k^T / sqrt(head width)) v per head, then the output projection."""
     logits = np.einsum("bnhk,bmhk->bhnm", query, key) / np.sqrt(query.shape[-1])
     if causal:
         logits = np.where(np.tri(logits.shape[-1], dtype=bool), logits, -np.inf)
@@ -115,7 +116,7 @@ def attend(params, query, key, value, *, causal=False):
 
 
 def run_block(block, x, *, activation, epsilon, causal=False):
-    """A block's output, and its value-value attention on the same input."""
+    """Returns a block's output, and its value-value attention on the same input."""
     attention = block["MultiHeadDotProductAttention_0"]
     y = norm(block["LayerNorm_0"], x, epsilon)
     query, key, value = (
@@ -135,9 +136,9 @@ def blocks_of(tower):
 
 
 def run_vision(blocks, x, vv_from, **options):
-    """The ordinary stream's outputs and the patch stream's, block by block.
+    """Returns the outputs of the ordinary stream and of the patch stream, block by block.
 
-    From block `vv_from` on the latter is y_i = y_(i-1) + value-value attention of LN(x_(i-1)).
+    From block `vv_from` on, the latter is y_i = y_(i-1) + value-value attention of LN(x_(i-1)).
     """
     ordinary, patches, stream = [], [], None
     for number, block in enumerate(blocks, start=1):
@@ -173,11 +174,12 @@ def tips_tokens(encoder, images):
     return np.concatenate([first, x], axis=1)
 
 
-# --- the vision tower ------------------------------------------------------------------------------------
+# --- vision tower
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_image_features(model, golden, size):
+def test_image_features_match_golden(model, golden, size):
     images = model.preprocess.normalize(golden[f"size{size}/images_u8"])
     features = encode_image(model, images)
     side = size // 14
@@ -188,7 +190,7 @@ def test_image_features(model, golden, size):
 
 
 @pytest.mark.parametrize("side", [3, 4, 5, 7, 9])
-def test_position_tables(model, golden, side):
+def test_position_tables_match_golden(model, golden, side):
     table = model.params["vision"]["positional_embedding"]
     used = {3: "size42/posemb_used", 4: "size56/posemb_used"}.get(side)
     expected = golden[used or f"posemb_interp/grid{side}"]
@@ -199,14 +201,14 @@ def test_position_tables(model, golden, side):
         np.testing.assert_array_equal(golden[f"posemb_interp/grid{side}"], expected)
 
 
-def test_position_tables_that_are_not_square(model):
+def test_non_square_position_tables(model):
     table = np.asarray(model.params["vision"]["positional_embedding"])
     rows, columns = bilinear_matrix(4, 3), bilinear_matrix(4, 7)
     expected = np.einsum("hi,wj,ijd->hwd", rows, columns, table[1:].reshape(4, 4, -1))
     assert_close(clip.resize_positions(jnp.asarray(table), (3, 7))[1], expected, 1e-6)
 
 
-def test_pixels_that_fill_no_patch_are_left_out(model, golden):
+def test_ignores_pixels_that_fill_no_patch(model, golden):
     images = model.preprocess.normalize(golden["size70/images_u8"])
     odd, cut = (
         encode_image(model, images[:, :height, :width]) for height, width in ((69, 55), (56, 42))
@@ -219,8 +221,8 @@ def test_pixels_that_fill_no_patch_are_left_out(model, golden):
     ("vv_from", "project", "cls_norm"),
     [(None, True, False), (1, False, True), (4, True, False), (8, False, False)],
 )
-def test_every_option_of_clips_vision_tower(model, golden, vv_from, project, cls_norm):
-    """Layers in any order, raw or projected, with the class token with and without the last norm."""
+def test_vision_options_of_clip(model, golden, vv_from, project, cls_norm):
+    """Layers in any order, raw or projected, and the class token with and without the last norm."""
     images = model.preprocess.normalize(golden["size56/images_u8"])
     vision = as_float64(model.params["vision"])
     tokens = clip_tokens(vision, images.astype(np.float64))
@@ -243,7 +245,7 @@ def test_every_option_of_clips_vision_tower(model, golden, vv_from, project, cls
 @pytest.mark.parametrize(
     ("vv_from", "project", "cls_norm"), [(None, True, False), (1, False, True), (2, True, False)]
 )
-def test_the_same_options_of_tips(tips, vv_from, project, cls_norm):
+def test_vision_options_of_tips(tips, vv_from, project, cls_norm):
     with np.load(GOLDENS / "tips" / "vision_mlp_golden.npz") as arrays:
         images = arrays["native/image"]
     encoder = as_float64(tips.params["vision"]["encoder"])
@@ -264,8 +266,8 @@ def test_the_same_options_of_tips(tips, vv_from, project, cls_norm):
         assert_close(features.patches[:, index].reshape(*expected.shape), expected)
 
 
-def test_long_sequences_take_the_same_value_value_stream(model, monkeypatch):
-    """Beyond some hundred tokens the CPU attends head by head."""
+def test_long_sequences_match_value_value_stream(model, monkeypatch):
+    """For more than some hundred tokens, the CPU computes attention one head at a time."""
     images = jax.random.normal(jax.random.key(0), (1, 14 * 17, 14 * 16, 3))
     options = {"layers": (2, 8), "vv_from": 7}
     by_head = encode_image(model, images, **options)
@@ -284,15 +286,16 @@ def test_long_sequences_take_the_same_value_value_stream(model, monkeypatch):
         ({"vv_from": 9}, "vv_from=9"),
     ],
 )
-def test_blocks_that_are_not_there(model, options, message):
+def test_rejects_blocks_out_of_range(model, options, message):
     with pytest.raises(UserError, match=message):
         model.encode_image(model.params, np.zeros((1, 56, 56, 3), np.float32), **options)
 
 
-# --- the text tower --------------------------------------------------------------------------------------
+# --- text tower
+# ------------------------------------------------------------------------------------------
 
 
-def test_text_features_and_logits(model, golden, texts):
+def test_text_features_and_logits_match_golden(model, golden, texts):
     features = jax.jit(model.encode_text)(model.params, *texts)
     assert_close(features, golden["text/features"])
     images = golden["size56/image_features"]
@@ -301,7 +304,7 @@ def test_text_features_and_logits(model, golden, texts):
     assert_close(logits, golden["logits_per_image_size56"], 1e-4)
 
 
-def test_padding_counts_nowhere_and_may_be_cut_off(model, texts):
+def test_padding_is_ignored_and_can_be_truncated(model, texts):
     ids, paddings = texts
     encode = jax.jit(model.encode_text)
     features = encode(model.params, ids, paddings)
@@ -316,7 +319,7 @@ def test_padding_counts_nowhere_and_may_be_cut_off(model, texts):
 
 
 def run_text(text, embeddings, paddings, deep, activation=quick_gelu):
-    """Deep prompts take the rows behind the start token before each block after the first."""
+    """Runs the text tower; before each block but the first, deep prompts replace rows after the start token."""
     x = embeddings + text["positional_embedding"][: embeddings.shape[1]]
     for i, block in enumerate(blocks_of(text)):
         if 1 <= i <= len(deep):
@@ -330,7 +333,7 @@ def run_text(text, embeddings, paddings, deep, activation=quick_gelu):
 
 @pytest.mark.parametrize("kind", ["none", "shared", "per_prompt"])
 def test_prompts(model, texts, kind):
-    """Learned embeddings, and deep prompts that all texts share or that each text has."""
+    """Learned embeddings, with deep prompts shared by all texts or individual for each text."""
     rng = np.random.default_rng(0)
     ids, paddings = (x[:2, :12] for x in texts)
     embeddings = np.array(model.embed_tokens(model.params, ids))
@@ -344,7 +347,7 @@ def test_prompts(model, texts, kind):
     assert_close(found, expected)
 
 
-def test_deep_prompts_of_one_text_leave_the_other_alone(model, texts):
+def test_deep_prompts_of_one_text_do_not_affect_others(model, texts):
     rng = np.random.default_rng(0)
     ids, paddings = (x[:2, :12] for x in texts)
     embeddings = model.embed_tokens(model.params, ids)
@@ -359,7 +362,7 @@ def test_deep_prompts_of_one_text_leave_the_other_alone(model, texts):
     assert np.abs(moved[1] - shared[1]).max() > 1e-3
 
 
-def test_models_trained_with_the_exact_gelu(texts):
+def test_models_trained_with_exact_gelu(texts):
     model = load(activation="gelu")
     ids, paddings = (x[:1, :9] for x in texts)
     embeddings = np.asarray(model.embed_tokens(model.params, ids), np.float64)
@@ -377,7 +380,7 @@ def test_models_trained_with_the_exact_gelu(texts):
 # --- precision -------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_stays_near_float32_with_norms_and_softmax_in_float32(model, golden, texts):
+def test_bfloat16_is_close_to_float32_with_float32_norms_and_softmax(model, golden, texts):
     half = load(dtype="bfloat16")
     images = model.preprocess.normalize(golden["size42/images_u8"])
     texts = [x[:2, :12] for x in texts]
@@ -396,7 +399,8 @@ def test_bfloat16_stays_near_float32_with_norms_and_softmax_in_float32(model, go
         cosine = jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
         assert cosine.min() > 0.99
         assert np.abs(a - b).max() > 1e-6
-    # Softmaxes take exponentials, norms reciprocal square roots; matrices are multiplied in bfloat16.
+    # Softmax uses exponentials, norms use reciprocal square roots; only matrix products run in
+    # bfloat16.
     program = str(jax.make_jaxpr(encode(half))(half.params, images, *texts))
     for name in ("exp", "rsqrt"):
         types = re.findall(rf":(\w+)\[[^\]]*\] = {name}\b", program)
@@ -410,7 +414,7 @@ def test_bfloat16_stays_near_float32_with_norms_and_softmax_in_float32(model, go
 
 
 @pytest.mark.parametrize("kind", ["rgb_down", "rgb_up", "gray", "rgba"])
-def test_preprocessing(model, kind):
+def test_preprocessing_matches_golden(model, kind):
     data = load_golden("preprocess")
     expected = data[f"{kind}/resized_u8"]
     wanted = load(image_size=len(expected)).preprocess
@@ -422,7 +426,7 @@ def test_preprocessing(model, kind):
     np.testing.assert_array_equal(resized, expected)
     every_seventh = wanted.normalize(resized).transpose(2, 0, 1)[:, ::7, ::7]
     assert_close(every_seventh, data[f"{kind}/normalised"], 1e-6)
-    if kind == "rgba":  # here the order of resizing and converting shows
+    if kind == "rgba":  # for these images, the order of resizing and converting matters
         other = Preprocess(image_size=len(expected), resize="bicubic", rgb_first=True)
         assert (resize_image(picture, other) != expected).any()
 
@@ -438,7 +442,7 @@ def test_masks():
     np.testing.assert_array_equal(resized, data["mask/resized_float"] > 0.5)
 
 
-def test_deep_prompts_have_no_value_value_stream():
+def test_rejects_deep_prompts_with_value_value_stream():
     tower = Transformer(depth=2, num_heads=1, mlp_dim=4)
     with pytest.raises(ValueError, match="deep prompts has no value-value stream"):
         tower.init(
@@ -449,7 +453,7 @@ def test_deep_prompts_have_no_value_value_stream():
 # --- loading ---------------------------------------------------------------------------------------------
 
 
-def test_sizes_come_from_the_arrays(model):
+def test_sizes_are_inferred_from_arrays(model):
     sizes = {
         "patch_size": 14, "embed_dim": 32, "num_global_tokens": 1, "num_start_tokens": 1,
         "vision_width": 64, "vision_depth": 8, "text_width": 48, "text_depth": 5, "text_length": 77,
@@ -461,7 +465,7 @@ def test_sizes_come_from_the_arrays(model):
     assert not model.demonstration
 
 
-def test_the_words_of_learned_prompts_need_no_vocabulary(model):
+def test_words_of_learned_prompts_need_no_vocabulary(model):
     ids, paddings = model.tokenize(["object.", "damaged object."])
     assert ids.shape == paddings.shape == (2, 77)
     np.testing.assert_array_equal(ids[1, :6], [49406, 13568, 14115, 269, 49407, 0])
@@ -476,7 +480,7 @@ def test_the_words_of_learned_prompts_need_no_vocabulary(model):
 def arrays():
     with np.load(WEIGHTS) as content:
         found = {name: content[name] for name in content.files}
-    # Few tokens make small files.
+    # A small vocabulary keeps the files small.
     return found | {"token_embedding.weight": found["token_embedding.weight"][:600]}
 
 
@@ -485,7 +489,7 @@ def save(path, arrays):
     return path
 
 
-def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
+def test_towers_in_two_files_equal_those_in_one(arrays, tmp_path):
     vision = {name: x for name, x in arrays.items() if name.startswith("visual.")}
     text = {name: x for name, x in arrays.items() if name not in vision}
     one = load(weights=save(tmp_path / "both.npz", arrays))
@@ -525,7 +529,7 @@ def test_towers_in_two_files_are_those_of_one(arrays, tmp_path):
         ({"weights": None}, "'clip' needs its files"),
     ],
 )
-def test_bad_options_are_named(options, message):
+def test_rejects_invalid_options(options, message):
     with pytest.raises(UserError, match=message):
         load(**options)
 
@@ -538,13 +542,13 @@ def test_bad_options_are_named(options, message):
         ("tips-l14-hr", {"num_heads": 8}, "num_heads=8 contradicts tips-l14-hr, which has 16"),
     ],
 )
-def test_other_heads_than_those_of_a_named_model_are_refused(name, options, message):
+def test_rejects_other_head_count_for_named_model(name, options, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, weights=WEIGHTS, **options)
 
 
-def test_the_heads_of_a_named_model_may_be_given(monkeypatch):
-    """Those of the vision tower leave the text tower's as they are known to be."""
+def test_accepts_head_count_of_named_model(monkeypatch):
+    """The number of heads of the vision tower does not change that of the text tower."""
     release = registry.RELEASES["clip-vit-b32"]._replace(
         vision={"num_heads": 4, "patch_size": 14}, text={"num_heads": 2}
     )
@@ -554,21 +558,21 @@ def test_the_heads_of_a_named_model_may_be_given(monkeypatch):
     assert attention["query"]["kernel"].shape == (48, 2, 24)
 
 
-def test_sizes_that_the_arrays_confirm_may_be_given():
+def test_accepts_sizes_confirmed_by_arrays():
     model = load(vision_depth=8, text_depth=5, text_width=48, image_size=70, text_num_heads=2)
     assert model.preprocess.image_size == 70
     attention = model.params["text"]["transformer"]["encoderblock_0"]
     assert attention["MultiHeadDotProductAttention_0"]["query"]["kernel"].shape == (48, 2, 24)
 
 
-def test_towers_of_two_models_are_refused(arrays, tmp_path):
+def test_rejects_towers_of_two_models(arrays, tmp_path):
     arrays["text_projection"] = np.zeros((48, 40), np.float32)
     path = save(tmp_path / "mixed.npz", arrays)
     with pytest.raises(UserError, match=r"mixed\.npz project images to 32 and texts to 40 numbers"):
         load(weights=path)
 
 
-def test_what_is_wrong_with_a_file_is_said_with_its_name(arrays, tmp_path):
+def test_errors_name_the_file(arrays, tmp_path):
     del arrays["ln_final.bias"], arrays["visual.transformer.resblocks.3.attn.in_proj_weight"]
     path = save(tmp_path / "broken.npz", arrays)
     with pytest.raises(UserError, match=r"broken\.npz.*2 missing: ") as error:

@@ -11,7 +11,7 @@ from zsad_jax.utils.errors import UserError
 VISION, TEXT = registry.clip_sizes(
     patch_size=4, grid=3, width=128, depth=2, text_width=64, embed_dim=24, text_depth=3, vocabulary=50
 )  # fmt: skip
-# Written out here, so that a mistake in the library's tables shows.
+# Repeated here, so that a mistake in the library's tables is detected.
 BLOCK_PARTS = {
     "attn.out_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
@@ -36,7 +36,7 @@ OUTSIDE = {
 
 
 def make_openai():
-    """Random arrays under OpenAI's names, the shapes as in the published files at other sizes."""
+    """Returns random arrays with OpenAI's names and scaled-down shapes."""
     rng = np.random.default_rng(0)
     shapes = {
         "visual.conv1.weight": (128, 3, 4, 4),
@@ -91,7 +91,7 @@ def openai():
 
 
 def towers(arrays, **options):
-    """Both towers as trees that fit the modules."""
+    """Converts arrays to trees that fit the modules."""
     vision, text = clip_checkpoints.from_arrays(arrays, source="The file x", **options)
     of_vision = clip_checkpoints.read_sizes_vision(vision)
     of_text = clip_checkpoints.read_sizes_text(text)
@@ -118,7 +118,7 @@ def expected(openai):
     return towers(openai)
 
 
-def test_every_array_lies_where_it_belongs(openai, expected):
+def test_arrays_are_placed_correctly(openai, expected):
     vision, text = (flatten(expected[side]) for side in ("vision", "text"))
     rng = np.random.default_rng(1)
     image = rng.random((4, 4, 3), np.float32)
@@ -155,7 +155,7 @@ def test_every_array_lies_where_it_belongs(openai, expected):
         np.testing.assert_array_equal(native, openai[name])
 
 
-def test_sizes_are_read_off_the_arrays(openai):
+def test_sizes_are_inferred_from_arrays(openai):
     vision, text = clip_checkpoints.from_arrays(openai, source="x")
     assert clip_checkpoints.read_sizes_vision(vision) == VISION
     assert clip_checkpoints.read_sizes_text(text) == TEXT
@@ -185,13 +185,13 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_all_names_give_the_same_tree(openai, expected, variant):
+def test_all_names_give_same_tree(openai, expected, variant):
     arrays = VARIANTS[variant](openai)
     assert_same_bits(towers({name: np.asarray(array) for name, array in arrays.items()}), expected)
 
 
 @pytest.mark.parametrize("variant", ["hugging_face", "openai_archive"])
-def test_both_formats_give_the_same_tree(openai, expected, tmp_path, variant):
+def test_both_formats_give_same_tree(openai, expected, tmp_path, variant):
     arrays = {k: np.ascontiguousarray(v) for k, v in VARIANTS[variant](openai).items()}
     arrays["logit_scale"] = arrays["logit_scale"].reshape(())
     np.savez(tmp_path / "clip.npz", **arrays)
@@ -200,14 +200,14 @@ def test_both_formats_give_the_same_tree(openai, expected, tmp_path, variant):
         assert_same_bits(towers(read_arrays(tmp_path / f"clip.{suffix}")), expected)
 
 
-def test_openai_names_come_back(openai):
+def test_roundtrip_to_openai_names(openai):
     again = clip_checkpoints.to_openai(towers(openai))
     assert again.keys() == openai.keys()
     for name, array in openai.items():
         np.testing.assert_array_equal(again[name], array)
 
 
-def test_heads_may_be_given(openai):
+def test_accepts_head_counts(openai):
     tree = towers(openai, num_heads=4)
     name = "MultiHeadDotProductAttention_0"
     for side, width in (("vision", 32), ("text", 16)):
@@ -229,7 +229,7 @@ def test_heads_that_do_not_fit_are_one_sentence(openai):
         towers(narrow)
 
 
-def test_all_that_is_wrong_is_listed_at_once(openai):
+def test_lists_all_problems(openai):
     wrong = {
         **openai,
         "visual.ln_post.bias": np.zeros(7, np.float32),
@@ -280,7 +280,7 @@ PROJECTIONS = {name: np.zeros((3, 3)) for name in ("visual.proj", "text_projecti
         ("visual.ln_pre.bias", "ln_final.bias"),
     ],
 )
-def test_what_is_missing_has_the_files_names_and_its_tower(openai, names, lost):
+def test_missing_arrays_are_listed_under_names_of_the_file(openai, names, lost):
     rename, rename_one = NAMED[names]
     own = [rename_one(name) for name in lost]
     arrays = {name: array for name, array in rename(openai).items() if name not in own}
@@ -292,7 +292,7 @@ def test_what_is_missing_has_the_files_names_and_its_tower(openai, names, lost):
     assert "both towers" not in str(error.value)
 
 
-def test_a_block_has_the_files_names(openai):
+def test_blocks_are_listed_under_names_of_the_file(openai):
     arrays = to_hugging_face(openai)
     del arrays["text_model.encoder.layers.2.self_attn.k_proj.bias"]
     del arrays["vision_model.encoder.layers.0.mlp.fc1.weight"]
@@ -306,14 +306,14 @@ def test_a_block_has_the_files_names(openai):
         towers(arrays)
 
 
-def test_a_native_file_has_its_own_names(openai):
+def test_native_files_use_native_names(openai):
     arrays = flatten(towers(openai))
     del arrays["text/ln_final/bias"], arrays["vision/ln_pre/scale"]
     with pytest.raises(UserError, match=r"2 missing: .*text/ln_final/bias"):
         towers(arrays)
 
 
-def test_a_tower_that_is_not_there_is_named(openai):
+def test_names_missing_tower(openai):
     vision = {name: array for name, array in openai.items() if name.startswith("visual.")}
     with pytest.raises(
         UserError, match=r"not a CLIP file of both towers.* of the text tower \(its"
@@ -326,7 +326,7 @@ def test_a_tower_that_is_not_there_is_named(openai):
         towers({"norm.weight": np.zeros(3)})
 
 
-def test_shapes_come_without_values():
+def test_shapes_do_not_need_values():
     trees = {
         "vision": clip.vision_tree(clip.VisionSizes(**VISION)),
         "text": clip.text_tree(clip.TextSizes(**TEXT)),
@@ -336,7 +336,7 @@ def test_shapes_come_without_values():
 
 
 @pytest.mark.parity
-def test_a_state_dict_of_hugging_face_gives_the_same_tree(tmp_path):
+def test_hugging_face_state_dict_gives_same_tree(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     common = {"hidden_act": "quick_gelu", "projection_dim": 24}

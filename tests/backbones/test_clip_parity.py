@@ -1,4 +1,4 @@
-"""CLIP towers against `transformers.CLIPModel` on random weights, from every format of them."""
+"""Parity of the CLIP towers with `transformers.CLIPModel` on random weights, from each file format."""
 
 import re
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parity
 VOCABULARY, LENGTH, IMAGE_SIZE = 100, 20, 56
 TOLERANCE = 1e-5
 
-# Names of `transformers` -> OpenAI's; query, key and value are one matrix there.
+# Names of `transformers` -> names of OpenAI, where query, key and value are one matrix.
 NAMES = (
     (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
     (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
@@ -41,7 +41,7 @@ NAMES = (
 
 @pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
 def reference(request):
-    """A tiny model whose parameters are all random: no scale is 1 and no bias 0; heads are 64 wide."""
+    """Returns a tiny model with random parameters: no scale is 1 and no bias 0; heads have width 64."""
     common = {"hidden_act": request.param, "projection_dim": 24}
     model = transformers.CLIPModel(
         transformers.CLIPConfig(
@@ -87,7 +87,7 @@ def openai(model):
 
 @pytest.fixture(scope="module")
 def ours(reference, tmp_path_factory):
-    """From a file as Hugging Face publishes them."""
+    """Loads our model from a file in the format of Hugging Face."""
     activation, model = reference
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file(hugging_face(model), path)
@@ -101,7 +101,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def texts():
-    """Texts of several lengths, padded with the end token as Hugging Face does."""
+    """Returns texts of several lengths, padded with the end token as in Hugging Face."""
     rng = np.random.default_rng(2)
     ids = rng.integers(1, VOCABULARY - 2, (4, LENGTH)).astype(np.int32)
     ids[:, 0] = VOCABULARY - 2
@@ -154,7 +154,7 @@ def test_text_side_and_logits(reference, ours, images, texts):
     assert_close(unit[0] @ unit[1].T / ours.temperature, logits)
 
 
-def test_all_formats_give_the_same_tree_bit_for_bit(reference, ours, tmp_path):
+def test_all_formats_give_bit_equal_trees(reference, ours, tmp_path):
     activation, model = reference
     theirs, original = hugging_face(model), openai(model)
     custom_text = {

@@ -25,7 +25,7 @@ def npz_bytes(count):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A server in place of the published one; its `files` are what it has."""
+    """Runs a server in place of the published one; `files` holds its contents."""
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
 
@@ -60,7 +60,7 @@ def test_rejects_image_size_before_fetching(published, name):
     assert not published.asked
 
 
-def test_a_name_becomes_three_files_fetched_once(published):
+def test_fetches_three_tips_files_once(published):
     stem = "/v1_0/checkpoints/scenic/tips_oss_s14_highres_distilled"
     published.files |= {f"{stem}_vision.npz": npz_bytes(198), f"{stem}_text.npz": npz_bytes(196)}
     missing = registry.missing_files("tips-s14-hr")
@@ -74,7 +74,7 @@ def test_a_name_becomes_three_files_fetched_once(published):
     assert len(registry.missing_files("tips-s14-hr", "pytorch")) == 2
 
 
-def test_the_second_file_name_is_tried_when_the_first_is_not_there(published):
+def test_tries_second_file_name_if_first_is_missing(published):
     stem = "/v2_0/checkpoints/scenic/tips_v2_so400m14"
     counts = {"vision": 16 * 27 + 6, "text": 16 * 27 + 4}
     published.files |= {f"{stem}_{side}.npz": npz_bytes(n) for side, n in counts.items()}
@@ -83,7 +83,7 @@ def test_the_second_file_name_is_tried_when_the_first_is_not_there(published):
     assert registry.missing_files("tipsv2-so400m14") == []
 
 
-def test_a_file_with_another_number_of_arrays_is_thrown_away(published, tmp_path):
+def test_discards_file_with_other_number_of_arrays(published, tmp_path):
     stem = "/v1_0/checkpoints/scenic/tips_oss_s14_highres_distilled"
     published.files[f"{stem}_vision.npz"] = npz_bytes(10)
     with pytest.raises(UserError, match="10 arrays instead of 198"):
@@ -94,13 +94,13 @@ def test_a_file_with_another_number_of_arrays_is_thrown_away(published, tmp_path
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
 
-def test_a_missing_file_says_what_to_put_where(published, tmp_path):
+def test_missing_file_error_says_where_to_put_it(published, tmp_path):
     place = tmp_path / "home/weights/tips/native/tips_oss_l14_highres_distilled_vision.npz"
     with pytest.raises(UserError, match=rf"vision tower of tips-l14-hr .*404.* save it as {place}"):
         registry.locate("tips-l14-hr")
 
 
-def test_array_counts_are_those_of_the_published_files():
+def test_array_counts_match_published_files():
     counts = {
         name: registry.count_arrays(release, "native", "vision")
         for name, release in registry.RELEASES.items()
@@ -115,7 +115,7 @@ def test_array_counts_are_those_of_the_published_files():
     assert registry.count_arrays(large, "native", "text") == 196
 
 
-def test_record_has_the_sizes_of_both_towers():
+def test_record_has_sizes_of_both_towers():
     release = registry.RELEASES["clip-vit-l14-336"]
     assert (release.vision, release.text) == (
         {
@@ -143,7 +143,7 @@ def count_leaves(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-# Counted on the published models; the text side has a temperature as well.
+# Counted on the published models; the text side also has a temperature.
 @pytest.mark.parametrize(
     ("family", "name", "vision", "text"),
     [
@@ -155,7 +155,7 @@ def count_leaves(tree):
         (tips, "tipsv2-b14", 86_296_320, 109_632_000),
     ],
 )
-def test_the_sizes_give_the_published_number_of_parameters(family, name, vision, text):
+def test_sizes_give_published_parameter_counts(family, name, vision, text):
     of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
     assert count_leaves(family.vision_tree(family.VisionSizes(**of_vision))) == vision
     assert count_leaves(family.text_tree(family.TextSizes(**of_text))) == text + 1
@@ -164,7 +164,7 @@ def test_the_sizes_give_the_published_number_of_parameters(family, name, vision,
 
 
 @pytest.mark.parametrize(("family", "name"), [(clip, "clip-nano"), (tips, "tips-nano")])
-def test_the_shapes_of_a_tower_are_those_of_its_whole_module(family, name):
+def test_tower_shapes_match_whole_module(family, name):
     of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
     sizes = family.VisionSizes(**of_vision)
     image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), np.float32)
@@ -186,7 +186,7 @@ def test_unknown_names_and_lineages_are_one_sentence():
 
 @pytest.fixture
 def small_clip(monkeypatch):
-    """The smallest released CLIP, at a width of 4."""
+    """Returns the smallest released CLIP with width 4."""
     vision, text = clip_sizes(
         patch_size=2, grid=2, width=4, depth=1, text_width=4, embed_dim=4, text_depth=1,
         vocabulary=7, head_width=2,
@@ -213,7 +213,7 @@ def serve_clip(published, monkeypatch, weights, merges=b"merges"):
     published.files["/merges.gz"] = merges
 
 
-def test_a_clip_becomes_two_files_fetched_once(published, monkeypatch, tmp_path, small_clip):
+def test_fetches_two_clip_files_once(published, monkeypatch, tmp_path, small_clip):
     serve_clip(
         published,
         monkeypatch,
@@ -233,16 +233,14 @@ def test_a_clip_becomes_two_files_fetched_once(published, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("cut", "problem"), [(None, "holds 10 numbers instead of"), (-1, "not a whole safetensors")]
 )
-def test_a_wrong_clip_file_is_thrown_away(
-    published, monkeypatch, tmp_path, small_clip, cut, problem
-):
+def test_discards_invalid_clip_file(published, monkeypatch, tmp_path, small_clip, cut, problem):
     serve_clip(published, monkeypatch, safetensors_bytes(10)[:cut])
     with pytest.raises(UserError, match=problem):
         registry.locate(small_clip)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
 
-def test_converted_weights_of_ones_own_are_taken(published, monkeypatch, tmp_path, small_clip):
+def test_uses_user_converted_weights(published, monkeypatch, tmp_path, small_clip):
     serve_clip(published, monkeypatch, b"")
     own = tmp_path / "home/weights/clip/clip-vit-b32.npz"
     own.parent.mkdir(parents=True)
@@ -252,9 +250,7 @@ def test_converted_weights_of_ones_own_are_taken(published, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("merges", [None, b"MERGES"])
-def test_a_clip_without_merges_is_a_warning(
-    published, monkeypatch, caplog, tmp_path, small_clip, merges
-):
+def test_warns_of_clip_without_merges(published, monkeypatch, caplog, tmp_path, small_clip, merges):
     weights = safetensors_bytes(registry.count_values(registry.RELEASES[small_clip]))
     serve_clip(published, monkeypatch, weights, merges or b"merges")
     published.files["/merges.gz"] = merges
@@ -265,7 +261,7 @@ def test_a_clip_without_merges_is_a_warning(
     assert f"save it as {tmp_path}/home/weights/clip/bpe_simple_vocab_16e6" in caplog.text
 
 
-def test_clip_offline_says_what_to_put_where(tmp_path, monkeypatch):
+def test_offline_clip_error_says_where_to_put_files(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path))
     monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
     monkeypatch.setattr(registry, "CLIP_URL", "http://127.0.0.1:9/{}/model.safetensors")
@@ -274,7 +270,7 @@ def test_clip_offline_says_what_to_put_where(tmp_path, monkeypatch):
         registry.locate("clip-vit-l14-336")
 
 
-def test_the_shipped_model_lies_in_the_package():
+def test_included_model_is_stored_in_the_package():
     found = registry.locate("tips-nano")
     assert found.vision.name == "tips_nano_vision.npz"
     assert found.text.parent == found.tokenizer.parent == registry.ASSETS / "tips-nano"
@@ -285,7 +281,7 @@ def test_the_shipped_model_lies_in_the_package():
     assert small.vision is small.text is None
 
 
-def test_the_command_of_an_error_message_works(published, capsys):
+def test_command_in_error_message_works(published, capsys):
     stem = "/v1_0/checkpoints/pytorch/tips_oss_s14_highres_distilled"
     published.files |= {f"{stem}_vision.npz": npz_bytes(176), f"{stem}_text.npz": npz_bytes(148)}
     command = registry.fetch_command("tips-s14-hr", "pytorch").split()

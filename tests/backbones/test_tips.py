@@ -1,4 +1,4 @@
-"""TIPS towers against the reference implementation's outputs on tiny random weights."""
+"""Tests of the TIPS towers against outputs of the reference implementation on tiny random weights."""
 
 import functools
 import pathlib
@@ -46,7 +46,7 @@ CASES = ("native", "upsample_rect", "downsample")
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 @pytest.mark.parametrize("case", [*CASES, "centerpad"])
-def test_native_vision(ffn, case):
+def test_native_vision_matches_golden(ffn, case):
     data, model = golden(f"vision_{ffn}"), backbone(ffn)
     features = model.encode_image(model.params, data[f"{case}/image"])
     assert_close(features.global_tokens, data[f"{case}/scenic_cls"])
@@ -56,7 +56,7 @@ def test_native_vision(ffn, case):
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("tanh", "prefix"), [(None, "torch"), (True, "torch_tanh")])
-def test_pytorch_vision(ffn, case, tanh, prefix):
+def test_pytorch_vision_matches_golden(ffn, case, tanh, prefix):
     data = golden(f"vision_{ffn}")
     if f"{case}/{prefix}_cls" not in data:
         prefix = "torch"  # a SwiGLU tower has no GELU
@@ -68,22 +68,22 @@ def test_pytorch_vision(ffn, case, tanh, prefix):
 
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
-def test_the_lineages_hold_the_same_weights(ffn):
-    """The PyTorch SwiGLU file has LayerScale and a position for the first token, both to be folded."""
+def test_lineages_hold_same_weights(ffn):
+    """The PyTorch SwiGLU file has LayerScale and a position of the class token, which are folded in."""
     native, other = backbone(ffn).params["vision"], backbone(ffn, "pytorch").params["vision"]
     jax.tree.map(lambda a, b: assert_close(b, np.asarray(a), 1e-6), native, other)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_position_grid(case):
+def test_position_grid_matches_golden(case):
     data, model = golden("vision_mlp"), backbone()
     grid = model.params["vision"]["encoder"]["ToTokenSequence_0"]["posembed_input"]
     expected = data[f"{case}/posemb_scenic"]
     assert_close(tips.resize_position_grid(grid, expected.shape[1:3]), expected, 1e-6)
 
 
-def test_two_stage_position_grid():
-    """Through the grid that the PyTorch files hold is not the same as directly."""
+def test_two_stage_position_grid_matches_golden():
+    """Resizing through the grid of the PyTorch files differs from resizing directly."""
     data = golden("vision_mlp")
     direct, staged = backbone(), backbone(posemb_stage=(8, 8))
     image = data["twostage/image"]
@@ -93,7 +93,7 @@ def test_two_stage_position_grid():
         assert_close(features.patches[:, 0], data[f"twostage/{name}_patch"])
 
 
-def test_layers_are_counted_from_one_and_pass_the_final_norm():
+def test_layers_count_from_one_and_pass_final_norm():
     data, model = golden("vision_mlp"), backbone()
     image = data["native/image"]
     features = model.encode_image(model.params, image, layers=(3, 1))
@@ -111,19 +111,19 @@ def test_layers_are_counted_from_one_and_pass_the_final_norm():
         ("pytorch", {"text_ln_eps": 1e-6}, "torch_eps1e-6_text"),
     ],
 )
-def test_text(lineage, options, expected):
+def test_text_matches_golden(lineage, options, expected):
     data, model = golden("text"), backbone("mlp", lineage, **options)
     assert_close(model.encode_text(model.params, data["ids"], data["paddings"]), data[expected])
 
 
-def test_text_of_only_padding_is_zero():
+def test_padding_only_text_is_zero():
     model = backbone()
     text = model.encode_text(model.params, np.zeros((1, 4), np.int32), np.ones((1, 4), np.int32))
     np.testing.assert_array_equal(text, 0)
 
 
-def test_deep_prompts_take_part_and_are_removed():
-    """Prepending changes the texts; a tower without room for them (depth 0) does not."""
+def test_deep_prompts_are_used_and_then_removed():
+    """Prepended prompts change the text features; a tower without room for them (depth 0) ignores them."""
     data, model = golden("text"), backbone()
     embeddings = model.embed_tokens(model.params, data["ids"])
     plain = model.encode_prompts(model.params, embeddings, data["paddings"])
@@ -137,8 +137,8 @@ def test_deep_prompts_take_part_and_are_removed():
     np.testing.assert_allclose(deep, same, atol=1e-6)
 
 
-def test_attention_by_head_equals_the_plain_form():
-    """Long sequences take another path on the CPU."""
+def test_attention_by_head_equals_plain_form():
+    """On the CPU, long sequences use a different code path."""
     model = backbone()
     image = jax.random.uniform(jax.random.key(0), (2, 14 * 17, 14 * 16, 3))
     from zsad_jax.backbones import transformer
@@ -153,7 +153,7 @@ def test_attention_by_head_equals_the_plain_form():
     assert_close(long.patches, np.asarray(plain.patches))
 
 
-def test_bfloat16_stays_near_float32():
+def test_bfloat16_is_close_to_float32():
     data = golden("vision_mlp")
     exact, half = backbone(), backbone(dtype="bfloat16")
     a = exact.encode_image(exact.params, data["native/image"]).global_tokens
@@ -164,7 +164,7 @@ def test_bfloat16_stays_near_float32():
     assert np.abs(a - b).max() > 1e-6
 
 
-def test_sizes_and_temperature_come_from_the_arrays():
+def test_sizes_and_temperature_are_inferred_from_arrays():
     model = backbone()
     assert (model.vision_depth, model.text_depth, model.patch_size) == (3, 3, 14)
     assert (model.embed_dim, model.num_global_tokens) == (64, 2)
@@ -173,7 +173,7 @@ def test_sizes_and_temperature_come_from_the_arrays():
     assert not model.demonstration
 
 
-def test_confirmed_overrides_pass_and_contradicted_ones_do_not():
+def test_accepts_confirmed_overrides_and_rejects_contradictory_ones():
     backbone(depth=3, num_heads=4)
     with pytest.raises(UserError, match="depth=24 contradicts"):
         backbone(depth=24)
@@ -186,7 +186,7 @@ def test_confirmed_overrides_pass_and_contradicted_ones_do_not():
 
 
 @pytest.mark.parametrize("lineage", ["native", "pytorch"])
-def test_all_wrong_arrays_are_named_at_once(tmp_path, lineage):
+def test_lists_all_wrong_arrays(tmp_path, lineage):
     arrays = dict(np.load(GOLDENS / f"vision_mlp_{lineage}.npz"))
     names = {
         "native": ("encoder/encoder_norm/bias", "encoder/encoder_norm/scale", "extra/array"),
@@ -202,13 +202,13 @@ def test_all_wrong_arrays_are_named_at_once(tmp_path, lineage):
     assert all(name in str(error.value) for name in (*names, "broken.npz"))
 
 
-def test_swapped_files_are_recognised():
+def test_detects_swapped_files():
     with pytest.raises(UserError, match="swapped"):
         load_backbone(
             "tips", vision=GOLDENS / "text_native.npz", text=GOLDENS / "vision_mlp_native.npz"
         )
 
 
-def test_tokenizer_is_missed_only_when_text_is_tokenised():
+def test_tokenizer_is_required_only_for_text():
     with pytest.raises(UserError, match="tokenizer"):
         backbone().tokenize(["a photo"])

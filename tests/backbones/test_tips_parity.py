@@ -1,4 +1,4 @@
-"""TIPS towers against the TIPSv2 of `transformers`, on random weights."""
+"""Parity of the TIPS towers with TIPSv2 of `transformers` on random weights."""
 
 import re
 
@@ -41,7 +41,7 @@ TEXT_NAMES = (
 
 @pytest.fixture(scope="module", params=["mlp", "swiglu"])
 def reference(request):
-    """A tiny model whose parameters are all random: no scale is 1, no bias and no token 0."""
+    """Returns a tiny model with random parameters: no scale is 1, no bias and no token is 0."""
     model = tipsv2.Tipsv2Model(
         tipsv2.Tipsv2Config(
             vision_config={
@@ -72,7 +72,7 @@ def reference(request):
 
 @pytest.fixture(scope="module")
 def ours(reference, tmp_path_factory):
-    """Our towers, loaded from files in the PyTorch layout."""
+    """Loads our towers from files in the PyTorch layout."""
     folder = tmp_path_factory.mktemp("weights")
     np.savez(folder / "vision.npz", **vision_file(reference))
     np.savez(folder / "text.npz", **text_file(reference))
@@ -91,7 +91,7 @@ def renamed(module, names):
 
 
 def fused(arrays, parts, whole):
-    """The arrays with those named as `parts` (a pattern whose {} is each part) stacked under one name."""
+    """Stacks the arrays named by `parts` (a pattern whose {} is each part) under one name."""
     pattern, names = parts
     first = pattern.format(names[0])
     for found in [name for name in arrays if first in name]:
@@ -121,7 +121,7 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize(
     "size", [(IMAGE_SIZE, IMAGE_SIZE), (70, 112), (28, 28)], ids=["native", "larger", "smaller"]
 )
-def test_global_and_patch_tokens(reference, ours, size):
+def test_class_and_patch_tokens(reference, ours, size):
     images = np.random.default_rng(1).random((2, *size, 3), np.float32)
     with torch.no_grad():
         tokens = reference.vision_model(

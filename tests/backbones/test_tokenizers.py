@@ -30,7 +30,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def token(symbols):
-    """The id of an entry of the tiny vocabulary, by the rules that place it."""
+    """Returns the id of an entry of the tiny vocabulary, by the rules that place it."""
     entries = [merge.replace(" ", "") for merge in MERGES]
     if symbols in entries:
         return 512 + entries.index(symbols)
@@ -39,7 +39,7 @@ def token(symbols):
 
 
 def byte_letters():
-    """Each byte's letter: the printable ones stand for themselves and come first."""
+    """Returns the symbol of each byte; printable bytes represent themselves and come first."""
     shown = [b for b in range(256) if 33 <= b <= 126 or (b >= 161 and b != 173)]
     rest = [b for b in range(256) if b not in shown]
     return {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(rest)}
@@ -49,7 +49,7 @@ SYMBOLS = byte_letters()
 
 
 def simple_words(text):
-    """Words without a pattern language for letters: sign by sign, for texts without special tokens."""
+    """Splits words character by character, without a regular expression; for texts without special tokens."""
     kinds = {"L": "letter", "N": "number", "Z": "space"}
     words, before = [], None
     while text:
@@ -68,7 +68,7 @@ def simple_words(text):
 
 
 def simple_pairs(word, merges):
-    """Merge by merge in the order of the file, until no pair of the word is one of them."""
+    """Merges pairs in the order of the file until no pair of the word is in it."""
     parts = [SYMBOLS[byte] for byte in word.encode()]
     parts[-1] += "</w>"
     while True:
@@ -89,7 +89,7 @@ def merge_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encode(merge_file):
-    """The ids of one text between start and end token, by the tiny vocabulary."""
+    """Returns a function that encodes one text between start and end token with the tiny vocabulary."""
 
     def encode(text):
         ids, paddings = tokenize_bpe([text], path=merge_file, length=200, vocabulary=VOCABULARY)
@@ -108,7 +108,7 @@ def golden():
     return rows
 
 
-def test_golden_strings(golden):
+def test_matches_golden(golden):
     if not PUBLISHED.is_file():
         pytest.skip("needs the published merge file")
     ids, paddings = tokenize_bpe(
@@ -127,7 +127,7 @@ def test_golden_strings(golden):
         assert only.tolist() == [[49406, number, 49407]]
 
 
-def test_the_order_of_the_vocabulary():
+def test_vocabulary_order():
     assert tokenizers.byte_symbols() == SYMBOLS
     assert list(tokenizers.byte_symbols()) == list(SYMBOLS)
     assert [token(entry) for entry in ("!", "~", "¡", "ÿ", "Ā")] == [0, 93, 94, 187, 188]
@@ -156,7 +156,7 @@ def test_the_order_of_the_vocabulary():
         (" \n ", []),
     ],
 )
-def test_texts_by_hand(text, entries, encode):
+def test_encodes_texts_by_hand(text, entries, encode):
     assert encode(text) == [token(entry) for entry in entries]
 
 
@@ -174,7 +174,7 @@ def test_padding_and_truncation(merge_file):
     assert paddings.tolist() == [[0, 0, 0, 1, 1], [0] * 5, [0] * 5]
 
 
-def test_a_text_that_is_too_long_is_refused(merge_file):
+def test_rejects_text_that_is_too_long(merge_file):
     options = {"path": merge_file, "vocabulary": VOCABULARY}
     text = "the  the the object the object the the END"
     with pytest.raises(
@@ -184,13 +184,13 @@ def test_a_text_that_is_too_long_is_refused(merge_file):
     assert tokenize_bpe([text], length=13, **options)[0][0, -1] == END
 
 
-def test_no_texts(merge_file):
+def test_encodes_empty_list(merge_file):
     ids, paddings = tokenize_bpe([], path=merge_file, length=5, vocabulary=VOCABULARY)
     assert ids.shape == paddings.shape == (0, 5)
 
 
-def test_spelt_out_special_tokens(merge_file):
-    """They are tokens where they stand alone; the first end token is where the text ends."""
+def test_spelled_out_special_tokens(merge_file):
+    """They are tokens only where they stand alone; the first end token ends the text."""
     ids, paddings = tokenize_bpe(
         ["<|startoftext|> the<|ENDOFTEXT|>the", "<<|endoftext|>"],
         path=merge_file,
@@ -210,8 +210,8 @@ def test_spelt_out_special_tokens(merge_file):
         st.sampled_from([*"abcehjlmorstvde THE''...|>1290é&;ßñ日本のمر½²\n\t-_"]), max_size=40
     ).filter(lambda text: html.unescape(text) == text)
 )
-def test_against_the_plain_rules(merge_file, text):
-    """A slow writing-out of the rules gives the same ids; ftfy leaves these texts as they are, composed."""
+def test_matches_naive_implementation(merge_file, text):
+    """Compares with a slow implementation, on composed texts that ftfy does not change."""
     import ftfy
 
     ids, paddings = tokenize_bpe([text], path=merge_file, length=400, vocabulary=VOCABULARY)
@@ -225,8 +225,8 @@ def test_against_the_plain_rules(merge_file, text):
     st.lists(st.tuples(*[st.text(LETTERS[:4], min_size=1, max_size=3)] * 2), max_size=12),
     st.text(LETTERS[:4], min_size=1, max_size=16),
 )
-def test_any_merges_are_applied_in_their_order(tmp_path_factory, candidates, word):
-    """Only merges whose parts exist by then, as a trained file has them."""
+def test_applies_random_merges_in_order(tmp_path_factory, candidates, word):
+    """Each merge's parts exist before it, as in a trained file."""
     known, merges = {*LETTERS, *(letter + "</w>" for letter in LETTERS)}, []
     for first, second in [*candidates, *((a, b + "</w>") for a, b in candidates)]:
         if {first, second} <= known and first + second not in known:
@@ -242,7 +242,7 @@ def test_any_merges_are_applied_in_their_order(tmp_path_factory, candidates, wor
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_both_file_forms(compressed, merge_file, tmp_path, encode):
+def test_reads_both_file_formats(compressed, merge_file, tmp_path, encode):
     path = tmp_path / "merges"
     raw = merge_file.read_bytes().replace(b"\n", b"\n" if compressed else b"\r\n")
     path.write_bytes(gzip.compress(raw) if compressed else raw)
@@ -250,8 +250,8 @@ def test_both_file_forms(compressed, merge_file, tmp_path, encode):
     assert ids[0, 1:3].tolist() == encode("the object")
 
 
-def test_the_published_file_lists_more_merges_than_clip_uses(tmp_path):
-    """So only CLIP's own vocabulary cuts the list."""
+def test_ignores_extra_merges_of_published_file(tmp_path):
+    """The published file lists more merges than CLIP's vocabulary uses."""
     pairs = [f"{first} {second}" for first in SYMBOLS.values() for second in SYMBOLS.values()]
     path = tmp_path / "long.gz"
     path.write_bytes(gzip.compress("\n".join(["version", *pairs]).encode(), 1))
@@ -274,7 +274,7 @@ def test_the_published_file_lists_more_merges_than_clip_uses(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_files_that_do_not_fit(content, message, tmp_path):
+def test_rejects_invalid_files(content, message, tmp_path):
     path = tmp_path / "merges.txt"
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -298,7 +298,7 @@ def test_learned_prompts_need_no_file(golden):
     assert len(known) == 2
 
 
-def test_other_words_ask_for_the_file():
+def test_other_words_require_the_file():
     with pytest.raises(
         UserError, match=r"'bottle'.*tokenizer=PATH.*bpe_simple_vocab_16e6\.txt\.gz"
     ):
@@ -307,12 +307,12 @@ def test_other_words_ask_for_the_file():
         tokenize_bpe(["object"], path=None, length=77, vocabulary=VOCABULARY)
 
 
-def test_a_file_wins_over_the_known_words(merge_file):
+def test_file_precedes_known_words(merge_file):
     ids, _ = tokenize_bpe(["object"], path=merge_file, length=3, vocabulary=VOCABULARY)
     assert ids.tolist() == [[START, token("object</w>"), END]]
 
 
-def test_trained_merges_make_short_sentences(tmp_path, monkeypatch):
+def test_trained_merges_shorten_sentences(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     captions = importlib.import_module("nano_captions")
     whole = captions.corpus
@@ -332,7 +332,7 @@ def test_trained_merges_make_short_sentences(tmp_path, monkeypatch):
 
 
 @pytest.mark.parity
-def test_against_transformers(merge_file, tmp_path):
+def test_matches_transformers(merge_file, tmp_path):
     transformers = pytest.importorskip("transformers")
     symbols = list(SYMBOLS.values())
     entries = [*symbols, *(symbol + "</w>" for symbol in symbols)]

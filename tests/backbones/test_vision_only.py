@@ -1,4 +1,4 @@
-"""A family without a text side: its own module, here this file, and one line in the table of families."""
+"""Tests of a backbone family without text: its module is this file, plus one entry in the table of families."""
 
 import sys
 import types
@@ -21,7 +21,7 @@ PATCH, WIDTH = 7, 5
 
 
 class Tower(nn.Module):
-    """Patches through one matrix; their mean is the global token."""
+    """A tower with one linear patch embedding; the mean patch is the class token."""
 
     @nn.compact
     def __call__(self, images, layers=None, project=True, vv_from=None, cls_norm=True):
@@ -76,7 +76,7 @@ def test_encodes_images(backbone):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if config_class(name).needs_text])
-def test_methods_that_need_text_say_so(backbone, name):
+def test_methods_that_need_text_raise_error(backbone, name):
     with pytest.raises(UserError, match=f"toy has no text side, which the method {name} needs"):
         make_method(name, backbone)
 
@@ -84,11 +84,11 @@ def test_methods_that_need_text_say_so(backbone, name):
 @pytest.mark.parametrize(
     "name", ["tokenize", "embed_tokens", "encode_text", "encode_prompts", "text_width"]
 )
-def test_text_functions_say_so(backbone, name):
+def test_text_functions_raise_error(backbone, name):
     with pytest.raises(UserError, match="toy has no text side"):
         getattr(backbone, name)
 
 
-def test_needs_its_files(backbone):
+def test_requires_its_files(backbone):
     with pytest.raises(UserError, match="The family 'toy' needs its files: pass weights=PATH"):
         load_backbone("toy")

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, environment_of_users):
+def workdir(tmp_path_factory, user_environment):
     folder = tmp_path_factory.mktemp("demo")
     command = [
         sys.executable,
@@ -22,7 +22,7 @@ def workdir(tmp_path_factory, environment_of_users):
     ]
     done = subprocess.run(
         [*command, "--workdir", str(folder / "demo")],
-        env=environment_of_users | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"},
+        env=user_environment | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"},
         cwd=folder, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -297,8 +297,8 @@ def test_every_method_has_a_recipe():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_config_resolves_to_the_published_recipe(shipped_experiment, name):
-    experiment, recipe = shipped_experiment(name), RECIPES[name]
+def test_config_resolves_to_the_published_recipe(included_experiment, name):
+    experiment, recipe = included_experiment(name), RECIPES[name]
     assert {key: experiment.method[key] for key in recipe.method} == recipe.method
     assert {key: experiment.backbone[key] for key in recipe.backbone} == recipe.backbone
     training = recipe.training or {}

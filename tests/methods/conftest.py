@@ -1,4 +1,4 @@
-"""The tiny backbone of the TIPSomaly goldens, and the goldens themselves."""
+"""Fixtures with the tiny backbones of the goldens, and the goldens themselves."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ def _load(name):
 
 @pytest.fixture(autouse=True, scope="package")
 def exact():
-    """Full precision."""
+    """Runs matrix products in full float32 precision."""
     with jax.default_matmul_precision("highest"):
         yield
 
@@ -45,7 +45,7 @@ def train_golden():
 
 @pytest.fixture(scope="session")
 def load_golden_backbone(prompts_golden):
-    """Loads the goldens' backbone; its tokenizer knows the goldens' sentences and nothing else."""
+    """Loads the goldens' backbone; its tokenizer knows only the goldens' sentences."""
     known = {}
     for key, sentences in prompts_golden.items():
         if key.endswith("/sentences"):
@@ -76,7 +76,7 @@ def backbone(load_golden_backbone):
 
 @pytest.fixture(scope="session")
 def pytorch_backbone(load_golden_backbone):
-    """The same weights with the numerics of the PyTorch files, which the published code reads."""
+    """Returns the same weights with the numerics of the PyTorch files, which the published code reads."""
     return load_golden_backbone(gelu_approximate=False, text_ln_eps=1e-5)
 
 
@@ -110,15 +110,15 @@ def read_golden():
 
 
 @pytest.fixture(scope="session")
-def train_as_shipped(shipped_experiment):
-    """Yields (parameters, losses) of each training step, as `configs/<method>.py` trains.
+def train_as_configured(included_experiment):
+    """Yields (parameters, losses) of each training step, as configured in `configs/<method>.py`.
 
     Arguments: the method, its backbone, the initial parameters, (8-bit images, batch) of each step, and
-    fields of the training config that differ from the shipped ones.
+    fields of the training config that differ from the file.
     """
 
     def run(method, backbone, params, batches, **changes):
-        config = shipped_experiment(method.name).training_config
+        config = included_experiment(method.name).training_config
         config = dataclasses.replace(config, **changes)
         (stage,) = method.stages
         optimizer = make_optimizer(config, method, params, stage)
@@ -133,7 +133,7 @@ def train_as_shipped(shipped_experiment):
 
 @pytest.fixture(scope="session")
 def assert_near():
-    """Compares with a golden, the error as a share of the golden's largest entry."""
+    """Compares with a golden; the error is relative to the golden's largest entry."""
 
     def check(found, golden, tolerance, *, scale=None):
         found, golden = np.asarray(found), np.asarray(golden)

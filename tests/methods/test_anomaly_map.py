@@ -1,4 +1,4 @@
-"""The linear operator against scipy's filter after a bilinear resize written pixel by pixel."""
+"""Tests of the linear operator against scipy's filter after a bilinear resize pixel by pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from zsad_jax.methods.shared.anomaly_map import anomaly_map, gaussian_matrix, ma
 
 
 def resize_bilinear(image, size):
-    """Half-pixel centres, edges repeated: one output pixel after the other."""
+    """Resizes with half-pixel centers and repeated edges, one output pixel at a time."""
     result = np.empty(size)
     for y in range(size[0]):
         for x in range(size[1]):
@@ -35,7 +35,7 @@ def resize_bilinear(image, size):
     sigma=st.sampled_from([0.0, 0.7, 4.0]),
 )
 def test_equals_resize_then_gaussian_filter(grid, size, sigma):
-    # The kernel's radius of 16 exceeds most of these sizes: the border reflects more than once.
+    # The kernel radius of 16 exceeds most of these sizes, so the border is reflected more than once.
     patches = np.random.default_rng(0).random(grid)
     expected = resize_bilinear(patches, size)
     if sigma:
@@ -45,7 +45,7 @@ def test_equals_resize_then_gaussian_filter(grid, size, sigma):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_a_non_square_batch_under_jit():
+def test_non_square_batch_under_jit():
     patches = np.random.default_rng(1).random((2, 3, 5, 1)).astype(np.float32)
     maps = jax.jit(lambda x: anomaly_map(x, (20, 41), sigma=2.0))(patches)
     for one, expected in zip(maps, patches[..., 0], strict=True):
@@ -53,7 +53,7 @@ def test_a_non_square_batch_under_jit():
         np.testing.assert_allclose(one, expected, atol=2e-6)
 
 
-def test_channels():
+def test_maps_each_channel():
     patches = jnp.asarray(np.random.default_rng(2).random((1, 4, 4, 3)), jnp.float32)
     by_channel = upsample(patches, 9)
     assert by_channel.shape == (1, 9, 9, 3)
@@ -63,16 +63,16 @@ def test_channels():
     np.testing.assert_allclose(summed, by_channel.sum(-1), atol=1e-6)
 
 
-def test_constant_scores_make_a_constant_map():
+def test_constant_scores_give_constant_map():
     np.testing.assert_allclose(anomaly_map(jnp.full((1, 3, 3, 1), 0.3), 50), 0.3, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 5, 60])
-def test_smoothing_keeps_the_sum(size):
+def test_smoothing_preserves_the_sum(size):
     np.testing.assert_allclose(gaussian_matrix(size, 4.0).sum(axis=0), 1.0)
 
 
-def test_the_operator_is_kept_and_cannot_be_written():
+def test_operator_is_cached_and_read_only():
     matrix = map_matrix(7, 31, 4.0)
     assert map_matrix(7, 31, 4.0) is matrix
     with pytest.raises(ValueError, match="read-only"):

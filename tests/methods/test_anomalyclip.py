@@ -1,4 +1,4 @@
-"""AnomalyCLIP against the published code, run on a tiny CLIP; and published prompts in its format."""
+"""Tests of AnomalyCLIP against the published code on a tiny CLIP, and with published prompts."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.prompt_files import read_state
 from zsad_jax.utils.errors import UserError
 
-FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
+FEATURES, MAPS = 1e-5, 1e-4  # tolerances; MAPS follows a softmax with a small temperature
 LAYERS = (2, 4, 6, 8)
 GOLDEN = {"vv_from": 12}  # the goldens' stream starts at block 4 of 8
 RUNS = {
@@ -28,7 +28,7 @@ RUNS = {
         "deep_prompts_float16": True,
     },
 }
-SHOWN = np.array([0, 3])  # the images whose maps are kept
+SHOWN = np.array([0, 3])  # images whose maps are stored
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "weights"
 CRANE = sorted((SHARED / "crane").glob("*/epoch_5.pth"))
@@ -50,7 +50,7 @@ def params(read_golden):
 
 
 def from_golden(arrays, prefix=""):
-    """Parameters, or their gradients, from the goldens' names."""
+    """Returns parameters, or their gradients, from the goldens' names."""
     state = {
         name.removeprefix(prefix).replace("/", "."): array
         for name, array in arrays.items()
@@ -61,14 +61,14 @@ def from_golden(arrays, prefix=""):
 
 @pytest.fixture(scope="module")
 def all_features(clip, read_golden):
-    """Of all four layers."""
+    """Returns the features of all four layers."""
     images = clip.preprocess.normalize(read_golden("anomalyclip", "inputs")["images_u8"])
     return jax.jit(anomalyclip(clip, RUNS["all_layers"]).features)(clip.params, {}, images)
 
 
 @pytest.fixture(scope="module")
 def features_of(all_features):
-    """The features of a run: those of the last layer are the last of all."""
+    """Returns the features of a run; runs with one layer use the last one."""
     last = all_features._replace(patches=all_features.patches[:, -1:])
     return lambda run: last if run == "last_layer" else all_features
 
@@ -88,14 +88,14 @@ def batch(read_golden):
 
 @functools.cache
 def training_step(backbone, run):
-    """The jitted loss with its gradient."""
+    """Returns the jitted loss with its gradient."""
     method = anomalyclip(backbone, RUNS[run])
     return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
 
 
 @pytest.fixture(scope="module")
 def prototypes(clip, params):
-    """Of two classes."""
+    """Returns the prototypes of two classes."""
     encode = jax.jit(anomalyclip(clip).prototypes, static_argnums=2)
     return encode(clip.params, params, ("plate", "mesh"))
 
@@ -105,7 +105,7 @@ def score_with(method, prototypes, features, **options):
     return method.score({}, {}, prototypes, features, category, **options)
 
 
-def test_features(all_features, golden, assert_near):
+def test_features_match_golden(all_features, golden, assert_near):
     patches = all_features.patches.reshape(4, 4, 25, -1)
     for index, layer in enumerate(LAYERS):
         expected = golden[f"vision/patch_features/layer{layer}"][:, 1:]
@@ -116,7 +116,7 @@ def test_features(all_features, golden, assert_near):
     assert_near(unit, golden["vision/cls_normalised"], FEATURES)
 
 
-def test_prompts_and_prototypes(clip, prototypes, golden, assert_near):
+def test_prompts_and_prototypes_match_golden(clip, prototypes, golden, assert_near):
     ids = golden["text/prompt_learner/token_ids"]
     words, paddings = clip.tokenize(["object.", "damaged object."])
     np.testing.assert_array_equal(np.delete(ids, np.arange(1, 13), axis=1), words[:, :65])
@@ -127,7 +127,7 @@ def test_prompts_and_prototypes(clip, prototypes, golden, assert_near):
 
 
 @pytest.mark.parametrize("run", ["last_layer", "all_layers"])
-def test_scores_and_maps(clip, prototypes, golden, features_of, assert_near, run):
+def test_scores_and_maps_match_golden(clip, prototypes, golden, features_of, assert_near, run):
     method = anomalyclip(clip, RUNS[run])
     extras = ("global_cosines", "global_probabilities", "patch_probabilities", "patch_cosines")
     scores = score_with(method, prototypes, features_of(run), extras=extras)
@@ -153,8 +153,10 @@ def test_scores_and_maps(clip, prototypes, golden, features_of, assert_near, run
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_first_losses_and_gradients(clip, params, golden, features_of, batch, assert_near, run):
-    """The gradient of rounded deep prompts is rounded by the published code, in every addend."""
+def test_first_losses_and_gradients_match_golden(
+    clip, params, golden, features_of, batch, assert_near, run
+):
+    """For rounded deep prompts, the published code rounds every addend of the gradient."""
     (_, terms), gradients = training_step(clip, run)(clip.params, params, features_of(run), batch)
     rounded = run == "all_layers_fp16cast"
     if not rounded:
@@ -170,12 +172,12 @@ def test_first_losses_and_gradients(clip, params, golden, features_of, batch, as
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_four_steps_of_the_shipped_training(
-    clip, params, golden, read_golden, batch, train_as_shipped, assert_near, run
+def test_four_training_steps_match_golden(
+    clip, params, golden, read_golden, batch, train_as_configured, assert_near, run
 ):
-    """The published trajectory: the whole batch in every step."""
+    """Follows the published trajectory with the whole batch in every step."""
     images = read_golden("anomalyclip", "inputs")["images_u8"]
-    steps = train_as_shipped(anomalyclip(clip, RUNS[run]), clip, params, [(images, batch)] * 4)
+    steps = train_as_configured(anomalyclip(clip, RUNS[run]), clip, params, [(images, batch)] * 4)
     for number, (_, losses) in enumerate(steps):
         cross_entropy = golden[f"{run}/trajectory/image_loss"][number]
         assert_near(losses["cross_entropy"], cross_entropy, FEATURES)
@@ -184,10 +186,10 @@ def test_four_steps_of_the_shipped_training(
         )
 
 
-def test_four_references_to_the_last_layer_are_one_of_weight_four(
+def test_four_references_to_last_layer_equal_one_of_weight_four(
     clip, params, prototypes, features_of, batch, assert_near
 ):
-    """The published runs, and their authors' later form of them."""
+    """The published runs use four references; later versions of the authors' code use one."""
     last = features_of("last_layer")
     four = last._replace(patches=jnp.repeat(last.patches, 4, axis=1))
     (_, terms), _ = training_step(clip, "all_layers")(clip.params, params, four, batch)
@@ -204,9 +206,7 @@ def test_four_references_to_the_last_layer_are_one_of_weight_four(
     assert_near(maps, 4 * of_one, 1e-6)
 
 
-def test_invalid_rows_and_missing_masks_count_nowhere(
-    clip, params, features_of, batch, assert_near
-):
+def test_ignores_invalid_rows_and_missing_masks(clip, params, features_of, batch, assert_near):
     step = training_step(clip, "all_layers")
     features = features_of("all_layers")
 
@@ -223,7 +223,7 @@ def test_invalid_rows_and_missing_masks_count_nowhere(
     assert_near(loss, of_three, 1e-6)
     jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), gradients, expected_gradients)
 
-    # Anomalous images without ground truth: only the cross-entropy sees them.
+    # Anomalous images without ground truth contribute to the cross-entropy only.
     assert 0 < batch.labels.sum() < 4
     (_, terms), _ = run(has_mask=jnp.zeros(4, bool))
     (_, of_normal), _ = run(valid=batch.labels == 0)
@@ -232,7 +232,7 @@ def test_invalid_rows_and_missing_masks_count_nowhere(
     assert abs(terms["cross_entropy"] - of_normal["cross_entropy"]) > 1e-3
 
 
-def test_deep_prompts_can_be_left_out(clip, params, golden):
+def test_deep_prompts_can_be_disabled(clip, params, golden):
     shallow = {"normal", "abnormal"}
     for switches in ({"num_deep_prompts": 0}, {"deep_prompt_depth": 1}):
         method = anomalyclip(clip, switches)
@@ -243,8 +243,8 @@ def test_deep_prompts_can_be_left_out(clip, params, golden):
     assert np.abs(pair - golden["text/features_normalised"]).max() > 1e-3
 
 
-def test_float16_rounds_what_float16_cannot_hold(clip, params, prototypes):
-    """On the goldens' values, which float16 holds exactly, the switch changes nothing."""
+def test_float16_rounds_inexact_values(clip, params, prototypes):
+    """For values that float16 represents exactly, as in the goldens, the option changes nothing."""
     method = anomalyclip(clip, {"deep_prompts_float16": True})
     rounded = jax.jit(lambda params: method.prototypes(clip.params, params, ("plate", "mesh")))
     np.testing.assert_allclose(rounded(params), prototypes, atol=1e-6)
@@ -254,7 +254,7 @@ def test_float16_rounds_what_float16_cannot_hold(clip, params, prototypes):
     np.testing.assert_array_equal(rounded(odd), rounded(nearest))
 
 
-def test_the_temperature_may_be_the_backbones_own(clip, prototypes, features_of):
+def test_temperature_can_come_from_backbone(clip, prototypes, features_of):
     features = features_of("last_layer")
     warm = dataclasses.replace(clip, temperature=0.07)
     same = score_with(anomalyclip(warm, {"temperature": None}), prototypes, features)
@@ -264,7 +264,7 @@ def test_the_temperature_may_be_the_backbones_own(clip, prototypes, features_of)
     np.testing.assert_allclose(flat.image["global"], 0.5, atol=1e-5)
 
 
-def test_scores_are_float32_whatever_the_tower(
+def test_scores_are_float32_for_any_tower_dtype(
     clip, params, prototypes, features_of, batch, assert_near
 ):
     features = features_of("last_layer")
@@ -292,7 +292,7 @@ def test_init_is_seeded_and_has_the_configured_spread(clip):
     assert set(jax.tree.leaves(method.groups(params))) == {"prompts"}
 
 
-def test_seeds_train_under_vmap(clip, features_of, batch, assert_near):
+def test_trains_seeds_under_vmap(clip, features_of, batch, assert_near):
     method = anomalyclip(clip, GOLDEN)
     keys = jax.random.split(jax.random.key(0), 2)
     params = jax.vmap(lambda key: method.init(key, clip.params))(keys)
@@ -304,7 +304,7 @@ def test_seeds_train_under_vmap(clip, features_of, batch, assert_near):
     assert_near(values[1], expected, 1e-6)
 
 
-def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
+def test_rejects_checkpoint_of_other_width(clip, params, tmp_path):
     wide = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=-1), params)
     prompt_files.save(tmp_path / "p.npz", wide)
     with pytest.raises(UserError, match=r"do not fit anomalyclip .* \(12, 96\)"):
@@ -331,7 +331,7 @@ def test_a_checkpoint_of_other_widths_is_refused(clip, params, tmp_path):
         ({"normal_text": "a screw."}, "word 'screw' cannot be tokenized without the vocabulary"),
     ],
 )
-def test_bad_switches_are_named(clip, switches, message):
+def test_rejects_invalid_options(clip, switches, message):
     def use():
         method = anomalyclip(clip, switches)
         params = method.init(jax.random.key(0), clip.params)
@@ -341,7 +341,7 @@ def test_bad_switches_are_named(clip, switches, message):
         use()
 
 
-def test_unknown_extras_are_refused(clip, prototypes, features_of):
+def test_rejects_unknown_extras(clip, prototypes, features_of):
     method, features = anomalyclip(clip), features_of("last_layer")
     with pytest.raises(
         UserError, match=r"'anomalyclip' has no extra 'atention'. Available: global"
@@ -351,7 +351,7 @@ def test_unknown_extras_are_refused(clip, prototypes, features_of):
 
 
 @pytest.mark.skipif(not CRANE, reason="the published prompts are not here")
-def test_published_prompts_of_this_format_load_exactly():
+def test_loads_published_prompts_exactly():
     assert len(CRANE) == 4
     for path in CRANE:
         pickled, plain = (import_params(read_state(p)) for p in (path, path.with_suffix(".npz")))
@@ -371,8 +371,8 @@ def test_published_prompts_of_this_format_load_exactly():
 
 
 @pytest.mark.skipif(not CRANE, reason="the published prompts are not here")
-def test_published_token_rows_agree_with_the_tokenizer():
-    """The ids are those of the words behind 12 placeholders, and an id's embedding is one row everywhere."""
+def test_published_token_rows_match_tokenizer():
+    """The ids are those of the words after 12 placeholders, and an id has the same embedding in every row."""
     rows = {}
     for path in CRANE:
         state = read_state(path)

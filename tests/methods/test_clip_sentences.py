@@ -1,4 +1,4 @@
-"""CLIP and CLIP-AC: closed forms over the tiny CLIP's own features."""
+"""Tests of CLIP and CLIP-AC against closed forms over the features of the tiny CLIP."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ CLASSES = ("metal_nut", "grid")
 
 @pytest.fixture(scope="module")
 def clip(load_golden_clip):
-    """The tiny CLIP, with a tokenizer that remembers what it was asked and knows some ids."""
+    """Returns the tiny CLIP, with a tokenizer that records its inputs and knows some ids."""
     backbone = load_golden_clip("tiny_clip_zsad", text_num_heads=3)
     used = np.flatnonzero(np.abs(backbone.params["text"]["token_embedding"]).sum(1))
     known = {}
@@ -37,7 +37,7 @@ def unit(x):
 
 
 def encode(backbone, texts):
-    """Unit features of texts, one by one the plain way."""
+    """Returns unit features of texts, encoded one at a time."""
     return unit(
         np.asarray(jax.jit(backbone.encode_text)(backbone.params, *backbone.tokenize(texts)))
     )
@@ -66,7 +66,7 @@ def encode(backbone, texts):
         ),
     ],
 )
-def test_scores_are_softmaxes_of_cosines(clip, assert_near, name, options, sentences):
+def test_scores_are_softmax_of_cosines(clip, assert_near, name, options, sentences):
     backbone, _ = clip
     method = make_method(name, backbone, {**options, "feature_layers": (12, 24)})
     images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
@@ -90,14 +90,14 @@ def test_scores_are_softmaxes_of_cosines(clip, assert_near, name, options, sente
     assert_near(scores.patches, 1 / (1 + np.exp(logits[..., 0] - logits[..., 1])), 1e-4)
 
 
-def test_the_80_templates():
+def test_has_80_templates():
     assert len(set(IMAGENET_TEMPLATES)) == 80
     assert {"a photo of the {}.", "the {} in a video game.", "itap of my {}."} <= set(
         IMAGENET_TEMPLATES
     )
 
 
-def test_nothing_is_learned(clip):
+def test_has_no_parameters(clip):
     backbone, _ = clip
     method = make_method("clip", backbone)
     assert method.init(jax.random.key(0), backbone.params) == {}
@@ -117,6 +117,6 @@ def test_nothing_is_learned(clip):
         ({"feature_layers": (25,)}, "between 1 and 24"),
     ],
 )
-def test_mistakes_are_refused(clip, options, message):
+def test_rejects_mistakes(clip, options, message):
     with pytest.raises(UserError, match=message):
         make_method("clip", clip[0], options)

@@ -1,4 +1,4 @@
-"""Configs made of mappings: what is accepted, and how mistakes are named."""
+"""Tests of configs built from mappings: accepted values, and errors."""
 
 import dataclasses
 import re
@@ -26,8 +26,8 @@ class Example:
         check_fields(self)
 
 
-# Shared options that a method does not have.
-def test_mappings_configs_and_nothing():
+# Shared options that the method fixes.
+def test_accepts_mappings_and_configs():
     assert config_from(Example, None) == config_from(Example, {}) == Example()
     assert config_from(Example, {"count": 4, "rate": 1}) == Example(count=4, rate=1)
     assert config_from(Example, ConfigDict({"kind": "b", "layers": (3,)})).layers == (3,)
@@ -51,7 +51,7 @@ def test_mappings_configs_and_nothing():
         ({"fast": 0}, "'fast' is 0; expected True or False"),
     ],
 )
-def test_mistakes_are_named(values, message):
+def test_errors_name_the_mistake(values, message):
     with pytest.raises(UserError, match=message):
         config_from(Example, values)
     known = {field.name for field in dataclasses.fields(Example)}
@@ -64,7 +64,7 @@ RENAMED = [(name, *row) for name in METHODS for row in config_class(name).rename
 
 
 @pytest.mark.parametrize(("name", "old", "new"), RENAMED)
-def test_a_former_key_names_the_new_one(name, old, new):
+def test_former_key_error_names_the_new_key(name, old, new):
     keys = {field.name for field in dataclasses.fields(config_class(name))}
     assert {new.key, new.also} - {None} <= keys
     assert old not in keys

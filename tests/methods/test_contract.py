@@ -1,4 +1,4 @@
-"""The contract carries more than TIPSomaly: three toy methods, each defined here alone."""
+"""Tests that the method contract covers three toy methods, each defined only here."""
 
 import ast
 import dataclasses
@@ -29,7 +29,7 @@ FAMILY = PROMPT_FAMILIES["object_agnostic"]
 
 
 def score_with(text, features, category, temperature):
-    """What both toys say of features, given (normal, abnormal) texts of each category."""
+    """Returns scores of features, given (normal, anomalous) texts of each category."""
     tokens, patches = (
         jax.nn.softmax(cosines(x, text[category]) / temperature)
         for x in (features.global_tokens[:, :1], features.patches[:, -1])
@@ -38,7 +38,7 @@ def score_with(text, features, category, temperature):
 
 
 def class_conditioned(backbone):
-    """Learned tokens in front of a sentence about the image's own class."""
+    """Returns a method with learned tokens before a sentence about the image's class."""
 
     def prototypes(frozen, params, class_names):
         pairs = [FAMILY.sentences(name) for name in class_names]
@@ -82,7 +82,7 @@ LEAF = ("encoder", "encoder_norm", "bias")
 
 
 def inside_the_tower(backbone):
-    """Learns the bias of the vision tower's last norm; the images are encoded in every step."""
+    """Returns a method that learns the bias of the vision tower's last norm, so images are always encoded."""
 
     def replaced(frozen, params):
         encoder = frozen["vision"]["encoder"]
@@ -123,7 +123,7 @@ def inside_the_tower(backbone):
 
 
 def nearest_reference(backbone):
-    """Distance of a patch to the nearest one in normal images of its category; it has no use for text."""
+    """Returns a method that scores patches by the distance to normal images of their category, without text."""
 
     def prototypes(frozen, params, class_names, references=None):
         patches = normalize(references.patches[:, :, -1])  # [category, image, h, w, d]
@@ -147,7 +147,7 @@ def nearest_reference(backbone):
     )
 
 
-def test_references_are_normal_images_of_each_category(backbone, e2e_golden):
+def test_references_are_normal_images_of_category(backbone, e2e_golden):
     method, images = nearest_reference(backbone), e2e_golden["images"][:4]
     features = jax.jit(method.features)(backbone.params, {}, images)
     by_category = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), features)
@@ -194,7 +194,7 @@ def dataset(e2e_golden):
 
 
 class Memory:
-    """Keeps states and curves in memory."""
+    """A store that keeps states and curves in memory."""
 
     def __init__(self):
         self.states, self.losses = {}, []
@@ -213,8 +213,8 @@ class Memory:
 
 
 @pytest.mark.parametrize("factory", [class_conditioned, inside_the_tower])
-def test_trained_two_steps_and_evaluated(backbone, dataset, factory):
-    """By the project's own trainer and evaluator, which know nothing of the toys."""
+def test_trains_two_steps_and_evaluates(backbone, dataset, factory):
+    """Uses the library's trainer and evaluator, which do not know the toy methods."""
     size = dataclasses.replace(backbone.preprocess, image_size=70)
     backbone = dataclasses.replace(backbone, preprocess=size)
     method, memory, mesh = factory(backbone), Memory(), make_mesh()
@@ -253,7 +253,7 @@ def test_functions_have_at_most_five_positional_parameters(path):
             assert len(set(parameters) - {"self"}) <= 5, (path, parameters)
 
 
-def test_coop_is_one_registry_line_and_its_own_file():
+def test_coop_needs_one_registry_line_and_its_file():
     package = METHODS_FOLDER.parent
     lines = [
         line.strip()

@@ -1,4 +1,4 @@
-"""CoOp and CoCoOp against the golden of the public code, and what the adaptation adds."""
+"""Tests of CoOp and CoCoOp against the public code, and of their adaptation to anomaly detection."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.errors import UserError
 
 FEATURES, SCORES = 1e-5, 1e-4
-PLACEHOLDER = 343  # "x", which stands for learned tokens in the golden's sentences
+PLACEHOLDER = 343  # "x" represents learned tokens in the golden's sentences
 SENTENCES = ("normal bottle.", "anomalous bottle.")
 
 
@@ -24,7 +24,7 @@ def golden(read_golden):
 
 @pytest.fixture(scope="module")
 def clip(load_golden_clip, golden):
-    """The tiny CLIP; its tokenizer knows the golden's sentences, with and without the full stop."""
+    """Returns the tiny CLIP; its tokenizer knows the golden's sentences with and without the period."""
     backbone = load_golden_clip("tiny_clip_zsad", text_num_heads=3)
     start, end = golden["in/token_ids"][0, 0], golden["in/token_ids"].max()
     known = {"": [start, end]}
@@ -53,14 +53,14 @@ def features(clip, images):
 
 
 def read_params(method, golden):
-    """The golden's parameters, which have the authors' names."""
+    """Returns the golden's parameters, which have the authors' names."""
     prefix = f"param/{method.name}."
     names = [name for name in golden if name.startswith(prefix)]
     return method.import_params({name.removeprefix(prefix): golden[name] for name in names})
 
 
 def score(method, clip, params, features, *extras, class_names=("bottle",)):
-    """Prototypes and scores of images of the first class."""
+    """Returns prototypes and scores of images of the first class."""
 
     @jax.jit
     def run(frozen, params, features):
@@ -74,7 +74,7 @@ def score(method, clip, params, features, *extras, class_names=("bottle",)):
 
 
 def losses_of(method, clip, params, features, batch):
-    """((loss, terms), gradient)."""
+    """Returns ((loss, terms), gradient)."""
 
     @jax.jit
     def run(frozen, params, features):
@@ -103,7 +103,7 @@ def logits_of(scores):
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_coop(clip, features, golden, assert_near, position):
+def test_coop_matches_golden(clip, features, golden, assert_near, position):
     method = make_method("coop", clip, {"num_prompts": 4, "position": position})
     params = read_params(method, golden)
     prototypes, scores = score(method, clip, params, features, "global_cosines")
@@ -118,7 +118,7 @@ def test_coop(clip, features, golden, assert_near, position):
     assert_near(gradient["context"], golden[f"coop_{position}/grad_ctx"], SCORES)
 
 
-def test_cocoop(clip, features, golden, assert_near):
+def test_cocoop_matches_golden(clip, features, golden, assert_near):
     method = make_method("cocoop", clip, {"num_prompts": 4, "lam": 0.0})
     params = read_params(method, golden)
     _, scores = score(method, clip, params, features, "global_cosines")
@@ -137,10 +137,10 @@ def test_cocoop(clip, features, golden, assert_near):
 
 
 @pytest.mark.parametrize(("name", "vv_from"), [("coop", None), ("cocoop", 2)])
-def test_maps(clip, images, golden, assert_near, name, vv_from):
-    """Closed form: cosines of the last block's patches, bilinear up-sampling and a Gaussian of sigma 4.
+def test_maps_match_closed_form(clip, images, golden, assert_near, name, vv_from):
+    """Closed form: cosines of the last block's patches, bilinear upsampling and a Gaussian of sigma 4.
 
-    CoCoOp's patches are those of the value-value stream from block 6 of 24 on, here 2 of 8.
+    CoCoOp's patches come from the value-value stream from block 6 of 24 on, here 2 of 8.
     """
     method = make_method(name, clip, {"num_prompts": 4})
     params = read_params(method, golden)
@@ -158,7 +158,7 @@ def test_maps(clip, images, golden, assert_near, name, vv_from):
     assert make_method(name, clip, {"feature_layers": (12, 24)}).map_range == (0.0, 2.0)
 
 
-def test_cocoop_without_its_network_is_coop(clip, features, golden, assert_near):
+def test_cocoop_without_network_equals_coop(clip, features, golden, assert_near):
     options = {"num_prompts": 4, "position": "middle"}
     plain, shifted = (make_method(name, clip, options) for name in ("coop", "cocoop"))
     params = shifted.init(jax.random.key(0), clip.params)
@@ -169,12 +169,12 @@ def test_cocoop_without_its_network_is_coop(clip, features, golden, assert_near)
     assert_near(of_each[1], of_each[0], FEATURES)
 
 
-# CoCoOp learns from the masks by default; its network has enough hidden units that none is without effect.
+# CoCoOp uses masks by default; its network has enough hidden units that all parameters have an effect.
 LOCAL = {"coop": {"lam": 1.0}, "cocoop": {"reduction": 2}}
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_padding_counts_nowhere_and_all_terms_learn(clip, images, golden, assert_near, name):
+def test_ignores_padding_and_uses_all_loss_terms(clip, images, golden, assert_near, name):
     method = make_method(name, clip, {"num_prompts": 2, **LOCAL[name]})
     params = method.init(jax.random.key(1), clip.params)
     features = jax.jit(method.features)(clip.params, params, images)
@@ -212,8 +212,8 @@ def test_padding_counts_nowhere_and_all_terms_learn(clip, images, golden, assert
     )
 
 
-def test_every_class_has_sentences_of_its_own(backbone):
-    """Over TIPS, which has neither start nor end token, and with names of different lengths."""
+def test_each_class_has_its_own_sentences(backbone):
+    """Uses TIPS, which has neither start nor end token, and names of different lengths."""
     lengths = {"": 0, "normal a": 2, "anomalous a": 2, "normal b c": 3, "anomalous b c": 4}
 
     def tokenize(texts):
@@ -234,7 +234,7 @@ def test_every_class_has_sentences_of_its_own(backbone):
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
 
-def test_mistakes_are_refused(clip):
+def test_rejects_mistakes(clip):
     with pytest.raises(UserError, match="'position' is 'back'"):
         make_method("coop", clip, {"position": "back"})
     with pytest.raises(UserError, match="has 1 global token"):
@@ -246,8 +246,8 @@ def test_mistakes_are_refused(clip):
         method.import_params({"other": np.zeros(1)})
 
 
-def test_context_is_read_off_a_unit_vector(clip, features):
-    """The network sees the normalised image feature, so its size does not matter."""
+def test_network_input_is_normalized(clip, features):
+    """The scale of the image feature has no effect."""
     method = make_method("cocoop", clip, {"num_prompts": 2})
     params = method.init(jax.random.key(0), clip.params)
     larger = features._replace(global_tokens=3 * features.global_tokens)

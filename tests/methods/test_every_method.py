@@ -1,4 +1,4 @@
-"""What is asked of several methods alike: over TIPS, of authors' files, of the options of the vision side."""
+"""Tests of requirements shared by several methods: TIPS, the authors' files, and vision options."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from zsad_jax.methods import Batch, count_parameters, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
-# What is learned over CLIP's ViT-L/14 with 336 px: what has an effect, and as published.
+# Learned parameters over CLIP ViT-L/14 at 336 px: those with an effect, and as published.
 COUNTS = {
     "clip": (0, 0),
     "clip_ac": (0, 0),
@@ -37,7 +37,7 @@ OVER_TIPS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameters_are_counted_both_ways(name):
+def test_counts_parameters_both_ways(name):
     counts = tuple(
         count_parameters(name, backbone="clip-vit-l14-336", published=published)
         for published in (False, True)
@@ -53,13 +53,13 @@ def test_parameters_are_counted_both_ways(name):
         ("vip2clip", {"vca": False, "fgp": False}, 17 * 768),
     ],
 )
-def test_parts_that_are_off_are_not_counted(name, config, count):
+def test_disabled_parts_are_not_counted(name, config, count):
     assert count_parameters(name, backbone="clip-vit-l14-336", config=config) == count
 
 
 @pytest.fixture(scope="module")
-def speaking_tips(backbone):
-    """The tiny TIPS with a tokenizer that knows any text: a word is its length."""
+def tokenizing_tips(backbone):
+    """Returns the tiny TIPS with a tokenizer for any text: the id of a word is its length."""
 
     def tokenize(texts):
         lengths = [[len(word) for word in text.split()] for text in texts]
@@ -72,13 +72,13 @@ def speaking_tips(backbone):
 
 
 @pytest.mark.parametrize("name", OVER_TIPS)
-def test_two_steps_over_tips(speaking_tips, e2e_golden, largest_entries, name):
-    """Another width, no start token, no projection, two global tokens and longer deep prompts."""
-    frozen, switches = speaking_tips.params, OVER_TIPS[name]
-    method = make_method(name, speaking_tips, switches)
+def test_trains_two_steps_over_tips(tokenizing_tips, e2e_golden, largest_entries, name):
+    """TIPS has another width, no start token, no projection, two class tokens and longer deep prompts."""
+    frozen, switches = tokenizing_tips.params, OVER_TIPS[name]
+    method = make_method(name, tokenizing_tips, switches)
     params = start = jax.jit(method.init)(jax.random.key(0), frozen)
     count = switches.get("num_deep_prompts")
-    assert count is None or params["deep"].shape[1:] == (count, speaking_tips.text_width)
+    assert count is None or params["deep"].shape[1:] == (count, tokenizing_tips.text_width)
     features = jax.jit(method.features)(frozen, {}, e2e_golden["images"][:4])
     assert features.patches.shape[1] == len(method.features_key[0])
     assert not {"projection", "text_projection"} & set(params)
@@ -111,11 +111,11 @@ def test_two_steps_over_tips(speaking_tips, e2e_golden, largest_entries, name):
     if name == "vip2clip":
         assert jnp.abs(moved["fgp"]["key"]["bias"]).max() == 0
     if "global_token" in switches:
-        check_the_other_token(name, speaking_tips, params, features)
+        check_other_class_token(name, tokenizing_tips, params, features)
 
 
-def check_the_other_token(name, backbone, params, features):
-    """The other global token gives another image score and the same patches."""
+def check_other_class_token(name, backbone, params, features):
+    """Checks that the other class token gives another image score and the same patches."""
     switches = OVER_TIPS[name]
     methods = [make_method(name, backbone, switches | {"global_token": token}) for token in (1, 0)]
 
@@ -143,7 +143,7 @@ def check_the_other_token(name, backbone, params, features):
         ("faprompt", {"vv_from": None, "cls_norm": True}, ((8,), None, True)),
     ],
 )
-def test_the_vision_side_is_told_what_the_config_says(load_golden_clip, name, switches, options):
+def test_config_sets_vision_options(load_golden_clip, name, switches, options):
     calls = []
     clip = load_golden_clip(name)
     spy = dataclasses.replace(clip, encode_image=lambda *_, **options: calls.append(options))
@@ -156,7 +156,7 @@ def test_the_vision_side_is_told_what_the_config_says(load_golden_clip, name, sw
 
 @pytest.fixture
 def authors_state(read_golden):
-    """A golden's learned parameters by the names of the authors' files."""
+    """Returns a golden's learned parameters under the names of the authors' files."""
 
     def read(name):
         arrays = read_golden(name, "learnable")
@@ -166,14 +166,12 @@ def authors_state(read_golden):
 
 
 @pytest.mark.parametrize("name", ["anomalyclip", "faprompt"])
-def test_the_authors_state_and_our_file_give_the_same(
-    load_golden_clip, authors_state, tmp_path, name
-):
+def test_reads_authors_state_and_own_file(load_golden_clip, authors_state, tmp_path, name):
     clip, state = load_golden_clip(name), authors_state(name)
     method = make_method(name, clip)
     params = jax.tree.map(jnp.asarray, method.import_params(state))
     prompt_files.save(tmp_path / "ours.npz", params)
-    # What the authors' files hold besides.
+    # Additional arrays in the authors' files.
     state["prompt_learner.compound_prompt_projections.0.weight"] = np.ones((896, 48), np.float32)
     state["prompt_learner.token_prefix_pos"] = np.ones((1, 1, 1, 48), np.float32)
     np.savez(tmp_path / "theirs.npz", **state)
@@ -192,9 +190,7 @@ def test_the_authors_state_and_our_file_give_the_same(
         ("faprompt", "patch_meta_net.linear2.bias"),
     ],
 )
-def test_a_checkpoint_that_lacks_something_is_refused(
-    load_golden_clip, authors_state, tmp_path, name, lost
-):
+def test_rejects_incomplete_checkpoint(load_golden_clip, authors_state, tmp_path, name, lost):
     clip, state = load_golden_clip(name), authors_state(name)
     del state[f"prompt_learner.{lost}"]
     np.savez(tmp_path / "p.npz", **state)

@@ -1,4 +1,4 @@
-"""FAPrompt against the published code, run on a tiny CLIP; its base against AnomalyCLIP's."""
+"""Tests of FAPrompt against the published code on a tiny CLIP, and of its base against AnomalyCLIP."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ from zsad_jax.methods.faprompt import IMAGE_SCORES, faprompt
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
 
-FEATURES, SCORES = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
+FEATURES, SCORES = 1e-5, 1e-4  # tolerances; SCORES follows a softmax with a small temperature
 GOLDEN = {"vv_from": 12}  # the goldens' value-value stream starts at block 4 of 8
 RUNS = {"first_tokens": GOLDEN, "topk_tokens": {**GOLDEN, "dap_select": "topk"}}
 BASE = {**GOLDEN, "compound": False, "prior": False}
 LOCAL = ("focal", "dice_abnormal", "dice_normal")
 EXTRAS = ("stage1_probabilities", "image_logits", "prompt_cosines", "text_features")
 PRIOR_EXTRAS = ("stage2_probabilities", "prior")
-SHOWN = np.array([0, 3])  # the images whose maps are kept
+SHOWN = np.array([0, 3])  # images whose maps are stored
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def golden(read_golden):
 
 
 def state_of(arrays, prefix=""):
-    """The authors' state dict out of the goldens' names."""
+    """Returns the authors' state dict from the goldens' names."""
     return {
         name.removeprefix(prefix).replace("/", "."): array
         for name, array in arrays.items()
@@ -44,7 +44,7 @@ def state_of(arrays, prefix=""):
 
 
 def from_golden(method, arrays, prefix=""):
-    """Parameters, or their gradients."""
+    """Returns parameters, or their gradients."""
     return jax.tree.map(jnp.asarray, method.import_params(state_of(arrays, prefix)))
 
 
@@ -77,7 +77,7 @@ def batch(read_golden):
 
 @pytest.fixture(scope="module")
 def cheap(clip):
-    """The same backbone with a text tower that costs nothing: a mean over the tokens and deep prompts."""
+    """Returns the backbone with a trivial text tower: a mean over tokens and deep prompts."""
 
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
         return embeddings.mean(axis=1) + deep_prompts.mean(axis=(0, 1, 2))
@@ -88,7 +88,7 @@ def cheap(clip):
 
 @functools.cache
 def training_step(backbone, run):
-    """The jitted loss with its gradient."""
+    """Returns the jitted loss with its gradient."""
     method = faprompt(backbone, RUNS[run])
     return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
 
@@ -110,7 +110,7 @@ def score_all(method, backbone, params, features, extras=()):
 
 @pytest.fixture(scope="module")
 def scored(clip, params, features):
-    """Prototypes, scores and maps of a run."""
+    """Returns prototypes, scores and maps of a run."""
 
     @functools.cache
     def run(name):
@@ -120,14 +120,14 @@ def scored(clip, params, features):
     return run
 
 
-def test_features(features, golden, assert_near):
+def test_features_match_golden(features, golden, assert_near):
     patches = features.patches.reshape(4, 25, -1)
     assert_near(patches, golden["vision/patch_features"][:, 1:], FEATURES)
     assert_near(features.global_tokens[:, 0], golden["vision/cls_raw"], FEATURES)
 
 
-def test_prompts(clip, golden):
-    """Behind the start token come five learned tokens, in abnormal prompts seven, then the words."""
+def test_prompts_match_golden(clip, golden):
+    """The start token is followed by five learned tokens (seven in anomalous prompts), then the words."""
     words, paddings = clip.tokenize(["object.", "damaged object."])
     for row, (state, learned_tokens) in enumerate((("pos", 5), ("neg", 7))):
         ids = golden[f"text/{state}/token_ids"][0]
@@ -136,7 +136,7 @@ def test_prompts(clip, golden):
         assert (paddings[row] == 0).sum() + learned_tokens - 1 == ids.argmax()
 
 
-def test_first_stage(scored, golden, assert_near):
+def test_first_stage_matches_golden(scored, golden, assert_near):
     prototypes, scores, _ = scored("first_tokens")
     for category in range(2):  # object-agnostic: the same prompts for every class
         assert_near(prototypes.normal[category], golden["stage1/text_pos"][0], FEATURES)
@@ -150,7 +150,7 @@ def test_first_stage(scored, golden, assert_near):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_scores_and_maps(scored, golden, assert_near, run):
+def test_scores_and_maps_match_golden(scored, golden, assert_near, run):
     _, scores, maps = scored(run)
     extras = scores.extras
     assert_near(extras["prior"], golden[f"{run}/bias"], FEATURES)
@@ -166,7 +166,7 @@ def test_scores_and_maps(scored, golden, assert_near, run):
 
 
 def test_cosines_of_single_prompts(cheap, params, features, assert_near):
-    """What an abnormal prompt says of each patch: its own feature with the image's prior."""
+    """The score of an anomalous prompt for each patch uses its own feature with the image's prior."""
     method = faprompt(cheap, RUNS["topk_tokens"])
     _, scores, _ = score_all(method, cheap, params, features, ("prompt_cosines", "prior"))
     found = scores.extras["prompt_cosines"]
@@ -177,7 +177,9 @@ def test_cosines_of_single_prompts(cheap, params, features, assert_near):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_first_losses_and_gradients(clip, params, features, batch, golden, assert_near, run):
+def test_first_losses_and_gradients_match_golden(
+    clip, params, features, batch, golden, assert_near, run
+):
     (loss, terms), gradients = training_step(clip, run)(clip.params, params, features, batch)
     assert_near(loss, golden[f"{run}/loss/total"], FEATURES)
     focal = [terms["focal1"], terms["focal2"]]
@@ -192,10 +194,10 @@ def test_first_losses_and_gradients(clip, params, features, batch, golden, asser
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_four_steps_of_the_shipped_training(
-    clip, params, golden, read_golden, batch, train_as_shipped, assert_near, run
+def test_four_training_steps_match_golden(
+    clip, params, golden, read_golden, batch, train_as_configured, assert_near, run
 ):
-    """The published trajectory: the whole batch in every step."""
+    """Follows the published trajectory with the whole batch in every step."""
     names = {
         "image_loss": "cross_entropy",
         "image_loss2": "image_focal",
@@ -203,7 +205,7 @@ def test_four_steps_of_the_shipped_training(
         "loss_bias": "prior",
     }
     images = read_golden("faprompt", "inputs")["images_u8"]
-    steps = train_as_shipped(faprompt(clip, RUNS[run]), clip, params, [(images, batch)] * 4)
+    steps = train_as_configured(faprompt(clip, RUNS[run]), clip, params, [(images, batch)] * 4)
     for number, (_, losses) in enumerate(steps):
         local = [sum(losses[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2)]
         expected = golden[f"{run}/trajectory/loss"][number]
@@ -212,8 +214,8 @@ def test_four_steps_of_the_shipped_training(
             assert_near(losses[ours], golden[f"{run}/trajectory/{theirs}"][number], FEATURES)
 
 
-def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, assert_near):
-    """Against AnomalyCLIP's goldens; the joint space has another width than the tokens here."""
+def test_without_both_modules_equals_anomalyclip(load_golden_clip, read_golden, assert_near):
+    """Compares with the goldens of AnomalyCLIP; the joint space has another width than the tokens here."""
     clip = load_golden_clip("anomalyclip")
     golden = read_golden("anomalyclip", "expected")
     inputs = read_golden("anomalyclip", "inputs")
@@ -245,9 +247,7 @@ def test_without_both_modules_it_is_anomalyclip(load_golden_clip, read_golden, a
     jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
 
 
-def test_the_prior_alone_moves_all_tokens_of_the_abnormal_prompt(
-    cheap, features, batch, assert_near
-):
+def test_prior_alone_shifts_all_anomalous_tokens(cheap, features, batch, assert_near):
     method = faprompt(cheap, {**GOLDEN, "compound": False, "num_separate_prompts": 6})
     params = method.init(jax.random.key(0), cheap.params)
     assert params["abnormal"].shape == (1, 6, 48)
@@ -263,7 +263,7 @@ def test_the_prior_alone_moves_all_tokens_of_the_abnormal_prompt(
     assert {"focal2", "prior"} <= set(terms)
 
 
-def test_compound_prompts_alone_are_the_first_stage(cheap, params, features, assert_near):
+def test_compound_prompts_alone_equal_first_stage(cheap, params, features, assert_near):
     method = faprompt(cheap, {**GOLDEN, "prior": False})
     only = {name: params[name] for name in ("normal", "abnormal", "deep")}
     assert set(jax.eval_shape(method.init, jax.random.key(0), cheap.params)) == set(only)
@@ -276,7 +276,7 @@ def test_compound_prompts_alone_are_the_first_stage(cheap, params, features, ass
     assert jnp.abs(both.patches - scores.patches).max() > 1e-3
 
 
-def test_every_term_has_its_weight(cheap, params, features, batch, assert_near):
+def test_each_loss_term_has_a_weight(cheap, params, features, batch, assert_near):
     weights = {
         "cross_entropy": 5.0,
         "image_focal": 7.0,
@@ -294,9 +294,7 @@ def test_every_term_has_its_weight(cheap, params, features, batch, assert_near):
     assert_near(total, expected, 1e-6)
 
 
-def test_the_prior_loss_is_of_normal_images_and_a_sum(
-    clip, params, features, batch, scored, assert_near
-):
+def test_prior_loss_sums_over_normal_images(clip, params, features, batch, scored, assert_near):
     squares = jnp.square(scored("first_tokens")[1].extras["prior"]).mean(axis=1)
     step = training_step(clip, "first_tokens")
     for labels, valid, counted in (
@@ -311,7 +309,7 @@ def test_the_prior_loss_is_of_normal_images_and_a_sum(
         assert_near(terms["prior"], squares[:counted].sum(), FEATURES, scale=squares.sum())
 
 
-def test_the_mean_of_both_maxima(cheap, params, features, assert_near):
+def test_image_score_is_mean_of_both_maxima(cheap, params, features, assert_near):
     extras = ("stage1_probabilities", "stage2_probabilities")
     for switches, weights in (({}, (2 / 3, 1 / 3)), ({"max_scores": "mean"}, (0.5, 0.5))):
         method = faprompt(cheap, {**GOLDEN, **switches})
@@ -322,8 +320,8 @@ def test_the_mean_of_both_maxima(cheap, params, features, assert_near):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_invalid_rows_count_nowhere(clip, params, features, batch, assert_near, run):
-    """Two images and two broken rows give what the two images give twice."""
+def test_ignores_invalid_rows(clip, params, features, batch, assert_near, run):
+    """Two images and two invalid rows give the same as the two images given twice."""
     step = training_step(clip, run)
     anomalous = jnp.array([1, 3, 1, 3])  # of normal images, the prior loss would be a sum
     twice, twice_batch = jax.tree.map(lambda x: x[anomalous], (features, batch))
@@ -343,8 +341,8 @@ def test_invalid_rows_count_nowhere(clip, params, features, batch, assert_near, 
         jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), gradients, expected_gradients)
 
 
-def test_text_is_encoded_once_and_no_longer_than_needed(cheap, params, features):
-    """Nine rows for the normal prompt, twelve for the abnormal ones, which alone meet the images."""
+def test_text_is_encoded_once_at_minimum_length(cheap, params, features):
+    """Nine rows for the normal prompt; twelve for the anomalous ones, which alone depend on the images."""
     calls = []
 
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
@@ -362,7 +360,7 @@ def test_text_is_encoded_once_and_no_longer_than_needed(cheap, params, features)
 
 @pytest.mark.parametrize("lengths", [(2, 1), (5, 2), (10, 4)])
 @pytest.mark.parametrize("count", [1, 20])
-def test_the_grids_of_the_paper(clip, features, batch, lengths, count):
+def test_accepts_ablation_grids_of_the_paper(clip, features, batch, lengths, count):
     switches = {
         **GOLDEN,
         "num_prompts": lengths[0],
@@ -381,7 +379,7 @@ def test_the_grids_of_the_paper(clip, features, batch, lengths, count):
     assert len(terms) == 10
 
 
-def test_a_single_prompt_has_no_pairs(cheap, features, batch):
+def test_single_prompt_has_no_pair_loss(cheap, features, batch):
     method = faprompt(cheap, {**GOLDEN, "num_abnormal": 1, "prior": False})
     params = method.init(jax.random.key(0), cheap.params)
     _, terms = jax.jit(method.loss)(cheap.params, params, features, batch)
@@ -389,10 +387,8 @@ def test_a_single_prompt_has_no_pairs(cheap, features, batch):
 
 
 @pytest.mark.parametrize("select", ["first", "topk"])
-def test_an_image_of_fewer_patches_than_the_prior_asks_for(
-    cheap, params, features, assert_near, select
-):
-    """The network's inputs without a patch are zero: their kernel rows have no part in it."""
+def test_image_with_fewer_patches_than_prior(cheap, params, features, assert_near, select):
+    """Inputs of the network without a patch are zero, so their kernel rows have no effect."""
     switches = {**GOLDEN, "dap_select": select}
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(30 * 48, 90)) / 40, jnp.float32)
@@ -411,8 +407,8 @@ def test_an_image_of_fewer_patches_than_the_prior_asks_for(
     assert_near(prior(30), prior(25), 1e-6)
 
 
-def test_equal_patches_are_taken_in_raster_order(cheap, params, features):
-    """Of patches that are equally abnormal the first ones count, so that results can be repeated."""
+def test_equal_patches_are_selected_in_raster_order(cheap, params, features):
+    """Among equally anomalous patches the first ones are used, which makes results reproducible."""
     flat = features._replace(
         patches=jnp.broadcast_to(features.patches[:, :, :1, :1], (4, 1, 5, 5, 48))
     )
@@ -423,7 +419,7 @@ def test_equal_patches_are_taken_in_raster_order(cheap, params, features):
     np.testing.assert_array_equal(first, best)
 
 
-def test_deep_prompts_can_be_left_out(clip, params, golden):
+def test_deep_prompts_can_be_disabled(clip, params, golden):
     shallow = {name: value for name, value in params.items() if name != "deep"}
     for switches in ({"num_deep_prompts": 0}, {"deep_prompt_depth": 1, "num_deep_prompts": 9}):
         method = faprompt(clip, switches)
@@ -434,7 +430,7 @@ def test_deep_prompts_can_be_left_out(clip, params, golden):
     assert np.abs(found.normal - golden["stage1/text_pos"]).max() > 1e-3
 
 
-def test_float16_rounds_what_float16_cannot_hold(cheap, params):
+def test_float16_rounds_inexact_values(cheap, params):
     odd = params | {"deep": params["deep"] + 1e-4}
     nearest = odd | {"deep": jnp.asarray(np.asarray(odd["deep"]).astype(np.float16), jnp.float32)}
     plain, rounded = (faprompt(cheap, {"deep_prompts_float16": on}) for on in (False, True))
@@ -446,7 +442,7 @@ def test_float16_rounds_what_float16_cannot_hold(cheap, params):
     assert np.abs(encode(plain, odd) - encode(rounded, odd)).max() > 0
 
 
-def test_scores_are_float32_whatever_the_tower(cheap, params, features, batch, assert_near):
+def test_scores_are_float32_for_any_tower_dtype(cheap, params, features, batch, assert_near):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
     method = faprompt(cheap, GOLDEN)
     scores, expected = (score_all(method, cheap, params, x)[1] for x in (half, features))
@@ -470,7 +466,7 @@ def test_init_is_seeded_and_has_the_configured_spread(clip):
     assert set(jax.tree.leaves(method.groups(params))) == {"prompts"}
 
 
-def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_path):
+def test_rejects_checkpoint_with_more_deep_prompts(clip, read_golden, tmp_path):
     state = state_of(read_golden("faprompt", "learnable"))
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match="do not fit faprompt"):
@@ -494,7 +490,7 @@ def test_a_checkpoint_of_more_deep_prompts_is_refused(clip, read_golden, tmp_pat
         ({"global_token": 1}, "'global_token' is 1, but clip has 1 global token"),
     ],
 )
-def test_mistakes_are_refused(clip, switches, message):
+def test_rejects_mistakes(clip, switches, message):
     def use():
         method = faprompt(clip, switches)
         params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
@@ -504,7 +500,7 @@ def test_mistakes_are_refused(clip, switches, message):
         use()
 
 
-def test_unknown_extras_are_refused(clip, params, features):
+def test_rejects_unknown_extras(clip, params, features):
     method = faprompt(clip, {"prior": False})
     with pytest.raises(UserError, match=r"'faprompt' has no extra 'prior'. Available: stage1"):
         score_all(method, clip, params, features, extras=("prior",))

@@ -1,4 +1,4 @@
-"""The losses by hand."""
+"""Tests of the losses by hand."""
 
 import pathlib
 
@@ -38,7 +38,7 @@ def test_focal_of_one_pixel():
         np.testing.assert_allclose(value, -((1 - pt) ** 2) * np.log(pt), rtol=1e-5)
 
 
-def test_focal_is_finite_where_it_is_most_wrong_and_most_right():
+def test_focal_is_finite_at_extreme_probabilities():
     masks = jnp.array([[[0.0, 1.0, 0.0, 1.0]]])
     abnormal = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
     loss = lambda x: losses.focal_loss(both(x), masks, ONES)  # noqa: E731
@@ -63,7 +63,7 @@ def test_cross_entropy_by_hand():
 
 
 @pytest.mark.parametrize("name", ["focal_loss", "dice_loss"])
-def test_weights_choose_the_rows(name):
+def test_weights_select_rows(name):
     generator = np.random.default_rng(0)
     abnormal = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
     masks = jnp.asarray(generator.random((3, 4, 4)) > 0.5, jnp.float32)
@@ -79,13 +79,13 @@ def test_weights_choose_the_rows(name):
     assert loss(*arguments, jnp.zeros(3)) == 0
 
 
-def test_rows_of_the_segmentation_losses():
+def test_segmentation_losses_select_rows():
     batch = labeled(
         [0, 0, 1, 1, 1],
         valid=[True, True, True, True, False],
         has_mask=[True, False, True, False, True],
     )
-    # Normal images need no mask; an anomalous one without ground truth is left out.
+    # Normal images need no mask; anomalous images without ground truth are excluded.
     assert losses.segmentation_rows(batch).tolist() == [True, True, True, False, False]
 
 
@@ -96,8 +96,8 @@ def test_zeroed_rows():
     np.testing.assert_array_equal(zeroed["b"], [4, 0])
 
 
-def test_losses_and_gradients_of_the_published_code():
-    """With probabilities of exactly 0 and 1 among them."""
+def test_losses_and_gradients_match_published_code():
+    """Includes probabilities of exactly 0 and 1."""
     path = pathlib.Path(__file__).parents[1] / "goldens" / "anomalyclip" / "losses.npz"
     with np.load(path) as arrays:
         golden = {name: arrays[name] for name in arrays.files}

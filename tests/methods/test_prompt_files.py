@@ -15,11 +15,11 @@ SHARED = pathlib.Path(__file__).parents[3] / "shared" / "weights" / "tipsomaly"
 
 
 def read_pair(path):
-    """What TIPSomaly makes of a file."""
+    """Returns the prompts that TIPSomaly reads from a file."""
     return import_params(prompt_files.read_state(path))
 
 
-def test_a_plain_copy_of_the_published_prompts_is_read():
+def test_reads_copy_of_published_prompts():
     prompts = read_pair(GOLDEN)
     with np.load(GOLDEN) as golden:
         np.testing.assert_array_equal(prompts["normal"], golden["normal_prompt"])
@@ -30,7 +30,7 @@ def test_a_plain_copy_of_the_published_prompts_is_read():
 @pytest.mark.parametrize(
     "keys", [("normal", "abnormal"), ("normal_prompt", "abnormal_prompt"), ("0", "1")]
 )
-def test_all_known_array_names_are_read(tmp_path, keys):
+def test_reads_all_known_array_names(tmp_path, keys):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.savez(tmp_path / "p.npz", **{keys[0]: values, keys[1]: -values, "deep": values})
     prompts = read_pair(tmp_path / "p.npz")
@@ -39,7 +39,7 @@ def test_all_known_array_names_are_read(tmp_path, keys):
 
 
 @pytest.mark.parametrize("wrap", [list, lambda pair: {"learnable_prompts": list(pair)}])
-def test_both_forms_of_the_authors_files_are_read(tmp_path, monkeypatch, wrap):
+def test_reads_both_formats_of_authors_files(tmp_path, monkeypatch, wrap):
     pair = (np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32))
     monkeypatch.setattr(prompt_files, "read_torch_pickle", lambda path: wrap(pair))
     prompts = read_pair(tmp_path / "p.pth")
@@ -63,7 +63,7 @@ def test_names_in_a_state_dict_are_joined(tmp_path, monkeypatch):
         ({"0": np.full((8, 64), np.nan), "1": np.ones((8, 64))}, "not finite"),
     ],
 )
-def test_files_without_a_pair_of_prompts_are_refused(backbone, tmp_path, arrays, problem):
+def test_rejects_files_without_prompt_pair(backbone, tmp_path, arrays, problem):
     np.savez(tmp_path / "p.npz", **arrays)
     method = make_method("tipsomaly", backbone)
     with pytest.raises(UserError, match=rf"p\.npz .*{problem}"):
@@ -82,7 +82,7 @@ def test_names_that_mean_nothing_are_refused(tmp_path):
         prompt_files.read_state(tmp_path / "none.npz")
 
 
-def test_a_name_is_fetched_with_its_size_and_digest(tmp_path, monkeypatch):
+def test_fetches_name_with_size_and_digest(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path))
     calls = []
     monkeypatch.setattr(downloads, "fetch", lambda *args, **options: calls.append((args, options)))
@@ -98,7 +98,7 @@ def test_a_name_is_fetched_with_its_size_and_digest(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the published prompts are not here")
-def test_the_published_files_are_the_recorded_ones_and_equal_their_copies():
+def test_published_files_match_records_and_copies():
     for published in prompt_files.RELEASES.values():
         path = SHARED.joinpath(*np.take(published.url.split("/"), [-4, -1]))
         assert path.stat().st_size == prompt_files.SIZE
@@ -110,7 +110,7 @@ def test_the_published_files_are_the_recorded_ones_and_equal_their_copies():
     np.testing.assert_array_equal(read_pair(path)["abnormal"], read_pair(GOLDEN)["abnormal"])
 
 
-def test_records_say_how_long_released_prompts_were_trained(tmp_path):
+def test_records_state_training_of_released_prompts(tmp_path):
     for name, release in prompt_files.RELEASES.items():
         assert prompt_files.find(name).epoch == release.epoch
         assert name.endswith(f"{release.auxiliary}-epoch{release.epoch}")

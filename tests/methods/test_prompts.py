@@ -1,4 +1,4 @@
-"""Sentences and ensembles."""
+"""Tests of prompt sentences and ensembles."""
 
 import dataclasses
 
@@ -19,39 +19,39 @@ from zsad_jax.methods.shared.prompts import (
 
 @pytest.mark.parametrize("family", PROMPT_FAMILIES)
 @pytest.mark.parametrize("name", ["round_plate", "fine-mesh", "object"])
-def test_sentences_are_the_published_ones_in_their_order(prompts_golden, family, name):
+def test_sentences_match_published_ones_in_order(prompts_golden, family, name):
     normal, abnormal = PROMPT_FAMILIES[family].sentences(name)
     stem = f"{family}/{name.replace('-', '_')}"
     assert normal == prompts_golden[f"{stem}/normal/sentences"].tolist()
     assert abnormal == prompts_golden[f"{stem}/abnormal/sentences"].tolist()
 
 
-def test_class_names_are_spoken():
+def test_class_names_are_written_as_words():
     assert clean_class_name("metal_nut") == "metal nut"
     assert clean_class_name("cvc-colon_db") == "cvc colon db"
     assert clean_class_name("object") == "object"
 
 
-def test_braces_in_a_class_name_are_kept():
+def test_keeps_braces_in_class_name():
     normal, _ = PROMPT_FAMILIES["industrial"].sentences("part {7}")
     assert normal[0] == "a bad photo of a part {7}."
 
 
-def test_other_braces_in_a_sentence_are_kept():
-    """`{}` alone is filled, in each place where it stands."""
+def test_keeps_other_braces_in_sentence():
+    """Only `{}` is replaced, wherever it occurs."""
     family = PromptFamily(("a {} {x}",), ("no {}",), ("one {} {0}.", "{} and {}"))
     normal, abnormal = family.sentences("nut")
     assert normal == ["one a nut {x} {0}.", "a nut {x} and a nut {x}"]
     assert abnormal == ["one no nut {0}.", "no nut and no nut"]
 
 
-def test_texts_are_cut_at_the_longest(backbone):
+def test_truncates_texts_at_the_longest(backbone):
     ids, paddings = prompts.tokenize(backbone, ["object", "a bad photo of a object."])
     assert ids.shape == paddings.shape
     assert (paddings == 0).sum(axis=1).max() == ids.shape[1] < backbone.text_length
 
 
-def test_the_cut_changes_nothing(backbone):
+def test_truncation_does_not_change_features(backbone):
     texts = ["object", "a bad photo of a object."]
     encode = jax.jit(backbone.encode_text)
     full = encode(backbone.params, *backbone.tokenize(texts))
@@ -59,7 +59,7 @@ def test_the_cut_changes_nothing(backbone):
     np.testing.assert_allclose(cut, full, rtol=0, atol=1e-5 * jnp.abs(full).max())
 
 
-def test_every_sentence_is_encoded_once_and_in_chunks(backbone, monkeypatch):
+def test_encodes_each_sentence_once_in_chunks(backbone, monkeypatch):
     seen, shapes = [], []
 
     def tokenize(texts):
@@ -88,7 +88,7 @@ def test_every_sentence_is_encoded_once_and_in_chunks(backbone, monkeypatch):
     np.testing.assert_allclose(jnp.linalg.norm(whole, axis=-1), 1, rtol=1e-5)
 
 
-def test_ensemble_is_the_normalised_mean_of_normalised_texts(backbone):
+def test_ensemble_is_normalized_mean_of_normalized_texts(backbone):
     embeddings = np.array([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0]], np.float32)
     text = dataclasses.replace(
         backbone.text,

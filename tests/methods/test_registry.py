@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""Tests of methods by name."""
 
 import dataclasses
 import subprocess
@@ -14,7 +14,7 @@ from zsad_jax.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_name_makes_its_method(load_golden_clip, name):
+def test_makes_each_method_by_name(load_golden_clip, name):
     assert make_method(name, load_golden_clip("anomalyclip")).name == name
 
 
@@ -48,6 +48,6 @@ def test_registers_method_from_outside(backbone, monkeypatch):
         methods.register("tps", mine, MineConfig)
 
 
-def test_methods_are_imported_when_they_are_made():
+def test_methods_are_imported_when_made():
     code = "import sys, zsad_jax.methods; sys.exit('zsad_jax.methods.tipsomaly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

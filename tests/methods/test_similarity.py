@@ -1,4 +1,4 @@
-"""Normalization, cosines and the softmax over states, by hand."""
+"""Tests of normalization, cosines and softmax over states, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import numpy as np
 from zsad_jax.methods.shared.similarity import compare, cosines, normalize, temperature_of
 
 
-def test_normalize():
+def test_normalize_by_hand():
     np.testing.assert_allclose(normalize(jnp.array([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-6)
-    # Below the floor the norm is taken for the floor; the scale of what is above does not matter.
+    # Norms below the floor count as the floor; above it, the scale does not matter.
     small = normalize(jnp.array([3e-4, 4e-4]), floor=1e-3)
     np.testing.assert_allclose(small, [0.3, 0.4], rtol=1e-6)
     np.testing.assert_allclose(normalize(jnp.array([3e-4, 4e-4])), [0.6, 0.8], rtol=1e-6)
@@ -21,7 +21,7 @@ def test_normalize_is_float32_and_has_a_gradient_at_zero():
     assert jnp.isfinite(gradient).all()
 
 
-def test_each_image_has_its_own_texts():
+def test_each_image_uses_its_own_texts():
     features = jnp.array([[[2.0, 0.0]], [[2.0, 0.0]]])
     text = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0], [3.0, 0.0]]])
     np.testing.assert_allclose(cosines(features, text), [[[1, 0]], [[0, 1]]], atol=1e-6)
@@ -31,7 +31,7 @@ def test_each_image_has_its_own_texts():
         np.testing.assert_allclose(compared[name], [[[high, low]], [[low, high]]], rtol=1e-5)
 
 
-def test_any_axes_between_image_and_width():
+def test_accepts_any_axes_between_image_and_width():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
     text = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2, 5)), jnp.float32)
     values = cosines(features, text)
@@ -51,6 +51,6 @@ def test_compares_each_layer_with_its_own_texts():
         np.testing.assert_allclose(values[:, layer], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_backbones_temperature_unless_a_config_has_one(backbone):
+def test_config_temperature_precedes_the_backbones(backbone):
     assert temperature_of(backbone, None) == backbone.temperature
     assert temperature_of(backbone, 0.5) == 0.5 != backbone.temperature

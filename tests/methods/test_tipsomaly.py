@@ -1,4 +1,4 @@
-"""TIPSomaly against the published code, run on a tiny backbone."""
+"""Tests of TIPSomaly against the published code on a tiny backbone."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from zsad_jax.methods.tipsomaly import tipsomaly
 from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
-SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between
+SCORE_TOLERANCE = 1e-4  # follows a softmax with a small temperature
 
 RUNS = {
     "decoupled_agg": {},
@@ -34,8 +34,8 @@ TRAINING_RUNS = {
 CLASSES = ("round_plate", "fine-mesh")
 
 
-def close(actual, expected, tolerance):
-    """Within `tolerance` of the largest expected value."""
+def assert_close(actual, expected, tolerance):
+    """Checks for a difference within `tolerance` of the largest expected value."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
@@ -51,7 +51,7 @@ def encode_classes(method, backbone, params):
 
 
 def run_e2e(backbone, golden, switches, features):
-    """Prototypes, scores and maps of all twelve images."""
+    """Returns prototypes, scores and maps of all twelve images."""
     method = tipsomaly(backbone, switches)
     params = prompts_of(golden, switches.get("learning", "concat"))
 
@@ -79,24 +79,26 @@ def default_run(backbone, e2e_golden, features):
 def check_e2e(golden, run, scores, maps):
     for i in (1, 2):
         expected = golden[f"{run}/global{i}_probs"]
-        close(scores.extras["global_probabilities"][:, i - 1], expected, SCORE_TOLERANCE)
+        assert_close(scores.extras["global_probabilities"][:, i - 1], expected, SCORE_TOLERANCE)
     patches = scores.extras["patch_probabilities"].reshape(12, 25, 2)
-    close(patches, golden[f"{run}/patch_probs"], SCORE_TOLERANCE)
+    assert_close(patches, golden[f"{run}/patch_probs"], SCORE_TOLERANCE)
     image = np.stack([scores.image["first"], scores.image["second"]], axis=1)
     for c in range(2):
         expected = golden[f"{run}/image_scores_class{c}"]
-        close(image[golden["class_ids"] == c], expected, SCORE_TOLERANCE)
+        assert_close(image[golden["class_ids"] == c], expected, SCORE_TOLERANCE)
     expected = golden[f"{run}/map_sigma4"]
-    close(maps if len(expected) == 12 else maps[np.array([1, 10])], expected, SCORE_TOLERANCE)
+    assert_close(
+        maps if len(expected) == 12 else maps[np.array([1, 10])], expected, SCORE_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_scores_and_maps_are_those_of_the_published_code(backbone, e2e_golden, features, run):
+def test_scores_and_maps_match_golden(backbone, e2e_golden, features, run):
     _, scores, maps = run_e2e(backbone, e2e_golden, RUNS[run], features)
     check_e2e(e2e_golden, run, scores, maps)
 
 
-def test_the_pytorch_lineage(pytorch_backbone, e2e_golden, train_golden):
+def test_pytorch_lineage_matches_golden(pytorch_backbone, e2e_golden, train_golden):
     features = jax.jit(tipsomaly(pytorch_backbone).features)(
         pytorch_backbone.params, {}, e2e_golden["images"]
     )
@@ -106,41 +108,41 @@ def test_the_pytorch_lineage(pytorch_backbone, e2e_golden, train_golden):
     inputs = next(training_batches(e2e_golden, features))
     _, gradients = training_step(pytorch_backbone, "seg")(pytorch_backbone.params, params, *inputs)
     stacked = np.stack([gradients["normal"], gradients["abnormal"]])
-    close(stacked, train_golden["seg/grads_stock_torch"][0], SCORE_TOLERANCE)
+    assert_close(stacked, train_golden["seg/grads_stock_torch"][0], SCORE_TOLERANCE)
 
 
-def test_features_and_prototypes(default_run, features, e2e_golden):
+def test_features_and_prototypes_match_golden(default_run, features, e2e_golden):
     prototypes = default_run[0]
     unit = features.global_tokens / jnp.linalg.norm(features.global_tokens, axis=-1, keepdims=True)
-    close(unit[:, 0], e2e_golden["decoupled_agg/vis_cls1"], FEATURE_TOLERANCE)
-    close(unit[:, 1], e2e_golden["decoupled_agg/vis_cls2"], FEATURE_TOLERANCE)
+    assert_close(unit[:, 0], e2e_golden["decoupled_agg/vis_cls1"], FEATURE_TOLERANCE)
+    assert_close(unit[:, 1], e2e_golden["decoupled_agg/vis_cls2"], FEATURE_TOLERANCE)
     patches = features.patches.reshape(12, 25, -1)
     unit = patches / jnp.linalg.norm(patches, axis=-1, keepdims=True)
-    close(unit, e2e_golden["decoupled_agg/vis_patch"], FEATURE_TOLERANCE)
+    assert_close(unit, e2e_golden["decoupled_agg/vis_patch"], FEATURE_TOLERANCE)
     expected = e2e_golden["decoupled_agg/cls_text_per_image"]
-    close(prototypes.image[e2e_golden["class_ids"]], expected, FEATURE_TOLERANCE)
-    close(prototypes.patches[:1], e2e_golden["decoupled_agg/seg_text"], FEATURE_TOLERANCE)
+    assert_close(prototypes.image[e2e_golden["class_ids"]], expected, FEATURE_TOLERANCE)
+    assert_close(prototypes.patches[:1], e2e_golden["decoupled_agg/seg_text"], FEATURE_TOLERANCE)
 
 
-def test_the_unsmoothed_map(backbone, default_run, e2e_golden):
+def test_unsmoothed_map_matches_golden(backbone, default_run, e2e_golden):
     scores = default_run[1]
     maps = tipsomaly(backbone, {"sigma": 0.0}).anomaly_map(scores.patches, (70, 70))
     expected = e2e_golden["decoupled_agg/map_sigma0"]
-    close(maps[np.array([1, 10])], expected, SCORE_TOLERANCE)
+    assert_close(maps[np.array([1, 10])], expected, SCORE_TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["industrial", "medical", "object_agnostic"])
-def test_prototypes_of_each_family(backbone, prompts_golden, e2e_golden, family):
+def test_prototypes_of_each_family_match_golden(backbone, prompts_golden, e2e_golden, family):
     method = tipsomaly(backbone, {"prompt_family": family})
     params = prompts_of(e2e_golden)
     prototypes = encode_classes(method, backbone, params)
-    close(prototypes.image, prompts_golden[f"{family}/fixed_features"], FEATURE_TOLERANCE)
+    assert_close(prototypes.image, prompts_golden[f"{family}/fixed_features"], FEATURE_TOLERANCE)
     expected = prompts_golden[f"{family}/learned_features_object"]
-    close(prototypes.patches[:1], expected, FEATURE_TOLERANCE)
+    assert_close(prototypes.patches[:1], expected, FEATURE_TOLERANCE)
 
 
 def training_batches(golden, inputs):
-    """The two batches of an epoch, eight images and four; the second is filled up with invalid rows.
+    """Yields the two batches of an epoch, eight images and four; the second is padded with invalid rows.
 
     `inputs` are those of a loss (features) or of a training step (8-bit images).
     """
@@ -161,14 +163,16 @@ def training_batches(golden, inputs):
 
 @functools.cache
 def training_step(backbone, run):
-    """The jitted loss with its gradient."""
+    """Returns the jitted loss with its gradient."""
     method = tipsomaly(backbone, TRAINING_RUNS[run])
     return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
 
 
 @pytest.mark.parametrize("run", TRAINING_RUNS)
-def test_training_step_by_step(backbone, e2e_golden, train_golden, features, train_as_shipped, run):
-    """By the shipped config, but for the learning rate of `seg_lr01`; gradients are those of the loss alone."""
+def test_training_steps_match_golden(
+    backbone, e2e_golden, train_golden, features, train_as_configured, run
+):
+    """Uses the included config with the learning rate of `seg_lr01`; gradients are those of the loss only."""
     golden = {
         key.removeprefix(f"{run}/"): value
         for key, value in train_golden.items()
@@ -178,14 +182,14 @@ def test_training_step_by_step(backbone, e2e_golden, train_golden, features, tra
     changes = {"learning_rate": 0.1} if run == "seg_lr01" else {}
     batches = list(training_batches(e2e_golden, features))
     batches_u8 = list(training_batches(e2e_golden, e2e_golden["images_u8"]))
-    steps = train_as_shipped(
+    steps = train_as_configured(
         tipsomaly(backbone, TRAINING_RUNS[run]), backbone, params, batches_u8 * 2, **changes
     )
     gradients_of = training_step(backbone, "seg" if run == "seg_lr01" else run)
     for step, expected in enumerate(golden["grads"]):
         _, gradients = gradients_of(backbone.params, params, *batches[step % 2])
         stacked = np.stack([gradients["normal"], gradients["abnormal"]])
-        close(stacked, expected, SCORE_TOLERANCE)
+        assert_close(stacked, expected, SCORE_TOLERANCE)
         params, losses = next(steps)
         names = {
             "focal": "loss_pxl_ls_fc",
@@ -196,9 +200,9 @@ def test_training_step_by_step(backbone, e2e_golden, train_golden, features, tra
             "loss": "loss_epc_ls",
         }
         for ours, theirs in names.items():
-            close(losses[ours], golden[theirs][step], FEATURE_TOLERANCE)
+            assert_close(losses[ours], golden[theirs][step], FEATURE_TOLERANCE)
         stacked = np.stack([params["normal"], params["abnormal"]])
-        close(stacked, golden["params"][step], SCORE_TOLERANCE)
+        assert_close(stacked, golden["params"][step], SCORE_TOLERANCE)
 
 
 @pytest.fixture
@@ -206,7 +210,7 @@ def step_inputs(e2e_golden, features):
     return next(training_batches(e2e_golden, features))
 
 
-def test_invalid_rows_and_missing_masks_count_nowhere(backbone, e2e_golden, step_inputs):
+def test_ignores_invalid_rows_and_missing_masks(backbone, e2e_golden, step_inputs):
     features, batch = step_inputs
     step = training_step(backbone, "both_l1")
     params = prompts_of(e2e_golden)
@@ -218,19 +222,19 @@ def test_invalid_rows_and_missing_masks_count_nowhere(backbone, e2e_golden, step
     (expected, _), expected_gradients = run(valid=valid)
     poisoned = jax.tree.map(lambda x: x.at[4:].set(jnp.nan), features)
     (loss, _), gradients = run(poisoned, valid=valid, masks=batch.masks.at[4:].set(1))
-    close(loss, expected, 1e-6)
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), gradients, expected_gradients)
+    assert_close(loss, expected, 1e-6)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), gradients, expected_gradients)
 
-    # Anomalous images without ground truth: only the cross-entropy sees them.
+    # Anomalous images without ground truth contribute to the cross-entropy only.
     (_, terms), _ = run(has_mask=jnp.zeros(8, bool))
     (_, of_normal), _ = run(valid=batch.labels == 0)
     for name in ("focal", "dice_abnormal", "dice_normal"):
-        close(terms[name], of_normal[name], 1e-6)
+        assert_close(terms[name], of_normal[name], 1e-6)
     assert abs(terms["cross_entropy"] - of_normal["cross_entropy"]) > 1e-3
 
 
-def test_words_are_cut_behind_the_prompts_at_the_text_length(backbone, e2e_golden):
-    """Learned tokens and words that exceed the text length: the last words drop, as published."""
+def test_words_are_truncated_at_text_length(backbone, e2e_golden):
+    """If learned tokens and words exceed the text length, the last words are dropped, as published."""
     params = prompts_of(e2e_golden)
     method = tipsomaly(
         dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, length=12))
@@ -251,11 +255,11 @@ def test_words_are_cut_behind_the_prompts_at_the_text_length(backbone, e2e_golde
         return means / jnp.linalg.norm(means, axis=-1, keepdims=True)
 
     pair = encode_classes(method, backbone, params).patches[0]
-    close(pair, expect(backbone.params, params), FEATURE_TOLERANCE)
+    assert_close(pair, expect(backbone.params, params), FEATURE_TOLERANCE)
 
 
 @pytest.mark.parametrize("learning", ["concat", "sumate", "entire_learnable"])
-def test_more_prompts_than_text_length(backbone, learning):
+def test_rejects_more_prompts_than_text_length(backbone, learning):
     switches = {"learning": learning, "num_prompts": 70}
     method = tipsomaly(backbone, switches)
     params = method.init(jax.random.key(0), backbone.params)
@@ -266,14 +270,14 @@ def test_more_prompts_than_text_length(backbone, learning):
     np.testing.assert_array_equal(pair, same)
 
 
-def test_published_deep_prompts_do_nothing(backbone, e2e_golden, default_run):
+def test_published_deep_prompts_have_no_effect(backbone, e2e_golden, default_run):
     method = tipsomaly(backbone, {"num_deep_prompts": 3})
     assert set(method.init(jax.random.key(0), backbone.params)) == {"normal", "abnormal"}
     learned = encode_classes(method, backbone, prompts_of(e2e_golden))
-    close(learned.patches, default_run[0].patches, 1e-6)
+    assert_close(learned.patches, default_run[0].patches, 1e-6)
 
 
-def test_prepended_deep_prompts_learn(backbone, e2e_golden, default_run, step_inputs):
+def test_prepended_deep_prompts_get_gradients(backbone, e2e_golden, default_run, step_inputs):
     method = tipsomaly(backbone, {"num_deep_prompts": 3, "deep_prompts": "prepend"})
     params = method.init(jax.random.key(0), backbone.params)
     assert params["deep_normal"].shape == params["deep_abnormal"].shape == (1, 3, 32)
@@ -286,7 +290,7 @@ def test_prepended_deep_prompts_learn(backbone, e2e_golden, default_run, step_in
     encode = jax.jit(lambda params: method.prototypes(backbone.params, params, CLASSES).patches[0])
     pair = encode(params)
     assert jnp.abs(pair - default_run[0].patches[0]).max() > 1e-4
-    # A state's tokens move its own prototype only.
+    # The tokens of a state affect only its own prototype.
     params["deep_normal"] = params["deep_normal"].at[..., 0].add(9.0)
     moved = encode(params)
     np.testing.assert_array_equal(moved[1], pair[1])
@@ -305,7 +309,7 @@ def test_init_is_seeded_and_has_the_configured_spread(backbone):
     assert method.groups(params) == {"normal": "prompts", "abnormal": "prompts"}
 
 
-def test_seeds_train_under_vmap(backbone, step_inputs):
+def test_trains_seeds_under_vmap(backbone, step_inputs):
     method = tipsomaly(backbone)
     keys = jax.random.split(jax.random.key(0), 2)
     params = jax.vmap(lambda key: method.init(key, backbone.params))(keys)
@@ -313,17 +317,17 @@ def test_seeds_train_under_vmap(backbone, step_inputs):
     losses = jax.jit(jax.vmap(method.loss, in_axes=(None, 0, None, None)))
     values, _ = losses(backbone.params, params, *step_inputs)
     single = jax.tree.map(lambda x: x[1], params)
-    close(values[1], step(backbone.params, single, *step_inputs)[0][0], 1e-6)
+    assert_close(values[1], step(backbone.params, single, *step_inputs)[0][0], 1e-6)
 
 
-def test_no_learning_has_no_params_and_no_loss(backbone, step_inputs):
+def test_no_learning_has_no_parameters_and_no_loss(backbone, step_inputs):
     method = tipsomaly(backbone, {"learning": "none"})
     assert method.init(jax.random.key(0), backbone.params) == {}
     with pytest.raises(UserError, match="learning='none'"):
         method.loss(backbone.params, {}, *step_inputs)
 
 
-def test_extras_only_when_asked_for(backbone, e2e_golden, default_run, features):
+def test_extras_are_computed_on_request(backbone, e2e_golden, default_run, features):
     prototypes = default_run[0]
     method = tipsomaly(backbone)
     arguments = (backbone.params, {}, prototypes, features, e2e_golden["class_ids"])
@@ -332,32 +336,30 @@ def test_extras_only_when_asked_for(backbone, e2e_golden, default_run, features)
     assert extras["global_cosines"].shape == (12, 2, 2)
     assert extras["patch_cosines"].shape == (12, 5, 5, 2)
     expected = jax.nn.softmax(extras["global_cosines"][:, 0] / 0.0625)
-    close(expected, e2e_golden["decoupled_agg/global1_probs"], SCORE_TOLERANCE)
+    assert_close(expected, e2e_golden["decoupled_agg/global1_probs"], SCORE_TOLERANCE)
     with pytest.raises(UserError, match="'atention'"):
         method.score(*arguments, extras=("atention",))
 
 
-def test_scores_are_float32_whatever_the_tower(backbone, e2e_golden, default_run, features):
+def test_scores_are_float32_for_any_tower_dtype(backbone, e2e_golden, default_run, features):
     prototypes, scores, _ = default_run
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
     arguments = (backbone.params, {}, prototypes, half, e2e_golden["class_ids"])
     rounded = tipsomaly(backbone).score(*arguments)
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
-    close(rounded.patches, scores.patches, 0.02)
+    assert_close(rounded.patches, scores.patches, 0.02)
 
 
-def test_the_temperature_can_be_set(backbone, e2e_golden, default_run, features):
+def test_temperature_can_be_set(backbone, e2e_golden, default_run, features):
     prototypes, scores, _ = default_run
     arguments = (backbone.params, {}, prototypes, features, e2e_golden["class_ids"])
     same = tipsomaly(backbone, {"temperature": 0.0625}).score(*arguments)
     flat = tipsomaly(backbone, {"temperature": 1e6}).score(*arguments)
-    close(same.patches, scores.patches, 1e-6)
+    assert_close(same.patches, scores.patches, 1e-6)
     np.testing.assert_allclose(flat.patches, 0.5, atol=1e-5)
 
 
-def test_a_backbone_with_one_global_token_has_one_score(
-    backbone, e2e_golden, default_run, features
-):
+def test_backbone_with_one_class_token_has_one_score(backbone, e2e_golden, default_run, features):
     single = dataclasses.replace(backbone, num_global_tokens=1)
     method = make_method("tipsomaly", single)
     assert method.image_scores == ("first",)
@@ -368,7 +370,7 @@ def test_a_backbone_with_one_global_token_has_one_score(
     features = features._replace(global_tokens=features.global_tokens[:, :1])
     one = method.score(backbone.params, {}, prototypes, features, e2e_golden["class_ids"])
     assert set(one.image) == {"first"}
-    close(one.image["first"], scores.image["first"], 1e-6)
+    assert_close(one.image["first"], scores.image["first"], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +387,6 @@ def test_a_backbone_with_one_global_token_has_one_score(
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
     ],
 )
-def test_bad_switches_are_named(backbone, switches, message):
+def test_rejects_invalid_options(backbone, switches, message):
     with pytest.raises(UserError, match=message):
         tipsomaly(backbone, switches)

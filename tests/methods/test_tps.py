@@ -1,4 +1,4 @@
-"""TPS against the authors' training and test scripts, run on a tiny CLIP."""
+"""Tests of TPS against the authors' training and test scripts on a tiny CLIP."""
 
 import dataclasses
 import functools
@@ -15,12 +15,12 @@ from zsad_jax.methods.tps import tps
 from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
-SCORE_TOLERANCE = 1e-4  # a softmax over a small temperature lies in between
+SCORE_TOLERANCE = 1e-4  # follows a softmax with a small temperature
 LAYERS = (2, 4, 6, 8)
 CLASSES = ("round_plate",)
 COMPARED = ("global_cosines", "global_probabilities", "patch_cosines", "patch_probabilities")
 EXTRAS = (*COMPARED, "pathway_features")
-NO_EFFECT = ("former/ln_1.bias",)  # moves all keys alike: a gradient of zero, up to rounding
+NO_EFFECT = ("former/ln_1.bias",)  # shifts all keys equally: its gradient is zero up to rounding
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def golden(read_golden):
 
 @pytest.fixture(scope="module")
 def state(read_golden, clip):
-    """The learned parameters under the authors' names."""
+    """Returns the learned parameters under the authors' names."""
     arrays = {
         name.replace("/", "."): array for name, array in read_golden("tps", "learnable").items()
     }
@@ -93,7 +93,7 @@ def scoring(clip, **switches):
 
 
 def as_published(tree):
-    """Parameters or their gradients under the authors' names, in the authors' layout."""
+    """Returns parameters or their gradients under the authors' names, in the authors' layout."""
     found = {}
     for ours, theirs in (("global", "prompt_learner"), ("shunt", "class_learner")):
         found[f"{theirs}/ctx_pos"] = tree[ours]["normal"][None, None]
@@ -120,15 +120,15 @@ def as_published(tree):
     return found
 
 
-def test_features(features, golden, assert_near):
+def test_features_match_golden(features, golden, assert_near):
     assert_near(features.global_tokens[:, 0], golden["vision/cls_raw"], FEATURE_TOLERANCE)
     for i, layer in enumerate(LAYERS):
         expected = golden[f"vision/patch_features/layer{layer}"].reshape(4, 5, 5, 32)
         assert_near(features.patches[:, i], expected, FEATURE_TOLERANCE)
 
 
-def test_words(clip, golden):
-    """The words behind the learned tokens, whose places the golden fills with 'x'."""
+def test_words_match_golden(clip, golden):
+    """Compares the words after the learned tokens, which are 'x' in the golden."""
     four = tps(clip).config.learned_texts
     for texts, learner in ((four[:2], "prompt_learner"), (four[2:], "class_learner")):
         ids, paddings = clip.tokenize(texts)
@@ -139,7 +139,7 @@ def test_words(clip, golden):
             np.testing.assert_array_equal(words[1:count], row[13 : 12 + count])
 
 
-def test_scores_and_maps_with_the_pathway(clip, params, features, golden, assert_near):
+def test_scores_and_maps_with_pathway_match_golden(clip, params, features, golden, assert_near):
     prototypes, scores, maps = scoring(clip)(clip.params, params, features)
     assert_near(prototypes[0, :2], golden["text/global_raw"], FEATURE_TOLERANCE)
     assert_near(prototypes[0, 2:], golden["text/shunt_raw"], FEATURE_TOLERANCE)
@@ -166,7 +166,7 @@ def test_scores_and_maps_with_the_pathway(clip, params, features, golden, assert
     assert 1 < maps.max() <= high == 4
 
 
-def test_the_released_test_script(clip, params, features, golden, assert_near):
+def test_matches_released_test_script(clip, params, features, golden, assert_near):
     switches = {"pathway_at_test": False}
     _, scores, maps = scoring(clip, **switches)(clip.params, params, features)
     assert_near(scores.image["global"], golden["test/image_score"], SCORE_TOLERANCE)
@@ -175,12 +175,12 @@ def test_the_released_test_script(clip, params, features, golden, assert_near):
     assert_near(raw[1:2], golden["released_test/anomaly_map_raw"], SCORE_TOLERANCE)
 
 
-def test_four_steps_of_the_shipped_training(
-    clip, params, golden, read_golden, batch, train_as_shipped, assert_near
+def test_four_training_steps_match_golden(
+    clip, params, golden, read_golden, batch, train_as_configured, assert_near
 ):
-    """The published trajectory: the whole batch in every step."""
+    """Follows the published trajectory with the whole batch in every step."""
     images = read_golden("anomalyclip", "inputs")["images_u8"]
-    steps = train_as_shipped(tps(clip), clip, params, [(images, batch)] * 4)
+    steps = train_as_configured(tps(clip), clip, params, [(images, batch)] * 4)
     for number, (_, terms) in enumerate(steps):
         image_loss = golden["train/trajectory/image_loss"][number]
         assert_near(terms["cross_entropy"], image_loss, FEATURE_TOLERANCE)
@@ -188,7 +188,9 @@ def test_four_steps_of_the_shipped_training(
         assert_near(terms["loss"], total, FEATURE_TOLERANCE)
 
 
-def test_first_losses_and_gradients(clip, params, features, batch, golden, assert_near):
+def test_first_losses_and_gradients_match_golden(
+    clip, params, features, batch, golden, assert_near
+):
     (_, terms), gradients = training_step(clip)(clip.params, params, features, batch)
     focal, dice = (golden[f"train/loss/{name}Loss_calls"] for name in ("Focal", "BinaryDice"))
     assert_near(terms["focal"], focal.sum(), FEATURE_TOLERANCE)
@@ -217,8 +219,8 @@ def test_loss_terms_of_one_layer(clip, params, features, batch, golden, assert_n
     assert_near(terms["dice_normal"], dice[2 * layer + 1], FEATURE_TOLERANCE)
 
 
-def test_a_pathway_for_each_layer(clip, state, params, features, assert_near):
-    """Equal copies are the shared one; each moves its own layer only."""
+def test_separate_pathway_for_each_layer(clip, state, params, features, assert_near):
+    """Equal copies give the shared pathway's results; each copy affects only its own layer."""
     method = tps(clip, {"shared_pathway": False})
     several = method.import_params(state)
     run = scoring(clip, shared_pathway=False)
@@ -234,14 +236,14 @@ def test_a_pathway_for_each_layer(clip, state, params, features, assert_near):
     assert jnp.abs(jnp.diff(fresh["pathway"]["mlp"]["first"]["kernel"], axis=0)).min(0).max() > 0.01
 
 
-def test_one_softmax_over_the_summed_layers(clip, params, features, batch, assert_near):
+def test_single_softmax_over_summed_layers(clip, params, features, batch, assert_near):
     _, scores, _ = scoring(clip, segmentation="summed")(clip.params, params, features)
     cosines = scores.extras["patch_cosines"]
     expected = jax.nn.softmax(cosines.sum(axis=1) / 0.07)[..., 1:]
     assert_near(scores.patches, expected, SCORE_TOLERANCE)
     assert tps(clip, {"segmentation": "summed"}).map_range == (0.0, 1.0)
     _, terms = loss_of(clip, segmentation="summed")(clip.params, params, features, batch)
-    assert 0 < terms["dice_abnormal"] < 1  # one map, and not the sum of four
+    assert 0 < terms["dice_abnormal"] < 1  # one map instead of the sum of four
     expected = losses.segmentation_terms(
         anomaly_map.upsample(scores.extras["patch_probabilities"][:, 0], (70, 70)), batch
     )
@@ -250,7 +252,7 @@ def test_one_softmax_over_the_summed_layers(clip, params, features, batch, asser
 
 
 def test_without_the_pathway(clip, state, features, batch, golden, assert_near):
-    """The raw shunt features are trained and scored, whatever `pathway_at_test` says."""
+    """Trains and scores with the raw shunt features, whatever `pathway_at_test` is."""
     method = tps(clip, {"pathway": False})
     params = method.import_params(state)
     assert set(params) == {"global", "shunt", "text_projection"}
@@ -262,7 +264,7 @@ def test_without_the_pathway(clip, state, features, batch, golden, assert_near):
     assert abs(raw["focal"] - adapted["focal"]) > 1e-3
 
 
-def test_the_text_projection_is_trained_or_left(clip, state, params, features, batch, assert_near):
+def test_text_projection_is_trained_or_frozen(clip, state, params, features, batch, assert_near):
     fresh = jax.jit(tps(clip).init)(jax.random.key(0), clip.params)
     np.testing.assert_array_equal(fresh["text_projection"], clip.params["text"]["projection"])
     changed = params | {"text_projection": 2 * params["text_projection"]}
@@ -277,7 +279,7 @@ def test_the_text_projection_is_trained_or_left(clip, state, params, features, b
     assert_near(found, before, FEATURE_TOLERANCE)
 
 
-def test_hand_written_prompts(clip, features, assert_near):
+def test_hand_written_prompts_match_golden(clip, features, assert_near):
     sentences = []
 
     def tokenize(texts):
@@ -314,17 +316,17 @@ def test_hand_written_prompts(clip, features, assert_near):
     cosine = prototypes[1, :2] @ tokens / jnp.linalg.norm(tokens)
     expected = jax.nn.softmax(cosine / 0.07)[1]
     assert_near(scores.image["global"][1], expected, SCORE_TOLERANCE)
-    # Without parameters the learned method uses the same prompts.
+    # Without learned parameters, the method uses the same prompts.
     again = jax.jit(tps(spoken).prototypes, static_argnums=2)(clip.params, {}, ("nut",))
     assert_near(again[0], prototypes[1], 1e-6)
 
 
-def test_nothing_is_trained_without_learned_prompts(clip, features, batch):
+def test_trains_nothing_without_learned_prompts(clip, features, batch):
     with pytest.raises(UserError, match="learned=False"):
         tps(clip, {"learned": False}).loss(clip.params, {}, features, batch)
 
 
-def test_deep_prompts_through_float16(clip, params, features, assert_near):
+def test_deep_prompts_are_rounded_to_float16(clip, params, features, assert_near):
     rounded = jax.tree.map(lambda x: x, params)
     for name in ("global", "shunt"):
         deep = np.asarray(params[name]["deep"] + 1e-5)  # not exact in float16
@@ -336,7 +338,7 @@ def test_deep_prompts_through_float16(clip, params, features, assert_near):
     assert jnp.abs(plain - expected).max() > 1e-5
 
 
-def test_the_class_token_may_be_normed(clip):
+def test_class_token_can_be_normed(clip):
     images = np.zeros((1, 70, 70, 3), np.float32)
     method = tps(clip, {"cls_norm": True, "feature_layers": (24,)})
     found = jax.jit(method.features)(clip.params, {}, images)
@@ -345,7 +347,7 @@ def test_the_class_token_may_be_normed(clip):
     assert method.features_key != tps(clip, {"feature_layers": (24,)}).features_key
 
 
-def test_invalid_rows_count_nowhere(clip, params, features, batch, assert_near):
+def test_ignores_invalid_rows(clip, params, features, batch, assert_near):
     step = training_step(clip)
     rows = np.array([0, 1, 0, 1])
     kept = jax.tree.map(lambda x: x[rows], (features, batch))
@@ -374,7 +376,7 @@ def test_bfloat16_features(clip, params, features, batch, assert_near):
     assert_near(loss, expected, 0.01)
 
 
-def test_import_gives_what_init_gives(clip, state, params, golden, assert_near):
+def test_import_matches_init(clip, state, params, golden, assert_near):
     fresh = jax.eval_shape(tps(clip).init, jax.random.key(0), clip.params)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
     found = as_published(params)
@@ -402,14 +404,14 @@ def test_init(clip):
     assert "deep" not in jax.eval_shape(plain, jax.random.key(0), clip.params)["global"]
 
 
-def test_parts_that_are_off_are_not_counted(clip):
+def test_disabled_parts_are_not_counted(clip):
     prompts = tps(clip, {"tune_text_projection": False, "pathway": False})
     assert count_learned(prompts, clip) == 2 * (24 + 3 * 4) * 48
     assert prompts.unused_parameters == 2 * 3 * 49 * 896
     assert count_learned(tps(clip, {"learned": False}), clip) == 0
 
 
-def test_a_pathway_for_each_layer_is_counted(clip):
+def test_counts_separate_pathways(clip):
     shared, several = (count_learned(tps(clip, {"shared_pathway": s}), clip) for s in (True, False))
     assert several - shared == 3 * (2 * 4 * 33 * 32 + 33 * 128 + 129 * 32 + 5 * 64)
 
@@ -431,24 +433,24 @@ def test_a_pathway_for_each_layer_is_counted(clip):
         ({"temperature": 0.0}, "'temperature'"),
     ],
 )
-def test_bad_switches_are_named(clip, switches, message):
+def test_rejects_invalid_options(clip, switches, message):
     with pytest.raises(UserError, match=message):
         tps(clip, switches)
 
 
-def test_a_projection_that_is_not_there_cannot_be_tuned(backbone):
+def test_rejects_tuning_missing_projection(backbone):
     with pytest.raises(UserError, match=r"'tune_text_projection' is True.*has no projection"):
         tps(backbone, {"tune_text_projection": True})
 
 
-def test_prompts_longer_than_the_text_tower_reads(clip):
+def test_rejects_prompts_longer_than_text_tower(clip):
     method = tps(clip, {"num_prompts": 72})
     params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
     with pytest.raises(UserError, match="72 of them learned"):
         jax.eval_shape(lambda p: method.prototypes(clip.params, p, CLASSES), params)
 
 
-def test_unknown_extras_are_named(clip, params, features):
+def test_rejects_unknown_extras(clip, params, features):
     prototypes = scoring(clip)(clip.params, params, features)[0]
     with pytest.raises(UserError, match="'atention'"):
         tps(clip).score(

@@ -1,4 +1,4 @@
-"""ViP2-CLIP against the published code, run on a tiny CLIP."""
+"""Tests of ViP²-CLIP against the published code on a tiny CLIP."""
 
 import dataclasses
 import functools
@@ -13,12 +13,15 @@ from zsad_jax.methods import Batch, count_learned, image_score
 from zsad_jax.methods.vip2clip import Alignment, vip2clip
 from zsad_jax.utils.errors import UserError
 
-FEATURES, MAPS = 1e-5, 1e-4  # tolerances: a softmax over a small temperature lies in between
+FEATURES, MAPS = 1e-5, 1e-4  # tolerances; MAPS follows a softmax with a small temperature
 LAYERS = 4
 EXTRAS = ("text_features", *Alignment._fields)
 GOLDEN = {"top_k": 10, "adjective_bug": True, "meta_hidden": 384}
 CLASSES = ("plate", "mesh")
-MODULES = {"ica": "prompt_learner", "fgp": "Zero_try"}  # of the goldens, of the authors' files
+MODULES = {
+    "ica": "prompt_learner",
+    "fgp": "Zero_try",
+}  # names in the goldens, names in the authors' files
 SEGMENTATION = ("focal", "dice_abnormal", "dice_normal")
 
 
@@ -33,7 +36,7 @@ def golden(read_golden):
 
 
 def published_state(golden, prefix="param/"):
-    """Parameters, or their gradients, by the names of the authors' files."""
+    """Returns parameters, or their gradients, under the names of the authors' files."""
     names = [name.removeprefix(prefix) for name in golden if name.startswith(prefix)]
     return {
         f"{MODULES[name.split('.')[0]]}.{name.split('.', 1)[1]}": golden[prefix + name]
@@ -65,7 +68,7 @@ def batch(golden):
 
 
 def scorer(backbone, **switches):
-    """The jitted way from parameters and features to scores with all extras, and maps."""
+    """Returns the jitted scoring function: scores with all extras, and maps."""
     method = vip2clip(backbone, GOLDEN | switches)
     extras = EXTRAS if method.config.fgp else EXTRAS[:-1]
 
@@ -81,19 +84,19 @@ def scorer(backbone, **switches):
 
 @functools.cache
 def training_step(backbone):
-    """The jitted loss with its gradient."""
+    """Returns the jitted loss with its gradient."""
     method = vip2clip(backbone, GOLDEN)
     return jax.jit(jax.value_and_grad(method.loss, argnums=1, has_aux=True))
 
 
 def loss_of(backbone, **switches):
-    """The jitted loss alone, for the options that change it."""
+    """Returns the jitted loss only, for options that change it."""
     return jax.jit(vip2clip(backbone, GOLDEN | switches).loss)
 
 
 @pytest.fixture(scope="module")
 def published(clip, params, features):
-    """Scores and maps as the published code gives them."""
+    """Returns scores and maps of the published settings."""
     return scorer(clip)(params, features)
 
 
@@ -108,7 +111,7 @@ def softmax(x):
 
 @pytest.fixture(scope="module")
 def golden_evidence(golden):
-    """Mean cosines [2, layers, 2] of the ten strongest patches, from the goldens' features."""
+    """Returns the mean cosines [2, layers, 2] of the ten strongest patches, from the goldens' features."""
     rows = []
     for layer in range(LAYERS):
         patches = unit(golden[f"out/patch_features_{layer}"][:, 1:])
@@ -118,7 +121,7 @@ def golden_evidence(golden):
     return np.stack(rows, axis=1)
 
 
-def test_features(features, golden, assert_near):
+def test_features_match_golden(features, golden, assert_near):
     assert_near(features.global_tokens[:, 0], golden["out/image_features_raw"], FEATURES)
     patches = features.patches.reshape(2, LAYERS, 36, -1)
     for layer in range(LAYERS):
@@ -126,8 +129,8 @@ def test_features(features, golden, assert_near):
         assert_near(patches[:, layer], expected, FEATURES)
 
 
-def test_the_prompts_of_the_first_image(clip, params, features, golden, assert_near):
-    """Learned tokens, adjective and what the Meta-Net saw, in their places."""
+def test_prompts_of_first_image_match_golden(clip, params, features, golden, assert_near):
+    """Checks the places of the learned tokens, the adjective and the Meta-Net outputs."""
     assert clip.tokenize(["good"])[0][0, 1] == golden["in/token_ids_normal"][8]
     assert clip.tokenize(["damaged"])[0][0, 1] == golden["in/token_ids_abnormal"][8]
     text = dataclasses.replace(
@@ -143,7 +146,7 @@ def test_the_prompts_of_the_first_image(clip, params, features, golden, assert_n
     assert_near(scores.extras["text_features"][0], expected, FEATURES)
 
 
-def test_scores_and_maps(clip, published, features, params, golden, assert_near):
+def test_scores_and_maps_match_golden(clip, published, features, params, golden, assert_near):
     scores, maps = published
     found = scores.extras
     assert_near(found["text_features"], golden["out/text_embeddings"], FEATURES)
@@ -159,14 +162,14 @@ def test_scores_and_maps(clip, published, features, params, golden, assert_near)
     assert_near(unsmoothed, golden["out/map_before_smoothing"], MAPS)
 
 
-def test_the_normal_adjective_in_the_normal_prompt(clip, params, features, golden, assert_near):
+def test_normal_adjective_is_in_normal_prompt(clip, params, features, golden, assert_near):
     scores, maps = scorer(clip, adjective_bug=False, sigma=0.0)(params, features)
     assert_near(scores.extras["text_features"], golden["good/text_embeddings"], FEATURES)
     assert_near(scores.image["patch"], golden["good/image_score"], MAPS)
     assert_near(maps, golden["good/map_before_smoothing"], MAPS)
 
 
-def test_losses_and_gradients(clip, params, features, batch, golden, assert_near):
+def test_losses_and_gradients_match_golden(clip, params, features, batch, golden, assert_near):
     (loss, terms), gradients = training_step(clip)(clip.params, params, features, batch)
     assert_near(loss, golden["out/loss_total"], FEATURES)
     assert_near(terms["cross_entropy"], golden["out/loss_ce"], FEATURES)
@@ -178,7 +181,7 @@ def test_losses_and_gradients(clip, params, features, batch, golden, assert_near
 
     expected = vip2clip(clip).import_params(published_state(golden, "grad/"))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    # The keys' bias has no effect: its gradient is rounding in the published code, and 0 here.
+    # The key bias has no effect: its gradient is rounding error in the published code, and 0 here.
     assert_near(gradients["fgp"]["key"]["bias"], np.zeros(32), 1e-6, scale=largest)
     expected["fgp"]["key"]["bias"] = np.zeros(32)
     gradients["fgp"]["key"]["bias"] = jnp.zeros(32)
@@ -186,7 +189,7 @@ def test_losses_and_gradients(clip, params, features, batch, golden, assert_near
         assert_near(found, wanted, MAPS, scale=np.abs(wanted).max() or 1)
 
 
-def test_the_losses_of_each_layer(clip, params, features, batch, golden, assert_near):
+def test_losses_of_each_layer(clip, params, features, batch, golden, assert_near):
     loss = loss_of(clip)
     for layer, expected in enumerate(golden["out/loss_terms_focal_diceabn_dicenorm"]):
         single = features._replace(patches=features.patches[:, layer : layer + 1])
@@ -195,8 +198,8 @@ def test_the_losses_of_each_layer(clip, params, features, batch, golden, assert_
             assert_near(terms[name], value, FEATURES)
 
 
-def test_the_papers_score(clip, params, features, published, assert_near):
-    """Each layer is judged by itself; here by all of its patches, since more are wanted than there are."""
+def test_score_of_the_paper(clip, params, features, published, assert_near):
+    """Each layer is scored separately; top-k exceeds the number of patches here, so all are used."""
     scores, maps = scorer(clip, score="per_layer", top_k=1000)(params, features)
     logits = np.asarray(published[0].extras["patch_cosines"].mean(axis=(2, 3))) / 0.07
     assert_near(scores.extras["image_logits"], logits, MAPS)
@@ -204,7 +207,7 @@ def test_the_papers_score(clip, params, features, published, assert_near):
     np.testing.assert_array_equal(maps, published[1])
 
 
-def test_the_papers_loss(clip, params, features, batch, golden, golden_evidence, assert_near):
+def test_loss_of_the_paper(clip, params, features, batch, golden, golden_evidence, assert_near):
     loss, terms = loss_of(clip, global_loss="per_layer", lam=0.5)(
         clip.params, params, features, batch
     )
@@ -215,15 +218,15 @@ def test_the_papers_loss(clip, params, features, batch, golden, golden_evidence,
     assert_near(loss, entropy + 0.5 * golden["out/loss_local"], FEATURES)
 
 
-def test_the_dual_branch(clip, params, features, batch, golden, assert_near):
-    """Without UTPA the global token and the texts before FGP make the image score, not the map."""
+def test_dual_branch(clip, params, features, batch, golden, assert_near):
+    """Without UTPA, the class token and the texts before FGP give the image score but not the map."""
     scores, _ = scorer(clip, utpa=False, fgp=False)(params, features)
     texts = golden["out/text_embeddings"]
     token = unit(golden["out/image_features_raw"])
     logits = np.einsum("bd,bkd->bk", token, texts) / 0.07
     assert_near(scores.image["global"], softmax(logits)[:, 1], MAPS)
     assert image_score(vip2clip(clip, {"utpa": False})) == "global"
-    # Without FGP the patches are compared with those texts as well.
+    # Without FGP, the patches are also compared with those texts.
     for layer in range(LAYERS):
         assert_near(scores.extras["layer_text_features"][:, layer], texts, FEATURES)
         patches = unit(golden[f"out/patch_features_{layer}"][:, 1:])
@@ -238,7 +241,7 @@ def test_the_dual_branch(clip, params, features, batch, golden, assert_near):
 
 
 def test_without_conditioning(clip, params, features, batch, golden, assert_near):
-    """The class tokens are the learned ones alone, and the texts the same for all images."""
+    """Prompts contain only the learned class tokens, so the texts are the same for all images."""
     prompts = np.stack(
         [golden["out/prompt_embed_normal_img0"], golden["out/prompt_embed_abnormal_img0"]]
     )
@@ -251,7 +254,7 @@ def test_without_conditioning(clip, params, features, batch, golden, assert_near
     assert_near(prototypes, np.stack([expected] * 2), FEATURES)
     scores, _ = scorer(clip, vca=False)(learned, features)
     assert_near(scores.extras["text_features"], np.stack([expected] * 2), FEATURES)
-    # Training sees the same texts as scoring.
+    # Training uses the same texts as scoring.
     loss, terms = loss_of(clip, vca=False)(clip.params, learned, features, batch)
     logits = np.asarray(scores.extras["image_logits"].mean(axis=1))
     entropy = -np.log(softmax(logits)[[0, 1], golden["in/labels"]]).mean()
@@ -259,9 +262,7 @@ def test_without_conditioning(clip, params, features, batch, golden, assert_near
     assert_near(loss, sum(terms.values()), FEATURES)
 
 
-def test_attention_is_a_distribution_that_gives_the_texts(
-    clip, params, published, golden, assert_near
-):
+def test_attention_weights_reproduce_texts(clip, params, published, golden, assert_near):
     weights = published[0].extras["attention"]
     assert weights.shape == (2, LAYERS, 8, 2, 36)
     assert_near(weights.sum(axis=-1), np.ones(weights.shape[:-1]), FEATURES)
@@ -274,8 +275,8 @@ def test_attention_is_a_distribution_that_gives_the_texts(
         assert_near(texts, golden[f"out/fgp_text_{layer}"], FEATURES)
 
 
-def test_padding_rows_change_nothing(clip, params, features, batch):
-    """An image beside a row that does not count is the mean of that image and its copy."""
+def test_ignores_padding_rows(clip, params, features, batch):
+    """An image and an invalid row give the mean of that image and its copy."""
     step = training_step(clip)
     twice = jax.tree.map(lambda x: x[jnp.array([1, 1])], (features, batch))
     (expected, _), expected_gradients = step(clip.params, params, *twice)
@@ -299,23 +300,25 @@ def test_features_in_half_precision(clip, params, features, published):
     np.testing.assert_allclose(maps, published[1], atol=0.05)
 
 
-def test_two_steps_of_the_shipped_training(
-    clip, params, golden, batch, train_as_shipped, assert_near
+def test_two_training_steps_match_golden(
+    clip, params, golden, batch, train_as_configured, assert_near
 ):
-    """The losses of the goldens; then everything that has an effect moves by its group's learning rate.
+    """Compares losses with the goldens, then the size of each group's updates with its learning rate.
 
-    The first step of Adam moves every number whose gradient is not tiny by the learning rate.
+    The first step of Adam changes each number with a non-tiny gradient by the learning rate.
     """
     pixels = np.moveaxis(golden["in/images"], 1, -1) * np.array(clip.preprocess.std)
     images = 255 * (pixels + np.array(clip.preprocess.mean))
     method = vip2clip(clip, GOLDEN)
-    (first, losses), (second, later) = train_as_shipped(method, clip, params, [(images, batch)] * 2)
+    (first, losses), (second, later) = train_as_configured(
+        method, clip, params, [(images, batch)] * 2
+    )
     assert_near(losses["loss"], golden["out/loss_total"], FEATURES)
     assert later["loss"] < losses["loss"]
     for before, after in ((params, first), (first, second)):
         moves = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
         of_fgp = moves.pop("fgp")
-        assert of_fgp["key"].pop("bias") == 0  # without effect in the published code as well
+        assert of_fgp["key"].pop("bias") == 0  # also without effect in the published code
         for rate, group in ((1e-5, of_fgp), (1e-3, moves)):
             assert jax.tree.leaves(group) == pytest.approx(
                 [rate] * len(jax.tree.leaves(group)), rel=0.1
@@ -337,7 +340,7 @@ def test_groups_and_initial_values(clip):
     assert jnp.abs(first[0] - first[1]).max() > 0.1  # r networks, not one
 
 
-def test_the_authors_files_are_read(clip, golden, params):
+def test_reads_authors_files(clip, golden, params):
     state = published_state(golden)
     tokens = {"prompt_learner.token_prefix_pos": np.zeros((1, 1, 48), np.float32)}
     method = vip2clip(clip, GOLDEN)
@@ -359,12 +362,12 @@ def test_the_authors_files_are_read(clip, golden, params):
     assert count_learned(static, clip) == sum(array.size for array in few.values())
 
 
-def test_features_are_shared_where_they_are_the_same(clip):
+def test_equal_features_are_shared(clip):
     assert vip2clip(clip).features_key == ((2, 4, 6, 8), None, False)
     assert vip2clip(clip, {"cls_norm": True}).features_key == ((2, 4, 6, 8), None, True)
 
 
-def test_an_adjective_is_one_token(clip):
+def test_rejects_adjective_of_several_tokens(clip):
     ids = np.array([[49406, 886, 49407, 0], [49406, 5, 6, 49407]])
     paddings = np.array([[0, 0, 0, 1], [0, 0, 0, 0]])
     text = dataclasses.replace(clip.text, tokenize=lambda texts: (ids, paddings))
@@ -373,7 +376,7 @@ def test_an_adjective_is_one_token(clip):
         vip2clip(two, {"adjectives": ("good", "quite bad")})
 
 
-def test_the_adjectives_are_tokenised_once_and_only_text_needs_a_tokenizer(clip):
+def test_adjectives_are_tokenized_once(clip):
     asked = []
 
     def tokenize(texts):
@@ -392,7 +395,7 @@ def test_the_adjectives_are_tokenised_once_and_only_text_needs_a_tokenizer(clip)
     assert asked == [("good", "damaged")] * 2
 
 
-def test_a_prompt_that_is_too_long(clip):
+def test_rejects_prompt_that_is_too_long(clip):
     method = vip2clip(clip, {"num_prompts": 80})
     params = jax.eval_shape(method.init, jax.random.key(0), clip.params)
     with pytest.raises(UserError, match="86 tokens"):
@@ -410,12 +413,12 @@ def test_a_prompt_that_is_too_long(clip):
         ({"top_k": 0}, "'top_k'"),
     ],
 )
-def test_refusals(clip, config, message):
+def test_rejects_mistakes(clip, config, message):
     with pytest.raises(UserError, match=message):
         vip2clip(clip, config)
 
 
-def test_without_perception_there_are_no_heads(clip, params, features):
+def test_rejects_heads_without_perception(clip, params, features):
     method = vip2clip(clip, {"fgp": False, "fgp_heads": 5})
     assert method.unused_parameters == 0
     with pytest.raises(UserError, match="no extra 'attention'"):
