@@ -29,14 +29,14 @@ def encoded(pixels):
 
 def dataset(count=5, broken=()):
     return Samples(
-        "grey",
+        "gray",
         [
             Sample(
                 image=b"nothing"
                 if number in broken
                 else encoded(np.full((SIZE, SIZE, 3), 40 * number, np.uint8)),
                 has_mask=True,
-                category="grey",
+                category="gray",
                 file_name=str(number),
             )
             for number in range(count)
@@ -124,7 +124,7 @@ def test_last_batch_counts_and_its_padding_does_not(tmp_path):
     _, lines = run(tmp_path, epochs=1, learning_rate=0.0)
     assert [step for step, _ in lines] == [1, 2, 3]
     batches = [(0, 40), (80, 120), (160,)]  # the last batch has one image and one row of padding
-    expected = [np.mean([(grey / 255 - first_level()) ** 2 for grey in batch]) for batch in batches]
+    expected = [np.mean([(gray / 255 - first_level()) ** 2 for gray in batch]) for batch in batches]
     assert [loss for _, loss in lines] == pytest.approx(expected, rel=1e-4)
 
 
@@ -232,10 +232,10 @@ def test_ignores_broken_images(tmp_path):
 
 
 def test_rejects_data_and_methods_that_cannot_be_trained(tmp_path):
-    with pytest.raises(UserError, match=r"grey.*could be read"):
+    with pytest.raises(UserError, match=r"gray.*could be read"):
         run(tmp_path / "a", data=dataset(2, broken=(0, 1)))
-    with pytest.raises(UserError, match="grey has no images"):
-        run(tmp_path / "b", data=Samples("grey", [], ["grey"]))
+    with pytest.raises(UserError, match="gray has no images"):
+        run(tmp_path / "b", data=Samples("gray", [], ["gray"]))
     with pytest.raises(UserError, match="no learnable parameters"):
         run(tmp_path / "c", toy=method(init=lambda key, frozen: {}))
     with pytest.raises(UserError, match="learning_rate"):

@@ -516,7 +516,7 @@ def test_towers_in_two_files_equal_those_in_one(arrays, tmp_path):
         ({"dtype": "float16"}, "float16"),
         ({"vision_depth": 24}, "vision_depth=24 contradicts .* have 8"),
         ({"text_width": 768}, "text_width=768 contradicts .* have 48"),
-        ({"colour": "red"}, "'colour' is not an option of clip"),
+        ({"color": "red"}, "'color' is not an option of clip"),
         ({"image_size": 0}, "image_size=0 must be between 1 and"),
         ({"image_size": "56"}, "image_size='56' must be a whole number of pixels"),
         ({"image_size": True}, "image_size=True must be a whole number of pixels"),

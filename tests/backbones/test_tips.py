@@ -179,8 +179,8 @@ def test_accepts_confirmed_overrides_and_rejects_contradictory_ones():
         backbone(depth=24)
     with pytest.raises(UserError, match="4 attention heads, not 2;"):
         backbone(num_heads=2)
-    with pytest.raises(UserError, match="'colour' is not an option"):
-        backbone(colour="red")
+    with pytest.raises(UserError, match="'color' is not an option"):
+        backbone(color="red")
     with pytest.raises(UserError, match="float16"):
         backbone(dtype="float16")
 

@@ -1,4 +1,4 @@
-"""Evaluations on disk."""
+"""Tests of stored evaluations."""
 
 import json
 
@@ -9,7 +9,7 @@ from zsad_jax.experiment import cache
 from zsad_jax.metrics import Metrics, Note
 
 
-def test_metrics_and_notes_are_read_as_they_were_written(tmp_path):
+def test_metrics_and_notes_load_unchanged(tmp_path):
     nan = float("nan")
     reason = "2 anomalous images have no mask and are excluded from pixel metrics (9 images used)"
     notes = (Note((), reason, num_without_mask=2), Note(("pixel_ap",), "doubtful"))
@@ -27,7 +27,7 @@ def test_metrics_and_notes_are_read_as_they_were_written(tmp_path):
     assert all(isinstance(note, Note) for note in read.notes)
 
 
-def test_evaluation_of_an_earlier_form_is_computed_again(tmp_path):
+def test_evaluation_of_earlier_format_is_recomputed(tmp_path):
     text = np.frombuffer(json.dumps({"figures": []}).encode(), np.uint8)
     np.savez(tmp_path / "old.npz", text=text)
     assert cache.load(tmp_path / "old.npz") is None

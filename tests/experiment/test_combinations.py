@@ -1,4 +1,4 @@
-"""Every method over every shipped backbone: what README's table of combinations says."""
+"""Tests of every method over every included backbone, as listed in the README's table of combinations."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ def batch():
 
 @pytest.mark.parametrize("backbone", DEMOS)
 @pytest.mark.parametrize("method", METHODS)
-def test_two_steps_of_training_then_scores(backbones, largest_entries, method, backbone):
+def test_trains_two_steps_then_scores(backbones, largest_entries, method, backbone):
     model = backbones[backbone]
     made = make_method(method, model, OVER_NANO.get(method))
     images = jax.random.uniform(jax.random.key(0), (2, SIZE, SIZE, 3))
@@ -101,15 +101,15 @@ def has_field(method, field):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if has_field(name, "global_token")])
-def test_a_second_global_token_is_where_there_is_one(backbones, method):
+def test_second_class_token_score_needs_second_token(backbones, method):
     options = OVER_NANO.get(method, {}) | {"global_token": 1}
     assert make_method(method, backbones["tips-nano"], options)
     with pytest.raises(UserError, match="'global_token' is 1, but clip-nano has 1 global token,"):
         make_method(method, backbones["clip-nano"], options)
 
 
-def test_readme_names_every_combination():
-    """Each method has a row, with its two parameter counts and a figure over either backbone."""
+def test_readme_lists_every_combination():
+    """Each method has a row with its two parameter counts and a result for each backbone."""
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+?) \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
     assert {name for name, *_ in rows} == set(METHODS)
     for name, counts, *figures in rows:
@@ -120,7 +120,7 @@ def test_readme_names_every_combination():
         assert all(re.fullmatch(r"0\.\d{3} / 0\.\d{3}", figure) for figure in figures)
 
 
-def test_the_shipped_files_stay_small():
+def test_included_files_are_small():
     files = [path for path in registry.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 14e6
 

@@ -1,4 +1,4 @@
-"""Arguments that a command line gets wrong: each is rejected in one line, before anything is opened."""
+"""Tests of invalid command-line arguments: each is rejected in one line before anything is opened."""
 
 import sys
 
@@ -22,8 +22,8 @@ def get_config(variant=""):
 
 @pytest.fixture
 def run_main(tmp_path, monkeypatch, capsys):
-    """Runs the main command; returns the exit code and what it printed to stderr."""
-    import grain  # noqa: F401 - defines flags of its own, which must outlive the restored ones
+    """Returns a function that runs the main command, and returns the exit code and stderr."""
+    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
 
     def fail(*_):
         raise AssertionError("the experiment was started")
@@ -103,11 +103,11 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
         (["--config.zzz=3"], "config.zzz does not exist. The config file lists all keys."),
     ],
 )
-def test_suggests_a_known_key_for_an_unknown_one(run_main, arguments, expected):
+def test_suggests_known_key(run_main, arguments, expected):
     assert run_main(*arguments) == (2, f"error: {expected}\n")
 
 
-def test_names_the_mistake_of_a_config_file(run_main):
+def test_names_mistake_in_config_file(run_main):
     code, said = run_main("--config.seed=3", variant=":broken")
     assert code == 2
     assert said.startswith("error: Cannot read the config (")

@@ -1,4 +1,4 @@
-"""The included configs: found from any directory, and listed."""
+"""Tests of the included configs: found from any directory, and listed."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_flag_loads_included_file_and_keeps_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["main", "predict"])
-def test_help_names_the_list(module):
+def test_help_mentions_the_list(module):
     command = [sys.executable, "-m", f"zsad_jax.{module}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert config_files.LIST_COMMAND in " ".join(done.stdout.split())

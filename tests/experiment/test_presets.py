@@ -1,4 +1,4 @@
-"""Every config and variant, and what a command line can set in them."""
+"""Tests of every config and variant, and of command-line overrides."""
 
 import pathlib
 import runpy
@@ -25,11 +25,11 @@ PROTOCOL_CONFIGS = sorted((ROOT / "configs/protocols").glob("*.py"))
 
 
 def parse(config, *overrides):
-    """The experiment of a command line."""
+    """Returns the experiment of a command line."""
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     line = ["main", f"--config={ROOT / 'configs' / config}", *overrides]
-    with mock.patch.object(sys, "argv", line):  # where overrides are looked for
+    with mock.patch.object(sys, "argv", line):  # overrides are read from here
         values(line)
     return from_config(holder.value)
 
@@ -41,12 +41,12 @@ def variants(paths):
             yield f"{file}{':' * bool(variant)}{variant}"
 
 
-def test_every_method_has_a_config():
+def test_each_method_has_a_config():
     assert {path.stem for path in CONFIGS} == set(METHODS)
 
 
 @pytest.mark.parametrize("path", [*CONFIGS, *PROTOCOL_CONFIGS], ids=lambda path: path.stem)
-def test_every_variant_is_described(path, monkeypatch):
+def test_each_variant_is_described(path, monkeypatch):
     known = []
 
     def vary(config, variant, variants):
@@ -60,7 +60,7 @@ def test_every_variant_is_described(path, monkeypatch):
 
 
 @pytest.mark.parametrize("config", variants(CONFIGS))
-def test_every_variant_is_an_experiment(config):
+def test_each_variant_is_a_valid_experiment(config):
     experiment = parse(config)
     assert experiment.method["name"] == config.partition(".")[0]
     demonstration = ":demo" in config
@@ -68,8 +68,8 @@ def test_every_variant_is_an_experiment(config):
 
 
 @pytest.mark.parametrize("config", variants([*CONFIGS, *PROTOCOL_CONFIGS]))
-def test_configs_have_the_published_setting(config):
-    """All but those over the shipped backbones, whose results have another backbone in their rows."""
+def test_configs_use_published_settings(config):
+    """Excludes configs over the included backbones, whose results name another backbone."""
     if "demo" not in config and "nano" not in config:
         assert compare_with_recipe(parse(config)) == {}
     else:
@@ -91,11 +91,11 @@ def test_configs_have_the_published_setting(config):
         ("backbone.dtype=bfloat16", {}),
     ],
 )
-def test_finds_options_that_differ_from_the_published_setting(override, expected):
+def test_finds_options_that_differ_from_published_settings(override, expected):
     assert compare_with_recipe(parse("vip2clip.py", f"--config.{override}")) == expected
 
 
-def test_training_options_do_not_matter_without_training():
+def test_training_options_are_ignored_without_training():
     assert compare_with_recipe(parse("tipsomaly.py", "--config.training.epochs=9")) == {}
     trained = parse("tipsomaly.py", "--config.training.epochs=9", "--config.train=True")
     assert compare_with_recipe(trained) == {"epochs": [9, 2]}
@@ -116,18 +116,18 @@ def test_training_options_do_not_matter_without_training():
         ("targets=('mpdd', 'btad')", lambda e: e.targets == ("mpdd", "btad")),
     ],
 )
-def test_what_a_command_line_sets(override, read):
-    override = override.replace("CONFIG", str(CONFIGS[0]))  # any file that is there
+def test_command_line_overrides(override, read):
+    override = override.replace("CONFIG", str(CONFIGS[0]))  # any existing file
     train = "--config.train=False"
     assert read(parse("anomalyclip.py", f"--config.{override}", train))
 
 
-def test_every_paper_has_a_protocol():
+def test_each_paper_has_a_protocol():
     assert {path.stem for path in PROTOCOL_CONFIGS} == set(PAPERS)
 
 
 @pytest.mark.parametrize("config", variants(PROTOCOL_CONFIGS))
-def test_every_protocol_trains_on_what_it_does_not_evaluate(config):
+def test_protocols_do_not_train_on_their_targets(config):
     experiment = parse(config)
     assert experiment.method["name"] in config
     assert experiment.skip_missing
@@ -142,28 +142,28 @@ def test_every_protocol_trains_on_what_it_does_not_evaluate(config):
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_the_targets_of_a_protocol_are_those_of_the_papers_tables(paper):
-    """Means and curiosities aside: what the main tables print, in no other set."""
+def test_protocol_targets_match_the_papers_tables(paper):
+    """Compares with the datasets of the main tables, excluding means and special rows."""
     experiment = parse(f"protocols/{paper}.py")
     numbers = {name: published_numbers(paper, name).values() for name in DATASETS}
     printed = {name for name, found in numbers.items() if any(one.paper == paper for one in found)}
     assert set(experiment.targets) == printed
 
 
-def test_a_checkpoint_for_a_joined_auxiliary_can_be_set():
+def test_checkpoint_of_joined_auxiliary_can_be_set():
     name = "mvtec_ad:train+mvtec_ad:test"
     override = f"--config.checkpoints['{name}']={CONFIGS[0]}"
     experiment = parse("protocols/faprompt.py:full", override, "--config.train=False")
     assert experiment.checkpoints == {name: str(CONFIGS[0])}
 
 
-def test_a_folder_in_place_of_the_targets():
+def test_folder_replaces_targets():
     experiment = parse("anomalyclip.py", "--config.data={'folder': 'my_parts'}")
     assert experiment.targets == ({"folder": "my_parts"},)
 
 
 @pytest.mark.parametrize("field", ["method_for", "auxiliary_for"])
-def test_suggests_a_target_for_a_misspelt_one(field):
+def test_suggests_target_for_misspelled_name(field):
     options = {"method": {"name": "coop"}, "backbone": {"name": "clip-nano"}, "targets": ("visa",)}
     value = {"vissa": {} if field == "method_for" else "mvtec_ad"}
     with pytest.raises(UserError, match=rf"config\.{field} names 'vissa'.*Did you mean visa"):
@@ -171,7 +171,7 @@ def test_suggests_a_target_for_a_misspelt_one(field):
 
 
 @pytest.mark.parametrize("auxiliary", ["visa", "visa:train", "mvtec_ad+visa:train"])
-def test_no_split_of_a_target_is_trained_on(auxiliary):
+def test_does_not_train_on_target_split(auxiliary):
     options = {"method": {"name": "coop"}, "backbone": {"name": "clip-nano"}}
     with pytest.raises(UserError, match="visa would be evaluated with prompts trained on"):
         Experiment(**options, targets=("visa",), auxiliary=auxiliary)
@@ -210,7 +210,7 @@ def test_rejects_unknown_variant():
         parse("coop.py:demo_clip")
 
 
-def test_other_methods_beside_the_main_one():
+def test_accepts_other_methods_as_comparisons():
     options = {"method": {"name": "coop", "sigma": 2.0}, "backbone": {"name": "clip-nano"}}
     comparisons = {"plain": {"name": "clip"}, "middle": {"position": "middle"}}
     experiment = Experiment(**options, targets=("visa",), comparisons=comparisons)
@@ -225,7 +225,7 @@ def test_other_methods_beside_the_main_one():
         )
 
 
-def test_rejects_training_of_methods_that_learn_nothing(tmp_path):
+def test_rejects_training_of_methods_without_parameters(tmp_path):
     command = [sys.executable, "-m", "zsad_jax.main", "--config", ROOT / "configs/clip.py:demo"]
     done = subprocess.run(
         [*command, "--config.train=True", f"--workdir={tmp_path}"],

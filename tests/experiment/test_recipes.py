@@ -1,4 +1,4 @@
-"""The published recipes as data: what each config resolves to, and each method at the depth of the papers."""
+"""Tests of the published recipes: resolved configs, and defaults for a tower with 24 blocks."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import scipy.ndimage
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods import METHODS, config_class, image_score, make_method
 
-# The recipe of AnomalyCLIP. For FAPrompt, TPS and ViP2-CLIP, whether they shuffle is an assumption.
+# The recipe of AnomalyCLIP. For FAPrompt, TPS and ViP²-CLIP, shuffling is an assumption.
 ADAM = {
     "optimizer": "adam",
     "learning_rate": 1e-3,
@@ -34,7 +34,7 @@ CLIP = {
     "activation": None,
 }
 DEEP_PROMPTS = {"deep_prompt_depth": 9, "num_deep_prompts": 4, "deep_prompts_float16": False}
-# Fields that the published setting does not use, and CLIP-AC's templates, which have a test of their own.
+# Fields that the published setting does not use, and CLIP-AC's templates, which are tested separately.
 NOT_IN_A_RECIPE = {"name", "num_separate_prompts", "hand_written_texts", "templates"}
 
 
@@ -43,16 +43,16 @@ class Recipe:
     """A published setting.
 
     Attributes:
-      source: where the values are from; comments name the exceptions.
+      source: origin of the values; comments name the exceptions.
       method: fields of the method's config.
       layers, vv_from, cls_norm: options of the vision tower of 24 blocks.
-      image_score: the score that tables show.
+      image_score: the score shown in tables.
       map_range: the range of the maps.
       aupro_thresholds: see `Method`.
-      training: fields of the training config; None for methods that learn nothing.
-      backbone: the backbone's name and options.
+      training: fields of the training config; None for methods without parameters.
+      backbone: name and options of the backbone.
       method_for: fields of the method's config for single targets.
-      checkpoints: the authors' prompts by auxiliary set, in place of training.
+      checkpoints: the authors' prompts by auxiliary dataset, used instead of training.
     """
 
     source: str
@@ -91,13 +91,14 @@ RECIPES = {
         },
         cls_norm=True,
         image_score="second",  # inferred from the paper's figure; the code prints both
-        # The released prompts are those of epoch 2, and the loader does not shuffle.
+        # The released prompts are from epoch 2, and the loader does not shuffle.
         training={**ADAM, "epochs": 2, "shuffle": False},
         backbone={
             **CLIP,
             "name": "tips-l14-hr",
             "lineage": "pytorch",
-            # The PyTorch file of TIPS v1 highres stores a grid of 32x32, the native file one of 16x16.
+            # The PyTorch file of TIPS v1 highres has a position grid of 32x32, the native file one of
+            # 16x16.
             "posemb_stage": (32, 32),
         },
         method_for={key: {"prompt_family": "medical"} for key in ("headct", "brainmri", "br35h")},
@@ -113,7 +114,9 @@ RECIPES = {
             "normal_text": "object.",
             "abnormal_text": "damaged object.",
             **DEEP_PROMPTS,
-            "feature_layers": (24,),  # of the repaired code; the published runs held it four times
+            "feature_layers": (
+                24,
+            ),  # in the repaired code; the published runs repeated it four times
             "vv_from": 6,
             "cls_norm": False,
             "global_token": 0,
@@ -156,7 +159,7 @@ RECIPES = {
         vv_from=6,
         image_score="combined",
         aupro_thresholds="numpy",
-        training={**ADAM, "epochs": 7},  # the paper's, and what the test script loads
+        training={**ADAM, "epochs": 7},  # the paper's value, which the test script loads
     ),
     "tps": Recipe(
         source="official code of the AAAI 2025 paper at 20e01ca, training script",
@@ -289,7 +292,7 @@ RECIPES = {
 }
 
 
-def test_every_method_has_a_recipe():
+def test_each_method_has_a_recipe():
     assert set(RECIPES) == set(METHODS)
     for name, recipe in RECIPES.items():
         fields = {field.name for field in dataclasses.fields(config_class(name))}
@@ -297,7 +300,7 @@ def test_every_method_has_a_recipe():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_config_resolves_to_the_published_recipe(included_experiment, name):
+def test_config_resolves_to_published_recipe(included_experiment, name):
     experiment, recipe = included_experiment(name), RECIPES[name]
     assert {key: experiment.method[key] for key in recipe.method} == recipe.method
     assert {key: experiment.backbone[key] for key in recipe.backbone} == recipe.backbone
@@ -306,7 +309,7 @@ def test_config_resolves_to_the_published_recipe(included_experiment, name):
     assert experiment.train == bool(recipe.training and not recipe.checkpoints)
     assert experiment.checkpoints == recipe.checkpoints
     assert experiment.method_for == recipe.method_for
-    # All train on the test split of MVTec AD, or of VisA for MVTec AD; all seeds are 111.
+    # All train on the test split of MVTec AD, or of VisA for the target MVTec AD, with seed 111.
     assert experiment.targets == ("mvtec_ad", "visa")
     assert experiment.auxiliary == "mvtec_ad"
     assert experiment.auxiliary_for == {"mvtec_ad": "visa"}
@@ -316,7 +319,7 @@ def test_config_resolves_to_the_published_recipe(included_experiment, name):
 
 
 def describe(name):
-    """The backbone of a recipe, without weights, whose `encode_image` returns the options it is given."""
+    """Returns a recipe's backbone without weights; its `encode_image` returns the options it receives."""
 
     def encode_image(frozen, images, **options):
         return {"layers": (24,), "vv_from": None, "cls_norm": True} | options
@@ -327,8 +330,8 @@ def describe(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_defaults_of_a_method_at_the_depth_of_24(name):
-    """Those of `make_method`, and of `load_detector`, without any config."""
+def test_method_defaults_with_24_blocks(name):
+    """Checks the defaults of `make_method` and `load_detector` without a config."""
     method, recipe = make_method(name, describe(name)), RECIPES[name]
     found = dataclasses.asdict(method.config)
     assert {key: found[key] for key in recipe.method} == recipe.method
@@ -340,7 +343,7 @@ def test_defaults_of_a_method_at_the_depth_of_24(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_maps_are_smoothed_by_the_sigma_of_the_recipe(name):
+def test_maps_use_sigma_of_recipe(name):
     patches = np.random.default_rng(0).uniform(size=(1, 3, 3, 1)).astype(np.float32)
     found = make_method(name, describe(name)).anomaly_map(patches, 42)
     raw = jax.image.resize(patches[..., 0], (1, 42, 42), "bilinear")
@@ -353,8 +356,8 @@ def test_maps_are_smoothed_by_the_sigma_of_the_recipe(name):
 OPTIONS = ({}, {"vv_from": None}, {"vv_from": 12}, {"feature_layers": (12,)})
 
 
-def test_features_keys_are_equal_where_the_features_are():
-    """Over all methods and options, as far as a method has them."""
+def test_features_keys_are_equal_for_equal_features():
+    """Compares all methods and options, where a method has them."""
     asked = []
     for name, options in itertools.product(
         RECIPES, (*OPTIONS, {"cls_norm": True}, {"cls_norm": False})

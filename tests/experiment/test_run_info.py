@@ -8,7 +8,9 @@ from zsad_jax.experiment import run_info
 
 
 def evaluation(dataset, *num_without_mask):
-    """Of a dataset with so many anomalous images without mask in each category, by two scores."""
+    """Returns an evaluation with the given number of anomalous images without mask per category, and two
+    scores.
+    """
     found = {}
     for category, without in enumerate(num_without_mask):
         labels = np.array([0, 1, 1, 1])
@@ -26,7 +28,7 @@ def evaluation(dataset, *num_without_mask):
     return Evaluation(dataset, np.zeros(0, int), (), (), labels, (Scored({}, found),), (), ())
 
 
-def test_missing_masks_are_counted_over_categories_where_pixel_metrics_need_them():
+def test_counts_missing_masks_where_pixel_metrics_need_them():
     evaluations = [
         evaluation("ksdd", 2, 0, 1),
         evaluation("visa", 0, 0),
@@ -36,7 +38,7 @@ def test_missing_masks_are_counted_over_categories_where_pixel_metrics_need_them
     assert run_info.count_without_mask(evaluations) == {"ksdd": 3}
 
 
-def test_the_record_of_a_run_tells_missing_masks_only_where_there_are_any():
+def test_run_record_includes_missing_masks_only_if_any():
     weights = {"digest": "00", "demonstration": False}
     clock = run_info.Stopwatch()
     missing = run_info.describe_run(clock, [evaluation("ksdd", 2)], **weights)

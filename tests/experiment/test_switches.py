@@ -1,6 +1,6 @@
-"""Every option of every config: it works for a step of the demo, or is rejected before data is loaded.
+"""Tests of every option of every config: it works for a demo step, or is rejected before data is loaded.
 
-Nothing is compiled: a wrong shape, a missing key and an unknown name show when a function is traced.
+Nothing is compiled: wrong shapes, missing keys and unknown names are detected when a function is traced.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from zsad_jax.utils.errors import NotPreparedError, UserError
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 28  # two by two patches
 CLASSES = ("metal nut", "grid")
-LARGE = 200  # more than a text may have tokens, or an image patches
+LARGE = 200  # more than the tokens of a text or the patches of an image
 WITH_TESTS_OF_THEIR_OWN = (tuple[Any, ...], Mapping[str, Any] | None)
 
 
 def alternatives(hint, default, bounds):
-    """Other values of an option: all of a choice, the smallest and a large number, other texts and tuples."""
+    """Returns other values of an option: all choices, the smallest and a large number, other texts, tuples."""
     kind, args = typing.get_origin(hint), typing.get_args(hint)
     low, high = bounds
     if kind in (typing.Union, types.UnionType):
@@ -63,7 +63,7 @@ def alternatives(hint, default, bounds):
 
 
 def switches(config):
-    """Other values of a config's fields: one field at a time, but all floats at once at their smallest."""
+    """Returns configs with other values: one field at a time, except that all floats are minimal together."""
     hints, smallest = typing.get_type_hints(type(config)), {}
     for field in dataclasses.fields(config):
         bounds = field.metadata.get("within", (None, None))
@@ -79,7 +79,7 @@ def switches(config):
 
 @functools.cache
 def demo(method, backbone):
-    """The demo of a method's config over a shipped backbone."""
+    """Returns the demo of a method's config over an included backbone."""
     own = "tips-nano" if method == "tipsomaly" else "clip-nano"
     variant = "demo" if backbone == own else f"demo_{backbone.partition('-')[0]}"
     config = runpy.run_path(str(ROOT / f"configs/{method}.py"))["get_config"](variant)
@@ -90,7 +90,7 @@ def demo(method, backbone):
 
 @functools.cache
 def load(name):
-    """A shipped backbone whose towers are traced once for equal shapes."""
+    """Loads an included backbone whose towers are traced once per shape."""
     backbone = zsad_jax.load_backbone(name, image_size=SIZE)
     options = ("layers", "project", "vv_from", "cls_norm")
     text = dataclasses.replace(
@@ -114,7 +114,7 @@ def batch():
 
 
 def trace_step(method, backbone, training):
-    """Traces a training step of every stage."""
+    """Traces a training step of each stage."""
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
     params = prompt_files.expected(method, backbone)
     for stage in method.stages if params else ():
@@ -155,7 +155,7 @@ def test_demos_train_and_score(name, over):
 
 
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
-def test_every_option_of_a_method_works_or_is_rejected_before_data_is_loaded(name, over):
+def test_method_options_work_or_are_rejected_early(name, over):
     backbone, works = load(over), 0
     base = demo(name, over)
     for changes in switches(config_class(name)()):
@@ -177,12 +177,14 @@ def test_every_option_of_a_method_works_or_is_rejected_before_data_is_loaded(nam
 
 
 class TracedError(Exception):
-    """All steps and scores of a run were traced."""
+    """Raised after all steps and scores of a run were traced."""
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs an experiment, tracing instead of training and scoring; returns the trained methods' names."""
+    """Runs an experiment with tracing instead of training and scoring; returns the names of the trained
+    methods.
+    """
     trained = []
 
     def train(method, backbone, dataset, config, **_):
@@ -220,7 +222,7 @@ def run(monkeypatch, tmp_path):
     return start
 
 
-def test_every_option_of_an_experiment_works_or_is_rejected_before_data_is_loaded(run):
+def test_experiment_options_work_or_are_rejected_early(run):
     base, works = demo("vip2clip", "clip-nano"), 0
     for changes in switches(base):
         try:
@@ -232,20 +234,18 @@ def test_every_option_of_an_experiment_works_or_is_rejected_before_data_is_loade
     assert works > 10
 
 
-def test_every_option_of_training_works(run):
+def test_training_options_work(run):
     base = demo("vip2clip", "clip-nano")
     for changes in switches(TrainingConfig()):
         training = {**base.training, **changes}
         experiment = dataclasses.replace(base, comparisons={}, training=training)
-        assert run(experiment) in (["vip2clip"], []), (
-            changes
-        )  # [] where an earlier run has trained it
+        assert run(experiment) in (["vip2clip"], []), changes  # [] if an earlier run has trained it
 
 
 @pytest.mark.parametrize(
     ("name", "over", "part"), [("vip2clip", "clip-nano", "fgp"), ("tps", "tips-nano", "pathway")]
 )
-def test_accepts_rates_of_groups_that_are_switched_off(run, name, over, part):
+def test_accepts_learning_rates_of_disabled_groups(run, name, over, part):
     base = demo(name, over)
     assert part in base.training["learning_rates"]
     method = {**base.method, part: False}
@@ -259,7 +259,7 @@ def test_accepts_rates_of_groups_that_are_switched_off(run, name, over, part):
         ({"prompts": 0.1, "prompt": 0.1}, "Did you mean prompts"),
     ],
 )
-def test_rejects_rates_of_groups_that_a_method_never_has(run, rates, suggested):
+def test_rejects_learning_rates_of_unknown_groups(run, rates, suggested):
     base = demo("tps", "clip-nano")
     experiment = dataclasses.replace(base, training={**base.training, "learning_rates": rates})
     with pytest.raises(UserError, match=f"not a parameter group of tps. {suggested}"):
@@ -267,8 +267,8 @@ def test_rejects_rates_of_groups_that_a_method_never_has(run, rates, suggested):
     assert not run.trained
 
 
-def test_compares_with_every_other_method(run):
-    """Each is trained with the learning rates of the groups that it has."""
+def test_compares_with_each_other_method(run):
+    """Each method is trained with the learning rates of its own groups."""
     base = demo("vip2clip", "clip-nano")
     others = {name: {"name": name} for name in METHODS if name != "vip2clip"}
     own = {"without fgp": {"fgp": False}, "global": {"utpa": False}}
@@ -289,7 +289,7 @@ def test_compares_with_every_other_method(run):
         ({"auxiliary": "mvtec_ad", "train": False}, "There are no prompts learned on mvtec_ad"),
     ],
 )
-def test_rejects_what_a_later_part_of_a_run_cannot_do(run, changes, words):
+def test_rejects_options_that_later_steps_do_not_support(run, changes, words):
     with pytest.raises(UserError, match=words):
         run(dataclasses.replace(demo("vip2clip", "clip-nano"), **changes))
     assert not run.trained

@@ -31,7 +31,7 @@ def get_config():
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """Less optimisation: these tests spend their time compiling."""
+    """Disables most optimizations, because these tests spend their time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -39,13 +39,13 @@ def quick():
 
 @pytest.fixture(scope="session")
 def compiled():
-    """What has been compiled, by all that it depends on."""
+    """Returns the cache of compiled detectors, by everything that they depend on."""
     return {}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_once(quick, compiled):
-    """Equal models share a compilation, over all tests."""
+    """Shares one compilation between equal models, over all tests."""
     make_detector = score.make_detector
 
     def shared(backbone, method, params, **options):
@@ -62,7 +62,7 @@ def compiled_once(quick, compiled):
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    """A sentencepiece model small enough for the backbone's vocabulary."""
+    """Trains a sentencepiece model that fits the backbone's vocabulary."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -105,7 +105,7 @@ def experiment(config):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Five images, two of them with the same name, and a text file called an image."""
+    """Writes five images, two with the same name, and a text file with an image suffix."""
     rng = np.random.default_rng(0)
     shapes = {"a/0.png": (40, 20), "a/1.png": (30, 70), "b/0.png": (42, 42), "b/2.jpg": (9, 500)}
     for name, (height, width) in shapes.items():
@@ -125,7 +125,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """From here on, nothing may be scored."""
+    """Makes scoring fail from here on."""
 
     def fail(self):
         raise AssertionError("a detector was compiled")
@@ -136,8 +136,8 @@ def no_model(monkeypatch):
 
 @pytest.fixture
 def run_command(tmp_path, monkeypatch, capsys, config):
-    """Runs the command as a shell would; gives exit code, what it said, and its mistakes."""
-    import grain  # noqa: F401 - defines flags of its own, which must outlive the restored ones
+    """Returns a function that runs the command as a shell would; it returns exit code, stdout and stderr."""
+    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
 
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(config=config))
@@ -158,7 +158,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
 
 
 class Job:
-    """Runs `predict` with one folder for the results, and reads what it has left there."""
+    """Runs `predict` with one output folder, and reads its outputs."""
 
     def __init__(self, out):
         self.out = out
@@ -176,7 +176,7 @@ class Job:
 
 @pytest.fixture
 def job_in():
-    """Makes a job of the folder for its results."""
+    """Returns a function that makes a job with the given output folder."""
     return Job
 
 

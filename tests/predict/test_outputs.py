@@ -11,9 +11,9 @@ from zsad_jax.predict.score import ScoredImage, read_image
 from zsad_jax.utils.images import colorize
 
 
-def image_file(path, size=(30, 20), colour=(90, 120, 60)):
+def image_file(path, size=(30, 20), color=(90, 120, 60)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return str(path)
 
 
@@ -24,7 +24,7 @@ def write(writer, path, score, anomaly_map, seconds):
 
 
 def spot(row, column, side=16):
-    """A map that is high in one place."""
+    """Returns a map with high values in one place."""
     anomaly_map = np.zeros((side, side), np.float32)
     anomaly_map[row, column] = 1
     return anomaly_map
@@ -44,11 +44,11 @@ def writer(tmp_path):
         ((1, 1), 9, (1, 1)),
     ],
 )
-def test_a_map_has_the_aspect_of_its_image(size, longest, shape):
+def test_map_keeps_aspect_ratio_of_image(size, longest, shape):
     assert resize_map(spot(3, 4), size, longest).shape == shape
 
 
-def test_a_map_lies_where_its_image_lies():
+def test_map_is_aligned_with_image():
     resized = resize_map(spot(2, 12), (160, 320), 1024)  # 16 x 16 to 320 x 160
     assert resized.dtype == np.float32
     rows, columns = np.nonzero(resized == resized.max())
@@ -56,12 +56,12 @@ def test_a_map_lies_where_its_image_lies():
     assert abs(columns.mean() - (12.5 / 16 * 160 - 0.5)) < 1
 
 
-def test_a_constant_map_stays_constant():
+def test_constant_map_stays_constant():
     resized = resize_map(np.full((7, 7), 0.3, np.float32), (33, 21), 30)
     np.testing.assert_allclose(resized, 0.3, rtol=1e-6)
 
 
-def test_outputs_of_images_of_the_same_name_differ(tmp_path):
+def test_images_with_same_name_have_different_outputs(tmp_path):
     paths = [
         tmp_path / name for name in ("a/good/0.png", "b/good/0.png", "a/good/0.jpg", "a/bad/0.png")
     ]
@@ -71,7 +71,7 @@ def test_outputs_of_images_of_the_same_name_differ(tmp_path):
     assert len(output_name("/x/" + "ü" * 90 + ".png").encode()) < 200
 
 
-def test_what_is_written_of_an_image(writer, tmp_path):
+def test_written_outputs_of_an_image(writer, tmp_path):
     path = image_file(tmp_path / "in" / "wide image.png", (60, 20))
     row = write(writer, path, 0.123456789, spot(8, 14), 0.25)
     assert list(row) == ["path", "score", "size", "time", "map", "figure", "sha256"]
@@ -92,7 +92,7 @@ def test_saturated_scores_keep_their_digits(writer, tmp_path):
     assert [json.loads(line)["score"] for line in lines] == [3e-7, 4e-8]
 
 
-def test_only_what_was_drawn_is_known_as_a_result(writer, tmp_path):
+def test_recognizes_only_own_outputs_as_results(writer, tmp_path):
     row = write(writer, image_file(tmp_path / "a.png"), 0.5, spot(8, 14), 0.0)
     figure = writer.folder / row["figure"]
     assert is_output(str(figure), writer.folder)
@@ -101,8 +101,8 @@ def test_only_what_was_drawn_is_known_as_a_result(writer, tmp_path):
     assert not is_output(str(figure.with_name("none.png")), writer.folder)
 
 
-def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):
-    path = image_file(tmp_path / "grey.png", (300, 600), (100, 100, 100))
+def test_figure_shows_image_and_map_at_same_place(writer, tmp_path):
+    path = image_file(tmp_path / "gray.png", (300, 600), (100, 100, 100))
     row = write(writer, path, 0.5, spot(2, 12), 0.0)
     figure = np.asarray(Image.open(writer.folder / row["figure"])).astype(int)
     dark = (figure == colorize(np.zeros((1, 1)), scale=(0, 1))[0, 0]).all(axis=-1)
@@ -115,10 +115,10 @@ def test_the_picture_shows_image_and_map_at_the_same_place(writer, tmp_path):
         row_of, column_of = np.unravel_index(away.argmax(), away.shape)
         assert abs(row_of - 2.5 / 16 * 600) < 4
         assert abs(column_of - 12.5 / 16 * 300) < 4
-    assert (over[-1, 0] == 100).all()  # a low map leaves the image as it is
+    assert (over[-1, 0] == 100).all()  # low values leave the image unchanged
 
 
-def test_colours_are_never_stretched_to_the_image(writer, tmp_path):
+def test_colors_do_not_depend_on_the_image(writer, tmp_path):
     path = image_file(tmp_path / "a.png")
     figures = []
     for factor in (0.1, 0.2):
@@ -128,11 +128,11 @@ def test_colours_are_never_stretched_to_the_image(writer, tmp_path):
     assert colorize(np.full((1, 1), 0.2), scale=(0, 1))[0, 0].tolist() in figures[1][-40].tolist()
 
 
-def test_a_photograph_is_shown_the_right_way_round(writer, tmp_path):
+def test_applies_camera_orientation(writer, tmp_path):
     picture = Image.new("RGB", (80, 40), "black")
-    picture.paste("white", (0, 0, 80, 10))  # white on top before the camera's turn
+    picture.paste("white", (0, 0, 80, 10))  # white at the top before the rotation
     exif = picture.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees: the top is to be shown on the right
+    exif[0x0112] = 6  # rotated by 90 degrees: the top is shown on the right
     path = tmp_path / "photo.png"
     picture.save(path, exif=exif)
     row = write(writer, str(path), 0.5, np.zeros((8, 8), np.float32), 0.0)
@@ -144,7 +144,7 @@ def test_a_photograph_is_shown_the_right_way_round(writer, tmp_path):
     assert panel[128, 60] < 10
 
 
-def test_decisions_masks_and_regions_only_when_asked(tmp_path):
+def test_writes_decisions_masks_and_regions_on_request(tmp_path):
     path = image_file(tmp_path / "a.png", (32, 16))
     anomaly_map = np.zeros((8, 8), np.float32)
     anomaly_map[:, 4:] = 0.9
@@ -162,10 +162,10 @@ def test_decisions_masks_and_regions_only_when_asked(tmp_path):
     assert region["peak"] == 0.9
     again = write(Writer(**options), path, 0.41, anomaly_map, 0.0)
     assert not {"decision", "mask", "regions"} & again.keys()
-    assert not (tmp_path / "out" / row["mask"]).exists()  # it would contradict the row
+    assert not (tmp_path / "out" / row["mask"]).exists()  # would contradict the row
 
 
-def test_large_images_have_masks_and_regions_in_their_own_pixels(tmp_path):
+def test_masks_and_regions_use_pixels_of_large_images(tmp_path):
     path = image_file(tmp_path / "a.png", (200, 100))
     writer = Writer(folder=tmp_path, scale=(0.0, 1.0), map_size=50, pixel_threshold=0.5)
     row = write(writer, path, 0.0, np.ones((8, 8), np.float32), 0.0)
@@ -174,7 +174,7 @@ def test_large_images_have_masks_and_regions_in_their_own_pixels(tmp_path):
     assert row["regions"] == [{"box": [0, 0, 200, 100], "area": 20000, "peak": 1.0}]
 
 
-def test_a_warning_is_in_every_output(tmp_path):
+def test_warning_is_in_every_output(tmp_path):
     path = image_file(tmp_path / "a.png")
     options = {"scale": (0.0, 1.0), "map_size": 99, "pixel_threshold": 0.5}
     plain, warned = (
@@ -188,7 +188,7 @@ def test_a_warning_is_in_every_output(tmp_path):
     other = write(plain, path, 0.0, spot(1, 1), 0.0)
     assert "warning" not in other
     tall, short = (Image.open(one.folder / row["figure"]).height for one in (warned, plain))
-    assert tall > short  # a line more
+    assert tall > short  # one more line
 
 
 def row_of(path, **more):
@@ -198,7 +198,7 @@ def row_of(path, **more):
         return {"path": path, "sha256": hashlib.sha256(file.read()).hexdigest(), **more}
 
 
-def test_a_journal_goes_on_where_it_was_cut(tmp_path):
+def test_journal_resumes_after_truncated_line(tmp_path):
     images = [image_file(tmp_path / f"{i}.png", (3 + i, 3)) for i in range(4)]
     first = Journal(tmp_path / "rows.jsonl", "key")
     assert first.reuse(images) == 0
@@ -215,7 +215,7 @@ def test_a_journal_goes_on_where_it_was_cut(tmp_path):
     assert [json.loads(line) for line in second.path.read_text().splitlines()] == rows
 
 
-def test_a_journal_takes_over_only_what_is_the_same(tmp_path):
+def test_journal_reuses_only_unchanged_rows(tmp_path):
     images = [image_file(tmp_path / f"{i}.png") for i in range(4)]
     path = tmp_path / "rows.jsonl"
     journal = Journal(path, "key")
@@ -225,16 +225,16 @@ def test_a_journal_takes_over_only_what_is_the_same(tmp_path):
         journal.add(row_of(image, map=f"maps/{os.path.basename(image)}"))
     journal.finish(images)
     assert Journal(path, "other").reuse(images) == 0
-    image_file(tmp_path / "0.png", colour=(1, 2, 3))  # changed
-    os.unlink(tmp_path / "maps/1.png")  # its output is gone
-    os.unlink(images[2])  # the image is gone
+    image_file(tmp_path / "0.png", color=(1, 2, 3))  # changed
+    os.unlink(tmp_path / "maps/1.png")  # output missing
+    os.unlink(images[2])  # image missing
     again = Journal(path, "key")
     assert again.reuse(images) == 1
     assert images[3] in again
     assert again.others(images[1:]) == 1
 
 
-def test_names_that_are_no_valid_text_survive(tmp_path):
+def test_journal_keeps_names_that_are_not_valid_text(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     try:
         path = image_file(tmp_path / name)

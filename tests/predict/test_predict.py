@@ -14,7 +14,7 @@ from zsad_jax.predict import outputs, score, thresholds
 from zsad_jax.report import DEMONSTRATION
 
 
-def test_the_command_from_images_to_results(run_command, pictures, job, experiment):
+def test_writes_results_of_images(run_command, pictures, job, experiment):
     code, said, _ = run_command(
         pictures,
         "--out",
@@ -64,7 +64,7 @@ def test_the_command_from_images_to_results(run_command, pictures, job, experime
     np.testing.assert_allclose(square, found.anomaly_map[2], atol=1e-5)
 
 
-def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
+def test_threshold_from_known_good_images(experiment, pictures, job, caplog):
     asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.5)
     job.predict(experiment, [pictures], threshold=asked)
     good = job.rows("known_good.jsonl")
@@ -84,7 +84,7 @@ def test_a_threshold_from_known_good_images(experiment, pictures, job, caplog):
     assert "known-good" not in caplog.text
 
 
-def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_path, job_in):
+def test_best_threshold_of_metrics_gives_their_f1(experiment, pictures, tmp_path, job_in):
     images = [pictures / name for name in ("a/0.png", "a/1.png", "b/0.png", "b/2.jpg")]
     first = job_in(tmp_path / "scores")
     first.predict(experiment, images)
@@ -97,7 +97,7 @@ def test_best_threshold_of_the_metrics_gives_their_f1(experiment, pictures, tmp_
     np.testing.assert_array_equal(decided, labels)
 
 
-def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures, job):
+def test_counts_unreadable_known_good_images(experiment, pictures, job):
     asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
     job.predict(experiment, [pictures / "b"], threshold=asked)
     words = job.run_info()["threshold"]
@@ -106,14 +106,16 @@ def test_known_good_images_that_cannot_be_read_are_counted(experiment, pictures,
     assert unreadable["file"].endswith("a/broken.png")
 
 
-def test_without_a_threshold_nothing_is_decided(experiment, pictures, job, capsys):
+def test_makes_no_decision_without_threshold(experiment, pictures, job, capsys):
     job.predict(experiment, [pictures / "b"])
     assert all("decision" not in row and "regions" not in row for row in job.rows())
     assert "anomalous" not in capsys.readouterr().out
     assert job.run_info()["threshold"] is None
 
 
-def test_a_demonstration_model_says_so_everywhere(experiment, pictures, job, capsys, monkeypatch):
+def test_all_outputs_state_that_model_is_a_demonstration(
+    experiment, pictures, job, capsys, monkeypatch
+):
     import dataclasses
 
     backbone = dataclasses.replace(experiment.load_backbone(), name="toy-nano", demonstration=True)
@@ -138,7 +140,7 @@ def load(experiment, num_images=9, out=pathlib.Path("none"), **changes):
     return score.prepare_model(experiment, options, num_images=num_images)
 
 
-def test_prompts_given_then_the_configs_then_those_that_ship(
+def test_prompts_come_from_flag_then_config_then_package(
     config, experiment, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
@@ -147,7 +149,7 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
     assert "Using fixed prompts" in caplog.text
 
     names = ("given.npz", "config.npz", "tips/tipsomaly_prompts.npz")
-    given, configured, shipped = paths = [str(tmp_path / name) for name in names]
+    given, configured, included = paths = [str(tmp_path / name) for name in names]
     for seed, path in enumerate(paths):
         key = jax.random.key(seed)
         prompt_files.save(path, plain.detector.method.init(key, plain.detector.backbone.params))
@@ -158,7 +160,7 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
     models = [load(experiment), load(with_config), load(with_config, checkpoint=given), plain]
     assert len({model.description.key for model in models}) == 4
     # The same prompts under another name are the same.
-    assert load(experiment, checkpoint=shipped).description.key == models[0].description.key
+    assert load(experiment, checkpoint=included).description.key == models[0].description.key
 
     fixed = from_config(
         config
@@ -168,13 +170,13 @@ def test_prompts_given_then_the_configs_then_those_that_ship(
     assert load(fixed).description.prompts == "fixed prompts"
 
 
-def test_the_batch_is_no_larger_than_what_there_is(experiment):
+def test_batch_size_does_not_exceed_number_of_images(experiment):
     assert load(experiment, num_images=2).batch_size == 2
     assert load(experiment, num_images=100).batch_size == 4
 
 
 def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, capsys):
-    """Of each kind: counts add up, and no file ends the run."""
+    """Covers each kind of file: counts add up, and no file ends the run."""
     folder = pictures / "odd"
     folder.mkdir()
     good = Image.new("RGB", (30, 20), "gray")
@@ -212,21 +214,21 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     assert job.run_info()["num_reused"] == 5
 
 
-def test_files_that_are_named_are_scored_whatever_they_look_like(experiment, pictures, job):
+def test_scores_named_files_regardless_of_their_name(experiment, pictures, job):
     for name in ("a", "a_mask"):
         Image.new("RGB", (30, 20), "gray").save(pictures / f"{name}.png")
     job.predict(experiment, [pictures / "a_mask.png"])
     assert job.run_info()["num_scored"] == 1
 
 
-def test_picture_that_cannot_be_drawn_is_a_warning(experiment, pictures, job, monkeypatch, caplog):
+def test_warns_of_figure_that_cannot_be_drawn(experiment, pictures, job, monkeypatch, caplog):
     monkeypatch.setattr(outputs, "draw_figure", lambda *args, **options: 1 / 0)
     job.predict(experiment, [pictures / "b"])
     assert [set(row) & {"map", "figure"} for row in job.rows()] == [{"map"}] * 3
     assert "Cannot draw the picture of" in caplog.text
 
 
-def test_depth_scales_all_images_alike(run_command, pictures, job):
+def test_depth_scales_all_images_equally(run_command, pictures, job):
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(pictures / "deep.png")
     code, _, said = run_command(pictures / "deep.png", "--out", job.out, "--depth", "12")
     assert code == 0
@@ -237,10 +239,10 @@ def test_depth_scales_all_images_alike(run_command, pictures, job):
     assert "more than 12 bits hold (4095)" in said
 
 
-def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
+def test_excludes_results_of_earlier_run_from_known_good_images(
     experiment, pictures, job_in, caplog
 ):
-    """Results among them would move the threshold with every run."""
+    """Including results of earlier runs would change the threshold with every run."""
     job = job_in(pictures / "a" / "results")
     Image.new("L", (9, 9)).save(pictures / "a/0_mask.png")
     asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)
@@ -251,7 +253,7 @@ def test_known_good_images_are_not_the_pictures_of_an_earlier_run(
     assert "mask_ignored" in {one["kind"] for one in job.run_info()["threshold"]["ignored"]}
 
 
-def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job, monkeypatch):
+def test_any_exception_of_an_image_is_reported_as_its_issue(experiment, pictures, job, monkeypatch):
     original = outputs.resize_map
 
     def fail(anomaly_map, size, longest):
@@ -269,7 +271,7 @@ def test_any_exception_of_one_image_is_an_issue_of_it(experiment, pictures, job,
 
 
 def test_decodes_each_image_once(experiment, pictures, job, monkeypatch):
-    """For the model, its outputs and the threshold; and reused images never."""
+    """Covers the model, its outputs and the threshold; reused images are not decoded."""
     opened = []
     original = score.open_image
 

@@ -17,7 +17,7 @@ from zsad_jax.utils.errors import UserError
 
 @pytest.fixture
 def finished(experiment, pictures, job):
-    """A finished run, and what its rows said."""
+    """Returns a finished run and its rows."""
     job.predict(experiment, [pictures])
     return (job.out / "predictions.jsonl").read_bytes()
 
@@ -40,7 +40,7 @@ def test_second_run_scores_nothing(experiment, pictures, job, finished, no_model
 
 @pytest.fixture
 def own_weights(config, tmp_path):
-    """An experiment with weight files of its own, and one of them."""
+    """Returns an experiment with its own weight files, and one of these files."""
     backbone = dict(config["backbone"])
     for side in ("vision", "text"):
         with np.load(backbone[side]) as arrays:
@@ -49,7 +49,7 @@ def own_weights(config, tmp_path):
     return from_config(config | {"backbone": backbone}), backbone["vision"]
 
 
-def test_reads_weights_with_another_date_again(own_weights, pictures, job, request):
+def test_rereads_weights_with_changed_date(own_weights, pictures, job, request):
     experiment, path = own_weights
     job.predict(experiment, [pictures])
     os.utime(path, ns=(0, 0))
@@ -58,11 +58,11 @@ def test_reads_weights_with_another_date_again(own_weights, pictures, job, reque
         patch.setattr(Experiment, "load_backbone", no_weights)
         with pytest.raises(AssertionError, match="weights were read"):
             job.predict(experiment, [pictures])
-    job.predict(experiment, [pictures])  # and since they are the same, nothing is scored
+    job.predict(experiment, [pictures])  # the weights are the same, so nothing is scored
     assert job.run_info()["num_reused"] == 5
 
 
-def test_rejects_weights_that_changed_but_kept_their_date(own_weights, pictures, job):
+def test_rejects_weights_that_changed_with_unchanged_date(own_weights, pictures, job):
     experiment, path = own_weights
     job.predict(experiment, [pictures / "a"])
     found = os.stat(path)
@@ -76,7 +76,7 @@ def test_rejects_weights_that_changed_but_kept_their_date(own_weights, pictures,
 
 
 def count_scored(monkeypatch):
-    """Lists the images that are scored from here on."""
+    """Returns a list of the images that are scored from here on."""
     scored = []
     original = run.score_images
 
@@ -88,11 +88,11 @@ def count_scored(monkeypatch):
     return scored
 
 
-def test_scores_only_changed_images_again(experiment, pictures, job, finished, monkeypatch):
+def test_rescores_only_changed_images(experiment, pictures, job, finished, monkeypatch):
     scored = count_scored(monkeypatch)
-    Image.new("RGB", (40, 20), "red").save(pictures / "a/1.png")  # another file under the name
-    Image.new("RGB", (10, 10), "blue").save(pictures / "b/1.png")  # a new one
-    os.unlink(job.out / job.rows()[3]["figure"])  # b/2.jpg has lost its picture
+    Image.new("RGB", (40, 20), "red").save(pictures / "a/1.png")  # another file with the same name
+    Image.new("RGB", (10, 10), "blue").save(pictures / "b/1.png")  # a new file
+    os.unlink(job.out / job.rows()[3]["figure"])  # the figure of b/2.jpg is missing
     job.predict(experiment, [pictures])
     assert sorted(scored) == ["1.png", "1.png", "2.jpg", "broken.png"]
     rows = job.rows()
@@ -117,7 +117,7 @@ def test_scores_only_changed_images_again(experiment, pictures, job, finished, m
     ],
     ids=str,
 )
-def test_scores_everything_again_with_other_options(
+def test_rescores_everything_with_other_options(
     config, experiment, pictures, job, finished, monkeypatch, change
 ):
     class StoppedError(Exception):
@@ -138,7 +138,7 @@ def test_scores_everything_again_with_other_options(
 
 
 def test_resumes_after_kill(run_command, pictures, job, monkeypatch):
-    """Killed while it writes the fourth image; the same command then does the rest."""
+    """Kills the run while it writes the fourth image; the same command then scores the rest."""
     script = textwrap.dedent(f"""
         import os, signal, sys, threading
         from absl import app
@@ -196,7 +196,7 @@ def rows_of_cut(out):
 
 
 def test_ignores_results_of_an_earlier_run(experiment, pictures, job_in):
-    """Only files that the run wrote are ignored, not other images in folders of the same names."""
+    """Ignores only files written by the run, not other images in folders of the same names."""
     job = job_in(pictures)
     (pictures / "b").rename(pictures / "figures")
     for expected in (5, 0):
@@ -204,7 +204,7 @@ def test_ignores_results_of_an_earlier_run(experiment, pictures, job_in):
         assert job.run_info()["num_scored"] == expected
         assert job.run_info()["num_images"] == 6
     os.unlink(pictures / "a/0.png")
-    for _ in range(2):  # its picture stays what it is
+    for _ in range(2):  # its figure is unchanged
         job.predict(experiment, [pictures], pixel_threshold=0.5)
         assert job.run_info()["num_images"] == 5
 

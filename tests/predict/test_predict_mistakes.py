@@ -9,7 +9,7 @@ from zsad_jax.utils.errors import UserError
 
 @pytest.fixture
 def no_long_work(monkeypatch):
-    """A mistake must be reported before weights are read."""
+    """Makes sure that mistakes are reported before weights are read."""
 
     def fail(self):
         raise AssertionError("weights were read")
@@ -55,7 +55,7 @@ def test_mistakes_are_reported_in_one_line(
     assert line.startswith("error: ")
 
 
-def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job, monkeypatch):
+def test_scores_file_with_equals_sign_in_name(run_command, pictures, job, monkeypatch):
     (pictures / "sigma=8").mkdir()
     (pictures / "a/0.png").rename(pictures / "sigma=8/0.png")
     monkeypatch.chdir(pictures)
@@ -64,7 +64,7 @@ def test_scores_a_file_whose_name_has_an_equals_sign(run_command, pictures, job,
     assert [row["path"] for row in job.rows()] == ["sigma=8/0.png"]
 
 
-def test_reports_a_missing_config(run_command, pictures, job):
+def test_reports_missing_config(run_command, pictures, job):
     code, _, said = run_command(pictures, f"--out={job.out}", config=None)
     assert (code, said.startswith("error: No config is named")) == (2, True)
     code, _, said = run_command(pictures, f"--out={job.out}", config="--config=none.py")
@@ -72,7 +72,7 @@ def test_reports_a_missing_config(run_command, pictures, job):
     assert "none.py" in said
 
 
-def test_rejects_pixel_threshold_outside_the_map_range(experiment, pictures, job, no_model):
+def test_rejects_pixel_threshold_outside_map_range(experiment, pictures, job, no_model):
     with pytest.raises(UserError, match="above 0 and at most 1"):
         job.predict(experiment, [pictures], pixel_threshold=0.0)
 
@@ -84,7 +84,7 @@ def test_rejects_input_without_readable_images(run_command, pictures, job, no_mo
     assert "broken.png" in said
 
 
-def test_removes_earlier_results_of_images_that_became_unreadable(experiment, pictures, job):
+def test_removes_earlier_results_of_unreadable_images(experiment, pictures, job):
     job.predict(experiment, [pictures / "a"])
     for image in (pictures / "a").iterdir():
         image.write_text("no picture")
@@ -96,7 +96,7 @@ def test_removes_earlier_results_of_images_that_became_unreadable(experiment, pi
     assert run["num_unreadable"] == len(run["issues"]) == 3
 
 
-def test_rejects_a_second_process_on_the_same_folder(run_command, pictures, job, no_long_work):
+def test_rejects_second_process_on_same_folder(run_command, pictures, job, no_long_work):
     with files.alone(job.out):
         code, _, said = run_command(pictures, "--out", job.out)
     assert code == 2

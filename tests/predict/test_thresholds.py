@@ -17,7 +17,7 @@ from zsad_jax.predict.thresholds import (
 from zsad_jax.utils.errors import UserError
 
 
-def test_a_threshold_is_a_number_or_a_quantile_over_good_images():
+def test_threshold_is_number_or_quantile_of_good_images():
     assert parse_threshold("0.6") == Threshold(value=0.6)
     assert parse_threshold("-1") == Threshold(value=-1.0)
     assert parse_threshold("line 3/good:0.99") == Threshold(good="line 3/good", quantile=0.99)
@@ -25,12 +25,12 @@ def test_a_threshold_is_a_number_or_a_quantile_over_good_images():
 
 
 @pytest.mark.parametrize("text", ["", "good", "good:", ":0.9", "good:1", "good:0", "good:x", "nan"])
-def test_other_thresholds_are_refused(text):
+def test_rejects_other_thresholds(text):
     with pytest.raises(UserError, match="neither a number nor FOLDER:QUANTILE"):
         parse_threshold(text)
 
 
-def test_a_scale_is_two_rising_numbers():
+def test_scale_is_two_increasing_numbers():
     assert parse_scale("0.25,2") == (0.25, 2.0)
     for text in ("1", "1,0", "0,0", "0,1,2", "a,b", "0,inf"):
         with pytest.raises(UserError, match="not LOW,HIGH"):
@@ -42,8 +42,10 @@ SCORES = st.lists(st.floats(0, 2, width=32), min_size=2, max_size=30)
 
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
 @given(scores=SCORES, seed=st.integers(0, 2**16))
-def test_best_threshold_of_scores_decides_as_its_metric_says(precision, scores, seed):
-    """Scores as `predict` writes them or as the detector returns them, the threshold as a shell passes it."""
+def test_best_threshold_reproduces_its_metric(precision, scores, seed):
+    """Uses scores as written by `predict` and as returned by the detector, and the threshold as typed in a
+    shell.
+    """
     labels = np.random.default_rng(seed).integers(0, 2, len(scores)).astype(bool)
     labels[:2] = True, False
     written = [shortest(score) for score in scores]
@@ -56,7 +58,7 @@ def test_best_threshold_of_scores_decides_as_its_metric_says(precision, scores, 
 
 
 @given(scores=SCORES, quantile=st.floats(0.01, 0.99))
-def test_quantile_threshold_is_the_lowest_with_that_share_below(scores, quantile):
+def test_quantile_threshold_is_lowest_with_that_share_below(scores, quantile):
     scores = [shortest(score) for score in scores]
     threshold = quantile_threshold(scores, quantile)
 
@@ -83,8 +85,8 @@ def test_decides_on_equal_scores():
     assert decide(shortest(np.float32(0.1)), float(np.float32(0.1))) == "anomalous"
 
 
-def test_saturated_scores_stay_apart():
-    """Values of a softmax that saturates: the quantile is just above one of them, never 0."""
+def test_distinguishes_saturated_scores():
+    """The softmax saturates; the threshold is just above one of the scores and never 0."""
     scores = [shortest(np.float32(value)) for value in (3e-7, 4e-8, 1 - 6e-8, 1 - 1.2e-7)]
     assert scores[:2] == [3e-7, 4e-8]
     assert [np.float32(score) for score in scores[2:]] == [
@@ -100,13 +102,13 @@ def test_peaks_are_not_rounded_away():
     assert region["peak"] == 3e-7
 
 
-def test_too_few_good_images_are_told():
+def test_warns_of_too_few_good_images():
     assert describe_support(100, 0.99) == ""
     assert describe_support(10, 0.9) == ""
     assert "at least 100 known-good images and there are 99" in describe_support(99, 0.99)
 
 
-def test_regions_are_told_in_pixels_of_the_image():
+def test_regions_are_in_pixels_of_the_image():
     anomaly_map = np.zeros((20, 10), np.float32)
     anomaly_map[2:4, 7:10] = 0.8
     anomaly_map[3, 8] = 0.9

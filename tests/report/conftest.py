@@ -11,7 +11,7 @@ from zsad_jax.report import RESULT_COLUMNS, Report, result_row
 
 @pytest.fixture
 def make_row():
-    """A row of the published setting with all of a benchmark's images; with ten of others and of categories."""
+    """Returns a row with the published setting and all images of a benchmark; ten images for other datasets."""
 
     def make(dataset, category="mean", **fields):
         about = DATASETS.get(dataset) if category == "mean" else None
@@ -43,7 +43,7 @@ def make_row():
 
 @pytest.fixture
 def scores():
-    """Two categories of four images; in "gear" the normal 2.png lies above the anomaly 1.png."""
+    """Returns scores of two categories of four images; in "gear", normal 2.png is above anomalous 1.png."""
     return DatasetScores(
         dataset="synthetic_target",
         file_names=[f"{category}/{i}.png" for category in ("gear", "ring") for i in range(4)],

@@ -6,7 +6,7 @@ from zsad_jax.evaluate import choose_cases
 from zsad_jax.report.cases import group_cases, standing
 
 
-def test_every_category_gives_its_best_and_worst_of_either_label(scores):
+def test_each_category_has_best_and_worst_case_of_each_label(scores):
     assert choose_cases(scores) == [0, 1, 2, 3, 4, 5, 6, 7]
     many = dataclasses.replace(
         scores,
@@ -18,19 +18,22 @@ def test_every_category_gives_its_best_and_worst_of_either_label(scores):
     assert choose_cases(many) == [0, 1, 4, 6]
 
 
-def test_one_label_only_gives_that_label(scores):
+def test_single_label_gives_cases_of_that_label(scores):
     anomalies = dataclasses.replace(scores, labels=np.ones(8, int))
     assert choose_cases(anomalies) == [0, 3, 4, 7]
 
 
-def test_standing_counts_the_images_that_a_case_is_confused_with(cases, scores):
-    assert standing(cases[1], scores) == (1, 2)  # the anomaly at 0.4, below the normal at 0.5
+def test_standing_counts_confused_images(cases, scores):
+    assert standing(cases[1], scores) == (
+        1,
+        2,
+    )  # the anomaly at 0.4 is below the normal image at 0.5
     assert standing(cases[2], scores) == (1, 2)
     assert standing(cases[3], scores) == (0, 2)
     assert standing(cases[3], None) == (0, 0)
 
 
-def test_groups_put_mistakes_first_and_show_no_case_twice(cases, scores):
+def test_groups_start_with_mistakes_and_repeat_no_case(cases, scores):
     groups = {
         heading: [c.file_name for c in group]
         for heading, group in group_cases(cases, scores, limit=4)
@@ -43,6 +46,6 @@ def test_groups_put_mistakes_first_and_show_no_case_twice(cases, scores):
     assert len(shown) == len(set(shown)) == 8
 
 
-def test_no_group_is_empty(cases, scores):
+def test_groups_are_not_empty(cases, scores):
     groups = group_cases([case for case in cases if case.label][:1], scores, limit=4)
     assert [heading for heading, _ in groups] == ["Anomalies with the lowest scores"]

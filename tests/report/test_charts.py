@@ -10,7 +10,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
-def test_histogram_counts_every_image_once(scores):
+def test_histogram_counts_each_image_once(scores):
     figure = charts.score_histogram(scores)
     patches = [
         patch for axes in figure.axes for patch in axes.patches if patch.get_label() in names.LABELS
@@ -19,7 +19,7 @@ def test_histogram_counts_every_image_once(scores):
     assert len(figure.axes) == 2
 
 
-def test_roc_is_drawn_only_where_both_labels_are(scores):
+def test_draws_roc_only_with_both_labels(scores):
     figure = charts.roc_figure(scores)
     assert {"gear: 75.0", "ring: 100.0"} <= set(texts(figure))
     labels = np.where(np.array(scores.categories) == "gear", scores.labels, 1)
@@ -27,7 +27,7 @@ def test_roc_is_drawn_only_where_both_labels_are(scores):
     assert charts.roc_figure(dataclasses.replace(scores, labels=np.ones(8, int))) is None
 
 
-def test_training_curves_have_a_line_per_training():
+def test_training_curves_have_one_line_per_training():
     history = [{"step": i, "epoch": 1, "loss": 1.0 / i, "dice": None} for i in (1, 2, 3, 1, 2)]
     figure = charts.training_figure(history)
     (axes,) = figure.axes
@@ -35,7 +35,7 @@ def test_training_curves_have_a_line_per_training():
     assert charts.training_figure([]) is None
 
 
-def test_svg_takes_its_ink_from_the_page_and_is_reproducible(scores):
+def test_svg_inherits_page_color_and_is_reproducible(scores):
     histogram, _ = charts.score_charts(scores)
     svg = charts.to_svg(histogram)
     assert svg.startswith("<svg")
@@ -44,13 +44,13 @@ def test_svg_takes_its_ink_from_the_page_and_is_reproducible(scores):
     assert svg == charts.to_svg(histogram)
 
 
-def test_chart_that_cannot_be_drawn_is_empty(caplog):
+def test_failed_chart_is_empty(caplog):
     assert charts.to_svg(charts.Chart("a.png", "A chart", lambda: 1 / 0)) == ""
     assert "Cannot draw A chart: division by zero." in caplog.text
     assert charts.to_svg(charts.training_chart([])) == ""
 
 
-def test_charts_belong_to_no_global_list(scores):
+def test_charts_do_not_use_global_figures(scores):
     from matplotlib._pylab_helpers import Gcf
 
     before = Gcf.get_num_fig_managers()

@@ -14,11 +14,11 @@ from zsad_jax.report.published import all_numbers
 
 
 def whole(dataset, words):
-    """A deviation of both levels of a dataset."""
+    """Returns a deviation of a dataset at image and pixel level."""
     return (Deviation(dataset, "images", ("image", "pixel"), words),)
 
 
-def test_whole_datasets_and_those_of_which_nothing_is_published_are_not_told(make_row):
+def test_complete_and_unpublished_datasets_do_not_deviate(make_row):
     rows = [make_row(key) for key in ("mvtec_ad", "isic", "synthetic_target", "my_parts")]
     rows += [make_row("msd_lung"), make_row("headct", "headct"), make_row("headct")]
     rows += [make_row("synthetic_target", name) for name in ("gear", "ring")]
@@ -36,12 +36,12 @@ def test_whole_datasets_and_those_of_which_nothing_is_published_are_not_told(mak
         ("cvc_colondb", 8, 8, "CVC-ColonDB: 8 of 380 images were evaluated."),
     ],
 )
-def test_other_images_than_published_are_told(make_row, dataset, n_images, n_anomalous, words):
+def test_other_number_of_images_is_a_deviation(make_row, dataset, n_images, n_anomalous, words):
     row = make_row(dataset, n_images=n_images, n_anomalous=n_anomalous)
     assert find_deviations([row]) == whole(dataset, words)
 
 
-def test_other_categories_than_published_are_told(make_row):
+def test_other_number_of_categories_is_a_deviation(make_row):
     rows = [make_row("btad", name) for name in ("01", "03", "mean")]
     assert find_deviations(rows) == whole("btad", "BTAD: 2 of 3 categories were evaluated.")
     rows[-1]["n_images"] = 511
@@ -56,7 +56,7 @@ def test_other_categories_than_published_are_told(make_row):
     assert find_deviations(rows) == whole("btad", "BTAD: 4 categories instead of 3 were evaluated.")
 
 
-def test_masks_that_are_missing_concern_pixel_metrics_only(make_row):
+def test_missing_masks_affect_pixel_metrics_only(make_row):
     rows = [make_row("rsdds_113"), make_row("visa"), make_row("headct"), make_row("my_parts")]
     counts = {"rsdds_113": 53, "headct": 100, "my_parts": 2}
     found = find_deviations(rows, {WITHOUT_MASK: counts})
@@ -93,9 +93,7 @@ def test_masks_that_are_missing_concern_pixel_metrics_only(make_row):
         ("headct", "synthetic_aux", "synthetic_aux"),
     ],
 )
-def test_the_same_training_is_called_the_same_for_every_dataset(
-    make_row, dataset, auxiliary, training
-):
+def test_training_has_one_name_for_all_datasets(make_row, dataset, auxiliary, training):
     assert training_of(make_row(dataset, auxiliary=auxiliary)) == training
 
 
@@ -110,11 +108,11 @@ def test_the_same_training_is_called_the_same_for_every_dataset(
         ({"auxiliary": "headct"}, False),
     ],
 )
-def test_what_the_papers_main_numbers_stand_for(make_row, fields, usual):
+def test_recognizes_training_of_the_papers_main_numbers(make_row, fields, usual):
     assert is_usual(make_row("visa", **fields)) == usual
 
 
-def test_another_training_is_a_deviation(make_row):
+def test_other_training_is_a_deviation(make_row):
     rows = [make_row(key, auxiliary="mpdd") for key in ("mvtec_ad", "visa", "headct")]
     found = find_deviations([*rows, make_row("btad")])
     assert {one.kind for one in found} == {"training"}
@@ -124,7 +122,7 @@ def test_another_training_is_a_deviation(make_row):
     ]
 
 
-def test_every_published_setting_of_another_training_is_known():
+def test_published_settings_of_other_trainings_are_protocols():
     printed = {
         n.setting: n.training
         for n in all_numbers()
@@ -136,7 +134,7 @@ def test_every_published_setting_of_another_training_is_known():
     assert set(printed.values()) <= set(PROTOCOLS)
 
 
-def test_settings_are_compared_by_what_is_given():
+def test_compares_only_given_settings():
     assert unlike_paper("tps", "", {"epochs": 15, "backbone": "clip-vit-l14-336"}) == {}
     assert unlike_paper("tps", "", {"epochs": 1, "activation": "gelu"}) == {
         "epochs": [1, 15],

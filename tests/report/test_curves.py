@@ -7,7 +7,7 @@ from zsad_jax.report import CurveWriter, read_curves
 
 
 def read_events(folder):
-    """Events of all files, the checksum of each record verified."""
+    """Returns the events of all files, after checking each record's checksum."""
     events = []
     for path in sorted(
         folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns
@@ -31,18 +31,18 @@ def write(folder, steps, resume_step=None):
             writer.write(step, {"loss": step / 4, "epoch": 1})
 
 
-def test_curve_comes_back(tmp_path):
+def test_curve_is_read_back(tmp_path):
     write(tmp_path, range(1, 4))
     assert read_curves(tmp_path)[1] == {"step": 2, "loss": 0.5, "epoch": 1.0}
 
 
-def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+def test_resuming_drops_rows_after_the_checkpoint(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, range(4, 6), resume_step=3)
     assert [line["step"] for line in read_curves(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_starting_afresh_drops_everything(tmp_path):
+def test_restarting_drops_all_rows(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, [1])
     assert [line["step"] for line in read_curves(tmp_path)] == [1]
@@ -52,7 +52,7 @@ def test_starting_afresh_drops_everything(tmp_path):
     assert steps == {1}
 
 
-def test_half_written_line_is_left_out_and_then_dropped(tmp_path):
+def test_incomplete_line_is_ignored_and_then_dropped(tmp_path):
     write(tmp_path, range(1, 4))
     with open(tmp_path / "curves.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
@@ -61,7 +61,7 @@ def test_half_written_line_is_left_out_and_then_dropped(tmp_path):
     assert [line["step"] for line in read_curves(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_lines_are_on_disk_as_they_are_written_and_valid_json(tmp_path):
+def test_lines_are_flushed_and_valid_json(tmp_path):
     writer = CurveWriter(tmp_path)
     writer.write(1, {"loss": float("nan")})
     (line,) = (tmp_path / "curves.jsonl").read_text().splitlines()
@@ -69,7 +69,7 @@ def test_lines_are_on_disk_as_they_are_written_and_valid_json(tmp_path):
     writer.close()
 
 
-def test_tensorboard_events_hold_the_curve_and_purge_on_resume(tmp_path):
+def test_tensorboard_events_match_the_curve_and_purge_on_resume(tmp_path):
     write(tmp_path, range(1, 4))
     write(tmp_path, [3], resume_step=2)
     events = read_events(tmp_path / "tensorboard")
@@ -80,8 +80,8 @@ def test_tensorboard_events_hold_the_curve_and_purge_on_resume(tmp_path):
     }
     assert (3, "train/loss", 0.75) in points
     starts = [event.step for event in events if event.HasField("session_log")]
-    assert starts[-1:] == [3]  # readers discard steps from here on that came before
+    assert starts[-1:] == [3]  # readers discard earlier events from this step on
 
 
-def test_no_curve_is_an_empty_one(tmp_path):
+def test_missing_file_is_an_empty_curve(tmp_path):
     assert read_curves(tmp_path) == []

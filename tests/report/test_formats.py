@@ -18,7 +18,7 @@ OURS = (("method", "tps"), ("setting", "tips-nano"), ("source", "ours"))
 
 @pytest.fixture
 def table():
-    """A number as printed with a mark of doubt, ours with its difference, one undefined and one empty."""
+    """Returns a table with a doubtful number, a difference, an undefined number and an empty cell."""
     note = (("note", "suspicious: 5 % off."),)
     return Table(
         title="TPS, Table 1: a_b & c",
@@ -119,13 +119,13 @@ def test_csv(table):
     )
 
 
-def test_csv_quotes_what_it_must():
+def test_csv_quotes_special_characters():
     text = formats.csv_text(["a", "b"], [['x, "y"', None]])
     assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['x, "y"', ""]]
 
 
 @pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
-def test_latex_has_no_character_that_means_something_else(table, character):
+def test_latex_escapes_special_characters(table, character):
     text = formats.render("table.tex", table=dataclasses.replace(table, title=f"<{character}>"))
     caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
     escaped = caption.removesuffix("\\textgreater{}}\\par\\medskip")
@@ -144,7 +144,7 @@ def test_latex_has_no_character_that_means_something_else(table, character):
         ),
     ],
 )
-def test_long_headings_of_latex_have_several_lines(table, name, lines):
+def test_long_headings_of_latex_are_split_into_lines(table, name, lines):
     columns = (table.columns[0], Column(name, "ours", name))
     text = formats.render("table.tex", table=dataclasses.replace(table, columns=columns))
     stacked = "\\begin{tabular}[b]{@{}r@{}}" + " \\\\ ".join(lines) + "\\end{tabular}"
@@ -155,7 +155,7 @@ def latex(title, remarks, tables):
     return formats.render("tables.tex", title=title, remarks=remarks, tables=tables)
 
 
-def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
+def test_latex_compiles_without_overfull_boxes(table, tmp_path):
     if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"]).returncode:
         pytest.skip("there is no LaTeX with booktabs to compile it")
     wide = tuple(Column(f"A method ({i} words of text)", "ours", str(i)) for i in range(12))
@@ -171,7 +171,7 @@ def test_latex_compiles_and_nothing_stands_out(table, tmp_path):
     assert "Overfull" not in (tmp_path / "page.log").read_text(errors="replace")
 
 
-def test_latex_is_told_what_it_needs_and_never_holds_back_many_tables(table):
+def test_latex_names_its_packages_and_clears_pages(table):
     text = latex("A title", ["50 % of it."], [table] * 9)
     assert text.startswith("% A title\n")
     assert "\\usepackage{booktabs,graphicx}" in text.splitlines()[1]
@@ -188,7 +188,7 @@ def test_legend_of_each_kind_of_table_is_shown_once(table):
     assert text.count('class="legend"') == 1
 
 
-def test_page_leaves_out_empty_sections():
+def test_page_omits_empty_sections():
     paper = PaperTables(paper="tps", title="A <b>", tables=[], datasets=[])
     page = formats.render("papers.html", title="A <b>", remarks=["<up>"], papers=[paper])
     assert "<title>A &lt;b&gt;</title>" in page
@@ -198,6 +198,6 @@ def test_page_leaves_out_empty_sections():
     assert "<section" not in formats.render("papers.html", title="", remarks=[], papers=[])
 
 
-def test_missing_variable_of_a_template_is_an_error(table):
+def test_missing_template_variable_is_an_error(table):
     with pytest.raises(jinja2.UndefinedError, match="'remarks' is undefined"):
         formats.render("tables.tex", title="T", tables=[table])

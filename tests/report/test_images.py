@@ -8,7 +8,7 @@ from zsad_jax.report import gallery, images
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The strips and the options of what is drawn."""
+    """Records the strips and options of drawn images."""
     calls = []
     monkeypatch.setattr(
         images, "draw_strips", lambda strips, **given: calls.append((strips, given))
@@ -16,7 +16,7 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_heat_map_has_all_panels_words_and_the_given_scale(cases, drawn):
+def test_heat_map_has_all_panels_labels_and_the_given_scale(cases, drawn):
     images.heat_map(cases[1], scale=(0, 2), title="A set")
     (((strip,), options),) = drawn
     assert options == {"scale": (0, 2)}
@@ -36,7 +36,7 @@ def test_absent_masks_are_reported(cases, drawn, label, words, mask):
     np.testing.assert_array_equal(strip.panels[1][1], images.paper((173, 260), words))
 
 
-def test_gallery_has_a_strip_per_case(cases):
+def test_gallery_has_one_strip_per_case(cases):
     one, three = (gallery(cases[:count], scale=(0, 1), title="t") for count in (1, 3))
     assert three.width == one.width > 4 * images.LONGEST_SIDE
     assert three.height > 3 * 173 > one.height

@@ -12,7 +12,7 @@ from zsad_jax.report.published import published_numbers
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "published" / "results.csv"
 
 
-def test_numbers_of_the_papers_own_row():
+def test_reads_own_numbers_of_the_paper():
     numbers = published_numbers("tipsomaly", "mvtec_ad")
     assert {name: number.percent for name, number in numbers.items()} == {
         "image_auroc": 93.4,
@@ -25,7 +25,7 @@ def test_numbers_of_the_papers_own_row():
     assert not any(number.doubt for number in numbers.values())
 
 
-def test_a_baseline_is_read_from_the_paper_that_prints_it():
+def test_reads_baseline_from_the_paper_that_prints_it():
     number = published_numbers("aprilgan", "btad")["pixel_auroc"]
     assert (number.percent, number.paper) == (60.8, "tipsomaly")
     assert "89" in number.doubt
@@ -40,7 +40,7 @@ def test_image_only_dataset_has_no_pixel_numbers():
 
 
 @pytest.mark.parametrize("key", [("tipsomaly", "synthetic_target"), ("nobody", "mvtec_ad")])
-def test_nothing_is_made_up(key):
+def test_unknown_method_or_dataset_has_no_numbers(key):
     assert published_numbers(*key) == {}
     assert published_numbers("tipsomaly", "mvtec_ad", "wing") == {}
 
@@ -54,25 +54,25 @@ def test_nothing_is_made_up(key):
         ("vip2clip", "8", "visa", "mean", {"full_shot": "full-shot; copied"}, False),
         ("faprompt", "1", "visa", "mean", {"setting": "variant: trained on medical data"}, False),
         ("faprompt", "17", "visa", "mean", {"setting": "ablation: base"}, False),
-        ("faprompt", "3", "medical_mean", "mean", {}, True),  # the only place of its means
+        ("faprompt", "3", "medical_mean", "mean", {}, True),  # the only table with its means
         ("faprompt", "4", "medical_mean", "mean", {}, False),
         ("tipsomaly", "poster", "medical_mean", "mean", {}, False),
     ],
 )
-def test_only_main_results_count(paper, table, dataset, category, fields, main):
+def test_selects_main_results(paper, table, dataset, category, fields, main):
     place = (paper, table, "tps", dataset, category, "image_auroc")
     number = published.PublishedNumber(1.0, "1.0", *place, **fields)
     assert published.is_main(number) is main
 
 
-def test_every_number_stays_as_printed():
+def test_numbers_are_stored_as_printed():
     numbers = published.all_numbers()
     assert len(numbers) == 4249
     assert all(float(number.printed) == number.percent for number in numbers)
     assert {number.printed for number in numbers} >= {"100", "90", "0.0"}
 
 
-# What the collection's README says that the means of each paper cover.
+# Members of the means of each paper, from the README of the collection.
 INDUSTRIAL_7 = {"mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic"}
 BRAIN = {"headct", "brainmri", "br35h"}
 POLYPS = {"cvc_colondb", "cvc_clinicdb"}
@@ -96,7 +96,7 @@ MEMBERS = [
     ("paper", "table", "industrial_image", "industrial_pixel", "medical_image", "medical_pixel"),
     MEMBERS,
 )
-def test_members_of_the_papers_means(
+def test_members_of_published_means(
     paper, table, industrial_image, industrial_pixel, medical_image, medical_pixel
 ):
     def members(domain, metric):
@@ -111,12 +111,12 @@ def test_members_of_the_papers_means(
 
 
 def recompute(mean, by_method):
-    """The printed members of a printed mean: categories of a dataset, or datasets of a domain."""
+    """Returns the printed members of a printed mean: categories of a dataset, or datasets of a domain."""
     same = by_method[mean.paper, mean.metric, mean.method]
     if mean.dataset not in published.DOMAIN_MEANS:
         here = [n for n in same if (n.table, n.dataset) == (mean.table, mean.dataset)]
         return [n.percent for n in here if n.category != "mean"]
-    if mean.table == "9":  # each dataset from the one fine-tuning that it was not used for
+    if mean.table == "9":  # each dataset from the fine-tuning that does not use it
         chosen = [n for n in same if n.table == "9"]
     elif mean.setting:
         chosen = [n for n in same if n.setting == mean.setting]
@@ -128,7 +128,7 @@ def recompute(mean, by_method):
     return [of_dataset[member] for member in members if member in of_dataset]
 
 
-def test_printed_means_are_those_of_their_members_but_for_the_known_ones():
+def test_printed_means_match_their_members_with_known_exceptions():
     checked, wrong = 0, []
     by_method = collections.defaultdict(list)
     for number in published.all_numbers():
@@ -148,7 +148,7 @@ def test_printed_means_are_those_of_their_members_but_for_the_known_ones():
 @pytest.mark.parametrize(
     ("method", "paper"), [("tps", "tps"), ("coop", "faprompt"), ("adaclip", "tipsomaly")]
 )
-def test_what_a_method_is_held_against(method, paper):
+def test_paper_of_each_method(method, paper):
     assert published.paper_of(method) == paper
     assert published.paper_of("nobody") is None
 
@@ -156,8 +156,8 @@ def test_what_a_method_is_held_against(method, paper):
 @pytest.mark.skipif(
     not SHARED.exists(), reason="the collection of published numbers is not at hand"
 )
-def test_package_data_is_the_collection():
-    """The collection has one column of notes, whose parts are columns here."""
+def test_package_data_matches_the_collection():
+    """The collection has one column of notes, which is split into several columns here."""
     parts = ("ablation:", "variant:", "suspicious:", "full-shot", "printed ")
     with SHARED.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

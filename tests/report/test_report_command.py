@@ -22,7 +22,7 @@ def workdir(tmp_path, make_row):
     return str(folder)
 
 
-def test_markdown_to_the_terminal(workdir, capsys):
+def test_prints_markdown(workdir, capsys):
     assert main([workdir, "--paper", "tipsomaly"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# Comparison with the papers\n\nOurs, TIPSomaly: ")
@@ -33,14 +33,14 @@ def test_markdown_to_the_terminal(workdir, capsys):
     assert "fixed prompts" not in text
 
 
-def test_all_brings_ablations_theirs_and_ours(workdir, capsys):
+def test_all_includes_ablations_and_comparisons(workdir, capsys):
     assert main([workdir, "--paper", "tps", "--all"]) == 0
     text = capsys.readouterr().out
     assert "ours: TIPSomaly (fixed prompts)" in text
     assert "TPS, variant: trained on medical data (HeadCT)" in text
 
 
-def test_one_table_as_csv(workdir, capsys):
+def test_single_table_as_csv(workdir, capsys):
     assert main([workdir, "--paper", "vip2clip", "--table", "10", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {(row["paper"], row["table"], row["metric"]) for row in rows} == {
@@ -52,13 +52,13 @@ def test_one_table_as_csv(workdir, capsys):
     assert len(rows) == 78 + 2
 
 
-def test_a_table_number_is_looked_up_in_every_paper(workdir, capsys):
+def test_table_number_selects_from_every_paper(workdir, capsys):
     assert main([workdir, "--table", "2", "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["paper"] for row in rows} == {"vip2clip", "tps", "faprompt"}
 
 
-def test_gains_alone(workdir, capsys):
+def test_prints_gains_only(workdir, capsys):
     assert main([workdir, "--paper", "tps", "--table", "gain"]) == 0
     text = capsys.readouterr().out
     assert text.count("### ") == text.count("### TPS: gain over the best prior method") == 1
@@ -66,14 +66,14 @@ def test_gains_alone(workdir, capsys):
 
 
 @pytest.mark.parametrize("format", ["latex", "html"])
-def test_other_formats(workdir, capsys, format):
+def test_prints_other_formats(workdir, capsys, format):
     assert main([workdir, "--paper", "tps", "--format", format]) == 0
     text = capsys.readouterr().out
     assert {"latex": "\\toprule", "html": "<!doctype html>"}[format] in text
 
 
 @pytest.mark.parametrize("rows", [[], ["my_parts"]])
-def test_runs_of_no_paper_are_told(tmp_path, make_row, capsys, rows):
+def test_reports_runs_without_paper(tmp_path, make_row, capsys, rows):
     (tmp_path / "results.json").write_text(json.dumps([make_row(name) for name in rows]))
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
@@ -83,7 +83,7 @@ def test_runs_of_no_paper_are_told(tmp_path, make_row, capsys, rows):
     assert not printed.out
 
 
-def test_files(workdir, tmp_path, capsys):
+def test_writes_files(workdir, tmp_path, capsys):
     folder = tmp_path / "deep" / "tables"
     assert main([workdir, "--out", str(folder)]) == 0
     assert sorted(path.name for path in folder.iterdir()) == list(FILES)
@@ -106,10 +106,10 @@ def test_files(workdir, tmp_path, capsys):
         (["nowhere"], "nowhere has no results.json"),
     ],
 )
-def test_mistakes_end_in_one_sentence(workdir, capsys, arguments, words):
+def test_mistakes_end_with_an_error(workdir, capsys, arguments, words):
     with pytest.raises(SystemExit) as exit_:
         main([workdir, *arguments])
     assert exit_.value.code == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert words in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]

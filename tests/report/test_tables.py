@@ -18,14 +18,14 @@ def cell_of(table, line, metric):
     return table.lines[line].cells[metrics(table).index(metric)]
 
 
-def test_paper_stands_beside_ours_and_the_difference_fits_what_is_shown(make_row):
+def test_paper_and_rounded_difference_are_beside_ours(make_row):
     table = run_tables.dataset_table([make_row("mvtec_ad", image_auroc=0.91249)], {})
     cell = cell_of(table, 0, "image_auroc")
     assert (cell.value, cell.paper.percent, cell.difference) == (91.2, 93.4, -2.2)
     assert "91.2 (93.4, −2.2)" in formats.render("table.md", table=table)
 
 
-def test_papers_aupro_stands_beside_200_steps_only(make_row):
+def test_papers_aupro_is_compared_with_200_steps_only(make_row):
     table = run_tables.dataset_table(
         [make_row("mvtec_ad", pixel_aupro=0.9, pixel_aupro_200step=0.85)], {}
     )
@@ -33,13 +33,13 @@ def test_papers_aupro_stands_beside_200_steps_only(make_row):
     assert cell_of(table, 0, "pixel_aupro_200step").difference == 1.0
 
 
-def test_200_steps_have_no_column_when_never_computed(make_row):
+def test_omits_200_step_column_if_never_computed(make_row):
     table = run_tables.dataset_table([make_row("visa", pixel_aupro_200step=None)], {})
     assert "pixel_aupro_200step" not in metrics(table)
     assert "pixel_aupro" in metrics(table)
 
 
-def test_undefined_is_a_dash_with_its_reason_and_left_out_of_the_mean(make_row):
+def test_undefined_metric_is_a_dash_and_excluded_from_the_mean(make_row):
     undefined = dict.fromkeys(PIXEL, float("nan"))
     rows = [
         make_row("visa", pixel_auroc=0.8),
@@ -61,7 +61,7 @@ INDUSTRIAL = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic
 BRAIN = ("headct", "brainmri", "br35h")
 
 
-def test_a_part_of_a_dataset_has_no_difference_but_a_footnote(make_row):
+def test_partial_dataset_has_footnote_instead_of_difference(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
     rows[0] |= {"n_images": 40, "n_anomalous": 20}
     table = run_tables.dataset_table(rows, {})
@@ -80,7 +80,7 @@ def test_a_part_of_a_dataset_has_no_difference_but_a_footnote(make_row):
     assert (second["image_auroc_difference"], second["notes"]) == ("-2.4", "")
 
 
-def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
+def test_pixel_metrics_with_missing_masks_have_no_difference(make_row):
     row = make_row("rsdds_113", method="tps", pixel_auroc=0.662)
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
     (table,) = run_tables.make_tables([row], run={WITHOUT_MASK: {"rsdds_113": 53}})
@@ -94,11 +94,11 @@ def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
     assert line["notes"] == words
 
 
-def test_missing_masks_leave_image_metrics_their_difference(make_row):
+def test_image_metrics_with_missing_masks_keep_their_difference(make_row):
     rows = [make_row(key, image_auroc=0.9, pixel_auroc=0.9) for key in INDUSTRIAL]
     table = run_tables.dataset_table(rows, {}, {WITHOUT_MASK: {"ksdd": 4}})
     ksdd = INDUSTRIAL.index("ksdd")
-    for line in (ksdd, -1):  # the dataset, and the mean that it belongs to
+    for line in (ksdd, -1):  # the dataset, and the mean that includes it
         assert cell_of(table, line, "image_auroc").difference is not None
         cell = cell_of(table, line, "pixel_auroc")
         assert (cell.paper is None, cell.difference) == (False, None)
@@ -106,7 +106,7 @@ def test_missing_masks_leave_image_metrics_their_difference(make_row):
     assert table.footnotes == ("KolektorSDD: 4 of 54 anomalous images have no mask.",)
 
 
-def test_another_training_has_no_difference_but_a_footnote(make_row):
+def test_other_training_has_footnote_instead_of_difference(make_row):
     rows = [make_row(key, image_auroc=0.9, auxiliary="mpdd") for key in BRAIN]
     table = run_tables.dataset_table(rows, {})
     words = "Trained on MPDD; the paper trained on MVTec AD."
@@ -123,7 +123,7 @@ def test_another_training_has_no_difference_but_a_footnote(make_row):
     assert (first["image_auroc_paper"], first["image_auroc_difference"]) == ("92.7", "")
     assert (first["notes"], last["notes"]) == (words, "")
     elsewhere = run_tables.dataset_table([make_row("lag", auxiliary="mpdd")], {})
-    assert not elsewhere.footnotes  # nothing is published that it would be held against
+    assert not elsewhere.footnotes  # nothing is published to compare with
 
 
 SETTINGS = [
@@ -148,7 +148,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("fields", "unlike", "words"), SETTINGS)
-def test_another_setting_has_no_difference_but_a_footnote(make_row, fields, unlike, words):
+def test_other_setting_has_footnote_instead_of_difference(make_row, fields, unlike, words):
     rows = [make_row(key, image_auroc=0.9, **fields) for key in BRAIN]
     run = {UNLIKE_PAPER: unlike}
     table = run_tables.dataset_table(rows, {}, run)
@@ -169,7 +169,7 @@ def test_another_setting_has_no_difference_but_a_footnote(make_row, fields, unli
     assert not elsewhere.footnotes
 
 
-def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_row):
+def test_partial_dataset_without_a_metric_does_not_affect_the_mean(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
     rows.append(make_row("isic", image_auroc=None, n_images=8))
     table = run_tables.dataset_table(rows, {})
@@ -177,7 +177,7 @@ def test_a_part_without_a_number_of_a_metric_leaves_the_mean_of_the_others(make_
     assert "ISIC 2016: 8 of 379 images were evaluated." in table.footnotes
 
 
-def test_some_categories_of_a_dataset_are_held_against_nothing(make_row):
+def test_partial_categories_have_no_difference(make_row):
     rows = [make_row("mvtec_ad", name, method="vip2clip") for name in ("bottle", "zipper")]
     rows.append(make_row("mvtec_ad", method="vip2clip", n_images=20, n_anomalous=8))
     (table,) = run_tables.make_tables(rows)
@@ -187,7 +187,7 @@ def test_some_categories_of_a_dataset_are_held_against_nothing(make_row):
         assert (table.marks(line), cell.paper is None, cell.difference) == ([1], False, None)
 
 
-def test_means_are_formed_by_domain_and_stand_beside_the_papers(make_row):
+def test_domain_means_are_beside_those_of_the_paper(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in INDUSTRIAL]
     rows += [make_row(key, image_auroc=0.8, **dict.fromkeys(PIXEL)) for key in BRAIN]
     table = run_tables.dataset_table(rows, {})
@@ -198,18 +198,20 @@ def test_means_are_formed_by_domain_and_stand_beside_the_papers(make_row):
     assert cell_of(table, -2, "pixel_aupro_200step").paper.percent == 90.2
     cell = cell_of(table, -1, "image_auroc")
     assert (cell.value, cell.paper.percent) == (80.0, 92.8)
-    assert cell_of(table, -1, "pixel_auroc") == tables.Cell()  # the paper's are other datasets
+    assert (
+        cell_of(table, -1, "pixel_auroc") == tables.Cell()
+    )  # the paper's mean is over other datasets
 
 
 @pytest.mark.parametrize(
     ("datasets", "undefined"),
     [
-        (INDUSTRIAL[1:], ()),  # one less
+        (INDUSTRIAL[1:], ()),  # one fewer
         ((*INDUSTRIAL, "aitex"), ()),  # one more
-        (INDUSTRIAL, ("dagm",)),  # as many, one undefined
+        (INDUSTRIAL, ("dagm",)),  # same number, one undefined
     ],
 )
-def test_a_mean_of_other_datasets_stands_beside_nothing(make_row, datasets, undefined):
+def test_mean_over_other_datasets_has_no_reference(make_row, datasets, undefined):
     rows = [make_row(key, image_ap=None if key in undefined else 0.9) for key in datasets]
     table = run_tables.dataset_table(rows, {})
     assert table.lines[-1].labels[0] == "Industrial mean"
@@ -219,7 +221,7 @@ def test_a_mean_of_other_datasets_stands_beside_nothing(make_row, datasets, unde
         assert cell_of(table, -1, "image_auroc").paper.percent == 92.5
 
 
-def test_what_a_mean_is_held_against_depends_on_the_method(make_row):
+def test_reference_of_a_mean_depends_on_the_method(make_row):
     rows = [make_row(key, method="faprompt") for key in (*BRAIN, "lag")]
     table = run_tables.dataset_table(rows, {})
     assert cell_of(table, -1, "image_auroc").paper.percent == 90.9
@@ -227,7 +229,7 @@ def test_what_a_mean_is_held_against_depends_on_the_method(make_row):
     assert cell_of(run_tables.dataset_table(rows, {}), -1, "image_auroc").paper is None
 
 
-def test_without_two_datasets_of_a_domain_the_mean_is_over_all(make_row):
+def test_mean_is_over_all_datasets_if_no_domain_has_two(make_row):
     rows = [make_row("visa"), make_row("headct"), make_row("my_parts")]
     labels = [line.labels[0] for line in run_tables.dataset_table(rows, {}).lines]
     assert labels == ["VisA", "HeadCT", "my_parts", "Mean over datasets"]
@@ -235,14 +237,14 @@ def test_without_two_datasets_of_a_domain_the_mean_is_over_all(make_row):
     assert not line.summary
 
 
-def test_mean_over_categories_tells_what_it_leaves_out(make_row):
+def test_mean_over_categories_names_excluded_members(make_row):
     rows = [make_row("visa", c, pixel_ap=v) for c, v in (("candle", 0.5), ("pipe_fryum", None))]
     table = run_tables.category_table("visa", [*rows, make_row("visa")], {})
     assert table.lines[-1].labels[0] == "Mean"
     assert "Pixel AP: mean over 1 of 2 categories; undefined: pipe fryum." in table.footnotes
 
 
-def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):
+def test_suspicious_number_is_marked_with_its_reason(make_row):
     text = formats.render(
         "table.md", table=run_tables.dataset_table([make_row("btad", method="aprilgan")], {})
     )
@@ -250,7 +252,7 @@ def test_suspicious_numbers_carry_a_mark_and_the_reason(make_row):
     assert "† BTAD, Pixel AUROC: suspicious: other papers print about 89 / 69" in text
 
 
-def test_comparisons_say_what_differs_and_by_how_much(make_row):
+def test_comparisons_show_settings_and_differences(make_row):
     main = make_row("visa", pixel_auroc=0.9)
     fixed = make_row("visa", pixel_auroc=0.85, auxiliary="", checkpoint="", epoch=None, seed=None)
     first = make_row("visa", image_score="first", pixel_auroc=0.9)
@@ -261,7 +263,7 @@ def test_comparisons_say_what_differs_and_by_how_much(make_row):
     assert cell_of(table, 1, "pixel_auroc").paper is None
 
 
-def test_seeds_get_mean_and_spread(make_row):
+def test_seeds_are_summarized_by_mean_and_spread(make_row):
     seeds = [make_row("visa", seed=s, image_auroc=v) for s, v in ((1, 0.80), (2, 0.84), (3, 0.88))]
     table = run_tables.comparison_table("visa", [make_row("visa")], seeds, {})
     assert table.lines[-1].labels[0].endswith("1, 2, 3")
@@ -269,14 +271,14 @@ def test_seeds_get_mean_and_spread(make_row):
     assert "84.0 ± 4.0" in formats.render("table.md", table=table)
 
 
-def test_one_dataset_with_categories_needs_one_table(make_row):
+def test_single_dataset_with_categories_has_one_table(make_row):
     rows = [make_row("visa", name) for name in ("candle", "cashew", "mean")]
     assert [table.title for table in run_tables.make_tables(rows)] == ["VisA"]
     rows += [make_row("headct", name) for name in ("headct", "mean")]
     assert [table.title for table in run_tables.make_tables(rows)] == ["Datasets", "VisA"]
 
 
-def test_csv_holds_every_row_and_number(make_row):
+def test_csv_has_all_rows_and_numbers(make_row):
     rows = [make_row("mvtec_ad", image_auroc=0.9), make_row("headct", pixel_ap=None)]
     notes = {("headct", "mean"): [Note((), "No masks")]}
     text = run_tables.results_csv(

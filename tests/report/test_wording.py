@@ -2,7 +2,7 @@ from zsad_jax.metrics import Note
 from zsad_jax.report import wording
 
 
-def test_notes_of_one_reason_are_one_sentence():
+def test_notes_with_same_reason_share_a_sentence():
     notes = [
         Note((metric,), "no masks")
         for metric in ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")
@@ -19,7 +19,7 @@ def test_mean_names_excluded_members(make_row):
     ]
 
 
-def test_settings_describe_only_what_differs(make_row):
+def test_settings_describe_only_differences(make_row):
     row = make_row("visa", auxiliary="mvtec_ad", image_score="second")
     assert wording.describe_setting(row, ["auxiliary", "checkpoint", "image_score"]) == (
         "trained on MVTec AD, image score second"

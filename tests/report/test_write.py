@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Checker(HTMLParser):
-    """Collects what a page refers to, and whether its elements are closed in order."""
+    """A parser that collects a page's references, and checks that its elements are nested correctly."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ def page(report):
     return text, checker
 
 
-def test_page_needs_nothing_from_outside(page):
+def test_page_is_self_contained(page):
     text, checker = page
     assert text.startswith("<!doctype html>\n")
     assert text.endswith("</html>\n")
@@ -65,7 +65,7 @@ def test_page_needs_nothing_from_outside(page):
     assert [anchor[1:] for anchor in checker.anchors] == checker.ids
 
 
-def test_every_picture_says_what_it_shows(page):
+def test_every_image_has_a_description(page):
     _, checker = page
     pictures = [values for tag, values in checker.tags if tag == "img"]
     assert len(pictures) == 8
@@ -75,13 +75,13 @@ def test_every_picture_says_what_it_shows(page):
     assert all(values["role"] == "img" and values["aria-label"] for values in charts)
 
 
-def test_pictures_decode(page):
+def test_images_decode(page):
     _, checker = page
     image = Image.open(io.BytesIO(base64.b64decode(checker.sources[0].partition(",")[2])))
     assert image.width > 3 * image.height  # image, map and overlay of 60 x 40
 
 
-def test_page_escapes_and_tells_everything(page):
+def test_page_escapes_text_and_contains_all_facts(page):
     text, _ = page
     assert "TIPSomaly &lt;on&gt; tips-nano" in text
     assert "ring/&lt;9&gt;.png" in text
@@ -103,13 +103,13 @@ def test_banner_only_for_demonstration_models(report):
     assert DEMONSTRATION not in render_page(dataclasses.replace(report, demonstration=False))
 
 
-def test_pictures_are_limited_over_many_datasets(report, cases):
+def test_number_of_images_is_limited_over_many_datasets(report, cases):
     many = [dataclasses.replace(case, dataset=f"set{i}") for i in range(40) for case in cases]
     text = render_page(dataclasses.replace(report, cases=many, scores=[]))
     assert 0 < text.count("<img") <= max(PICTURES_IN_ALL, 4 * 40)
 
 
-def test_bare_report_is_still_a_page(report):
+def test_minimal_report_is_a_page(report):
     bare = dataclasses.replace(
         report,
         comparisons=(),
@@ -126,7 +126,7 @@ def test_bare_report_is_still_a_page(report):
     assert checker.ids == ["results"]
 
 
-def test_the_papers_own_table_is_part_of_the_report(report, make_row, tmp_path):
+def test_report_includes_table_of_the_paper(report, make_row, tmp_path):
     rows = [make_row(key, image_auroc=0.9) for key in ("mvtec_ad", "visa", "headct")]
     report = dataclasses.replace(report, rows=rows, cases=(), scores=())
     text = render_page(report)
@@ -148,7 +148,7 @@ def test_the_papers_own_table_is_part_of_the_report(report, make_row, tmp_path):
     assert "VisA & 78.0 & 82.1 & 85.8 & 87.7 & 90.0 {\\scriptsize (+2.3)} \\\\" in latex
 
 
-def test_headlines_are_the_means_of_each_domain(report, make_row):
+def test_headlines_are_domain_means(report, make_row):
     rows = [make_row(key) for key in ("mvtec_ad", "visa", "headct", "br35h")]
     text = render_page(dataclasses.replace(report, rows=rows, cases=(), scores=()))
     head = text.partition("</header>")[0]
@@ -157,7 +157,7 @@ def test_headlines_are_the_means_of_each_domain(report, make_row):
     assert head.count("<span>Images</span>") == 1
 
 
-def test_files_of_a_report(report, tmp_path):
+def test_writes_expected_files(report, tmp_path):
     write_report(tmp_path, report)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     expected = {"results.md", "results.csv", "results.tex", "report.html", "figures/training.png"}
@@ -178,7 +178,7 @@ def test_files_of_a_report(report, tmp_path):
     assert all(row["notes"].startswith(DEMONSTRATION) for row in rows)
 
 
-def test_the_same_report_gives_the_same_bytes(report, tmp_path):
+def test_equal_reports_are_byte_equal(report, tmp_path):
     contents = []
     for name in ("a", "b"):
         write_report(tmp_path / name, dataclasses.replace(report, cases=report.cases[:2]))
@@ -214,22 +214,22 @@ def test_figure_names(cases, category, file_name, expected):
         ("x", None, "–"),
     ],
 )
-def test_quantities(key, value, words):
+def test_formats_quantities(key, value, words):
     assert format_quantity(key, value) == words
 
 
-def test_missing_masks_of_the_run_leave_no_difference_in_any_file(report, make_row, tmp_path):
+def test_missing_masks_of_the_run_remove_the_difference_in_all_files(report, make_row, tmp_path):
     rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
-    for run, told in (({}, False), ({"anomalous_without_mask": {"rsdds_113": 53}}, True)):
+    for run, missing in (({}, False), ({"anomalous_without_mask": {"rsdds_113": 53}}, True)):
         report = dataclasses.replace(
             report, rows=rows, comparisons=(), cases=(), scores=(), run=run
         )
         write_report(tmp_path, report)
         for name in ("results.md", "results.csv", "results.tex", "report.html"):
             text = (tmp_path / name).read_text(encoding="utf-8")
-            assert (words in text) == told, name
-            assert bool(re.search("[-−]30[.]1|[$]-[$]30[.]1", text)) != told, name
+            assert (words in text) == missing, name
+            assert bool(re.search("[-−]30[.]1|[$]-[$]30[.]1", text)) != missing, name
 
 
 HOSTILE = [
@@ -248,7 +248,7 @@ HOSTILE += [os.fsdecode(b"caf\xe9"), "\x00", "正常"]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_no_name_leaves_the_directory_or_ends_the_report(name, report, tmp_path):
+def test_hostile_names_neither_escape_the_directory_nor_stop_the_report(name, report, tmp_path):
     """Names of datasets, categories and files come from users."""
     for place in ("victim", "outer/victim"):
         (tmp_path / place).mkdir(parents=True)
@@ -268,12 +268,12 @@ def test_no_name_leaves_the_directory_or_ends_the_report(name, report, tmp_path)
         outside = [path for path in sorted(tmp_path.rglob("*")) if "runs" not in path.parts]
         assert outside == before
     figures = list((workdir / "figures").rglob("*.png"))
-    assert len(figures) == 4  # one of the two cases has the same name
+    assert len(figures) == 4  # the two cases have the same name
     write_report(workdir, dataclasses.replace(report, cases=(), scores=(), history=()))
     assert not list((workdir / "figures").rglob("*.png"))
 
 
-def test_removes_no_figure_that_an_edited_record_names(report, tmp_path):
+def test_does_not_remove_files_named_in_an_edited_record(report, tmp_path):
     victim = tmp_path / "victim.png"
     victim.touch()
     figures = tmp_path / "run/figures"
@@ -288,14 +288,14 @@ def test_removes_no_figure_that_an_edited_record_names(report, tmp_path):
     assert (figures / "mine.png").exists()
 
 
-def test_warns_of_a_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch, caplog):
+def test_warns_of_figure_that_cannot_be_drawn(report, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(write.charts, "roc_figure", lambda scores: 1 / 0)
     write_report(tmp_path, report)
     assert "Cannot draw synthetic_target/roc.png: division by zero." in caplog.text
     assert (tmp_path / "report.html").exists()
 
 
-def test_writes_no_figure_through_a_link(report, tmp_path):
+def test_does_not_write_figures_through_a_link(report, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for link in ("figures", "figures/synthetic_target"):

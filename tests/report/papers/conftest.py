@@ -7,7 +7,7 @@ from zsad_jax.report.papers.workdirs import columns_of
 
 @pytest.fixture
 def make_workdir(tmp_path):
-    """Writes a working directory of rows, comparisons and whether the model is a demonstration's."""
+    """Writes a working directory with rows, comparisons and whether the model is a demonstration."""
 
     def make(name, rows, comparisons=None, demonstration=False):
         folder = tmp_path / name
@@ -23,7 +23,7 @@ def make_workdir(tmp_path):
 
 @pytest.fixture
 def make_ours(make_row):
-    """A column of a method: image AUROC and 200-step AUPRO by dataset, or by (dataset, category)."""
+    """Returns a column of a method: image AUROC and 200-step AUPRO by dataset, or by (dataset, category)."""
 
     def make(values, method="tipsomaly", **fields):
         rows = []

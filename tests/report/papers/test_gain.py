@@ -16,7 +16,7 @@ def gain_table(paper, ours=()):
     )
 
 
-def test_the_posters_gains_come_out():
+def test_gains_match_those_of_the_poster():
     table = gain_table("tipsomaly")
     printed = printed_gains("tipsomaly")
     assert len(printed) == 9
@@ -30,7 +30,7 @@ def test_the_posters_gains_come_out():
     assert {place: f"{computed[place]:+.1f}" for place in printed} == printed
 
 
-def test_gains_are_over_the_best_published_method(make_ours):
+def test_gains_are_relative_to_best_published_method(make_ours):
     table = gain_table("tipsomaly", [make_ours(dict.fromkeys(BRAIN, 0.95), method="coop")])
     lines = {line.labels[:2]: line for line in table.lines}
     line = lines["Medical mean", "Image AUROC"]
@@ -45,14 +45,14 @@ def test_gains_are_over_the_best_published_method(make_ours):
     assert not table.footnotes
 
 
-def test_a_mean_over_less_has_no_gain(make_ours):
+def test_mean_over_fewer_datasets_has_no_gain(make_ours):
     table = gain_table("vip2clip", [make_ours({"headct": 0.99}, method="vip2clip")])
     cells = [line.cells[2] for line in table.lines if line.labels[0] == "Medical mean"]
     assert {cell.difference for cell in cells} == {None}
     assert "Mean over 1 of 3 datasets; not run: BrainMRI, Br35H." in table.footnotes
 
 
-def test_a_mean_over_a_part_of_a_dataset_has_no_gain(make_row):
+def test_mean_with_partial_dataset_has_no_gain(make_row):
     rows = [make_row(key, method="vip2clip", image_auroc=0.99) for key in BRAIN]
     rows[1]["n_images"] -= 3
     table = gain_table("vip2clip", columns_of(rows))
@@ -61,7 +61,7 @@ def test_a_mean_over_a_part_of_a_dataset_has_no_gain(make_row):
     assert line.cells[2].footnotes[0] == ("BrainMRI: 250 of 253 images were evaluated.")
 
 
-def test_another_training_has_no_gain(make_ours):
+def test_other_training_has_no_gain(make_ours):
     ours = make_ours(
         dict.fromkeys(BRAIN, 0.99), method="vip2clip", auxiliary="mvtec_ad+cvc_colondb"
     )
@@ -73,7 +73,7 @@ def test_another_training_has_no_gain(make_ours):
     ]
 
 
-def test_missing_masks_leave_a_pixel_mean_without_gain(make_row):
+def test_pixel_mean_with_missing_masks_has_no_gain(make_row):
     keys = ("isic", "cvc_colondb", "cvc_clinicdb", "kvasir")
     rows = [make_row(key, method="vip2clip", pixel_auroc=0.9) for key in keys]
     cells = []
@@ -87,14 +87,14 @@ def test_missing_masks_leave_a_pixel_mean_without_gain(make_row):
 
 
 @pytest.mark.parametrize("paper", MAIN_TABLES)
-def test_full_shot_and_own_numbers_are_no_prior(paper):
+def test_full_shot_and_own_numbers_are_not_prior(paper):
     own = {"faprompt": "FAPrompt", "tps": "TPS", "vip2clip": "ViP²-CLIP", "tipsomaly": "TIPSomaly"}
     table = gain_table(paper)
     assert not {line.labels[2] for line in table.lines} & {own[paper], "PatchCore", "RD4AD"}
     assert table.columns[1].name == own[paper]
 
 
-def test_a_suspicious_prior_carries_its_mark():
+def test_suspicious_prior_is_marked():
     table = gain_table("faprompt")
     (line,) = (one for one in table.lines if one.labels[:2] == ("Medical mean", "Image AP"))
     assert line.cells[0].number == "90.6†"
@@ -104,7 +104,7 @@ def test_a_suspicious_prior_carries_its_mark():
     )
 
 
-def test_the_gain_stands_between_datasets_and_categories():
+def test_gains_are_between_datasets_and_categories():
     (paper,) = compare_papers([], paper="vip2clip")
     kinds = [table.title.split(":")[0] + table.compared for table in paper.tables]
     position = kinds.index("ViP²-CLIPbest prior method")

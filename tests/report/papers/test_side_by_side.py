@@ -29,7 +29,7 @@ def notes_of(table, cell):
     return [table.footnotes[mark - 1] for mark in table.marks(cell)]
 
 
-def test_a_paper_with_ours_beside_it_word_for_word(make_ours):
+def test_renders_paper_with_our_results(make_ours):
     ours = make_ours(dict.fromkeys(BRAIN, 0.9))
     sheet = sheet_of("tipsomaly", "1", "image_auroc")
     sheet = sheet.limited_to([Place(key) for key in ("visa", *BRAIN, "medical_mean")])
@@ -47,7 +47,7 @@ def test_a_paper_with_ours_beside_it_word_for_word(make_ours):
 
 
 @pytest.mark.parametrize("paper", MAIN_TABLES)
-def test_rows_come_by_domain_each_followed_by_its_mean(paper):
+def test_rows_are_grouped_by_domain_and_followed_by_their_mean(paper):
     for sheet in make_sheets(paper):
         if not sheet.by_category:
             labels = [place.dataset for place in sheet.places]
@@ -59,7 +59,7 @@ def test_rows_come_by_domain_each_followed_by_its_mean(paper):
                 assert not set(labels[: labels.index("industrial_mean")]) & {*BRAIN, "isic"}
 
 
-def test_ours_is_held_against_the_full_model_of_an_ablation(make_ours):
+def test_compares_ours_with_full_model_of_ablation(make_ours):
     ours = make_ours({"visa": 0.9}, method="vip2clip")
     table = make_table(sheet_of("vip2clip", "4", "image_auroc"), [ours])
     full = published_numbers("vip2clip", "visa")["image_auroc"].percent
@@ -68,7 +68,7 @@ def test_ours_is_held_against_the_full_model_of_an_ablation(make_ours):
     assert cells_of(table, "VisA")["ours: ViP²-CLIP"].difference is None
 
 
-def test_full_shot_methods_stand_apart():
+def test_full_shot_methods_are_a_separate_group():
     table = make_table(sheet_of("faprompt", "1", "image_auroc"), [])
     assert [column.group for column in table.columns] == ["published"] * 9 + [
         "published, full-shot"
@@ -80,7 +80,7 @@ def test_full_shot_methods_stand_apart():
     assert {column.group for column in f1.columns} == {"published"}
 
 
-def test_a_suspicious_number_carries_a_mark_and_the_words():
+def test_suspicious_number_is_marked_with_its_reason():
     table = make_table(sheet_of("vip2clip", "17", "pixel_aupro"), [])
     marked = [line.labels[0] for line in table.lines if "†" in line.cells[4].number]
     assert len(marked) == 15
@@ -92,13 +92,13 @@ def test_a_suspicious_number_carries_a_mark_and_the_words():
     assert "suspicious: the column reads" in formats.to_csv([table])
 
 
-def test_how_a_number_was_read_is_a_footnote():
+def test_corrected_number_has_a_footnote():
     table = make_table(sheet_of("faprompt", "2", "pixel_aupro"), [])
     cell = cells_of(table, "AITEX")["CoCoOp"]
     assert notes_of(table, cell) == ['CoCoOp, AITEX: printed "56,9" read as 56.9.']
 
 
-def test_means_that_are_not_printed_are_recomputed_and_say_so():
+def test_unpublished_means_are_recomputed_with_a_footnote():
     table = make_table(sheet_of("tps", "1", "image_auroc"), [])
     cell = cells_of(table, "Medical mean")["CLIP"]
     (numbers,) = (
@@ -124,7 +124,7 @@ def test_means_that_are_not_printed_are_recomputed_and_say_so():
 
 
 @pytest.mark.parametrize("metric", ["image_auroc", "pixel_aupro"])
-def test_our_mean_leaves_out_what_the_papers_leaves_out(make_ours, metric):
+def test_our_mean_excludes_the_same_datasets_as_the_papers(make_ours, metric):
     sheet = sheet_of("faprompt", "1" if metric == "image_auroc" else "2", metric)
     values = dict.fromkeys(sheet.members(Place("industrial_mean")), 0.8)
     assert "mvtec_ad" not in values
@@ -135,7 +135,7 @@ def test_our_mean_leaves_out_what_the_papers_leaves_out(make_ours, metric):
     assert cell.difference == round(80 - printed, 1)
 
 
-def test_a_mean_over_less_says_so_and_is_held_against_nothing(make_ours, make_row):
+def test_mean_over_fewer_datasets_has_no_difference(make_ours, make_row):
     values = {"mvtec_ad": 0.8, "visa": 0.9, "mpdd": None}
     table = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [make_ours(values)])
     cell = cells_of(table, "Industrial mean")["ours: TIPSomaly"]
@@ -159,14 +159,14 @@ def test_a_mean_over_less_says_so_and_is_held_against_nothing(make_ours, make_ro
         ("visa", "pixel_aupro", {"pixel_aupro": None}, "VisA: undefined for the data."),
     ],
 )
-def test_the_reason_for_an_undefined_number(make_ours, dataset, metric, fields, words):
+def test_reason_for_undefined_number(make_ours, dataset, metric, fields, words):
     ours = make_ours({dataset: None}, **fields)
     table = make_table(sheet_of("tipsomaly", "1", metric), [ours])
     cell = cells_of(table, names.dataset_name(dataset))["ours: TIPSomaly"]
     assert (cell.number, notes_of(table, cell)) == ("–", [words])
 
 
-def test_the_mean_of_a_dataset_covers_the_papers_categories(make_ours):
+def test_mean_of_dataset_covers_categories_of_the_paper(make_ours):
     sheet = sheet_of("faprompt", "13", "image_auroc")
     categories = [place.category for place in sheet.places if place.category != "mean"]
     values = {("visa", key): 0.9 for key in categories}
@@ -194,7 +194,7 @@ def test_the_mean_of_a_dataset_covers_the_papers_categories(make_ours):
     assert (cell.difference, notes_of(table, cell)) == (None, words[:1])
 
 
-def test_a_part_of_a_dataset_is_held_against_nothing(make_row):
+def test_partial_dataset_has_no_difference(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
     rows[0] |= {"n_images": 40, "n_anomalous": 20}
     sheet = sheet_of("tipsomaly", "1", "image_auroc")
@@ -218,7 +218,7 @@ def test_a_part_of_a_dataset_is_held_against_nothing(make_row):
     assert ours["note"] == "HeadCT: 40 of 200 images were evaluated."
 
 
-def test_datasets_that_were_not_run_are_told_once(make_ours):
+def test_lists_datasets_that_were_not_run_once(make_ours):
     ours = make_ours(dict.fromkeys((*INDUSTRIAL_7, *BRAIN, "tn3k"), 0.9))
     papers = compare_papers([ours], paper="tipsomaly")
     assert find_missing([ours], papers) == [
@@ -227,7 +227,7 @@ def test_datasets_that_were_not_run_are_told_once(make_ours):
     assert find_missing([], papers) == []
 
 
-def test_a_run_is_held_against_its_own_papers_table(make_row):
+def test_run_is_compared_with_tables_of_its_paper(make_row):
     rows = [make_row(key, category) for key in BRAIN for category in (key, "mean")]
     tables = compare_run([*rows, make_row("mvtec_ad", "mean")])
     assert [table.title for table in tables] == [
@@ -245,14 +245,14 @@ def test_a_run_is_held_against_its_own_papers_table(make_row):
     assert compare_run([make_row("synthetic_target"), make_row("mpdd", method="new")]) == []
 
 
-def test_a_competitor_is_printed_or_recomputed_never_guessed():
+def test_unknown_competitor_has_no_reference():
     sheet = sheet_of("vip2clip", "1", "image_auroc")
     assert sheet.reference("nobody", Place("industrial_mean")) is None
     own = [n for n in all_numbers() if is_main(n) and n.method == "vip2clip"]
     assert own
 
 
-def test_another_training_is_held_against_the_numbers_of_that_training(make_ours):
+def test_other_training_is_compared_with_numbers_of_that_training(make_ours):
     ours = make_ours({"brainmri": 0.95, "br35h": 0.96}, method="tps", auxiliary="headct")
     table = make_table(sheet_of("tps", "3", "image_auroc"), [ours])
     assert formats.render("table.md", table=table) == (
@@ -274,13 +274,13 @@ def test_another_training_is_held_against_the_numbers_of_that_training(make_ours
     assert notes_of(main, cell) == ["Trained on HeadCT; the paper trained on MVTec AD."]
 
 
-def test_the_usual_training_is_held_against_the_default(make_ours):
+def test_common_training_is_compared_with_default(make_ours):
     ours = make_ours({"brainmri": 0.95}, method="tps")
     table = make_table(sheet_of("tps", "3", "image_auroc"), [ours])
     assert cells_of(table, "BrainMRI")["ours: TPS"].difference == 2.6
 
 
-def test_a_polyp_set_added_to_the_training_has_its_own_table(make_ours):
+def test_training_with_polyp_dataset_has_its_own_table(make_ours):
     polyps = {"cvc_colondb": "visa+cvc_clinicdb"}
     values = dict.fromkeys(("isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo"), 0.9)
     made = [
@@ -312,7 +312,7 @@ def test_a_polyp_set_added_to_the_training_has_its_own_table(make_ours):
     } <= set(notes_of(table, cell))  # fmt: skip
 
 
-def test_a_training_of_which_nothing_is_published_is_held_against_nothing(make_ours):
+def test_unpublished_training_has_no_difference(make_ours):
     ours = make_ours(dict.fromkeys(BRAIN, 0.9), auxiliary="mpdd")
     table = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [ours])
     for label in ("HeadCT", "Medical mean"):
@@ -323,7 +323,7 @@ def test_a_training_of_which_nothing_is_published_is_held_against_nothing(make_o
     assert not cells_of(nothing, "HeadCT")["ours: TIPSomaly (trained on MPDD)"].footnotes
 
 
-def test_results_of_nothing_learned_keep_their_difference(make_ours):
+def test_results_without_training_keep_their_difference(make_ours):
     ours = make_ours({"headct": 0.9}, auxiliary=None, checkpoint=None)
     table = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [ours])
     assert cells_of(table, "HeadCT")["ours: TIPSomaly"].difference == -2.7
@@ -337,8 +337,8 @@ def test_results_of_nothing_learned_keep_their_difference(make_ours):
         ({"image_size": 252}, "image size 252 (the paper: 518)"),
     ],
 )
-def test_another_setting_has_no_difference(make_ours, fields, words):
-    """Neither with the paper's training nor with one that has a table of its own."""
+def test_other_setting_has_no_difference(make_ours, fields, words):
+    """Neither with the paper's training nor with a training that has its own table."""
     for training, table in (({}, "1"), ({"auxiliary": "headct"}, "3")):
         ours = make_ours({"brainmri": 0.95}, method="tps", **fields, **training)
         made = make_table(sheet_of("tps", table, "image_auroc"), [ours])
@@ -347,7 +347,7 @@ def test_another_setting_has_no_difference(make_ours, fields, words):
         assert notes_of(made, cell) == [f"TPS: {words}."]
 
 
-def test_a_demonstration_has_no_difference(make_ours):
+def test_demonstration_has_no_difference(make_ours):
     fields = {"backbone": "tips-nano", "auxiliary": "synthetic_aux", "image_size": 252}
     ours = make_ours({"headct": 0.9}, **fields)
     made = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [ours])
@@ -355,7 +355,7 @@ def test_a_demonstration_has_no_difference(make_ours):
     assert (cell.number, cell.difference) == ("90.0", None)
 
 
-def test_both_trainings_of_faprompt_count(make_row):
+def test_both_trainings_of_faprompt_have_differences(make_row):
     full = "mvtec_ad:train+mvtec_ad:test"
     rows = [
         make_row("visa", method="faprompt", image_auroc=0.9, auxiliary=key)
@@ -371,7 +371,7 @@ def test_both_trainings_of_faprompt_count(make_row):
     assert [cells[head].difference for head in heads] == [round(90 - printed, 1)] * 2
 
 
-def test_missing_masks_leave_pixel_metrics_without_difference(make_row):
+def test_pixel_metrics_with_missing_masks_have_no_difference(make_row):
     rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
     words = "RSDDs-113: 53 of 113 anomalous images have no mask."
     table = make_table(

@@ -8,7 +8,7 @@ from zsad_jax.report.papers.workdirs import columns_of, read_workdirs
 from zsad_jax.utils.errors import UserError
 
 
-def test_columns_are_named_by_what_tells_them_apart(make_row):
+def test_column_names_contain_the_differences(make_row):
     rows = [
         make_row("visa"),
         make_row("mpdd"),
@@ -26,14 +26,12 @@ def test_columns_are_named_by_what_tells_them_apart(make_row):
     assert set(columns[0].rows) == {("visa", "mean"), ("mpdd", "mean")}
 
 
-def test_one_way_of_running_a_method_needs_no_more_than_its_name(make_row):
+def test_single_setting_is_named_after_its_method(make_row):
     rows = [make_row("visa", seed=1), make_row("mpdd", seed=2)]
     assert [one.name for one in columns_of(rows)] == ["TIPSomaly"]
 
 
-def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
-    make_row, make_workdir, caplog
-):
+def test_other_trainings_and_image_scores_are_separate_columns(make_row, make_workdir, caplog):
     brain = ("brainmri", "br35h")
     folders = [
         make_workdir("tps", [make_row(key, method="tps") for key in ("mvtec_ad", *brain)]),
@@ -65,7 +63,7 @@ def test_runs_of_other_trainings_and_image_scores_are_columns_of_their_own(
     assert not caplog.records
 
 
-def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
+def test_missing_masks_come_from_the_run_that_is_shown(make_row, make_workdir):
     rows = [make_row("ksdd"), make_row("rsdds_113")]
     first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
     counts = {"ksdd": 4, "rsdds_113": 53}
@@ -75,8 +73,8 @@ def test_missing_masks_are_those_of_the_run_that_counts(make_row, make_workdir):
     assert ours.deviations == [Deviation("rsdds_113", "images", ("pixel",), words)]
 
 
-def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir):
-    """Two runs that differ by the epochs alone, one of which has the results of both datasets."""
+def test_other_settings_come_from_the_run_that_is_shown(make_row, make_workdir):
+    """The two runs differ only in their epochs; one of them has results of both datasets."""
     rows = [make_row(key, method="tps", auxiliary="mvtec_ad") for key in ("visa", "btad")]
     first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
     (first / "run.json").write_text(json.dumps({"unlike_paper": {"epochs": [1, 15]}}))
@@ -85,7 +83,7 @@ def test_other_settings_are_those_of_the_run_that_counts(make_row, make_workdir)
     assert ours.deviations == [Deviation("btad", "setting", ("image", "pixel"), words)]
 
 
-def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
+def test_later_results_replace_earlier_ones_with_a_warning(make_row, make_workdir, caplog):
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().propagate = True
     first = make_workdir("a", [make_row("visa", image_ap=0.1), make_row("mpdd", image_ap=0.2)])
@@ -98,7 +96,7 @@ def test_later_results_win_with_a_warning(make_row, make_workdir, caplog):
     ]
 
 
-def test_comparisons_are_columns_of_their_own_when_asked_for(make_row, make_workdir, caplog):
+def test_comparisons_are_separate_columns_on_request(make_row, make_workdir, caplog):
     others = [
         make_row("visa", image_score="first"),
         make_row("visa", variant="fixed prompts", auxiliary=None, seed=None),
@@ -115,7 +113,7 @@ def test_comparisons_are_columns_of_their_own_when_asked_for(make_row, make_work
     assert not caplog.records
 
 
-def test_a_demonstration_says_so(make_row, make_workdir):
+def test_demonstration_is_described_as_such(make_row, make_workdir):
     folders = [
         make_workdir("a", [make_row("visa", backbone="tips-nano")], demonstration=True),
         make_workdir("b", [make_row("visa", backbone="tips-l14")]),
@@ -135,7 +133,7 @@ def test_a_demonstration_says_so(make_row, make_workdir):
     [b"[{", b"3", b"[3]", b"\xff", b'[{"dataset": "visa"}]', b'["visa"]'],
 )
 @pytest.mark.parametrize("name", ["results.json", "comparisons.json"])
-def test_a_broken_file_is_named_in_one_sentence(make_row, make_workdir, name, content):
+def test_names_broken_file(make_row, make_workdir, name, content):
     folder = make_workdir("a", [make_row("visa")], [])
     (folder / name).write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -144,28 +142,28 @@ def test_a_broken_file_is_named_in_one_sentence(make_row, make_workdir, name, co
     assert "\n" not in str(error.value)
 
 
-def test_a_metric_out_of_range_is_a_broken_file(make_row, make_workdir):
+def test_rejects_metric_out_of_range(make_row, make_workdir):
     folder = make_workdir("a", [make_row("visa") | {"image_ap": 93.4}])
     with pytest.raises(UserError, match=r"image_ap is 93\.4"):
         read_workdirs([folder])
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_a_folder_without_results_is_named(tmp_path, name):
+def test_names_folder_without_results(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"{name} has no results.json"):
         read_workdirs([tmp_path / name])
 
 
-def test_an_undefined_metric_may_be_nan(make_row, make_workdir):
+def test_undefined_metric_may_be_nan(make_row, make_workdir):
     folder = make_workdir("a", [make_row("visa")])
     text = json.dumps([make_row("visa") | {"image_ap": float("nan")}])
     (folder / "results.json").write_text(text)
     assert read_workdirs([folder])[0].rows["visa", "mean"]["image_ap"] is None
 
 
-def test_results_of_a_run_are_judged_together(make_row, make_workdir):
-    """Also where those of another run stand between them."""
+def test_partial_results_are_detected_within_one_run(make_row, make_workdir):
+    """Rows of another run in between do not matter."""
     categories = (
         "bracket_black",
         "bracket_brown",
