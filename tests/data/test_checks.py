@@ -45,7 +45,7 @@ def test_good_sample_has_no_issues():
         ({"mask": (MASK, png(np.zeros(1, np.uint8), (4, 3)))}, "mask_unreadable", "differ in size"),
     ],
 )
-def test_reports_what_cannot_be_used(sample, kind, detail):
+def test_reports_unusable_images_and_masks(sample, kind, detail):
     found = look(**sample)
     assert not found.usable
     (issue,) = found.issues
@@ -55,7 +55,7 @@ def test_reports_what_cannot_be_used(sample, kind, detail):
     assert (found.image is None) == (kind == "image_unreadable")
 
 
-def test_mask_of_other_size_with_the_same_aspect_is_used():
+def test_uses_mask_of_other_size_with_same_aspect_ratio():
     image = png(np.arange(200, dtype=np.uint8), (60, 41))  # 30 x 20.5
     for size in ((30, 20), (30, 21), (120, 82), (90, 62)):
         found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
@@ -75,10 +75,12 @@ def test_mask_of_other_size_with_the_same_aspect_is_used():
 def test_masks_of_images_with_exif_orientation(orientation, size):
     values = np.arange(size[0] * size[1], dtype=np.uint8)
     image = png(values, size, orientation)
-    stored = png(values % 7 == 0, size)  # drawn on the stored pixels, without orientation
+    stored = png(values % 7 == 0, size)  # drawn on the stored pixels, before orientation
     turned = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image)))) % 7 == 0
     found = look(image=image, mask=stored)
-    if size[0] == size[1] or orientation < 5:  # the size does not tell which pixels it was drawn on
+    if (
+        size[0] == size[1] or orientation < 5
+    ):  # the size does not show which pixels the mask was drawn on
         assert (found.usable, found.mask) == (False, None)
         detail = f"orientation {orientation}"
         assert found.issues == [Issue("mask_orientation", "a.png", detail)]
@@ -94,7 +96,7 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
     np.testing.assert_array_equal(both.mask, turned)
 
 
-def test_normal_orientation_needs_no_mask_with_it():
+def test_default_orientation_accepts_mask_without_orientation():
     found = look(image=png(np.arange(30, dtype=np.uint8), orientation=1))
     assert (found.usable, found.issues, found.notes) == (True, [], [])
 
@@ -108,7 +110,7 @@ def test_empty_mask_of_anomalous_image_is_reported_and_used():
     assert look(mask=png(np.array([0, 9], np.uint8)), threshold=127).issues == found.issues
 
 
-def test_mask_of_the_whole_image_is_reported_and_used():
+def test_full_mask_is_reported_and_used():
     full = png(np.array([255], np.uint8))
     found = look(mask=full)
     assert (found.usable, found.issues) == (True, [Issue("mask_full", "a.png")])
@@ -132,12 +134,12 @@ def test_notes_more_than_two_gray_levels(values, levels):
     assert notes == ([issue] if levels else [])
 
 
-def test_does_not_read_mask_that_does_not_count():
+def test_does_not_read_unused_mask():
     found = examine(Sample(image=IMAGE, mask=b"junk", has_mask=False, label=1))
     assert (found.usable, found.mask, found.issues) == (True, None, [])
 
 
-def test_issues_of_a_kind_are_one_line():
+def test_groups_issues_by_kind():
     issues = [Issue("mask_size", f"{i}.png", f"{i}x5, the image 9x9") for i in range(200)]
     issues.insert(7, Issue("mask_missing", "other.png"))
     issues += [Issue("mask_outside", f"a{i}.png", f"/some/where/{i}_m.png") for i in "ab"]

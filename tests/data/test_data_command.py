@@ -1,4 +1,4 @@
-"""`python -m zsad_jax.data` on folders of a person's own: the same checks, by path."""
+"""Tests of `python -m zsad_jax.data` on the user's own folders, given by path."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are 
 
 @pytest.fixture
 def run(capsys):
-    """Gives exit code, stdout and stderr."""
+    """Returns a function that runs the command and returns exit code, stdout and stderr."""
 
     def call(*arguments):
         try:
@@ -39,7 +39,7 @@ def save(path, value=0, size=(6, 5)):
 
 @pytest.fixture
 def parts(tmp_path):
-    """Two categories in MVTec's layout."""
+    """Writes two categories in MVTec's layout."""
     for category in ("nut", "screw"):
         save(tmp_path / "parts" / category / "train/good/000.png")
         for number in range(3):
@@ -53,7 +53,7 @@ def lines_with(text, *parts):
     return [line for line in text.splitlines() if all(part in line for part in parts)]
 
 
-def test_a_good_folder(run, parts):
+def test_verifies_valid_folder(run, parts):
     code, out, _ = run("verify", parts)
     assert code == 0
     assert lines_with(out, "parts", "nut", "1 / 0", "3 / 3")
@@ -62,7 +62,7 @@ def test_a_good_folder(run, parts):
     assert out.endswith("parts: all images and masks are usable\n")
 
 
-def test_every_planted_fault_is_named(run, parts):
+def test_reports_all_planted_issues(run, parts):
     bent = parts / "nut/test/bent"
     truth = parts / "nut/ground_truth/bent"
     bent.joinpath("0.png").write_bytes(b"")
@@ -70,9 +70,9 @@ def test_every_planted_fault_is_named(run, parts):
     save(truth / "2_mask.png", 0)
     save(truth / "9_mask.png", MASK)
     save(parts / "screw/ground_truth/bent/0_mask.png", MASK, (4, 4))
-    grey = Image.new("L", (6, 5))
-    grey.putdata(range(30))
-    grey.save(parts / "screw/ground_truth/bent/1_mask.png")
+    gray = Image.new("L", (6, 5))
+    gray.putdata(range(30))
+    gray.save(parts / "screw/ground_truth/bent/1_mask.png")
     (parts / "bolt/test/good").mkdir(parents=True)
     code, out, _ = run("verify", parts)
     assert code == 1
@@ -91,7 +91,7 @@ def test_every_planted_fault_is_named(run, parts):
     assert lines_with(out, "parts", "all", "6 / 6")  # nothing is dropped
 
 
-def test_a_flat_folder_with_masks_beside(run, tmp_path):
+def test_verifies_flat_folder_with_masks_beside_images(run, tmp_path):
     for stem, value in (("a", 0), ("b", MASK)):
         save(tmp_path / "flat" / f"{stem}.png")
         save(tmp_path / "flat" / f"{stem}_mask.png", value)
@@ -100,7 +100,7 @@ def test_a_flat_folder_with_masks_beside(run, tmp_path):
     assert lines_with(out, "flat", "1 / 1")
 
 
-def test_a_folder_with_a_meta_json(run, parts):
+def test_verifies_folder_with_meta_json(run, parts):
     entries = [{"img_path": f"nut/test/good/{i}.png", "anomaly": 0} for i in range(2)]
     entries += [{"img_path": "gone.png", "mask_path": "gone.png", "anomaly": 1}]
     (parts / "meta.json").write_text(json.dumps({"test": {"nut": entries}}))
@@ -112,7 +112,7 @@ def test_a_folder_with_a_meta_json(run, parts):
     assert "is not a valid meta.json" in run("verify", parts)[2]
 
 
-def test_mistakes(run, parts, tmp_path):
+def test_rejects_mistakes(run, parts, tmp_path):
     (tmp_path / "empty").mkdir()
     for path, words in [
         (tmp_path / "empty", "No images found in"),
@@ -125,7 +125,7 @@ def test_mistakes(run, parts, tmp_path):
     assert run("verify", parts, "--workers", "0")[0] == 2
 
 
-def test_a_sheet_of_a_folder_and_of_a_drawn_set(run, parts, tmp_path, monkeypatch):
+def test_shows_folder_and_synthetic_dataset(run, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("show", parts)
     assert (code, out) == (0, f"Wrote 12 images of parts to {tmp_path / 'parts.png'}.\n")
@@ -144,7 +144,7 @@ def test_a_sheet_of_a_folder_and_of_a_drawn_set(run, parts, tmp_path, monkeypatc
         (("KolektorSDD",), ("KolektorSDD", "5 / 9"), 0),
     ],
 )
-def test_real_folders(run, arguments, counts, issues):
+def test_verifies_real_folders(run, arguments, counts, issues):
     code, out, _ = run("verify", REAL / arguments[0], *arguments[1:])
     assert code == int(issues > 0)
     assert lines_with(out, *counts)

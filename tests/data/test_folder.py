@@ -35,7 +35,7 @@ def make_mvtec(root: pathlib.Path, category: str = "metal_nut", good: str = "goo
 
 
 def draw(root: pathlib.Path, *names: str, size=(24, 20)):
-    """Writes images of noise, and masks with a defect where "truth" is in a name."""
+    """Writes images of noise, and masks with a defect where "truth" is in the path."""
     rng = np.random.default_rng(0)
     for name in names:
         values = rng.integers(0, 256, (size[1], size[0]), np.uint8)
@@ -53,7 +53,7 @@ def names(dataset):
 
 
 def masks_of(dataset, root: pathlib.Path):
-    """The masks of the anomalous images by file name, relative to a folder."""
+    """Returns the masks of the anomalous images by file name, relative to a folder."""
     return {
         sample.file_name: sample.mask and pathlib.Path(sample.mask).relative_to(root).as_posix()
         for sample in dataset
@@ -83,7 +83,7 @@ def test_mvtec_layout(tmp_path):
     assert len(normal) == 4
 
 
-def test_one_category_and_its_training_split(tmp_path):
+def test_reads_single_category_and_its_training_split(tmp_path):
     folder = make_mvtec(tmp_path)
     dataset = read_folder(folder)
     assert dataset.categories == ("metal_nut",)
@@ -94,7 +94,7 @@ def test_one_category_and_its_training_split(tmp_path):
     assert train.issues == ()
 
 
-def test_masks_are_paired_by_name_never_by_position(tmp_path):
+def test_pairs_masks_by_name_not_by_position(tmp_path):
     folder = make_mvtec(tmp_path)
     masks = folder / "ground_truth" / "bent"
     (masks / "000_mask.png").unlink()
@@ -112,12 +112,12 @@ def test_masks_are_paired_by_name_never_by_position(tmp_path):
     ]
 
 
-def test_several_masks_for_one_image(tmp_path):
+def test_pairs_several_masks_with_one_image(tmp_path):
     folder = make_mvtec(tmp_path)
     masks = folder / "ground_truth" / "bent"
     write(masks / "000_mask2.png", 255)
     (masks / "001_mask.png").unlink()
-    write(masks / "001" / "000.png", 255)  # MVTec LOCO's way
+    write(masks / "001" / "000.png", 255)  # layout of MVTec LOCO
     write(masks / "001" / "001.png", 255)
     dataset = read_folder(tmp_path)
     found = {pathlib.Path(s.image).stem: s.mask for s in dataset if s.label}
@@ -128,7 +128,7 @@ def test_several_masks_for_one_image(tmp_path):
     ]
 
 
-def test_reports_once_that_there_are_no_masks(tmp_path):
+def test_reports_missing_masks_once(tmp_path):
     for i in range(3):
         write(tmp_path / "bottle" / "test" / "broken" / f"{i}.png")
     dataset = read_folder(tmp_path)
@@ -173,14 +173,14 @@ def test_flat_folder_with_labels_by_folder(tmp_path):
         ("OK", "NG"),
     ],
 )
-def test_usual_names_of_normal_folders(tmp_path, normal, anomalous):
+def test_recognizes_usual_names_of_normal_folders(tmp_path, normal, anomalous):
     write(tmp_path / "set" / normal / "1.png")
     write(tmp_path / "set" / anomalous / "2.png")
     labels = {sample.defect: sample.label for sample in read_folder(tmp_path)}
     assert labels == {"good": 0, anomalous: 1}
 
 
-def test_no_is_normal_beside_yes_only(tmp_path):
+def test_no_is_normal_only_beside_yes(tmp_path):
     write(tmp_path / "no" / "1.png")
     write(tmp_path / "7" / "1.png")
     assert not any(sample.defect for sample in read_folder(tmp_path))
@@ -190,7 +190,7 @@ def test_no_is_normal_beside_yes_only(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["flat", "test/fine"])
-def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
+def test_reports_unknown_labels(tmp_path, layout, caplog):
     for i in range(3):
         write(tmp_path / layout / f"{i}.png")
     dataset = read_folder(tmp_path)
@@ -206,16 +206,16 @@ def test_reports_that_labels_are_unknown(tmp_path, layout, caplog):
     assert dataset.issues == ()
 
 
-def test_normal_folders_that_are_not_there(tmp_path):
+def test_rejects_unknown_normal_folders(tmp_path):
     make_mvtec(tmp_path)
     with pytest.raises(UserError, match=r"is named nix or 0. Available: bent, good\.$"):
         read_folder(tmp_path, normal_folders=("nix", 0))
     read_folder(tmp_path, normal_folders=("nix", "GOOD"))
-    # Names above the kinds of defects and of ground truth are none.
+    # Folders above the kinds of defects, and ground-truth folders, do not count.
     for name in ("metal_nut", "test", "ground_truth"):
         with pytest.raises(UserError, match="is named"):
             read_folder(tmp_path, normal_folders=[name])
-    # A split without normal images is none that lacks the folder.
+    # An existing folder without images in this split is accepted.
     for one in (tmp_path / "metal_nut" / "test" / "good").iterdir():
         one.unlink()
     assert all(sample.label for sample in read_folder(tmp_path, normal_folders=["good"]))
@@ -224,7 +224,7 @@ def test_normal_folders_that_are_not_there(tmp_path):
         read_folder(tmp_path / "flat", normal_folders=["good"])
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_rejects_unknown_split(tmp_path):
     make_mvtec(tmp_path)
     for place in (tmp_path, tmp_path / "metal_nut"):
         with pytest.raises(UserError, match=r"no split 'val'\. Available: train, test"):
@@ -240,12 +240,12 @@ def test_rejects_folder_of_masks_only(tmp_path):
         write(tmp_path / "Ground Truth" / f"{i}.png", 255)
     with pytest.raises(UserError, match=r"contains only ground truth. .*Ground Truth itself"):
         read_folder(tmp_path)
-    assert len(read_folder(tmp_path / "Ground Truth")) == 2  # given outright
+    assert len(read_folder(tmp_path / "Ground Truth")) == 2  # given explicitly
     assert len(find_images([tmp_path]).images) == 2
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "../../..", "."])
-def test_links_to_what_holds_them_are_not_followed(tmp_path, target):
+def test_does_not_follow_cyclic_links(tmp_path, target):
     folder = make_mvtec(tmp_path)
     expected = names(read_folder(tmp_path))
     (folder / "test" / "good" / "self").symlink_to(target)
@@ -255,7 +255,7 @@ def test_links_to_what_holds_them_are_not_followed(tmp_path, target):
     assert len(find_images([tmp_path]).images) == 6
 
 
-def test_links_are_followed_once_and_after_the_folders_themselves(tmp_path):
+def test_follows_links_once_and_after_real_folders(tmp_path):
     folder = make_mvtec(tmp_path / "set")
     expected = names(read_folder(tmp_path / "set"))
     (folder / "test" / "alias").symlink_to("good")
@@ -268,7 +268,7 @@ def test_links_are_followed_once_and_after_the_folders_themselves(tmp_path):
     assert dataset[-1].label == 0
 
 
-def test_what_is_for_one_category_only(tmp_path):
+def test_some_options_require_single_category(tmp_path):
     make_mvtec(tmp_path, "screw")
     masks = tmp_path / "screw" / "truth"
     (tmp_path / "screw" / "ground_truth").rename(masks)
@@ -281,7 +281,7 @@ def test_what_is_for_one_category_only(tmp_path):
             read_folder(tmp_path, **given)
 
 
-def test_masks_in_the_folder_of_the_images_are_no_images(tmp_path):
+def test_masks_inside_image_folder_are_not_images(tmp_path):
     for name in ("1.png", "labels/1.png"):
         write(tmp_path / name, 255)
     dataset = read_folder(tmp_path, masks=tmp_path / "labels")
@@ -306,7 +306,7 @@ def test_flat_folder_with_masks(tmp_path, beside):
     assert dataset[1].mask is not None
 
 
-def test_masks_elsewhere_and_ambiguous(tmp_path):
+def test_finds_masks_elsewhere_and_rejects_ambiguous_ones(tmp_path):
     write(tmp_path / "images" / "x" / "1.png")
     write(tmp_path / "truth" / "1.png", 255)
     dataset = read_folder(tmp_path / "images", masks=tmp_path / "truth")
@@ -357,7 +357,7 @@ def test_finds_masks_beside_the_splits(tmp_path):
     assert (names(train), train.issues) == (["nut/train/good/0.png"], ())
 
 
-def test_reads_photographs_of_a_defect_that_is_called_label(tmp_path):
+def test_reads_images_of_a_defect_named_label(tmp_path):
     for defect in ("good", "label", "scratch"):
         draw(tmp_path, f"bottle/test/{defect}/000.png", f"bottle/test/{defect}/001.png")
     draw(tmp_path, "truth:bottle/ground_truth/label/000_mask.png")
@@ -366,7 +366,7 @@ def test_reads_photographs_of_a_defect_that_is_called_label(tmp_path):
     assert len(find_images([tmp_path]).images) == 6
 
 
-def test_rejects_folder_of_another_name_that_looks_like_masks(tmp_path):
+def test_rejects_images_that_look_like_masks(tmp_path):
     draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
     expected = (
         r"xyz seems to contain masks of 'bad': .* Rename it to ground_truth, or give it as `masks`"
@@ -394,14 +394,14 @@ def test_reads_category_of_any_name(tmp_path, name):
 
 
 def test_reads_plain_images_with_few_gray_values(tmp_path):
-    # Of another stem than any image elsewhere, in a folder of normal images, and where all are like that.
+    # Stem without an image elsewhere; in a folder of normal images; all files look like masks.
     draw(tmp_path, "a/good/0.png", "a/bad/0.png", "truth:a/blank/9.png")
     draw(tmp_path, "truth:b/good/0.png", "b/bad/0.png")
     draw(tmp_path, "truth:c/good/0.png", "truth:c/bad/0.png")
     assert [len(read_folder(tmp_path / one)) for one in "abc"] == [3, 2, 2]
 
 
-def test_normal_image_leaves_its_mask_to_the_anomalous_one(tmp_path):
+def test_mask_is_paired_with_anomalous_image_of_same_name(tmp_path):
     draw(tmp_path, "good/000.png", "bad/000.png", "bad/001.png", "good/002.png")
     draw(tmp_path, *(f"truth:ground_truth/{i:03}_mask.png" for i in range(3)))
     dataset = read_folder(tmp_path)
@@ -432,7 +432,7 @@ def test_pairs_masks_in_the_layout_of_visa(tmp_path):
 
 
 @pytest.mark.parametrize(("image", "mask"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_pairs_masks_in_another_unicode_form(tmp_path, image, mask):
+def test_pairs_masks_in_other_unicode_form(tmp_path, image, mask):
     image = unicodedata.normalize(image, "nut/test/Öse/Stück.png")
     mask = unicodedata.normalize(mask, "nut/ground_truth/Öse/Stück_mask.png")
     draw(tmp_path, image, f"truth:{mask}")
@@ -496,7 +496,7 @@ def test_prediction_and_evaluation_agree_on_masks(tmp_path, files):
     assert len(ignored) == len(files) - len(images)
 
 
-def test_masks_of_no_image_do_not_make_images_normal(tmp_path):
+def test_unpaired_masks_do_not_make_images_normal(tmp_path):
     draw(tmp_path, "images/a.png", "images/b.png", "truth:masks/x.png")
     dataset = read_folder(tmp_path)
     assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, False)] * 2
@@ -524,14 +524,14 @@ def test_reports_files_of_other_formats(tmp_path):
     assert dataset.notes == (Issue("format_unsupported", "nut/test/bad/3.json", ".json"),)
 
 
-def test_reports_masks_elsewhere_than_in_the_given_folder(tmp_path):
+def test_reports_masks_outside_the_given_folder(tmp_path):
     draw(tmp_path, "good/0.png", "bad/1.png", "truth:bad/1_mask.png", "truth:mine/1.png")
     dataset = read_folder(tmp_path, masks=tmp_path / "mine")
     assert masks_of(dataset, tmp_path) == {"bad/1.png": "mine/1.png"}
     assert kinds(dataset) == [("mask_unused", "bad/1_mask.png")]
 
 
-def test_masks_are_those_of_the_images_to_test_on(tmp_path):
+def test_masks_belong_to_test_images(tmp_path):
     for split in ("train", "validation", "test"):
         draw(tmp_path, f"nut/{split}/good/0.png")
     draw(tmp_path, "nut/test/bad/0.png", "truth:nut/ground_truth/bad/0/000.png")
@@ -539,7 +539,7 @@ def test_masks_are_those_of_the_images_to_test_on(tmp_path):
         assert read_folder(tmp_path, split=split).issues == ()
 
 
-def test_reads_normal_images_that_are_linked_from_another_split(tmp_path):
+def test_reads_normal_images_linked_from_other_split(tmp_path):
     folder = make_mvtec(tmp_path)
     shutil.rmtree(folder / "test" / "good")
     (folder / "test" / "good").symlink_to(folder / "train" / "good")
@@ -587,7 +587,7 @@ def test_find_images(tmp_path):
 
 
 @needs_real
-def test_real_mvtec_layout():
+def test_reads_real_mvtec_layout():
     dataset = read_folder(REAL / "hazelnut_toy")
     assert Counter(s.label for s in dataset) == {1: 9, 0: 3}
     assert dataset.categories == ("hazelnut",)
@@ -598,7 +598,7 @@ def test_real_mvtec_layout():
 
 
 @needs_real
-def test_real_folder_without_masks():
+def test_reads_real_folder_without_masks():
     dataset = read_folder(REAL / "mvtec_bottle_nomask")
     assert sorted((s.label, s.has_mask) for s in dataset) == [(0, True), (1, False)]
     assert len(dataset.issues) == 1
@@ -606,7 +606,7 @@ def test_real_folder_without_masks():
 
 @needs_real
 @pytest.mark.parametrize("name", ["head_ct", "CVC-ColonDB"])
-def test_real_folders_with_unknown_labels(name):
+def test_reports_unknown_labels_of_real_folders(name):
     dataset = read_folder(REAL / name)
     assert not any(sample.label for sample in dataset)
     assert [(issue.kind, issue.detail) for issue in dataset.issues] == [
@@ -621,7 +621,7 @@ def test_real_masks_only():
 
 
 @needs_real
-def test_real_mixed_modes_and_extensions():
+def test_reads_real_mixed_modes_and_suffixes():
     dataset = read_folder(REAL / "brain_mri", prompt_name="brain")
     assert Counter(s.label for s in dataset) == {0: 20, 1: 20}
     assert Counter(s.label for s in read_folder(REAL / "br35h")) == {0: 16, 1: 16}
@@ -631,14 +631,14 @@ def test_real_mixed_modes_and_extensions():
 
 
 @needs_real
-def test_real_palette_masks_beside_images():
+def test_reads_real_palette_masks_beside_images():
     dataset = read_folder(REAL / "KolektorSDD")
     assert Counter(s.label for s in dataset) == {0: 5, 1: 9}
     np.testing.assert_array_equal([s.has_mask for s in dataset], True)
 
 
 @needs_real
-def test_real_masks_in_another_spelling():
+def test_reads_real_masks_in_other_spelling():
     dataset = read_folder(REAL / "cvc612_resized")
     assert [(sample.label, sample.has_mask) for sample in dataset] == [(1, True)] * 10
     assert dataset.issues == ()
@@ -648,7 +648,7 @@ def test_real_masks_in_another_spelling():
 @pytest.mark.parametrize(
     ("folder", "name"), [("Kvasir-SEG", "gt"), ("cvc612_resized", "labels"), ("Kvasir-SEG", "xyz")]
 )
-def test_real_masks_are_recognized_by_their_gray_values(tmp_path, folder, name):
+def test_recognizes_real_masks_by_gray_values(tmp_path, folder, name):
     shutil.copytree(REAL / folder / "images", tmp_path / "images")
     shutil.copytree(REAL / folder / "masks", tmp_path / name)
     if name == "xyz":
@@ -658,7 +658,7 @@ def test_real_masks_are_recognized_by_their_gray_values(tmp_path, folder, name):
         assert all(sample.label and sample.has_mask for sample in read_folder(tmp_path))
 
 
-def test_reports_folders_that_cannot_be_read(tmp_path, monkeypatch):
+def test_reports_unreadable_folders(tmp_path, monkeypatch):
     draw(tmp_path, "a/0.png", "b/1.png")
     scandir = os.scandir
 

@@ -61,7 +61,7 @@ def assert_same(left, right):
             np.testing.assert_array_equal(a, b)
 
 
-def test_order_content_and_padding(dataset):
+def test_order_contents_and_padding(dataset):
     batches = load(dataset)
     assert [batch.index.tolist() for batch in batches] == [
         [0, 1, 2, 3],
@@ -92,11 +92,11 @@ def test_order_content_and_padding(dataset):
             np.testing.assert_array_equal(batch.masks[row], truth)
 
 
-def test_worker_processes_give_the_same_batches(dataset):
+def test_worker_processes_give_same_batches(dataset):
     assert_same(load(dataset), load(dataset, num_workers=2))
 
 
-def test_faults_stay_in_their_row(dataset, tmp_path):
+def test_broken_samples_do_not_affect_other_rows(dataset, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     good = dataset[1]
     samples = [
@@ -118,7 +118,7 @@ def test_faults_stay_in_their_row(dataset, tmp_path):
     first, second = load(Samples("faulty", samples))
     assert first.index.tolist() == [0, 1, 2, 3]
     assert first.valid.tolist() == [True, False, True, True]
-    assert first.has_mask.tolist() == [True, False, False, False]  # masks that cannot be used
+    assert first.has_mask.tolist() == [True, False, False, False]  # masks that are not usable
     assert [(issue.kind, issue.file) for issue in first.issues] == [
         ("image_unreadable", "text.png"),
         ("mask_size", "#2"),
@@ -147,14 +147,14 @@ def test_mask_threshold(dataset):
     assert counts[1] == 0  # class indices, all below the threshold
 
 
-def test_16_bit_is_noted():
+def test_notes_16_bit_images():
     deep = Sample(image=png(np.full((5, 5), 40_000, np.uint16)), category="a", file_name="deep.png")
     (batch,) = load(Samples("deep", [deep]))
     assert batch.notes[0].file == "deep.png"
     assert batch.images[0, 0, 0].tolist() == [156, 156, 156]
 
 
-def test_an_empty_mask_stays_in_the_batch_and_is_told_once_with_a_count(dataset, caplog):
+def test_empty_masks_are_used_and_reported_once_with_a_count(dataset, caplog):
     empty = dataclasses.replace(dataset[1], mask=png(np.zeros((30, 40), np.uint8)))
     samples = [dataclasses.replace(empty, file_name=f"{i}.png") for i in range(6)]
     with caplog.at_level("INFO", logger="absl"):
@@ -189,7 +189,7 @@ SCRIPT = """
 
 
 def test_plain_script_without_main_guard(tmp_path):
-    """Worker processes do not run the script again, and leave no shared memory behind."""
+    """Worker processes neither run the script again nor leave shared memory behind."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     done = subprocess.run(
@@ -207,7 +207,7 @@ def test_plain_script_without_main_guard(tmp_path):
 
 
 class Raises(Lazy):
-    """An image whose decoding raises what no decoder is expected to raise."""
+    """An image whose decoding raises an unexpected error."""
 
     def __init__(self, error):
         self.error = error
@@ -217,15 +217,15 @@ class Raises(Lazy):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), AssertionError(), KeyError("x"), OSError("gone")])
-def test_any_exception_of_a_sample_is_an_issue_of_it(dataset, error):
+def test_any_exception_of_a_sample_is_reported_as_its_issue(dataset, error):
     bad = Sample(image=Raises(error), category="a", file_name="bad.png")
     (batch,) = load(Samples("mixed", [dataset[0], bad, dataset[1]]))
     assert batch.valid.tolist() == [True, False, True, False]
     assert [(issue.kind, issue.file) for issue in batch.issues] == [("image_unreadable", "bad.png")]
 
 
-def test_warns_where_images_are_scaled_differently(caplog):
-    """Such scores do not compare: of float images outside of [0, 1], each has its own range."""
+def test_warns_of_images_with_different_scales(caplog):
+    """Such scores are not comparable: each float image outside [0, 1] is scaled by its own range."""
     images = []
     for top in (2, 9):
         file = io.BytesIO()
@@ -265,8 +265,8 @@ LOST_WORKER = """
 
 
 @pytest.mark.parametrize("delay", [0, 0.3, 2])
-def test_lost_worker_ends_the_run_with_an_error(tmp_path, delay):
-    """Killed while it starts, and while it works."""
+def test_lost_worker_raises_error(tmp_path, delay):
+    """Covers workers killed while starting and while working."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(LOST_WORKER))
     done = subprocess.run(
@@ -283,7 +283,7 @@ def test_lost_worker_ends_the_run_with_an_error(tmp_path, delay):
 
 
 def write_pair(size=(24, 24), mask_size=None, orientation=None, fill=None) -> Sample:
-    """An anomalous image with a mask whose left third is a defect, or that is filled with a value."""
+    """Returns an anomalous image with a mask whose left third is defective, or which is filled with a value."""
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
@@ -325,18 +325,18 @@ def test_image_without_usable_mask_stays_valid(pair, kind):
         (write_pair(size=(24, 12), orientation=6), "mask_turned"),
     ],
 )
-def test_mask_is_brought_to_its_image(pair, kind):
+def test_mask_is_aligned_with_its_image(pair, kind):
     (batch,) = load(Samples("made", [pair]), batch_size=1)
     assert (batch.has_mask.tolist(), batch.issues) == ([True], ())
     assert [(note.kind, note.file) for note in batch.notes] == [(kind, "a.png")]
     expected = np.zeros((24, 24), bool)
     expected[:, :8] = True
-    # Orientation 6 is a turn by 90 degrees to the right: what was left is above.
+    # Orientation 6 rotates by 90 degrees clockwise, so the left becomes the top.
     np.testing.assert_array_equal(batch.masks[0], expected.T if kind == "mask_turned" else expected)
 
 
 @pytest.mark.parametrize(("fill", "kind"), [(0, "mask_empty"), (255, "mask_full")])
-def test_doubtful_masks_are_used_and_warned_of_once(fill, kind, caplog):
+def test_doubtful_masks_are_used_with_one_warning(fill, kind, caplog):
     pairs = [dataclasses.replace(write_pair(fill=fill), file_name=f"{i}.png") for i in range(5)]
     batches = load(Samples("mine", pairs), batch_size=2)
     assert [issue for batch in batches for issue in batch.issues] == []
@@ -349,7 +349,7 @@ def test_doubtful_masks_are_used_and_warned_of_once(fill, kind, caplog):
 
 
 class Damaged(Samples):
-    """A dataset one of whose records cannot be read."""
+    """A dataset with one unreadable record."""
 
     def __getitem__(self, index):
         if index == 1:
@@ -357,14 +357,14 @@ class Damaged(Samples):
         return super().__getitem__(index)
 
 
-def test_record_that_cannot_be_read_is_an_issue(dataset):
+def test_unreadable_record_is_reported_as_issue(dataset):
     (batch,) = load(Damaged("damaged", [dataset[i] for i in range(3)]))
     assert batch.valid.tolist() == [True, False, True, False]
     assert batch.issues == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
 
 
-def test_file_without_permission_is_an_issue_of_its_own_kind(dataset, tmp_path, monkeypatch):
-    """An image drops out, a mask alone is excluded from pixel metrics."""
+def test_missing_permission_has_its_own_issue(dataset, tmp_path, monkeypatch):
+    """An image without permission is skipped; a mask without permission is excluded from pixel metrics."""
     path = tmp_path / "locked.png"
     path.write_bytes(dataset[1].image)
 

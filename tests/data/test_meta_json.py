@@ -46,7 +46,7 @@ def root(tmp_path):
     return make(tmp_path / "set", content, [nut, truth, good, wood])
 
 
-def test_the_known_form(root):
+def test_reads_usual_form(root):
     dataset = read_meta_json(root, name="made", prompt_names={"Woven_001": "fabric"})
     assert dataset.name == "made"
     assert dataset.categories == ("metal_nut", "Woven_001")
@@ -62,14 +62,14 @@ def test_the_known_form(root):
     assert dataset.issues == ()
 
 
-def test_splits(root):
+def test_reads_splits(root):
     assert len(read_meta_json(root, split="TEST")) == 3
     assert len(read_meta_json(root, split="all")) == 3
     with pytest.raises(UserError, match="no split 'train'"):
         read_meta_json(root, split="train")
 
 
-def test_absolute_paths_of_the_authors_disk(tmp_path):
+def test_resolves_absolute_paths_of_other_machines(tmp_path):
     image = "/remote-home/someone/data/HeadCT/brain/test/good/1.png"
     windows = r"D:\data\brain\test\bad\2.png"
     entries = [
@@ -103,7 +103,7 @@ def test_reports_missing_files(tmp_path):
     ]
     root = make(tmp_path / "set", {"test": {"c": entries}}, ["a.png", "b.png", "folder/x.png"])
     dataset = read_meta_json(root)
-    assert len(dataset) == 3  # the loader reports the image that is missing, in its place
+    assert len(dataset) == 3  # the loader reports the missing image in its place
     assert not dataset[0].has_mask
     assert dataset.issues == (Issue("mask_missing", "a.png", "gone_mask.png"),)
     assert not dataset[2].has_mask
@@ -123,7 +123,7 @@ def test_ignores_repeated_entries(root, tmp_path):
 
 
 @pytest.mark.parametrize("train", [None, {}, [], {"c": []}, {"c": [], "d": []}])
-def test_a_split_without_entries_is_none(tmp_path, train):
+def test_split_without_entries_does_not_exist(tmp_path, train):
     root = make(tmp_path, {"train": train, "test": {"c": [entry("a.png")]}}, ["a.png"])
     with pytest.raises(NoSplitError, match=r"no split 'train'. Available: test"):
         read_meta_json(root, split="train")
@@ -131,7 +131,7 @@ def test_a_split_without_entries_is_none(tmp_path, train):
     assert list(splits) == ["test"]
 
 
-def test_reports_split_to_train_on_without_images(tmp_path):
+def test_reports_training_split_without_images(tmp_path):
     def read(content):
         root = make(tmp_path, {"test": {"c": [entry("a.png")]}, **content}, ["a.png"])
         return read_splits(lambda split: read_meta_json(root, split=split))
@@ -148,7 +148,7 @@ def test_reports_split_to_train_on_without_images(tmp_path):
 
 
 def test_reports_files_outside_the_folder(tmp_path):
-    for name in ("outside.png", "set_2/x.png"):  # the second begins as the folder does
+    for name in ("outside.png", "set_2/x.png"):  # the second name starts with the folder's name
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name)
     outside = [
@@ -161,7 +161,9 @@ def test_reports_files_outside_the_folder(tmp_path):
         *(entry(path, anomaly=0) for path in outside),
         entry("a.png", mask="../outside.png"),
         entry("deep/../b.png", anomaly=0),
-        entry("/nowhere/../outside.png", anomaly=0),  # another disk's, and nowhere in the folder
+        entry(
+            "/nowhere/../outside.png", anomaly=0
+        ),  # from another machine, and nowhere in the folder
     ]
     root = make(tmp_path / "set", {"test": {"c": entries}}, ["a.png", "b.png", "deep/c.png"])
     dataset = read_meta_json(root)
@@ -179,7 +181,7 @@ def test_reports_files_outside_the_folder(tmp_path):
         read_meta_json(nothing)
 
 
-def test_several_roots_may_list_each_others_files(tmp_path):
+def test_roots_may_refer_to_each_others_files(tmp_path):
     other = make(
         tmp_path / "other", {"test": {"c": [entry("/old/disk/2.png")]}}, ["2.png", "3.png"]
     )
@@ -190,7 +192,7 @@ def test_several_roots_may_list_each_others_files(tmp_path):
     assert found == [other / "3.png", other / "2.png", root / "1.png"]
 
 
-def test_links_to_and_in_the_folder_are_no_way_out(root, tmp_path):
+def test_allows_links_to_the_root_but_not_out_of_it(root, tmp_path):
     (tmp_path / "alias").symlink_to(root)
     (root / "linked").symlink_to(tmp_path / "pictures")
     make(tmp_path / "pictures", "", ["1.png"])
@@ -204,7 +206,7 @@ def test_links_to_and_in_the_folder_are_no_way_out(root, tmp_path):
 @pytest.mark.parametrize(
     ("anomaly", "label"), [(True, 1), (False, 0), ("0", 0), ("1", 1), (1.0, 1), (0, 0)]
 )
-def test_labels(tmp_path, anomaly, label):
+def test_reads_labels(tmp_path, anomaly, label):
     root = make(tmp_path, {"test": {"c": [entry("a.png", anomaly=anomaly)]}}, ["a.png"])
     assert read_meta_json(root)[0].label == label
 
@@ -254,7 +256,7 @@ def test_rejects_other_paths(tmp_path, paths):
         ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, but is None"),
     ],
 )
-def test_rejects_other_forms(tmp_path, content, wrong):
+def test_rejects_other_structures(tmp_path, content, wrong):
     make(tmp_path, content, ["a.png"])
     with pytest.raises(UserError, match=r"not a valid meta\.json: ") as error:
         read_meta_json(tmp_path)
@@ -278,7 +280,7 @@ def test_rejects_other_encodings(tmp_path):
         read_meta_json(root)
 
 
-def test_excludes_masks_with_names_of_other_images(tmp_path):
+def test_excludes_masks_named_after_other_images(tmp_path):
     images = [f"nut/test/crack/00{i}.png" for i in range(3)]
     masks = [f"nut/ground_truth/crack/00{i}_mask.png" for i in range(3)]
     shifted = zip(images, masks[1:] + masks[:1], strict=True)
@@ -303,12 +305,12 @@ def test_excludes_masks_with_names_of_other_images(tmp_path):
         "masks/001_mask1.png",
         "masks/mask_001.png",
         "masks/001/000.png",  # MVTec LOCO: the folder is named after the image
-        "masks/defect_of_part_001.png",  # of no image
+        "masks/defect_of_part_001.png",  # belongs to no image
         "masks/scratch.png",
         "masks/hole/000.png",
     ],
 )
-def test_uses_masks_with_other_names(tmp_path, mask):
+def test_uses_masks_with_unrelated_names(tmp_path, mask):
     others = ["x/001.png", "x/002.png", "y/000.png", "y/scratch.png"]
     listed = [entry(others[0], mask=mask), *(entry(path, anomaly=0) for path in others[1:])]
     dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, [*others, mask]))
@@ -331,11 +333,11 @@ def test_no_file(tmp_path):
         read_meta_json(tmp_path)
 
 
-def test_open_by_name_and_by_description(root, tmp_path):
+def test_opens_by_name_and_by_description(root, tmp_path):
     assert not is_available("mpdd", tmp_path)
     with pytest.raises(UserError, match="mpdd"):
         open_dataset("mpdd", tmp_path)
-    root.rename(tmp_path / "MPDD")  # the folder of the copy that circulates
+    root.rename(tmp_path / "MPDD")  # the folder name of the circulating copy
     check_available("mpdd", tmp_path)
     dataset = open_dataset("mpdd", tmp_path)
     assert (dataset.name, len(dataset)) == ("mpdd", 3)
@@ -353,12 +355,12 @@ def test_open_by_name_and_by_description(root, tmp_path):
         open_dataset({}, tmp_path)
 
 
-def test_synthetic_by_name(tmp_path):
+def test_opens_synthetic_dataset_by_name(tmp_path):
     dataset = open_dataset("synthetic_target", tmp_path)
     assert dataset.name == "synthetic_target"
     assert is_available("synthetic_target", tmp_path)
 
 
-def test_a_benchmark_that_is_not_prepared_says_how(tmp_path):
+def test_error_says_how_to_prepare_benchmark(tmp_path):
     with pytest.raises(UserError, match=r"python -m zsad_jax\.data prepare visa"):
         check_available("visa", tmp_path)

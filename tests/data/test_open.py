@@ -1,4 +1,4 @@
-"""Datasets by their names, with splits, and joined."""
+"""Tests of opening datasets by name, with splits, and joined."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from zsad_jax.utils.errors import NotPreparedError, UserError
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """Two community copies: "mpdd" with train and test, "btad" with test only, both small."""
+    """Writes two small community copies: "mpdd" with train and test, "btad" with test only."""
     for name, splits in (("mpdd", ("train", "test")), ("btad", ("test",))):
         content = {}
         for split in splits:
@@ -38,7 +38,7 @@ def names(dataset):
     return [sample.file_name for sample in dataset]
 
 
-def test_a_split_by_name(data_dir):
+def test_opens_split_by_name(data_dir):
     assert names(open_dataset("mpdd:train", data_dir)) == [f"train/{i}.png" for i in range(3)]
     assert open_dataset("mpdd:train", data_dir).name == "mpdd:train"
     assert open_dataset("mpdd", data_dir).name == "mpdd"
@@ -46,7 +46,7 @@ def test_a_split_by_name(data_dir):
         open_dataset("btad:train", data_dir)
 
 
-def test_splits_are_joined(data_dir):
+def test_joins_splits(data_dir):
     dataset = open_dataset("mpdd:train+mpdd:test", data_dir)
     expected = [f"{split}/{i}.png" for split in ("train", "test") for i in range(3)]
     assert names(dataset) == expected
@@ -61,7 +61,7 @@ def test_splits_are_joined(data_dir):
     assert [name for batch in batches for name in batch.file_names] == [*expected, "", ""]
 
 
-def test_datasets_are_joined(data_dir):
+def test_joins_datasets(data_dir):
     dataset = open_dataset("mpdd+btad", data_dir)
     assert dataset.categories == ("mpdd_part", "btad_part")
     assert dataset.contiguous
@@ -69,7 +69,7 @@ def test_datasets_are_joined(data_dir):
     assert [sample.category for sample in dataset] == ["mpdd_part"] * 3 + ["btad_part"] * 3
 
 
-def test_a_change_of_one_changes_the_whole(data_dir):
+def test_fingerprint_changes_with_any_member(data_dir):
     before = open_dataset("mpdd+btad", data_dir).fingerprint()
     assert open_dataset("mpdd+btad", data_dir).fingerprint() == before
     assert open_dataset("btad+mpdd", data_dir).fingerprint() != before
@@ -77,7 +77,7 @@ def test_a_change_of_one_changes_the_whole(data_dir):
     assert open_dataset("mpdd+btad", data_dir).fingerprint() != before
 
 
-def test_what_is_missing_of_a_joined_set_is_named(data_dir):
+def test_names_missing_member_of_joined_dataset(data_dir):
     assert not is_available("mpdd+visa", data_dir)
     with pytest.raises(NotPreparedError, match="prepare visa"):
         open_dataset("mpdd+visa", data_dir)
@@ -88,21 +88,21 @@ def test_a_misspelt_name_is_told(data_dir):
         open_dataset("mpd", data_dir)
 
 
-def test_faults_of_one_benchmark_are_told_once(data_dir):
+def test_issues_of_shared_benchmark_are_reported_once(data_dir):
     (data_dir / "mpdd/test/1.png").unlink()
     one = open_dataset("mpdd", data_dir)
     one.issues = (("1.png", "gone"),)
     assert Joined("twice", [one, one]).issues == one.issues
 
 
-def test_a_folder_with_a_meta_json_is_read_by_it(data_dir):
+def test_folder_with_meta_json_is_read_from_it(data_dir):
     dataset = open_dataset({"folder": data_dir / "mpdd", "name": "mine"}, data_dir)
     assert (dataset.name, dataset.categories, len(dataset)) == ("mine", ("mpdd_part",), 3)
-    with pytest.raises(UserError, match="'colour'"):
-        open_dataset({"folder": data_dir / "mpdd", "colour": "red"}, data_dir)
+    with pytest.raises(UserError, match="'color'"):
+        open_dataset({"folder": data_dir / "mpdd", "color": "red"}, data_dir)
 
 
-def test_naming(data_dir):
+def test_naming_option(data_dir):
     (data_dir / "btad").rename(data_dir / "ksdd")
     assert open_dataset("ksdd", data_dir).prompt_names == ("electrical commutators",)
     assert open_dataset("ksdd", data_dir, naming="plain").prompt_names == ("btad part",)

@@ -24,7 +24,7 @@ from zsad_jax.utils.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly" / "preprocess_golden.npz"
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (21, 34, 3), dtype=np.uint8)
 
 
 def encode(image, file_format="PNG", **options) -> bytes:
@@ -35,29 +35,29 @@ def encode(image, file_format="PNG", **options) -> bytes:
 
 
 def odd_images() -> dict[str, bytes]:
-    colour = Image.fromarray(COLOUR)
+    color = Image.fromarray(COLOR)
     alpha = Image.fromarray(RNG.integers(0, 256, (21, 34), dtype=np.uint8))
-    with_alpha = colour.copy()
+    with_alpha = color.copy()
     with_alpha.putalpha(alpha)
-    transparent = encode(colour.quantize(16), transparency=3)
+    transparent = encode(color.quantize(16), transparency=3)
     return {
-        "grey": encode(colour.convert("L")),
-        "grey_alpha": encode(with_alpha.convert("LA")),
+        "gray": encode(color.convert("L")),
+        "gray_alpha": encode(with_alpha.convert("LA")),
         "rgba": encode(with_alpha),
-        "palette": encode(colour.quantize(16)),
+        "palette": encode(color.quantize(16)),
         "palette_transparent": transparent,
-        "palette_gif": encode(colour.quantize(16), "GIF"),
-        "one_bit": encode(colour.convert("1")),
-        "cmyk_jpeg": encode(colour.convert("CMYK"), "JPEG"),
-        "cmyk_tiff": encode(colour.convert("CMYK"), "TIFF"),
-        "bmp": encode(colour, "BMP"),
-        "webp": encode(colour, "WEBP"),
+        "palette_gif": encode(color.quantize(16), "GIF"),
+        "one_bit": encode(color.convert("1")),
+        "cmyk_jpeg": encode(color.convert("CMYK"), "JPEG"),
+        "cmyk_tiff": encode(color.convert("CMYK"), "TIFF"),
+        "bmp": encode(color, "BMP"),
+        "webp": encode(color, "WEBP"),
         "1x1": encode(np.full((1, 1, 3), 7, np.uint8)),
     }
 
 
 @pytest.mark.parametrize("kind", odd_images())
-def test_odd_images_equal_pillows_rgb(kind):
+def test_unusual_images_match_pillow_rgb(kind):
     data = odd_images()[kind]
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     image, notes, _ = open_image(data)
@@ -79,13 +79,13 @@ def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
     image = open_image(str(tmp_path / "deep.png")).image
     np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOUR[..., 0], -1))
     mask = decode_mask(str(tmp_path / "deep.png"))
-    np.testing.assert_array_equal(mask, np.rot90(COLOUR[..., 0] > 0, -1))
+    np.testing.assert_array_equal(mask, np.rot90(COLOR[..., 0] > 0, -1))
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("top", "depth"), [(200, 16), (3000, 16), (60000, 16), (3000, 12)])
-def test_16_bit_gray_is_scaled_by_the_bit_depth_whatever_its_values(top, depth, file_format):
-    """One bright pixel must not make an image darker than the others of its folder."""
+def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
+    """One bright pixel must not make an image darker than the others in its folder."""
     values = np.linspace(0, top, 12 * 9).reshape(12, 9).astype(np.uint16)
     end = 2**depth - 1
     image, notes, _ = open_image(encode(values, file_format), bit_depth=depth)
@@ -95,7 +95,7 @@ def test_16_bit_gray_is_scaled_by_the_bit_depth_whatever_its_values(top, depth, 
     assert [note.kind for note in notes[1:]] == ["image_shallow"] * (top < 4096 and depth == 16)
 
 
-def test_values_beyond_the_bit_depth_are_rejected():
+def test_rejects_values_beyond_bit_depth():
     with pytest.raises(UnreadableImage, match=r"reach 4096, more than 12 bits hold \(4095\)"):
         open_image(encode(np.full((2, 2), 4096, np.uint16)), bit_depth=12)
     cv2 = pytest.importorskip("cv2")
@@ -104,18 +104,18 @@ def test_values_beyond_the_bit_depth_are_rejected():
         open_image(color, bit_depth=12)
 
 
-def test_16_bit_colour_equals_pillow_and_is_said():
+def test_16_bit_color_matches_pillow_and_is_noted():
     cv2 = pytest.importorskip("cv2")
-    deep = COLOUR[..., ::-1].astype(np.uint16) * 257
+    deep = COLOR[..., ::-1].astype(np.uint16) * 257
     data = cv2.imencode(".png", deep)[1].tobytes()
     decoded = open_image(data)
     np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
     assert "16-bit" in decoded.notes[0].description
 
 
-def test_opencv_reads_the_tiff_that_pillow_cannot():
+def test_opencv_reads_tiff_that_pillow_cannot():
     cv2 = pytest.importorskip("cv2")
-    values = (COLOUR / np.float32(255)).astype(np.float32)
+    values = (COLOR / np.float32(255)).astype(np.float32)
     data = cv2.imencode(".tiff", values[..., ::-1])[1].tobytes()
     with pytest.raises(Image.UnidentifiedImageError):
         Image.open(io.BytesIO(data))
@@ -126,7 +126,7 @@ def test_opencv_reads_the_tiff_that_pillow_cannot():
         open_image(data[: len(data) // 2])
 
 
-def test_large_image(tmp_path):
+def test_reads_large_image(tmp_path):
     Image.new("1", (10_000, 8_000), 1).save(tmp_path / "large.png")
     image = open_image(tmp_path / "large.png").image
     assert image.size == (10_000, 8_000)
@@ -134,7 +134,7 @@ def test_large_image(tmp_path):
     np.testing.assert_array_equal(square, np.full((16, 16, 3), 255))
 
 
-def test_beyond_pillows_limit_without_changing_it(monkeypatch):
+def test_reads_beyond_pillows_limit_without_changing_it(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     image = open_image(encode(COLOUR)).image
     assert image.size == (34, 21)
@@ -142,20 +142,20 @@ def test_beyond_pillows_limit_without_changing_it(monkeypatch):
 
 
 def broken_files() -> dict[str, bytes]:
-    good = encode(COLOUR)
+    good = encode(COLOR)
     return {
         "truncated.png": good[: len(good) // 2],
         "no_pixels.png": good[:40],
-        "truncated.jpg": encode(COLOUR, "JPEG")[:600],
+        "truncated.jpg": encode(COLOR, "JPEG")[:600],
         "text.png": b"this is no picture\n",
         "empty.png": b"",
         "vector.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
-        "half.tiff": encode(COLOUR, "TIFF")[:700],
+        "half.tiff": encode(COLOR, "TIFF")[:700],
     }
 
 
 @pytest.mark.parametrize("name", broken_files())
-def test_broken_input_is_one_sentence(name, tmp_path):
+def test_broken_input_gives_short_error(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(broken_files()[name])
     for source in (path, str(path), path.read_bytes()):
@@ -174,8 +174,8 @@ def test_missing_file_and_folder(tmp_path):
         open_image(tmp_path)
 
 
-def test_clip_resizes_in_the_images_own_mode():
-    image = Image.fromarray(COLOUR).quantize(8)
+def test_clip_resizes_in_original_mode():
+    image = Image.fromarray(COLOR).quantize(8)
     own = resize_image(image, Preprocess(image_size=12, resize="bicubic", rgb_first=False))
     expected = image.resize((12, 12), Image.Resampling.BICUBIC).convert("RGB")
     np.testing.assert_array_equal(own, np.asarray(expected))
@@ -184,7 +184,7 @@ def test_clip_resizes_in_the_images_own_mode():
 
 
 @pytest.mark.parametrize("case", ["shrink", "grow"])
-def test_golden_images_and_masks_are_bit_equal(case):
+def test_images_and_masks_are_bit_equal_to_golden(case):
     golden = np.load(GOLDEN)
     preprocess = Preprocess(image_size=28)
     image = resize_image(Image.fromarray(golden[f"{case}/image_u8"]), preprocess)
@@ -193,7 +193,7 @@ def test_golden_images_and_masks_are_bit_equal(case):
     np.testing.assert_array_equal(resize_mask(mask, 28), golden[f"{case}/mask_out"] == 1)
 
 
-def test_masks_of_every_kind():
+def test_reads_all_kinds_of_masks():
     mask = np.zeros((8, 9), np.uint8)
     mask[2:5, 3:7], mask[6, 1] = 1, 2
     truth = mask > 0
@@ -201,9 +201,9 @@ def test_masks_of_every_kind():
     palette.putpalette([0, 0, 0, 255, 255, 255, 85, 85, 85])
     for encoded in (
         encode(mask),  # class indices
-        encode(palette, "BMP"),  # a palette: reading its indices / 255 would erase the defect
+        encode(palette, "BMP"),  # a palette: its indices / 255 would erase the defect
         encode(mask.astype(np.uint16)),
-        encode(truth),  # one bit
+        encode(truth),  # 1-bit
         encode(np.repeat(mask[..., None] * np.uint8(100), 3, axis=-1)),
     ):
         np.testing.assert_array_equal(decode_mask(encoded), truth)
@@ -216,14 +216,14 @@ def test_inverted_palette_is_applied():
 
 
 def test_mask_threshold():
-    grey = np.array([[0, 1, 127, 128, 255]], np.uint8)
-    assert decode_mask(encode(grey)).tolist() == [[False, True, True, True, True]]
+    gray = np.array([[0, 1, 127, 128, 255]], np.uint8)
+    assert decode_mask(encode(gray)).tolist() == [[False, True, True, True, True]]
     strict = [[False, False, False, True, True]]
-    assert decode_mask(encode(grey), threshold=127).tolist() == strict
-    assert decode_mask(encode(grey.astype(np.uint16) * 257), threshold=127).tolist() == strict
+    assert decode_mask(encode(gray), threshold=127).tolist() == strict
+    assert decode_mask(encode(gray.astype(np.uint16) * 257), threshold=127).tolist() == strict
 
 
-def test_several_masks_are_joined():
+def test_merges_several_masks():
     one, other = np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8)[::-1]
     joined = decode_mask((encode(one), encode(other)))
     np.testing.assert_array_equal(joined, (one + other) > 0)
@@ -231,7 +231,7 @@ def test_several_masks_are_joined():
         decode_mask((encode(one), encode(other[:3])))
 
 
-def test_normalize_numpy_and_traced():
+def test_normalize_accepts_numpy_and_tracers():
     preprocess = Preprocess(image_size=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     images = RNG.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     out = preprocess.normalize(images)
@@ -258,7 +258,7 @@ def chunk(kind, data):
 
 
 def huge_png(side, bits=16):
-    """A PNG of zeros, of about a megabyte, that decodes to a thousand times as much."""
+    """Returns a PNG of zeros of about a megabyte that is about a thousand times as large when decoded."""
     row = bytes(1 + side * bits // 8)
     packer = zlib.compressobj(9)
     pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -267,8 +267,8 @@ def huge_png(side, bits=16):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_palette_without_colors_is_unreadable_for_everything():
-    """Pillow loads it, and fails when it converts it."""
+def test_palette_without_colors_is_unreadable():
+    """Pillow opens it, and fails when converting it."""
     header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"tRNS", b"\0")
     parts += chunk(b"IDAT", zlib.compress(bytes(5) * 4)) + chunk(b"IEND", b"")
@@ -280,7 +280,7 @@ def test_palette_without_colors_is_unreadable_for_everything():
 
 def test_mask_in_lab_is_unreadable():
     with pytest.raises(UnreadableImage, match="LAB"):
-        decode_mask(encode(Image.fromarray(COLOUR, "LAB"), "TIFF"))
+        decode_mask(encode(Image.fromarray(COLOR, "LAB"), "TIFF"))
 
 
 MEASURE = """
@@ -297,7 +297,7 @@ print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) /
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize(("side", "opened"), [(8_000, True), (21_000, False)])
-def test_memory_is_bounded_for_small_files_of_many_pixels(side, opened, tmp_path):
+def test_memory_is_bounded_for_small_files_with_many_pixels(side, opened, tmp_path):
     (tmp_path / "huge.png").write_bytes(huge_png(side))
     command = [sys.executable, "-c", MEASURE, tmp_path / "huge.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -307,11 +307,11 @@ def test_memory_is_bounded_for_small_files_of_many_pixels(side, opened, tmp_path
         opened
         or "its 21000x21000 pixels exceed the limit of 268,435,456; cut it into tiles" in said[0]
     )
-    assert int(megabytes) < 600  # two bytes a pixel as it is decoded, one as it is returned
+    assert int(megabytes) < 600  # two bytes per pixel while decoding, one in the result
 
 
-def test_tiff_beyond_pillows_limit_is_read(tmp_path, monkeypatch):
-    """Pillow checks TIFF files once more while it loads them."""
+def test_reads_tiff_beyond_pillows_limit(tmp_path, monkeypatch):
+    """Pillow checks TIFF files a second time while loading them."""
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(

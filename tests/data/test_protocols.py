@@ -6,19 +6,19 @@ from zsad_jax.data.protocols import PROTOCOLS, parse_name, prompt_name
 from zsad_jax.utils.errors import UserError
 
 
-def test_plain_rule():
+def test_plain_names():
     assert prompt_name("metal_nut") == "metal nut"
     assert prompt_name("fine-mesh") == "fine mesh"
     assert prompt_name("pcb1", dataset="visa") == "pcb1"
 
 
-def test_describing_names_where_known():
+def test_describing_names_are_used_where_known():
     assert prompt_name("pcb1", dataset="visa", naming="descriptive") == "printed circuit board"
     assert prompt_name("pipe_fryum", dataset="visa", naming="descriptive") == "pipe fryum"
     assert prompt_name("pcb1", dataset="mvtec_ad", naming="descriptive") == "pcb1"
 
 
-def test_sets_of_one_category_are_called_by_what_they_show():
+def test_single_category_datasets_are_named_by_content():
     assert prompt_name("ksdd", dataset="ksdd") == "electrical commutators"
     assert prompt_name("SDD", dataset="ksdd") == "electrical commutators"
     assert prompt_name("ksdd", dataset="ksdd", naming="plain") == "ksdd"
@@ -27,7 +27,7 @@ def test_sets_of_one_category_are_called_by_what_they_show():
     assert prompt_name("br35h", dataset="br35h", naming="descriptive") == "brain"
 
 
-def test_names_of_datasets_may_say_the_split_and_be_joined():
+def test_dataset_names_may_contain_splits_and_be_joined():
     assert parse_name("mvtec_ad") == (("mvtec_ad", ""),)
     assert parse_name("mvtec_ad:train + visa") == (("mvtec_ad", "train"), ("visa", ""))
     assert protocols.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
@@ -38,7 +38,7 @@ def test_names_of_datasets_may_say_the_split_and_be_joined():
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_protocols_name_known_datasets_and_never_train_on_a_target(name):
+def test_protocols_use_known_datasets_and_never_train_on_a_target(name):
     rules = PROTOCOLS[name]
     assert len(set(rules.targets)) == len(rules.targets)
     for target in rules.targets:

@@ -26,11 +26,11 @@ def dataset(request):
 
 @pytest.fixture(scope="module")
 def samples(dataset):
-    """The first eight normal and anomalous images of every category: every kind of defect."""
+    """Returns the first eight normal and anomalous images of each category, which cover each kind of defect."""
     return [dataset[index] for index in range(len(dataset)) if index % 16 < 8]
 
 
-def test_counts_and_kinds(dataset, monkeypatch):
+def test_counts_and_defects(dataset, monkeypatch):
     blank = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), bool)
     monkeypatch.setattr(synthetic, "draw", lambda *_, **__: blank)
     samples = list(dataset)
@@ -59,7 +59,7 @@ def test_samples_follow_the_schema(samples):
         assert sample.prompt_name == sample.category.replace("_", " ")
 
 
-def test_masks_are_empty_for_normal_images_only(samples):
+def test_masks_are_empty_only_for_normal_images(samples):
     for sample in samples:
         if sample.label == 0:
             assert sample.mask is None
@@ -70,7 +70,7 @@ def test_masks_are_empty_for_normal_images_only(samples):
         assert 40 <= (mask > 0).sum() <= 0.1 * mask.size, sample.file_name
 
 
-def test_masks_lie_on_what_the_defect_changed(dataset):
+def test_masks_cover_changed_pixels(dataset):
     for category in synthetic.CATEGORIES[dataset.name]:
         for index, kind in enumerate(category.defects):
             good, empty = synthetic.draw(dataset.name, category, index, defect=None)
@@ -84,7 +84,7 @@ def test_masks_lie_on_what_the_defect_changed(dataset):
             assert visible.sum() > 30, (category.name, kind)
 
 
-def test_every_access_draws_the_same(dataset, samples):
+def test_samples_are_reproducible(dataset, samples):
     copy = pickle.loads(pickle.dumps(dataset))
     for index in (0, 7, 100, 211):
         assert copy[index] == dataset[index]
@@ -106,14 +106,14 @@ def test_every_access_draws_the_same(dataset, samples):
         ("synthetic_target", 245, [102.04, 94.633, 78.784, 67.343], 1333),
     ],
 )
-def test_images_are_those_of_every_other_machine(name, index, mean, area):
+def test_images_are_equal_on_all_machines(name, index, mean, area):
     sample = synthetic.Synthetic(name)[index]
     blocks = read(sample.image).reshape(2, 128, 2, 128, 3).mean((1, 3, 4)).ravel()
     np.testing.assert_allclose(blocks, mean, atol=0.02)
     assert abs((read(sample.mask) > 0).sum() - area) <= 3
 
 
-def test_the_two_sets_share_neither_category_nor_defect_function():
+def test_datasets_share_no_category_or_defect_function():
     aux, target = (synthetic.CATEGORIES[name] for name in NAMES)
     assert not {category.name for category in aux} & {category.name for category in target}
     assert not {category.paint for category in aux} & {category.paint for category in target}
@@ -126,7 +126,7 @@ def test_the_two_sets_share_neither_category_nor_defect_function():
 
 
 def untrained_map(image):
-    """Distance of every patch's mean colour and contrast from the image's median patch."""
+    """Returns the distance of each patch's mean color and contrast from those of the median patch."""
     resized = Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR)
     patches = np.asarray(resized, float).reshape(16, 14, 16, 14, 3)
     look = np.concatenate([patches.mean((1, 3)), patches.std((1, 3))], -1)
@@ -136,7 +136,7 @@ def untrained_map(image):
 
 
 @pytest.mark.parametrize("dataset", ["synthetic_target"], indirect=True)
-def test_an_untrained_detector_does_not_solve_it(dataset, samples):
+def test_untrained_detector_does_not_solve_it(dataset, samples):
     truths, maps = collections.defaultdict(list), collections.defaultdict(list)
     for sample in samples:
         mask = np.zeros((256, 256), np.uint8) if sample.mask is None else read(sample.mask)

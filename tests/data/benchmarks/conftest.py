@@ -1,7 +1,7 @@
-"""Miniatures: each benchmark's official layout, small, with images and masks that the test itself has drawn.
+"""Fixtures with miniatures: small copies of each benchmark's official layout, drawn by the tests.
 
 `miniatures/<key>.py` has a function `make(root, tools)` that writes the layout below an empty folder and
-returns a `Miniature`: every sample as it was constructed, and what is amiss on purpose.
+returns a `Miniature`: every sample as constructed, and the issues planted on purpose.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ REAL = pathlib.Path(__file__).parents[4] / "shared" / "realdata"
 
 
 class Expected(NamedTuple):
-    """A sample as constructed; `split` None: the builder draws whether it is in train or in test."""
+    """A sample as constructed; `split` is None if the builder draws its split."""
 
     split: str | None
     file_name: str
     category: str
     label: int
     image: np.ndarray  # [H, W, 3]
-    mask: np.ndarray | None = None  # [H, W], of anomalous images that have one
-    defect: str | None = None  # None: not looked at
+    mask: np.ndarray | None = None  # [H, W], of anomalous images with a mask
+    defect: str | None = None  # None: not checked
     has_mask: bool = True
     subject: str = ""
     slice: int = -1
 
 
 class Miniature(NamedTuple):
-    """Samples that were written; issues and notes: (end of the file's name, kind)."""
+    """The samples of a miniature; issues and notes are (end of the file name, kind)."""
 
     samples: list[Expected]
     issues: tuple[tuple[str, str], ...] = ()
@@ -46,27 +46,27 @@ class Miniature(NamedTuple):
 
 
 class Tools:
-    """Drawing and saving, for the miniatures."""
+    """Functions of the miniatures for drawing and saving."""
 
     Expected = Expected
     Miniature = Miniature
 
     @staticmethod
     def draw(seed, *, mode="RGB", size=(12, 9)):
-        """A picture of noise; size is (width, height)."""
+        """Draws an image of noise; `size` is (width, height)."""
         shape = (size[1], size[0]) + {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
 
     @staticmethod
     def draw_mask(seed, *, values=(0, 255), size=(12, 9)):
-        """A mask of these grey values, neither empty nor full."""
+        """Draws a mask with these gray values, neither empty nor full."""
         pixels = np.random.default_rng(seed).choice(values, (size[1], size[0])).astype(np.uint8)
         pixels[0, 0], pixels[-1, -1] = max(values), 0
         return Image.fromarray(pixels)
 
     @staticmethod
     def save(image, path, **options):
-        """Writes an image; returns its pixels as any viewer would show them, [H, W, 3]."""
+        """Writes an image; returns its pixels as a viewer shows them, [H, W, 3]."""
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, **options)
         with Image.open(path) as written:
@@ -74,7 +74,7 @@ class Tools:
 
     @staticmethod
     def save_mask(image, path, **options):
-        """Writes a mask; returns where it is not black, [H, W]."""
+        """Writes a mask; returns its non-zero pixels, [H, W]."""
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, **options)
         with Image.open(path) as written:
@@ -88,7 +88,7 @@ def tools():
 
 @pytest.fixture
 def make_miniature():
-    """name, folder -> the Miniature written there."""
+    """Returns a function of name and folder that writes a miniature there."""
 
     def make(name, root):
         spec = importlib.util.spec_from_file_location(f"miniature_{name}", FOLDER / f"{name}.py")
@@ -102,7 +102,10 @@ def make_miniature():
 
 @pytest.fixture
 def change_facts(monkeypatch):
-    """Changes the facts of a benchmark for this test; `archives` may be a function of the archives."""
+    """Returns a function that changes the facts of a benchmark for this test.
+
+    `archives` may be a function of the archives.
+    """
 
     def change(name, *, archives=lambda known: known, **fields):
         facts = DATASETS[name]
@@ -114,7 +117,7 @@ def change_facts(monkeypatch):
 
 @pytest.fixture
 def prepare(tmp_path):
-    """name, source -> the prepared test split (or another), below a data folder of this test."""
+    """Returns a function of name and source that prepares and opens a split (default: test)."""
 
     def run(name, source, *, data_dir=tmp_path / "data", split="test", **options):
         BUILDERS[name](data_dir=data_dir).download_and_prepare(source=source, **options)
@@ -125,7 +128,7 @@ def prepare(tmp_path):
 
 @pytest.fixture
 def pack():
-    """folder, path -> a tar of the folder's content at that path."""
+    """Returns a function that packs a folder's contents into a tar file."""
 
     def run(folder, path):
         with tarfile.open(path, "w") as archive:
@@ -138,7 +141,7 @@ def pack():
 
 @pytest.fixture
 def real_data():
-    """name -> the folder of small real data; the test is skipped where it is not at hand."""
+    """Returns a function that finds small real data by name, or skips the test if it is not available."""
 
     def find(name):
         if not (REAL / name).is_dir():

@@ -1,4 +1,4 @@
-"""Writes a category in MVTec's layout or one like it, for the miniatures (they load this with runpy)."""
+"""Writer of categories in MVTec's layout and similar ones, loaded by the miniatures with runpy."""
 
 import numpy as np
 
@@ -18,9 +18,10 @@ def write_category(
     normal="good",
     ground_truth="ground_truth",
 ):
-    """numbers: images in each folder, as {"test/hole": 2}; returns the samples as constructed.
+    """Writes a category; returns the samples as constructed.
 
-    Every anomalous image gets all masks, each of other pixels; {} is the image's stem.
+    `numbers` has the number of images per folder, such as {"test/hole": 2}. Each anomalous image gets all
+    masks, each with other pixels; {} in their names is the image's stem.
     """
     samples = []
     for folder, number in numbers.items():

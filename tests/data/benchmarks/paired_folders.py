@@ -1,4 +1,4 @@
-"""Writes images and masks that lie in two folders, for the miniatures (they load this with runpy)."""
+"""Writer of images and masks in two folders, loaded by the miniatures with runpy."""
 
 from PIL import Image
 
@@ -16,9 +16,9 @@ def write_pairs(
     size=(24, 16),
     **fields,
 ):
-    """Writes an anomalous image and its mask per stem, which stands for {} in both names.
+    """Writes an anomalous image and its mask per stem, which replaces {} in both names.
 
-    JPEG masks get grey levels between 0 and 255. Returns the samples as constructed.
+    JPEG masks get gray levels between 0 and 255. Returns the samples as constructed.
     """
     samples = []
     for seed, stem in enumerate(stems):
@@ -39,5 +39,5 @@ def write_pairs(
 
 
 def note_levels(samples):
-    """The notes on masks with more than two levels."""
+    """Returns the expected notes on masks with more than two levels."""
     return tuple((sample.file_name, "mask_levels") for sample in samples)

@@ -1,4 +1,4 @@
-"""Counts beside the published ones, which are not always known of each category."""
+"""Tests of counts against published ones, which are not always known per category."""
 
 import pytest
 
@@ -14,7 +14,7 @@ PUBLISHED = (OF_EACH, OF_ALL, NAMES_AND_ALL, NAMES)
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
-def test_what_is_as_published_makes_no_difference(published):
+def test_equal_counts_have_no_differences(published):
     assert compare_counts({"test": OF_EACH}, {"test": published}) == []
     assert total(published) == (None if published is NAMES else (5, 3))
 
@@ -34,12 +34,12 @@ def test_what_is_as_published_makes_no_difference(published):
         (NAMES, ["test/b: this category has no images"]),
     ],
 )
-def test_a_category_that_is_missing_is_named(published, expected):
+def test_names_missing_category(published, expected):
     assert compare_counts({"test": {"a": (3, 1)}}, {"test": published}) == expected
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
-def test_a_category_that_is_unknown_is_told_where_the_others_are_known(published):
+def test_names_unknown_category_where_others_are_published(published):
     found = {"test": OF_EACH | {"c": (1, 0)}}
     names = [one.split(":")[0] for one in compare_counts(found, {"test": published})]
     of_all = ["test"] if ALL in published else []
@@ -47,7 +47,7 @@ def test_a_category_that_is_unknown_is_told_where_the_others_are_known(published
 
 
 @pytest.mark.parametrize("name", ["dtd_synthetic", "real_iad"])
-def test_sets_of_which_only_sums_are_published_name_what_is_missing(
+def test_names_missing_categories_where_only_totals_are_published(
     name, make_miniature, prepare, tmp_path
 ):
     facts = DATASETS[name]

@@ -1,4 +1,4 @@
-"""`python -m zsad_jax.data` on benchmarks: exit codes, what is printed, mistakes on purpose."""
+"""Tests of `python -m zsad_jax.data` on benchmarks: exit codes, output and mistakes."""
 
 import csv
 import io
@@ -19,16 +19,16 @@ TINY = {"bottle": (2, 3), "metal_nut": (2, 3)}  # the test split of the miniatur
 
 @pytest.fixture
 def official(make_miniature, tmp_path):
-    """A folder with the official layouts of three benchmarks."""
+    """Writes the official layouts of three benchmarks below one folder."""
     for name in ("mvtec_ad", "visa"):
         make_miniature(name, tmp_path / "official" / name)
-    make_miniature("elpv", tmp_path / "official")  # as deep as is searched
+    make_miniature("elpv", tmp_path / "official")  # at the maximum search depth
     return tmp_path / "official"
 
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the command with a data folder of this test; gives exit code, stdout and stderr."""
+    """Runs the command with this test's data folder; returns exit code, stdout and stderr."""
 
     def call(*arguments):
         words = [str(argument) for argument in arguments]
@@ -43,7 +43,7 @@ def run(tmp_path, capsys):
 
 @pytest.fixture
 def tiny_is_published(change_facts):
-    """As if the miniature of MVTec AD were all that is published."""
+    """Sets the published counts of MVTec AD to those of the miniature."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}, "test": TINY}
     change_facts("mvtec_ad", counts=counts)
 
@@ -52,7 +52,7 @@ def lines_with(text, *parts):
     return [line for line in text.splitlines() if all(part in line for part in parts)]
 
 
-def test_several_are_prepared_from_one_parent_folder(run, official, tmp_path):
+def test_prepares_several_benchmarks_from_parent_folder(run, official, tmp_path):
     code, out, _ = run("prepare", "mvtec_ad", "visa", "elpv", "--source", official)
     assert code == 0
     assert all(benchmarks.is_prepared(name, tmp_path / "data") for name in DATASETS if name in out)
@@ -68,7 +68,7 @@ def test_several_are_prepared_from_one_parent_folder(run, official, tmp_path):
     )
 
 
-def test_what_cannot_be_prepared_keeps_the_others_from_nothing(run, official, tmp_path):
+def test_prepares_others_if_one_fails(run, official, tmp_path):
     code, out, err = run("prepare", "mpdd", "elpv", "--source", official)
     assert code == 2
     assert "MPDD" in lines_with(err, "error:")[0]
@@ -77,7 +77,7 @@ def test_what_cannot_be_prepared_keeps_the_others_from_nothing(run, official, tm
     assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
 
 
-def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch):
+def test_all_prepares_freely_available_benchmarks(run, official, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "names", lambda: ["elpv", "mvtec_ad", "visa"])
     assert run("prepare", "all", "--source", official)[0] == 0
     data = tmp_path / "data"
@@ -101,14 +101,14 @@ def test_all_are_those_that_are_open_to_all(run, official, tmp_path, monkeypatch
         (("show", "visa"), "python -m zsad_jax.data prepare visa --data_dir"),
     ],
 )
-def test_mistakes_end_in_one_sentence_and_code_2(run, arguments, words):
+def test_mistakes_end_with_an_error_and_code_2(run, arguments, words):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert words in err
 
 
-def test_wrong_and_empty_sources(run, official, tmp_path):
+def test_rejects_wrong_and_empty_sources(run, official, tmp_path):
     (tmp_path / "empty").mkdir()
     half = tmp_path / "mvtec_anomaly_detection.tar.xz"
     half.write_bytes(b"half of it")
@@ -119,7 +119,7 @@ def test_wrong_and_empty_sources(run, official, tmp_path):
         assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
 
 
-def test_a_kind_of_fault_is_one_line_and_all_have_one_each_if_wanted(run, official, tools):
+def test_issues_are_grouped_by_kind_unless_all_are_requested(run, official, tools):
     bottle = official / "mvtec_ad/mvtec_anomaly_detection/bottle"
     for number in range(200):
         name = f"{number + 100}.png"
@@ -142,7 +142,7 @@ def test_a_kind_of_fault_is_one_line_and_all_have_one_each_if_wanted(run, offici
     assert lines_with(out, "200 unusable images")
 
 
-def test_verify_is_content_with_what_is_published(run, official, tiny_is_published):
+def test_verify_accepts_published_counts(run, official, tiny_is_published):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("verify", "mvtec_ad", "--workers", "3")
     assert code == 0
@@ -152,8 +152,8 @@ def test_verify_is_content_with_what_is_published(run, official, tiny_is_publish
     assert "issue" not in out
 
 
-def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_published):
-    """An anomalous image with an empty mask is told; official archives have them."""
+def test_verify_accepts_empty_masks(run, official, tiny_is_published):
+    """Official archives contain anomalous images with an empty mask, which are reported only."""
     truth = official / "mvtec_ad/mvtec_anomaly_detection/bottle/ground_truth"
     Image.new("L", (12, 9)).save(truth / "combined/000_mask.png")
     run("prepare", "mvtec_ad", "--source", official)
@@ -163,9 +163,7 @@ def test_verify_bears_with_what_the_archive_lacks(run, official, tiny_is_publish
     assert out.splitlines()[-1] == ("MVTec AD: all images and masks are usable; 1 issue")
 
 
-def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
-    run, make_miniature, tmp_path
-):
+def test_verify_reports_missing_volumes_and_categories(run, make_miniature, tmp_path):
     for name in ("msd_lung", "dtd_synthetic"):
         make_miniature(name, tmp_path / "official" / name)
         assert run("prepare", name, "--source", tmp_path / "official" / name)[0] == 0
@@ -181,7 +179,7 @@ def test_verify_misses_volumes_and_categories_of_which_no_numbers_are_published(
 
 
 @pytest.mark.parametrize("issue", ["truncated", "no image", "mask", "other size"])
-def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, issue):
+def test_verify_reports_unusable_images_and_masks(run, official, tiny_is_published, issue):
     bottle = official / "mvtec_ad/mvtec_anomaly_detection/bottle"
     image, mask = bottle / "test/combined/000.png", bottle / "ground_truth/combined/000_mask.png"
     reason = {
@@ -197,7 +195,7 @@ def test_verify_tells_what_cannot_be_used(run, official, tiny_is_published, issu
     assert out.splitlines()[-1] == "MVTec AD: 1 unusable image; 1 issue"
 
 
-def test_verify_tells_damaged_records_and_what_contradicts_them(
+def test_verify_reports_damaged_and_contradictory_records(
     run, official, tiny_is_published, tmp_path
 ):
     run("prepare", "mvtec_ad", "--source", official)
@@ -223,7 +221,7 @@ def test_verify_tells_damaged_records_and_what_contradicts_them(
     assert "Delete it and prepare it again" in err
 
 
-def test_half_prepared_is_not_prepared(run, official, tmp_path):
+def test_incomplete_preparation_is_not_prepared(run, official, tmp_path):
     run("prepare", "mvtec_ad", "--source", official)
     folder = tmp_path / "data/mvtec_ad"
     (folder / "1.0.0").rename(folder / "incomplete.XYZ_1.0.0")
@@ -234,7 +232,7 @@ def test_half_prepared_is_not_prepared(run, official, tmp_path):
 
 @pytest.fixture
 def copy(official, tmp_path):
-    """A copy of the metal nuts with a meta.json, as it circulates of MPDD."""
+    """Writes a copy of the metal nuts with a meta.json, in the form in which MPDD circulates."""
     source = official / "mvtec_ad/mvtec_anomaly_detection/metal_nut"
     shutil.copytree(source, tmp_path / "data/MPDD/metal_nut")
     entries = []
@@ -246,12 +244,12 @@ def copy(official, tmp_path):
     (tmp_path / "data/MPDD/meta.json").write_text(json.dumps(content))
 
 
-def test_copies_with_a_meta_json_are_verified_and_listed(run, copy):
+def test_verifies_and_lists_copies_with_meta_json(run, copy):
     code, out, _ = run("verify", "mpdd")
     assert code == 1
     assert lines_with(out, "mpdd", "metal_nut", "2 / 1")
     assert "test/tubes: 0 normal and 0 anomalous images instead of 32 and 69" in out
-    assert "train" not in out  # the copy has no such split
+    assert "train" not in out  # the copy has no training split
     rows = list(csv.DictReader(io.StringIO(run("list", "--format", "csv")[1])))
     row = next(row for row in rows if row["dataset"] == "mpdd")
     assert (row["test normal"], row["test anomalous"]) == ("2", "1")
@@ -259,7 +257,7 @@ def test_copies_with_a_meta_json_are_verified_and_listed(run, copy):
     assert row["state"] == "a copy with meta.json, counts differ"
 
 
-def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_path):
+def test_reports_missing_training_images_of_a_copy(run, copy, tmp_path):
     path = tmp_path / "data/MPDD/meta.json"
     content = json.loads(path.read_text())
     content["train"] = {"metal_nut": [{"img_path": "metal_nut/train/good/999.png", "anomaly": 0}]}
@@ -276,7 +274,7 @@ def test_a_copy_whose_images_for_training_are_gone_is_told_so(run, copy, tmp_pat
     assert "not a valid meta.json" in err
 
 
-def test_list_is_the_papers_table(run, official, tiny_is_published):
+def test_list_matches_table_of_the_paper(run, official, tiny_is_published):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("list", "--format", "csv")
     assert code == 0
@@ -297,7 +295,7 @@ def test_list_is_the_papers_table(run, official, tiny_is_published):
     assert run("list", "--format", "markdown")[1].startswith("| dataset | title | domain |")
 
 
-def test_list_counts_categories(run, official):
+def test_list_shows_counts_of_categories(run, official):
     run("prepare", "elpv", "--source", official)
     code, out, _ = run("list", "--categories", "elpv", "visa", "--format", "markdown")
     assert code == 0
@@ -312,7 +310,7 @@ def test_list_counts_categories(run, official):
     assert keys == set(DATASETS)
 
 
-def test_show_draws_the_same_sheet_again(run, official, tmp_path):
+def test_show_draws_reproducible_sheet(run, official, tmp_path):
     run("prepare", "mvtec_ad", "--source", official)
     path = tmp_path / "sheet.png"
     code, out, _ = run("show", "mvtec_ad", "--out", path, "--images", "4")
@@ -341,7 +339,7 @@ def test_show_draws_the_same_sheet_again(run, official, tmp_path):
         (("--out", "."), "is a folder. Give the path of a PNG file"),
     ],
 )
-def test_show_tells_mistakes(run, official, arguments, words):
+def test_show_rejects_mistakes(run, official, arguments, words):
     run("prepare", "mvtec_ad", "--source", official)
     code, _, err = run("show", "mvtec_ad", *arguments)
     assert code == 2

@@ -1,4 +1,4 @@
-"""What holds for every benchmark, on a miniature of its official layout."""
+"""Tests of every benchmark on a miniature of its official layout."""
 
 import pathlib
 
@@ -17,12 +17,12 @@ from zsad_jax.utils.errors import UserError
 NAMES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "miniatures").glob("*.py"))
 
 
-def test_every_benchmark_has_a_miniature():
+def test_each_benchmark_has_a_miniature():
     assert benchmarks.names() == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_everything_is_as_constructed(name, make_miniature, prepare, tmp_path):
+def test_samples_match_construction(name, make_miniature, prepare, tmp_path):
     miniature = make_miniature(name, tmp_path / "official")
     prepare(name, tmp_path / "official", num_workers=2)
     builder = BUILDERS[name]
@@ -64,10 +64,8 @@ def assert_grouped(categories):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_preparations_are_equal_whatever_the_number_of_threads(
-    name, make_miniature, prepare, tmp_path
-):
-    """And from wherever they were prepared: what is told of the files names no place, either."""
+def test_preparation_does_not_depend_on_threads(name, make_miniature, prepare, tmp_path):
+    """The result does not depend on the location of the source either; messages contain no absolute path."""
     written = []
     for workers in (1, 4):
         make_miniature(name, tmp_path / f"from_{workers}")
@@ -80,7 +78,7 @@ def test_two_preparations_are_equal_whatever_the_number_of_threads(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_levels_of_the_protocol_are_those_of_the_files(name, make_miniature, prepare, tmp_path):
+def test_protocol_levels_match_the_files(name, make_miniature, prepare, tmp_path):
     make_miniature(name, tmp_path / "official")
     dataset = prepare(name, tmp_path / "official")
     labels = {sample.label for sample in dataset}
@@ -90,7 +88,7 @@ def test_the_levels_of_the_protocol_are_those_of_the_files(name, make_miniature,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
+def test_rejects_empty_folder(name, prepare, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
         prepare(name, tmp_path / "empty")
@@ -100,8 +98,8 @@ def test_an_empty_folder_is_told_in_one_sentence(name, prepare, tmp_path):
     assert DATASETS[name].tree in message
 
 
-def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
-    """So that a folder of many can be given for each of them."""
+def test_does_not_confuse_benchmarks(make_miniature, tmp_path):
+    """A folder with many benchmarks can then be the source of each of them."""
     for name in NAMES:
         make_miniature(name, tmp_path / name)
     folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
@@ -111,8 +109,8 @@ def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path, change_facts):
-    """Packed by the test, so of another size and digest than the published one."""
+def test_archive_gives_same_samples(name, make_miniature, prepare, pack, tmp_path, change_facts):
+    """The archive is packed by the test, so its size and digest differ from the published ones."""
     make_miniature(name, tmp_path / "official")
     path = pack(tmp_path / "official", tmp_path / "packed.tar")
     changes = {"file_name": "packed.tar", "sha256": None, "md5": None, "size": None}
@@ -123,7 +121,7 @@ def test_an_archive_holds_the_same(name, make_miniature, prepare, pack, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature, prepare, tmp_path):
+def test_damaged_image_is_reported_and_others_are_kept(name, make_miniature, prepare, tmp_path):
     make_miniature(name, tmp_path / "official")
     whole = prepare(name, tmp_path / "official", data_dir=tmp_path / "whole")
     path = file_of(whole[-1].file_name, tmp_path / "official")
@@ -132,13 +130,14 @@ def test_a_damaged_image_is_named_and_nothing_else_is_lost(name, make_miniature,
     added = [issue for issue in damaged.issues if issue not in whole.issues]
     assert str(tmp_path) not in str(added)
     assert {issue.kind for issue in added} & {"image_unreadable", "mask_unreadable"}, added
-    # A file of its own is kept and told when it is evaluated; parts of a strip or volume cannot be cut.
+    # A damaged file of its own is kept and reported in the evaluation; strips and volumes cannot be
+    # divided.
     lost = {sample.file_name for sample in whole} - {sample.file_name for sample in damaged}
     assert all(file_of(one, tmp_path / "official") == path for one in lost)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stray_file_beside_an_image_is_told(name, make_miniature, prepare, tools, tmp_path):
+def test_reports_stray_files(name, make_miniature, prepare, tools, tmp_path):
     make_miniature(name, tmp_path / "official")
     before = prepare(name, tmp_path / "official", data_dir=tmp_path / "before")
     folder = file_of(before[0].file_name, tmp_path / "official").parent
@@ -154,7 +153,7 @@ def test_a_stray_file_beside_an_image_is_told(name, make_miniature, prepare, too
 
 
 def file_of(file_name, folder):
-    """The file that holds a sample: its own, or the strip or volume that it is a part of."""
+    """Returns the file of a sample: its own, or the strip or volume that contains it."""
     part = pathlib.PurePosixPath(file_name)
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda p: len(p.parts)

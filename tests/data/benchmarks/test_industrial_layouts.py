@@ -17,7 +17,7 @@ NAMES = ("mpdd", "btad", "dtd_synthetic", "goodsad", "mvtec_loco", "mvtec_ad2", 
 MVTEC_LIKE = ("mvtec_ad", *NAMES)
 
 
-def published(name, split):
+def published_total(name, split):
     return list(counts.total(DATASETS[name].counts[split]))
 
 
@@ -47,11 +47,11 @@ def differences(name, data_dir):
     ],
 )
 def test_published_counts_add_up(name, split, sums):
-    assert published(name, split) == sums
+    assert published_total(name, split) == sums
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_split_counts_the_same_categories(name):
+def test_all_splits_have_the_same_categories(name):
     facts = DATASETS[name]
     for categories in facts.counts.values():
         assert set(categories) - {counts.ALL} == set(facts.categories)
@@ -68,13 +68,13 @@ def test_every_split_counts_the_same_categories(name):
 
 @pytest.fixture
 def side_by_side(make_miniature, tmp_path):
-    """One folder that holds all benchmarks whose layouts are alike."""
+    """Writes all benchmarks with similar layouts below one folder."""
     for name in MVTEC_LIKE:
         make_miniature(name, tmp_path / "all" / name)
     return tmp_path / "all"
 
 
-def test_no_benchmark_is_taken_for_another(side_by_side, prepare, tmp_path):
+def test_does_not_confuse_benchmarks_with_similar_layouts(side_by_side, prepare, tmp_path):
     for name in MVTEC_LIKE:
         own = prepare(name, side_by_side / name, data_dir=tmp_path / "own")
         found = prepare(name, side_by_side, data_dir=tmp_path / "found")
@@ -86,7 +86,7 @@ def test_no_benchmark_is_taken_for_another(side_by_side, prepare, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mpdd", "dtd_synthetic", "goodsad", "real_iad"])
-def test_what_cannot_be_fetched_is_told_in_one_sentence(name, prepare, tmp_path):
+def test_missing_source_error_says_what_to_download(name, prepare, tmp_path):
     facts = DATASETS[name]
     with pytest.raises(UserError) as error:
         prepare(name, None)
@@ -96,7 +96,7 @@ def test_what_cannot_be_fetched_is_told_in_one_sentence(name, prepare, tmp_path)
     assert facts.unpack in str(error.value)
 
 
-def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
+def test_reports_planted_issues_in_mpdd(make_miniature, prepare, tools, tmp_path):
     miniature = make_miniature("mpdd", tmp_path / "official")
     root = tmp_path / "official" / "MPDD"
     black = root / "bracket_black"
@@ -114,20 +114,20 @@ def test_planted_faults_in_mpdd(make_miniature, prepare, tools, tmp_path):
     }
     assert issues["bracket_black/test/hole/777.png"] == "image_unreadable"
     assert issues["bracket_black/test/scratches/000.png"] == "mask_missing"
-    told = differences("mpdd", tmp_path / "data")
-    assert "test/connector: 0 normal and 0 anomalous images instead of 30 and 14" in told
-    assert "test/bracket_black: 2 normal and 4 anomalous images instead of 32 and 47" in told
+    found = differences("mpdd", tmp_path / "data")
+    assert "test/connector: 0 normal and 0 anomalous images instead of 30 and 14" in found
+    assert "test/bracket_black: 2 normal and 4 anomalous images instead of 32 and 47" in found
 
 
 @pytest.mark.parametrize("below", ["bracket_black", "bracket_black/test", "tubes/ground_truth"])
-def test_a_part_of_mpdd_is_no_root(below, make_miniature, prepare, tmp_path):
+def test_rejects_subfolder_of_mpdd(below, make_miniature, prepare, tmp_path):
     make_miniature("mpdd", tmp_path / "official")
     with pytest.raises(UserError, match=r"does not contain MPDD.*bracket_black/test/hole/000\.png"):
         prepare("mpdd", tmp_path / "official" / "MPDD" / below)
     assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
 
 
-def test_btad_keeps_its_numbers_and_calls_normal_images_good(make_miniature, prepare, tmp_path):
+def test_btad_keeps_numbers_and_calls_normal_images_good(make_miniature, prepare, tmp_path):
     make_miniature("btad", tmp_path / "official")
     dataset = prepare("btad", tmp_path / "official")
     assert dataset.categories == dataset.prompt_names == ("01", "02", "03")
@@ -135,7 +135,7 @@ def test_btad_keeps_its_numbers_and_calls_normal_images_good(make_miniature, pre
     assert dataset.issues == ()
 
 
-def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_path, change_facts):
+def test_goodsad_has_one_archive_per_category(make_miniature, prepare, tmp_path, change_facts):
     make_miniature("goodsad", tmp_path / "official")
     here = [
         one
@@ -155,7 +155,7 @@ def test_goodsad_comes_as_an_archive_a_category(make_miniature, prepare, tmp_pat
     assert list(from_archives) == list(from_folder)
 
 
-def test_masks_of_one_loco_image_that_differ_in_size(make_miniature, prepare, tools, tmp_path):
+def test_reports_loco_masks_of_different_sizes(make_miniature, prepare, tools, tmp_path):
     make_miniature("mvtec_loco", tmp_path / "official")
     root = tmp_path / "official" / "mvtec_loco_anomaly_detection"
     masks = root / "juice_bottle/ground_truth/logical_anomalies"
@@ -170,7 +170,7 @@ def test_masks_of_one_loco_image_that_differ_in_size(make_miniature, prepare, to
 
 
 @pytest.mark.parametrize("mask_name", ["000.png", "000_mask.png", "000.PNG"])
-def test_masks_of_mvtec_ad2_belong_to_their_stem(mask_name, prepare, tools, tmp_path):
+def test_pairs_masks_of_mvtec_ad2_by_stem(mask_name, prepare, tools, tmp_path):
     public = tmp_path / "mvtec_ad_2" / "vial" / "test_public"
     tools.save(tools.draw(0), public / "good" / "000.png")
     tools.save(tools.draw(1), public / "bad" / "000.png")
@@ -182,7 +182,7 @@ def test_masks_of_mvtec_ad2_belong_to_their_stem(mask_name, prepare, tools, tmp_
 
 
 @pytest.mark.parametrize("given", ["", "VisA_pytorch/1cls"])
-def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, tools, tmp_path):
+def test_reads_visa_as_repacked_by_its_authors(given, make_miniature, prepare, tools, tmp_path):
     make_miniature("visa", tmp_path / "official")
     official = [
         *prepare("visa", tmp_path / "official", data_dir=tmp_path / "before", split="train"),
@@ -217,12 +217,12 @@ def test_visa_as_its_authors_program_repacks_it(given, make_miniature, prepare, 
 
 @pytest.fixture
 def real_iad(make_miniature, tmp_path):
-    """The folder of a small Real-IAD."""
+    """Writes the miniature of Real-IAD."""
     make_miniature("real_iad", tmp_path / "official")
     return tmp_path / "official"
 
 
-def test_real_iad_at_another_size_with_the_split_one_folder_up(real_iad, prepare):
+def test_reads_real_iad_at_other_size_with_moved_split(real_iad, prepare):
     for path in (real_iad / "realiad_jsons/realiad_jsons").iterdir():
         path.rename(real_iad / "realiad_jsons" / path.name)
     (real_iad / "realiad_jsons/realiad_jsons").rmdir()
@@ -233,7 +233,7 @@ def test_real_iad_at_another_size_with_the_split_one_folder_up(real_iad, prepare
     assert {("NG/BX/S0001", 1, 1), ("NG/BX/S0001", 2, 0), ("OK/S0002", 2, 0)} <= sides
 
 
-def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
+def test_reports_mismatches_in_real_iad(real_iad, prepare, tools):
     images, jsons = real_iad / "realiad_512", real_iad / "realiad_jsons/realiad_jsons"
     (jsons / "usb.json").rename(jsons / "toy.json")
     missing = next((images / "audiojack/OK/S0002").glob("*_C1_*"))
@@ -258,13 +258,13 @@ def test_what_does_not_fit_in_real_iad_is_named(real_iad, prepare, tools):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"train": []}', '{"train": [1], "test": []}'])
-def test_another_json_is_not_taken_for_the_split(content, real_iad, prepare):
+def test_rejects_json_that_is_not_a_split(content, real_iad, prepare):
     (real_iad / "realiad_jsons/realiad_jsons/usb.json").write_text(content)
     with pytest.raises(UserError, match=r"usb\.json is not a split of Real-IAD .*image_path"):
         prepare("real_iad", real_iad)
 
 
-def test_a_split_of_real_iad_that_leads_outside_is_refused(real_iad, prepare, tmp_path):
+def test_rejects_real_iad_split_with_outside_path(real_iad, prepare, tmp_path):
     path = real_iad / "realiad_jsons/realiad_jsons/usb.json"
     content = json.loads(path.read_text())
     content["test"][0]["image_path"] = str(tmp_path / "elsewhere.png")
@@ -273,8 +273,8 @@ def test_a_split_of_real_iad_that_leads_outside_is_refused(real_iad, prepare, tm
         prepare("real_iad", real_iad)
 
 
-def test_real_bottles_without_masks(real_data, prepare, tmp_path):
-    """Counted by hand: one image to train on, one normal, one broken; 900x900; no ground truth."""
+def test_reads_real_bottles_without_masks(real_data, prepare, tmp_path):
+    """Counted by hand: one training image, one normal, one broken; 900x900; no ground truth."""
     root = real_data("mvtec_bottle_nomask")
     dataset = prepare("mvtec_ad", root)
     train = PreparedDataset("mvtec_ad", tmp_path / "data", "train")
@@ -287,6 +287,6 @@ def test_real_bottles_without_masks(real_data, prepare, tmp_path):
     assert {open_image(s.image).image.size for s in dataset} == {(900, 900)}
     assert [s.image for s in dataset] == [(root / s.file_name).read_bytes() for s in dataset]
     assert dataset.issues == (Issue("mask_missing", "bottle/test/broken_large/002.png"),)
-    told = differences("mvtec_ad", tmp_path / "data")
-    assert "test/bottle: 1 normal and 1 anomalous images instead of 20 and 63" in told
-    assert len(told) == 30
+    found = differences("mvtec_ad", tmp_path / "data")
+    assert "test/bottle: 1 normal and 1 anomalous images instead of 20 and 63" in found
+    assert len(found) == 30

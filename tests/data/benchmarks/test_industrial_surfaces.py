@@ -1,4 +1,4 @@
-"""What is special to the sets of cut strips, of listed cells, and of images that are all anomalous."""
+"""Tests of benchmarks with strips, lists of cells, or only anomalous images."""
 
 import pathlib
 import shutil
@@ -30,12 +30,12 @@ def touch(root, *names):
 
 
 def defective_areas(dataset):
-    """file name -> number of anomalous pixels."""
+    """Returns the number of anomalous pixels by file name."""
     return {s.file_name: int(decode_mask(s.mask).sum()) for s in dataset if s.label}
 
 
 @pytest.mark.parametrize(("normal", "tested"), [(1143, 286), (2256, 564), (1508, 377)])
-def test_a_quarter_of_the_normal_images_is_the_published_number(normal, tested):
+def test_published_counts_include_a_quarter_of_normal_images(normal, tested):
     chosen, left = listing.split_normals(range(normal))
     assert len(chosen) == tested
     assert chosen == sorted(chosen)
@@ -44,7 +44,7 @@ def test_a_quarter_of_the_normal_images_is_the_published_number(normal, tested):
 
 
 def write_ksdd(root, tools):
-    """399 images, 52 of them defective, two of these in two parts; small."""
+    """Writes 399 small images, 52 of them defective, two of these in two parts."""
     for number in range(399):
         path = root / f"kos{1 + number // 8:02}/Part{number % 8}.jpg"
         tools.save(Image.new("L", (2, 6)), path)
@@ -63,7 +63,7 @@ def write_dagm(root, tools):
 
 
 def write_aitex(root, tools):
-    """141 clean strips, 106 with a defect in one or two patches, one of them without its mask."""
+    """Writes 141 clean strips, and 106 with a defect in one or two patches, one of them without its mask."""
     for number in range(141):
         strip = root / f"NODefect_images/fabric{number % 7}/{number:04}_000_00.png"
         tools.save(Image.new("L", (4096, 1)), strip)
@@ -99,7 +99,7 @@ def write_rsdds_113(root, tools):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_published_counts_come_out(name, tmp_path, tools):
+def test_full_sized_layouts_give_published_counts(name, tmp_path, tools):
     globals()[f"write_{name}"](tmp_path, tools)
     listing = listed(name, tmp_path)
     found = {split: counts.count(samples) for split, samples in listing.samples.items()}
@@ -114,7 +114,7 @@ def test_published_counts_add_up():
     assert [sum(pair) for pair in dagm["test"].values()] == [575] * 6 + [1150] * 4
 
 
-def test_no_benchmark_is_taken_for_another(make_miniature, tmp_path):
+def test_does_not_confuse_benchmarks(make_miniature, tmp_path):
     for name in NAMES:
         make_miniature(name, tmp_path / name)
     folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
@@ -134,7 +134,7 @@ def test_parts_and_patches_cover_the_image():
     assert len(aitex.patches((4096, 256))) == 16
 
 
-def test_ksdd_tells_labels_that_cannot_be_used_once_an_image(make_miniature, prepare, tmp_path):
+def test_ksdd_reports_unusable_labels_once_per_image(make_miniature, prepare, tmp_path):
     make_miniature("ksdd", tmp_path / "official")
     root = tmp_path / "official/KolektorSDD"
     whole = (root / "kos01/Part0.jpg").read_bytes()
@@ -152,7 +152,7 @@ def test_ksdd_tells_labels_that_cannot_be_used_once_an_image(make_miniature, pre
     assert {name.rsplit("_", 1)[0] for name in (s.file_name for s in dataset)} == {"kos20/Part4"}
 
 
-def test_dagm_knows_of_a_lost_mask_by_the_list(make_miniature, prepare, tmp_path):
+def test_dagm_detects_missing_mask_from_the_list(make_miniature, prepare, tmp_path):
     miniature = make_miniature("dagm", tmp_path / "official")
     root = tmp_path / "official/DAGM_KaggleUpload"
     (root / "Class1/Test/Label/0005_label.PNG").unlink()
@@ -165,7 +165,7 @@ def test_dagm_knows_of_a_lost_mask_by_the_list(make_miniature, prepare, tmp_path
     assert dataset.categories == ("Class1", "Class10")
 
 
-def test_aitex_reads_nested_copies_and_says_what_is_left_out(
+def test_aitex_reads_nested_copies_and_logs_excluded_patches(
     make_miniature, prepare, tmp_path, caplog
 ):
     make_miniature("aitex", tmp_path / "official")
@@ -183,14 +183,14 @@ def test_aitex_reads_nested_copies_and_says_what_is_left_out(
     assert dataset[0].file_name.startswith("NODefect_images/0002_000_00_")
 
 
-def test_aitex_shows_how_to_unpack(prepare, tmp_path):
+def test_aitex_error_says_how_to_unpack(prepare, tmp_path):
     for archive in DATASETS["aitex"].archives[:2]:
         (tmp_path / archive.file_name).write_bytes(b"7z")
     with pytest.raises(UserError, match=r"Mask_images\.7z \(unpack with 7z x"):
         prepare("aitex", tmp_path)
 
 
-def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
+def test_elpv_reports_differences_between_list_and_folder(
     make_miniature, prepare, tmp_path, caplog
 ):
     make_miniature("elpv", tmp_path / "official")
@@ -209,7 +209,7 @@ def test_elpv_tells_what_the_list_and_the_folder_do_not_share(
         prepare("elpv", root, data_dir=tmp_path / "other")
 
 
-def test_steel_is_read_as_repacked_too(make_miniature, prepare, tmp_path):
+def test_reads_repacked_sd_saliency_900(make_miniature, prepare, tmp_path):
     miniature = make_miniature("sd_saliency_900", tmp_path / "official")
     official = tmp_path / "official/MCITF-master/SD-saliency-900"
     for sample in miniature.samples:
@@ -229,7 +229,7 @@ def test_steel_is_read_as_repacked_too(make_miniature, prepare, tmp_path):
     ]
 
 
-def test_rails_in_parts_show_how_to_unpack_them(prepare, tmp_path):
+def test_multipart_rsdds_error_says_how_to_unpack(prepare, tmp_path):
     touch(tmp_path, *(f"2D_Image.zip.{part:03}" for part in range(1, 10)), "Ground Truth.zip")
     with pytest.raises(UserError) as error:
         prepare("rsdds_113", tmp_path)
@@ -239,10 +239,10 @@ def test_rails_in_parts_show_how_to_unpack_them(prepare, tmp_path):
     )
 
 
-# Numbers of the real files, counted with Pillow and numpy alone.
+# Values of the real files were computed with Pillow and numpy only.
 
 
-def test_real_commutators(real_data, prepare, tmp_path):
+def test_reads_real_ksdd(real_data, prepare, tmp_path):
     dataset = prepare("ksdd", real_data("KolektorSDD"))
     assert len(dataset.issues) == len(dataset.notes) == 0
     assert counts.count(dataset) == {"ksdd": (8, 10)}
@@ -262,7 +262,7 @@ def test_real_commutators(real_data, prepare, tmp_path):
     }
 
 
-def test_real_cells(real_data, prepare, tmp_path):
+def test_reads_real_elpv(real_data, prepare, tmp_path):
     dataset = prepare("elpv", real_data("elpv"))
     assert len(dataset.issues) == 0
     assert counts.count(dataset) == {"elpv": (8, 24)}
@@ -272,7 +272,7 @@ def test_real_cells(real_data, prepare, tmp_path):
     assert (kinds.count("mono"), kinds.count("poly")) == (12, 12)
 
 
-def test_real_steel(real_data, prepare):
+def test_reads_real_sd_saliency_900(real_data, prepare):
     dataset = prepare("sd_saliency_900", real_data("SD-saliency-900"))
     assert len(dataset.issues) == len(dataset.notes) == 0
     assert counts.count(dataset) == {"sd_saliency_900": (0, 36)}
@@ -282,7 +282,7 @@ def test_real_steel(real_data, prepare):
     assert areas == {"inclusion": 25955, "patches": 113963, "scratches": 31613}
 
 
-def test_real_masks_of_rails_without_their_images(real_data, prepare):
+def test_reads_real_rsdds_masks_without_images(real_data, prepare):
     root = real_data("rsdds_113_masks_only")
     listing = listed("rsdds_113", root)
     assert listing.samples == {}

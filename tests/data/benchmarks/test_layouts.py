@@ -1,4 +1,4 @@
-"""What layouts share: MVTec's, and the community's with a meta.json."""
+"""Tests of shared layouts: MVTec's, and community copies with a meta.json."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from zsad_jax.utils.errors import UserError
 
 @pytest.fixture
 def community(tools):
-    """A function that writes a copy with a meta.json, one category called as others call it."""
+    """Returns a function that writes a copy with a meta.json, one of whose categories has another name."""
 
     def write(root, category):
         entries = []
@@ -32,7 +32,7 @@ def community(tools):
     return write
 
 
-def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_path, change_facts):
+def test_reads_meta_json_for_any_benchmark(community, prepare, pack, tmp_path, change_facts):
     root = community(tmp_path / "anywhere", "SDD")
     dataset = prepare("ksdd", root)
     assert dataset.categories == ("ksdd",)
@@ -47,7 +47,7 @@ def test_a_meta_json_is_read_for_every_benchmark(community, prepare, pack, tmp_p
     assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
 
 
-def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, prepare, tmp_path):
+def test_issues_of_a_copy_do_not_depend_on_its_location(community, prepare, tmp_path):
     metadata = []
     for place in ("here", "there"):
         root = community(tmp_path / place / "DTD-Synthetic", "Woven_001")
@@ -73,8 +73,8 @@ def test_what_is_wrong_with_a_copy_is_told_alike_wherever_it_lies(community, pre
         prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
 
 
-def test_categories_stay_in_one_piece(community, prepare, tmp_path):
-    """Entries may name another category than the list that they stand in."""
+def test_keeps_categories_contiguous(community, prepare, tmp_path):
+    """An entry may name another category than the list that contains it."""
     root = community(tmp_path / "copy", "tubes")
     content = json.loads((root / "meta.json").read_text())
     content["test"]["tubes"][1]["cls_name"] = "connector"
@@ -84,7 +84,7 @@ def test_categories_stay_in_one_piece(community, prepare, tmp_path):
     assert [sample.file_name[-5] for sample in dataset] == ["0", "2", "1"]
 
 
-def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
+def test_rejects_copy_of_other_benchmark(community, prepare, tmp_path):
     community(tmp_path / "copies/BrainMRI", "brain")
     with pytest.raises(UserError, match="does not contain Br35H"):
         prepare("br35h", tmp_path / "copies")
@@ -92,7 +92,7 @@ def test_a_copy_of_another_benchmark_is_not_taken(community, prepare, tmp_path):
     assert len(prepare("br35h", tmp_path / "copies")) == 3
 
 
-def test_regular_benchmark_is_a_table_of_facts(make_miniature, monkeypatch, tmp_path):
+def test_regular_benchmark_needs_only_facts(make_miniature, monkeypatch, tmp_path):
     make_miniature("mpdd", tmp_path / "official")
     facts = dataclasses.replace(DATASETS["mpdd"], title="Toy", about="Metal toys.")
     monkeypatch.setitem(DATASETS, "toy", facts)

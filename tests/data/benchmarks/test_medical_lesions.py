@@ -1,4 +1,4 @@
-"""Polyp, skin and thyroid sets: layouts that look alike, copies that differ, and real files."""
+"""Tests of polyp, skin and thyroid benchmarks: similar layouts, differing copies, and real files."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from zsad_jax.data.preprocess import decode_mask
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
 
-NAMED = {  # folders by which sets of images beside masks are told apart
+NAMED = {  # folders that distinguish datasets with images beside masks
     "cvc_colondb": "CVC-ColonDB",
     "cvc_clinicdb": "CVC-612",
     "kvasir": "Kvasir",
@@ -38,7 +38,7 @@ def areas(dataset):
     return [(s.file_name, int(decode_mask(s.mask).sum())) for s in dataset]
 
 
-def test_a_folder_of_several_sets_gives_each_builder_its_own(tools, prepare, tmp_path):
+def test_finds_own_folder_among_several_datasets(tools, prepare, tmp_path):
     for key, folder in NAMED.items():
         write(tools, tmp_path / "sets" / "colon" / folder, [f"{key}_{i}" for i in range(2)])
     write(tools, tmp_path / "sets" / "colon" / "ETIS-LaribPolypDB", ["another"])
@@ -48,7 +48,7 @@ def test_a_folder_of_several_sets_gives_each_builder_its_own(tools, prepare, tmp
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_images_beside_masks_are_taken_when_they_are_given_outright(name, tools, prepare, tmp_path):
+def test_reads_images_beside_masks_if_given_explicitly(name, tools, prepare, tmp_path):
     write(tools, tmp_path / "above" / "Kvasir-instrument", ["2", "10"])
     dataset = prepare(name, tmp_path / "above" / "Kvasir-instrument")
     assert file_names(dataset) == ["images/2.png", "images/10.png"]
@@ -57,19 +57,19 @@ def test_images_beside_masks_are_taken_when_they_are_given_outright(name, tools,
     assert DATASETS[name].tree in str(error.value)
 
 
-def test_an_archive_of_nothing_but_images_and_masks_is_taken(tools, prepare, pack, tmp_path):
+def test_reads_archive_of_images_and_masks_only(tools, prepare, pack, tmp_path):
     write(tools, tmp_path / "official", ["1"])
     archive = pack(tmp_path / "official", tmp_path / "CVC-ColonDB.tar")
     assert file_names(prepare("cvc_colondb", archive)) == ["images/1.png"]
 
 
-def test_what_is_told_by_its_name_goes_before_the_folder_itself(tools, prepare, tmp_path):
+def test_named_subfolder_precedes_the_folder_itself(tools, prepare, tmp_path):
     write(tools, tmp_path / "sets", ["unknown"])
     write(tools, tmp_path / "sets" / "Kvasir-SEG", ["polyp"])
     assert file_names(prepare("kvasir", tmp_path / "sets")) == ["images/polyp.png"]
 
 
-def test_clinicdb_in_two_formats_is_counted_once(tools, prepare, tmp_path):
+def test_clinicdb_in_two_formats_is_read_once(tools, prepare, tmp_path):
     for kind, suffix in (("TIF", "tif"), ("PNG", "png")):
         images, masks = f"Original/{{}}.{suffix}", f"Ground Truth/{{}}.{suffix}"
         write(tools, tmp_path / "kaggle" / kind, ["1", "2", "10"], images=images, masks=masks)
@@ -78,14 +78,14 @@ def test_clinicdb_in_two_formats_is_counted_once(tools, prepare, tmp_path):
     assert not dataset.issues
 
 
-def test_clinicdb_as_rar_names_the_command(prepare, tmp_path):
+def test_clinicdb_rar_error_names_the_command(prepare, tmp_path):
     archive = tmp_path / "CVC-ClinicDB.zip"
     archive.write_bytes(b"Rar!\x1a\x07\x01\x00" + bytes(600))
     with pytest.raises(UserError, match=r"not a tar or zip archive .*\(7z x CVC-ClinicDB\.rar\)"):
         prepare("cvc_clinicdb", archive)
 
 
-def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, prepare, tmp_path):
+def test_colondb_pairs_by_number_with_any_suffix(make_miniature, tools, prepare, tmp_path):
     make_miniature("cvc_colondb", tmp_path)
     root = tmp_path / "CVC-ColonDB" / "CVC-ColonDB"
     (root / "p2.tiff").unlink()
@@ -101,7 +101,7 @@ def test_colondb_pairs_by_number_whatever_the_suffix(make_miniature, tools, prep
     }
 
 
-def test_what_has_no_partner_is_named(make_miniature, tools, tmp_path):
+def test_reports_unpaired_images_and_masks(make_miniature, tools, tmp_path):
     make_miniature("kvasir", tmp_path)
     root = tmp_path / "Kvasir-SEG"
     (root / "masks/cju0qoxqj9q6s0835b43399p4.jpg").unlink()
@@ -114,7 +114,7 @@ def test_what_has_no_partner_is_named(make_miniature, tools, tmp_path):
     }
 
 
-def test_isic_as_anomalyclip_lays_it_out(make_miniature, prepare, tmp_path):
+def test_reads_isic_in_layout_of_anomalyclip(make_miniature, prepare, tmp_path):
     miniature = make_miniature("isic", tmp_path / "isic" / "skin")
     skin = tmp_path / "isic" / "skin"
     (skin / "test").mkdir()
@@ -130,7 +130,7 @@ def test_isic_as_anomalyclip_lays_it_out(make_miniature, prepare, tmp_path):
 
 @pytest.fixture
 def isic_archives(make_miniature, tmp_path, monkeypatch, change_facts):
-    """The two archives of ISIC as a local server has them, with their digests."""
+    """Serves the two archives of ISIC from a local server, with matching digests."""
     make_miniature("isic", tmp_path / "isic")
     (tmp_path / "served").mkdir()
     serve = functools.partial(QuietHandler, directory=tmp_path / "served")
@@ -156,7 +156,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_isic_comes_in_two_archives(isic_archives, prepare, tmp_path):
+def test_isic_has_two_archives(isic_archives, prepare, tmp_path):
     sources = {
         "folder": tmp_path / "isic",
         "archives": isic_archives,
@@ -171,7 +171,7 @@ def test_isic_comes_in_two_archives(isic_archives, prepare, tmp_path):
     assert all(samples == found["folder"] for samples in found.values())
 
 
-def test_an_archive_of_another_md5_is_refused(isic_archives, prepare, tmp_path):
+def test_rejects_archive_with_other_md5(isic_archives, prepare, tmp_path):
     path = isic_archives / "ISBI2016_ISIC_Part1_Test_GroundTruth.zip"
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError, match=r"MD5 is not .* was deleted"):
@@ -182,7 +182,7 @@ def test_an_archive_of_another_md5_is_refused(isic_archives, prepare, tmp_path):
         prepare("isic", isic_archives)
 
 
-def test_tn3k_without_images_for_training(make_miniature, prepare, tmp_path):
+def test_tn3k_without_training_images(make_miniature, prepare, tmp_path):
     make_miniature("tn3k", tmp_path / "official")
     tn3k = tmp_path / "official" / "Thyroid Dataset" / "tn3k"
     for kind in ("image", "mask"):
@@ -194,7 +194,7 @@ def test_tn3k_without_images_for_training(make_miniature, prepare, tmp_path):
     assert list(prepared.info.splits) == ["test"]
 
 
-def test_colondb_real(real_data, prepare):
+def test_reads_real_colondb(real_data, prepare):
     dataset = prepare("cvc_colondb", real_data("CVC-ColonDB"))
     assert areas(dataset) == [
         ("79.tif", 4734),
@@ -213,7 +213,7 @@ def test_colondb_real(real_data, prepare):
     assert not dataset.notes
 
 
-def test_clinicdb_real_in_a_copy_with_other_names(real_data, prepare):
+def test_reads_real_clinicdb_copy_with_other_names(real_data, prepare):
     dataset = prepare("cvc_clinicdb", real_data("cvc612_resized"))
     assert areas(dataset) == [
         ("images/fine_3_3_fram.jpg", 27928),
@@ -231,7 +231,7 @@ def test_clinicdb_real_in_a_copy_with_other_names(real_data, prepare):
     assert len(dataset.notes) == 10
 
 
-def test_kvasir_real_masks_have_a_rim(real_data, prepare):
+def test_real_kvasir_masks_have_soft_edges(real_data, prepare):
     dataset = prepare("kvasir", real_data("Kvasir-SEG"))
     assert areas(dataset) == [
         ("images/cju0qkwl35piu0993l0dewei2.jpg", 94684),
@@ -243,7 +243,7 @@ def test_kvasir_real_masks_have_a_rim(real_data, prepare):
     assert levels == [f"{n} levels, threshold 0" for n in (18, 16, 16)]
 
 
-def test_real_sets_side_by_side_are_not_mistaken(real_data, prepare):
+def test_does_not_confuse_real_datasets_in_one_folder(real_data, prepare):
     parent = real_data("CVC-ColonDB").parent
     sizes = {name: len(prepare(name, parent)) for name in ("cvc_colondb", "cvc_clinicdb", "kvasir")}
     assert sizes == {"cvc_colondb": 8, "cvc_clinicdb": 10, "kvasir": 3}

@@ -1,4 +1,4 @@
-"""HeadCT, BrainMRI, Br35H, LAG, COVID-19 and MSD lung: what is special to them."""
+"""Tests of HeadCT, BrainMRI, Br35H, LAG, COVID-19 and MSD lung."""
 
 import collections
 import csv
@@ -24,7 +24,7 @@ def count_labels(dataset):
 
 
 def sum_pixels(dataset):
-    """Sums of the grey values of all normal, and of all anomalous, images."""
+    """Returns the sums of the gray values of all normal and of all anomalous images."""
     sums = [0, 0]
     for sample in dataset:
         sums[sample.label] += int(
@@ -33,7 +33,7 @@ def sum_pixels(dataset):
     return tuple(sums)
 
 
-def test_published_counts():
+def test_counts_match_published_ones():
     published = {
         name: DATASETS[name].counts["test"][name]
         for name in ("headct", "brainmri", "br35h", "lag", "covid19")
@@ -56,8 +56,8 @@ def test_published_counts():
         ("br35h", "br35h", (16, 16), (372824208, 864208911)),
     ],
 )
-def test_real_images(name, folder, numbers, sums, real_data, prepare, tmp_path):
-    """From the set's own folder and from one that holds other sets as well."""
+def test_reads_real_images(name, folder, numbers, sums, real_data, prepare, tmp_path):
+    """Reads them from the dataset's own folder, and from one that also contains other datasets."""
     own = real_data(folder)
     dataset = prepare(name, own)
     assert count_labels(dataset) == numbers
@@ -67,14 +67,14 @@ def test_real_images(name, folder, numbers, sums, real_data, prepare, tmp_path):
     assert list(among_others) == list(dataset)
 
 
-def test_real_labels_of_head_ct(real_data, prepare):
-    """Numbers below 100 are hemorrhages, as the card counted on the full set."""
+def test_reads_real_headct_labels(real_data, prepare):
+    """In the full dataset, numbers below 100 are hemorrhages."""
     for sample in prepare("headct", real_data("head_ct")):
         assert sample.label == (int(sample.file_name.removesuffix(".png")[-3:]) < 100)
 
 
 @pytest.mark.parametrize("folders", [("a", "b"), ("b", "a")])
-def test_brainmri_and_br35h_side_by_side(folders, make_miniature, prepare, tmp_path):
+def test_reads_brainmri_and_br35h_from_one_folder(folders, make_miniature, prepare, tmp_path):
     for name, folder in zip(("brainmri", "br35h"), folders, strict=True):
         make_miniature(name, tmp_path / "both" / folder)
     brainmri, br35h = (prepare(name, tmp_path / "both") for name in ("brainmri", "br35h"))
@@ -87,13 +87,13 @@ def test_brainmri_and_br35h_side_by_side(folders, make_miniature, prepare, tmp_p
     }
 
 
-def test_brainmri_is_not_br35h(make_miniature, prepare, tmp_path):
+def test_does_not_confuse_brainmri_with_br35h(make_miniature, prepare, tmp_path):
     make_miniature("brainmri", tmp_path / "brainmri")
     with pytest.raises(UserError, match="does not contain Br35H"):
         prepare("br35h", tmp_path / "brainmri")
 
 
-def test_brainmri_from_its_inner_folder(make_miniature, prepare, tmp_path):
+def test_reads_brainmri_from_inner_folder(make_miniature, prepare, tmp_path):
     make_miniature("brainmri", tmp_path / "whole")
     (tmp_path / "half").mkdir()
     (tmp_path / "whole/brain_tumor_dataset").rename(tmp_path / "half/brain_tumor_dataset")
@@ -104,7 +104,7 @@ def test_brainmri_from_its_inner_folder(make_miniature, prepare, tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "head_ct/"])
-def test_headct_less_nested(below, make_miniature, prepare, tmp_path):
+def test_reads_less_nested_headct(below, make_miniature, prepare, tmp_path):
     make_miniature("headct", tmp_path / "official")
     flat = tmp_path / "flat" / below
     flat.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_headct_less_nested(below, make_miniature, prepare, tmp_path):
     ]
 
 
-def test_the_table_of_another_set_is_not_that_of_headct(make_miniature, prepare, tmp_path):
+def test_rejects_label_table_of_other_dataset(make_miniature, prepare, tmp_path):
     make_miniature("headct", tmp_path / "other")
     (tmp_path / "other/labels.csv").write_text("images/cell0001.png  1.0  mono\n")
     with pytest.raises(
@@ -135,7 +135,7 @@ def write_lag(root, tools, *, below="", normal=9):
 
 
 @pytest.mark.parametrize("below", ["", "image"])
-def test_a_quarter_of_the_normal_images_of_lag_is_tested_on(below, tools, prepare, tmp_path):
+def test_lag_test_split_has_a_quarter_of_normal_images(below, tools, prepare, tmp_path):
     write_lag(tmp_path / "lag", tools, below=below)
     test = prepare("lag", tmp_path / "lag")
     train = PreparedDataset("lag", tmp_path / "data", "train")
@@ -146,15 +146,15 @@ def test_a_quarter_of_the_normal_images_of_lag_is_tested_on(below, tools, prepar
     assert not [name for name in names if "attention" in name]
 
 
-def test_lag_tells_how_to_get_and_unpack_it(tmp_path):
+def test_lag_instructions_say_how_to_get_and_unpack_it(tmp_path):
     sentence = benchmarks.how_to_prepare("lag", tmp_path)
     assert "password on request" in sentence
     assert "unpack with unrar x -pPASSWORD LAG_database_part_1.rar" in sentence
     assert "https://github.com/smilell/AG-CNN" in sentence
 
 
-def test_covid19_as_first_uploaded(tools, prepare, tmp_path):
-    """Flat folders, also those that the published code expects; other diseases are left out."""
+def test_reads_covid19_as_first_uploaded(tools, prepare, tmp_path):
+    """Flat folders, including those expected by the published code; other diseases are excluded."""
     folder = tmp_path / "first" / "COVID-19 Radiography Database"
     kinds = (("COVID-19", 2), ("NORMAL", 3), ("Viral Pneumonia", 4))
     for kind, number in kinds:
@@ -174,7 +174,7 @@ def save_volume(volume, path):
 
 
 def write_volumes(root, names, *, size=(4, 5, 30)):
-    """Volumes of noise whose third slice is anomalous."""
+    """Writes volumes of noise whose third slice is anomalous."""
     for seed, name in enumerate(names):
         volume = np.random.default_rng(seed).integers(-1024, 3000, size).astype(np.int16)
         label = np.zeros(size, np.uint8)
@@ -183,8 +183,8 @@ def write_volumes(root, names, *, size=(4, 5, 30)):
         save_volume(label, root / f"labelsTr/{name}.nii.gz")
 
 
-def test_slices_are_scaled_on_their_own(tmp_path):
-    """Numbers by hand: cut off, not rounded; constant slices are black; 16 bits do not overflow."""
+def test_slices_are_scaled_independently(tmp_path):
+    """Expected values by hand: truncated, not rounded; constant slices are black; 16 bits do not overflow."""
     slices = [[[0, 1], [2, 4]], [[7, 7], [7, 7]], [[-32768, 32767], [0, -1]]]
     expected = [[[0, 63], [127, 255]], [[0, 0], [0, 0]], [[0, 255], [127, 127]]]
     save_volume(np.moveaxis(np.int16(slices), 0, -1), tmp_path / "lung_001.nii.gz")
@@ -192,7 +192,7 @@ def test_slices_are_scaled_on_their_own(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_scale_in_the_header_is_applied(tmp_path):
+def test_applies_scale_in_header(tmp_path):
     volume = np.float64([[[0.5, 3.0], [1.0, np.nan]]])
     save_volume(volume, tmp_path / "lung_001.nii")
     image = nibabel.Nifti1Image(np.int16([[[0, 1, 5], [2, 4, 5]]]), np.eye(4))
@@ -208,7 +208,7 @@ def test_a_scale_in_the_header_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_each_volume_is_decoded_once(workers, prepare, tmp_path, monkeypatch):
+def test_decodes_each_volume_once(workers, prepare, tmp_path, monkeypatch):
     write_volumes(tmp_path / "lung", [f"lung_{i:03}" for i in range(4)])
     decoded, read = collections.Counter(), msd_lung.read_slices
 
@@ -222,7 +222,7 @@ def test_each_volume_is_decoded_once(workers, prepare, tmp_path, monkeypatch):
     assert decoded == {f"lung_{i:03}.nii.gz": 1 for i in range(4)}
 
 
-def test_slices_are_the_same_in_any_order_and_thread(tmp_path):
+def test_slices_do_not_depend_on_order_and_threads(tmp_path):
     write_volumes(tmp_path, ["lung_001", "lung_002", "lung_003"], size=(4, 5, 3))
     samples = msd_lung.list_files(tmp_path).samples["test"]
     expected = [sample.image.read() for sample in samples]
@@ -241,7 +241,7 @@ def test_slices_are_the_same_in_any_order_and_thread(tmp_path):
     assert found == expected
 
 
-def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
+def test_all_published_volumes_give_no_issue(tmp_path):
     volumes = DATASETS["msd_lung"].categories
     assert len(volumes) == 63
     write_volumes(tmp_path, volumes, size=(2, 3, 3))
@@ -258,8 +258,8 @@ def test_all_published_volumes_leave_nothing_to_tell(tmp_path):
     ]
 
 
-def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
-    """A flipped byte in the middle, which only the checksum tells."""
+def test_continues_after_damaged_volume(tmp_path, prepare):
+    """The flipped byte is detected by the checksum only."""
     write_volumes(tmp_path / "lung", ["lung_001", "lung_002"])
     path = tmp_path / "lung/imagesTr/lung_001.nii.gz"
     data = bytearray(path.read_bytes())
@@ -271,14 +271,14 @@ def test_a_volume_after_a_damaged_one_is_read(tmp_path, prepare):
     assert [issue.file for issue in dataset.issues] == ["imagesTr/lung_001.nii.gz"]
 
 
-def test_no_volume_that_can_be_used(tmp_path, prepare):
+def test_rejects_dataset_without_usable_volume(tmp_path, prepare):
     write_volumes(tmp_path / "lung", ["lung_001"])
     (tmp_path / "lung/labelsTr/lung_001.nii.gz").write_text("nothing")
     with pytest.raises(UserError, match=r"has no images of MSD lung.*imagesTr/lung_053\.nii\.gz"):
         prepare("msd_lung", tmp_path / "lung")
 
 
-def test_another_task_is_not_lung(tmp_path, prepare):
+def test_rejects_other_msd_task(tmp_path, prepare):
     write_volumes(tmp_path / "msd/Task03_Liver", ["liver_1"])
     with pytest.raises(UserError, match="does not contain MSD lung"):
         prepare("msd_lung", tmp_path / "msd")
@@ -286,7 +286,7 @@ def test_another_task_is_not_lung(tmp_path, prepare):
     assert prepare("msd_lung", tmp_path / "msd").categories == ("lung_001",)
 
 
-def test_without_nibabel_a_sentence_says_so(tmp_path, prepare, monkeypatch):
+def test_error_names_missing_nibabel(tmp_path, prepare, monkeypatch):
     write_volumes(tmp_path / "lung", ["lung_001"])
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(UserError, match=r'nibabel: pip install -e "\.\[medical\]"\.$') as error:
@@ -294,8 +294,8 @@ def test_without_nibabel_a_sentence_says_so(tmp_path, prepare, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_row_of_headct_is_named(make_miniature, prepare, tmp_path):
-    """Rows of the wrong length, too; the rest is read."""
+def test_reports_invalid_row_of_headct(make_miniature, prepare, tmp_path):
+    """Covers rows of the wrong length; the other rows are read."""
     make_miniature("headct", tmp_path / "ct")
     with open(tmp_path / "ct/labels.csv", newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) == 2 and row[1] != "yes"]

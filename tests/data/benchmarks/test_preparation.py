@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def run(*arguments):
-    """The command's exit code."""
+    """Returns a function that runs the command and returns its exit code."""
     try:
         return command.main([str(argument) for argument in arguments])
     except SystemExit as end:
@@ -70,7 +70,7 @@ def mask_of(seed, *, values=(0, 255), size=(12, 9)):
 
 @pytest.fixture
 def mvtec_folder(tmp_path):
-    """A small mvtec_anomaly_detection with two categories, one of them grey."""
+    """Writes a small mvtec_anomaly_detection with two categories, one of them gray."""
     root = tmp_path / "official" / "mvtec_anomaly_detection"
     for category, mode in (("bottle", "RGB"), ("metal_nut", "L")):
         folder = root / category
@@ -89,7 +89,7 @@ def mvtec_folder(tmp_path):
 
 @pytest.fixture
 def visa_folder(tmp_path):
-    """A small VisA with two categories and masks of several classes."""
+    """Writes a small VisA with two categories and masks of several classes."""
     root = tmp_path / "official" / "VisA_20220922"
     rows = []
     for category in ("candle", "pipe_fryum"):
@@ -110,7 +110,7 @@ def visa_folder(tmp_path):
 
 
 def pack(folder, path, mode):
-    """An archive of the folder's content (VisA's has no top folder) or of the folder itself."""
+    """Packs a folder's contents (VisA's archive has no top folder) or the folder itself."""
     with tarfile.open(path, mode) as archive:
         for one in sorted(folder.iterdir()):
             archive.add(one, one.relative_to(folder.parent if "xz" in mode else folder))
@@ -119,7 +119,7 @@ def pack(folder, path, mode):
 
 @pytest.fixture
 def with_digest(change_facts):
-    """Makes the digest of a file that of the archive of a benchmark."""
+    """Sets the digest of a benchmark's archive to that of a file."""
 
     def change(name, path, **changes):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -167,7 +167,7 @@ def check_mvtec(dataset, root):
             assert sample.mask is None
 
 
-def test_mvtec_from_the_archive_the_folder_and_its_parents(mvtec_archive, mvtec_folder, tmp_path):
+def test_prepares_mvtec_from_archive_folder_and_parents(mvtec_archive, mvtec_folder, tmp_path):
     for index, source in enumerate([mvtec_archive, mvtec_folder, tmp_path / "official"]):
         dataset = prepare("mvtec_ad", tmp_path / f"data{index}", source=source)
         check_mvtec(dataset, mvtec_folder)
@@ -179,7 +179,7 @@ def test_mvtec_from_the_archive_the_folder_and_its_parents(mvtec_archive, mvtec_
     check_mvtec(prepare("mvtec_ad", tmp_path / "data9", source=elsewhere), mvtec_folder)
 
 
-def test_the_training_split_is_there_too(mvtec_folder, tmp_path):
+def test_prepares_training_split(mvtec_folder, tmp_path):
     prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
     train = PreparedDataset("mvtec_ad", tmp_path / "data", "train")
     assert len(train) == 6
@@ -188,13 +188,13 @@ def test_the_training_split_is_there_too(mvtec_folder, tmp_path):
         PreparedDataset("mvtec_ad", tmp_path / "data", "val")
 
 
-def test_a_prepared_dataset_travels_to_other_processes(mvtec_folder, tmp_path):
+def test_prepared_dataset_can_be_pickled(mvtec_folder, tmp_path):
     dataset = prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
     first = dataset[0]
     assert pickle.loads(pickle.dumps(dataset))[np.int64(0)] == first
 
 
-def test_two_preparations_are_equal_whatever_the_number_of_threads(mvtec_folder, tmp_path):
+def test_preparation_does_not_depend_on_threads(mvtec_folder, tmp_path):
     records = []
     for workers in (1, 4):
         prepare("mvtec_ad", tmp_path / str(workers), source=mvtec_folder, num_workers=workers)
@@ -204,8 +204,8 @@ def test_two_preparations_are_equal_whatever_the_number_of_threads(mvtec_folder,
     assert records[0] == records[1]
 
 
-def test_tensorflow_datasets_alone_reads_it(mvtec_folder, tmp_path):
-    """In a fresh process, without tensorflow, from the default folder."""
+def test_tensorflow_datasets_reads_it_alone(mvtec_folder, tmp_path):
+    """In a new process without tensorflow, from the default folder."""
     prepare("mvtec_ad", benchmarks.default_data_dir(), source=mvtec_folder)
     script = (
         "import sys, tensorflow_datasets as tfds, zsad_jax.data.benchmarks.builders\n"
@@ -220,7 +220,7 @@ def test_tensorflow_datasets_alone_reads_it(mvtec_folder, tmp_path):
     assert result.stdout.splitlines() == ["10 (9, 12, 3) (9, 12, 1) 0", "0 True False"], result
 
 
-def test_visa_follows_the_official_split(visa_folder, tmp_path, with_digest):
+def test_visa_uses_official_split(visa_folder, tmp_path, with_digest):
     archive = pack(visa_folder, tmp_path / "VisA_20220922.tar", "w")
     with_digest("visa", archive)
     dataset = prepare("visa", tmp_path / "data", source=archive)
@@ -244,7 +244,7 @@ def test_visa_follows_the_official_split(visa_folder, tmp_path, with_digest):
 
 @pytest.fixture
 def visa_server(visa_folder, tmp_path, monkeypatch, with_digest):
-    """The archive on a local server, under the address of the benchmark."""
+    """Serves the archive from a local server under the benchmark's URL."""
     content = pack(visa_folder, tmp_path / "served.tar", "w").read_bytes()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -268,7 +268,7 @@ def visa_server(visa_folder, tmp_path, monkeypatch, with_digest):
         server.shutdown()
 
 
-def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
+def test_downloads_visa_once(visa_server, tmp_path, capsys):
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 0
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 0
     assert visa_server.count == 1
@@ -278,7 +278,7 @@ def test_visa_fetches_itself_once(visa_server, tmp_path, capsys):
     assert len(PreparedDataset("visa", tmp_path / "data")) == 10
 
 
-def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, capsys):
+def test_rejects_other_archive_from_server(visa_server, tmp_path, capsys):
     visa_server.content = visa_server.content[:-1] + b"x"
     assert run("prepare", "visa", "--data_dir", tmp_path / "data") == 2
     assert "SHA-256" in capsys.readouterr().err
@@ -293,7 +293,7 @@ def test_a_served_archive_that_is_another_one_is_refused(visa_server, tmp_path, 
     assert not [path for path in (tmp_path / "data/downloads").iterdir() if path.is_file()]
 
 
-def test_mvtec_without_a_source_says_what_to_fetch(tmp_path, capsys):
+def test_missing_mvtec_source_error_says_what_to_download(tmp_path, capsys):
     assert run("prepare", "mvtec_ad", "--data_dir", tmp_path / "data") == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -302,7 +302,7 @@ def test_mvtec_without_a_source_says_what_to_fetch(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "a category", "no archive", "other"])
-def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, with_digest, capsys):
+def test_rejects_wrong_source(kind, tmp_path, mvtec_folder, with_digest, capsys):
     source = tmp_path / "source"
     if kind == "empty folder":
         source.mkdir()
@@ -324,7 +324,7 @@ def test_a_wrong_source_is_one_sentence(kind, tmp_path, mvtec_folder, with_diges
     assert os.listdir(tmp_path / "d" / "mvtec_ad") == [".zsad_jax.lock"]
 
 
-def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, with_digest):
+def test_rejects_other_and_truncated_archives(mvtec_archive, tmp_path, with_digest):
     good = mvtec_archive.read_bytes()
     mvtec_archive.write_bytes(good[: len(good) // 2])
     with pytest.raises(UserError, match=r"tar\.xz is not the published archive .*SHA-256"):
@@ -338,7 +338,7 @@ def test_another_archive_and_a_cut_one_are_refused(mvtec_archive, tmp_path, with
     assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
 
 
-def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make_miniature):
+def test_rejects_truncated_and_encrypted_zip_archives(tmp_path, make_miniature):
     make_miniature("kvasir", tmp_path / "official")
     path = tmp_path / "kvasir-seg.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -358,7 +358,7 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
             prepare("kvasir", tmp_path / "data", source=path)
         locked = bytearray(whole)
         for start in (whole.index(b"PK\x03\x04") + 6, whole.index(b"PK\x01\x02") + 8):
-            locked[start] |= 1  # the flag of a password
+            locked[start] |= 1  # the encryption flag
         path.write_bytes(locked)
         with pytest.raises(UserError, match="password"):
             prepare("kvasir", tmp_path / "data", source=path)
@@ -369,7 +369,7 @@ def test_zip_archives_that_are_cut_or_have_a_password_are_refused(tmp_path, make
 
 
 def hostile_archives():
-    """Members that no benchmark has: (name in the archive, what is set on it, expected message)."""
+    """Returns malicious members: (name in the archive, fields to set, expected message)."""
     link, hard = {"type": tarfile.SYMTYPE}, {"type": tarfile.LNKTYPE}
     return {
         "above": ("../../escaped.txt", {}, "outside"),
@@ -383,7 +383,7 @@ def hostile_archives():
 
 
 @pytest.mark.parametrize("kind", hostile_archives())
-def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, with_digest):
+def test_extracts_only_regular_files_below_its_folder(kind, tmp_path, with_digest):
     name, fields, message = hostile_archives()[kind]
     victim = tmp_path / "victim.txt"
     victim.write_text("mine")
@@ -392,7 +392,7 @@ def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, with
         member = tarfile.TarInfo(name)
         for key, value in {"size": 1, **fields}.items():
             setattr(member, key, value)
-        if kind == "sparse":  # the header alone: nothing may be written before it is rejected
+        if kind == "sparse":  # header only: nothing may be written before it is rejected
             archive.fileobj.write(member.tobuf())
         else:
             archive.addfile(member, io.BytesIO(b"x"))
@@ -405,7 +405,7 @@ def test_archive_writes_only_regular_files_below_its_folder(kind, tmp_path, with
     assert os.listdir(tmp_path / "data/mvtec_ad") == [".zsad_jax.lock"]
 
 
-def test_zip_with_a_link_is_rejected(tmp_path, with_digest):
+def test_rejects_zip_with_link(tmp_path, with_digest):
     path = tmp_path / "kvasir-seg.zip"
     link = zipfile.ZipInfo("Kvasir-SEG/images")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -416,8 +416,8 @@ def test_zip_with_a_link_is_rejected(tmp_path, with_digest):
         prepare("kvasir", tmp_path / "data", source=path)
 
 
-def test_directory_of_the_user_is_never_removed(mvtec_folder, mvtec_archive, tmp_path):
-    """Folders with the names of unfinished preparations, but without their mark, and a link to one."""
+def test_never_removes_folders_of_the_user(mvtec_folder, mvtec_archive, tmp_path):
+    """Covers folders named like incomplete preparations without their mark, and a link to a marked one."""
     data, elsewhere = tmp_path / "data/mvtec_ad", tmp_path / "elsewhere"
     files.make_removable(elsewhere)
     for name in ("incomplete.backup", "incomplete.empty", sources.EXTRACTED):
@@ -432,7 +432,7 @@ def test_directory_of_the_user_is_never_removed(mvtec_folder, mvtec_archive, tmp
     assert elsewhere.is_dir()
 
 
-def test_prepares_into_a_relative_data_dir(mvtec_folder, tmp_path, monkeypatch):
+def test_prepares_into_relative_data_dir(mvtec_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_mvtec(prepare("mvtec_ad", "data", source=mvtec_folder), mvtec_folder)
     monkeypatch.setenv("ZSAD_JAX_HOME", "home")
@@ -440,7 +440,7 @@ def test_prepares_into_a_relative_data_dir(mvtec_folder, tmp_path, monkeypatch):
     assert (tmp_path / "home/data/mvtec_ad/1.0.0/dataset_info.json").is_file()
 
 
-def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path, capsys):
+def test_planted_issues_are_reported_and_nothing_is_dropped(mvtec_folder, tmp_path, capsys):
     bottle = mvtec_folder / "bottle"
     whole = (bottle / "test/good/000.png").read_bytes()
     (bottle / "test/good/000.png").write_bytes(whole[: len(whole) // 2])
@@ -473,7 +473,7 @@ def test_planted_faults_are_named_and_nothing_is_dropped(mvtec_folder, tmp_path,
     assert dataset[0].mask is None
 
 
-def test_visa_rows_without_files_are_named(visa_folder, tmp_path):
+def test_reports_visa_rows_without_files(visa_folder, tmp_path):
     (visa_folder / "candle/Data/Images/Normal/0003.JPG").unlink()
     (visa_folder / "candle/Data/Masks/Anomaly/001.png").unlink()
     save(mask_of(1), visa_folder / "candle/Data/Masks/Anomaly/900.png")
@@ -505,9 +505,7 @@ builder.download_and_prepare(source=sys.argv[1])
 """
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_finished(
-    mvtec_archive, mvtec_folder, tmp_path
-):
+def test_killed_preparation_is_not_prepared(mvtec_archive, mvtec_folder, tmp_path):
     data = tmp_path / "data"
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_PREPARATION, mvtec_folder, data], cwd=ROOT
@@ -529,7 +527,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(
     assert sorted(os.listdir(data / "mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
 
 
-def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
+def test_reports_incomplete_copy(mvtec_folder, tmp_path):
     data = tmp_path / "data"
     prepare("mvtec_ad", data, source=mvtec_folder)
     place = data / "mvtec_ad/1.0.0"
@@ -541,8 +539,8 @@ def test_an_incomplete_copy_is_told_and_not_taken(mvtec_folder, tmp_path):
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_folder), mvtec_folder)
 
 
-def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, change_facts, capsys):
-    """All counts are right, and nothing can be measured."""
+def test_verify_rejects_missing_masks(mvtec_folder, tmp_path, change_facts, capsys):
+    """All counts match, but pixel metrics cannot be computed."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}}
     counts["test"] = {"bottle": (2, 3), "metal_nut": (2, 3)}
     change_facts("mvtec_ad", counts=counts)
@@ -559,7 +557,7 @@ def test_lost_masks_fail_the_verification(mvtec_folder, tmp_path, change_facts, 
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_damaged_records_are_told(damage, mvtec_folder, tmp_path, capsys):
+def test_reports_damaged_records(damage, mvtec_folder, tmp_path, capsys):
     data = tmp_path / "data"
     prepare("mvtec_ad", data, source=mvtec_folder)
     records_file = next(data.glob("mvtec_ad/*/mvtec_ad-test.array_record*"))
@@ -581,7 +579,7 @@ def test_damaged_records_are_told(damage, mvtec_folder, tmp_path, capsys):
         RuntimeError("write() failed: No space left on device"),
     ],
 )
-def test_a_full_disk_is_told(error, mvtec_folder, tmp_path, monkeypatch):
+def test_reports_full_disk(error, mvtec_folder, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
@@ -591,7 +589,7 @@ def test_a_full_disk_is_told(error, mvtec_folder, tmp_path, monkeypatch):
     assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
 
 
-def test_a_source_that_is_not_looked_at_is_named(mvtec_folder, tmp_path, capsys):
+def test_reports_ignored_source(mvtec_folder, tmp_path, capsys):
     data = tmp_path / "data"
     prepare("mvtec_ad", data, source=mvtec_folder)
     assert run("prepare", "mvtec_ad", "--data_dir", data, "--source", "elsewhere") == 0
@@ -601,7 +599,7 @@ def test_a_source_that_is_not_looked_at_is_named(mvtec_folder, tmp_path, capsys)
     assert "Ignored: --source elsewhere." in printed
 
 
-def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
+def test_errors_say_why_a_dataset_cannot_be_prepared(mvtec_folder, tmp_path, capsys):
     for name, words in (
         ("synthetic_aux", "needs no preparation"),
         (mvtec_folder, f"and {mvtec_folder} as --source"),
@@ -615,7 +613,7 @@ def test_what_cannot_be_prepared_says_why(mvtec_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "metadata", "description"])
-def test_damaged_descriptions_are_told(damage, mvtec_folder, tmp_path, capsys):
+def test_reports_damaged_metadata(damage, mvtec_folder, tmp_path, capsys):
     data = tmp_path / "data"
     prepare("mvtec_ad", data, source=mvtec_folder)
     place = data / "mvtec_ad/1.0.0"
@@ -632,7 +630,7 @@ def test_damaged_descriptions_are_told(damage, mvtec_folder, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().out
 
 
-def test_how_to_prepare_shows_the_exact_commands(tmp_path):
+def test_instructions_contain_exact_commands(tmp_path):
     mvtec = benchmarks.how_to_prepare("mvtec_ad", tmp_path / "my data")
     assert (
         f"python -m zsad_jax.data prepare mvtec_ad --data_dir '{tmp_path}/my data' --source"
@@ -655,7 +653,7 @@ def test_published_counts_add_up():
     assert compare_counts(visa, visa) == []
 
 
-def test_several_masks_are_joined():
+def test_merges_several_masks():
     first, second = np.zeros((9, 12), np.uint8), np.zeros((9, 12), np.uint8)
     first[0], second[:, 0] = 1, 255
     encoded = tuple(records.mask_to_png(mask > 0) for mask in (first, second))
@@ -667,7 +665,7 @@ def test_several_masks_are_joined():
     np.testing.assert_array_equal(decode_mask(record.fields["mask"]), (first > 0) | (second > 0))
 
 
-def test_masks_that_cannot_be_joined_are_no_mask():
+def test_masks_of_different_sizes_give_no_mask():
     encoded = tuple(records.mask_to_png(np.ones(shape, bool)) for shape in ((9, 12), (9, 11)))
     image = io.BytesIO()
     draw(0).save(image, "PNG")
@@ -678,7 +676,7 @@ def test_masks_that_cannot_be_joined_are_no_mask():
     assert not decode_mask(record.fields["mask"]).any()
 
 
-def test_work_in_threads_stays_in_order_and_only_a_little_ahead():
+def test_threads_keep_order_and_run_little_ahead():
     started = []
     results = map_in_threads(lambda i: started.append(i) or i, range(100), num_workers=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
@@ -686,7 +684,7 @@ def test_work_in_threads_stays_in_order_and_only_a_little_ahead():
     assert list(results) == list(range(3, 100))
 
 
-def test_masks_are_paired_by_stem(tmp_path):
+def test_pairs_masks_by_stem(tmp_path):
     for name in ("a.png", "b.JPG", "c.bmp"):
         save(draw(0), tmp_path / "images" / name)
     for name in ("b_mask.png", "a.png"):

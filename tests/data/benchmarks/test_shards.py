@@ -1,4 +1,4 @@
-"""Records are written as they come, into as many files as are needed."""
+"""Tests of writing records incrementally into several files."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ def files_of(data_dir, name):
     return sorted(path.name for path in data_dir.glob(f"{name}/1.0.0/*array_record*"))
 
 
-def test_a_split_in_several_files_reads_as_one(make_miniature, prepare, tmp_path, monkeypatch):
+def test_split_in_several_files_reads_as_one(make_miniature, prepare, tmp_path, monkeypatch):
     make_miniature("mvtec_ad", tmp_path / "official")
     whole = prepare("mvtec_ad", tmp_path / "official", data_dir=tmp_path / "one")
     assert files_of(tmp_path / "one", "mvtec_ad") == [
@@ -32,8 +32,8 @@ def test_a_split_in_several_files_reads_as_one(make_miniature, prepare, tmp_path
     assert sum(builder.info.splits["test"].shard_lengths) == len(whole)
 
 
-def test_memory_does_not_grow_with_the_split(tmp_path):
-    """Forty records of four megabytes; what is held is a few of them."""
+def test_memory_does_not_grow_with_split(tmp_path):
+    """Writes forty records of four megabytes; only a few of them are in memory."""
     benchmark = BUILDERS["visa"](data_dir=tmp_path)
     noise = np.random.default_rng(0).bytes(4 << 20)
     template = benchmark._get_filename_template(split_name="test")

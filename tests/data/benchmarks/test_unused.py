@@ -1,4 +1,4 @@
-"""Files that no sample is made of: all are named or counted, those of the layouts' own are not."""
+"""Tests of files that are not part of any sample: reported or counted, unless the layout excludes them."""
 
 import pathlib
 import shutil
@@ -30,8 +30,8 @@ def unused(listing, *excluded):
     return {issue.file: issue.kind for issue in find_unused(listing, excluded)}
 
 
-def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
-    names = ["a/1.png", "m/1.png", "m/1_2.bmp", "strip.tif", "told/1.png", "told_too.jpg"]
+def test_reports_only_unused_images(tmp_path):
+    names = ["a/1.png", "m/1.png", "m/1_2.bmp", "strip.tif", "reported/1.png", "reported_too.jpg"]
     touch(tmp_path, *names, "a/2.PNG", "a/notes.txt", "a/.hidden.png", "__MACOSX/a/._1.png")
     masks = (str(tmp_path / "m/1.png"), str(tmp_path / "m/1_2.bmp"))
     sample = Sample(image=str(tmp_path / "a/1.png"), mask=masks)
@@ -39,12 +39,12 @@ def test_images_masks_further_files_and_faults_are_accounted_for(tmp_path):
         tmp_path,
         samples={"train": [sample], "test": [Sample(image=b"made", mask=b"made")]},
         known={str(tmp_path / "strip.tif")},
-        issues=[Issue("folder_empty", "told"), Issue("mask_missing", "told_too.jpg")],
+        issues=[Issue("folder_empty", "reported"), Issue("mask_missing", "reported_too.jpg")],
     )
     assert unused(listing) == {"a/2.PNG": ALONE}
 
 
-def test_many_at_one_place_are_a_number_and_few_are_named(tmp_path):
+def test_names_few_files_and_counts_many(tmp_path):
     touch(tmp_path, "a/good/1.png", *(f"a/good/{i}.jpg" for i in range(NAMED_ALONE)))
     touch(tmp_path, "b/good/1.png", *(f"b/good/{i}.jpg" for i in range(NAMED_ALONE + 1)))
     touch(tmp_path, *(f"strange/{i}/{i}.png" for i in range(9)), "odd/deep/1.png")
@@ -63,7 +63,7 @@ def test_many_at_one_place_are_a_number_and_few_are_named(tmp_path):
     }
 
 
-def test_places_beyond_number_are_told_of_the_folders_above(tmp_path):
+def test_many_folders_are_reported_by_their_parents(tmp_path):
     used = [f"{top}/{i:03}/a.png" for top in ("x", "y") for i in range(PLACES)]
     touch(tmp_path, *used, *(name.replace("a.png", "b.png") for name in used))
     listing = listing_of(tmp_path, *used)
@@ -71,13 +71,13 @@ def test_places_beyond_number_are_told_of_the_folders_above(tmp_path):
     assert unused(listing) == {"x": many, "y": many}
 
 
-def test_what_is_left_out_on_purpose_is_not_told(tmp_path):
+def test_does_not_report_excluded_files(tmp_path):
     touch(tmp_path, "a/1.png", "PRED/x/1.png", "a/masks/1.png", "a/cp1.tiff", "a/cp_x.tiff")
     listing = listing_of(tmp_path, "a/1.png")
     assert unused(listing, "pred", "*/masks", "*/cp[0-9]*.tiff") == {"a/cp_x.tiff": ALONE}
 
 
-def test_a_relative_root_and_links_that_lead_back(tmp_path, monkeypatch):
+def test_relative_root_and_cyclic_links(tmp_path, monkeypatch):
     touch(tmp_path / "set", "a/1.png", "a/2.png")
     touch(tmp_path / "elsewhere", "3.png")
     (tmp_path / "set/a/again").symlink_to(tmp_path / "set", target_is_directory=True)
@@ -89,7 +89,7 @@ def test_a_relative_root_and_links_that_lead_back(tmp_path, monkeypatch):
         assert unused(listing_of(root, "a/1.png")) == expected
 
 
-def test_whatever_is_misplaced_in_mvtecs_layout_is_told(make_miniature, prepare, tools, tmp_path):
+def test_reports_misplaced_files_in_mvtec_layout(make_miniature, prepare, tools, tmp_path):
     make_miniature("mvtec_ad", tmp_path / "official")
     root = tmp_path / "official/mvtec_anomaly_detection"
     for name in ("test/loose.png", "test/broken_large/more/1.png", "ground_truth/loose_mask.png"):
@@ -109,7 +109,7 @@ def test_whatever_is_misplaced_in_mvtecs_layout_is_told(make_miniature, prepare,
     }
 
 
-def test_images_outside_the_split_of_visa_and_other_folders_of_ksdd_are_told(
+def test_reports_images_outside_visa_split_and_ksdd_folders(
     make_miniature, prepare, tools, tmp_path
 ):
     for name in ("visa", "ksdd"):
@@ -121,9 +121,7 @@ def test_images_outside_the_split_of_visa_and_other_folders_of_ksdd_are_told(
     assert ksdd.issues == (Issue(ALONE, "others/Part0.jpg"),)
 
 
-def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
-    make_miniature, prepare, tools, tmp_path
-):
+def test_excludes_other_sizes_of_real_iad_only(make_miniature, prepare, tools, tmp_path):
     make_miniature("real_iad", tmp_path)
     for folder in ("realiad_512/unknown", "realiad_256/unknown"):
         tools.save(tools.draw(0), tmp_path / folder / "1.jpg")
@@ -145,7 +143,9 @@ def test_the_other_sizes_of_real_iad_are_not_told_and_other_files_are(
         ("msd_lung", "Task06_Lung/imagesTs/lung_999.nii.gz"),
     ],
 )
-def test_what_a_benchmark_leaves_out_is_not_told(name, strange, make_miniature, prepare, tmp_path):
+def test_does_not_report_files_excluded_by_benchmark(
+    name, strange, make_miniature, prepare, tmp_path
+):
     make_miniature(name, tmp_path / "official")
     before = prepare(name, tmp_path / "official", data_dir=tmp_path / "before")
     touch(tmp_path / "official", strange)

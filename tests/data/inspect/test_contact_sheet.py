@@ -32,22 +32,22 @@ def members(normal, **kinds):
         ),
     ],
 )
-def test_a_quarter_is_normal_and_the_rest_spread_over_the_kinds(found, expected):
+def test_sheet_is_a_quarter_normal_and_spread_over_defects(found, expected):
     chosen = choose(found, 8)
     assert Counter(one.sample.defect for one in chosen) == expected
     assert len({one.position for one in chosen}) == len(chosen)
 
 
-def test_images_of_a_kind_are_evenly_spaced():
+def test_images_of_a_defect_are_evenly_spaced():
     assert [one.position for one in choose(members(0, a=100), 4)] == [12, 37, 62, 87]
     assert [one.position for one in choose(members(7), 3)] == [1, 3, 5]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of odd shapes, one that is none and one without mask."""
+    """Writes images of extreme shapes, an invalid one and one without mask."""
     for name, size in (("strip", (800, 50)), ("column", (40, 600)), ("dot", (3, 2))):
-        Image.new("RGB", size, "grey").save(tmp_path / f"{name}.png")
+        Image.new("RGB", size, "gray").save(tmp_path / f"{name}.png")
         mask = Image.new("L", size)
         mask.putpixel((size[0] // 2, size[1] // 2), 255)
         mask.save(tmp_path / f"{name}_mask.png")
@@ -66,7 +66,7 @@ def folder(tmp_path):
     return OpenedDataset("odd", "Odd", str(tmp_path), {"test": Samples("odd", samples)})
 
 
-def test_draws_odd_shapes_with_their_outline(folder, tmp_path, monkeypatch):
+def test_draws_extreme_shapes_with_outline(folder, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         contact_sheet,
@@ -81,16 +81,16 @@ def test_draws_odd_shapes_with_their_outline(folder, tmp_path, monkeypatch):
     assert (column.picture.height, column.span) == (contact_sheet.TALLEST, 1)
     assert dot.picture.width == contact_sheet.TILE
     for tile in (strip, column, dot):
-        assert OUTLINE in {colour for _, colour in tile.picture.getcolors(1 << 20)}
+        assert OUTLINE in {color for _, color in tile.picture.getcolors(1 << 20)}
     words = [" ".join(line for line, _ in tile.lines) for tile in tiles]
     assert words[3].startswith("anomalous none.png the image cannot be read (it is not an image")
     assert words[3].endswith("the mask is missing")
     assert words[4] == "anomalous dot.png the mask is missing"
     assert none.picture.size == (contact_sheet.TILE, contact_sheet.TILE)
-    assert OUTLINE not in {colour for _, colour in unmasked.picture.getcolors(1 << 20)}
+    assert OUTLINE not in {color for _, color in unmasked.picture.getcolors(1 << 20)}
 
 
-def test_the_sheet_is_as_wide_as_its_tiles(folder, tmp_path):
+def test_sheet_width_fits_its_tiles(folder, tmp_path):
     path = tmp_path / "sheets" / "odd.png"
     write_sheet(folder, path, per_category=8)
     with Image.open(path) as sheet:

@@ -1,4 +1,4 @@
-"""Which datasets fail the verification, and what is reported of them."""
+"""Tests of verification: datasets that fail it, and reported issues."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def write(path, values, orientation=None):
 
 @pytest.fixture
 def parts(tmp_path):
-    """A category in MVTec's layout, of square images."""
+    """Writes a category of square images in MVTec's layout."""
     rng = np.random.default_rng(0)
     mask = np.zeros((12, 12), np.uint8)
     mask[2:5, 3:9] = 255
@@ -30,7 +30,7 @@ def parts(tmp_path):
 
 
 def find(folder):
-    """Whether all is good, and the kinds of the issues and notes by file."""
+    """Returns whether verification passes, and the kinds of the issues and notes by file."""
     found = verify(open_all_splits(str(folder), folder))
     issues = {issue.file: issue.kind for issue in found.issues}
     return found.good, issues, {issue.file: issue.kind for issue in found.notes}
@@ -58,7 +58,7 @@ def test_accepts_mask_of_half_the_size(parts):
     assert find(parts) == (True, {}, {"nut/test/bad/1.png": "mask_resized"})
 
 
-def test_rejects_image_that_is_turned_without_its_mask(parts):
+def test_rejects_image_with_orientation_that_mask_lacks(parts):
     image = parts / "nut/test/bad/1.png"
     write(image, np.asarray(Image.open(image)), orientation=6)
     assert find(parts) == (False, {"nut/test/bad/1.png": "mask_orientation"}, {})

@@ -1,9 +1,9 @@
-"""Strips of two fabrics: two masks for one, none for another, an empty one, one strip that is shorter."""
+"""AITEX miniature: strips of two fabrics with two masks, no mask and an empty mask; one is shorter."""
 
 import numpy as np
 from PIL import Image
 
-# strip: (width in pixels, per mask the patches that it marks)
+# strip: (width in pixels, the patches marked by each mask)
 STRIPS = {
     "0001_002_00": (1024, {"_mask": (1,)}),
     "0044_019_04": (1024, {"_mask1": (0, 2), "_mask2": (2, 3)}),

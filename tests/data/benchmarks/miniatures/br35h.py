@@ -1,4 +1,4 @@
-"""Images without label in pred/ and in the folders of the newer upload."""
+"""Br35H miniature with unlabeled images in pred/ and in the folders of the newer upload."""
 
 
 def make(root, tools):

@@ -1,4 +1,4 @@
-"""Every spelling of names and extensions, grey and RGBA images, and the archive's second copy of them all."""
+"""BrainMRI miniature with every spelling of names and suffixes, gray and RGBA images, and the second copy."""
 
 NAMES = {
     "no": ("1 no.jpeg", "N1.JPG", "No11.jpg", "no 10.jpg", "no 9.png", "no.jpg"),

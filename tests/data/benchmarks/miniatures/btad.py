@@ -1,4 +1,4 @@
-"""Bitmaps with masks of another type, a category all of bitmaps, soft grey masks; normal is `ok`."""
+"""BTAD miniature: BMP images with PNG masks, a BMP-only category, soft gray masks; normal is `ok`."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""The newer upload: images and masks of lungs in every folder, two diseases that do not count."""
+"""COVID-19 miniature in the newer layout: images and lung masks in each folder, two ignored diseases."""
 
 
 def make(root, tools):

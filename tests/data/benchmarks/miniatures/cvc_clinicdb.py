@@ -1,4 +1,4 @@
-"""TIFF frames and masks of the same names, numbered."""
+"""CVC-ClinicDB miniature: numbered TIFF frames and masks with the same names."""
 
 import pathlib
 import runpy

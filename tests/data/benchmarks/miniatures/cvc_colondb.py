@@ -1,4 +1,4 @@
-"""Frames, masks and contours side by side; some frames have another suffix than their masks."""
+"""CVC-ColonDB miniature: frames, masks and contours in one folder; some suffixes differ."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""Two textures below the folder of Kaggle's copy; upper-case suffixes, lists beside the labels."""
+"""DAGM miniature: two textures in Kaggle's layout, with upper-case suffixes and lists of labels."""
 
 
 def make(root, tools):

@@ -1,4 +1,4 @@
-"""Two textures in MVTec's layout; their only kind of defect is `bad`."""
+"""DTD-Synthetic miniature: two textures in MVTec's layout; the only kind of defect is `bad`."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""Cells of both kinds, of all four probabilities of a defect, the list with columns of blanks."""
+"""ELPV miniature: cells of both kinds with all four defect probabilities, and a list aligned with blanks."""
 
 CELLS = [
     (1, "0.0", "mono"),

@@ -1,4 +1,4 @@
-"""JPEG images and masks, packed on a Mac."""
+"""Endo miniature: JPEG images and masks, packed on macOS."""
 
 import pathlib
 import runpy

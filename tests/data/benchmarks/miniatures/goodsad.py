@@ -1,4 +1,4 @@
-"""Two categories of JPEGs with six digits and masks that are named like their image, some in capitals."""
+"""GoodsAD miniature: two categories of JPEG images with six digits; masks have the image's name."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""A table with blanks and without leading zeros, RGBA images, an image without row and a row without image."""
+"""HeadCT miniature: a table with blanks and unpadded numbers, RGBA images, and unmatched rows and images."""
 
 
 def make(root, tools):

@@ -1,4 +1,4 @@
-"""Images and masks of two archives, side by side."""
+"""ISIC miniature: the images and masks of two archives in one folder."""
 
 import pathlib
 import runpy

@@ -1,10 +1,10 @@
-"""Three commutators: labels in grey and with a palette, one of which has two indices."""
+"""KolektorSDD miniature: three commutators with gray and palette labels; one label has two indices."""
 
 import numpy as np
 from PIL import Image
 
-HEIGHT, WIDTH = 10, 8  # the parts are 3, 3 and 4 rows high
-# file: rows of its label with their values
+HEIGHT, WIDTH = 10, 8  # the parts have 3, 3 and 4 rows
+# file: rows of its label, and their values
 DEFECTS = {
     "kos01/Part0": {},
     "kos01/Part5": {4: 1},

@@ -1,4 +1,4 @@
-"""JPEG masks in colour; boxes that are not read."""
+"""Kvasir-SEG miniature: color JPEG masks, and bounding boxes that are not read."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""Both kinds with maps of attention and labels beside the images."""
+"""LAG miniature: both kinds, with attention maps and labels beside the images."""
 
 
 def make(root, tools):

@@ -1,4 +1,4 @@
-"""Two categories in MVTec's layout, with the kinds of defects of each."""
+"""MPDD miniature: two categories in MVTec's layout, each with its kinds of defects."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""Volumes of 16 bits and of floats, compressed and not, and every way in which one cannot be used."""
+"""MSD lung miniature: 16-bit and float volumes, compressed or not, and every kind of unusable volume."""
 
 import nibabel
 import numpy as np
@@ -12,7 +12,7 @@ def make(root, tools):
     ):
         name = f"lung_{41 + number:03}"
         volume = np.random.default_rng(number).integers(-1024, 3000, size).astype(dtype)
-        volume[:, :, 2] = -1024  # nothing but air
+        volume[:, :, 2] = -1024  # only air
         label = np.zeros(size, np.uint8)
         label[2:4, 3:6, 4] = label[1, 1:5, 5] = label[0, 0, 2] = 1
         save(volume, folder / f"imagesTr/{name}.{suffix}")
@@ -23,7 +23,7 @@ def make(root, tools):
                 file_name=f"{name}/{index:04}.png",
                 category=name,
                 label=int(index in (2, 4, 5)),
-                image=to_grey(volume[:, :, index]),
+                image=to_gray(volume[:, :, index]),
                 mask=label[:, :, index] > 0 if index in (2, 4, 5) else None,
                 defect="cancer" if index in (2, 4, 5) else "good",
                 subject=name,
@@ -44,12 +44,12 @@ def make(root, tools):
     return tools.Miniature(samples, issues)
 
 
-def to_grey(values):
-    """8 bits between the slice's own minimum and maximum, three equal channels."""
+def to_gray(values):
+    """Scales values to 8 bits between the slice's minimum and maximum, in three equal channels."""
     values = values.astype(float)
     span = np.ptp(values) or 1
-    grey = np.floor((values - values.min()) / span * 255)
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    gray = np.floor((values - values.min()) / span * 255)
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def save(volume, path):

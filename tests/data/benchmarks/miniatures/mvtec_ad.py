@@ -1,4 +1,4 @@
-"""Two categories, one of them grey."""
+"""MVTec AD miniature: two categories, one of them gray."""
 
 
 def make(root, tools):

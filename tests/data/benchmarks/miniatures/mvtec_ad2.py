@@ -1,4 +1,4 @@
-"""Masks inside the public test folder, and private folders without labels, which are no part of it."""
+"""MVTec AD 2 miniature: masks inside the public test folder, and unlabeled private folders that are ignored."""
 
 import pathlib
 import runpy

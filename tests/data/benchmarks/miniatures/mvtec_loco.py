@@ -1,4 +1,4 @@
-"""Several masks an image, of grey values that tell the kind of defect; a split for validation."""
+"""MVTec LOCO miniature: several masks per image with gray values by kind of defect; a validation split."""
 
 import pathlib
 import runpy

@@ -1,8 +1,8 @@
-"""Two objects from several sides, at two sizes; sides that show no defect have no mask."""
+"""Real-IAD miniature: two objects from several sides at two sizes; sides without defect have no mask."""
 
 import json
 
-SIDES = {  # folder -> numbers of the sides, and whether each is in training
+SIDES = {  # folder -> numbers of the sides, and whether each is for training
     "OK/S0001": ((1, True), (2, True)),
     "OK/S0002": ((1, False), (2, False)),
     "NG/BX/S0001": ((1, False), (2, False)),
@@ -42,7 +42,7 @@ def mask_of(name):
 
 
 def write_side(root, tools, category, folder, side, in_training):
-    """One photograph at two sizes; the second side of a broken object shows nothing of its defect."""
+    """Writes a photograph at two sizes; the second side of a broken object shows no defect."""
     kind, number = folder.split("/")[-2:]
     visible = kind != "OK" and side == 1
     name = f"{category}/{folder}/{category}_{number[1:]}_{kind}_C{side}_20231021120000.jpg"

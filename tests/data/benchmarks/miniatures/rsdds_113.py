@@ -1,4 +1,4 @@
-"""Rails of different sizes; one image without mask, one mask without image."""
+"""RSDDs-113 miniature: rails of different sizes, an image without mask and a mask without image."""
 
 
 def make(root, tools):

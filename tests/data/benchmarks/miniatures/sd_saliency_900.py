@@ -1,4 +1,4 @@
-"""Two images of each kind of defect, in folders with blanks in their names, in the repository they come in."""
+"""SD-saliency-900 miniature: two images per kind of defect, inside the repository that contains them."""
 
 KINDS = {"In": "inclusion", "Pa": "patches", "Sc": "scratches"}
 

@@ -1,4 +1,4 @@
-"""Images for training as well, with the same names; JPEG masks; beside it a set of healthy thyroids."""
+"""TN3K miniature: training images with the same names, JPEG masks, and a second dataset of healthy thyroids."""
 
 import pathlib
 import runpy

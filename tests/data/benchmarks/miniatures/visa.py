@@ -1,4 +1,4 @@
-"""Two categories, masks that hold the indices of several kinds of defect, upper-case suffixes."""
+"""VisA miniature: two categories, masks with indices of several kinds of defect, upper-case suffixes."""
 
 import csv
 
