@@ -205,7 +205,7 @@ def test_rejects_invalid_images(detector, given, words):
     assert "\n" not in str(caught.value)
 
 
-def test_names_broken_file(detector, tmp_path):
+def test_reports_broken_file(detector, tmp_path):
     path = tmp_path / "text.png"
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: it is not an image"):

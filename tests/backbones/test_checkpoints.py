@@ -147,7 +147,7 @@ def test_read_arrays_detects_safetensors_by_content(tmp_path, suffix):
         lambda data: data + b"more",
     ],
 )
-def test_names_broken_safetensors_file_and_remedy(tmp_path, damage):
+def test_reports_broken_safetensors_file_and_remedy(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
     with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
@@ -196,7 +196,7 @@ def write_flipped(path):
         lambda path: path.open("wb").write(b"\x93NUMPY"),
     ],
 )
-def test_names_broken_npz_and_remedy(tmp_path, write):
+def test_reports_broken_npz_and_remedy(tmp_path, write):
     path = tmp_path / "weights.npz"
     write(path)
     with pytest.raises(UserError, match=r"weights\.npz .*fetch it again"):
@@ -211,7 +211,7 @@ def test_rejects_single_array(tmp_path):
         read.read_arrays(path)
 
 
-def test_names_missing_files_and_folders(tmp_path):
+def test_reports_missing_files_and_folders(tmp_path):
     with pytest.raises(UserError, match=r"none\.npz does not exist"):
         read.read_arrays(tmp_path / "none.npz")
     with pytest.raises(UserError, match="is a folder"):
@@ -360,7 +360,7 @@ def test_rejects_tensor_beyond_its_storage(tmp_path, offset, size, stride):
         read.read_torch_pickle(path)
 
 
-def test_names_damaged_archives(tmp_path):
+def test_reports_damaged_archives(tmp_path):
     good = write_archive(
         tmp_path / "good.pth",
         [tensor("FloatStorage", "0", 4, 0, (4,), (1,))],

@@ -313,7 +313,7 @@ def test_native_files_use_native_names(openai):
         towers(arrays)
 
 
-def test_names_missing_tower(openai):
+def test_reports_missing_tower(openai):
     vision = {name: array for name, array in openai.items() if name.startswith("visual.")}
     with pytest.raises(
         UserError, match=r"not a CLIP file of both towers.* of the text tower \(its"

@@ -77,7 +77,7 @@ def test_fingerprint_changes_with_any_member(data_dir):
     assert open_dataset("mpdd+btad", data_dir).fingerprint() != before
 
 
-def test_names_missing_member_of_joined_dataset(data_dir):
+def test_reports_missing_member_of_joined_dataset(data_dir):
     assert not is_available("mpdd+visa", data_dir)
     with pytest.raises(NotPreparedError, match="prepare visa"):
         open_dataset("mpdd+visa", data_dir)

@@ -107,7 +107,7 @@ def test_suggests_known_key(run_main, arguments, expected):
     assert run_main(*arguments) == (2, f"error: {expected}\n")
 
 
-def test_names_mistake_in_config_file(run_main):
+def test_reports_mistake_in_config_file(run_main):
     code, said = run_main("--config.seed=3", variant=":broken")
     assert code == 2
     assert said.startswith("error: Cannot read the config (")

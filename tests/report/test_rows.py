@@ -23,7 +23,7 @@ def test_converts_undefined_metrics_to_none_and_numpy_to_python(fields):
     assert type(row["n_images"]) is int
 
 
-def test_names_unknown_and_missing_columns(fields):
+def test_reports_unknown_and_missing_columns(fields):
     del fields["sigma"]
     with pytest.raises(ValueError, match=r"unknown columns \['color'\] and lacks \['sigma'\]"):
         result_row(**fields, color="red")

@@ -216,7 +216,7 @@ def test_reports_full_disk(server, tmp_path):
     assert not (tmp_path / "weights.npz").exists()
 
 
-def test_names_folder_that_cannot_be_created(server, tmp_path):
+def test_reports_folder_that_cannot_be_created(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(server.url, tmp_path / "file" / "folder")

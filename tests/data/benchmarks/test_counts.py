@@ -34,12 +34,12 @@ def test_equal_counts_have_no_differences(published):
         (NAMES, ["test/b: this category has no images"]),
     ],
 )
-def test_names_missing_category(published, expected):
+def test_reports_missing_category(published, expected):
     assert compare_counts({"test": {"a": (3, 1)}}, {"test": published}) == expected
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
-def test_names_unknown_category_where_others_are_published(published):
+def test_reports_unknown_category_where_others_are_published(published):
     found = {"test": OF_EACH | {"c": (1, 0)}}
     names = [one.split(":")[0] for one in compare_counts(found, {"test": published})]
     of_all = ["test"] if ALL in published else []
@@ -47,7 +47,7 @@ def test_names_unknown_category_where_others_are_published(published):
 
 
 @pytest.mark.parametrize("name", ["dtd_synthetic", "real_iad"])
-def test_names_missing_categories_where_only_totals_are_published(
+def test_reports_missing_categories_where_only_totals_are_published(
     name, make_miniature, prepare, tmp_path
 ):
     facts = DATASETS[name]

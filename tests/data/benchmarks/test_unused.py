@@ -44,7 +44,7 @@ def test_reports_only_unused_images(tmp_path):
     assert unused(listing) == {"a/2.PNG": ALONE}
 
 
-def test_names_few_files_and_counts_many(tmp_path):
+def test_lists_few_files_and_counts_many(tmp_path):
     touch(tmp_path, "a/good/1.png", *(f"a/good/{i}.jpg" for i in range(NAMED_ALONE)))
     touch(tmp_path, "b/good/1.png", *(f"b/good/{i}.jpg" for i in range(NAMED_ALONE + 1)))
     touch(tmp_path, *(f"strange/{i}/{i}.png" for i in range(9)), "odd/deep/1.png")

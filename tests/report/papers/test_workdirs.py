@@ -133,7 +133,7 @@ def test_demonstration_is_described_as_such(make_row, make_workdir):
     [b"[{", b"3", b"[3]", b"\xff", b'[{"dataset": "visa"}]', b'["visa"]'],
 )
 @pytest.mark.parametrize("name", ["results.json", "comparisons.json"])
-def test_names_broken_file(make_row, make_workdir, name, content):
+def test_reports_broken_file(make_row, make_workdir, name, content):
     folder = make_workdir("a", [make_row("visa")], [])
     (folder / name).write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -149,7 +149,7 @@ def test_rejects_metric_out_of_range(make_row, make_workdir):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
-def test_names_folder_without_results(tmp_path, name):
+def test_reports_folder_without_results(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"{name} has no results.json"):
         read_workdirs([tmp_path / name])
