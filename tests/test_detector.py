@@ -20,7 +20,7 @@ SIZE = 42
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick():
+def disable_optimizations():
     """Disables most optimizations, because these tests spend their time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield

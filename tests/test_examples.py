@@ -1,4 +1,4 @@
-"""Runs the example in the docstring of every public entry point."""
+"""Tests of the examples in the docstrings of public functions."""
 
 import doctest
 import inspect
@@ -28,7 +28,7 @@ FUNCTIONS = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory of the examples, with two images."""
+    """Creates the working directory of the examples, with two images."""
     monkeypatch.chdir(tmp_path)
     for name in ("part_1.png", "part_2.png"):
         noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

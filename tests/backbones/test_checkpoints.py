@@ -382,7 +382,7 @@ def test_reports_damaged_archives(tmp_path):
             read.read_torch_pickle(tmp_path / name)
 
 
-@pytest.mark.skipif(not SHARED_WEIGHTS.is_dir(), reason="the shared weights are not here")
+@pytest.mark.skipif(not SHARED_WEIGHTS.is_dir(), reason="the shared weights are not available")
 def test_published_archives_equal_their_npz_copies():
     paths = [*SHARED_WEIGHTS.glob("tipsomaly/*/*.pth"), *SHARED_WEIGHTS.glob("crane/**/*.pth")]
     assert paths

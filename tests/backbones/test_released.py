@@ -132,7 +132,7 @@ def test_record_has_sizes_of_both_towers():
 @pytest.mark.parametrize("name", [name for name, one in registry.RELEASES.items() if one.demo])
 def test_the_sizes_of_the_shipped_models_are_those_of_their_files(name):
     if registry.missing_files(name):
-        pytest.skip(f"{name} is not there")
+        pytest.skip(f"{name} is not available")
     loaded, described = load_backbone(name), describe_backbone(name)
     assert jax.tree.map(lambda leaf: leaf.shape, loaded.params) == jax.tree.map(
         lambda leaf: leaf.shape, described.params

@@ -23,7 +23,7 @@ IMAGE = png(np.arange(30, dtype=np.uint8))
 MASK = png(np.array([0, 255], np.uint8))
 
 
-def look(image=IMAGE, mask=MASK, label=1, **options):
+def check_sample(image=IMAGE, mask=MASK, label=1, **options):
     sample = Sample(image=image, mask=mask, has_mask=True, label=label, file_name="a.png")
     return examine(sample, **options)
 
@@ -46,7 +46,7 @@ def test_good_sample_has_no_issues():
     ],
 )
 def test_reports_unusable_images_and_masks(sample, kind, detail):
-    found = look(**sample)
+    found = check_sample(**sample)
     assert not found.usable
     (issue,) = found.issues
     assert (issue.kind, issue.file) == (kind, "a.png")
@@ -58,14 +58,14 @@ def test_reports_unusable_images_and_masks(sample, kind, detail):
 def test_uses_mask_of_other_size_with_same_aspect_ratio():
     image = png(np.arange(200, dtype=np.uint8), (60, 41))  # 30 x 20.5
     for size in ((30, 20), (30, 21), (120, 82), (90, 62)):
-        found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
+        found = check_sample(image=image, mask=png(np.array([0, 255], np.uint8), size))
         assert (found.usable, found.issues) == (True, [])
         assert found.mask.shape == size[::-1]
         width, height = size
         detail = f"{width}x{height}, the image 60x41"
         assert found.notes == [Issue("mask_resized", "a.png", detail)]
     for size in ((30, 22), (41, 60), (60, 40), (59, 41)):
-        found = look(image=image, mask=png(np.array([0, 255], np.uint8), size))
+        found = check_sample(image=image, mask=png(np.array([0, 255], np.uint8), size))
         assert (found.usable, found.mask, found.notes) == (False, None, [])
         assert [issue.kind for issue in found.issues] == ["mask_size"]
 
@@ -77,7 +77,7 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
     image = png(values, size, orientation)
     stored = png(values % 7 == 0, size)  # drawn on the stored pixels, before orientation
     turned = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image)))) % 7 == 0
-    found = look(image=image, mask=stored)
+    found = check_sample(image=image, mask=stored)
     if (
         size[0] == size[1] or orientation < 5
     ):  # the size does not show which pixels the mask was drawn on
@@ -88,34 +88,34 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
         assert (found.usable, found.issues) == (True, [])
         assert "mask_turned" in [issue.kind for issue in found.notes]
         np.testing.assert_array_equal(found.mask, turned)
-        drawn = look(image=image, mask=png(turned, size[::-1]))
+        drawn = check_sample(image=image, mask=png(turned, size[::-1]))
         assert (drawn.usable, drawn.issues, drawn.notes) == (True, [], [])
         np.testing.assert_array_equal(drawn.mask, turned)
-    both = look(image=image, mask=png(values % 7 == 0, size, orientation))
+    both = check_sample(image=image, mask=png(values % 7 == 0, size, orientation))
     assert (both.usable, both.issues) == (True, [])
     np.testing.assert_array_equal(both.mask, turned)
 
 
 def test_default_orientation_accepts_mask_without_orientation():
-    found = look(image=png(np.arange(30, dtype=np.uint8), orientation=1))
+    found = check_sample(image=png(np.arange(30, dtype=np.uint8), orientation=1))
     assert (found.usable, found.issues, found.notes) == (True, [], [])
 
 
 def test_empty_mask_of_anomalous_image_is_reported_and_used():
     empty = png(np.zeros(1, np.uint8))
-    found = look(mask=empty)
+    found = check_sample(mask=empty)
     assert (found.usable, found.issues) == (True, [Issue("mask_empty", "a.png")])
     assert found.mask is not None
-    assert look(mask=empty, label=0).issues == []
-    assert look(mask=png(np.array([0, 9], np.uint8)), threshold=127).issues == found.issues
+    assert check_sample(mask=empty, label=0).issues == []
+    assert check_sample(mask=png(np.array([0, 9], np.uint8)), threshold=127).issues == found.issues
 
 
 def test_full_mask_is_reported_and_used():
     full = png(np.array([255], np.uint8))
-    found = look(mask=full)
+    found = check_sample(mask=full)
     assert (found.usable, found.issues) == (True, [Issue("mask_full", "a.png")])
     assert found.mask.all()
-    assert look(mask=png(np.array([9, 255], np.uint8)), threshold=9).issues == []
+    assert check_sample(mask=png(np.array([9, 255], np.uint8)), threshold=9).issues == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_full_mask_is_reported_and_used():
     ],
 )
 def test_notes_more_than_two_gray_levels(values, levels):
-    notes = look(mask=png(values)).notes
+    notes = check_sample(mask=png(values)).notes
     issue = Issue("mask_levels", "a.png", f"{levels} levels, threshold 0")
     assert notes == ([issue] if levels else [])
 

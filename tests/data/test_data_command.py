@@ -9,7 +9,7 @@ from PIL import Image
 from zsad_jax.data import __main__ as command
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "realdata"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not available")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[3] / "shared" / "realdata"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not available")
 
 
 def write(path: pathlib.Path, value: int = 0, size=(6, 5)):

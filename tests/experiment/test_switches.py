@@ -62,7 +62,7 @@ def alternatives(hint, default, bounds):
     return [value for value in dict.fromkeys(values) if value != default]
 
 
-def switches(config):
+def variations(config):
     """Returns configs with other values: one field at a time, except that all floats are minimal together."""
     hints, smallest = typing.get_type_hints(type(config)), {}
     for field in dataclasses.fields(config):
@@ -158,7 +158,7 @@ def test_demos_train_and_score(name, over):
 def test_method_options_work_or_are_rejected_early(name, over):
     backbone, works = load(over), 0
     base = demo(name, over)
-    for changes in switches(config_class(name)()):
+    for changes in variations(config_class(name)()):
         try:
             options = {**base.method, **changes}
             experiment = dataclasses.replace(base, method=options, train=False, comparisons={})
@@ -224,7 +224,7 @@ def run(monkeypatch, tmp_path):
 
 def test_experiment_options_work_or_are_rejected_early(run):
     base, works = demo("vip2clip", "clip-nano"), 0
-    for changes in switches(base):
+    for changes in variations(base):
         try:
             run(dataclasses.replace(base, comparisons={}, **changes))
         except UserError:
@@ -236,7 +236,7 @@ def test_experiment_options_work_or_are_rejected_early(run):
 
 def test_training_options_work(run):
     base = demo("vip2clip", "clip-nano")
-    for changes in switches(TrainingConfig()):
+    for changes in variations(TrainingConfig()):
         training = {**base.training, **changes}
         experiment = dataclasses.replace(base, comparisons={}, training=training)
         assert run(experiment) in (["vip2clip"], []), changes  # [] if an earlier run has trained it

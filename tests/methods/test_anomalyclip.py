@@ -350,7 +350,7 @@ def test_rejects_unknown_extras(clip, prototypes, features_of):
     assert score_with(method, prototypes, features).extras == {}
 
 
-@pytest.mark.skipif(not CRANE, reason="the published prompts are not here")
+@pytest.mark.skipif(not CRANE, reason="the published prompts are not available")
 def test_loads_published_prompts_exactly():
     assert len(CRANE) == 4
     for path in CRANE:
@@ -370,7 +370,7 @@ def test_loads_published_prompts_exactly():
                 np.testing.assert_array_equal(params[name], value)
 
 
-@pytest.mark.skipif(not CRANE, reason="the published prompts are not here")
+@pytest.mark.skipif(not CRANE, reason="the published prompts are not available")
 def test_published_token_rows_match_tokenizer():
     """The ids are those of the words after 12 placeholders, and an id has the same embedding in every row."""
     rows = {}

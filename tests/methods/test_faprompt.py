@@ -76,7 +76,7 @@ def batch(read_golden):
 
 
 @pytest.fixture(scope="module")
-def cheap(clip):
+def trivial_text(clip):
     """Returns the backbone with a trivial text tower: a mean over tokens and deep prompts."""
 
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
@@ -165,14 +165,14 @@ def test_scores_and_maps_match_golden(scored, golden, assert_near, run):
     assert_near(maps[SHOWN], golden[f"{run}/anomaly_map_smoothed"], SCORES)
 
 
-def test_cosines_of_single_prompts(cheap, params, features, assert_near):
+def test_cosines_of_single_prompts(trivial_text, params, features, assert_near):
     """The score of an anomalous prompt for each patch uses its own feature with the image's prior."""
-    method = faprompt(cheap, RUNS["topk_tokens"])
-    _, scores, _ = score_all(method, cheap, params, features, ("prompt_cosines", "prior"))
+    method = faprompt(trivial_text, RUNS["topk_tokens"])
+    _, scores, _ = score_all(method, trivial_text, params, features, ("prompt_cosines", "prior"))
     found = scores.extras["prompt_cosines"]
     assert found.shape == (4, 5, 5, 10)
     moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][2]}
-    text = unit(method.prototypes(cheap.params, moved, ("a",)).abnormal[0])
+    text = unit(method.prototypes(trivial_text.params, moved, ("a",)).abnormal[0])
     assert_near(found[2], unit(features.patches[2, 0]) @ text.T, FEATURES)
 
 
@@ -247,28 +247,30 @@ def test_without_both_modules_equals_anomalyclip(load_golden_clip, read_golden, 
     jax.tree.map(lambda a, b: assert_near(a, b, SCORES), gradients, expected)
 
 
-def test_prior_alone_shifts_all_anomalous_tokens(cheap, features, batch, assert_near):
-    method = faprompt(cheap, {**GOLDEN, "compound": False, "num_separate_prompts": 6})
-    params = method.init(jax.random.key(0), cheap.params)
+def test_prior_alone_shifts_all_anomalous_tokens(trivial_text, features, batch, assert_near):
+    method = faprompt(trivial_text, {**GOLDEN, "compound": False, "num_separate_prompts": 6})
+    params = method.init(jax.random.key(0), trivial_text.params)
     assert params["abnormal"].shape == (1, 6, 48)
     extras = ("prior", "text_features")
-    _, scores, _ = score_all(method, cheap, params, features, extras)
+    _, scores, _ = score_all(method, trivial_text, params, features, extras)
     assert jnp.abs(scores.extras["prior"]).max() > 1e-3
     moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][1]}
-    text = method.prototypes(cheap.params, moved, ("a",))
+    text = method.prototypes(trivial_text.params, moved, ("a",))
     assert_near(scores.extras["text_features"][1, 0], unit(text.normal[0]), FEATURES)
     assert_near(scores.extras["text_features"][1, 1], unit(text.abnormal[0, 0]), FEATURES)
-    _, terms = jax.eval_shape(method.loss, cheap.params, params, features, batch)
+    _, terms = jax.eval_shape(method.loss, trivial_text.params, params, features, batch)
     assert "orthogonality" not in terms
     assert {"focal2", "prior"} <= set(terms)
 
 
-def test_compound_prompts_alone_equal_first_stage(cheap, params, features, assert_near):
-    method = faprompt(cheap, {**GOLDEN, "prior": False})
+def test_compound_prompts_alone_equal_first_stage(trivial_text, params, features, assert_near):
+    method = faprompt(trivial_text, {**GOLDEN, "prior": False})
     only = {name: params[name] for name in ("normal", "abnormal", "deep")}
-    assert set(jax.eval_shape(method.init, jax.random.key(0), cheap.params)) == set(only)
-    _, scores, _ = score_all(method, cheap, only, features)
-    both = score_all(faprompt(cheap, GOLDEN), cheap, params, features, ("stage1_probabilities",))[1]
+    assert set(jax.eval_shape(method.init, jax.random.key(0), trivial_text.params)) == set(only)
+    _, scores, _ = score_all(method, trivial_text, only, features)
+    both = score_all(
+        faprompt(trivial_text, GOLDEN), trivial_text, params, features, ("stage1_probabilities",)
+    )[1]
     first = both.extras["stage1_probabilities"][..., 1]
     assert_near(scores.patches[..., 0], first, FEATURES)
     assert_near(scores.image["patch"], first.max(axis=(1, 2)), FEATURES)
@@ -276,7 +278,7 @@ def test_compound_prompts_alone_equal_first_stage(cheap, params, features, asser
     assert jnp.abs(both.patches - scores.patches).max() > 1e-3
 
 
-def test_each_loss_term_has_a_weight(cheap, params, features, batch, assert_near):
+def test_each_loss_term_has_a_weight(trivial_text, params, features, batch, assert_near):
     weights = {
         "cross_entropy": 5.0,
         "image_focal": 7.0,
@@ -285,8 +287,8 @@ def test_each_loss_term_has_a_weight(cheap, params, features, batch, assert_near
     }
     switches = {f"{name}_weight": weight for name, weight in weights.items()}
     switches |= {"lam": 2.0, "lam_stage2": 3.0}
-    loss = jax.jit(faprompt(cheap, {**GOLDEN, **switches}).loss)
-    total, terms = loss(cheap.params, params, features, batch)
+    loss = jax.jit(faprompt(trivial_text, {**GOLDEN, **switches}).loss)
+    total, terms = loss(trivial_text.params, params, features, batch)
     assert all(float(term) != 0 for term in terms.values())
     first, second = (sum(terms[f"{name}{stage}"] for name in LOCAL) for stage in (1, 2))
     expected = sum(weight * terms[name] for name, weight in weights.items())
@@ -309,11 +311,11 @@ def test_prior_loss_sums_over_normal_images(clip, params, features, batch, score
         assert_near(terms["prior"], squares[:counted].sum(), FEATURES, scale=squares.sum())
 
 
-def test_image_score_is_mean_of_both_maxima(cheap, params, features, assert_near):
+def test_image_score_is_mean_of_both_maxima(trivial_text, params, features, assert_near):
     extras = ("stage1_probabilities", "stage2_probabilities")
     for switches, weights in (({}, (2 / 3, 1 / 3)), ({"max_scores": "mean"}, (0.5, 0.5))):
-        method = faprompt(cheap, {**GOLDEN, **switches})
-        _, scores, _ = score_all(method, cheap, params, features, extras)
+        method = faprompt(trivial_text, {**GOLDEN, **switches})
+        _, scores, _ = score_all(method, trivial_text, params, features, extras)
         first, second = (scores.extras[name][..., 1].max(axis=(1, 2)) for name in extras)
         assert jnp.abs(first - second).max() > 1e-3
         assert_near(scores.image["patch"], weights[0] * first + weights[1] * second, 1e-6)
@@ -341,20 +343,22 @@ def test_ignores_invalid_rows(clip, params, features, batch, assert_near, run):
         jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), gradients, expected_gradients)
 
 
-def test_text_is_encoded_once_at_minimum_length(cheap, params, features):
+def test_text_is_encoded_once_at_minimum_length(trivial_text, params, features):
     """Nine rows for the normal prompt; twelve for the anomalous ones, which alone depend on the images."""
     calls = []
 
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
         calls.append(embeddings.shape)
-        return cheap.encode_prompts(frozen, embeddings, paddings, deep_prompts)
+        return trivial_text.encode_prompts(frozen, embeddings, paddings, deep_prompts)
 
-    text = dataclasses.replace(cheap.text, encode_prompts=encode_prompts)
-    method = faprompt(dataclasses.replace(cheap, text=text), GOLDEN)
-    prototypes = method.prototypes(cheap.params, params, ("plate", "mesh"))
+    text = dataclasses.replace(trivial_text.text, encode_prompts=encode_prompts)
+    method = faprompt(dataclasses.replace(trivial_text, text=text), GOLDEN)
+    prototypes = method.prototypes(trivial_text.params, params, ("plate", "mesh"))
     assert calls == [(1, 9, 48), (10, 12, 48)]
     calls.clear()
-    jax.eval_shape(method.score, cheap.params, params, prototypes, features, jnp.zeros(4, int))
+    jax.eval_shape(
+        method.score, trivial_text.params, params, prototypes, features, jnp.zeros(4, int)
+    )
     assert calls == [(10, 12, 48)]
 
 
@@ -379,15 +383,15 @@ def test_accepts_ablation_grids_of_the_paper(clip, features, batch, lengths, cou
     assert len(terms) == 10
 
 
-def test_single_prompt_has_no_pair_loss(cheap, features, batch):
-    method = faprompt(cheap, {**GOLDEN, "num_abnormal": 1, "prior": False})
-    params = method.init(jax.random.key(0), cheap.params)
-    _, terms = jax.jit(method.loss)(cheap.params, params, features, batch)
+def test_single_prompt_has_no_pair_loss(trivial_text, features, batch):
+    method = faprompt(trivial_text, {**GOLDEN, "num_abnormal": 1, "prior": False})
+    params = method.init(jax.random.key(0), trivial_text.params)
+    _, terms = jax.jit(method.loss)(trivial_text.params, params, features, batch)
     assert terms["orthogonality"] == 0
 
 
 @pytest.mark.parametrize("select", ["first", "topk"])
-def test_image_with_fewer_patches_than_prior(cheap, params, features, assert_near, select):
+def test_image_with_fewer_patches_than_prior(trivial_text, params, features, assert_near, select):
     """Inputs of the network without a patch are zero, so their kernel rows have no effect."""
     switches = {**GOLDEN, "dap_select": select}
     rng = np.random.default_rng(0)
@@ -399,21 +403,23 @@ def test_image_with_fewer_patches_than_prior(cheap, params, features, assert_nea
             "first": {"kernel": kernel[: count * 48], "bias": jnp.zeros(90)},
             "second": {"kernel": second, "bias": jnp.zeros(48)},
         }
-        method = faprompt(cheap, {**switches, "num_selected": count})
+        method = faprompt(trivial_text, {**switches, "num_selected": count})
         changed = params | {"prior": network}
-        return score_all(method, cheap, changed, features, ("prior",))[1].extras["prior"]
+        return score_all(method, trivial_text, changed, features, ("prior",))[1].extras["prior"]
 
     assert jnp.abs(prior(25)).max() > 0.01
     assert_near(prior(30), prior(25), 1e-6)
 
 
-def test_equal_patches_are_selected_in_raster_order(cheap, params, features):
+def test_equal_patches_are_selected_in_raster_order(trivial_text, params, features):
     """Among equally anomalous patches the first ones are used, which makes results reproducible."""
     flat = features._replace(
         patches=jnp.broadcast_to(features.patches[:, :, :1, :1], (4, 1, 5, 5, 48))
     )
     first, best = (
-        score_all(faprompt(cheap, switches), cheap, params, flat, ("prior",))[1].extras["prior"]
+        score_all(faprompt(trivial_text, switches), trivial_text, params, flat, ("prior",))[
+            1
+        ].extras["prior"]
         for switches in RUNS.values()
     )
     np.testing.assert_array_equal(first, best)
@@ -430,25 +436,25 @@ def test_deep_prompts_can_be_disabled(clip, params, golden):
     assert np.abs(found.normal - golden["stage1/text_pos"]).max() > 1e-3
 
 
-def test_float16_rounds_inexact_values(cheap, params):
+def test_float16_rounds_inexact_values(trivial_text, params):
     odd = params | {"deep": params["deep"] + 1e-4}
     nearest = odd | {"deep": jnp.asarray(np.asarray(odd["deep"]).astype(np.float16), jnp.float32)}
-    plain, rounded = (faprompt(cheap, {"deep_prompts_float16": on}) for on in (False, True))
+    plain, rounded = (faprompt(trivial_text, {"deep_prompts_float16": on}) for on in (False, True))
 
     def encode(method, params):
-        return method.prototypes(cheap.params, params, ("a",)).abnormal
+        return method.prototypes(trivial_text.params, params, ("a",)).abnormal
 
     np.testing.assert_array_equal(encode(rounded, odd), encode(plain, nearest))
     assert np.abs(encode(plain, odd) - encode(rounded, odd)).max() > 0
 
 
-def test_scores_are_float32_for_any_tower_dtype(cheap, params, features, batch, assert_near):
+def test_scores_are_float32_for_any_tower_dtype(trivial_text, params, features, batch, assert_near):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), features)
-    method = faprompt(cheap, GOLDEN)
-    scores, expected = (score_all(method, cheap, params, x)[1] for x in (half, features))
+    method = faprompt(trivial_text, GOLDEN)
+    scores, expected = (score_all(method, trivial_text, params, x)[1] for x in (half, features))
     assert {leaf.dtype for leaf in jax.tree.leaves(scores)} == {jnp.dtype("float32")}
     assert_near(scores.patches, expected.patches, 0.02)
-    loss, terms = jax.jit(method.loss)(cheap.params, params, half, batch)
+    loss, terms = jax.jit(method.loss)(trivial_text.params, params, half, batch)
     assert {leaf.dtype for leaf in (loss, *terms.values())} == {jnp.dtype("float32")}
     assert jnp.isfinite(loss)
 

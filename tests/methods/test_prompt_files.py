@@ -97,7 +97,7 @@ def test_fetches_name_with_size_and_digest(tmp_path, monkeypatch):
     assert options["sha256"].startswith("15546df6300fe8d9")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the published prompts are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the published prompts are not available")
 def test_published_files_match_records_and_copies():
     for published in prompt_files.RELEASES.values():
         path = SHARED.joinpath(*np.take(published.url.split("/"), [-4, -1]))

@@ -30,7 +30,7 @@ def get_config():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick():
+def disable_optimizations():
     """Disables most optimizations, because these tests spend their time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -38,22 +38,22 @@ def quick():
 
 
 @pytest.fixture(scope="session")
-def compiled():
+def compiled_detectors():
     """Returns the cache of compiled detectors, by everything that they depend on."""
     return {}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_once(quick, compiled):
+def share_compilations(disable_optimizations, compiled_detectors):
     """Shares one compilation between equal models, over all tests."""
     make_detector = score.make_detector
 
     def shared(backbone, method, params, **options):
         model = [backbone.digest, backbone.name, backbone.demonstration, backbone.preprocess]
         key = repr([*model, method.config, prompt_files.digest(params), options])
-        if key not in compiled:
-            compiled[key] = make_detector(backbone, method, params, **options)
-        return compiled[key]
+        if key not in compiled_detectors:
+            compiled_detectors[key] = make_detector(backbone, method, params, **options)
+        return compiled_detectors[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "make_detector", shared)
@@ -124,7 +124,7 @@ def out(tmp_path):
 
 
 @pytest.fixture
-def no_model(monkeypatch):
+def forbid_scoring(monkeypatch):
     """Makes scoring fail from here on."""
 
     def fail(self):

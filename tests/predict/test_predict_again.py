@@ -22,13 +22,13 @@ def finished(experiment, pictures, job):
     return (job.out / "predictions.jsonl").read_bytes()
 
 
-def no_weights(self):
+def raise_error(self):
     raise AssertionError("weights were read")
 
 
-def test_second_run_scores_nothing(experiment, pictures, job, finished, no_model):
-    monkeypatch = no_model
-    monkeypatch.setattr(Experiment, "load_backbone", no_weights)
+def test_second_run_scores_nothing(experiment, pictures, job, finished, forbid_scoring):
+    monkeypatch = forbid_scoring
+    monkeypatch.setattr(Experiment, "load_backbone", raise_error)
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file()}
     job.predict(experiment, [pictures])
     assert (job.out / "predictions.jsonl").read_bytes() == finished
@@ -53,9 +53,9 @@ def test_rereads_weights_with_changed_date(own_weights, pictures, job, request):
     experiment, path = own_weights
     job.predict(experiment, [pictures])
     os.utime(path, ns=(0, 0))
-    no_model = request.getfixturevalue("no_model")
-    with no_model.context() as patch:
-        patch.setattr(Experiment, "load_backbone", no_weights)
+    forbid_scoring = request.getfixturevalue("forbid_scoring")
+    with forbid_scoring.context() as patch:
+        patch.setattr(Experiment, "load_backbone", raise_error)
         with pytest.raises(AssertionError, match="weights were read"):
             job.predict(experiment, [pictures])
     job.predict(experiment, [pictures])  # the weights are the same, so nothing is scored

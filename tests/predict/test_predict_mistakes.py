@@ -8,7 +8,7 @@ from zsad_jax.utils.errors import UserError
 
 
 @pytest.fixture
-def no_long_work(monkeypatch):
+def forbid_loading(monkeypatch):
     """Makes sure that mistakes are reported before weights are read."""
 
     def fail(self):
@@ -44,7 +44,7 @@ def no_long_work(monkeypatch):
     ],
 )
 def test_mistakes_are_reported_in_one_line(
-    run_command, pictures, job, tmp_path, no_long_work, arguments, words
+    run_command, pictures, job, tmp_path, forbid_loading, arguments, words
 ):
     (tmp_path / "empty").mkdir()
     places = {"images": pictures, "out": job.out, "empty": tmp_path / "empty"}
@@ -72,12 +72,12 @@ def test_reports_missing_config(run_command, pictures, job):
     assert "none.py" in said
 
 
-def test_rejects_pixel_threshold_outside_map_range(experiment, pictures, job, no_model):
+def test_rejects_pixel_threshold_outside_map_range(experiment, pictures, job, forbid_scoring):
     with pytest.raises(UserError, match="above 0 and at most 1"):
         job.predict(experiment, [pictures], pixel_threshold=0.0)
 
 
-def test_rejects_input_without_readable_images(run_command, pictures, job, no_model):
+def test_rejects_input_without_readable_images(run_command, pictures, job, forbid_scoring):
     code, _, said = run_command(pictures / "a/broken.png", "--out", job.out)
     assert code == 2
     assert "Cannot read any of the images (1 unreadable" in said
@@ -96,7 +96,7 @@ def test_removes_earlier_results_of_unreadable_images(experiment, pictures, job)
     assert run["num_unreadable"] == len(run["issues"]) == 3
 
 
-def test_rejects_second_process_on_same_folder(run_command, pictures, job, no_long_work):
+def test_rejects_second_process_on_same_folder(run_command, pictures, job, forbid_loading):
     with files.alone(job.out):
         code, _, said = run_command(pictures, "--out", job.out)
     assert code == 2

@@ -154,7 +154,7 @@ def test_paper_of_each_method(method, paper):
 
 
 @pytest.mark.skipif(
-    not SHARED.exists(), reason="the collection of published numbers is not at hand"
+    not SHARED.exists(), reason="the collection of published numbers is not available"
 )
 def test_package_data_matches_the_collection():
     """The collection has one column of notes, which is split into several columns here."""

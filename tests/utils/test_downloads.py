@@ -70,7 +70,7 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def skip_waiting(monkeypatch):
     monkeypatch.setattr(downloads, "SECONDS_BETWEEN_ATTEMPTS", 0.0)
 
 

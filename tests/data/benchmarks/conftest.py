@@ -145,7 +145,7 @@ def real_data():
 
     def find(name):
         if not (REAL / name).is_dir():
-            pytest.skip(f"no real data of {name} here")
+            pytest.skip(f"the real data of {name} is not available")
         return REAL / name
 
     return find

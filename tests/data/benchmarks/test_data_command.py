@@ -42,7 +42,7 @@ def run(tmp_path, capsys):
 
 
 @pytest.fixture
-def tiny_is_published(change_facts):
+def published_miniature(change_facts):
     """Sets the published counts of MVTec AD to those of the miniature."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}, "test": TINY}
     change_facts("mvtec_ad", counts=counts)
@@ -142,7 +142,7 @@ def test_issues_are_grouped_by_kind_unless_all_are_requested(run, official, tool
     assert lines_with(out, "200 unusable images")
 
 
-def test_verify_accepts_published_counts(run, official, tiny_is_published):
+def test_verify_accepts_published_counts(run, official, published_miniature):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("verify", "mvtec_ad", "--workers", "3")
     assert code == 0
@@ -152,7 +152,7 @@ def test_verify_accepts_published_counts(run, official, tiny_is_published):
     assert "issue" not in out
 
 
-def test_verify_accepts_empty_masks(run, official, tiny_is_published):
+def test_verify_accepts_empty_masks(run, official, published_miniature):
     """Official archives contain anomalous images with an empty mask, which are reported only."""
     truth = official / "mvtec_ad/mvtec_anomaly_detection/bottle/ground_truth"
     Image.new("L", (12, 9)).save(truth / "combined/000_mask.png")
@@ -179,7 +179,7 @@ def test_verify_reports_missing_volumes_and_categories(run, make_miniature, tmp_
 
 
 @pytest.mark.parametrize("issue", ["truncated", "no image", "mask", "other size"])
-def test_verify_reports_unusable_images_and_masks(run, official, tiny_is_published, issue):
+def test_verify_reports_unusable_images_and_masks(run, official, published_miniature, issue):
     bottle = official / "mvtec_ad/mvtec_anomaly_detection/bottle"
     image, mask = bottle / "test/combined/000.png", bottle / "ground_truth/combined/000_mask.png"
     reason = {
@@ -196,7 +196,7 @@ def test_verify_reports_unusable_images_and_masks(run, official, tiny_is_publish
 
 
 def test_verify_reports_damaged_and_contradictory_records(
-    run, official, tiny_is_published, tmp_path
+    run, official, published_miniature, tmp_path
 ):
     run("prepare", "mvtec_ad", "--source", official)
     folder = tmp_path / "data/mvtec_ad/1.0.0"
@@ -274,7 +274,7 @@ def test_reports_missing_training_images_of_a_copy(run, copy, tmp_path):
     assert "not a valid meta.json" in err
 
 
-def test_list_matches_table_of_the_paper(run, official, tiny_is_published):
+def test_list_matches_table_of_the_paper(run, official, published_miniature):
     run("prepare", "mvtec_ad", "--source", official)
     code, out, _ = run("list", "--format", "csv")
     assert code == 0

@@ -12,7 +12,7 @@ from zsad_jax.utils.errors import UserError
 
 
 @pytest.fixture
-def community(tools):
+def write_community_copy(tools):
     """Returns a function that writes a copy with a meta.json, one of whose categories has another name."""
 
     def write(root, category):
@@ -32,8 +32,10 @@ def community(tools):
     return write
 
 
-def test_reads_meta_json_for_any_benchmark(community, prepare, pack, tmp_path, change_facts):
-    root = community(tmp_path / "anywhere", "SDD")
+def test_reads_meta_json_for_any_benchmark(
+    write_community_copy, prepare, pack, tmp_path, change_facts
+):
+    root = write_community_copy(tmp_path / "anywhere", "SDD")
     dataset = prepare("ksdd", root)
     assert dataset.categories == ("ksdd",)
     assert dataset.prompt_names == ("electrical commutators",)
@@ -47,10 +49,10 @@ def test_reads_meta_json_for_any_benchmark(community, prepare, pack, tmp_path, c
     assert len(prepare("ksdd", packed, data_dir=tmp_path / "unpacked")) == 2
 
 
-def test_issues_of_a_copy_do_not_depend_on_its_location(community, prepare, tmp_path):
+def test_issues_of_a_copy_do_not_depend_on_its_location(write_community_copy, prepare, tmp_path):
     metadata = []
     for place in ("here", "there"):
-        root = community(tmp_path / place / "DTD-Synthetic", "Woven_001")
+        root = write_community_copy(tmp_path / place / "DTD-Synthetic", "Woven_001")
         content = json.loads((root / "meta.json").read_text())
         entries = content["test"]["Woven_001"]
         entries += entries[:2]
@@ -73,9 +75,9 @@ def test_issues_of_a_copy_do_not_depend_on_its_location(community, prepare, tmp_
         prepare("dtd_synthetic", root, data_dir=tmp_path / "damaged")
 
 
-def test_keeps_categories_contiguous(community, prepare, tmp_path):
+def test_keeps_categories_contiguous(write_community_copy, prepare, tmp_path):
     """An entry may name another category than the list that contains it."""
-    root = community(tmp_path / "copy", "tubes")
+    root = write_community_copy(tmp_path / "copy", "tubes")
     content = json.loads((root / "meta.json").read_text())
     content["test"]["tubes"][1]["cls_name"] = "connector"
     (root / "meta.json").write_text(json.dumps(content))
@@ -84,11 +86,11 @@ def test_keeps_categories_contiguous(community, prepare, tmp_path):
     assert [sample.file_name[-5] for sample in dataset] == ["0", "2", "1"]
 
 
-def test_rejects_copy_of_other_benchmark(community, prepare, tmp_path):
-    community(tmp_path / "copies/BrainMRI", "brain")
+def test_rejects_copy_of_other_benchmark(write_community_copy, prepare, tmp_path):
+    write_community_copy(tmp_path / "copies/BrainMRI", "brain")
     with pytest.raises(UserError, match="does not contain Br35H"):
         prepare("br35h", tmp_path / "copies")
-    community(tmp_path / "copies/Br35h_anomaly_detection", "brain")
+    write_community_copy(tmp_path / "copies/Br35h_anomaly_detection", "brain")
     assert len(prepare("br35h", tmp_path / "copies")) == 3
 
 
