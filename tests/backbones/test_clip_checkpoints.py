@@ -218,7 +218,7 @@ def test_accepts_head_counts(openai):
     assert_same_bits(towers(flatten(tree)), tree)
 
 
-def test_heads_that_do_not_fit_are_one_sentence(openai):
+def test_rejects_head_counts_that_do_not_divide_width(openai):
     with pytest.raises(UserError, match="128 wide, which is not a multiple of 5"):
         towers(openai, num_heads=5)
     native = flatten(towers(openai))

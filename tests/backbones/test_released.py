@@ -130,7 +130,7 @@ def test_record_has_sizes_of_both_towers():
 
 
 @pytest.mark.parametrize("name", [name for name, one in registry.RELEASES.items() if one.demo])
-def test_the_sizes_of_the_shipped_models_are_those_of_their_files(name):
+def test_sizes_of_included_models_match_their_files(name):
     if registry.missing_files(name):
         pytest.skip(f"{name} is not available")
     loaded, described = load_backbone(name), describe_backbone(name)
@@ -177,7 +177,7 @@ def test_tower_shapes_match_whole_module(family, name):
     )
 
 
-def test_unknown_names_and_lineages_are_one_sentence():
+def test_rejects_unknown_names_and_lineages():
     with pytest.raises(UserError, match=r"Did you mean .*tips-l14-hr"):
         registry.locate("tips-l14")
     with pytest.raises(UserError, match="native, pytorch"):

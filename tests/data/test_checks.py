@@ -29,7 +29,7 @@ def check_sample(image=IMAGE, mask=MASK, label=1, **options):
 
 
 def test_good_sample_has_no_issues():
-    found = look()
+    found = check_sample()
     assert (found.usable, found.issues, found.notes, found.image.size) == (True, [], [], (6, 5))
     assert found.mask.sum() == 15
 

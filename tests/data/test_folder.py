@@ -546,7 +546,7 @@ def test_reads_normal_images_linked_from_other_split(tmp_path):
     assert "metal_nut/test/good/000.png" in names(read_folder(tmp_path))
 
 
-def test_nothing_to_read(tmp_path):
+def test_rejects_missing_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_folder(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("x")
@@ -579,7 +579,7 @@ def test_find_images(tmp_path):
         "metal_nut/test/good/001.PNG",
         "metal_nut/train/good/000.png",
     ]
-    assert len(found(tmp_path / "metal_nut" / "ground_truth")) == 3  # asked for outright
+    assert len(found(tmp_path / "metal_nut" / "ground_truth")) == 3  # given explicitly
     with pytest.raises(UserError, match="does not exist"):
         find_images([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="No images found"):
@@ -615,7 +615,7 @@ def test_reports_unknown_labels_of_real_folders(name):
 
 
 @needs_real
-def test_real_masks_only():
+def test_rejects_real_folder_of_masks():
     with pytest.raises(UserError, match="contains only ground truth"):
         read_folder(REAL / "rsdds_113_masks_only")
 

@@ -328,7 +328,7 @@ def test_reports_normal_entry_with_mask(tmp_path):
     assert normal == Issue("mask_of_normal", "a.png", "a_mask.png")
 
 
-def test_no_file(tmp_path):
+def test_rejects_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_meta_json(tmp_path)
 
@@ -347,8 +347,8 @@ def test_opens_by_name_and_by_description(root, tmp_path):
     assert open_dataset(described, tmp_path).prompt_names == ("cloth",)
     assert len(open_dataset({"meta_json": tmp_path / "MPDD"}, tmp_path)) == 3
     assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
-    with pytest.raises(UserError, match=r"Unknown key 'colour' of .*. Available: name, "):
-        open_dataset(described | {"colour": "red"}, tmp_path)
+    with pytest.raises(UserError, match=r"Unknown key 'color' of .*. Available: name, "):
+        open_dataset(described | {"color": "red"}, tmp_path)
     with pytest.raises(UserError, match=r"'split' of the dataset .* is 3; expected "):
         open_dataset(described | {"split": 3}, tmp_path)
     with pytest.raises(UserError, match="is not a dataset"):

@@ -83,7 +83,7 @@ def test_reports_missing_member_of_joined_dataset(data_dir):
         open_dataset("mpdd+visa", data_dir)
 
 
-def test_a_misspelt_name_is_told(data_dir):
+def test_suggests_name_for_misspelled_dataset(data_dir):
     with pytest.raises(UserError, match=r"Unknown dataset 'mpd': .* Did you mean mpdd"):
         open_dataset("mpd", data_dir)
 

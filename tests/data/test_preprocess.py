@@ -70,14 +70,14 @@ def test_unusual_images_match_pillow_rgb(kind):
 
 def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(COLOUR).save(tmp_path / "turned.png", exif=exif)
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
+    Image.fromarray(COLOR).save(tmp_path / "turned.png", exif=exif)
     image = open_image(tmp_path / "turned.png").image
-    np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOUR, -1))
-    deep = (COLOUR[..., 0].astype(np.uint16)) * 257
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOR, -1))
+    deep = (COLOR[..., 0].astype(np.uint16)) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif)
     image = open_image(str(tmp_path / "deep.png")).image
-    np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOUR[..., 0], -1))
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(COLOR[..., 0], -1))
     mask = decode_mask(str(tmp_path / "deep.png"))
     np.testing.assert_array_equal(mask, np.rot90(COLOR[..., 0] > 0, -1))
 
@@ -109,7 +109,7 @@ def test_16_bit_color_matches_pillow_and_is_noted():
     deep = COLOR[..., ::-1].astype(np.uint16) * 257
     data = cv2.imencode(".png", deep)[1].tobytes()
     decoded = open_image(data)
-    np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
+    np.testing.assert_array_equal(np.asarray(decoded.image), COLOR)
     assert "16-bit" in decoded.notes[0].description
 
 
@@ -120,7 +120,7 @@ def test_opencv_reads_tiff_that_pillow_cannot():
     with pytest.raises(Image.UnidentifiedImageError):
         Image.open(io.BytesIO(data))
     decoded = open_image(data)
-    np.testing.assert_array_equal(np.asarray(decoded.image), COLOUR)
+    np.testing.assert_array_equal(np.asarray(decoded.image), COLOR)
     assert "32-bit" in decoded.notes[0].description
     with pytest.raises(UnreadableImage):
         open_image(data[: len(data) // 2])
@@ -136,7 +136,7 @@ def test_reads_large_image(tmp_path):
 
 def test_reads_beyond_pillows_limit_without_changing_it(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    image = open_image(encode(COLOUR)).image
+    image = open_image(encode(COLOR)).image
     assert image.size == (34, 21)
     assert Image.MAX_IMAGE_PIXELS == 100
 
@@ -167,7 +167,7 @@ def test_broken_input_gives_short_error(name, tmp_path):
         assert isinstance(source, bytes) or name in message
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_rejects_missing_file_and_folder(tmp_path):
     with pytest.raises(UnreadableImage, match="does not exist"):
         open_image(tmp_path / "nothing.png")
     with pytest.raises(UnreadableImage, match="folder"):
@@ -243,12 +243,12 @@ def test_normalize_accepts_numpy_and_tracers():
     np.testing.assert_allclose(traced, out, atol=1e-6)
 
 
-def test_arrays_become_images():
-    scaled = COLOUR / 255
-    for array in (COLOUR, scaled, scaled.astype(np.float32), COLOUR.astype(np.int64)):
-        np.testing.assert_array_equal(np.asarray(image_from_array(array).image), COLOUR)
-    assert np.asarray(image_from_array(np.full((2, 2), 9.0)).image).max() == 0  # constant, no range
-    for wrong in (COLOUR[None], np.zeros((3, 4, 5)), np.zeros((0, 4, 3))):
+def test_converts_arrays_to_images():
+    scaled = COLOR / 255
+    for array in (COLOR, scaled, scaled.astype(np.float32), COLOR.astype(np.int64)):
+        np.testing.assert_array_equal(np.asarray(image_from_array(array).image), COLOR)
+    assert np.asarray(image_from_array(np.full((2, 2), 9.0)).image).max() == 0  # constant: no range
+    for wrong in (COLOR[None], np.zeros((3, 4, 5)), np.zeros((0, 4, 3))):
         with pytest.raises(UserError, match="must be"):
             image_from_array(wrong)
 
@@ -315,5 +315,5 @@ def test_reads_tiff_beyond_pillows_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(
-        np.asarray(open_image(encode(COLOUR, "TIFF", compression="tiff_lzw")).image), COLOUR
+        np.asarray(open_image(encode(COLOR, "TIFF", compression="tiff_lzw")).image), COLOR
     )

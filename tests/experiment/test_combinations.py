@@ -126,7 +126,7 @@ def test_included_files_are_small():
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_shipped_prompts_fit_their_methods(backbones, name):
+def test_included_prompts_fit_their_methods(backbones, name):
     files = list((registry.ASSETS / name).glob("*_prompts.npz"))
     assert files
     for path in files:

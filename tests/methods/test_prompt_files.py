@@ -70,7 +70,7 @@ def test_rejects_files_without_prompt_pair(backbone, tmp_path, arrays, problem):
         prompt_files.load(str(tmp_path / "p.npz"), method, backbone)
 
 
-def test_names_that_mean_nothing_are_refused(tmp_path):
+def test_rejects_unknown_names(tmp_path):
     with pytest.raises(UserError, match="Did you mean tipsomaly-l14-hr-visa"):
         prompt_files.read_state("tipsomaly-l14-hr-visa-epoch7")
     with pytest.raises(UserError, match="Did you mean tipsomaly-l14-hr-visa"):

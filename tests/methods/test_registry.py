@@ -23,7 +23,7 @@ def test_config_as_mapping_or_dataclass(backbone):
     assert make_method("tipsomaly", backbone, TIPSomalyConfig(num_prompts=2))
 
 
-def test_an_unknown_name_is_one_sentence(backbone):
+def test_rejects_unknown_name(backbone):
     with pytest.raises(UserError, match=r"Unknown method 'tipsomoly'. Did you mean tipsomaly\?"):
         make_method("tipsomoly", backbone)
 
