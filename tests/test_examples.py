@@ -30,6 +30,7 @@ FUNCTIONS = {
 def folder(tmp_path, monkeypatch):
     """Creates the working directory of the examples, with two images."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))  # an example registers a method
     for name in ("part_1.png", "part_2.png"):
         noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / name)

@@ -88,6 +88,12 @@ class Detector:
 
         Raises:
           UserError: an image cannot be read, or has the wrong shape, type or range; or a score is not finite.
+
+        Example:
+          >>> detector = load_detector(backbone="tips-nano", category="metal nut")
+          >>> score, anomaly_map = detector.predict(np.zeros((1, 300, 200, 3), np.uint8))
+          >>> anomaly_map.shape
+          (1, 252, 252)
         """
         if isinstance(images, str | os.PathLike):
             images = [images]
@@ -173,6 +179,11 @@ def load_detector(
 
     Raises:
       UserError: something is unknown, missing or does not fit.
+
+    Example:
+      >>> detector = load_detector("tipsomaly", "tips-nano", category="metal nut")
+      >>> detector.predict(["part_1.png", "part_2.png"]).score.shape
+      (2,)
     """
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, **(backbone_options or {}))

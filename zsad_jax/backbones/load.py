@@ -37,7 +37,7 @@ def load_backbone(
         ("tips-nano", "clip-nano"), or the family "tips" or "clip" together with files.
       weights: one file with both towers: npz or safetensors, of OpenAI, open_clip or Hugging Face (no TIPS
         release has that form).
-      vision, text: the two files of a family; formats are told apart by their keys.
+      vision, text: the two files of a family; their format follows from their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenising is an
         error (but the words that CLIP's learned prompts are built around are known).
       image_size: side of the square that images are resized to, a multiple of the patch size; None: the
@@ -54,6 +54,15 @@ def load_backbone(
 
     Raises:
       UserError: unknown name or option, missing files, or arrays that do not fit.
+
+    Example:
+      >>> import numpy as np
+      >>> backbone = load_backbone("clip-nano")
+      >>> size = backbone.preprocess.image_size
+      >>> images = backbone.preprocess.normalize(np.zeros((1, size, size, 3), np.uint8))
+      >>> features = backbone.encode_image(backbone.params, images, layers=(2, 4))
+      >>> features.global_tokens.shape, features.patches.shape
+      ((1, 1, 128), (1, 2, 16, 16, 128))
     """
     if dtype not in DTYPES:
         raise UserError(

@@ -43,6 +43,10 @@ def find_images(paths: Sequence[PathLike]) -> Found:
 
     Raises:
       UserError: a path does not exist, or there are no images.
+
+    Example:
+      >>> find_images(["part_*.png"]).images
+      ['part_1.png', 'part_2.png']
     """
     images: dict[str, str] = {}
     ignored: dict[str, Issue] = {}
@@ -101,6 +105,11 @@ def read_folder(
     Raises:
       UserError: the folder is missing, has no images or no such split, none of `normal_folders` exists, a
         folder of another name looks like masks, or a mask fits two anomalous images.
+
+    Example:
+      >>> dataset = read_folder(".", name="parts")
+      >>> [sample.file_name for sample in dataset]
+      ['part_1.png', 'part_2.png']
     """
     root = pathlib.Path(path)
     if not root.is_dir():

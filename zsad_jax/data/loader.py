@@ -72,6 +72,14 @@ def load_batches(
 
     Yields:
       Batches in order. Close the iterator (or exhaust it) to stop the workers.
+
+    Example:
+      >>> from zsad_jax.data import open_dataset
+      >>> dataset = open_dataset("synthetic_target", "datasets")
+      >>> preprocess = Preprocess(image_size=56)
+      >>> batch = next(load_batches(dataset, preprocess, batch_size=4, indices=[0, 1, 2]))
+      >>> batch.images.shape, batch.valid.tolist()
+      ((4, 56, 56, 3), [True, True, True, False])
     """
     order = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     if seed is not None:

@@ -55,6 +55,13 @@ def read_meta_json(
       NoSplitError: there is no such split.
       NoImagesError: none of its images exists.
       UserError: there is no such file, or it does not have this form.
+
+    Example:
+      >>> sample = {"img_path": "part_1.png", "mask_path": "", "cls_name": "part"}
+      >>> sample |= {"specie_name": "good", "anomaly": 0}
+      >>> _ = pathlib.Path("meta.json").write_text(json.dumps({"test": {"part": [sample]}}))
+      >>> [one.file_name for one in read_meta_json(".")]
+      ['part_1.png']
     """
     folders = [
         pathlib.Path(one) for one in ([roots] if isinstance(roots, str | os.PathLike) else roots)

@@ -39,6 +39,11 @@ def open_dataset(
     Raises:
       UserError: the dataset does not exist (the message has the command that prepares it), or a key or a
         value of its description is not valid.
+
+    Example:
+      >>> dataset = open_dataset("synthetic_target", "datasets")
+      >>> len(dataset), dataset.categories[:2]
+      (256, ('brushed_steel', 'woven_basket'))
     """
     check_available(spec, data_dir)  # of all parts, before one is opened
     if not isinstance(spec, str):
@@ -65,7 +70,12 @@ def open_splits(spec: Spec, data_dir: PathLike) -> dict[str, Dataset]:
 
 
 def is_available(spec: Spec, data_dir: PathLike) -> bool:
-    """Returns whether a dataset exists, without reading it."""
+    """Returns whether a dataset exists, without reading it.
+
+    Example:
+      >>> is_available("synthetic_target", "datasets"), is_available("mvtec_ad", "datasets")
+      (True, False)
+    """
     if not isinstance(spec, str):
         return pathlib.Path(_described(spec)[1]).is_dir()
     return all(_find_opener(part.key, data_dir) for part in parse_name(spec))
@@ -76,6 +86,9 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
 
     Raises:
       UserError: it does not exist; the message has the command that prepares it.
+
+    Example:
+      >>> check_available("synthetic_target", "datasets")
     """
     if is_available(spec, data_dir):
         return

@@ -86,6 +86,12 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
       naming: "published": as in the published code that most papers share (AnomalyCLIP, TIPSomaly), else plain;
         "plain": the category with "_" and "-" turned into spaces; "descriptive": a description if one is known
         ("pcb1" becomes "printed circuit board"), else the published name.
+
+    Example:
+      >>> prompt_name("metal_nut", dataset="mvtec_ad")
+      'metal nut'
+      >>> prompt_name("pcb1", dataset="visa", naming="descriptive")
+      'printed circuit board'
     """
     plain = category.replace("_", " ").replace("-", " ").strip()
     facts = DATASETS.get(dataset)

@@ -36,6 +36,10 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     Args:
       method: its name; the config has all fields of the method's config, with their defaults.
       train: False: learned parameters are those of `config.checkpoints`.
+
+    Example:
+      >>> config = paper("tipsomaly", train=False)
+      >>> config.method.sigma = 8.0
     """
     recipe = recipe_of(method)
     config = ConfigDict()
@@ -75,6 +79,12 @@ def demo(
       method: fields of the method that differ.
       training: fields of `TrainingConfig` that differ.
       train: False for methods that learn nothing.
+
+    Example:
+      >>> config = paper("anomalyclip")
+      >>> demo(config)
+      >>> config.backbone.name
+      'clip-nano'
     """
     config.backbone = _backbone({"name": backbone, "image_size": 252, "dtype": "float32"})
     config.checkpoints = ConfigDict()
@@ -144,6 +154,10 @@ def vary(
 
     Raises:
       ValueError: unknown variant; the message names the known ones.
+
+    Example:
+      >>> vary(paper("clip"), "demo", {"demo": demo}).backbone.name
+      'clip-nano'
     """
     if variant and variant not in variants:
         raise ValueError(f"unknown variant {variant!r}. {suggest(variant, variants)}")

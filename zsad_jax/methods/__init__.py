@@ -57,6 +57,12 @@ def register(name: str, factory: Factory, config: type[MethodConfig]) -> None:
 
     Raises:
       UserError: the name is that of an included method.
+
+    Example:
+      >>> from zsad_jax.methods.clip import ClipConfig, clip
+      >>> register("my_clip", clip, ClipConfig)
+      >>> config_class("my_clip").title
+      'CLIP'
     """
     if isinstance(METHODS.get(name), str):
         raise UserError(f"{name!r} is the name of an included method. Choose another name.")
@@ -76,6 +82,12 @@ def make_method(
     Raises:
       UserError: for an unknown name, an unknown config key or a bad value, or if the backbone lacks the text
         side that the method needs.
+
+    Example:
+      >>> from zsad_jax.backbones import load_backbone
+      >>> method = make_method("anomalyclip", load_backbone("clip-nano"), {"sigma": 8.0})
+      >>> method.name, method.image_scores
+      ('anomalyclip', ('global',))
     """
     factory, config_type = _registered(name)
     if config_type.needs_text:
@@ -100,6 +112,10 @@ def count_parameters(
 
     Raises:
       UserError: for an unknown name, an unknown config key or a bad value.
+
+    Example:
+      >>> count_parameters("tipsomaly", backbone="tips-l14-hr")
+      16384
     """
     described = describe_backbone(backbone)
     made = make_method(method, described, config)
@@ -107,7 +123,14 @@ def count_parameters(
 
 
 def count_learned(method: Method, backbone: Backbone) -> int:
-    """Returns the number of parameters that a method learns over a backbone."""
+    """Returns the number of parameters that a method learns over a backbone.
+
+    Example:
+      >>> from zsad_jax.backbones import load_backbone
+      >>> backbone = load_backbone("clip-nano")
+      >>> count_learned(make_method("clip", backbone), backbone)
+      0
+    """
     shapes = jax.eval_shape(method.init, jax.random.key(0), backbone.params)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
@@ -117,12 +140,21 @@ def config_class(name: str) -> type[MethodConfig]:
 
     Raises:
       UserError: for an unknown name.
+
+    Example:
+      >>> config_class("tipsomaly")(sigma=8.0).sigma
+      8.0
     """
     return _registered(name)[1]
 
 
 def recipe_of(name: str) -> Recipe:
-    """Returns the setting of a method's published numbers; for one that is not implemented, AnomalyCLIP's."""
+    """Returns the setting of a method's published numbers; for one that is not implemented, AnomalyCLIP's.
+
+    Example:
+      >>> recipe_of("anomalyclip").backbone["name"]
+      'clip-vit-l14-336'
+    """
     return config_class(name).recipe if name in METHODS else Recipe()
 
 
@@ -143,6 +175,11 @@ def image_score(method: Method, name: str | None = None) -> str:
 
     Raises:
       UserError: if this method, over its backbone, has no score of that name.
+
+    Example:
+      >>> from zsad_jax.backbones import load_backbone
+      >>> image_score(make_method("clip", load_backbone("clip-nano")))
+      'global'
     """
     if name is None:
         return method.image_scores[0]
