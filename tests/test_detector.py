@@ -168,7 +168,7 @@ print(jax.device_count(), detector.mesh.size, detector.batch_size, *score)
 
 
 def test_splits_batch_over_devices(images, expected, tmp_path):
-    """With two devices, a batch of three is padded to four."""
+    """Uses two devices, so that a batch of three is padded to four."""
     np.savez(tmp_path / "images.npz", *images)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     ran = subprocess.run(

@@ -221,7 +221,7 @@ def test_only_equal_keys_share_features():
 
 
 def test_200_step_aupro_uses_each_methods_own_thresholds():
-    """The image has 201 brightnesses, which equal the thresholds up to rounding."""
+    """Uses an image with 201 brightnesses, which equal the thresholds up to rounding."""
     steps = np.arange(SIZE * SIZE) * 201 // (SIZE * SIZE)
     image = np.repeat(steps.astype(np.uint8).reshape(SIZE, SIZE, 1), 3, axis=-1)
     mask = np.where(np.arange(SIZE * SIZE) % 3 > 0, 0, 255).astype(np.uint8).reshape(SIZE, SIZE)

@@ -150,7 +150,7 @@ def test_no_module_imports_another_framework():
 
 
 def test_parts_import_from_parts_before_them():
-    """Together with the fixed order, this excludes cycles between parts."""
+    """Excludes cycles between parts, together with the fixed order."""
     wrong = {}
     for name in MODULES:
         if name != "zsad_jax" and not is_command(name):
@@ -175,7 +175,7 @@ def test_longest_chain_of_parts():
 
 
 def test_modules_import_without_cycles():
-    """Modules within a part do not import one another in a cycle either."""
+    """Checks that modules within a part do not import one another in a cycle either."""
     graph = {name: imported(name) & set(MODULES) for name in MODULES if name != "zsad_jax"}
     done, path = set(), []
 

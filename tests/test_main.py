@@ -215,7 +215,7 @@ def kill_when(folder, workdir, happened):
     ],
 )
 def test_resumes_after_kill(folder, finished, workdir, sign):
-    """Killed after an epoch or after training, a resumed run gives the numbers of an uninterrupted one."""
+    """Kills a run after an epoch or after training; the resumed run gives the same numbers as a whole one."""
     kill_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
     assert not (folder / workdir / "results.json").exists()
     done = run(folder, workdir)
@@ -225,7 +225,7 @@ def test_resumes_after_kill(folder, finished, workdir, sign):
 
 
 def test_eight_devices_match_one(folder, finished):
-    """Batches of four do not fill eight devices, so padding rows are added and ignored."""
+    """Uses batches of four, which do not fill eight devices, so that padding rows are added and ignored."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = run(folder, "eight", "--config.training.epochs=3", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
@@ -240,7 +240,7 @@ def test_eight_devices_match_one(folder, finished):
 
 
 def test_reuses_prompts_of_another_run(folder, finished):
-    """`config.checkpoints` accepts the file that training wrote."""
+    """Passes the file that training wrote to `config.checkpoints`."""
     (path,) = finished.glob("training/*/prompts.npz")
     done = run(
         folder,
@@ -316,7 +316,7 @@ def test_rejects_mistakes_before_any_work(folder, tmp_path, name):
 
 
 def test_reevaluates_changed_images(tmp_path):
-    """Results are reused for unchanged files only."""
+    """Checks that results are reused for unchanged files only."""
     write_dataset(tmp_path, num_images=4, seed=0)
     dataset = open_dataset({"meta_json": str(tmp_path)}, tmp_path)
     before = dataset.fingerprint()
@@ -361,7 +361,7 @@ def test_reports_partial_benchmark_without_comparing_it(skipped):
     ("auxiliary", "reason"), [("visa:train", "prepare visa"), ("auxiliary:train", "no split")]
 )
 def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
-    """A dataset without the requested split counts as missing."""
+    """Treats a dataset without the requested split as missing."""
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
         config.targets, config.skip_missing = ("target", "auxiliary"), True
@@ -377,7 +377,7 @@ def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
 
 
 def test_reports_only_the_missing_dataset_with_included_backbone(tmp_path):
-    """Only the dataset is missing, so only the dataset is named."""
+    """Lacks only the dataset, so that only the dataset is named."""
     config = runpy.run_path(str(ROOT / "configs/protocols/tps.py"))["get_config"]("nano")
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="MVTec AD is not prepared in") as error:
@@ -425,7 +425,7 @@ def test_reports_and_skips_broken_image(folder, tmp_path):
 @pytest.mark.parametrize("name", ["/set", "../x", "..", ".", " ", "a/b", "a\\b"])
 @pytest.mark.parametrize("kind", ["name", "folder", "auxiliary"])
 def test_dataset_names_are_not_paths(folder, name, kind):
-    """Directories are named after datasets; an absolute name would point outside the working directory."""
+    """Uses an absolute name, which would point outside the working directory."""
     config = runpy.run_path(str(folder / "config.py"))["get_config"]()
     with config.unlocked(), config.ignore_type():
         if kind == "name":

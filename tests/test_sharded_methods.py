@@ -1,4 +1,4 @@
-"""Image-conditioned prompts give the same results on eight devices as on one."""
+"""Tests that image-conditioned prompts give the same results on eight devices as on one."""
 
 import os
 import subprocess

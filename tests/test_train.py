@@ -199,7 +199,7 @@ def test_groups_have_own_learning_rates(tmp_path):
 
 
 def test_stages_train_their_groups_in_turn(tmp_path):
-    """The second stage has its own loss, on the parameter that the first stage does not change."""
+    """Uses a second stage with its own loss, on the parameter that the first stage does not change."""
 
     def second(frozen, params, features, batch):
         return jnp.square(params["other"]), {}
@@ -216,7 +216,7 @@ def test_stages_train_their_groups_in_turn(tmp_path):
 
 
 def test_resumes_late_in_second_stage(tmp_path):
-    """The checkpoints of the first stage no longer exist at that point."""
+    """Resumes when the checkpoints of the first stage no longer exist."""
     toy = method(stages=(Stage(("level",), epochs=2), Stage(("other", "level"), epochs=4)))
     whole, lines = run(tmp_path / "whole", toy=toy)
     with pytest.raises(KilledError):
@@ -243,7 +243,7 @@ def test_rejects_data_and_methods_that_cannot_be_trained(tmp_path):
 
 
 def test_schedule_matches_coop():
-    """Eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its start."""
+    """Runs eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its start."""
     config = TrainingConfig(schedule="cosine", warmup_epochs=1, warmup_rate=1e-5)
     rate = make_schedule(config, 0.002, 8, 3)
     rates = [float(rate(step)) for step in range(24)]
@@ -259,7 +259,7 @@ def test_schedule_without_warmup_starts_at_peak():
 
 
 def test_sgd_with_momentum_and_decay(tmp_path):
-    """Two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v, computed by hand."""
+    """Runs two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v by hand."""
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "epochs": 2}
     params, _ = run(tmp_path, batch_size=5, **options)
     level = first_level()
@@ -271,7 +271,7 @@ def test_sgd_with_momentum_and_decay(tmp_path):
 
 
 def test_adam_of_the_default_config(tmp_path):
-    """Three full-batch steps by hand: betas 0.5 and 0.999 and epsilon 1e-8, as in the published code."""
+    """Runs three full-batch steps by hand: betas 0.5 and 0.999 and epsilon 1e-8, as in the published code."""
     params, _ = run(tmp_path, batch_size=5)
     level = first_level()
     mean, first, second = np.mean([40 * number / 255 for number in range(5)]), 0.0, 0.0

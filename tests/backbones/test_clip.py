@@ -222,7 +222,7 @@ def test_ignores_pixels_that_fill_no_patch(model, golden):
     [(None, True, False), (1, False, True), (4, True, False), (8, False, False)],
 )
 def test_vision_options_of_clip(model, golden, vv_from, project, cls_norm):
-    """Layers in any order, raw or projected, and the class token with and without the last norm."""
+    """Covers layers in any order, raw or projected, and the class token with and without the last norm."""
     images = model.preprocess.normalize(golden["size56/images_u8"])
     vision = as_float64(model.params["vision"])
     tokens = clip_tokens(vision, images.astype(np.float64))
@@ -267,7 +267,7 @@ def test_vision_options_of_tips(tips, vv_from, project, cls_norm):
 
 
 def test_long_sequences_match_value_value_stream(model, monkeypatch):
-    """For more than some hundred tokens, the CPU computes attention one head at a time."""
+    """Uses long sequences, for which the CPU computes attention one head at a time."""
     images = jax.random.normal(jax.random.key(0), (1, 14 * 17, 14 * 16, 3))
     options = {"layers": (2, 8), "vv_from": 7}
     by_head = encode_image(model, images, **options)
@@ -333,7 +333,7 @@ def run_text(text, embeddings, paddings, deep, activation=quick_gelu):
 
 @pytest.mark.parametrize("kind", ["none", "shared", "per_prompt"])
 def test_prompts(model, texts, kind):
-    """Learned embeddings, with deep prompts shared by all texts or individual for each text."""
+    """Covers learned embeddings, with deep prompts shared by all texts or individual for each text."""
     rng = np.random.default_rng(0)
     ids, paddings = (x[:2, :12] for x in texts)
     embeddings = np.array(model.embed_tokens(model.params, ids))
@@ -548,7 +548,7 @@ def test_rejects_other_head_count_for_named_model(name, options, message):
 
 
 def test_accepts_head_count_of_named_model(monkeypatch):
-    """The number of heads of the vision tower does not change that of the text tower."""
+    """Checks that the number of heads of the vision tower does not change that of the text tower."""
     release = registry.RELEASES["clip-vit-b32"]._replace(
         vision={"num_heads": 4, "patch_size": 14}, text={"num_heads": 2}
     )

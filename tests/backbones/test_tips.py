@@ -69,7 +69,7 @@ def test_pytorch_vision_matches_golden(ffn, case, tanh, prefix):
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 def test_lineages_hold_same_weights(ffn):
-    """The PyTorch SwiGLU file has LayerScale and a position of the class token, which are folded in."""
+    """Compares with the PyTorch SwiGLU file, whose LayerScale and class-token position are folded in."""
     native, other = backbone(ffn).params["vision"], backbone(ffn, "pytorch").params["vision"]
     jax.tree.map(lambda a, b: assert_close(b, np.asarray(a), 1e-6), native, other)
 
@@ -83,7 +83,7 @@ def test_position_grid_matches_golden(case):
 
 
 def test_two_stage_position_grid_matches_golden():
-    """Resizing through the grid of the PyTorch files differs from resizing directly."""
+    """Checks that resizing through the grid of the PyTorch files differs from resizing directly."""
     data = golden("vision_mlp")
     direct, staged = backbone(), backbone(posemb_stage=(8, 8))
     image = data["twostage/image"]
@@ -123,7 +123,9 @@ def test_padding_only_text_is_zero():
 
 
 def test_deep_prompts_are_used_and_then_removed():
-    """Prepended prompts change the text features; a tower without room for them (depth 0) ignores them."""
+    """Checks that prompts change the text features, and that a tower without room for them (depth 0)
+    ignores them.
+    """
     data, model = golden("text"), backbone()
     embeddings = model.embed_tokens(model.params, data["ids"])
     plain = model.encode_prompts(model.params, embeddings, data["paddings"])
@@ -138,7 +140,7 @@ def test_deep_prompts_are_used_and_then_removed():
 
 
 def test_attention_by_head_equals_plain_form():
-    """On the CPU, long sequences use a different code path."""
+    """Uses a long sequence, which takes a different code path on the CPU."""
     model = backbone()
     image = jax.random.uniform(jax.random.key(0), (2, 14 * 17, 14 * 16, 3))
     from zsad_jax.backbones import transformer

@@ -190,7 +190,7 @@ def test_encodes_empty_list(merge_file):
 
 
 def test_spelled_out_special_tokens(merge_file):
-    """They are tokens only where they stand alone; the first end token ends the text."""
+    """Checks that they are tokens only where they stand alone, and that the first end token ends the text."""
     ids, paddings = tokenize_bpe(
         ["<|startoftext|> the<|ENDOFTEXT|>the", "<<|endoftext|>"],
         path=merge_file,
@@ -226,7 +226,7 @@ def test_matches_naive_implementation(merge_file, text):
     st.text(LETTERS[:4], min_size=1, max_size=16),
 )
 def test_applies_random_merges_in_order(tmp_path_factory, candidates, word):
-    """Each merge's parts exist before it, as in a trained file."""
+    """Draws merges whose parts exist before them, as in a trained file."""
     known, merges = {*LETTERS, *(letter + "</w>" for letter in LETTERS)}, []
     for first, second in [*candidates, *((a, b + "</w>") for a, b in candidates)]:
         if {first, second} <= known and first + second not in known:
@@ -251,7 +251,7 @@ def test_reads_both_file_formats(compressed, merge_file, tmp_path, encode):
 
 
 def test_ignores_extra_merges_of_published_file(tmp_path):
-    """The published file lists more merges than CLIP's vocabulary uses."""
+    """Uses the published file, which lists more merges than CLIP's vocabulary uses."""
     pairs = [f"{first} {second}" for first in SYMBOLS.values() for second in SYMBOLS.values()]
     path = tmp_path / "long.gz"
     path.write_bytes(gzip.compress("\n".join(["version", *pairs]).encode(), 1))

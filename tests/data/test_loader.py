@@ -189,7 +189,7 @@ SCRIPT = """
 
 
 def test_plain_script_without_main_guard(tmp_path):
-    """Worker processes neither run the script again nor leave shared memory behind."""
+    """Checks that worker processes neither run the script again nor leave shared memory behind."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     done = subprocess.run(
@@ -225,7 +225,7 @@ def test_any_exception_of_a_sample_is_reported_as_its_issue(dataset, error):
 
 
 def test_warns_of_images_with_different_scales(caplog):
-    """Such scores are not comparable: each float image outside [0, 1] is scaled by its own range."""
+    """Warns because such scores are not comparable: each float image outside [0, 1] has its own scale."""
     images = []
     for top in (2, 9):
         file = io.BytesIO()
@@ -364,7 +364,7 @@ def test_unreadable_record_is_reported_as_issue(dataset):
 
 
 def test_missing_permission_has_its_own_issue(dataset, tmp_path, monkeypatch):
-    """An image without permission is skipped; a mask without permission is excluded from pixel metrics."""
+    """Skips an image without permission; excludes a mask without permission from pixel metrics."""
     path = tmp_path / "locked.png"
     path.write_bytes(dataset[1].image)
 

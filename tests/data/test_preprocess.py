@@ -85,7 +85,7 @@ def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("top", "depth"), [(200, 16), (3000, 16), (60000, 16), (3000, 12)])
 def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
-    """One bright pixel must not make an image darker than the others in its folder."""
+    """Makes sure that one bright pixel does not make an image darker than the others in its folder."""
     values = np.linspace(0, top, 12 * 9).reshape(12, 9).astype(np.uint16)
     end = 2**depth - 1
     image, notes, _ = open_image(encode(values, file_format), bit_depth=depth)
@@ -268,7 +268,7 @@ def huge_png(side, bits=16):
 
 
 def test_palette_without_colors_is_unreadable():
-    """Pillow opens it, and fails when converting it."""
+    """Uses an image that Pillow opens, but fails to convert."""
     header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"tRNS", b"\0")
     parts += chunk(b"IDAT", zlib.compress(bytes(5) * 4)) + chunk(b"IEND", b"")
@@ -311,7 +311,7 @@ def test_memory_is_bounded_for_small_files_with_many_pixels(side, opened, tmp_pa
 
 
 def test_reads_tiff_beyond_pillows_limit(tmp_path, monkeypatch):
-    """Pillow checks TIFF files a second time while loading them."""
+    """Covers the second check of Pillow, which happens while loading TIFF files."""
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(

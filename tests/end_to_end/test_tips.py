@@ -160,7 +160,7 @@ def test_image_scores_match_published_code(evaluated, golden, run, assert_near):
 
 
 def test_maps_match_published_code(evaluated, golden, assert_near):
-    """The cases are the images of each category with the highest and lowest scores."""
+    """Compares the cases, which are the images of each category with the highest and lowest scores."""
     evaluation = evaluated.evaluation()
     assert len(evaluation.cases) == 8
     for case in evaluation.cases:

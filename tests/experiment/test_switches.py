@@ -177,7 +177,7 @@ def test_method_options_work_or_are_rejected_early(name, over):
 
 
 class TracedError(Exception):
-    """Raised after all steps and scores of a run were traced."""
+    """The signal that all steps and scores of a run were traced."""
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_rejects_learning_rates_of_unknown_groups(run, rates, suggested):
 
 
 def test_compares_with_each_other_method(run):
-    """Each method is trained with the learning rates of its own groups."""
+    """Trains each method with the learning rates of its own groups."""
     base = demo("vip2clip", "clip-nano")
     others = {name: {"name": name} for name in METHODS if name != "vip2clip"}
     own = {"without fgp": {"fgp": False}, "global": {"utpa": False}}

@@ -156,7 +156,7 @@ def test_scores_and_maps_match_golden(clip, prototypes, golden, features_of, ass
 def test_first_losses_and_gradients_match_golden(
     clip, params, golden, features_of, batch, assert_near, run
 ):
-    """For rounded deep prompts, the published code rounds every addend of the gradient."""
+    """Allows for the published code, which rounds every addend of the gradient for rounded deep prompts."""
     (_, terms), gradients = training_step(clip, run)(clip.params, params, features_of(run), batch)
     rounded = run == "all_layers_fp16cast"
     if not rounded:
@@ -189,7 +189,7 @@ def test_four_training_steps_match_golden(
 def test_four_references_to_last_layer_equal_one_of_weight_four(
     clip, params, prototypes, features_of, batch, assert_near
 ):
-    """The published runs use four references; later versions of the authors' code use one."""
+    """Compares the four references of the published runs with the one of the authors' later code."""
     last = features_of("last_layer")
     four = last._replace(patches=jnp.repeat(last.patches, 4, axis=1))
     (_, terms), _ = training_step(clip, "all_layers")(clip.params, params, four, batch)
@@ -244,7 +244,7 @@ def test_deep_prompts_can_be_disabled(clip, params, golden):
 
 
 def test_float16_rounds_inexact_values(clip, params, prototypes):
-    """For values that float16 represents exactly, as in the goldens, the option changes nothing."""
+    """Checks that nothing changes for values that float16 represents exactly, as in the goldens."""
     method = anomalyclip(clip, {"deep_prompts_float16": True})
     rounded = jax.jit(lambda params: method.prototypes(clip.params, params, ("plate", "mesh")))
     np.testing.assert_allclose(rounded(params), prototypes, atol=1e-6)
@@ -372,7 +372,7 @@ def test_loads_published_prompts_exactly():
 
 @pytest.mark.skipif(not CRANE, reason="the published prompts are not available")
 def test_published_token_rows_match_tokenizer():
-    """The ids are those of the words after 12 placeholders, and an id has the same embedding in every row."""
+    """Checks the ids of the words after 12 placeholders; an id has the same embedding in every row."""
     rows = {}
     for path in CRANE:
         state = read_state(path)

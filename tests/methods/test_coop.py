@@ -138,10 +138,7 @@ def test_cocoop_matches_golden(clip, features, golden, assert_near):
 
 @pytest.mark.parametrize(("name", "vv_from"), [("coop", None), ("cocoop", 2)])
 def test_maps_match_closed_form(clip, images, golden, assert_near, name, vv_from):
-    """Closed form: cosines of the last block's patches, bilinear upsampling and a Gaussian of sigma 4.
-
-    CoCoOp's patches come from the value-value stream from block 6 of 24 on, here 2 of 8.
-    """
+    """Computes cosines of the last block's patches, bilinear upsampling and a Gaussian of sigma 4."""
     method = make_method(name, clip, {"num_prompts": 4})
     params = read_params(method, golden)
     features = jax.jit(method.features)(clip.params, params, images)

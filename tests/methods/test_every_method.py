@@ -73,7 +73,7 @@ def tokenizing_tips(backbone):
 
 @pytest.mark.parametrize("name", OVER_TIPS)
 def test_trains_two_steps_over_tips(tokenizing_tips, e2e_golden, largest_entries, name):
-    """TIPS has another width, no start token, no projection, two class tokens and longer deep prompts."""
+    """Uses TIPS: another width, no start token, no projection, two class tokens and longer deep prompts."""
     frozen, switches = tokenizing_tips.params, OVER_TIPS[name]
     method = make_method(name, tokenizing_tips, switches)
     params = start = jax.jit(method.init)(jax.random.key(0), frozen)

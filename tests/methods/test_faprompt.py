@@ -127,7 +127,7 @@ def test_features_match_golden(features, golden, assert_near):
 
 
 def test_prompts_match_golden(clip, golden):
-    """The start token is followed by five learned tokens (seven in anomalous prompts), then the words."""
+    """Checks for the start token, five learned tokens (seven in anomalous prompts), then the words."""
     words, paddings = clip.tokenize(["object.", "damaged object."])
     for row, (state, learned_tokens) in enumerate((("pos", 5), ("neg", 7))):
         ids = golden[f"text/{state}/token_ids"][0]
@@ -166,7 +166,7 @@ def test_scores_and_maps_match_golden(scored, golden, assert_near, run):
 
 
 def test_cosines_of_single_prompts(trivial_text, params, features, assert_near):
-    """The score of an anomalous prompt for each patch uses its own feature with the image's prior."""
+    """Checks that each anomalous prompt is scored by its own feature with the image's prior."""
     method = faprompt(trivial_text, RUNS["topk_tokens"])
     _, scores, _ = score_all(method, trivial_text, params, features, ("prompt_cosines", "prior"))
     found = scores.extras["prompt_cosines"]
@@ -323,7 +323,7 @@ def test_image_score_is_mean_of_both_maxima(trivial_text, params, features, asse
 
 @pytest.mark.parametrize("run", RUNS)
 def test_ignores_invalid_rows(clip, params, features, batch, assert_near, run):
-    """Two images and two invalid rows give the same as the two images given twice."""
+    """Compares two images and two invalid rows with the two images given twice."""
     step = training_step(clip, run)
     anomalous = jnp.array([1, 3, 1, 3])  # of normal images, the prior loss would be a sum
     twice, twice_batch = jax.tree.map(lambda x: x[anomalous], (features, batch))
@@ -344,7 +344,7 @@ def test_ignores_invalid_rows(clip, params, features, batch, assert_near, run):
 
 
 def test_text_is_encoded_once_at_minimum_length(trivial_text, params, features):
-    """Nine rows for the normal prompt; twelve for the anomalous ones, which alone depend on the images."""
+    """Checks for nine rows of the normal prompt, and twelve of the anomalous ones, which need the images."""
     calls = []
 
     def encode_prompts(frozen, embeddings, paddings, deep_prompts):
@@ -392,7 +392,7 @@ def test_single_prompt_has_no_pair_loss(trivial_text, features, batch):
 
 @pytest.mark.parametrize("select", ["first", "topk"])
 def test_image_with_fewer_patches_than_prior(trivial_text, params, features, assert_near, select):
-    """Inputs of the network without a patch are zero, so their kernel rows have no effect."""
+    """Checks that network inputs without a patch are zero, so that their kernel rows have no effect."""
     switches = {**GOLDEN, "dap_select": select}
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(30 * 48, 90)) / 40, jnp.float32)
@@ -412,7 +412,7 @@ def test_image_with_fewer_patches_than_prior(trivial_text, params, features, ass
 
 
 def test_equal_patches_are_selected_in_raster_order(trivial_text, params, features):
-    """Among equally anomalous patches the first ones are used, which makes results reproducible."""
+    """Makes patches equally anomalous; selecting the first ones makes results reproducible."""
     flat = features._replace(
         patches=jnp.broadcast_to(features.patches[:, :, :1, :1], (4, 1, 5, 5, 48))
     )

@@ -18,7 +18,7 @@ def both(abnormal):
 
 
 def labeled(labels, valid, has_mask=None):
-    """A batch of these labels with empty masks."""
+    """Returns a batch of these labels with empty masks."""
     count = len(labels)
     return Batch(
         category=jnp.zeros(count, int),

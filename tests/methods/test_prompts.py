@@ -38,7 +38,7 @@ def test_keeps_braces_in_class_name():
 
 
 def test_keeps_other_braces_in_sentence():
-    """Only `{}` is replaced, wherever it occurs."""
+    """Replaces only `{}`, wherever it occurs."""
     family = PromptFamily(("a {} {x}",), ("no {}",), ("one {} {0}.", "{} and {}"))
     normal, abnormal = family.sentences("nut")
     assert normal == ["one a nut {x} {0}.", "a nut {x} and a nut {x}"]

@@ -234,7 +234,7 @@ def test_ignores_invalid_rows_and_missing_masks(backbone, e2e_golden, step_input
 
 
 def test_words_are_truncated_at_text_length(backbone, e2e_golden):
-    """If learned tokens and words exceed the text length, the last words are dropped, as published."""
+    """Checks that the last words are dropped if tokens and words exceed the text length, as published."""
     params = prompts_of(e2e_golden)
     method = tipsomaly(
         dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, length=12))

@@ -220,7 +220,7 @@ def test_loss_terms_of_one_layer(clip, params, features, batch, golden, assert_n
 
 
 def test_separate_pathway_for_each_layer(clip, state, params, features, assert_near):
-    """Equal copies give the shared pathway's results; each copy affects only its own layer."""
+    """Checks that equal copies give the shared pathway's results, and that each affects only its own layer."""
     method = tps(clip, {"shared_pathway": False})
     several = method.import_params(state)
     run = scoring(clip, shared_pathway=False)

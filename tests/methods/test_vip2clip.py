@@ -199,7 +199,7 @@ def test_losses_of_each_layer(clip, params, features, batch, golden, assert_near
 
 
 def test_score_of_the_paper(clip, params, features, published, assert_near):
-    """Each layer is scored separately; top-k exceeds the number of patches here, so all are used."""
+    """Scores each layer separately; top-k exceeds the number of patches here, so all are used."""
     scores, maps = scorer(clip, score="per_layer", top_k=1000)(params, features)
     logits = np.asarray(published[0].extras["patch_cosines"].mean(axis=(2, 3))) / 0.07
     assert_near(scores.extras["image_logits"], logits, MAPS)
@@ -219,7 +219,7 @@ def test_loss_of_the_paper(clip, params, features, batch, golden, golden_evidenc
 
 
 def test_dual_branch(clip, params, features, batch, golden, assert_near):
-    """Without UTPA, the class token and the texts before FGP give the image score but not the map."""
+    """Disables UTPA: the class token and the texts before FGP then give the image score but not the map."""
     scores, _ = scorer(clip, utpa=False, fgp=False)(params, features)
     texts = golden["out/text_embeddings"]
     token = unit(golden["out/image_features_raw"])
@@ -241,7 +241,7 @@ def test_dual_branch(clip, params, features, batch, golden, assert_near):
 
 
 def test_without_conditioning(clip, params, features, batch, golden, assert_near):
-    """Prompts contain only the learned class tokens, so the texts are the same for all images."""
+    """Uses prompts with the learned class tokens only, so the texts are the same for all images."""
     prompts = np.stack(
         [golden["out/prompt_embed_normal_img0"], golden["out/prompt_embed_abnormal_img0"]]
     )
@@ -276,7 +276,7 @@ def test_attention_weights_reproduce_texts(clip, params, published, golden, asse
 
 
 def test_ignores_padding_rows(clip, params, features, batch):
-    """An image and an invalid row give the mean of that image and its copy."""
+    """Compares an image and an invalid row with the mean of that image and its copy."""
     step = training_step(clip)
     twice = jax.tree.map(lambda x: x[jnp.array([1, 1])], (features, batch))
     (expected, _), expected_gradients = step(clip.params, params, *twice)

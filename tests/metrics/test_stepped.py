@@ -47,7 +47,7 @@ def test_thresholds_are_bit_equal_to_golden(case):
 
 
 def test_matches_golden_of_numpy_form():
-    """The torch form differs by more than rounding, so the two forms cannot be confused."""
+    """Checks that the torch form differs by more than rounding, so that the two cannot be confused."""
     golden = np.load(GOLDENS / "anomalyclip/metrics.npz")
     maps, masks, expected = golden["maps"], golden["masks"] > 0, golden["pixel-aupro"]
     found = metrics.pixel_aupro_200step(maps, masks, thresholds="numpy")

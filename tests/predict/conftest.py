@@ -158,7 +158,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
 
 
 class Job:
-    """Runs `predict` with one output folder, and reads its outputs."""
+    """A folder for the outputs of `predict`, with functions that run it and read them."""
 
     def __init__(self, out):
         self.out = out

@@ -242,7 +242,7 @@ def test_depth_scales_all_images_equally(run_command, pictures, job):
 def test_excludes_results_of_earlier_run_from_known_good_images(
     experiment, pictures, job_in, caplog
 ):
-    """Including results of earlier runs would change the threshold with every run."""
+    """Makes sure that results of earlier runs do not change the threshold."""
     job = job_in(pictures / "a" / "results")
     Image.new("L", (9, 9)).save(pictures / "a/0_mask.png")
     asked = thresholds.Threshold(good=str(pictures / "a"), quantile=0.5)

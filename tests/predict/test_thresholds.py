@@ -86,7 +86,7 @@ def test_decides_on_equal_scores():
 
 
 def test_distinguishes_saturated_scores():
-    """The softmax saturates; the threshold is just above one of the scores and never 0."""
+    """Uses scores of a saturated softmax; the threshold is just above one of them and never 0."""
     scores = [shortest(np.float32(value)) for value in (3e-7, 4e-8, 1 - 6e-8, 1 - 1.2e-7)]
     assert scores[:2] == [3e-7, 4e-8]
     assert [np.float32(score) for score in scores[2:]] == [

@@ -157,7 +157,7 @@ def test_paper_of_each_method(method, paper):
     not SHARED.exists(), reason="the collection of published numbers is not available"
 )
 def test_package_data_matches_the_collection():
-    """The collection has one column of notes, which is split into several columns here."""
+    """Compares with the collection, whose one column of notes is split into several columns here."""
     parts = ("ablation:", "variant:", "suspicious:", "full-shot", "printed ")
     with SHARED.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

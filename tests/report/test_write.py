@@ -249,7 +249,7 @@ HOSTILE += [os.fsdecode(b"caf\xe9"), "\x00", "正常"]
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_hostile_names_neither_escape_the_directory_nor_stop_the_report(name, report, tmp_path):
-    """Names of datasets, categories and files come from users."""
+    """Uses hostile names of datasets, categories and files, which come from users."""
     for place in ("victim", "outer/victim"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "mine.png").touch()

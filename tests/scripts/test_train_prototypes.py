@@ -44,6 +44,6 @@ def test_prototypes_transfer_only_in_same_direction(embeddings):
     ("train", "evaluate", "expected"), [("visa", "mvtec_ad", 0.885), ("mvtec_ad", "visa", 0.836)]
 )
 def test_real_embeddings(train, evaluate, expected):
-    """The reference values were measured independently on the same embeddings; tolerance: one point."""
+    """Compares with independent results on the same embeddings, within one point."""
     mean = run(SHARED / f"{train}_test_cls.npz", SHARED / f"{evaluate}_test_cls.npz")
     assert mean == pytest.approx(expected, abs=0.01)

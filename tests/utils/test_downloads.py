@@ -20,7 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT with byte ranges; failures are configured on the server object."""
+    """A server of CONTENT with byte ranges; failures are configured on the server object."""
 
     protocol_version = "HTTP/1.1"
 

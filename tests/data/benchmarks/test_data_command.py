@@ -153,7 +153,7 @@ def test_verify_accepts_published_counts(run, official, published_miniature):
 
 
 def test_verify_accepts_empty_masks(run, official, published_miniature):
-    """Official archives contain anomalous images with an empty mask, which are reported only."""
+    """Uses an anomalous image with an empty mask, which official archives contain."""
     truth = official / "mvtec_ad/mvtec_anomaly_detection/bottle/ground_truth"
     Image.new("L", (12, 9)).save(truth / "combined/000_mask.png")
     run("prepare", "mvtec_ad", "--source", official)

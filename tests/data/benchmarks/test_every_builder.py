@@ -65,7 +65,7 @@ def assert_grouped(categories):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_preparation_does_not_depend_on_threads(name, make_miniature, prepare, tmp_path):
-    """The result does not depend on the location of the source either; messages contain no absolute path."""
+    """Varies the location of the source too; messages contain no absolute path."""
     written = []
     for workers in (1, 4):
         make_miniature(name, tmp_path / f"from_{workers}")
@@ -99,7 +99,7 @@ def test_rejects_empty_folder(name, prepare, tmp_path):
 
 
 def test_does_not_confuse_benchmarks(make_miniature, tmp_path):
-    """A folder with many benchmarks can then be the source of each of them."""
+    """Allows one folder with many benchmarks to be the source of each of them."""
     for name in NAMES:
         make_miniature(name, tmp_path / name)
     folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
@@ -110,7 +110,7 @@ def test_does_not_confuse_benchmarks(make_miniature, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_archive_gives_same_samples(name, make_miniature, prepare, pack, tmp_path, change_facts):
-    """The archive is packed by the test, so its size and digest differ from the published ones."""
+    """Packs the archive here, so that its size and digest differ from the published ones."""
     make_miniature(name, tmp_path / "official")
     path = pack(tmp_path / "official", tmp_path / "packed.tar")
     changes = {"file_name": "packed.tar", "sha256": None, "md5": None, "size": None}

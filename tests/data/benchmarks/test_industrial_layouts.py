@@ -274,7 +274,7 @@ def test_rejects_real_iad_split_with_outside_path(real_iad, prepare, tmp_path):
 
 
 def test_reads_real_bottles_without_masks(real_data, prepare, tmp_path):
-    """Counted by hand: one training image, one normal, one broken; 900x900; no ground truth."""
+    """Uses counts by hand: one training image, one normal, one broken; 900x900; no ground truth."""
     root = real_data("mvtec_bottle_nomask")
     dataset = prepare("mvtec_ad", root)
     train = PreparedDataset("mvtec_ad", tmp_path / "data", "train")

@@ -76,7 +76,7 @@ def test_issues_of_a_copy_do_not_depend_on_its_location(write_community_copy, pr
 
 
 def test_keeps_categories_contiguous(write_community_copy, prepare, tmp_path):
-    """An entry may name another category than the list that contains it."""
+    """Changes an entry's category, which may differ from the list that contains it."""
     root = write_community_copy(tmp_path / "copy", "tubes")
     content = json.loads((root / "meta.json").read_text())
     content["test"]["tubes"][1]["cls_name"] = "connector"

@@ -68,7 +68,7 @@ def test_reads_real_images(name, folder, numbers, sums, real_data, prepare, tmp_
 
 
 def test_reads_real_headct_labels(real_data, prepare):
-    """In the full dataset, numbers below 100 are hemorrhages."""
+    """Relies on the numbering of the full dataset, in which numbers below 100 are hemorrhages."""
     for sample in prepare("headct", real_data("head_ct")):
         assert sample.label == (int(sample.file_name.removesuffix(".png")[-3:]) < 100)
 
@@ -154,7 +154,7 @@ def test_lag_instructions_say_how_to_get_and_unpack_it(tmp_path):
 
 
 def test_reads_covid19_as_first_uploaded(tools, prepare, tmp_path):
-    """Flat folders, including those expected by the published code; other diseases are excluded."""
+    """Covers flat folders, including those expected by the published code; other diseases are excluded."""
     folder = tmp_path / "first" / "COVID-19 Radiography Database"
     kinds = (("COVID-19", 2), ("NORMAL", 3), ("Viral Pneumonia", 4))
     for kind, number in kinds:
@@ -184,7 +184,7 @@ def write_volumes(root, names, *, size=(4, 5, 30)):
 
 
 def test_slices_are_scaled_independently(tmp_path):
-    """Expected values by hand: truncated, not rounded; constant slices are black; 16 bits do not overflow."""
+    """Checks values by hand: truncated, not rounded; constant slices are black; 16 bits do not overflow."""
     slices = [[[0, 1], [2, 4]], [[7, 7], [7, 7]], [[-32768, 32767], [0, -1]]]
     expected = [[[0, 63], [127, 255]], [[0, 0], [0, 0]], [[0, 255], [127, 127]]]
     save_volume(np.moveaxis(np.int16(slices), 0, -1), tmp_path / "lung_001.nii.gz")
@@ -259,7 +259,7 @@ def test_all_published_volumes_give_no_issue(tmp_path):
 
 
 def test_continues_after_damaged_volume(tmp_path, prepare):
-    """The flipped byte is detected by the checksum only."""
+    """Flips a byte, which is detected by the checksum only."""
     write_volumes(tmp_path / "lung", ["lung_001", "lung_002"])
     path = tmp_path / "lung/imagesTr/lung_001.nii.gz"
     data = bytearray(path.read_bytes())

@@ -205,7 +205,7 @@ def test_preparation_does_not_depend_on_threads(mvtec_folder, tmp_path):
 
 
 def test_tensorflow_datasets_reads_it_alone(mvtec_folder, tmp_path):
-    """In a new process without tensorflow, from the default folder."""
+    """Reads it in a new process without tensorflow, from the default folder."""
     prepare("mvtec_ad", benchmarks.default_data_dir(), source=mvtec_folder)
     script = (
         "import sys, tensorflow_datasets as tfds, zsad_jax.data.benchmarks.builders\n"
@@ -540,7 +540,7 @@ def test_reports_incomplete_copy(mvtec_folder, tmp_path):
 
 
 def test_verify_rejects_missing_masks(mvtec_folder, tmp_path, change_facts, capsys):
-    """All counts match, but pixel metrics cannot be computed."""
+    """Removes masks only, so that all counts match but pixel metrics cannot be computed."""
     counts = {"train": {"bottle": (3, 0), "metal_nut": (3, 0)}}
     counts["test"] = {"bottle": (2, 3), "metal_nut": (2, 3)}
     change_facts("mvtec_ad", counts=counts)

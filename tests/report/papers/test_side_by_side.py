@@ -338,7 +338,7 @@ def test_results_without_training_keep_their_difference(make_ours):
     ],
 )
 def test_other_setting_has_no_difference(make_ours, fields, words):
-    """Neither with the paper's training nor with a training that has its own table."""
+    """Compares with the paper's training, and with a training that has its own table."""
     for training, table in (({}, "1"), ({"auxiliary": "headct"}, "3")):
         ours = make_ours({"brainmri": 0.95}, method="tps", **fields, **training)
         made = make_table(sheet_of("tps", table, "image_auroc"), [ours])

@@ -74,7 +74,7 @@ def test_missing_masks_come_from_the_run_that_is_shown(make_row, make_workdir):
 
 
 def test_other_settings_come_from_the_run_that_is_shown(make_row, make_workdir):
-    """The two runs differ only in their epochs; one of them has results of both datasets."""
+    """Uses two runs that differ only in their epochs; one of them has results of both datasets."""
     rows = [make_row(key, method="tps", auxiliary="mvtec_ad") for key in ("visa", "btad")]
     first, second = make_workdir("a", rows), make_workdir("b", rows[:1])
     (first / "run.json").write_text(json.dumps({"unlike_paper": {"epochs": [1, 15]}}))
@@ -163,7 +163,7 @@ def test_undefined_metric_may_be_nan(make_row, make_workdir):
 
 
 def test_partial_results_are_detected_within_one_run(make_row, make_workdir):
-    """Rows of another run in between do not matter."""
+    """Checks that rows of another run in between do not matter."""
     categories = (
         "bracket_black",
         "bracket_brown",
