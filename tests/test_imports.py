@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import json
 import pathlib
 import subprocess
@@ -190,6 +191,15 @@ def test_modules_import_without_cycles():
 
     for name in graph:
         visit(name)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=str)
+def test_package_lists_its_public_names(path):
+    name = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+    package = importlib.import_module(name)
+    assert len(set(package.__all__)) == len(package.__all__) > 0
+    for public in package.__all__:
+        assert hasattr(package, public) or importlib.import_module(f"{name}.{public}")
 
 
 def test_public_names_are_imported_on_use():

@@ -4,22 +4,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zsad_jax import methods, metrics
+    from zsad_jax import backbones, data, methods, metrics
     from zsad_jax.backbones import load_backbone
     from zsad_jax.detector import Detector, Prediction, load_detector
     from zsad_jax.experiment import presets
 
 __version__ = "0.2.0"
 __all__ = [
+    # Detection
+    "load_detector",
     "Detector",
     "Prediction",
+    # Backbones
     "load_backbone",
-    "load_detector",
+    # Packages
+    "backbones",
+    "data",
     "methods",
     "metrics",
+    # Configs
     "presets",
 ]
-_MODULES = {"methods": "methods", "metrics": "metrics", "presets": "experiment.presets"}
+_MODULES = {name: name for name in ("backbones", "data", "methods", "metrics")}
+_MODULES["presets"] = "experiment.presets"
 
 
 def __getattr__(name: str) -> Any:

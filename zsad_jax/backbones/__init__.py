@@ -7,7 +7,13 @@ if TYPE_CHECKING:
     from zsad_jax.backbones.base import Backbone, VisionFeatures
     from zsad_jax.backbones.load import load_backbone
 
-__all__ = ["Backbone", "VisionFeatures", "load_backbone"]
+__all__ = [
+    # Loading
+    "load_backbone",
+    # The contract
+    "Backbone",
+    "VisionFeatures",
+]
 
 
 def __getattr__(name: str) -> Any:

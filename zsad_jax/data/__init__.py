@@ -10,19 +10,22 @@ from zsad_jax.data.preprocess import Preprocess, UnreadableImage
 from zsad_jax.data.protocols import prompt_name
 
 __all__ = [
-    "Dataset",
-    "ImageBatch",
-    "Issue",
-    "Preprocess",
-    "Sample",
-    "Samples",
-    "UnreadableImage",
-    "check_available",
-    "find_images",
-    "is_available",
-    "load_batches",
+    # Datasets
     "open_dataset",
-    "prompt_name",
+    "is_available",
+    "check_available",
     "read_folder",
     "read_meta_json",
+    "find_images",
+    # The schema
+    "Dataset",
+    "Sample",
+    "Samples",
+    "Issue",
+    "prompt_name",
+    # Batches
+    "load_batches",
+    "ImageBatch",
+    "Preprocess",
+    "UnreadableImage",
 ]

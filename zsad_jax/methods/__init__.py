@@ -29,18 +29,21 @@ METHODS: dict[str, str | tuple[Factory, type[MethodConfig]]] = {
 }
 
 __all__ = [
+    # Methods by name
     "METHODS",
-    "Batch",
+    "make_method",
+    "register",
+    "config_class",
+    "recipe_of",
+    # The contract
     "Method",
+    "Batch",
     "Scores",
     "Stage",
-    "config_class",
+    # Properties of a method
     "count_learned",
     "count_parameters",
     "image_score",
-    "make_method",
-    "recipe_of",
-    "register",
 ]
 
 

@@ -18,21 +18,25 @@ from zsad_jax.metrics.stepped import Thresholds
 from zsad_jax.utils.errors import UserError
 
 __all__ = [
-    "AUPRO_200STEP",
-    "IMAGE_METRICS",
-    "METRICS",
-    "PIXEL_METRICS",
-    "Metrics",
-    "Note",
-    "Thresholds",
-    "category",
+    # Metrics of arrays
     "compute",
-    "f1max_threshold",
+    "undefined_reasons",
     "mean_over",
     "pixel_aupro_200step",
+    "Thresholds",
+    # Curves and thresholds
+    "f1max_threshold",
     "roc_curve",
+    # Metrics gathered batch by batch
+    "category",
     "streaming",
-    "undefined_reasons",
+    "Metrics",
+    "Note",
+    # Names
+    "METRICS",
+    "IMAGE_METRICS",
+    "PIXEL_METRICS",
+    "AUPRO_200STEP",
 ]
 
 

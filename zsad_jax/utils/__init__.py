@@ -1,1 +1,13 @@
 """Support code that knows nothing of images or models: errors, files, downloads, devices, command lines."""
+
+__all__ = [
+    "command_line",
+    "config",
+    "downloads",
+    "errors",
+    "files",
+    "images",
+    "progress",
+    "sharding",
+    "threads",
+]

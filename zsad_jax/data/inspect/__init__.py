@@ -1,1 +1,10 @@
 """Parts of the command `python -m zsad_jax.data`: counts, issues, contact sheets."""
+
+__all__ = [
+    "contact_sheet",
+    "opened",
+    "stock",
+    "summary",
+    "text_table",
+    "verify",
+]
