@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, default="l14")
     parser.add_argument("--home", help="cache directory with the weights (default: $ZSAD_JAX_HOME)")
     parser.add_argument("--lineage", choices=("native", "pytorch"), default="native")
-    parser.add_argument("--image_size", type=int, default=518)
+    parser.add_argument(
+        "--image_size", type=int, default=518, help="side of the model input, in pixels"
+    )
     parser.add_argument("--runs", type=int, default=10, help="number of runs per side")
     parser.add_argument("--cores", type=int, help="number of cores per side (default: all)")
     options = parser.parse_args()

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--image_size", type=int, default=518, help="side of the model input, in pixels"
     )
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
     parser.add_argument("--workers", type=int, default=2, help="worker processes per side")
     parser.add_argument("--repeats", type=int, default=5, help="number of runs per side")
     options = parser.parse_args(arguments)

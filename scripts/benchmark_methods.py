@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=pathlib.Path, required=True, help="folder of images")
     parser.add_argument("--count", type=int, default=8, help="number of images")
-    parser.add_argument("--image_size", type=int, default=518)
+    parser.add_argument(
+        "--image_size", type=int, default=518, help="side of the model input, in pixels"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS + SPEAKING, default=METHODS)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
     parser.add_argument("--batch_size", type=int, default=1, help="images per call (zsad_jax side)")

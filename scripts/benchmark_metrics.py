@@ -77,8 +77,8 @@ def timed(call: Callable, *args, **options) -> tuple[float, float | dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int, default=100)
-    parser.add_argument("--size", type=int, default=518)
+    parser.add_argument("--maps", type=int, default=100, help="number of maps")
+    parser.add_argument("--size", type=int, default=518, help="side of a map, in pixels")
     options = parser.parse_args()
     maps, masks = make_category(options.maps, options.size)
     library_metrics(maps[:2], masks[:2], exact=False)  # warm-up: excludes imports from the timings

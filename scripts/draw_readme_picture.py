@@ -43,9 +43,7 @@ def draw(workdir: pathlib.Path) -> None:
 
 
 def choose(category: str, cases: tuple[Case, ...]) -> Case:
-    """Returns the anomalous case with the highest score; for the last category, the normal case with the
-    lowest.
-    """
+    """Returns the highest-scored anomalous case; for the last category, the lowest-scored normal one."""
     label = int(category != CATEGORIES[-1])
     found = [case for case in cases if case.category == category and case.label == label]
     return sorted(found, key=lambda case: case.score)[-label]

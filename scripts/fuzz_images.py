@@ -211,7 +211,7 @@ def check(folder: pathlib.Path, work: pathlib.Path, memory_mib: int) -> list[str
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=500, help="number of files")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument(
         "--memory_mib", type=int, default=2048, help="memory limit per command, in MiB"
     )

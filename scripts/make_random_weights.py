@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--lineage", choices=registry.LINEAGES, default="native", help="file format (TIPS only)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument(
         "--tokenizer", type=pathlib.Path, help="tokenizer file to copy into the cache directory"
     )

@@ -123,9 +123,7 @@ def test_padding_only_text_is_zero():
 
 
 def test_deep_prompts_are_used_and_then_removed():
-    """Checks that prompts change the text features, and that a tower without room for them (depth 0)
-    ignores them.
-    """
+    """Checks that prompts change the text features, except for depth 0, where they are ignored."""
     data, model = golden("text"), backbone()
     embeddings = model.embed_tokens(model.params, data["ids"])
     plain = model.encode_prompts(model.params, embeddings, data["paddings"])

@@ -8,9 +8,7 @@ from zsad_jax.experiment import run_info
 
 
 def evaluation(dataset, *num_without_mask):
-    """Returns an evaluation with the given number of anomalous images without mask per category, and two
-    scores.
-    """
+    """Returns an evaluation with two scores and these numbers of missing masks per category."""
     found = {}
     for category, without in enumerate(num_without_mask):
         labels = np.array([0, 1, 1, 1])

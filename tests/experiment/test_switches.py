@@ -182,9 +182,7 @@ class TracedError(Exception):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs an experiment with tracing instead of training and scoring; returns the names of the trained
-    methods.
-    """
+    """Runs an experiment, tracing instead of training and scoring; returns the trained methods' names."""
     trained = []
 
     def train(method, backbone, dataset, config, **_):

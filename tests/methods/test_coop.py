@@ -244,7 +244,7 @@ def test_rejects_mistakes(clip):
 
 
 def test_network_input_is_normalized(clip, features):
-    """The scale of the image feature has no effect."""
+    """Checks that the scale of the image feature has no effect."""
     method = make_method("cocoop", clip, {"num_prompts": 2})
     params = method.init(jax.random.key(0), clip.params)
     larger = features._replace(global_tokens=3 * features.global_tokens)

@@ -43,9 +43,7 @@ SCORES = st.lists(st.floats(0, 2, width=32), min_size=2, max_size=30)
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
 @given(scores=SCORES, seed=st.integers(0, 2**16))
 def test_best_threshold_reproduces_its_metric(precision, scores, seed):
-    """Uses scores as written by `predict` and as returned by the detector, and the threshold as typed in a
-    shell.
-    """
+    """Uses scores from `predict` and from the detector, and the threshold as typed in a shell."""
     labels = np.random.default_rng(seed).integers(0, 2, len(scores)).astype(bool)
     labels[:2] = True, False
     written = [shortest(score) for score in scores]
