@@ -84,8 +84,7 @@ def as_float64(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-# --- definitions in numpy
-# --------------------------------------------------------------------------------
+# --- definitions in numpy --------------------------------------------------------------------------------
 
 
 def norm(params, x, epsilon):
@@ -174,8 +173,7 @@ def tips_tokens(encoder, images):
     return np.concatenate([first, x], axis=1)
 
 
-# --- vision tower
-# ----------------------------------------------------------------------------------------
+# --- vision tower ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -291,8 +289,7 @@ def test_rejects_blocks_out_of_range(model, options, message):
         model.encode_image(model.params, np.zeros((1, 56, 56, 3), np.float32), **options)
 
 
-# --- text tower
-# ------------------------------------------------------------------------------------------
+# --- text tower ------------------------------------------------------------------------------------------
 
 
 def test_text_features_and_logits_match_golden(model, golden, texts):

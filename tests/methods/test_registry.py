@@ -39,7 +39,7 @@ def test_registers_method_from_outside(backbone, monkeypatch):
         made = tipsomaly(backbone, config_from(MineConfig, config))
         return made._replace(name="mine")
 
-    for _ in range(2):  # as a config file does that is loaded twice
+    for _ in range(2):  # like a config file that is loaded twice
         methods.register("mine", mine, MineConfig)
     made = make_method("mine", backbone, {"sigma": 2.0})
     assert (made.name, made.config) == ("mine", MineConfig(sigma=2.0))

@@ -129,7 +129,7 @@ def test_all_outputs_state_that_model_is_a_demonstration(
     assert (job.out / "WARNING.txt").read_text().strip() == DEMONSTRATION
     assert capsys.readouterr().out.count(DEMONSTRATION) == 2
     monkeypatch.undo()
-    (job.out / "run.json").unlink()  # it would speak for the same files
+    (job.out / "run.json").unlink()  # otherwise it still warns about these files
     job.predict(experiment, [pictures / "b"])
     assert not (job.out / "WARNING.txt").exists()
     assert not any("warning" in row for row in job.rows())
@@ -159,7 +159,7 @@ def test_prompts_come_from_flag_then_config_then_package(
     assert load(with_config, checkpoint=given).description.prompts == given
     models = [load(experiment), load(with_config), load(with_config, checkpoint=given), plain]
     assert len({model.description.key for model in models}) == 4
-    # The same prompts under another name are the same.
+    # Prompts are identified by their content, not by their name.
     assert load(experiment, checkpoint=included).description.key == models[0].description.key
 
     fixed = from_config(
@@ -210,7 +210,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in (
         capsys.readouterr().out
     )
-    job.predict(experiment, [folder])  # the second run agrees
+    job.predict(experiment, [folder])  # the counts of a second run
     assert job.run_info()["num_reused"] == 5
 
 

@@ -130,8 +130,7 @@ def test_damaged_image_is_reported_and_others_are_kept(name, make_miniature, pre
     added = [issue for issue in damaged.issues if issue not in whole.issues]
     assert str(tmp_path) not in str(added)
     assert {issue.kind for issue in added} & {"image_unreadable", "mask_unreadable"}, added
-    # A damaged file of its own is kept and reported in the evaluation; strips and volumes cannot be
-    # divided.
+    # A damaged single image is kept and reported in the evaluation; strips and volumes cannot be cut.
     lost = {sample.file_name for sample in whole} - {sample.file_name for sample in damaged}
     assert all(file_of(one, tmp_path / "official") == path for one in lost)
 
