@@ -179,6 +179,7 @@ class Joined:
 
     @property
     def contiguous(self) -> bool:
+        # A category of two datasets is in two pieces, one in each.
         apart = sum(len(dataset.categories) for dataset in self._datasets) == len(self.categories)
         return apart and all(dataset.contiguous for dataset in self._datasets)
 
@@ -218,6 +219,7 @@ def read_sample(dataset: Dataset, index: int) -> Sample | Issue:
     """Returns a sample, or an issue if its record cannot be read, whatever a damaged file raises."""
     try:
         return dataset[index]
+    # One damaged record must not end a run over thousands of others.
     except Exception as error:
         detail = str(error).partition("\n")[0] or type(error).__name__
         return Issue("record_unreadable", f"image {index} of {dataset.name}", detail)
@@ -227,6 +229,7 @@ def _stamp(encoded: Encoded) -> Any:
     encoded = encoded.read() if isinstance(encoded, Lazy) else encoded
     if isinstance(encoded, bytes):
         return hashlib.sha256(encoded).hexdigest()
+    # A missing file has a stamp as well, so that the fingerprint changes when it appears.
     if not os.path.exists(encoded):
         return None
     status = os.stat(encoded)

@@ -18,6 +18,7 @@ from zsad_jax.data.walk import EXTENSIONS, find_folder, is_image, list_folders, 
 from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
+# "good" is MVTec AD's name and "ok" BTAD's; the others are names that users may give.
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
 # "no" alone may stand for anything ("no. 1"), so it is normal only if its opposite exists.
 NORMAL_BESIDE = (("no", "yes"), ("negative", "positive"))
@@ -59,11 +60,13 @@ def find_images(paths: Sequence[PathLike]) -> Found:
             logging.warning("No images in %s.", path)
         for one in found:
             for image in one.images:
+                # By real path: links, folders and patterns may lead to the same file.
                 images.setdefault(os.path.realpath(image), image)
             for issue in one.ignored:
                 ignored.setdefault(os.path.realpath(issue.file), issue)
     if not images:
         raise UserError(_no_images(", ".join(os.fspath(one) for one in paths)))
+    # A file that one folder ignores may be given by itself: then it is an image.
     return Found(list(images.values()), [ignored[key] for key in ignored if key not in images])
 
 
@@ -132,6 +135,7 @@ def read_folder(
     if not samples:
         raise UserError(_why_empty(root))
     found = [issue for _, part in parts for issue in part]
+    # Most datasets have a readme or a list beside the images: a note, not a warning.
     notes = [issue for issue in found if _is_harmless(issue)]
     issues = [issue for issue in found if not _is_harmless(issue)]
     anomalous = sum(sample.label for sample in samples)
@@ -154,6 +158,7 @@ def _no_images(place: object) -> str:
 
 def _why_empty(root: pathlib.Path) -> str:
     everything = _list_images(root)
+    # A user who names `ground_truth` sees images in it, so "no images" alone would be puzzling.
     if everything and len(find_masks(root, everything, ())[0]) == len(everything):
         place = root / os.path.dirname(everything[0])
         return f"{root} contains only ground truth. If these are images, give {place} itself."
@@ -173,6 +178,7 @@ def _find_classes(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     # A link to a category is that category, not one more: of both, the real folder gives the name.
     found = sorted(list_folders(root), key=lambda one: (one.is_symlink(), one.name))
     classes = {one.resolve(): one for one in reversed(found) if find_folder(one, split)}
+    # Read as a folder without a layout, the other splits would be mixed into one category.
     if not classes and (there := list_splits(root)):
         raise UserError(f"{root} has no split {split!r}. {suggest(split, there)}")
     return sorted(classes.values())
@@ -226,6 +232,8 @@ def _read_part(
     samples = []
     for image in images:
         found = tuple(str(truth / one) for one in pairs.get(image, ()))
+        # Without folders that label, the content of the mask decides: some tools write empty masks for normal
+        # images.
         label = int(image not in normals) if labelled else _judge(found)
         # A normal image counts in pixel metrics with an all-zero mask, unless its label is unknown.
         has_mask = bool(found) or (not label and (labelled or bool(pairs)))
@@ -283,6 +291,7 @@ def _list_part(
         files = [one for one in files if not one.startswith(inside)]
     known, unusual = find_masks(folder, files, normal)
     start = "" if split is None else f"{place.name}/"
+    # Folders beside the split are listed for their masks; their other files are not part of the split.
     images = [one for one in files if one.startswith(start) and one not in known]
     if masks is not None:
         issues += [Issue("mask_unused", one) for one in known]
@@ -331,6 +340,7 @@ def _search(folder: str) -> Found:
     images = [one for one in everything if one not in masks]
     if images:
         ignored = [*(Issue("mask_ignored", one) for one in masks), *ignored]
+    # A folder of masks alone is scored: a user who names it means these files.
     return Found(
         [os.path.join(folder, one) for one in images or everything],
         [issue._replace(file=os.path.join(folder, issue.file)) for issue in ignored],

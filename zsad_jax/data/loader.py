@@ -83,10 +83,12 @@ def load_batches(
     """
     order = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     if seed is not None:
+        # Here, not in the workers, so that their number does not change the order.
         order = np.random.default_rng(seed).permutation(order)
     steps = _Steps(preprocess, mask_threshold, batch_size, tuple(dataset.categories))
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, steps.batch_bytes)
+    # A generator would report bad arguments only when the first batch is requested.
     return _iterate(_Selection(dataset, order), steps, workers, log_notes)
 
 
@@ -97,6 +99,7 @@ def _build_pipeline(read: Callable, length: int, steps: "_Steps", workers: int) 
     rows = grain.MapDataset.range(length).map(read).map(steps.decode)
     batches = rows.batch(steps.batch_size, batch_fn=steps.collate)
     if not workers:
+        # Pillow releases Python's lock while it decodes and resizes, so that threads use several cores.
         threads = min(_num_cores(), MAX_THREADS)
         return batches.to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -121,6 +124,7 @@ def _iterate(
         iterator = iter(_build_pipeline(read, len(selection.order), steps, workers))
         if workers:
             stack.callback(_release_shared_memory)
+        # Callbacks run in reverse order: the workers stop before their memory is freed.
         stack.callback(iterator.close)
         # Workers start when the first batch is requested.
         with _main_not_run_again() if workers else contextlib.nullcontext():
@@ -183,6 +187,7 @@ class _Selection:
         return index, read_sample(self.dataset, index)
 
 
+# Read once per process: every sample of a worker asks for it.
 @functools.lru_cache(maxsize=1)
 def _load_selection(path: str) -> _Selection:
     with open(path, "rb") as file:
@@ -237,6 +242,7 @@ class _Steps:
 
     def _decode(self, index: int, sample: Sample) -> Row:
         bit_depth = self.preprocess.bit_depth
+        # The same checks as in preparation and `verify`, so that all three report the same issues.
         found = examine(sample, threshold=self.mask_threshold, bit_depth=bit_depth)
         issues, notes = tuple(found.issues), tuple(found.notes)
         if found.image is None:
@@ -253,6 +259,7 @@ class _Steps:
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
         b, size = self.batch_size, self.preprocess.image_size
         batch = ImageBatch(
+            # Eight bits a channel: float32 would take four times the memory and the transfer to the device.
             images=np.zeros((b, size, size, 3), np.uint8),
             masks=np.zeros((b, size, size), np.bool_),
             has_mask=np.zeros(b, np.bool_),
@@ -287,6 +294,7 @@ def _num_cores() -> int:
 def _choose_workers(wanted: int | None, num_images: int, num_batches: int, batch_bytes: int) -> int:
     if wanted is None:
         cores = _num_cores()
+        # On one core, processes cannot decode in parallel and would only take time to start.
         use_workers = cores > 1 and num_images >= MIN_IMAGES_FOR_WORKERS
         wanted = min(cores, MAX_WORKERS) if use_workers else 0
     workers = min(wanted, num_batches)
@@ -322,6 +330,7 @@ def _prepare_worker(index: int, count: int) -> None:
     def follow() -> None:
         if parent is not None:
             parent.join()
+            # sys.exit would end this thread alone.
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
@@ -335,10 +344,12 @@ def _main_not_run_again() -> Iterator[None]:
     would run again in each of them, and the import takes time.
     """
     main = sys.modules["__main__"]
+    # Of two loaders that start at once, the second would save the changes of the first as the original.
     with _start_lock:
         saved = {
             name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)
         }
+        # From these two attributes multiprocessing learns which script to import.
         main.__spec__ = None
         main.__dict__.pop("__file__", None)
         try:

@@ -110,11 +110,14 @@ def _find_twins(
 
 def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
     """Returns whether images have few gray values; reads up to three of them."""
+    # A few from all of the folder: reading all would take as long as loading the dataset.
     for file in files[:: max(len(files) // 3, 1)][:3]:
         try:
             (values,), _ = read_masks(os.path.join(root, file))
         except UnreadableImage:
             return False
+        # JPEG masks have many values along their edges, so most of the pixels count, not the number of
+        # levels.
         counts = np.sort(np.unique(values, return_counts=True)[1])
         if counts[-MAX_LEVELS:].sum() < MIN_SHARE * values.size:
             return False

@@ -66,6 +66,7 @@ def read_meta_json(
     folders = [
         pathlib.Path(one) for one in ([roots] if isinstance(roots, str | os.PathLike) else roots)
     ]
+    # Both forms, since the root may itself be a link.
     within = {place for one in folders for place in (os.path.abspath(one), os.path.realpath(one))}
     name = name or folders[0].resolve().name
     samples: dict[str, Sample] = {}
@@ -123,6 +124,7 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
     for split in ("train", "test"):
         try:
             splits[split] = read(split)
+        # Medical sets list no training split, and a copy for evaluation may lack its images.
         except (NoSplitError, NoImagesError) as error:
             if split == "test":
                 raise
@@ -134,8 +136,10 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
 
 def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
     try:
+        # Some editors on Windows write a byte order mark, which is not valid JSON.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         content = _expect(dict, content, "it must map splits to categories")
+        # AnomalyCLIP's DAGM has the keys Train and Test.
         splits = {key.lower(): value or {} for key, value in content.items()}
         entries = [
             _check(
@@ -203,6 +207,8 @@ def _read_entry(
     sample = Sample(
         image=str(image),
         mask=str(mask) if label and usable else None,
+        # Sets without masks list "" for anomalous images, too: with an all-zero mask, their defects would
+        # count as normal pixels.
         has_mask=not label or usable,
         label=label,
         category=str(entry["cls_name"]),
@@ -235,10 +241,12 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
     suffixes = (root.joinpath(*listed.parts[start:]) for start in range(1, len(listed.parts)))
     found = (one for one in (*suffixes, direct) if one.exists())
     inside = next((one for one in found if _is_inside(one, within)), None)
+    # Absent, not outside: the caller reports a missing image.
     return inside or (None if direct.exists() else direct)
 
 
 def _is_inside(path: pathlib.Path, within: set[str]) -> bool:
     """Returns whether a path is in one of these folders; links in them may lead elsewhere."""
+    # Not the real path: links from the root to another disk are the user's own.
     absolute = pathlib.Path(os.path.abspath(path))
     return any(absolute.is_relative_to(place) for place in within)

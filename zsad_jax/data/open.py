@@ -54,6 +54,7 @@ def open_dataset(
         opener = _find_opener(part.key, data_dir)
         assert opener is not None  # checked above
         opened.append(opener(part.split or split, naming))
+    # Also for one part with a split: results are stored under the name with its split.
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
 
 
@@ -107,6 +108,7 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
     kind, path, given = _described(spec)
     options = {"split": split, **given}
     reader = READERS[kind]
+    # The signatures are the only list of keys and types, so that a new argument needs no second entry.
     arguments = inspect.signature(reader).parameters.values()
     known = [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]
     types = typing.get_type_hints(reader)
@@ -131,6 +133,7 @@ def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
             f'{dict(spec)} is not a dataset. Give a name, {{"folder": PATH}} or {{"meta_json": ROOT}}.'
         )
     path = spec[kinds[0]]
+    # A meta.json states labels and masks, which the names of folders only suggest.
     kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]
     return kind, path, {key: value for key, value in spec.items() if key not in READERS}
 

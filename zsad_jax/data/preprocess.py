@@ -138,6 +138,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     def bands() -> Iterator[tuple[slice, np.ndarray]]:
         for top in range(0, shape[0], step):
             rows = slice(top, min(top + step, shape[0]))
+            # A single NaN would make the minimum and maximum, and with them all pixels, NaN.
             yield rows, np.nan_to_num(read(rows.start, rows.stop).astype(np.float64))
 
     ends = [(float(band.min()), float(band.max())) for _, band in bands()]
@@ -145,6 +146,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     start, end = _scale_of(low, high, dtype, bit_depth)
     scaled = np.empty(shape, np.uint8)
     for rows, band in bands():
+        # A constant image has no range to divide by.
         scaled[rows] = np.rint((band - start) * (255 / ((end - start) or 1)))
     bits = dtype.itemsize * 8
     notes = [Issue("image_scaled", "", f"{bits}-bit values {start:g} to {end:g}")]
@@ -261,6 +263,7 @@ def _load(
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         reason = _describe_error(error)
+        # OpenCV would need the same memory again.
         array = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
         if array is None:
             raise UnreadableImage(_name(encoded), reason) from error
@@ -270,6 +273,7 @@ def _load(
     with contextlib.suppress(Exception):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
+    # Other values than 1 to 8 are undefined, and Pillow does not apply them.
     return image, notes, orientation if orientation in range(1, 9) else 1
 
 
@@ -306,8 +310,10 @@ def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | N
 
     try:
         data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+        # TIFF alone: OpenCV returns what is left of a cut JPEG, without an error.
         if data[:4] not in (b"II*\0", b"MM\0*"):
             return None
+        # Before decoding, since OpenCV's own limit is higher (2**30 pixels).
         _check_size(_tiff_size(data), encoded)
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except UnreadableImage:
@@ -344,6 +350,7 @@ def _check_exists(encoded: bytes | str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def _large_images_allowed() -> Iterator[None]:
     """Lifts Pillow's limit, which is global and lower than ours; `_check_size` takes its place."""
+    # The limit belongs to the whole process: two threads could restore each other's value.
     with _limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

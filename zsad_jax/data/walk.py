@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.files import PathLike
 
+# Folders mix formats and spellings: BrainMRI has jpg, JPG, jpeg and png.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"),
     *(".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
@@ -76,6 +77,7 @@ def walk(
         ignored.append(Issue("folder_unreadable", inside, error.strerror or ""))
 
     for place in starts:
+        # Without os.walk's own following of links, which never ends if a link leads to a folder above it.
         for folder, below, files in os.walk(place, onerror=report):
             real = os.path.realpath(folder)
             if real in seen:
@@ -86,6 +88,7 @@ def walk(
             prefix = "" if inside == "." else f"{inside}/"
             ignored += [Issue("hidden", prefix + one) for one in (*below, *files) if is_hidden(one)]
             wanted = [one for one in sorted(files) if not is_hidden(one) and not skip(prefix + one)]
+            # In place: os.walk reads this list to decide where it goes next, and in which order.
             below[:] = [
                 one for one in sorted(below) if not is_hidden(one) and not skip(prefix + one)
             ]

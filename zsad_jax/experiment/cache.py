@@ -39,11 +39,14 @@ def training_key(
     experiment: Experiment, backbone: Backbone, method: Method, auxiliary: str, dataset: Dataset
 ) -> str:
     """Returns the key of parameters learned on an auxiliary dataset."""
+    # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
+    # part of the key.
     training = to_json(experiment)["training"]
     return fingerprint(
         _model(experiment, backbone),
         [*_method(method), training, experiment.seed],
         [auxiliary, dataset.fingerprint()],
+        # A version may change the numbers.
         zsad_jax.__version__,
     )
 
@@ -59,7 +62,9 @@ def evaluation_key(
     name, images = dataset
     return fingerprint(
         _model(experiment, backbone),
+        # Learned prompts enter by their digest, so that it does not matter where they come from.
         [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
+        # Names of categories in prompts change the scores but no file.
         [name, images.fingerprint(), images.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,
@@ -77,6 +82,7 @@ def prediction_key(experiment: Experiment, detector: Detector) -> str:
 
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
+    # The digest covers the weights; options such as the image size are not part of it.
     return [backbone.digest, to_json(experiment)["backbone"], backbone.tokenizer_digest]
 
 
@@ -107,6 +113,7 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
     }
     # As UTF-8 bytes: NumPy's own texts take four bytes a character.
     arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    # A file that a kill has cut off would be taken for a finished result.
     with files.replaced(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # as in prompt_files.save
 

@@ -124,6 +124,7 @@ class Experiment:
                 " name, for example {'folder': PATH, 'name': NAME}."
             )
         for target in self.resolved:
+            # A user's own folder may have the name of a benchmark and is still another dataset.
             if isinstance(target.spec, str) and _keys(target.name) & _keys(target.auxiliary):
                 raise UserError(
                     f"{target.name} would be evaluated with prompts trained on {target.auxiliary}. Name another"
@@ -263,6 +264,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     Raises:
       UserError: naming an unknown key or a bad value.
     """
+    # ConfigDicts hold None where an option has no value, which stands for the field's default.
     given = {name: value for name, value in _plain(config).items() if value is not None}
     return config_from(Experiment, given)
 

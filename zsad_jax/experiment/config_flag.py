@@ -116,6 +116,7 @@ def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
 
 def _config_mistake(argv: list[str], error: Exception) -> str:
     """Returns what is wrong with the config or its overrides."""
+    # The errors of ml_collections do not say which override is wrong, so each is looked up.
     overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
         config = _without_overrides(argv)

@@ -103,6 +103,7 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     experiment.check_methods(backbone)
     method = experiment.methods()[0].make(backbone)
     score = image_score(method, experiment.image_score)
+    # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
     mesh = sharding.make_mesh()
     return Run(experiment, workdir, backbone, mesh, datasets, skipped, method, score)
@@ -114,6 +115,7 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
     for target in run.targets:
         for spec in run.experiment.methods():
             key = target.auxiliary, spec.label
+            # Targets with the same auxiliary dataset share their prompts.
             if key not in prompts:
                 prompts[key] = obtain_prompts(run, spec, target.auxiliary)
         clock.lap(f"prompts from {target.auxiliary}")
@@ -124,6 +126,7 @@ def write_results(
     run: Run, evaluated: Sequence[Evaluated], clock: run_info.Stopwatch
 ) -> dict[str, Any]:
     """Writes results.json, comparisons.json and run.json; returns run.json without its issues."""
+    # Without times and versions, which are in run.json, so that the same run writes the same bytes.
     files.write_json(run.workdir / "results.json", _rows(evaluated))
     files.write_json(run.workdir / "comparisons.json", _comparisons(evaluated))
     evaluations = [one.evaluation for one in evaluated]
@@ -182,6 +185,7 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
     for name, spec in needed.items():
         try:
             datasets[name] = open_dataset(spec, experiment.data_folder, naming=experiment.naming)
+        # Only what is absent can be skipped. A damaged dataset ends the run.
         except (NotPreparedError, NoSplitError) as error:
             missing[name] = str(error)
     skipped = {target: missing[target] for target in auxiliary_of if target in missing}

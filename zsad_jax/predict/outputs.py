@@ -107,6 +107,7 @@ class Journal:
 
     def _write(self, records: Iterable[Record]) -> None:
         text = "".join(map(_to_line, records))
+        # A repeated run changes nothing, not even dates.
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
             files.write_text(self.path, text)
 
@@ -161,6 +162,7 @@ class Writer:
         name = output_name(file.path)
         places = {kind: f"{folder}/{name}{suffix}" for kind, (folder, suffix) in OUTPUTS.items()}
         with files.replaced(self.folder / places["map"]) as temporary:
+            # In NumPy's format, since a PNG cannot hold float32 values.
             np.save(temporary, anomaly_map)
         shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
         figure = None
@@ -177,6 +179,7 @@ class Writer:
         if mask is None:
             (self.folder / places.pop("mask")).unlink(missing_ok=True)  # of an earlier run
         else:
+            # Nearest neighbor: other kernels make values between the two of a mask.
             full = Image.fromarray(mask).resize(file.size, Image.Resampling.NEAREST)
             self._save_png(full, self.folder / places["mask"])
         return places

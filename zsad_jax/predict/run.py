@@ -49,6 +49,7 @@ def predict(experiment: Experiment, options: Options) -> None:
     # A file may be among the images and among the known-good ones.
     for kind in group_issues(dict.fromkeys(ignored)):
         logging.warning("Ignoring %s", summarize_issues(kind))
+    # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*FILES, "masks")):
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
@@ -162,6 +163,7 @@ def _settings(writer: Writer) -> dict[str, Any]:
 def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | None) -> Outcome:
     """Scores the images that are not finished."""
     images = found.images
+    # Threshold and color scale are part of the outputs, so results of other settings are not reused.
     key = fingerprint(model.description.key, _settings(writer), model.warning)
     journal = Journal(writer.folder / "predictions.jsonl", key)
     reused = journal.reuse(images)

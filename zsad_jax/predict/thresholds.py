@@ -75,11 +75,13 @@ def describe_support(count: int, quantile: float) -> str:
 
 def shortest(value: float | np.floating[Any]) -> float:
     """Returns a float32 value as the number with the fewest digits that rounds to it."""
+    # A float32 score of 0.1 is 0.10000000149 in Python's numbers, which no user would type as a threshold.
     return float(str(np.float32(value)))
 
 
 def decide(score: float, threshold: float) -> Decision:
     """Returns "anomalous" if score >= threshold, both as float32, the precision of scores."""
+    # Rounded alike: as Python's numbers, a float32 score of 0.7 is below a threshold of 0.7.
     return "anomalous" if np.float32(score) >= np.float32(threshold) else "normal"
 
 
@@ -104,6 +106,7 @@ def find_regions(
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     if count == 1:  # the background alone
         return mask, []
+    # OpenCV returns box and area of a component, but nothing about the values in it.
     peaks = np.full(count, -np.inf)
     np.maximum.at(peaks, labels[mask].astype(np.intp), anomaly_map[mask])
     down, across = (full / own for full, own in zip(size, mask.shape, strict=True))

@@ -22,6 +22,7 @@ def standing(case: Case, scores: DatasetScores | None) -> tuple[int, int]:
     """
     if scores is None:
         return 0, 0
+    # Within the category: a score that is high for one may be usual for another.
     same = np.asarray(scores.categories) == case.category
     others = np.asarray(scores.scores)[same & (np.asarray(scores.labels) != case.label)]
     wrong = others >= case.score if case.label else others <= case.score

@@ -31,8 +31,10 @@ STYLE: Any = {
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     "lines.linewidth": 1.2,
     "legend.frameon": False,
+    # Text stays text: it can be searched and copied, and takes less room than outlines.
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may hold dollar signs
+    # Without a salt the ids in the file are random, and so its bytes.
     "svg.hashsalt": "zsad_jax",
 }
 
@@ -104,11 +106,13 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
     ticks = (0, 0.5, 1)
     for axes, name, members in panels:
         false_rate, true_rate = metrics.roc_curve(values[members], labels[members])
+        # The curve of random scores.
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":")
         axes.plot(false_rate, true_rate, color=NORMAL, linewidth=1.6)
         axes.fill_between(false_rate, true_rate, color=NORMAL, alpha=0.12, linewidth=0)
         auroc = metrics.compute(values[members], labels[members])["image_auroc"]
         axes.set_title(f"{name}: {100 * auroc:.1f}")
+        # Slightly beyond 0 and 1, so that the axes do not hide a perfect curve.
         axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), xticks=ticks, yticks=ticks, aspect=1)
     figure.supxlabel("false positive rate", fontsize=9)
     figure.supylabel("true positive rate", fontsize=9)
@@ -169,6 +173,7 @@ def to_svg(chart: Chart) -> str:
             text = io.StringIO()
             # Neither date nor version: the same report gives the same bytes.
             metadata = {"Date": None, "Creator": None}
+            # Transparent, since the page has a light and a dark mode.
             figure.savefig(text, format="svg", transparent=True, metadata=metadata)
             # An XML declaration is not allowed inside an HTML page.
             svg = text.getvalue()[text.getvalue().index("<svg") :].strip()

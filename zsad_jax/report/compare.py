@@ -58,6 +58,7 @@ def find_deviations(
     for dataset, members in by_dataset.items():
         facts, title = DATASETS.get(dataset), names.dataset_name(dataset)
         mean = next((row for row in members if row["category"] == MEAN), None)
+        # Without the row of the mean itself.
         counts = _compare_counts(mean, len(members) - 1) if mean else ""
         if counts:
             found.append(Deviation(dataset, "images", BOTH, f"{title}: {counts} were evaluated."))
@@ -68,6 +69,7 @@ def find_deviations(
             words = f"{title}: {unmasked} of {anomalous} {verb} no mask."
             found.append(Deviation(dataset, "images", ("pixel",), words))
         setting = _compare_setting(mean, run) if mean else ""
+        # Where nothing is published there is nothing to compare, and no need for a footnote.
         if mean and setting and published_numbers(mean["method"], dataset):
             found.append(Deviation(dataset, "setting", BOTH, setting))
         # Categories and mean of a dataset share their prompts: any row will do.
@@ -132,6 +134,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
     """
     recipe = recipe_of(method)
     options = {field.name: field.default for field in dataclasses.fields(config_class(method))}
+    # TIPSomaly, for example, uses other templates for brain images.
     options |= recipe.method_for.get(dataset, {})
     published = {
         "variant": "",

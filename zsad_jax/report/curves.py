@@ -49,6 +49,7 @@ class CurveWriter:
         """
         plain = {name: float(value) for name, value in values.items()}
         self._file.write(_encode({"step": int(step), **plain}))
+        # The system keeps what it was given even if this process is killed.
         self._file.flush()
         for name, value in plain.items():
             self._events.add_scalar(f"train/{name}", value, global_step=int(step))

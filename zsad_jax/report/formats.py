@@ -72,6 +72,7 @@ def _environment(suffix: str) -> "jinja2.Environment":
         loader=jinja2.PackageLoader("zsad_jax.report"),
         # Names of files and categories come from users.
         autoescape=suffix == "html",
+        # A misspelled variable must not become an empty place in a report.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -159,6 +160,7 @@ def to_csv(shown: Iterable[Table]) -> str:
 def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """Returns lines as CSV; None is an empty field."""
     file = io.StringIO()
+    # By default the csv module writes the line ends of Windows.
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)
     writer.writerows(["" if value is None else value for value in line] for line in lines)

@@ -41,6 +41,7 @@ def _headlines(report: Report) -> list[tuple[str, list[tuple[str, tables.Cell]]]
     """Returns the main numbers with their names: of the only dataset, or the means over datasets."""
     table = run_tables.dataset_table(report.rows, {}, report.run)
     metrics = [dict(column.keys)["metric"] for column in table.columns]
+    # By metric, not by position: which columns a table has depends on what was computed.
     shown = [i for i, metric in enumerate(metrics) if metric in HEADLINES]
     return [
         (line.labels[0], [(table.columns[i].full, line.cells[i]) for i in shown])

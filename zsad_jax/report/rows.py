@@ -28,6 +28,7 @@ def result_row(**fields: Any) -> Row:
     Raises:
       ValueError: a column is unknown or missing, or a metric is outside [0, 1].
     """
+    # Files of other versions are rejected as a whole: a column that is ignored could change what a row means.
     unknown = [name for name in fields if name not in RESULT_COLUMNS]
     missing = [name for name in RESULT_COLUMNS if name not in fields]
     if unknown or missing:

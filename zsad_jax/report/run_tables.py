@@ -130,6 +130,7 @@ def comparison_table(
         label = f"Main result: {wording.describe_setting(row, varied)}"
         lines.append(Line((label,), cells, words))
     for row in others:
+        # Comparisons without a main result have no differences.
         against = main[0] if main else dict.fromkeys(row)
         cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
         differs = [key for key in varied if row[key] != against[key]]

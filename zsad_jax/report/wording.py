@@ -60,6 +60,7 @@ def absence_notes(members: Sequence[Row], what: str) -> list[Note]:
     absent: dict[tuple[str, ...], list[str]] = {}
     for metric in METRIC_COLUMNS:
         undefined = tuple(name for row, name in named if row[metric] is None)
+        # A metric without any value has no mean to explain.
         if len(undefined) < len(members):
             absent.setdefault(undefined, []).append(metric)
     return [

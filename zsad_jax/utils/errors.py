@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+LISTED = 12  # names in a suggestion: more would hide what is wrong
+
 
 class UserError(Exception):
     """An error that the user can correct: a bad config, missing weights, an unreadable input.
@@ -20,8 +22,9 @@ class NoSplitError(UserError):
     """A prepared dataset that has no images in a split."""
 
 
-def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8, 0.5)) -> list[str]:
+def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8, 0.6)) -> list[str]:
     """Returns up to three known names that resemble a name by the first cutoff that finds any."""
+    # Two short names share letters by chance: "metal_nut" and "bent" have a ratio of 0.5.
     plain = {_plain(one): one for one in known}
     near: list[str] = []
     for cutoff in cutoffs:
@@ -35,9 +38,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns a sentence with the known names that resemble a name, or else with all of them."""
+    """Returns a sentence with the known names that resemble a name, or else with the first of all."""
     known = list(known)
-    return did_you_mean(nearest(name, known)) or f"Available: {', '.join(known)}."
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    available = f"Available: {', '.join(known[:LISTED])}{more}."
+    return did_you_mean(nearest(name, known)) or available
 
 
 def did_you_mean(near: Sequence[str]) -> str:

@@ -43,6 +43,8 @@ def list_files(root: pathlib.Path) -> Listing:
     defective = [
         patch for strip in _list_defective(listing) for patch in listing.cut(strip, patches)
     ]
+    # The published 183 anomalous patches are those with a defect; clean ones of these strips are not normal
+    # images.
     anomalous = [patch for patch in defective if patch.label]
     excluded = len(defective) - len(anomalous)
     logging.info("AITEX: patches without a defect, excluded from strips with one: %d.", excluded)
@@ -56,6 +58,7 @@ def _list_defective(listing: Listing) -> list[Sample]:
     images = find_inner_folder(root, "Defect_images") or root
     masks = find_inner_folder(root, "Mask_images") or root / "Mask_images"
     strips = []
+    # Two strips have two masks each (`_mask1`, `_mask2`), which are joined.
     for strip in listing.masked(images, masks, category="aitex"):
         code = [*pathlib.Path(strip.file_name).stem.split("_"), ""][1]
         strips.append(dataclasses.replace(strip, defect=DEFECTS.get(code, code)))

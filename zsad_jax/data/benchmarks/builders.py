@@ -75,6 +75,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                 f"{self.data_path} is an incomplete copy of {title}. Delete it and prepare it again."
             )
         folder = self.data_path.parent
+        # Two preparations at once would write the same files.
         with files.alone(folder):
             for unfinished in folder.glob("incomplete.*"):
                 if files.is_removable(unfinished):  # left by a killed preparation
@@ -101,6 +102,8 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             license=self.facts.licence,
             features=tfds.features.FeaturesDict(
                 {
+                    # Encoded bytes are stored as they are, gray ones, too: the shapes describe decoded
+                    # images.
                     "image": tfds.features.Image(shape=(None, None, 3)),
                     "mask": tfds.features.Image(shape=(None, None, 1)),
                     "has_mask": np.bool_,
@@ -114,6 +117,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                 }
             ),
             metadata=tfds.core.MetadataDict(),
+            # Evaluation relies on the order of the records, category by category.
             disable_shuffling=True,
         )
 

@@ -40,6 +40,7 @@ def _find_pairs(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, lis
     """Returns the frames (`7.tiff`) of a folder, and their masks (`p7.tiff`) by the stem of the frame."""
     frames: list[pathlib.Path] = []
     masks: dict[str, list[pathlib.Path]] = defaultdict(list)
+    # By stem, since frames 77 to 97 are .tif and their masks .tiff. `cp7.tiff`, a contour, is neither.
     for path in list_images(folder):
         if path.stem.isdecimal():
             frames.append(path)

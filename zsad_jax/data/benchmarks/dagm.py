@@ -31,6 +31,7 @@ def _list_split(listing: Listing, folder: pathlib.Path, category: str) -> list[S
     masks = masks_by_stem(labels, LABEL)
     # An image that the text file names is anomalous even if its label image is missing.
     anomalous = set(masks) | _read_labels(labels)
+    # Normal and defective images share a folder; only labels distinguish them.
     normal = [
         sample
         for sample in listing.unmasked(folder, label=0, category=category, defect="good")

@@ -43,6 +43,7 @@ def list_files(root: pathlib.Path) -> Listing:
 
 def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
     try:
+        # Despite its name, the file has spaces between its columns, and no header.
         file_name, probability, kind = line.split()
         return file_name, float(probability), kind
     except ValueError as error:

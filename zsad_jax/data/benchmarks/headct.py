@@ -20,6 +20,7 @@ def _is_root(folder: pathlib.Path) -> bool:
 def list_files(root: pathlib.Path) -> Listing:
     """Lists the images with the labels of the table."""
     listing = Listing(root)
+    # The official table has spaces after its commas and ids without leading zeros: 7 is 007.png.
     labels = {}
     for row in _read_rows(root / LABELS)[1:]:
         if len(row) == 2 and row[0].isdecimal() and row[1] in DEFECTS:

@@ -38,6 +38,7 @@ def list_files(root: pathlib.Path) -> Listing:
 def thirds(size: tuple[int, int]) -> list[Box]:
     """Divides an image of (width, height) pixels into three, from top to bottom."""
     width, height = size
+    # The published 286 normal and 54 anomalous images are thirds of this kind.
     cuts = (0, height // 3, 2 * height // 3, height)
     return [(0, upper, width, lower) for upper, lower in itertools.pairwise(cuts)]
 

@@ -76,6 +76,7 @@ def mvtec_layout(name: str, options: facts.MvtecLayout) -> Layout:
                     if folder.name == options.normal:
                         fields["defect"] = "good"
                         listing.add(split, listing.unmasked(folder, label=0, **fields))
+                    # In MVTec AD 2 the folder of the masks is inside the test split.
                     elif folder != masks:
                         listing.add(split, listing.masked(folder, masks / folder.name, **fields))
         return listing
@@ -104,7 +105,9 @@ def two_folders(name: str, options: facts.TwoFolders) -> Layout:
 
     def list_files(root: Path) -> Listing:
         listing = Listing(root)
+        # By name: Br35H also has a folder `pred` of unlabeled images.
         normal, anomalous = (
+            # Not even normal images count in pixel metrics, which need both kinds of pixels.
             listing.unmasked(
                 find_images(root, names), label=label, category=name, defect=defect, has_mask=False
             )
@@ -185,6 +188,7 @@ def list_meta_json(name: str, root: Path) -> Listing:
             if not Path(str(sample.image)).is_file():
                 listing.issues.append(Issue("image_missing", sample.file_name))
                 continue
+            # HeadCT is `brain` in AnomalyCLIP's copy and `headct` in AdaCLIP's.
             category = categories[0] if len(categories) == 1 else sample.category
             listing.add(split, [dataclasses.replace(sample, category=category)])
     return listing

@@ -62,6 +62,7 @@ class PreparedDataset:
         self._length = recorded.lengths[split]
         self.issues, self.notes = recorded.issues, recorded.notes
         found = list(recorded.counts[split])
+        # In the order of the papers' tables; further categories of a copy come last.
         self.categories = tuple(sorted(found, key=[*facts.categories, *found].index))
         self.prompt_names = tuple(
             prompt_name(category, dataset=name, naming=naming) for category in self.categories
@@ -117,6 +118,7 @@ def read_recorded(name: str, data_dir: files.PathLike) -> Recorded:
     """
     try:
         info = BUILDERS[name](data_dir=data_dir).info
+        # A missing file would otherwise be noticed only when its first record is read.
         for split in info.splits.values():
             for path in split.filepaths:
                 path.stat()

@@ -29,6 +29,7 @@ def encode(sample: Sample, dataset: str) -> Record:
       sample: of a listing; one whose category's name in prompts is not set gets that of the protocol.
       dataset: the benchmark's key.
     """
+    # Read once, so that the bytes that are checked are those that are stored.
     image = read(sample.image)
     masks = tuple(map(read, sample.masks))
     found = examine(dataclasses.replace(sample, image=image, mask=masks or None))

@@ -30,6 +30,7 @@ def _find_inner_folders(root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.
     )
     if images and masks:
         return [(images, masks)]
+    # TPS calls the only category of this set `iron`.
     repacked = root / "iron"
     return [
         (kind, repacked / "ground_truth" / kind.name) for kind in list_folders(repacked / "test")

@@ -109,6 +109,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path | list[pathlib.Path]:
     if source.is_file():
         if len(facts.archives) == 1:
             return [source]
+        # All archives are needed: the others are expected beside the given one.
         siblings = [source.with_name(archive.file_name) for archive in facts.archives]
         if all(path.is_file() for path in siblings):
             return siblings
@@ -148,6 +149,7 @@ _has_meta_json = functools.partial(_holds, META_JSON)
 
 def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> pathlib.Path | None:
     """Returns the first folder that is wanted: the nearest, in the order of names."""
+    # Level by level: BrainMRI's archive contains a second copy of itself further down.
     level = [folder]
     for _ in range(SEARCH_DEPTH + 1):
         below: list[pathlib.Path] = []
@@ -173,6 +175,7 @@ def _check_archive(facts: Facts, archive: Archive, path: pathlib.Path) -> None:
 
 def _compare(archive: Archive, path: pathlib.Path) -> str:
     """Describes how a file differs from a published archive; "" if it does not."""
+    # The size first, since the digest of gigabytes takes minutes.
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
         return f"it has {size:,} bytes instead of {archive.size:,}"

@@ -30,6 +30,7 @@ def list_files(root: pathlib.Path) -> Listing:
             ]
         return listing
     listing = Listing(root)
+    # Folders only separate normal and anomalous images: the split is in this file alone.
     with open(root / SPLIT_FILE, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             sample = _read_row(listing, row)

@@ -129,6 +129,7 @@ def _share_out(sizes: Mapping[str, int], count: int) -> Counter[str]:
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """Returns `count` of the items, evenly spaced, in order."""
+    # The middles of `count` equal intervals: neither end of the list is preferred.
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
@@ -144,6 +145,7 @@ def _members(
         indices = [index for index, name in enumerate(written) if name in categories]
 
     def look(index: int) -> Chosen:
+        # Without the pictures, which of a large dataset would not fit into memory.
         return Chosen(index, dataclasses.replace(dataset[index], image=b"", mask=None))
 
     looked: Iterable[Chosen] = map_in_threads(look, indices, num_workers=THREADS)

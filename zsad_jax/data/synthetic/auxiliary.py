@@ -259,6 +259,7 @@ def twist_part(rng: np.random.Generator, scene: Scene):
 
 def _tear_bed(rng: np.random.Generator, scene: Scene, part: Part):
     """Leaves pale grit and dark shards where a part was; returns the part's footprint."""
+    # A zero-shot method cannot know how many parts there should be, so the empty place shows damage.
     footprint = part.footprint()
     bed = canvas.coverage([canvas.scale(part.body, 0.9)])
     grit = np.clip(0.55 + 0.22 * canvas.noise(rng, 3, octaves=2), 0.1, 1.0)

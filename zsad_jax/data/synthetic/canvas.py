@@ -88,6 +88,7 @@ def fill(image: Float[np.ndarray, "S S 3"], outline, color, *, opacity: float = 
         return
     window = (slice(top, bottom), slice(left, right))
     alpha = np.zeros((bottom - top, right - left), np.uint8)
+    # OpenCV takes integers; fractional bits keep the form of shapes of a few pixels.
     fixed = np.rint((outline - (left, top)) * 2**_SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     color = np.asarray(color, np.float32)
@@ -109,6 +110,7 @@ def stroke(
     """Returns the coverage of polylines, each (points, first width, last width), shifted by x and y."""
     import cv2
 
+    # OpenCV draws lines of whole pixels; averaging a larger canvas gives fractions of them.
     layer = np.zeros((SIZE * _STROKE_ZOOM, SIZE * _STROKE_ZOOM), np.uint8)
     for points, first, last in lines:
         fixed = np.round((points + shift + 0.5) * _STROKE_ZOOM).astype(int)
@@ -164,6 +166,7 @@ def frame(
     """
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     cosine, sine = np.float32(np.cos(np.deg2rad(angle))), np.float32(np.sin(np.deg2rad(angle)))
+    # Patterns start at another phase in each image.
     u_start, v_start = rng.uniform(1000, 2000, 2).astype(np.float32)
     u, v = cosine * x + sine * y + u_start, -sine * x + cosine * y + v_start
     if wobble:
@@ -204,6 +207,7 @@ def pick_contrasting(
 ):
     """Picks a color at least `apart` (RGB distance) from that of a surface; see `pick`."""
     gaps = np.linalg.norm(options - surface, axis=1)
+    # If no option is that far away, the farthest one is picked.
     return pick(rng, options[gaps >= min(apart, gaps.max())])
 
 

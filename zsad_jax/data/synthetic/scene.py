@@ -160,6 +160,7 @@ def draw(
     """
 
     def stream(purpose: int) -> np.random.Generator:
+        # Not hash(), which differs between Python processes.
         names = [zlib.crc32(text.encode()) for text in (dataset, category.name)]
         return np.random.default_rng([*names, index, purpose])
 
@@ -187,6 +188,7 @@ def _photograph(
     light = 0.92 + np.add.outer(*(slope[:, None] * axis)) + rng.uniform(0.0, 0.25) * (spot - 0.5)
     warmth = rng.normal(0, 0.025, 3)
     lit = image * canvas.tinted(light, (1 + warmth) * rng.uniform(0.9, 1.08))
+    # The lens comes after the defect, whose edges would otherwise be sharper than all others.
     lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, 0.75))
     noise = rng.standard_normal(lit.shape, dtype=np.float32)
     return canvas.to_bytes(lit + rng.uniform(0.006, 0.02) * noise)

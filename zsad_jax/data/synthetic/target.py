@@ -303,6 +303,8 @@ def shift_part(rng: np.random.Generator, scene: Scene):
 def _scuff_seat(rng: np.random.Generator, scene: Scene, part: Part):
     """Leaves rough flecks where a part was; returns the part's footprint."""
     seat = part.footprint()
+    # As in the other dataset an empty seat shows damage, but of another kind: training must not teach its
+    # look.
     flecks = np.clip(0.55 + 0.5 * canvas.noise(rng, 5, octaves=2), 0, 0.9) * seat
     canvas.blend(scene.image, flecks, 0.08 if scene.image[seat].mean() > 0.4 else 0.85)
     return seat

@@ -108,6 +108,7 @@ class Sheet(NamedTuple):
             numbers[place].percent
             for competitor, numbers in self.columns.items()
             if competitor.method == method and place in numbers and not competitor.full_shot
+            # A table of ablations has several lines of a method, and one of them is the method as proposed.
             if (competitor.proposed if training == USUAL else competitor.training == training)
         )
         return next(found, None)

@@ -80,6 +80,7 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
                 " python -m zsad_jax.main."
             )
         path = folder / "run.json"
+        # Optional: without it, remarks on masks, settings and demonstration models are missing.
         run = _read(path, lambda run: run) if path.is_file() else {}
         run = run if isinstance(run, dict) else {}
         for name in ("results.json", *["comparisons.json"] * comparisons):
@@ -109,6 +110,7 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
             replaced.setdefault(key, {})[names.dataset_name(row["dataset"])] = None
         column[row["dataset"], row["category"]] = result
     for (folder, folder_before, method), datasets in replaced.items():
+        # One warning for all datasets of a method: two whole runs may overlap.
         what = f"{method} on {', '.join(datasets)}"
         logging.warning("Results of %s in %s replace those in %s.", what, folder, folder_before)
     samples = [next(iter(column.values())) for column in columns.values()]
@@ -155,6 +157,7 @@ def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
     """Describes what a column's rows have in common; a variant and a backbone stand for themselves."""
     row = rows[0]
     auxiliaries = dict.fromkeys(row["auxiliary"] for row in rows if row["auxiliary"])
+    # Usually VisA for MVTec AD, and MVTec AD for all others.
     trained_on = " or ".join(map(names.dataset_name, auxiliaries))
     words = {
         "method": "",
