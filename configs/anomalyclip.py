@@ -1,9 +1,9 @@
-"""AnomalyCLIP (arXiv 2310.18961), as its published numbers were made.
+"""AnomalyCLIP (arXiv 2310.18961), with the setting of its published numbers.
 
     python -m zsad_jax.main --config configs/anomalyclip.py[:VARIANT]
 
-Learned prompts of the authors serve in place of training with `--config.train=False
---config.checkpoints.mvtec_ad=FILE --config.checkpoints.visa=FILE` (their .pth, trained on the named set).
+To use the authors' learned prompts instead of training, set `--config.train=False
+--config.checkpoints.mvtec_ad=FILE --config.checkpoints.visa=FILE` (a .pth file, trained on that dataset).
 """
 
 from ml_collections import ConfigDict
@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "AnomalyCLIP on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "AnomalyCLIP on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 
@@ -32,7 +32,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    """TIPS has no need of the value-value stream: its patches know where they are."""
+    """Compares the ordinary patch tokens, which are spatially aware in TIPS."""
     presets.demo(
         config,
         backbone="tips-nano",

@@ -1,8 +1,8 @@
-"""Raw CLIP with one sentence per state: nothing is learned.
+"""CLIP with one fixed prompt per state; nothing is learned.
 
     python -m zsad_jax.main --config configs/clip.py[:VARIANT]
 
-Its pixel AUROC is often below one half, as the papers print it.
+Its pixel AUROC is often below 0.5, as in the tables of the papers.
 """
 
 from ml_collections import ConfigDict
@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "raw CLIP on MVTec AD and VisA, without training",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "CLIP on MVTec AD and VisA, without training",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
 

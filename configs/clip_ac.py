@@ -1,8 +1,8 @@
-"""CLIP-AC: the mean over 80 templates of CLIP, nothing is learned.
+"""CLIP-AC, with the mean over 80 prompt templates; nothing is learned.
 
     python -m zsad_jax.main --config configs/clip_ac.py[:VARIANT]
 
-Its pixel AUROC is often below one half, as the papers print it.
+Its pixel AUROC is often below 0.5, as in the tables of the papers.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +11,8 @@ from zsad_jax import presets
 
 VARIANTS = {
     "": "CLIP-AC on MVTec AD and VisA, without training",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
 

@@ -2,8 +2,8 @@
 
     python -m zsad_jax.main --config configs/cocoop.py[:VARIANT]
 
-Trained by AnomalyCLIP's recipe, for comparability. That it learns from the masks and compares value-value
-patches is our assumption: the papers that print its maps do not say.
+The training is that of AnomalyCLIP, for comparability. Training on masks and value-value patch tokens are
+assumptions: the papers that report its maps do not describe them.
 """
 
 from ml_collections import ConfigDict
@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "CoCoOp on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "CoCoOp on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 
@@ -32,7 +32,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    """TIPS has no need of the value-value stream: its patches know where they are."""
+    """Compares the ordinary patch tokens, which are spatially aware in TIPS."""
     presets.demo(
         config,
         backbone="tips-nano",

@@ -2,8 +2,9 @@
 
     python -m zsad_jax.main --config configs/coop.py[:VARIANT]
 
-Trained by AnomalyCLIP's recipe, for comparability; CoOp's own is `--config.training.optimizer=sgd` with a
-learning rate of 0.002, `schedule=cosine`, `warmup_epochs=1` and batches of 32.
+The training is that of AnomalyCLIP, for comparability. The training of CoOp itself is
+`--config.training.optimizer=sgd` with a learning rate of 0.002, `schedule=cosine`, `warmup_epochs=1` and
+batches of 32.
 """
 
 from ml_collections import ConfigDict
@@ -11,9 +12,9 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "CoOp on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "CoOp on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
 

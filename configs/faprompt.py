@@ -1,9 +1,9 @@
-"""FAPrompt (arXiv 2410.10289), as its published numbers were made.
+"""FAPrompt (arXiv 2410.10289), with the setting of its published numbers.
 
     python -m zsad_jax.main --config configs/faprompt.py[:VARIANT]
 
-The prior sees the first ten patches of the raster, as in the released code; the paper's reading is
-`--config.method.dap_select=topk`.
+The prior is computed from the first ten patches in raster order, as in the released code. The paper describes
+the ten most anomalous patches: `--config.method.dap_select=topk`.
 """
 
 from ml_collections import ConfigDict
@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "FAPrompt on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "FAPrompt on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2}
 DEMO_TRAINING = {"learning_rate": 1e-3}
 
@@ -32,7 +32,7 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    """TIPS has no need of the value-value stream: its patches know where they are."""
+    """Compares the ordinary patch tokens, which are spatially aware in TIPS."""
     presets.demo(
         config, backbone="tips-nano", method={**DEMO, "vv_from": None}, training=DEMO_TRAINING
     )

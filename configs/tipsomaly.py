@@ -1,10 +1,9 @@
-"""TIPSomaly, as its published numbers were made.
+"""TIPSomaly, with the setting of its published numbers.
 
     python -m zsad_jax.main --config configs/tipsomaly.py[:VARIANT]
 
-With `--config.train=True` the prompts are trained (on MVTec AD for all others, on VisA for MVTec AD) instead
-of taken from the authors. Expected: the "Ours" row of the paper's table; 3 h on two CPU cores, minutes on an
-accelerator.
+By default, the authors' learned prompts are used. `--config.train=True` trains them, on MVTec AD for all other
+targets and on VisA for MVTec AD. A run takes 3 h on two CPU cores, and minutes on an accelerator.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +12,9 @@ from zsad_jax import presets
 
 VARIANTS = {
     "": "TIPSomaly on MVTec AD and VisA, with the authors' prompts",
-    "visa": "only VisA, which needs no registration",
-    "demo": "demonstration over tips-nano, without downloads",
-    "demo_clip": "demonstration over clip-nano, without downloads",
+    "visa": "VisA only, which requires no registration",
+    "demo": "demo on tips-nano, no downloads",
+    "demo_clip": "demo on clip-nano, no downloads",
 }
 
 
@@ -28,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _visa(config: ConfigDict) -> None:
-    """The part that needs no registration: open archive, published prompts."""
+    """Evaluates only VisA, whose archive is open and whose prompts are published."""
     config.targets = ("visa",)
 
 
@@ -37,6 +36,6 @@ def _demo(config: ConfigDict) -> None:
 
 
 def _demo_clip(config: ConfigDict) -> None:
-    """CLIP has one global token, and so one image score."""
+    """Selects the only image score: CLIP has one global token."""
     presets.demo(config)
     config.image_score = "first"

@@ -1,8 +1,8 @@
-"""TPS, Text Prompt Shunt (AAAI 2025), as its published code trains it.
+"""TPS, Text Prompt Shunt (AAAI 2025), with the training of its published code.
 
     python -m zsad_jax.main --config configs/tps.py[:VARIANT]
 
-The pathway also works at test time; the released test script bypasses it:
+The pathway is also used at test time. The released test script bypasses it, as does
 `--config.method.pathway_at_test=False`.
 """
 
@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "TPS on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "TPS on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2, "feature_layers": (18, 24)}
 DEMO_TRAINING = {"learning_rates": {"prompts": 1e-3, "pathway": 1e-3}}
 

@@ -1,8 +1,9 @@
-"""ViP2-CLIP (arXiv 2505.17692), as its published numbers were made.
+"""ViP2-CLIP (arXiv 2505.17692), with the setting of its published numbers.
 
     python -m zsad_jax.main --config configs/vip2clip.py[:VARIANT]
 
-The published code puts the abnormal adjective into both prompts: `--config.method.adjective_bug=True`.
+The published code uses the abnormal adjective in both prompts; `--config.method.adjective_bug=True` reproduces
+this.
 """
 
 from ml_collections import ConfigDict
@@ -10,12 +11,12 @@ from ml_collections import ConfigDict
 from zsad_jax import presets
 
 VARIANTS = {
-    "": "ViP2-CLIP on MVTec AD and VisA, trained on the other one",
-    "demo": "demonstration over clip-nano, without downloads",
-    "demo_tips": "demonstration over tips-nano, without downloads",
+    "": "ViP2-CLIP on MVTec AD and VisA, each with prompts trained on the other",
+    "demo": "demo on clip-nano, no downloads",
+    "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones are four blocks deep, and were trained with a softer temperature.
+# The demo backbones have four blocks and were trained with a higher temperature.
 DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
 DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 

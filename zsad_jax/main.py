@@ -1,10 +1,9 @@
-"""The command: reads the config, then trains, evaluates and reports.
+"""Trains and evaluates the method of a config, and writes a report.
 
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
 python -m zsad_jax.main --list
 
-The second lists the included configs. They are found from any directory; a local file of that name is used
-instead.
+Included configs are found from any directory; a local file with the same name takes precedence.
 """
 
 import pathlib

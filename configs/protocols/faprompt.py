@@ -1,9 +1,9 @@
-"""FAPrompt on all the datasets of its paper, by one command.
+"""FAPrompt on all datasets of its paper.
 
     python -m zsad_jax.main --config configs/protocols/faprompt.py[:VARIANT]
 
-Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
-same command again computes only what is missing. The report compares the results with the paper's tables.
+Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them). Running
+the command again computes only what is missing. The report compares the results with the tables of the paper.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +12,8 @@ from zsad_jax import presets
 
 VARIANTS = {
     "": "FAPrompt on all datasets of its paper, with training",
-    "full": "the same, trained on all images as in the text of the paper",
-    "nano": "the same datasets over clip-nano, with the included prompts",
+    "full": "the same, trained on all images, as the paper describes",
+    "nano": "the same datasets on clip-nano, with the included prompts",
 }
 
 

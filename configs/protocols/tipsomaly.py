@@ -1,10 +1,10 @@
-"""TIPSomaly on all the datasets of its paper, by one command.
+"""TIPSomaly on all datasets of its paper.
 
     python -m zsad_jax.main --config configs/protocols/tipsomaly.py[:VARIANT]
 
 `--config.train=True` trains the prompts. Datasets that are not prepared are skipped with a warning
-(`python -m zsad_jax.data list` shows them); the same command again computes only what is missing.
-The report compares the results with the paper's tables.
+(`python -m zsad_jax.data list` shows them). Running the command again computes only what is missing. The
+report compares the results with the tables of the paper.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from zsad_jax import presets
 
 VARIANTS = {
     "": "TIPSomaly on all datasets of its paper, with the authors' prompts",
-    "nano": "the same datasets over tips-nano, with the included prompts",
+    "nano": "the same datasets on tips-nano, with the included prompts",
 }
 
 

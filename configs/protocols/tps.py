@@ -1,9 +1,9 @@
-"""TPS on all the datasets of its paper, by one command.
+"""TPS on all datasets of its paper.
 
     python -m zsad_jax.main --config configs/protocols/tps.py[:VARIANT]
 
-Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
-same command again computes only what is missing. The report compares the results with the paper's tables.
+Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them). Running
+the command again computes only what is missing. The report compares the results with the tables of the paper.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ VARIANTS = {
     "": "TPS on all datasets of its paper, with training",
     "medical_image": "Table 3, image level: trained on HeadCT",
     "medical_pixel": "Table 3, pixel level: trained on ISIC",
-    "nano": "the same datasets over clip-nano, with the included prompts",
+    "nano": "the same datasets on clip-nano, with the included prompts",
 }
 
 

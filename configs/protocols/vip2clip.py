@@ -1,9 +1,9 @@
-"""ViP2-CLIP on all the datasets of its paper, by one command.
+"""ViP2-CLIP on all datasets of its paper.
 
     python -m zsad_jax.main --config configs/protocols/vip2clip.py[:VARIANT]
 
-Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them); the
-same command again computes only what is missing. The report compares the results with the paper's tables.
+Datasets that are not prepared are skipped with a warning (`python -m zsad_jax.data list` shows them). Running
+the command again computes only what is missing. The report compares the results with the tables of the paper.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +12,8 @@ from zsad_jax import presets
 
 VARIANTS = {
     "": "ViP2-CLIP on all datasets of its paper, with training",
-    "medical": "Table 9: trained on a polyp dataset too",
-    "nano": "the same datasets over clip-nano, with the included prompts",
+    "medical": "Table 9: trained on a polyp dataset as well",
+    "nano": "the same datasets on clip-nano, with the included prompts",
 }
 
 

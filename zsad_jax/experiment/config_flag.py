@@ -28,7 +28,7 @@ class _Parser(flags.ArgumentParser):
 
 def define(**options: Any) -> flags.FlagHolder:
     """Defines the flag --config; options are those of `DEFINE_config_file`."""
-    help_text = f"The experiment's config file; to list the included ones: {LIST_COMMAND}"
+    help_text = f"The config: FILE or FILE:VARIANT. To list the included ones: {LIST_COMMAND}"
     holder = config_flags.DEFINE_config_file("config", None, help_text, **options)
     flag = options.get("flag_values", flags.FLAGS)["config"]
     flag.parser = _Parser(flag.parser.parse)
