@@ -225,7 +225,7 @@ def test_rejects_head_counts_that_do_not_divide_width(openai):
     with pytest.raises(UserError, match="1 attention heads in the text tower, not 2"):
         towers(native, num_heads=2)
     narrow = {**openai, "visual.class_embedding": np.zeros(96, np.float32)}
-    with pytest.raises(UserError, match="width of 96 is not a multiple of 64: pass num_heads"):
+    with pytest.raises(UserError, match=r"width of 96 is not a multiple of 64\. Pass num_heads"):
         towers(narrow)
 
 

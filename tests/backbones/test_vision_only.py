@@ -90,5 +90,5 @@ def test_text_functions_raise_error(backbone, name):
 
 
 def test_requires_its_files(backbone):
-    with pytest.raises(UserError, match="The family 'toy' needs its files: pass weights=PATH"):
+    with pytest.raises(UserError, match=r"The family 'toy' needs its files\. Pass weights=PATH"):
         load_backbone("toy")

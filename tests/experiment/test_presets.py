@@ -190,7 +190,7 @@ def test_rejects_image_size_that_patches_do_not_divide(name, size, valid):
         f"--config.backbone.{key}={value}" for key, value in (("name", name), ("image_size", size))
     ]
     with pytest.raises(
-        UserError, match=rf"image_size={size} is not a multiple of .* {name}; give {valid}\."
+        UserError, match=rf"image_size={size} is not a multiple of .* {name}. Use {valid}\."
     ):
         parse("anomalyclip.py", *overrides)
     overrides[1] = f"--config.backbone.image_size={valid.split()[0]}"

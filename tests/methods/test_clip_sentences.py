@@ -110,10 +110,13 @@ def test_has_no_parameters(clip):
     [
         (
             {"normal_text": "a photo"},
-            "'normal_text' is 'a photo'; it needs a {} for the class name",
+            "'normal_text' is 'a photo'. Add a {} for the class name",
         ),
-        ({"templates": ()}, "'templates' must contain sentences"),
-        ({"templates": ("a photo",)}, "'templates' must contain sentences"),
+        ({"templates": ()}, r"'templates' is \(\). Expected at least one sentence"),
+        (
+            {"templates": ("a photo",)},
+            "'templates' is .*'a photo',.*. Expected at least one sentence",
+        ),
         ({"feature_layers": (25,)}, "between 1 and 24"),
     ],
 )

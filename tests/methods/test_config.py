@@ -40,15 +40,15 @@ def test_accepts_mappings_and_configs():
     [
         ({"cuont": 1}, r"Unknown key 'cuont' for Example. Did you mean count\?"),
         ({"zzz": 1}, "Unknown key 'zzz'.*Available: kind, count"),
-        ({"kind": "c"}, "'kind' is 'c'; expected 'a' or 'b'"),
-        ({"count": 10}, "'count' is 10; it must be between 1 and 9"),
-        ({"count": True}, "'count' is True; expected an integer"),
-        ({"rate": "1"}, "'rate' is '1'; expected a number"),
-        ({"rate": -0.1}, "'rate' is -0.1; it must be at least 0"),
+        ({"kind": "c"}, "'kind' is 'c'. Expected 'a' or 'b'"),
+        ({"count": 10}, "'count' is 10. It must be between 1 and 9"),
+        ({"count": True}, "'count' is True. Expected an integer"),
+        ({"rate": "1"}, "'rate' is '1'. Expected a number"),
+        ({"rate": -0.1}, "'rate' is -0.1. It must be at least 0"),
         ({"rate": float("nan")}, "'rate' is nan"),
         ({"layers": (1, "2")}, "'layers'.*a tuple of integers"),
-        ({"name": 3}, "'name' is 3; expected a string or None"),
-        ({"fast": 0}, "'fast' is 0; expected True or False"),
+        ({"name": 3}, "'name' is 3. Expected a string or None"),
+        ({"fast": 0}, "'fast' is 0. Expected True or False"),
     ],
 )
 def test_errors_name_the_mistake(values, message):

@@ -379,12 +379,12 @@ def test_backbone_with_one_class_token_has_one_score(backbone, e2e_golden, defau
         ({"sigmas": 4.0}, r"'sigmas'.*sigma\?"),
         ({"learning": "add"}, "'learning' is 'add'.*'concat' or 'sumate'"),
         ({"prompt_family": None}, "'prompt_family'"),
-        ({"num_prompts": 0}, "'num_prompts' is 0; it must be at least 1"),
-        ({"num_prompts": 2.5}, "'num_prompts' is 2.5; expected an integer"),
-        ({"decoupled": 1}, "'decoupled' is 1; expected True or False"),
+        ({"num_prompts": 0}, "'num_prompts' is 0. It must be at least 1"),
+        ({"num_prompts": 2.5}, "'num_prompts' is 2.5. Expected an integer"),
+        ({"decoupled": 1}, "'decoupled' is 1. Expected True or False"),
         ({"sigma": -1}, "'sigma' is -1"),
         ({"temperature": 0.0}, "'temperature'"),
-        ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13; it must be between 1 and 12"),
+        ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13. It must be between 1 and 12"),
     ],
 )
 def test_rejects_invalid_options(backbone, switches, message):

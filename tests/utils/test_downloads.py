@@ -184,7 +184,9 @@ def test_discards_file_that_fails_check(server, tmp_path):
 
 def test_rejects_existing_file_of_wrong_size(server, tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"weights\.npz has 4 bytes; expected 3,145,728. Delete it"):
+    with pytest.raises(
+        UserError, match=r"weights\.npz has 4 bytes instead of 3,145,728. Delete it"
+    ):
         fetch(server.url, tmp_path, size=len(CONTENT))
     assert (tmp_path / "weights.npz").read_bytes() == b"mine"
     assert fetch(server.url, tmp_path).read_bytes() == b"mine"

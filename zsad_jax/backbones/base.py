@@ -105,6 +105,7 @@ class EncodePromptsFn(Protocol):
         ...
 
 
+# Compared and hashed by identity (`eq=False`), since arrays have no single truth value.
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TextSide:
     """The text side of a backbone.
@@ -180,7 +181,7 @@ class Backbone:
         """
         if self.text is None:
             raise UserError(
-                f"The backbone {self.name} has no text side, which {user} needs; use a vision-language model,"
+                f"The backbone {self.name} has no text side, which {user} needs. Use a vision-language model,"
                 " for example tips-l14-hr or clip-vit-l14-336."
             )
         return self.text

@@ -28,7 +28,7 @@ from zsad_jax.backbones.family import (
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_bpe
 from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 
 # OpenAI's, for all sizes and for most models that others trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -76,6 +76,7 @@ def resize_positions(
 
     Bilinear with half-pixel centers and without antialias, in float32, always from the stored table.
     """
+    # The published detectors overwrite the table, so that a second size starts from the first one.
     side = round((table.shape[0] - 1) ** 0.5)
     grid = table[1:].reshape(side, side, -1).astype(jnp.float32)
     if size != (side, side):
@@ -113,6 +114,7 @@ class VisionEncoder(nn.Module):
 
         patches = [projected(y[:, 1:]) if options.project else y[:, 1:] for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
+        # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
         return VisionFeatures(projected(x[:, :1], normed=options.cls_norm), stacked)
 
     def _tokens(
@@ -123,6 +125,7 @@ class VisionEncoder(nn.Module):
         h, w = (side // s.patch_size for side in images.shape[1:3])
         images = images[:, : h * s.patch_size, : w * s.patch_size]
         embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")
+        # Positions and the first norm are float32 in a bfloat16 tower too.
         x = embed(images).astype(jnp.float32)
         token = self.param("class_embedding", NORMAL, (s.width,))
         table = self.param("positional_embedding", NORMAL, (1 + s.grid**2, s.width))
@@ -150,6 +153,7 @@ class TextEncoder(nn.Module):
         )  # fmt: skip
         self.ln_final = layer_norm(NORM_EPSILON)
         self.projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
+        # ln(1 / 0.07), where training starts; released files hold the trained value.
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6593), ())
 
     def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
@@ -169,7 +173,9 @@ class TextEncoder(nn.Module):
         s = self.sizes
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
+        # By count, where the published code takes the largest id: learned tokens have no ids.
         last = jnp.maximum(jnp.sum(jnp.asarray(paddings) == 0, axis=1) - 1, 0)
+        # One row of each text is enough: norm and projection do not mix rows.
         x = self.ln_final(x[jnp.arange(x.shape[0]), last]).astype(s.dtype)
         out: Array = (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
         return out
@@ -199,7 +205,8 @@ def load(
     activation = options.activation or "quick_gelu"
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"activation={activation!r} is not an activation of CLIP; choose one of {', '.join(ACTIVATIONS)}."
+            f"activation={activation!r} is not an activation of CLIP."
+            f" {suggest(str(activation), ACTIVATIONS)}"
         )
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
     arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
@@ -209,6 +216,7 @@ def load(
     vision, text = clip_checkpoints.from_arrays(
         arrays,
         num_heads=options.num_heads or vision_heads,
+        # What is known of a released text tower precedes `num_heads`, which may be meant for images alone.
         text_num_heads=options.text_num_heads or text_heads or options.num_heads,
         source=source,
     )
@@ -221,8 +229,8 @@ def load(
     sizes = VisionSizes(**shown[0], **chosen), TextSizes(**shown[1], **chosen)
     if sizes[0].embed_dim != sizes[1].embed_dim:
         raise UserError(
-            f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers:"
-            " the two towers are not of one model. Pass files of the same model."
+            f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers,"
+            " so the two towers are not of one model. Pass files of the same model."
         )
     tree = fit_tree(
         {"vision": vision, "text": text},
@@ -235,6 +243,7 @@ def load(
         name,
         release,
         params,
+        # The file holds the logarithm of the factor of cosines, 1 / temperature.
         temperature=math.exp(-float(params["text"]["logit_scale"])),
         tokenizer=located.tokenizer,
         image_size=options.image_size,
@@ -265,6 +274,7 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
         resize="bicubic",
         mean=MEAN,
         std=STD,
+        # The published detectors resize before they convert to RGB, which differs for palettes and alpha.
         rgb_first=False,
     )
 

@@ -101,10 +101,14 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
     ) -> VisionFeatures:
         if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
             raise UserError(
-                f"layers={tuple(layers)}: name at least one of the vision tower's layers 1 to {depth}."
+                f"layers={tuple(layers)} is not valid. The vision tower has the layers 1 to {depth}. Pass"
+                " one or more of them."
             )
         if vv_from is not None and not 1 <= vv_from <= depth:
-            raise UserError(f"vv_from={vv_from}: the vision tower has the blocks 1 to {depth}.")
+            raise UserError(
+                f"vv_from={vv_from} is not valid. The vision tower has the blocks 1 to {depth}. Pass one of"
+                " them, or None."
+            )
         features: VisionFeatures = tower.apply(  # type: ignore[assignment]
             {"params": params["vision"]}, images, VisionOptions(layers, project, vv_from, cls_norm)
         )
@@ -201,6 +205,7 @@ def assemble(
         side: tree_of(tower, of_side)
         for side, tower, of_side in zip(("vision", "text"), towers, sizes, strict=True)
     }
+    # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
     path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
     return Backbone(
         name=loaded.name,
@@ -257,7 +262,9 @@ def apply_options(
             hint = suggest(key, sorted({*options, *vision, *text}))
             raise UserError(f"{key!r} is not an option of {name}. {hint}")
         elif shown != value:
-            raise UserError(f"{key}={value} contradicts the weights of {name}, which have {shown}.")
+            raise UserError(
+                f"{key}={value} contradicts the weights of {name}, which have {shown}. Omit it."
+            )
     return chosen
 
 

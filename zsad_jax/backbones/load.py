@@ -7,7 +7,7 @@ from typing import Any
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
 from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_release, locate
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 MAX_IMAGE_SIZE = 8192
@@ -65,12 +65,13 @@ def load_backbone(
       ((1, 1, 128), (1, 2, 16, 16, 128))
     """
     if dtype not in DTYPES:
-        raise UserError(
-            f"dtype={dtype!r} is not a compute type; choose one of {', '.join(DTYPES)}."
-        )
+        raise UserError(f"dtype={dtype!r} is not a compute type. {suggest(str(dtype), DTYPES)}")
+    # Before gigabytes are read; and below again, with the patch size that the arrays show.
     check_image_size(name, image_size)
     if not isinstance(bit_depth, int) or not 8 <= bit_depth <= 16:
-        raise UserError(f"bit_depth={bit_depth!r} must be a whole number from 8 to 16.")
+        raise UserError(
+            f"bit_depth={bit_depth!r} is not an integer from 8 to 16. Pass the number of bits in use."
+        )
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
     located = locate_files(
@@ -104,17 +105,21 @@ def locate_files(
     """
     family = _find_family(name)
     if lineage not in (None, *LINEAGES):
-        raise UserError(f"lineage={lineage!r} is unknown; choose {' or '.join(LINEAGES)}.")
+        raise UserError(f"lineage={lineage!r} is not a lineage. {suggest(str(lineage), LINEAGES)}")
     if lineage is not None and not family.lineages:
-        raise UserError(f"lineage={lineage!r} is not an option of {name}; leave it out.")
+        raise UserError(f"lineage={lineage!r} is not an option of {name}. Omit it.")
     if weights is not None and (vision is not None or text is not None):
-        raise UserError("Pass weights=PATH, or vision=PATH and text=PATH, not both.")
+        raise UserError(
+            "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one file with both towers, or"
+            " one file each."
+        )
     given = WeightFiles(weights, vision, text, tokenizer)
     if weights is not None or (vision is not None and text is not None):
         return given
     if name in FAMILIES:
-        raise UserError(f"The family '{name}' needs its files: pass {family.needs}.")
+        raise UserError(f"The family '{name}' needs its files. Pass {family.needs}.")
     found = locate(name, lineage or LINEAGES[0])
+    # A given file, such as a tokenizer, takes the place of the release's own.
     return WeightFiles(*(ours or theirs for ours, theirs in zip(given, found, strict=True)))
 
 
@@ -141,15 +146,19 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
     if image_size is None:
         return
     if not isinstance(image_size, int) or isinstance(image_size, bool):
-        raise UserError(f"image_size={image_size!r} must be a whole number of pixels.")
+        raise UserError(
+            f"image_size={image_size!r} is not an integer. Pass the side of an image in pixels."
+        )
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise UserError(f"image_size={image_size} must be between 1 and {MAX_IMAGE_SIZE} pixels.")
+        raise UserError(
+            f"image_size={image_size} is out of range. Pass 1 to {MAX_IMAGE_SIZE} pixels."
+        )
     patch = patch_size or (RELEASES[name].vision["patch_size"] if name in RELEASES else 1)
     if image_size % patch:
         below = image_size // patch * patch
         valid = f"{below} or {below + patch}" if below else str(patch)
         raise UserError(
-            f"image_size={image_size} is not a multiple of {patch}, the patch size of {name}; give {valid}."
+            f"image_size={image_size} is not a multiple of {patch}, the patch size of {name}. Use {valid}."
         )
 
 
@@ -164,7 +173,7 @@ def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -
     ):
         if sizes and given not in (None, sizes["num_heads"]):
             raise UserError(
-                f"{key}={given} contradicts {name}, which has {sizes['num_heads']}; leave it out."
+                f"{key}={given} contradicts {name}, which has {sizes['num_heads']}. Omit it."
             )
 
 

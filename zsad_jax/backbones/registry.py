@@ -64,6 +64,7 @@ class File(NamedTuple):
         if (path := self.find()) is not None:
             return path
         sources = [(path, url) for path, url in self.places if url is not None]
+        # Only a file that is not published there is looked for in the next place: other failures would repeat.
         for path, url in sources[:-1]:
             try:
                 return self._fetch(path, url)
@@ -81,10 +82,14 @@ class File(NamedTuple):
             sha256=self.sha256,
             check=self.check,
         )
+        # A warning, not an error: the record is a third party's, and the file may have been updated since.
         recorded = self.recorded_sha256
         if recorded is not None and files.digest(path) != recorded:
             logging.warning(
-                "%s is not the file that others have recorded (SHA-256 %s).", path, recorded
+                "%s is not the file that others have recorded (SHA-256 %s). Results may differ from"
+                " theirs; to download it again, delete it.",
+                path,
+                recorded,
             )
         return path
 
@@ -244,6 +249,8 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
 def count_arrays(release: Release, lineage: str, side: str) -> int | None:
     """Returns how many arrays a file of a TIPS holds, None where that is unknown."""
     depth: int = (release.vision if side == "vision" else release.text or {})["depth"]
+    # A block has two norms, four layers of attention and two dense layers, of two arrays each: 16, or 18 with
+    # the third dense layer of a SwiGLU. PyTorch joins query, key and value (12) and adds two scales (14).
     if side == "text":
         return 16 * depth + 4 if lineage == "native" else None
     if lineage == "pytorch":
@@ -256,6 +263,7 @@ def count_values(release: Release) -> int:
     vision, text = release.vision, release.text or {}
     total = 0
     for tower, first in (
+        # In rows as long as the width: kernel, positions with the class token and its own vector, two norms.
         (vision, 3 * vision["patch_size"] ** 2 + vision["grid"] ** 2 + 2 + 4),
         (text, text["vocabulary"] + text["length"] + 2),
     ):
@@ -269,6 +277,8 @@ def _npz_check(expected: int | None) -> Callable[[pathlib.Path], str]:
     def check(path: pathlib.Path) -> str:
         """Looks at the table of contents alone."""
         try:
+            # It is at the end of a zip, so a truncated file has none. The gigabytes of values are not read:
+            # names, shapes and finite values are checked on loading.
             with zipfile.ZipFile(path) as archive:
                 found = len(archive.namelist())
         except zipfile.BadZipFile:
@@ -285,6 +295,7 @@ def _safetensors_check(expected: int) -> Callable[[pathlib.Path], str]:
             shapes = read_safetensors_shapes(path).values()
         except ValueError:
             return "it is not a whole safetensors file"
+        # Any names will do, since conversions rename and split the arrays but keep their numbers.
         found = sum(math.prod(shape) for kind, shape in shapes if "F" in kind and shape)
         return "" if found == expected else f"it holds {found:,} numbers instead of {expected:,}"
 
@@ -394,7 +405,7 @@ def _files(name: str, lineage: str) -> dict[str, File]:
     release = find_release(name)
     if lineage not in release.sources:
         raise UserError(
-            f"lineage={lineage!r} is unknown; choose one of {', '.join(release.sources)}."
+            f"lineage={lineage!r} is not a lineage of {name}. {suggest(str(lineage), release.sources)}"
         )
     return release.list_files(release, lineage)
 

@@ -33,7 +33,7 @@ from zsad_jax.backbones.family import (
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
@@ -46,6 +46,7 @@ def pad_to_patches(images: Float[Array, "b H W 3"], patch_size: int) -> Float[Ar
     short = [-size % patch_size for size in images.shape[1:3]]
     if not any(short):
         return images
+    # As the native code does; the PyTorch release rejects such images.
     return jnp.pad(images, ((0, 0), *((n // 2, n - n // 2) for n in short), (0, 0)))
 
 
@@ -59,6 +60,7 @@ def resize_position_grid(
     """
     for target in (stage, size):
         if target is not None and grid.shape[1:3] != tuple(target):
+            # The antialiasing default is right here: both releases use it, unlike the detectors over CLIP.
             grid = jax.image.resize(grid, (1, *target, grid.shape[-1]), "bilinear")
     return grid
 
@@ -83,6 +85,7 @@ class TokenSequence(nn.Module):
         normal = nn.initializers.normal(0.02)
         grid = self.param("posembed_input", normal, (1, self.grid, self.grid, d))
         x = x + resize_position_grid(grid, (h, w), stage=self.posemb_stage).astype(x.dtype)
+        # The first global token was trained on captions from the web, the second on synthetic ones.
         cls = self.param("cls", normal, (1, self.num_global_tokens, d))
         cls = jnp.broadcast_to(cls.astype(x.dtype), (b, self.num_global_tokens, d))
         return jnp.concatenate([cls, x.reshape(b, h * w, d)], axis=1), (h, w)
@@ -124,6 +127,8 @@ class _Encoder(nn.Module):
             dtype=s.dtype,
             name="transformer",
         )(x, layers=options.layers or (s.depth,), vv_from=options.vv_from)
+        # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
+        # methods that compare several layers.
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
         patches = jnp.stack(
@@ -152,9 +157,11 @@ class VisionEncoder(nn.Module):
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
     """Returns the text side's position table: sines, then cosines, of geometric wavelengths up to 10,000."""
     half = width // 2
+    # The last of `half` frequencies is 1 / 10,000 itself, hence half - 1 steps.
     frequencies = np.exp(-np.arange(half) * (np.log(MAX_TIMESCALE) / max(half - 1, 1)))
     angles = np.arange(length)[:, None] * frequencies
     table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    # An odd width has no partner for its last number, which is 0 as in the published code.
     return np.pad(table, ((0, 0), (0, width - 2 * half))).astype(np.float32)
 
 
@@ -181,6 +188,7 @@ class TokenEmbedding(nn.Module):
     def __call__(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n d"]:
         scale = self.width**-0.5
         table = self.param("emb_var", nn.initializers.normal(scale), (self.vocabulary, self.width))
+        # Rows start with entries of about width^-1/2; scaled, they are as large as the positions.
         embedded: Array = table[token_ids] * (self.width**0.5)
         return embedded
 
@@ -194,7 +202,14 @@ class TextEncoder(nn.Module):
         s = self.sizes
         self.token_emb = TokenEmbedding(s.vocabulary, s.width)
         self.transformer = Transformer(
-            s.depth, s.num_heads, s.mlp_dim, "mlp", "relu", s.text_ln_eps, s.dtype
+            # ReLU in every size, and no SwiGLU even where the vision tower has one (g/14).
+            s.depth,
+            s.num_heads,
+            s.mlp_dim,
+            "mlp",
+            "relu",
+            s.text_ln_eps,
+            s.dtype,
         )
         self.text_encoder_norm = layer_norm(s.text_ln_eps)
         self.temperature_contrastive = self.param(
@@ -216,6 +231,7 @@ class TextEncoder(nn.Module):
         valid = paddings == 0
         x = embeddings + sinusoid(embeddings.shape[1], s.width)
         x, _ = self.transformer(x.astype(s.dtype), valid=valid, deep_prompts=deep_prompts)
+        # Learned tokens are valid ones, so they take part in the mean.
         x = self.text_encoder_norm(x) * valid[..., None]
         # The small number keeps a text that is all padding at zero instead of NaN.
         return jnp.sum(x, axis=1) / (jnp.sum(valid, axis=1, keepdims=True) + 1e-8)
@@ -241,13 +257,14 @@ def load(
     """
     if located.vision is None or located.text is None:
         raise UserError(
-            "TIPS is published as two files; pass vision=PATH and text=PATH instead of weights=PATH."
+            "TIPS is published as two files. Pass vision=PATH and text=PATH instead of weights=PATH."
         )
     overrides = options.overrides
     if options.activation is not None:
         if options.activation not in ACTIVATIONS:
             raise UserError(
-                f"activation={options.activation!r} is not an activation of TIPS; choose gelu or gelu_tanh."
+                f"activation={options.activation!r} is not an activation of TIPS."
+                f" {suggest(str(options.activation), ACTIVATIONS)}"
             )
         overrides = {"gelu_approximate": options.activation == "gelu_tanh", **overrides}
     text_heads = options.text_num_heads or options.num_heads
@@ -258,13 +275,14 @@ def load(
     sizes = _choose_sizes(name, towers, overrides, release, options.dtype)
     if sizes[0].width != sizes[1].width:
         raise UserError(
-            f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width}:"
-            " the two files are not of one model. Pass files of the same model."
+            f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width},"
+            " so the two files are not of one model. Pass files of the same model."
         )
     loaded = Loaded(
         name,
         release,
         {"vision": towers[0].params, "text": towers[1].params},
+        # Published as the divisor itself, where CLIP has the logarithm of a factor.
         temperature=float(towers[1].params["temperature_contrastive"]),
         tokenizer=located.tokenizer,
         image_size=options.image_size,
@@ -315,7 +333,7 @@ def _read_tower(path: PathLike, *, side: str, heads: int | None) -> _Tower:
     sizes = reader.read_sizes(arrays, source)
     if heads is not None and sizes["num_heads"] != heads:
         raise UserError(
-            f"{source} has {sizes['num_heads']} attention heads, not {heads}; leave num_heads out."
+            f"{source} has {sizes['num_heads']} attention heads, not {heads}. Omit num_heads."
         )
     temperature = arrays.get("temperature_contrastive")
     if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
@@ -370,16 +388,19 @@ def _choose_sizes(
     }
     options = apply_options(name, defaults, overrides, (vision.sizes, text.sizes))
     if not isinstance(options["gelu_approximate"], bool):
-        raise UserError(f"gelu_approximate={options['gelu_approximate']!r} must be True or False.")
+        raise UserError(
+            f"gelu_approximate={options['gelu_approximate']!r} is not a boolean. Pass True or False."
+        )
     del options["lineage"]
     text_ln_eps = options.pop("text_ln_eps")
     if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
         raise UserError(
-            f"text_ln_eps={text_ln_eps!r} must be a small positive number, for example 1e-5."
+            f"text_ln_eps={text_ln_eps!r} is not a float between 0 and 1. Pass a small number,"
+            " for example 1e-5."
         )
     stage = _read_stage(options.pop("posemb_stage"))
     if stage and release and not release.low_resolution_positions:
-        logging.info("posemb_stage is for TIPS v1 high-resolution weights; %s ignores it.", name)
+        logging.info("%s ignores posemb_stage, which is for TIPS v1 high-resolution weights.", name)
         stage = None
     return (
         VisionSizes(**vision.sizes, **options, posemb_stage=stage, dtype=dtype),
@@ -392,7 +413,8 @@ def _read_stage(stage: Any) -> tuple[int, int] | None:
         return None
     if not (isinstance(stage, tuple | list) and len(stage) == 2 and min(stage) > 0):
         raise UserError(
-            f"posemb_stage={stage!r} must be None or two numbers, for example (32, 32)."
+            f"posemb_stage={stage!r} is not the size of a grid. Pass None or two positive integers, for example"
+            " (32, 32)."
         )
     return int(stage[0]), int(stage[1])
 

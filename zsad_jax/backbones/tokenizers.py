@@ -57,6 +57,8 @@ def tokenize_sentencepiece(
     encoded = _sentencepiece(_existing(path, "the sentencepiece model")).encode(
         [text.lower() for text in texts]
     )
+    # Cut first, then padded by count. The published code takes every id 0 for padding, and marks none at all in
+    # a batch with a text that is too long.
     ids, paddings = _pad([tokens[:length] for tokens in encoded], length)
     if ids.max(initial=0) >= vocabulary:
         raise UserError(
@@ -97,6 +99,7 @@ def tokenize_bpe(
     special = dict(zip(SPECIAL_TOKENS, ([start], [end]), strict=True))
     rows = []
     for text in texts:
+        # As in OpenAI's tokenizer, a special token in the text is one; open_clip spells it out.
         words = [special.get(word) or spell(word) for word in split_words(text)]
         tokens = [start, *itertools.chain.from_iterable(words), end]
         if len(tokens) > length and not truncate:
@@ -105,6 +108,7 @@ def tokenize_bpe(
                 f"The text that begins with {first!r} has {len(tokens)} tokens, including start and end,"
                 f" but the text tower reads {length}. Shorten it."
             )
+        # The end token has to survive the cut, since its output is the text embedding.
         rows.append(tokens if len(tokens) <= length else [*tokens[: length - 1], end])
     ids, paddings = _pad(rows, length)
     for row, tokens in enumerate(rows):
@@ -126,8 +130,8 @@ def _pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
 def _existing(path: PathLike | None, file: str) -> str:
     if path is None:
         raise UserError(
-            "Text cannot be tokenized: the backbone was loaded without a tokenizer. Pass tokenizer=PATH,"
-            f" {file} published with the weights."
+            "Text cannot be tokenized, because the backbone was loaded without a tokenizer. Pass"
+            f" tokenizer=PATH, {file} published with the weights."
         )
     if not pathlib.Path(path).is_file():
         raise UserError(
@@ -162,6 +166,7 @@ def split_words(text: str) -> list[str]:
 
 def byte_symbols() -> dict[int, str]:
     """Returns the visible character for each byte, in the order of the vocabulary."""
+    # Visible bytes come first and stand for themselves; the others follow, as characters from U+0100 on.
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {
@@ -195,6 +200,7 @@ def _byte_pairs(path: str, vocabulary: int) -> Callable[[str], list[int]]:
     entries = [*symbols.values(), *(symbol + END_OF_WORD for symbol in symbols.values())]
     entries += [first + second for first, second in merges]
     ranks = {entry: rank for rank, entry in enumerate(entries)}
+    # The library would raise an error that does not name the file.
     unknown = [part for merge in merges for part in merge if part not in ranks]
     if unknown:
         raise UserError(
@@ -220,6 +226,7 @@ def _read_merges(path: str, vocabulary: int) -> list[tuple[str, str]]:
         ) from error
     needed = vocabulary - 2 * 256 - len(SPECIAL_TOKENS)
     lines = text.strip().split("\n")[1:]  # the first line names the version
+    # Only CLIP's own file has more merges than its vocabulary; elsewhere a surplus shows the wrong file.
     if len(lines) < needed or (len(lines) > needed and vocabulary != CLIP_VOCABULARY):
         raise UserError(
             f"The tokenizer {path} has {len(lines)} merges, but the text tower's {vocabulary} tokens need"

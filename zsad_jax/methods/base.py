@@ -254,7 +254,8 @@ def vision_side(
     if config.global_token >= backbone.num_global_tokens:
         raise UserError(
             f"Config key 'global_token' is {config.global_token}, but {backbone.name} has"
-            f" {plural(backbone.num_global_tokens, 'global token')}, counted from 0."
+            f" {plural(backbone.num_global_tokens, 'global token')}, counted from 0. Use"
+            f" {' or '.join(map(str, range(backbone.num_global_tokens)))}."
         )
     depth = backbone.vision_depth
     layers = tuple(scale_block(block, depth) for block in config.feature_layers)

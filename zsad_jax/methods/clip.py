@@ -67,7 +67,8 @@ class ClipConfig(MethodConfig):
         check_placeholders(self, "normal_text", "abnormal_text")
         if not self.templates or not all("{}" in template for template in self.templates):
             raise UserError(
-                "Config key 'templates' must contain sentences with a {} where the state is inserted."
+                f"Config key 'templates' is {self.templates!r}. Expected at least one sentence, each with a"
+                " {} where the state is inserted."
             )
 
 
@@ -101,7 +102,7 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
         return prompts.encode_pairs(backbone, frozen, family, class_names)
 
     def loss(*_: Any) -> NoReturn:
-        raise UserError(f"Method '{config.name}' has nothing to learn; leave config.train False.")
+        raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")
 
     return Method(
         name=config.name,

@@ -117,6 +117,7 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
         if config.position == "end":
             return [(slice(count), start)]
         _, paddings = prompts.tokenize(backbone, ["", *names])
+        # Row 0, the empty text, has at most a start and an end token: the others exceed it by their words.
         lengths = (paddings == 0).sum(axis=1)
         after = [start[0] + int(length - lengths[0]) for length in lengths[1:]]
         half = count // 2 if config.position == "middle" else 0

@@ -147,6 +147,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         if prior is not None:
             context = context + prior
         if state == "abnormal" and config.compound:
+            # The prior shifts the own tokens alone: the shared ones are joined after it.
             shared = repeat(params["normal"], len(context))
             context = jnp.concatenate([shared, context], axis=1)
         ids, paddings = (np.repeat(array, len(context), axis=0) for array in words()[state])
@@ -181,6 +182,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             found = compare(tokens, patches, pair, pair, temperature)
             extras = {"prior": prior, "stage2_probabilities": found["patch_probabilities"]}
             stages = jnp.concatenate([stages, found["patch_probabilities"][None]])
+        # The global token is compared with the prompts of the last stage alone.
         of_image = found["global_probabilities"][:, 1]
         # The published code weighs the first stage twice: (2 m1 + m2) / 3.
         weights = np.array((2, 1) if config.max_scores == "2:1" else (1, 1))[: len(stages)]
@@ -223,6 +225,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             "image_focal": _image_focal(found.image["combined"], batch),
         }
         if config.compound:
+            # Of the prompts without a prior, which are the same for all images.
             weighted["orthogonality"] = _orthogonality(text.abnormal[0])
         if config.prior:  # summed over the batch, as published
             squares = jnp.square(found.extras["prior"]).mean(axis=1)

@@ -169,6 +169,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         found = compare(features.global_tokens, features.patches[:, -1], *text, temperature)
         image, patches = found["global_probabilities"][..., 1], found["patch_probabilities"]
         if config.local_to_global:
+            # Of the patches as they are, before up-sampling and smoothing; a sum, so that scores are in [0, 2].
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
         return Scores(dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found)
 
@@ -180,13 +181,14 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         """
         if not params:
             raise UserError(
-                "Nothing can be trained with learning='none'; choose learning='concat', for example."
+                "Nothing can be trained with learning='none'. Use another value, for example learning='concat'."
             )
         features = losses.zero_invalid(features, batch.valid)
         pair = encode_learned(frozen, params)
         text, patches = repeat(pair, len(batch.labels)), features.patches[:, -1]
         found = compare(features.global_tokens, patches, text, text, temperature)
         local = losses.segmentation_terms(found["patch_probabilities"], batch)
+        # Their log-softmax is taken again: the values are probabilities.
         image = losses.image_cross_entropy(found["global_probabilities"], batch)
         l1 = jnp.abs(pair).sum()
         total: Array = config.l1_weight * l1
@@ -235,6 +237,7 @@ def _add_learned(
         end = min(start + learned.shape[1], embeddings.shape[1])
         added = learned[:, : end - start].astype(embeddings.dtype)
         return embeddings.at[:, start:end].add(added), paddings
+    # Over TIPS the last tokens of a long sentence make room for the learned ones, as published.
     if start:  # an end token may not be cut off
         prompts.check_length(backbone, paddings, config.num_prompts)
     return prompts.insert_tokens(

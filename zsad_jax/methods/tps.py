@@ -97,8 +97,8 @@ class TPSConfig(learner.LearnerConfig):
         for key in ("learned_texts", "hand_written_texts"):
             if len(getattr(self, key)) != len(LEARNERS) * len(STATES):
                 raise UserError(
-                    f"Config key '{key}' is {getattr(self, key)!r}; give four texts: normal and abnormal of the"
-                    " image, normal and abnormal of the pixels."
+                    f"Config key '{key}' is {getattr(self, key)!r}. Expected four texts: normal and abnormal of"
+                    " the image, normal and abnormal of the pixels."
                 )
 
 
@@ -187,13 +187,14 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         return found | {"pathway_features": of_pixels}
 
     def compute(frozen: Params, params: Params, texts: Array, features: VisionFeatures) -> Scores:
+        # The released test script calls the pathway, and then overwrites its result with the raw features.
         params = params if config.pathway_at_test else {}
         return similarity.pair_scores(compare(params, texts, features))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
         if not params:
-            raise UserError("Nothing can be trained with learned=False; set learned=True.")
+            raise UserError("Nothing can be trained with learned=False. Set learned=True.")
         features = losses.zero_invalid(features, batch.valid)
         found = compare(params, repeat(encode(frozen, params), len(batch.labels)), features)
         return losses.pair_loss(found, batch)
@@ -237,7 +238,7 @@ def _tunes_projection(backbone: Backbone, config: TPSConfig) -> bool:
         reason = f"the text tower of {backbone.name} has no projection"
         raise UserError(
             "Config key 'tune_text_projection' is True, but"
-            f" {reason if config.learned else 'learned=False learns nothing'}; give None or False."
+            f" {reason if config.learned else 'learned=False learns nothing'}. Use None or False."
         )
     return possible and config.tune_text_projection is not False
 
@@ -275,6 +276,8 @@ def _adapt(
     x = _layer_norm(norms["shunt"], shunt)
     seen = _layer_norm(norms["patches"], patches.astype(jnp.float32))
     to_patches = functools.partial(layers.attend_folded, attentions["to_patches"])
+    # As in the published code, both sums start from the norm of their input, not from the input itself. The
+    # paper writes texts as the values here, whose number is not that of the keys.
     x = x + to_patches(x, seen, num_heads=num_heads, scale=scale)[0]
 
     x = _layer_norm(norms["between"], x)

@@ -98,7 +98,7 @@ class ViP2CLIPConfig(MethodConfig):
         super().__post_init__()
         if len(self.adjectives) != 2:
             raise UserError(
-                f"Config key 'adjectives' is {self.adjectives!r}; it takes two words, the normal one first."
+                f"Config key 'adjectives' is {self.adjectives!r}. Expected two words, the normal one first."
             )
 
 
@@ -164,6 +164,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         frozen: Params, params: Params, seen: Float[Array, "r e"] | float = 0.0
     ) -> Float[Array, "2 d"]:
         """Returns unit-norm features of the two prompts; the class tokens take `seen` (a) from an image."""
+        # The published code cuts the tokens of both prompts out of the abnormal sentence.
         order = [1, 1] if config.adjective_bug else [0, 1]
         ids, paddings = (array[order] for array in words())
         prompts.check_length(backbone, paddings, config.num_prompts + config.num_class_prompts)
@@ -262,8 +263,8 @@ def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> Tokens:
     for adjective, count in zip(adjectives, counts, strict=True):
         if count != 1:
             raise UserError(
-                f"The adjective {adjective!r} is {count} tokens for {backbone.name}; choose 'adjectives'"
-                " of one token each, such as ('normal', 'abnormal')."
+                f"The adjective {adjective!r} is {count} tokens for {backbone.name}. Use 'adjectives'"
+                " of one token each, for example ('normal', 'abnormal')."
             )
     return ids, paddings
 
@@ -294,6 +295,7 @@ def _pool_strongest(
     b, depth, h, w, _ = values.shape
     flat = probabilities[..., 1].reshape(b, depth, h * w)
     _, strongest = jax.lax.top_k(flat, min(count, h * w))
+    # Probabilities select; what is averaged are cosines, which the softmax of the image score then compares.
     rows = values.reshape(b, depth, h * w, 2)
     return jnp.take_along_axis(rows, strongest[..., None], axis=2).mean(axis=2)
 

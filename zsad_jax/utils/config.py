@@ -50,12 +50,12 @@ def check_fields(config: Any) -> None:
         value = getattr(config, field.name)
         if not fits(value, hints[field.name]):
             raise UserError(
-                f"Config key '{field.name}' is {value!r}; expected {describe_type(hints[field.name])}."
+                f"Config key '{field.name}' is {value!r}. Expected {describe_type(hints[field.name])}."
             )
         low, high = field.metadata.get("within", (None, None))
         if low is not None and value is not None and not low <= value <= high:
             bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise UserError(f"Config key '{field.name}' is {value!r}; it must be {bounds}.")
+            raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
 
 
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
@@ -93,6 +93,7 @@ def fits(value: Any, hint: Any) -> bool:
     """Returns whether a value fits an annotation: plain types, Literal, unions, tuple[x, ...], mappings."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
+        # Types are compared too, since True == 1 == 1.0.
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, arg) for arg in args)

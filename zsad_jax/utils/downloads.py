@@ -82,7 +82,7 @@ def _is_complete(destination: pathlib.Path, size: int | None) -> bool:
         return False
     if size is not None and destination.stat().st_size != size:
         raise UserError(
-            f"{destination} has {destination.stat().st_size:,} bytes; expected {size:,}. Delete it to"
+            f"{destination} has {destination.stat().st_size:,} bytes instead of {size:,}. Delete it to"
             " download it again."
         )
     return True

@@ -25,6 +25,7 @@ class NoSplitError(UserError):
 def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8, 0.6)) -> list[str]:
     """Returns up to three known names that resemble a name by the first cutoff that finds any."""
     # Two short names share letters by chance: "metal_nut" and "bent" have a ratio of 0.5.
+    # Case and punctuation are ignored: "TIPS_L14_HR" is "tips-l14-hr".
     plain = {_plain(one): one for one in known}
     near: list[str] = []
     for cutoff in cutoffs:

@@ -36,6 +36,7 @@ def progress(
         with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
             for item in items:
                 yield item
+                # The last batch may be smaller than the others.
                 bar.update(min(step, total - bar.n))
         return
     start = shown = time.monotonic()

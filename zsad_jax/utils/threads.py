@@ -16,6 +16,7 @@ def map_in_threads(
         waiting: collections.deque[Future[R]] = collections.deque()
         for item in items:
             waiting.append(pool.submit(function, item))
+            # A bound, since results that are not used yet stay in memory.
             if len(waiting) > 2 * num_workers:
                 yield waiting.popleft().result()
         while waiting:

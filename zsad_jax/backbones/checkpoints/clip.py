@@ -64,6 +64,7 @@ _BLOCKS = {
     "vision": re.compile(r"(visual\.transformer\.resblocks\.|vision_model\.encoder\.layers\.)(\d+)\."),
     "text": re.compile(r"(transformer\.resblocks\.|text_model\.encoder\.layers\.)(\d+)\."),
 }  # fmt: skip
+# Any of these shows the prefix of all names in a file; several, since one may be missing.
 _MARKS = (
     "visual.conv1.weight",
     "visual.class_embedding",
@@ -125,8 +126,8 @@ def from_arrays(
             found = tower[_QUERY].shape[1]
             if heads[side] not in (None, found):
                 raise UserError(
-                    f"{source} has {found} attention heads in the {side} tower, not {heads[side]};"
-                    " leave num_heads out."
+                    f"{source} has {found} attention heads in the {side} tower, not {heads[side]}."
+                    " Omit num_heads."
                 )
         return towers["vision"], towers["text"]
     sides = _sort(_without_prefixes(arrays))
@@ -150,6 +151,7 @@ def names_in_file(arrays: Arrays) -> Callable[[str], str]:
     if _is_native(arrays):
         return str
     prefix = _prefix(arrays)
+    # open_clip nests the text side under "text." where it is a module of its own.
     below_text = "text." if any(name.startswith(f"{prefix}text.") for name in arrays) else ""
     hugging_face = any(
         name.startswith((f"{prefix}vision_", f"{prefix}text_model")) for name in arrays
@@ -192,9 +194,9 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
     absent = [side for side in SIDES if not known[side] & found.keys()]
     if absent:
         raise UserError(
-            f"{source} is not a CLIP file of both towers: it has no arrays of the"
-            f" {' and the '.join(absent)} tower (its first names are {', '.join(sorted(arrays)[:3])});"
-            " give one with OpenAI's, open_clip's or Hugging Face's names."
+            f"{source} is not a CLIP file of both towers. It has no arrays of the"
+            f" {' and the '.join(absent)} tower (its first names are {', '.join(sorted(arrays)[:3])})."
+            " Pass one with OpenAI's, open_clip's or Hugging Face's names."
         )
     name_in_file = names_in_file(arrays)
     wrong = [
@@ -204,7 +206,7 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
     ]
     if wrong:
         raise UserError(
-            f"{source} does not show the sizes of its CLIP ({'; '.join(wrong)}): check that it is a whole"
+            f"{source} does not show the sizes of its CLIP ({'; '.join(wrong)}). Check that it is a whole"
             " file with OpenAI's, open_clip's or Hugging Face's names, or fetch it again."
         )
 
@@ -212,8 +214,8 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
 def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
     if num_heads is None and width % HEAD_WIDTH:
         raise UserError(
-            f"{source} does not show its attention heads, and a width of {width} is not a multiple of"
-            f" {HEAD_WIDTH}: pass num_heads (and text_num_heads)."
+            f"{source} does not show its attention heads, and its width of {width} is not a multiple of"
+            f" {HEAD_WIDTH}. Pass num_heads (and text_num_heads)."
         )
     return check_heads(num_heads or width // HEAD_WIDTH, width, source)
 
@@ -239,6 +241,7 @@ def _prefix(arrays: Arrays) -> str:
 def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
     """Removes what all names begin with, open_clip's "text.", and arrays without weights."""
     prefix = _prefix(arrays)
+    # "text_projection" is safe from the second removal: no dot follows its "text".
     shorter = {name.removeprefix(prefix).removeprefix("text."): x for name, x in arrays.items()}
     return {
         name: array
@@ -251,6 +254,7 @@ def _sort(arrays: Arrays) -> dict[str, tuple[_Named, dict[str, _Named]]]:
     """Returns by side: native arrays outside the blocks, and by number the blocks as the file has them."""
     sides: dict[str, tuple[_Named, dict[str, _Named]]] = {side: ({}, {}) for side in SIDES}
     for name, array in arrays.items():
+        # OpenAI's names of the text side have nothing in common: all that is not of the vision side is of it.
         side = "vision" if name.startswith(("visual", "vision")) else "text"
         outside, blocks = sides[side]
         if match := _BLOCKS[side].match(name):
@@ -264,10 +268,12 @@ def _sort(arrays: Arrays) -> dict[str, tuple[_Named, dict[str, _Named]]]:
 
 
 def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
+    # [out, in, rows, columns] -> [rows, columns, in, out].
     if native == "embedding/kernel" and array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     if native == "logit_scale" and array.size == 1:
         return array.reshape(())
+    # Hugging Face's projections are dense layers [out, in], OpenAI's are matrices [in, out] like ours.
     return array.T if name.endswith("_projection.weight") else array
 
 
@@ -329,6 +335,7 @@ def _openai_part(block: Mapping[str, Any], targets: tuple[str, ...]) -> dict[str
         if target.startswith("LayerNorm"):
             return block[f"{target}/scale"]
         kernel = block[f"{target}/kernel"]
+        # Attention's kernels are [in, heads, k], that of its output [heads, k, out]: all become [width, width].
         return (kernel.reshape(width, -1) if kernel.ndim == 3 else kernel).T
 
     parts = {kind: [rows(target, kind) for target in targets] for kind in ("weight", "bias")}

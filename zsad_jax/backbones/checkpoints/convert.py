@@ -60,7 +60,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             state = state[wrapper]
     if not isinstance(state, Mapping):
         raise UserError(
-            f"{path} holds a {type(state).__name__}, not the arrays of a model. Give a CLIP's archive."
+            f"{path} holds a {type(state).__name__}, not the arrays of a model. Pass a CLIP's archive."
         )
     return {
         name.replace("/", "."): array

@@ -19,6 +19,7 @@ Tree = dict[str, Any]  # nested dicts with arrays as leaves
 Arrays = Mapping[str, np.ndarray]  # by name
 NAMES_SHOWN = 20
 
+# What the readers raise for damaged files. A `UserError` is none of these, and passes unchanged.
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)
 _BROKEN_FILE = (OSError, EOFError, ValueError, LookupError, RuntimeError, *_BROKEN_ZIP)
 
@@ -55,6 +56,7 @@ def read_safetensors_shapes(path: PathLike) -> dict[str, tuple[str, tuple[int, .
 
     try:
         with safe_open(path, framework="numpy") as file:
+            # A slice knows its shape from the header; no values are read.
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
     except SafetensorError as error:
@@ -116,6 +118,7 @@ def fit_tree(
             f"{source} does not hold the weights of this model ({'; '.join(problems)}). Check that it is the"
             " file of the named model, or delete it and fetch it again."
         )
+    # What is float32 already stays a view: the weights of a large tower are more than a gigabyte.
     return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
 
 
@@ -186,9 +189,9 @@ def read_torch_pickle(path: PathLike) -> Any:
 def _existing(path: PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, but a weight file was expected.")
+        raise UserError(f"{path} is a folder, but a weight file was expected. Pass a file.")
     if not path.exists():
-        raise UserError(f"{path} does not exist. Give the path of a weight file, or fetch it.")
+        raise UserError(f"{path} does not exist. Pass the path of a weight file, or fetch it.")
     return path
 
 
@@ -196,6 +199,7 @@ def _is_safetensors(path: pathlib.Path) -> bool:
     """Looks for a length and the "{" of a header; the name decides for a damaged file."""
     with open(path, "rb") as file:
         start = file.read(9)
+    # Eight bytes of length precede the JSON header; an npz is a zip, which begins with PK.
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
 
 
@@ -204,6 +208,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it holds a single array")
     with archive:
+        # A PyTorch archive is a zip too, which numpy opens without complaint.
         if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
             raise UserError(
                 f"{path} is a PyTorch archive, which may contain code. Convert it with"
@@ -268,6 +273,7 @@ def _rebuild_tensor(
         raise ValueError("a tensor reaches beyond its storage")
     steps = tuple(step * values.itemsize for step in stride)
     view = np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
+    # A copy, since the view is read-only and would keep the whole storage in memory.
     return _as_float32(view) if values.dtype == ml_dtypes.bfloat16 else np.array(view)
 
 
@@ -303,6 +309,7 @@ class _TorchUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns the stand-in for a global name, or raises an error."""
+        # Nothing is looked up by the name in the file: known names have stand-ins, all others end the reading.
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return name
         if (
@@ -317,6 +324,7 @@ class _TorchUnpickler(pickle.Unpickler):
         """Returns the storage of a tensor; tensors may share one."""
         if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage"):
             raise _Refused(repr(key))
+        # ("storage", type, file below data/, device, number of values)
         kind, name, count = key[1], str(key[2]), key[4]
         if name not in self._storages:
             dtype = np.dtype(_STORAGES[kind])
@@ -331,6 +339,7 @@ def _plain(value: Any) -> Any:
     """Converts nested containers to plain dicts, lists and tuples."""
     if isinstance(value, _ParameterList):
         parameters = (value.state or {}).get("_parameters", {})
+        # The keys are "0", "1", ...: sorted as text, "10" would precede "2".
         return [_plain(parameters[key]) for key in sorted(parameters, key=int)]
     if isinstance(value, _Module):
         return _plain(value.state or {})

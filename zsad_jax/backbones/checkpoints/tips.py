@@ -30,8 +30,9 @@ def is_pytorch(arrays: Arrays) -> bool:
 def _need(arrays: Arrays, name: str, source: str) -> np.ndarray:
     if name not in arrays:
         raise UserError(
-            f"{source} is not a TIPS file of the expected side: it has no array {name!r}"
-            f" (it begins with {sorted(arrays)[:3]}); are vision and text files swapped?"
+            f"{source} is not a TIPS file of the expected side. It has no array {name!r}"
+            f" (its first names are {', '.join(sorted(arrays)[:3])}). Check that the vision and text files are"
+            " not swapped."
         )
     return arrays[name]
 
@@ -49,11 +50,13 @@ def vision_from_pytorch(arrays: Arrays, num_heads: int | None, source: str) -> A
         width=width, depth=depth, hidden=hidden, patch=patch, positions=pos.shape[1], swiglu=swiglu
     )
     arrays = _checked(arrays, shapes, source)
+    # Row 0 is that of the class token; the others are those of the patches, row by row.
     grid = round((pos.shape[1] - 1) ** 0.5)
     # Native global tokens have no positions: that of PyTorch's class token is added to it once and for all.
     first = arrays["cls_token"] + arrays["pos_embed"][:, :1]
     tokens = "encoder/ToTokenSequence_0"
     out = {
+        # [out, in, rows, columns] -> [rows, columns, in, out].
         f"{tokens}/embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
         f"{tokens}/embedding/bias": arrays["patch_embed.proj.bias"],
         f"{tokens}/posembed_input": arrays["pos_embed"][:, 1:].reshape(1, grid, grid, width),
@@ -70,7 +73,10 @@ def vision_from_pytorch(arrays: Arrays, num_heads: int | None, source: str) -> A
 
 def _vision_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
     """Returns a block without its LayerScale, which is folded into the dense layer before it."""
+    # s * (x W + b) = x (W s) + b s. Whether released scales differ from 1 is not documented, so they are never
+    # assumed to be 1.
     scales = {"attn.proj": block["ls1.gamma"], "mlp.fc2": block["ls2.gamma"]}
+    # The last layer of the feed-forward part is fc2, or w3 where it is a SwiGLU.
     scales["mlp.w3"] = scales["mlp.fc2"]
     scaled = {}
     for name, array in block.items():

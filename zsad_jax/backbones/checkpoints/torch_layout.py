@@ -82,6 +82,8 @@ def _leaf(target: str, kind: str) -> str:
 
 
 def _lay_out(target: str, leaf: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    # A head is k neighbors, among the outputs of query, key and value ([in, out] -> [in, heads, k]) and
+    # among the inputs of the output layer ([in, out] -> [heads, k, out]). A bias is its own transpose.
     turned = array.T
     try:
         if target in QUERY_KEY_VALUE:
@@ -101,14 +103,15 @@ def check_heads(num_heads: int, width: int, source: str) -> int:
     """
     if num_heads < 1 or width % num_heads:
         raise UserError(
-            f"{source} is {width} wide, which is not a multiple of {num_heads} attention heads:"
-            " pass the right num_heads (and text_num_heads)."
+            f"{source} is {width} wide, which is not a multiple of {num_heads} attention heads."
+            " Pass the right num_heads (and text_num_heads)."
         )
     return num_heads
 
 
 def count_blocks(arrays: Arrays, pattern: str) -> int:
     """Returns one more than the largest block number among the names that match `pattern` (one group)."""
+    # The largest number, not the count of numbers: a block that is missing is then reported by `fit_tree`.
     numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 

@@ -17,6 +17,7 @@ Size = int | tuple[int, int]  # (H, W), or the side of a square
 
 def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
     """Returns the 1-D bilinear resize of `length` to `size` samples: half-pixel centers, no antialias."""
+    # Beyond the outermost centers the border is repeated, as by PyTorch with align_corners=False.
     centers = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     left = np.minimum(centers.astype(int), max(length - 2, 0))
     share = centers - left
@@ -49,6 +50,7 @@ def gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "n n"]:
 @functools.lru_cache(maxsize=64)
 def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size length"]:
     """Returns A = G U, from `length` patches to `size` smoothed pixels; read-only float32."""
+    # A product in float64 that is rounded once, so that up-sampling and smoothing add no errors of their own.
     matrix: np.ndarray = gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)
     matrix = matrix.astype(np.float32)
     matrix.setflags(write=False)
@@ -60,6 +62,7 @@ def upsample(
 ) -> Float[Array, "b H W c"]:
     """Up-samples each channel of patch scores and smooths it with a Gaussian of `sigma` output pixels."""
     height, width = (size, size) if isinstance(size, int) else size
+    # Map = A S Bᵀ, one factor at a time: nothing of the size [H, W, h, w] is ever made.
     rows = map_matrix(patches.shape[1], height, float(sigma))
     columns = map_matrix(patches.shape[2], width, float(sigma))
     # Full precision: the default of an accelerator would round the scores to 8 bits of mantissa.

@@ -70,8 +70,8 @@ class MethodConfig:
         blocks = self.feature_layers
         if not blocks or not all(1 <= block <= VISION_DEPTH for block in blocks):
             raise UserError(
-                f"Config key 'feature_layers' is {blocks!r}; name at least one block between 1 and"
-                f" {VISION_DEPTH} (they are scaled to the depth of the tower)."
+                f"Config key 'feature_layers' is {blocks!r}. Expected at least one block between 1 and"
+                f" {VISION_DEPTH}, which is scaled to the depth of the tower."
             )
 
     def stored_options(self) -> dict[str, Any]:
@@ -103,5 +103,5 @@ def check_placeholders(config: MethodConfig, *keys: str) -> None:
     for key in keys:
         if "{}" not in getattr(config, key):
             raise UserError(
-                f"Config key '{key}' is {getattr(config, key)!r}; it needs a {{}} for the class name."
+                f"Config key '{key}' is {getattr(config, key)!r}. Add a {{}} for the class name."
             )

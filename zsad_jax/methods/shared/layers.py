@@ -39,6 +39,7 @@ def init_linear(key: Array, inputs: int, outputs: int) -> Linear:
 
 def linear(params: Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
     """Returns x kernel + bias."""
+    # Full precision costs little in layers this small; an accelerator's default would round both factors.
     return jnp.matmul(x, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"]
 
 
@@ -66,7 +67,7 @@ def check_joint_heads(backbone: Backbone, key: str, heads: int) -> None:
     if backbone.embed_dim % heads:
         raise UserError(
             f"Config key '{key}' is {heads}, which does not divide the {backbone.embed_dim} numbers of an"
-            f" embedding of {backbone.name}; choose a divisor."
+            f" embedding of {backbone.name}. Use a divisor."
         )
 
 
@@ -95,11 +96,13 @@ def attend_folded(
         params[name]["kernel"].reshape(tokens.shape[-1], num_heads, -1) for name in ("key", "value")
     )
     projected = linear(params["query"], queries).reshape(-1, *key.shape[1:])
+    # Axes: queries n, tokens m, heads h, numbers of a head k, width d.
     folded = jnp.einsum("nhk,dhk->hnd", projected, key, precision=highest)
     logits = jnp.einsum("hnd,md->hnm", folded, tokens, precision=highest)
     weights = jax.nn.softmax(scale * logits, axis=-1)
     mixed = jnp.einsum("hnm,md->hnd", weights, tokens, precision=highest)
     heads = jnp.einsum("hnd,dhk->nhk", mixed, value, precision=highest)
+    # The weights of a query add up to 1, so the bias of the values is added once, after mixing.
     return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"]), weights
 
 

@@ -60,7 +60,7 @@ def check_deep_prompts(
     if backbone.num_start_tokens and count_deep_blocks(backbone, config) and deep > room:
         raise UserError(
             f"Config key 'num_deep_prompts' is {deep}, but over {backbone.name} deep prompts replace tokens,"
-            f" of which a prompt has {room}; give at most as many."
+            f" of which a prompt has {room}. Use at most {room}."
         )
 
 
@@ -95,6 +95,7 @@ def encode_learners(
     Raises:
       UserError: if words and learned tokens are more than the text tower can take.
     """
+    # Axis 0 runs over the states of the first learner, then over those of the next; so does that of `words`.
     context = jnp.stack([learner[state] for learner in learners for state in STATES])
     deep = None
     if "deep" in learners[0]:
@@ -124,6 +125,7 @@ def learner_from_torch(state: Arrays, prefix: str = "") -> dict[str, np.ndarray]
     found = {}
     for ours, theirs in zip(STATES, ("ctx_pos", "ctx_neg"), strict=True):
         tokens = np.asarray(state[f"{prefix}{theirs}"])
+        # Stored as [1, 1, P, e], or as [1, K, A, e] with K prompts of a state.
         several = [count for count in tokens.shape[:-2] if count > 1]  # prompts of a state
         found[ours] = tokens.reshape(*several, *tokens.shape[-2:])
     name = f"{prefix}compound_prompts_text."

@@ -18,6 +18,7 @@ FOCAL_SMOOTHING = 1e-5
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
     """Returns the weighted mean; 0 if all weights are 0."""
+    # The floor only matters where all weights are 0: otherwise their sum is at least 1.
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
 
@@ -25,6 +26,7 @@ def zero_invalid(features: PyTree, valid: Bool[AnyArray, " b"]) -> PyTree:
     """Returns features with zeros in the ignored rows, where even a NaN then has no effect."""
 
     def zero(x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
+        # Selected, not multiplied: 0 times NaN is NaN.
         return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
     return jax.tree.map(zero, features)
@@ -56,6 +58,7 @@ def focal_loss(
         jnp.clip(state, FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING) for state in (1 - masks, masks)
     )
     pt = normal * probabilities[..., 0] + abnormal * probabilities[..., 1] + FOCAL_SMOOTHING
+    # pt may exceed 1 by 1e-5. It is not clipped, as in the published code: the square is then 1e-10.
     values = -((1 - pt) ** 2) * jnp.log(pt)
     return weighted_mean(values.mean(axis=(1, 2)), weights)
 
@@ -69,6 +72,7 @@ def dice_loss(
 
     P are the probabilities that a pixel belongs to the region whose mask m is.
     """
+    # The ones give an image without the region the loss 0 for an all-zero map, in place of 0 / 0.
     overlap = (probabilities * masks).sum(axis=(1, 2))
     total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
     return weighted_mean(1 - (2 * overlap + 1) / (total + 1), weights)
@@ -77,6 +81,7 @@ def dice_loss(
 def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> Terms:
     """Returns {"focal", "dice_abnormal", "dice_normal"} of one unsmoothed map at the size of the masks."""
     rows = segmentation_rows(batch).astype(jnp.float32)
+    # Probabilities are up-sampled, not cosines, and not smoothed, as in the published training.
     pixels = upsample(probabilities, (batch.masks.shape[1], batch.masks.shape[2]))
     return {
         "focal": focal_loss(pixels, batch.masks, rows),

@@ -166,7 +166,12 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
     wanted, name = expected(method, backbone), backbone.name
     made_for = find_release(BACKBONE)
     if source in RELEASES and name not in (made_for.name, made_for.family):
-        logging.warning("The prompts %s were learned over %s, not %s.", source, BACKBONE, name)
+        logging.warning(
+            "The prompts %s were learned over %s, not %s. Scores may be unreliable.",
+            source,
+            BACKBONE,
+            name,
+        )
     arrays: PyTree = read_state(source)
     try:
         # Files of `save` have our names, whatever the config; `fit_tree` reports what does not fit.
@@ -175,7 +180,7 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:
         raise UserError(
-            f"The learned prompts {source} do not fit {method.name} over {name}: {error}"
+            f"The learned prompts {source} do not fit {method.name} over {name}. {error}"
         ) from error
 
 
@@ -196,7 +201,7 @@ def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
         return _named(read_torch_pickle(path))
     if path.suffix == ".npz":
         return read_arrays(path)
-    raise UserError(f"{path} is not a prompt file. Give an .npz or a .pth file.")
+    raise UserError(f"{path} is not a prompt file. Pass an .npz or a .pth file.")
 
 
 def digest(params: PyTree) -> str:
@@ -215,7 +220,7 @@ def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
     except KeyError as error:
         found = ", ".join(sorted(state)[:10]) or "nothing"
         raise UserError(
-            f"it lacks {error.args[0]!r} and holds {found}; give the file that training wrote."
+            f"The file lacks {error.args[0]!r}. It holds {found}. Pass the file that training wrote."
         ) from error
 
 

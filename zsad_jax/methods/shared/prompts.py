@@ -157,7 +157,7 @@ def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: 
     if longest > backbone.text_length:
         raise UserError(
             f"A prompt of {longest} tokens, {learned} of them learned, is longer than the"
-            f" {backbone.text_length} that {backbone.name} reads; use fewer learned tokens or a shorter"
+            f" {backbone.text_length} that {backbone.name} reads. Use fewer learned tokens or a shorter"
             " class name."
         )
 
@@ -187,6 +187,7 @@ def encode_ensembles(
     groups = np.repeat(np.arange(len(ensembles)), [len(sentences) for sentences in ensembles])
 
     ids, paddings = tokenize(backbone, texts)
+    # Equal chunks, so that one program encodes all of them.
     chunks = -(-len(texts) // SENTENCES_PER_CHUNK)
     size = -(-len(texts) // chunks)
     filled = np.resize(np.arange(len(texts)), (chunks, size))  # the last repeats the first

@@ -33,6 +33,7 @@ def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Flo
     Leading axes of the texts are leading axes of the features: [b, k, d] for the texts of each image,
     [b, l, k, d] for those of each image and layer.
     """
+    # The axes that the texts do not share become one: [b, l, h, w, d] -> [b, l, h w, d] for [b, l, k, d].
     flat = normalize(features).reshape(*text.shape[:-2], -1, features.shape[-1])
     # Full precision, since a small temperature multiplies the errors of an accelerator's default.
     highest = jax.lax.Precision.HIGHEST
