@@ -42,6 +42,9 @@ class AnomalyCLIPConfig(learner.LearnerConfig):
 def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = None) -> Method:
     """Returns AnomalyCLIP over a backbone with patch tokens in the joint space.
 
+    Its prompts are [v_1] ... [v_P] "object." and [w_1] ... [w_P] "damaged object.", v and w learned. Scores are
+    those of `similarity.pair_scores`, the loss that of `losses.pair_loss`.
+
     Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
     layer; its extras are those of `similarity.pair_comparer`.
 

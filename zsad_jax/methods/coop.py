@@ -92,6 +92,10 @@ class Prototypes(NamedTuple):
 def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Method:
     """Returns CoOp or, given its config, CoCoOp over a backbone with patch tokens in the joint space.
 
+    Its prompts are [v_1] ... [v_P] "<state> <class>.", with v learned and the same for both states. CoCoOp has
+    v_i + pi(f) in place of v_i, with pi(f) = relu(f W_1 + b_1) W_2 + b_2 of the unit-norm global token f.
+    Scores are those of `similarity.pair_scores`.
+
     Its params are {"context": [P, e]}, in CoCoOp also {"network": two linear layers}.
 
     Raises:

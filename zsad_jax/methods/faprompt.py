@@ -109,6 +109,10 @@ class Comparison(NamedTuple):
 def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) -> Method:
     """Returns FAPrompt over a backbone with patch tokens in the joint space.
 
+    The prompts are [v_1] ... [v_P] "object." and, for k = 1 ... K, [v_1] ... [v_P] [w_k1 + Omega] ... [w_kA +
+    Omega] "damaged object.", with v and w learned and Omega = 0 in the first stage. In the second, Omega =
+    relu(z W_1 + b_1) W_2 + b_2, where z are the M selected patches of the image in one row.
+
     Its params are {"normal": [P, e], "abnormal": [K, A, e]}, with deep prompts also {"deep": [depth - 1, p,
     e]}, with the prior also {"prior": two linear layers}. Image scores: "global" of the global token (that of
     AnomalyCLIP), "patch" of the strongest patches, and "combined", their mean. Its extras are
@@ -167,7 +171,11 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     def compare_stages(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
     ) -> Comparison:
-        """Compares each image with the texts of its category, in both stages."""
+        """Compares each image with the texts of its category, in both stages.
+
+        The combined score is (q + m) / 2, with q = p_a(f) of the global token and, by default, m = (2 m_1 +
+        m_2) / 3 with m_i = max_z p_a(z) of the patches z in stage i.
+        """
         tokens, patches = features.global_tokens[:, config.global_token], features.patches[:, -1]
         pair, extras = text.pair(), {}
         found = compare(tokens, patches, pair, pair, temperature)
@@ -199,7 +207,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     def compute(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
     ) -> Scores:
-        """Returns image scores, and patch probabilities [b, h, w, 1]: the mean of both stages.
+        """Returns image scores, and patch probabilities [b, h, w, 1]: the mean of both stages, (p_1 + p_2) / 2.
 
         The published map adds up abnormal and 1 - normal probabilities, which are equal.
         """
@@ -207,7 +215,11 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         return Scores(found.image, found.stages.mean(axis=0)[..., 1:], found.extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
-        """Returns the weighted sum of the terms of all modules in use."""
+        """Returns the weighted sum of the terms of all modules in use.
+
+        L = lam L_1 + lam_stage2 L_2 + the others, each with its weight, where L_i is focal + dice_abnormal +
+        dice_normal of stage i.
+        """
         features = losses.zero_invalid(features, batch.valid)
         text = prototypes(frozen, params, ("",) * len(batch.labels))  # the same for every class
         found = compare_stages(frozen, params, text, features)

@@ -163,6 +163,9 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
     ) -> Scores:
         """Returns image scores and patch probabilities [b, h, w, 1].
 
+        s_k = p_a(v_k; G_image) + max_z p_a(z; G_patches), for the global tokens v_1 and v_2 and the patches z,
+        with p(x; G) = softmax(cosines of x and the pair G / tau). The map is A p_a(z; G_patches) Bᵀ.
+
         The published map, (1 - p_normal + p_abnormal) / 2 up-sampled and smoothed, is that of
         p_abnormal alone, since the two add up to 1.
         """

@@ -167,6 +167,9 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
     ) -> similarity.Comparison:
         """Compares each image with its texts; the pixels' pass the pathway if `params` has one.
 
+        The score is p_a(f; t_g), the map A (sum_l p_a(z_l; c_l)) Bᵀ, with c_l = pathway(t_s, t_g, z_l) for the
+        global texts t_g, the shunt texts t_s and the patches z_l of layer l.
+
         "pathway_features" [b, l, 2, d] are the raw texts that the patches were compared with.
         """
         patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]

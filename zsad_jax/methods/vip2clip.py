@@ -196,7 +196,12 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         return jax.vmap(encode_one)(tokens)
 
     def align(params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures) -> Alignment:
-        """Compares the patches of each layer with the texts, and selects those of the image score."""
+        """Compares the patches of each layer with the texts, and selects those of the image score.
+
+        By default the score is softmax(m / tau)[a], with m the mean of [cos(z, T_l,n), cos(z, T_l,a)] over the
+        layers l and their K most anomalous patches z, and the map is A (mean_l p_a(z_l)) Bᵀ, where T_l is the
+        output of FGP for layer l.
+        """
         attention = None
         if config.fgp:
             texts, attention = _perceive(params["fgp"], text, features.patches, config.fgp_heads)
@@ -277,6 +282,7 @@ def _perceive(
 ) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
     """Returns the perception attention of texts to unit-norm patches of each layer, and its weights.
 
+    T_l = (softmax((T W_q)(F_l W_k)ᵀ) F_l W_v) W_o by heads, without the biases, for texts T and patches F_l.
     Like the published code, it does not divide the logits by the root of the heads' width.
     """
     unit = normalize(patches)

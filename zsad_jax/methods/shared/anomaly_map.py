@@ -31,6 +31,7 @@ def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
 def gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "n n"]:
     """Returns the 1-D Gaussian filter of scipy.ndimage: cut at 4 sigmas, border "reflect".
 
+    Away from the borders, G[i, j] is proportional to exp(-(i - j)² / (2 sigma²)); each row adds up to 1.
     `sigma` is in samples; 0 gives the identity.
     """
     if sigma == 0:

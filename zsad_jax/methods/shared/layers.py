@@ -81,8 +81,9 @@ def attend_folded(
 ) -> tuple[Float[Array, "n d"], Float[Array, "h n m"]]:
     """Returns multi-head attention of few queries to many tokens, both keys and values, and its weights.
 
-    The key and value kernels are applied to the few queries instead of the many tokens: the same result
-    for a fraction of the work. The key's bias adds the same number to all logits of a query, and cancels
+    The key and value kernels are applied to the few queries instead of the many tokens: q (t W_k)ᵀ equals
+    (q W_kᵀ) tᵀ, and a (t W_v) equals (a t) W_v, for queries q, tokens t and weights a, at a fraction of the
+    cost. The key's bias adds the same number to all logits of a query, and cancels
     in the softmax.
 
     Args:

@@ -17,7 +17,7 @@ FOCAL_SMOOTHING = 1e-5
 
 
 def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) -> Float[Array, ""]:
-    """Returns the weighted mean; 0 if all weights are 0."""
+    """Returns sum(w v) / sum(w) for values v and weights w; 0 if all weights are 0."""
     # The floor only matters where all weights are 0: otherwise their sum is at least 1.
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
@@ -121,6 +121,9 @@ def joint_loss(
 
 
 def pair_loss(found: Comparison, batch: Batch, *, lam: float = 1.0) -> Loss:
-    """Returns the joint loss of what `similarity.compare` returns for one global token of each image."""
+    """Returns the joint loss of what `similarity.compare` returns for one global token of each image.
+
+    L = lam sum_l (focal + dice_abnormal + dice_normal) of the patches of layer l + cross-entropy of the token.
+    """
     logits = found["global_logits"][:, None]
     return joint_loss(found["patch_probabilities"], logits, batch, lam=lam)

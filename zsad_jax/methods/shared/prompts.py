@@ -167,6 +167,7 @@ def ensemble(
 ) -> Float[Array, "groups d"]:
     """Returns one prototype per group of texts: the normalized mean of the normalized embeddings.
 
+    g = n(sum_j e_j / max(|e_j|, 1e-3)) over the texts j of a group, with n(x) = x / |x|.
     `groups` has the index of the group of each text; every group has at least one text.
     """
     unit = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)

@@ -53,7 +53,11 @@ def compare(
     patch_text: Float[Array, "*b 2 d"],
     temperature: float,
 ) -> Comparison:
-    """Returns the cosines of tokens and patches, and softmax(cosine / temperature) over (normal, anomalous)."""
+    """Returns the cosines of tokens and patches, and softmax(cosine / temperature) over (normal, anomalous).
+
+    p(x) = softmax([cos(x, g_n), cos(x, g_a)] / tau) for a token or patch x, its texts g_n and g_a, and the
+    temperature tau.
+    """
     image, pixels = cosines(tokens, image_text), cosines(patches, patch_text)
     return {
         "global_cosines": image,
@@ -81,8 +85,8 @@ def pair_comparer(
 def pair_scores(compared: Comparison) -> Scores:
     """Returns the probability of "anomalous", with a patch channel per layer.
 
-    The published map of a layer, (1 - p_normal + p_anomalous) / 2, equals p_anomalous, since the two add up
-    to 1.
+    The image score is p_a(f) of the global token f; the map will be A (sum_l p_a(z_l)) Bᵀ of the patches z_l of
+    layer l. The published map of a layer, (1 - p_n + p_a) / 2, equals p_a, since the two add up to 1.
     """
     return Scores(
         image={"global": compared["global_probabilities"][:, 1]},
