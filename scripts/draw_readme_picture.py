@@ -33,7 +33,7 @@ def draw(workdir: pathlib.Path) -> None:
     drawn = gallery(
         [choose(category, evaluation.cases) for category in CATEGORIES],
         scale=(0.0, 1.0),
-        title=f"tips-nano on drawings that it has never seen. {DEMONSTRATION}",
+        title=f"tips-nano on synthetic images that were not used in training. {DEMONSTRATION}",
     )
     # A palette quarters the file size; FASTOCTREE preserves the colors of the maps.
     picture = drawn.quantize(method=Image.Quantize.FASTOCTREE)

@@ -259,7 +259,7 @@ def test_rejects_empty_or_unreadable_dataset():
     with pytest.raises(UserError, match="squares has no images"):
         run(data=Samples("squares", [], ["left"]))
     broken = [dataclasses.replace(dataset()[0], image=b"x")]
-    with pytest.raises(UserError, match=r"None of the 1 images of squares could be read"):
+    with pytest.raises(UserError, match=r"No image of squares could be read \(1 image\)"):
         run(data=Samples("squares", broken))
 
 
@@ -302,6 +302,6 @@ def test_rejects_dataset_without_readable_image():
         for name in ("1.png", "2.png")
     ]
     with pytest.raises(
-        UserError, match=r"None of the 2 images .* The first issue: 1\.png: the image cannot"
+        UserError, match=r"No image of .*\(2 images\)\. The first issue: 1\.png: the image cannot"
     ):
         run(data=Samples("squares", samples))

@@ -22,7 +22,7 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural
 
-Image = np.ndarray | str | os.PathLike[str]
+Image = np.ndarray | jax.Array | str | os.PathLike[str]
 
 
 class Prediction(NamedTuple):
@@ -79,11 +79,11 @@ class Detector:
         scorer = make_scorer([self.method], self.backbone)
         return scorer.lower(*self._arguments(images)).compile()  # type: ignore[attr-defined]
 
-    def predict(self, images: np.ndarray | Sequence[Image]) -> Prediction:
+    def predict(self, images: Image | Sequence[Image]) -> Prediction:
         """Scores images.
 
         Args:
-          images: [b, H, W, 3] or [H, W, 3], or a list of such images [H, W, 3] and of file paths; each
+          images: [b, H, W, 3] or [H, W, 3], the path of a file, or a list of images [H, W, 3] and paths; each
             of any size. Values are 8-bit, or floats in [0, 1], which are rounded to 8 bits.
 
         Raises:
@@ -189,8 +189,15 @@ def load_detector(
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
     params, prompts = choose_params(made, backbone, checkpoint)
-    options: dict[str, Any] = {"category": category, "score": score, "batch_size": batch_size}
-    detector = make_detector(backbone, made, params, prompts=prompts, **options)
+    detector = make_detector(
+        backbone,
+        made,
+        params,
+        prompts=prompts,
+        category=category,
+        score=score,
+        batch_size=batch_size,
+    )
     _ = detector.prototypes  # a text that cannot be encoded is an error now
     return detector
 

@@ -1,4 +1,4 @@
-"""Scores a dataset and computes its metrics."""
+"""Evaluation of methods on a dataset: scores, and the metrics of every category."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Method, PyTree, Scores
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.progress import one_late, progress
 
 
@@ -105,7 +105,7 @@ class Evaluation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One contender's scores of a batch, on devices or on the host.
+    """The scores of a batch by one contender, on devices or on the host.
 
     Attributes:
       image: image scores by name.
@@ -201,7 +201,9 @@ def evaluate(
       UserError: the dataset is empty, or none of its images can be read.
     """
     if not len(dataset):
-        raise UserError(f"The dataset {dataset.name} has no images to score.")
+        raise UserError(
+            f"The dataset {dataset.name} has no images to score. Check its folder or its split."
+        )
     rows = sharding.round_up(batch_size, mesh)
     methods = [contender.method for contender in contenders]
     scorer = scorer or make_scorer(methods, backbone)
@@ -261,9 +263,9 @@ def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> Da
 
 
 def choose_cases(scores: DatasetScores) -> list[int]:
-    """Returns positions of the images to show: of each category the highest and the lowest of either label.
+    """Returns the positions of the images to show: per category and label, the lowest and the highest score.
 
-    The positions are sorted, each once. Of equal scores the first is taken.
+    The positions are sorted and unique. Of equal scores, the first is chosen.
     """
     labels, values = np.asarray(scores.labels), np.asarray(scores.scores)
     categories = np.asarray(scores.categories)
@@ -317,79 +319,100 @@ def _score_across(
     return replace
 
 
-def _gather(
-    stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
-) -> Evaluation:
-    """Keeps image scores, and the metrics' constant-size states of the categories that are not complete."""
-    names, contiguous = dataset.categories, dataset.contiguous
-    states: list[dict[str, metrics.category.State]] = [{} for _ in methods]
-    found: list[dict[str, dict[str, Metrics]]] = [{} for _ in methods]
-    scores: list[list[dict[str, np.ndarray]]] = [[] for _ in methods]
-    records: list[tuple[Any, str, str, Any]] = []
-    issues: list[Issue] = []
-    doubtful: list[Issue] = []
+class _Tally:
+    """The scores and metrics of one contender, gathered batch by batch.
 
-    def complete(number: int, *, except_for: str | None = None) -> None:
-        """Computes the metrics of the categories gathered so far and drops their histograms."""
-        thresholds = methods[number].aupro_thresholds
-        # Histograms take 24 MB for each category and contender.
-        for category in [name for name in states[number] if name != except_for]:
-            state = states[number].pop(category)
-            found[number][category] = {
-                name: metrics.category.compute(state, image_score=name, thresholds=thresholds)
+    Args:
+      method: of the contender.
+      dataset: what is scored.
+      exact: keep every pixel's score.
+    """
+
+    def __init__(self, method: Method, dataset: Dataset, *, exact: bool):
+        self._thresholds = method.aupro_thresholds
+        self._dataset = dataset
+        self._exact = exact
+        self._image_scores: list[dict[str, np.ndarray]] = []
+        self._states: dict[str, metrics.category.State] = {}
+        self._metrics: dict[str, dict[str, Metrics]] = {}
+
+    def add(self, batch: ImageBatch, rows: Int[np.ndarray, " r"], result: Result) -> None:
+        """Adds the readable rows of a batch."""
+        self._image_scores.append({name: value[rows] for name, value in result.image.items()})
+        # A batch may contain the end of one category and the beginning of the next.
+        for category in dict.fromkeys(batch.category[rows].tolist()):
+            name = self._dataset.categories[category]
+            if self._dataset.contiguous:
+                self._complete(except_for=name)
+            members = rows[batch.category[rows] == category]
+            self._states[name] = metrics.category.update(
+                self._states.get(name) or metrics.category.init(exact=self._exact),
+                {name: value[members] for name, value in result.image.items()},
+                batch.labels[members],
+                result.maps[members],
+                batch.masks[members],
+                batch.has_mask[members],
+            )
+
+    def scored(self) -> Scored:
+        """Returns the scores in the dataset's order, and the metrics in the order of its categories."""
+        self._complete()
+        first, *_ = self._image_scores
+        joined = {
+            name: np.concatenate([part[name] for part in self._image_scores]) for name in first
+        }
+        order = [name for name in self._dataset.categories if name in self._metrics]
+        return Scored(joined, {name: self._metrics[name] for name in order})
+
+    def _complete(self, *, except_for: str | None = None) -> None:
+        """Computes the metrics of the categories so far and drops their states of 24 MB each."""
+        for category in [name for name in self._states if name != except_for]:
+            state = self._states.pop(category)
+            self._metrics[category] = {
+                name: metrics.category.compute(state, image_score=name, thresholds=self._thresholds)
                 for name in state.scores
             }
 
+
+def _gather(
+    stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
+) -> Evaluation:
+    """Gathers the results of all batches; none of the images or maps is kept."""
+    tallies = [_Tally(method, dataset, exact=exact) for method in methods]
+    positions: list[int] = []
+    labels: list[int] = []
+    file_names: list[str] = []
+    categories: list[str] = []
+    issues: list[Issue] = []
+    doubtful: list[Issue] = []
     for batch, results in stream:
         issues += batch.issues
         doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
-        records += [
-            (batch.index[i], batch.file_names[i], names[batch.category[i]], batch.labels[i])
-            for i in rows
-        ]
-        for number, result in enumerate(results):
-            scores[number].append({name: value[rows] for name, value in result.image.items()})
-            # A batch may contain the end of one category and the beginning of the next.
-            for category in dict.fromkeys(batch.category[rows].tolist()):
-                name = names[category]
-                if contiguous:  # earlier categories are complete
-                    complete(number, except_for=name)
-                members = rows[batch.category[rows] == category]
-                states[number][name] = metrics.category.update(
-                    states[number].get(name) or metrics.category.init(exact=exact),
-                    {name: value[members] for name, value in result.image.items()},
-                    batch.labels[members],
-                    result.maps[members],
-                    batch.masks[members],
-                    batch.has_mask[members],
-                )
+        positions += batch.index[rows].tolist()
+        labels += batch.labels[rows].tolist()
+        file_names += (batch.file_names[row] for row in rows)
+        categories += (dataset.categories[number] for number in batch.category[rows])
+        for tally, result in zip(tallies, results, strict=True):
+            tally.add(batch, rows, result)
 
     unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
-    if not records:
+    if not positions:
         raise UserError(
-            f"None of the {len(unreadable)} images of {dataset.name} could be read. The first issue:"
-            f" {unreadable[0]}."
+            f"No image of {dataset.name} could be read ({plural(len(unreadable), 'image')}). The first issue:"
+            f" {unreadable[0]}. Check the files of the dataset."
         )
     log_issues(dataset.name, issues)  # the loader logs notes
-    scored = []
-    for number, parts in enumerate(scores):
-        complete(number)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        ordered = {name: found[number][name] for name in names if name in found[number]}
-        scored.append(Scored(joined, ordered))
-    positions, file_names, categories, labels = zip(*records, strict=True)
-    # Preparation may have recorded the same issues.
-    all_issues = dict.fromkeys((*dataset.issues, *issues, *doubtful))
     return Evaluation(
         dataset=dataset.name,
         positions=np.array(positions, int),
-        file_names=file_names,
-        categories=categories,
+        file_names=tuple(file_names),
+        categories=tuple(categories),
         labels=np.array(labels, int),
-        scored=tuple(scored),
+        scored=tuple(tally.scored() for tally in tallies),
         cases=(),
-        issues=tuple(all_issues),
+        # Preparation may have recorded the same issues.
+        issues=tuple(dict.fromkeys((*dataset.issues, *issues, *doubtful))),
         num_unreadable=len(unreadable),
     )
 

@@ -1,4 +1,4 @@
-"""Optimizes a method's learnable parameters on an auxiliary dataset."""
+"""Training of a method's learnable parameters on an auxiliary dataset."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.data.dataset import Dataset
+from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, PyTree, Stage
 from zsad_jax.utils import sharding
@@ -28,7 +28,7 @@ class TrainingConfig:
     """Options of the optimization; by default Adam at a constant rate.
 
     Attributes:
-      epochs: passes over the auxiliary set, for stages that do not say.
+      epochs: passes over the auxiliary set, for stages without their own number.
       batch_size: images per step; the last batch is padded and masked, never dropped.
       learning_rate: for every parameter group that `learning_rates` does not name.
       learning_rates: per parameter group.
@@ -61,7 +61,7 @@ class TrainingConfig:
         check_fields(self)
 
     def steps(self, num_images: int) -> int:
-        """Steps per epoch."""
+        """Returns the number of steps per epoch."""
         return -(-num_images // self.batch_size)
 
 
@@ -201,7 +201,7 @@ def train(
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
     """
-    # A key per epoch, not one that moves on with each step: a resumed run shuffles like one without a kill.
+    # One key per epoch, derived from its number, so that a resumed run shuffles like an uninterrupted one.
     init_key, order_key = jax.random.split(key)
     frozen = sharding.replicate(backbone.params, mesh)
     params = sharding.replicate(method.init(init_key, frozen), mesh)
@@ -210,7 +210,9 @@ def train(
             f"{method.name} has no learnable parameters with this config. Set config.train to False."
         )
     if not len(dataset):
-        raise UserError(f"The auxiliary dataset {dataset.name} has no images.")
+        raise UserError(
+            f"The auxiliary dataset {dataset.name} has no images. Check its folder or its split."
+        )
     per_epoch = config.steps(len(dataset))
 
     def train_epoch(step: Step, state: TrainState, epoch: int) -> TrainState:
@@ -233,14 +235,7 @@ def train(
                 # Without a gradient, momentum would still move the parameters.
                 if not images.valid.any():
                     continue
-                truth = Batch(
-                    category=images.category,
-                    labels=images.labels,
-                    masks=images.masks.astype(np.float32),
-                    has_mask=images.has_mask,
-                    valid=images.valid,
-                    class_names=tuple(dataset.prompt_names),
-                )
+                truth = _ground_truth(images, dataset)
                 inputs = sharding.split_batch((images.images, truth), mesh)
                 state, losses = step(frozen, state, *inputs)
                 yield number, state, losses
@@ -256,7 +251,9 @@ def train(
                 )
             curves.write(number, values)
         if number is None:
-            raise UserError(f"None of the images of {dataset.name} could be read.")
+            raise UserError(
+                f"No image of {dataset.name} could be read. Check the files of the dataset."
+            )
         return state
 
     done, first_epoch = saver.latest() or 0, 0
@@ -278,8 +275,19 @@ def train(
     return params
 
 
+def _ground_truth(images: ImageBatch, dataset: Dataset) -> Batch:
+    return Batch(
+        category=images.category,
+        labels=images.labels,
+        masks=images.masks.astype(np.float32),
+        has_mask=images.has_mask,
+        valid=images.valid,
+        class_names=tuple(dataset.prompt_names),
+    )
+
+
 class OrbaxSaver:
-    """Keeps the newest states in a folder, written atomically by orbax."""
+    """Storage of the newest states in a folder, written atomically by orbax."""
 
     def __init__(self, folder: pathlib.Path):
         import orbax.checkpoint as ocp

@@ -103,7 +103,9 @@ def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """
     checked, truth = checks.check_images(scores, labels)
     if not truth.any():
-        raise UserError("The threshold of the largest F1 requires at least one anomalous image.")
+        raise UserError(
+            "The threshold of the largest F1 requires at least one anomalous image. Add one."
+        )
     return curve.f1max(curve.curve_of(checked[~truth], checked[truth]))[1]
 
 
@@ -127,7 +129,7 @@ def roc_curve(
     checked, truth = checks.check_images(scores, labels)
     if truth.all() or not truth.any():
         raise UserError(
-            "A ROC curve requires normal and anomalous images, but one class is missing."
+            "A ROC curve requires normal and anomalous images, but one class is missing. Add images of it."
         )
     return curve.roc(curve.curve_of(checked[~truth], checked[truth]))
 

@@ -28,6 +28,7 @@ def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
     if not ((array == 0) | (array == 1)).all():
         raise UserError(
             f"{what} must be 0 (normal) or 1 (anomalous), but range from {array.min()} to {array.max()}."
+            " Convert them first."
         )
     return array.astype(bool)
 

@@ -32,7 +32,7 @@ def guarded(run: Callable[[], int | None]) -> int:
             fail("The disk is full. Make room, or choose a folder on a larger one.")
         if error.filename is None:
             raise
-        remedy = "Make room" if full else "Correct that"
+        remedy = "Make room" if full else "Check the path and its permissions"
         fail(f"{error.filename}: {error.strerror}. {remedy}, or choose another folder.")
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to resume.", file=sys.stderr)

@@ -10,6 +10,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 from zsad_jax.utils.errors import UserError, suggest
 
 Config = TypeVar("Config")
+TYPES = {  # in words: one, several
+    bool: ("True or False", "booleans"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+}
 
 
 class Renamed(NamedTuple):
@@ -117,8 +123,9 @@ def describe_type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(arg) for arg in args)
     if origin is tuple:
-        return f"a tuple of {describe_type(args[0]).split()[-1]}s"
+        return f"a tuple of {TYPES[args[0]][1]}"
     if origin is Mapping:
         return "a mapping"
-    names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-    return "None" if hint is type(None) else names.get(hint, str(hint))
+    if hint is type(None):
+        return "None"
+    return TYPES[hint][0] if hint in TYPES else str(hint)

@@ -284,6 +284,6 @@ def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
             f" command again to resume, or {OTHER_DISK} on a larger disk."
         )
     return (
-        f"{label} cannot be written to {destination.parent} ({error.strerror}). Correct that, or"
-        f" {OTHER_DISK} that can be written to."
+        f"{label} cannot be written to {destination.parent} ({error.strerror}). Check the path and its"
+        f" permissions, or {OTHER_DISK} that can be written to."
     )

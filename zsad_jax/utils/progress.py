@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from absl import logging
 
+from zsad_jax.utils.errors import plural
+
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -47,6 +49,6 @@ def progress(
         now = time.monotonic()
         if now - shown >= SECONDS_BETWEEN_LINES or done == total:
             rate = done / max(now - start, 1e-9)
-            values = (label, done, total, unit, rate, (total - done) / rate)
-            logging.info("%s: %d of %d %ss, %.1f/s, %.0f s left", *values)
+            values = (label, done, plural(total, unit), rate, (total - done) / rate)
+            logging.info("%s: %d of %s, %.1f/s, %.0f s left", *values)
             shown = now
