@@ -86,8 +86,8 @@ class File(NamedTuple):
         recorded = self.recorded_sha256
         if recorded is not None and files.digest(path) != recorded:
             logging.warning(
-                "%s is not the file that others have recorded (SHA-256 %s). Results may differ from"
-                " theirs; to download it again, delete it.",
+                "%s is not the file that others have recorded (SHA-256 %s). Results may differ"
+                " from theirs. Delete it to download it again.",
                 path,
                 recorded,
             )

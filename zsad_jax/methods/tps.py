@@ -297,6 +297,7 @@ def _adapt(
 def _layer_norm(params: layers.Linear, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """Returns LayerNorm with {"scale", "bias"} and epsilon 1e-5."""
     # Of centered values: the difference of two moments would lose digits.
+    # Epsilon is under the root, as in PyTorch.
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centered).mean(axis=-1, keepdims=True)
     return centered * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
