@@ -274,7 +274,7 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
         resize="bicubic",
         mean=MEAN,
         std=STD,
-        # The published detectors resize before they convert to RGB, which differs for palettes and alpha.
+        # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
         rgb_first=False,
     )
 

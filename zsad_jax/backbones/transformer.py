@@ -20,8 +20,8 @@ from zsad_jax.backbones.base import Params
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
 PLAIN_ATTENTION_TOKENS = 256
 
-# Each is the one that some weights were trained with: the tanh form is off the exact one by up to 5e-4, the
-# quick one by up to 0.02, and the differences grow with the depth of a tower.
+# Weights need the one that they were trained with: the tanh form is off the exact one by up to 5e-4, the quick
+# one by up to 0.02, and the differences grow with the depth of a tower.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),

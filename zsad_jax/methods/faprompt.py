@@ -151,7 +151,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         if prior is not None:
             context = context + prior
         if state == "abnormal" and config.compound:
-            # The prior shifts the own tokens alone: the shared ones are joined after it.
+            # The prior shifts only the prompts' own tokens: the shared ones are joined afterwards.
             shared = repeat(params["normal"], len(context))
             context = jnp.concatenate([shared, context], axis=1)
         ids, paddings = (np.repeat(array, len(context), axis=0) for array in words()[state])

@@ -191,7 +191,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         text, patches = repeat(pair, len(batch.labels)), features.patches[:, -1]
         found = compare(features.global_tokens, patches, text, text, temperature)
         local = losses.segmentation_terms(found["patch_probabilities"], batch)
-        # Their log-softmax is taken again: the values are probabilities.
+        # These are probabilities already, of which the published code takes the log-softmax again.
         image = losses.image_cross_entropy(found["global_probabilities"], batch)
         l1 = jnp.abs(pair).sum()
         total: Array = config.l1_weight * l1

@@ -17,7 +17,7 @@ Size = int | tuple[int, int]  # (H, W), or the side of a square
 
 def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
     """Returns the 1-D bilinear resize of `length` to `size` samples: half-pixel centers, no antialias."""
-    # Beyond the outermost centers the border is repeated, as by PyTorch with align_corners=False.
+    # Beyond the outermost centers the border is repeated, as PyTorch does with align_corners=False.
     centers = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     left = np.minimum(centers.astype(int), max(length - 2, 0))
     share = centers - left

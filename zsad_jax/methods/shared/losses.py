@@ -72,7 +72,7 @@ def dice_loss(
 
     P are the probabilities that a pixel belongs to the region whose mask m is.
     """
-    # The ones give an image without the region the loss 0 for an all-zero map, in place of 0 / 0.
+    # With the ones, an empty region and an all-zero map have the loss 0, where the ratio would be 0 / 0.
     overlap = (probabilities * masks).sum(axis=(1, 2))
     total = probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2))
     return weighted_mean(1 - (2 * overlap + 1) / (total + 1), weights)
