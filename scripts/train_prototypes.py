@@ -70,8 +70,7 @@ def prototypes_method(width: int) -> Method:
         return cosines(features[None], params["prototypes"][None])[0] / TEMPERATURE
 
     def loss(frozen: Any, params: Any, features: jax.Array, batch: Batch):
-        valid = batch.valid.astype(jnp.float32)
-        value = losses.cross_entropy(logits_of(params, features), batch.labels, valid)
+        value = losses.image_cross_entropy(logits_of(params, features)[:, None], batch)
         return value, {"cross_entropy": value}
 
     def score(frozen, params, prototypes, features, category, *, extras=()):

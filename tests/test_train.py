@@ -128,6 +128,15 @@ def test_last_batch_counts_and_its_padding_does_not(tmp_path):
     assert [loss for _, loss in lines] == pytest.approx(expected, rel=1e-4)
 
 
+def test_nan_features_of_invalid_rows_have_no_effect(tmp_path):
+    def features(frozen, params, images):
+        return images.mean((1, 2, 3)) / images.any((1, 2, 3))  # NaN for black images
+
+    data = dataset(broken=[0])  # only unreadable images and padding are black
+    expected = run(tmp_path / "plain", data=data)
+    assert run(tmp_path / "nan", data=data, toy=method(features=features)) == expected
+
+
 # Mean and standard deviation of the backbone, different from TIPS (0 and 1).
 OTHER = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -165,6 +174,7 @@ def test_loss_receives_samples_of_dataset(tmp_path):
         count = len(rows)
         expected = (pixels[rows] / 255 - OTHER.mean) / OTHER.std
         np.testing.assert_allclose(images[:count], expected, atol=1e-5)
+        np.testing.assert_array_equal(images[count:], 0)
         np.testing.assert_array_equal(batch.labels[:count], labels[rows])
         np.testing.assert_array_equal(batch.masks[:count], masks[rows])
         np.testing.assert_array_equal(batch.has_mask[:count], has_mask[rows])

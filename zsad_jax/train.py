@@ -1,6 +1,7 @@
 """Training of a method's learnable parameters on an auxiliary dataset."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,9 +12,9 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, PyTree, Stage
@@ -160,6 +161,7 @@ def make_step(
 
     def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):
         features = method.features(frozen, params, backbone.preprocess.normalize(images))
+        features = jax.tree.map(functools.partial(_zero_rows, batch.valid), features)
         return loss_of(frozen, params, features, batch)
 
     differentiate = jax.value_and_grad(loss, has_aux=True)
@@ -172,6 +174,12 @@ def make_step(
         return TrainState(params, optimizer_state), {"loss": total, **terms}
 
     return step
+
+
+def _zero_rows(valid: Bool[AnyArray, " b"], x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
+    """Returns x with zeros in the rows that are not valid, where even a NaN then has no gradient."""
+    # Selected, not multiplied: 0 times NaN is NaN.
+    return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def train(

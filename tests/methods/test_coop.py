@@ -178,7 +178,7 @@ def test_ignores_padding_and_uses_all_loss_terms(clip, images, golden, assert_ne
     masks = np.zeros((2, 56, 56), np.float32)
     masks[:, 10:30, 20:50] = golden["in/labels"][:, None, None]
     batch = truth(golden, masks=masks)
-    padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.full_like(x[:1], jnp.nan)]), features)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), features)
     longer = dataclasses.replace(
         batch,
         category=np.append(batch.category, 0),

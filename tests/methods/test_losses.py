@@ -89,13 +89,6 @@ def test_segmentation_losses_select_rows():
     assert losses.segmentation_rows(batch).tolist() == [True, True, True, False, False]
 
 
-def test_zeroed_rows():
-    features = {"a": jnp.array([[1.0, 2.0], [jnp.nan, 3.0]]), "b": jnp.array([4.0, jnp.inf])}
-    zeroed = losses.zero_invalid(features, jnp.array([True, False]))
-    np.testing.assert_array_equal(zeroed["a"], [[1, 2], [0, 0]])
-    np.testing.assert_array_equal(zeroed["b"], [4, 0])
-
-
 def test_losses_and_gradients_match_published_code():
     """Includes probabilities of exactly 0 and 1."""
     path = pathlib.Path(__file__).parents[1] / "goldens" / "anomalyclip" / "losses.npz"

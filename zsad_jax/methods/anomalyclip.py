@@ -68,7 +68,6 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
         return repeat(normalize(pair), len(class_names))
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
-        features = losses.zero_invalid(features, batch.valid)
         found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
         return losses.pair_loss(found, batch, lam=config.lam)
 

@@ -101,7 +101,10 @@ class AnomalyMapFn(Protocol):
 
 
 class LossFn(Protocol):
-    """A function that returns the training loss and its terms by name."""
+    """A function that returns the training loss and its terms by name.
+
+    Rows with `valid=False` must have no effect; their features are zero.
+    """
 
     def __call__(
         self, frozen: Params, params: Params, features: PyTree, batch: Batch, /

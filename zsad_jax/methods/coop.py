@@ -172,7 +172,6 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
         return compare(normalize(text), features)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
-        features = losses.zero_invalid(features, batch.valid)
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
         return losses.pair_loss(compare_all(frozen, params, own, features), batch, lam=config.lam)

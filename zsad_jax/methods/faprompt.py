@@ -220,7 +220,6 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         L = lam L_1 + lam_stage2 L_2 + the others, each with its weight, where L_i is focal + dice_abnormal +
         dice_normal of stage i.
         """
-        features = losses.zero_invalid(features, batch.valid)
         text = prototypes(frozen, params, ("",) * len(batch.labels))  # the same for every class
         found = compare_stages(frozen, params, text, features)
         valid = batch.valid.astype(jnp.float32)

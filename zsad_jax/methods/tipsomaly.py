@@ -186,7 +186,6 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
             raise UserError(
                 "Nothing can be trained with learning='none'. Use another value, for example learning='concat'."
             )
-        features = losses.zero_invalid(features, batch.valid)
         pair = encode_learned(frozen, params)
         text, patches = repeat(pair, len(batch.labels)), features.patches[:, -1]
         found = compare(features.global_tokens, patches, text, text, temperature)

@@ -198,7 +198,6 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
         if not params:
             raise UserError("Nothing can be trained with learned=False. Set learned=True.")
-        features = losses.zero_invalid(features, batch.valid)
         found = compare(params, repeat(encode(frozen, params), len(batch.labels)), features)
         return losses.pair_loss(found, batch)
 

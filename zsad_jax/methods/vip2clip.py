@@ -238,7 +238,6 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         return Scores(image, patches / patches.shape[-1], extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
-        features = losses.zero_invalid(features, batch.valid)
         text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
         logits = _pool(found.image_logits, config.global_loss)

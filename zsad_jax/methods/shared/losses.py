@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import AnyArray
-from zsad_jax.methods.base import Batch, Loss, PyTree, Terms
+from zsad_jax.methods.base import Batch, Loss, Terms
 from zsad_jax.methods.shared.anomaly_map import upsample
 from zsad_jax.methods.shared.similarity import Comparison
 
@@ -20,16 +20,6 @@ def weighted_mean(values: Float[Array, " b"], weights: Float[AnyArray, " b"]) ->
     """Returns sum(w v) / sum(w) for values v and weights w; 0 if all weights are 0."""
     # The floor only matters where all weights are 0: otherwise their sum is at least 1.
     return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
-
-
-def zero_invalid(features: PyTree, valid: Bool[AnyArray, " b"]) -> PyTree:
-    """Returns features with zeros in the ignored rows, where even a NaN then has no effect."""
-
-    def zero(x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
-        # Selected, not multiplied: 0 times NaN is NaN.
-        return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
-
-    return jax.tree.map(zero, features)
 
 
 def segmentation_rows(batch: Batch) -> Bool[AnyArray, " b"]:
