@@ -260,7 +260,10 @@ def test_reuses_prompts_of_another_run(folder, finished):
     ("override", "expected"),
     [
         ("--config.sead=2", r"config.sead does not exist. Did you mean config.seed"),
-        ("--config.method.n_deep=2", "n_deep does not exist. It was renamed to num_deep_prompts"),
+        (
+            "--config.method.n_deep=2",
+            "n_deep does not exist. It was renamed to config.method.num_deep_prompts",
+        ),
         ("--config=nowhere.py", r"nowhere.py"),
     ],
 )

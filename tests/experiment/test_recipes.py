@@ -204,7 +204,7 @@ RECIPES = {
             "fgp_heads": 8,
             "utpa": True,
             "top_k": 50,
-            "score": "pooled",
+            "score_pooling": "pooled",
             "global_loss": "pooled",
             "lam": 1.0,
             "feature_layers": (6, 12, 18, 24),

@@ -1,12 +1,14 @@
 """Tests of configs built from mappings: accepted values, and errors."""
 
 import dataclasses
+import inspect
 import re
 from typing import Literal
 
 import pytest
 from ml_collections import ConfigDict
 
+from zsad_jax.detector import load_detector
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.utils.config import check_fields, config_from, within
@@ -85,6 +87,12 @@ def test_stored_options_differ_when_options_differ():
     changed = [{}, {"lam": 2.0}, {"cross_entropy_weight": 1.0}, {"num_deep_prompts": 3}]
     stored = [str(cls(**one).stored_options()) for one in changed]
     assert len(set(stored)) == len(changed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_not_arguments_of_load_detector(name):
+    options = {field.name for field in dataclasses.fields(config_class(name))}
+    assert not options & set(inspect.signature(load_detector).parameters)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -200,7 +200,7 @@ def test_losses_of_each_layer(clip, params, features, batch, golden, assert_near
 
 def test_score_of_the_paper(clip, params, features, published, assert_near):
     """Scores each layer separately; top-k exceeds the number of patches here, so all are used."""
-    scores, maps = scorer(clip, score="per_layer", top_k=1000)(params, features)
+    scores, maps = scorer(clip, score_pooling="per_layer", top_k=1000)(params, features)
     logits = np.asarray(published[0].extras["patch_cosines"].mean(axis=(2, 3))) / 0.07
     assert_near(scores.extras["image_logits"], logits, MAPS)
     assert_near(scores.image["patch"], softmax(logits)[..., 1].mean(axis=1), MAPS)
@@ -409,7 +409,7 @@ def test_rejects_prompt_that_is_too_long(clip):
         ({"feature_layers": (6, 25)}, "'feature_layers'"),
         ({"fgp_heads": 5}, "'fgp_heads' is 5, which does not divide the 32"),
         ({"global_token": 1}, "'global_token' is 1"),
-        ({"score": "mean"}, "'score'"),
+        ({"score_pooling": "mean"}, "'score_pooling'"),
         ({"top_k": 0}, "'top_k'"),
     ],
 )

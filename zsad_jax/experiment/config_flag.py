@@ -124,7 +124,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
         renamed = config_class(config.method.name).renamed
         for key in overrides:
             if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
-                return f"config.{key} does not exist. It was renamed to {new}."
+                return f"config.{key} does not exist. It was renamed to config.method.{new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
                 remedy = did_you_mean([f"config.{one}" for one in _nearest_keys(key, known)])
                 return f"config.{key} does not exist. {remedy or 'The config file lists all keys.'}"

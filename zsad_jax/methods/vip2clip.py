@@ -59,7 +59,7 @@ class ViP2CLIPConfig(MethodConfig):
       utpa: the image score comes from the most anomalous patches; False: from the global token (the
         paper's dual-branch baseline).
       top_k: K, patches of each layer that the image score comes from; all where there are fewer.
-      score: from the K patches to the image score: the probability of their mean cosines over all
+      score_pooling: from the K patches to the image score: the probability of their mean cosines over all
         layers (the code), or the mean of each layer's probability (the paper).
       global_loss: one cross-entropy of the mean over the layers (the code), or the sum of each layer's
         (the paper).
@@ -74,6 +74,7 @@ class ViP2CLIPConfig(MethodConfig):
     renamed: ClassVar[Mapping[str, Renamed]] = {
         "state_length": Renamed("num_prompts"),
         "class_length": Renamed("num_class_prompts"),
+        "score": Renamed("score_pooling"),
     }
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
@@ -87,7 +88,7 @@ class ViP2CLIPConfig(MethodConfig):
     fgp_heads: int = within(8, 1)
     utpa: bool = True
     top_k: int = within(50, 1)
-    score: Literal["pooled", "per_layer"] = "pooled"
+    score_pooling: Literal["pooled", "per_layer"] = "pooled"
     global_loss: Literal["pooled", "per_layer"] = "pooled"
     lam: float = within(1.0, 0)
     feature_layers: tuple[int, ...] = (6, 12, 18, 24)
@@ -229,7 +230,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         if config.vca:
             text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
-        logits = _pool(found.image_logits, config.score)
+        logits = _pool(found.image_logits, config.score_pooling)
         patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
         extras = {"text_features": text, **found._asdict()}
         if not config.fgp:
