@@ -368,9 +368,7 @@ def test_reads_images_of_a_defect_named_label(tmp_path):
 
 def test_rejects_images_that_look_like_masks(tmp_path):
     draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
-    expected = (
-        r"xyz seems to contain masks of 'bad': .* Rename it to ground_truth, or give it as `masks`"
-    )
+    expected = r"xyz looks like a folder of masks\. .*'bad'.* rename the folder to ground_truth, or give it"
     with pytest.raises(UserError, match=expected):
         read_folder(tmp_path)
     dataset = read_folder(tmp_path, masks=tmp_path / "xyz")
@@ -652,7 +650,7 @@ def test_recognizes_real_masks_by_gray_values(tmp_path, folder, name):
     shutil.copytree(REAL / folder / "images", tmp_path / "images")
     shutil.copytree(REAL / folder / "masks", tmp_path / name)
     if name == "xyz":
-        with pytest.raises(UserError, match="xyz seems to contain masks of 'images'"):
+        with pytest.raises(UserError, match=r"xyz looks like a folder of masks.*'images'"):
             read_folder(tmp_path)
     else:
         assert all(sample.label and sample.has_mask for sample in read_folder(tmp_path))

@@ -261,7 +261,7 @@ def test_rejects_other_structures(tmp_path, content, wrong):
     with pytest.raises(UserError, match=r"not a valid meta\.json: ") as error:
         read_meta_json(tmp_path)
     assert wrong in str(error.value)
-    assert 'Expected: {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
+    assert 'Expected {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -349,7 +349,7 @@ def test_opens_by_name_and_by_description(root, tmp_path):
     assert not is_available({"folder": tmp_path / "nowhere"}, tmp_path)
     with pytest.raises(UserError, match=r"Unknown key 'color' of .*. Available: name, "):
         open_dataset(described | {"color": "red"}, tmp_path)
-    with pytest.raises(UserError, match=r"'split' of the dataset .* is 3; expected "):
+    with pytest.raises(UserError, match=r"'split' of the dataset .* is 3. Expected "):
         open_dataset(described | {"split": 3}, tmp_path)
     with pytest.raises(UserError, match="is not a dataset"):
         open_dataset({}, tmp_path)

@@ -84,7 +84,7 @@ def test_reports_missing_member_of_joined_dataset(data_dir):
 
 
 def test_suggests_name_for_misspelled_dataset(data_dir):
-    with pytest.raises(UserError, match=r"Unknown dataset 'mpd': .* Did you mean mpdd"):
+    with pytest.raises(UserError, match=r"Unknown dataset 'mpd'. .* Did you mean mpdd"):
         open_dataset("mpd", data_dir)
 
 

@@ -249,7 +249,7 @@ def test_converts_arrays_to_images():
         np.testing.assert_array_equal(np.asarray(image_from_array(array).image), COLOR)
     assert np.asarray(image_from_array(np.full((2, 2), 9.0)).image).max() == 0  # constant: no range
     for wrong in (COLOR[None], np.zeros((3, 4, 5)), np.zeros((0, 4, 3))):
-        with pytest.raises(UserError, match="must be"):
+        with pytest.raises(UserError, match="has the shape"):
             image_from_array(wrong)
 
 

@@ -223,7 +223,7 @@ def test_second_run_reuses_scores_of_known_good_images(
 ):
     asked = thresholds.Threshold(good=str(pictures / "b"), quantile=0.99)
     job.predict(experiment, [pictures / "a"], threshold=asked)
-    assert "needs at least 100 known-good images and there are 3" in caplog.text
+    assert "needs at least 100 known-good images, but only 3" in caplog.text
     assert "100" in job.run_info()["threshold"]["warning"]
     first = capsys.readouterr().out
     scored = count_scored(monkeypatch)

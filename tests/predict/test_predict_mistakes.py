@@ -24,9 +24,9 @@ def forbid_loading(monkeypatch):
         (["--out={out}"], "No images are given"),
         (["{images}/none", "--out={out}"], "none does not exist"),
         (["{empty}", "--out={out}"], "No images found in"),
-        (["{images}", "--out={out}", "--threshold=high"], "neither a number nor FOLDER:QUANTILE"),
+        (["{images}", "--out={out}", "--threshold=high"], "Expected a number, or FOLDER:QUANTILE"),
         (["{images}", "--out={out}", "--threshold={images}/none:0.9"], "does not exist"),
-        (["{images}", "--out={out}", "--scale=1,0"], "not LOW,HIGH"),
+        (["{images}", "--out={out}", "--scale=1,0"], "Expected LOW,HIGH"),
         (["{images}", "--out={out}", "--prompts=poetic"], "poetic"),
         (["{images}", "--out={out}", "--map_size=0"], "map_size"),
         (["{images}", "--out={out}", "--batch_size=x"], "batch_size"),
@@ -66,7 +66,7 @@ def test_scores_file_with_equals_sign_in_name(run_command, pictures, job, monkey
 
 def test_reports_missing_config(run_command, pictures, job):
     code, _, said = run_command(pictures, f"--out={job.out}", config=None)
-    assert (code, said.startswith("error: No config is named")) == (2, True)
+    assert (code, said.startswith("error: --config is missing")) == (2, True)
     code, _, said = run_command(pictures, f"--out={job.out}", config="--config=none.py")
     assert code == 2
     assert "none.py" in said

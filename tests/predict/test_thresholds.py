@@ -26,14 +26,14 @@ def test_threshold_is_number_or_quantile_of_good_images():
 
 @pytest.mark.parametrize("text", ["", "good", "good:", ":0.9", "good:1", "good:0", "good:x", "nan"])
 def test_rejects_other_thresholds(text):
-    with pytest.raises(UserError, match="neither a number nor FOLDER:QUANTILE"):
+    with pytest.raises(UserError, match="Expected a number, or FOLDER:QUANTILE"):
         parse_threshold(text)
 
 
 def test_scale_is_two_increasing_numbers():
     assert parse_scale("0.25,2") == (0.25, 2.0)
     for text in ("1", "1,0", "0,0", "0,1,2", "a,b", "0,inf"):
-        with pytest.raises(UserError, match="not LOW,HIGH"):
+        with pytest.raises(UserError, match="Expected LOW,HIGH"):
             parse_scale(text)
 
 
@@ -103,7 +103,7 @@ def test_peaks_are_not_rounded_away():
 def test_warns_of_too_few_good_images():
     assert describe_support(100, 0.99) == ""
     assert describe_support(10, 0.9) == ""
-    assert "at least 100 known-good images and there are 99" in describe_support(99, 0.99)
+    assert "at least 100 known-good images, but only 99" in describe_support(99, 0.99)
 
 
 def test_regions_are_in_pixels_of_the_image():

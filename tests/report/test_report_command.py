@@ -102,6 +102,7 @@ def test_writes_files(workdir, tmp_path, capsys):
     [
         (["--paper", "nobody"], "Unknown paper 'nobody'. Available: tipsomaly"),
         (["--paper", "tps", "--table", "7"], "Unknown table '7'. Available: 1, 2, 3, gain of tps."),
+        (["--table", "postre"], "Unknown table 'postre'. Did you mean poster?"),
         (["--table", "99"], "Unknown table '99'. Available: 1, poster, gain of tipsomaly; 1, 2,"),
         (["nowhere"], "nowhere has no results.json"),
     ],

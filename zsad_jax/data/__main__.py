@@ -47,7 +47,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Benchmarks and folders of images.",
+        description="Prepare, verify, list and show benchmarks and folders of images.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -58,7 +58,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "names",
         metavar="NAME",
         nargs="+",
-        help="keys such as mvtec_ad, or all (those without terms to accept)",
+        help="benchmark keys such as mvtec_ad, or all (only those without terms to accept)",
     )
     prepare.add_argument(
         "--source", help="official archive, its extracted folder, or a parent of either"
@@ -118,7 +118,7 @@ def _prepare(options: argparse.Namespace) -> int:
         wanted = [name for name in known if DATASETS[name].open_to_all]
     for name in wanted:
         if name in CATEGORIES:
-            raise UserError(f"{name} is drawn on access and needs no preparation.")
+            raise UserError(f"{name} is synthetic and needs no preparation. Use its name directly.")
         if name not in known and os.path.exists(name):
             raise UserError(
                 f"{name} is a path, not a benchmark. Give the benchmark's key, and {name} as --source."
@@ -136,7 +136,7 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(wanted)} benchmarks could not be prepared: {', '.join(failures)}. See the"
+            f"Failed to prepare {len(failures)} of {len(wanted)} benchmarks ({', '.join(failures)}). See the"
             " errors above."
         )
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from zsad_jax.data.issues import Issue, merge_issues
+from zsad_jax.utils.errors import plural
 
 
 class Lazy(abc.ABC):
@@ -211,7 +212,9 @@ def position_of(index: int, dataset: Dataset) -> int:
     """
     position = int(index) + len(dataset) if index < 0 else int(index)
     if not 0 <= position < len(dataset):
-        raise IndexError(f"{dataset.name} has {len(dataset)} images, there is no index {index}.")
+        raise IndexError(
+            f"Index {index} is out of range. {dataset.name} has {plural(len(dataset), 'image')}."
+        )
     return position
 
 

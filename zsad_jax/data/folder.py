@@ -53,7 +53,7 @@ def find_images(paths: Sequence[PathLike]) -> Found:
     ignored: dict[str, Issue] = {}
     for path in [os.fspath(one) for one in paths]:
         if not os.path.exists(path) and not glob.has_magic(path):
-            raise UserError(f"{path} does not exist.")
+            raise UserError(f"{path} does not exist. Give a file, a folder or a glob pattern.")
         matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         found = [_search(one) if os.path.isdir(one) else Found([one], []) for one in matches]
         if not any(one.images for one in found):
@@ -299,8 +299,9 @@ def _list_part(
     elif unusual:
         suspect, other = next(iter(unusual.items()))
         raise UserError(
-            f"{folder / suspect} seems to contain masks of {other!r}: its files have the same names and few"
-            " gray values. Rename it to ground_truth, or give it as `masks`. Rename the files of images."
+            f"{folder / suspect} looks like a folder of masks. Its files have few gray values, and the names of"
+            f" files in {other!r}. If they are masks, rename the folder to ground_truth, or give it as `masks`."
+            " If they are images, rename the files."
         )
     return images, known, issues
 

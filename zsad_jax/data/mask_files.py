@@ -160,7 +160,7 @@ def pair(
                 owner = owners.setdefault(mask, image)
                 if owner != image and group is images:
                     raise UserError(
-                        f"The mask {os.path.join(root, mask)} fits two images, {owner} and {image}; put the"
+                        f"The mask {os.path.join(root, mask)} fits two images, {owner} and {image}. Put the"
                         " masks into the same subfolders as the images."
                     )
                 if mask not in taken:

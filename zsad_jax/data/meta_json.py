@@ -96,8 +96,8 @@ def read_meta_json(
     if len(missing) == len(samples):
         first = [*missing, *map(str, issues)][0]
         raise NoImagesError(
-            f"None of the images in {folders[0] / META_JSON} exists (the first: {first}). Check the paths: they"
-            f" are relative to {folders[0]}."
+            f"None of the images in {folders[0] / META_JSON} exists (the first: {first}). Expected paths"
+            f" relative to {folders[0]}. Correct the paths, or give another folder."
         )
     if missing:
         number = plural(len(missing), "image")
@@ -156,7 +156,7 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not exist.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a valid meta.json: {error}. Correct the file. Expected: {_FORM}"
+            f"{path} is not a valid meta.json: {error}. Expected {_FORM}. Correct the file."
         ) from error
     if not entries:
         filled = [

@@ -99,7 +99,8 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if name in benchmarks.names():
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
     raise UserError(
-        f"Unknown dataset {name!r}: {pathlib.Path(data_dir, name)} has no {META_JSON}."
+        f"Unknown dataset {name!r}. It is not a benchmark, and {pathlib.Path(data_dir, name)} has no"
+        f" {META_JSON}."
         f" {suggest(name, DATASETS)}"
     )
 
@@ -120,7 +121,7 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
         if not fits(value, types[key]):
             expected = describe_type(types[key])
             raise UserError(
-                f"{key!r} of the dataset {dict(spec)} is {value!r}; expected {expected}."
+                f"{key!r} of the dataset {dict(spec)} is {value!r}. Expected {expected}."
             )
     return reader(path, **options)
 

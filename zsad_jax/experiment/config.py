@@ -128,7 +128,7 @@ class Experiment:
             if isinstance(target.spec, str) and _keys(target.name) & _keys(target.auxiliary):
                 raise UserError(
                     f"{target.name} would be evaluated with prompts trained on {target.auxiliary}. Name another"
-                    f" auxiliary dataset for it: --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
+                    f" auxiliary dataset, for example --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
                 )
         known = sorted({*names, *DATASETS})
         for field in ("method_for", "auxiliary_for"):

@@ -66,7 +66,7 @@ def read_experiment() -> Experiment:
     """
     if _CONFIG.value is None:
         raise UserError(
-            "No config is named. Pass for example --config configs/tipsomaly.py:demo. To list all:"
+            "--config is missing. Name a config, for example --config configs/tipsomaly.py:demo. To list all:"
             f" {LIST_COMMAND}"
         )
     try:

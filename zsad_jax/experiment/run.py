@@ -232,9 +232,9 @@ def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts
     file = prompt_files.choose(method.name, run.backbone.name, given, auxiliary=auxiliary)
     if file is None:
         raise UserError(
-            f"There are no prompts learned on {auxiliary}. Name a file,"
-            f" --config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\", or train them,"
-            " --config.train=True."
+            f"There are no prompts learned on {auxiliary}. Name a file"
+            f" (--config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\"), or train them"
+            " (--config.train=True)."
         )
     params = prompt_files.load(file.source, method, run.backbone)
     return Prompts(params, auxiliary, file.name, file.epoch)

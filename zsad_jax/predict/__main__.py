@@ -1,9 +1,9 @@
-"""The command for a user's own images: a score, an anomaly map and a figure of each.
+"""Scores, anomaly maps and figures of a user's own images.
 
 python -m zsad_jax.predict PATH ... --config configs/tipsomaly.py --out DIR
 
-PATH is a file, a folder (with all its subfolders) or a glob pattern. DIR gets predictions.jsonl, maps/,
-figures/ and run.json. Running the same command again scores only new images.
+PATH is a file, a folder (searched recursively) or a glob pattern. The results are written to DIR:
+predictions.jsonl, maps/, figures/ and run.json. Running the same command again scores only new images.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
 
 flags.adopt_module_key_flags(config_flag)
-_OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+_OUT = flags.DEFINE_string("out", None, "Output folder (required).")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Learned prompts: a released name or a file. Default: the config's."
 )
 _CATEGORY = flags.DEFINE_string(
-    "category", "object", "What the images show, for the prompts; for example 'metal nut'."
+    "category", "object", "What the images show, in the words of a prompt, for example 'metal nut'."
 )
 _PROMPTS = flags.DEFINE_enum(
     "prompts", None, list(PROMPT_FAMILIES), "Prompt family. Default: the config's."
@@ -54,7 +54,7 @@ _MAP_SIZE = flags.DEFINE_integer(
 _DEPTH = flags.DEFINE_integer(
     "depth",
     None,
-    "Bits in use in 16-bit images (12 for many cameras). Default: the config's, 16.",
+    "Bits used in 16-bit images (12 for many cameras). Default: the config's, 16.",
     lower_bound=8,
     upper_bound=16,
 )
@@ -91,7 +91,7 @@ def _read_experiment() -> Experiment:
 
 def _read_options(paths: Sequence[str]) -> Options:
     if _OUT.value is None:
-        raise UserError("--out is missing. Name a folder for the results: --out DIR.")
+        raise UserError("--out is missing. Name a folder for the results with --out DIR.")
     if not paths:
         raise UserError("No images are given. Name files, folders or glob patterns.")
     scale, threshold = _SCALE.value, _THRESHOLD.value

@@ -151,7 +151,7 @@ def _settle_threshold(
 
 def _none_readable(what: str, issues: Sequence[Issue]) -> UserError:
     return UserError(
-        f"Cannot read any of the {what} ({len(issues)} unreadable; the first: {issues[0]}). Pass at least one"
+        f"Cannot read any of the {what} ({len(issues)} unreadable, the first: {issues[0]}). Pass at least one"
         " readable image."
     )
 

@@ -34,8 +34,8 @@ def parse_threshold(text: str) -> Threshold:
     quantile = _as_number(share)
     if not good or quantile is None or not 0 < quantile < 1:
         raise UserError(
-            f"The threshold {text!r} is neither a number nor FOLDER:QUANTILE with a quantile between 0 and"
-            " 1; give 0.6, or good_images:0.99."
+            f"The threshold {text!r} is not valid. Expected a number, or FOLDER:QUANTILE with a quantile"
+            " between 0 and 1. Give, for example, 0.6 or good_images:0.99."
         )
     return Threshold(good=good, quantile=quantile)
 
@@ -46,7 +46,7 @@ def parse_scale(text: str) -> tuple[float, float]:
     low, high = values if len(values) == 2 else (None, None)
     if low is None or high is None or not low < high:
         raise UserError(
-            f"The scale {text!r} is not LOW,HIGH; give two increasing numbers, for example 0,1."
+            f"The scale {text!r} is not valid. Expected LOW,HIGH with LOW < HIGH. Give, for example, 0,1."
         )
     return low, high
 
@@ -68,8 +68,9 @@ def describe_support(count: int, quantile: float) -> str:
     if count >= needed:
         return ""
     return (
-        f"A quantile of {quantile:g} needs at least {needed} known-good images and there are {count}:"
-        " the threshold is just above their highest score, and how many good images will reach it is unknown."
+        f"A quantile of {quantile:g} needs at least {needed} known-good images, but only {count} can be"
+        " read. The threshold is just above their highest score, and how many good images will reach it is"
+        " unknown."
     )
 
 

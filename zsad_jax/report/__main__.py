@@ -18,14 +18,22 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # b
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
-    parser = argparse.ArgumentParser(prog="python -m zsad_jax.report")
+    parser = argparse.ArgumentParser(
+        prog="python -m zsad_jax.report",
+        description="Show the papers' tables beside the results of finished runs.",
+    )
     parser.add_argument(
         "workdirs", metavar="DIR", nargs="+", help="working directory of a finished run"
     )
-    parser.add_argument("--paper", help=f"one of {', '.join(MAIN_TABLES)}; default: all")
-    parser.add_argument("--table", help="one table: its number, poster or gain")
+    parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")
     parser.add_argument(
-        "--format", choices=tuple(SUFFIXES), default="markdown", help="default: markdown"
+        "--table", help="table to show: its number, poster or gain (default: main results and gain)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tuple(SUFFIXES),
+        default="markdown",
+        help="output format (default: markdown)",
     )
     parser.add_argument(
         "--out",

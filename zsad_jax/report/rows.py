@@ -50,5 +50,5 @@ def _check_metric(name: str, value: Any) -> float | None:
     if value is None or math.isnan(value):
         return None
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; metrics must be in [0, 1].")
+        raise ValueError(f"{name} is {value}. Expected a number in [0, 1].")
     return float(value)

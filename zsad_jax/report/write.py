@@ -49,7 +49,9 @@ def write_figures(folder: PathLike, report: Report) -> None:
     # A link could make the report overwrite or remove files elsewhere.
     for path in (folder, *(folder / safe_name(scores.dataset) for scores in report.scores)):
         if path.is_symlink():
-            raise UserError(f"{path} is a link; figures are not written through links. Remove it.")
+            raise UserError(
+                f"{path} is a link. Figures are written to real folders only. Remove the link."
+            )
 
     def save(draw: "Callable[[], Figure | Image.Image | None]", *names: str) -> None:
         name = "/".join(names)

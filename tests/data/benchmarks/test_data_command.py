@@ -72,7 +72,7 @@ def test_prepares_others_if_one_fails(run, official, tmp_path):
     code, out, err = run("prepare", "mpdd", "elpv", "--source", official)
     assert code == 2
     assert "MPDD" in lines_with(err, "error:")[0]
-    assert "1 of 2 benchmarks could not be prepared: mpdd." in err
+    assert "Failed to prepare 1 of 2 benchmarks (mpdd)." in err
     assert "ELPV is stored in" in out
     assert not benchmarks.is_prepared("mpdd", tmp_path / "data")
 

@@ -485,7 +485,7 @@ def test_reports_visa_rows_without_files(visa_folder, tmp_path):
         "candle/Data/Masks/Anomaly/900.png": "image_unused",
     }
     (visa_folder / "split_csv/1cls.csv").write_text("object;split\n1;2\n")
-    with pytest.raises(UserError, match=r"1cls\.csv is not the split of VisA"):
+    with pytest.raises(UserError, match=r"1cls\.csv is not the official split of VisA"):
         prepare("visa", tmp_path / "data2", source=visa_folder)
 
 
@@ -584,7 +584,7 @@ def test_reports_full_disk(error, mvtec_folder, tmp_path, monkeypatch):
         raise error
 
     monkeypatch.setattr(builders, "write_split", fail)
-    with pytest.raises(UserError, match=r"disk of .*mvtec_ad became full"):
+    with pytest.raises(UserError, match=r"disk ran out of space .*mvtec_ad"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder)
     assert not benchmarks.is_prepared("mvtec_ad", tmp_path / "data")
 

@@ -114,7 +114,8 @@ def test_unpublished_means_are_recomputed_with_a_footnote():
     assert dict(cell.keys)["source"] == "recomputed"
     assert cells_of(table, "Medical mean")["AnomalyCLIP"].number.endswith("†")
     assert (
-        "† AnomalyCLIP, Medical mean: the mean has a suspicious member, Br35H." in table.footnotes
+        "† AnomalyCLIP, Medical mean: the mean includes a suspicious number (Br35H)."
+        in table.footnotes
     )
     table = make_table(sheet_of("faprompt", "1", "image_auroc"), [])
     cell = cells_of(table, "Industrial mean")["FAPrompt"]

@@ -47,7 +47,7 @@ def list_files(root: pathlib.Path) -> Listing:
     # images.
     anomalous = [patch for patch in defective if patch.label]
     excluded = len(defective) - len(anomalous)
-    logging.info("AITEX: patches without a defect, excluded from strips with one: %d.", excluded)
+    logging.info("AITEX: excluded the defect-free patches of defective strips (%d).", excluded)
     listing.add_drawn(normal, anomalous)
     return listing
 

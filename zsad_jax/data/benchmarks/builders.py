@@ -89,7 +89,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
                     if not files.is_disk_full(error):
                         raise
                     raise UserError(
-                        f"The disk of {folder} became full while {title} was written. Free some space, or give"
+                        f"The disk ran out of space while writing {title} to {folder}. Free some space, or give"
                         " a folder on a larger disk as --data_dir."
                     ) from error
 
@@ -134,6 +134,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         if not any(listing.samples.values()):
             raise UserError(
                 f"{self._root} has no images of {self.facts.title}. Expected files such as {self.facts.tree}."
+                " Give another folder or archive as --source."
             )
         for split, samples in listing.samples.items():
             if not Samples(self.name, samples).contiguous:

@@ -48,8 +48,8 @@ def _read_line(root: pathlib.Path, line: str) -> tuple[str, float, str]:
         return file_name, float(probability), kind
     except ValueError as error:
         raise UserError(
-            f"{root / LIST} is not the list of ELPV: {line.strip()!r} is not an image, a probability and a kind"
-            " of cell. Extract the official archive again."
+            f"{root / LIST} is not the list of ELPV, since it has the line {line.strip()!r}. Expected an image,"
+            " a probability and a kind of cell. Extract the official archive again."
         ) from error
 
 

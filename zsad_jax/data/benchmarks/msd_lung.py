@@ -174,7 +174,7 @@ def _import_nibabel() -> Any:
         import nibabel
     except ImportError as error:
         raise UserError(
-            "MSD lung consists of volumes, which need nibabel: pip install nibabel."
+            "Reading the volumes of MSD lung requires nibabel. To install it, run: pip install nibabel"
         ) from error
     return nibabel
 

@@ -76,8 +76,8 @@ def open_root(
         root = _find_root(name, target) or _search(target, _has_meta_json)
         if root is None:
             raise UserError(
-                f"{given[0]} is not an archive of {facts.title}: it does not contain {facts.tree}. Download the"
-                " official archive."
+                f"{given[0]} is not an archive of {facts.title}. Expected files such as {facts.tree}. Download"
+                " the official archive."
             )
         logging.info("Reading %s from %s.", facts.title, ", ".join(map(str, given)))
         yield root
@@ -196,7 +196,7 @@ def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
                 pass
     except _UnsafeMember as error:
         raise UserError(
-            f"{path} cannot be extracted safely: {error}. Download the official archive again, or extract it"
+            f"{path} cannot be extracted safely ({error}). Download the official archive again, or extract it"
             " yourself and give the folder as --source."
         ) from error
     except _BROKEN_ARCHIVE as error:
@@ -210,7 +210,7 @@ def _extract(facts: Facts, path: pathlib.Path, target: pathlib.Path) -> None:
         if not files.is_disk_full(error):
             raise
         raise UserError(
-            f"The disk became full while {path} was extracted to {target}. Make room, or give a folder"
+            f"The disk ran out of space while extracting {path} to {target}. Free some space, or give a folder"
             " on a larger disk as --data_dir."
         ) from error
 

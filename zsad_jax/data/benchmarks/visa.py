@@ -55,8 +55,8 @@ def _read_row(listing: Listing, row: dict[str, str]) -> Sample:
         anomalous = {"normal": 0, "anomaly": 1}[label]
     except KeyError as error:
         raise UserError(
-            f"{root / SPLIT_FILE} is not the split of VisA: {error} is unexpected or missing."
-            " Extract the official archive again."
+            f"{root / SPLIT_FILE} is not the official split of VisA ({error} is unexpected or missing)."
+            " Expected the columns object, split, label, image and mask. Extract the official archive again."
         ) from error
     has_mask = bool(mask) and (root / mask).is_file()
     return listing.sample(

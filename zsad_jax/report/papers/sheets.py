@@ -15,7 +15,7 @@ from zsad_jax.report.published import (
     mean_members,
 )
 from zsad_jax.report.rows import MEAN
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 TITLES = {
     "tipsomaly": "TIPS Over Tricks: Simple Prompts For Effective Zero-Shot Anomaly Detection",
@@ -125,7 +125,10 @@ def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...
     }
     if table is not None and not any(table in numbers for numbers in known.values()):
         available = "; ".join(f"{', '.join(numbers)} of {key}" for key, numbers in known.items())
-        raise UserError(f"Unknown table {table!r}. Available: {available}.")
+        # Of the names alone: a number resembles others by chance.
+        words = {one for numbers in known.values() for one in numbers if not one.isdigit()}
+        hint = did_you_mean(nearest(table, sorted(words))) or f"Available: {available}."
+        raise UserError(f"Unknown table {table!r}. {hint}")
     return papers
 
 
@@ -176,7 +179,7 @@ def _mean_of(members: Sequence[PublishedNumber], place: Place) -> PublishedNumbe
         percent=round(sum(number.percent for number in members) / len(members), 1),
         printed="",
         dataset=place.dataset,
-        doubt=f"the mean has a suspicious member, {doubtful}" if doubtful else "",
+        doubt=f"the mean includes a suspicious number ({doubtful})" if doubtful else "",
         reading="",
         gain="",
     )

@@ -200,9 +200,9 @@ def _why_undefined(row: Row, metric: str) -> str:
     # The exact AUPRO is defined, so there are masks.
     if metric == AUPRO_200STEP and row["pixel_aupro"] is not None:
         return "AUPRO at 200 thresholds was not computed"
+    # Before the counts: a reason that holds for every copy of the dataset.
     if facts is not None and level not in facts.levels:
         return f"the dataset has no {'masks' if level == 'pixel' else 'normal images'}"
-    # Facts first: the reason that holds for every copy of the dataset.
     if row["n_anomalous"] == 0:
         return "there are no anomalous images"
     if level == "image" and row["n_anomalous"] == row["n_images"]:
