@@ -43,6 +43,7 @@ def find_config(named: str) -> str:
 def describe_configs() -> dict[str, str]:
     """Returns a line about each included config and variant (`configs/tps.py:demo`)."""
     return {
+        # Run by path: a config is a file of its own, not a module of a package.
         f"{name}{':' * bool(variant)}{variant}": line
         for name, path in included().items()
         for variant, line in runpy.run_path(str(path))["VARIANTS"].items()

@@ -59,6 +59,7 @@ def collect(
         for score in scored.image_scores:
             found = {category: by_score[score] for category, by_score in scored.metrics.items()}
             found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
+            # results.json has one row per dataset and category, so all other image scores are comparisons.
             main = not contender.label and score == image_score
             for category, one in found.items():
                 # The mean over categories counts every image.
