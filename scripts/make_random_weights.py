@@ -23,12 +23,11 @@ import numpy as np
 
 from zsad_jax.backbones import clip, registry, tips
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import flatten
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 STD = 0.02  # keeps the activations of all variants near unit scale
 TEMPERATURE = 0.01
@@ -98,23 +97,63 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
             if kind == "vision"
             else tips.text_tree(tips.TextSizes(**text))
         )
-    if kind == "text":
-        return tips_checkpoints.pytorch_text_shapes(
-            vocabulary=text["vocabulary"],
-            width=text["width"],
-            depth=text["depth"],
-            hidden=text["mlp_dim"],
-        )
     grid = PYTORCH_GRID if release.low_resolution_positions else vision["grid"]
-    shapes = tips_checkpoints.pytorch_vision_shapes(
-        width=vision["width"],
-        depth=vision["depth"],
-        hidden=vision["mlp_dim"],
-        patch=vision["patch_size"],
-        positions=grid * grid + 1,
-        swiglu=vision["feed_forward"] == "swiglu",
-    )
-    return {**shapes, "mask_token": (1, vision["width"])}
+    return pytorch_vision_shapes(vision, grid) if kind == "vision" else pytorch_text_shapes(text)
+
+
+def pytorch_vision_shapes(sizes: registry.Sizes, grid: int) -> Shapes:
+    """Returns names and shapes of a PyTorch vision file of TIPS."""
+    width, hidden, patch = sizes["width"], sizes["mlp_dim"], sizes["patch_size"]
+    if sizes["feed_forward"] == "swiglu":
+        mlp = linear("mlp.w12.", width, 2 * hidden) | linear("mlp.w3.", hidden, width)
+    else:
+        mlp = linear("mlp.fc1.", width, hidden) | linear("mlp.fc2.", hidden, width)
+    block = {
+        **linear("attn.qkv.", width, 3 * width),
+        **linear("attn.proj.", width, width),
+        **mlp,
+        **{f"norm{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+        **{f"ls{j}.gamma": (width,) for j in (1, 2)},
+    }
+    return {
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "pos_embed": (1, grid**2 + 1, width),
+        "cls_token": (1, 1, width),
+        "register_tokens": (1, 1, width),
+        "mask_token": (1, width),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        **repeated("blocks.", block, sizes["depth"]),
+    }
+
+
+def pytorch_text_shapes(sizes: registry.Sizes) -> Shapes:
+    """Returns names and shapes of a PyTorch text file of TIPS."""
+    width, hidden = sizes["width"], sizes["mlp_dim"]
+    block = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        **linear("attn.out_proj.", width, width),
+        **linear("mlp.c_fc.", width, hidden),
+        **linear("mlp.c_proj.", hidden, width),
+        **{f"ln_{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")},
+    }
+    return {
+        "token_embedding.weight": (sizes["vocabulary"], width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "temperature": (),
+        **repeated("transformer.resblocks.", block, sizes["depth"]),
+    }
+
+
+def linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+
+
+def repeated(prefix: str, block: Shapes, depth: int) -> Shapes:
+    return {f"{prefix}{i}.{name}": shape for i in range(depth) for name, shape in block.items()}
 
 
 def shapes_in(tree: Mapping) -> Shapes:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -185,21 +186,48 @@ def test_accepts_confirmed_overrides_and_rejects_contradictory_ones():
         backbone(dtype="float16")
 
 
-@pytest.mark.parametrize("lineage", ["native", "pytorch"])
-def test_lists_all_wrong_arrays(tmp_path, lineage):
+@pytest.mark.parametrize(
+    ("lineage", "missing", "misshapen", "unexpected"),
+    [
+        ("native", "encoder/encoder_norm/bias", "encoder/encoder_norm/scale", "extra/array"),
+        ("pytorch", "norm.bias", "norm.weight", "extra.array"),
+        ("pytorch", "blocks.1.attn.qkv.bias", "blocks.2.mlp.fc2.weight", "blocks.1.extra"),
+        ("pytorch", "blocks.1.attn.proj.weight", "patch_embed.proj.bias", "transformer.extra"),
+    ],
+)
+def test_lists_all_wrong_arrays(tmp_path, lineage, missing, misshapen, unexpected):
     arrays = dict(np.load(GOLDENS / f"vision_mlp_{lineage}.npz"))
-    names = {
-        "native": ("encoder/encoder_norm/bias", "encoder/encoder_norm/scale", "extra/array"),
-        "pytorch": ("norm.bias", "norm.weight", "extra.array"),
-    }[lineage]
-    arrays.pop(names[0])
-    arrays[names[1]] = arrays[names[1]][:5]
-    arrays[names[2]] = np.zeros(3, np.float32)
+    arrays.pop(missing)
+    arrays[misshapen] = arrays[misshapen][:5]
+    arrays[unexpected] = np.zeros(3, np.float32)
     path = tmp_path / "broken.npz"
     np.savez(path, **arrays)
     with pytest.raises(UserError) as error:
         load_backbone("tips", vision=path, text=GOLDENS / f"text_{lineage}.npz", num_heads=4)
-    assert all(name in str(error.value) for name in (*names, "broken.npz"))
+    message = str(error.value)
+    assert all(name in message for name in ("broken.npz", f"1 missing: {missing}", unexpected))
+    assert re.search(rf"1 of the wrong shape: {re.escape(misshapen)} ", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("cls_token", np.ravel),
+        ("pos_embed", lambda array: array[:, :-1]),
+        ("blocks.1.ls1.gamma", lambda array: array[:5]),
+        ("blocks.0.attn.qkv.weight", np.ravel),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_names_wrong_array_of_pytorch_file(tmp_path, name, change, missing):
+    arrays = dict(np.load(GOLDENS / "vision_mlp_pytorch.npz"))
+    array = arrays.pop(name)
+    if not missing:
+        arrays[name] = change(array)
+    path = tmp_path / "broken.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=rf"broken\.npz .*{re.escape(name)}"):
+        load_backbone("tips", vision=path, text=GOLDENS / "text_pytorch.npz", num_heads=4)
 
 
 def test_detects_swapped_files():

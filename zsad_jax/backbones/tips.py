@@ -9,7 +9,7 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import VISION_DEFAULTS, Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
-from zsad_jax.backbones.checkpoints.read import Arrays, fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.family import (
     Family,
     Loaded,
@@ -268,10 +268,7 @@ def load(
             )
         overrides = {"gelu_approximate": options.activation == "gelu_tanh", **overrides}
     text_heads = options.text_num_heads or options.num_heads
-    towers = (
-        _read_tower(located.vision, side="vision", heads=options.num_heads),
-        _read_tower(located.text, side="text", heads=text_heads),
-    )
+    towers = _read_vision(located.vision, options.num_heads), _read_text(located.text, text_heads)
     sizes = _choose_sizes(name, towers, overrides, release, options.dtype)
     if sizes[0].width != sizes[1].width:
         raise UserError(
@@ -323,52 +320,39 @@ class _Tower(NamedTuple):
     pytorch: bool
 
 
-def _read_tower(path: PathLike, *, side: str, heads: int | None) -> _Tower:
-    arrays: Arrays = read_arrays(path)
-    source = f"The {side} file {path}"
-    reader = _READERS[side]
-    pytorch = tips_checkpoints.is_pytorch(arrays)
-    if pytorch:
-        arrays = reader.convert(arrays, heads, source)
-    sizes = reader.read_sizes(arrays, source)
-    if heads is not None and sizes["num_heads"] != heads:
-        raise UserError(
-            f"{source} has {sizes['num_heads']} attention heads, not {heads}. Omit num_heads."
-        )
-    temperature = arrays.get("temperature_contrastive")
-    if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
-        arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
-    tree = fit_tree(arrays, reader.tree_of(sizes), source=str(path))
+def _read_vision(path: PathLike, heads: int | None) -> _Tower:
+    source, arrays = f"The vision file {path}", read_arrays(path)
+    name_in_file = tips_checkpoints.names_in_file(arrays, "vision")
+    if pytorch := tips_checkpoints.is_pytorch(arrays):
+        arrays = tips_checkpoints.vision_from_pytorch(arrays, heads, source)
+    sizes = tips_checkpoints.read_sizes_vision(arrays, source, name_in_file)
+    _check_heads(sizes, heads, source)
+    tree = fit_tree(
+        arrays, vision_tree(VisionSizes(**sizes)), source=source, name_in_file=name_in_file
+    )
     # Put on the device here, so that the host's copy is gone before the other file is read.
     return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
 
 
-class _Reader(NamedTuple):
-    """Functions of one side.
+def _read_text(path: PathLike, heads: int | None) -> _Tower:
+    source, arrays = f"The text file {path}", read_arrays(path)
+    name_in_file = tips_checkpoints.names_in_file(arrays, "text")
+    if pytorch := tips_checkpoints.is_pytorch(arrays):
+        arrays = tips_checkpoints.text_from_pytorch(arrays, heads, source)
+    sizes = tips_checkpoints.read_sizes_text(arrays, source, name_in_file)
+    _check_heads(sizes, heads, source)
+    temperature = arrays.get("temperature_contrastive")
+    if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
+        arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
+    tree = fit_tree(arrays, text_tree(TextSizes(**sizes)), source=source, name_in_file=name_in_file)
+    return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
 
-    Attributes:
-      convert: (PyTorch's arrays, attention heads, source for errors) -> native arrays.
-      read_sizes: (native arrays, source) -> the sizes that they show.
-      tree_of: sizes -> the expected tree.
-    """
 
-    convert: Callable[[Arrays, int | None, str], Arrays]
-    read_sizes: Callable[[Arrays, str], Sizes]
-    tree_of: Callable[[Sizes], Params]
-
-
-_READERS = {
-    "vision": _Reader(
-        tips_checkpoints.vision_from_pytorch,
-        tips_checkpoints.read_sizes_vision,
-        lambda sizes: vision_tree(VisionSizes(**sizes)),
-    ),
-    "text": _Reader(
-        tips_checkpoints.text_from_pytorch,
-        tips_checkpoints.read_sizes_text,
-        lambda sizes: text_tree(TextSizes(**sizes)),
-    ),
-}
+def _check_heads(sizes: Sizes, heads: int | None, source: str) -> None:
+    if heads not in (None, sizes["num_heads"]):
+        raise UserError(
+            f"{source} has {sizes['num_heads']} attention heads, not {heads}. Omit num_heads."
+        )
 
 
 def _choose_sizes(

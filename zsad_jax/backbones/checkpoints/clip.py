@@ -17,6 +17,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     check_heads,
     count_blocks,
     lay_out_block,
+    name_in_block,
 )
 from zsad_jax.utils.errors import UserError
 
@@ -161,21 +162,13 @@ def names_in_file(arrays: Arrays) -> Callable[[str], str]:
     if hugging_face:
         outside |= {native: name for name, native in _HUGGING_FACE.items()}
         blocks = {side: f"{side}_model.encoder.layers" for side in SIDES}
-    parts = {
-        target: part
-        for part, targets in (HUGGING_FACE_PARTS if hugging_face else OPENAI_PARTS).items()
-        for target in targets
-    }
+    parts = HUGGING_FACE_PARTS if hugging_face else OPENAI_PARTS
 
     def name_in_file(native: str) -> str:
         side, _, rest = native.partition("/")
         own = outside.get(native, rest)
         if match := re.fullmatch(rf"{BLOCK}(\d+)/(.+)", rest):
-            target, _, leaf = match[2].rpartition("/")
-            part, kind = parts.get(target), "bias" if leaf == "bias" else "weight"
-            # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
-            joint = "_" if part == "attn.in_proj" else "."
-            own = f"{blocks[side]}.{match[1]}.{f'{part}{joint}{kind}' if part else match[2]}"
+            own = f"{blocks[side]}.{match[1]}.{name_in_block(match[2], parts)}"
         if side == "text" and own != "logit_scale":
             own = below_text + own
         return f"{prefix}{own} ({side} tower)"

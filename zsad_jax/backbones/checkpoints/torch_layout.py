@@ -1,22 +1,23 @@
-"""The blocks of PyTorch files in the names and layouts of the shared tower, whoever named them.
+"""The blocks of PyTorch files in the names and layouts of the shared tower, for every naming scheme.
 
 Matrices are [out, in] there and [in, out] here, attention's with the heads apart; query, key and value may be
 the rows of one matrix, and so may the two branches of a SwiGLU.
 """
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.utils.errors import UserError
 
-Shapes = dict[str, tuple[int, ...]]
+Parts = Mapping[str, tuple[str, ...]]  # PyTorch's name of a layer -> its native ones
 
 ATTENTION = "MultiHeadDotProductAttention_0"
 QUERY_KEY_VALUE = tuple(f"{ATTENTION}/{name}" for name in ("query", "key", "value"))
 # OpenAI's names, which open_clip and TIPS's text side have too.
-OPENAI_PARTS = {
+OPENAI_PARTS: Parts = {
     "ln_1": ("LayerNorm_0",),
     "ln_2": ("LayerNorm_1",),
     "attn.in_proj": QUERY_KEY_VALUE,
@@ -24,7 +25,7 @@ OPENAI_PARTS = {
     "mlp.c_fc": ("MlpBlock_0/Dense_0",),
     "mlp.c_proj": ("MlpBlock_0/Dense_1",),
 }
-HUGGING_FACE_PARTS = {
+HUGGING_FACE_PARTS: Parts = {
     "layer_norm1": ("LayerNorm_0",),
     "layer_norm2": ("LayerNorm_1",),
     "self_attn.q_proj": QUERY_KEY_VALUE[:1],
@@ -34,20 +35,29 @@ HUGGING_FACE_PARTS = {
     "mlp.fc1": ("MlpBlock_0/Dense_0",),
     "mlp.fc2": ("MlpBlock_0/Dense_1",),
 }
-_PARTS = {
-    **OPENAI_PARTS,
-    **HUGGING_FACE_PARTS,
-    # TIPS's vision side
+TIPS_VISION_PARTS: Parts = {
     "norm1": ("LayerNorm_0",),
     "norm2": ("LayerNorm_1",),
     "attn.qkv": QUERY_KEY_VALUE,
     "attn.proj": (f"{ATTENTION}/out",),
-    "mlp.w12": (
-        "FFNSwiGluFused_0/Dense_0",
-        "FFNSwiGluFused_0/Dense_1",
-    ),  # the gate, the linear branch
+    "mlp.fc1": ("MlpBlock_0/Dense_0",),
+    "mlp.fc2": ("MlpBlock_0/Dense_1",),
+    # The gate and the linear branch are rows of one matrix.
+    "mlp.w12": ("FFNSwiGluFused_0/Dense_0", "FFNSwiGluFused_0/Dense_1"),
     "mlp.w3": ("FFNSwiGluFused_0/Dense_2",),
 }
+_PARTS = {**OPENAI_PARTS, **HUGGING_FACE_PARTS, **TIPS_VISION_PARTS}
+
+
+def name_in_block(native: str, parts: Parts) -> str:
+    """Returns the name in a PyTorch block of one of its native arrays, "LayerNorm_0/scale" for example."""
+    target, _, leaf = native.rpartition("/")
+    part = next((part for part, targets in parts.items() if target in targets), None)
+    if part is None:
+        return native
+    # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
+    joint = "_" if part == "attn.in_proj" else "."
+    return f"{part}{joint}{'bias' if leaf == 'bias' else 'weight'}"
 
 
 def lay_out_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
