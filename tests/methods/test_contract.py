@@ -122,6 +122,10 @@ def inside_the_tower(backbone):
     )
 
 
+class NearestReferenceConfig(MethodConfig):
+    name = "toy_nearest_reference"
+
+
 def nearest_reference(backbone):
     """Returns a method that scores patches by the distance to normal images of their category, without text."""
 
@@ -137,13 +141,12 @@ def nearest_reference(backbone):
         raise NotImplementedError
 
     return Method(
-        name="toy_nearest_reference",
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=score_fn("toy_nearest_reference", compute),
+        score=score_fn(compute),
         loss=loss,
         image_scores=("score",),
-        **vision_side(backbone, MethodConfig()),
+        **vision_side(backbone, NearestReferenceConfig()),
     )
 
 
@@ -253,13 +256,16 @@ def test_functions_have_at_most_five_positional_parameters(path):
             assert len(set(parameters) - {"self"}) <= 5, (path, parameters)
 
 
-def test_coop_needs_one_registry_line_and_its_file():
+def test_coop_and_cocoop_need_their_registry_lines_and_one_file():
     package = METHODS_FOLDER.parent
     lines = [
         line.strip()
         for path in package.rglob("*.py")
         if path != METHODS_FOLDER / "coop.py"
         for line in path.read_text(encoding="utf-8").splitlines()
-        if '"coop"' in line or "CoOpConfig" in line.replace("CoCoOpConfig", "")
+        if '"coop"' in line or "CoOpConfig" in line
     ]
-    assert lines == ['"coop": "zsad_jax.methods.coop:coop:CoOpConfig",']
+    assert lines == [
+        '"coop": _included("coop", "CoOpConfig"),',
+        '"cocoop": _included("coop", "CoCoOpConfig"),',
+    ]

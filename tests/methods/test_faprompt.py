@@ -508,5 +508,5 @@ def test_rejects_mistakes(clip, switches, message):
 
 def test_rejects_unknown_extras(clip, params, features):
     method = faprompt(clip, {"prior": False})
-    with pytest.raises(UserError, match=r"'faprompt' has no extra 'prior'. Available: stage1"):
+    with pytest.raises(UserError, match=r"Unknown extra 'prior'. Available: stage1"):
         score_all(method, clip, params, features, extras=("prior",))

@@ -9,7 +9,6 @@ import pytest
 from zsad_jax import methods
 from zsad_jax.methods import METHODS, make_method
 from zsad_jax.methods.tipsomaly import TIPSomalyConfig, tipsomaly
-from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
 
@@ -33,19 +32,16 @@ def test_registers_method_from_outside(backbone, monkeypatch):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class MineConfig(TIPSomalyConfig):
+        name = "mine"
         num_prompts: int = 2
 
-    def mine(backbone, config=None):
-        made = tipsomaly(backbone, config_from(MineConfig, config))
-        return made._replace(name="mine")
-
     for _ in range(2):  # like a config file that is loaded twice
-        methods.register("mine", mine, MineConfig)
+        methods.register(tipsomaly, MineConfig)
     made = make_method("mine", backbone, {"sigma": 2.0})
     assert (made.name, made.config) == ("mine", MineConfig(sigma=2.0))
     assert methods.config_class("mine") is MineConfig
-    with pytest.raises(UserError, match="'tps' is the name of an included method"):
-        methods.register("tps", mine, MineConfig)
+    with pytest.raises(UserError, match="'tipsomaly' is the name of an included method"):
+        methods.register(tipsomaly, TIPSomalyConfig)
 
 
 def test_methods_are_imported_when_made():

@@ -14,7 +14,7 @@ from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_
 from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import check_name, parse_name
-from zsad_jax.methods import Method, config_class, image_score, make_method, recipe_of
+from zsad_jax.methods import Method, config_class, image_score, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
@@ -279,7 +279,7 @@ def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
     method, backbone = experiment.method["name"], experiment.backbone
     without_effect = {"name", "image_size", "dtype", "tokenizer", "bit_depth"}
-    options = sorted({*backbone, *recipe_of(method).backbone} - without_effect)
+    options = sorted({*backbone, *config_class(method).recipe.backbone} - without_effect)
     setting = {"naming": experiment.naming, **{key: backbone.get(key) for key in options}}
     if experiment.train:
         setting |= dataclasses.asdict(experiment.training_config)

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
-from zsad_jax.methods import config_class, recipe_of
+from zsad_jax.methods import config_class
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.errors import suggest
 
@@ -41,7 +41,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
       >>> config = paper("tipsomaly", train=False)
       >>> config.method.sigma = 8.0
     """
-    recipe = recipe_of(method)
+    recipe = config_class(method).recipe
     config = ConfigDict()
     config.method = _fields(config_class(method), name=method)
     config.backbone = _backbone({**recipe.backbone, "dtype": "float32"})

@@ -3,29 +3,52 @@
 import importlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage
-from zsad_jax.methods.shared.config import Fields, MethodConfig, Recipe
+from zsad_jax.methods.shared.config import Fields, MethodConfig
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError, suggest
 
 Factory = Callable[[Backbone, Any], Method]
-# Name -> "module:factory:config class", imported when the method is used; of `register`, the two themselves.
-METHODS: dict[str, str | tuple[Factory, type[MethodConfig]]] = {
-    "tipsomaly": "zsad_jax.methods.tipsomaly:tipsomaly:TIPSomalyConfig",
-    "anomalyclip": "zsad_jax.methods.anomalyclip:anomalyclip:AnomalyCLIPConfig",
-    "faprompt": "zsad_jax.methods.faprompt:faprompt:FAPromptConfig",
-    "tps": "zsad_jax.methods.tps:tps:TPSConfig",
-    "vip2clip": "zsad_jax.methods.vip2clip:vip2clip:ViP2CLIPConfig",
-    "clip": "zsad_jax.methods.clip:clip:ClipConfig",
-    "clip_ac": "zsad_jax.methods.clip:clip:ClipACConfig",
-    "coop": "zsad_jax.methods.coop:coop:CoOpConfig",
-    "cocoop": "zsad_jax.methods.coop:coop:CoCoOpConfig",
+
+
+class MethodEntry(NamedTuple):
+    """A method that `make_method` knows.
+
+    Attributes:
+      load: returns the factory and the class of its config; it imports those of an included method.
+      included: whether the package contains it, so that `register` cannot replace it.
+    """
+
+    load: Callable[[], tuple[Factory, type[MethodConfig]]]
+    included: bool
+
+
+def _included(module: str, config: str) -> MethodEntry:
+    """Returns the entry of a method of this package, whose factory has the name of its module."""
+
+    def load() -> tuple[Factory, type[MethodConfig]]:
+        found = importlib.import_module(f"{__name__}.{module}")
+        return getattr(found, module), getattr(found, config)
+
+    return MethodEntry(load, included=True)
+
+
+METHODS = {
+    "tipsomaly": _included("tipsomaly", "TIPSomalyConfig"),
+    "anomalyclip": _included("anomalyclip", "AnomalyCLIPConfig"),
+    "faprompt": _included("faprompt", "FAPromptConfig"),
+    "tps": _included("tps", "TPSConfig"),
+    "vip2clip": _included("vip2clip", "ViP2CLIPConfig"),
+    "clip": _included("clip", "ClipConfig"),
+    "clip_ac": _included("clip", "ClipACConfig"),
+    "coop": _included("coop", "CoOpConfig"),
+    "cocoop": _included("coop", "CoCoOpConfig"),
 }
 
 __all__ = [
@@ -34,7 +57,6 @@ __all__ = [
     "make_method",
     "register",
     "config_class",
-    "recipe_of",
     # The contract
     "Method",
     "Batch",
@@ -47,14 +69,13 @@ __all__ = [
 ]
 
 
-def register(name: str, factory: Factory, config: type[MethodConfig]) -> None:
-    """Adds a method that is defined outside of the package.
+def register(factory: Factory, config: type[MethodConfig]) -> None:
+    """Adds a method that is defined outside of the package, under the name in its config class.
 
     Afterwards its name works wherever that of an included method does. A config file that calls this makes the
     method known to the commands that load it. Registering a name again replaces the method.
 
     Args:
-      name: the key of the method, as in its `Method.name`.
       factory: (backbone, config) -> `Method`; `make_method` passes an instance of `config`.
       config: the dataclass of the options.
 
@@ -63,13 +84,16 @@ def register(name: str, factory: Factory, config: type[MethodConfig]) -> None:
 
     Example:
       >>> from zsad_jax.methods.clip import ClipConfig, clip
-      >>> register("my_clip", clip, ClipConfig)
+      >>> class MyConfig(ClipConfig):
+      ...     name = "my_clip"
+      >>> register(clip, MyConfig)
       >>> config_class("my_clip").title
       'CLIP'
     """
-    if isinstance(METHODS.get(name), str):
+    name = config.name
+    if name in METHODS and METHODS[name].included:
         raise UserError(f"{name!r} is the name of an included method. Choose another name.")
-    METHODS[name] = (factory, config)
+    METHODS[name] = MethodEntry(lambda: (factory, config), included=False)
 
 
 def make_method(
@@ -151,26 +175,11 @@ def config_class(name: str) -> type[MethodConfig]:
     return _registered(name)[1]
 
 
-def recipe_of(name: str) -> Recipe:
-    """Returns the setting of a method's published numbers; for one that is not implemented, AnomalyCLIP's.
-
-    Example:
-      >>> recipe_of("anomalyclip").backbone["name"]
-      'clip-vit-l14-336'
-    """
-    return config_class(name).recipe if name in METHODS else Recipe()
-
-
 def _registered(name: str) -> tuple[Factory, type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
         raise UserError(f"Unknown method '{name}'. {suggest(name, sorted(METHODS))}")
-    entry = METHODS[name]
-    if not isinstance(entry, str):
-        return entry
-    module, *attributes = entry.split(":")
-    factory, config = (getattr(importlib.import_module(module), one) for one in attributes)
-    return factory, config
+    return METHODS[name].load()
 
 
 def image_score(method: Method, name: str | None = None) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, score_fn, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields
 from zsad_jax.methods.shared.similarity import normalize, repeat
@@ -30,6 +30,7 @@ class AnomalyCLIPConfig(learner.LearnerConfig):
       lam: weight of the segmentation losses.
     """
 
+    name: ClassVar[str] = "anomalyclip"
     title: ClassVar[str] = "AnomalyCLIP"
 
     normal_text: str = "object."
@@ -67,15 +68,19 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
         pair = learner.encode_learners(backbone, config, frozen, words(), [params])
         return repeat(normalize(pair), len(class_names))
 
+    def compute(
+        frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
+    ) -> Scores:
+        return similarity.pair_scores(compare(text, features))
+
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
         return losses.pair_loss(found, batch, lam=config.lam)
 
     return Method(
-        name="anomalyclip",
         init=init,
         prototypes=prototypes,
-        score=score_fn("anomalyclip", lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
+        score=score_fn(compute),
         loss=loss,
         import_params=import_params,
         aupro_thresholds="numpy",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
@@ -91,6 +91,17 @@ class ScoreFn(Protocol):
         /,
         *,
         extras: Collection[str] = (),
+    ) -> Scores: ...
+
+
+class ComputeScoresFn(Protocol):
+    """A function that returns the scores of images with all extras.
+
+    `prototypes` are those of each image's category, along the axis of images.
+    """
+
+    def __call__(
+        self, frozen: Params, params: Params, prototypes: Any, features: Any, /
     ) -> Scores: ...
 
 
@@ -206,13 +217,10 @@ class Method(NamedTuple):
     unused_parameters: int = 0
 
 
-def score_fn(method: str, compute: Callable[[Params, Params, Any, Any], Scores]) -> ScoreFn:
-    """Returns `Method.score`, which returns only the requested extras.
+def score_fn(compute: ComputeScoresFn) -> ScoreFn:
+    """Returns `Method.score`, which returns only the requested extras of `compute`.
 
-    Args:
-      method: name of the method, for messages.
-      compute: (frozen, params, prototypes of each image's category, features) -> scores with all extras.
-        Where it is compiled, extras that are not requested are never computed.
+    Where it is compiled, extras that are not requested are never computed.
     """
 
     def score(
@@ -228,7 +236,7 @@ def score_fn(method: str, compute: Callable[[Params, Params, Any, Any], Scores])
         scores = compute(frozen, params, of_images, features)
         if unknown := sorted({*extras} - {*scores.extras}):
             hint = suggest(unknown[0], scores.extras)
-            raise UserError(f"Method '{method}' has no extra '{unknown[0]}'. {hint}")
+            raise UserError(f"Unknown extra '{unknown[0]}'. {hint}")
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score
@@ -237,6 +245,7 @@ def score_fn(method: str, compute: Callable[[Params, Params, Any, Any], Scores])
 class VisionSide(TypedDict):
     """The fields of `Method` that follow from the options that all methods share."""
 
+    name: str
     config: MethodConfig
     features: FeaturesFn
     anomaly_map: AnomalyMapFn
@@ -247,7 +256,7 @@ class VisionSide(TypedDict):
 def vision_side(
     backbone: Backbone, config: MethodConfig, *, num_maps: int | None = None
 ) -> VisionSide:
-    """Returns the config of a `Method`, and its fields that follow from the shared options.
+    """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
     `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer.
 
@@ -270,6 +279,7 @@ def vision_side(
         )
 
     return {
+        "name": config.name,
         "config": config,
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),

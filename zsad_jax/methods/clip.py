@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NoReturn
 
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import Backbone, Params
-from zsad_jax.methods.base import Method, PyTree, score_fn, vision_side
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
+from zsad_jax.methods.base import Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
 from zsad_jax.utils.config import Renamed, config_from
@@ -102,14 +102,18 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
     ) -> Float[Array, "c 2 d"]:
         return prompts.encode_pairs(backbone, frozen, family, class_names)
 
+    def compute(
+        frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
+    ) -> Scores:
+        return similarity.pair_scores(compare(text, features))
+
     def loss(*_: Any) -> NoReturn:
         raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")
 
     return Method(
-        name=config.name,
         init=lambda key, frozen: {},
         prototypes=prototypes,
-        score=score_fn(config.name, lambda _f, _p, *own: similarity.pair_scores(compare(*own))),
+        score=score_fn(compute),
         loss=loss,
         group_names=(),
         **vision_side(backbone, config),

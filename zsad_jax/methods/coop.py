@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, score_fn, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
@@ -171,6 +171,11 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
         text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
         return compare(normalize(text), features)
 
+    def compute(
+        frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
+    ) -> Scores:
+        return similarity.pair_scores(compare_all(frozen, params, own, features))
+
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
@@ -185,10 +190,9 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
         return params
 
     return Method(
-        name=config.name,
         init=init,
         prototypes=prototypes,
-        score=score_fn(config.name, lambda *own: similarity.pair_scores(compare_all(*own))),
+        score=score_fn(compute),
         loss=loss,
         import_params=import_params,
         **vision_side(backbone, config),

@@ -52,6 +52,7 @@ class FAPromptConfig(learner.LearnerConfig):
       prior_weight: of the squared prior of normal images.
     """
 
+    name: ClassVar[str] = "faprompt"
     title: ClassVar[str] = "FAPrompt"
     recipe: ClassVar[Recipe] = Recipe(TRAINING | {"epochs": 7}, image_score="combined")
     renamed: ClassVar[Mapping[str, Renamed]] = {
@@ -245,10 +246,9 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         return total, terms | weighted
 
     return Method(
-        name="faprompt",
         init=init,
         prototypes=prototypes,
-        score=score_fn("faprompt", compute),
+        score=score_fn(compute),
         loss=loss,
         image_scores=IMAGE_SCORES,
         import_params=functools.partial(_import_params, config),

@@ -50,6 +50,7 @@ class TIPSomalyConfig(learner.LearnerConfig):
       learned_class_name: class name in the learned prompts.
     """
 
+    name: ClassVar[str] = "tipsomaly"
     title: ClassVar[str] = "TIPSomaly"
     recipe: ClassVar[Recipe] = Recipe(
         # The published order: class by class.
@@ -202,10 +203,9 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         return total, {**local, "cross_entropy": image, "l1": l1}
 
     return Method(
-        name="tipsomaly",
         init=init,
         prototypes=prototypes,
-        score=score_fn("tipsomaly", compute),
+        score=score_fn(compute),
         loss=loss,
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],

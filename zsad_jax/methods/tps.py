@@ -64,6 +64,7 @@ class TPSConfig(learner.LearnerConfig):
       pathway_heads: of both attentions; divides the width of the joint space.
     """
 
+    name: ClassVar[str] = "tps"
     title: ClassVar[str] = "TPS"
     recipe: ClassVar[Recipe] = Recipe(
         TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}
@@ -218,10 +219,9 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         return params
 
     return Method(
-        name="tps",
         init=init,
         prototypes=prototypes,
-        score=score_fn("tps", compute),
+        score=score_fn(compute),
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),

@@ -67,6 +67,7 @@ class ViP2CLIPConfig(MethodConfig):
       global_token: index of the one that the Meta-Net, or the dual-branch image score, uses.
     """
 
+    name: ClassVar[str] = "vip2clip"
     title: ClassVar[str] = "ViP²-CLIP"
     recipe: ClassVar[Recipe] = Recipe(
         TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
@@ -245,10 +246,9 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         return losses.joint_loss(found.patch_probabilities, logits, batch, lam=config.lam)
 
     return Method(
-        name="vip2clip",
         init=init,
         prototypes=prototypes,
-        score=score_fn("vip2clip", compute),
+        score=score_fn(compute),
         loss=loss,
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),

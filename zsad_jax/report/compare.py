@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from zsad_jax.data.benchmarks.facts import BOTH, DATASETS, Level
 from zsad_jax.data.protocols import PROTOCOLS, SplitName, parse_name
-from zsad_jax.methods import METHODS, config_class, recipe_of
+from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
 from zsad_jax.report.rows import MEAN, Row, level_of
@@ -132,8 +132,9 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
     Returns:
       [ours, the paper's] of what differs.
     """
-    recipe = recipe_of(method)
-    options = {field.name: field.default for field in dataclasses.fields(config_class(method))}
+    config = config_class(method)
+    recipe = config.recipe
+    options = {field.name: field.default for field in dataclasses.fields(config)}
     # TIPSomaly, for example, uses other templates for brain images.
     options |= recipe.method_for.get(dataset, {})
     published = {

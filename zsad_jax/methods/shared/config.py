@@ -39,7 +39,8 @@ class MethodConfig:
     count from 1 in a vision tower of 24 blocks and are scaled to the depth of the backbone's tower.
 
     Attributes:
-      title: the method's name as its paper prints it.
+      name: the method's key ("tipsomaly").
+      title: its name as its paper prints it.
       needs_text: whether the method needs the text side of a backbone.
       recipe: the setting of its published numbers.
       renamed: former keys, which are still those of stored results, and what replaced them.
@@ -52,6 +53,7 @@ class MethodConfig:
       init_std: standard deviation of the normal distribution that learned tokens are drawn from.
     """
 
+    name: ClassVar[str]
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
