@@ -177,7 +177,7 @@ def test_aitex_reads_nested_copies_and_logs_excluded_patches(
     with caplog.at_level("INFO", logger="absl"):
         dataset = prepare("aitex", tmp_path / "nested")
     # Four patches of each of three strips, minus the five marked ones.
-    assert "excluded from strips with one: 7." in caplog.text
+    assert "defect-free patches of defective strips (7)." in caplog.text
     assert [sample.label for sample in dataset] == [0, 1, 1, 1, 1, 1]
     assert dataset[1].file_name == "Defect_images/Defect_images/0001_002_00_1.png"
     assert dataset[0].file_name.startswith("NODefect_images/0002_000_00_")
