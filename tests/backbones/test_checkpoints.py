@@ -131,9 +131,7 @@ def test_read_arrays_detects_safetensors_by_content(tmp_path, suffix):
         np.testing.assert_array_equal(arrays[name], values)
     np.testing.assert_array_equal(arrays["count"], np.arange(3))
     assert arrays["scalar"].shape == ()
-    shapes = read.read_safetensors_shapes(path)
-    assert shapes["brain"] == ("BF16", (2, 2))
-    assert shapes["scalar"] == ("F32", ())
+    assert not read.find_damage(path)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +150,7 @@ def test_reports_broken_safetensors_file_and_remedy(tmp_path, damage):
     path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
     with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
         read.read_arrays(path)
-    with pytest.raises(ValueError, match=r"."):
-        read.read_safetensors_shapes(path)
+    assert read.find_damage(path)
 
 
 def test_reads_npz_with_other_suffix(tmp_path):
@@ -201,6 +198,21 @@ def test_reports_broken_npz_and_remedy(tmp_path, write):
     write(path)
     with pytest.raises(UserError, match=r"weights\.npz .*fetch it again"):
         read.read_arrays(path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_finds_damage_without_reading_arrays(tmp_path, suffix):
+    path = tmp_path / "weights.part"
+    if suffix == "npz":
+        with path.open("wb") as file:
+            np.savez(file, a=np.arange(1000.0))
+    else:
+        path.write_bytes(safetensors_bytes({"a": ("F64", np.arange(1000.0))}))
+    data = path.read_bytes()
+    assert read.find_damage(path) == ""
+    for damaged in (data[:-1], data[:2000], b"", b"<html>404 not found</html>"):
+        path.write_bytes(damaged)
+        assert read.find_damage(path) == "it is not a complete npz or safetensors file"
 
 
 def test_rejects_single_array(tmp_path):

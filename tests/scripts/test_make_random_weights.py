@@ -44,7 +44,7 @@ def count_values(shapes):
 )
 def test_array_counts_match_published_files(script, name, lineage, side, arrays, values):
     shapes = script["shapes_of"](name, lineage, side)
-    assert len(shapes) == arrays == registry.count_arrays(registry.RELEASES[name], lineage, side)
+    assert len(shapes) == arrays
     # The published size of the largest text tower is rounded.
     tolerance = 1e-3 if side == "text" and arrays == 436 else 0
     assert count_values(shapes) == pytest.approx(values, rel=tolerance, abs=0)

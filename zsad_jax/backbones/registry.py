@@ -1,14 +1,12 @@
 """Records of the released checkpoints: family, sizes, and where their files are published and stored here."""
 
-import math
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from zsad_jax.backbones.checkpoints.read import read_safetensors_shapes
+from zsad_jax.backbones.checkpoints.read import find_damage
 from zsad_jax.utils import downloads, files
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -204,7 +202,7 @@ def _tips_files(release: Release, lineage: str) -> dict[str, File]:
         side: File(
             f"the {side} tower of {release.name}",
             [place(stem, side) for stem in stems],
-            check=_npz_check(count_arrays(release, lineage, side)),
+            check=find_damage,
             recorded_sha256=release.recorded_sha256.get((lineage, side)),
         )
         for side in SIDES
@@ -233,7 +231,7 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
         "weights": File(
             label,
             [(path, CLIP_URL.format(source)), (path.with_suffix(".npz"), None)],
-            check=_safetensors_check(count_values(release)),
+            check=find_damage,
             recorded_sha256=release.recorded_sha256.get((lineage, "weights")),
         ),
         "tokenizer": File(
@@ -244,62 +242,6 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
             optional=True,
         ),
     }
-
-
-def count_arrays(release: Release, lineage: str, side: str) -> int | None:
-    """Returns how many arrays a file of a TIPS holds, None where that is unknown."""
-    depth: int = (release.vision if side == "vision" else release.text or {})["depth"]
-    # A block has two norms, four layers of attention and two dense layers, of two arrays each: 16, or 18 with
-    # the third dense layer of a SwiGLU. PyTorch joins query, key and value (12) and adds two scales (14).
-    if side == "text":
-        return 16 * depth + 4 if lineage == "native" else None
-    if lineage == "pytorch":
-        return 14 * depth + 8
-    return (18 if release.vision["feed_forward"] == "swiglu" else 16) * depth + 6
-
-
-def count_values(release: Release) -> int:
-    """Returns how many numbers the arrays of a CLIP hold, under any names; scalars do not count."""
-    vision, text = release.vision, release.text or {}
-    total = 0
-    for tower, first in (
-        # In rows as long as the width: kernel, positions with the class token and its own vector, two norms.
-        (vision, 3 * vision["patch_size"] ** 2 + vision["grid"] ** 2 + 2 + 4),
-        (text, text["vocabulary"] + text["length"] + 2),
-    ):
-        width, hidden = tower["width"], tower["mlp_dim"]
-        block = 4 * width**2 + 2 * width * hidden + 9 * width + hidden
-        total += (first + tower["embed_dim"]) * width + tower["depth"] * block
-    return total
-
-
-def _npz_check(expected: int | None) -> Callable[[pathlib.Path], str]:
-    def check(path: pathlib.Path) -> str:
-        """Looks at the table of contents alone."""
-        try:
-            # It is at the end of a zip, so a truncated file has none. The gigabytes of values are not read:
-            # names, shapes and finite values are checked on loading.
-            with zipfile.ZipFile(path) as archive:
-                found = len(archive.namelist())
-        except zipfile.BadZipFile:
-            return "it is not an npz file"
-        return "" if expected in (None, found) else f"it has {found} arrays instead of {expected}"
-
-    return check
-
-
-def _safetensors_check(expected: int) -> Callable[[pathlib.Path], str]:
-    def check(path: pathlib.Path) -> str:
-        """Looks at the header alone; integers (ids of positions) do not count."""
-        try:
-            shapes = read_safetensors_shapes(path).values()
-        except ValueError:
-            return "it is not a whole safetensors file"
-        # Any names will do, since conversions rename and split the arrays but keep their numbers.
-        found = sum(math.prod(shape) for kind, shape in shapes if "F" in kind and shape)
-        return "" if found == expected else f"it holds {found:,} numbers instead of {expected:,}"
-
-    return check
 
 
 def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
