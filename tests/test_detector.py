@@ -247,7 +247,7 @@ def test_given_prompts_precede_included_ones(backbone, stored_prompts):
     assert words == "prompts included with tips"
     assert prompt_files.digest(given) != prompt_files.digest(included)
     assert prompt_files.digest(included) == prompt_files.digest(
-        prompt_files.load(str(files["included"]), method, backbone)
+        prompt_files.load(prompt_files.find(str(files["included"])), method, backbone)
     )
 
 
@@ -274,5 +274,12 @@ def test_learned_prompts_change_the_map(backbone, stored_prompts, images, expect
 def test_rejects_prompts_of_other_shape(backbone, tmp_path):
     path = tmp_path / "narrow.npz"
     prompt_files.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
-    with pytest.raises(UserError, match="do not fit tipsomaly over tips"):
+    with pytest.raises(UserError, match=r"The prompts .*narrow\.npz do not fit tipsomaly over tips"):
         zsad_jax.load_detector("tipsomaly", backbone, checkpoint=str(path))
+
+
+def test_options_that_do_not_fit_included_prompts_name_no_file(backbone, stored_prompts):
+    with pytest.raises(UserError, match=r"expected \(12, .*\)\. Train prompts") as error:
+        zsad_jax.load_detector("tipsomaly", backbone, num_prompts=12)
+    assert str(error.value).startswith("The prompts included with tips do not fit tipsomaly")
+    assert ".npz" not in str(error.value)

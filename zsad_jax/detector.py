@@ -250,7 +250,7 @@ def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) ->
         return fixed
     file = prompt_files.choose(method.name, backbone.name, checkpoint)
     if file is not None:
-        params = prompt_files.load(file.source, method, backbone)
+        params = prompt_files.load(file, method, backbone)
         return jax.tree.map(jnp.asarray, params), file.description
     if not method.works_untrained:
         raise UserError(

@@ -308,7 +308,7 @@ def test_rejects_checkpoint_of_other_width(clip, params, tmp_path):
     wide = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=-1), params)
     prompt_files.save(tmp_path / "p.npz", wide)
     with pytest.raises(UserError, match=r"do not fit anomalyclip .* \(12, 96\)"):
-        prompt_files.load(str(tmp_path / "p.npz"), anomalyclip(clip), clip)
+        prompt_files.load(prompt_files.find(str(tmp_path / "p.npz")), anomalyclip(clip), clip)
 
 
 @pytest.mark.parametrize(

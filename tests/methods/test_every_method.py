@@ -178,7 +178,7 @@ def test_reads_authors_state_and_own_file(load_golden_clip, authors_state, tmp_p
     bare = {key.removeprefix("prompt_learner."): array for key, array in state.items()}
     np.savez(tmp_path / "bare.npz", **bare)
     for file in ("theirs", "bare", "ours"):
-        loaded = prompt_files.load(str(tmp_path / f"{file}.npz"), method, clip)
+        loaded = prompt_files.load(prompt_files.find(str(tmp_path / f"{file}.npz")), method, clip)
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -195,4 +195,4 @@ def test_rejects_incomplete_checkpoint(load_golden_clip, authors_state, tmp_path
     del state[f"prompt_learner.{lost}"]
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match=rf"do not fit {name} .* lacks '{lost}'"):
-        prompt_files.load(str(tmp_path / "p.npz"), make_method(name, clip), clip)
+        prompt_files.load(prompt_files.find(str(tmp_path / "p.npz")), make_method(name, clip), clip)

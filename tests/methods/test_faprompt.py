@@ -476,7 +476,11 @@ def test_rejects_checkpoint_with_more_deep_prompts(clip, read_golden, tmp_path):
     state = state_of(read_golden("faprompt", "learnable"))
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match="do not fit faprompt"):
-        prompt_files.load(str(tmp_path / "p.npz"), faprompt(clip, {"deep_prompt_depth": 5}), clip)
+        prompt_files.load(
+            prompt_files.find(str(tmp_path / "p.npz")),
+            faprompt(clip, {"deep_prompt_depth": 5}),
+            clip,
+        )
 
 
 @pytest.mark.parametrize(

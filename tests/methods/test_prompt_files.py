@@ -67,7 +67,7 @@ def test_rejects_files_without_prompt_pair(backbone, tmp_path, arrays, problem):
     np.savez(tmp_path / "p.npz", **arrays)
     method = make_method("tipsomaly", backbone)
     with pytest.raises(UserError, match=rf"p\.npz .*{problem}"):
-        prompt_files.load(str(tmp_path / "p.npz"), method, backbone)
+        prompt_files.load(prompt_files.find(str(tmp_path / "p.npz")), method, backbone)
 
 
 def test_rejects_unknown_names(tmp_path):

@@ -16,7 +16,7 @@ from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
-from zsad_jax.experiment import cache, run_info
+from zsad_jax.experiment import cache, config_files, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.methods import Method, image_score
@@ -196,16 +196,15 @@ def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str,
             skipped.setdefault(target, reason)
     left = [target for target in auxiliary_of if target not in skipped]
     if not left or (skipped and not experiment.skip_missing):
-        demo = f"python -m zsad_jax.main --config configs/{experiment.method['name']}.py:demo"
-        hints = [*_download_hints(experiment), f"To try the method without downloads: {demo}"]
-        raise UserError("\n".join([*missing.values(), *hints]))
+        raise UserError("\n".join([*missing.values(), *_hints(experiment)]))
     for name, reason in skipped.items():
         logging.warning("Skipping %s: %s", name, reason)
     wanted = {*left, *(auxiliary_of[target] for target in left)}
     return {name: one for name, one in datasets.items() if name in wanted}, skipped
 
 
-def _download_hints(experiment: Experiment) -> list[str]:
+def _hints(experiment: Experiment) -> list[str]:
+    """Returns the commands for other missing files, and for the method's demo if it has one."""
     name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
     commands = {}
     if name in registry.RELEASES and registry.missing_files(name, lineage):
@@ -214,10 +213,15 @@ def _download_hints(experiment: Experiment) -> list[str]:
     for source in filter(None, map(experiment.checkpoints.get, auxiliaries)):
         if not prompt_files.find(source).path.exists():
             commands[f"prompts {source}"] = prompt_files.fetch_command(source)
-    return [
+    hints = [
         f"Also missing (downloaded on first use): {what}. To download now: {command}."
         for what, command in commands.items()
     ]
+    config_file = f"configs/{experiment.method['name']}.py"
+    if config_file in config_files.included():  # a registered method has none
+        demo = f"python -m zsad_jax.main --config {config_file}:demo"
+        hints.append(f"To try the method without downloads: {demo}")
+    return hints
 
 
 def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts:
@@ -236,7 +240,7 @@ def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts
             f" (--config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\"), or train them"
             " (--config.train=True)."
         )
-    params = prompt_files.load(file.source, method, run.backbone)
+    params = prompt_files.load(file, method, run.backbone)
     return Prompts(params, auxiliary, file.name, file.epoch)
 
 
@@ -248,7 +252,7 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
     if not finished.exists():
         prompt_files.save(finished, _optimize(run, method, dataset, folder))
     # Also after training: results of a first and of a resumed run are of the same stored numbers.
-    params = prompt_files.load(str(finished), method, run.backbone)
+    params = prompt_files.load(prompt_files.find(str(finished)), method, run.backbone)
     each = experiment.training_config.epochs
     epochs = sum(stage.epochs or each for stage in method.stages)
     return Prompts(params, auxiliary, folder.name, epochs, experiment.seed, folder)

@@ -87,6 +87,17 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+class MisfitError(UserError):
+    """Arrays that do not fit a model: their source, and the problems in words."""
+
+    def __init__(self, source: str, problems: str):
+        super().__init__(
+            f"{source} does not hold the weights of this model ({problems}). Check that it is the file of the"
+            " named model, or delete it and fetch it again."
+        )
+        self.problems = problems
+
+
 def fit_tree(
     arrays: Mapping[str, Any],
     expected: Mapping[str, Any],
@@ -107,16 +118,13 @@ def fit_tree(
       Nested dicts of float32 arrays with the structure of `expected`.
 
     Raises:
-      UserError: arrays are missing, unexpected, of the wrong shape or not finite; it lists all of them.
+      MisfitError: arrays are missing, unexpected, of the wrong shape or not finite; it lists all of them.
     """
     wanted = flatten(expected)
     found = {name: np.asarray(array) for name, array in flatten(arrays).items()}
     problems = _misfits(found, wanted, name_in_file)
     if problems:
-        raise UserError(
-            f"{source} does not hold the weights of this model ({'; '.join(problems)}). Check that it is the"
-            " file of the named model, or delete it and fetch it again."
-        )
+        raise MisfitError(source, "; ".join(problems))
     # What is float32 already stays a view: the weights of a large tower are more than a gigabyte.
     return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
 

@@ -11,7 +11,13 @@ import numpy as np
 from absl import logging
 
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays, read_torch_pickle
+from zsad_jax.backbones.checkpoints.read import (
+    MisfitError,
+    fit_tree,
+    flatten,
+    read_arrays,
+    read_torch_pickle,
+)
 from zsad_jax.backbones.registry import ASSETS, File, find_release
 from zsad_jax.methods.base import Method, PyTree
 from zsad_jax.utils import files
@@ -61,11 +67,19 @@ RELEASES = {
 
 
 class PromptFile(NamedTuple):
-    """A file of learned prompts: its released name or path, its description, and its epoch if known."""
+    """A file of learned prompts: its released name or path, and its epoch if known.
+
+    `included_with` is the backbone in whose folder of the package it is; "" for any other file.
+    """
 
     source: str
-    description: str
     epoch: int | None = None
+    included_with: str = ""
+
+    @property
+    def description(self) -> str:
+        """The origin of the prompts in words."""
+        return f"prompts included with {self.included_with}" if self.included_with else self.source
 
     @property
     def name(self) -> str:
@@ -85,12 +99,12 @@ def find(source: str) -> PromptFile:
       UserError: neither is there.
     """
     if source in RELEASES:
-        return PromptFile(source, source, RELEASES[source].epoch)
+        return PromptFile(source, RELEASES[source].epoch)
     if not pathlib.Path(source).is_file():
         raise UserError(
             f"{source!r} is neither a file nor a name of released prompts. {suggest(source, RELEASES)}"
         )
-    return PromptFile(source, source)
+    return PromptFile(source)
 
 
 def choose(
@@ -108,7 +122,7 @@ def choose(
     path = ASSETS / backbone / f"{method}_prompts.npz"
     if auxiliary not in (None, INCLUDED_AUXILIARY) or not path.exists():
         return None
-    return PromptFile(str(path), f"prompts included with {backbone}")
+    return PromptFile(str(path), included_with=backbone)
 
 
 def local_path(name: str) -> pathlib.Path:
@@ -151,19 +165,19 @@ def save(path: files.PathLike, params: PyTree) -> None:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
 
 
-def load(source: str, method: Method, backbone: Backbone) -> PyTree:
+def load(file: PromptFile, method: Method, backbone: Backbone) -> PyTree:
     """Reads learned parameters and checks them against the method.
 
     Args:
-      source: a released name ("tipsomaly-l14-hr-mvtec_ad-epoch2", downloaded on first use), the authors'
-        `.pth`, or an npz file of theirs or of `save`.
+      file: released prompts (downloaded on first use), the authors' `.pth`, or an npz file of theirs or of
+        `save`.
       method: the method that uses them.
       backbone: its backbone.
 
     Raises:
       UserError: the file is missing, unreadable, or does not fit.
     """
-    wanted, name = expected(method, backbone), backbone.name
+    wanted, source, name = expected(method, backbone), file.source, backbone.name
     made_for = find_release(BACKBONE)
     if source in RELEASES and name not in (made_for.name, made_for.family):
         logging.warning(
@@ -179,15 +193,20 @@ def load(source: str, method: Method, backbone: Backbone) -> PyTree:
             arrays = _import(method, arrays)
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:
+        what = "The " + "prompts " * (not file.included_with) + file.description
+        misfit = f"{what} do not fit {method.name} over {name}"
+        if not isinstance(error, MisfitError):
+            raise UserError(f"{misfit}. {error}") from error
         raise UserError(
-            f"The learned prompts {source} do not fit {method.name} over {name}. {error}"
+            f"{misfit} with these options ({error.problems}). Train prompts with these options, or restore the"
+            " options of the training."
         ) from error
 
 
 def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a file of learned parameters by name; names of nested ones are joined by ".".
 
-    `source` is as for `load`. A PyTorch file is read without running any code in it.
+    `source` is a released name or a path, see `load`. A PyTorch file is read without running any code in it.
 
     Raises:
       UserError: nothing of that name, or a file that cannot be read.
