@@ -274,7 +274,9 @@ def test_learned_prompts_change_the_map(backbone, stored_prompts, images, expect
 def test_rejects_prompts_of_other_shape(backbone, tmp_path):
     path = tmp_path / "narrow.npz"
     prompt_files.save(path, {"normal": np.zeros((8, 3)), "abnormal": np.zeros((8, 3))})
-    with pytest.raises(UserError, match=r"The prompts .*narrow\.npz do not fit tipsomaly over tips"):
+    with pytest.raises(
+        UserError, match=r"The prompts .*narrow\.npz do not fit tipsomaly over tips"
+    ):
         zsad_jax.load_detector("tipsomaly", backbone, checkpoint=str(path))
 
 

@@ -519,7 +519,7 @@ def test_reports_files_of_other_formats(tmp_path):
         Issue("format_unsupported", "nut/test/bad/1.HEIC", ".heic"),
         Issue("format_unsupported", "nut/test/bad/2.dcm", ".dcm"),
     )
-    assert dataset.notes == (Issue("format_unsupported", "nut/test/bad/3.json", ".json"),)
+    assert dataset.notes == (Issue("document", "nut/test/bad/3.json", ".json"),)
 
 
 def test_reports_masks_outside_the_given_folder(tmp_path):

@@ -226,19 +226,22 @@ def test_any_exception_of_a_sample_is_reported_as_its_issue(dataset, error):
 
 def test_warns_of_images_with_different_scales(caplog):
     """Warns because such scores are not comparable: each float image outside [0, 1] has its own scale."""
-    images = []
-    for top in (2, 9):
+    deep = []
+    for top, dtype in ((2, np.float32), (9, np.float32), (200, np.int32), (9000, np.uint16)):
         file = io.BytesIO()
-        Image.fromarray(np.linspace(0, top, 25, dtype=np.float32).reshape(5, 5)).save(file, "TIFF")
-        images.append(file.getvalue())
-    deep = [Sample(image=one, category="a", file_name=f"{i}.tif") for i, one in enumerate(images)]
+        Image.fromarray(np.linspace(0, top, 25).reshape(5, 5).astype(dtype)).save(file, "TIFF")
+        name = f"{len(deep)}.tif"
+        deep.append(Sample(image=file.getvalue(), category="a", file_name=name))
     with caplog.at_level("INFO", logger="absl"):
-        load(Samples("floats", deep))
-        load(Samples("alike", deep[:1] * 2))
-    levels = {record.levelname for record in caplog.records if "floats" in record.getMessage()}
-    assert levels == {"WARNING"}
+        load(Samples("floats", deep[:2]))
+        load(Samples("mixed", deep[2:]))
+        load(Samples("alike", deep[2:3] * 2))
+        load(Samples("alike", deep[3:] * 2))
+    levels = {name: [] for name in ("floats", "mixed", "alike")}
+    for record in caplog.records:
+        levels[record.getMessage().partition(":")[0]].append(record.levelname)
+    assert levels == {"floats": ["WARNING"], "mixed": ["WARNING"] * 2, "alike": ["INFO"] * 2}
     assert "0.tif: 32-bit values 0 to 2, 1.tif: 32-bit values 0 to 9" in caplog.text
-    assert [r.levelname for r in caplog.records if "alike" in r.getMessage()] == ["INFO"]
 
 
 LOST_WORKER = """

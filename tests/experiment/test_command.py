@@ -1,5 +1,6 @@
 """Tests of invalid command-line arguments: each is rejected in one line before anything is opened."""
 
+import re
 import sys
 
 import pytest
@@ -14,9 +15,13 @@ from zsad_jax import presets
 
 def get_config(variant=""):
     config = presets.paper("coop")
-    if variant:
+    if variant == "broken":
         config.no_such_key.at_all = 1
-    return config
+        variant = ""
+    return presets.vary(config, variant, {"raises": _raise})
+
+def _raise(config):
+    raise ValueError("sigma must be positive")
 """
 
 
@@ -112,6 +117,19 @@ def test_reports_mistake_in_config_file(run_main):
     assert code == 2
     assert said.startswith("error: Cannot read the config (")
     assert "no_such_key" in said
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [
+        ("raises", "Cannot load .*config.py:raises .sigma must be positive.. Correct the config"),
+        ("demo", "Unknown variant 'demo'. Available: raises"),
+    ],
+)
+def test_error_of_a_config_file_has_no_traceback(run_main, variant, reason):
+    code, said = run_main(variant=f":{variant}")
+    assert (code, said.count("\n")) == (2, 1)
+    assert re.match(f"error: {reason}", said)
 
 
 def test_all_keys_of_a_config_are_known():

@@ -205,7 +205,7 @@ def test_unset_options_have_defaults():
 
 def test_rejects_unknown_variant():
     with pytest.raises(
-        (ValueError, flags.Error), match=r"unknown variant 'demo_clip'\. Did you mean demo"
+        UserError, match=r"^Unknown variant 'demo_clip'\. Did you mean demo_tips or demo\?"
     ):
         parse("coop.py:demo_clip")
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.shared import prompts
 from zsad_jax.methods.shared.prompts import (
     PROMPT_FAMILIES,
     PromptFamily,
-    clean_class_name,
     encode_ensembles,
     encode_pairs,
 )

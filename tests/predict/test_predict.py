@@ -200,7 +200,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     assert ignored == {
         "can_label.png": "mask_ignored",
         "photo.HEIC": "format_unsupported",
-        "notes.txt": "format_unsupported",
+        "notes.txt": "document",
         ".hidden.png": "hidden",
     }
     assert "Skipping " in caplog.text

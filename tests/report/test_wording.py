@@ -8,7 +8,7 @@ def test_notes_with_same_reason_share_a_sentence():
         for metric in ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")
     ]
     assert wording.sentences(notes) == ["Pixel metrics: no masks."]
-    notes = [Note(("image_ap",), "x"), Note((), "careful: hot."), Note((), "plain")]
+    notes = [Note(("image_ap",), "x"), Note((), "careful: hot"), Note((), "plain")]
     assert wording.sentences(notes) == ["Image AP: x.", "Careful: hot.", "Plain."]
 
 

@@ -136,8 +136,8 @@ def read_folder(
         raise UserError(_why_empty(root))
     found = [issue for _, part in parts for issue in part]
     # Most datasets have a readme or a list beside the images: a note, not a warning.
-    notes = [issue for issue in found if _is_harmless(issue)]
-    issues = [issue for issue in found if not _is_harmless(issue)]
+    notes = [issue for issue in found if issue.kind == "document"]
+    issues = [issue for issue in found if issue.kind != "document"]
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %s, %d anomalous.", name, plural(len(samples), "image"), anomalous)
     log_issues(name, issues)
@@ -146,10 +146,6 @@ def read_folder(
         named = given or default_prompt_name(sample.category, dataset=name)
         samples[i] = dataclasses.replace(sample, prompt_name=named)
     return Samples(name, samples, issues=issues, notes=notes)
-
-
-def _is_harmless(issue: Issue) -> bool:
-    return issue.kind == "format_unsupported" and issue.detail in DOCUMENTS
 
 
 def _no_images(place: object) -> str:
@@ -327,7 +323,9 @@ def _list_images(
         if is_image(name):
             images.append(name)
         else:
-            others.append(Issue("format_unsupported", name, os.path.splitext(name)[1].lower()))
+            suffix = os.path.splitext(name)[1].lower()
+            kind = "document" if suffix in DOCUMENTS else "format_unsupported"
+            others.append(Issue(kind, name, suffix))
     if ignored is not None:
         ignored += sorted(others)
     return sorted(images)

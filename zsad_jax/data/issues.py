@@ -17,8 +17,12 @@ DESCRIPTIONS = {
     "image_unlisted": "the image is not in the list of the dataset",
     "image_unused": "not part of the benchmark",
     "image_scaled": "the pixel values were scaled to 8 bits",
+    "image_narrow": "the pixel values of a wider type were read as 8 bits",
+    "image_stretched": "the pixel values were scaled to 8 bits from their own range; scores of different images"
+    " are not comparable",
     "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
     " fewer than 16 bits, set `bit_depth`",
+    "document": "the file is not an image",
     "format_unsupported": "the file format is not supported",
     "hidden": "hidden files and folders are ignored",
     "output": "the file was written by an earlier run",
@@ -49,6 +53,7 @@ DESCRIPTIONS = {
     "record_unreadable": "the record cannot be read",
 }
 
+SCALED = ("image_scaled", "image_narrow", "image_stretched")
 UNREADABLE = ("image_unreadable", "record_unreadable")
 # The mask is used, as in the published loaders, but is probably wrong.
 DOUBTFUL = ("mask_empty", "mask_full")

@@ -19,7 +19,7 @@ from absl import logging
 
 from zsad_jax.data.checks import examine
 from zsad_jax.data.dataset import Dataset, ImageBatch, Sample, read_sample
-from zsad_jax.data.issues import DOUBTFUL, Issue, group_issues, summarize_issues
+from zsad_jax.data.issues import DOUBTFUL, SCALED, Issue, group_issues, summarize_issues
 from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
@@ -138,11 +138,12 @@ def _iterate(
 
 def report_notes(name: str, notes: Sequence[Issue]) -> None:
     """Logs a line for each kind of note."""
-    for group in group_issues(notes):
-        # Scores of images that were scaled differently are not comparable.
-        scales = {note.detail for note in group if note.kind == "image_scaled"}
-        doubtful = len(scales) > 1 or group[0].kind in DOUBTFUL
-        level = logging.WARNING if doubtful else logging.INFO
+    groups = {group[0].kind: group for group in group_issues(notes)}
+    scales = groups.keys() & {*SCALED}
+    # Scores of images that were scaled differently are not comparable.
+    doubtful = {"image_stretched", *DOUBTFUL, *(scales if len(scales) > 1 else ())}
+    for kind, group in groups.items():
+        level = logging.WARNING if kind in doubtful else logging.INFO
         logging.log(level, "%s: %s", name, summarize_issues(group))
 
 

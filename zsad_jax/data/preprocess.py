@@ -108,9 +108,10 @@ def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> D
         return Decoded(raw, notes, orientation)
     try:
         made = image_from_array(raw, bit_depth=bit_depth)
-    except (UserError, MemoryError) as error:  # an image of two channels, for example
-        reason = str(error) if isinstance(error, UserError) else _describe_error(error)
-        raise UnreadableImage(_name(encoded), reason.rstrip(".")) from error
+    except UnreadableImage as error:  # an image of two channels, for example
+        raise UnreadableImage(_name(encoded), error.reason) from error
+    except MemoryError as error:
+        raise UnreadableImage(_name(encoded), _describe_error(error)) from error
     return made._replace(notes=notes + made.notes, orientation=orientation)
 
 
@@ -122,13 +123,12 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     ranges are scaled from their own minimum and maximum; a note reports the range.
 
     Raises:
-      UserError: the shape is another, or 16-bit values exceed the bit depth.
+      UnreadableImage: the shape is another, or 16-bit values exceed the bit depth.
     """
     if isinstance(array, np.ndarray):
         if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
-            raise UserError(
-                f"The image has the shape {[*array.shape]}. Expected [H, W], [H, W, 3] or [H, W, 4]."
-            )
+            reason = f"its shape is {[*array.shape]}; expected [H, W], [H, W, 3] or [H, W, 4]"
+            raise UnreadableImage("an array", reason)
         if array.dtype == np.uint8:
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))
     # In bands, since float64 values of a whole 16-bit image take four times its memory.
@@ -143,13 +143,13 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
 
     ends = [(float(band.min()), float(band.max())) for _, band in bands()]
     low, high = min(one for one, _ in ends), max(one for _, one in ends)
-    start, end = _scale_of(low, high, dtype, bit_depth)
+    kind, start, end = _scale_of(low, high, dtype, bit_depth)
     scaled = np.empty(shape, np.uint8)
     for rows, band in bands():
         # A constant image has no range to divide by.
         scaled[rows] = np.rint((band - start) * (255 / ((end - start) or 1)))
     bits = dtype.itemsize * 8
-    notes = [Issue("image_scaled", "", f"{bits}-bit values {start:g} to {end:g}")]
+    notes = [Issue(kind, "", f"{bits}-bit values {start:g} to {end:g}")]
     if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
         notes.append(Issue("image_shallow", ""))
     return Decoded(Image.fromarray(scaled), tuple(notes))
@@ -373,20 +373,19 @@ def _row_reader(
     return (height, width), lambda top, bottom: np.asarray(source.crop((0, top, width, bottom)))
 
 
-def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple[float, float]:
-    """Returns the values that become 0 and 255."""
-    if dtype.kind == "f":
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    full = 2**bit_depth - 1
-    if dtype.itemsize == 2 and low >= 0:
-        if high > full:
-            raise UserError(
-                f"The values reach {high:g}, more than {bit_depth} bits hold ({full}). Set a larger bit_depth."
-            )
-        return 0, full
+def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple[str, float, float]:
+    """Returns the kind of the scale (of `SCALED`), and the values that become 0 and 255."""
+    integer = dtype.kind != "f"
+    full = 2**bit_depth - 1 if integer else 1
     # Wider integers are often 8-bit or 16-bit values that a program stored in a wider type.
-    fitting = [end for end in (255, full) if low >= 0 and high <= end]
-    return (0, fitting[0]) if fitting else (low, high)
+    if integer and dtype.itemsize != 2 and low >= 0 and high <= 255:
+        return "image_narrow", 0, 255
+    if integer and dtype.itemsize == 2 and high > full and low >= 0:
+        reason = f"its values reach {high:g}, more than {bit_depth} bits hold ({full}); set a larger bit_depth"
+        raise UnreadableImage("an array", reason)
+    if low >= 0 and high <= full:
+        return "image_scaled", 0, full
+    return "image_stretched", low, high
 
 
 def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:

@@ -13,6 +13,7 @@ from zsad_jax.utils.errors import UserError
 Naming = Literal["published", "plain", "descriptive"]
 
 DOMAINS: dict[Domain, str] = {"industrial": "Industrial", "medical": "Medical"}
+DOMAIN_MEANS = {f"{domain}_mean": domain for domain in DOMAINS}  # key of the mean -> domain
 
 INDUSTRIAL_7 = ("mvtec_ad", "visa", "mpdd", "btad", "ksdd", "dagm", "dtd_synthetic")
 BRAIN = ("headct", "brainmri", "br35h")
@@ -77,6 +78,11 @@ PROTOCOLS: dict[str, PaperProtocol] = {
 }
 
 
+def clean_class_name(name: str) -> str:
+    """Returns a class name as words: "_" and "-" become spaces."""
+    return name.replace("_", " ").replace("-", " ")
+
+
 def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published") -> str:
     """Returns the name of a category in prompts. Class names change scores visibly.
 
@@ -93,7 +99,7 @@ def prompt_name(category: str, *, dataset: str = "", naming: Naming = "published
       >>> prompt_name("pcb1", dataset="visa", naming="descriptive")
       'printed circuit board'
     """
-    plain = category.replace("_", " ").replace("-", " ").strip()
+    plain = clean_class_name(category).strip()
     facts = DATASETS.get(dataset)
     if facts is None or naming == "plain":
         return plain

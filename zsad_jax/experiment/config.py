@@ -12,13 +12,13 @@ import jax
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
 from zsad_jax.backbones.registry import RELEASES, WeightFiles
+from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
-from zsad_jax.utils import files
 from zsad_jax.utils.config import check_fields, config_from, within
 from zsad_jax.utils.errors import UserError, nearest, suggest
 
@@ -174,7 +174,7 @@ class Experiment:
     @property
     def data_folder(self) -> pathlib.Path:
         """The folder of prepared datasets."""
-        return pathlib.Path(self.data_dir) if self.data_dir else files.home() / "data"
+        return pathlib.Path(self.data_dir) if self.data_dir else default_data_dir()
 
     @property
     def _backbone_options(self) -> dict[str, Any]:

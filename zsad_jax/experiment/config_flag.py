@@ -23,7 +23,13 @@ class _Parser(flags.ArgumentParser):
         self._load = load
 
     def parse(self, argument: str) -> ConfigDict:
-        return self._load(find_config(argument))
+        try:
+            return self._load(find_config(argument))
+        except (TypeError, ValueError) as error:
+            # Its message is a whole traceback, of the error that the config file raised.
+            raise UserError(
+                f"Cannot load {argument} ({error.__context__ or error}). Correct the config file."
+            ) from error
 
 
 def define(**options: Any) -> flags.FlagHolder:
@@ -49,7 +55,8 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
         except UserError as error:
             fail(str(error))
         except flags.Error as error:
-            fail(f"{_flag_mistake(error)} See python -m {module} --help.")
+            mistake = str(error).splitlines()[0].rstrip(".")
+            fail(f"{mistake}. See python -m {module} --help.")
         except OSError as error:
             fail(_missing_config(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -78,13 +85,6 @@ def read_experiment() -> Experiment:
 def config_file() -> str:
     """Returns the value of the flag --config: a file, with its variant."""
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
-
-
-def _flag_mistake(error: flags.Error) -> str:
-    """Returns what is wrong with a flag; of a traceback only its last line, the config file's error."""
-    lines = str(error).strip().splitlines()
-    mistake = lines[-1].partition(": ")[2] if "Traceback" in str(error) else lines[0]
-    return mistake if mistake.endswith((".", "?")) else f"{mistake}."
 
 
 def _missing_config(error: OSError) -> str:

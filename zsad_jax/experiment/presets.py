@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class
 from zsad_jax.train import TrainingConfig
-from zsad_jax.utils.errors import suggest
+from zsad_jax.utils.errors import UserError, suggest
 
 # Other arguments of `load_backbone`: files in place of the released ones, and what files do not contain.
 BACKBONE_OPTIONS = (
@@ -117,7 +117,7 @@ def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> Config
       names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
 
     Raises:
-      ValueError: unknown variant; the message names the known ones.
+      UserError: unknown variant; the message names the known ones.
     """
     path = pathlib.Path(config_file)
     # By path, since a copied config is not part of any package.
@@ -154,14 +154,14 @@ def vary(
     """Returns the config of a variant: "" leaves it as it is.
 
     Raises:
-      ValueError: unknown variant; the message names the known ones.
+      UserError: unknown variant; the message names the known ones.
 
     Example:
       >>> vary(paper("clip"), "demo", {"demo": demo}).backbone.name
       'clip-nano'
     """
     if variant and variant not in variants:
-        raise ValueError(f"unknown variant {variant!r}. {suggest(variant, variants)}")
+        raise UserError(f"Unknown variant {variant!r}. {suggest(variant, variants)}")
     if variant:
         variants[variant](config)
     return config

@@ -13,8 +13,7 @@ from zsad_jax.evaluate import Contender, Evaluation
 from zsad_jax.experiment.run_info import changed_options
 from zsad_jax.metrics import Note
 from zsad_jax.report import Row, result_row
-
-COLUMNS_OF_THEIR_OWN = ("prompt_family", "sigma")  # not repeated in `variant`
+from zsad_jax.report.rows import MEAN, OPTION_COLUMNS
 
 
 class Prompts(NamedTuple):
@@ -58,12 +57,12 @@ def collect(
     for contender, learned, scored in zip(contenders, prompts, evaluation.scored, strict=True):
         for score in scored.image_scores:
             found = {category: by_score[score] for category, by_score in scored.metrics.items()}
-            found["mean"] = metrics.mean_over({name: one.values for name, one in found.items()})
+            found[MEAN] = metrics.mean_over({name: one.values for name, one in found.items()})
             # results.json has one row per dataset and category, so all other image scores are comparisons.
             main = not contender.label and score == image_score
             for category, one in found.items():
                 # The mean over categories counts every image.
-                members = (categories == category) | (category == "mean")
+                members = (categories == category) | (category == MEAN)
                 row = result_row(
                     **_identity(contender, learned, backbone),
                     **one.values,
@@ -88,7 +87,7 @@ def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row
     changed = ", ".join(
         f"{name}={value}"
         for name, value in sorted(changed_options(method).items())
-        if name not in COLUMNS_OF_THEIR_OWN
+        if name not in OPTION_COLUMNS  # not repeated in `variant`
     )
     return {
         "method": method.name,
@@ -98,7 +97,6 @@ def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row
         "checkpoint": prompts.checkpoint,
         "seed": prompts.seed,
         "epoch": prompts.epoch,
-        "prompt_family": getattr(method.config, "prompt_family", None),
         "image_size": backbone.preprocess.image_size,
-        "sigma": getattr(method.config, "sigma", None),
+        **{name: getattr(method.config, name, None) for name in OPTION_COLUMNS},
     }

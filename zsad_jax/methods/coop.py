@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
@@ -134,7 +135,7 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
     ) -> Prototypes:
         """Returns the sentences of the classes and, unless images change them, their features."""
         states = (config.normal_text, config.abnormal_text)
-        classes = [prompts.clean_class_name(name) for name in class_names]
+        classes = [clean_class_name(name) for name in class_names]
         names = [state.replace("{}", name) for name in classes for state in states]
         ids, paddings = prompts.tokenize(backbone, [f"{name}." for name in names])
         prompts.check_length(backbone, paddings, config.num_prompts)

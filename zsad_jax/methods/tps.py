@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.transformer import ACTIVATIONS
+from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import (
     Batch,
     Loss,
@@ -158,7 +159,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         """Returns the raw learned features, the same for every class; or those of the hand-written prompts."""
         if params and config.learned:
             return repeat(encode(frozen, params), len(class_names))
-        names = [prompts.clean_class_name(name) for name in class_names]
+        names = [clean_class_name(name) for name in class_names]
         texts = [[text.replace("{}", name)] for name in names for text in config.hand_written_texts]
         features = prompts.encode_ensembles(backbone, frozen, texts)
         return features.reshape(len(class_names), len(config.hand_written_texts), -1)

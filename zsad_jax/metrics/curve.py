@@ -22,6 +22,11 @@ class Curve(NamedTuple):
     positives: Int[np.ndarray, " n"]
     overlap: Float[np.ndarray, " n"]
 
+    @property
+    def classes(self) -> tuple[bool, bool]:
+        """Whether there are normal items, and whether there are anomalous ones."""
+        return bool(self.negatives.any()), bool(self.positives.any())
+
 
 def curve_of(
     negatives: Float[np.ndarray, " n"],

@@ -51,7 +51,7 @@ def undefined(names: tuple[str, ...], reason: str) -> Metrics:
 
 def image_metrics(curve: Curve) -> Metrics:
     """Computes AUROC, AP and F1-max of image scores."""
-    if reason := _missing_class(curve, "images"):
+    if reason := missing_class(*curve.classes, "images"):
         return undefined(IMAGE_METRICS, reason)
     found = (curves.auroc(curve), curves.average_precision(curve), curves.f1max(curve)[0])
     return Metrics(dict(zip(IMAGE_METRICS, found, strict=True)), {})
@@ -68,7 +68,7 @@ def pixel_metrics(
       span: smallest and largest value of the maps.
       thresholds: as for `pixel_aupro_200step`.
     """
-    if reason := _missing_class(curve, "pixels with ground truth"):
+    if reason := missing_class(*curve.classes, "pixels with ground truth"):
         return undefined(ALL_PIXEL_METRICS, reason)
     values = {
         "pixel_auroc": curves.auroc(curve),
@@ -102,9 +102,8 @@ def mean_over(categories: Mapping[str, Mapping[str, float | None]]) -> Metrics:
     return Metrics(values, reasons)
 
 
-def _missing_class(curve: Curve, items: str) -> str:
-    """Says which class is absent; "" when both are present."""
-    negatives, positives = curve.negatives.any(), curve.positives.any()
+def missing_class(negatives: bool, positives: bool, items: str) -> str:
+    """Says which class is absent, given which are present; "" when both are."""
     if negatives and positives:
         return ""
     if negatives or positives:

@@ -9,7 +9,7 @@ from zsad_jax.data.protocols import PROTOCOLS, SplitName, parse_name
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
-from zsad_jax.report.rows import MEAN, Row, level_of
+from zsad_jax.report.rows import MEAN, OPTION_COLUMNS, Row, level_of
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import plural
@@ -139,7 +139,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
     options |= recipe.method_for.get(dataset, {})
     published = {
         "variant": "",
-        **{key: options.get(key) for key in ("prompt_family", "sigma")},
+        **{key: options.get(key) for key in OPTION_COLUMNS},
         **recipe.backbone,
         "backbone": recipe.backbone["name"],
         # A method with one image score has nothing to choose, and its recipe does not name it.
@@ -155,7 +155,7 @@ def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
     """Describes what differs from the published setting, apart from the training set."""
     if row["method"] not in METHODS:
         return ""
-    columns = ("variant", "prompt_family", "sigma", "backbone", "image_size", "image_score")
+    columns = ("variant", *OPTION_COLUMNS, "backbone", "image_size", "image_score")
     differs = unlike_paper(row["method"], row["dataset"], {key: row[key] for key in columns})
     named = {names.COLUMNS[key].lower(): pair for key, pair in differs.items()}
     words = [

@@ -19,20 +19,22 @@ OTHER_METHODS = {
     "rd4ad": "RD4AD",
 }
 
-METRICS = {
-    "image_auroc": "Image AUROC",
-    "image_ap": "Image AP",
-    "image_f1max": "Image F1-max",
-    "pixel_auroc": "Pixel AUROC",
-    "pixel_ap": "Pixel AP",
-    "pixel_f1max": "Pixel F1-max",
-    "pixel_aupro": "AUPRO (exact)",
-    "pixel_aupro_200step": "AUPRO (200 steps)",
-}
+_OF_BOTH_LEVELS = {"auroc": "AUROC", "ap": "AP", "f1max": "F1-max"}
+_OF_PIXELS = {"pixel_aupro": "AUPRO (exact)", "pixel_aupro_200step": "AUPRO (200 steps)"}
+_LEVELS = {"image": "Image", "pixel": "Pixel"}
 
+METRICS = {
+    f"{level}_{key}": f"{word} {name}"
+    for level, word in _LEVELS.items()
+    for key, name in _OF_BOTH_LEVELS.items()
+} | _OF_PIXELS
+# Below the heading of the level.
+SHORT_METRICS = METRICS | {
+    f"{level}_{key}": name for level in _LEVELS for key, name in _OF_BOTH_LEVELS.items()
+}
 PAPER_METRICS = METRICS | {"pixel_aupro": "Pixel AUPRO"}  # papers have one, from 200 thresholds
 
-METRIC_GROUPS = {"image": "Image level", "pixel": "Pixel level"}
+METRIC_GROUPS = {level: f"{word} level" for level, word in _LEVELS.items()}
 
 COLUMNS = {  # what was run, in the order of results.json
     "method": "Method",
@@ -52,8 +54,8 @@ COLUMNS = {  # what was run, in the order of results.json
 
 def dataset_name(key: str) -> str:
     """Returns a dataset's name ("industrial_mean": a mean); the key itself for the user's own folder."""
-    means = {f"{domain}_mean": f"{title} mean" for domain, title in protocols.DOMAINS.items()}
-    return means.get(key) or printable(protocols.title(key))
+    domain = protocols.DOMAIN_MEANS.get(key)
+    return f"{protocols.DOMAINS[domain]} mean" if domain else printable(protocols.title(key))
 
 
 def method_name(key: str) -> str:

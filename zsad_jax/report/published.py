@@ -6,6 +6,7 @@ import importlib.resources
 from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.report.rows import MEAN
 
 # Where each paper prints its main results: the tables of dataset means, and those of categories.
@@ -20,7 +21,6 @@ MAIN_TABLES = {
 TABLE_OF_MEANS = {"faprompt": "3"}
 # … and the datasets that it excludes from them.
 NOT_IN_MEANS = {"faprompt": ("mvtec_ad",)}
-DOMAIN_MEANS = {"industrial_mean": "industrial", "medical_mean": "medical"}
 
 USUAL = "common"  # protocol: MVTec AD trains for all others and VisA for it, as in the papers' main results
 

@@ -10,6 +10,7 @@ from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
 from zsad_jax.report import names
 
 IDENTITY_COLUMNS = ("dataset", "category", *names.COLUMNS)
+OPTION_COLUMNS = ("prompt_family", "sigma")  # fields of the configs of methods
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
 RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS

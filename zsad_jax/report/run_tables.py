@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import formats, names, wording
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
-from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, mean_members, published_numbers
+from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
 from zsad_jax.report.tables import (
     DOUBT,

@@ -147,9 +147,8 @@ class Table:
 
 def metric_column(metric: str) -> Column:
     """Returns the column of a metric, below its level."""
-    level, full = level_of(metric), names.METRICS[metric]
-    short = full.removeprefix(f"{level.capitalize()} ")
-    return Column(short, names.METRIC_GROUPS[level], full, (("metric", metric),))
+    short, full = names.SHORT_METRICS[metric], names.METRICS[metric]
+    return Column(short, names.METRIC_GROUPS[level_of(metric)], full, (("metric", metric),))
 
 
 def legend(compared: Compared) -> str:

@@ -6,7 +6,8 @@ from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
 
-DEMONSTRATION = "Demonstration model, not for decisions."
+DEMONSTRATION_MARK = "Demonstration model, not for decisions"  # in a line with other words
+DEMONSTRATION = f"{DEMONSTRATION_MARK}."
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 
@@ -83,9 +84,8 @@ def describe_mean(
 
 
 def sentence(words: str) -> str:
-    """Returns words with a capital at the start and a full stop at the end."""
-    words = words[:1].upper() + words[1:]
-    return words if words.endswith((".", "!", "?")) else words + "."
+    """Returns words, which have no full stop, with a capital at the start and a full stop at the end."""
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _name_metrics(keys: Iterable[str]) -> str:

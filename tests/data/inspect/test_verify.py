@@ -69,4 +69,4 @@ def test_rejects_files_of_unsupported_formats(parts):
     (parts / "nut/test/notes.txt").write_text("x")
     good, issues, notes = find(parts)
     assert (good, issues) == (False, {"nut/test/bad/2.heic": "format_unsupported"})
-    assert notes == {"nut/test/notes.txt": "format_unsupported"}
+    assert notes == {"nut/test/notes.txt": "document"}

@@ -154,8 +154,8 @@ def test_mean_over_fewer_datasets_has_no_difference(make_ours, make_row):
 @pytest.mark.parametrize(
     ("dataset", "metric", "fields", "words"),
     [
-        ("headct", "image_auroc", {"n_anomalous": 0}, "HeadCT: there are no anomalous images."),
-        ("headct", "image_auroc", {"n_anomalous": 200}, "HeadCT: there are no normal images."),
+        ("headct", "image_auroc", {"n_anomalous": 0}, "HeadCT: all images are normal."),
+        ("headct", "image_auroc", {"n_anomalous": 200}, "HeadCT: all images are anomalous."),
         ("visa", "pixel_aupro", {}, "VisA: AUPRO at 200 thresholds was not computed."),
         ("visa", "pixel_aupro", {"pixel_aupro": None}, "VisA: undefined for the data."),
     ],

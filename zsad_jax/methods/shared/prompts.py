@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, Params, Tokens
+from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.errors import UserError
 
@@ -76,11 +77,6 @@ PROMPT_FAMILIES: dict[str, PromptFamily] = {
     # The class name is still inserted: agnostic only where the class is called "object".
     "object_agnostic": PromptFamily(normal=("{}",), anomalous=("damaged {}",), templates=("{}",)),
 }
-
-
-def clean_class_name(name: str) -> str:
-    """Returns a class name as words: '_' and '-' become spaces."""
-    return name.replace("_", " ").replace("-", " ")
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:

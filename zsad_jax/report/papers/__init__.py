@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.report import names
 from zsad_jax.report.papers.sheets import GAIN, TITLES, choose_papers, make_sheets
 from zsad_jax.report.papers.side_by_side import make_gain_table, make_table
 from zsad_jax.report.papers.workdirs import Ours, columns_of, read_workdirs
-from zsad_jax.report.published import DOMAIN_MEANS, paper_of
+from zsad_jax.report.published import paper_of
 from zsad_jax.report.rows import MEAN, Row
 from zsad_jax.report.tables import Table
 

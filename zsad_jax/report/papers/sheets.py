@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.report import names, wording
 from zsad_jax.report.published import (
-    DOMAIN_MEANS,
     MAIN_TABLES,
     USUAL,
     PublishedNumber,

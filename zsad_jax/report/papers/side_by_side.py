@@ -6,12 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP
+from zsad_jax.metrics.result import missing_class
 from zsad_jax.report import names, wording
 from zsad_jax.report.compare import words_on
 from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
-from zsad_jax.report.published import DOMAIN_MEANS, PublishedNumber, all_numbers
+from zsad_jax.report.published import PublishedNumber, all_numbers
 from zsad_jax.report.rows import MEAN, Row, level_of
 from zsad_jax.report.tables import (
     BEST_PRIOR,
@@ -115,7 +117,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
         lines=tuple(lines),
         compared=BEST_PRIOR,
         remarks=tuple(remarks),
-        keys=(("paper", paper), ("table", GAIN), ("category", "mean")),
+        keys=(("paper", paper), ("table", GAIN), ("category", MEAN)),
     )
 
 
@@ -151,11 +153,11 @@ def _our_cell(
         words += words_on(ours.deviations, members, sheet.metric, kinds=("training",))
     if not words:
         return Cell(value.percent, reference=reference)
-    return Cell(value.percent, footnotes=tuple(map(wording.sentence, words)))
+    return Cell(value.percent, footnotes=tuple(words))
 
 
 class _Value(NamedTuple):
-    """A number in percent, None where undefined, and words against a comparison with the paper's."""
+    """A number in percent, None where undefined, and sentences against a comparison with the paper's."""
 
     percent: float | None
     words: Sequence[str] = ()
@@ -172,18 +174,20 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
         defined = {key: v for key, v in members.items() if v and v.percent is not None}
         # Of unrounded values: rounding comes last.
         mean = float(np.mean([ours.rows[key][metric] for key in defined])) if defined else None
-        words = [*_coverage(members, "datasets"), *(w for v in defined.values() for w in v.words)]
+        gaps = map(wording.sentence, _coverage(members, "datasets"))
+        words = [*gaps, *(w for v in defined.values() for w in v.words)]
         return _Value(percent(mean), words)
     row = ours.rows.get(place)
     if row is None:
         return None
     if row[metric] is None:
-        return _Value(None, (f"{place.label}: {_why_undefined(row, metric)}",))
+        return _Value(None, (wording.sentence(f"{place.label}: {_why_undefined(row, metric)}"),))
     words = words_on(ours.deviations, (place.dataset,), metric, kinds=("images", "setting"))
     if place.category == MEAN:
         own = [Place(*key) for key in ours.rows if key[0] == place.dataset and key != place]
         members = {one: _our_value(sheet, ours, one) for one in own}
-        words += [f"{place.label}: {gap}" for gap in _coverage(members, "categories")]
+        gaps = _coverage(members, "categories")
+        words += [wording.sentence(f"{place.label}: {gap}") for gap in gaps]
     return _Value(percent(row[metric]), words)
 
 
@@ -203,11 +207,9 @@ def _why_undefined(row: Row, metric: str) -> str:
     # Before the counts: a reason that holds for every copy of the dataset.
     if facts is not None and level not in facts.levels:
         return f"the dataset has no {'masks' if level == 'pixel' else 'normal images'}"
-    if row["n_anomalous"] == 0:
-        return "there are no anomalous images"
-    if level == "image" and row["n_anomalous"] == row["n_images"]:
-        return "there are no normal images"
-    return "undefined for the data"
+    # Anomalous images have normal pixels.
+    negatives = level == "pixel" or row["n_anomalous"] < row["n_images"]
+    return missing_class(negatives, row["n_anomalous"] > 0, "images") or "undefined for the data"
 
 
 def _published_column(competitor: Competitor) -> Column:
