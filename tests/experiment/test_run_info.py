@@ -37,8 +37,6 @@ def test_counts_missing_masks_where_pixel_metrics_need_them():
 
 
 def test_run_record_includes_missing_masks_only_if_any():
-    weights = {"digest": "00", "demonstration": False}
-    clock = run_info.Stopwatch()
-    missing = run_info.describe_run(clock, [evaluation("ksdd", 2)], **weights)
+    missing = run_info.describe_evaluations([evaluation("ksdd", 2)])
     assert json.loads(json.dumps(missing))["anomalous_without_mask"] == {"ksdd": 2}
-    assert "anomalous_without_mask" not in run_info.describe_run(clock, [], **weights)
+    assert "anomalous_without_mask" not in run_info.describe_evaluations([])

@@ -267,7 +267,9 @@ def test_any_exception_of_an_image_is_reported_as_its_issue(experiment, pictures
     run = job.run_info()
     [issue] = run["issues"]
     assert issue["file"].endswith("bad.png")
-    assert run["num_scored"] + run["num_unreadable"] == run["num_images"]
+    assert issue["kind"] == "output_failed"
+    assert (run["num_unreadable"], run["num_failed"]) == (0, 1)
+    assert run["num_scored"] + run["num_failed"] == run["num_images"]
 
 
 def test_decodes_each_image_once(experiment, pictures, job, monkeypatch):

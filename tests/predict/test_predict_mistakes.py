@@ -80,7 +80,7 @@ def test_rejects_pixel_threshold_outside_map_range(experiment, pictures, job, fo
 def test_rejects_input_without_readable_images(run_command, pictures, job, forbid_scoring):
     code, _, said = run_command(pictures / "a/broken.png", "--out", job.out)
     assert code == 2
-    assert "Cannot read any of the images (1 unreadable" in said
+    assert "Cannot score any of the images (1 failed" in said
     assert "broken.png" in said
 
 
@@ -88,7 +88,7 @@ def test_removes_earlier_results_of_unreadable_images(experiment, pictures, job)
     job.predict(experiment, [pictures / "a"])
     for image in (pictures / "a").iterdir():
         image.write_text("no picture")
-    with pytest.raises(UserError, match=r"Cannot read any of the images \(3 unreadable"):
+    with pytest.raises(UserError, match=r"Cannot score any of the images \(3 failed"):
         job.predict(experiment, [pictures / "a"])
     assert job.rows() == []
     run = job.run_info()

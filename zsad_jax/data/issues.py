@@ -25,6 +25,7 @@ DESCRIPTIONS = {
     "document": "the file is not an image",
     "format_unsupported": "the file format is not supported",
     "hidden": "hidden files and folders are ignored",
+    "output_failed": "the outputs of the image cannot be written",
     "output": "the file was written by an earlier run",
     "mask_ignored": "looks like a ground-truth mask; to score it, give its own path",
     "mask_unreadable": "the mask cannot be read",

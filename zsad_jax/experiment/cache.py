@@ -5,8 +5,9 @@ A killed run resumes from them, and a repeated run computes nothing.
 
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from zsad_jax.utils.errors import UserError
 CASE_FIELDS = ("category", "file_name", "label", "score")
 
 
-def fingerprint(*parts: Any) -> str:
+def _fingerprint(*parts: Any) -> str:
     """Returns a short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -42,7 +43,7 @@ def training_key(
     # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
     # part of the key.
     training = to_json(experiment)["training"]
-    return fingerprint(
+    return _fingerprint(
         _model(experiment, backbone),
         [*_method(method), training, experiment.seed],
         [auxiliary, dataset.fingerprint()],
@@ -60,7 +61,7 @@ def evaluation_key(
 ) -> str:
     """Returns the key of the evaluation of a target, given by its name and the dataset."""
     name, images = dataset
-    return fingerprint(
+    return _fingerprint(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
@@ -73,12 +74,45 @@ def evaluation_key(
 
 def prediction_key(experiment: Experiment, detector: Detector) -> str:
     """Returns the key of all that a detector's scores and maps depend on apart from the image."""
-    return fingerprint(
+    return _fingerprint(
         _model(experiment, detector.backbone),
         [*_method(detector.method), detector.image_score],
         [prompt_files.digest(detector.params), detector.category],
         zsad_jax.__version__,
     )
+
+
+def inputs_key(
+    experiment: Experiment,
+    checkpoint: str | None,
+    category: str,
+    paths: Iterable[files.PathLike | None],
+) -> str:
+    """Returns the key of the options of a detector and, by place, size and date, of its files.
+
+    Unlike `prediction_key`, it is known before the weights are read.
+    """
+    config = to_json(experiment)
+    return _fingerprint(
+        zsad_jax.__version__,
+        [config[part] for part in ("method", "backbone", "image_score")],
+        [checkpoint, category],
+        # Size and date instead of a digest: reading the weights is what this avoids.
+        [_stamp(path) for path in paths if path is not None],
+    )
+
+
+def _stamp(path: files.PathLike) -> list[Any]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [os.fspath(path)]
+    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
+
+
+def outputs_key(prediction: str, settings: Mapping[str, Any], warning: str) -> str:
+    """Returns the key of the outputs of an image: its prediction's key and how outputs are written."""
+    return _fingerprint(prediction, settings, warning)
 
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:

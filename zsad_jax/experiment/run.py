@@ -130,8 +130,7 @@ def write_results(
     files.write_json(run.workdir / "results.json", _rows(evaluated))
     files.write_json(run.workdir / "comparisons.json", _comparisons(evaluated))
     evaluations = [one.evaluation for one in evaluated]
-    digest, demonstration = run.backbone.digest, run.backbone.demonstration
-    info = run_info.describe_run(clock, evaluations, digest=digest, demonstration=demonstration)
+    info = run_info.describe_process(clock) | run_info.describe_evaluations(evaluations)
     info |= run_info.describe_method(run.experiment, run.method, run.backbone)
     issues = {one.dataset: issues_to_json(one.issues) for one in evaluations}
     files.write_json(run.workdir / "run.json", info | {"issues": issues})

@@ -40,25 +40,27 @@ class Stopwatch:
         return time.monotonic() - self._start
 
 
-def describe_run(
-    clock: Stopwatch, evaluations: Sequence[Evaluation], *, digest: str, demonstration: bool
-) -> dict[str, Any]:
-    """Returns the contents of run.json; `digest` is the SHA-256 of the backbone's weights."""
-    without_mask = count_without_mask(evaluations)
+def describe_process(clock: Stopwatch) -> dict[str, Any]:
+    """Returns the entries of run.json on the command, the machine, time, memory and versions."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "command": sys.argv,
-        "backbone_sha256": digest,
         "devices": [str(device) for device in jax.devices()],
         "total_seconds": round(clock.total, 2),
         "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
         # In kilobytes, but on macOS in bytes.
         "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
-        "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
-        "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
-        "demonstration": demonstration,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def describe_evaluations(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Returns the entries of run.json on the images."""
+    without_mask = count_without_mask(evaluations)
+    return {
+        "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
+        "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
         **({WITHOUT_MASK: without_mask} if without_mask else {}),
     }
 
@@ -80,10 +82,12 @@ def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
 
 
 def describe_method(experiment: Experiment, method: Method, backbone: Backbone) -> dict[str, Any]:
-    """Returns the method's entries of run.json: changed options, and parameters counted two ways."""
+    """Returns the entries of run.json on the model: changed options, and parameters counted two ways."""
     learned = count_learned(method, backbone)
     return {
         "method": method.name,
+        "backbone_sha256": backbone.digest,
+        "demonstration": backbone.demonstration,
         "changed_options": changed_options(method),
         UNLIKE_PAPER: compare_with_recipe(experiment),
         "trainable_parameters": learned,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from zsad_jax.data.folder import Found, find_images
-from zsad_jax.data.issues import Issue, group_issues, issues_to_json, summarize_issues
-from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
+from zsad_jax.experiment.cache import outputs_key
 from zsad_jax.experiment.config import Experiment
-from zsad_jax.experiment.run_info import Stopwatch, describe_run
+from zsad_jax.experiment.run_info import Stopwatch, describe_process
 from zsad_jax.predict import thresholds
 from zsad_jax.predict.outputs import COLUMNS, FILES, Journal, Record, Writer, is_output
 from zsad_jax.predict.score import Model, Options, ScoredImage, prepare_model, score_images
@@ -32,6 +32,16 @@ class Outcome(NamedTuple):
     reused: int
     issues: Sequence[Issue]
     ignored: Sequence[Issue]
+
+    @property
+    def num_unreadable(self) -> int:
+        """The number of images that cannot be read."""
+        return sum(issue.kind in UNREADABLE for issue in self.issues)
+
+    @property
+    def num_failed(self) -> int:
+        """The number of images whose outputs could not be written."""
+        return len(self.issues) - self.num_unreadable
 
 
 def predict(experiment: Experiment, options: Options) -> None:
@@ -151,7 +161,7 @@ def _settle_threshold(
 
 def _none_readable(what: str, issues: Sequence[Issue]) -> UserError:
     return UserError(
-        f"Cannot read any of the {what} ({len(issues)} unreadable, the first: {issues[0]}). Pass at least one"
+        f"Cannot score any of the {what} ({len(issues)} failed, the first: {issues[0]}). Pass at least one"
         " readable image."
     )
 
@@ -164,7 +174,7 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
     """Scores the images that are not finished."""
     images = found.images
     # Threshold and color scale are part of the outputs, so results of other settings are not reused.
-    key = fingerprint(model.description.key, _settings(writer), model.warning)
+    key = outputs_key(model.description.key, _settings(writer), model.warning)
     journal = Journal(writer.folder / "predictions.jsonl", key)
     reused = journal.reuse(images)
     others = journal.others(images)
@@ -199,7 +209,7 @@ def _write_all(
                 " another --out. Finished images are kept."
             ) from error
         except Exception as error:  # one image must not end the run
-            return Issue("image_unreadable", one.file.path, f"{type(error).__name__}: {error}")
+            return Issue("output_failed", one.file.path, f"{type(error).__name__}: {error}")
         return None
 
     num_writers = min(os.cpu_count() or 1, MAX_WRITERS)
@@ -216,14 +226,16 @@ def _write_run(
     outcome: Outcome,
     threshold: dict[str, Any] | None,
 ) -> None:
-    digest, demonstration = model.description.weights_sha256, model.description.demonstration
-    run = describe_run(clock, (), digest=digest, demonstration=demonstration) | {
+    run = describe_process(clock) | {
+        "backbone_sha256": model.description.weights_sha256,
+        "demonstration": model.description.demonstration,
         "warning": model.warning or None,
         "num_files": len(outcome.images) + len(outcome.ignored),
         "num_images": len(outcome.images),
         "num_scored": len(outcome.records) - outcome.reused,
         "num_reused": outcome.reused,
-        "num_unreadable": len(outcome.issues),
+        "num_unreadable": outcome.num_unreadable,
+        "num_failed": outcome.num_failed,
         "num_ignored": len(outcome.ignored),
         "issues": issues_to_json(outcome.issues),
         "ignored": issues_to_json(outcome.ignored),
@@ -247,10 +259,13 @@ def _print_model(model: Model) -> None:
 
 def _print_outcome(outcome: Outcome, writer: Writer) -> None:
     count = len(outcome.records)
-    print(
-        f"Scored {plural(count - outcome.reused, 'image')} ({outcome.reused} reused from an earlier run,"
-        f" {len(outcome.issues)} unreadable, {plural(len(outcome.ignored), 'file')} ignored)."
-    )
+    counts = [
+        f"{outcome.reused} reused from an earlier run",
+        f"{outcome.num_unreadable} unreadable",
+        *[f"{outcome.num_failed} failed"] * bool(outcome.num_failed),
+        f"{plural(len(outcome.ignored), 'file')} ignored",
+    ]
+    print(f"Scored {plural(count - outcome.reused, 'image')} ({', '.join(counts)}).")
     if writer.threshold is not None:
         found = sum(record["decision"] == "anomalous" for record in outcome.records)
         print(f"{found} anomalous, {count - found} normal at the threshold {writer.threshold:.9g}.")

@@ -14,7 +14,6 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from zsad_jax import __version__
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import report_notes
 from zsad_jax.data.preprocess import (
@@ -25,8 +24,8 @@ from zsad_jax.data.preprocess import (
     resize_image,
 )
 from zsad_jax.detector import Detector, choose_params, make_detector
-from zsad_jax.experiment.cache import fingerprint, prediction_key
-from zsad_jax.experiment.config import Experiment, to_json
+from zsad_jax.experiment.cache import inputs_key, prediction_key
+from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.predict.figure import resize_panel
@@ -242,26 +241,11 @@ def _configured_checkpoint(experiment: Experiment) -> str | None:
 
 
 def _describe_inputs(experiment: Experiment, options: Options) -> str:
-    """Returns a key of the options and, by place, size and date, of all files that a model is made of."""
+    """Returns the key of all that a model is made of."""
     given = options.checkpoint or _configured_checkpoint(experiment)
     prompts = prompt_files.choose(experiment.method["name"], experiment.backbone["name"], given)
-    # Size and date instead of a digest: reading the weights is what this avoids.
     paths = [*experiment.locate_backbone(), prompts.path if prompts else None]
-    config = to_json(experiment)
-    return fingerprint(
-        __version__,
-        [config[part] for part in ("method", "backbone", "image_score")],
-        [given, options.category],
-        [_stamp(path) for path in paths if path is not None],
-    )
-
-
-def _stamp(path: files.PathLike) -> list[Any]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return [os.fspath(path)]
-    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
+    return inputs_key(experiment, given, options.category, paths)
 
 
 def score_images(

@@ -174,7 +174,7 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
         defined = {key: v for key, v in members.items() if v and v.percent is not None}
         # Of unrounded values: rounding comes last.
         mean = float(np.mean([ours.rows[key][metric] for key in defined])) if defined else None
-        gaps = map(wording.sentence, _coverage(members, "datasets"))
+        gaps = [wording.sentence(gap) for gap in _coverage(members, "datasets")]
         words = [*gaps, *(w for v in defined.values() for w in v.words)]
         return _Value(percent(mean), words)
     row = ours.rows.get(place)
