@@ -380,7 +380,7 @@ def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
 
 
 def test_reports_only_the_missing_dataset_with_included_backbone(tmp_path):
-    """Lacks only the dataset, so that only the dataset is named."""
+    """Uses an included backbone, so that only the dataset is missing."""
     config = runpy.run_path(str(ROOT / "configs/protocols/tps.py"))["get_config"]("nano")
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="MVTec AD is not prepared in") as error:

@@ -141,9 +141,7 @@ def run_command(tmp_path, monkeypatch, capsys, config):
 
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(config=config))
-    monkeypatch.setattr(
-        command_line, "log_plainly", lambda: None
-    )  # its effect would outlast the test
+    monkeypatch.setattr(command_line, "log_plainly", lambda: None)  # it outlasts the test
 
     def run(*arguments, config=f"--config={path}"):
         argv = ["predict", *([config] if config else []), *map(str, arguments)]
