@@ -27,8 +27,8 @@ def test_each_image_uses_its_own_texts():
     np.testing.assert_allclose(cosines(features, text), [[[1, 0]], [[0, 1]]], atol=1e-6)
     low, high = 1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))
     compared = compare(features, features, text, text, 0.5)
-    for name in ("global_probabilities", "patch_probabilities"):
-        np.testing.assert_allclose(compared[name], [[[high, low]], [[low, high]]], rtol=1e-5)
+    for found in (compared.global_probabilities, compared.patch_probabilities):
+        np.testing.assert_allclose(found, [[[high, low]], [[low, high]]], rtol=1e-5)
 
 
 def test_accepts_any_axes_between_image_and_width():

@@ -16,7 +16,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields
-from zsad_jax.methods.shared.similarity import normalize, repeat
+from zsad_jax.methods.shared.similarity import normalize, same_for_each
 from zsad_jax.utils.config import config_from, within
 
 
@@ -47,7 +47,7 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
     those of `similarity.pair_scores`, the loss that of `losses.pair_loss`.
 
     Its params are {"normal", "abnormal": [P, e], "deep": [depth - 1, p, e]}; its maps have one channel per
-    layer; its extras are those of `similarity.pair_comparer`.
+    layer; its extras are the fields of `similarity.Comparison` and "text_features".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -61,21 +61,25 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
     def init(key: Array, frozen: Params) -> Params:
         return learner.init_learner(key, backbone, config)
 
+    def encode(frozen: Params, params: Params) -> Float[Array, "2 d"]:
+        """Returns the unit-norm features of the learned pair."""
+        pair = learner.encode_learners(backbone, config, frozen, words(), [params])
+        return normalize(pair)
+
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
         """Returns the learned pair, the same for every class."""
-        pair = learner.encode_learners(backbone, config, frozen, words(), [params])
-        return repeat(normalize(pair), len(class_names))
+        return same_for_each(encode(frozen, params), len(class_names))
 
     def compute(
         frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Scores:
-        return similarity.pair_scores(compare(text, features))
+        return similarity.pair_scores(compare(text, features), text_features=text)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
-        found = compare(prototypes(frozen, params, ("",) * len(batch.labels)), features)
-        return losses.pair_loss(found, batch, lam=config.lam)
+        text = same_for_each(encode(frozen, params), len(batch.labels))
+        return losses.pair_loss(compare(text, features), batch, lam=config.lam)
 
     return Method(
         init=init,

@@ -105,7 +105,7 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
     def compute(
         frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Scores:
-        return similarity.pair_scores(compare(text, features))
+        return similarity.pair_scores(compare(text, features), text_features=text)
 
     def loss(*_: Any) -> NoReturn:
         raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")

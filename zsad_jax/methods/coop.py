@@ -156,12 +156,12 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
             text = pairs(normalize(backbone.encode_prompts(frozen, embeddings, paddings)))
         return Prototypes(pairs(embeddings), pairs(paddings), pairs(mask[..., 0]), text)
 
-    def compare_all(
+    def condition(
         frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
-    ) -> similarity.Comparison:
-        """Compares images with the texts of their own classes, which see the global token in CoCoOp."""
+    ) -> Float[Array, "b 2 d"]:
+        """Returns the unit-norm texts of each image, which see its global token in CoCoOp."""
         if own.text is not None:
-            return compare(own.text, features)
+            return own.text
 
         def encode(token: Float[Array, " d"], pair: Prototypes) -> Float[Array, "2 d"]:
             # One network output shifts all learned tokens of both sentences, and no word.
@@ -170,17 +170,19 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
             return backbone.encode_prompts(frozen, embeddings, pair.paddings)
 
         text = jax.vmap(encode)(features.global_tokens[:, config.global_token], own)
-        return compare(normalize(text), features)
+        return normalize(text)
 
     def compute(
         frozen: Params, params: Params, own: Prototypes, features: VisionFeatures
     ) -> Scores:
-        return similarity.pair_scores(compare_all(frozen, params, own, features))
+        text = condition(frozen, params, own, features)
+        return similarity.pair_scores(compare(text, features), text_features=text)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         sentences = prototypes(frozen, params, batch.class_names)
         own = jax.tree.map(lambda x: x[jnp.asarray(batch.category)], sentences)
-        return losses.pair_loss(compare_all(frozen, params, own, features), batch, lam=config.lam)
+        text = condition(frozen, params, own, features)
+        return losses.pair_loss(compare(text, features), batch, lam=config.lam)
 
     def import_params(state: Arrays) -> Params:
         state = without_prefix(state, "prompt_learner")

@@ -19,8 +19,13 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, Terms, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
-from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.similarity import compare, cosines, normalize, repeat, temperature_of
+from zsad_jax.methods.shared.similarity import (
+    compare,
+    cosines,
+    normalize,
+    same_for_each,
+    temperature_of,
+)
 from zsad_jax.utils.config import Renamed, config_from, within
 
 IMAGE_SCORES = ("combined", "global", "patch")
@@ -99,7 +104,7 @@ class Prototypes(NamedTuple):
         return normalize(jnp.stack([self.normal, self.abnormal.mean(axis=1)], axis=1))
 
 
-class Comparison(NamedTuple):
+class StageComparison(NamedTuple):
     """Patch probabilities of (normal, abnormal) in the one or two stages, image scores and extras by name."""
 
     stages: Float[Array, "stages b h w 2"]
@@ -126,18 +131,24 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     config = config_from(FAPromptConfig, config)
     temperature = temperature_of(backbone, config.temperature)
     num_normal = config.num_prompts if config.compound else config.num_separate_prompts
-    words = functools.cache(
-        lambda: _tokenize(backbone, config, num_normal)
-    )  # only when text is needed
+    # Only when text is needed.
+    words = functools.cache(lambda: _tokenize(backbone, config, num_normal))
 
     def init(key: Array, frozen: Params) -> Params:
         learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
-        width = backbone.text_width
-        shape: tuple[int, ...] = (1, num_normal, width)
+        width, num_deep = backbone.text_width, learner.count_deep_blocks(backbone, config)
+        # `init_learner` would draw abnormal tokens with the second key, which is not used here.
+        normal_key, _, *deep_key = jax.random.split(learner_key, 3 if num_deep else 2)
+        shapes: dict[str, tuple[int, ...]] = {
+            "normal": (num_normal, width),
+            "abnormal": (1, num_normal, width),
+        }
         if config.compound:
-            shape = (config.num_abnormal, config.num_own_prompts, width)
-        params: Params = learner.init_learner(learner_key, backbone, config, num_prompts=num_normal)
-        params["abnormal"] = config.init_std * jax.random.normal(abnormal_key, shape)
+            shapes["abnormal"] = config.num_abnormal, config.num_own_prompts, width
+        if num_deep:
+            shapes["deep"] = num_deep, config.num_deep_prompts, width
+        keys = normal_key, abnormal_key, *deep_key
+        params: Params = layers.init_tokens(keys, shapes, std=config.init_std)
         if config.prior:
             inputs = config.num_selected * backbone.embed_dim
             hidden = max(inputs // config.reduction, 1)
@@ -145,33 +156,41 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         return params
 
     def encode(
-        frozen: Params, params: Params, state: str, prior: Float[Array, " e"] | None = None
+        frozen: Params, params: Params, words: Tokens, context: Float[Array, "t p e"]
     ) -> Float[Array, "t d"]:
-        """Returns the raw features of a state's prompts."""
-        context = params[state] if state == "abnormal" else params[state][None]
-        if prior is not None:
-            context = context + prior
-        if state == "abnormal" and config.compound:
-            # The prior shifts only the prompts' own tokens: the shared ones are joined afterwards.
-            shared = repeat(params["normal"], len(context))
-            context = jnp.concatenate([shared, context], axis=1)
-        ids, paddings = (np.repeat(array, len(context), axis=0) for array in words()[state])
+        """Returns the raw features of the words after each context."""
+        ids, paddings = (np.repeat(array, len(context), axis=0) for array in words)
         deep = params["deep"][:, None] if "deep" in params else None
         if deep is not None and config.deep_prompts_float16:
             deep = layers.round_to_float16(deep)
         tokens = (ids, paddings)
         return prompts.encode_with_context(backbone, frozen, tokens, context, deep_prompts=deep)
 
+    def encode_abnormal(
+        frozen: Params, params: Params, prior: Float[Array, " e"] | None = None
+    ) -> Float[Array, "k d"]:
+        """Returns the raw features of the abnormal prompts, whose own tokens the prior shifts."""
+        context = params["abnormal"] if prior is None else params["abnormal"] + prior
+        if config.compound:
+            # The shared tokens are joined afterwards, so that the prior does not shift them.
+            shared = same_for_each(params["normal"], len(context))
+            context = jnp.concatenate([shared, context], axis=1)
+        return encode(frozen, params, words()[1], context)
+
+    def encode_both(frozen: Params, params: Params, count: int) -> Prototypes:
+        """Returns the features of the prompts without a prior, the same for `count` categories or images."""
+        normal = encode(frozen, params, words()[0], params["normal"][None])[0]
+        abnormal = encode_abnormal(frozen, params)
+        return Prototypes(same_for_each(normal, count), same_for_each(abnormal, count))
+
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Prototypes:
-        """Returns the features of the prompts without a prior, the same for every class."""
-        normal, abnormal = (encode(frozen, params, state) for state in STATES)
-        return Prototypes(*(repeat(x, len(class_names)) for x in (normal[0], abnormal)))
+        return encode_both(frozen, params, len(class_names))
 
     def compare_stages(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
-    ) -> Comparison:
+    ) -> StageComparison:
         """Compares each image with the texts of its category, in both stages.
 
         The combined score is (q + m) / 2, with q = p_a(f) of the global token and, by default, m = (2 m_1 +
@@ -180,30 +199,30 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         tokens, patches = features.global_tokens[:, config.global_token], features.patches[:, -1]
         pair, extras = text.pair(), {}
         found = compare(tokens, patches, pair, pair, temperature)
-        stages = found["patch_probabilities"][None]
+        stages = found.patch_probabilities[None]
         if config.prior:
             priors = jax.vmap(functools.partial(_prior, config, params["prior"]))
             # Each image has its own prompts here: K texts per image are encoded.
             prior = priors(patches, stages[0, ..., 1])
-            abnormal = jax.vmap(lambda one: encode(frozen, params, "abnormal", one))(prior)
+            abnormal = jax.vmap(functools.partial(encode_abnormal, frozen, params))(prior)
             text = text._replace(abnormal=abnormal)
             pair = text.pair()
             found = compare(tokens, patches, pair, pair, temperature)
-            extras = {"prior": prior, "stage2_probabilities": found["patch_probabilities"]}
-            stages = jnp.concatenate([stages, found["patch_probabilities"][None]])
+            extras = {"prior": prior, "stage2_probabilities": found.patch_probabilities}
+            stages = jnp.concatenate([stages, found.patch_probabilities[None]])
         # The global token is compared with the prompts of the last stage alone.
-        of_image = found["global_probabilities"][:, 1]
+        of_image = found.global_probabilities[:, 1]
         # The published code weighs the first stage twice: (2 m1 + m2) / 3.
         weights = np.array((2, 1) if config.max_scores == "2:1" else (1, 1))[: len(stages)]
         of_patches = jnp.average(stages[..., 1].max(axis=(2, 3)), axis=0, weights=weights)
         values = (of_image + of_patches) / 2, of_image, of_patches
         extras |= {
             "stage1_probabilities": stages[0],
-            "image_logits": found["global_logits"],
+            "image_logits": found.global_logits,
             "prompt_cosines": cosines(patches, text.abnormal),
             "text_features": pair,
         }
-        return Comparison(stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras)
+        return StageComparison(stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras)
 
     def compute(
         frozen: Params, params: Params, text: Prototypes, features: VisionFeatures
@@ -221,7 +240,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         L = lam L_1 + lam_stage2 L_2 + the others, each with its weight, where L_i is focal + dice_abnormal +
         dice_normal of stage i.
         """
-        text = prototypes(frozen, params, ("",) * len(batch.labels))  # the same for every class
+        text = encode_both(frozen, params, len(batch.labels))
         found = compare_stages(frozen, params, text, features)
         valid = batch.valid.astype(jnp.float32)
         total: Array = jnp.zeros(())
@@ -232,18 +251,22 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             total += weight * sum(local.values())
             terms |= {f"{name}{number}": value for name, value in local.items()}
         logits = found.extras["image_logits"]
+        cross_entropy = losses.image_cross_entropy(logits[:, None], batch)
+        image_focal = _image_focal(found.image["combined"], batch)
         weighted = {
-            "cross_entropy": losses.image_cross_entropy(logits[:, None], batch),
-            "image_focal": _image_focal(found.image["combined"], batch),
+            "cross_entropy": (config.cross_entropy_weight, cross_entropy),
+            "image_focal": (config.image_focal_weight, image_focal),
         }
         if config.compound:
             # Of the prompts without a prior, which are the same for all images.
-            weighted["orthogonality"] = _orthogonality(text.abnormal[0])
+            orthogonality = _orthogonality(text.abnormal[0])
+            weighted["orthogonality"] = config.orthogonality_weight, orthogonality
         if config.prior:  # summed over the batch, as published
             squares = jnp.square(found.extras["prior"]).mean(axis=1)
-            weighted["prior"] = (squares * valid * (batch.labels == 0)).sum()
-        total += sum(getattr(config, f"{name}_weight") * term for name, term in weighted.items())
-        return total, terms | weighted
+            of_normal = (squares * valid * (batch.labels == 0)).sum()
+            weighted["prior"] = config.prior_weight, of_normal
+        total += sum(weight * term for weight, term in weighted.values())
+        return total, terms | {name: term for name, (_, term) in weighted.items()}
 
     return Method(
         init=init,
@@ -258,14 +281,15 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     )
 
 
-def _tokenize(backbone: Backbone, config: FAPromptConfig, num_normal: int) -> dict[str, Tokens]:
-    """Returns the words after the learned tokens, of which the normal prompt has `num_normal`, by state."""
-    texts = (config.normal_text, config.abnormal_text)
-    found = [prompts.tokenize(backbone, [text]) for text in texts]
+def _tokenize(backbone: Backbone, config: FAPromptConfig, num_normal: int) -> tuple[Tokens, Tokens]:
+    """Returns the words of (normal, abnormal) after the learned tokens, of which normal has `num_normal`."""
+    normal, abnormal = (
+        prompts.tokenize(backbone, [text]) for text in (config.normal_text, config.abnormal_text)
+    )
     # The end token of a text, whose output is the feature, must stay after the deep prompts.
-    room = num_normal + found[0][0].shape[1] - backbone.num_start_tokens - 1
+    room = num_normal + normal[0].shape[1] - backbone.num_start_tokens - 1
     learner.check_deep_prompts(backbone, config, room=room)
-    return dict(zip(STATES, found, strict=True))
+    return normal, abnormal
 
 
 def _prior(

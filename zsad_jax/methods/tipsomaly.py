@@ -22,7 +22,7 @@ from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn,
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.similarity import compare, repeat, temperature_of
+from zsad_jax.methods.shared.similarity import compare, same_for_each, temperature_of
 from zsad_jax.utils.config import Renamed, config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -103,8 +103,8 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
 
     Its params are {"normal": [P, e], "abnormal": [P, e]}, with deep prompts also {"deep_normal",
     "deep_abnormal": [depth - 1, p, e]}, and {} when nothing is learned. Given {}, it uses the fixed
-    prompts for both. Its extras are those of `similarity.compare`. With one global token there is no score
-    "second".
+    prompts for both. Its extras are the fields of `similarity.Comparison`. With one global token there is no
+    score "second".
 
     Raises:
       UserError: for an unknown key or a bad value.
@@ -154,7 +154,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         """Returns the fixed pairs of the classes and the learned pair, where each is used."""
         if not params or not learns:
             return Prototypes(*[prompts.encode_pairs(backbone, frozen, family, class_names)] * 2)
-        image = learned = repeat(encode_learned(frozen, params), len(class_names))
+        image = learned = same_for_each(encode_learned(frozen, params), len(class_names))
         if config.decoupled:
             image = prompts.encode_pairs(backbone, frozen, family, class_names)
         return Prototypes(image, learned)
@@ -171,11 +171,13 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         p_abnormal alone, since the two add up to 1.
         """
         found = compare(features.global_tokens, features.patches[:, -1], *text, temperature)
-        image, patches = found["global_probabilities"][..., 1], found["patch_probabilities"]
+        image, patches = found.global_probabilities[..., 1], found.patch_probabilities
         if config.local_to_global:
             # Of the patches as they are, before up-sampling and smoothing; a sum, so that scores are in [0, 2].
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
-        return Scores(dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found)
+        return Scores(
+            dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found._asdict()
+        )
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns lam (focal + dice) of the unsmoothed map + weighted cross-entropy and L1.
@@ -188,11 +190,11 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
                 "Nothing can be trained with learning='none'. Use another value, for example learning='concat'."
             )
         pair = encode_learned(frozen, params)
-        text, patches = repeat(pair, len(batch.labels)), features.patches[:, -1]
+        text, patches = same_for_each(pair, len(batch.labels)), features.patches[:, -1]
         found = compare(features.global_tokens, patches, text, text, temperature)
-        local = losses.segmentation_terms(found["patch_probabilities"], batch)
+        local = losses.segmentation_terms(found.patch_probabilities, batch)
         # These are probabilities already, of which the published code takes the log-softmax again.
-        image = losses.image_cross_entropy(found["global_probabilities"], batch)
+        image = losses.image_cross_entropy(found.global_probabilities, batch)
         l1 = jnp.abs(pair).sum()
         total: Array = config.l1_weight * l1
         # A term of weight 0 is not part of the total, so that it has no gradient to compute.

@@ -30,7 +30,7 @@ from zsad_jax.methods.base import (
 from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
-from zsad_jax.methods.shared.similarity import cosines, normalize, repeat, temperature_of
+from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, temperature_of
 from zsad_jax.utils.config import Renamed, config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -183,12 +183,12 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> Float[Array, "c 2 d"]:
         """Returns the pair before any image is seen; the prompts name no class."""
-        return repeat(encode(frozen, params), len(class_names))
+        return same_for_each(encode(frozen, params), len(class_names))
 
     def condition(frozen: Params, params: Params, tokens: Array) -> Float[Array, "b 2 d"]:
         """Returns the text features (normal, abnormal) of each image, which VCA conditions on its token."""
         if not config.vca:
-            return repeat(encode(frozen, params), len(tokens))
+            return same_for_each(encode(frozen, params), len(tokens))
         networks = jax.vmap(layers.bottleneck, in_axes=(0, None))
 
         def encode_one(token: Float[Array, " d"]) -> Float[Array, "2 d"]:

@@ -69,13 +69,10 @@ def count_unused_projections(backbone: Backbone, config: LearnerConfig) -> int:
     return count_deep_blocks(backbone, config) * (backbone.text_width + 1) * UNUSED_WIDTH
 
 
-def init_learner(
-    key: Array, backbone: Backbone, config: LearnerConfig, *, num_prompts: int | None = None
-) -> Learner:
-    """Returns a new learner with `num_prompts` tokens per state; None: those of the config."""
+def init_learner(key: Array, backbone: Backbone, config: LearnerConfig) -> Learner:
+    """Returns a new learner."""
     width, num_deep = backbone.text_width, count_deep_blocks(backbone, config)
-    shape = (num_prompts or config.num_prompts, width)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, shape)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
     if num_deep:
         shapes["deep"] = (num_deep, config.num_deep_prompts, width)
     return layers.init_tokens(jax.random.split(key, len(shapes)), shapes, std=config.init_std)

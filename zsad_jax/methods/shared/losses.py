@@ -115,5 +115,5 @@ def pair_loss(found: Comparison, batch: Batch, *, lam: float = 1.0) -> Loss:
 
     L = lam sum_l (focal + dice_abnormal + dice_normal) of the patches of layer l + cross-entropy of the token.
     """
-    logits = found["global_logits"][:, None]
-    return joint_loss(found["patch_probabilities"], logits, batch, lam=lam)
+    logits = found.global_logits[:, None]
+    return joint_loss(found.patch_probabilities, logits, batch, lam=lam)

@@ -1,6 +1,7 @@
 """Cosines between images and texts, and scores of methods that compare an image with one pair of texts."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,18 @@ from zsad_jax.backbones.base import Backbone, VisionFeatures
 from zsad_jax.methods.base import Scores
 from zsad_jax.methods.shared.config import MethodConfig
 
-# Cosines and probabilities of an image's tokens and patches, and what they are made of, by name.
-Comparison = dict[str, Array]
+
+class Comparison(NamedTuple):
+    """Cosines of tokens and patches with their texts (normal, anomalous), and what follows from them.
+
+    Logits are cosines over the temperature, probabilities their softmax.
+    """
+
+    global_cosines: Float[Array, "b *t 2"]
+    global_logits: Float[Array, "b *t 2"]
+    global_probabilities: Float[Array, "b *t 2"]
+    patch_cosines: Float[Array, "b *n 2"]
+    patch_probabilities: Float[Array, "b *n 2"]
 
 
 def temperature_of(backbone: Backbone, temperature: float | None) -> float:
@@ -41,7 +52,7 @@ def cosines(features: Float[Array, "*n d"], text: Float[Array, "*b k d"]) -> Flo
     return values.reshape(*features.shape[:-1], text.shape[-2])
 
 
-def repeat(x: Float[Array, "*n"], count: int) -> Float[Array, "c *n"]:
+def same_for_each(x: Float[Array, "*n"], count: int) -> Float[Array, "c *n"]:
     """Returns the same text features for each of several categories or images."""
     return jnp.broadcast_to(x, (count, *x.shape))
 
@@ -59,37 +70,38 @@ def compare(
     temperature tau.
     """
     image, pixels = cosines(tokens, image_text), cosines(patches, patch_text)
-    return {
-        "global_cosines": image,
-        "global_logits": image / temperature,
-        "global_probabilities": jax.nn.softmax(image / temperature, axis=-1),
-        "patch_cosines": pixels,
-        "patch_probabilities": jax.nn.softmax(pixels / temperature, axis=-1),
-    }
+    return Comparison(
+        global_cosines=image,
+        global_logits=image / temperature,
+        global_probabilities=jax.nn.softmax(image / temperature, axis=-1),
+        patch_cosines=pixels,
+        patch_probabilities=jax.nn.softmax(pixels / temperature, axis=-1),
+    )
 
 
 def pair_comparer(
     backbone: Backbone, config: MethodConfig
 ) -> Callable[[Float[Array, "b 2 d"], VisionFeatures], Comparison]:
-    """Returns a function (texts of each image, features) -> what `compare` returns, and "text_features"."""
+    """Returns a function (texts of each image, features) -> what `compare` returns."""
     temperature = temperature_of(backbone, config.temperature)
 
     def compare_pair(text: Float[Array, "b 2 d"], features: VisionFeatures) -> Comparison:
         tokens = features.global_tokens[:, config.global_token]
-        found = compare(tokens, features.patches, text, text, temperature)
-        return found | {"text_features": text}
+        return compare(tokens, features.patches, text, text, temperature)
 
     return compare_pair
 
 
-def pair_scores(compared: Comparison) -> Scores:
+def pair_scores(compared: Comparison, **extras: Array) -> Scores:
     """Returns the probability of "anomalous", with a patch channel per layer.
+
+    The extras of the scores are the given ones and the fields of the comparison.
 
     The image score is p_a(f) of the global token f; the map will be A (sum_l p_a(z_l)) Bᵀ of the patches z_l of
     layer l. The published map of a layer, (1 - p_n + p_a) / 2, equals p_a, since the two add up to 1.
     """
     return Scores(
-        image={"global": compared["global_probabilities"][:, 1]},
-        patches=jnp.moveaxis(compared["patch_probabilities"][..., 1], 1, -1),
-        extras=compared,
+        image={"global": compared.global_probabilities[:, 1]},
+        patches=jnp.moveaxis(compared.patch_probabilities[..., 1], 1, -1),
+        extras=compared._asdict() | extras,
     )
