@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.preprocess import open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
-from zsad_jax.methods import Method, image_score, make_method
+from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
@@ -246,7 +246,7 @@ def make_detector(
 def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) -> tuple[PyTree, str]:
     """Returns learned parameters with their origin in words; {} for fixed prompts."""
     fixed: tuple[PyTree, str] = {}, "fixed prompts"
-    if checkpoint is None and not prompt_files.expected(method, backbone):
+    if checkpoint is None and not param_shapes(method, backbone):
         return fixed
     file = prompt_files.choose(method.name, backbone.name, checkpoint)
     if file is not None:

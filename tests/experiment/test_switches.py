@@ -22,8 +22,7 @@ from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, make_scorer
 from zsad_jax.experiment import run as runner
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.methods import METHODS, Batch, config_class, count_parameters
-from zsad_jax.methods.shared import prompt_files
+from zsad_jax.methods import METHODS, Batch, config_class, count_parameters, param_shapes
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 
@@ -116,7 +115,7 @@ def batch():
 def trace_step(method, backbone, training):
     """Traces a training step of each stage."""
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
-    params = prompt_files.expected(method, backbone)
+    params = param_shapes(method, backbone)
     for stage in method.stages if params else ():
         optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
         state = TrainState(params, jax.eval_shape(optimizer.init, params))
@@ -149,7 +148,7 @@ def test_demos_train_and_score(name, over):
     experiment.check_methods(backbone)
     method = experiment.methods()[0].make(backbone)
     trace_step(method, backbone, experiment.training_config)
-    contenders = [Contender(method, prompt_files.expected(method, backbone))]
+    contenders = [Contender(method, param_shapes(method, backbone))]
     trace_scores(contenders, backbone, make_scorer([method], backbone))
     assert set(jax.tree.leaves(method.groups(contenders[0].params))) == set(method.group_names)
 
@@ -167,7 +166,7 @@ def test_method_options_work_or_are_rejected_early(name, over):
             continue
         try:
             method = experiment.methods()[0].make(backbone)
-            contenders = [Contender(method, prompt_files.expected(method, backbone))]
+            contenders = [Contender(method, param_shapes(method, backbone))]
             trace_step(method, backbone, experiment.training_config)
             trace_scores(contenders, backbone, make_scorer([method], backbone))
         except Exception as error:
@@ -188,7 +187,7 @@ def run(monkeypatch, tmp_path):
     def train(method, backbone, dataset, config, **_):
         trained.append(method.name)
         trace_step(method, backbone, config)
-        shapes = prompt_files.expected(method, backbone)
+        shapes = param_shapes(method, backbone)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def evaluate(contenders, backbone, dataset, *, scorer, **_):

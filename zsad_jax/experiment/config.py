@@ -15,7 +15,7 @@ from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import check_name, parse_name
-from zsad_jax.methods import Method, config_class, image_score, make_method
+from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
@@ -200,7 +200,7 @@ class Experiment:
         main = self.methods()[0].make(over)
         image_score(main, self.image_score)
         check_learning_rates(self.training_config, main)
-        if self.train and not prompt_files.expected(main, over):
+        if self.train and not param_shapes(main, over):
             raise UserError(
                 f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
             )
@@ -208,7 +208,7 @@ class Experiment:
         # Equal ones are traced once.
         for spec in {repr(one): one for one in methods}.values():
             method = spec.make(over)
-            params = prompt_files.expected(method, over)
+            params = param_shapes(method, over)
             if params and not all(target.auxiliary for target in self.resolved):
                 raise UserError(
                     f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"

@@ -19,7 +19,7 @@ from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, eva
 from zsad_jax.experiment import cache, config_files, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
-from zsad_jax.methods import Method, image_score
+from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
@@ -226,7 +226,7 @@ def _hints(experiment: Experiment) -> list[str]:
 def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts:
     """Trains or loads the parameters of a method for the targets of an auxiliary dataset, if it learns any."""
     method = spec.make(run.backbone)
-    if not prompt_files.expected(method, run.backbone):
+    if not param_shapes(method, run.backbone):
         return Prompts()
     assert auxiliary is not None  # see `Experiment.check_methods`
     if run.experiment.train:

@@ -9,7 +9,7 @@ import jax
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
-from zsad_jax.methods.base import Batch, Method, Scores, Stage
+from zsad_jax.methods.base import Batch, Method, Scores, Stage, param_shapes
 from zsad_jax.methods.shared.config import Fields, MethodConfig
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError, suggest
@@ -63,6 +63,7 @@ __all__ = [
     "Scores",
     "Stage",
     # Properties of a method
+    "param_shapes",
     "count_learned",
     "count_parameters",
     "image_score",
@@ -158,8 +159,8 @@ def count_learned(method: Method, backbone: Backbone) -> int:
       >>> count_learned(make_method("clip", backbone), backbone)
       0
     """
-    shapes = jax.eval_shape(method.init, jax.random.key(0), backbone.params)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    leaves = jax.tree.leaves(param_shapes(method, backbone))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def config_class(name: str) -> type[MethodConfig]:

@@ -217,6 +217,11 @@ class Method(NamedTuple):
     unused_parameters: int = 0
 
 
+def param_shapes(method: Method, backbone: Backbone) -> Params:
+    """Returns the learnable parameters with shapes in place of arrays; {} if nothing is learned."""
+    return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+
+
 def score_fn(compute: ComputeScoresFn) -> ScoreFn:
     """Returns `Method.score`, which returns only the requested extras of `compute`.
 

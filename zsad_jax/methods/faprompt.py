@@ -137,7 +137,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     def init(key: Array, frozen: Params) -> Params:
         learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
         width, num_deep = backbone.text_width, learner.count_deep_blocks(backbone, config)
-        # `init_learner` would draw abnormal tokens with the second key, which is not used here.
+        # The second key, with which `init_learner` draws abnormal tokens, is unused: these have another shape.
         normal_key, _, *deep_key = jax.random.split(learner_key, 3 if num_deep else 2)
         shapes: dict[str, tuple[int, ...]] = {
             "normal": (num_normal, width),
@@ -156,15 +156,15 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         return params
 
     def encode(
-        frozen: Params, params: Params, words: Tokens, context: Float[Array, "t p e"]
+        frozen: Params, params: Params, tokens: Tokens, context: Float[Array, "t p e"]
     ) -> Float[Array, "t d"]:
-        """Returns the raw features of the words after each context."""
-        ids, paddings = (np.repeat(array, len(context), axis=0) for array in words)
+        """Returns the raw features of the same words after each context."""
+        ids, paddings = (np.repeat(array, len(context), axis=0) for array in tokens)
         deep = params["deep"][:, None] if "deep" in params else None
         if deep is not None and config.deep_prompts_float16:
             deep = layers.round_to_float16(deep)
-        tokens = (ids, paddings)
-        return prompts.encode_with_context(backbone, frozen, tokens, context, deep_prompts=deep)
+        repeated = (ids, paddings)
+        return prompts.encode_with_context(backbone, frozen, repeated, context, deep_prompts=deep)
 
     def encode_abnormal(
         frozen: Params, params: Params, prior: Float[Array, " e"] | None = None

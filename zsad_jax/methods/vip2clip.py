@@ -135,13 +135,13 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     temperature = temperature_of(backbone, config.temperature)
     score_name = "patch" if config.utpa else "global"  # what the image score comes from
 
-    words = functools.cache(lambda: _tokenize(backbone, config.adjectives))
+    words = functools.cache(lambda: prompts.tokenize(backbone, config.adjectives))
     try:
-        prompts.tokenize(backbone, config.adjectives)
+        tokens = words()
     except UserError:
         pass  # without a tokenizer, the error is raised where text is needed
     else:
-        words()  # checks the adjectives at once
+        _check_adjectives(backbone, config.adjectives, tokens)
 
     def init(key: Array, frozen: Params) -> Params:
         width, joint = backbone.text_width, backbone.embed_dim
@@ -260,9 +260,9 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     )
 
 
-def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> Tokens:
-    """Returns tokens of the adjectives, each of which has to be a single one."""
-    ids, paddings = prompts.tokenize(backbone, adjectives)
+def _check_adjectives(backbone: Backbone, adjectives: Sequence[str], tokens: Tokens) -> None:
+    """Raises UserError if an adjective is not a single token."""
+    _, paddings = tokens
     # Each start token comes with an end token.
     counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
     for adjective, count in zip(adjectives, counts, strict=True):
@@ -271,7 +271,6 @@ def _tokenize(backbone: Backbone, adjectives: Sequence[str]) -> Tokens:
                 f"The adjective {adjective!r} is {count} tokens for {backbone.name}. Use 'adjectives'"
                 " of one token each, for example ('normal', 'abnormal')."
             )
-    return ids, paddings
 
 
 def _perceive(

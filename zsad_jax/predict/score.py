@@ -26,7 +26,7 @@ from zsad_jax.data.preprocess import (
 from zsad_jax.detector import Detector, choose_params, make_detector
 from zsad_jax.experiment.cache import inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
-from zsad_jax.methods import config_class
+from zsad_jax.methods import config_class, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.predict.figure import resize_panel
 from zsad_jax.predict.thresholds import Threshold
@@ -193,7 +193,7 @@ def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector
     backbone = experiment.load_backbone()
     method = experiment.methods()[0].make(backbone)
     checkpoint = options.checkpoint
-    if checkpoint is None and prompt_files.expected(method, backbone):
+    if checkpoint is None and param_shapes(method, backbone):
         checkpoint = _configured_checkpoint(experiment)
     params, prompts = choose_params(method, backbone, checkpoint)
     return make_detector(

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -19,7 +18,7 @@ from zsad_jax.backbones.checkpoints.read import (
     read_torch_pickle,
 )
 from zsad_jax.backbones.registry import ASSETS, File, find_release
-from zsad_jax.methods.base import Method, PyTree
+from zsad_jax.methods.base import Method, PyTree, param_shapes
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -153,11 +152,6 @@ def fetch_command(name: str) -> str:
     return f"python -m zsad_jax.backbones fetch {name}"
 
 
-def expected(method: Method, backbone: Backbone) -> PyTree:
-    """Returns the shapes of the method's learnable parameters; {} if it learns nothing."""
-    return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
-
-
 def save(path: files.PathLike, params: PyTree) -> None:
     """Writes a parameter tree as an npz file whose array names are the tree's paths."""
     arrays = {name: np.asarray(value) for name, value in flatten(params).items()}
@@ -177,7 +171,7 @@ def load(file: PromptFile, method: Method, backbone: Backbone) -> PyTree:
     Raises:
       UserError: the file is missing, unreadable, or does not fit.
     """
-    wanted, source, name = expected(method, backbone), file.source, backbone.name
+    wanted, source, name = param_shapes(method, backbone), file.source, backbone.name
     made_for = find_release(BACKBONE)
     if source in RELEASES and name not in (made_for.name, made_for.family):
         logging.warning(
