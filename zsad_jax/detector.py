@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.preprocess import open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
-from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Method, PyTree, Scores
+from zsad_jax.methods.base import Method, Scores
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Batch, Method, PyTree, Stage
+from zsad_jax.methods.base import Batch, Method, Stage, Terms
 from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
@@ -73,15 +73,12 @@ class TrainState(NamedTuple):
     optimizer: PyTree
 
 
-Losses = dict[str, Float[Array, ""]]
-
-
 class Step(Protocol):
     """A step of the optimizer on one batch."""
 
     def __call__(
         self, frozen: PyTree, state: TrainState, images: UInt8[Array, "b S S 3"], batch: Batch, /
-    ) -> tuple[TrainState, Losses]: ...
+    ) -> tuple[TrainState, Terms]: ...
 
 
 class Curves(Protocol):
@@ -236,7 +233,7 @@ def train(
         )
         batches = progress(batches, total=len(dataset), label=label, step=config.batch_size)
 
-        def run_steps(state: TrainState) -> Iterator[tuple[int, TrainState, Losses]]:
+        def run_steps(state: TrainState) -> Iterator[tuple[int, TrainState, Terms]]:
             for number, images in enumerate(batches, start=epoch * per_epoch + 1):
                 for issue in images.issues:
                     logging.warning("%s: %s", label, issue)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from zsad_jax.backbones import Backbone, registry
 from zsad_jax.data.dataset import Dataset
@@ -20,7 +21,6 @@ from zsad_jax.experiment import cache, config_files, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.methods import Method, image_score, param_shapes
-from zsad_jax.methods.base import PyTree
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on

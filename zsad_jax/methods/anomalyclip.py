@@ -9,11 +9,11 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields
 from zsad_jax.methods.shared.similarity import normalize, same_for_each

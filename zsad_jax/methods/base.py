@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
@@ -15,7 +15,6 @@ from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
 from zsad_jax.utils.errors import UserError, plural, suggest
 
-PyTree = Any
 Terms = dict[str, Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 Images = Float[Array, "b H W 3"]

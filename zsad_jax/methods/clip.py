@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Method, PyTree, Scores, score_fn, vision_side
+from zsad_jax.methods.base import Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
 from zsad_jax.utils.config import Renamed, config_from

@@ -13,12 +13,12 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import clean_class_name
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix

@@ -13,12 +13,12 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import BRAIN
-from zsad_jax.methods.base import Batch, Loss, Method, PyTree, Scores, score_fn, vision_side
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES

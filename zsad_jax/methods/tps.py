@@ -13,22 +13,13 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.transformer import ACTIVATIONS
 from zsad_jax.data.protocols import clean_class_name
-from zsad_jax.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    PyTree,
-    Scores,
-    grouped,
-    score_fn,
-    vision_side,
-)
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES

@@ -13,20 +13,11 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    PyTree,
-    Scores,
-    grouped,
-    score_fn,
-    vision_side,
-)
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from jaxtyping import PyTree
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import (
@@ -18,7 +19,7 @@ from zsad_jax.backbones.checkpoints.read import (
     read_torch_pickle,
 )
 from zsad_jax.backbones.registry import ASSETS, File, find_release
-from zsad_jax.methods.base import Method, PyTree, param_shapes
+from zsad_jax.methods.base import Method, param_shapes
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
 
