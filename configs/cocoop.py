@@ -1,4 +1,4 @@
-"""CoCoOp (CVPR 2022) as a normal/abnormal detector.
+"""CoCoOp (CVPR 2022) as an anomaly detector.
 
     python -m zsad_jax.main --config configs/cocoop.py[:VARIANT]
 

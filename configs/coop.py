@@ -1,4 +1,4 @@
-"""CoOp (IJCV 2022) as a normal/abnormal detector.
+"""CoOp (IJCV 2022) as an anomaly detector.
 
     python -m zsad_jax.main --config configs/coop.py[:VARIANT]
 

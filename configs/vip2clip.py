@@ -2,7 +2,7 @@
 
     python -m zsad_jax.main --config configs/vip2clip.py[:VARIANT]
 
-The published code uses the abnormal adjective in both prompts; `--config.method.adjective_bug=True` reproduces
+The published code uses the anomalous adjective in both prompts; `--config.method.adjective_bug=True` reproduces
 this.
 """
 

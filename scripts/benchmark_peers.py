@@ -208,8 +208,8 @@ class FAPrompt(Peer):
         shared = p["normal"].expand(count, -1, -1)
         own = torch.cat([shared, p["abnormal"] + prior], dim=1)
         words = self.rows[1:].expand(count, -1, -1), self.ids[1:].expand(count, -1)
-        abnormal = insert(*words, (1, own))
-        rows, ends = (torch.cat(pair) for pair in zip(normal, abnormal, strict=True))
+        anomalous = insert(*words, (1, own))
+        rows, ends = (torch.cat(pair) for pair in zip(normal, anomalous, strict=True))
         found = self.clip.encode_prompts(rows, ends, p["deep"][:, None])
         return torch.stack([found[0], found[1:].mean(dim=0)])
 

@@ -5,7 +5,7 @@ the fixed prompts are:
 
   image   each global token against (class, state) of all classes in the batch; the states are normal
           and either group of defects
-  state   each global token against normal and abnormal of one name: its own, or another's
+  state   each global token against normal and anomalous of one name: its own, or another's
   patch   each patch token against the same pair, by whether a defect touches the patch
   top     the same for an image's highest patch, which methods add to the image score
   dense   each patch token against (class, state) of all classes
@@ -205,8 +205,8 @@ def loss_fn(
     sentences = encode_sentences(config, params, key, batch)
     groups = sentences.reshape(*sentences.shape[:1], len(GROUPS), -1, config.width)
     states = unit(groups.mean(2))  # [k, 3, d]
-    abnormal = unit(groups[:, 1:].mean((1, 2)))
-    direction = (abnormal - states[:, 0])[
+    anomalous = unit(groups[:, 1:].mean((1, 2)))
+    direction = (anomalous - states[:, 0])[
         batch.aligned
     ] / tau  # [b, d]: the logit of the pair is linear
 

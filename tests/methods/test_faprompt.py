@@ -140,7 +140,7 @@ def test_first_stage_matches_golden(scored, golden, assert_near):
     prototypes, scores, _ = scored("first_tokens")
     for category in range(2):  # object-agnostic: the same prompts for every class
         assert_near(prototypes.normal[category], golden["stage1/text_pos"][0], FEATURES)
-        assert_near(prototypes.abnormal[category], golden["stage1/text_neg_all"], FEATURES)
+        assert_near(prototypes.anomalous[category], golden["stage1/text_neg_all"], FEATURES)
     found = scores.extras["stage1_probabilities"]
     assert_near(found.reshape(4, 25, 2), golden["stage1/similarity"], SCORES)
     assert_near(found[..., 1].max(axis=(1, 2)), golden["stage1/max_score"], SCORES)
@@ -172,7 +172,7 @@ def test_cosines_of_single_prompts(trivial_text, params, features, assert_near):
     found = scores.extras["prompt_cosines"]
     assert found.shape == (4, 5, 5, 10)
     moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][2]}
-    text = unit(method.prototypes(trivial_text.params, moved, ("a",)).abnormal[0])
+    text = unit(method.prototypes(trivial_text.params, moved, ("a",)).anomalous[0])
     assert_near(found[2], unit(features.patches[2, 0]) @ text.T, FEATURES)
 
 
@@ -231,7 +231,7 @@ def test_without_both_modules_equals_anomalyclip(load_golden_clip, read_golden, 
     prototypes, scores, maps = score_all(method, clip, params, features, EXTRAS)
     raw = golden["text/prompt_learner/features_raw"]
     assert_near(prototypes.normal[0], raw[0], FEATURES)
-    assert_near(prototypes.abnormal[0], raw[1:], FEATURES)
+    assert_near(prototypes.anomalous[0], raw[1:], FEATURES)
     assert_near(scores.extras["image_logits"], golden["train/image_logits"], SCORES)
     assert_near(scores.image["global"], golden["test/image_score"], SCORES)
     expected = golden["all_layers/similarity/layer8"]
@@ -257,7 +257,7 @@ def test_prior_alone_shifts_all_anomalous_tokens(trivial_text, features, batch, 
     moved = params | {"abnormal": params["abnormal"] + scores.extras["prior"][1]}
     text = method.prototypes(trivial_text.params, moved, ("a",))
     assert_near(scores.extras["text_features"][1, 0], unit(text.normal[0]), FEATURES)
-    assert_near(scores.extras["text_features"][1, 1], unit(text.abnormal[0, 0]), FEATURES)
+    assert_near(scores.extras["text_features"][1, 1], unit(text.anomalous[0, 0]), FEATURES)
     _, terms = jax.eval_shape(method.loss, trivial_text.params, params, features, batch)
     assert "orthogonality" not in terms
     assert {"focal2", "prior"} <= set(terms)
@@ -442,7 +442,7 @@ def test_float16_rounds_inexact_values(trivial_text, params):
     plain, rounded = (faprompt(trivial_text, {"deep_prompts_float16": on}) for on in (False, True))
 
     def encode(method, params):
-        return method.prototypes(trivial_text.params, params, ("a",)).abnormal
+        return method.prototypes(trivial_text.params, params, ("a",)).anomalous
 
     np.testing.assert_array_equal(encode(rounded, odd), encode(plain, nearest))
     assert np.abs(encode(plain, odd) - encode(rounded, odd)).max() > 0

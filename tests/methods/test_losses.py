@@ -13,8 +13,8 @@ from zsad_jax.methods.shared import losses
 ONES = jnp.ones(1)
 
 
-def both(abnormal):
-    return jnp.stack([1 - abnormal, abnormal], axis=-1)
+def both(anomalous):
+    return jnp.stack([1 - anomalous, anomalous], axis=-1)
 
 
 def labeled(labels, valid, has_mask=None):
@@ -40,10 +40,10 @@ def test_focal_of_one_pixel():
 
 def test_focal_is_finite_at_extreme_probabilities():
     masks = jnp.array([[[0.0, 1.0, 0.0, 1.0]]])
-    abnormal = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
+    anomalous = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
     loss = lambda x: losses.focal_loss(both(x), masks, ONES)  # noqa: E731
-    assert jnp.isfinite(loss(abnormal))
-    assert jnp.isfinite(jax.grad(loss)(abnormal)).all()
+    assert jnp.isfinite(loss(anomalous))
+    assert jnp.isfinite(jax.grad(loss)(anomalous)).all()
 
 
 def test_dice_by_hand():
@@ -65,11 +65,11 @@ def test_cross_entropy_by_hand():
 @pytest.mark.parametrize("name", ["focal_loss", "dice_loss"])
 def test_weights_select_rows(name):
     generator = np.random.default_rng(0)
-    abnormal = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
+    anomalous = jnp.asarray(generator.random((3, 4, 4)), jnp.float32)
     masks = jnp.asarray(generator.random((3, 4, 4)) > 0.5, jnp.float32)
     arguments = {
-        "focal_loss": (both(abnormal), masks),
-        "dice_loss": (abnormal, masks),
+        "focal_loss": (both(anomalous), masks),
+        "dice_loss": (anomalous, masks),
     }[name]
     loss = getattr(losses, name)
     some = loss(*arguments, jnp.array([1.0, 0.0, 1.0]))
@@ -99,14 +99,14 @@ def test_losses_and_gradients_match_published_code():
     assert (maps == 1).any()
 
     def dice(x):
-        abnormal = losses.dice_loss(x[..., 1], masks, jnp.ones(3))
+        anomalous = losses.dice_loss(x[..., 1], masks, jnp.ones(3))
         normal = losses.dice_loss(x[..., 0], 1 - masks, jnp.ones(3))
-        return abnormal + normal, (abnormal, normal)
+        return anomalous + normal, (anomalous, normal)
 
     focal, of_focal = jax.value_and_grad(losses.focal_loss)(maps, masks, jnp.ones(3))
-    (_, (abnormal, normal)), of_dice = jax.value_and_grad(dice, has_aux=True)(maps)
+    (_, (anomalous, normal)), of_dice = jax.value_and_grad(dice, has_aux=True)(maps)
     np.testing.assert_allclose(focal, golden["focal"], rtol=1e-5)
-    np.testing.assert_allclose(abnormal, golden["dice_abnormal"], rtol=1e-5)
+    np.testing.assert_allclose(anomalous, golden["dice_abnormal"], rtol=1e-5)
     np.testing.assert_allclose(normal, golden["dice_normal"], rtol=1e-5)
     for found, name in ((of_focal, "focal_grad"), (of_dice, "dice_sum_grad")):
         expected = np.moveaxis(golden[name], 1, -1)

@@ -57,7 +57,7 @@ def test_names_in_a_state_dict_are_joined(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arrays", "problem"),
     [
-        ({"other": np.ones((2, 3))}, "lacks 'a normal and an abnormal matrix'.* holds other"),
+        ({"other": np.ones((2, 3))}, "lacks 'a normal and an anomalous matrix'.* holds other"),
         ({"normal": np.ones((2, 8)), "abnormal": np.ones((3, 8))}, "wrong shape"),
         ({"normal": np.ones(3), "abnormal": np.ones(3)}, "wrong shape"),
         ({"0": np.full((8, 64), np.nan), "1": np.ones((8, 64))}, "not finite"),

@@ -20,10 +20,10 @@ from zsad_jax.methods.shared.prompts import (
 @pytest.mark.parametrize("family", PROMPT_FAMILIES)
 @pytest.mark.parametrize("name", ["round_plate", "fine-mesh", "object"])
 def test_sentences_match_published_ones_in_order(prompts_golden, family, name):
-    normal, abnormal = PROMPT_FAMILIES[family].sentences(name)
+    normal, anomalous = PROMPT_FAMILIES[family].sentences(name)
     stem = f"{family}/{name.replace('-', '_')}"
     assert normal == prompts_golden[f"{stem}/normal/sentences"].tolist()
-    assert abnormal == prompts_golden[f"{stem}/abnormal/sentences"].tolist()
+    assert anomalous == prompts_golden[f"{stem}/abnormal/sentences"].tolist()
 
 
 def test_class_names_are_written_as_words():
@@ -40,9 +40,9 @@ def test_keeps_braces_in_class_name():
 def test_keeps_other_braces_in_sentence():
     """Replaces only `{}`, wherever it occurs."""
     family = PromptFamily(("a {} {x}",), ("no {}",), ("one {} {0}.", "{} and {}"))
-    normal, abnormal = family.sentences("nut")
+    normal, anomalous = family.sentences("nut")
     assert normal == ["one a nut {x} {0}.", "a nut {x} and a nut {x}"]
-    assert abnormal == ["one no nut {0}.", "no nut and no nut"]
+    assert anomalous == ["one no nut {0}.", "no nut and no nut"]
 
 
 def test_truncates_texts_at_the_longest(backbone):

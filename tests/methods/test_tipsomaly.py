@@ -42,8 +42,8 @@ def assert_close(actual, expected, tolerance):
 def prompts_of(golden, learning="concat"):
     if learning == "none":
         return {}
-    normal, abnormal = golden["learnable_prompts"]
-    return {"normal": jnp.asarray(normal), "abnormal": jnp.asarray(abnormal)}
+    normal, anomalous = golden["learnable_prompts"]
+    return {"normal": jnp.asarray(normal), "abnormal": jnp.asarray(anomalous)}
 
 
 def encode_classes(method, backbone, params):
@@ -239,14 +239,14 @@ def test_words_are_truncated_at_text_length(backbone, e2e_golden):
     method = tipsomaly(
         dataclasses.replace(backbone, text=dataclasses.replace(backbone.text, length=12))
     )
-    normal, abnormal = PROMPT_FAMILIES["industrial"].sentences("object")
-    ids, paddings = backbone.tokenize([*normal, *abnormal])
+    normal, anomalous = PROMPT_FAMILIES["industrial"].sentences("object")
+    ids, paddings = backbone.tokenize([*normal, *anomalous])
     count = len(normal)
 
     @jax.jit
     def expect(frozen, params):
         words = backbone.embed_tokens(frozen, ids)
-        learned = jnp.stack([params["normal"]] * count + [params["abnormal"]] * len(abnormal))
+        learned = jnp.stack([params["normal"]] * count + [params["abnormal"]] * len(anomalous))
         embeddings = jnp.concatenate([learned, words], axis=1)[:, :12]
         mask = np.concatenate([np.zeros((len(ids), 8), int), paddings], axis=1)[:, :12]
         features = backbone.encode_prompts(frozen, embeddings, mask)

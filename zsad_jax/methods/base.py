@@ -60,13 +60,16 @@ class InitFn(Protocol):
 
 
 class FeaturesFn(Protocol):
-    """A function that returns what the others need of the images: any pytree with leading axis b."""
+    """A function that computes the features that the other functions consume.
+
+    They are any pytree with leading axis b.
+    """
 
     def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
 class PrototypesFn(Protocol):
-    """A function that returns what images are compared with: any pytree with leading axis = category.
+    """A function that computes what images are compared with: any pytree with leading axis = category.
 
     It is called once per params. `class_names` is static. `references` are the features of K normal images of
     each category, for few-shot methods; None otherwise.
@@ -189,7 +192,7 @@ class Method(NamedTuple):
       across: None if the scores of an image do not depend on other images.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: None if there is no released checkpoint.
-      aupro_thresholds: whose `arange` the published code takes the 200 thresholds of its AUPRO from.
+      aupro_thresholds: library whose `arange` spaces the 200 AUPRO thresholds in the published code.
       unused_parameters: number of parameters in the published code's optimizer that have no effect; published
         counts include them.
     """

@@ -1,4 +1,4 @@
-"""CoOp (IJCV 2022) and CoCoOp (CVPR 2022), as normal/abnormal detectors.
+"""CoOp (IJCV 2022) and CoCoOp (CVPR 2022), as anomaly detectors.
 
 A learned context, shared by both states, is inserted into sentences about an image's own class; CoCoOp adds
 to the context what a small network computes from the image. The adaptation to anomaly detection is
@@ -78,7 +78,7 @@ class CoCoOpConfig(CoOpConfig):
 
 
 class Prototypes(NamedTuple):
-    """The sentences (normal, abnormal) of each class, with the context inserted.
+    """The sentences (normal, anomalous) of each class, with the context inserted.
 
     Paddings are 1 = pad, `is_context` is 1 where a token is learned. `text` are the unit-norm text features;
     None where images change them.

@@ -1,6 +1,6 @@
 """FAPrompt (Fine-grained Abnormality Prompt Learning, ICCV 2025): compound prompts with an image's prior.
 
-Several abnormal prompts share the tokens of the normal one and have a few tokens of their own (CAP). In a
+Several anomalous prompts share the tokens of the normal one and have a few tokens of their own (CAP). In a
 second stage an offset, computed from patches of the image, is added to those (DAP).
 """
 
@@ -36,15 +36,15 @@ class FAPromptConfig(learner.LearnerConfig):
     """Options of FAPrompt; the defaults are those of the published numbers.
 
     Attributes:
-      compound: abnormal prompts share the normal tokens (CAP); False: AnomalyCLIP's two prompts.
+      compound: anomalous prompts share the normal tokens (CAP); False: AnomalyCLIP's two prompts.
       prior: the second stage, conditioned on the image (DAP); False: there is only the first stage.
-      num_prompts: learned tokens of the normal prompt, shared by the abnormal ones.
-      num_own_prompts: further tokens of each abnormal prompt.
-      num_abnormal: K, abnormal prompts.
+      num_prompts: learned tokens of the normal prompt, shared by the anomalous ones.
+      num_own_prompts: further tokens of each anomalous prompt.
+      num_abnormal: K, anomalous prompts.
       num_separate_prompts: learned tokens of each of the two prompts, without `compound`.
       num_selected: M, patches that the prior is computed from; an image may have fewer.
       dap_select: the first M patches in raster order, as the published code does (the image's top edge), or
-        the M most abnormal ones, as the paper says.
+        the M most anomalous ones, as the paper says.
       reduction: ratio of the width of the prior network's input to that of its hidden layer.
       normal_text, abnormal_text: the words after the learned tokens; in the paper both are "object.".
       num_deep_prompts: where they replace tokens, more than `num_prompts` of them also replace words, as
@@ -53,7 +53,7 @@ class FAPromptConfig(learner.LearnerConfig):
       lam, lam_stage2: weights of the segmentation losses of the first and of the second stage.
       cross_entropy_weight: of the global token's cross-entropy.
       image_focal_weight: of the focal loss of the combined image score.
-      orthogonality_weight: of the absolute cosines between abnormal prompts.
+      orthogonality_weight: of the absolute cosines between anomalous prompts.
       prior_weight: of the squared prior of normal images.
     """
 
@@ -94,18 +94,18 @@ class FAPromptConfig(learner.LearnerConfig):
 
 
 class Prototypes(NamedTuple):
-    """Raw text features of the normal prompt and of the K abnormal ones, without an image's prior."""
+    """Raw text features of the normal prompt and of the K anomalous ones, without an image's prior."""
 
     normal: Float[Array, "c d"]
-    abnormal: Float[Array, "c k d"]
+    anomalous: Float[Array, "c k d"]
 
     def pair(self) -> Float[Array, "c 2 d"]:
-        """Returns unit-norm (normal, abnormal); the latter is the plain mean of the prompts."""
-        return normalize(jnp.stack([self.normal, self.abnormal.mean(axis=1)], axis=1))
+        """Returns unit-norm (normal, anomalous); the latter is the plain mean of the prompts."""
+        return normalize(jnp.stack([self.normal, self.anomalous.mean(axis=1)], axis=1))
 
 
 class StageComparison(NamedTuple):
-    """Patch probabilities of (normal, abnormal) in the one or two stages, image scores and extras by name."""
+    """Patch probabilities of (normal, anomalous) in the one or two stages, image scores and extras by name."""
 
     stages: Float[Array, "stages b h w 2"]
     image: dict[str, Float[Array, " b"]]
@@ -135,9 +135,10 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     words = functools.cache(lambda: _tokenize(backbone, config, num_normal))
 
     def init(key: Array, frozen: Params) -> Params:
-        learner_key, abnormal_key, prior_key = jax.random.split(key, 3)
+        """Returns new params: tokens from N(0, init_std²), and a prior network in PyTorch's default range."""
+        learner_key, anomalous_key, prior_key = jax.random.split(key, 3)
         width, num_deep = backbone.text_width, learner.count_deep_blocks(backbone, config)
-        # The second key, with which `init_learner` draws abnormal tokens, is unused: these have another shape.
+        # The second key, with which `init_learner` draws anomalous tokens, is unused: these have another shape.
         normal_key, _, *deep_key = jax.random.split(learner_key, 3 if num_deep else 2)
         shapes: dict[str, tuple[int, ...]] = {
             "normal": (num_normal, width),
@@ -147,7 +148,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             shapes["abnormal"] = config.num_abnormal, config.num_own_prompts, width
         if num_deep:
             shapes["deep"] = num_deep, config.num_deep_prompts, width
-        keys = normal_key, abnormal_key, *deep_key
+        keys = normal_key, anomalous_key, *deep_key
         params: Params = layers.init_tokens(keys, shapes, std=config.init_std)
         if config.prior:
             inputs = config.num_selected * backbone.embed_dim
@@ -166,10 +167,10 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         repeated = (ids, paddings)
         return prompts.encode_with_context(backbone, frozen, repeated, context, deep_prompts=deep)
 
-    def encode_abnormal(
+    def encode_anomalous(
         frozen: Params, params: Params, prior: Float[Array, " e"] | None = None
     ) -> Float[Array, "k d"]:
-        """Returns the raw features of the abnormal prompts, whose own tokens the prior shifts."""
+        """Returns the raw features of the anomalous prompts, whose own tokens the prior shifts."""
         context = params["abnormal"] if prior is None else params["abnormal"] + prior
         if config.compound:
             # The shared tokens are joined afterwards, so that the prior does not shift them.
@@ -180,8 +181,8 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     def encode_both(frozen: Params, params: Params, count: int) -> Prototypes:
         """Returns the features of the prompts without a prior, the same for `count` categories or images."""
         normal = encode(frozen, params, words()[0], params["normal"][None])[0]
-        abnormal = encode_abnormal(frozen, params)
-        return Prototypes(same_for_each(normal, count), same_for_each(abnormal, count))
+        anomalous = encode_anomalous(frozen, params)
+        return Prototypes(same_for_each(normal, count), same_for_each(anomalous, count))
 
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
@@ -204,8 +205,8 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             priors = jax.vmap(functools.partial(_prior, config, params["prior"]))
             # Each image has its own prompts here: K texts per image are encoded.
             prior = priors(patches, stages[0, ..., 1])
-            abnormal = jax.vmap(functools.partial(encode_abnormal, frozen, params))(prior)
-            text = text._replace(abnormal=abnormal)
+            anomalous = jax.vmap(functools.partial(encode_anomalous, frozen, params))(prior)
+            text = text._replace(anomalous=anomalous)
             pair = text.pair()
             found = compare(tokens, patches, pair, pair, temperature)
             extras = {"prior": prior, "stage2_probabilities": found.patch_probabilities}
@@ -219,7 +220,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         extras |= {
             "stage1_probabilities": stages[0],
             "image_logits": found.global_logits,
-            "prompt_cosines": cosines(patches, text.abnormal),
+            "prompt_cosines": cosines(patches, text.anomalous),
             "text_features": pair,
         }
         return StageComparison(stages, dict(zip(IMAGE_SCORES, values, strict=True)), extras)
@@ -229,7 +230,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     ) -> Scores:
         """Returns image scores, and patch probabilities [b, h, w, 1]: the mean of both stages, (p_1 + p_2) / 2.
 
-        The published map adds up abnormal and 1 - normal probabilities, which are equal.
+        The published map adds up anomalous and 1 - normal probabilities, which are equal.
         """
         found = compare_stages(frozen, params, text, features)
         return Scores(found.image, found.stages.mean(axis=0)[..., 1:], found.extras)
@@ -259,7 +260,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         }
         if config.compound:
             # Of the prompts without a prior, which are the same for all images.
-            orthogonality = _orthogonality(text.abnormal[0])
+            orthogonality = _orthogonality(text.anomalous[0])
             weighted["orthogonality"] = config.orthogonality_weight, orthogonality
         if config.prior:  # summed over the batch, as published
             squares = jnp.square(found.extras["prior"]).mean(axis=1)
@@ -282,14 +283,14 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
 
 
 def _tokenize(backbone: Backbone, config: FAPromptConfig, num_normal: int) -> tuple[Tokens, Tokens]:
-    """Returns the words of (normal, abnormal) after the learned tokens, of which normal has `num_normal`."""
-    normal, abnormal = (
+    """Returns the words of (normal, anomalous) after the learned tokens, of which normal has `num_normal`."""
+    normal, anomalous = (
         prompts.tokenize(backbone, [text]) for text in (config.normal_text, config.abnormal_text)
     )
     # The end token of a text, whose output is the feature, must stay after the deep prompts.
     room = num_normal + normal[0].shape[1] - backbone.num_start_tokens - 1
     learner.check_deep_prompts(backbone, config, room=room)
-    return normal, abnormal
+    return normal, anomalous
 
 
 def _prior(
@@ -298,10 +299,10 @@ def _prior(
     patches: Float[Array, "h w d"],
     anomaly: Float[Array, "h w"],
 ) -> Float[Array, " e"]:
-    """Returns Omega, which one image adds to the tokens of the abnormal prompts."""
+    """Returns Omega, which one image adds to the tokens of the anomalous prompts."""
     patches = patches.reshape(-1, patches.shape[-1])
     count = min(config.num_selected, len(patches))
-    # The published code computes the indices of the most abnormal patches and then does not use them.
+    # The published code computes the indices of the most anomalous patches and then does not use them.
     if config.dap_select == "topk":
         patches = patches[jax.lax.top_k(jax.lax.stop_gradient(anomaly.reshape(-1)), count)[1]]
     # An image with fewer patches leaves the network's last inputs at zero.
@@ -313,18 +314,18 @@ def _import_params(config: FAPromptConfig, state: Arrays) -> Params:
     """Reads the learned arrays of the authors' state dict; arrays without effect are dropped."""
     state = learner.without_prefix(state, "prompt_learner")
     params: Params = learner.learner_from_torch(state)
-    abnormal = params["abnormal"]
-    params["abnormal"] = abnormal.reshape(-1, *abnormal.shape[-2:])
+    anomalous = params["abnormal"]
+    params["abnormal"] = anomalous.reshape(-1, *anomalous.shape[-2:])
     if config.prior:
         names = {"first": "linear1", "second": "linear2"}
         params["prior"] = layers.linears_from_torch(state, "patch_meta_net.", **names)
     return params
 
 
-def _orthogonality(abnormal: Float[Array, "k d"]) -> Float[Array, ""]:
-    """Returns the sum over all pairs of abnormal prompts of |cosine|."""
-    first, second = np.triu_indices(abnormal.shape[0], 1)
-    unit = normalize(abnormal)
+def _orthogonality(anomalous: Float[Array, "k d"]) -> Float[Array, ""]:
+    """Returns the sum over all pairs of anomalous prompts of |cosine|."""
+    first, second = np.triu_indices(anomalous.shape[0], 1)
+    unit = normalize(anomalous)
     return jnp.abs((unit[first] * unit[second]).sum(axis=-1)).sum()
 
 

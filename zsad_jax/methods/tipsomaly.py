@@ -92,7 +92,7 @@ class TIPSomalyConfig(learner.LearnerConfig):
 
 
 class Prototypes(NamedTuple):
-    """Unit-norm (normal, abnormal) text features, compared with global tokens and with patches."""
+    """Unit-norm (normal, anomalous) text features, compared with global tokens and with patches."""
 
     image: Float[Array, "c 2 d"]
     patches: Float[Array, "c 2 d"]
@@ -130,7 +130,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
     words = functools.cache(lambda: _tokenize(backbone, config))  # only when text is needed
 
     def encode_learned(frozen: Params, params: Params) -> Float[Array, "2 d"]:
-        """Returns the unit-norm features of the learned (normal, abnormal) prompts."""
+        """Returns the unit-norm features of the learned (normal, anomalous) prompts."""
         learned = jnp.stack([params[state] for state in STATES])
         if config.learning == "entire_learnable" and not backbone.num_start_tokens:
             # All sentences of a state are the same learned tokens: one stands for all.
@@ -167,8 +167,8 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         s_k = p_a(v_k; G_image) + max_z p_a(z; G_patches), for the global tokens v_1 and v_2 and the patches z,
         with p(x; G) = softmax(cosines of x and the pair G / tau). The map is A p_a(z; G_patches) Bᵀ.
 
-        The published map, (1 - p_normal + p_abnormal) / 2 up-sampled and smoothed, is that of
-        p_abnormal alone, since the two add up to 1.
+        The published map, (1 - p_normal + p_anomalous) / 2 up-sampled and smoothed, is that of
+        p_anomalous alone, since the two add up to 1.
         """
         found = compare(features.global_tokens, features.patches[:, -1], *text, temperature)
         image, patches = found.global_probabilities[..., 1], found.patch_probabilities
@@ -254,4 +254,4 @@ def import_params(state: Arrays) -> Params:
     for keys in (STATES, ("normal_prompt", "abnormal_prompt"), ("0", "1")):
         if set(keys) <= set(state):
             return {name: state[key] for name, key in zip(STATES, keys, strict=True)}
-    raise KeyError("a normal and an abnormal matrix")
+    raise KeyError("a normal and an anomalous matrix")

@@ -48,8 +48,8 @@ class TPSConfig(learner.LearnerConfig):
         though training goes through the pathway.
       tune_text_projection: train the text tower's projection into the joint space with the pathway, as in
         the authors' code; None: where the backbone has one.
-      learned_texts: the words after the learned tokens: global normal and abnormal, shunt normal and
-        abnormal.
+      learned_texts: the words after the learned tokens: global normal and anomalous, shunt normal and
+        anomalous.
       hand_written_texts: the same four of learned=False, as whole sentences; `{}` is the class name.
       segmentation: "per_layer": a softmax for each layer, whose maps are summed; "summed": one softmax
         over the cosines' sum over layers, as the paper writes.
@@ -90,8 +90,8 @@ class TPSConfig(learner.LearnerConfig):
         for key in ("learned_texts", "hand_written_texts"):
             if len(getattr(self, key)) != len(LEARNERS) * len(STATES):
                 raise UserError(
-                    f"Config key '{key}' is {getattr(self, key)!r}. Expected four texts: normal and abnormal of"
-                    " the image, normal and abnormal of the pixels."
+                    f"Config key '{key}' is {getattr(self, key)!r}. Expected four texts: normal and anomalous"
+                    " of the image, normal and anomalous of the pixels."
                 )
 
 
@@ -120,6 +120,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
     adapt = functools.partial(_adapt, num_heads=config.pathway_heads)
 
     def init(key: Array, frozen: Params) -> Params:
+        """Returns new params: tokens from N(0, init_std²), a new pathway, and a copy of the projection."""
         if not config.learned:
             return {}
         *learner_keys, pathway_key = jax.random.split(key, 3)

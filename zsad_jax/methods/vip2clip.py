@@ -38,9 +38,9 @@ class ViP2CLIPConfig(MethodConfig):
     share.
 
     Attributes:
-      adjectives: the normal and the abnormal one, each a single token of the backbone's vocabulary; the
+      adjectives: the normal and the anomalous one, each a single token of the backbone's vocabulary; the
         paper also tries normal/abnormal, perfect/flawed and flawless/imperfect.
-      adjective_bug: both prompts have the abnormal adjective, as in the published code.
+      adjective_bug: both prompts have the anomalous adjective, as in the published code.
       num_prompts: e, learned tokens of each state.
       num_class_prompts: r, learned tokens that both states share.
       vca: the Meta-Net adds to the class tokens what it computes from the image.
@@ -135,6 +135,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         _check_adjectives(backbone, config.adjectives, tokens)
 
     def init(key: Array, frozen: Params) -> Params:
+        """Returns new params: tokens and bias from N(0, init_std²), and layers in PyTorch's default ranges."""
         width, joint = backbone.text_width, backbone.embed_dim
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATES, (config.num_prompts, width))
         shapes["class"] = (config.num_class_prompts, width)
@@ -157,7 +158,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         frozen: Params, params: Params, seen: Float[Array, "r e"] | float = 0.0
     ) -> Float[Array, "2 d"]:
         """Returns unit-norm features of the two prompts; the class tokens take `seen` (a) from an image."""
-        # The published code cuts the tokens of both prompts out of the abnormal sentence.
+        # The published code cuts the tokens of both prompts out of the anomalous sentence.
         order = [1, 1] if config.adjective_bug else [0, 1]
         ids, paddings = (array[order] for array in words())
         prompts.check_length(backbone, paddings, config.num_prompts + config.num_class_prompts)
@@ -177,7 +178,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         return same_for_each(encode(frozen, params), len(class_names))
 
     def condition(frozen: Params, params: Params, tokens: Array) -> Float[Array, "b 2 d"]:
-        """Returns the text features (normal, abnormal) of each image, which VCA conditions on its token."""
+        """Returns the text features (normal, anomalous) of each image, which VCA conditions on its token."""
         if not config.vca:
             return same_for_each(encode(frozen, params), len(tokens))
         networks = jax.vmap(layers.bottleneck, in_axes=(0, None))
@@ -216,7 +217,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     ) -> Scores:
         """Returns the image score, and each layer's share [b, h, w, layers] of the mean of their maps.
 
-        A layer's published map, (1 - p_normal + p_abnormal) / 2 up-sampled, is that of p_abnormal alone,
+        A layer's published map, (1 - p_normal + p_anomalous) / 2 up-sampled, is that of p_anomalous alone,
         since the two add up to 1.
         """
         if config.vca:

@@ -9,7 +9,8 @@ from zsad_jax.metrics.curve import Curve
 
 NUM_STEPS = 200
 FPR_LIMIT = 0.3
-Thresholds = Literal["torch", "numpy"]  # whose `arange` the published code calls
+# Library whose `arange` spaces the thresholds in the published code.
+Thresholds = Literal["torch", "numpy"]
 
 
 def stepped_aupro(

@@ -85,7 +85,7 @@ def encode_learners(
     words: Tokens,
     learners: Sequence[Learner],
 ) -> Float[Array, "t d"]:
-    """Returns the raw text features of (normal, abnormal) of each learner, encoded in one batch.
+    """Returns the raw text features of (normal, anomalous) of each learner, encoded in one batch.
 
     `words` are the fixed words of each text. Each learner has its own deep prompts, or none has any.
 

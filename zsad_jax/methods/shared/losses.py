@@ -44,10 +44,10 @@ def focal_loss(
     masks = masks.astype(jnp.float32)
     # Both states are clipped, since 1 - (1 - 1e-5) is off by 0.1 % in float32, as would be the gradient of
     # the most wrong pixels.
-    normal, abnormal = (
+    normal, anomalous = (
         jnp.clip(state, FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING) for state in (1 - masks, masks)
     )
-    pt = normal * probabilities[..., 0] + abnormal * probabilities[..., 1] + FOCAL_SMOOTHING
+    pt = normal * probabilities[..., 0] + anomalous * probabilities[..., 1] + FOCAL_SMOOTHING
     # pt may exceed 1 by 1e-5. It is not clipped, as in the published code: the square is then 1e-10.
     values = -((1 - pt) ** 2) * jnp.log(pt)
     return weighted_mean(values.mean(axis=(1, 2)), weights)
