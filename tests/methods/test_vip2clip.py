@@ -421,7 +421,7 @@ def test_rejects_mistakes(clip, config, message):
 def test_rejects_heads_without_perception(clip, params, features):
     method = vip2clip(clip, {"fgp": False, "fgp_heads": 5})
     assert method.unused_parameters == 0
-    with pytest.raises(UserError, match="no extra 'attention'"):
+    with pytest.raises(UserError, match="Unknown extra 'attention'"):
         method.score(
             clip.params, params, jnp.zeros((1, 2, 32)), features, jnp.zeros(2, int),
             extras=("attention",),
