@@ -16,8 +16,13 @@ VARIANTS = {
     "demo_tips": "demo on tips-nano, no downloads",
 }
 
-# The demo backbones have four blocks and were trained with a higher temperature.
-DEMO = {"temperature": 0.2, "feature_layers": (24,), "top_k": 10}
+# The demo backbones have four blocks and few words, and were trained with a higher temperature.
+DEMO = {
+    "adjectives": ("normal", "abnormal"),
+    "temperature": 0.2,
+    "feature_layers": (24,),
+    "top_k": 10,
+}
 DEMO_TRAINING = {"epochs": 10, "learning_rates": {"prompts": 3e-3, "fgp": 3e-3}}
 
 

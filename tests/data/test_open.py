@@ -69,6 +69,16 @@ def test_joins_datasets(data_dir):
     assert [sample.category for sample in dataset] == ["mpdd_part"] * 3 + ["btad_part"] * 3
 
 
+def test_representation_is_one_line(data_dir):
+    shown = {name: repr(open_dataset(name, data_dir)) for name in ("mpdd", "synthetic_aux")}
+    assert shown == {
+        "mpdd": "Samples('mpdd', images=3, categories=1)",
+        "synthetic_aux": "Synthetic('synthetic_aux', images=256, categories=8)",
+    }
+    joined = open_dataset("mpdd+btad", data_dir)
+    assert repr(joined) == "Joined('mpdd+btad', images=6, categories=2)"
+
+
 def test_fingerprint_changes_with_any_member(data_dir):
     before = open_dataset("mpdd+btad", data_dir).fingerprint()
     assert open_dataset("mpdd+btad", data_dir).fingerprint() == before

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import pytest
 import zsad_jax
 from zsad_jax.backbones import registry
 from zsad_jax.detector import choose_params
-from zsad_jax.experiment.presets import OVER_NANO
 from zsad_jax.methods import (
     METHODS,
     Batch,
@@ -27,7 +27,11 @@ from zsad_jax.utils.errors import UserError
 DEMOS = [name for name, one in registry.RELEASES.items() if one.demo]
 SIZE = 56  # four by four patches
 CLASSES = ("metal nut", "grid")
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The small vocabularies of the demo backbones lack some words of the defaults.
+VIP2CLIP = runpy.run_path(str(ROOT / "configs" / "vip2clip.py"))
+OVER_NANO = {"vip2clip": {"adjectives": VIP2CLIP["DEMO"]["adjectives"]}}
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pathlib
 import sys
 
 from zsad_jax.backbones import registry
-from zsad_jax.data.inspect.text_table import TextTable
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.text_table import TextTable
 
 PROGRAM = "python -m zsad_jax.backbones"
 HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "licence", "stored")

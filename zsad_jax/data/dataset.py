@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -91,6 +91,12 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+def describe(dataset: Dataset) -> str:
+    """Returns a line on a dataset: its class, its name and its size."""
+    sizes = f"images={len(dataset)}, categories={len(dataset.categories)}"
+    return f"{type(dataset).__name__}({dataset.name!r}, {sizes})"
+
+
 class ImageBatch(NamedTuple):
     """A decoded batch of constant shape; rows with `valid=False` (padding or unreadable) are ignored.
 
@@ -141,7 +147,13 @@ class Samples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index):
+    __repr__ = describe
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         return self._samples[index]
 
     @property
@@ -177,6 +189,8 @@ class Joined:
         self.categories, self.prompt_names = tuple(named), tuple(named.values())
         self.issues = merge_issues(dataset.issues for dataset in datasets)
         self.notes = merge_issues(dataset.notes for dataset in datasets)
+
+    __repr__ = describe
 
     @property
     def contiguous(self) -> bool:

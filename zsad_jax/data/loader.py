@@ -92,7 +92,7 @@ def load_batches(
     return _iterate(_Selection(dataset, order), steps, workers, log_notes)
 
 
-def _build_pipeline(read: Callable, length: int, steps: "_Steps", workers: int) -> Any:
+def _build_pipeline(read: "_Read", length: int, steps: "_Steps", workers: int) -> Any:
     import grain
 
     # Batching before the conversion to an iterator lets each worker make whole batches, which keeps the order.
@@ -178,6 +178,10 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
     return ImageBatch._make(fields)
 
 
+# From the position in a selection to the index and the sample, or the issue of a damaged record.
+_Read = Callable[[int], tuple[int, Sample | Issue]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Selection:
     dataset: Dataset
@@ -200,7 +204,7 @@ def _read_from_file(path: str, position: int) -> tuple[int, Sample | Issue]:
 
 
 @contextlib.contextmanager
-def _in_file(selection: _Selection) -> Iterator[Callable[[int], tuple[int, Sample | Issue]]]:
+def _in_file(selection: _Selection) -> Iterator[_Read]:
     """Writes a selection to a temporary file, and yields a small function that reads a sample of it.
 
     The arguments of a process are sent through a pipe. If the process is killed before it reads them, writing

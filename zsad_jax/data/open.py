@@ -4,7 +4,7 @@ import inspect
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Concatenate
 
 from zsad_jax.data import benchmarks, synthetic
 from zsad_jax.data.benchmarks.facts import DATASETS
@@ -17,7 +17,10 @@ from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike
 
 # The readers of described datasets; their keyword arguments are the further keys of a description.
-READERS: dict[str, Callable[..., Dataset]] = {"folder": read_folder, "meta_json": read_meta_json}
+READERS: dict[str, Callable[Concatenate[PathLike, ...], Dataset]] = {
+    "folder": read_folder,
+    "meta_json": read_meta_json,
+}
 
 Spec = str | Mapping[str, Any]
 

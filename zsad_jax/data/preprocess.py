@@ -8,7 +8,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
@@ -26,6 +26,12 @@ MAX_PIXELS = 2**28
 LARGE_PIXELS = 2**25  # larger images are decoded one at a time
 BAND_BYTES = 2**24  # of float64 values that are scaled to 8 bits at a time
 SHALLOW_BITS = 12  # many cameras store this many bits in 16
+
+# [..., 3], in numpy or in JAX.
+Images = TypeVar("Images", np.ndarray, "jax.Array")
+
+if TYPE_CHECKING:
+    import jax
 
 _limit_lock = threading.Lock()
 _large_lock = threading.RLock()
@@ -50,7 +56,7 @@ class Preprocess:
     rgb_first: bool = True
     bit_depth: int = 16
 
-    def normalize(self, images):
+    def normalize(self, images: Images) -> Images:
         """Returns the float32 input of the tower: values scaled to [0, 1], then mean and std applied.
 
         Args:

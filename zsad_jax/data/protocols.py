@@ -33,11 +33,14 @@ class PaperProtocol(NamedTuple):
       auxiliary: the dataset whose learned prompts serve all targets …
       auxiliary_for: … but these.
       targets: the datasets to evaluate, in the order of the paper's tables.
+      stated_by: the method whose paper states this training, while its code, and so its numbers, have the usual
+        one; "" for none.
     """
 
     auxiliary: str
     auxiliary_for: Mapping[str, str]
     targets: tuple[str, ...]
+    stated_by: str = ""
 
 
 def _common(*targets: str) -> PaperProtocol:
@@ -64,7 +67,10 @@ PROTOCOLS: dict[str, PaperProtocol] = {
     "faprompt": _common(*_FAPROMPT),
     # … and the paper says that it trains on all images, train and test.
     "faprompt_full": PaperProtocol(
-        "mvtec_ad:train+mvtec_ad:test", {"mvtec_ad": "visa:train+visa:test"}, _FAPROMPT
+        "mvtec_ad:train+mvtec_ad:test",
+        {"mvtec_ad": "visa:train+visa:test"},
+        _FAPROMPT,
+        stated_by="faprompt",
     ),
     # ViP2-CLIP's Table 9: one polyp set is added to the industrial one, the other for itself.
     "vip2clip_medical": PaperProtocol(

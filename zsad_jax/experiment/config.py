@@ -14,9 +14,11 @@ from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_
 from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.open import Spec
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
+from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils.config import check_fields, config_from, within
@@ -28,7 +30,7 @@ class MethodSpec(NamedTuple):
 
     label: str
     name: str
-    config: Any
+    config: MethodConfig
 
     def make(self, backbone: Backbone) -> Method:
         """Returns the method over a backbone."""
@@ -43,7 +45,7 @@ class Target(NamedTuple):
     """
 
     name: str
-    spec: str | Mapping[str, Any]
+    spec: Spec
     auxiliary: str | None
     methods: tuple[MethodSpec, ...]
 
@@ -77,7 +79,7 @@ class Experiment:
 
     method: Mapping[str, Any]
     backbone: Mapping[str, Any]
-    targets: tuple[Any, ...] = ()
+    targets: tuple[Spec, ...] = ()
     data: Mapping[str, Any] | None = None
     naming: Literal["published", "plain", "descriptive"] = "published"
     method_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -109,9 +111,6 @@ class Experiment:
             raise UserError("config.targets is empty. Name at least one benchmark to evaluate.")
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
-        # Configs are built when a target is resolved; entries for other datasets are checked here.
-        for name in self.method_for:
-            self.methods(name)
         _ = self.training_config
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
@@ -155,12 +154,18 @@ class Experiment:
         )
 
     def methods(self, target: str = "") -> tuple[MethodSpec, ...]:
-        """Returns the methods as evaluated on a target, the main one first; "": as they are trained.
+        """Returns the methods as evaluated on a target, the main one first; "": as they are trained."""
+        return self._specs.get(target, self._specs[""])
 
-        A comparison that names another method has its own fields alone.
-        """
+    @functools.cached_property
+    def _specs(self) -> dict[str, tuple[MethodSpec, ...]]:
+        """The methods of the targets with fields of their own, and of all others ("")."""
+        return {name: self._specify_all(name) for name in ("", *self.method_for)}
+
+    def _specify_all(self, target: str) -> tuple[MethodSpec, ...]:
         name = self.method["name"]
         main = {**self.method, **self.method_for.get(target, {})}
+        # A comparison that names another method has its own fields alone.
         options = {"": main} | {
             label: changes if changes.get("name", name) != name else main | dict(changes)
             for label, changes in self.comparisons.items()
@@ -204,7 +209,7 @@ class Experiment:
             raise UserError(
                 f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
             )
-        methods = [one for name in ("", *self.method_for) for one in self.methods(name)]
+        methods = [one for specs in self._specs.values() for one in specs]
         # Equal ones are traced once.
         for spec in {repr(one): one for one in methods}.values():
             method = spec.make(over)

@@ -21,8 +21,6 @@ BACKBONE_OPTIONS = (
     *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
 )
 DEMO = PaperProtocol("synthetic_aux", {}, ("synthetic_target",))
-# Options that differ over the demo backbones, whose small vocabularies have fewer words.
-OVER_NANO = {"vip2clip": {"adjectives": ("normal", "abnormal")}}
 # The sentences that the demo backbones were trained with, and those of the papers' baseline.
 COMPARISONS = {
     "fixed prompts": {"name": "tipsomaly", "learning": "none"},
@@ -92,7 +90,7 @@ def demo(
     _follow(config, DEMO)
     config.method_for = ConfigDict()
     config.train = train
-    config.method.update({**OVER_NANO.get(config.method.name, {}), **(method or {})})
+    config.method.update(method or {})
     # Few and easy images: larger steps, other passes, and mixed batches.
     config.training.update(
         {"epochs": 5, "batch_size": 16, "learning_rate": 5e-3, "shuffle": True, **(training or {})}

@@ -37,6 +37,7 @@ COLUMNS = {
     "mask": "255 where map >= pixel threshold, at the image's size",
     "sha256": "of the image file",
     "note": "what decoding has changed",
+    "warning": "only of a demonstration model",
     "key": "of the weights, prompts and options",
 }
 OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}

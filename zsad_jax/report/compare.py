@@ -16,7 +16,8 @@ from zsad_jax.utils.errors import plural
 
 # Keys of run.json: how many images, by dataset; and option -> [ours, the paper's].
 WITHOUT_MASK, UNLIKE_PAPER = "anomalous_without_mask", "unlike_paper"
-_FULL = "faprompt_full"
+# Protocols that papers state although their main numbers are of the usual one.
+_STATED = tuple(key for key, protocol in PROTOCOLS.items() if protocol.stated_by)
 
 Kind = Literal["images", "setting", "training"]
 IMAGES: tuple[Kind, ...] = ("images",)
@@ -108,7 +109,7 @@ def training_of(row: Row) -> str:
         return USUAL
     parts = _parts(row["auxiliary"])
     # The protocol is recognized by its auxiliary dataset, so that results keep no copy of its name.
-    same = (key for key in (*trainings(), _FULL) if parts == _parts(_auxiliary(key, row)))
+    same = (key for key in (*trainings(), *_STATED) if parts == _parts(_auxiliary(key, row)))
     return next(same, str(row["auxiliary"]))
 
 
@@ -118,7 +119,9 @@ def is_usual(row: Row) -> bool:
     FAPrompt's paper trains on all images, its code on the test split; both count.
     """
     training = training_of(row)
-    return training == USUAL or (training == _FULL and row["method"] == "faprompt")
+    return training == USUAL or (
+        training in _STATED and PROTOCOLS[training].stated_by == row["method"]
+    )
 
 
 def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -9,5 +9,6 @@ __all__ = [
     "images",
     "progress",
     "sharding",
+    "text_table",
     "threads",
 ]

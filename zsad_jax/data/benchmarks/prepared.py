@@ -11,7 +11,7 @@ from zsad_jax.data.benchmarks.availability import find_place
 from zsad_jax.data.benchmarks.builders import BUILDERS
 from zsad_jax.data.benchmarks.counts import Counts
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.dataset import Sample, position_of
+from zsad_jax.data.dataset import Sample, describe, position_of
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.utils import files
@@ -67,6 +67,8 @@ class PreparedDataset:
         self.prompt_names = tuple(
             prompt_name(category, dataset=name, naming=naming) for category in self.categories
         )
+
+    __repr__ = describe
 
     def __len__(self) -> int:
         return self._length

@@ -5,6 +5,5 @@ __all__ = [
     "opened",
     "stock",
     "summary",
-    "text_table",
     "verify",
 ]

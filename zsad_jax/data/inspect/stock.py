@@ -9,11 +9,11 @@ from zsad_jax.data.benchmarks.counts import ALL, Counts, Pair, Published, compar
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.folder import SPLITS
 from zsad_jax.data.inspect.opened import open_all_splits
-from zsad_jax.data.inspect.text_table import Cell, TextTable
 from zsad_jax.data.open import is_available
 from zsad_jax.data.synthetic import CATEGORIES
 from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.text_table import Cell, TextTable
 
 
 class Entry(NamedTuple):

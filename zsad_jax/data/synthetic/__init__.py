@@ -5,7 +5,7 @@ same on every machine and in every worker process. The datasets share no categor
 defect. The first half of each category is normal; in the second half the kinds of defect take turns.
 """
 
-from zsad_jax.data.dataset import Sample, position_of
+from zsad_jax.data.dataset import Sample, describe, position_of
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.synthetic import auxiliary, canvas, target
 from zsad_jax.data.synthetic.scene import STRUCTURAL, Category, Scene, draw
@@ -31,6 +31,8 @@ class Synthetic:
         self.name = name
         self.categories = tuple(category.name for category in CATEGORIES[name])
         self.prompt_names = tuple(category.prompt_name for category in CATEGORIES[name])
+
+    __repr__ = describe
 
     def __len__(self) -> int:
         return len(self.categories) * IMAGES_PER_CATEGORY

@@ -5,11 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zsad_jax.data.benchmarks.counts import Pair
-
 UNKNOWN = "–"
 
-Cell = str | int | Pair | None
+Cell = str | int | tuple[int, int] | None
 
 
 class TextTable(NamedTuple):
