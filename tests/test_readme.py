@@ -166,7 +166,8 @@ def test_the_table_of_benchmarks_is_that_of_the_builders():
         assert title == f"[{facts.title}]({facts.homepage})"
         assert counts == ("{:,} / {:,}".format(*facts.published) if facts.published else "–")
         assert levels == " and ".join(facts.levels)
-        assert how == ("fetched" if facts.open_to_all else f"by hand: {facts.terms}")
+        manual = f"manual download ({facts.terms})"
+        assert how == ("automatic download" if facts.open_to_all else manual)
         assert licence == facts.licence
 
 

@@ -24,16 +24,17 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Backbones and their weight files.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    listed = commands.add_parser(
+    listed = command_line.add_command(
+        commands,
         "list",
-        help="list the released backbones",
-        description="vision, text: blocks x width of the towers. patch, image: side in pixels. lineages: "
-        "where the files of two code bases differ. stored: which files are on this machine.",
+        "list the released backbones",
+        description="List the released backbones. vision, text: blocks x width of the towers. patch, image: side"
+        " in pixels. lineages: where the files of two code bases differ. stored: which files are on this machine.",
     )
     listed.add_argument("--prompts", action="store_true", help="list learned prompts instead")
     listed.set_defaults(run=_list)
 
-    fetch = commands.add_parser("fetch", help="download weights or learned prompts")
+    fetch = command_line.add_command(commands, "fetch", "download weights or learned prompts")
     fetch.add_argument("names", metavar="NAME", nargs="+", help="names of list, list --prompts")
     fetch.add_argument(
         "--lineage",
@@ -43,8 +44,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(run=_fetch)
 
-    convert = commands.add_parser(
-        "convert", help="convert a PyTorch archive of a CLIP to safetensors or npz"
+    convert = command_line.add_command(
+        commands, "convert", "convert a PyTorch archive of a CLIP to safetensors or npz"
     )
     convert.add_argument(
         "source",

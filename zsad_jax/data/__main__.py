@@ -51,8 +51,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    prepare = commands.add_parser(
-        "prepare", parents=[common, threads], help="convert benchmarks from their official files"
+    prepare = command_line.add_command(
+        commands,
+        "prepare",
+        "convert benchmarks from their official files",
+        parents=[common, threads],
     )
     prepare.add_argument(
         "names",
@@ -65,14 +68,17 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     prepare.set_defaults(run=_prepare)
 
-    verify = commands.add_parser(
-        "verify", parents=[common, threads, folder], help="decode and count all images and masks"
+    verify = command_line.add_command(
+        commands,
+        "verify",
+        "decode and count all images and masks",
+        parents=[common, threads, folder],
     )
     verify.add_argument("names", metavar="NAME", nargs="+", help="keys or paths of folders")
     verify.set_defaults(run=_verify)
 
-    listed = commands.add_parser(
-        "list", parents=[common], help="list known datasets and their state"
+    listed = command_line.add_command(
+        commands, "list", "list known datasets and their state", parents=[common]
     )
     listed.add_argument(
         "--categories",
@@ -85,8 +91,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     listed.set_defaults(run=_list)
 
-    show = commands.add_parser(
-        "show", parents=[common, folder], help="draw a contact sheet with outlined masks"
+    show = command_line.add_command(
+        commands, "show", "draw a contact sheet with outlined masks", parents=[common, folder]
     )
     show.add_argument("name", metavar="NAME", help="key or path of a folder")
     show.add_argument("--out", help="PNG file to write (default: NAME.png)")

@@ -1,16 +1,31 @@
 """Shared parts of the commands: log output, errors and exit codes."""
 
+import argparse
 import logging as python_logging
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging
 
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
+
+
+def add_command(commands: Any, name: str, words: str, **options: Any) -> argparse.ArgumentParser:
+    """Adds a subcommand; `words` are its line in the list of commands and, as a sentence, its description.
+
+    Args:
+      commands: of `ArgumentParser.add_subparsers`.
+      name: of the subcommand.
+      words: without a capital and a full stop.
+      **options: for `add_parser`.
+    """
+    options = {"description": f"{words[:1].upper()}{words[1:]}.", **options}
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, **options)
+    return parser
 
 
 def fail(message: str) -> NoReturn:

@@ -286,7 +286,7 @@ def test_list_matches_table_of_the_paper(run, official, published_miniature):
     assert (mvtec["test normal"], mvtec["test anomalous"], mvtec["state"]) == ("4", "6", "prepared")
     assert (mvtec["categories"], mvtec["licence"]) == ("2", "CC BY-NC-SA 4.0")
     assert (visa["test normal"], visa["published test normal"]) == ("", "962")
-    assert (visa["categories"], visa["state"]) == ("12", "prepare downloads it")
+    assert (visa["categories"], visa["state"]) == ("12", "not prepared (automatic download)")
     assert elpv["levels"] == "image"
     assert by_key["headct"]["domain"] == "medical"
     assert by_key["synthetic_aux"]["test anomalous"] == "128"

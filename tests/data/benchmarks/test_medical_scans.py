@@ -148,7 +148,7 @@ def test_lag_test_split_has_a_quarter_of_normal_images(below, tools, prepare, tm
 
 def test_lag_instructions_say_how_to_get_and_unpack_it(tmp_path):
     sentence = benchmarks.how_to_prepare("lag", tmp_path)
-    assert "password on request" in sentence
+    assert "request the password" in sentence
     assert "unpack with unrar x -pPASSWORD LAG_database_part_1.rar" in sentence
     assert "https://github.com/smilell/AG-CNN" in sentence
 

@@ -120,7 +120,7 @@ class Facts:
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
       homepage: where people get it.
       licence: of the data.
-      terms: why a program cannot download the archives, if it cannot.
+      terms: what the manual download of the archives requires, if a program cannot download them.
       archives: the official files; none of what the library draws.
       unpack: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
       tree: paths below the root that show the layout, for people.
@@ -139,7 +139,7 @@ class Facts:
     folder: str = ""
     homepage: str = ""
     licence: str
-    terms: str = "its terms must be accepted there"
+    terms: str = "accept the terms first"
     archives: Sequence[Archive] = ()
     unpack: str = ""
     tree: str = ""

@@ -34,8 +34,8 @@ def look_for(name: str, data_dir: PathLike) -> Entry:
     """Looks for a known dataset below a folder; counts are read, images are not."""
     facts = DATASETS[name]
     if not is_available(name, data_dir):
-        state = "prepare downloads it" if facts.open_to_all else facts.homepage
-        return Entry(name, state, {})
+        how = "automatic download" if facts.open_to_all else f"see {facts.homepage}"
+        return Entry(name, f"not prepared ({how})", {})
     # A damaged dataset must not end the list of the others.
     try:
         opened = open_all_splits(name, data_dir)
