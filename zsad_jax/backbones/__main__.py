@@ -28,8 +28,9 @@ def _make_parser() -> argparse.ArgumentParser:
         commands,
         "list",
         "list the released backbones",
-        description="List the released backbones. vision, text: blocks x width of the towers. patch, image: side"
-        " in pixels. lineages: where the files of two code bases differ. stored: which files are on this machine.",
+        description="List the released backbones. vision, text: blocks x width of the towers. patch, image: "
+        "side in pixels. lineages: where the files of two code bases differ. stored: which files are on this "
+        "machine.",
     )
     listed.add_argument("--prompts", action="store_true", help="list learned prompts instead")
     listed.set_defaults(run=_list)

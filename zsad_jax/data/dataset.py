@@ -56,7 +56,7 @@ class Sample:
 
     @property
     def masks(self) -> tuple[Encoded, ...]:
-        """Returns the parts of the ground truth; () for none."""
+        """The parts of the ground truth; () for none."""
         if self.mask is None:
             return ()
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)

@@ -12,7 +12,7 @@ from zsad_jax.metrics import exact as exact_pixels
 from zsad_jax.metrics.curve import curve_of
 from zsad_jax.metrics.result import ALL_PIXEL_METRICS, Metrics, Note, image_metrics, undefined
 from zsad_jax.metrics.stepped import Thresholds
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.errors import UserError, agree, plural
 
 DEFAULT_SCORE = "score"
 
@@ -132,7 +132,7 @@ def _pixel_metrics(state: State, thresholds: Thresholds) -> Metrics:
     if not number:
         return found
     reason = (
-        f"{plural(number, 'anomalous image')} {'has no mask and is' if number == 1 else 'have no mask and are'}"
+        f"{plural(number, 'anomalous image')} {agree(number, 'has no mask and is', 'have no mask and are')}"
         f" excluded from pixel metrics ({plural(state.num_with_mask, 'image')} used)"
     )
     return found._replace(notes=(*found.notes, Note((), reason, num_without_mask=number)))

@@ -12,7 +12,7 @@ from zsad_jax.report.published import USUAL, published_numbers, trainings
 from zsad_jax.report.rows import MEAN, OPTION_COLUMNS, Row, level_of
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
-from zsad_jax.utils.errors import plural
+from zsad_jax.utils.errors import agree, plural
 
 # Keys of run.json: how many images, by dataset; and option -> [ours, the paper's].
 WITHOUT_MASK, UNLIKE_PAPER = "anomalous_without_mask", "unlike_paper"
@@ -66,8 +66,7 @@ def find_deviations(
         unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
         if mean and facts and unmasked and "pixel" in facts.levels:
             anomalous = plural(mean["n_anomalous"], "anomalous image")
-            verb = "has" if unmasked == 1 else "have"
-            words = f"{title}: {unmasked} of {anomalous} {verb} no mask."
+            words = f"{title}: {unmasked} of {anomalous} {agree(unmasked, 'has', 'have')} no mask."
             found.append(Deviation(dataset, "images", ("pixel",), words))
         setting = _compare_setting(mean, run) if mean else ""
         # Where nothing is published there is nothing to compare, and no need for a footnote.

@@ -38,6 +38,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def agree(number: int, one: str, many: str) -> str:
+    """Returns the form of a verb for a number of things."""
+    return one if number == 1 else many
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns a sentence with the known names that resemble a name, or else with the first of all."""
     known = list(known)

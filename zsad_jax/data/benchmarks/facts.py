@@ -149,17 +149,17 @@ class Facts:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Returns the categories of the test split, in the order of the tables."""
+        """The categories of the test split, in the order of the tables."""
         return tuple(name for name in self.counts.get("test", {}) if name != ALL)
 
     @property
     def published(self) -> Pair | None:
-        """Returns the numbers of (normal, anomalous) images of the test split; None if not published."""
+        """The numbers of (normal, anomalous) images of the test split; None if not published."""
         return total(self.counts["test"]) if "test" in self.counts else None
 
     @property
     def open_to_all(self) -> bool:
-        """Returns whether a program can download all archives."""
+        """Whether a program can download all archives."""
         return bool(self.archives) and all(archive.url for archive in self.archives)
 
 

@@ -31,17 +31,17 @@ class Findings(NamedTuple):
 
     @property
     def differences(self) -> list[str]:
-        """Returns the differences from the published counts."""
+        """The differences from the published counts."""
         return compare_counts(self.counts, self.opened.published)
 
     @property
     def contradictions(self) -> list[str]:
-        """Returns the differences from the counts that preparation recorded."""
+        """The differences from the counts that preparation recorded."""
         return compare_counts(self.counts, self.opened.recorded or {})
 
     @property
     def good(self) -> bool:
-        """Returns whether all counts are right and all images and masks are usable."""
+        """Whether all counts are right and all images and masks are usable."""
         # Without published counts, only the absence of issues shows that nothing is missing.
         failures = self.unusable if self.opened.published else self.issues
         return not (self.differences or self.contradictions or failures)

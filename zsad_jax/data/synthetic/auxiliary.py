@@ -7,7 +7,7 @@ from zsad_jax.data.synthetic.scene import Layer, Part, Scene, make_categories
 
 
 def paint_leather_grain(rng: np.random.Generator) -> Scene:
-    """Rounded pebbles of uneven size between creases."""
+    """Draws rounded pebbles of uneven size between creases."""
     import cv2
 
     cell = rng.uniform(9, 15)
@@ -23,7 +23,7 @@ def paint_leather_grain(rng: np.random.Generator) -> Scene:
 
 
 def paint_concrete(rng: np.random.Generator) -> Scene:
-    """Blotchy gray with sand grain and small pores."""
+    """Draws blotchy gray with sand grain and small pores."""
     blotches = canvas.noise(rng, 70, octaves=5)
     sand = canvas.uneven(rng, 0.5) * canvas.noise(rng, 2)
     pores = np.clip(canvas.noise(rng, 5) - rng.uniform(2.2, 2.8), 0, 0.5)
@@ -33,7 +33,7 @@ def paint_concrete(rng: np.random.Generator) -> Scene:
 
 
 def paint_wood_grain(rng: np.random.Generator) -> Scene:
-    """Year rings cut lengthwise, with short dark vessels."""
+    """Draws year rings cut lengthwise, with short dark vessels."""
     angle = rng.uniform(1, 12) * rng.choice([-1, 1]) + rng.choice([0, 90])
     _, v = canvas.frame(rng, angle)
     v = v + rng.uniform(5, 11) * canvas.noise(rng, 60, stretch=3, angle=angle)
@@ -48,7 +48,7 @@ def paint_wood_grain(rng: np.random.Generator) -> Scene:
 
 
 def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
-    """Columns of V-shaped stitches."""
+    """Draws columns of V-shaped stitches."""
     width, height = rng.uniform(15, 23), rng.uniform(10, 15)
     u, v = canvas.frame(rng, rng.uniform(-14, 14), wobble=1.6, wavelength=45)
     side = u / width - np.floor(u / width) - 0.5
@@ -63,7 +63,7 @@ def paint_knitted_fabric(rng: np.random.Generator) -> Scene:
 
 
 def paint_gear(rng: np.random.Generator) -> Scene:
-    """A spur gear with a bore and lightening holes; a part is a tooth."""
+    """Draws a spur gear with a bore and lightening holes; a part is a tooth."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
     ground = image.copy() * 0.8
     metals = canvas.percent((60, 61, 63), (70, 58, 35), (38, 38, 42), (85, 84, 80))
@@ -91,7 +91,7 @@ def paint_gear(rng: np.random.Generator) -> Scene:
 
 
 def paint_bottle_cap(rng: np.random.Generator) -> Scene:
-    """A crown cap seen from above, with a ring of printed stars; a part is a star."""
+    """Draws a crown cap seen from above, with a ring of printed stars; a part is a star."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
     paints = canvas.percent((70, 15, 15), (15, 35, 60), (82, 68, 20), (20, 45, 28), (80, 80, 82))
     lacquer = staging.sheet(rng, paints, streaks=0.01)
@@ -122,7 +122,7 @@ def paint_bottle_cap(rng: np.random.Generator) -> Scene:
 
 
 def paint_keypad(rng: np.random.Generator) -> Scene:
-    """Rows of keys in their wells, each with a printed mark; a part is a key."""
+    """Draws rows of keys in their wells, each with a printed mark; a part is a key."""
     housings = canvas.percent((20, 20, 22), (62, 62, 60), (30, 34, 40), (75, 72, 65))
     image, pose = staging.sheet(rng, housings, streaks=0.01), staging.lay_down(rng, turn=6)
     columns, rows = [(3, 4), (4, 4), (4, 5), (5, 5)][canvas.count(rng, 0, 4)]
@@ -149,7 +149,7 @@ def paint_keypad(rng: np.random.Generator) -> Scene:
 
 
 def paint_ceramic_tile_set(rng: np.random.Generator) -> Scene:
-    """Glazed tiles in a bed of mortar; a part is a tile."""
+    """Draws glazed tiles in a bed of mortar; a part is a tile."""
     mortar = canvas.noise(rng, 3, octaves=2)
     joints = canvas.pick(rng, canvas.percent((50, 49, 47), (78, 77, 74), (28, 28, 29)))
     image = canvas.tinted(0.95 + 0.07 * mortar, joints)
@@ -176,7 +176,7 @@ def paint_ceramic_tile_set(rng: np.random.Generator) -> Scene:
 
 
 def plow_groove(rng: np.random.Generator, scene: Scene):
-    """A straight groove with one lit and one shaded flank, sometimes with a kink."""
+    """Draws a straight groove with one lit and one shaded flank, sometimes with a kink."""
     center = scene.place(rng, 20)
     length, angle = rng.uniform(26, 60), rng.uniform(0, 180)
     spine = np.array([[-0.5, 0.0], [rng.uniform(-0.2, 0.2), rng.uniform(-0.12, 0.12)], [0.5, 0.0]])
@@ -192,7 +192,7 @@ def plow_groove(rng: np.random.Generator, scene: Scene):
 
 
 def splash_drops(rng: np.random.Generator, scene: Scene):
-    """One large and several small drops of oil or paint, opaque in the middle and soft at the edge."""
+    """Draws one large and several small drops of oil or paint, opaque in the middle and soft at the edge."""
     import cv2
 
     center, radius = scene.place(rng, 18), rng.uniform(8, 16)
@@ -209,7 +209,7 @@ def splash_drops(rng: np.random.Generator, scene: Scene):
 
 
 def bore_pits(rng: np.random.Generator, scene: Scene):
-    """One to three clean, round pits, dark in the shade and bright on the far wall."""
+    """Draws one to three clean, round pits, dark in the shade and bright on the far wall."""
     center = scene.place(rng, 16)
     total = np.zeros((canvas.SIZE, canvas.SIZE), np.float32)
     for number in range(canvas.count(rng, 1, 4)):
@@ -225,7 +225,7 @@ def bore_pits(rng: np.random.Generator, scene: Scene):
 
 
 def burst_star_fracture(rng: np.random.Generator, scene: Scene):
-    """An impact: straight cracks that run out from one point, and a crushed middle."""
+    """Draws an impact: straight cracks that run out from one point, and a crushed middle."""
     center, count = scene.place(rng, 20), canvas.count(rng, 4, 8)
     angles = np.linspace(0, 360, count, endpoint=False) + rng.uniform(-22, 22, count)
     rays = []
@@ -242,12 +242,12 @@ def burst_star_fracture(rng: np.random.Generator, scene: Scene):
 
 
 def break_part_off(rng: np.random.Generator, scene: Scene):
-    """A part is broken out and leaves a torn bed; the mask is where the part belongs."""
+    """Breaks a part out, which leaves a torn bed; the mask is where the part belongs."""
     return _tear_bed(rng, scene, scene.take_part(rng))
 
 
 def twist_part(rng: np.random.Generator, scene: Scene):
-    """A part is torn from its bed and twisted; the mask is its old and its new place."""
+    """Tears a part from its bed and twists it; the mask is its old and its new place."""
     part = scene.take_part(rng)
     bed = _tear_bed(rng, scene, part)
     slip = rng.normal(size=2)

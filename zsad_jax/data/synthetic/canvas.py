@@ -28,13 +28,13 @@ def polar(radius: float, angle: float) -> Float[np.ndarray, " 2"]:
 
 
 def ellipse(center, radii, *, angle: float = 0.0) -> Float[np.ndarray, "48 2"]:
-    """Outline of an ellipse; `radii` is one number (a circle) or (along x, along y) before the turn."""
+    """Returns the outline of an ellipse; `radii` is a number (a circle) or (x, y) before the turn."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * radii, angle) + center
 
 
 def box(center, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.ndarray, "n 2"]:
-    """Outline of a rectangle of `size` (width, height) with corners rounded by radius `corner`."""
+    """Returns the outline of a rectangle of `size` (width, height) with corners rounded by radius `corner`."""
     half = np.asarray(size) / 2 - corner
     corners = []
     for start, sign in ((0, (1, 1)), (90, (-1, 1)), (180, (-1, -1)), (270, (1, -1))):
@@ -45,14 +45,14 @@ def box(center, size, *, angle: float = 0.0, corner: float = 0.0) -> Float[np.nd
 
 
 def star(center, radius: float, *, tips: int, inner: float = 0.45, angle: float = 0.0):
-    """Outline of a star with `tips` tips; `inner` is the inner radius as a share of `radius`."""
+    """Returns the outline of a star with `tips` tips; `inner` is the inner radius as a share of `radius`."""
     turn = np.linspace(0, 2 * np.pi, 2 * tips, endpoint=False)
     reach = radius * np.where(np.arange(2 * tips) % 2, inner, 1.0)
     return rotate(np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None], angle) + center
 
 
 def blob(rng: np.random.Generator, center, radius: float, *, roughness: float = 0.25):
-    """Outline of an irregular blob: a circle with random waves on its radius."""
+    """Returns the outline of an irregular blob: a circle with random waves on its radius."""
     turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     waves = np.arange(2, 10)
     size = rng.normal(size=len(waves)) * 2 * roughness / waves
@@ -69,7 +69,7 @@ def scale(points: Float[np.ndarray, "n 2"], factor: float) -> Float[np.ndarray, 
 
 
 def curve(start, bend, end, count: int = 24) -> Float[np.ndarray, "n 2"]:
-    """Points of a quadratic Bezier curve."""
+    """Returns the points of a quadratic Bezier curve."""
     time = np.linspace(0, 1, count)[:, None]
     return (1 - time) ** 2 * start + 2 * time * (1 - time) * np.asarray(bend) + time**2 * end
 

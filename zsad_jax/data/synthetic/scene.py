@@ -29,19 +29,19 @@ class Part:
 
     @property
     def body(self) -> Float[np.ndarray, "n 2"]:
-        """Returns the largest outline."""
+        """The largest outline."""
         return max(
             (layer.outline for layer in self.layers), key=lambda points: np.ptp(points, 0).sum()
         )
 
     @property
     def center(self) -> Float[np.ndarray, " 2"]:
-        """Returns the middle of the body."""
+        """The middle of the body."""
         return self.body.mean(0)
 
     @property
     def extent(self) -> float:
-        """Returns the geometric mean of the body's width and height, px."""
+        """The geometric mean of the body's width and height, px."""
         return float(np.sqrt(np.ptp(self.body, 0).prod()))
 
     def moved(self, shift, turn: float) -> "Part":
@@ -124,7 +124,7 @@ class Category:
 
     @property
     def prompt_name(self) -> str:
-        """Returns the name of the category in prompts."""
+        """The name of the category in prompts."""
         return self.name.replace("_", " ")
 
 

@@ -7,7 +7,7 @@ from zsad_jax.data.synthetic.scene import Layer, Part, Scene, make_categories
 
 
 def paint_brushed_steel(rng: np.random.Generator) -> Scene:
-    """Fine parallel streaks with soft reflections across them."""
+    """Draws fine parallel streaks with soft reflections across them."""
     angle = rng.uniform(2, 15) * rng.choice([-1, 1]) + rng.choice([0, 90])
     fine = canvas.noise(rng, 1.3, stretch=rng.uniform(30, 80), angle=angle)
     broad = canvas.noise(rng, 7, stretch=25, angle=angle)
@@ -19,7 +19,7 @@ def paint_brushed_steel(rng: np.random.Generator) -> Scene:
 
 
 def paint_woven_basket(rng: np.random.Generator) -> Scene:
-    """Flat strands that pass over and under each other."""
+    """Draws flat strands that pass over and under each other."""
     period = rng.uniform(20, 30)
     u, v = canvas.frame(rng, rng.uniform(-8, 8) + rng.choice([0, 45]), wobble=1.5)
     column, row = np.floor(u / period).astype(int), np.floor(v / period).astype(int)
@@ -37,7 +37,7 @@ def paint_woven_basket(rng: np.random.Generator) -> Scene:
 
 
 def paint_marble(rng: np.random.Generator) -> Scene:
-    """Clouded stone with soft veins."""
+    """Draws clouded stone with soft veins."""
     angle = rng.uniform(0, 180)
     clouds = canvas.noise(rng, 80, octaves=4)
     bend = canvas.noise(rng, 110, octaves=4, stretch=2.0, angle=angle)
@@ -57,7 +57,7 @@ def paint_marble(rng: np.random.Generator) -> Scene:
 
 
 def paint_corrugated_card(rng: np.random.Generator) -> Scene:
-    """Brown paper over parallel flutes, with fiber flecks."""
+    """Draws brown paper over parallel flutes, with fiber flecks."""
     angle = rng.uniform(-10, 10) + rng.choice([0, 90])
     u, _ = canvas.frame(rng, angle, wobble=0.8)
     period = rng.uniform(13, 21)
@@ -72,7 +72,7 @@ def paint_corrugated_card(rng: np.random.Generator) -> Scene:
 
 
 def paint_perforated_plate(rng: np.random.Generator) -> Scene:
-    """A sheet with a regular grid of punched holes; a part is a hole."""
+    """Draws a sheet with a regular grid of punched holes; a part is a hole."""
     image, pose = staging.table(rng), staging.lay_down(rng)
     ground = image.copy() * 0.55
     coats = canvas.percent((62, 63, 65), (30, 32, 35), (72, 60, 38), (35, 48, 60))
@@ -97,7 +97,7 @@ def paint_perforated_plate(rng: np.random.Generator) -> Scene:
 
 
 def paint_washer(rng: np.random.Generator) -> Scene:
-    """A lock washer: a flat ring with twisted teeth on its inner edge; a part is a tooth."""
+    """Draws a lock washer: a flat ring with twisted teeth on its inner edge; a part is a tooth."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=180)
     ground = image.copy()
     metals = canvas.percent((66, 66, 67), (75, 63, 36), (42, 43, 46), (62, 45, 35))
@@ -121,7 +121,7 @@ def paint_washer(rng: np.random.Generator) -> Scene:
 
 
 def paint_pill_blister(rng: np.random.Generator) -> Scene:
-    """A foil sheet with a pocket for every pill; a part is a pill."""
+    """Draws a foil sheet with a pocket for every pill; a part is a pill."""
     image, pose = staging.table(rng), staging.lay_down(rng, turn=7)
     foils = canvas.percent((70, 71, 73), (78, 72, 60), (60, 66, 72))
     foil = staging.sheet(rng, foils, streaks=0.02)
@@ -154,7 +154,7 @@ def paint_pill_blister(rng: np.random.Generator) -> Scene:
 
 
 def paint_circuit_pads(rng: np.random.Generator) -> Scene:
-    """A board with a chip between two rows of plated pads, traces and vias; a part is a pad."""
+    """Draws a board with a chip between two rows of plated pads, traces and vias; a part is a pad."""
     boards = canvas.percent((16, 46, 28), (16, 30, 52), (52, 20, 20), (20, 21, 22))
     board = canvas.pick(rng, boards)
     weave = 1 + 0.05 * canvas.noise(rng, 2) + 0.06 * canvas.noise(rng, 60)
@@ -195,7 +195,7 @@ def _mount_chip(rng: np.random.Generator, image: np.ndarray, pose: staging.Pose,
 
 
 def _wire(rng: np.random.Generator, pads: list[tuple[float, float]], pitch: float):
-    """A trace from every pad outwards, and the vias where traces end."""
+    """Draws a trace from every pad outwards, and the vias where traces end."""
     traces, vias = [], []
     for x, y in pads:
         side, bend = np.sign(y), x + 0.5 * pitch * canvas.count(rng, -1, 2)
@@ -206,7 +206,7 @@ def _wire(rng: np.random.Generator, pads: list[tuple[float, float]], pitch: floa
 
 
 def scrape_hairlines(rng: np.random.Generator, scene: Scene):
-    """A bundle of fine, curved, roughly parallel scratches; the mask is the band they cover."""
+    """Draws a bundle of fine, curved, roughly parallel scratches; the mask is the band they cover."""
     center = scene.place(rng, 22)
     angle, length = rng.uniform(0, 180), rng.uniform(34, 62)
     along = canvas.polar(1.0, angle)
@@ -227,7 +227,7 @@ def scrape_hairlines(rng: np.random.Generator, scene: Scene):
 
 
 def spill_tide_mark(rng: np.random.Generator, scene: Scene):
-    """A dried liquid: a tinted patch with a darker rim."""
+    """Draws a dried liquid: a tinted patch with a darker rim."""
     center, radius = scene.place(rng, 18), rng.uniform(11, 24)
     outline = canvas.blob(rng, center, radius, roughness=0.2)
     tints = canvas.percent((50, 34, 18), (30, 40, 60), (50, 60, 30), (60, 30, 32), (80, 80, 75))
@@ -241,7 +241,7 @@ def spill_tide_mark(rng: np.random.Generator, scene: Scene):
 
 
 def tear_puncture(rng: np.random.Generator, scene: Scene):
-    """A ragged opening with a raised edge; a dark surface shows light through it."""
+    """Draws a ragged opening with a raised edge; a dark surface shows light through it."""
     center, radius = scene.place(rng, 14), rng.uniform(6.5, 12)
     outline = canvas.blob(rng, center, radius, roughness=0.28)
     rim = canvas.scale(outline, 1.0 + 3.0 / radius)
@@ -257,7 +257,7 @@ def tear_puncture(rng: np.random.Generator, scene: Scene):
 
 
 def split_forked_crack(rng: np.random.Generator, scene: Scene):
-    """A jagged, tapering crack with branches."""
+    """Draws a jagged, tapering crack with branches."""
     center = scene.place(rng, 20)
     heading = rng.uniform(0, 360)
     trunk = _wander(rng, center, heading, steps=canvas.count(rng, 5, 9))
@@ -277,7 +277,7 @@ def split_forked_crack(rng: np.random.Generator, scene: Scene):
 
 
 def _wander(rng: np.random.Generator, start, heading: float, *, steps: int):
-    """Points of a walk that keeps about its direction (degrees)."""
+    """Returns the points of a walk that keeps about its direction (degrees)."""
     turns = heading + np.clip(rng.normal(0, 32, steps), -60, 60)
     strides = rng.uniform(4.0, 7.5, steps)[:, None]
     walk = np.stack([np.cos(np.deg2rad(turns)), np.sin(np.deg2rad(turns))], 1) * strides
@@ -285,12 +285,12 @@ def _wander(rng: np.random.Generator, start, heading: float, *, steps: int):
 
 
 def leave_seat_empty(rng: np.random.Generator, scene: Scene):
-    """A part is gone and its seat is scuffed; the mask is where the part belongs."""
+    """Removes a part and scuffs its seat; the mask is where the part belongs."""
     return _scuff_seat(rng, scene, scene.take_part(rng))
 
 
 def shift_part(rng: np.random.Generator, scene: Scene):
-    """A part lies askew beside its scuffed seat; the mask is where it belongs and where it lies."""
+    """Lays a part askew beside its scuffed seat; the mask is where it belongs and where it lies."""
     part = scene.take_part(rng)
     seat = _scuff_seat(rng, scene, part)
     direction = canvas.polar(1.0, rng.uniform(0, 360))
