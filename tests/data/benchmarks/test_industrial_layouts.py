@@ -201,7 +201,7 @@ def test_reads_visa_as_repacked_by_its_authors(given, make_miniature, prepare, t
     (root / "pipe_fryum/ground_truth/bad/002.png").unlink()
     test = prepare("visa", tmp_path / "repacked" / given)
     train = PreparedDataset("visa", tmp_path / "data", "train")
-    assert repr(train) == f"PreparedDataset('visa', images={len(train)}, categories=12)"
+    assert repr(train) == f"PreparedDataset('visa', images={len(train)}, categories=2)"
     lost = "pipe_fryum/test/bad/002.JPG"
     assert test.issues == (Issue("mask_missing", lost),)
     assert test[0].file_name == "candle/test/bad/000.JPG"
