@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from zsad_jax.backbones.load import FAMILY_OPTIONS, load_backbone, option_names
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import parse_name
 from zsad_jax.experiment import presets
@@ -233,3 +234,13 @@ def test_rejects_training_of_methods_without_parameters(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "config.train is True, but clip as configured learns nothing" in done.stderr
+
+
+def test_every_backbone_option_is_a_key():
+    override = "--config.backbone.text_ln_eps=1e-5"
+    options = parse("tipsomaly.py:demo", override).backbone
+    assert options["text_ln_eps"] == 1e-5
+    assert options.keys() == {"name", *option_names()}
+    accepted = {"lineage": "native", "gelu_approximate": True, "text_ln_eps": 1e-5}
+    assert {*accepted, "posemb_stage"} == {*FAMILY_OPTIONS}
+    load_backbone("tips-nano", **accepted, posemb_stage=None)

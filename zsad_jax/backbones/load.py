@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 from typing import Any
 
 from zsad_jax.backbones.base import Backbone
@@ -13,6 +14,8 @@ from zsad_jax.utils.files import PathLike
 MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
 FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"}
+
+FAMILY_OPTIONS = ("lineage", "gelu_approximate", "text_ln_eps", "posemb_stage")  # of some families
 
 
 def load_backbone(
@@ -84,6 +87,12 @@ def load_backbone(
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
     return dataclasses.replace(backbone, preprocess=preprocess)
+
+
+def option_names() -> tuple[str, ...]:
+    """Returns the names of the options of `load_backbone`, those of families last."""
+    parameters = inspect.signature(load_backbone).parameters.values()
+    return (*(one.name for one in parameters if one.kind is one.KEYWORD_ONLY), *FAMILY_OPTIONS)
 
 
 def locate_files(

@@ -27,6 +27,7 @@ from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
+LATER_OPTIONS = ("gelu_approximate", "text_ln_eps")  # in keys only if they are set
 CASE_FIELDS = ("category", "file_name", "label", "score")
 
 
@@ -95,7 +96,7 @@ def inputs_key(
     config = to_json(experiment)
     return _fingerprint(
         zsad_jax.__version__,
-        [config[part] for part in ("method", "backbone", "image_score")],
+        [config["method"], _backbone_options(experiment), config["image_score"]],
         [checkpoint, category],
         # Size and date instead of a digest: reading the weights is what this avoids.
         [_stamp(path) for path in paths if path is not None],
@@ -117,7 +118,13 @@ def outputs_key(prediction: str, settings: Mapping[str, Any], warning: str) -> s
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
     # The digest covers the weights; options such as the image size are not part of it.
-    return [backbone.digest, to_json(experiment)["backbone"], backbone.tokenizer_digest]
+    return [backbone.digest, _backbone_options(experiment), backbone.tokenizer_digest]
+
+
+def _backbone_options(experiment: Experiment) -> dict[str, Any]:
+    """Returns the options as in keys of stored results, which remain valid when an option is added."""
+    options = to_json(experiment)["backbone"]
+    return {k: v for k, v in options.items() if v is not None or k not in LATER_OPTIONS}
 
 
 def _method(method: Method) -> tuple[str, dict[str, Any]]:

@@ -10,16 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from zsad_jax.backbones.load import option_names
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.errors import UserError, suggest
 
-# Other arguments of `load_backbone`: files in place of the released ones, and what files do not contain.
-BACKBONE_OPTIONS = (
-    *("weights", "vision", "text", "tokenizer"),
-    *("activation", "num_heads", "text_num_heads", "lineage", "posemb_stage", "bit_depth"),
-)
 DEMO = PaperProtocol("synthetic_aux", {}, ("synthetic_target",))
 # The sentences that the demo backbones were trained with, and those of the papers' baseline.
 COMPARISONS = {
@@ -183,7 +179,7 @@ def _fields(cls: Any, **values: Any) -> ConfigDict:
 def _backbone(options: Mapping[str, Any]) -> ConfigDict:
     """Returns a backbone's options, and keys for those that are not given."""
     config = ConfigDict(dict(options))
-    for name in BACKBONE_OPTIONS:
+    for name in option_names():
         if name not in config:
             config[name] = config_dict.placeholder(object)
     return config
