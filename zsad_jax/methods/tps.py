@@ -156,50 +156,43 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         features = prompts.encode_ensembles(backbone, frozen, texts)
         return features.reshape(len(class_names), len(config.hand_written_texts), -1)
 
-    def adapt_shunt(
-        params: Params, texts: Float[Array, "b 4 d"], patches: Float[Array, "b l h w d"]
-    ) -> Float[Array, "b l 2 d"]:
-        """Returns the raw texts of the pixels, which pass the pathway if `params` has one."""
-        of_image, shunt = texts[:, :2], texts[:, 2:]
-        if not (config.pathway and "pathway" in params):
-            return jnp.stack([shunt] * patches.shape[1], axis=1)
-        flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
-        # Inside: the layers of an image, with one pathway or one each. Outside: the images.
-        own = None if config.shared_pathway else 0
-        of_layers = jax.vmap(adapt, in_axes=(own, None, None, 0))
-        of_images = jax.vmap(of_layers, in_axes=(None, 0, 0, 0))
-        return of_images(params["pathway"], shunt, of_image, flat)
-
     def compare(
-        texts: Float[Array, "b 4 d"], of_pixels: Float[Array, "b l 2 d"], features: VisionFeatures
-    ) -> similarity.Comparison:
-        """Compares the global token of each image with its global texts, the patches with `of_pixels`.
+        params: Params, texts: Float[Array, "b 4 d"], features: VisionFeatures
+    ) -> tuple[similarity.Comparison, Float[Array, "b l 2 d"]]:
+        """Compares each image with its texts; the pixels' pass the pathway if `params` has one.
 
         The score is p_a(f; t_g), the map A (sum_l p_a(z_l; c_l)) Bᵀ, with c_l = pathway(t_s, t_g, z_l) for the
-        global texts t_g, the shunt texts t_s and the patches z_l of layer l.
+        global texts t_g, the shunt texts t_s and the patches z_l of layer l. The c_l are returned as well.
         """
+        patches, of_image, shunt = features.patches, texts[:, :2], texts[:, 2:]
+        if config.pathway and "pathway" in params:
+            flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
+            # Inside: the layers of an image, with one pathway or one each. Outside: the images.
+            own = None if config.shared_pathway else 0
+            of_layers = jax.vmap(adapt, in_axes=(own, None, None, 0))
+            of_images = jax.vmap(of_layers, in_axes=(None, 0, 0, 0))
+            of_pixels = of_images(params["pathway"], shunt, of_image, flat)
+        else:
+            of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
         tokens = features.global_tokens[:, config.global_token]
-        found = similarity.compare(tokens, features.patches, texts[:, :2], of_pixels, temperature)
-        if config.segmentation == "per_layer":
-            return found
-        logits = found.patch_cosines.sum(axis=1, keepdims=True) / temperature
-        return found._replace(patch_probabilities=jax.nn.softmax(logits, axis=-1))
+        found = similarity.compare(tokens, patches, of_image, of_pixels, temperature)
+        if config.segmentation == "summed":
+            logits = found.patch_cosines.sum(axis=1, keepdims=True) / temperature
+            found = found._replace(patch_probabilities=jax.nn.softmax(logits, axis=-1))
+        return found, of_pixels
 
     def compute(frozen: Params, params: Params, texts: Array, features: VisionFeatures) -> Scores:
         # The released test script calls the pathway, and then overwrites its result with the raw features.
         params = params if config.pathway_at_test else {}
-        of_pixels = adapt_shunt(params, texts, features.patches)
-        return similarity.pair_scores(
-            compare(texts, of_pixels, features), pathway_features=of_pixels
-        )
+        found, of_pixels = compare(params, texts, features)
+        return similarity.pair_scores(found, pathway_features=of_pixels)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns focal + dice of each layer's unsmoothed map, summed, + cross-entropy of the image."""
         if not params:
             raise UserError("Nothing can be trained with learned=False. Set learned=True.")
         texts = same_for_each(encode(frozen, params), len(batch.labels))
-        of_pixels = adapt_shunt(params, texts, features.patches)
-        return losses.pair_loss(compare(texts, of_pixels, features), batch)
+        return losses.pair_loss(compare(params, texts, features)[0], batch)
 
     def import_params(state: Arrays) -> Params:
         """Reads the parameters of the authors' checkpoint that the config has.
