@@ -220,7 +220,15 @@ class Method(NamedTuple):
 
 
 def param_shapes(method: Method, backbone: Backbone) -> Params:
-    """Returns the learnable parameters with shapes in place of arrays; {} if nothing is learned."""
+    """Returns the learnable parameters with shapes in place of arrays; {} if nothing is learned.
+
+    Example:
+      >>> from zsad_jax.backbones import load_backbone
+      >>> from zsad_jax.methods import make_method
+      >>> backbone = load_backbone("clip-nano")
+      >>> param_shapes(make_method("coop", backbone), backbone)["context"].shape
+      (12, 128)
+    """
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
 
 
