@@ -23,8 +23,6 @@ import optax
 from jaxtyping import Array, Float, Int
 from nano_towers import FAMILIES, GRID, PATCH, Clip, Params, Sizes, Tips
 
-from zsad_jax.backbones.base import VisionOptions
-
 GROUPS = ("normal", nano_drawings.STRUCTURE, nano_drawings.SURFACE)
 
 
@@ -174,9 +172,7 @@ def encode_images(
     if offset is not None:
         tall = images.shape[1] // PATCH
         vision, module = towers.window(vision, offset, tall), towers.vision(grid=tall)
-    features = module.apply(
-        {"params": vision}, towers.pixels(images), VisionOptions(vv_from=vv_from)
-    )
+    features = module.apply({"params": vision}, towers.pixels(images), vv_from=vv_from)
     return unit(features.global_tokens), unit(features.patches[:, 0])
 
 

@@ -23,6 +23,7 @@ from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.utils import files
 
 PATCH = 14
+UNCUT_LENGTH = 1024  # tokens, more than any caption has
 GRID = 16  # positions of a 224-pixel view; smaller images take a window of them
 Params = Any
 
@@ -155,9 +156,12 @@ class Clip:
         return jnp.float32(-math.log(temperature))
 
     def tokenize(self, texts: list[str], path: pathlib.Path, length: int):
-        return tokenizers.tokenize_bpe(
-            texts, path=path, length=length, vocabulary=self.sizes.vocabulary, truncate=True
+        ids, paddings = tokenizers.tokenize_bpe(
+            texts, path=path, length=UNCUT_LENGTH, vocabulary=self.sizes.vocabulary
         )
+        ids, paddings = ids[:, :length], paddings[:, :length]
+        ids[paddings[:, -1] == 0, -1] = self.sizes.vocabulary - 1  # the end token
+        return ids, paddings
 
     def train_tokenizer(self, seed: int) -> bytes:
         import nano_captions

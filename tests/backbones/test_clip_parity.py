@@ -124,19 +124,19 @@ def test_image_side(reference, ours, images):
     model = reference[1]
     with jax.default_matmul_precision("highest"):
         features = ours.encode_image(ours.params, images)
-        raw = ours.encode_image(ours.params, images, layers=(1, 3, 4), project=False)
+        several = ours.encode_image(ours.params, images, layers=(1, 3, 4))
         unnormed = ours.encode_image(ours.params, images, cls_norm=False)
     with torch.no_grad():
         vision = model.vision_model(pixels(images), output_hidden_states=True)
         pooled = model.visual_projection(vision.pooler_output)
-        normed = model.vision_model.post_layernorm(vision.last_hidden_state)
-        patches = model.visual_projection(normed[:, 1:])
+        normed = [model.vision_model.post_layernorm(x[:, 1:]) for x in vision.hidden_states]
+        patches = [model.visual_projection(x) for x in normed]
         bare = model.visual_projection(vision.last_hidden_state[:, 0])
     assert_close(features.global_tokens[:, 0], pooled)
-    assert_close(features.patches.reshape(3, 16, 24), patches)
+    assert_close(features.patches.reshape(3, 16, 24), patches[-1])
     assert_close(unnormed.global_tokens[:, 0], bare)
     for index, layer in enumerate((1, 3, 4)):
-        assert_close(raw.patches[:, index].reshape(3, 16, 128), vision.hidden_states[layer][:, 1:])
+        assert_close(several.patches[:, index].reshape(3, 16, 24), patches[layer])
 
 
 def test_text_side_and_logits(reference, ours, images, texts):

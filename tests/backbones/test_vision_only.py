@@ -24,7 +24,7 @@ class Tower(nn.Module):
     """A tower with one linear patch embedding; the mean patch is the class token."""
 
     @nn.compact
-    def __call__(self, images, layers=None, project=True, vv_from=None, cls_norm=True):
+    def __call__(self, images):
         kernel = self.param("kernel", nn.initializers.normal(), (PATCH * PATCH * 3, WIDTH))
         b, height, width, _ = images.shape
         h, w = height // PATCH, width // PATCH

@@ -4,8 +4,9 @@ import runpy
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from zsad_jax.backbones import load_backbone, registry
+from zsad_jax.backbones import clip, load_backbone, registry, tips
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
@@ -80,15 +81,21 @@ def test_written_tips_loads_by_name(script, tmp_path, monkeypatch, name, lineage
 
     model = load_backbone(name, lineage=lineage)
     assert model.vision_depth == 12
-    assert_activations_of_order_one(model)
+    assert_activations_of_order_one(model, tips.VisionEncoder(tips.VisionSizes(**vision)))
     assert registry.missing_files(name, lineage) == []
 
 
-def assert_activations_of_order_one(model):
+def assert_activations_of_order_one(model, vision):
     image = np.random.default_rng(0).random((1, 28, 28, 3), np.float32)
-    features = model.encode_image(model.params, image, project=False)
-    assert 0.1 < np.std(features.patches) < 10
-    assert np.isfinite(features.global_tokens).all()
+    _, state = vision.apply(
+        {"params": model.params["vision"]},
+        image,
+        capture_intermediates=True,
+        mutable="intermediates",
+    )
+    calls = flatten_dict(state["intermediates"], sep="/")
+    [(last, _)] = next(value for name, value in calls.items() if "transformer/__call__" in name)
+    assert 0.1 < np.std(last) < 10
     text = model.encode_text(model.params, np.array([[3, 1, 4]]), np.zeros((1, 3), np.int32))
     assert 0.01 < np.std(text) < 10
 
@@ -112,7 +119,7 @@ def test_written_clip_loads_by_name(script, tmp_path, monkeypatch, capsys):
     model = load_backbone("clip", weights=weights)
     assert model.vision_depth == 4
     assert model.temperature == pytest.approx(0.01, rel=1e-2)  # half precision
-    assert_activations_of_order_one(model)
+    assert_activations_of_order_one(model, clip.VisionEncoder(clip.VisionSizes(**vision)))
 
     merges = tmp_path / "merges.gz"
     merges.write_bytes(b"merges")

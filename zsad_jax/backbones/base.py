@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -27,16 +27,18 @@ class VisionFeatures(NamedTuple):
     patches: Float[Array, "b layers h w p"]
 
 
-class VisionOptions(NamedTuple):
-    """Options of a vision tower; they are those of `EncodeImageFn`."""
+class VisionOptions(TypedDict, total=False):
+    """Options of a vision tower.
 
-    layers: Sequence[int] | None = None
-    project: bool = True
-    vv_from: int | None = None
-    cls_norm: bool = True
+    Attributes:
+      layers: blocks whose patch tokens are returned, counted from 1; None: the last.
+      vv_from: patch tokens come from the value-value stream that starts at this block.
+      cls_norm: False returns global tokens without the final norm.
+    """
 
-
-VISION_DEFAULTS = VisionOptions()
+    layers: Sequence[int] | None
+    vv_from: int | None
+    cls_norm: bool
 
 
 class EncodeImageFn(Protocol):
@@ -46,21 +48,14 @@ class EncodeImageFn(Protocol):
         self,
         params: Params,
         images: Float[AnyArray, "b H W 3"],
-        *,
-        layers: Sequence[int] | None = None,
-        project: bool = True,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
+        **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
         """Encodes preprocessed images.
 
         Args:
           params: `Backbone.params`.
           images: as `Backbone.preprocess` makes them.
-          layers: blocks whose patch tokens are returned, counted from 1; None: the last.
-          project: False returns patch tokens without the final norm and projection.
-          vv_from: patch tokens come from the value-value stream that starts at this block.
-          cls_norm: False returns global tokens without the final norm.
+          **options: see `VisionOptions`.
         """
         ...
 

@@ -7,6 +7,7 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import VISION_DEFAULTS, Backbone, VisionFeatures, VisionOptions
+from zsad_jax.backbones.base import Backbone, VisionFeatures
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.family import (
@@ -92,7 +93,12 @@ class VisionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b H W 3"], options: VisionOptions = VISION_DEFAULTS
+        self,
+        images: Float[Array, "b H W 3"],
+        *,
+        layers: Sequence[int] | None = None,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
     ) -> VisionFeatures:
         """Encodes normalized RGB images; see `EncodeImageFn`.
 
@@ -103,7 +109,7 @@ class VisionEncoder(nn.Module):
         x, outputs = Transformer(
             s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
             name="transformer",
-        )(x, layers=options.layers or (s.depth,), vv_from=options.vv_from)  # fmt: skip
+        )(x, layers=layers or (s.depth,), vv_from=vv_from)  # fmt: skip
         norm = layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
@@ -112,10 +118,10 @@ class VisionEncoder(nn.Module):
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        patches = [projected(y[:, 1:]) if options.project else y[:, 1:] for y in outputs]
+        patches = [projected(y[:, 1:]) for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
-        return VisionFeatures(projected(x[:, :1], normed=options.cls_norm), stacked)
+        return VisionFeatures(projected(x[:, :1], normed=cls_norm), stacked)
 
     def _tokens(
         self, images: Float[Array, "b H W 3"]

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -93,12 +93,9 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
     def encode_image(
         params: Params,
         images: Float[AnyArray, "b H W 3"],
-        *,
-        layers: Sequence[int] | None = None,
-        project: bool = True,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
+        **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
+        layers, vv_from = options.get("layers"), options.get("vv_from")
         if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
             raise UserError(
                 f"layers={tuple(layers)} is not valid. The vision tower has the layers 1 to {depth}. Pass"
@@ -110,7 +107,7 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
                 " them, or None."
             )
         features: VisionFeatures = tower.apply(  # type: ignore[assignment]
-            {"params": params["vision"]}, images, VisionOptions(layers, project, vv_from, cls_norm)
+            {"params": params["vision"]}, images, **options
         )
         return features
 

@@ -9,8 +9,8 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import VISION_DEFAULTS, Backbone, Params, VisionFeatures, VisionOptions
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.family import (
@@ -112,7 +112,14 @@ class _Encoder(nn.Module):
     sizes: VisionSizes
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W 3"], options: VisionOptions) -> VisionFeatures:
+    def __call__(
+        self,
+        images: Float[Array, "b H W 3"],
+        *,
+        layers: Sequence[int] | None = None,
+        vv_from: int | None = None,
+        cls_norm: bool = True,
+    ) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(
             s.patch_size, s.width, s.grid, s.posemb_stage, s.num_global_tokens, s.dtype,
@@ -126,16 +133,14 @@ class _Encoder(nn.Module):
             "gelu_tanh" if s.gelu_approximate else "gelu",
             dtype=s.dtype,
             name="transformer",
-        )(x, layers=options.layers or (s.depth,), vv_from=options.vv_from)
+        )(x, layers=layers or (s.depth,), vv_from=vv_from)
         # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
         # methods that compare several layers.
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
-        patches = jnp.stack(
-            [norm(y[:, g:]) if options.project else y[:, g:] for y in outputs], axis=1
-        )
+        patches = jnp.stack([norm(y[:, g:]) for y in outputs], axis=1)
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
-        return VisionFeatures(norm(x[:, :g]) if options.cls_norm else x[:, :g], patches)
+        return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
 
 
 class VisionEncoder(nn.Module):
@@ -145,13 +150,13 @@ class VisionEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b H W 3"], options: VisionOptions = VISION_DEFAULTS
+        self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
         """Encodes RGB images in [0, 1]; see `EncodeImageFn`.
 
         Sides that are not a multiple of the patch size are padded with zeros.
         """
-        return _Encoder(self.sizes, name="encoder")(images, options)
+        return _Encoder(self.sizes, name="encoder")(images, **options)
 
 
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:

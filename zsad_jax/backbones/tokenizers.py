@@ -69,12 +69,7 @@ def tokenize_sentencepiece(
 
 
 def tokenize_bpe(
-    texts: Sequence[str],
-    *,
-    path: PathLike | None,
-    length: int,
-    vocabulary: int,
-    truncate: bool = False,
+    texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
 ) -> Tokens:
     """Tokenizes for CLIP: byte pairs between a start and an end token.
 
@@ -86,11 +81,10 @@ def tokenize_bpe(
         the words of the learned prompts are known, and only in CLIP's own vocabulary.
       length: tokens per text, including start and end; shorter texts are padded with id 0.
       vocabulary: rows of the model's embedding table; all but 514 are merges.
-      truncate: whether a text that is too long is cut; its last id is then the end token.
 
     Raises:
       UserError: no merge file where one is needed, or one that does not fit the vocabulary; or a text that is
-        too long and may not be cut.
+        too long.
     """
     spell: Callable[[str], list[int]] = _spell_clip_word
     if path is not None or vocabulary != CLIP_VOCABULARY:
@@ -102,14 +96,13 @@ def tokenize_bpe(
         # As in OpenAI's tokenizer, a special token in the text is one; open_clip spells it out.
         words = [special.get(word) or spell(word) for word in split_words(text)]
         tokens = [start, *itertools.chain.from_iterable(words), end]
-        if len(tokens) > length and not truncate:
+        if len(tokens) > length:
             first = " ".join(text.split()[:WORDS_SHOWN])
             raise UserError(
                 f"The text that begins with {first!r} has {len(tokens)} tokens, including start and end,"
                 f" but the text tower reads {length}. Shorten it."
             )
-        # The end token has to survive the cut, since its output is the text embedding.
-        rows.append(tokens if len(tokens) <= length else [*tokens[: length - 1], end])
+        rows.append(tokens)
     ids, paddings = _pad(rows, length)
     for row, tokens in enumerate(rows):
         # Not always the last one, where a text contains an end token itself.
