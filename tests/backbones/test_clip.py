@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.backbones import clip, load_backbone, registry
-from zsad_jax.backbones.transformer import Transformer
+from zsad_jax.backbones.transformer import TowerSizes, Transformer
 from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
 from zsad_jax.methods.shared.anomaly_map import bilinear_matrix
 from zsad_jax.utils.errors import UserError
@@ -431,7 +431,7 @@ def test_masks():
 
 
 def test_rejects_deep_prompts_with_value_value_stream():
-    tower = Transformer(depth=2, num_heads=1, mlp_dim=4)
+    tower = Transformer(TowerSizes(width=4, depth=2, num_heads=1, mlp_dim=4))
     with pytest.raises(ValueError, match="deep prompts has no value-value stream"):
         tower.init(
             jax.random.key(0), jnp.ones((1, 3, 4)), deep_prompts=jnp.ones((1, 1, 1, 4)), vv_from=1

@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 from zsad_jax.backbones import clip, registry
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays
+from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils.errors import UserError
 
 VISION, TEXT = registry.clip_sizes(
@@ -96,8 +97,8 @@ def towers(arrays, **options):
     of_vision = clip_checkpoints.read_sizes_vision(vision)
     of_text = clip_checkpoints.read_sizes_text(text)
     trees = (
-        clip.vision_tree(clip.VisionSizes(**of_vision)),
-        clip.text_tree(clip.TextSizes(**of_text)),
+        vision_tree(clip.VisionEncoder(clip.VisionSizes(**of_vision))),
+        text_tree(clip.TextEncoder(clip.TextSizes(**of_text))),
     )
     return fit_tree(
         {"vision": vision, "text": text},
@@ -328,8 +329,8 @@ def test_reports_missing_tower(openai):
 
 def test_shapes_do_not_need_values():
     trees = {
-        "vision": clip.vision_tree(clip.VisionSizes(**VISION)),
-        "text": clip.text_tree(clip.TextSizes(**TEXT)),
+        "vision": vision_tree(clip.VisionEncoder(clip.VisionSizes(**VISION))),
+        "text": text_tree(clip.TextEncoder(clip.TextSizes(**TEXT))),
     }
     shapes = jax.eval_shape(clip_checkpoints.to_openai, trees)
     assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in make_openai().items()}

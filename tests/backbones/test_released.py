@@ -13,6 +13,7 @@ from zsad_jax import load_detector
 from zsad_jax.backbones import clip, load_backbone, registry, tips
 from zsad_jax.backbones.__main__ import main
 from zsad_jax.backbones.load import describe_backbone
+from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
 
@@ -143,22 +144,25 @@ def count_leaves(tree):
 )
 def test_sizes_give_published_parameter_counts(family, name, vision, text):
     of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
-    assert count_leaves(family.vision_tree(family.VisionSizes(**of_vision))) == vision
-    assert count_leaves(family.text_tree(family.TextSizes(**of_text))) == text + 1
+    assert (
+        count_leaves(vision_tree(family.VisionEncoder(family.VisionSizes(**of_vision)))) == vision
+    )
+    assert count_leaves(text_tree(family.TextEncoder(family.TextSizes(**of_text)))) == text + 1
 
 
 @pytest.mark.parametrize(("family", "name"), [(clip, "clip-nano"), (tips, "tips-nano")])
 def test_tower_shapes_match_whole_module(family, name):
     of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
-    sizes = family.VisionSizes(**of_vision)
-    image = jax.ShapeDtypeStruct((1, sizes.patch_size, sizes.patch_size, 3), np.float32)
-    init = family.VisionEncoder(sizes).init
-    assert family.vision_tree(sizes) == jax.eval_shape(init, jax.random.key(0), image)["params"]
-    sizes, token = family.TextSizes(**of_text), jax.ShapeDtypeStruct((1, 1), np.int32)
-    init = family.TextEncoder(sizes).init
-    assert (
-        family.text_tree(sizes) == jax.eval_shape(init, jax.random.key(0), token, token)["params"]
+    tower = family.VisionEncoder(family.VisionSizes(**of_vision))
+    patch = of_vision["patch_size"]
+    image = jax.ShapeDtypeStruct((1, patch, patch, 3), np.float32)
+    key = jax.random.key(0)
+    assert vision_tree(tower) == jax.eval_shape(tower.init, key, image)["params"]
+    tower, token = (
+        family.TextEncoder(family.TextSizes(**of_text)),
+        jax.ShapeDtypeStruct((1, 1), np.int32),
     )
+    assert text_tree(tower) == jax.eval_shape(tower.init, key, token, token)["params"]
 
 
 def test_rejects_unknown_names_and_lineages():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
+from zsad_jax.backbones.transformer import text_tree, vision_tree
 
 pytest.importorskip("torch")
 
@@ -38,7 +39,10 @@ def weights(scripts, tmp_path_factory):
     common = {"width": 128, "depth": 2, "num_heads": 2, "mlp_dim": 192, "embed_dim": 32}
     vision = clip.VisionSizes(patch_size=14, grid=4, **common)
     text = clip.TextSizes(vocabulary=49_408, length=77, **common)
-    trees = {"vision": clip.vision_tree(vision), "text": clip.text_tree(text)}
+    trees = {
+        "vision": vision_tree(clip.VisionEncoder(vision)),
+        "text": text_tree(clip.TextEncoder(text)),
+    }
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     shapes = shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
     write_arrays(path, shapes, np.random.default_rng(0))

@@ -5,7 +5,6 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +27,18 @@ from zsad_jax.backbones.family import (
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_bpe
-from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
+from zsad_jax.backbones.transformer import (
+    PatchEmbedding,
+    TextTower,
+    TextTowerSizes,
+    Transformer,
+    VisionTower,
+    VisionTowerSizes,
+    layer_norm,
+    text_tree,
+    vision_tree,
+)
+from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError, suggest
 
 # OpenAI's, for all sizes and for most models that others trained.
@@ -41,33 +51,21 @@ NORMAL = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionSizes:
-    """Sizes of a vision tower, which its arrays show, and options, which they do not show."""
+class VisionSizes(VisionTowerSizes):
+    """Sizes and options of a vision tower."""
 
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    grid: int
     embed_dim: int
     activation: str = "quick_gelu"
-    dtype: Any = jnp.float32
+    num_global_tokens: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes:
-    """Sizes of a text tower, which its arrays show, and options, which they do not show."""
+class TextSizes(TextTowerSizes):
+    """Sizes and options of a text tower."""
 
-    vocabulary: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    length: int
     embed_dim: int
     activation: str = "quick_gelu"
-    dtype: Any = jnp.float32
+    num_start_tokens: int = NUM_START_TOKENS
 
 
 def resize_positions(
@@ -86,7 +84,7 @@ def resize_positions(
     return table[0], grid
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(VisionTower):
     """The image side: one class token and the patch tokens, in the joint space."""
 
     sizes: VisionSizes
@@ -106,10 +104,10 @@ class VisionEncoder(nn.Module):
         """
         s = self.sizes
         x, (h, w) = self._tokens(images)
-        x, outputs = Transformer(
-            s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
-            name="transformer",
-        )(x, layers=layers or (s.depth,), vv_from=vv_from)  # fmt: skip
+        tower = Transformer(
+            s, activation=s.activation, norm_epsilon=NORM_EPSILON, name="transformer"
+        )
+        x, outputs = tower(x, layers=layers or (s.depth,), vv_from=vv_from)
         norm = layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
@@ -142,7 +140,7 @@ class VisionEncoder(nn.Module):
         return x.astype(s.dtype), (h, w)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(TextTower):
     """The text side: causal, read at the last valid token (the end token of a tokenized text)."""
 
     sizes: TextSizes
@@ -154,9 +152,12 @@ class TextEncoder(nn.Module):
             "positional_embedding", nn.initializers.normal(0.01), (s.length, s.width)
         )
         self.transformer = Transformer(
-            s.depth, s.num_heads, s.mlp_dim, "mlp", s.activation, NORM_EPSILON, s.dtype,
-            causal=True, overwrite_from=NUM_START_TOKENS,
-        )  # fmt: skip
+            s,
+            activation=s.activation,
+            norm_epsilon=NORM_EPSILON,
+            causal=True,
+            overwrite_from=s.num_start_tokens,
+        )
         self.ln_final = layer_norm(NORM_EPSILON)
         self.projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
         # ln(1 / 0.07), where training starts; released files hold the trained value.
@@ -191,10 +192,6 @@ class TextEncoder(nn.Module):
     ) -> Float[Array, "t d"]:
         """Returns text embeddings of token ids."""
         return self.encode(self.embed(token_ids), paddings)
-
-
-vision_tree = functools.partial(tree_of, VisionEncoder)
-text_tree = functools.partial(tree_of, TextEncoder)
 
 
 def load(
@@ -240,7 +237,7 @@ def load(
         )
     tree = fit_tree(
         {"vision": vision, "text": text},
-        {"vision": vision_tree(sizes[0]), "text": text_tree(sizes[1])},
+        {"vision": vision_tree(VisionEncoder(sizes[0])), "text": text_tree(TextEncoder(sizes[1]))},
         source=source,
         name_in_file=clip_checkpoints.names_in_file(arrays),
     )
@@ -266,22 +263,22 @@ def describe(release: Release) -> Backbone:
 
 
 def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
+    vision, text = sizes
     return assemble(
         loaded,
-        sizes,
-        (VisionEncoder, TextEncoder),
-        tokenize_bpe,
+        VisionEncoder(vision),
+        TextEncoder(text),
         family="clip",
-        native_size=sizes[0].grid * sizes[0].patch_size,
-        embed_dim=sizes[0].embed_dim,
-        num_global_tokens=1,
-        text_length=sizes[1].length,
-        num_start_tokens=NUM_START_TOKENS,
-        resize="bicubic",
-        mean=MEAN,
-        std=STD,
-        # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
-        rgb_first=False,
+        embed_dim=vision.embed_dim,
+        preprocess=Preprocess(
+            image_size=loaded.image_size or vision.grid * vision.patch_size,
+            resize="bicubic",
+            mean=MEAN,
+            std=STD,
+            # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
+            rgb_first=False,
+        ),
+        tokenize=tokenize_bpe,
     )
 
 

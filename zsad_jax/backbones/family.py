@@ -3,11 +3,12 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import (
@@ -22,13 +23,13 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import TokenizeWithFn
-from zsad_jax.backbones.transformer import tree_of
+from zsad_jax.backbones.transformer import TextTower, VisionTower, text_tree, vision_tree
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
-DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES: dict[str, DTypeLike] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class LoadOptions(NamedTuple):
@@ -40,7 +41,7 @@ class LoadOptions(NamedTuple):
     """
 
     image_size: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     num_heads: int | None = None
     text_num_heads: int | None = None
     activation: str | None = None
@@ -114,10 +115,8 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
     return encode_image
 
 
-def text_side(
-    tower: nn.Module, sizes: Any, *, length: int, num_start_tokens: int, tokenize: TokenizeFn
-) -> TextSide:
-    """Returns the text side over a module of these sizes with the methods `embed` and `encode`."""
+def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
+    """Returns the text side over a module with the methods `embed` and `encode`."""
 
     def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
         out: Array = tower.apply({"params": params["text"]}, *arrays, method=method)  # type: ignore[assignment]
@@ -140,10 +139,10 @@ def text_side(
         return encode_prompts(params, embed_tokens(params, token_ids), paddings)
 
     return TextSide(
-        width=sizes.width,
-        depth=sizes.depth,
-        length=length,
-        num_start_tokens=num_start_tokens,
+        width=tower.sizes.width,
+        depth=tower.sizes.depth,
+        length=tower.sizes.length,
+        num_start_tokens=tower.sizes.num_start_tokens,
         tokenize=tokenize,
         embed_tokens=embed_tokens,
         encode_text=encode_text,
@@ -172,60 +171,44 @@ class Loaded(NamedTuple):
 
 def assemble(
     loaded: Loaded,
-    sizes: tuple[Any, Any],
-    towers: tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module]],
-    tokenize: TokenizeWithFn,
+    vision: VisionTower,
+    text: TextTower,
     *,
     family: str,
-    native_size: int,
     embed_dim: int,
-    num_global_tokens: int,
-    text_length: int,
-    num_start_tokens: int,
-    **preprocess: Any,
+    preprocess: Preprocess,
+    tokenize: TokenizeWithFn,
 ) -> Backbone:
     """Returns the backbone of a vision and a text tower.
 
     Args:
       loaded: what was read.
-      sizes: dataclasses of sizes of the vision and of the text tower.
-      towers: the modules, made of their sizes.
+      vision, text: the modules.
+      family, embed_dim, preprocess: fields of `Backbone`.
       tokenize: a function of `tokenizers`.
-      family, embed_dim, num_global_tokens, num_start_tokens: fields of `Backbone` and `TextSide`.
-      native_size: side of the images that it was trained on, in pixels.
-      text_length: tokens per text.
-      **preprocess: fields of `Preprocess` besides the image size.
     """
-    vision, text = sizes
-    release = loaded.release
-    params = loaded.params or {
-        side: tree_of(tower, of_side)
-        for side, tower, of_side in zip(("vision", "text"), towers, sizes, strict=True)
-    }
+    sizes = vision.sizes
     # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
     path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
     return Backbone(
         name=loaded.name,
         family=family,
-        params=params,
-        preprocess=Preprocess(image_size=loaded.image_size or native_size, **preprocess),
+        params=loaded.params or {"vision": vision_tree(vision), "text": text_tree(text)},
+        preprocess=preprocess,
         temperature=loaded.temperature,
-        patch_size=vision.patch_size,
+        patch_size=sizes.patch_size,
         embed_dim=embed_dim,
-        num_global_tokens=num_global_tokens,
-        vision_width=vision.width,
-        vision_depth=vision.depth,
+        num_global_tokens=sizes.num_global_tokens,
+        vision_width=sizes.width,
+        vision_depth=sizes.depth,
         digest=loaded.digest,
         tokenizer_digest=files.digest(path) if path and path.is_file() else None,
-        demonstration=release is not None and release.demo,
-        encode_image=image_encoder(towers[0](vision), depth=vision.depth),
+        demonstration=loaded.release is not None and loaded.release.demo,
+        encode_image=image_encoder(vision, depth=sizes.depth),
         text=text_side(
-            towers[1](text),
             text,
-            length=text_length,
-            num_start_tokens=num_start_tokens,
-            tokenize=functools.partial(
-                tokenize, path=path, length=text_length, vocabulary=text.vocabulary
+            functools.partial(
+                tokenize, path=path, length=text.sizes.length, vocabulary=text.sizes.vocabulary
             ),
         ),
     )

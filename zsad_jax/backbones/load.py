@@ -53,7 +53,8 @@ def load_backbone(
         (None: OpenAI's weights), "gelu" (LAION's) or "gelu_tanh", of both towers.
       bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
       **overrides: for TIPS `lineage` ("native" or "pytorch": which files of a released name),
-        `gelu_approximate`, `text_ln_eps`, `posemb_stage`; any size that the arrays show is checked, not set.
+        `gelu_approximate` (True: "gelu_tanh", False: "gelu"; it precedes `activation`), `text_ln_eps`,
+        `posemb_stage`; any size that the arrays show is checked, not set.
 
     Raises:
       UserError: unknown name or option, missing files, or arrays that do not fit.
@@ -81,7 +82,12 @@ def load_backbone(
         name, weights=weights, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
     )
     options = LoadOptions(
-        image_size, DTYPES[dtype], num_heads, text_num_heads, activation, overrides
+        image_size=image_size,
+        dtype=DTYPES[dtype],
+        num_heads=num_heads,
+        text_num_heads=text_num_heads,
+        activation=activation,
+        overrides=overrides,
     )
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)

@@ -8,8 +8,7 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import flax.linen as nn
@@ -32,7 +31,19 @@ from zsad_jax.backbones.family import (
 )
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
-from zsad_jax.backbones.transformer import PatchEmbedding, Transformer, layer_norm, tree_of
+from zsad_jax.backbones.transformer import (
+    FeedForward,
+    PatchEmbedding,
+    TextTower,
+    TextTowerSizes,
+    Transformer,
+    VisionTower,
+    VisionTowerSizes,
+    layer_norm,
+    text_tree,
+    vision_tree,
+)
+from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike
 
@@ -65,47 +76,45 @@ def resize_position_grid(
     return grid
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes(VisionTowerSizes):
+    """Sizes and options of a vision tower."""
+
+    feed_forward: FeedForward
+    num_global_tokens: int = 2
+    activation: str = "gelu_tanh"
+    posemb_stage: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes(TextTowerSizes):
+    """Sizes and options of a text tower."""
+
+    length: int = TEXT_LENGTH
+    num_start_tokens: int = 0
+    text_ln_eps: float = 1e-6
+
+
 class TokenSequence(nn.Module):
     """Images to tokens: patches with positions, after two global tokens without."""
 
-    patch_size: int
-    width: int
-    grid: int
-    posemb_stage: tuple[int, int] | None
-    num_global_tokens: int
-    dtype: jnp.dtype
+    sizes: VisionSizes
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
-        images = pad_to_patches(images, self.patch_size)
-        x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(images)
+        s = self.sizes
+        images = pad_to_patches(images, s.patch_size)
+        x = PatchEmbedding(s.patch_size, s.width, s.dtype, name="embedding")(images)
         b, h, w, d = x.shape
         normal = nn.initializers.normal(0.02)
-        grid = self.param("posembed_input", normal, (1, self.grid, self.grid, d))
-        x = x + resize_position_grid(grid, (h, w), stage=self.posemb_stage).astype(x.dtype)
+        grid = self.param("posembed_input", normal, (1, s.grid, s.grid, d))
+        x = x + resize_position_grid(grid, (h, w), stage=s.posemb_stage).astype(x.dtype)
         # The first global token was trained on captions from the web, the second on synthetic ones.
-        cls = self.param("cls", normal, (1, self.num_global_tokens, d))
-        cls = jnp.broadcast_to(cls.astype(x.dtype), (b, self.num_global_tokens, d))
+        cls = self.param("cls", normal, (1, s.num_global_tokens, d))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (b, s.num_global_tokens, d))
         return jnp.concatenate([cls, x.reshape(b, h * w, d)], axis=1), (h, w)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionSizes:
-    """Sizes of a vision tower, which its arrays show, and options, which they do not show."""
-
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    feed_forward: str
-    grid: int
-    num_global_tokens: int = 2
-    gelu_approximate: bool = True
-    posemb_stage: tuple[int, int] | None = None
-    dtype: Any = jnp.float32
 
 
 class _Encoder(nn.Module):
@@ -121,19 +130,11 @@ class _Encoder(nn.Module):
         cls_norm: bool = True,
     ) -> VisionFeatures:
         s = self.sizes
-        x, (h, w) = TokenSequence(
-            s.patch_size, s.width, s.grid, s.posemb_stage, s.num_global_tokens, s.dtype,
-            name="ToTokenSequence_0",
-        )(images)  # fmt: skip
-        x, outputs = Transformer(
-            s.depth,
-            s.num_heads,
-            s.mlp_dim,
-            s.feed_forward,  # type: ignore[arg-type]
-            "gelu_tanh" if s.gelu_approximate else "gelu",
-            dtype=s.dtype,
-            name="transformer",
-        )(x, layers=layers or (s.depth,), vv_from=vv_from)
+        x, (h, w) = TokenSequence(s, name="ToTokenSequence_0")(images)
+        tower = Transformer(
+            s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
+        )
+        x, outputs = tower(x, layers=layers or (s.depth,), vv_from=vv_from)
         # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
         # methods that compare several layers.
         norm = layer_norm(1e-6, name="encoder_norm")
@@ -143,7 +144,7 @@ class _Encoder(nn.Module):
         return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(VisionTower):
     """The image side: two global tokens and the patch tokens, all through the final norm."""
 
     sizes: VisionSizes
@@ -170,19 +171,6 @@ def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
     return np.pad(table, ((0, 0), (0, width - 2 * half))).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes:
-    """Sizes of a text tower, which its arrays show, and options, which they do not show."""
-
-    vocabulary: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    text_ln_eps: float = 1e-6
-    dtype: Any = jnp.float32
-
-
 class TokenEmbedding(nn.Module):
     """The table of token embeddings, scaled by sqrt(width) on look-up."""
 
@@ -198,7 +186,7 @@ class TokenEmbedding(nn.Module):
         return embedded
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(TextTower):
     """The text side: bidirectional over the valid tokens, pooled by their mean after the final norm."""
 
     sizes: TextSizes
@@ -206,16 +194,8 @@ class TextEncoder(nn.Module):
     def setup(self) -> None:
         s = self.sizes
         self.token_emb = TokenEmbedding(s.vocabulary, s.width)
-        self.transformer = Transformer(
-            # ReLU in every size, and no SwiGLU even where the vision tower has one (g/14).
-            s.depth,
-            s.num_heads,
-            s.mlp_dim,
-            "mlp",
-            "relu",
-            s.text_ln_eps,
-            s.dtype,
-        )
+        # ReLU in every size, and no SwiGLU even where the vision tower has one (g/14).
+        self.transformer = Transformer(s, activation="relu", norm_epsilon=s.text_ln_eps)
         self.text_encoder_norm = layer_norm(s.text_ln_eps)
         self.temperature_contrastive = self.param(
             "temperature_contrastive", nn.initializers.constant(0.05), ()
@@ -248,10 +228,6 @@ class TextEncoder(nn.Module):
         return self.encode(self.embed(token_ids), paddings)
 
 
-vision_tree = functools.partial(tree_of, VisionEncoder)
-text_tree = functools.partial(tree_of, TextEncoder)
-
-
 def load(
     name: str, located: WeightFiles, release: Release | None, options: LoadOptions
 ) -> Backbone:
@@ -264,17 +240,14 @@ def load(
         raise UserError(
             "TIPS is published as two files. Pass vision=PATH and text=PATH instead of weights=PATH."
         )
-    overrides = options.overrides
-    if options.activation is not None:
-        if options.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation={options.activation!r} is not an activation of TIPS."
-                f" {suggest(str(options.activation), ACTIVATIONS)}"
-            )
-        overrides = {"gelu_approximate": options.activation == "gelu_tanh", **overrides}
+    if options.activation not in (None, *ACTIVATIONS):
+        raise UserError(
+            f"activation={options.activation!r} is not an activation of TIPS."
+            f" {suggest(str(options.activation), ACTIVATIONS)}"
+        )
     text_heads = options.text_num_heads or options.num_heads
     towers = _read_vision(located.vision, options.num_heads), _read_text(located.text, text_heads)
-    sizes = _choose_sizes(name, towers, overrides, release, options.dtype)
+    sizes = _choose_sizes(name, towers, options, release)
     if sizes[0].width != sizes[1].width:
         raise UserError(
             f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width},"
@@ -301,18 +274,16 @@ def describe(release: Release) -> Backbone:
 
 
 def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
-    vision, release = sizes[0], loaded.release
+    vision, text = sizes
+    size = loaded.release.image_size if loaded.release else vision.grid * vision.patch_size
     return assemble(
         loaded,
-        sizes,
-        (VisionEncoder, TextEncoder),
-        tokenize_sentencepiece,
+        VisionEncoder(vision),
+        TextEncoder(text),
         family="tips",
-        native_size=release.image_size if release else vision.grid * vision.patch_size,
         embed_dim=vision.width,
-        num_global_tokens=vision.num_global_tokens,
-        text_length=TEXT_LENGTH,
-        num_start_tokens=0,
+        preprocess=Preprocess(image_size=loaded.image_size or size),
+        tokenize=tokenize_sentencepiece,
     )
 
 
@@ -333,7 +304,10 @@ def _read_vision(path: PathLike, heads: int | None) -> _Tower:
     sizes = tips_checkpoints.read_sizes_vision(arrays, source, name_in_file)
     _check_heads(sizes, heads, source)
     tree = fit_tree(
-        arrays, vision_tree(VisionSizes(**sizes)), source=source, name_in_file=name_in_file
+        arrays,
+        vision_tree(VisionEncoder(VisionSizes(**sizes))),
+        source=source,
+        name_in_file=name_in_file,
     )
     # Put on the device here, so that the host's copy is gone before the other file is read.
     return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
@@ -349,7 +323,9 @@ def _read_text(path: PathLike, heads: int | None) -> _Tower:
     temperature = arrays.get("temperature_contrastive")
     if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
         arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
-    tree = fit_tree(arrays, text_tree(TextSizes(**sizes)), source=source, name_in_file=name_in_file)
+    tree = fit_tree(
+        arrays, text_tree(TextEncoder(TextSizes(**sizes))), source=source, name_in_file=name_in_file
+    )
     return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
 
 
@@ -361,39 +337,39 @@ def _check_heads(sizes: Sizes, heads: int | None, source: str) -> None:
 
 
 def _choose_sizes(
-    name: str,
-    towers: tuple[_Tower, _Tower],
-    overrides: Mapping[str, Any],
-    release: Release | None,
-    dtype: Any,
+    name: str, towers: tuple[_Tower, _Tower], options: LoadOptions, release: Release | None
 ) -> tuple[VisionSizes, TextSizes]:
     """Returns the sizes with the defaults of the lineage and the caller's options."""
     vision, text = towers
     defaults = {
-        "lineage": None,  # has chosen the files; listed among the options of TIPS
-        "gelu_approximate": not vision.pytorch,
+        "gelu_approximate": None,
         "posemb_stage": None,
         "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
     }
-    options = apply_options(name, defaults, overrides, (vision.sizes, text.sizes))
-    if not isinstance(options["gelu_approximate"], bool):
-        raise UserError(
-            f"gelu_approximate={options['gelu_approximate']!r} is not a boolean. Pass True or False."
-        )
-    del options["lineage"]
-    text_ln_eps = options.pop("text_ln_eps")
+    chosen = apply_options(name, defaults, options.overrides, (vision.sizes, text.sizes))
+    tanh = chosen["gelu_approximate"]
+    if not isinstance(tanh, bool | None):
+        raise UserError(f"gelu_approximate={tanh!r} is not a boolean. Pass True or False.")
+    if tanh is None:
+        tanh = options.activation == "gelu_tanh" if options.activation else not vision.pytorch
+    text_ln_eps = chosen["text_ln_eps"]
     if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
         raise UserError(
             f"text_ln_eps={text_ln_eps!r} is not a float between 0 and 1. Pass a small number,"
             " for example 1e-5."
         )
-    stage = _read_stage(options.pop("posemb_stage"))
+    stage = _read_stage(chosen["posemb_stage"])
     if stage and release and not release.low_resolution_positions:
         logging.info("%s ignores posemb_stage, which is for TIPS v1 high-resolution weights.", name)
         stage = None
     return (
-        VisionSizes(**vision.sizes, **options, posemb_stage=stage, dtype=dtype),
-        TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=dtype),
+        VisionSizes(
+            **vision.sizes,
+            activation="gelu_tanh" if tanh else "gelu",
+            posemb_stage=stage,
+            dtype=options.dtype,
+        ),
+        TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=options.dtype),
     )
 
 

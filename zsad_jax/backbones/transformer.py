@@ -7,12 +7,13 @@ those of the native TIPS files (flax's own names), so a native file's tree is th
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import Params
@@ -28,6 +29,48 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+
+
+FeedForward = Literal["mlp", "swiglu"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerSizes:
+    """Sizes of a tower, which its arrays show, and options, which they do not show.
+
+    Attributes:
+      mlp_dim: hidden width of the feed-forward (of the SwiGLU branch, where it is one).
+      dtype: of the matrix products; norms and softmax stay float32.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    dtype: DTypeLike = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionTowerSizes(TowerSizes):
+    """Sizes that the vision towers of all families have; `grid` is the side of the position table."""
+
+    patch_size: int
+    grid: int
+    num_global_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTowerSizes(TowerSizes):
+    """Sizes that the text towers of all families have.
+
+    Attributes:
+      length: tokens per text.
+      num_start_tokens: tokens before the words of a text.
+    """
+
+    vocabulary: int
+    length: int
+    num_start_tokens: int
 
 
 def as_rows(x: Float[Array, "b n d"]) -> Float[Array, "bn d"]:
@@ -109,7 +152,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with biases."""
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     causal: bool = False
 
     @nn.compact
@@ -117,10 +160,9 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b n d"],
         valid: Bool[Array, "b n"] | None,
-        *,
-        value_value: bool = False,
+        stream: Float[Array, "b n d"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
-        """Returns the attention; with `value_value` also that in which values serve as queries and keys."""
+        """Returns the attention, and the value-value stream with its own added, if there is one."""
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
         rows = as_rows(x)
@@ -135,8 +177,10 @@ class Attention(nn.Module):
             mixed = attend(query, key, value, valid=valid, causal=self.causal)
             return out(mixed.reshape(b * n, *heads)).reshape(x.shape)
 
-        # Values as queries and keys: a patch attends to patches with similar values (CLIP Surgery).
-        return attended(query, key), attended(value, value) if value_value else None
+        # Values as queries and keys: a patch attends to patches with similar values (CLIP Surgery). The stream
+        # has no feed-forward part, as published.
+        by_value = None if stream is None else stream + attended(value, value)
+        return attended(query, key), by_value
 
 
 class Mlp(nn.Module):
@@ -144,7 +188,7 @@ class Mlp(nn.Module):
 
     hidden: int
     activation: str
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -163,7 +207,7 @@ class SwiGlu(nn.Module):
     """Gated feed-forward: silu(Dense_0 x) * Dense_1 x, then Dense_2 (Shazeer 2020)."""
 
     hidden: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -179,7 +223,7 @@ class PatchEmbedding(nn.Module):
 
     patch_size: int
     width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     use_bias: bool = True
 
     @nn.compact
@@ -211,12 +255,10 @@ class Block(nn.Module):
     The value-value stream y beside it: y += value-value attention(LN x), with the same weights.
     """
 
-    num_heads: int
-    mlp_dim: int
-    feed_forward: Literal["mlp", "swiglu"]
+    sizes: TowerSizes
+    feed_forward: FeedForward
     activation: str
     norm_epsilon: float
-    dtype: jnp.dtype
     causal: bool = False
 
     @nn.compact
@@ -227,47 +269,59 @@ class Block(nn.Module):
         stream: Float[Array, "b n d"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
         """Returns the block's output for x, and the next state of the value-value stream if there is one."""
+        s = self.sizes
         # Norms are float32 even in a bfloat16 tower; only their outputs are rounded for the products.
-        y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(self.dtype)
+        y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(s.dtype)
         attention = Attention(
-            self.num_heads, self.dtype, self.causal, name="MultiHeadDotProductAttention_0"
+            s.num_heads, s.dtype, causal=self.causal, name="MultiHeadDotProductAttention_0"
         )
-        mixed, by_value = attention(y, valid, value_value=stream is not None)
+        mixed, stream = attention(y, valid, stream)
         x = x + mixed
-        if stream is not None and by_value is not None:
-            stream = stream + by_value  # without the feed-forward part, as published
-        y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(self.dtype)
+        y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(s.dtype)
         if self.feed_forward == "swiglu":
-            return x + SwiGlu(self.mlp_dim, self.dtype, name="FFNSwiGluFused_0")(y), stream
-        mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="MlpBlock_0")
+            return x + SwiGlu(s.mlp_dim, s.dtype, name="FFNSwiGluFused_0")(y), stream
+        mlp = Mlp(s.mlp_dim, self.activation, s.dtype, name="MlpBlock_0")
         return x + mlp(y, valid), stream
 
 
-def tree_of(tower: Callable[[Any], nn.Module], sizes: Any) -> Params:
-    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
+class VisionTower(nn.Module):
+    """Base of the vision modules, which map images to `VisionFeatures`."""
 
-    Only one block is traced, since all blocks of a tower have the same shapes.
+    sizes: VisionTowerSizes
 
-    Args:
-      tower: the vision or text module, made of its sizes.
-      sizes: a dataclass with `depth`, the number of blocks, and `patch_size` for a vision tower.
+
+class TextTower(nn.Module):
+    """Base of the text modules, which map token ids and paddings to text embeddings."""
+
+    sizes: TextTowerSizes
+
+
+def vision_tree(tower: VisionTower) -> Params:
+    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
+    patch = tower.sizes.patch_size
+    return _tree(tower, np.zeros((1, patch, patch, 3), np.float32))
+
+
+def text_tree(tower: TextTower) -> Params:
+    """Returns the same for a text tower."""
+    token = np.zeros((1, 1), np.int32)  # as id and as padding
+    return _tree(tower, token, token)
+
+
+def _tree(tower: VisionTower | TextTower, *inputs: np.ndarray) -> Params:
+    """Traces only one block, since all blocks of a tower have the same shapes.
+
+    One patch or one token is enough: position tables have the size that the fields give, whatever the input.
     """
+    one = tower.clone(sizes=dataclasses.replace(tower.sizes, depth=1))
+    shapes = jax.eval_shape(one.init, jax.random.key(0), *inputs)
 
     def repeated(tree: Params) -> Params:
         if "encoderblock_0" in tree:
-            return {f"encoderblock_{i}": tree["encoderblock_0"] for i in range(sizes.depth)}
+            blocks = range(tower.sizes.depth)
+            return {f"encoderblock_{i}": tree["encoderblock_0"] for i in blocks}
         return {k: repeated(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
-    # One patch, or one token that serves as id and padding, is enough: position tables have the size that the
-    # fields give, whatever the input.
-    one = tower(dataclasses.replace(sizes, depth=1))
-    if patch := getattr(sizes, "patch_size", None):
-        shapes = jax.eval_shape(
-            one.init, jax.random.key(0), np.zeros((1, patch, patch, 3), np.float32)
-        )
-    else:
-        token = np.zeros((1, 1), np.int32)
-        shapes = jax.eval_shape(one.init, jax.random.key(0), token, token)
     return repeated(shapes["params"])
 
 
@@ -275,21 +329,16 @@ class Transformer(nn.Module):
     """A tower of pre-LN blocks, without the final norm.
 
     Attributes:
-      mlp_dim: hidden width of the feed-forward (of the SwiGLU branch, where it is one).
       activation: a key of `ACTIVATIONS`.
-      dtype: of the matrix products; norms and softmax stay float32.
       causal: whether a token sees only those before it.
       overwrite_from: the row from which deep prompts take the place of tokens; None: they go in front of
         the tokens, and their own rows are removed after the block.
     """
 
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    sizes: TowerSizes
+    feed_forward: FeedForward = "mlp"
     activation: str = "gelu"
     norm_epsilon: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
     causal: bool = False
     overwrite_from: int | None = None
 
@@ -323,11 +372,15 @@ class Transformer(nn.Module):
             )
         outputs: dict[int, Array] = {}
         stream = None
-        for i in range(self.depth):
+        for i in range(self.sizes.depth):
             block = Block(
-                self.num_heads, self.mlp_dim, self.feed_forward, self.activation, self.norm_epsilon,
-                self.dtype, self.causal, name=f"encoderblock_{i}",
-            )  # fmt: skip
+                sizes=self.sizes,
+                feed_forward=self.feed_forward,
+                activation=self.activation,
+                norm_epsilon=self.norm_epsilon,
+                causal=self.causal,
+                name=f"encoderblock_{i}",
+            )
             if i + 1 == vv_from:
                 stream = x  # beside the ordinary tokens, which stay unchanged for the global one
             # Here blocks count from 0: row j is for block j + 1, and the rows may end before the blocks do.

@@ -8,6 +8,7 @@ import numpy as np
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_torch_pickle
+from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
@@ -44,10 +45,12 @@ def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dic
     source = f"The file {path}"
     # The names do not depend on the number of heads, and a single head fits any width.
     vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
-    vision_sizes = clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision))
-    text_sizes = clip.TextSizes(**clip_checkpoints.read_sizes_text(text))
-    fit_tree(vision, clip.vision_tree(vision_sizes), source=source)
-    fit_tree(text, clip.text_tree(text_sizes), source=source)
+    vision_tower = clip.VisionEncoder(
+        clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision))
+    )
+    text_tower = clip.TextEncoder(clip.TextSizes(**clip_checkpoints.read_sizes_text(text)))
+    fit_tree(vision, vision_tree(vision_tower), source=source)
+    fit_tree(text, text_tree(text_tower), source=source)
     named = clip_checkpoints.to_openai({"vision": vision, "text": text})
     return {name: np.asarray(array, order="C") for name, array in named.items()}
 
