@@ -170,12 +170,13 @@ class Ours:
 
     def save_setup(self) -> None:
         """Saves the images, token ids, settings and parameters for the other side."""
-        from zsad_jax.backbones.checkpoints.read import flatten
+        from flax.traverse_util import flatten_dict
 
         method = self.detector.method
         ids, _ = self.detector.backbone.tokenize(texts_of(method.config))
         layers, vv_from, cls_norm = method.features_key
-        params = {f"params/{key}": x for key, x in flatten(self.detector.params).items()}
+        flat = flatten_dict(self.detector.params, sep="/")
+        params = {f"params/{key}": x for key, x in flat.items()}
         setup = {"layers": layers, "vv_from": vv_from or 0, "cls_norm": cls_norm}
         setup["sigma"] = method.config.sigma
         np.savez(self.shared / "setup.npz", images=self.images, ids=ids, **setup, **params)

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from zsad_jax.backbones import clip, registry, tips
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import flatten
 from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
@@ -158,7 +158,7 @@ def repeated(prefix: str, block: Shapes, depth: int) -> Shapes:
 
 
 def shapes_in(tree: Mapping) -> Shapes:
-    return {name: leaf.shape for name, leaf in flatten(tree).items()}
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def write_arrays(path: pathlib.Path, shapes: Shapes, rng: np.random.Generator) -> None:

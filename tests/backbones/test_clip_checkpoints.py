@@ -1,11 +1,12 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from zsad_jax.backbones import clip, registry
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_arrays
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils.errors import UserError
 
@@ -120,7 +121,7 @@ def expected(openai):
 
 
 def test_arrays_are_placed_correctly(openai, expected):
-    vision, text = (flatten(expected[side]) for side in ("vision", "text"))
+    vision, text = (flatten_dict(expected[side], sep="/") for side in ("vision", "text"))
     rng = np.random.default_rng(1)
     image = rng.random((4, 4, 3), np.float32)
     convolved = np.einsum("ocij,ijc->o", openai["visual.conv1.weight"], image)
@@ -180,7 +181,7 @@ VARIANTS = {
     "open_clip_bias": lambda arrays: {**arrays, "logit_bias": np.float32(-10)},
     "one_number_in_a_row": lambda arrays: {**arrays, "logit_scale": arrays["logit_scale"][None]},
     "data_parallel": lambda arrays: {f"module.{name}": array for name, array in arrays.items()},
-    "native": lambda arrays: flatten(towers(arrays)),
+    "native": lambda arrays: flatten_dict(towers(arrays), sep="/"),
     "openai_again": lambda arrays: clip_checkpoints.to_openai(towers(arrays)),
 }
 
@@ -216,13 +217,13 @@ def test_accepts_head_counts(openai):
         assert attention["query"]["kernel"].shape[1:] == (4, width)
     tree = towers(openai, num_heads=4, text_num_heads=8)
     assert tree["text"]["transformer"]["encoderblock_1"][name]["out"]["kernel"].shape == (8, 8, 64)
-    assert_same_bits(towers(flatten(tree)), tree)
+    assert_same_bits(towers(flatten_dict(tree, sep="/")), tree)
 
 
 def test_rejects_head_counts_that_do_not_divide_width(openai):
     with pytest.raises(UserError, match="128 wide, which is not a multiple of 5"):
         towers(openai, num_heads=5)
-    native = flatten(towers(openai))
+    native = flatten_dict(towers(openai), sep="/")
     with pytest.raises(UserError, match="1 attention heads in the text tower, not 2"):
         towers(native, num_heads=2)
     narrow = {**openai, "visual.class_embedding": np.zeros(96, np.float32)}
@@ -308,7 +309,7 @@ def test_blocks_are_listed_under_names_of_the_file(openai):
 
 
 def test_native_files_use_native_names(openai):
-    arrays = flatten(towers(openai))
+    arrays = flatten_dict(towers(openai), sep="/")
     del arrays["text/ln_final/bias"], arrays["vision/ln_pre/scale"]
     with pytest.raises(UserError, match=r"2 missing: .*text/ln_final/bias"):
         towers(arrays)

@@ -5,10 +5,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from zsad_jax.backbones import load_backbone
-from zsad_jax.backbones.checkpoints.read import flatten
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -165,7 +165,7 @@ def test_all_formats_give_bit_equal_trees(reference, ours, tmp_path):
         "hugging_face": theirs,
         "openai": original,
         "open_clip_custom_text": custom_text,
-        "native": {name: np.asarray(x) for name, x in flatten(ours.params).items()},
+        "native": {name: np.asarray(x) for name, x in flatten_dict(ours.params, sep="/").items()},
     }
     for name, arrays in formats.items():
         arrays = {key: np.ascontiguousarray(x).reshape(x.shape) for key, x in arrays.items()}

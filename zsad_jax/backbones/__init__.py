@@ -16,9 +16,11 @@ __all__ = [
 ]
 
 
+_MODULES = {"load_backbone": "load", "Backbone": "base", "VisionFeatures": "base"}
+
+
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that the release records need no JAX."""
-    if name not in __all__:
-        raise AttributeError(f"module 'zsad_jax.backbones' has no attribute {name!r}")
-    home = "load" if name == "load_backbone" else "base"
-    return getattr(importlib.import_module(f"zsad_jax.backbones.{home}"), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
-Params = Any  # a pytree of arrays
+Params: TypeAlias = PyTree  # of arrays
 AnyArray = Array | np.ndarray
 Tokens = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from zsad_jax.backbones.checkpoints.read import Arrays, flatten
+from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.checkpoints.torch_layout import (
     ATTENTION,
     HUGGING_FACE_PARTS,
@@ -303,7 +304,7 @@ def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       params: {"vision": tree, "text": tree}; under `jax.eval_shape` the shapes come without values.
     """
-    flat = flatten(params)
+    flat = flatten_dict(dict(params), sep="/")
     arrays = {name: flat[native] for name, native in _OPENAI.items()}
     arrays["visual.conv1.weight"] = arrays["visual.conv1.weight"].transpose(3, 2, 0, 1)
     for side, prefix in (("vision", "visual."), ("text", "")):

@@ -4,10 +4,11 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, flatten, read_torch_pickle
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_torch_pickle
 from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -66,7 +67,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} holds a {type(state).__name__}, not the arrays of a model. Pass a CLIP's archive."
         )
     return {
-        name.replace("/", "."): array
-        for name, array in flatten(state).items()
+        ".".join(map(str, path)): array
+        for path, array in flatten_dict(state).items()
         if isinstance(array, np.ndarray)
     }

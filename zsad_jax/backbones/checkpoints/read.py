@@ -62,31 +62,6 @@ def find_damage(path: pathlib.Path) -> str:
         return "it is not a complete npz or safetensors file"
 
 
-def nest(flat: Mapping[str, Any]) -> Tree:
-    """Turns {"a/b/c": leaf} into nested dicts."""
-    tree: Tree = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            if not isinstance(branch, dict):
-                raise ValueError(f"{name!r} goes through {parent!r}, which is an array.")
-        branch[last] = leaf
-    return tree
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns nested dicts into {"a/b/c": leaf}; the inverse of `nest`."""
-    flat: dict[str, Any] = {}
-    for name, leaf in tree.items():
-        if isinstance(leaf, Mapping):
-            flat.update({f"{name}/{rest}": inner for rest, inner in flatten(leaf).items()})
-        else:
-            flat[name] = leaf
-    return flat
-
-
 class MisfitError(UserError):
     """Arrays that do not fit a model: their source, and the problems in words."""
 
@@ -120,13 +95,17 @@ def fit_tree(
     Raises:
       MisfitError: arrays are missing, unexpected, of the wrong shape or not finite; it lists all of them.
     """
-    wanted = flatten(expected)
-    found = {name: np.asarray(array) for name, array in flatten(arrays).items()}
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    wanted = flatten_dict(dict(expected), sep="/")
+    found = {name: np.asarray(x) for name, x in flatten_dict(dict(arrays), sep="/").items()}
     problems = _misfits(found, wanted, name_in_file)
     if problems:
         raise MisfitError(source, "; ".join(problems))
     # What is float32 already stays a view: the weights of a large tower are more than a gigabyte.
-    return nest({name: found[name].astype(np.float32, copy=False) for name in wanted})
+    leaves = {name: found[name].astype(np.float32, copy=False) for name in wanted}
+    tree: Tree = unflatten_dict(leaves, sep="/")
+    return tree
 
 
 def _misfits(

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import (
     MisfitError,
     fit_tree,
-    flatten,
     read_arrays,
     read_torch_pickle,
 )
@@ -155,7 +155,7 @@ def fetch_command(name: str) -> str:
 
 def save(path: files.PathLike, params: PyTree) -> None:
     """Writes a parameter tree as an npz file whose array names are the tree's paths."""
-    arrays = {name: np.asarray(value) for name, value in flatten(params).items()}
+    arrays = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
     with files.replaced(path) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
 
@@ -185,7 +185,9 @@ def load(file: PromptFile, method: Method, backbone: Backbone) -> PyTree:
     arrays: PyTree = read_state(source)
     try:
         # Files of `save` have our names, whatever the config; `fit_tree` reports what does not fit.
-        if method.import_params is not None and not set(arrays) & set(flatten(wanted)):
+        if method.import_params is not None and not set(arrays) & set(
+            flatten_dict(wanted, sep="/")
+        ):
             arrays = _import(method, arrays)
         return fit_tree(arrays, wanted, source=source)
     except UserError as error:
@@ -222,7 +224,7 @@ def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
 def digest(params: PyTree) -> str:
     """Returns the SHA-256 of names, shapes and values."""
     sha = hashlib.sha256()
-    for name, value in sorted(flatten(params).items()):
+    for name, value in sorted(flatten_dict(params, sep="/").items()):
         array = np.ascontiguousarray(value)
         sha.update(f"{name} {array.shape} {array.dtype}".encode() + array.tobytes())
     return sha.hexdigest()
@@ -247,4 +249,5 @@ def _named(content: Any) -> dict[str, np.ndarray]:
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, Mapping):
         return {}
-    return {name.replace("/", "."): np.asarray(one) for name, one in flatten(content).items()}
+    flat = flatten_dict(dict(content))
+    return {".".join(map(str, path)): np.asarray(one) for path, one in flat.items()}
