@@ -162,13 +162,13 @@ def test_the_table_of_benchmarks_is_that_of_the_builders():
     assert f"{len(rows)} benchmarks" in README
     for name, cells in rows:
         facts = FACTS[name]
-        title, counts, levels, how, licence = cells.split(" | ")
+        title, counts, levels, how, license = cells.split(" | ")
         assert title == f"[{facts.title}]({facts.homepage})"
         assert counts == ("{:,} / {:,}".format(*facts.published) if facts.published else "–")
         assert levels == " and ".join(facts.levels)
         manual = f"manual download ({facts.terms})"
         assert how == ("automatic download" if facts.open_to_all else manual)
-        assert licence == facts.licence
+        assert license == facts.license
 
 
 def test_the_papers_numbers():

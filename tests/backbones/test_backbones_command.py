@@ -9,7 +9,7 @@ from zsad_jax.methods.shared import prompt_files
 
 @pytest.fixture(scope="module")
 def openai():
-    """Returns a CLIP of width 8 with one block per tower, in half precision like OpenAI's."""
+    """Returns a CLIP model of width 8 with one block per tower, in half precision like OpenAI's."""
     rng = np.random.default_rng(0)
     shapes = {
         "visual.conv1.weight": (8, 3, 2, 2),

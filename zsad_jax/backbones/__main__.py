@@ -10,7 +10,7 @@ from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.text_table import TextTable
 
 PROGRAM = "python -m zsad_jax.backbones"
-HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "licence", "stored")
+HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "license", "stored")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def _make_parser() -> argparse.ArgumentParser:
     fetch.set_defaults(run=_fetch)
 
     convert = command_line.add_command(
-        commands, "convert", "convert a PyTorch archive of a CLIP to safetensors or npz"
+        commands, "convert", "convert a PyTorch archive of a CLIP model to safetensors or npz"
     )
     convert.add_argument(
         "source",
@@ -92,7 +92,7 @@ def _row(release: registry.Release) -> tuple[str | int | None, ...]:
         release.vision["patch_size"],
         release.image_size,
         ", ".join(lineages) or None,
-        release.licence,
+        release.license,
         "included" if release.demo else stored,
     )
 

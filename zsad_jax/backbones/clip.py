@@ -256,7 +256,7 @@ def load(
 
 
 def describe(release: Release) -> Backbone:
-    """Returns a released CLIP whose parameters are shapes."""
+    """Returns a released CLIP model whose parameters are shapes."""
     assert release.text is not None
     sizes = VisionSizes(**release.vision), TextSizes(**release.text)
     return _assemble(Loaded(release.name, release), sizes)

@@ -156,7 +156,7 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
       patch_size: of the backbone; None: that of a released name.
 
     Raises:
-      UserError: it is none.
+      UserError: the size is not valid.
     """
     if image_size is None:
         return
@@ -178,7 +178,10 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
 
 
 def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:
-    """Rejects other attention heads than those of a released model, whose arrays would load and be wrong."""
+    """Rejects a number of heads that differs from the released model's.
+
+    The arrays would load but give wrong features.
+    """
     if name not in RELEASES:
         return
     vision, text = RELEASES[name].vision, RELEASES[name].text

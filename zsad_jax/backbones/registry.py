@@ -15,7 +15,7 @@ CLIP_URL = "https://huggingface.co/timm/{}/resolve/main/open_clip_model.safetens
 MERGES_URL = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 MERGES_BYTES = 1_356_917
 MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-TIPS_LICENCE = "CC BY 4.0"
+TIPS_LICENSE = "CC BY 4.0"
 TOKENIZER_URL = f"{BASE_URL}/v1_0/checkpoints/tokenizer.model"
 TOKENIZER_SHA256 = "1e5036bed065526c3c212dfbe288752391797c4bb1a284aa18c9a0b23fcaf8ec"
 LINEAGES = ("native", "pytorch")
@@ -103,7 +103,7 @@ class Release(NamedTuple):
       image_size: side of the images that it was trained on, in pixels.
       list_files: (release, lineage) -> the files by their fields of `WeightFiles`.
       demo: whether it is a small model for demonstration, included in the package.
-      licence: of its files.
+      license: of its files.
       recorded_sha256: digests that others have recorded, by lineage and field of `WeightFiles`.
       low_resolution_positions: whether the native files hold the positions of training at low resolution.
     """
@@ -115,7 +115,7 @@ class Release(NamedTuple):
     sources: Mapping[str, tuple[str, ...]]
     image_size: int
     list_files: "Callable[[Release, str], dict[str, File]]"
-    licence: str
+    license: str
     demo: bool = False
     recorded_sha256: Mapping[tuple[str, str], str] = {}
     low_resolution_positions: bool = False
@@ -147,7 +147,7 @@ def swiglu_hidden(mlp_dim: int) -> int:
 
 
 def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
-    """Returns the sizes of a TIPS whose native files hold a position grid of this side."""
+    """Returns the sizes of a TIPS model whose native files hold a position grid of this side."""
     shared = {"width": tower.width, "num_heads": tower.num_heads}
     vision = {
         "patch_size": 14,
@@ -253,7 +253,7 @@ def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
     name = f"tips-{size}-{'hr' if high else 'lr'}"
     sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
     return Release(
-        *("tips", name, *sizes, sources, image_size, _tips_files, TIPS_LICENCE),
+        *("tips", name, *sizes, sources, image_size, _tips_files, TIPS_LICENSE),
         low_resolution_positions=high,
     )
 
@@ -265,7 +265,7 @@ def _tips_v2(size: str, *stems: str) -> Release:
         "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
     }
     sizes = tips_sizes(TIPS_TOWERS[size], grid=32)
-    return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENCE)
+    return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENSE)
 
 
 def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
@@ -312,7 +312,7 @@ RELEASES: dict[str, Release] = {
             sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
             image_size=252,
             list_files=_tips_files,
-            licence="Apache-2.0",
+            license="Apache-2.0",
             demo=True,
         ),
         Release(
@@ -325,7 +325,7 @@ RELEASES: dict[str, Release] = {
             sources=dict.fromkeys(LINEAGES, ("clip-nano/clip_nano",)),
             image_size=224,
             list_files=_clip_files,
-            licence="Apache-2.0",
+            license="Apache-2.0",
             demo=True,
         ),
     )

@@ -267,7 +267,7 @@ def load(
 
 
 def describe(release: Release) -> Backbone:
-    """Returns a released TIPS whose parameters are shapes."""
+    """Returns a released TIPS model whose parameters are shapes."""
     assert release.text is not None
     sizes = VisionSizes(**release.vision), TextSizes(**release.text)
     return _assemble(Loaded(release.name, release), sizes)

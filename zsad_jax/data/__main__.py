@@ -162,7 +162,7 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
             source=options.source, num_workers=options.workers
         )
     opened = open_all_splits(name, options.data_dir)
-    print(f"\n{opened.title} (licence: {facts.licence})")
+    print(f"\n{opened.title} (license: {facts.license})")
     _print(Findings(opened, opened.count_all(), opened.issues, opened.notes), options)
     print(f"{opened.title} is stored in {opened.place}.", flush=True)
 

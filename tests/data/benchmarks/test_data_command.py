@@ -284,7 +284,7 @@ def test_list_matches_table_of_the_paper(run, official, published_miniature):
     by_key = {row["dataset"]: row for row in rows}
     mvtec, visa, elpv = (by_key[key] for key in ("mvtec_ad", "visa", "elpv"))
     assert (mvtec["test normal"], mvtec["test anomalous"], mvtec["state"]) == ("4", "6", "prepared")
-    assert (mvtec["categories"], mvtec["licence"]) == ("2", "CC BY-NC-SA 4.0")
+    assert (mvtec["categories"], mvtec["license"]) == ("2", "CC BY-NC-SA 4.0")
     assert (visa["test normal"], visa["published test normal"]) == ("", "962")
     assert (visa["categories"], visa["state"]) == ("12", "not prepared (automatic download)")
     assert elpv["levels"] == "image"

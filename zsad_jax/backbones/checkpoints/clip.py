@@ -103,7 +103,7 @@ def from_arrays(
     text_num_heads: int | None = None,
     source: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the two towers of a CLIP in native names and layouts, nearly all arrays views of the given ones.
+    """Returns the two towers of a CLIP model in native names and layouts, mostly as views of the given arrays.
 
     Args:
       arrays: of OpenAI's or open_clip's names ("visual.conv1.weight"), with "text." before the text side's
@@ -118,7 +118,7 @@ def from_arrays(
       `checkpoints.fit_tree` to list.
 
     Raises:
-      UserError: the arrays are not those of a CLIP, or the heads do not fit them.
+      UserError: the arrays are not those of a CLIP model, or the heads do not fit them.
     """
     heads = {"vision": num_heads, "text": text_num_heads or num_heads}
     if _is_native(arrays):
@@ -200,7 +200,7 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
     ]
     if wrong:
         raise UserError(
-            f"{source} does not show the sizes of its CLIP ({'; '.join(wrong)}). Check that it is a whole"
+            f"{source}: cannot infer the sizes of the model ({'; '.join(wrong)}). Check that it is a complete"
             " file with OpenAI's, open_clip's or Hugging Face's names, or fetch it again."
         )
 

@@ -1,4 +1,4 @@
-"""Conversion of a PyTorch archive of a CLIP to a file that `load_backbone` reads, without PyTorch."""
+"""Conversion of a PyTorch archive of a CLIP model to a file that `load_backbone` reads, without PyTorch."""
 
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 
 def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Converts a CLIP to OpenAI's names; the types of the arrays are kept.
+    """Converts a CLIP model to OpenAI's names; the types of the arrays are kept.
 
     Args:
       source: OpenAI's archive (TorchScript), or the zip archive of a state dict in OpenAI's, open_clip's or
@@ -25,7 +25,7 @@ def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
       target: the file that is written, safetensors or npz.
 
     Raises:
-      UserError: the source is not a readable archive of a CLIP, or the target has another suffix.
+      UserError: the source is not a readable archive of a CLIP model, or the target has another suffix.
     """
     if target.suffix not in SUFFIXES:
         raise UserError(f"{target} has an unknown suffix. Choose {' or '.join(SUFFIXES)}.")
@@ -42,7 +42,7 @@ def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a CLIP in OpenAI's names, after a check of all names and shapes."""
+    """Returns the arrays of a CLIP model in OpenAI's names, after a check of all names and shapes."""
     source = f"The file {path}"
     # The names do not depend on the number of heads, and a single head fits any width.
     vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
@@ -64,7 +64,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             state = state[wrapper]
     if not isinstance(state, Mapping):
         raise UserError(
-            f"{path} holds a {type(state).__name__}, not the arrays of a model. Pass a CLIP's archive."
+            f"{path} holds a {type(state).__name__}, not arrays. Pass the archive of a CLIP model."
         )
     return {
         ".".join(map(str, path)): array

@@ -45,9 +45,9 @@ def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
     archives = " and ".join(f"{one.file_name} ({one.summary})" for one in facts.archives)
     missing = f"{facts.title} is not prepared in {data_dir}."
     if facts.open_to_all:
-        return f"{missing} To download {archives} and prepare it ({facts.licence}), run: {command}"
+        return f"{missing} To download {archives} and prepare it ({facts.license}), run: {command}"
     unpack = f", unpack with {facts.unpack}" if facts.unpack else ""
     return (
-        f"{missing} Get {archives} from {facts.homepage} ({facts.licence}; {facts.terms}){unpack}, then run:"
+        f"{missing} Get {archives} from {facts.homepage} ({facts.license}; {facts.terms}){unpack}, then run:"
         f" {command} --source PATH (of the archive or its extracted folder)"
     )

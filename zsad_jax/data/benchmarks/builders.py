@@ -99,7 +99,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             builder=self,
             description=f"{self.facts.title}. {self.facts.about.strip()}",
             homepage=self.facts.homepage,
-            license=self.facts.licence,
+            license=self.facts.license,
             features=tfds.features.FeaturesDict(
                 {
                     # Encoded bytes are stored as they are, gray ones, too: the shapes describe decoded

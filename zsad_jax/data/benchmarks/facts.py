@@ -119,7 +119,7 @@ class Facts:
       descriptive_names: other names that some published code uses (Bayes-PFL), by category or for all.
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
       homepage: where people get it.
-      licence: of the data.
+      license: of the data.
       terms: what the manual download of the archives requires, if a program cannot download them.
       archives: the official files; none of what the library draws.
       unpack: the command that unpacks archives that Python cannot (7z, rar, split, with a password).
@@ -138,7 +138,7 @@ class Facts:
     descriptive_names: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     folder: str = ""
     homepage: str = ""
-    licence: str
+    license: str
     terms: str = "accept the terms first"
     archives: Sequence[Archive] = ()
     unpack: str = ""

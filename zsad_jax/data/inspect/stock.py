@@ -67,12 +67,12 @@ def tabulate_datasets(entries: Sequence[Entry]) -> TextTable:
             facts.published,
             ", ".join(facts.levels),
             entry.state,
-            facts.licence,
+            facts.license,
         )
         rows.append(row)
     heads = ("dataset", "title", "domain", "categories", "test", "published test")
     return TextTable(
-        (*heads, "levels", "state", "licence"), frozenset({"test", "published test"}), rows
+        (*heads, "levels", "state", "license"), frozenset({"test", "published test"}), rows
     )
 
 

@@ -23,7 +23,7 @@ from zsad_jax.methods.base import Method, param_shapes
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
 
-# The authors' repository at the commit that added the prompts (MIT licence).
+# The authors' repository at the commit that added the prompts (MIT license).
 URL = (
     "https://raw.githubusercontent.com/AlirezaSalehy/Tipsomaly/"
     "760f055c329cee8a5e5129d534bbfd8b66e0281d/workspaces/trained_on_{}_default/vegan-arkansas/checkpoints/"
