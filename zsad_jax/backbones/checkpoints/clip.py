@@ -1,7 +1,6 @@
 """CLIP files: OpenAI's, open_clip's and Hugging Face's names as tables, and what sizes the arrays show."""
 
 import fnmatch
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,58 +13,78 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     ATTENTION,
     HUGGING_FACE_PARTS,
     OPENAI_PARTS,
+    Layout,
     below,
     check_heads,
     count_blocks,
-    lay_out_block,
-    name_in_block,
 )
 from zsad_jax.utils.errors import UserError
 
 SIDES = ("vision", "text")
-_Named = dict[str, np.ndarray]
 BLOCK = "transformer/encoderblock_"
 _QUERY = f"{BLOCK}0/{ATTENTION}/query/kernel"
 _HIDDEN = f"{BLOCK}0/MlpBlock_0/Dense_0/kernel"
 HEAD_WIDTH = 64  # in every published CLIP
 
-# Native names of the arrays outside the blocks.
 _OPENAI = {
-    "visual.conv1.weight": "vision/embedding/kernel",
-    "visual.class_embedding": "vision/class_embedding",
-    "visual.positional_embedding": "vision/positional_embedding",
-    "visual.ln_pre.weight": "vision/ln_pre/scale",
-    "visual.ln_pre.bias": "vision/ln_pre/bias",
-    "visual.ln_post.weight": "vision/ln_post/scale",
-    "visual.ln_post.bias": "vision/ln_post/bias",
-    "visual.proj": "vision/projection",
-    "token_embedding.weight": "text/token_embedding",
-    "positional_embedding": "text/positional_embedding",
-    "ln_final.weight": "text/ln_final/scale",
-    "ln_final.bias": "text/ln_final/bias",
-    "text_projection": "text/projection",
-    "logit_scale": "text/logit_scale",
+    "vision": Layout(
+        {
+            "visual.conv1.weight": "embedding/kernel",
+            "visual.class_embedding": "class_embedding",
+            "visual.positional_embedding": "positional_embedding",
+            "visual.ln_pre.weight": "ln_pre/scale",
+            "visual.ln_pre.bias": "ln_pre/bias",
+            "visual.ln_post.weight": "ln_post/scale",
+            "visual.ln_post.bias": "ln_post/bias",
+            "visual.proj": "projection",
+        },
+        "visual.transformer.resblocks.",
+        BLOCK,
+        OPENAI_PARTS,
+    ),
+    "text": Layout(
+        {
+            "token_embedding.weight": "token_embedding",
+            "positional_embedding": "positional_embedding",
+            "ln_final.weight": "ln_final/scale",
+            "ln_final.bias": "ln_final/bias",
+            "text_projection": "projection",
+            "logit_scale": "logit_scale",
+        },
+        "transformer.resblocks.",
+        BLOCK,
+        OPENAI_PARTS,
+    ),
 }
 _HUGGING_FACE = {
-    "vision_model.embeddings.patch_embedding.weight": "vision/embedding/kernel",
-    "vision_model.embeddings.class_embedding": "vision/class_embedding",
-    "vision_model.embeddings.position_embedding.weight": "vision/positional_embedding",
-    "vision_model.pre_layrnorm.weight": "vision/ln_pre/scale",  # spelled so
-    "vision_model.pre_layrnorm.bias": "vision/ln_pre/bias",
-    "vision_model.post_layernorm.weight": "vision/ln_post/scale",
-    "vision_model.post_layernorm.bias": "vision/ln_post/bias",
-    "visual_projection.weight": "vision/projection",
-    "text_model.embeddings.token_embedding.weight": "text/token_embedding",
-    "text_model.embeddings.position_embedding.weight": "text/positional_embedding",
-    "text_model.final_layer_norm.weight": "text/ln_final/scale",
-    "text_model.final_layer_norm.bias": "text/ln_final/bias",
-    "text_projection.weight": "text/projection",
+    "vision": Layout(
+        {
+            "vision_model.embeddings.patch_embedding.weight": "embedding/kernel",
+            "vision_model.embeddings.class_embedding": "class_embedding",
+            "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+            "vision_model.pre_layrnorm.weight": "ln_pre/scale",  # spelled so
+            "vision_model.pre_layrnorm.bias": "ln_pre/bias",
+            "vision_model.post_layernorm.weight": "ln_post/scale",
+            "vision_model.post_layernorm.bias": "ln_post/bias",
+            "visual_projection.weight": "projection",
+        },
+        "vision_model.encoder.layers.",
+        BLOCK,
+        HUGGING_FACE_PARTS,
+    ),
+    "text": Layout(
+        {
+            "text_model.embeddings.token_embedding.weight": "token_embedding",
+            "text_model.embeddings.position_embedding.weight": "positional_embedding",
+            "text_model.final_layer_norm.weight": "ln_final/scale",
+            "text_model.final_layer_norm.bias": "ln_final/bias",
+            "text_projection.weight": "projection",
+        },
+        "text_model.encoder.layers.",
+        BLOCK,
+        HUGGING_FACE_PARTS,
+    ),
 }
-_NAMES = {**_OPENAI, **_HUGGING_FACE}
-_BLOCKS = {
-    "vision": re.compile(r"(visual\.transformer\.resblocks\.|vision_model\.encoder\.layers\.)(\d+)\."),
-    "text": re.compile(r"(transformer\.resblocks\.|text_model\.encoder\.layers\.)(\d+)\."),
-}  # fmt: skip
 # Any of these shows the prefix of all names in a file; several, since one may be missing.
 _MARKS = (
     "visual.conv1.weight",
@@ -132,15 +151,17 @@ def from_arrays(
                     " Omit num_heads."
                 )
         return towers["vision"], towers["text"]
-    sides = _sort(_without_prefixes(arrays))
+    sides, layouts = _sort(arrays), _layouts(arrays)
     # With one head all is laid out that can be, whatever the width.
-    _check_telling({side: _join(*sides[side], 1) for side in SIDES}, arrays, source)
+    towers = {side: layouts[side].to_native(sides[side], 1) for side in SIDES}
+    _check_telling(towers, arrays, source)
     widths = {
-        "vision": sides["vision"][0]["class_embedding"].shape[-1],
-        "text": sides["text"][0]["token_embedding"].shape[-1],
+        "vision": len(towers["vision"]["class_embedding"]),
+        "text": towers["text"]["token_embedding"].shape[1],
     }
     vision, text = (
-        _join(*sides[side], _choose_heads(heads[side], widths[side], source)) for side in SIDES
+        layouts[side].to_native(sides[side], _choose_heads(heads[side], widths[side], source))
+        for side in SIDES
     )
     return vision, text
 
@@ -155,26 +176,26 @@ def names_in_file(arrays: Arrays) -> Callable[[str], str]:
     prefix = _prefix(arrays)
     # open_clip nests the text side under "text." where it is a module of its own.
     below_text = "text." if any(name.startswith(f"{prefix}text.") for name in arrays) else ""
-    hugging_face = any(
-        name.startswith((f"{prefix}vision_", f"{prefix}text_model")) for name in arrays
-    )
-    outside = {native: name for name, native in _OPENAI.items()}
-    blocks = {"vision": "visual.transformer.resblocks", "text": "transformer.resblocks"}
-    if hugging_face:
-        outside |= {native: name for name, native in _HUGGING_FACE.items()}
-        blocks = {side: f"{side}_model.encoder.layers" for side in SIDES}
-    parts = HUGGING_FACE_PARTS if hugging_face else OPENAI_PARTS
+    layouts = _layouts(arrays)
 
     def name_in_file(native: str) -> str:
         side, _, rest = native.partition("/")
-        own = outside.get(native, rest)
-        if match := re.fullmatch(rf"{BLOCK}(\d+)/(.+)", rest):
-            own = f"{blocks[side]}.{match[1]}.{name_in_block(match[2], parts)}"
+        own = layouts[side].name_in_file(rest)
         if side == "text" and own != "logit_scale":
             own = below_text + own
         return f"{prefix}{own} ({side} tower)"
 
     return name_in_file
+
+
+def _layouts(arrays: Arrays) -> dict[str, Layout]:
+    """Returns the layouts of both sides, each as its names show it."""
+    prefix = _prefix(arrays)
+    marks = {"vision": (f"{prefix}vision_", f"{prefix}visual_"), "text": (f"{prefix}text_model",)}
+    return {
+        side: (_HUGGING_FACE if any(name.startswith(mark) for name in arrays) else _OPENAI)[side]
+        for side, mark in marks.items()
+    }
 
 
 def _is_native(arrays: Arrays) -> bool:
@@ -214,17 +235,6 @@ def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
     return check_heads(num_heads or width // HEAD_WIDTH, width, source)
 
 
-def _join(
-    outside: Mapping[str, np.ndarray], blocks: Mapping[str, Arrays], num_heads: int
-) -> dict[str, np.ndarray]:
-    """Returns one tower from the arrays outside its blocks and its blocks as the file has them."""
-    tower = dict(outside)
-    for number, block in blocks.items():
-        native = lay_out_block(block, num_heads)
-        tower |= {f"{BLOCK}{number}/{name}": array for name, array in native.items()}
-    return tower
-
-
 def _prefix(arrays: Arrays) -> str:
     """Returns what all names begin with."""
     return next(
@@ -232,40 +242,24 @@ def _prefix(arrays: Arrays) -> str:
     )
 
 
-def _without_prefixes(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Removes what all names begin with, open_clip's "text.", and arrays without weights."""
+def _sort(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the arrays by side, without what all names begin with and without those that are no weights."""
     prefix = _prefix(arrays)
-    # "text_projection" is safe from the second removal: no dot follows its "text".
-    shorter = {name.removeprefix(prefix).removeprefix("text."): x for name, x in arrays.items()}
-    return {
-        name: array
-        for name, array in shorter.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _IGNORED)
-    }
-
-
-def _sort(arrays: Arrays) -> dict[str, tuple[_Named, dict[str, _Named]]]:
-    """Returns by side: native arrays outside the blocks, and by number the blocks as the file has them."""
-    sides: dict[str, tuple[_Named, dict[str, _Named]]] = {side: ({}, {}) for side in SIDES}
-    for name, array in arrays.items():
+    sides: dict[str, dict[str, np.ndarray]] = {side: {} for side in SIDES}
+    for full_name, array in arrays.items():
+        # "text_projection" is safe from the removal of open_clip's "text.": no dot follows its "text".
+        name = full_name.removeprefix(prefix).removeprefix("text.")
         # OpenAI's names of the text side have nothing in common: all that is not of the vision side is of it.
         side = "vision" if name.startswith(("visual", "vision")) else "text"
-        outside, blocks = sides[side]
-        if match := _BLOCKS[side].match(name):
-            blocks.setdefault(match[2], {})[name[match.end() :]] = array
-        elif name in _NAMES:
-            native = _NAMES[name].removeprefix(f"{side}/")
-            outside[native] = _lay_out(name, native, array)
-        else:
-            outside[name] = array
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _IGNORED):
+            sides[side][name] = _lay_out(name, array)
     return sides
 
 
-def _lay_out(name: str, native: str, array: np.ndarray) -> np.ndarray:
-    # [out, in, rows, columns] -> [rows, columns, in, out].
-    if native == "embedding/kernel" and array.ndim == 4:
+def _lay_out(name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:  # patches: [out, in, rows, columns] -> [rows, columns, in, out]
         return array.transpose(2, 3, 1, 0)
-    if native == "logit_scale" and array.size == 1:
+    if name == "logit_scale" and array.size == 1:
         return array.reshape(())
     # Hugging Face's projections are dense layers [out, in], OpenAI's are matrices [in, out] like ours.
     return array.T if name.endswith("_projection.weight") else array
@@ -305,17 +299,20 @@ def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
       params: {"vision": tree, "text": tree}; under `jax.eval_shape` the shapes come without values.
     """
     flat = flatten_dict(dict(params), sep="/")
-    arrays = {name: flat[native] for name, native in _OPENAI.items()}
+    arrays = {
+        name: flat[f"{side}/{native}"]
+        for side, layout in _OPENAI.items()
+        for name, native in layout.outside.items()
+    }
     arrays["visual.conv1.weight"] = arrays["visual.conv1.weight"].transpose(3, 2, 0, 1)
-    for side, prefix in (("vision", "visual."), ("text", "")):
+    for side, layout in _OPENAI.items():
         tower = below(flat, f"{side}/{BLOCK}")
         for number in range(count_blocks(tower, r"(\d+)/")):
             block = below(tower, f"{number}/")
-            named = f"{prefix}transformer.resblocks.{number}."
-            for part, targets in OPENAI_PARTS.items():
+            for part, targets in layout.parts.items():
                 for kind, array in _openai_part(block, targets).items():
                     joint = "_" if len(targets) > 1 else "."
-                    arrays[f"{named}{part}{joint}{kind}"] = array
+                    arrays[f"{layout.blocks}{number}.{part}{joint}{kind}"] = array
     return arrays
 
 

@@ -3,8 +3,8 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,9 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     ATTENTION,
     OPENAI_PARTS,
     TIPS_VISION_PARTS,
-    Parts,
+    Layout,
     check_heads,
     count_blocks,
-    lay_out_block,
-    name_in_block,
 )
 from zsad_jax.backbones.registry import TIPS_TOWERS
 from zsad_jax.utils.errors import UserError
@@ -32,41 +30,8 @@ _SCALED = re.compile(r"(blocks\.\d+)\.(attn\.proj|mlp\.fc2|mlp\.w3)\.(?:weight|b
 _MERGED = re.compile(r"mask_token|register_tokens|blocks\.\d+\.ls[12]\.gamma")
 
 
-class _Layout(NamedTuple):
-    """Names of a PyTorch file.
-
-    Attributes:
-      outside: native names by those of the arrays outside the blocks.
-      blocks, native_blocks: what the names of a block begin with, before its number.
-      parts: of a block.
-    """
-
-    outside: Mapping[str, str]
-    blocks: str
-    native_blocks: str
-    parts: Parts
-
-    def to_native(self, arrays: Arrays, num_heads: int) -> dict[str, np.ndarray]:
-        native: dict[str, np.ndarray] = {}
-        blocks: dict[str, dict[str, np.ndarray]] = {}
-        for name, array in arrays.items():
-            if match := re.match(rf"{re.escape(self.blocks)}(\d+)\.", name):
-                blocks.setdefault(match[1], {})[name[match.end() :]] = array
-            else:
-                native[self.outside.get(name, name)] = array
-        for number, block in blocks.items():
-            laid_out = lay_out_block(block, num_heads).items()
-            native |= {f"{self.native_blocks}{number}/{name}": array for name, array in laid_out}
-        return native
-
-    def name_in_file(self, native: str) -> str:
-        if match := re.fullmatch(rf"{self.native_blocks}(\d+)/(.+)", native):
-            return f"{self.blocks}{match[1]}.{name_in_block(match[2], self.parts)}"
-        return next((name for name, own in self.outside.items() if own == native), native)
-
-
 _LAYOUTS = {
-    "vision": _Layout(
+    "vision": Layout(
         {
             "patch_embed.proj.weight": f"{TOKENS}/embedding/kernel",
             "patch_embed.proj.bias": f"{TOKENS}/embedding/bias",
@@ -79,7 +44,7 @@ _LAYOUTS = {
         "encoder/transformer/encoderblock_",
         TIPS_VISION_PARTS,
     ),
-    "text": _Layout(
+    "text": Layout(
         {
             "token_embedding.weight": "token_emb/emb_var",
             "ln_final.weight": "text_encoder_norm/scale",

@@ -6,6 +6,7 @@ the rows of one matrix, and so may the two branches of a SwiGLU.
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,43 +47,66 @@ TIPS_VISION_PARTS: Parts = {
     "mlp.w12": ("FFNSwiGluFused_0/Dense_0", "FFNSwiGluFused_0/Dense_1"),
     "mlp.w3": ("FFNSwiGluFused_0/Dense_2",),
 }
-_PARTS = {**OPENAI_PARTS, **HUGGING_FACE_PARTS, **TIPS_VISION_PARTS}
 
 
-def name_in_block(native: str, parts: Parts) -> str:
-    """Returns the name in a PyTorch block of one of its native arrays, "LayerNorm_0/scale" for example."""
-    target, _, leaf = native.rpartition("/")
-    part = next((part for part, targets in parts.items() if target in targets), None)
-    if part is None:
+class Layout(NamedTuple):
+    """Names of a tower in a PyTorch file.
+
+    Attributes:
+      outside: native names by those of the arrays outside the blocks.
+      blocks, native_blocks: what the names of a block begin with, before its number.
+      parts: of a block.
+    """
+
+    outside: Mapping[str, str]
+    blocks: str
+    native_blocks: str
+    parts: Parts
+
+    def to_native(self, arrays: Arrays, num_heads: int) -> dict[str, np.ndarray]:
+        """Returns a tower in native names and the layouts of native blocks, nearly all arrays as views.
+
+        What is unknown keeps its name, and so does what has no fitting shape, for `fit_tree` to list.
+        """
+        native: dict[str, np.ndarray] = {}
+        for name, array in arrays.items():
+            if match := re.match(rf"{re.escape(self.blocks)}(\d+)\.", name):
+                block = f"{self.native_blocks}{match[1]}/"
+                laid_out = lay_out(name[match.end() :], array, self.parts, num_heads)
+                native |= {f"{block}{name}": part for name, part in laid_out.items()}
+            else:
+                native[self.outside.get(name, name)] = array
         return native
-    # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
-    joint = "_" if part == "attn.in_proj" else "."
-    return f"{part}{joint}{'bias' if leaf == 'bias' else 'weight'}"
+
+    def name_in_file(self, native: str) -> str:
+        """Returns the PyTorch name of a native array, which may be one of several parts of that array."""
+        if match := re.fullmatch(rf"{self.native_blocks}(\d+)/(.+)", native):
+            own = match[2]  # of an array that is unknown or does not fit
+            target, _, leaf = own.rpartition("/")
+            for part, targets in self.parts.items():
+                if target in targets:
+                    # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
+                    joint = "_" if part == "attn.in_proj" else "."
+                    own = f"{part}{joint}{'bias' if leaf == 'bias' else 'weight'}"
+            return f"{self.blocks}{match[1]}.{own}"
+        return next((name for name, own in self.outside.items() if own == native), native)
 
 
-def lay_out_block(block: Arrays, num_heads: int) -> dict[str, np.ndarray]:
-    """Returns a block's arrays in the tower's names and layouts, nearly all of them views.
+def lay_out(name: str, array: np.ndarray, parts: Parts, num_heads: int) -> dict[str, np.ndarray]:
+    """Returns an array of a block in native names and layouts, or as it is if it does not fit.
 
     Args:
-      block: arrays by their names in the block ("attn.in_proj_weight", "mlp.fc1.bias", ...).
+      name: in the block ("attn.in_proj_weight", "mlp.fc1.bias", ...).
       num_heads: a divisor of the width.
-
-    Returns:
-      The arrays; what is unknown keeps its name and what has no fitting shape keeps it, for
-      `checkpoints.fit_tree` to list.
     """
-    native: dict[str, np.ndarray] = {}
-    for name, array in block.items():
-        match = re.fullmatch(r"(.+)[._](weight|bias)", name)
-        targets = _PARTS.get(match[1], ()) if match else ()
-        if not (match and targets and array.ndim and len(array) % len(targets) == 0):
-            native[name] = array
-            continue
-        # Rows of one matrix are split before the transposition, so that every part stays a view.
-        for target, rows in zip(targets, np.split(array, len(targets)), strict=True):
-            leaf = _leaf(target, match[2])
-            native[f"{target}/{leaf}"] = _lay_out(target, leaf, rows, num_heads)
-    return native
+    match = re.fullmatch(r"(.+)[._](weight|bias)", name)
+    targets = parts.get(match[1], ()) if match else ()
+    if not (match and targets and array.ndim and len(array) % len(targets) == 0):
+        return {name: array}
+    leaves = [f"{target}/{_leaf(target, match[2])}" for target in targets]
+    # Rows of one matrix are split before the transposition, so that every part stays a view.
+    rows = zip(targets, leaves, np.split(array, len(targets)), strict=True)
+    return {leaf: _lay_out(target, leaf, part, num_heads) for target, leaf, part in rows}
 
 
 def _leaf(target: str, kind: str) -> str:
@@ -98,7 +122,7 @@ def _lay_out(target: str, leaf: str, array: np.ndarray, num_heads: int) -> np.nd
     try:
         if target in QUERY_KEY_VALUE:
             return turned.reshape(*turned.shape[:-1], num_heads, -1)
-        if target == f"{ATTENTION}/out" and leaf == "kernel":
+        if target == f"{ATTENTION}/out" and leaf.endswith("kernel"):
             return turned.reshape(num_heads, -1, turned.shape[-1])
     except ValueError:  # kept as it is, for `fit_tree` to list it with all others
         return array
