@@ -29,7 +29,6 @@ _SCALED = re.compile(r"(blocks\.\d+)\.(attn\.proj|mlp\.fc2|mlp\.w3)\.(?:weight|b
 # Arrays that become parts of others, and the mask token of pre-training.
 _MERGED = re.compile(r"mask_token|register_tokens|blocks\.\d+\.ls[12]\.gamma")
 
-
 _LAYOUTS = {
     "vision": Layout(
         {
@@ -81,12 +80,12 @@ def vision_from_pytorch(
     grid = math.isqrt(max(count - 1, 0))
     positions = need("pos_embed", (1, grid**2 + 1, width))
     token, register = (need(name, (1, 1, width)) for name in ("cls_token", "register_tokens"))
-    # Native global tokens have no positions: that of PyTorch's class token is added to it once and for all.
     kernel = need("patch_embed.proj.weight", (width, 3, None, None))
     native = {
         # [out, in, rows, columns] -> [rows, columns, in, out].
         "patch_embed.proj.weight": kernel.transpose(2, 3, 1, 0),
         "pos_embed": positions[:, 1:].reshape(1, grid, grid, width),
+        # Native global tokens have no positions: that of the class token is added to it once and for all.
         "cls_token": np.concatenate([token + positions[:, :1], register], axis=1),
     }
     for name, array in arrays.items():
