@@ -219,7 +219,7 @@ def test_lists_all_wrong_arrays(tmp_path, lineage, missing, misshapen, unexpecte
     ],
 )
 @pytest.mark.parametrize("missing", [False, True])
-def test_names_wrong_array_of_pytorch_file(tmp_path, name, change, missing):
+def test_reports_wrong_array_of_pytorch_file(tmp_path, name, change, missing):
     arrays = dict(np.load(GOLDENS / "vision_mlp_pytorch.npz"))
     array = arrays.pop(name)
     if not missing:

@@ -126,7 +126,7 @@ def test_reports_mistake_in_config_file(run_main):
         ("demo", "Unknown variant 'demo'. Available: raises"),
     ],
 )
-def test_error_of_a_config_file_has_no_traceback(run_main, variant, reason):
+def test_config_file_error_has_no_traceback(run_main, variant, reason):
     code, said = run_main(variant=f":{variant}")
     assert (code, said.count("\n")) == (2, 1)
     assert re.match(f"error: {reason}", said)
