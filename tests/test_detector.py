@@ -241,10 +241,10 @@ def stored_prompts(backbone, tmp_path, monkeypatch):
 
 def test_given_prompts_precede_included_ones(backbone, stored_prompts):
     method, files = stored_prompts
-    given, words = detectors.choose_params(method, backbone, str(files["given"]))
-    assert words == str(files["given"])
-    included, words = detectors.choose_params(method, backbone, None)
-    assert words == "prompts included with tips"
+    given, file = detectors.choose_params(method, backbone, str(files["given"]))
+    assert file.description == str(files["given"])
+    included, file = detectors.choose_params(method, backbone, None)
+    assert file.description == "prompts included with tips"
     assert prompt_files.digest(given) != prompt_files.digest(included)
     assert prompt_files.digest(included) == prompt_files.digest(
         prompt_files.load(prompt_files.find(str(files["included"])), method, backbone)
@@ -254,13 +254,13 @@ def test_given_prompts_precede_included_ones(backbone, stored_prompts):
 def test_falls_back_to_fixed_prompts_with_warning(backbone, stored_prompts, caplog):
     method, files = stored_prompts
     files["included"].unlink()
-    assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
+    assert detectors.choose_params(method, backbone, None) == ({}, prompt_files.FIXED)
     assert "No learned prompts are included with tips" in caplog.text
 
 
 def test_requested_fixed_prompts_do_not_warn(backbone, stored_prompts, caplog):
     method = zsad_jax.methods.make_method("tipsomaly", backbone, {"learning": "none"})
-    assert detectors.choose_params(method, backbone, None) == ({}, "fixed prompts")
+    assert detectors.choose_params(method, backbone, None) == ({}, prompt_files.FIXED)
     assert not caplog.records
 
 

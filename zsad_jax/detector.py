@@ -18,6 +18,7 @@ from zsad_jax.data.preprocess import open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
+from zsad_jax.methods.shared.prompt_files import PromptFile
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural
 
@@ -187,12 +188,12 @@ def load_detector(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
-    params, prompts = choose_params(made, backbone, checkpoint)
+    params, file = choose_params(made, backbone, checkpoint)
     detector = make_detector(
         backbone,
         made,
         params,
-        prompts=prompts,
+        prompts=file.description,
         category=category,
         score=score,
         batch_size=batch_size,
@@ -242,25 +243,25 @@ def make_detector(
     )
 
 
-def choose_params(method: Method, backbone: Backbone, checkpoint: str | None) -> tuple[PyTree, str]:
-    """Returns learned parameters with their origin in words; {} for fixed prompts."""
-    fixed: tuple[PyTree, str] = {}, "fixed prompts"
-    if checkpoint is None and not param_shapes(method, backbone):
-        return fixed
-    file = prompt_files.choose(method.name, backbone.name, checkpoint)
-    if file is not None:
-        params = prompt_files.load(file, method, backbone)
-        return jax.tree.map(jnp.asarray, params), file.description
-    if not method.works_untrained:
+def choose_params(
+    method: Method, backbone: Backbone, given: str | None, *, default: str | None = None
+) -> tuple[PyTree, PromptFile]:
+    """Returns the learned parameters ({} for fixed prompts) and their file; see `prompt_files.choose`."""
+    learns = bool(param_shapes(method, backbone))
+    file = prompt_files.choose(method.name, backbone.name, given, default=default, learns=learns)
+    if file.source:
+        return jax.tree.map(jnp.asarray, prompt_files.load(file, method, backbone)), file
+    if learns and not method.works_untrained:
         raise UserError(
             f"{method.name} requires learned prompts, and none are included with {backbone.name}. Train them"
             " with python -m zsad_jax.main, and pass the prompts.npz that it writes as the checkpoint."
         )
-    logging.warning(
-        "No learned prompts are included with %s. Using fixed prompts, which are less accurate.",
-        backbone.name,
-    )
-    return fixed
+    if learns:
+        logging.warning(
+            "No learned prompts are included with %s. Using fixed prompts, which are less accurate.",
+            backbone.name,
+        )
+    return {}, file
 
 
 def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:

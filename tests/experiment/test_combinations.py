@@ -136,6 +136,6 @@ def test_included_prompts_fit_their_methods(backbones, name):
     for path in files:
         method = path.name.removesuffix("_prompts.npz")
         made = make_method(method, backbones[name], OVER_NANO.get(method))
-        params, source = choose_params(made, backbones[name], None)
+        params, file = choose_params(made, backbones[name], None)
         assert count_learned(made, backbones[name]) == sum(x.size for x in jax.tree.leaves(params))
-        assert source == f"prompts included with {name}"
+        assert file.description == f"prompts included with {name}"

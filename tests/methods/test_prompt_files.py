@@ -123,11 +123,15 @@ def test_records_state_training_of_released_prompts(tmp_path):
 def test_given_prompts_precede_included_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(prompt_files, "ASSETS", tmp_path)
     included = tmp_path / "toy" / "coop_prompts.npz"
-    assert prompt_files.choose("coop", "toy") is None
+    assert prompt_files.choose("coop", "toy") == prompt_files.FIXED
     included.parent.mkdir()
     included.touch()
     assert prompt_files.choose("coop", "toy").path == included
     assert prompt_files.choose("coop", "toy", auxiliary="synthetic_aux").path == included
-    assert prompt_files.choose("coop", "toy", auxiliary="visa") is None
+    assert prompt_files.choose("coop", "toy", auxiliary="visa") == prompt_files.FIXED
+    assert prompt_files.choose("coop", "toy", learns=False) == prompt_files.FIXED
     name = "tipsomaly-l14-hr-visa-epoch2"
     assert prompt_files.choose("coop", "toy", name).source == name
+    assert prompt_files.choose("coop", "toy", name, learns=False).source == name
+    assert prompt_files.choose("coop", "toy", default=name).source == name
+    assert prompt_files.choose("coop", "toy", default=name, learns=False) == prompt_files.FIXED

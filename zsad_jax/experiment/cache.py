@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from absl import logging
 import zsad_jax
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.checkpoints.read import read_arrays
+from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.detector import Detector
@@ -23,6 +24,7 @@ from zsad_jax.evaluate import Case, Contender, Evaluation, Scored
 from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.methods import Method
 from zsad_jax.methods.shared import prompt_files
+from zsad_jax.methods.shared.prompt_files import PromptFile
 from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -84,20 +86,20 @@ def prediction_key(experiment: Experiment, detector: Detector) -> str:
 
 
 def inputs_key(
-    experiment: Experiment,
-    checkpoint: str | None,
-    category: str,
-    paths: Iterable[files.PathLike | None],
+    experiment: Experiment, prompts: PromptFile, category: str, weights: WeightFiles
 ) -> str:
     """Returns the key of the options of a detector and, by place, size and date, of its files.
 
     Unlike `prediction_key`, it is known before the weights are read.
     """
     config = to_json(experiment)
+    paths = [*weights, prompts.path if prompts.source else None]
+    # The method and the backbone tell which prompts are included.
+    named = None if prompts.included_with else prompts.source or None
     return _fingerprint(
         zsad_jax.__version__,
         [config["method"], _backbone_options(experiment), config["image_score"]],
-        [checkpoint, category],
+        [named, category],
         # Size and date instead of a digest: reading the weights is what this avoids.
         [_stamp(path) for path in paths if path is not None],
     )

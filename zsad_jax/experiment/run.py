@@ -233,7 +233,7 @@ def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts
         return _train(run, method, auxiliary)
     given = run.experiment.checkpoints.get(auxiliary)
     file = prompt_files.choose(method.name, run.backbone.name, given, auxiliary=auxiliary)
-    if file is None:
+    if not file.source:
         raise UserError(
             f"There are no prompts learned on {auxiliary}. Name a file"
             f" (--config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\"), or train them"

@@ -26,7 +26,7 @@ from zsad_jax.data.preprocess import (
 from zsad_jax.detector import Detector, choose_params, make_detector
 from zsad_jax.experiment.cache import inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
-from zsad_jax.methods import config_class, param_shapes
+from zsad_jax.methods import config_class
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.predict.figure import resize_panel
 from zsad_jax.predict.thresholds import Threshold
@@ -192,15 +192,13 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
     backbone = experiment.load_backbone()
     method = experiment.methods()[0].make(backbone)
-    checkpoint = options.checkpoint
-    if checkpoint is None and param_shapes(method, backbone):
-        checkpoint = _configured_checkpoint(experiment)
-    params, prompts = choose_params(method, backbone, checkpoint)
+    default = _configured_checkpoint(experiment)
+    params, file = choose_params(method, backbone, options.checkpoint, default=default)
     return make_detector(
         backbone,
         method,
         params,
-        prompts=prompts,
+        prompts=file.description,
         category=options.category,
         score=experiment.image_score,
         batch_size=batch_size,
@@ -242,10 +240,10 @@ def _configured_checkpoint(experiment: Experiment) -> str | None:
 
 def _describe_inputs(experiment: Experiment, options: Options) -> str:
     """Returns the key of all that a model is made of."""
-    given = options.checkpoint or _configured_checkpoint(experiment)
-    prompts = prompt_files.choose(experiment.method["name"], experiment.backbone["name"], given)
-    paths = [*experiment.locate_backbone(), prompts.path if prompts else None]
-    return inputs_key(experiment, given, options.category, paths)
+    names = experiment.method["name"], experiment.backbone["name"]
+    default = _configured_checkpoint(experiment)
+    file = prompt_files.choose(*names, options.checkpoint, default=default)
+    return inputs_key(experiment, file, options.category, experiment.locate_backbone())
 
 
 def score_images(

@@ -67,7 +67,7 @@ RELEASES = {
 
 
 class PromptFile(NamedTuple):
-    """A file of learned prompts: its released name or path, and its epoch if known.
+    """A file of learned prompts: its released name or path ("": fixed prompts), and its epoch if known.
 
     `included_with` is the backbone in whose folder of the package it is; "" for any other file.
     """
@@ -79,7 +79,9 @@ class PromptFile(NamedTuple):
     @property
     def description(self) -> str:
         """The origin of the prompts in words."""
-        return f"prompts included with {self.included_with}" if self.included_with else self.source
+        if self.included_with:
+            return f"prompts included with {self.included_with}"
+        return self.source or "fixed prompts"
 
     @property
     def name(self) -> str:
@@ -90,6 +92,9 @@ class PromptFile(NamedTuple):
     def path(self) -> pathlib.Path:
         """The place of the file, which need not be downloaded yet."""
         return local_path(self.source) if self.source in RELEASES else pathlib.Path(self.source)
+
+
+FIXED = PromptFile("")  # in place of a file, where no learned prompts are used
 
 
 def find(source: str) -> PromptFile:
@@ -108,20 +113,28 @@ def find(source: str) -> PromptFile:
 
 
 def choose(
-    method: str, backbone: str, given: str | None = None, *, auxiliary: str | None = None
-) -> PromptFile | None:
-    """Returns the prompts that a method uses: the given ones, else those included with the backbone, if any.
+    method: str,
+    backbone: str,
+    given: str | None = None,
+    *,
+    default: str | None = None,
+    auxiliary: str | None = None,
+    learns: bool = True,
+) -> PromptFile:
+    """Returns the prompts that a method uses: given, default or included ones, in this order, else `FIXED`.
 
     Args:
       method, backbone: their names.
-      given: a released name or a file.
+      given, default: released names or files.
       auxiliary: the dataset that included prompts must have been learned on; None: any.
+      learns: whether the method as configured learns anything; if not, only given prompts are used.
     """
-    if given is not None:
-        return find(given)
+    source = given if given is not None or not learns else default
+    if source is not None:
+        return find(source)
     path = ASSETS / backbone / f"{method}_prompts.npz"
-    if auxiliary not in (None, INCLUDED_AUXILIARY) or not path.exists():
-        return None
+    if not learns or auxiliary not in (None, INCLUDED_AUXILIARY) or not path.exists():
+        return FIXED
     return PromptFile(str(path), included_with=backbone)
 
 
