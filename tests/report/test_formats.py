@@ -10,6 +10,7 @@ import pytest
 from zsad_jax.report import formats
 from zsad_jax.report.papers import PaperTables
 from zsad_jax.report.tables import EMPTY, SAME_METHOD, Cell, Column, Line, Table
+from zsad_jax.utils.text_table import csv_text
 
 KEYS = (("paper", "tps"), ("table", "1"), ("level", "image"), ("metric", "auroc"))
 PUBLISHED = (("method", "tps"), ("source", "published"))
@@ -120,7 +121,7 @@ def test_csv(table):
 
 
 def test_csv_quotes_special_characters():
-    text = formats.csv_text(["a", "b"], [['x, "y"', None]])
+    text = csv_text([["a", "b"], ['x, "y"', None]])
     assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['x, "y"', ""]]
 
 

@@ -1,17 +1,16 @@
 """Reports and tables as HTML, Markdown, LaTeX (all from templates) and CSV."""
 
-import csv
 import functools
-import io
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zsad_jax.report import names, tables
 from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import plural
+from zsad_jax.utils.text_table import csv_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -154,14 +153,4 @@ def to_csv(shown: Iterable[Table]) -> str:
                 if cell.difference is not None:
                     known["difference"] = f"{cell.difference:.1f}"
                 lines.append([known.get(name, "") for name in LONG_COLUMNS])
-    return csv_text(LONG_COLUMNS, lines)
-
-
-def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Returns lines as CSV; None is an empty field."""
-    file = io.StringIO()
-    # By default the csv module writes the line ends of Windows.
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(["" if value is None else value for value in line] for line in lines)
-    return file.getvalue()
+    return csv_text([LONG_COLUMNS, *lines])

@@ -8,7 +8,7 @@ import numpy as np
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP, Note
-from zsad_jax.report import formats, names, wording
+from zsad_jax.report import names, wording
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
@@ -25,6 +25,7 @@ from zsad_jax.report.tables import (
     metric_column,
     percent,
 )
+from zsad_jax.utils.text_table import csv_text
 
 COUNTS = "Images (anomalous)"
 
@@ -170,7 +171,7 @@ def results_csv(
             remarks = wording.sentences(results.notes_on(row))
             words = [remark, *remarks, *results.reasons([row], cells)]
             lines.append([*values, " ".join(filter(None, words))])
-    return formats.csv_text([*heads, "notes"], lines)
+    return csv_text([[*heads, "notes"], *lines])
 
 
 class _Results(NamedTuple):

@@ -15,14 +15,7 @@ from zsad_jax.utils.images import set_up_decoders
 
 
 def add_command(commands: Any, name: str, words: str, **options: Any) -> argparse.ArgumentParser:
-    """Adds a subcommand; `words` are its line in the list of commands and, as a sentence, its description.
-
-    Args:
-      commands: of `ArgumentParser.add_subparsers`.
-      name: of the subcommand.
-      words: without a capital and a full stop.
-      **options: for `add_parser`.
-    """
+    """Adds a subcommand; `words` are its line in the list of commands and, as a sentence, its description."""
     options = {"description": f"{words[:1].upper()}{words[1:]}.", **options}
     parser: argparse.ArgumentParser = commands.add_parser(name, help=words, **options)
     return parser

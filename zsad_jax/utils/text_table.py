@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 UNKNOWN = "–"
@@ -39,15 +40,20 @@ class TextTable(NamedTuple):
             (f"{head} normal", f"{head} anomalous") if head in self.pairs else head
             for head in self.heads
         ]
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
+
+        def fields(head: str, cell: Any) -> tuple[Any, ...]:
+            return (cell or ("", "")) if head in self.pairs else (cell,)
+
         rows: list[Sequence[Any]] = [heads, *self.rows]
-        for row in rows:
-            cells: list[Any] = []
-            for head, cell in zip(self.heads, row, strict=True):
-                cells += (cell or ("", "")) if head in self.pairs else (cell,)
-            writer.writerow(cells)
-        return file.getvalue()
+        return csv_text([*itertools.chain(*map(fields, self.heads, row))] for row in rows)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns rows as CSV; None is an empty field."""
+    file = io.StringIO()
+    # By default the csv module writes the line ends of Windows.
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def _words(cell: Cell) -> str:
