@@ -14,7 +14,7 @@ from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_
 from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.open import Spec
+from zsad_jax.data.open import READERS, Spec
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
@@ -240,7 +240,7 @@ def _keys(name: str | None) -> set[str]:
     return {part.key for part in parse_name(name)} if name else set()
 
 
-def _target_name(spec: Any) -> str:
+def _target_name(spec: Spec) -> str:
     """Returns the key of a target: its name, or that of a folder."""
     if isinstance(spec, str):
         if "," in spec:
@@ -251,12 +251,11 @@ def _target_name(spec: Any) -> str:
             )
         parse_name(spec)
         return spec
-    if isinstance(spec, Mapping):
-        for kind in ("folder", "meta_json"):
-            if isinstance(spec.get(kind), str):
-                name = str(spec.get("name", pathlib.Path(spec[kind]).resolve().name))
-                check_name(name)
-                return name
+    for kind in READERS:
+        if isinstance(spec.get(kind), str):
+            name = str(spec.get("name", pathlib.Path(spec[kind]).resolve().name))
+            check_name(name)
+            return name
     raise UserError(
         f"{spec!r} in config.targets (or config.data) is not a dataset. Give a benchmark's name,"
         " {'folder': PATH} or {'meta_json': ROOT}."

@@ -55,8 +55,9 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
         except UserError as error:
             fail(str(error))
         except flags.Error as error:
-            mistake = str(error).splitlines()[0].rstrip(".")
-            fail(f"{mistake}. See python -m {module} --help.")
+            mistake = str(error).splitlines()[0]
+            stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
+            fail(f"{mistake}{stop} See python -m {module} --help.")
         except OSError as error:
             fail(_missing_config(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -33,7 +33,7 @@ def result_row(**fields: Any) -> Row:
     unknown = [name for name in fields if name not in RESULT_COLUMNS]
     missing = [name for name in RESULT_COLUMNS if name not in fields]
     if unknown or missing:
-        raise ValueError(f"A result row has unknown columns {unknown} and lacks {missing}.")
+        raise ValueError(f"A result row has unknown columns {unknown} and lacks {missing}")
     row = {
         # json.dumps rejects most scalars of NumPy.
         name: value.item() if isinstance(value, np.generic | np.ndarray) else value
@@ -51,5 +51,5 @@ def _check_metric(name: str, value: Any) -> float | None:
     if value is None or math.isnan(value):
         return None
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}. Expected a number in [0, 1].")
+        raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
     return float(value)

@@ -173,5 +173,4 @@ def _read(path: pathlib.Path, parse: Callable[[Any], Any]) -> Any:
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"Cannot read {path} ({reason}). Run the experiment again.") from error
+        raise UserError(f"Cannot read {path} ({error}). Run the experiment again.") from error
