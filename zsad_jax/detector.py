@@ -18,7 +18,6 @@ from zsad_jax.data.preprocess import open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.methods.shared.prompt_files import PromptFile
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural
 
@@ -245,7 +244,7 @@ def make_detector(
 
 def choose_params(
     method: Method, backbone: Backbone, given: str | None, *, default: str | None = None
-) -> tuple[PyTree, PromptFile]:
+) -> tuple[PyTree, prompt_files.PromptFile]:
     """Returns the learned parameters ({} for fixed prompts) and their file; see `prompt_files.choose`."""
     learns = bool(param_shapes(method, backbone))
     file = prompt_files.choose(method.name, backbone.name, given, default=default, learns=learns)

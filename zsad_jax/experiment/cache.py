@@ -24,7 +24,6 @@ from zsad_jax.evaluate import Case, Contender, Evaluation, Scored
 from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.methods import Method
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.methods.shared.prompt_files import PromptFile
 from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -86,7 +85,7 @@ def prediction_key(experiment: Experiment, detector: Detector) -> str:
 
 
 def inputs_key(
-    experiment: Experiment, prompts: PromptFile, category: str, weights: WeightFiles
+    experiment: Experiment, prompts: prompt_files.PromptFile, category: str, weights: WeightFiles
 ) -> str:
     """Returns the key of the options of a detector and, by place, size and date, of its files.
 
