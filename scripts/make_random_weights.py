@@ -122,10 +122,10 @@ def pytorch_vision_shapes(sizes: registry.Sizes, grid: int) -> Shapes:
         "pos_embed": (1, grid**2 + 1, width),
         "cls_token": (1, 1, width),
         "register_tokens": (1, 1, width),
-        "mask_token": (1, width),
         "norm.weight": (width,),
         "norm.bias": (width,),
         **repeated("blocks.", block, sizes["depth"]),
+        "mask_token": (1, width),  # of pre-training
     }
 
 
