@@ -445,5 +445,5 @@ def test_does_not_overwrite_results_of_other_program(folder, tmp_path):
     (tmp_path / "results.json").write_text("mine")
     done = run(folder, str(tmp_path))
     assert done.returncode == 2
-    assert "holds 'results.json', which zsad_jax did not write" in done.stderr
+    assert "contains 'results.json', which was not written by zsad_jax" in done.stderr
     assert os.listdir(tmp_path) == ["results.json"]
