@@ -226,7 +226,7 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
       >>> from zsad_jax.backbones import load_backbone
       >>> from zsad_jax.methods import make_method
       >>> backbone = load_backbone("clip-nano")
-      >>> param_shapes(make_method("coop", backbone), backbone)["context"].shape
+      >>> param_shapes(make_method("anomalyclip", backbone), backbone)["normal"].shape
       (12, 128)
     """
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
