@@ -11,7 +11,9 @@ from zsad_jax.metrics import Metrics, Note
 
 def test_metrics_and_notes_load_unchanged(tmp_path):
     nan = float("nan")
-    reason = "2 anomalous images have no mask and are excluded from pixel metrics (9 images used)"
+    reason = (
+        "2 anomalous images have no usable mask and are excluded from pixel metrics (9 images used)"
+    )
     notes = (Note((), reason, num_without_mask=2), Note(("pixel_ap",), "doubtful"))
     found = Metrics(
         {"image_auroc": 0.5, "pixel_ap": nan}, {"pixel_ap": "all pixels are normal"}, notes

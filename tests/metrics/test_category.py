@@ -97,7 +97,9 @@ def test_images_without_mask_are_excluded_from_pixel_metrics(images):
         {name: expected[name] for name in metrics.PIXEL_METRICS}
     )
     assert found.values["image_auroc"] == metrics.compute(scores, labels)["image_auroc"]
-    reason = "1 anomalous image has no mask and is excluded from pixel metrics (9 images used)"
+    reason = (
+        "1 anomalous image has no usable mask and is excluded from pixel metrics (9 images used)"
+    )
     assert found.notes == (metrics.Note((), reason, num_without_mask=1),)
 
 

@@ -38,14 +38,16 @@ def test_groups_start_with_mistakes_and_repeat_no_case(cases, scores):
         heading: [c.file_name for c in group]
         for heading, group in group_cases(cases, scores, limit=4)
     }
-    assert groups["Anomalies with the lowest scores"][0] == "gear/1.png"
-    assert groups["Normal images with the highest scores"][0] == "gear/2.png"
-    assert groups["Anomalies with the highest scores"][0] == "gear/3.png"
-    assert groups["Normal images with the lowest scores"][0] == "gear/0.png"
+    assert groups["Anomalous images most easily mistaken for normal"][0] == "gear/1.png"
+    assert groups["Normal images most easily mistaken for anomalous"][0] == "gear/2.png"
+    assert groups["Anomalous images that are separated best"][0] == "gear/3.png"
+    assert groups["Normal images that are separated best"][0] == "gear/0.png"
     shown = [name for names in groups.values() for name in names]
     assert len(shown) == len(set(shown)) == 8
 
 
 def test_groups_are_not_empty(cases, scores):
     groups = group_cases([case for case in cases if case.label][:1], scores, limit=4)
-    assert [heading for heading, _ in groups] == ["Anomalies with the lowest scores"]
+    assert [heading for heading, _ in groups] == [
+        "Anomalous images most easily mistaken for normal"
+    ]

@@ -60,7 +60,7 @@ def test_missing_masks_affect_pixel_metrics_only(make_row):
     rows = [make_row("rsdds_113"), make_row("visa"), make_row("headct"), make_row("my_parts")]
     counts = {"rsdds_113": 53, "headct": 100, "my_parts": 2}
     found = find_deviations(rows, {WITHOUT_MASK: counts})
-    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    words = "RSDDs-113: 53 of 113 anomalous images have no usable mask."
     assert found == (Deviation("rsdds_113", "images", ("pixel",), words),)
     assert words_on(found, ["rsdds_113"], "pixel_aupro") == [words]
     assert words_on(found, ["rsdds_113"], "image_auroc") == []
@@ -68,7 +68,7 @@ def test_missing_masks_affect_pixel_metrics_only(make_row):
     found = find_deviations(rows, {WITHOUT_MASK: {"rsdds_113": 7}})
     evaluated = "RSDDs-113: 60 of 113 images were evaluated."
     assert words_on(found, ["rsdds_113"], "image_auroc") == [evaluated]
-    missing = "RSDDs-113: 7 of 60 anomalous images have no mask."
+    missing = "RSDDs-113: 7 of 60 anomalous images have no usable mask."
     assert words_on(found, ["rsdds_113"]) == [evaluated, missing]
     assert words_on(found, ["visa"]) == []
 

@@ -82,7 +82,7 @@ def test_partial_dataset_has_footnote_instead_of_difference(make_row):
 
 def test_pixel_metrics_with_missing_masks_have_no_difference(make_row):
     row = make_row("rsdds_113", method="tps", pixel_auroc=0.662)
-    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    words = "RSDDs-113: 53 of 113 anomalous images have no usable mask."
     (table,) = run_tables.make_tables([row], run={WITHOUT_MASK: {"rsdds_113": 53}})
     assert cell_of(table, 0, "pixel_auroc").beside == ("96.3",)
     assert table.footnotes[0] == words
@@ -103,7 +103,7 @@ def test_image_metrics_with_missing_masks_keep_their_difference(make_row):
         cell = cell_of(table, line, "pixel_auroc")
         assert (cell.paper is None, cell.difference) == (False, None)
     assert cell_of(table, 0, "pixel_auroc").difference is not None
-    assert table.footnotes == ("KolektorSDD: 4 of 54 anomalous images have no mask.",)
+    assert table.footnotes == ("KolektorSDD: 4 of 54 anomalous images have no usable mask.",)
 
 
 def test_other_training_has_footnote_instead_of_difference(make_row):

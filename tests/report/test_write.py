@@ -220,7 +220,7 @@ def test_formats_quantities(key, value, words):
 
 def test_missing_masks_of_the_run_remove_the_difference_in_all_files(report, make_row, tmp_path):
     rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
-    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    words = "RSDDs-113: 53 of 113 anomalous images have no usable mask."
     for run, missing in (({}, False), ({"anomalous_without_mask": {"rsdds_113": 53}}, True)):
         report = dataclasses.replace(
             report, rows=rows, comparisons=(), cases=(), scores=(), run=run

@@ -29,14 +29,16 @@ def _make_parser() -> argparse.ArgumentParser:
         "list",
         "list the released backbones",
         description="List the released backbones. vision, text: blocks x width of the towers. patch, image: "
-        "side in pixels. lineages: where the files of two code bases differ. stored: which files are on this "
-        "machine.",
+        "side in pixels. lineages: files of the JAX code (native) and of the PyTorch code. stored: which files "
+        "are on this machine.",
     )
     listed.add_argument("--prompts", action="store_true", help="list learned prompts instead")
     listed.set_defaults(run=_list)
 
     fetch = command_line.add_command(commands, "fetch", "download weights or learned prompts")
-    fetch.add_argument("names", metavar="NAME", nargs="+", help="names of list, list --prompts")
+    fetch.add_argument(
+        "names", metavar="NAME", nargs="+", help="names shown by list and list --prompts"
+    )
     fetch.add_argument(
         "--lineage",
         choices=registry.LINEAGES,

@@ -61,7 +61,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "names",
         metavar="NAME",
         nargs="+",
-        help="benchmark keys such as mvtec_ad, or all (only those without terms to accept)",
+        help="benchmark keys such as mvtec_ad, or all (those that can be downloaded automatically)",
     )
     prepare.add_argument(
         "--source", help="official archive, its extracted folder, or a parent of either"

@@ -25,10 +25,13 @@ class _Parser(flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         try:
             return self._load(find_config(argument))
-        except (TypeError, ValueError) as error:
-            # Its message is a whole traceback, of the error that the config file raised.
+        except UserError:
+            raise
+        except Exception as error:  # a config file is a program, which may raise anything
+            # The message of ml_collections is a whole traceback, of the error that the config file raised.
+            cause = error.__context__ or error
             raise UserError(
-                f"Cannot load {argument} ({error.__context__ or error}). Correct the config file."
+                f"Cannot load {argument} ({type(cause).__name__}: {cause}). Correct the config file."
             ) from error
 
 

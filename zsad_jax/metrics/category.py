@@ -132,7 +132,8 @@ def _pixel_metrics(state: State, thresholds: Thresholds) -> Metrics:
     if not number:
         return found
     reason = (
-        f"{plural(number, 'anomalous image')} {agree(number, 'has no mask and is', 'have no mask and are')}"
+        f"{plural(number, 'anomalous image')}"
+        f" {agree(number, 'has no usable mask and is', 'have no usable mask and are')}"
         f" excluded from pixel metrics ({plural(state.num_with_mask, 'image')} used)"
     )
     return found._replace(notes=(*found.notes, Note((), reason, num_without_mask=number)))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, agree
 
 Decision = Literal["normal", "anomalous"]
 
@@ -67,10 +67,10 @@ def describe_support(count: int, quantile: float) -> str:
     needed = math.ceil(1 / (1 - quantile) - 1e-9)
     if count >= needed:
         return ""
+    available = agree(count, f"{count} is", f"{count} are")
     return (
-        f"A quantile of {quantile:g} needs at least {needed} known-good images, but only {count} can be"
-        " read. The threshold is just above their highest score, and how many good images will reach it is"
-        " unknown."
+        f"A quantile of {quantile:g} needs at least {needed} known-good images, but only {available} available."
+        " The threshold is just above the highest of their scores, and the false-positive rate is unknown."
     )
 
 

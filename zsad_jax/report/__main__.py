@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")
     parser.add_argument(
-        "--table", help="table to show: its number, poster or gain (default: main results and gain)"
+        "--table", help="table to show: a number, poster or gain (default: main results and gain)"
     )
     parser.add_argument(
         "--format",

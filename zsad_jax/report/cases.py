@@ -8,10 +8,10 @@ from zsad_jax.evaluate import Case, DatasetScores
 
 # Headings of the kinds of cases, their label, and whether those that are most easily mistaken come first.
 KINDS = (
-    ("Anomalies with the lowest scores", 1, True),
-    ("Normal images with the highest scores", 0, True),
-    ("Anomalies with the highest scores", 1, False),
-    ("Normal images with the lowest scores", 0, False),
+    ("Anomalous images most easily mistaken for normal", 1, True),
+    ("Normal images most easily mistaken for anomalous", 0, True),
+    ("Anomalous images that are separated best", 1, False),
+    ("Normal images that are separated best", 0, False),
 )
 
 

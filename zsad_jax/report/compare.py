@@ -66,7 +66,7 @@ def find_deviations(
         unmasked = run.get(WITHOUT_MASK, {}).get(dataset)
         if mean and facts and unmasked and "pixel" in facts.levels:
             anomalous = plural(mean["n_anomalous"], "anomalous image")
-            words = f"{title}: {unmasked} of {anomalous} {agree(unmasked, 'has', 'have')} no mask."
+            words = f"{title}: {unmasked} of {anomalous} {agree(unmasked, 'has', 'have')} no usable mask."
             found.append(Deviation(dataset, "images", ("pixel",), words))
         setting = _compare_setting(mean, run) if mean else ""
         # Where nothing is published there is nothing to compare, and no need for a footnote.

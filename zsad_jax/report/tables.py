@@ -163,13 +163,13 @@ def legend(compared: Compared) -> str:
         PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
         f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO at 200 thresholds;"
         f" it is compared with AUPRO (200 steps), not with the exact AUPRO. {apart}",
-        SAME_METHOD: "Values in percent, published numbers as printed. The difference to the paper's number"
+        SAME_METHOD: "Values in percent, published numbers as printed. The difference from the paper's number"
         f" for the same method is shown in brackets. {undefined} Empty cells were not published or not run."
         f" {doubt} AUPRO is computed at 200 thresholds. {apart}",
         BEST_PRIOR: "Values in percent. The gain over the best published mean of the table is shown in"
         " brackets; full-shot methods and the paper's own method are excluded from the prior methods."
         f" {undefined} {apart}",
-        MAIN_RESULT: "Values in percent. The difference to the main result is shown in brackets."
+        MAIN_RESULT: "Values in percent. The difference from the main result is shown in brackets."
         f" {undefined}",
     }
     return texts[compared]

@@ -53,7 +53,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def did_you_mean(near: Sequence[str]) -> str:
     """Returns a question that suggests names; "" without any."""
-    return f"Did you mean {' or '.join(near)}?" if near else ""
+    *others, last = near or [""]
+    return f"Did you mean {', '.join(others)}{' or ' * bool(others)}{last}?" if near else ""
 
 
 def _plain(name: str) -> str:

@@ -139,7 +139,7 @@ def test_issues_are_grouped_by_kind_unless_all_are_requested(run, official, tool
     code, out, _ = run("verify", "mvtec_ad", "--all")
     assert code == 1
     assert len(lines_with(out, "issue: bottle/test/broken_large/")) == 200
-    assert lines_with(out, "200 unusable images")
+    assert lines_with(out, "200 unusable samples")
 
 
 def test_verify_accepts_published_counts(run, official, published_miniature):
@@ -192,7 +192,7 @@ def test_verify_reports_unusable_images_and_masks(run, official, published_minia
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 1
     assert lines_with(out, "issue: bottle/test/combined/000.png", reason)
-    assert out.splitlines()[-1] == "MVTec AD: 1 unusable image; 1 issue"
+    assert out.splitlines()[-1] == "MVTec AD: 1 unusable sample; 1 issue"
 
 
 def test_verify_reports_damaged_and_contradictory_records(

@@ -551,7 +551,7 @@ def test_verify_rejects_missing_masks(mvtec_folder, tmp_path, change_facts, caps
     prepare("mvtec_ad", tmp_path / "lost", source=mvtec_folder)
     capsys.readouterr()
     assert run("verify", "mvtec_ad", "--data_dir", tmp_path / "lost") == 1
-    assert "3 unusable images; 3 issues" in capsys.readouterr().out
+    assert "3 unusable samples; 3 issues" in capsys.readouterr().out
     assert run("list", "--data_dir", tmp_path / "lost") == 0
     assert "prepared, 3 issues" in capsys.readouterr().out
 

@@ -83,7 +83,7 @@ def test_pixel_mean_with_missing_masks_has_no_gain(make_row):
         cells.append(line.cells[2])
     assert [cell.value for cell in cells] == [90.0, 90.0]
     assert (cells[0].difference is None, cells[1].difference) == (False, None)
-    assert cells[1].footnotes[0] == ("Kvasir-SEG: 1 of 1000 anomalous images has no mask.")
+    assert cells[1].footnotes[0] == ("Kvasir-SEG: 1 of 1000 anomalous images has no usable mask.")
 
 
 @pytest.mark.parametrize("paper", MAIN_TABLES)

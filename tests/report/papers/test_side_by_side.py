@@ -374,7 +374,7 @@ def test_both_trainings_of_faprompt_have_differences(make_row):
 
 def test_pixel_metrics_with_missing_masks_have_no_difference(make_row):
     rows = [make_row("rsdds_113", method="tps", pixel_auroc=0.662)]
-    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    words = "RSDDs-113: 53 of 113 anomalous images have no usable mask."
     table = make_table(
         sheet_of("tps", "2", "pixel_auroc"), columns_of(rows, {WITHOUT_MASK: {"rsdds_113": 53}})
     )

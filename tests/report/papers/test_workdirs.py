@@ -69,7 +69,7 @@ def test_missing_masks_come_from_the_run_that_is_shown(make_row, make_workdir):
     counts = {"ksdd": 4, "rsdds_113": 53}
     (first / "run.json").write_text(json.dumps({"anomalous_without_mask": counts}))
     (ours,) = read_workdirs([first, second])
-    words = "RSDDs-113: 53 of 113 anomalous images have no mask."
+    words = "RSDDs-113: 53 of 113 anomalous images have no usable mask."
     assert ours.deviations == [Deviation("rsdds_113", "images", ("pixel",), words)]
 
 

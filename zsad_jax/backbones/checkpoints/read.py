@@ -41,8 +41,8 @@ def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
         return read(path)
     except _BROKEN_FILE as error:
         raise UserError(
-            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)})."
-            " Delete it and fetch it again."
+            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}). Pass a weight file or,"
+            " if it was downloaded, delete it and fetch it again."
         ) from error
 
 
@@ -227,7 +227,9 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    # NumPy takes any other file for a pickle, and advises to load it unsafely.
+    return "its format is unknown" if "allow_pickle" in reason else reason
 
 
 class _Refused(pickle.UnpicklingError):

@@ -150,7 +150,7 @@ def _members(
 
     looked: Iterable[Chosen] = map_in_threads(look, indices, num_workers=THREADS)
     found: dict[str, list[Chosen]] = {category: [] for category in categories}
-    for one in progress(looked, total=len(indices), label=f"Looking through {opened.title}"):
+    for one in progress(looked, total=len(indices), label=f"Reading {opened.title}"):
         if one.sample.category in found:
             found[one.sample.category].append(one)
     return found

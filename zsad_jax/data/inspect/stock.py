@@ -44,7 +44,7 @@ def look_for(name: str, data_dir: PathLike) -> Entry:
         logging.warning("%s", error)
         return Entry(name, "damaged", {})
     if name in CATEGORIES:
-        return Entry(name, "drawn", counts)
+        return Entry(name, "generated", counts)
     state = "a copy with meta.json" if opened.recorded is None else "prepared"
     if compare_counts(counts, opened.published):
         state += ", counts differ"

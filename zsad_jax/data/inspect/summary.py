@@ -73,7 +73,7 @@ def describe_verdict(found: Findings) -> str:
     problems = (
         (found.differences, "difference", " from the published counts"),
         (found.contradictions, "difference", " from the recorded counts"),
-        (found.unusable, "unusable image", ""),
+        (found.unusable, "unusable sample", ""),
     )
     words = [plural(len(them), noun) + rest for them, noun, rest in problems if them]
     verdict = ", ".join(words) or "all images and masks are usable"
