@@ -368,7 +368,9 @@ def test_reads_images_of_a_defect_named_label(tmp_path):
 
 def test_rejects_images_that_look_like_masks(tmp_path):
     draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
-    expected = r"xyz looks like a folder of masks\. .*'bad'.* rename the folder to ground_truth, or give it"
+    expected = (
+        r"xyz looks like a folder of masks\. .*'bad'.* rename the folder to ground_truth, or set"
+    )
     with pytest.raises(UserError, match=expected):
         read_folder(tmp_path)
     dataset = read_folder(tmp_path, masks=tmp_path / "xyz")

@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "hidden": "hidden files and folders are ignored",
     "output_failed": "the outputs of the image cannot be written",
     "output": "the file was written by an earlier run",
-    "mask_ignored": "looks like a ground-truth mask; to score it, give its own path",
+    "mask_ignored": "looks like a ground-truth mask; to score it, pass its path",
     "mask_unreadable": "the mask cannot be read",
     "mask_missing": "the mask is missing",
     "mask_outside": "the mask is outside the folder of the dataset",

@@ -12,7 +12,7 @@ from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, find_config
 from zsad_jax.methods import config_class
 from zsad_jax.utils.command_line import fail
-from zsad_jax.utils.errors import UserError, did_you_mean, nearest
+from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 
 class _Parser(flags.ArgumentParser):
@@ -131,7 +131,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
                 return f"config.{key} does not exist. It was renamed to config.method.{new}."
             if not any(f"{one}.".startswith(f"{key}.") for one in known):
                 remedy = did_you_mean([f"config.{one}" for one in _nearest_keys(key, known)])
-                return f"config.{key} does not exist. {remedy or 'The config file lists all keys.'}"
+                return f"config.{key} does not exist. {remedy or suggest(key, [*config])}"
     reason = str(error).splitlines()[0]
     return f"Cannot read the config ({reason}). Correct the config file or the overrides."
 
