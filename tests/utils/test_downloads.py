@@ -75,7 +75,7 @@ def skip_waiting(monkeypatch):
 
 
 def fetch(url, folder, **options):
-    options = {"label": "The test file", "instructions": "Ask a friend", **options}
+    options = {"label": "the test file", "instructions": "Ask a friend", **options}
     return downloads.fetch(url, pathlib.Path(folder) / "weights.npz", **options)
 
 
@@ -96,7 +96,7 @@ def test_continues_broken_connection_in_same_call(server, tmp_path):
 
 def test_later_call_resumes(server, tmp_path):
     server.break_off_after = [15 << 16, 0, 0]
-    with pytest.raises(UserError, match=r"The test file .*was closed.*Ask a friend"):
+    with pytest.raises(UserError, match=r"the test file .*was closed.*Ask a friend"):
         fetch(server.url, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["weights.npz.part", "weights.npz.part.etag"]
     server.requests.clear()
@@ -144,7 +144,7 @@ def test_missing_file_raises_own_error(server, tmp_path):
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (403, 1), (500, downloads.ATTEMPTS)])
 def test_server_error_is_reported_and_leaves_no_file(server, tmp_path, status, times):
     server.statuses = [status] * 10
-    with pytest.raises(UserError, match=rf"The test file .*{server.url}.*{status}.*Ask a friend\."):
+    with pytest.raises(UserError, match=rf"the test file .*{server.url}.*{status}.*Ask a friend\."):
         fetch(server.url, tmp_path)
     assert len(server.requests) == times
     assert os.listdir(tmp_path) == []
@@ -220,7 +220,7 @@ def test_reports_full_disk(server, tmp_path):
 
 def test_reports_folder_that_cannot_be_created(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="Cannot write the test file"):
         fetch(server.url, tmp_path / "file" / "folder")
 
 

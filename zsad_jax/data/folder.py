@@ -295,9 +295,9 @@ def _list_part(
     elif unusual:
         suspect, other = next(iter(unusual.items()))
         raise UserError(
-            f"{folder / suspect} looks like a folder of masks. Its files have few gray values and the same names"
-            f" as files in {other!r}. If they are masks, rename the folder to ground_truth, or set the key"
-            " `masks` in config.data. If they are images, rename the files."
+            f"{folder / suspect} looks like a folder of masks. Its files have few gray values and the same"
+            f" names as files in {other!r}. If they are masks, rename the folder to ground_truth, or set the"
+            " key `masks` in config.data. If they are images, rename the files."
         )
     return images, known, issues
 

@@ -165,7 +165,7 @@ class _Download:
 
     def _failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
         return kind(
-            f"{self.label} could not be downloaded from {self.url} ({reason}). {self.instructions}."
+            f"Cannot download {self.label} from {self.url} ({reason}). {self.instructions}."
         )
 
     def _request(self) -> None:
@@ -237,8 +237,8 @@ class _Download:
         free = shutil.disk_usage(self.part.parent).free
         if left > free:
             raise UserError(
-                f"{self.label} needs {left:,} more bytes in {self.part.parent}, but only {free:,} are free."
-                f" Make room, or {OTHER_DISK} on a larger disk."
+                f"Downloading {self.label} needs {left:,} more bytes in {self.part.parent}, but only {free:,}"
+                f" are free. Make room, or {OTHER_DISK} on a larger disk."
             )
 
     def _remember_version(self, response: Any) -> None:
@@ -280,10 +280,10 @@ def _reason(error: Exception, url: str) -> str:
 def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
     if files.is_disk_full(error):
         return (
-            f"{label} could not be downloaded: the disk of {destination.parent} is full. Make room and run the"
+            f"Cannot download {label}: the disk of {destination.parent} is full. Make room and run the"
             f" command again to resume, or {OTHER_DISK} on a larger disk."
         )
     return (
-        f"{label} cannot be written to {destination.parent} ({error.strerror}). Check the path and its"
+        f"Cannot write {label} to {destination.parent} ({error.strerror}). Check the path and its"
         f" permissions, or {OTHER_DISK} that can be written to."
     )
