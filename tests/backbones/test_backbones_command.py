@@ -129,6 +129,7 @@ def test_rejects_archive_of_other_model(tmp_path, openai, capsys):
             "Did you mean tipsomaly-l14-hr-visa-epoch",
         ),
         ("fetch tips-nano --lineage torch", "invalid choice: 'torch'"),
+        ("fetch clip-nano --lineage pytorch", "lineage='pytorch' is not an option of clip-nano"),
         ("lisst", "invalid choice: 'lisst'"),
     ],
 )

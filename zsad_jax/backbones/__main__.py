@@ -42,8 +42,7 @@ def _make_parser() -> argparse.ArgumentParser:
     fetch.add_argument(
         "--lineage",
         choices=registry.LINEAGES,
-        default=registry.LINEAGES[0],
-        help="files of the JAX code or of the PyTorch code; default: %(default)s",
+        help=f"files of the JAX code or of the PyTorch code; default: {registry.LINEAGES[0]}",
     )
     fetch.set_defaults(run=_fetch)
 
@@ -101,6 +100,7 @@ def _row(release: registry.Release) -> tuple[str | int | None, ...]:
 
 def _fetch(options: argparse.Namespace) -> None:
     """Checks all names, then downloads one after the other."""
+    from zsad_jax.backbones.load import locate_files
     from zsad_jax.methods.shared import prompt_files
 
     known = [*registry.RELEASES, *prompt_files.RELEASES]
@@ -111,7 +111,7 @@ def _fetch(options: argparse.Namespace) -> None:
         if name in prompt_files.RELEASES:
             print(prompt_files.locate(name))
         else:
-            found = registry.locate(name, options.lineage)
+            found = locate_files(name, lineage=options.lineage)
             print("\n".join(str(path) for path in found if path is not None))
 
 
