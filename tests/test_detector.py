@@ -19,14 +19,6 @@ FOLDER = pathlib.Path(__file__).parent / "goldens" / "tipsomaly"
 SIZE = 42
 
 
-@pytest.fixture(autouse=True, scope="module")
-def disable_optimizations():
-    """Disables most optimizations, because these tests spend their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tokenize(texts):
     """Tokenizes letters."""
     ids = np.zeros((len(texts), 64), np.int32)

@@ -3,7 +3,6 @@ import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -29,14 +28,6 @@ def get_config():
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def disable_optimizations():
-    """Disables most optimizations, because these tests spend their time compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def compiled_detectors():
     """Returns the cache of compiled detectors, by everything that they depend on."""
@@ -44,7 +35,7 @@ def compiled_detectors():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def share_compilations(disable_optimizations, compiled_detectors):
+def share_compilations(compiled_detectors):
     """Shares one compilation between equal models, over all tests."""
     make_detector = score.make_detector
 
