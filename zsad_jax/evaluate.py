@@ -240,10 +240,11 @@ def evaluate(
     scored = show(finish(run(load())), "evaluate", len(dataset))
     evaluation = _gather(scored, dataset, methods, exact=exact)
 
-    chosen = choose_cases(dataset_scores(evaluation, image_score))
+    image_scores = dataset_scores(evaluation, image_score)
+    chosen = choose_cases(image_scores)
     pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
     cases = [
-        _case(evaluation, batch, row, results[0], image_score)
+        _case(image_scores, evaluation.positions, batch, row, results[0])
         for batch, results in show(finish(run(pictures)), "pictures of", len(chosen))
         for row in np.flatnonzero(batch.valid).tolist()
     ]
@@ -418,19 +419,20 @@ def _gather(
 
 
 def _case(
-    evaluation: Evaluation,
+    scores: DatasetScores,
+    positions: Int[np.ndarray, " n"],
     batch: ImageBatch,
     row: int,
     result: Result,
-    image_score: str | None,
 ) -> Case:
-    at = int(np.searchsorted(evaluation.positions, batch.index[row]))
+    """Returns the case of a row of a batch; `positions` are those of the scores in the dataset."""
+    at = int(np.searchsorted(positions, batch.index[row]))
     return Case(
-        dataset=evaluation.dataset,
-        category=evaluation.categories[at],
-        file_name=evaluation.file_names[at],
-        label=int(batch.labels[row]),
-        score=float(result.image[image_score or next(iter(result.image))][row]),
+        dataset=scores.dataset,
+        category=scores.categories[at],
+        file_name=scores.file_names[at],
+        label=int(scores.labels[at]),
+        score=float(scores.scores[at]),
         image=batch.images[row],
         anomaly_map=result.maps[row],
         mask=batch.masks[row] if batch.has_mask[row] else None,

@@ -146,7 +146,7 @@ COMBINATIONS = [*itertools.product(METHODS, ["tips-nano", "clip-nano"])]
 def test_demos_train_and_score(name, over):
     backbone, experiment = load(over), demo(name, over)
     experiment.check_methods(backbone)
-    method = experiment.methods()[0].make(backbone)
+    method = experiment.main_method(backbone)
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, param_shapes(method, backbone))]
     trace_scores(contenders, backbone, make_scorer([method], backbone))
@@ -165,7 +165,7 @@ def test_method_options_work_or_are_rejected_early(name, over):
         except UserError:
             continue
         try:
-            method = experiment.methods()[0].make(backbone)
+            method = experiment.main_method(backbone)
             contenders = [Contender(method, param_shapes(method, backbone))]
             trace_step(method, backbone, experiment.training_config)
             trace_scores(contenders, backbone, make_scorer([method], backbone))

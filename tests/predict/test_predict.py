@@ -26,7 +26,7 @@ def test_writes_results_of_images(run_command, pictures, job, experiment):
     assert code == 0
     assert "tipsomaly on tips, 42 px" in said
     assert "fixed prompts; prompt family: industrial" in said
-    method = experiment.methods()[0].make(experiment.load_backbone())
+    method = experiment.main_method(experiment.load_backbone())
     assert f'category  "metal nut"; image score: {method.image_scores[0]}' in said
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 0 files ignored)." in said
 

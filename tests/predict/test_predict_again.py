@@ -130,7 +130,7 @@ def test_rescores_everything_with_other_options(
     change = dict(change)
     changes = change.pop("config", {})
     if "image_score" in changes:
-        method = experiment.methods()[0].make(experiment.load_backbone())
+        method = experiment.main_method(experiment.load_backbone())
         changes = {"image_score": method.image_scores[-1]}
     changed = from_config(config | changes)
     with pytest.raises(StoppedError, match="6"):

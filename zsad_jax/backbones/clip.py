@@ -23,6 +23,7 @@ from zsad_jax.backbones.family import (
     LoadOptions,
     apply_options,
     assemble,
+    check_activation,
     joint_digest,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
@@ -39,7 +40,7 @@ from zsad_jax.backbones.transformer import (
     vision_tree,
 )
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.errors import UserError
 
 # OpenAI's, for all sizes and for most models that others trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -206,11 +207,7 @@ def load(
       UserError: for an unknown option, or arrays that do not fit.
     """
     activation = options.activation or "quick_gelu"
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"activation={activation!r} is not an activation of CLIP."
-            f" {suggest(str(activation), ACTIVATIONS)}"
-        )
+    check_activation(activation, ACTIVATIONS, "CLIP")
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
     arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
     source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"

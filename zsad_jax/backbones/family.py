@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.linen as nn
@@ -246,6 +246,15 @@ def apply_options(
                 f"{key}={value} contradicts the weights of {name}, which have {shown}. Omit it."
             )
     return chosen
+
+
+def check_activation(activation: str | None, known: Collection[str], family: str) -> None:
+    """Raises UserError if an activation is not one of a family's; None is its default."""
+    if activation is not None and activation not in known:
+        raise UserError(
+            f"activation={activation!r} is not an activation of {family}."
+            f" {suggest(str(activation), known)}"
+        )
 
 
 def joint_digest(paths: Sequence[PathLike]) -> str:

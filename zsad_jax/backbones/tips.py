@@ -27,6 +27,7 @@ from zsad_jax.backbones.family import (
     LoadOptions,
     apply_options,
     assemble,
+    check_activation,
     joint_digest,
 )
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
@@ -44,7 +45,7 @@ from zsad_jax.backbones.transformer import (
     vision_tree,
 )
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
 TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
@@ -240,11 +241,7 @@ def load(
         raise UserError(
             "TIPS is published as two files. Pass vision=PATH and text=PATH instead of weights=PATH."
         )
-    if options.activation not in (None, *ACTIVATIONS):
-        raise UserError(
-            f"activation={options.activation!r} is not an activation of TIPS."
-            f" {suggest(str(options.activation), ACTIVATIONS)}"
-        )
+    check_activation(options.activation, ACTIVATIONS, "TIPS")
     text_heads = options.text_num_heads or options.num_heads
     towers = _read_vision(located.vision, options.num_heads), _read_text(located.text, text_heads)
     sizes = _choose_sizes(name, towers, options, release)

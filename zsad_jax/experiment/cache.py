@@ -58,17 +58,18 @@ def evaluation_key(
     experiment: Experiment,
     backbone: Backbone,
     contenders: Sequence[Contender],
-    dataset: tuple[str, Dataset],
+    dataset: Dataset,
+    *,
+    target: str,
     image_score: str,
 ) -> str:
-    """Returns the key of the evaluation of a target, given by its name and the dataset."""
-    name, images = dataset
+    """Returns the key of the evaluation of a target, of this name, on its dataset."""
     return _fingerprint(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
         # Names of categories in prompts change the scores but no file.
-        [name, images.fingerprint(), images.prompt_names],
+        [target, dataset.fingerprint(), dataset.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,
     )

@@ -157,6 +157,10 @@ class Experiment:
         """Returns the methods as evaluated on a target, the main one first; "": as they are trained."""
         return self._specs.get(target, self._specs[""])
 
+    def main_method(self, backbone: Backbone) -> Method:
+        """Returns the main method over a backbone, as it is trained."""
+        return self.methods()[0].make(backbone)
+
     @functools.cached_property
     def _specs(self) -> dict[str, tuple[MethodSpec, ...]]:
         """The methods of the targets with fields of their own, and of all others ("")."""
@@ -202,7 +206,7 @@ class Experiment:
         if backbone is None and self.backbone["name"] not in RELEASES:
             return
         over = backbone or describe_backbone(self.backbone["name"])
-        main = self.methods()[0].make(over)
+        main = self.main_method(over)
         image_score(main, self.image_score)
         check_learning_rates(self.training_config, main)
         if self.train and not param_shapes(main, over):

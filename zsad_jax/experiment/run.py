@@ -101,7 +101,7 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
     experiment.check_methods(backbone)
-    method = experiment.methods()[0].make(backbone)
+    method = experiment.main_method(backbone)
     score = image_score(method, experiment.image_score)
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
@@ -307,8 +307,14 @@ def _evaluate_or_load(
 ) -> Evaluation:
     """Evaluates a target, or reads its finished evaluation."""
     experiment, dataset = run.experiment, run.datasets[target.name]
-    named = target.name, dataset
-    key = cache.evaluation_key(experiment, run.backbone, contenders, named, run.image_score)
+    key = cache.evaluation_key(
+        experiment,
+        run.backbone,
+        contenders,
+        dataset,
+        target=target.name,
+        image_score=run.image_score,
+    )
     path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
     evaluation = cache.load(path)
     if evaluation is None:

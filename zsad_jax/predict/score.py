@@ -191,7 +191,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
     backbone = experiment.load_backbone()
-    method = experiment.methods()[0].make(backbone)
+    method = experiment.main_method(backbone)
     default = _configured_checkpoint(experiment)
     params, file = choose_params(method, backbone, options.checkpoint, default=default)
     return make_detector(
