@@ -125,6 +125,22 @@ def test_csv_quotes_special_characters():
     assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['x, "y"', ""]]
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        *((text, f"'{text}") for text in ("=1+1", "+cmd", "-x", "@SUM(A1)")),
+        ("\t=1", "\\t=1"),
+        ("a\r\nb", "a\\r\\nb"),
+    ],
+)
+def test_csv_has_neither_formulas_nor_line_breaks(text, field):
+    assert csv_text([[text]]) == f"{field}\n"
+
+
+def test_csv_keeps_numbers():
+    assert csv_text([["-1.5", "+2", -3, "a=1", "-1e-05"]]) == "-1.5,+2,-3,a=1,-1e-05\n"
+
+
 @pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
 def test_latex_escapes_special_characters(table, character):
     text = formats.render("table.tex", table=dataclasses.replace(table, title=f"<{character}>"))

@@ -3,10 +3,14 @@
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from zsad_jax.utils.images import printable
+
 UNKNOWN = "–"
+NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 Cell = str | int | tuple[int, int] | None
 
@@ -49,11 +53,19 @@ class TextTable(NamedTuple):
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Returns rows as CSV; None is an empty field."""
+    """Returns rows as CSV, a line each; None is an empty field. No text is a formula to a spreadsheet."""
     file = io.StringIO()
     # By default the csv module writes the line ends of Windows.
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    csv.writer(file, lineterminator="\n").writerows(map(_plain, row) for row in rows)
     return file.getvalue()
+
+
+def _plain(cell: Any) -> Any:
+    """Escapes control characters of a text, and puts an apostrophe before what spreadsheets would evaluate."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(tuple("=+-@")) and not NUMBER.fullmatch(text) else text
 
 
 def _words(cell: Cell) -> str:
