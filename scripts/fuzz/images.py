@@ -1,6 +1,6 @@
 """Fuzz test that sends damaged images and masks through `predict`, `main` and `data verify`.
 
-    python scripts/fuzz_images.py --count 500 --seed 0
+    python scripts/fuzz/images.py --count 500 --seed 0
 
 Every command must finish without a traceback within its time limit, and account for every file: scored,
 reported with a reason, or ignored by a documented rule. Prints a table; the exit code is 1 if a check
@@ -24,7 +24,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/tipsomaly.py:demo"
 FORMATS = {
     "PNG": ("L", "RGB", "RGBA", "P", "1", "LA", "I;16"),

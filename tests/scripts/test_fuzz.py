@@ -1,0 +1,58 @@
+"""The runner of fuzz cases, and short runs of the fuzz tests."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from zsad_jax.utils.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts/fuzz"))
+runner = importlib.import_module("runner")
+
+
+def raises(error):
+    def act():
+        raise error
+
+    return act
+
+
+ACTS = {
+    "accepted": [lambda: None, raises(SystemExit(0))],
+    "rejected": [raises(UserError("not a number")), raises(SystemExit(2))],
+    "wrong": [raises(runner.WrongError("executed"))],
+    "traceback": [raises(RecursionError()), raises(SystemExit(1))],
+    "hang": [lambda: time.sleep(60)],
+}
+
+
+@pytest.mark.parametrize("outcome", runner.OUTCOMES)
+def test_counts_outcomes(outcome, capsys):
+    cases = [runner.Case("a kind", str(number), act) for number, act in enumerate(ACTS[outcome])]
+    code = runner.run_cases(cases, seconds=0.1, memory_mib=1 << 20)
+    heads, row, *_, last = capsys.readouterr().out.splitlines()
+    counts = dict(zip(heads.split()[1:], map(int, row.removeprefix("a kind").split()), strict=True))
+    assert counts[outcome] == counts["cases"] == sum(counts.values()) / 2 == len(cases)
+    faults = len(cases) * (outcome in runner.FAULTS)
+    assert code == bool(faults)
+    assert f"{faults} fault{'s' * (faults != 1)}, peak memory" in last
+
+
+def test_limits_memory(capsys):
+    assert runner.run_cases([], memory_mib=1) == 1
+    assert "above 1 MiB" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_accounts_for_damaged_images(user_environment):
+    command = [sys.executable, "scripts/fuzz/images.py", "--count", "120", "--seed", "3"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=user_environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "0 problems"
