@@ -378,6 +378,8 @@ def test_rejects_images_that_look_like_masks(tmp_path):
     found = find_images([tmp_path])
     assert len(found.images) == 3
     assert [issue.kind for issue in found.ignored] == ["mask_ignored"] * 2
+    assert len(find_images([tmp_path], include_masks=True).images) == 5
+    assert len(read_folder(tmp_path, include_masks=True)) == 5
     (tmp_path / "xyz").rename(tmp_path / "ground_truth")
     assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
 
@@ -521,7 +523,52 @@ def test_reports_files_of_other_formats(tmp_path):
         Issue("format_unsupported", "nut/test/bad/1.HEIC", ".heic"),
         Issue("format_unsupported", "nut/test/bad/2.dcm", ".dcm"),
     )
-    assert dataset.notes == (Issue("document", "nut/test/bad/3.json", ".json"),)
+    assert dataset.notes == (
+        Issue("document", "nut/test/bad/3.json", ".json"),
+        Issue("hidden", "nut/test/.5.heic"),
+    )
+
+
+def test_reports_images_outside_of_the_split(tmp_path):
+    make_mvtec(tmp_path)
+    beside = ("0.heic", "1.png", "extra/2.png", "nut/train/good/3.png", "metal_nut/4.png")
+    draw(tmp_path, "metal_nut/review/5.png")
+    for name in beside:
+        write(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.png").rename(tmp_path / name)
+    dataset = read_folder(tmp_path)
+    assert {issue.file for issue in dataset.issues} == {*beside[1:], "metal_nut/review/5.png"}
+    assert {issue.kind for issue in dataset.issues} == {"image_beside"}
+    assert read_folder(tmp_path, split="train").issues == ()
+
+
+def test_accounts_for_every_file(tmp_path):
+    hidden = (
+        "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg",
+        "#recycle/b.png",
+        "Thumbs.db",
+        ".git/config",
+        "._a.png",
+    )
+    ignored = {
+        "a_mask.png": "mask_ignored",
+        "IMG_1.HEIC": "format_unsupported",
+        "notes.txt": "document",
+    }
+    for name in ("a.png", "b.jfif", *hidden, *ignored):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = find_images([tmp_path])
+    assert [os.path.basename(image) for image in found.images] == ["a.png", "b.jfif"]
+    kinds = {os.path.relpath(issue.file, tmp_path): issue.kind for issue in found.ignored}
+    assert kinds == dict.fromkeys(hidden, "hidden") | ignored
+
+
+def test_names_what_a_folder_without_images_contains(tmp_path, caplog):
+    (tmp_path / "1.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"No images found in .*1\.heic: the file format is not"):
+        find_images([tmp_path])
+    assert not caplog.records
 
 
 def test_reports_masks_outside_the_given_folder(tmp_path):

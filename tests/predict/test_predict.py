@@ -205,7 +205,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     }
     assert "Skipping " in caplog.text
     assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
-    assert "can_label.png: looks like a ground-truth mask; to score it" in caplog.text
+    assert "can_label.png: the file looks like a ground-truth mask; to score it" in caplog.text
     assert ".hidden" not in caplog.text
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in (
         capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_excludes_results_of_earlier_run_from_known_good_images(
     for _ in range(2):
         job.predict(experiment, [pictures / "b"], threshold=asked, pixel_threshold=0.5)
         assert job.run_info()["threshold"]["num_images"] == 2
-    assert "0_mask.png: looks like a ground-truth mask" in caplog.text
+    assert "0_mask.png: the file looks like a ground-truth mask" in caplog.text
     assert "mask_ignored" in {one["kind"] for one in job.run_info()["threshold"]["ignored"]}
 
 

@@ -1,20 +1,29 @@
 """Folders of images as datasets: flat, with masks next to the images, or in MVTec's layout."""
 
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
 
 from zsad_jax.data.dataset import Sample, Samples, as_mask
-from zsad_jax.data.issues import Issue, log_issues
+from zsad_jax.data.issues import Issue, group_issues, log_issues, summarize_issues
 from zsad_jax.data.mask_files import FOLDER, find_masks, outermost_folder, pair
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocols import prompt_name as default_prompt_name
-from zsad_jax.data.walk import EXTENSIONS, find_folder, is_image, list_folders, plain, walk
+from zsad_jax.data.walk import (
+    EXTENSIONS,
+    find_folder,
+    is_image,
+    list_folders,
+    list_images,
+    plain,
+    walk,
+)
 from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
 
@@ -33,11 +42,15 @@ class Found(NamedTuple):
     ignored: list[Issue]
 
 
-def find_images(paths: Sequence[PathLike]) -> Found:
+def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Found:
     """Lists the images of files, folders and glob patterns.
 
     Folders are searched with all their subfolders. Masks in them (see `find_masks`), hidden files and files of
     other types are ignored and reported. A file that is given itself, or matches a pattern, is never ignored.
+
+    Args:
+      paths: files, folders and patterns.
+      include_masks: whether files that look like masks are images, too.
 
     Returns:
       Images in the order of `paths`, sorted within each.
@@ -51,13 +64,17 @@ def find_images(paths: Sequence[PathLike]) -> Found:
     """
     images: dict[str, str] = {}
     ignored: dict[str, Issue] = {}
+    empty: list[str] = []
     for path in [os.fspath(one) for one in paths]:
         if not os.path.exists(path) and not glob.has_magic(path):
             raise UserError(f"{path} does not exist. Give a file, a folder or a glob pattern.")
         matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        found = [_search(one) if os.path.isdir(one) else Found([one], []) for one in matches]
+        found = [
+            _search(one, include_masks) if os.path.isdir(one) else Found([one], [])
+            for one in matches
+        ]
         if not any(one.images for one in found):
-            logging.warning("No images in %s.", path)
+            empty.append(path)
         for one in found:
             for image in one.images:
                 # By real path: links, folders and patterns may lead to the same file.
@@ -65,7 +82,9 @@ def find_images(paths: Sequence[PathLike]) -> Found:
             for issue in one.ignored:
                 ignored.setdefault(os.path.realpath(issue.file), issue)
     if not images:
-        raise UserError(_no_images(", ".join(os.fspath(one) for one in paths)))
+        raise UserError(_no_images(", ".join(empty), ignored.values()))
+    for path in empty:
+        logging.warning("No images found in %s.", path)
     # A file that one folder ignores may be given by itself: then it is an image.
     return Found(list(images.values()), [ignored[key] for key in ignored if key not in images])
 
@@ -80,6 +99,7 @@ def read_folder(
     masks: PathLike | None = None,
     split: str = "test",
     normal_folders: str | Sequence[str] | None = None,
+    include_masks: bool = False,
 ) -> Samples:
     """Reads a folder of images as a dataset.
 
@@ -104,6 +124,7 @@ def read_folder(
       split: folder of MVTec's layout that is read.
       normal_folders: names of folders with normal images, in any spelling; None = `NORMAL_FOLDERS`, and those
         of `NORMAL_BESIDE` if the opposite exists.
+      include_masks: whether files that look like masks, outside of the folder `masks`, are images, too.
 
     Raises:
       UserError: the folder is missing, has no images or no such split, none of `normal_folders` exists, a
@@ -127,17 +148,22 @@ def read_folder(
     if masks is not None and not os.path.isdir(masks):
         raise UserError(f"The folder of masks {os.fspath(masks)} does not exist.")
     normal = _find_normal(root, classes, normal_folders)
-    parts = [_read_part(root, one, split, category, masks, normal) for one in classes]
+    read = functools.partial(
+        _read_part, root, masks=masks, normal=normal, include_masks=include_masks
+    )
+    parts = [read(one, split, category) for one in classes]
     if not parts:
         prompt_name = prompt_name or "object"
-        parts = [_read_part(root, root, None, category or name, masks, normal)]
+        parts = [read(root, None, category or name)]
     samples = [sample for part, _ in parts for sample in part]
     if not samples:
         raise UserError(_why_empty(root))
     found = [issue for _, part in parts for issue in part]
+    if split not in ("train", "validation") and root not in classes and classes:
+        found += _find_beside(root, classes)
     # Most datasets have a readme or a list beside the images: a note, not a warning.
-    notes = [issue for issue in found if issue.kind == "document"]
-    issues = [issue for issue in found if issue.kind != "document"]
+    notes = [issue for issue in found if issue.kind in ("document", "hidden")]
+    issues = [issue for issue in found if issue.kind not in ("document", "hidden")]
     anomalous = sum(sample.label for sample in samples)
     logging.info("%s: %s, %d anomalous.", name, plural(len(samples), "image"), anomalous)
     log_issues(name, issues)
@@ -148,8 +174,9 @@ def read_folder(
     return Samples(name, samples, issues=issues, notes=notes)
 
 
-def _no_images(place: object) -> str:
-    return f"No images found in {place}. Supported formats: {', '.join(EXTENSIONS)}."
+def _no_images(place: object, ignored: Iterable[Issue] = ()) -> str:
+    there = "".join(f" {summarize_issues(kind)}." for kind in group_issues(ignored))
+    return f"No images found in {place}.{there} Supported formats: {', '.join(EXTENSIONS)}."
 
 
 def _why_empty(root: pathlib.Path) -> str:
@@ -159,6 +186,18 @@ def _why_empty(root: pathlib.Path) -> str:
         place = root / os.path.dirname(everything[0])
         return f"{root} contains only ground truth. If these are images, give {place} itself."
     return _no_images(root)
+
+
+def _find_beside(folder: pathlib.Path, read: Collection[pathlib.Path]) -> list[Issue]:
+    """Reports the images, and files of other formats, that are not in one of the folders that are read."""
+    known = {one.resolve() for one in read}
+    issues = [Issue("image_beside", one.name) for one in list_images(folder)]
+    for other in list_folders(folder):
+        if other.resolve() not in known:
+            issues += [
+                Issue("image_beside", one) for one in _list_images(folder, issues, start=other)
+            ]
+    return issues
 
 
 def list_splits(path: PathLike) -> tuple[str, ...]:
@@ -210,13 +249,15 @@ def _read_part(
     folder: pathlib.Path,
     split: str | None,
     category: str | None,
+    *,
     masks: PathLike | None,
     normal: set[str],
+    include_masks: bool,
 ) -> tuple[list[Sample], list[Issue]]:
     """Reads the samples of one category; `split` is None for a folder without layout."""
     category = category or (folder.resolve() if folder == root else folder).name  # "." has no name
     place = folder if split is None else find_folder(folder, split) or folder
-    images, known, issues = _list_part(folder, place, split, masks, normal)
+    images, known, issues = _list_part(folder, place, split, masks, normal, include_masks)
     start = "" if split is None else f"{place.name}/"
     # Folders above the split do not label an image: those in `good/test/bent` are anomalous.
     folders = {image: image.removeprefix(start).split("/")[:-1] for image in images}
@@ -273,22 +314,26 @@ def _list_part(
     split: str | None,
     masks: PathLike | None,
     normal: set[str],
+    include_masks: bool,
 ) -> tuple[list[str], dict[str, str | None], list[Issue]]:
     """Lists the images of a category, its masks (see `find_masks`) and issues, relative to its folder."""
-    ignored: list[Issue] = []
+    issues: list[Issue] = []
     # Each folder by itself: `walk` visits a folder once, and links in one split may lead to another.
     splits = [one for one in list_folders(folder) if one == place or plain(one.name) not in SPLITS]
     places = [folder] if split is None else splits
-    files = [one for below in places for one in _list_images(folder, ignored, below)]
-    issues = [issue for issue in ignored if issue.kind != "hidden"]
+    files = [one for below in places for one in _list_images(folder, issues, below)]
     if masks is not None:
         # The given folder of masks may be below the folder of the images.
         inside = f"{_relative(masks, folder)}/"
         files = [one for one in files if not one.startswith(inside)]
-    known, unusual = find_masks(folder, files, normal)
+    known, unusual = ({}, {}) if include_masks else find_masks(folder, files, normal)
     start = "" if split is None else f"{place.name}/"
     # Folders beside the split are listed for their masks; their other files are not part of the split.
     images = [one for one in files if one.startswith(start) and one not in known]
+    if split not in (None, "train", "validation"):
+        beside = [one for one in files if not one.startswith(start) and one not in known]
+        beside += [one.name for one in list_images(folder)]
+        issues += [Issue("image_beside", one) for one in beside]
     if masks is not None:
         issues += [Issue("mask_unused", one) for one in known]
         known = dict.fromkeys(_list_images(masks), "")
@@ -297,7 +342,7 @@ def _list_part(
         raise UserError(
             f"{folder / suspect} looks like a folder of masks. Its files have few gray values and the same"
             f" names as files in {other!r}. If they are masks, rename the folder to ground_truth, or set the"
-            " key `masks` in config.data. If they are images, rename the files."
+            " key `masks` in config.data. If they are images, set the key `include_masks`."
         )
     return images, known, issues
 
@@ -331,11 +376,11 @@ def _list_images(
     return sorted(images)
 
 
-def _search(folder: str) -> Found:
+def _search(folder: str, include_masks: bool) -> Found:
     """Lists the images of a folder, without its masks unless it contains nothing else."""
     ignored: list[Issue] = []
     everything = _list_images(folder, ignored)
-    masks, _ = find_masks(folder, everything, NORMAL_FOLDERS)
+    masks = {} if include_masks else find_masks(folder, everything, NORMAL_FOLDERS)[0]
     images = [one for one in everything if one not in masks]
     if images:
         ignored = [*(Issue("mask_ignored", one) for one in masks), *ignored]

@@ -1,5 +1,6 @@
 """Issues: records of problems with the files of a dataset, and their descriptions."""
 
+import collections
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 from absl import logging
 
 FILES_SHOWN = 3
+DETAILS_SHOWN = 5
 
 # Code decides on the kinds; the descriptions are only shown.
 DESCRIPTIONS = {
@@ -24,10 +26,11 @@ DESCRIPTIONS = {
     " fewer than 16 bits, set `bit_depth`",
     "document": "the file is not an image",
     "format_unsupported": "the file format is not supported",
-    "hidden": "hidden files and folders are ignored",
+    "hidden": "the file is hidden, or was left behind by an operating system or a NAS",
     "output_failed": "the outputs of the image cannot be written",
     "output": "the file was written by an earlier run",
-    "mask_ignored": "looks like a ground-truth mask; to score it, pass its path",
+    "mask_ignored": "the file looks like a ground-truth mask; to score it, pass its path or --include_masks",
+    "image_beside": "the image is in none of the folders that are read",
     "mask_unreadable": "the mask cannot be read",
     "mask_missing": "the mask is missing",
     "mask_outside": "the mask is outside the folder of the dataset",
@@ -110,8 +113,12 @@ def summarize_issues(issues: Sequence[Issue]) -> str:
     """Describes the issues of one kind in a line: their number, and the first few files."""
     if len(issues) == 1:
         return str(issues[0])
-    same = len({issue.detail for issue in issues}) == 1
-    description = issues[0].description if same else DESCRIPTIONS[issues[0].kind]
+    details = collections.Counter(issue.detail for issue in issues)
+    same = len(details) < len(issues) and len(details) <= DETAILS_SHOWN
+    description = issues[0].description if len(details) == 1 else DESCRIPTIONS[issues[0].kind]
+    if same and len(details) > 1:
+        counted = (f"{detail} ({number})" for detail, number in details.most_common() if detail)
+        description += f": {', '.join(counted)}"
     shown = [
         issue.file if same or not issue.detail else f"{issue.file}: {issue.detail}"
         for issue in issues[:FILES_SHOWN]

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.files import PathLike
@@ -13,7 +13,12 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff"),
     *(".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
-SYSTEM_FILES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+# Of macOS and Windows, and thumbnails, snapshots and trash of network storage, in lower case.
+SYSTEM_FILES = (
+    *("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found"),
+    *("$recycle.bin", "system volume information", "@eadir", "@tmp", "@recycle", "#recycle"),
+    *("#snapshot", "@recently-snapshot", "@__thumb"),
+)
 
 
 def is_image(name: str) -> bool:
@@ -22,8 +27,8 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder is hidden, or was left behind by an operating system."""
-    return name.startswith(".") or name in SYSTEM_FILES
+    """Returns whether a file or folder is hidden, or was left behind by an operating system or a NAS."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def plain(name: str) -> str:
@@ -64,17 +69,17 @@ def walk(
       root: the folder that names are relative to.
       start: the folder in it that is searched; None = the root.
       skip: whether to skip a file or folder, from its relative name.
-      ignored: hidden files and folders, and folders that cannot be read, are added here.
+      ignored: hidden files, all files in hidden folders, and folders that cannot be read are added here.
     """
-    ignored = [] if ignored is None else ignored
     # Links are appended to the starts, so that a folder is listed under its own name if it has one.
     starts = [os.fspath(start or root)]
     # The parents are seen: a link to one of them would list the root again.
     seen = {str(one) for one in pathlib.Path(starts[0]).resolve().parents}
 
     def report(error: OSError) -> None:
-        inside = os.path.relpath(error.filename, root).replace(os.sep, "/")
-        ignored.append(Issue("folder_unreadable", inside, error.strerror or ""))
+        if ignored is not None:
+            inside = os.path.relpath(error.filename, root).replace(os.sep, "/")
+            ignored.append(Issue("folder_unreadable", inside, error.strerror or ""))
 
     for place in starts:
         # Without os.walk's own following of links, which never ends if a link leads to a folder above it.
@@ -86,7 +91,9 @@ def walk(
             seen.add(real)
             inside = os.path.relpath(folder, root).replace(os.sep, "/")
             prefix = "" if inside == "." else f"{inside}/"
-            ignored += [Issue("hidden", prefix + one) for one in (*below, *files) if is_hidden(one)]
+            if ignored is not None:
+                hidden = [one for one in (*below, *files) if is_hidden(one)]
+                ignored += [Issue("hidden", one) for one in _list_hidden(root, prefix, hidden)]
             wanted = [one for one in sorted(files) if not is_hidden(one) and not skip(prefix + one)]
             # In place: os.walk reads this list to decide where it goes next, and in which order.
             below[:] = [
@@ -95,6 +102,15 @@ def walk(
             paths = [os.path.join(folder, one) for one in below]
             starts += [path for path in paths if os.path.islink(path)]
             yield from (prefix + one for one in wanted)
+
+
+def _list_hidden(root: PathLike, prefix: str, names: Iterable[str]) -> Iterator[str]:
+    """Yields hidden files, and all files in hidden folders, so that every file is accounted for."""
+    for name in names:
+        path = os.path.join(root, prefix + name)
+        inside = (os.path.join(folder, one) for folder, _, files in os.walk(path) for one in files)
+        found = inside if os.path.isdir(path) else [path]
+        yield from (os.path.relpath(one, root).replace(os.sep, "/") for one in found)
 
 
 def _visible(folder: PathLike) -> list[pathlib.Path]:
