@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from zsad_jax.detector import Detector, Prediction, load_detector
     from zsad_jax.experiment import presets
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     # Detection
     "load_detector",

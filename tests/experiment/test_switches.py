@@ -22,7 +22,14 @@ from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, make_scorer
 from zsad_jax.experiment import run as runner
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.methods import METHODS, Batch, config_class, count_parameters, param_shapes
+from zsad_jax.methods import (
+    METHODS,
+    Batch,
+    config_class,
+    count_parameters,
+    make_method,
+    param_shapes,
+)
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 
@@ -173,6 +180,34 @@ def test_method_options_work_or_are_rejected_early(name, over):
             raise AssertionError(f"{changes} fails late") from error
         works += 1
     assert works > 5
+
+
+LEARNED = [name for name in METHODS if config_class(name).scoring_only]
+
+
+@pytest.mark.parametrize(("name", "over"), itertools.product(LEARNED, ["tips-nano", "clip-nano"]))
+def test_scoring_only_options_leave_training_unchanged(name, over):
+    """Compares compiler input: equal programs have bit-equal parameters, losses and gradients."""
+    backbone, base = load(over), demo(name, over).methods()[0].config
+
+    def lower(**changes):
+        method = make_method(name, backbone, dataclasses.replace(base, **changes))
+
+        def start(frozen, key, images):
+            params = method.init(key, frozen)
+            features = method.features(frozen, params, images)
+            of_loss = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
+            return params, of_loss(frozen, params, features, batch())
+
+        images = np.zeros((2, SIZE, SIZE, 3), np.float32)
+        return jax.jit(start).lower(backbone.params, jax.random.key(0), images).as_text()
+
+    hints, program = typing.get_type_hints(type(base)), lower()
+    for key in base.scoring_only:
+        # The first other value; those after it may be invalid.
+        value = alternatives(hints[key], getattr(base, key), (None, None))[0]
+        assert lower(**{key: value}) == program, key
+    assert lower(temperature=0.5) != program
 
 
 class TracedError(Exception):

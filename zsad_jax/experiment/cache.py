@@ -3,6 +3,7 @@
 A killed run resumes from them, and a repeated run computes nothing.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,7 +29,6 @@ from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
-LATER_OPTIONS = ("gelu_approximate", "text_ln_eps")  # in keys only if they are set
 CASE_FIELDS = ("category", "file_name", "label", "score")
 
 
@@ -44,10 +44,10 @@ def training_key(
     """Returns the key of parameters learned on an auxiliary dataset."""
     # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
     # part of the key.
-    training = to_json(experiment)["training"]
+    training = dataclasses.asdict(experiment.training_for(method))
     return _fingerprint(
         _model(experiment, backbone),
-        [*_method(method), training, experiment.seed],
+        [method.name, method.config.training_options(), training, experiment.seed],
         [auxiliary, dataset.fingerprint()],
         # A version may change the numbers.
         zsad_jax.__version__,
@@ -98,7 +98,7 @@ def inputs_key(
     named = None if prompts.included_with else prompts.source or None
     return _fingerprint(
         zsad_jax.__version__,
-        [config["method"], _backbone_options(experiment), config["image_score"]],
+        [config["method"], experiment.backbone_options, config["image_score"]],
         [named, category],
         # Size and date instead of a digest: reading the weights is what this avoids.
         [_stamp(path) for path in paths if path is not None],
@@ -120,17 +120,11 @@ def outputs_key(prediction: str, settings: Mapping[str, Any], warning: str) -> s
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
     # The digest covers the weights; options such as the image size are not part of it.
-    return [backbone.digest, _backbone_options(experiment), backbone.tokenizer_digest]
-
-
-def _backbone_options(experiment: Experiment) -> dict[str, Any]:
-    """Returns the options as in keys of stored results, which remain valid when an option is added."""
-    options = to_json(experiment)["backbone"]
-    return {k: v for k, v in options.items() if v is not None or k not in LATER_OPTIONS}
+    return [backbone.digest, experiment.backbone_options, backbone.tokenizer_digest]
 
 
 def _method(method: Method) -> tuple[str, dict[str, Any]]:
-    return method.name, method.config.stored_options()
+    return method.name, dataclasses.asdict(method.config)
 
 
 def save(path: files.PathLike, evaluation: Evaluation) -> None:

@@ -186,16 +186,17 @@ class Experiment:
         return pathlib.Path(self.data_dir) if self.data_dir else default_data_dir()
 
     @property
-    def _backbone_options(self) -> dict[str, Any]:
+    def backbone_options(self) -> dict[str, Any]:
+        """The arguments of `load_backbone` that are given."""
         return {key: value for key, value in self.backbone.items() if value is not None}
 
     def load_backbone(self) -> Backbone:
         """Loads the frozen model."""
-        return load_backbone(**self._backbone_options)
+        return load_backbone(**self.backbone_options)
 
     def locate_backbone(self) -> WeightFiles:
         """Returns the backbone's files; missing files of a released name are downloaded first."""
-        return locate_files(**self._backbone_options)
+        return locate_files(**self.backbone_options)
 
     def check_methods(self, backbone: Backbone | None = None) -> None:
         """Rejects options that do not work together.

@@ -32,6 +32,7 @@ class AnomalyCLIPConfig(learner.LearnerConfig):
 
     name: ClassVar[str] = "anomalyclip"
     title: ClassVar[str] = "AnomalyCLIP"
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
 
     normal_text: str = "object."
     abnormal_text: str = "damaged object."

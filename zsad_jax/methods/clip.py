@@ -15,7 +15,7 @@ from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
-from zsad_jax.utils.config import Renamed, config_from
+from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
 # CLIP's 80 templates for ImageNet (Radford et al. 2021), which come in kinds.
@@ -51,10 +51,7 @@ class ClipConfig(MethodConfig):
 
     name: ClassVar[str] = "clip"
     title: ClassVar[str] = "CLIP"
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        "normal": Renamed("normal_text"),
-        "abnormal": Renamed("abnormal_text"),
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"normal": "normal_text", "abnormal": "abnormal_text"}
     vv_from: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 

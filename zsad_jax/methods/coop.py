@@ -23,7 +23,7 @@ from zsad_jax.methods.shared import layers, losses, prompts, similarity
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.similarity import normalize
-from zsad_jax.utils.config import Renamed, config_from, within
+from zsad_jax.utils.config import config_from, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,12 @@ class CoOpConfig(MethodConfig):
 
     name: ClassVar[str] = "coop"
     title: ClassVar[str] = "CoOp"
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        "normal_word": Renamed("normal_text", "'normal {}' for 'normal'", "normal"),
-        "abnormal_word": Renamed("abnormal_text", "'anomalous {}' for 'anomalous'", "anomalous"),
-        "local_loss": Renamed("lam", "1.0 for True, 0.0 for False", False),
+    renamed: ClassVar[Mapping[str, str]] = {
+        "normal_word": "normal_text ('normal {}' for 'normal')",
+        "abnormal_word": "abnormal_text ('anomalous {}' for 'anomalous')",
+        "local_loss": "lam (1.0 for True, 0.0 for False)",
     }
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
 
     num_prompts: int = within(12, 1)
     position: Literal["end", "middle", "front"] = "end"
@@ -67,10 +68,7 @@ class CoCoOpConfig(CoOpConfig):
 
     name: ClassVar[str] = "cocoop"
     title: ClassVar[str] = "CoCoOp"
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        **CoOpConfig.renamed,
-        "local_loss": CoOpConfig.renamed["local_loss"]._replace(default=True),
-    }
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
 
     lam: float = within(1.0, 0)
     vv_from: int | None = within(6, 1, VISION_DEPTH)

@@ -26,7 +26,7 @@ from zsad_jax.methods.shared.similarity import (
     same_for_each,
     temperature_of,
 )
-from zsad_jax.utils.config import Renamed, config_from, within
+from zsad_jax.utils.config import config_from, within
 
 IMAGE_SCORES = ("combined", "global", "patch")
 
@@ -60,14 +60,15 @@ class FAPromptConfig(learner.LearnerConfig):
     name: ClassVar[str] = "faprompt"
     title: ClassVar[str] = "FAPrompt"
     recipe: ClassVar[Recipe] = Recipe(TRAINING | {"epochs": 7}, image_score="combined")
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        "normal_length": Renamed("num_prompts"),
-        "abnormal_length": Renamed("num_own_prompts"),
-        "separate_length": Renamed("num_separate_prompts"),
-        "prior_reduction": Renamed("reduction"),
-        "local1_weight": Renamed("lam"),
-        "local2_weight": Renamed("lam_stage2"),
+    renamed: ClassVar[Mapping[str, str]] = {
+        "normal_length": "num_prompts",
+        "abnormal_length": "num_own_prompts",
+        "separate_length": "num_separate_prompts",
+        "prior_reduction": "reduction",
+        "local1_weight": "lam",
+        "local2_weight": "lam_stage2",
     }
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma",)
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
 
     compound: bool = True

@@ -23,7 +23,7 @@ from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, same_for_each, temperature_of
-from zsad_jax.utils.config import Renamed, config_from, within
+from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 IMAGE_SCORES = ("first", "second")  # of the first and of the second global token
@@ -61,15 +61,14 @@ class TIPSomalyConfig(learner.LearnerConfig):
         # Brain images are described in medical words, everything else in industrial ones.
         method_for={key: {"prompt_family": "medical"} for key in BRAIN},
     )
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        "n_deep": Renamed("num_deep_prompts"),
-        "d_deep": Renamed("deep_prompt_depth", "d_deep + 1: it includes the first block", 0),
-        "deep_tokens": Renamed("deep_prompts"),
-        "l1_lambda": Renamed("l1_weight"),
-        "cls_seg_loss": Renamed(
-            "lam", "1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls'", "seg", also="cross_entropy_weight"
-        ),
+    renamed: ClassVar[Mapping[str, str]] = {
+        "n_deep": "num_deep_prompts",
+        "d_deep": "deep_prompt_depth (d_deep + 1: it includes the first block)",
+        "deep_tokens": "deep_prompts",
+        "l1_lambda": "l1_weight",
+        "cls_seg_loss": "lam and cross_entropy_weight (1.0, 0.0 for 'seg'; 0.0, 1.0 for 'cls')",
     }
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "decoupled", "local_to_global")
     # Fixed: the last block, with both global tokens scored.
     feature_layers: ClassVar[tuple[int, ...]] = (VISION_DEPTH,)  # type: ignore[misc]
     vv_from: ClassVar[None] = None  # type: ignore[misc]

@@ -61,6 +61,7 @@ class TPSConfig(learner.LearnerConfig):
     recipe: ClassVar[Recipe] = Recipe(
         TRAINING | {"learning_rates": {"prompts": 1e-3, "pathway": 1e-4}}
     )
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "pathway_at_test", "hand_written_texts")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     learned: bool = True

@@ -22,7 +22,7 @@ from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
 from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, temperature_of
-from zsad_jax.utils.config import Renamed, config_from, within
+from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
 # Projections of the perception attention, and modules of the learned arrays, by the authors' names.
@@ -63,11 +63,12 @@ class ViP2CLIPConfig(MethodConfig):
     recipe: ClassVar[Recipe] = Recipe(
         TRAINING | {"epochs": 10, "b1": 0.9, "learning_rates": {"prompts": 1e-3, "fgp": 1e-5}}
     )
-    renamed: ClassVar[Mapping[str, Renamed]] = {
-        "state_length": Renamed("num_prompts"),
-        "class_length": Renamed("num_class_prompts"),
-        "score": Renamed("score_pooling"),
+    renamed: ClassVar[Mapping[str, str]] = {
+        "state_length": "num_prompts",
+        "class_length": "num_class_prompts",
+        "score": "score_pooling",
     }
+    scoring_only: ClassVar[tuple[str, ...]] = ("sigma", "score_pooling")
     vv_from: ClassVar[None] = None  # type: ignore[misc]
 
     adjectives: tuple[str, ...] = ("good", "damaged")

@@ -5,7 +5,7 @@ import functools
 import types
 import typing
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from zsad_jax.utils.errors import UserError, suggest
 
@@ -16,26 +16,6 @@ TYPES = {  # in words: one, several
     float: ("a number", "numbers"),
     str: ("a string", "strings"),
 }
-
-
-class Renamed(NamedTuple):
-    """The option that replaced a former key of a config.
-
-    Attributes:
-      key: the option.
-      values: how its values follow from the former ones, for error messages; "": they are the same.
-      default: the former value that the option's default stands for, where `values` is given.
-      also: a further option that the former key set.
-    """
-
-    key: str
-    values: str = ""
-    default: Any = None
-    also: str | None = None
-
-    def __str__(self) -> str:
-        keys = f"{self.key} and {self.also}" if self.also else self.key
-        return f"{keys} ({self.values})" if self.values else keys
 
 
 def within(default: Any, low: float, high: float = float("inf")) -> Any:
@@ -79,7 +59,7 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
         return mapping
     values = dict(cast(Mapping[str, Any], mapping).items()) if mapping is not None else {}
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    renamed: Mapping[str, Renamed] = getattr(cls, "renamed", {})
+    renamed: Mapping[str, str] = getattr(cls, "renamed", {})
     for key in values:
         if key in renamed:
             raise UserError(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from zsad_jax.utils.config import Renamed, check_fields, within
+from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 
 VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
@@ -43,7 +43,9 @@ class MethodConfig:
       title: its name as its paper prints it.
       needs_text: whether the method needs the text side of a backbone.
       recipe: the setting of its published numbers.
-      renamed: former keys, which are still those of stored results, and what replaced them.
+      renamed: former keys, and what replaced them.
+      scoring_only: fields that training does not see, so that changing them does not train again. It holds for
+        the class alone, since the method of a subclass may train on them.
       feature_layers: vision blocks whose patch tokens are compared; their maps are summed.
       vv_from: first block of the value-value stream that patch tokens come from; None: ordinary attention.
       cls_norm: whether the global token passes the final LayerNorm of the vision tower.
@@ -57,7 +59,8 @@ class MethodConfig:
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
-    renamed: ClassVar[Mapping[str, Renamed]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    scoring_only: ClassVar[tuple[str, ...]] = ()
 
     feature_layers: tuple[int, ...] = (VISION_DEPTH,)
     vv_from: int | None = within(None, 1, VISION_DEPTH)
@@ -76,20 +79,11 @@ class MethodConfig:
                 f" {VISION_DEPTH}, which is scaled to the depth of the tower."
             )
 
-    def stored_options(self) -> dict[str, Any]:
-        """Returns the options as in keys of stored results, which remain valid when an option is renamed."""
-        fields = dataclasses.fields(self)
-        options = {field.name: getattr(self, field.name) for field in fields}
-        unchanged = {field.name for field in fields if options[field.name] == field.default}
-        for former, new in self.renamed.items():
-            if not new.values:
-                options[former] = options.pop(new.key)
-                continue
-            if new.key in unchanged:
-                options[former] = new.default
-            for key in unchanged & {new.key, new.also}:
-                del options[key]
-        return options
+    def training_options(self) -> dict[str, Any]:
+        """Returns the options that training sees."""
+        scoring_only = vars(type(self)).get("scoring_only", ())  # not an inherited one
+        options = dataclasses.asdict(self)
+        return {name: value for name, value in options.items() if name not in scoring_only}
 
 
 def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
