@@ -1,6 +1,7 @@
 """Zero-shot anomaly detection in JAX: an image in, an anomaly score and an anomaly map out."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ __all__ = [
 ]
 _MODULES = {name: name for name in ("backbones", "data", "methods", "metrics")}
 _MODULES["presets"] = "experiment.presets"
+
+# While `python -m` locates a module, this is its program name. The imports of a command take seconds, in
+# which Ctrl-C would end in a traceback.
+if sys.argv[:1] == ["-m"] and any("zsad_jax." in word for word in sys.orig_argv):
+    from zsad_jax.utils import interrupts
+
+    interrupts.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -96,3 +97,44 @@ def test_rejects_folder_with_files_of_the_user(tmp_path):
         (tmp_path / "new/results.csv").touch()
     with files.alone(tmp_path / "new", ("results.csv",)):  # now marked as its own
         pass
+
+
+def test_next_run_removes_temporary_files_of_killed_ones(tmp_path):
+    kept = ["mine.part", ".mine.part.png", "other/.results.0123abc_.part.json", "figures/a.png"]
+    swept = [".results.0123abc_.part.json", "figures/mvtec_ad/.a b.0123abc_.part.png"]
+    for name in kept + swept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with files.replaced(tmp_path / "new.npz") as temporary:
+        assert files._TEMPORARY.fullmatch(temporary.name)
+    (tmp_path / "link").symlink_to("other", target_is_directory=True)
+    (tmp_path / files.LOCK).touch()
+    with files.alone(tmp_path, ("figures", "link", "missing")):
+        left = {str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*") if one.is_file()}
+    assert left == {*kept, files.LOCK, "new.npz"}
+
+
+def test_removal_that_was_killed_can_be_repeated(tmp_path, monkeypatch):
+    files.make_removable(tmp_path / "incomplete.extracted")
+    (tmp_path / "incomplete.extracted/data").mkdir()
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+    files.remove(tmp_path / "incomplete.extracted")
+    assert files.is_removable(tmp_path / "incomplete.extracted")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("6400 requested and 0 written"), "No space left on device"),
+        (OSError(errno.ENOSPC, "full"), "No space left on device"),
+        (OSError(errno.EFBIG, "big"), "File too large"),
+    ],
+)
+def test_write_errors_name_the_file(tmp_path, error, words):
+    with (
+        pytest.raises(OSError, match=f"{words}.*new.json") as caught,
+        files.replaced(tmp_path / "new.json"),
+    ):
+        raise error
+    assert caught.value.filename == str(tmp_path / "new.json")
+    assert os.listdir(tmp_path) == []

@@ -13,7 +13,7 @@ from zsad_jax.data.inspect import stock
 from zsad_jax.data.inspect.opened import OpenedDataset, open_all_splits
 from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
 from zsad_jax.data.synthetic import CATEGORIES
-from zsad_jax.utils import command_line
+from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError, plural, suggest
 
 PROGRAM = "python -m zsad_jax.data"
@@ -154,6 +154,11 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     facts = DATASETS[name]
     if benchmarks.is_prepared(name, options.data_dir):
         place = os.path.abspath(find_place(name, options.data_dir))
+        if files.has_unfinished(os.path.dirname(place)):
+            with files.alone(
+                os.path.dirname(place)
+            ):  # removes what a killed preparation has extracted
+                pass
         print(f"{facts.title} is already prepared. To prepare it again, delete {place}.")
         if options.source:
             print(f"Ignored: --source {options.source}.")

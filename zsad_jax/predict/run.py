@@ -14,7 +14,7 @@ from zsad_jax.experiment.cache import outputs_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
 from zsad_jax.predict import thresholds
-from zsad_jax.predict.outputs import COLUMNS, FILES, Journal, Record, Writer, is_output
+from zsad_jax.predict.outputs import COLUMNS, FILES, OUTPUTS, Journal, Record, Writer, is_output
 from zsad_jax.predict.score import Model, Options, ScoredImage, prepare_model, score_images
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, plural
@@ -61,6 +61,7 @@ def predict(experiment: Experiment, options: Options) -> None:
         logging.warning("Ignoring %s", summarize_issues(kind))
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*FILES, "masks")):
+        files.sweep(options.out, [folder for folder, _ in OUTPUTS.values()])
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
         model = prepare_model(experiment, options, num_images=num_images)

@@ -7,6 +7,7 @@ __all__ = [
     "errors",
     "files",
     "images",
+    "interrupts",
     "progress",
     "sharding",
     "text_table",

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from zsad_jax.utils import files
+from zsad_jax.utils import files, interrupts
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
 
@@ -28,23 +28,29 @@ def fail(message: str) -> NoReturn:
 
 
 def guarded(run: Callable[[], int | None]) -> int:
-    """Runs the body of a command and returns its exit code."""
-    try:
-        return run() or 0
-    except UserError as error:
-        fail(str(error))
-    except OSError as error:
-        # Errors of the system with a path are the user's to correct; others are ours and keep their traceback.
-        full = files.is_disk_full(error)
-        if error.filename is None and full:
-            fail("The disk is full. Make room, or choose a folder on a larger one.")
-        if error.filename is None:
-            raise
-        remedy = "Make room" if full else "Check the path and its permissions"
-        fail(f"{error.filename}: {error.strerror}. {remedy}, or choose another folder.")
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
-        return 130
+    """Runs the body of a command and returns its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+    with interrupts.handled():
+        try:
+            interrupts.check()
+            code = run() or 0
+            interrupts.check()
+            return code
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            return interrupts.exit_code()
+        except Exception as error:
+            # Errors of the system with a path are the user's to correct; others are ours and keep their
+            # traceback.
+            path = getattr(error, "filename", None)
+            if files.is_disk_full(error):
+                disk = f"The disk of {path}" if path else "The disk"
+                fail(f"{disk} is full. Make room, or choose a folder on a larger disk.")
+            if not isinstance(error, OSError) or path is None:
+                raise
+            fail(
+                f"{path}: {error.strerror}. Check the path and its permissions, or choose another folder."
+            )
 
 
 def log_plainly() -> None:

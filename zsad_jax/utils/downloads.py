@@ -12,13 +12,14 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from zsad_jax.utils import files
+from zsad_jax.utils import files, interrupts
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
 
 CHUNK_KILOBYTES = 64  # what a broken connection can lose
 ATTEMPTS = 3  # in a row without a new byte
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # doubled each time
+SECONDS_BETWEEN_LOOKS = 0.1  # at a file that another process downloads
 TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, between two packets
 OTHER_DISK = "set ZSAD_JAX_HOME (for benchmarks: --data_dir) to a folder"
 
@@ -93,7 +94,7 @@ def _alone(part: pathlib.Path) -> Iterator[IO[bytes]]:
     """Opens a part file for appending while no other process has it; an empty one is removed."""
     while True:
         file = open(part, "ab", buffering=0)  # noqa: SIM115 - closed below
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _wait_for(file)
         # The process that had the lock before may have renamed the file, or removed it.
         if _has_name(file, part):
             break
@@ -107,6 +108,16 @@ def _alone(part: pathlib.Path) -> Iterator[IO[bytes]]:
         if empty and not renamed:
             part.unlink()
         file.close()
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    """Locks a file when no other process has it."""
+    while True:
+        interrupts.check()
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _has_name(file: IO[bytes], path: pathlib.Path) -> bool:
@@ -259,6 +270,7 @@ class _Download:
                 chunks, total=total, label=label, unit="kilobyte", step=CHUNK_KILOBYTES
             )
         for chunk in chunks:
+            interrupts.check()
             written = 0
             while written < len(chunk):  # an unbuffered write may be partial
                 written += self.file.write(chunk[written:])

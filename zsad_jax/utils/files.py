@@ -4,13 +4,14 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -22,6 +23,12 @@ PathLike = str | os.PathLike[str]
 LOCK = ".zsad_jax.lock"
 MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
 LONGEST_NAME = 80
+_TEMPORARY = re.compile(
+    r"\..*\.[a-z0-9_]{8}\.part(\.[^.]*)?", re.DOTALL
+)  # names that `replaced` gives
+_UNFINISHED = re.compile(
+    r"incomplete\.(extracted|[A-Z0-9]{6}_.*)"
+)  # the latter by tensorflow-datasets
 
 
 def home() -> pathlib.Path:
@@ -38,9 +45,11 @@ def make_removable(folder: PathLike) -> None:
 
 
 def is_removable(folder: PathLike) -> bool:
-    """Returns whether a path is a directory that `make_removable` marked, and not a link."""
+    """Returns whether a path is a directory that `make_removable` marked, or an empty one, and not a link."""
     path = pathlib.Path(folder)
-    return not path.is_symlink() and (path / MARK).is_file()
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return (path / MARK).is_file() or not any(path.iterdir())  # a kill can come before the mark
 
 
 def remove(folder: PathLike) -> None:
@@ -59,12 +68,44 @@ def remove(folder: PathLike) -> None:
             f"{path} was not created by zsad_jax, so it is not removed. Move it elsewhere and run the command"
             " again."
         )
+    for one in path.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one, ignore_errors=True)
+        elif one.name != MARK:
+            one.unlink()
+    # The mark comes last: what a kill leaves can still be removed.
     shutil.rmtree(path, ignore_errors=True)
+
+
+def has_unfinished(folder: PathLike) -> bool:
+    """Returns whether a folder has directories of unfinished work, which may be in progress."""
+    return any(map(_UNFINISHED.fullmatch, os.listdir(folder)))
+
+
+def sweep(folder: PathLike, outputs: Iterable[str] = ()) -> None:
+    """Removes what killed runs left in a folder, while no other process writes to it (see `alone`).
+
+    This is: temporary files of `replaced`, in the folder and below those of its `outputs` that are folders;
+    and directories of unfinished work in the folder, if `remove` accepts them.
+    """
+    path = pathlib.Path(folder)
+    for one in path.iterdir():
+        if _UNFINISHED.fullmatch(one.name) and is_removable(one):
+            remove(one)
+    trees = [path / name for name in outputs if not (path / name).is_symlink()]
+    levels = itertools.chain(itertools.islice(os.walk(path), 1), *map(os.walk, trees))
+    for place, _, names in levels:
+        for name in filter(_TEMPORARY.fullmatch, names):
+            pathlib.Path(place, name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replaced(path: PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes that name."""
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes that name.
+
+    Raises:
+      OSError: the file cannot be written; always with its path, which few writers name.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since writers such as numpy's and matplotlib's choose a format by it.
@@ -81,6 +122,11 @@ def replaced(path: PathLike) -> Iterator[pathlib.Path]:
         # mkstemp makes files that only their owner can read.
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        number = errno.ENOSPC if is_disk_full(error) else error.errno
+        if number is None or error.filename is not None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,7 +146,8 @@ def write_json(path: PathLike, value: Any) -> None:
 def is_disk_full(error: Exception) -> bool:
     """Returns whether an error means that a disk is full."""
     number = getattr(error, "errno", None)  # some libraries raise errors without a number
-    words = ("No space left on device", "Not enough disk space")
+    # The last is numpy's: "1000 requested and 200 written".
+    words = ("No space left on device", "Not enough disk space", " requested and ")
     return number in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
 
 
@@ -125,7 +172,7 @@ def digest(path: PathLike, algorithm: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
-    """Locks a folder for this process, and creates it.
+    """Locks a folder for this process, creates it, and removes what killed runs left in it (see `sweep`).
 
     Args:
       folder: for outputs.
@@ -162,4 +209,6 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
                 folder,
                 error.strerror,
             )
+        else:
+            sweep(folder, outputs)
         yield

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from absl import logging
 
+from zsad_jax.utils import interrupts
 from zsad_jax.utils.errors import plural
 
 T = TypeVar("T")
@@ -28,15 +29,19 @@ def one_late(items: Iterable[T]) -> Iterator[T]:
 def progress(
     items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
 ) -> Iterator[T]:
-    """Yields `items` and shows the rate and the time left, under the name `label`.
+    """Yields `items` and shows the rate and the time left, under the name `label`; stops after a signal.
 
     There are `total` units in all, `step` of them per item, such as the batch size.
+
+    Raises:
+      KeyboardInterrupt: a command was interrupted, see `interrupts`.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
             for item in items:
+                interrupts.check()
                 yield item
                 # The last batch may be smaller than the others.
                 bar.update(min(step, total - bar.n))
@@ -44,11 +49,12 @@ def progress(
     start = shown = time.monotonic()
     done = 0
     for item in items:
+        interrupts.check()
         yield item
         done = min(done + step, total)
         now = time.monotonic()
         if now - shown >= SECONDS_BETWEEN_LINES or done == total:
             rate = done / max(now - start, 1e-9)
-            values = (label, done, plural(total, unit), rate, (total - done) / rate)
+            values = (label, done, plural(total, unit), rate, (total - done) / (rate or 1))
             logging.info("%s: %d of %s, %.1f/s, %.0f s left", *values)
             shown = now

@@ -422,8 +422,9 @@ def test_never_removes_folders_of_the_user(mvtec_folder, mvtec_archive, tmp_path
     files.make_removable(elsewhere)
     for name in ("incomplete.backup", "incomplete.empty", sources.EXTRACTED):
         (data / name).mkdir(parents=True)
-    (data / "incomplete.backup/mine.txt").write_text("mine")
-    (data / "incomplete.link_1.0.0").symlink_to(elsewhere, target_is_directory=True)
+    for name in ("incomplete.backup", sources.EXTRACTED):
+        (data / name / "mine.txt").write_text("mine")
+    (data / "incomplete.ABC123_1.0.0").symlink_to(elsewhere, target_is_directory=True)
     with pytest.raises(UserError, match=f"{sources.EXTRACTED} was not created by zsad_jax"):
         prepare("mvtec_ad", tmp_path / "data", source=mvtec_archive)
     check_mvtec(prepare("mvtec_ad", tmp_path / "data", source=mvtec_folder), mvtec_folder)
@@ -524,6 +525,9 @@ def test_killed_preparation_is_not_prepared(mvtec_archive, mvtec_folder, tmp_pat
     with pytest.raises(UserError, match="is not prepared in"):
         open_dataset("mvtec_ad", data)
     check_mvtec(prepare("mvtec_ad", data, source=mvtec_archive), mvtec_folder)
+    assert sorted(os.listdir(data / "mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
+    files.make_removable(data / "mvtec_ad" / sources.EXTRACTED)  # of a kill after the records
+    assert run("prepare", "mvtec_ad", "--data_dir", data) == 0
     assert sorted(os.listdir(data / "mvtec_ad")) == [".zsad_jax.lock", "1.0.0"]
 
 

@@ -77,14 +77,13 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         folder = self.data_path.parent
         # Two preparations at once would write the same files.
         with files.alone(folder):
-            for unfinished in folder.glob("incomplete.*"):
-                if files.is_removable(unfinished):  # left by a killed preparation
-                    files.remove(unfinished)
             downloaded = pathlib.Path(self._data_dir_root) / "downloads"
             with sources.open_root(self.name, source, folder, downloaded) as root:
                 self._root, self.num_workers = root, num_workers
                 try:
                     super().download_and_prepare(**options)
+                    # After the directory has its final name, so that a kill leaves nothing without a mark.
+                    pathlib.Path(self.data_dir, files.MARK).unlink()
                 except (OSError, RuntimeError) as error:
                     if not files.is_disk_full(error):
                         raise
@@ -180,7 +179,6 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self.info.metadata["counts"] = self._counted
         self.info.metadata["faults"] = [list(issue) for issue in self._issues]
         self.info.metadata["notes"] = [list(note) for note in self._notes]
-        pathlib.Path(self.data_dir, files.MARK).unlink()  # a finished dataset is never removed
 
 
 def make_builder(name: str) -> type[Benchmark]:
