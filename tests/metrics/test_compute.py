@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -153,23 +154,65 @@ MAPS, MASKS = np.zeros((2, 3, 3)), np.zeros((2, 3, 3))
     [
         (([0.1, np.nan], [0, 1]), "entry 1 has NaN"),
         (([np.inf, 0.1], [0, 1]), "entry 0 has NaN or infinity"),
-        (([0.1, 0.2], [0, 2]), "labels must be 0"),
-        (([0.1, 0.2], [-1, 1]), "labels must be 0"),
+        ((["high", "low"], [0, 1]), "real numbers, but include 'high', 'low'"),
+        ((None, [0, 1]), r"Image scores have the shape \(\); expected \[images\]"),
+        (([0.1, None], [0, 1]), "real numbers, but include 0.1, None"),
+        (([0.1, 1j], [0, 1]), "real numbers, but include"),
+        (([0.1, 0.2], [0, 2]), r"labels must be 0 \(normal\) or 1 \(anomalous\), but include 2"),
+        (([0.1, 0.2], [-1, 1]), "but include -1"),
+        (([0.1, 0.2], ["good", "bad"]), "but include 'good', 'bad'"),
+        (([0.1, 0.2], [0, np.nan]), "but include nan"),
         (([0.1, 0.2], [0, 1, 1]), "same length"),
-        (([[0.1], [0.2]], [0, 1]), "same length"),
+        (([[0.1], [0.2]], [0, 1]), "Drop the axis of length 1"),
         (
             ([0.1, 0.2], [0, 1], np.where(np.arange(18) == 12, np.nan, 0).reshape(2, 3, 3), MASKS),
             "entry 1",
         ),
         (([0.1, 0.2], [0, 1], MAPS, MASKS + 0.5), "Masks must be 0"),
         (([0.1, 0.2], [0, 1], MAPS, MASKS[:, :2]), "Resize"),
-        (([0.1, 0.2], [0, 1], MAPS[0], MASKS[0]), "one anomaly map"),
-        (([0.1, 0.2], [0, 1], MAPS[:1], MASKS[:1]), "one anomaly map"),
+        (([0.1, 0.2], [0, 1], MAPS, 255 * (MASKS + 1)), "Masks must be 0 .*, but include 255.0"),
+        (([0.1, 0.2], [0, 1], MAPS[0], MASKS[0]), "expected .images, height, width.* per image"),
+        (([0.1, 0.2], [0, 1], MAPS[:1], MASKS[:1]), "There are 1 anomaly maps for 2 images"),
+        (([0.1, 0.2], [0, 1], MAPS, MASKS[:1]), "There are 1 masks for 2 images"),
+        (([0.1, 0.2], [0, 1], MAPS[:, None], MASKS[:, None]), "maps .* Drop the axis of length 1"),
+        (([0.1, 0.2], [0, 1], MAPS, MASKS[..., None]), "Masks .* Drop the axis of length 1"),
+        (
+            ([0.1, 0.2, 0.3], [0, 1, 1], [MAPS[0], MAPS[0][:1], MAPS[0]], None),
+            r"different shapes: entry 1 is \(1, 3\), others are \(3, 3\)\. Resize",
+        ),
+        (([0.1, 0.2], [0, 1], [[0.1], [0.2, 0.3]]), r"entry 1 is \(2,\)"),
     ],
 )
 def test_rejects_invalid_input(arguments, words):
     with pytest.raises(UserError, match=words):
         metrics.compute(*arguments)
+
+
+class Tensor:
+    """Stands for a tensor of PyTorch, whose conversion fails while it requires a gradient."""
+
+    def __init__(self, values, requires_grad=True):
+        self.values, self.requires_grad = np.asarray(values), requires_grad
+
+    def detach(self):
+        return Tensor(self.values, requires_grad=False)
+
+    def cpu(self):
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        assert not self.requires_grad
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "form", [list, iter, Tensor, lambda x: [*map(Tensor, x)], jnp.asarray, lambda x: jnp.asarray(x, "bfloat16")]
+)  # fmt: skip
+def test_accepts_any_array(form):
+    maps = np.arange(18.0).reshape(2, 3, 3)
+    masks = maps > 13
+    found = metrics.compute(form([0.25, 0.5]), form([0, 1]), form(maps), form(masks))
+    assert found == metrics.compute([0.25, 0.5], [0, 1], maps, masks)
 
 
 def test_single_class_has_no_roc_curve_and_no_threshold():

@@ -68,21 +68,17 @@ def update(
       UserError: on non-finite scores, labels other than 0 and 1, or shapes that do not match.
     """
     named = image_scores if isinstance(image_scores, Mapping) else {DEFAULT_SCORE: image_scores}
-    checked = {name: checks.check_images(scores, labels)[0] for name, scores in named.items()}
-    truth = checks.check_binary(labels, "Image labels")
+    truth = checks.check_binary(labels, "Image labels", checks.IMAGE_AXES)
+    checked = {name: checks.check_images(scores, truth)[0] for name, scores in named.items()}
     state = state._replace(
         scores=_append(state.scores, checked), labels=np.append(state.labels, truth)
     )
     if maps is None:
         return state
+    maps = _per_image(maps, "anomaly maps", truth)
     usable = _usable(truth, masks, has_mask)
     if masks is not None:
-        maps, masks = np.asarray(maps), np.asarray(masks)
-        if len(maps) != len(truth) or len(masks) != len(truth):
-            raise UserError(
-                f"Expected one anomaly map and one mask per image; there are {plural(len(maps), 'map')} and"
-                f" {plural(len(masks), 'mask')} for {plural(len(truth), 'image')}."
-            )
+        masks = _per_image(masks, "masks", truth)
         if not usable.all():  # otherwise no copy is needed
             maps, masks = maps[usable], masks[usable]
         state = state._replace(pixels=_kind(state).update(state.pixels, maps, masks=masks))
@@ -157,6 +153,17 @@ def _append(
     return {name: np.append(scores[name], more[name]) for name in scores}
 
 
+def _per_image(
+    values: ArrayLike, what: str, truth: Bool[np.ndarray, " b"]
+) -> Float[np.ndarray, "b H W"]:
+    array = checks.check_array(values, what.capitalize(), checks.MAP_AXES)
+    if len(array) != len(truth):
+        raise UserError(
+            f"There are {len(array)} {what} for {plural(len(truth), 'image')}. Pass one per image."
+        )
+    return array
+
+
 def _usable(
     truth: Bool[np.ndarray, " b"], masks: ArrayLike | None, has_mask: ArrayLike | None
 ) -> Bool[np.ndarray, " b"]:
@@ -164,7 +171,7 @@ def _usable(
         return np.zeros(len(truth), bool)
     if has_mask is None:
         return np.ones(len(truth), bool)
-    usable = checks.check_binary(has_mask, "has_mask")
+    usable = checks.check_binary(has_mask, "Entries of has_mask", checks.IMAGE_AXES)
     if usable.shape != truth.shape:
         raise UserError(
             f"has_mask has the shape {usable.shape} for {plural(len(truth), 'image')}; expected one entry"

@@ -1,34 +1,58 @@
 """Checks of the input of metrics, against values that give numbers without a meaning."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from zsad_jax.utils.arrays import is_real, to_numpy
 from zsad_jax.utils.errors import UserError
 
+IMAGE_AXES = ("images",)
+MAP_AXES = ("images", "height", "width")
+FLOATS = (np.float32, np.float64)
 
-def check_scores(scores: ArrayLike, what: str) -> Float[np.ndarray, "..."]:
-    """Returns finite scores as float32 or float64."""
-    array = np.asarray(scores)
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        bad = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+
+def check_array(values: Any, what: str, axes: tuple[str, ...]) -> np.ndarray:
+    """Returns values as an array with these axes."""
+    array = to_numpy(values, what)
+    if array.ndim == len(axes):
+        return array
+    surplus = array.ndim > len(axes) and 1 in array.shape[1:]
+    remedy = "Drop the axis of length 1" if surplus else "Pass one entry per image"
+    raise UserError(f"{what} have the shape {array.shape}; expected [{', '.join(axes)}]. {remedy}.")
+
+
+def check_scores(
+    scores: Any, what: str, axes: tuple[str, ...], types: tuple[type, ...] = FLOATS
+) -> Float[np.ndarray, "..."]:
+    """Returns finite scores; those that have none of the given types are converted to the last one."""
+    array = check_array(scores, what, axes)
+    if not is_real(array.dtype):
         raise UserError(
-            f"{what} must be finite, but entry {bad} has NaN or infinity. Check for a broken input image or an"
-            " overflow in the model."
+            f"{what} must be real numbers, but include {_some(array)}. Convert them first."
+        )
+    if array.dtype not in types:
+        array = array.astype(types[-1])
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise UserError(
+            f"{what} must be finite, but entry {np.argwhere(~finite)[0, 0]} has NaN or infinity. Check for a"
+            " broken input image or an overflow in the model."
         )
     return array
 
 
-def check_binary(values: ArrayLike, what: str) -> Bool[np.ndarray, "..."]:
+def check_binary(values: Any, what: str, axes: tuple[str, ...]) -> Bool[np.ndarray, "..."]:
     """Returns ground truth of zeros and ones as booleans."""
-    array = np.asarray(values)
+    array = check_array(values, what, axes)
     if array.dtype == bool:
         return array
-    if not ((array == 0) | (array == 1)).all():
+    valid = (array == 0) | (array == 1)
+    if not valid.all():
         raise UserError(
-            f"{what} must be 0 (normal) or 1 (anomalous), but range from {array.min()} to {array.max()}."
-            " Convert them first."
+            f"{what} must be 0 (normal) or 1 (anomalous), but include {_some(array[~valid])}. Compare them with"
+            " the value that means anomalous."
         )
     return array.astype(bool)
 
@@ -37,23 +61,30 @@ def check_images(
     scores: ArrayLike, labels: ArrayLike
 ) -> tuple[Float[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
     """Returns image scores and labels of the same length."""
-    scores, labels = check_scores(scores, "Image scores"), check_binary(labels, "Image labels")
-    if scores.ndim != 1 or scores.shape != labels.shape:
+    checked = check_scores(scores, "Image scores", IMAGE_AXES)
+    truth = check_binary(labels, "Image labels", IMAGE_AXES)
+    if len(checked) != len(truth):
         raise UserError(
-            f"Image scores and labels have the shapes {scores.shape} and {labels.shape}; expected the same"
-            " length."
+            f"There are {len(checked)} image scores and {len(truth)} labels; expected the same length. Pass one"
+            " of each per image."
         )
-    return scores, labels
+    return checked, truth
 
 
 def check_maps(
-    maps: ArrayLike, masks: ArrayLike
+    maps: ArrayLike, masks: ArrayLike, types: tuple[type, ...] = FLOATS
 ) -> tuple[Float[np.ndarray, "b H W"], Bool[np.ndarray, "b H W"]]:
     """Returns anomaly maps and masks of the same shape."""
-    maps, masks = check_scores(maps, "Anomaly maps"), check_binary(masks, "Masks")
-    if maps.ndim != 3 or maps.shape != masks.shape:
+    checked = check_scores(maps, "Anomaly maps", MAP_AXES, types)
+    truth = check_binary(masks, "Masks", MAP_AXES)
+    if checked.shape != truth.shape:
         raise UserError(
-            f"Anomaly maps and masks have the shapes {maps.shape} and {masks.shape}; expected the same"
+            f"Anomaly maps and masks have the shapes {checked.shape} and {truth.shape}; expected the same"
             " [images, height, width]. Resize one to the other."
         )
-    return maps, masks
+    return checked, truth
+
+
+def _some(values: np.ndarray) -> str:
+    """Returns up to three different values in words."""
+    return ", ".join([*dict.fromkeys(map(repr, values.ravel()[:1000].tolist()))][:3])

@@ -71,7 +71,7 @@ def update(
     Raises:
       UserError: on non-finite maps, or shapes that do not match.
     """
-    maps, masks = checks.check_maps(np.asarray(maps, np.float32), masks)
+    maps, masks = checks.check_maps(maps, masks, (np.float32,))
     if not maps.size:
         return state
     state, bins = _find_bins(state, _keys(maps))

@@ -1,6 +1,7 @@
 """Support code that knows nothing of images or models: errors, files, downloads, devices, command lines."""
 
 __all__ = [
+    "arrays",
     "command_line",
     "config",
     "downloads",

@@ -1,0 +1,43 @@
+"""Arrays that a user passes, in the forms of other libraries."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsad_jax.utils.errors import UserError
+
+
+def to_numpy(values: Any, what: str) -> np.ndarray:
+    """Returns values as a NumPy array.
+
+    Args:
+      values: an array, a tensor of PyTorch (on any device, with or without a gradient), or an iterable of them.
+      what: their name in errors, a plural ("Anomaly maps").
+
+    Raises:
+      UserError: the entries have different shapes, or a type that NumPy does not have.
+    """
+    several = isinstance(values, list | tuple | Iterator)
+    entries = list(values) if several else [values]
+    try:
+        plain = [
+            np.asarray(one.detach().cpu()) if hasattr(one, "detach") else one for one in entries
+        ]
+        return np.asarray(plain if several else plain[0])
+    except Exception as error:  # of the library whose tensor it is, too
+        shapes = [np.shape(one) for one in entries]
+        most = max(shapes, key=shapes.count)
+        for number, shape in enumerate(shapes):
+            if shape != most:
+                raise UserError(
+                    f"{what} have different shapes: entry {number} is {shape}, others are {most}. Resize them"
+                    " to the same shape."
+                ) from error
+        raise UserError(f"{what} are not an array ({error}). Pass a NumPy array.") from error
+
+
+def is_real(dtype: npt.DTypeLike) -> bool:
+    """Returns whether a type holds real numbers (floating-point, integer or boolean), bfloat16 among them."""
+    return np.can_cast(dtype, np.float64, "same_kind")
