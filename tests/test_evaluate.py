@@ -111,6 +111,15 @@ def test_scores_readable_images_in_order(evaluation):
     np.testing.assert_allclose(bright, -dark)
 
 
+@pytest.mark.parametrize(("width", "height"), [(64, 16), (16, 64), (5, 5), (300, 1)])
+def test_cases_keep_the_aspect_of_the_image(width, height):
+    picture = Sample(image=encoded(np.zeros((height, width, 3), np.uint8)), file_name="a.png")
+    (case,) = run(data=Samples("bars", [picture])).cases
+    longest = max(width, height)
+    expected = (max(SIZE * side // longest, 1) for side in (height, width))
+    assert case.image.shape == (*expected, 3)
+
+
 def test_across_receives_all_scores_of_category():
     """Divides by the maximum of the category; the other contender keeps its own scores."""
     calls = []

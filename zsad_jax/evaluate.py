@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
@@ -66,7 +67,7 @@ class Case:
     """An image with its score and map, for showing.
 
     Attributes:
-      image: as decoded, or resized for the model.
+      image: with its own aspect, its longer side as long as for the model.
       anomaly_map: of the same content at any resolution.
       mask: ground truth at any resolution; None where there is none.
     """
@@ -433,7 +434,14 @@ def _case(
         file_name=scores.file_names[at],
         label=int(scores.labels[at]),
         score=float(scores.scores[at]),
-        image=batch.images[row],
+        image=_restore_aspect(batch.images[row], float(batch.aspect[row])),
         anomaly_map=result.maps[row],
         mask=batch.masks[row] if batch.has_mask[row] else None,
     )
+
+
+def _restore_aspect(image: UInt8[np.ndarray, "S S 3"], aspect: float) -> UInt8[np.ndarray, "H W 3"]:
+    """Undoes the change of aspect of an image that was resized to a square; its longer side stays."""
+    side = len(image)
+    size = round(side * min(aspect, 1)) or 1, round(side / max(aspect, 1)) or 1
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from zsad_jax.data.issues import Issue, merge_issues
 from zsad_jax.utils.errors import plural
@@ -104,6 +104,7 @@ class ImageBatch(NamedTuple):
       images: resized, in 8 bits; `Preprocess.normalize` makes the tower's input of them on the device.
       masks: resized ground truth, all False if there is none.
       index: position in the dataset; -1 for padding.
+      aspect: width / height of the image before it was resized.
       file_names: of each row; "" for padding.
       issues: images that could not be read, and masks that could not be used.
       notes: facts on the other images (16-bit values were scaled, the mask of an anomalous image is empty).
@@ -116,6 +117,7 @@ class ImageBatch(NamedTuple):
     category: Int[np.ndarray, " b"]
     index: Int[np.ndarray, " b"]  # type: ignore[assignment]  # tuples have a method of that name
     valid: Bool[np.ndarray, " b"]
+    aspect: Float[np.ndarray, " b"]
     file_names: tuple[str, ...] = ()
     issues: tuple[Issue, ...] = ()
     notes: tuple[Issue, ...] = ()

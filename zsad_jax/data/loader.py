@@ -41,6 +41,7 @@ class Row(NamedTuple):
     mask: np.ndarray | None = None
     issues: tuple[Issue, ...] = ()
     notes: tuple[Issue, ...] = ()
+    aspect: float = 1.0
 
 
 def load_batches(
@@ -253,13 +254,14 @@ class _Steps:
         if found.image is None:
             return Row(index, sample, None, None, issues, notes)
         image = resize_image(found.image, self.preprocess)
+        aspect = found.image.width / found.image.height
         if found.mask is not None:
             # Doubtful masks are used like in the published loaders, so their issues are only notes.
             mask = resize_mask(found.mask, self.preprocess.image_size)
-            return Row(index, sample, image, mask, notes=issues + notes)
+            return Row(index, sample, image, mask, notes=issues + notes, aspect=aspect)
         if sample.mask is not None:
             sample = dataclasses.replace(sample, has_mask=False)
-        return Row(index, sample, image, None, issues, notes)
+        return Row(index, sample, image, None, issues, notes, aspect)
 
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
         b, size = self.batch_size, self.preprocess.image_size
@@ -272,6 +274,7 @@ class _Steps:
             category=np.zeros(b, np.int32),
             index=np.full(b, -1, np.int32),
             valid=np.zeros(b, np.bool_),
+            aspect=np.ones(b),
             file_names=(*(row.sample.file_name for row in rows), *[""] * (b - len(rows))),
             issues=tuple(issue for row in rows for issue in row.issues),
             notes=tuple(note for row in rows for note in row.notes),
@@ -284,6 +287,7 @@ class _Steps:
             batch.category[i] = self.categories.index(row.sample.category)
             batch.valid[i] = True
             batch.images[i] = row.image
+            batch.aspect[i] = row.aspect
             batch.has_mask[i] = row.sample.has_mask
             if row.mask is not None:
                 batch.masks[i] = row.mask

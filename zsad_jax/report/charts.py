@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_COLUMNS = 5
+WIDTH, HALF = 11.5, 5.5  # in inches: all of the page, and two figures side by side
+TALLEST = 3.4  # panel, in inches
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
@@ -136,7 +138,8 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> "Figure | None":
     curves = [name for name in order if name in set(defined) - {"step", "epoch"}]
     if not curves:
         return None
-    figure, grid = _panels(len(curves), min(len(curves), 4), (2.9, 2.2))
+    columns = min(len(curves), 4)
+    figure, grid = _panels(len(curves), columns, (WIDTH / columns, 2.2))
     for axes, name in zip(grid, curves, strict=True):
         for number, training in enumerate(trainings):
             points = [point for point in training if point.get(name) is not None]
@@ -194,8 +197,8 @@ def _category_panels(
         members = {name: of for name, of in members.items() if len(set(labels[of].tolist())) == 2}
     rows = max(-(-len(members) // PANEL_COLUMNS), 1)
     columns = max(-(-len(members) // rows), 1)
-    width = {1: 3.2, 2: 2.6, 3: 1.75}.get(columns, 2.1)  # up to three, two figures fit side by side
-    size = (width, aspect * width + 0.5 / rows)
+    width = (HALF if columns <= 3 else WIDTH) / columns
+    size = (width, min(aspect * width, TALLEST) + 0.5 / rows)
     figure, grid = _panels(len(members), columns, size, sharex=sharex)
     named = zip(grid, members.items(), strict=True)
     return figure, [(axes, names.category_name(name), of) for axes, (name, of) in named]
