@@ -85,11 +85,12 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
         detail = f"orientation {orientation}"
         assert found.issues == [Issue("mask_orientation", "a.png", detail)]
     else:
-        assert (found.usable, found.issues) == (True, [])
-        assert "mask_turned" in [issue.kind for issue in found.notes]
+        detail = f"orientation {orientation}"
+        assert (found.usable, found.issues) == (True, [Issue("mask_turned", "a.png", detail)])
         np.testing.assert_array_equal(found.mask, turned)
         drawn = check_sample(image=image, mask=png(turned, size[::-1]))
-        assert (drawn.usable, drawn.issues, drawn.notes) == (True, [], [])
+        assert (drawn.usable, drawn.issues) == (True, [])
+        assert drawn.notes == [Issue("image_turned", "a.png", detail)]
         np.testing.assert_array_equal(drawn.mask, turned)
     both = check_sample(image=image, mask=png(values % 7 == 0, size, orientation))
     assert (both.usable, both.issues) == (True, [])
@@ -132,6 +133,26 @@ def test_notes_more_than_two_gray_levels(values, levels):
     notes = check_sample(mask=png(values)).notes
     issue = Issue("mask_levels", "a.png", f"{levels} levels, threshold 0")
     assert notes == ([issue] if levels else [])
+
+
+def test_reports_masks_that_may_be_inverted():
+    lesion = np.zeros((40, 40), np.uint8)
+    lesion[4:, 4:] = 255  # large, and reaches two sides
+    image = png(np.arange(1600, dtype=np.uint16).astype(np.uint8), (40, 40))
+    assert check_sample(image=image, mask=png(lesion, (40, 40))).issues == []
+    inverted = np.full((40, 40), 255, np.uint8)
+    inverted[10:20, 10:20] = 0
+    found = check_sample(image=image, mask=png(inverted, (40, 40)))
+    assert found.issues == [Issue("mask_inverted", "a.png", "94% of the image")]
+    assert found.usable
+
+
+def test_notes_masks_with_several_pages():
+    buffer = io.BytesIO()
+    pages = [Image.new("L", (6, 5), value) for value in (0, 255)]
+    pages[1].save(buffer, "TIFF", save_all=True, append_images=pages[:1])
+    found = check_sample(mask=buffer.getvalue())
+    assert Issue("mask_pages", "a.png", "2 pages") in found.notes
 
 
 def test_does_not_read_unused_mask():

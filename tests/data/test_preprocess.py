@@ -8,7 +8,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from zsad_jax.data import preprocess
 from zsad_jax.data.preprocess import (
@@ -123,6 +123,53 @@ def test_opencv_reads_tiff_that_pillow_cannot():
     np.testing.assert_array_equal(np.asarray(decoded.image), COLOR)
     assert "32-bit" in decoded.notes[0].description
     with pytest.raises(UnreadableImage):
+        open_image(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -9999, -3.4028235e38])
+def test_reports_values_that_are_not_data(value):
+    values = np.linspace(0.2, 0.8, 30, dtype=np.float32).reshape(5, 6)
+    expected = np.rint(values * 255)
+    values[1, 2], expected[1, 2] = value, 0
+    decoded = image_from_array(values)
+    np.testing.assert_array_equal(np.asarray(decoded.image), expected)
+    scale, gaps = decoded.notes
+    assert scale == ("image_scaled", "", "32-bit values 0 to 1")
+    assert gaps == ("image_gaps", "", "1 of 30 values")
+    with pytest.raises(UnreadableImage, match="none of its values is finite"):
+        image_from_array(np.full((5, 6), value, np.float32))
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "PNG", "GIF", "WEBP"])
+def test_reports_pages_and_frames(file_format, tmp_path):
+    pages = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    path = tmp_path / "pages"
+    pages[0].save(path, file_format, save_all=True, append_images=pages[1:])
+    decoded = open_image(path)
+    assert decoded.notes == (("image_pages", "", "3 pages"),)
+    assert decoded.image.convert("RGB").getpixel((2, 2))[0] > 250
+
+
+def test_reports_pages_that_only_opencv_reads(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "pages.tif"
+    cv2.imwritemulti(str(path), [np.zeros((6, 8, 3), np.float32)] * 2)
+    assert open_image(path).notes[0] == ("image_pages", "", "2 pages")
+
+
+def test_reads_png_with_long_text():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * (2 << 20), zip=True)
+    data = encode(COLOR, pnginfo=info)
+    start = data.index(b"zTXt") - 4
+    text = data[start : start + 12 + int.from_bytes(data[start : start + 4])]
+    rest = data.replace(text, b"")
+    end = rest.index(b"IEND") - 4
+    for encoded in (data, rest[:end] + text + rest[end:]):
+        with pytest.raises(ValueError, match="too large"):
+            Image.open(io.BytesIO(encoded)).load()
+        np.testing.assert_array_equal(np.asarray(open_image(encoded).image), COLOR)
+    with pytest.raises(UnreadableImage, match="damaged or cut short"):
         open_image(data[: len(data) // 2])
 
 

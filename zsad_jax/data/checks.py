@@ -17,6 +17,7 @@ from zsad_jax.data.preprocess import (
     turn_mask,
 )
 
+INVERTED_BORDER = 0.95  # of the border: large defects reach parts of it
 BAND_VALUES = 2**22  # of a mask that are counted at a time, to save memory
 
 
@@ -62,7 +63,8 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
     if sample.mask is None or not sample.has_mask:
         return Examined(image, None, image is not None, issues, notes)
     try:
-        parts, oriented = read_masks(sample.mask)
+        parts, oriented, remarks = read_masks(sample.mask)
+        notes += [note._replace(file=name) for note in remarks]
     except UnreadableImage as error:
         issues.append(Issue("mask_unreadable", name, error.reason))
         return Examined(image, None, False, issues, notes)
@@ -71,12 +73,17 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
     if decoded is not None:
         mask, issue = _fit(drawn, decoded, oriented)
         if issue:
-            (notes if mask is not None else issues).append(issue._replace(file=name))
-    usable = not issues  # the issues below are doubts about a mask that is used all the same
+            (notes if issue.kind == "mask_resized" else issues).append(issue._replace(file=name))
+    usable = image is not None and mask is not None
+    # The other issues are doubts about a mask that is used all the same.
     if mask is not None and sample.label and not mask.any():
         issues.append(Issue("mask_empty", name))
     if mask is not None and mask.all():
         issues.append(Issue("mask_full", name))
+    elif mask is not None and (share := mask.mean()) > 0.5:
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
+        if border > INVERTED_BORDER:
+            issues.append(Issue("mask_inverted", name, f"{share:.0%} of the image"))
     levels = max(map(_count_levels, parts))
     if levels > 2:
         notes.append(Issue("mask_levels", name, f"{levels} levels, threshold {threshold}"))

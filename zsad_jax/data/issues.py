@@ -23,7 +23,10 @@ DESCRIPTIONS = {
     "image_stretched": "the pixel values were scaled to 8 bits from their own range; scores of different images"
     " are not comparable",
     "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
-    " fewer than 16 bits, set `bit_depth`",
+    " fewer than 16 bits, set `bit_depth` of the backbone, or --depth of predict",
+    "image_gaps": "values that are not finite or mean no data were read as the lowest value",
+    "image_pages": "the file has several pages or frames; the first is used",
+    "image_turned": "the image was turned by its EXIF orientation; boxes and masks are of the turned image",
     "document": "the file is not an image",
     "format_unsupported": "the file format is not supported",
     "hidden": "the file is hidden, or was left behind by an operating system or a NAS",
@@ -44,6 +47,8 @@ DESCRIPTIONS = {
     "mask_turned": "the mask was turned by the EXIF orientation of its image",
     "mask_empty": "the image is anomalous, but its mask is empty",
     "mask_full": "the mask covers the whole image",
+    "mask_inverted": "the mask covers most of the image and its border; it may be inverted",
+    "mask_pages": "the mask has several pages or frames; the first is used",
     "mask_levels": "the mask has more than two gray levels; all above the threshold count as anomalous",
     "masks_missing": "there are no masks; the anomalous images are excluded from pixel metrics",
     "label_unknown": "normal and anomalous images cannot be distinguished: no folder of normal images and no"
@@ -59,8 +64,11 @@ DESCRIPTIONS = {
 
 SCALED = ("image_scaled", "image_narrow", "image_stretched")
 UNREADABLE = ("image_unreadable", "record_unreadable")
-# The mask is used, as in the published loaders, but is probably wrong.
-DOUBTFUL = ("mask_empty", "mask_full")
+# Notes that are logged as warnings and stored with the results: the file is used, but perhaps wrongly.
+DOUBTFUL = (
+    *("image_stretched", "image_shallow", "image_gaps", "image_pages"),
+    *("mask_empty", "mask_full", "mask_inverted", "mask_turned", "mask_resized", "mask_pages"),
+)
 
 
 class Issue(NamedTuple):

@@ -142,7 +142,7 @@ def report_notes(name: str, notes: Sequence[Issue]) -> None:
     groups = {group[0].kind: group for group in group_issues(notes)}
     scales = groups.keys() & {*SCALED}
     # Scores of images that were scaled differently are not comparable.
-    doubtful = {"image_stretched", *DOUBTFUL, *(scales if len(scales) > 1 else ())}
+    doubtful = {*DOUBTFUL, *(scales if len(scales) > 1 else ())}
     for kind, group in groups.items():
         level = logging.WARNING if kind in doubtful else logging.INFO
         logging.log(level, "%s: %s", name, summarize_issues(group))

@@ -113,7 +113,7 @@ def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
     # A few from all of the folder: reading all would take as long as loading the dataset.
     for file in files[:: max(len(files) // 3, 1)][:3]:
         try:
-            (values,), _ = read_masks(os.path.join(root, file))
+            (values,), *_ = read_masks(os.path.join(root, file))
         except UnreadableImage:
             return False
         # JPEG masks have many values along their edges, so most of the pixels count, not the number of

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from zsad_jax.data.dataset import Encoded, Lazy
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import SCALED, Issue
 from zsad_jax.utils.errors import UserError
 
 # Pillow also opens formats that run other programs (EPS).
@@ -26,6 +26,9 @@ MAX_PIXELS = 2**28
 LARGE_PIXELS = 2**25  # larger images are decoded one at a time
 BAND_BYTES = 2**24  # of float64 values that are scaled to 8 bits at a time
 SHALLOW_BITS = 12  # many cameras store this many bits in 16
+PNG = b"\x89PNG\r\n\x1a\n"
+# Usual values of pixels without data, of height and thermal images; larger values than `TOO_LARGE`, too.
+NO_DATA, TOO_LARGE = (-9999, -99999, -32768), 1e30
 
 # [..., 3], in numpy or in JAX.
 Images = TypeVar("Images", np.ndarray, "jax.Array")
@@ -89,7 +92,7 @@ class Decoded(NamedTuple):
 
     Attributes:
       image: 8 bits a channel, upright.
-      notes: changes made while decoding, as issues without a file.
+      notes: changes made while decoding, and parts of the file that are not used, as issues without a file.
       orientation: EXIF orientation that was applied; 1 for none.
     """
 
@@ -108,8 +111,11 @@ def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> D
       UnreadableImage: the file is missing, empty, damaged, too large or not an image.
     """
     raw, notes, orientation = _load(encoded)
+    if orientation != 1:
+        notes += (Issue("image_turned", "", f"orientation {orientation}"),)
     if isinstance(raw, Image.Image) and not _is_deep(raw):
-        if notes and bit_depth != 16:  # Pillow has already dropped the low bytes
+        # Pillow has already dropped the low bytes.
+        if bit_depth != 16 and any(note.kind in SCALED for note in notes):
             raise UnreadableImage(_name(encoded), "16-bit color needs bit_depth=16")
         return Decoded(raw, notes, orientation)
     try:
@@ -126,10 +132,11 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
 
     16-bit integers are scaled from [0, 2**bit_depth - 1] whatever their maximum, so that all images are
     scaled alike, wider integers from [0, 255] or that range, floats from [0, 1]. Values outside of these
-    ranges are scaled from their own minimum and maximum; a note reports the range.
+    ranges are scaled from their own minimum and maximum; a note reports the range. Values that are not finite
+    or mean "no data" do not count in the range and become 0, which another note reports.
 
     Raises:
-      UnreadableImage: the shape is another, or 16-bit values exceed the bit depth.
+      UnreadableImage: the shape is another, 16-bit values exceed the bit depth, or no value is finite.
     """
     if isinstance(array, np.ndarray):
         if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
@@ -141,21 +148,33 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     shape, read = _row_reader(array)
     dtype, step = read(0, 1).dtype, max(BAND_BYTES // (8 * math.prod(shape[1:])), 1)
 
-    def bands() -> Iterator[tuple[slice, np.ndarray]]:
+    def bands() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         for top in range(0, shape[0], step):
             rows = slice(top, min(top + step, shape[0]))
-            # A single NaN would make the minimum and maximum, and with them all pixels, NaN.
-            yield rows, np.nan_to_num(read(rows.start, rows.stop).astype(np.float64))
+            band = read(rows.start, rows.stop).astype(np.float64)
+            # A single NaN or infinity would make all other pixels NaN or black.
+            known = np.abs(band) < TOO_LARGE
+            if dtype.kind != "u":
+                known &= ~np.isin(band, NO_DATA)
+            yield rows, band, known
 
-    ends = [(float(band.min()), float(band.max())) for _, band in bands()]
-    low, high = min(one for one, _ in ends), max(one for _, one in ends)
+    low, high, missing = math.inf, -math.inf, 0
+    for _, band, known in bands():
+        low = min(low, float(band.min(where=known, initial=math.inf)))
+        high = max(high, float(band.max(where=known, initial=-math.inf)))
+        missing += known.size - int(known.sum())
+    if low > high:
+        raise UnreadableImage("an array", "none of its values is finite")
     kind, start, end = _scale_of(low, high, dtype, bit_depth)
     scaled = np.empty(shape, np.uint8)
-    for rows, band in bands():
+    for rows, band, known in bands():
         # A constant image has no range to divide by.
-        scaled[rows] = np.rint((band - start) * (255 / ((end - start) or 1)))
+        factor = 255 / ((end - start) or 1)
+        scaled[rows] = np.rint(np.where(known, band - start, 0) * factor)
     bits = dtype.itemsize * 8
     notes = [Issue(kind, "", f"{bits}-bit values {start:g} to {end:g}")]
+    if missing:
+        notes.append(Issue("image_gaps", "", f"{missing} of {math.prod(shape)} values"))
     if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
         notes.append(Issue("image_shallow", ""))
     return Decoded(Image.fromarray(scaled), tuple(notes))
@@ -190,20 +209,23 @@ def decode_mask(
 
 def read_masks(
     encoded: Encoded | tuple[Encoded, ...],
-) -> tuple[list[Shaped[np.ndarray, "H W"]], bool]:
+) -> tuple[list[Shaped[np.ndarray, "H W"]], bool, tuple[Issue, ...]]:
     """Decodes the ground truth of an image, one mask or several.
 
     Returns:
-      Gray values of each (8 bits with palettes applied, or deeper), and whether EXIF turned any.
+      Gray values of each (8 bits with palettes applied, or deeper), whether EXIF turned any, and notes on parts
+      of the files that are not used, without a file.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
     parts = encoded if isinstance(encoded, tuple) else (encoded,)
-    masks, orientations = zip(*map(_read_mask, parts), strict=True)
+    masks, orientations, notes = zip(*map(_read_mask, parts), strict=True)
     if len({mask.shape for mask in masks}) != 1:
         raise UnreadableImage(_name(parts[0]), "the masks of this image differ in size")
-    return list(masks), any(orientation != 1 for orientation in orientations)
+    oriented = any(orientation != 1 for orientation in orientations)
+    pages = (one for part in notes for one in part if one.kind == "image_pages")
+    return list(masks), oriented, tuple(one._replace(kind="mask_pages") for one in pages)
 
 
 def binarize(
@@ -214,16 +236,18 @@ def binarize(
     return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
 
 
-def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int]:
-    """Returns the gray values of a mask and the EXIF orientation that was applied."""
-    raw, _, orientation = _load(encoded)
+def _read_mask(
+    encoded: Encoded,
+) -> tuple[Shaped[np.ndarray, "H W"], int, tuple[Issue, ...]]:
+    """Returns the gray values of a mask, the EXIF orientation that was applied, and notes."""
+    raw, notes, orientation = _load(encoded)
     if isinstance(raw, np.ndarray) or _is_deep(raw):
         # Pillow's conversion of 16 bits to 8 depends on its version.
         values = np.asarray(raw)
-        return values if values.ndim == 2 else values.max(axis=-1), orientation
+        return values if values.ndim == 2 else values.max(axis=-1), orientation, notes
     try:
         # Palettes are applied: indices divided by 255 would erase the defects of KolektorSDD.
-        return np.asarray(raw.convert("L")), orientation
+        return np.asarray(raw.convert("L")), orientation, notes
     except Exception as error:  # color modes such as LAB have no gray values
         raise UnreadableImage(_name(encoded), _describe_error(error)) from error
 
@@ -258,7 +282,7 @@ def _load(
     try:
         with _open(encoded) as image:  # closes the file; the pixels stay
             _check_size(image.size, encoded)
-            notes = _describe_depth(image)
+            notes = _describe_depth(image) + _describe_pages(getattr(image, "n_frames", 1))
             large = image.width * image.height > LARGE_PIXELS
             with _large_images_allowed() if large else contextlib.nullcontext():
                 image.load()
@@ -270,10 +294,13 @@ def _load(
     except Exception as error:
         reason = _describe_error(error)
         # OpenCV would need the same memory again.
-        array = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
-        if array is None:
+        if isinstance(error, ValueError) and (bare := _without_texts(encoded)):
+            with contextlib.suppress(UnreadableImage):
+                return _load(bare)
+        found = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
+        if found is None:
             raise UnreadableImage(_name(encoded), reason) from error
-        return array, (), 1
+        return *found, 1
     orientation = 1
     # A broken EXIF block does not make an image unreadable.
     with contextlib.suppress(Exception):
@@ -310,8 +337,10 @@ def one_large_image(*encoded: Encoded) -> Iterator[None]:
         yield
 
 
-def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | None:
-    """Returns the pixels of a TIFF that Pillow does not support, such as float color; None for other files."""
+def _load_with_opencv(
+    encoded: bytes | str | os.PathLike[str],
+) -> tuple[np.ndarray, tuple[Issue, ...]] | None:
+    """Returns the pixels of a TIFF that Pillow does not support, such as float color, and notes; else None."""
     import cv2
 
     try:
@@ -320,23 +349,31 @@ def _load_with_opencv(encoded: bytes | str | os.PathLike[str]) -> np.ndarray | N
         if data[:4] not in (b"II*\0", b"MM\0*"):
             return None
         # Before decoding, since OpenCV's own limit is higher (2**30 pixels).
-        _check_size(_tiff_size(data), encoded)
+        size, num_pages = _scan_tiff(data)
+        _check_size(size, encoded)
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except UnreadableImage:
         raise
     except Exception:
         return None
-    if array is not None and array.ndim == 3 and array.shape[-1] >= 3:
+    if array is None:
+        return None
+    if array.ndim == 3 and array.shape[-1] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[-1]]]  # BGR(A) to RGB(A)
-    return array
+    return array, _describe_pages(num_pages)
 
 
-def _tiff_size(data: bytes) -> tuple[int, int]:
+def _scan_tiff(data: bytes) -> tuple[tuple[int, int], int]:
+    """Returns the (width, height) of a TIFF, and the number of its pages."""
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     file = io.BytesIO(data)
-    file.seek(tags.next)
-    tags.load(file)
-    return tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    sizes, seen = [], set()
+    while tags.next and tags.next not in seen:  # damaged files have pages in a circle
+        seen.add(tags.next)
+        file.seek(tags.next)
+        tags.load(file)
+        sizes.append((tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]))
+    return sizes[0], len(sizes)
 
 
 def _check_exists(encoded: bytes | str | os.PathLike[str]) -> None:
@@ -400,6 +437,23 @@ def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
     if ";16" in raw_modes and not _is_deep(image):
         return (Issue("image_scaled", "", "16-bit values 0 to 65535"),)
     return ()
+
+
+def _describe_pages(number: int) -> tuple[Issue, ...]:
+    return (Issue("image_pages", "", f"{number} pages"),) if number > 1 else ()
+
+
+def _without_texts(encoded: bytes | str | os.PathLike[str]) -> bytes | None:
+    """Returns a PNG without texts and color profile, whose length Pillow limits; None if it has none."""
+    data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+    kept, start = [data[: len(PNG)]], len(PNG)
+    while kept[0] == PNG and start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4])  # length, kind and checksum
+        if data[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[start:end])
+        start = end
+    bare = b"".join(kept)
+    return bare if kept[0] == PNG and len(bare) < len(data) else None
 
 
 def _describe_error(error: Exception) -> str:

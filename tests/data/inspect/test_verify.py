@@ -61,7 +61,8 @@ def test_accepts_mask_of_half_the_size(parts):
 def test_rejects_image_with_orientation_that_mask_lacks(parts):
     image = parts / "nut/test/bad/1.png"
     write(image, np.asarray(Image.open(image)), orientation=6)
-    assert find(parts) == (False, {"nut/test/bad/1.png": "mask_orientation"}, {})
+    name = "nut/test/bad/1.png"
+    assert find(parts) == (False, {name: "mask_orientation"}, {name: "image_turned"})
 
 
 def test_rejects_files_of_unsupported_formats(parts):
