@@ -7,14 +7,12 @@ Included configs are found from any directory; a local file with the same name t
 """
 
 import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from zsad_jax.experiment import config_flag
-from zsad_jax.experiment.config_files import describe_configs
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
-from zsad_jax.utils import command_line, files
+from zsad_jax.utils import files
 from zsad_jax.utils.command_line import log_plainly
 
 flags.adopt_module_key_flags(config_flag)
@@ -33,21 +31,18 @@ def default_workdir(config_path: str) -> pathlib.Path:
 def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
 
-    def body() -> None:
-        if _LIST.value:
-            configs = describe_configs()
-            width = max(map(len, configs))
-            print("\n".join(f"{name:{width}}  {line}" for name, line in configs.items()))
-            return
-        experiment = config_flag.read_experiment()
-        config_flag.reject_strays(argv[1:])
-        workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flag.config_file()))
-        log_plainly()
-        with files.alone(workdir, OUTPUTS):
-            run_experiment(experiment, workdir)
-
-    sys.exit(command_line.guarded(body))
+    if _LIST.value:
+        print(config_flag.list_configs())
+        return
+    experiment = config_flag.read_experiment()
+    config_flag.reject_strays(argv[1:])
+    workdir = default_workdir(config_flag.config_file())
+    if _WORKDIR.value is not None:
+        workdir = pathlib.Path(files.user_path(_WORKDIR.value, "--workdir"))
+    log_plainly()
+    with files.alone(workdir, OUTPUTS):
+        run_experiment(experiment, workdir)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flag.flags_parser("zsad_jax.main"))
+    config_flag.run(main, "zsad_jax.main")

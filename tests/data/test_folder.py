@@ -718,3 +718,19 @@ def test_reports_unreadable_folders(tmp_path, monkeypatch):
     found = find_images([tmp_path])
     assert found.images == [str(tmp_path / "a/0.png")]
     assert found.ignored == [Issue("folder_unreadable", str(tmp_path / "b"), "Permission denied")]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["good [A]/*.png", "good [A]/a.png", "good */*.png", "*/[a-b].png"]
+)
+def test_brackets_in_names_are_not_patterns(tmp_path, pattern):
+    write(tmp_path / "good [A]" / "a.png")
+    assert find_images([f"{tmp_path}/{pattern}"]).images == [f"{tmp_path}/good [A]/a.png"]
+
+
+def test_finds_images_and_masks_in_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    draw(tmp_path, "set/a.png", "truth:drawn/a.png")
+    assert find_images(["~/set"]).images == [f"{tmp_path}/set/a.png"]
+    dataset = read_folder("~/set", masks="~/drawn")
+    assert [sample.mask for sample in dataset] == [f"{tmp_path}/drawn/a.png"]

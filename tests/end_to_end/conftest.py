@@ -12,6 +12,7 @@ from PIL import Image
 from zsad_jax import main
 from zsad_jax.experiment import cache, config_flag
 from zsad_jax.experiment import config as experiment_config
+from zsad_jax.utils import command_line
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -86,7 +87,11 @@ def run_main():
             patch.setattr(experiment_config, "make_method", make_with_init)
             flags.FLAGS.unparse_flags()
             with pytest.raises(SystemExit) as ended:
-                main.main(config_flag.flags_parser("zsad_jax.main")(argv))
+                sys.exit(
+                    command_line.guarded(
+                        lambda: main.main(config_flag.flags_parser("zsad_jax.main")(argv))
+                    )
+                )
         assert not ended.value.code
         return Run(workdir)
 

@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 
 from zsad_jax import main, presets
 from zsad_jax.experiment import config_flag
+from zsad_jax.utils import command_line
 
 CONFIG = """
 from zsad_jax import presets
@@ -44,7 +45,11 @@ def run_main(tmp_path, monkeypatch, capsys):
         flags.FLAGS.unparse_flags()
         with flagsaver.flagsaver():
             try:
-                main.main(config_flag.flags_parser("zsad_jax.main")(argv))
+                sys.exit(
+                    command_line.guarded(
+                        lambda: main.main(config_flag.flags_parser("zsad_jax.main")(argv))
+                    )
+                )
             except SystemExit as ended:
                 return ended.code, capsys.readouterr().err
         raise AssertionError("the command did not end")

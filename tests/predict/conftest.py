@@ -140,7 +140,11 @@ def run_command(tmp_path, monkeypatch, capsys, config):
         with flagsaver.flagsaver():
             try:
                 flags.FLAGS.unparse_flags()
-                command.main(config_flag.flags_parser("zsad_jax.predict")(argv))
+                sys.exit(
+                    command_line.guarded(
+                        lambda: command.main(config_flag.flags_parser("zsad_jax.predict")(argv))
+                    )
+                )
             except SystemExit as ended:
                 return ended.code, *capsys.readouterr()
         raise AssertionError("the command did not end")

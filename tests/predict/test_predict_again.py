@@ -141,7 +141,6 @@ def test_resumes_after_kill(run_command, pictures, job, monkeypatch):
     """Kills the run while it writes the fourth image; the same command then scores the rest."""
     script = textwrap.dedent(f"""
         import os, signal, sys, threading
-        from absl import app
         from zsad_jax.experiment import config_flag
         from zsad_jax.predict import __main__ as predict
         from zsad_jax.predict import outputs, run
@@ -159,7 +158,7 @@ def test_resumes_after_kill(run_command, pictures, job, monkeypatch):
 
         outputs.Writer.write = write
         run.MAX_WRITERS = 1
-        app.run(predict.main, flags_parser=config_flag.flags_parser("zsad_jax.predict"))
+        config_flag.run(predict.main, "zsad_jax.predict")
     """)
     config = pictures.parent / "config.py"
     command_line = [

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -138,3 +140,18 @@ def test_write_errors_name_the_file(tmp_path, error, words):
         raise error
     assert caught.value.filename == str(tmp_path / "new.json")
     assert os.listdir(tmp_path) == []
+
+
+def test_user_path_expands_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert files.user_path("~/results") == "/home/someone/results"
+    assert files.user_path(pathlib.Path("~")) == "/home/someone"
+    assert files.user_path("./a~b") == "./a~b"
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\0b", None, 5, ("a",)])
+def test_user_path_rejects_what_is_not_a_path(path):
+    with pytest.raises(
+        UserError, match=re.escape(f"--out is {path!r}. Expected a file or a folder")
+    ):
+        files.user_path(path, "--out")

@@ -1,7 +1,6 @@
 """`python -m zsad_jax.backbones list | fetch | convert`: released backbones and their files."""
 
 import argparse
-import pathlib
 import sys
 
 from zsad_jax.backbones import registry
@@ -15,9 +14,7 @@ HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "lice
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
-    options = _make_parser().parse_args(arguments)
-    command_line.log_plainly()
-    return command_line.guarded(lambda: options.run(options))
+    return command_line.run_parsed(_make_parser(), arguments)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -52,14 +49,14 @@ def _make_parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source",
         metavar="FILE",
-        type=pathlib.Path,
+        type=command_line.path,
         help="OpenAI's .pt, or a state dict in OpenAI's, open_clip's or Hugging Face's names",
     )
     convert.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
-        type=pathlib.Path,
+        type=command_line.path,
         help="the .safetensors or .npz file to write; default: FILE with the suffix .safetensors",
     )
     convert.set_defaults(run=_convert)

@@ -9,7 +9,7 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
 from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_release, locate
 from zsad_jax.utils.errors import UserError, suggest
-from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.files import PathLike, user_path
 
 MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
@@ -128,7 +128,10 @@ def locate_files(
             "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one file with both towers, or"
             " one file each."
         )
-    given = WeightFiles(weights, vision, text, tokenizer)
+    named = {"weights": weights, "vision": vision, "text": text, "tokenizer": tokenizer}
+    given = WeightFiles(
+        **{name: path if path is None else user_path(path, name) for name, path in named.items()}
+    )
     if weights is not None or (vision is not None and text is not None):
         return given
     if name in FAMILIES:

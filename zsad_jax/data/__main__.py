@@ -21,15 +21,14 @@ PROGRAM = "python -m zsad_jax.data"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code: 1 if verification fails, 2 for a user error."""
-    options = _make_parser().parse_args(arguments)
-    command_line.log_plainly()
-    return command_line.guarded(lambda: options.run(options))
+    return command_line.run_parsed(_make_parser(), arguments)
 
 
 def _make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data_dir",
+        type=files.user_path,
         default=os.fspath(benchmarks.default_data_dir()),
         help="folder of prepared benchmarks (default: data/ in $ZSAD_JAX_HOME or ~/.cache/zsad_jax)",
     )
@@ -64,7 +63,9 @@ def _make_parser() -> argparse.ArgumentParser:
         help="benchmark keys such as mvtec_ad, or all (those that can be downloaded automatically)",
     )
     prepare.add_argument(
-        "--source", help="official archive, its extracted folder, or a parent of either"
+        "--source",
+        type=files.user_path,
+        help="official archive, its extracted folder, or a parent of either",
     )
     prepare.set_defaults(run=_prepare)
 
@@ -74,7 +75,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "decode and count all images and masks",
         parents=[common, threads, folder],
     )
-    verify.add_argument("names", metavar="NAME", nargs="+", help="keys or paths of folders")
+    verify.add_argument(
+        "names", metavar="NAME", nargs="+", type=files.user_path, help="keys or paths of folders"
+    )
     verify.set_defaults(run=_verify)
 
     listed = command_line.add_command(
@@ -94,8 +97,8 @@ def _make_parser() -> argparse.ArgumentParser:
     show = command_line.add_command(
         commands, "show", "draw a contact sheet with outlined masks", parents=[common, folder]
     )
-    show.add_argument("name", metavar="NAME", help="key or path of a folder")
-    show.add_argument("--out", help="PNG file to write (default: NAME.png)")
+    show.add_argument("name", metavar="NAME", type=files.user_path, help="key or path of a folder")
+    show.add_argument("--out", type=files.user_path, help="PNG file to write (default: NAME.png)")
     show.add_argument(
         "--category", action="append", help="show only this category (may be repeated)"
     )

@@ -25,7 +25,7 @@ from zsad_jax.data.walk import (
     walk,
 )
 from zsad_jax.utils.errors import UserError, plural, suggest
-from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.files import PathLike, user_path
 
 # "good" is MVTec AD's name and "ok" BTAD's; the others are names that users may give.
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
@@ -65,10 +65,10 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
     images: dict[str, str] = {}
     ignored: dict[str, Issue] = {}
     empty: list[str] = []
-    for path in [os.fspath(one) for one in paths]:
+    for path in map(user_path, paths):
         if not os.path.exists(path) and not glob.has_magic(path):
             raise UserError(f"{path} does not exist. Give a file, a folder or a glob pattern.")
-        matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        matches = [path] if os.path.exists(path) else _match(path)
         found = [
             _search(one, include_masks) if os.path.isdir(one) else Found([one], [])
             for one in matches
@@ -87,6 +87,14 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
         logging.warning("No images found in %s.", path)
     # A file that one folder ignores may be given by itself: then it is an image.
     return Found(list(images.values()), [ignored[key] for key in ignored if key not in images])
+
+
+def _match(pattern: str) -> list[str]:
+    """Returns the paths that match a pattern, whose folders may have brackets in their names."""
+    folder = os.path.dirname(pattern)
+    while folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return sorted(glob.glob(glob.escape(folder) + pattern[len(folder) :], recursive=True))
 
 
 def read_folder(
@@ -135,9 +143,10 @@ def read_folder(
       >>> [sample.file_name for sample in dataset]
       ['part_1.png', 'part_2.png']
     """
-    root = pathlib.Path(path)
+    root = pathlib.Path(user_path(path))
     if not root.is_dir():
         raise UserError(f"The folder {root} does not exist.")
+    masks = None if masks is None else user_path(masks, "`masks`")
     name = name or root.resolve().name
     classes = _find_classes(root, split)
     if len(classes) > 1 and (category or masks):
@@ -146,7 +155,7 @@ def read_folder(
             f" folder of one of them, such as {classes[0]}."
         )
     if masks is not None and not os.path.isdir(masks):
-        raise UserError(f"The folder of masks {os.fspath(masks)} does not exist.")
+        raise UserError(f"The folder of masks {masks} does not exist.")
     normal = _find_normal(root, classes, normal_folders)
     read = functools.partial(
         _read_part, root, masks=masks, normal=normal, include_masks=include_masks

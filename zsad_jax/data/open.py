@@ -14,7 +14,7 @@ from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
 from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
-from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.files import PathLike, user_path
 
 # The readers of described datasets; their keyword arguments are the further keys of a description.
 READERS: dict[str, Callable[Concatenate[PathLike, ...], Dataset]] = {
@@ -136,7 +136,7 @@ def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
         raise UserError(
             f'{dict(spec)} is not a dataset. Give a name, {{"folder": PATH}} or {{"meta_json": ROOT}}.'
         )
-    path = spec[kinds[0]]
+    path = user_path(spec[kinds[0]], f"{kinds[0]!r} of the dataset {dict(spec)}")
     # A meta.json states labels and masks, which the names of folders only suggest.
     kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]
     return kind, path, {key: value for key, value in spec.items() if key not in READERS}

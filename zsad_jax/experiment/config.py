@@ -23,6 +23,7 @@ from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils.config import check_fields, config_from, within
 from zsad_jax.utils.errors import UserError, nearest, suggest
+from zsad_jax.utils.files import user_path
 
 
 class MethodSpec(NamedTuple):
@@ -183,7 +184,11 @@ class Experiment:
     @property
     def data_folder(self) -> pathlib.Path:
         """The folder of prepared datasets."""
-        return pathlib.Path(self.data_dir) if self.data_dir else default_data_dir()
+        return (
+            pathlib.Path(user_path(self.data_dir, "config.data_dir"))
+            if self.data_dir is not None
+            else default_data_dir()
+        )
 
     @property
     def backbone_options(self) -> dict[str, Any]:
@@ -257,8 +262,9 @@ def _target_name(spec: Spec) -> str:
         parse_name(spec)
         return spec
     for kind in READERS:
-        if isinstance(spec.get(kind), str):
-            name = str(spec.get("name", pathlib.Path(spec[kind]).resolve().name))
+        if kind in spec:
+            folder = pathlib.Path(user_path(spec[kind], f"'{kind}' of the dataset {dict(spec)}"))
+            name = str(spec.get("name", folder.resolve().name))
             check_name(name)
             return name
     raise UserError(

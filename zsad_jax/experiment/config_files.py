@@ -4,6 +4,7 @@ import pathlib
 import runpy
 
 from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.files import user_path
 
 FOLDER = "configs"
 LIST_COMMAND = "python -m zsad_jax.main --list"
@@ -29,7 +30,7 @@ def find_config(named: str) -> str:
       UserError: there is neither.
     """
     file, colon, variant = named.partition(":")
-    path = pathlib.Path(file)
+    path = pathlib.Path(user_path(file, "--config"))
     if not path.exists():
         known = included()
         if path.as_posix() not in known:

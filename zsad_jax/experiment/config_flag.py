@@ -2,16 +2,17 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.experiment.config_files import LIST_COMMAND, find_config
+from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
 from zsad_jax.methods import config_class
-from zsad_jax.utils.command_line import fail
+from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 
@@ -47,24 +48,37 @@ def define(**options: Any) -> flags.FlagHolder:
 _CONFIG = define()
 
 
+def run(main: Callable[[list[str]], None], module: str) -> NoReturn:
+    """Runs a command with absl's flags and exits."""
+    sys.exit(command_line.guarded(lambda: app.run(main, flags_parser=flags_parser(module))))
+
+
+def list_configs() -> str:
+    """Returns the included configs and variants, a line each."""
+    configs = describe_configs()
+    width = max(map(len, configs))
+    return "\n".join(f"{name:{width}}  {line}" for name, line in configs.items())
+
+
 def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
     """Returns absl's parsing for `app.run`; mistakes are reported without a traceback, with `module`'s help."""
 
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except SystemExit:
-            raise SystemExit(0) from None  # after --help, which absl ends with 1
-        except UserError as error:
-            fail(str(error))
+        except SystemExit:  # after --help, which absl ends with 1
+            print(f"\nConfigs (FILE or FILE:VARIANT of --config):\n{list_configs()}")
+            raise SystemExit(0) from None
         except flags.Error as error:
             mistake = str(error).splitlines()[0]
             stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
-            fail(f"{mistake}{stop} See python -m {module} --help.")
+            raise UserError(f"{mistake}{stop} See python -m {module} --help.") from error
+        except BrokenPipeError:  # of --help
+            raise
         except OSError as error:
-            fail(_missing_config(error))
+            raise UserError(_missing_config(error)) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            fail(_config_mistake(argv, error))
+            raise UserError(_config_mistake(argv, error)) from error
 
     return parse
 

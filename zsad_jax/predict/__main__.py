@@ -10,10 +10,9 @@ import dataclasses
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import Experiment
@@ -21,7 +20,7 @@ from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
 from zsad_jax.predict.run import predict
 from zsad_jax.predict.score import Options
 from zsad_jax.predict.thresholds import parse_scale, parse_threshold
-from zsad_jax.utils import command_line
+from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
 
 flags.adopt_module_key_flags(config_flag)
@@ -66,17 +65,14 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Scores the images of the command line."""
 
-    def body() -> None:
-        options = _read_options(argv[1:])
-        experiment = _read_experiment()
-        # A path may contain "="; only a missing one can be a flag without its dashes.
-        keys = re.compile(r"-*[\w.]+=[^*?]*")
-        missing = [path for path in options.paths if not os.path.lexists(path)]
-        config_flag.reject_strays([path for path in missing if keys.fullmatch(path)])
-        command_line.log_plainly()
-        predict(experiment, options)
-
-    sys.exit(command_line.guarded(body))
+    options = _read_options(argv[1:])
+    experiment = _read_experiment()
+    # A path may contain "="; only a missing one can be a flag without its dashes.
+    keys = re.compile(r"-*[\w.]+=[^*?]*")
+    missing = [path for path in options.paths if not os.path.lexists(path)]
+    config_flag.reject_strays([path for path in missing if keys.fullmatch(path)])
+    command_line.log_plainly()
+    predict(experiment, options)
 
 
 def _read_experiment() -> Experiment:
@@ -97,7 +93,7 @@ def _read_options(paths: Sequence[str]) -> Options:
     scale, threshold = _SCALE.value, _THRESHOLD.value
     return Options(
         paths=paths,
-        out=pathlib.Path(_OUT.value),
+        out=pathlib.Path(files.user_path(_OUT.value, "--out")),
         checkpoint=_CHECKPOINT.value,
         category=_CATEGORY.value,
         prompt_family=_PROMPTS.value,
@@ -109,4 +105,4 @@ def _read_options(paths: Sequence[str]) -> Options:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flag.flags_parser("zsad_jax.predict"))
+    config_flag.run(main, "zsad_jax.predict")

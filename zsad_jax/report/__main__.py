@@ -1,7 +1,6 @@
 """`python -m zsad_jax.report DIR [DIR ...]`: the papers' tables with the results of working directories."""
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Show the papers' tables beside the results of finished runs.",
     )
     parser.add_argument(
-        "workdirs", metavar="DIR", nargs="+", help="working directory of a finished run"
+        "workdirs",
+        metavar="DIR",
+        nargs="+",
+        type=command_line.path,
+        help="working directory of a finished run",
     )
     parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")
     parser.add_argument(
@@ -38,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="DIR",
+        type=command_line.path,
         help="write tables in all formats to this folder instead of printing them",
     )
     parser.add_argument(
         "--all", action="store_true", help="include published ablations and our comparisons"
     )
-    options = parser.parse_args(arguments)
-    command_line.log_plainly()
-    return command_line.guarded(lambda: _compare(options))
+    parser.set_defaults(run=_compare)
+    return command_line.run_parsed(parser, arguments)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -54,7 +57,7 @@ def _compare(options: argparse.Namespace) -> None:
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
         raise UserError(
-            f"Found no results in {', '.join(options.workdirs)} for the datasets of these tables"
+            f"Found no results in {', '.join(map(str, options.workdirs))} for the datasets of these tables"
             f" ({', '.join(sorted(in_papers))}). Evaluate at least one of them first."
         )
     remarks = [*(one.description for one in ours), *find_missing(ours, papers)]
@@ -62,7 +65,7 @@ def _compare(options: argparse.Namespace) -> None:
         print(_render(papers, remarks, options.format), end="")
         return
     for format, suffix in SUFFIXES.items():
-        path = pathlib.Path(options.out) / f"tables.{suffix}"
+        path = options.out / f"tables.{suffix}"
         write_text(path, _render(papers, remarks, format))
         print(path)
 

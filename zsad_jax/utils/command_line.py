@@ -1,10 +1,13 @@
 """Shared parts of the commands: log output, errors and exit codes."""
 
 import argparse
+import io
 import logging as python_logging
+import os
 import pathlib
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import logging
@@ -21,6 +24,11 @@ def add_command(commands: Any, name: str, words: str, **options: Any) -> argpars
     return parser
 
 
+def path(text: str) -> pathlib.Path:
+    """Returns the path of an argument, see `files.user_path`."""
+    return pathlib.Path(files.user_path(text))
+
+
 def fail(message: str) -> NoReturn:
     """Prints an error and exits with code 2."""
     print(f"error: {message}", file=sys.stderr)
@@ -28,7 +36,26 @@ def fail(message: str) -> NoReturn:
 
 
 def guarded(run: Callable[[], int | None]) -> int:
-    """Runs the body of a command and returns its exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs a command and returns its exit code: 130 after Ctrl-C, 143 after SIGTERM, 141 for a closed pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # terminals and logs need not be UTF-8
+    try:
+        try:
+            return _report_errors(run)
+        finally:
+            sys.stdout.flush()  # not at exit, where a closed pipe would be a traceback
+    except BrokenPipeError:
+        closed = select.poll()
+        closed.register(sys.stdout, 0)
+        if not closed.poll(0):
+            raise  # another pipe is broken
+        # The reader of the output has ended, such as `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _report_errors(run: Callable[[], int | None]) -> int:
     with interrupts.handled():
         try:
             interrupts.check()
@@ -51,6 +78,18 @@ def guarded(run: Callable[[], int | None]) -> int:
             fail(
                 f"{path}: {error.strerror}. Check the path and its permissions, or choose another folder."
             )
+
+
+def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Parses arguments, runs the function that they have as `run`, and returns the exit code."""
+
+    def body() -> int | None:
+        options = parser.parse_args(arguments)
+        log_plainly()
+        code: int | None = options.run(options)
+        return code
+
+    return guarded(body)
 
 
 def log_plainly() -> None:

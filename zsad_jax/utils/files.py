@@ -37,6 +37,25 @@ def home() -> pathlib.Path:
     return place.expanduser().absolute()
 
 
+def user_path(path: Any, what: str = "The path") -> str:
+    """Returns a path that a user gave, with `~` expanded; shells do not expand it after "=".
+
+    Args:
+      path: of a file or folder, or a pattern.
+      what: subject of the error message, such as the option.
+
+    Raises:
+      UserError: it is not a path, or empty.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if not text.strip() or "\0" in text:
+        raise UserError(
+            f"{what} is {path!r}. Expected a file or a folder. If it is from a shell variable, check that the"
+            " variable is set."
+        )
+    return os.path.expanduser(text)
+
+
 def make_removable(folder: PathLike) -> None:
     """Creates a directory, or marks a new one, so that `remove` accepts it."""
     path = pathlib.Path(folder)

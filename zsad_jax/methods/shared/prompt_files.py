@@ -105,6 +105,7 @@ def find(source: str) -> PromptFile:
     """
     if source in RELEASES:
         return PromptFile(source, RELEASES[source].epoch)
+    source = files.user_path(source, "The checkpoint")
     if not pathlib.Path(source).is_file():
         raise UserError(
             f"{source!r} is neither a file nor a name of released prompts. {suggest(source, RELEASES)}"
