@@ -331,6 +331,7 @@ MASK_FOLDERS = [
         "Segmentations",
     ),
     *("ground_truth", "Ground Truth", "groundtruth", "defect_mask", "Defect Masks", "mask_images"),
+    *("GroundTruths", "segs", "annotation_masks", "anomaly_mask"),
 ]
 
 
@@ -369,7 +370,7 @@ def test_reads_images_of_a_defect_named_label(tmp_path):
 def test_rejects_images_that_look_like_masks(tmp_path):
     draw(tmp_path, "good/0.png", "bad/0.png", "bad/1.png", "truth:xyz/0.png", "truth:xyz/1.png")
     expected = (
-        r"xyz looks like a folder of masks\. .*'bad'.* rename the folder to ground_truth, or set"
+        r"xyz looks like a folder of masks\. .*'bad'\. .* ground_truth, or set the key `masks`"
     )
     with pytest.raises(UserError, match=expected):
         read_folder(tmp_path)
@@ -382,6 +383,23 @@ def test_rejects_images_that_look_like_masks(tmp_path):
     assert len(read_folder(tmp_path, include_masks=True)) == 5
     (tmp_path / "xyz").rename(tmp_path / "ground_truth")
     assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
+
+
+def test_rejects_likely_folder_of_masks_without_images(tmp_path):
+    draw(tmp_path, "good/0.png", "bad/1.png", "truth:gt/mask_a.png")
+    with pytest.raises(
+        UserError, match=r"gt looks like .* few gray values\. If they are masks, name them"
+    ):
+        read_folder(tmp_path)
+    assert len(find_images([tmp_path]).images) == 2
+    assert len(read_folder(tmp_path, include_masks=True)) == 3
+
+
+def test_mask_may_differ_from_its_image_in_the_extension(tmp_path):
+    draw(tmp_path, "good/0.bmp", "good/0.png", "bad/1.bmp", "bad/2.bmp", "truth:bad/1.png")
+    dataset = read_folder(tmp_path)
+    assert masks_of(dataset, tmp_path) == {"bad/1.bmp": "bad/1.png", "bad/2.bmp": None}
+    assert [sample.label for sample in dataset] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["mask", "gt", "label", "good", "masks"])
@@ -450,6 +468,9 @@ def test_pairs_masks_in_other_unicode_form(tmp_path, image, mask):
         ("crack/000", "crack/000-mask"),
         ("crack/000", "crack/000.mask"),
         ("crack/000", "crack/000_label2"),
+        ("crack/000", "crack/000_mask_0"),
+        ("crack/000", "crack/000mask"),
+        ("crack/000", "crack/000_anomaly_mask"),
         ("crack/image3", "crack/mask3"),
         ("crack/image3", "crack/image3_mask"),
         ("crack/IMG_0007", "crack/Mask_0007"),

@@ -349,9 +349,10 @@ def _list_part(
     elif unusual:
         suspect, other = next(iter(unusual.items()))
         raise UserError(
-            f"{folder / suspect} looks like a folder of masks. Its files have few gray values and the same"
-            f" names as files in {other!r}. If they are masks, rename the folder to ground_truth, or set the"
-            " key `masks` in config.data. If they are images, set the key `include_masks`."
+            f"{folder / suspect} looks like a folder of masks. Its files have few gray values"
+            + (f" and the same names as files in {other!r}" if other else "")
+            + ". If they are masks, name them after their images and the folder ground_truth, or set the key"
+            " `masks` in config.data. If they are images, set the key `include_masks`."
         )
     return images, known, issues
 

@@ -13,13 +13,16 @@ from zsad_jax.data.walk import plain
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
-_WORDS = r"masks?|labels?|gt|ground_?truth|segmentations?|seg|annotations?"
-_AFFIX = r"(.+)[_.](?:{0}){1}|(?:{0})[_.]?(.+)"
-MASK = re.compile(_AFFIX.format(_WORDS, r"\d*"))
-IMAGE = re.compile(_AFFIX.format(r"images?|img|frame?|photo", ""))  # "fram": a copy of CVC-ClinicDB
+_WORDS = (
+    r"(?:(?:anomaly|defect|binary|pixel|gt)_)?(?:masks?|labels?)|gt|ground_?truths?|segmentations?|segs?"
+    r"|annotations?"
+)
+_PHOTO = r"images?|img|frame?|photo"  # "fram": a copy of CVC-ClinicDB
+MASK = re.compile(rf"(.+?)(?:[_.](?:{_WORDS})|masks?)_?\d*|(?:{_WORDS})[_.]?(.+)")
+IMAGE = re.compile(rf"(.+)[_.](?:{_PHOTO})|(?:{_PHOTO})[_.]?(.+)")
 FOLDER = re.compile(r"ground_?truth|masks?")
 # Some are names of defects, too ("label"), so the names and pixels of the files decide.
-_LIKELY_FOLDER = re.compile(rf"(defect_)?({_WORDS})(_images?)?")
+_LIKELY_FOLDER = re.compile(rf"({_WORDS})(_images?|_masks?)?")
 # The most frequent values are 0.99 of a mask in public sets, JPEG too, and at most 0.67 of an image.
 MAX_LEVELS, MIN_SHARE = 8, 0.95
 
@@ -54,8 +57,8 @@ def find_masks(
       normal: names of folders of normal images, as `plain` returns them; they contain no masks.
 
     Returns:
-      The masks, each with its folder of masks, None if that is the folder of its image; and the folders of
-      masks with an unusual name, each with the folder of its images.
+      The masks, each with its folder of masks, None if that is the folder of its image; and the folders that
+      probably contain masks, each with the folder of the images of the same names, "" for none.
     """
     masks: dict[str, str | None] = {}
     # From the most to the least certain sign: the name of a folder, the name of a file, the pixels.
@@ -67,6 +70,7 @@ def find_masks(
         # An affix alone proves nothing: `label_3.png` without a `3.png` may be an image.
         if bare != stem and bare in images:
             masks[file] = None
+    masks |= dict.fromkeys(_find_same_stems(root, [file for file in left if file not in masks]))
 
     left = [file for file in left if file not in masks]
     certain = bool(masks)  # with masks found by name, folders with other names contain images
@@ -84,17 +88,33 @@ def find_masks(
             continue
         twins = _find_twins(folder, inside, named)
         # Names such as 000.png recur by chance, so without a likely folder name half of them must match.
-        enough = len(twins) >= (1 if likely else len(inside) / 2)
-        if not enough or not _have_few_levels(root, list(twins)):
+        enough = likely or len(twins) >= len(inside) / 2
+        if not enough or not _have_few_levels(root, list(twins) or inside):
             continue
-        others = list(twins.values())
-        if not likely:
-            # If both folders have few levels, nothing tells which one has the masks.
-            if _have_few_levels(root, others):
+        if not likely or not twins:
+            # If all have few levels, nothing tells which ones are the masks.
+            others = list(twins.values()) or [file for file in left if file not in inside]
+            if not others or _have_few_levels(root, others):
                 continue
-            unusual[folder] = os.path.dirname(others[0])
+            unusual[folder] = os.path.dirname(others[0]) if twins else ""
         masks |= dict.fromkeys(inside, folder)
     return masks, unusual
+
+
+def _find_same_stems(root: PathLike, files: Sequence[str]) -> list[str]:
+    """Returns the masks among files that differ in the extension only, such as 1.jpg with its mask 1.png."""
+    stems: defaultdict[str, list[str]] = defaultdict(list)
+    for file in files:
+        stems[os.path.splitext(file)[0]].append(file)
+    places: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for same in stems.values():
+        for file in same if len(same) > 1 else ():
+            places[os.path.dirname(file), os.path.splitext(file)[1]].append(file)
+    few = {file for same in places.values() if _have_few_levels(root, same) for file in same}
+    # If all of them have few levels, nothing tells which one is the mask.
+    return [
+        file for same in stems.values() if not few.issuperset(same) for file in same if file in few
+    ]
 
 
 def _find_twins(
