@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from zsad_jax.backbones import Backbone
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.methods import Method, Stage
-from zsad_jax.train import OrbaxSaver, TrainingConfig, make_schedule, train
+from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, TrainingConfig, make_schedule, train
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.sharding import make_mesh
 
@@ -191,6 +192,32 @@ def test_resumed_training_is_bit_equal(tmp_path, shuffle):
     resumed, rest = run(tmp_path / "killed", shuffle=shuffle)
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert rest == lines[-3:]
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [empty, flip, pathlib.Path.unlink])
+def test_falls_back_from_damaged_checkpoint(tmp_path, damage, caplog):
+    params, lines = run(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", saver=KilledAfter(tmp_path / "killed", 2))
+    for path in (tmp_path / "killed/2").rglob("*"):
+        if path.is_file():
+            damage(path)
+    with pytest.raises(DamagedCheckpointError):
+        run(tmp_path / "killed")
+    assert "Removing the damaged checkpoint of epoch 2" in caplog.text
+    resumed, again = run(tmp_path / "killed")
+    assert [step for step, _ in again] == [4, 5, 6, 7, 8, 9]
+    assert (resumed["level"], again) == (params["level"], lines[3:])
 
 
 def test_seed_and_shuffle_decide_the_order(tmp_path):

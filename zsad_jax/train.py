@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
@@ -205,6 +206,7 @@ def train(
 
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
+      DamagedCheckpointError: by the saver. Training can start again.
     """
     # One key per epoch, derived from its number, so that a resumed run shuffles like an uninterrupted one.
     init_key, order_key = jax.random.split(key)
@@ -291,6 +293,10 @@ def _ground_truth(images: ImageBatch, dataset: Dataset) -> Batch:
     )
 
 
+class DamagedCheckpointError(Exception):
+    """A checkpoint that cannot be restored; it has been removed."""
+
+
 class OrbaxSaver:
     """Storage of the newest states in a folder, written atomically by orbax."""
 
@@ -298,21 +304,50 @@ class OrbaxSaver:
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
-        # The state is small: saving in the background gains nothing, and would let a kill come in between.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            # The state is small: saving in the background gains nothing, and would let a kill come in between.
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # of a killed training
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
     def restore(self, epoch: int, like: PyTree) -> PyTree:
-        """Returns the state after `epoch`, in the structure of `like`, as host arrays."""
+        """Returns the state after `epoch`, in the structure of `like`, as host arrays.
+
+        Raises:
+          DamagedCheckpointError: it is damaged. The next newest one can be restored instead.
+        """
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
-        return self._manager.restore(epoch, args=self._args.StandardRestore(shapes))
+        try:
+            args = self._args.StandardRestore(_sealed(shapes))
+            restored = self._manager.restore(epoch, args=args)
+            if not np.array_equal(restored["digest"], _sealed(restored["state"])["digest"]):
+                raise ValueError("its digest differs")
+            return restored["state"]
+        except Exception as error:  # its storage raises errors of many kinds
+            reason = str(error).partition("\n")[0]
+            words = (
+                "Removing the damaged checkpoint of epoch %d in %s (%s). An earlier one is used."
+            )
+            logging.warning(words, epoch, self._manager.directory, reason)
+            self._manager.delete(epoch)
+            raise DamagedCheckpointError(reason) from error
 
     def save(self, epoch: int, state: PyTree) -> None:
-        self._manager.save(epoch, args=self._args.StandardSave(sharding.to_host(state)))
+        state = sharding.to_host(state)
+        self._manager.save(epoch, args=self._args.StandardSave(_sealed(state)))
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _sealed(state: PyTree) -> dict[str, PyTree]:
+    """Returns a state with the SHA-256 of its values: orbax does not notice changed bytes."""
+    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+    return {"state": state, "digest": digest}

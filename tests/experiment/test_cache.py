@@ -1,8 +1,7 @@
 """Tests of stored evaluations."""
 
-import json
-
 import numpy as np
+import pytest
 
 from zsad_jax.evaluate import Evaluation, Scored
 from zsad_jax.experiment import cache
@@ -29,7 +28,10 @@ def test_metrics_and_notes_load_unchanged(tmp_path):
     assert all(isinstance(note, Note) for note in read.notes)
 
 
-def test_evaluation_of_earlier_format_is_recomputed(tmp_path):
-    text = np.frombuffer(json.dumps({"figures": []}).encode(), np.uint8)
+@pytest.mark.parametrize(
+    "stored", ['{"figures": []}', "[]", "{", '{"metrics": [1], "score_names": 5}']
+)
+def test_evaluation_of_other_format_is_recomputed(tmp_path, stored):
+    text = np.frombuffer(stored.encode(), np.uint8)
     np.savez(tmp_path / "old.npz", text=text)
     assert cache.load(tmp_path / "old.npz") is None

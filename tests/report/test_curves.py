@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -59,6 +60,27 @@ def test_incomplete_line_is_ignored_and_then_dropped(tmp_path):
     assert len(read_curves(tmp_path)) == 3
     write(tmp_path, [4], resume_step=3)
     assert [line["step"] for line in read_curves(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"loss": 1.0}',
+        '{"step": "2"}',
+        '{"step": 2, "loss": []}',
+        "[" * 9999,
+    ],
+)
+def test_damaged_lines_are_skipped(tmp_path, line, caplog):
+    write(tmp_path, [1, 3])
+    first, last = (tmp_path / "curves.jsonl").read_text().splitlines()
+    (tmp_path / "curves.jsonl").write_text(f"{first}\n{line}\n{last}\n")
+    assert [line["step"] for line in read_curves(tmp_path)] == [1, 3]
+    assert "Skipping 1 damaged line of" in caplog.text
 
 
 def test_lines_are_flushed_and_valid_json(tmp_path):

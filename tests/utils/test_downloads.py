@@ -36,15 +36,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
         if start >= len(CONTENT):
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(CONTENT)}"})
-        return self.answer(206 if start else 200, CONTENT[start:], server.headers)
+        headers = dict(server.headers)
+        if start:
+            place = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+            headers = {"Content-Range": place} | headers | server.headers_of_rest
+        return self.answer(206 if start else 200, CONTENT[start:], headers)
 
     def answer(self, status, body, headers=None):
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if self.server.etag:
-            self.send_header("ETag", self.server.etag)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
+        sent = {"Content-Length": str(len(body)), "ETag": self.server.etag, **(headers or {})}
+        for name, value in sent.items():
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         limits = self.server.break_off_after
         limit = limits.pop(0) if limits and status in (200, 206) else None
@@ -63,6 +66,7 @@ def server():
         server.daemon_threads = True
         server.requests, server.statuses, server.break_off_after = [], [], []
         server.etag, server.headers, server.pause = '"v1"', {}, 0.0
+        server.headers_of_rest = {}
         server.url = f"http://127.0.0.1:{server.server_port}/weights.npz"
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
@@ -117,6 +121,31 @@ def test_does_not_continue_part_without_etag(server, tmp_path):
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("etag", [b"", b"v1", b'"v\n1"', b'W/"v1"', b"\xff"])
+def test_does_not_continue_part_with_invalid_etag(server, tmp_path, etag):
+    (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
+    (tmp_path / "weights.npz.part.etag").write_bytes(etag)
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Range": None},
+        {"Content-Range": f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}"},
+        {"Content-Range": f"bytes 1000-{len(CONTENT) - 2}/{len(CONTENT)}"},
+        {"Content-Range": "bytes 1000-*/*"},
+        {"ETag": '"v2"'},
+    ],
+)
+def test_does_not_append_other_part_than_requested(server, tmp_path, headers):
+    (tmp_path / "weights.npz.part").write_bytes(b"x" * 1000)
+    (tmp_path / "weights.npz.part.etag").write_text(server.etag)
+    server.headers_of_rest = headers
+    assert fetch(server.url, tmp_path).read_bytes() == CONTENT
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
 def test_renames_complete_part(server, tmp_path, size):
     (tmp_path / "weights.npz.part").write_bytes(CONTENT)
@@ -160,6 +189,37 @@ def test_rejects_web_page(server, tmp_path):
 def test_rejects_other_size_before_download(server, tmp_path):
     with pytest.raises(UserError, match=r"3,145,728 bytes on the server instead of 3,145,729"):
         fetch(server.url, tmp_path, size=len(CONTENT) + 1)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (204, {}, "the server answered 204"),
+        (302, {}, "the server answered 302"),
+        (302, {"Location": "http://[1"}, "Invalid"),
+        (206, {"Content-Range": "bytes 0-4/5"}, "another part"),
+        (200, {"Content-Length": "few"}, "'few'"),
+        (200, {"Content-Length": "0"}, "it is empty"),
+    ],
+)
+def test_rejects_answers_without_file(server, tmp_path, monkeypatch, status, headers, words):
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.answer(status, b"", headers))
+    with pytest.raises(UserError, match=f"Cannot download the test file .*{words}"):
+        fetch(server.url, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_never_writes_more_than_the_known_size(server, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        downloads.interrupts, "check", lambda: written.append(os.path.getsize(part))
+    )
+    part = tmp_path / "weights.npz.part"
+    server.headers = {"Content-Length": None}
+    with pytest.raises(UserError, match="the server sent more than 100,000 bytes"):
+        fetch(server.url, tmp_path, size=100_000)
+    assert 0 < max(written) <= 100_000
     assert os.listdir(tmp_path) == []
 
 

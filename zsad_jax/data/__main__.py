@@ -157,10 +157,8 @@ def _prepare_one(name: str, options: argparse.Namespace) -> None:
     facts = DATASETS[name]
     if benchmarks.is_prepared(name, options.data_dir):
         place = os.path.abspath(find_place(name, options.data_dir))
-        if files.has_unfinished(os.path.dirname(place)):
-            with files.alone(
-                os.path.dirname(place)
-            ):  # removes what a killed preparation has extracted
+        if os.access(os.path.dirname(place), os.W_OK):
+            with files.alone(os.path.dirname(place)):  # removes what a killed preparation left
                 pass
         print(f"{facts.title} is already prepared. To prepare it again, delete {place}.")
         if options.source:

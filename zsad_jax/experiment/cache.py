@@ -160,14 +160,17 @@ def load(path: files.PathLike) -> Evaluation | None:
     if not pathlib.Path(path).exists():
         return None
     try:
-        arrays = read_arrays(path)
+        return _decode(read_arrays(path))
     except UserError as error:
         logging.warning("%s It is computed again.", error)
-        return None
+    # Computing a result of an earlier form again is simpler and safer than converting it.
+    except (KeyError, TypeError, ValueError):
+        logging.info("%s has an earlier form and is computed again.", path)
+    return None
+
+
+def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
     text = json.loads(arrays["text"].tobytes())
-    # Computing it again is simpler and safer than converting it.
-    if not {"metrics", "issues"} <= text.keys():  # of an earlier form
-        return None
     scored = [
         Scored({name: arrays[f"scores/{i}/{name}"] for name in names}, _read_metrics(stored))
         for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True))

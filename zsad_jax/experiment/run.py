@@ -3,6 +3,7 @@
 Everything that an earlier run with the same settings finished is reused.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
-from zsad_jax.train import OrbaxSaver, train
+from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
@@ -248,10 +249,18 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
     key = cache.training_key(experiment, run.backbone, method, auxiliary, dataset)
     folder = run.workdir / "training" / f"{files.safe_name(auxiliary)}-{key}"
     finished = folder / "prompts.npz"
-    if not finished.exists():
+
+    def read() -> PyTree:
+        return prompt_files.load(prompt_files.find(str(finished)), method, run.backbone)
+
+    try:
+        params = read()
+    except UserError as error:
+        if finished.exists():
+            logging.warning("%s Training resumes from its last checkpoint.", error)
         prompt_files.save(finished, _optimize(run, method, dataset, folder))
-    # Also after training: results of a first and of a resumed run are of the same stored numbers.
-    params = prompt_files.load(prompt_files.find(str(finished)), method, run.backbone)
+        # Read again: results of a first and of a resumed run are of the same stored numbers.
+        params = read()
     each = experiment.training_config.epochs
     epochs = sum(stage.epochs or each for stage in method.stages)
     return Prompts(params, auxiliary, folder.name, epochs, experiment.seed, folder)
@@ -261,23 +270,24 @@ def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) 
     """Trains, or resumes from the last finished epoch in `folder`."""
     config = run.experiment.training_for(method)
     saver = OrbaxSaver(folder / "checkpoints")
-    done = saver.latest()
-    # The curve is cut at the restored epoch: later steps are trained again.
-    resumed = None if done is None else done * config.steps(len(dataset))
-    with CurveWriter(folder, resumed) as curves:
-        params = train(
-            method,
-            run.backbone,
-            dataset,
-            config,
-            key=jax.random.key(run.experiment.seed),
-            mesh=run.mesh,
-            saver=saver,
-            curves=curves,
-            num_workers=run.experiment.num_workers,
-        )
-    saver.close()
-    return sharding.to_host(params)
+    while True:
+        done = saver.latest()
+        # The curve is cut at the restored epoch: later steps are trained again.
+        resumed = None if done is None else done * config.steps(len(dataset))
+        with contextlib.suppress(DamagedCheckpointError), CurveWriter(folder, resumed) as curves:
+            params = train(
+                method,
+                run.backbone,
+                dataset,
+                config,
+                key=jax.random.key(run.experiment.seed),
+                mesh=run.mesh,
+                saver=saver,
+                curves=curves,
+                num_workers=run.experiment.num_workers,
+            )
+            saver.close()
+            return sharding.to_host(params)
 
 
 def evaluate_target(

@@ -1,5 +1,6 @@
 """Training curves, as JSON lines and as TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from absl import logging
+
+from zsad_jax.utils.errors import plural
 from zsad_jax.utils.files import PathLike, write_text
 
 FILE_NAME = "curves.jsonl"
@@ -67,13 +71,27 @@ class CurveWriter:
 
 
 def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
-    """Reads the training curve so far; [] if there is none. A half-written last line is ignored."""
+    """Reads the training curve so far; [] if there is none. Damaged lines are skipped with a warning."""
     path = pathlib.Path(workdir) / FILE_NAME
     if not path.exists():
         return []
     # Without the newline at its end, the last line is what a kill has left of it.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    lines = [line for text in texts if (line := _decode(text)) is not None]
+    if len(lines) < len(texts):
+        logging.warning("Skipping %s of %s.", plural(len(texts) - len(lines), "damaged line"), path)
+    return lines
+
+
+def _decode(text: str) -> dict[str, Any] | None:
+    """Returns a line of the file; None if it is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        line = json.loads(text)
+        numbers = isinstance(line, dict) and all(
+            isinstance(x, int | float | None) for x in line.values()
+        )
+        return line if numbers and isinstance(line.get("step"), int) else None
+    return None
 
 
 def _encode(line: Mapping[str, Any]) -> str:

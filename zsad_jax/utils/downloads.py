@@ -6,6 +6,7 @@ import fcntl
 import math
 import os
 import pathlib
+import re
 import shutil
 import time
 import urllib.parse
@@ -19,8 +20,8 @@ from zsad_jax.utils.progress import progress
 CHUNK_KILOBYTES = 64  # what a broken connection can lose
 ATTEMPTS = 3  # in a row without a new byte
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # doubled each time
-SECONDS_BETWEEN_LOOKS = 0.1  # at a file that another process downloads
-TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, between two packets
+TIMEOUT_SECONDS = (10.0, 30.0)  # to connect, between two packets
+STRONG_ETAG = re.compile(r'"[!#-~]*"')
 OTHER_DISK = "set ZSAD_JAX_HOME (for benchmarks: --data_dir) to a folder"
 
 
@@ -94,7 +95,7 @@ def _alone(part: pathlib.Path) -> Iterator[IO[bytes]]:
     """Opens a part file for appending while no other process has it; an empty one is removed."""
     while True:
         file = open(part, "ab", buffering=0)  # noqa: SIM115 - closed below
-        _wait_for(file)
+        fcntl.flock(file, fcntl.LOCK_EX)
         # The process that had the lock before may have renamed the file, or removed it.
         if _has_name(file, part):
             break
@@ -108,16 +109,6 @@ def _alone(part: pathlib.Path) -> Iterator[IO[bytes]]:
         if empty and not renamed:
             part.unlink()
         file.close()
-
-
-def _wait_for(file: IO[bytes]) -> None:
-    """Locks a file when no other process has it."""
-    while True:
-        interrupts.check()
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _has_name(file: IO[bytes], path: pathlib.Path) -> bool:
@@ -168,6 +159,8 @@ class _Download:
             problem = f"it has {found:,} bytes instead of {self.size:,}"
         elif sha256 is not None and files.digest(self.part) != sha256:
             problem = "its SHA-256 is not the published one"
+        elif not found:
+            problem = "it is empty"
         else:
             problem = check(self.part)
         if problem:
@@ -194,29 +187,51 @@ class _Download:
                 if self._is_past_the_end(response):
                     return
                 self._check_status(response)
-                if response.status_code != requests.codes.partial_content:
+                if response.status_code == requests.codes.ok:
                     self._empty()
-                encoded = "Content-Encoding" in response.headers
-                length = response.headers.get("Content-Length")
-                left = int(length) if length and not encoded else None
+                left = self._count_left(response)
                 self._check_room(left)
                 self._remember_version(response)
                 self._append(response, left)
-        except requests.RequestException as error:
+        # ValueError: requests passes on what it cannot parse, for example an invalid Location.
+        except (requests.RequestException, ValueError) as error:
             raise _TransientError(_reason(error, self.url)) from error
 
     def _range(self) -> dict[str, str]:
         """Returns the headers that request the rest only."""
-        have, etag = _length(self.file), _etag_file(self.part)
-        if have and etag.exists() and (self.size is None or have < self.size):
+        have, etag = _length(self.file), self._etag()
+        if have and etag and (self.size is None or have < self.size):
             # If-Range: a server with a newer version sends the whole file (status 200), not the rest of it.
-            return {"Range": f"bytes={have}-", "If-Range": etag.read_text()}
+            return {"Range": f"bytes={have}-", "If-Range": etag}
         self._empty()  # these bytes may belong to an earlier version of the file
         return {}
+
+    def _etag(self) -> str:
+        """Returns the server's name for the version of the part; "" if it is unknown."""
+        path = _etag_file(self.part)
+        etag = path.read_text(errors="replace") if path.exists() else ""
+        return etag if STRONG_ETAG.fullmatch(etag) else ""
 
     def _empty(self) -> None:
         if _length(self.file):
             self.file.truncate(0)
+
+    def _count_left(self, response: Any) -> int | None:
+        """Returns how many bytes are to follow; None if nobody knows."""
+        length = response.headers.get("Content-Length")
+        if response.status_code == 206:
+            have = _length(self.file)
+            found = re.fullmatch(
+                rf"bytes {have}-(\d+)/(\d+)", response.headers.get("Content-Range", "")
+            )
+            same = response.headers.get("ETag") in (None, self._etag())
+            if not (have and same and found and int(found[1]) + 1 == int(found[2])):
+                self._empty()
+                raise _TransientError("the server sent another part of the file than requested")
+            return int(found[2]) - have
+        if length and "Content-Encoding" not in response.headers:
+            return int(length)
+        return self.size
 
     def _is_past_the_end(self, response: Any) -> bool:
         if response.status_code != 416:
@@ -233,6 +248,8 @@ class _Download:
             raise _TransientError(answer)
         if status >= 400:
             raise self._failure(answer, NotPublishedError)
+        if status not in (200, 206):  # for example 204, or a redirection without an address
+            raise self._failure(answer)
         # Login pages and error pages of file hosts come with status 200.
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise self._failure("the server sent a web page instead")
@@ -255,8 +272,8 @@ class _Download:
     def _remember_version(self, response: Any) -> None:
         """Stores the name of this version of the file, without which a part cannot be resumed."""
         etag = response.headers.get("ETag", "")
-        # A weak tag may stay the same while bytes change, so it cannot vouch for a part.
-        if etag and not etag.startswith("W/"):
+        # A weak tag (W/"...") may stay the same while bytes change, so it cannot vouch for a part.
+        if STRONG_ETAG.fullmatch(etag):
             files.write_text(_etag_file(self.part), etag)
         else:
             _etag_file(self.part).unlink(missing_ok=True)
@@ -271,6 +288,9 @@ class _Download:
             )
         for chunk in chunks:
             interrupts.check()
+            if left is not None and _length(self.file) - before + len(chunk) > left:
+                self._empty()
+                raise _TransientError(f"the server sent more than {left:,} bytes")
             written = 0
             while written < len(chunk):  # an unbuffered write may be partial
                 written += self.file.write(chunk[written:])

@@ -96,11 +96,6 @@ def remove(folder: PathLike) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def has_unfinished(folder: PathLike) -> bool:
-    """Returns whether a folder has directories of unfinished work, which may be in progress."""
-    return any(map(_UNFINISHED.fullmatch, os.listdir(folder)))
-
-
 def sweep(folder: PathLike, outputs: Iterable[str] = ()) -> None:
     """Removes what killed runs left in a folder, while no other process writes to it (see `alone`).
 

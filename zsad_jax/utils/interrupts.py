@@ -1,29 +1,28 @@
 """Ctrl-C and SIGTERM in commands.
 
-An exception at any place may be swallowed by a library, or end in a traceback of its own. The first signal is
-therefore only noted, and `check` raises it between two batches. The second ends the process at once: files
-are written atomically, so that a killed run can be resumed, too.
+An exception at any place may be swallowed by a library, or end in its traceback. The first signal is therefore
+noted, and `check` raises it between two batches. A second signal, or ten seconds without a check, end the
+process at once: files are written atomically, so that a killed run can be resumed, too.
 """
 
+import _thread
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MESSAGE = "Interrupted. Run the same command again to resume."
+SECONDS_LIMIT = 10.0
 
 _noted: list[int] = []
 
 
 def install() -> None:
-    """Installs the handler for the rest of the process; ignored signals stay ignored (nohup).
-
-    Only for the main thread of a command: scripts and notebooks keep Python's handlers.
-    """
+    """Installs the handler in the main thread of a command; signals that are ignored (nohup) remain so."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
@@ -31,16 +30,15 @@ def install() -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Installs the handler for the duration of a command; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Installs the handler for the duration of a command; threads other than the main one cannot."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    install()
+    is_main = threading.current_thread() is threading.main_thread()
     try:
+        if is_main:
+            install()
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if is_main else ():
             signal.signal(number, handler)
         _noted.clear()
 
@@ -56,11 +54,17 @@ def exit_code() -> int:
     return 128 + (_noted[0] if _noted else signal.SIGINT)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    del frame
+def _note(number: int, _: object) -> None:
     if _noted:
         os._exit(exit_code())
     _noted.append(number)
-    with contextlib.suppress(OSError):  # of a closed terminal
-        # Not `print`, which may be what the signal has interrupted.
+    # Neither `print` nor `threading`, whose locks the interrupted code may hold.
+    with contextlib.suppress(OSError):
         os.write(2, ("\n" * sys.stderr.isatty() + MESSAGE + "\n").encode())
+    _thread.start_new_thread(_end_late, ())
+
+
+def _end_late() -> None:
+    time.sleep(SECONDS_LIMIT)
+    if _noted:
+        os._exit(exit_code())
