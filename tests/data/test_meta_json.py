@@ -231,7 +231,7 @@ def test_rejects_entry_without_label(tmp_path):
     "paths",
     [
         *({"img_path": 5}, {"img_path": ["a.png"]}, {"img_path": None}, {"img_path": ""}),
-        *({"img_path": "a\0.png"}, {"mask_path": 5}),
+        *({"img_path": "a\0.png"}, {"img_path": "\ud800"}, {"mask_path": 5}, {"mask_path": "\0"}),
     ],
 )
 def test_rejects_other_paths(tmp_path, paths):
@@ -254,6 +254,9 @@ def test_rejects_other_paths(tmp_path, paths):
         ({"test": {"c": {"0": entry("a.png")}}}, "'c' must be a list of entries, but is a mapping"),
         ({"test": {"c": ["a.png"]}}, "an entry of 'c' must be a mapping, but is a string"),
         ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, but is None"),
+        ({"test": {"c": [entry("a.png") | {"cls_name": None}]}}, "the cls_name of a.png must be a"),
+        ({"test": {}, "Test": {}}, "the key 'test' is repeated"),
+        ('{"test": {"c": [], "c": []}}', "the key 'c' is repeated"),
     ],
 )
 def test_rejects_other_structures(tmp_path, content, wrong):
@@ -264,8 +267,8 @@ def test_rejects_other_structures(tmp_path, content, wrong):
     assert 'Expected {"test": {CATEGORY: [{"img_path": PATH,' in str(error.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_reads_byte_order_mark(tmp_path, encoding):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_detects_the_encoding(tmp_path, encoding):
     root = make(tmp_path, "", ["ä.png"])
     content = json.dumps({"test": {"c": [entry("ä.png")]}}, ensure_ascii=False)
     (root / "meta.json").write_text(content, encoding=encoding)
@@ -275,8 +278,8 @@ def test_reads_byte_order_mark(tmp_path, encoding):
 def test_rejects_other_encodings(tmp_path):
     root = make(tmp_path, "", ["a.png"])
     content = json.dumps({"test": {"c": [entry("a.png")]}})
-    (root / "meta.json").write_text(content, encoding="utf-16")
-    with pytest.raises(UserError, match=r"valid meta\.json: .*utf-8"):
+    (root / "meta.json").write_text(content.replace("c", "ç"), encoding="latin-1")
+    with pytest.raises(UserError, match=r"valid meta\.json: it is not encoded in UTF-8 or UTF-16"):
         read_meta_json(root)
 
 
@@ -315,6 +318,44 @@ def test_uses_masks_with_unrelated_names(tmp_path, mask):
     listed = [entry(others[0], mask=mask), *(entry(path, anomaly=0) for path in others[1:])]
     dataset = read_meta_json(make(tmp_path, {"test": {"c": listed}}, [*others, mask]))
     assert (dataset[0].has_mask, dataset.issues) == (True, ())
+
+
+def test_excludes_images_that_are_listed_as_masks(tmp_path):
+    listed = [entry("a.png", mask="a.png"), entry("b.png", mask="c.png"), entry("c.png", anomaly=0)]
+    root = make(tmp_path, {"test": {"c": listed}}, ["a.png", "b.png", "c.png"])
+    dataset = read_meta_json(root)
+    assert [sample.has_mask for sample in dataset] == [False, False, True]
+    assert [(issue.kind, issue.file) for issue in dataset.issues] == [
+        ("mask_of_other", "a.png"),
+        ("mask_of_other", "b.png"),
+    ]
+
+
+def test_reports_contradictions(tmp_path):
+    listed = [entry("a.png"), entry("a.png", anomaly=0), entry("b.png") | {"specie_name": "Good"}]
+    root = make(tmp_path, {"test": {"c": listed, "d": [entry("b.png", "d")]}}, ["a.png", "b.png"])
+    dataset = read_meta_json(root)
+    assert [(sample.label, sample.category) for sample in dataset] == [(1, "metal_nut")] * 2
+    assert dataset.issues == (
+        Issue("entries_repeated", "meta.json", "2 in 'test'"),
+        Issue("entry_contradicts", "a.png", "label 1 and 0"),
+        Issue("entry_contradicts", "b.png", "category metal_nut and d"),
+        Issue("entry_contradicts", "b.png", "anomaly 1, specie_name Good"),
+    )
+
+
+def test_names_the_keys_of_a_list_without_splits(tmp_path):
+    root = make(tmp_path, {"c": [entry("a.png")]}, ["a.png"])
+    with pytest.raises(
+        NoSplitError, match=r"no split 'test'\. It lists no images\. Its keys are 'c'\."
+    ):
+        read_meta_json(root)
+
+
+def test_reports_names_that_no_file_can_have(tmp_path):
+    listed = [entry("a.png", mask="m" * 5000), entry("i" * 5000)]
+    root = make(tmp_path, {"test": {"c": listed}}, ["a.png"])
+    assert [sample.has_mask for sample in read_meta_json(root)] == [False, False]
 
 
 def test_reports_normal_entry_with_mask(tmp_path):

@@ -53,6 +53,7 @@ DESCRIPTIONS = {
     "masks_missing": "there are no masks; the anomalous images are excluded from pixel metrics",
     "label_unknown": "normal and anomalous images cannot be distinguished: no folder of normal images and no"
     " masks; set `normal_folders`",
+    "entry_contradicts": "the list contradicts itself; the first entry of the image is used",
     "entry_invalid": "the list has an invalid entry",
     "entries_repeated": "repeated entries of an image are ignored",
     "folder_empty": "the folder has no images",

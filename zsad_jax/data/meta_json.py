@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import logging
 
 from zsad_jax.data.dataset import Dataset, Sample, Samples
+from zsad_jax.data.folder import NORMAL_FOLDERS
 from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import IMAGE, MASK, names
 from zsad_jax.data.protocols import Naming, prompt_name
@@ -77,8 +79,9 @@ def read_meta_json(
             sample, issue = _read_entry(entry, folder, within)
             # By real path, since several roots, entries and links may lead to one image.
             key = os.path.realpath(str(sample.image)) if sample else ""
-            if key in samples:
+            if sample and key in samples:
                 repeated += 1
+                issues += _compare(samples[key], sample)
                 continue
             issues += [issue] if issue else []
             if sample:
@@ -88,6 +91,13 @@ def read_meta_json(
     missing = [str(sample.image) for key, sample in samples.items() if not os.path.isfile(key)]
     images = {stem for sample in samples.values() for stem in names(str(sample.image), IMAGE)}
     for key, sample in samples.items():
+        if sample.label and plain(sample.defect) in NORMAL_FOLDERS:
+            detail = f"anomaly 1, specie_name {sample.defect}"
+            issues.append(Issue("entry_contradicts", sample.file_name, detail))
+        if sample.mask and os.path.realpath(str(sample.mask)) in samples:
+            issues.append(Issue("mask_of_other", sample.file_name, "an image of the list"))
+            samples[key] = dataclasses.replace(sample, mask=None, has_mask=False)
+            continue
         # Lists that were made by position pair a mask with the wrong image where a file is missing.
         if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
             detail = f"{os.path.basename(str(sample.mask))}, of {other}"
@@ -136,11 +146,11 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
 
 def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
     try:
-        # Some editors on Windows write a byte order mark, which is not valid JSON.
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        # From bytes, the encoding is detected: editors on Windows write a byte order mark, or UTF-16.
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
         content = _expect(dict, content, "it must map splits to categories")
         # AnomalyCLIP's DAGM has the keys Train and Test.
-        splits = {key.lower(): value or {} for key, value in content.items()}
+        splits = _unique([(key.lower(), value or {}) for key, value in content.items()])
         entries = [
             _check(
                 {"cls_name": name} | _expect(dict, one, f"an entry of {name!r} must be a mapping")
@@ -154,15 +164,20 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         ]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
+        encoding = isinstance(error, UnicodeDecodeError)
+        reason = "it is not encoded in UTF-8 or UTF-16" if encoding else error
         raise UserError(
-            f"{path} is not a valid meta.json: {error}. Expected {_FORM}. Correct the file."
+            f"{path} is not a valid meta.json: {reason}. Expected {_FORM}. Correct the file."
         ) from error
     if not entries:
         filled = [
             key for key, value in splits.items() if isinstance(value, dict) and any(value.values())
         ]
-        known = suggest(split, filled) if filled else "It lists no images."
+        empty = f"Its keys are {', '.join(map(repr, splits))}." if splits else "It is empty."
+        known = suggest(split, filled) if filled else f"It lists no images. {empty}"
         raise NoSplitError(f"{path} has no split {split!r}. {known}")
     return entries
 
@@ -173,18 +188,45 @@ def _expect(kind: type[T], value: Any, rule: str) -> T:
     return value
 
 
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a mapping, and rejects a repeated key, of which one value would be lost."""
+    made = dict(pairs)
+    keys = [key for key, _ in pairs]
+    if len(made) < len(keys):
+        raise ValueError(
+            f"the key {next(key for key in made if keys.count(key) > 1)!r} is repeated"
+        )
+    return made
+
+
+def _compare(first: Sample, second: Sample) -> list[Issue]:
+    """Reports the differences of two entries of an image."""
+    values = [(name, getattr(first, name), getattr(second, name)) for name in ("label", "category")]
+    differences = [f"{name} {one} and {other}" for name, one, other in values if one != other]
+    detail = ", ".join(differences)
+    return [Issue("entry_contradicts", second.file_name, detail)] * bool(detail)
+
+
 def _check(entry: dict[str, Any]) -> dict[str, Any]:
     image, mask, anomaly = entry.get("img_path"), entry.get("mask_path"), entry.get("anomaly")
-    if not image or not isinstance(image, str) or "\0" in image:
+    if not image or not _is_text(image):
         raise ValueError(f"an img_path of {entry['cls_name']!r} must be a path, but is {image!r}")
-    if not isinstance(mask, str | None):
+    if mask is not None and not _is_text(mask):
         raise ValueError(f"the mask_path of {image} must be a path, but is {mask!r}")
     if not isinstance(anomaly, str | int | float) or anomaly not in _LABELS:
         found = repr(anomaly) if "anomaly" in entry else "missing"
         raise ValueError(
             f"the anomaly of {image} must be 0 (normal) or 1 (anomalous), but is {found}"
         )
+    name = entry["cls_name"]
+    if name == "" or not isinstance(name, str | int) or not _is_text(str(name)):
+        raise ValueError(f"the cls_name of {image} must be a name, but is {name!r}")
     return entry | {"anomaly": _LABELS[anomaly]}
+
+
+def _is_text(value: Any) -> bool:
+    # JSON can express lone surrogates, which no file system or terminal can.
+    return isinstance(value, str) and "\0" not in value and not re.search("[\ud800-\udbff]", value)
 
 
 def _read_entry(
@@ -197,10 +239,11 @@ def _read_entry(
     label, listed = entry["anomaly"], entry.get("mask_path") or ""
     file_name = image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
     mask = _resolve(listed, root, within) if listed else None
-    usable = mask is not None and mask.is_file()
+    # Of os.path, since those of pathlib raise an error for a name that is too long.
+    usable = mask is not None and os.path.isfile(mask)
     if label:
         # Some lists give the folder of the masks for an image that has none: this is no issue.
-        missing = "mask_outside" if mask is None else "" if mask.is_dir() else "mask_missing"
+        missing = "mask_outside" if mask is None else "" if os.path.isdir(mask) else "mask_missing"
         kind = missing if listed and not usable else ""
     else:
         kind = "mask_of_normal" if usable else ""
@@ -233,16 +276,16 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
     A path of another disk that is not below the root is returned unchanged; it does not exist.
     """
     # Lists written on Windows have its separators, and names on Linux may contain backslashes.
-    listed = pathlib.PurePosixPath(path if (root / path).exists() else path.replace("\\", "/"))
+    listed = pathlib.PurePosixPath(path if os.path.exists(root / path) else path.replace("\\", "/"))
     direct = root / listed
     if not (listed.is_absolute() or (listed.parts and listed.parts[0].endswith(":"))):
         return direct if _is_inside(direct, within) else None
     # The longest suffix first: a shorter one may name another file.
     suffixes = (root.joinpath(*listed.parts[start:]) for start in range(1, len(listed.parts)))
-    found = (one for one in (*suffixes, direct) if one.exists())
+    found = (one for one in (*suffixes, direct) if os.path.exists(one))
     inside = next((one for one in found if _is_inside(one, within)), None)
     # Absent, not outside: the caller reports a missing image.
-    return inside or (None if direct.exists() else direct)
+    return inside or (None if os.path.exists(direct) else direct)
 
 
 def _is_inside(path: pathlib.Path, within: set[str]) -> bool:
