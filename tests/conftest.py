@@ -6,6 +6,7 @@ import mmap
 import os
 import pathlib
 import runpy
+import warnings
 
 import pytest
 from absl import logging
@@ -114,11 +115,18 @@ def home(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def restore_logging():
-    """Restores the logging settings that a command changes for its process."""
-    logger, of_jax = logging.get_absl_logger(), python_logging.getLogger("jax")
-    before = logger.handlers, logger.propagate, logging.get_verbosity(), of_jax.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logging.set_verbosity(before[2])
-    of_jax.setLevel(before[3])
+def restore_logging(monkeypatch):
+    """Restores the settings of logging and warnings that a command changes for its process."""
+    logger, root, of_jax = (
+        logging.get_absl_logger(),
+        python_logging.getLogger(),
+        python_logging.getLogger("jax"),
+    )
+    for one in (logger, root):
+        monkeypatch.setattr(one, "handlers", one.handlers)
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    verbosity, level = logging.get_verbosity(), of_jax.level
+    with warnings.catch_warnings():
+        yield
+    logging.set_verbosity(verbosity)
+    of_jax.setLevel(level)

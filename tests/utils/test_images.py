@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 
 from zsad_jax.utils import images
 from zsad_jax.utils.images import (
@@ -132,3 +132,23 @@ def test_warns_of_drawing_errors(caplog):
     assert "Cannot draw the picture of a.png: too wide." in caplog.text
     with pytest.raises(OSError, match="full"), drawing("b.png"):
         raise OSError("the disk is full")
+
+
+def test_warns_once_that_no_font_has_the_letters(monkeypatch, caplog):
+    images._warn_of_boxes.cache_clear()
+    monkeypatch.setattr(images, "fallback_font", lambda: None)
+    for text in ("gear", "Ä€α"):
+        images.load_font(15, text)
+    assert not caplog.text
+    for text in ("正常", "异常"):
+        images.load_font(15, text)
+    assert caplog.text.count("No installed font has all letters") == 1
+
+
+def test_letters_outside_of_the_charts_font_use_another(monkeypatch):
+    (other, *_) = (
+        entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Serif"
+    )
+    monkeypatch.setattr(images, "fallback_font", lambda: other)
+    assert images.load_font(15, "正常").getname()[0] == "DejaVu Serif"
+    assert images.load_font(15, "normal").getname()[0] == "DejaVu Sans"

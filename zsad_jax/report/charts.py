@@ -12,7 +12,7 @@ from zsad_jax import metrics
 from zsad_jax.evaluate import DatasetScores
 from zsad_jax.report import names
 from zsad_jax.utils.files import PathLike, replaced
-from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, fallback_font
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,6 @@ TALLEST = 3.4  # panel, in inches
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
-    "font.family": "sans-serif",
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -71,7 +70,9 @@ def style() -> Iterator[None]:
     """Sets the look of every chart, while it is made or written."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    other = fallback_font()
+    families = {"font.family": ["sans-serif", *([other.name] if other else [])]}
+    with matplotlib.rc_context(STYLE | families):
         yield
 
 

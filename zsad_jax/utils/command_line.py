@@ -7,6 +7,7 @@ import os
 import pathlib
 import select
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -93,15 +94,17 @@ def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None)
 
 
 def log_plainly() -> None:
-    """Sends log messages to stderr without prefixes; from libraries only warnings and errors."""
+    """Sends our log messages to stderr without prefixes; from libraries only errors, and no Python warnings."""
     handler = python_logging.StreamHandler(sys.stderr)
     ours = str(pathlib.Path(__file__).parents[1])
     handler.addFilter(
-        lambda record: record.pathname.startswith(ours) or record.levelno >= python_logging.WARNING
+        lambda record: record.pathname.startswith(ours) or record.levelno >= python_logging.ERROR
     )
     logger = logging.get_absl_logger()
-    logger.handlers = [handler]
+    logger.handlers = python_logging.getLogger().handlers = [handler]
     logger.propagate = False
     logging.set_verbosity(logging.INFO)
+    python_logging.getLogger("jax").setLevel(python_logging.ERROR)  # it has its own way to stderr
+    if not sys.warnoptions:  # else asked for by -W or PYTHONWARNINGS
+        warnings.simplefilter("ignore")
     set_up_decoders()
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it has its own way to stderr

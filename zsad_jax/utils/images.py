@@ -3,22 +3,41 @@
 import contextlib
 import functools
 import os
-import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
 from logging import CRITICAL, getLogger
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
+
 OUTLINE = (0, 229, 255)
 INK = "#1b1f24"
 NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # distinct for every kind of color vision
 PAPER = (235, 235, 235)  # in place of a picture
 COLOR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of color vision
+FALLBACK_FONTS = (  # with Chinese, Japanese and Korean letters, on Linux, macOS and Windows
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Noto Sans SC",
+        "Source Han Sans SC",
+        "WenQuanYi Zen Hei",
+    ),
+    *(
+        "WenQuanYi Micro Hei",
+        "Droid Sans Fallback",
+        "PingFang SC",
+        "Hiragino Sans",
+        "Arial Unicode MS",
+    ),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic"),
+)
 ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes
 
 # The layout of strips, in pixels.
@@ -178,7 +197,7 @@ def write_line(
     color: str = INK,
 ) -> None:
     """Writes a line of text below and right of `corner`, shortened to `width`; all in pixels."""
-    font = load_font(size)
+    font = load_font(size, printable(words))
     pen.text(corner, shorten(words, width, font), color, font)
 
 
@@ -197,13 +216,46 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-@functools.cache
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Loads the font of the charts, at a size in pixels."""
+def load_font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Loads the font of the charts, or another with letters of the text that it lacks, at a size in pixels."""
     import matplotlib
 
-    folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    if not _letters(path).issuperset(text):
+        if other := fallback_font():
+            path = other.fname
+        else:
+            _warn_of_boxes()
+    return _read_font(path, size)
+
+
+@functools.cache
+def _warn_of_boxes() -> None:
+    """Warns once per process."""
+    logging.warning(
+        "No installed font has all letters of the names, so pictures show boxes in their place. Install a font"
+        " that has them, such as %s.",
+        FALLBACK_FONTS[0],
+    )
+
+
+_read_font = functools.cache(ImageFont.truetype)
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(map(chr, FT2Font(path).get_charmap()))
+
+
+@functools.cache
+def fallback_font() -> "FontEntry | None":
+    """Returns an installed font with many more letters than the font of the charts; None if there is none."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {entry.name: entry for entry in fontManager.ttflist}
+    return next((installed[name] for name in FALLBACK_FONTS if name in installed), None)
 
 
 def palette_stops(count: int) -> list[str]:
