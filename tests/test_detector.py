@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import os
 import pathlib
 import subprocess
@@ -112,6 +113,40 @@ def test_accepts_arrays_floats_and_files(detector, images, expected, tmp_path):
     assert_same(detector.predict([path, images[1]]), expected, [0, 1])
 
 
+class Tensor(np.ndarray):
+    """Stands for a tensor of PyTorch."""
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self.view(np.ndarray)
+
+
+def test_accepts_pillow_images_tensors_and_generators(detector, images, expected):
+    pictures = [Image.fromarray(image) for image in images]
+    assert_same(detector.predict(pictures[0]), expected, [0])
+    assert_same(detector.predict(image for image in [pictures[1], images[0]]), expected, [1, 0])
+    assert_same(detector.predict(np.asarray(images[2]).view(Tensor)), expected, [2])
+    orientation, file = Image.Exif(), io.BytesIO()
+    orientation[0x0112] = 6  # upright when turned by 90 degrees clockwise
+    pictures[1].transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=orientation)
+    assert_same(detector.predict(Image.open(file)), expected, [1])
+
+
+def test_accepts_gray_and_transparent_arrays(detector, images, expected):
+    alpha = np.dstack([images[0], images[0][..., :1]])
+    assert_same(detector.predict(alpha), expected, [0])
+    assert_same(detector.predict(Image.fromarray(alpha)), expected, [0])
+    gray = images[1][..., 0]
+    plain = detector.predict(np.stack([gray] * 3, axis=-1))
+    for form in (gray, gray[..., None], gray.astype(np.int64), Image.fromarray(gray), gray / 255):
+        assert_same(detector.predict(form), plain, [0])
+    deep = gray.astype(np.uint16) * 257
+    for form in (deep, Image.fromarray(deep)):
+        assert_same(detector.predict(form), plain, [0])
+
+
 def test_repr_is_one_short_line(detector):
     assert repr(detector).startswith("Detector('tipsomaly', Backbone('")
     assert "\n" not in repr(detector)
@@ -135,9 +170,23 @@ def test_rejects_non_finite_scores(detector, images):
         broken.predict(images[0])
 
 
-def test_rejects_empty_batch_size(backbone):
-    with pytest.raises(UserError, match="batch_size=0 is too small"):
-        zsad_jax.load_detector("tipsomaly", backbone, batch_size=0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size=0 is too small"),
+        ({"batch_size": 2.5}, "batch_size=2.5 is not an integer"),
+        ({"category": None}, "category=None is not a string"),
+        ({"category": " "}, "category=' ' is empty"),
+        ({"score": 1}, "score=1 is not a string or None"),
+        ({"checkpoint": 1}, "is not a string or a path or None"),
+        ({"method": 1}, "method=1 is not a string"),
+        ({"backbone": None}, "is not a string or a Backbone"),
+        ({"backbone_options": {"image_size": 28}}, "no effect on a loaded backbone"),
+    ],
+)
+def test_rejects_invalid_arguments(backbone, options, words):
+    with pytest.raises(UserError, match=words):
+        zsad_jax.load_detector(**{"method": "tipsomaly", "backbone": backbone, **options})
 
 
 DEVICES = """
@@ -180,13 +229,20 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
     [
         ([], "There are no images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "There are no images"),
-        (np.zeros((8, 8), np.uint8), r"the shape \(8, 8\); expected \[height, width, 3\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"the shape \(8, 8, 4\)"),
-        ([np.zeros((0, 8, 3), np.uint8)], r"the shape \(0, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.int32), "the type int32"),
-        (np.full((8, 8, 3), 1.5), r"expected \[0, 1\]"),
-        (np.full((8, 8, 3), -0.1), r"expected \[0, 1\]"),
-        (np.full((8, 8, 3), np.nan), r"expected \[0, 1\]"),
+        (np.zeros(8, np.uint8), r"the shape \[8\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"the shape \[3, 8, 8\]; expected \[H, W\], \[H, W, 3\]"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"the shape \[3, 8, 8\]"),
+        ([np.zeros((0, 8, 3), np.uint8)], r"the shape \[0, 8, 3\]"),
+        (np.zeros((8, 8, 3), bool), "the type bool"),
+        (np.zeros((8, 8, 3), complex), "the type complex"),
+        (np.full((8, 8, 3), 1.5), r"floats in \[0, 1\]"),
+        (np.full((8, 8, 3), -0.1), r"floats in \[0, 1\]"),
+        (np.full((8, 8, 3), -1), r"from -1 to -1; expected 8-bit values"),
+        (np.full((8, 8, 3), np.nan), "none of its values is finite"),
+        (np.diag([np.nan] * 8), r"values from nan to nan; .*floats in \[0, 1\]"),
+        (Image.new("RGB", (0, 8)), "it is empty"),
+        (None, "type NoneType. Pass arrays"),
+        ({"image": "a.png"}, "type dict"),
         ([None], "type NoneType"),
         ("nowhere.png", "does not exist"),
     ],
@@ -202,6 +258,13 @@ def test_reports_broken_file(detector, tmp_path):
     path.write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png: it is not an image"):
         detector.predict([path])
+
+
+def test_reports_broken_pillow_image(detector, images):
+    file = io.BytesIO()
+    Image.fromarray(images[0]).save(file, "PNG")
+    with pytest.raises(UserError, match="Cannot read an image of mode RGB: the file is damaged"):
+        detector.predict(Image.open(io.BytesIO(file.getvalue()[:1000])))
 
 
 def test_category_and_image_score_change_results(backbone, detector, images, expected):

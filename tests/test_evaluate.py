@@ -190,6 +190,12 @@ def test_cases_come_from_main_contender(evaluation):
         assert (case.mask is None) == (case.file_name == "5.png")
 
 
+def test_cases_show_first_image_score_of_method():
+    evaluation = run(image_score=None)
+    means = evaluation.scored[0].image_scores["mean"].tolist()
+    assert {case.score for case in evaluation.cases} <= set(means)
+
+
 def test_method_that_learns_in_tower_has_own_features():
     def inside(frozen, params, images):
         return brightness(images) + params["gain"]

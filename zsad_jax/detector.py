@@ -3,25 +3,28 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.data.preprocess import open_image, resize_image
+from zsad_jax.data.preprocess import Preprocess, image_from_array, open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
+from zsad_jax.utils.arrays import to_numpy
+from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, plural
 
-Image = np.ndarray | jax.Array | str | os.PathLike[str]
+Image = np.ndarray | jax.Array | PIL.Image.Image | str | os.PathLike[str]
 
 
 class Prediction(NamedTuple):
@@ -78,12 +81,14 @@ class Detector:
         scorer = make_scorer([self.method], self.backbone)
         return scorer.lower(*self._arguments(images)).compile()  # type: ignore[attr-defined]
 
-    def predict(self, images: Image | Sequence[Image]) -> Prediction:
+    def predict(self, images: Image | Iterable[Image]) -> Prediction:
         """Scores images.
 
         Args:
-          images: [b, H, W, 3] or [H, W, 3], the path of a file, or a list of images [H, W, 3] and paths; each
-            of any size. Values are 8-bit, or floats in [0, 1], which are rounded to 8 bits.
+          images: an array [b, H, W, 3], an image, or an iterable of images, each of any size. An image is an
+            array or a tensor [H, W, 3], [H, W, 4] (alpha is ignored) or [H, W] (gray), a Pillow image, or the
+            path of a file. Values of arrays are 8-bit, or floats in [0, 1], which are rounded to 8 bits; wider
+            integers are scaled as those of files.
 
         Raises:
           UserError: an image cannot be read, or has the wrong shape, type or range; or a score is not finite.
@@ -94,34 +99,34 @@ class Detector:
           >>> anomaly_map.shape
           (1, 252, 252)
         """
-        if isinstance(images, str | os.PathLike):
-            images = [images]
-        elif isinstance(images, np.ndarray | jax.Array):
-            images = np.asarray(images)
-            if images.ndim not in (3, 4):
-                raise UserError(
-                    f"The images have the shape {images.shape}; expected [height, width, 3] or"
-                    " [number, height, width, 3]."
-                )
-            images = images if images.ndim == 4 else images[None]
-        if not len(images):
+        one: Any = images
+        if isinstance(one, str | os.PathLike | PIL.Image.Image) or (
+            _is_array(one) and one.ndim != 4
+        ):
+            one = [one]
+        if not isinstance(one, Iterable) or isinstance(one, Mapping):
+            raise UserError(
+                f"The images have the type {type(one).__name__}. Pass arrays, Pillow images or paths of files."
+            )
+        resized = [self.resize(image) for image in one]
+        if not resized:
             raise UserError("There are no images to score. Pass at least one.")
-        return self.predict_resized(np.stack([self.resize(image) for image in images]))
+        return self.predict_resized(np.stack(resized))
 
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
         """Resizes an image to the backbone's size, still 8-bit."""
         preprocess = self.backbone.preprocess
-        if isinstance(image, np.ndarray | jax.Array):
-            import PIL.Image
-
-            return resize_image(PIL.Image.fromarray(_as_8bit(np.asarray(image))), preprocess)
-        if not isinstance(image, str | os.PathLike):
+        if _is_array(image):
+            return resize_image(_open_array(to_numpy(image, "Images"), preprocess), preprocess)
+        if not isinstance(image, str | os.PathLike | PIL.Image.Image):
             raise UserError(
-                f"An image has the type {type(image).__name__}; expected an array or the path of a file."
+                f"An image has the type {type(image).__name__}. Pass an array, a Pillow image or the path of a"
+                " file."
             )
-        decoded = open_image(os.fspath(image), bit_depth=preprocess.bit_depth)
+        decoded = open_image(image, bit_depth=preprocess.bit_depth)
+        name = "image" if isinstance(image, PIL.Image.Image) else os.fspath(image)
         for note in decoded.notes:
-            logging.info("%s", note._replace(file=os.fspath(image)))
+            logging.info("%s", note._replace(file=name))
         return resize_image(decoded.image, preprocess)
 
     def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
@@ -151,15 +156,16 @@ class Detector:
         return self.backbone.params, [self.params], [self.prototypes], *split
 
 
+@checked
 def load_detector(
     method: str = "tipsomaly",
     backbone: str | Backbone = "tips-nano",
     *,
-    checkpoint: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     category: str = "object",
     score: str | None = None,
     batch_size: int = 1,
-    backbone_options: dict[str, Any] | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     **method_options: Any,
 ) -> Detector:
     """Loads a detector for images of one category.
@@ -173,7 +179,7 @@ def load_detector(
       score: the image score to return; None: the method's first.
       batch_size: images per compiled call, split over this process's devices (no more than images); rounded
         up to a multiple of them.
-      backbone_options: for `load_backbone`.
+      backbone_options: for `load_backbone`; not for a loaded backbone.
       **method_options: fields of the method's config.
 
     Raises:
@@ -184,10 +190,15 @@ def load_detector(
       >>> detector.predict(["part_1.png", "part_2.png"]).score.shape
       (2,)
     """
+    if isinstance(backbone, Backbone) and backbone_options:
+        raise UserError(
+            f"backbone_options={backbone_options} has no effect on a loaded backbone. Pass it to load_backbone."
+        )
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)
-    params, file = choose_params(made, backbone, checkpoint)
+    given = None if checkpoint is None else os.fspath(checkpoint)
+    params, file = choose_params(made, backbone, given)
     detector = make_detector(
         backbone,
         made,
@@ -219,8 +230,12 @@ def make_detector(
       category, score, batch_size: as for `load_detector`.
 
     Raises:
-      UserError: the method has no such score, or the batch size is not positive.
+      UserError: the method has no such score, the batch size is not positive, or the category is empty.
     """
+    if not category.strip():
+        raise UserError(
+            f"category={category!r} is empty. Describe what the images show, for example 'metal nut'."
+        )
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is too small. Use 1 or more.")
     if method.across:
@@ -263,18 +278,22 @@ def choose_params(
     return {}, file
 
 
-def _as_8bit(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(f"An image has the shape {image.shape}; expected [height, width, 3].")
-    if image.dtype == np.uint8:
-        return image
-    if not np.issubdtype(image.dtype, np.floating):
+def _is_array(image: Any) -> bool:
+    """Returns whether this is an array, or a tensor of PyTorch."""
+    return isinstance(image, np.ndarray | jax.Array) or hasattr(image, "detach")
+
+
+def _open_array(array: np.ndarray, preprocess: Preprocess) -> PIL.Image.Image:
+    """Returns the 8-bit image of an array; unlike a file, it must have the usual range of values."""
+    if array.dtype.kind not in "uif":
         raise UserError(
-            f"An image has the type {image.dtype}; expected uint8, or floats in [0, 1]."
+            f"An image has the type {array.dtype}; expected integers, or floats in [0, 1]. Convert it first."
         )
-    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    decoded = image_from_array(array, bit_depth=preprocess.bit_depth)
+    if any(note.kind in ("image_stretched", "image_gaps") for note in decoded.notes):
         raise UserError(
-            f"A floating-point image has values from {image.min():.6g} to {image.max():.6g}; expected"
-            " [0, 1]. Divide 8-bit values by 255."
+            f"An image of the type {array.dtype} has values from {array.min():.6g} to {array.max():.6g};"
+            " expected 8-bit values, or floats in [0, 1]. Divide floats up to 255 by 255."
         )
-    return np.round(image * 255).astype(np.uint8)
+    return decoded.image

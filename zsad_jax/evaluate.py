@@ -241,7 +241,7 @@ def evaluate(
     scored = show(finish(run(load())), "evaluate", len(dataset))
     evaluation = _gather(scored, dataset, methods, exact=exact)
 
-    image_scores = dataset_scores(evaluation, image_score)
+    image_scores = dataset_scores(evaluation, image_score or methods[0].image_scores[0])
     chosen = choose_cases(image_scores)
     pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
     cases = [
@@ -252,15 +252,15 @@ def evaluate(
     return evaluation._replace(cases=tuple(cases))
 
 
-def dataset_scores(evaluation: Evaluation, image_score: str | None = None) -> DatasetScores:
-    """Returns the main contender's image scores of a dataset."""
+def dataset_scores(evaluation: Evaluation, image_score: str) -> DatasetScores:
+    """Returns the main contender's image scores of this name."""
     scores = evaluation.scored[0].image_scores
     return DatasetScores(
         dataset=evaluation.dataset,
         file_names=evaluation.file_names,
         categories=evaluation.categories,
         labels=evaluation.labels,
-        scores=scores[image_score or next(iter(scores))],
+        scores=scores[image_score],
     )
 
 

@@ -271,6 +271,8 @@ def test_long_sequences_match_value_value_stream(model, monkeypatch):
     [
         ({"layers": (9,)}, r"layers=\(9,\) is not valid. The vision tower has the layers 1 to 8"),
         ({"layers": ()}, r"layers=\(\) is not valid"),
+        ({"layers": 8}, "layers=8 is not valid"),
+        ({"layers": ["last"]}, r"layers=\['last'\] is not valid"),
         ({"vv_from": 0}, "vv_from=0 is not valid. The vision tower has the blocks 1 to 8"),
         ({"vv_from": 9}, "vv_from=9"),
     ],
@@ -278,6 +280,42 @@ def test_long_sequences_match_value_value_stream(model, monkeypatch):
 def test_rejects_blocks_out_of_range(model, options, message):
     with pytest.raises(UserError, match=message):
         model.encode_image(model.params, np.zeros((1, 56, 56, 3), np.float32), **options)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 56, 56, 3), np.uint8), np.zeros((56, 56, 3)), np.zeros((1, 3, 56, 56)), []]
+)  # fmt: skip
+def test_rejects_images_that_are_not_normalized(model, images):
+    words = r"expected floating-point \[images, height, width, 3\]\. Pass .*preprocess\.normalize"
+    with pytest.raises(UserError, match=words):
+        model.encode_image(model.params, images)
+    if len(images):
+        with pytest.raises(UserError, match=words):
+            jax.jit(model.encode_image)(model.params, images)
+
+
+def test_rejects_params_of_something_else(model):
+    images = np.zeros((1, 56, 56, 3), np.float32)
+    for params in (images, model.params["vision"]):
+        with pytest.raises(UserError, match=r"without 'vision'\. Pass backbone\.params"):
+            model.encode_image(params, images)
+
+
+def test_rejects_texts_that_are_not_tokenized(model, texts):
+    ids, paddings = texts
+    with pytest.raises(
+        UserError, match=r"ids are list; expected integers \[texts, tokens\].*tokenize"
+    ):
+        model.encode_text(model.params, ["a photo"], ["a photo"])
+    with pytest.raises(
+        UserError, match=r"paddings are int.* \[1, 77\]; expected integers \[4, 77\]"
+    ):
+        model.encode_text(model.params, ids[:4], paddings[:1])
+    with pytest.raises(UserError, match=r"embeddings are int.*; expected floating-point \[texts,"):
+        model.encode_prompts(model.params, ids, paddings)
+    embeddings = model.embed_tokens(model.params, ids)
+    with pytest.raises(UserError, match=r"deep prompts are float32 .*expected .*blocks, texts"):
+        model.encode_prompts(model.params, embeddings, paddings, embeddings)
 
 
 # --- text tower ------------------------------------------------------------------------------------------

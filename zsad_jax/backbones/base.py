@@ -54,8 +54,11 @@ class EncodeImageFn(Protocol):
 
         Args:
           params: `Backbone.params`.
-          images: as `Backbone.preprocess` makes them.
+          images: floating-point, as `backbone.preprocess.normalize` makes them of 8-bit images.
           **options: see `VisionOptions`.
+
+        Raises:
+          UserError: 8-bit images, another shape, or layers that the tower does not have.
         """
         ...
 

@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -18,6 +20,7 @@ from zsad_jax.backbones.base import (
     Params,
     TextSide,
     TokenizeFn,
+    Tokens,
     VisionFeatures,
     VisionOptions,
 )
@@ -96,19 +99,21 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
         images: Float[AnyArray, "b H W 3"],
         **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
-        layers, vv_from = options.get("layers"), options.get("vv_from")
-        if layers is not None and not (layers and all(1 <= layer <= depth for layer in layers)):
+        _check_array("The images", images, ("images", "height", "width", 3), _AS_IMAGES)
+        layers, vv_from, blocks = options.get("layers"), options.get("vv_from"), range(1, depth + 1)
+        several = isinstance(layers, Sequence) and len(layers) > 0
+        if layers is not None and not (several and all(layer in blocks for layer in layers)):
             raise UserError(
-                f"layers={tuple(layers)} is not valid. The vision tower has the layers 1 to {depth}. Pass"
-                " one or more of them."
+                f"layers={layers!r} is not valid. The vision tower has the layers 1 to {depth}. Pass"
+                " one or more of them, for example (1,)."
             )
-        if vv_from is not None and not 1 <= vv_from <= depth:
+        if vv_from is not None and vv_from not in blocks:
             raise UserError(
                 f"vv_from={vv_from} is not valid. The vision tower has the blocks 1 to {depth}. Pass one of"
                 " them, or None."
             )
         features: VisionFeatures = tower.apply(  # type: ignore[assignment]
-            {"params": params["vision"]}, images, **options
+            {"params": _side(params, "vision")}, images, **options
         )
         return features
 
@@ -119,10 +124,17 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     """Returns the text side over a module with the methods `embed` and `encode`."""
 
     def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
-        out: Array = tower.apply({"params": params["text"]}, *arrays, method=method)  # type: ignore[assignment]
+        out: Array = tower.apply({"params": _side(params, "text")}, *arrays, method=method)  # type: ignore[assignment]
         return out
 
+    def tokenize_texts(texts: Sequence[str]) -> Tokens:
+        # The letters of a single text would be taken for texts.
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"The texts are {texts!r}; expected a list of strings. Pass one.")
+        return tokenize(texts)
+
     def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
+        _check_array("The token ids", token_ids, ("texts", "tokens"), _AS_TOKENS)
         return apply(params, token_ids, method="embed")
 
     def encode_prompts(
@@ -131,6 +143,12 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         paddings: Int[AnyArray, "t n"],
         deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
     ) -> Float[Array, "t d"]:
+        width = tower.sizes.width
+        _check_array("The embeddings", embeddings, ("texts", "tokens", width), _AS_EMBEDDINGS)
+        _check_array("The paddings", paddings, embeddings.shape[:2], _AS_TOKENS)
+        if deep_prompts is not None:
+            axes = ("blocks", "texts", "prompts", width)
+            _check_array("The deep prompts", deep_prompts, axes, _AS_EMBEDDINGS)
         return apply(params, embeddings, paddings, deep_prompts, method="encode")
 
     def encode_text(
@@ -143,11 +161,51 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         depth=tower.sizes.depth,
         length=tower.sizes.length,
         num_start_tokens=tower.sizes.num_start_tokens,
-        tokenize=tokenize,
+        tokenize=tokenize_texts,
         embed_tokens=embed_tokens,
         encode_text=encode_text,
         encode_prompts=encode_prompts,
     )
+
+
+class _Form(NamedTuple):
+    """The type of the numbers of an argument, and how to make it."""
+
+    kind: type
+    name: str
+    remedy: str
+
+
+_AS_IMAGES = _Form(
+    jnp.floating, "floating-point", "Pass backbone.preprocess.normalize(images) of 8-bit images."
+)
+_AS_TOKENS = _Form(jnp.integer, "integers", "Pass what backbone.tokenize(texts) returns.")
+_AS_EMBEDDINGS = _Form(
+    jnp.floating, "floating-point", "Pass backbone.embed_tokens(backbone.params, token_ids)."
+)
+
+
+def _check_array(what: str, array: Any, axes: Sequence[str | int], form: _Form) -> None:
+    """Raises UserError if an argument is not an array with these axes (named ones have any length)."""
+    found = type(array).__name__
+    # Arrays that are traced are among them, so that a compiled function checks once, and costs nothing.
+    if isinstance(array, np.ndarray | jax.Array):
+        found = f"{array.dtype} {list(array.shape)}"
+        pairs = zip(axes, array.shape, strict=False)
+        same = array.ndim == len(axes) and all(isinstance(a, str) or a == n for a, n in pairs)
+        if same and jnp.issubdtype(array.dtype, form.kind):
+            return
+    expected = f"{form.name} [{', '.join(map(str, axes))}]"
+    raise UserError(f"{what} are {found}; expected {expected}. {form.remedy}")
+
+
+def _side(params: Params, side: str) -> Params:
+    """Returns the parameters of a tower."""
+    if not isinstance(params, Mapping) or side not in params:
+        raise UserError(
+            f"The first argument is {type(params).__name__} without {side!r}. Pass backbone.params."
+        )
+    return params[side]
 
 
 class Loaded(NamedTuple):

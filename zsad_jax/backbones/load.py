@@ -8,6 +8,7 @@ from typing import Any
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
 from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_release, locate
+from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import PathLike, user_path
 
@@ -18,6 +19,7 @@ FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"
 FAMILY_OPTIONS = ("lineage", "gelu_approximate", "text_ln_eps", "posemb_stage")  # of some families
 
 
+@checked
 def load_backbone(
     name: str,
     *,
@@ -72,9 +74,9 @@ def load_backbone(
         raise UserError(f"dtype={dtype!r} is not a compute type. {suggest(str(dtype), DTYPES)}")
     # Before gigabytes are read; and below again, with the patch size that the arrays show.
     check_image_size(name, image_size)
-    if not isinstance(bit_depth, int) or not 8 <= bit_depth <= 16:
+    if not 8 <= bit_depth <= 16:
         raise UserError(
-            f"bit_depth={bit_depth!r} is not an integer from 8 to 16. Pass the number of bits in use."
+            f"bit_depth={bit_depth} is not within 8 and 16. Pass the number of bits in use."
         )
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)
@@ -181,17 +183,17 @@ def check_image_size(name: str, image_size: Any, patch_size: int | None = None) 
 
 
 def _check_heads(name: str, num_heads: int | None, text_num_heads: int | None) -> None:
-    """Rejects a number of heads that differs from the released model's.
+    """Rejects a number of heads that is not positive or differs from the released model's.
 
     The arrays would load but give wrong features.
     """
-    if name not in RELEASES:
-        return
-    vision, text = RELEASES[name].vision, RELEASES[name].text
+    release = RELEASES.get(name)
     for key, sizes, given in (
-        ("num_heads", vision, num_heads),
-        ("text_num_heads", text, text_num_heads),
+        ("num_heads", release and release.vision, num_heads),
+        ("text_num_heads", release and release.text, text_num_heads),
     ):
+        if given is not None and given < 1:
+            raise UserError(f"{key}={given} is not a number of heads. Pass 1 or more, or omit it.")
         if sizes and given not in (None, sizes["num_heads"]):
             raise UserError(
                 f"{key}={given} contradicts {name}, which has {sizes['num_heads']}. Omit it."

@@ -30,6 +30,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # Usual values of pixels without data, of height and thermal images; larger values than `TOO_LARGE`, too.
 NO_DATA, TOO_LARGE = (-9999, -99999, -32768), 1e30
 
+Source = Encoded | os.PathLike[str] | Image.Image
 # [..., 3], in numpy or in JAX.
 Images = TypeVar("Images", np.ndarray, "jax.Array")
 
@@ -101,11 +102,11 @@ class Decoded(NamedTuple):
     orientation: int = 1
 
 
-def open_image(encoded: Encoded | os.PathLike[str], *, bit_depth: int = 16) -> Decoded:
+def open_image(encoded: Source, *, bit_depth: int = 16) -> Decoded:
     """Decodes an image and keeps its color mode, so that CLIP can resize before it converts to RGB.
 
-    The EXIF orientation is applied: benchmark files have none, and photographs become upright. Deeper images
-    are scaled to 8 bits, see `image_from_array`.
+    A Pillow image is taken as if it were a file. The EXIF orientation is applied: benchmark files have none,
+    and photographs become upright. Deeper images are scaled to 8 bits, see `image_from_array`.
 
     Raises:
       UnreadableImage: the file is missing, empty, damaged, too large or not an image.
@@ -266,7 +267,7 @@ def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S
 
 
 def _load(
-    encoded: Encoded | os.PathLike[str],
+    encoded: Source,
 ) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...], int]:
     """Returns a file's pixels in its own mode and depth, notes, and the EXIF orientation that was applied.
 
@@ -293,6 +294,8 @@ def _load(
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         reason = _describe_error(error)
+        if isinstance(encoded, Image.Image):
+            raise UnreadableImage(_name(encoded), reason) from error
         # OpenCV would need the same memory again.
         if isinstance(error, ValueError) and (bare := _without_texts(encoded)):
             with contextlib.suppress(UnreadableImage):
@@ -310,13 +313,15 @@ def _load(
     return image, notes, orientation if orientation in range(1, 9) else 1
 
 
-def _open(encoded: bytes | str | os.PathLike[str]) -> Image.Image:
+def _open(encoded: bytes | str | os.PathLike[str] | Image.Image) -> Image.Image:
+    if isinstance(encoded, Image.Image):
+        return encoded.copy()
     with _large_images_allowed():
         source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         return Image.open(source, formats=FORMATS)
 
 
-def _check_size(size: tuple[int, int], encoded: bytes | str | os.PathLike[str]) -> None:
+def _check_size(size: tuple[int, int], encoded: Source) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         reason = (
@@ -376,9 +381,11 @@ def _scan_tiff(data: bytes) -> tuple[tuple[int, int], int]:
     return sizes[0], len(sizes)
 
 
-def _check_exists(encoded: bytes | str | os.PathLike[str]) -> None:
+def _check_exists(encoded: bytes | str | os.PathLike[str] | Image.Image) -> None:
     reason = ""
-    if isinstance(encoded, bytes):
+    if isinstance(encoded, Image.Image):
+        reason = "" if all(encoded.size) else "it is empty"
+    elif isinstance(encoded, bytes):
         reason = "" if encoded else "it is empty"
     elif os.path.isdir(encoded):
         reason = "it is a folder, not an image"
@@ -464,7 +471,9 @@ def _describe_error(error: Exception) -> str:
     return f"the file is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
 
 
-def _name(encoded: Encoded | os.PathLike[str]) -> str:
+def _name(encoded: Source) -> str:
     if isinstance(encoded, Lazy):
         return str(encoded)
+    if isinstance(encoded, Image.Image):
+        return f"an image of mode {encoded.mode}"
     return f"an image of {len(encoded)} bytes" if isinstance(encoded, bytes) else os.fspath(encoded)

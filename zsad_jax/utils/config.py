@@ -1,20 +1,25 @@
-"""Checked configs: frozen dataclasses made of a user's mapping."""
+"""Checks of types: of configs, frozen dataclasses made of a user's mapping, and of arguments."""
 
 import dataclasses
 import functools
+import inspect
+import os
 import types
 import typing
-from collections.abc import Hashable, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
 
 from zsad_jax.utils.errors import UserError, suggest
 
 Config = TypeVar("Config")
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 TYPES = {  # in words: one, several
     bool: ("True or False", "booleans"),
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     str: ("a string", "strings"),
+    os.PathLike[str]: ("a path", "paths"),
 }
 
 
@@ -42,6 +47,25 @@ def check_fields(config: Any) -> None:
         if low is not None and value is not None and not low <= value <= high:
             bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
+
+
+def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Makes a public function check its named arguments against its annotations.
+
+    Calling it with an argument of another type raises `UserError`, which says what is accepted.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        hints = _hints(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            various = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            if not various and not fits(value, hints[name]):
+                raise UserError(f"{name}={value!r} is not {describe_type(hints[name])}. Pass one.")
+        return function(*args, **kwargs)
+
+    return call
 
 
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
@@ -108,4 +132,4 @@ def describe_type(hint: Any) -> str:
         return "a mapping"
     if hint is type(None):
         return "None"
-    return TYPES[hint][0] if hint in TYPES else str(hint)
+    return TYPES[hint][0] if hint in TYPES else f"a {getattr(hint, '__name__', hint)}"
