@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsad_jax.backbones import tokenizers
-from zsad_jax.backbones.tokenizers import tokenize_bpe
+from zsad_jax.backbones.tokenizers import tokenize_bpe, tokenize_sentencepiece
 from zsad_jax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "clip" / "tokenizer.json"
+TIPS_NANO = ROOT / "zsad_jax" / "backbones" / "nano" / "tips-nano" / "tokenizer.model"
 PUBLISHED = ROOT.parent / "shared" / "weights" / "tokenizers" / tokenizers.CLIP_MERGES
 
 MERGES = [
@@ -175,6 +176,17 @@ def test_rejects_text_that_is_too_long(merge_file):
     ):
         tokenize_bpe(["the", text], length=5, **options)
     assert tokenize_bpe([text], length=13, **options)[0][0, -1] == END
+
+
+def test_rejects_text_that_is_too_long_for_tips():
+    options = {"path": TIPS_NANO, "vocabulary": 32_000}
+    text = "a bad photo of a bent flange"
+    ids, paddings = tokenize_sentencepiece([text], length=64, **options)
+    needed = int((paddings == 0).sum())
+    exact, _ = tokenize_sentencepiece([text], length=needed, **options)
+    np.testing.assert_array_equal(exact, ids[:, :needed])
+    with pytest.raises(UserError, match=rf"has {needed} tokens, .* reads {needed - 1}\. Shorten"):
+        tokenize_sentencepiece([text], length=needed - 1, **options)
 
 
 def test_encodes_empty_list(merge_file):

@@ -48,7 +48,7 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
-TEXT_LENGTH = 64  # tokens a text is cut or padded to, in every release
+TEXT_LENGTH = 64  # tokens a text is padded to, in every release
 MAX_TIMESCALE = 10_000
 ACTIVATIONS = ("gelu", "gelu_tanh")
 

@@ -43,7 +43,10 @@ class TokenizeWithFn(Protocol):
 def tokenize_sentencepiece(
     texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
 ) -> Tokens:
-    """Tokenizes for TIPS: lower case, no start or end token, cut at `length`.
+    """Tokenizes for TIPS: lower case, no start or end token.
+
+    The published code cuts texts that are too long; here they are rejected, since different texts could become
+    the same.
 
     Args:
       texts: sentences.
@@ -52,14 +55,15 @@ def tokenize_sentencepiece(
       vocabulary: rows of the model's embedding table, which no id may exceed.
 
     Raises:
-      UserError: the model is missing, is not readable or does not fit the vocabulary.
+      UserError: the model is missing, is not readable or does not fit the vocabulary; or a text is too long.
     """
     encoded = _sentencepiece(_existing(path, "the sentencepiece model")).encode(
         [text.lower() for text in texts]
     )
-    # Cut first, then padded by count. The published code takes every id 0 for padding, and marks none at all in
-    # a batch with a text that is too long.
-    ids, paddings = _pad([tokens[:length] for tokens in encoded], length)
+    for text, tokens in zip(texts, encoded, strict=True):
+        _check_length(text, len(tokens), length)
+    # The published code takes every id 0 for padding.
+    ids, paddings = _pad(encoded, length)
     if ids.max(initial=0) >= vocabulary:
         raise UserError(
             f"The tokenizer {path} has ids up to {ids.max()}, but the text tower has {vocabulary} tokens."
@@ -96,18 +100,22 @@ def tokenize_bpe(
         # As in OpenAI's tokenizer, a special token in the text is one; open_clip spells it out.
         words = [special.get(word) or spell(word) for word in split_words(text)]
         tokens = [start, *itertools.chain.from_iterable(words), end]
-        if len(tokens) > length:
-            first = " ".join(text.split()[:WORDS_SHOWN])
-            raise UserError(
-                f"The text that begins with {first!r} has {len(tokens)} tokens, including start and end,"
-                f" but the text tower reads {length}. Shorten it."
-            )
+        _check_length(text, len(tokens), length)
         rows.append(tokens)
     ids, paddings = _pad(rows, length)
     for row, tokens in enumerate(rows):
         # Not always the last one, where a text contains an end token itself.
         paddings[row, tokens.index(end) + 1 :] = 1
     return ids, paddings
+
+
+def _check_length(text: str, found: int, length: int) -> None:
+    if found > length:
+        first = " ".join(text.split()[:WORDS_SHOWN])
+        raise UserError(
+            f"The text that begins with {first!r} has {found} tokens, but the text tower reads {length}."
+            " Shorten it."
+        )
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
