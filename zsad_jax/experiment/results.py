@@ -52,11 +52,13 @@ def collect(
 ) -> TargetResults:
     """Returns the rows of a target's evaluation; `image_score` names the score of the main rows."""
     results = TargetResults([], [], {})
-    categories = np.array(evaluation.categories)
-    class_names = dict(zip(dataset.categories, dataset.prompt_names, strict=True))
+    # A category of this name would take the row of the mean.
+    labels = {name: f"{name} (category)" if name == MEAN else name for name in dataset.categories}
+    categories = np.array([labels[name] for name in evaluation.categories])
+    class_names = dict(zip(labels.values(), dataset.prompt_names, strict=True))
     for contender, learned, scored in zip(contenders, prompts, evaluation.scored, strict=True):
         for score in scored.image_scores:
-            found = {category: by_score[score] for category, by_score in scored.metrics.items()}
+            found = {labels[name]: by_score[score] for name, by_score in scored.metrics.items()}
             found[MEAN] = metrics.mean_over({name: one.values for name, one in found.items()})
             # results.json has one row per dataset and category, so all other image scores are comparisons.
             main = not contender.label and score == image_score
