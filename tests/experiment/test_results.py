@@ -5,8 +5,8 @@ from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, Evaluation, Scored
 from zsad_jax.experiment.results import Prompts, collect
 from zsad_jax.methods import make_method
-from zsad_jax.metrics import METRICS
 from zsad_jax.metrics.result import Metrics
+from zsad_jax.report.rows import METRIC_COLUMNS
 
 
 def test_category_called_mean_keeps_its_row():
@@ -14,7 +14,8 @@ def test_category_called_mean_keeps_its_row():
     dataset = Samples("parts", [Sample(image=f"{i}", category=one) for i, one in enumerate(names)])
     values = {"mean": 0.5, "nut": 1.0}
     found = {
-        name: {"mean": Metrics(dict.fromkeys(METRICS, value), {})} for name, value in values.items()
+        name: {"mean": Metrics(dict.fromkeys(METRIC_COLUMNS, value), {})}
+        for name, value in values.items()
     }
     scored = Scored({"mean": np.zeros(3)}, found)
     labels = np.array([0, 1, 1])
