@@ -159,7 +159,7 @@ class Ours:
             method,
             params,
             prompts="random",
-            category=CATEGORY,
+            categories=(CATEGORY,),
             batch_size=options.batch_size,
         )
         self.images = np.stack([self.detector.resize(path) for path in options.images])

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.preprocess import Preprocess, image_from_array, open_image, resize_image
@@ -45,7 +45,7 @@ class Detector:
 
     Attributes:
       prompts: origin of the learned prompts in words, or "fixed prompts".
-      category: what the images show, for the fixed prompts.
+      categories: what the images may show, for the fixed prompts.
       image_score: the image score that `predict` returns.
       batch_size: images per compiled call; smaller batches are padded.
       mesh: the devices over which a batch is split; frozen weights and prompts are on each.
@@ -55,7 +55,7 @@ class Detector:
     method: Method
     params: PyTree
     prompts: str
-    category: str
+    categories: tuple[str, ...]
     image_score: str
     batch_size: int
     mesh: Mesh
@@ -63,14 +63,14 @@ class Detector:
     def __repr__(self) -> str:
         return (
             f"Detector({self.method.name!r}, {self.backbone!r}, prompts={self.prompts!r},"
-            f" category={self.category!r})"
+            f" categories={self.categories!r})"
         )
 
     @functools.cached_property
     def prototypes(self) -> PyTree:
         """The encoded prompts."""
         encode = jax.jit(self.method.prototypes, static_argnums=2)
-        return encode(self.backbone.params, self.params, (self.category,))
+        return encode(self.backbone.params, self.params, self.categories)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -79,7 +79,8 @@ class Detector:
         # Compiled ahead, so that the measured time of the first images does not include it.
         images = np.zeros((self.batch_size, size, size, 3), np.uint8)
         scorer = make_scorer([self.method], self.backbone)
-        return scorer.lower(*self._arguments(images)).compile()  # type: ignore[attr-defined]
+        arguments = self._arguments(images, np.zeros(self.batch_size, np.int32))
+        return scorer.lower(*arguments).compile()  # type: ignore[attr-defined]
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction:
         """Scores images.
@@ -129,16 +130,29 @@ class Detector:
             logging.info("%s", note._replace(file=name))
         return resize_image(decoded.image, preprocess)
 
-    def predict_resized(self, images: UInt8[np.ndarray, "b S S 3"]) -> Prediction:
-        """Scores images that `resize` returned; raises `UserError` if a score or a map is not finite."""
+    def predict_resized(
+        self,
+        images: UInt8[np.ndarray, "b S S 3"],
+        category: Int[np.ndarray, " b"] | None = None,
+    ) -> Prediction:
+        """Scores images that `resize` returned.
+
+        `category` holds their indices in `categories`; None: all are of the first.
+
+        Raises:
+          UserError: a score or a map is not finite.
+        """
         size = self.batch_size
+        category = np.zeros(len(images), np.int32) if category is None else category
         scores, maps = [], []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             # A last, smaller batch of another shape would compile anew.
             padded = np.zeros((size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
-            [result] = self.scorer(*self._arguments(padded))
+            indices = np.zeros(size, np.int32)
+            indices[: len(batch)] = category[start : start + size]
+            [result] = self.scorer(*self._arguments(padded, indices))
             scores.append(np.asarray(result.image[self.image_score])[: len(batch)])
             maps.append(np.asarray(result.maps)[: len(batch)])
             finite = np.isfinite(scores[-1]) & np.isfinite(maps[-1]).all(axis=(1, 2))
@@ -150,8 +164,9 @@ class Detector:
                 )
         return Prediction(np.concatenate(scores), np.concatenate(maps))
 
-    def _arguments(self, images: UInt8[np.ndarray, "b S S 3"]) -> tuple[Any, ...]:
-        category = np.zeros(len(images), np.int32)
+    def _arguments(
+        self, images: UInt8[np.ndarray, "b S S 3"], category: Int[np.ndarray, " b"]
+    ) -> tuple[Any, ...]:
         split = sharding.split_batch((images, category), self.mesh)
         return self.backbone.params, [self.params], [self.prototypes], *split
 
@@ -204,7 +219,7 @@ def load_detector(
         made,
         params,
         prompts=file.description,
-        category=category,
+        categories=(category,),
         score=score,
         batch_size=batch_size,
     )
@@ -218,7 +233,7 @@ def make_detector(
     params: PyTree,
     *,
     prompts: str,
-    category: str = "object",
+    categories: tuple[str, ...] = ("object",),
     score: str | None = None,
     batch_size: int = 1,
 ) -> Detector:
@@ -227,12 +242,13 @@ def make_detector(
     Args:
       backbone, method, params: the frozen model, a method made over it, and its parameters ({}: fixed prompts).
       prompts: origin of the parameters, in words.
-      category, score, batch_size: as for `load_detector`.
+      categories: what the images may show, for the fixed prompts.
+      score, batch_size: as for `load_detector`.
 
     Raises:
-      UserError: the method has no such score, the batch size is not positive, or the category is empty.
+      UserError: the method has no such score, the batch size is not positive, or a category is empty.
     """
-    if not category.strip():
+    for category in [one for one in categories if not one.strip()]:
         raise UserError(
             f"category={category!r} is empty. Describe what the images show, for example 'metal nut'."
         )
@@ -250,7 +266,7 @@ def make_detector(
         method=method,
         params=params,
         prompts=prompts,
-        category=category,
+        categories=categories,
         image_score=image_score(method, score),
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,

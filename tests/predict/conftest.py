@@ -163,6 +163,10 @@ class Job:
         run.predict(experiment, options)
 
     def rows(self, name="predictions.jsonl"):
+        """Returns the records of the images that have a score."""
+        return [row for row in self.all_rows(name) if "score" in row]
+
+    def all_rows(self, name="predictions.jsonl"):
         return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
 
     def run_info(self):

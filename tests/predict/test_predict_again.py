@@ -12,6 +12,7 @@ from PIL import Image
 
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.predict import outputs, run, thresholds
+from zsad_jax.predict.folders import Folder, Folders
 from zsad_jax.utils.errors import UserError
 
 
@@ -92,32 +93,30 @@ def test_rescores_only_changed_images(experiment, pictures, job, finished, monke
     scored = count_scored(monkeypatch)
     Image.new("RGB", (40, 20), "red").save(pictures / "a/1.png")  # another file with the same name
     Image.new("RGB", (10, 10), "blue").save(pictures / "b/1.png")  # a new file
-    os.unlink(job.out / job.rows()[3]["figure"])  # the figure of b/2.jpg is missing
+    os.unlink(job.out / job.rows()[3]["figure"])  # the figure of b/2.jpg is missing: drawn anew
+    os.unlink(job.out / job.rows()[0]["raw_map"])  # the stored map of a/0.png is missing
     job.predict(experiment, [pictures])
-    assert sorted(scored) == ["1.png", "1.png", "2.jpg", "broken.png"]
+    assert sorted(scored) == ["0.png", "1.png", "1.png", "broken.png"]
     rows = job.rows()
     assert [os.path.relpath(row["path"], pictures) for row in rows] == [
         "a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.jpg", "b/3.tif"
     ]  # fmt: skip
     assert rows[1]["size"] == [40, 20]
+    assert all((job.out / row[kind]).exists() for row in rows for kind in ("figure", "raw_map"))
     assert job.run_info()["num_reused"] == 3
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"category": "wood"},
+        {"folders": Folders(Folder("wood"))},
         {"prompt_family": "medical"},
-        {"scale": (0.0, 0.5)},
-        {"map_size": 20},
-        {"pixel_threshold": 0.5},
-        {"threshold": thresholds.Threshold(value=0.6)},
         {"config": {"method": {"name": "tipsomaly", "sigma": 2.0}}},
         {"config": {"image_score": "another"}},
     ],
     ids=str,
 )
-def test_rescores_everything_with_other_options(
+def test_rescores_everything_with_another_model(
     config, experiment, pictures, job, finished, monkeypatch, change
 ):
     class StoppedError(Exception):
@@ -135,6 +134,87 @@ def test_rescores_everything_with_other_options(
     changed = from_config(config | changes)
     with pytest.raises(StoppedError, match="6"):
         job.predict(changed, [pictures], **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (0.0, 0.5)},
+        {"map_size": 20},
+        {"pixel_threshold": 0.5},
+        {"threshold": thresholds.Threshold(value=1.0)},
+        {"threshold": thresholds.Threshold(value=1.9)},
+    ],
+    ids=str,
+)
+def test_other_options_need_no_inference(
+    experiment, pictures, job, job_in, tmp_path, request, change
+):
+    """Makes sure that the results are those of a run that computes everything."""
+    fresh = job_in(tmp_path / "fresh")
+    fresh.predict(experiment, [pictures], **change)
+    job.predict(experiment, [pictures], threshold=thresholds.Threshold(value=1.5))
+    forbid_scoring = request.getfixturevalue("forbid_scoring")
+    forbid_scoring.setattr(Experiment, "load_backbone", raise_error)
+    job.predict(experiment, [pictures], **change)
+    assert job.run_info()["num_reused"] == 5
+    expected = fresh.all_rows()
+    assert [row | {"time": 0} for row in job.all_rows()] == [row | {"time": 0} for row in expected]
+    written = {path.relative_to(job.out) for path in job.out.rglob("*") if path.is_file()}
+    assert written == {
+        path.relative_to(fresh.out) for path in fresh.out.rglob("*") if path.is_file()
+    }
+    for name in written:
+        if name.suffix == ".jpg":
+            found, wanted = (
+                np.asarray(Image.open(one / name), int) for one in (job.out, fresh.out)
+            )
+            assert np.abs(found - wanted).mean() < 1
+        elif name.name not in ("run.json", "predictions.jsonl"):
+            assert (job.out / name).read_bytes() == (fresh.out / name).read_bytes()
+
+
+def test_figure_that_cannot_be_read_is_drawn_anew(experiment, pictures, job, finished):
+    figure = job.out / job.rows()[0]["figure"]
+    figure.write_bytes(b"no picture")
+    job.predict(experiment, [pictures], threshold=thresholds.Threshold(value=1.0))
+    assert Image.open(figure).width > 300
+    assert job.run_info()["num_failed"] == 0
+
+
+def test_kill_between_figure_and_record_leaves_no_wrong_decision(
+    experiment, pictures, job, monkeypatch
+):
+    """Stops a run that replaces decisions; the run before it, repeated, restores all figures."""
+    low, high = (thresholds.Threshold(value=value) for value in (0.5, 1.9))
+    job.predict(experiment, [pictures], threshold=low)
+    before = {row["figure"]: Image.open(job.out / row["figure"]) for row in job.rows()}
+    before = {name: np.asarray(figure, int) for name, figure in before.items()}
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(self, record):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Journal, "add", kill)
+        with pytest.raises(KilledError):
+            job.predict(experiment, [pictures], threshold=high)
+    job.predict(experiment, [pictures], threshold=low)
+    assert job.run_info()["num_reused"] == 5
+    assert {row["decision"] for row in job.rows()} == {"anomalous"}
+    for name, figure in before.items():
+        assert np.abs(np.asarray(Image.open(job.out / name), int) - figure).mean() < 0.5
+
+
+def test_removes_files_of_images_that_are_no_longer_given(experiment, pictures, job, finished):
+    own = job.out / "figures" / "own.jpg"
+    Image.new("RGB", (9, 9)).save(own)
+    job.predict(experiment, [pictures / "b"])
+    written = {path.name for path in (job.out / "figures").iterdir()}
+    assert written == {own.name, *(os.path.basename(row["figure"]) for row in job.rows())}
+    assert len(list((job.out / "raw_maps").iterdir())) == 3
 
 
 def test_resumes_after_kill(run_command, pictures, job, monkeypatch):

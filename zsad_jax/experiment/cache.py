@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from zsad_jax.utils.errors import UserError
 CASE_FIELDS = ("category", "file_name", "label", "score")
 
 
-def _fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: Any) -> str:
     """Returns a short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -45,7 +45,7 @@ def training_key(
     # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
     # part of the key.
     training = dataclasses.asdict(experiment.training_for(method))
-    return _fingerprint(
+    return fingerprint(
         _model(experiment, backbone),
         [method.name, method.config.training_options(), training, experiment.seed],
         [auxiliary, dataset.fingerprint()],
@@ -64,7 +64,7 @@ def evaluation_key(
     image_score: str,
 ) -> str:
     """Returns the key of the evaluation of a target, of this name, on its dataset."""
-    return _fingerprint(
+    return fingerprint(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
@@ -76,17 +76,17 @@ def evaluation_key(
 
 
 def prediction_key(experiment: Experiment, detector: Detector) -> str:
-    """Returns the key of all that a detector's scores and maps depend on apart from the image."""
-    return _fingerprint(
+    """Returns the key of all that a detector's scores and maps depend on, apart from image and category."""
+    return fingerprint(
         _model(experiment, detector.backbone),
         [*_method(detector.method), detector.image_score],
-        [prompt_files.digest(detector.params), detector.category],
+        prompt_files.digest(detector.params),
         zsad_jax.__version__,
     )
 
 
 def inputs_key(
-    experiment: Experiment, prompts: prompt_files.PromptFile, category: str, weights: WeightFiles
+    experiment: Experiment, prompts: prompt_files.PromptFile, weights: WeightFiles
 ) -> str:
     """Returns the key of the options of a detector and, by place, size and date, of its files.
 
@@ -96,10 +96,10 @@ def inputs_key(
     paths = [*weights, prompts.path if prompts.source else None]
     # The method and the backbone tell which prompts are included.
     named = None if prompts.included_with else prompts.source or None
-    return _fingerprint(
+    return fingerprint(
         zsad_jax.__version__,
         [config["method"], experiment.backbone_options, config["image_score"]],
-        [named, category],
+        named,
         # Size and date instead of a digest: reading the weights is what this avoids.
         [_stamp(path) for path in paths if path is not None],
     )
@@ -111,11 +111,6 @@ def _stamp(path: files.PathLike) -> list[Any]:
     except OSError:
         return [os.fspath(path)]
     return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
-
-
-def outputs_key(prediction: str, settings: Mapping[str, Any], warning: str) -> str:
-    """Returns the key of the outputs of an image: its prediction's key and how outputs are written."""
-    return _fingerprint(prediction, settings, warning)
 
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:

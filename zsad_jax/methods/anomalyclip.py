@@ -86,6 +86,7 @@ def anomalyclip(backbone: Backbone, config: AnomalyCLIPConfig | Fields | None = 
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         import_params=import_params,
         aupro_thresholds="numpy",

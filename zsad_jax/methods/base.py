@@ -185,6 +185,7 @@ class Method(NamedTuple):
         learning rate in the training config.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
       map_range: (low, high) of the anomaly maps, for color scales and histograms.
+      score_range: (low, high) of the image scores; None if it is unknown.
       features_key: equal (and not None) for methods that compute the same features over one backbone,
         which are then computed once for all of them.
       cacheable: whether `features` ignores `params` and nothing is augmented.
@@ -209,6 +210,7 @@ class Method(NamedTuple):
     groups: GroupsFn = grouped()
     group_names: tuple[str, ...] = ("prompts",)
     map_range: tuple[float, float] = (0.0, 1.0)
+    score_range: tuple[float, float] | None = None
     features_key: Hashable = None
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)

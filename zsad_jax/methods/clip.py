@@ -111,6 +111,7 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
         init=lambda key, frozen: {},
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         group_names=(),
         **vision_side(backbone, config),

@@ -194,6 +194,7 @@ def coop(backbone: Backbone, config: CoOpConfig | Fields | None = None) -> Metho
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         import_params=import_params,
         **vision_side(backbone, config),

@@ -274,6 +274,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         image_scores=IMAGE_SCORES,
         import_params=functools.partial(_import_params, config),

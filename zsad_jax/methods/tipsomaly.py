@@ -207,6 +207,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 2.0 if config.local_to_global else 1.0),
         loss=loss,
         # The second token, which synthetic captions trained, comes first where there is one.
         image_scores=IMAGE_SCORES[: backbone.num_global_tokens][::-1],

@@ -215,6 +215,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         groups=grouped(pathway="pathway", text_projection="pathway"),
         group_names=("prompts", "pathway"),

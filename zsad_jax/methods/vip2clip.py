@@ -242,6 +242,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         init=init,
         prototypes=prototypes,
         score=score_fn(compute),
+        score_range=(0.0, 1.0),
         loss=loss,
         groups=grouped(fgp="fgp"),
         group_names=("prompts", "fgp"),

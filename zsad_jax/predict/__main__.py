@@ -3,7 +3,8 @@
 python -m zsad_jax.predict PATH ... --config configs/tipsomaly.py --out DIR
 
 PATH is a file, a folder (searched recursively) or a glob pattern. The results are written to DIR:
-predictions.jsonl, maps/, figures/ and run.json. Running the same command again scores only new images.
+predictions.jsonl, predictions.csv, index.html, maps/, figures/ and run.json. Running the same command again
+scores only new images; other thresholds, scales and map sizes need no inference.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from absl import flags
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
+from zsad_jax.predict.folders import Folder, Folders, read_folders
 from zsad_jax.predict.run import predict
 from zsad_jax.predict.score import Options
 from zsad_jax.predict.thresholds import parse_scale, parse_threshold
@@ -30,6 +32,15 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _CATEGORY = flags.DEFINE_string(
     "category", "object", "What the images show, in the words of a prompt, for example 'metal nut'."
+)
+_FOLDERS = flags.DEFINE_string(
+    "folders",
+    None,
+    "CSV file with the columns folder, category and, optionally, threshold: what the images in a folder show,"
+    " and their own threshold. Folders are relative to the file; --category and --threshold apply to others.",
+)
+_INCLUDE_MASKS = flags.DEFINE_bool(
+    "include_masks", False, "Also score files that look like ground-truth masks (can_label.png)."
 )
 _PROMPTS = flags.DEFINE_enum(
     "prompts", None, list(PROMPT_FAMILIES), "Prompt family. Default: the config's."
@@ -91,11 +102,15 @@ def _read_options(paths: Sequence[str]) -> Options:
     if not paths:
         raise UserError("No images are given. Name files, folders or glob patterns.")
     scale, threshold = _SCALE.value, _THRESHOLD.value
+    folders = Folders(Folder(_CATEGORY.value))
+    if _FOLDERS.value is not None:
+        folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), _CATEGORY.value)
     return Options(
         paths=paths,
         out=pathlib.Path(files.user_path(_OUT.value, "--out")),
         checkpoint=_CHECKPOINT.value,
-        category=_CATEGORY.value,
+        folders=folders,
+        include_masks=_INCLUDE_MASKS.value,
         prompt_family=_PROMPTS.value,
         scale=None if scale is None else parse_scale(scale),
         threshold=None if threshold is None else parse_threshold(threshold),

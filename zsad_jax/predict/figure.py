@@ -1,28 +1,30 @@
-"""The picture of a prediction: overlay and heat map side by side, with the scale and what was found."""
+"""The pictures of a prediction: image, heat map and overlay side by side, large and as a thumbnail."""
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
 from zsad_jax.utils.images import (
-    ANOMALOUS,
-    INK,
     Picture,
     Scale,
     Strip,
     colorize,
     draw_strips,
+    fit,
     outline,
     overlay,
+    paper,
 )
 
+LONGEST_PANEL = 640  # three fit side by side on a wide screen
 SHORTEST_PANEL = 256  # a smaller longest side is enlarged, so that small images can be seen
+THUMBNAIL = 128  # pixels of a longest side
 
 
-def resize_panel(image: Image.Image, map_size: tuple[int, int]) -> Picture:
-    """Resizes an image to the size of a map (width, height), or larger if that is very small."""
-    factor = max(SHORTEST_PANEL / max(map_size), 1)
-    width, height = (round(side * factor) for side in map_size)
+def resize_panel(image: Image.Image, size: tuple[int, int]) -> Picture:
+    """Resizes an image to a size (width, height), or larger if that is very small."""
+    factor = max(SHORTEST_PANEL / max(size), 1)
+    width, height = (round(side * factor) for side in size)
     if image.mode != "L":  # a gray image is converted when it is small
         image = image.convert("RGB")
     # Large photographs are first reduced by a whole factor, which is faster.
@@ -36,15 +38,26 @@ def draw_figure(
     mask: Bool[np.ndarray, "h w"] | None = None,
     *,
     scale: Scale,
-    lines: tuple[str, ...],
-    warning: str = "",
+    lines: list[tuple[str, str]],
 ) -> Image.Image:
-    """Draws overlay, heat map and color scale below a few lines of text.
+    """Draws image, heat map, overlay and color scale below a few lines of text, each with its color.
 
     The panel is from `resize_panel`, the map has the image's aspect, and the mask is outlined in the overlay.
-    Lines that are too long are shortened in their middle; the warning is below them, in another color.
+    Lines that are too long are shortened in their middle.
     """
-    over = overlay(panel, anomaly_map, scale=scale)
     heat = colorize(anomaly_map, scale=scale, size=panel.shape[:2])
-    words = [(line, INK) for line in lines] + [(warning, ANOMALOUS)] * bool(warning)
-    return draw_strips([Strip(words, [("", outline(over, mask)), ("", heat)])], scale=scale)
+    over = outline(overlay(panel, anomaly_map, scale=scale), mask)
+    panels = [("image", panel), ("anomaly map", heat), ("overlay", over)]
+    return draw_strips([Strip(lines, panels)], scale=scale)
+
+
+def draw_thumbnail(
+    panel: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale
+) -> Image.Image:
+    """Draws image and overlay side by side, or below each other if they are wide."""
+    small = fit(panel, THUMBNAIL)
+    over = overlay(small, anomaly_map, scale=scale)
+    height, width = small.shape[:2]
+    axis = 0 if width > 2 * height else 1
+    gap = paper((4, width) if axis == 0 else (height, 4))
+    return Image.fromarray(np.concatenate([small, gap, over], axis=axis))

@@ -1,14 +1,15 @@
-"""Outputs of `predict`: a record, a map and a picture per image; finished records are reused."""
+"""Outputs of `predict`: a record and files of each image; what an earlier run computed is reused."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import threading
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,32 +17,52 @@ from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zsad_jax.predict.figure import draw_figure
+from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.predict.figure import draw_figure, draw_thumbnail
+from zsad_jax.predict.folders import Folders
 from zsad_jax.predict.score import ImageFile, ScoredImage, fit_map
 from zsad_jax.predict.thresholds import decide, find_regions, shortest
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import plural
-from zsad_jax.utils.images import drawing
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, rewrite_line
 
 Record = dict[str, Any]
 
 COLUMNS = {
     "path": "the image",
+    "category": "what it shows, in the words of a prompt",
     "score": "higher = more anomalous",
-    "decision": "anomalous if score >= threshold; only where a threshold was given",
+    "threshold": "of the score; only where one was given",
+    "decision": "anomalous if score >= threshold",
     "size": "[width, height] of the image in pixels",
-    "time": "seconds: its share of the model's batch, and writing its outputs",
+    "time": "seconds: its share of the model's batch",
     "regions": "where map >= pixel threshold: box [left, top, width, height], area, peak; image pixels",
     "map": "float32, the image's aspect",
-    "figure": "overlay and heat map",
+    "figure": "image, heat map and overlay",
     "mask": "255 where map >= pixel threshold, at the image's size",
+    "thumbnail": "image and overlay, small",
+    "raw_map": "float32, the model's resolution; the other files are made of it without inference",
     "sha256": "of the image file",
     "note": "what decoding has changed",
     "warning": "only of a demonstration model",
-    "key": "of the weights, prompts and options",
+    "error": "why the image has no score",
+    "key": "of the weights, prompts and category",
+    "outputs": "of the options that the files depend on",
+    "drawn": "the decision in the figure",
 }
-OUTPUTS = {"map": ("maps", ".npy"), "figure": ("figures", ".png"), "mask": ("masks", ".png")}
-FILES = ("predictions.jsonl", "known_good.jsonl", "run.json", "WARNING.txt")
+SCORED = ("path", "category", "score", "size", "time", "raw_map", "sha256", "note", "key")
+OUTPUTS = {
+    "map": ("maps", ".npy"),
+    "figure": ("figures", ".jpg"),
+    "mask": ("masks", ".png"),
+    "thumbnail": ("thumbnails", ".jpg"),
+    "raw_map": ("raw_maps", ".npy"),
+}
+FILES = (
+    *("predictions.jsonl", "predictions.csv", "index.html"),
+    *("known_good.jsonl", "run.json", "WARNING.txt"),
+)
+UNDECIDED = "none"
 MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 
@@ -50,16 +71,16 @@ class Journal:
 
     Args:
       path: the file. Records of an earlier run are reused if their key is the same, their image is unchanged
-        and their outputs exist.
-      key: of everything but the image that a record depends on.
+        and their map, where they have one, can be read.
+      key_of: returns the key of everything but the file that the record of an image depends on.
     """
 
-    def __init__(self, path: pathlib.Path, key: str):
+    def __init__(self, path: pathlib.Path, key_of: Callable[[str], str]):
         self.path = path
-        self._key = key
+        self._key_of = key_of
         self._lock = threading.Lock()
         self._started = False
-        self._records: dict[str, Record] = {}
+        self.records: dict[str, Record] = {}
         # By real path: the same image may be given by another relative path.
         self._earlier = {os.path.realpath(one["path"]): one for one in _read_records(path)}
 
@@ -68,49 +89,47 @@ class Journal:
         for image in images:
             record = self._earlier.get(os.path.realpath(image))
             if record is not None and self._is_good(record, image):
-                self._records[image] = {**record, "path": image}
-        return len(self._records)
+                self.records[image] = {**record, "path": image}
+        return len(self.records)
 
     def others(self, images: Iterable[str]) -> int:
         """Returns the number of earlier records of other images."""
         return len(self._earlier.keys() - {os.path.realpath(image) for image in images})
 
-    def __contains__(self, image: str) -> bool:
-        return image in self._records
+    def start(self) -> None:
+        """Drops what is not reused, once, before outputs are replaced that a record may still describe."""
+        with self._lock:
+            if not self._started:
+                self._write(self.records.values())
+                self._started = True
 
     def add(self, record: Record) -> None:
         """Adds a finished record; from any thread."""
-        record = {**record, "key": self._key}
+        record = {**record, "key": self._key_of(record["path"])}
+        self.start()
         with self._lock:
-            if not self._started:  # drops what is not reused
-                self._write(self._records.values())
-                self._started = True
-            self._records[record["path"]] = record
+            self.records[record["path"]] = record
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_to_line(record))
 
-    def finish(self, images: Sequence[str]) -> list[Record]:
-        """Puts the records into the order of the images; returns them."""
-        records = [self._records[image] for image in images if image in self._records]
+    def finish(self, images: Sequence[str], errors: Mapping[str, str] = {}) -> list[Record]:
+        """Puts the records into the order of the images; returns them, and those of images with an error."""
+        failed = {path: {"path": path, "error": why} for path, why in errors.items()}
+        known = self.records | failed
+        records = [known[image] for image in images if image in known]
         self._write(records)
         return records
 
     def _is_good(self, record: Record, image: str) -> bool:
-        outputs = [self.path.parent / record[kind] for kind in OUTPUTS if kind in record]
         try:
-            return (
-                record["key"] == self._key
-                and all(one.exists() for one in outputs)
-                and files.digest(image) == record["sha256"]
-            )
-        except OSError:
+            if "raw_map" in record:
+                read_raw_map(self.path.parent, image)
+            return record["key"] == self._key_of(image) and files.digest(image) == record["sha256"]
+        except (OSError, ValueError):
             return False
 
     def _write(self, records: Iterable[Record]) -> None:
-        text = "".join(map(_to_line, records))
-        # A repeated run changes nothing, not even dates.
-        if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
-            files.write_text(self.path, text)
+        write_changed(self.path, "".join(map(_to_line, records)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +140,7 @@ class Writer:
       folder: parent of maps/, figures/ and masks/.
       scale: (low, high) of the colors.
       map_size: the longest side of a map, in pixels.
+      folders: the categories, and thresholds that replace the common one.
       threshold: images with score >= threshold are anomalous; None: no decisions.
       pixel_threshold: the same for map values; None: no masks and regions.
       warning: in every output.
@@ -129,79 +149,151 @@ class Writer:
     folder: pathlib.Path
     scale: tuple[float, float]
     map_size: int
+    folders: Folders = dataclasses.field(default_factory=Folders)
     threshold: float | None = None
     pixel_threshold: float | None = None
     warning: str = ""
 
+    def decided(self, record: Record) -> Record:
+        """Returns a record with the decision of these options and what is still valid.
+
+        Without "drawn", its figure shows another decision; without "outputs", its files are of other options.
+        """
+        made = {*OUTPUTS} & record.keys()
+        exist = all((self.folder / _place(kind, record["path"])).exists() for kind in made)
+        if record.get("outputs") != self._outputs_key or not exist:
+            record = {name: record[name] for name in SCORED if name in record}
+        changed = ["threshold", "decision"]
+        decision = self._decide(record["path"], record["score"])
+        if record.get("drawn") != decision.get("decision", UNDECIDED):
+            changed += ["drawn"]
+        return {name: record[name] for name in record.keys() - changed} | decision
+
+    def keep(self, scored: ScoredImage) -> ScoredImage:
+        """Stores the map at the model's resolution; returns its argument."""
+        self._save_array(_place("raw_map", scored.file.path), scored.anomaly_map)
+        return scored
+
+    def redraw(self, record: Record) -> Record:
+        """Replaces the decision in a figure; raises `OSError` if the figure cannot be read."""
+        if "figure" in record:
+            with Image.open(self.folder / record["figure"]) as figure:
+                words, color = self._describe(record)
+                rewrite_line(figure, 1, words, color=color)
+                self._save_jpeg(figure, self.folder / record["figure"])
+        return record | {"drawn": record.get("decision", UNDECIDED)}
+
     def write(self, scored: ScoredImage) -> Record:
-        """Writes map, figure and mask of an image; returns its record."""
-        start = time.monotonic()
+        """Writes map, pictures and mask of an image; returns its record."""
         file = scored.file
         # Decided on the number that is written, so that the record is consistent with itself.
         score = shortest(scored.score)
-        record: Record = {"path": file.path, "score": score}
-        if self.threshold is not None:
-            record["decision"] = decide(score, self.threshold)
-        record["size"] = list(file.size)
-        record["time"] = 0.0  # set below; this keeps the order of the columns
+        record: Record = {"path": file.path, "category": self.folders.of(file.path).category}
+        record |= {"score": score, **self._decide(file.path, score), "size": list(file.size)}
+        record |= {"time": round(scored.seconds, 4), "sha256": file.sha256}
         resized = resize_map(scored.anomaly_map, file.size, self.map_size)
         mask = None
         if self.pixel_threshold is not None:
             mask, record["regions"] = find_regions(resized, self.pixel_threshold, file.size[::-1])
         record |= self._write_files(file, resized, mask, self._describe(record))
-        record["sha256"] = file.sha256
         if file.notes:
             record["note"] = "; ".join(note.description for note in file.notes)
         if self.warning:
             record["warning"] = self.warning
-        record["time"] = round(scored.seconds + time.monotonic() - start, 4)
-        return record
+        record["outputs"] = self._outputs_key
+        return record | {"drawn": record.get("decision", UNDECIDED)}
+
+    def _decide(self, path: str, score: float) -> Record:
+        own = self.folders.of(path).threshold
+        threshold = self.threshold if own is None else own
+        if threshold is None:
+            return {}
+        return {"threshold": threshold, "decision": decide(score, threshold)}
+
+    @functools.cached_property
+    def _outputs_key(self) -> str:
+        return fingerprint(self.scale, self.map_size, self.pixel_threshold, self.warning)
 
     def _write_files(
-        self, file: ImageFile, anomaly_map: np.ndarray, mask: np.ndarray | None, line: str
+        self,
+        file: ImageFile,
+        anomaly_map: np.ndarray,
+        mask: np.ndarray | None,
+        line: tuple[str, str],
     ) -> dict[str, str]:
-        name = output_name(file.path)
-        places = {kind: f"{folder}/{name}{suffix}" for kind, (folder, suffix) in OUTPUTS.items()}
-        with files.replaced(self.folder / places["map"]) as temporary:
-            # In NumPy's format, since a PNG cannot hold float32 values.
-            np.save(temporary, anomaly_map)
+        places = {kind: _place(kind, file.path) for kind in OUTPUTS}
+        # In NumPy's format, since a PNG cannot hold float32 values.
+        self._save_array(places["map"], anomaly_map)
         shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
-        figure = None
+        figure = thumbnail = None
         with drawing(f"the picture of {file.path}"):
-            lines = (shown, line)
-            figure = draw_figure(
-                file.panel, anomaly_map, mask, scale=self.scale, lines=lines, warning=self.warning
-            )
-        # A figure is an extra: without it the record is still complete.
-        if figure is None:
-            del places["figure"]
+            lines = [(shown, INK), line, *[(self.warning, INK)] * bool(self.warning)]
+            figure = draw_figure(file.panel, anomaly_map, mask, scale=self.scale, lines=lines)
+            thumbnail = draw_thumbnail(file.panel, anomaly_map, scale=self.scale)
+        # Pictures are an extra: without them the record is still complete.
+        if figure is None or thumbnail is None:
+            del places["figure"], places["thumbnail"]
         else:
-            self._save_png(figure, self.folder / places["figure"])
+            self._save_jpeg(figure, self.folder / places["figure"])
+            self._save_jpeg(thumbnail, self.folder / places["thumbnail"], quality=75)
         if mask is None:
-            (self.folder / places.pop("mask")).unlink(missing_ok=True)  # of an earlier run
+            del places["mask"]
         else:
             # Nearest neighbor: other kernels make values between the two of a mask.
             full = Image.fromarray(mask).resize(file.size, Image.Resampling.NEAREST)
-            self._save_png(full, self.folder / places["mask"])
+            words = PngInfo()
+            words.add_text(*MARK)
+            if self.warning:
+                words.add_text("Comment", self.warning)
+            with files.replaced(self.folder / places["mask"]) as temporary:
+                full.save(temporary, compress_level=1, pnginfo=words)
         return places
 
-    def _save_png(self, picture: Image.Image, path: pathlib.Path) -> None:
-        words = PngInfo()
-        words.add_text(*MARK)
-        if self.warning:
-            words.add_text("Comment", self.warning)
-        with files.replaced(path) as temporary:
-            picture.save(temporary, compress_level=1, pnginfo=words)
+    def _save_array(self, place: str, array: np.ndarray) -> None:
+        with files.replaced(self.folder / place) as temporary:
+            np.save(temporary, array)
 
-    def _describe(self, record: Record) -> str:
-        """Returns score, decision and number of regions as a line."""
-        parts = [f"score {record['score']:.9g}"]
-        if "decision" in record:
-            parts.append(f"{record['decision']} (threshold {self.threshold:.9g})")
-        if "regions" in record:
-            count = plural(len(record["regions"]), "region")
-            parts.append(f"{count} >= {self.pixel_threshold:.4g}")
-        return " · ".join(parts)
+    def _save_jpeg(self, picture: Image.Image, path: pathlib.Path, quality: int = 90) -> None:
+        comment = "\0".join((*MARK, self.warning))
+        with files.replaced(path) as temporary:
+            # With full color resolution, a figure that is saved again loses next to nothing.
+            picture.save(temporary, quality=quality, subsampling=0, comment=comment)
+
+    def _describe(self, record: Record) -> tuple[str, str]:
+        """Returns score, decision and number of regions as a line, and its color."""
+        parts = [f"score {format_score(record['score'])}"]
+        parts += [record["decision"]] if "decision" in record else []
+        parts += [plural(len(record["regions"]), "region")] if "regions" in record else []
+        color = {"anomalous": ANOMALOUS, "normal": NORMAL}.get(record.get("decision", ""), INK)
+        return " · ".join(parts), color
+
+
+def format_score(score: float) -> str:
+    """Returns a score with three significant digits."""
+    return f"{score:#.3g}".rstrip(".")
+
+
+def read_raw_map(folder: pathlib.Path, image: str) -> Float[np.ndarray, "S S"]:
+    """Returns the stored map of an image; raises `OSError` or `ValueError` if there is no such array."""
+    raw = np.load(folder / _place("raw_map", image), mmap_mode="r", allow_pickle=False)
+    if raw.ndim != 2 or raw.dtype != np.float32:
+        raise ValueError("not a map")
+    return raw
+
+
+def remove_unused(folder: pathlib.Path, records: Iterable[Record]) -> None:
+    """Removes the files of images or options that are no longer part of the records."""
+    used = {record[kind] for record in records for kind in OUTPUTS if kind in record}
+    for place, suffix in OUTPUTS.values():
+        for path in (folder / place).glob(f"*{suffix}"):
+            if f"{place}/{path.name}" not in used and is_output(str(path), folder):
+                path.unlink(missing_ok=True)
+
+
+def write_changed(path: pathlib.Path, text: str) -> None:
+    """Writes a text unless the file holds it: a repeated run changes nothing, not even dates."""
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        files.write_text(path, text)
 
 
 def resize_map(
@@ -224,6 +316,12 @@ def output_name(path: str) -> str:
     return f"{readable}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
 
 
+def _place(kind: str, path: str) -> str:
+    """Returns the name, in the folder of the outputs, of an output of an image."""
+    folder, suffix = OUTPUTS[kind]
+    return f"{folder}/{output_name(path)}{suffix}"
+
+
 def is_output(path: str, folder: pathlib.Path) -> bool:
     """Returns whether an earlier run wrote a file into its folder; pictures are recognized by their mark."""
     place, name = os.path.split(os.path.realpath(path))
@@ -233,7 +331,7 @@ def is_output(path: str, folder: pathlib.Path) -> bool:
     if place not in places:
         return False
     if places[place] == ".npy":
-        return name.endswith(".npy")
+        return re.search(r"-[0-9a-f]{8}\.npy$", name) is not None
     try:
         with open(path, "rb") as file:
             return "\0".join(MARK).encode() in file.read(256)  # words come before pixels
@@ -251,11 +349,21 @@ def _read_records(path: pathlib.Path) -> list[Record]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and {"path", "key", "sha256"} <= record.keys():
+        if isinstance(record, dict) and _is_complete(record):
             records.append(record)
     return records
 
 
+def _is_complete(record: Record) -> bool:
+    """Returns whether a record has a score and what tells if it is still that of its image."""
+    texts = (record.get(name) for name in ("path", "key", "sha256"))
+    score = record.get("score")
+    return all(isinstance(one, str) for one in texts) and (
+        isinstance(score, float | int) and math.isfinite(score)
+    )
+
+
 def _to_line(record: Record) -> str:
     # ASCII, since names of files need not be valid UTF-8.
-    return json.dumps(record, allow_nan=False) + "\n"
+    ordered = {name: record[name] for name in COLUMNS if name in record}
+    return json.dumps(ordered, allow_nan=False) + "\n"

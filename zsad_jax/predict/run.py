@@ -1,37 +1,67 @@
 """Scores a user's images: known-good images for the threshold, then the images, then run.json."""
 
+import collections
+import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
-from zsad_jax.experiment.cache import outputs_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
-from zsad_jax.predict import thresholds
-from zsad_jax.predict.outputs import COLUMNS, FILES, OUTPUTS, Journal, Record, Writer, is_output
-from zsad_jax.predict.score import Model, Options, ScoredImage, prepare_model, score_images
+from zsad_jax.predict import gallery, thresholds
+from zsad_jax.predict.outputs import (
+    COLUMNS,
+    FILES,
+    OUTPUTS,
+    Journal,
+    Record,
+    Writer,
+    format_score,
+    is_output,
+    read_raw_map,
+    remove_unused,
+)
+from zsad_jax.predict.score import (
+    Model,
+    Options,
+    ScoredImage,
+    prepare_model,
+    read_image,
+    score_images,
+)
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.images import printable
+from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 
 MAX_WRITERS = 4
+SHOWN = 5  # highest scores
 SETTINGS = ("scale", "threshold", "pixel_threshold", "map_size")  # of a `Writer`, for run.json
 
 
 class Outcome(NamedTuple):
-    """The images of a run, records of those that are scored (`reused` of them earlier), and issues."""
+    """The images of a run, a record of each, how many scores are of an earlier run, and issues."""
 
     images: Sequence[str]
     records: Sequence[Record]
     reused: int
     issues: Sequence[Issue]
     ignored: Sequence[Issue]
+
+    @property
+    def scored(self) -> list[Record]:
+        """The records with a score, highest first."""
+        scored = [record for record in self.records if "score" in record]
+        return sorted(scored, key=lambda record: -record["score"])
 
     @property
     def num_unreadable(self) -> int:
@@ -51,10 +81,11 @@ def predict(experiment: Experiment, options: Options) -> None:
       UserError: something is wrong or missing, raised before long work; or no image can be read.
     """
     clock = Stopwatch()
-    found = _without_outputs(find_images(options.paths), options.out)
+    find = functools.partial(find_images, include_masks=options.include_masks)
+    found = _without_outputs(find(options.paths), options.out)
     good = Found([], [])
     if options.threshold is not None and options.threshold.good:
-        good = _without_outputs(find_images([options.threshold.good]), options.out)
+        good = _without_outputs(find([options.threshold.good]), options.out)
     ignored = (issue for issue in (*found.ignored, *good.ignored) if issue.kind != "hidden")
     # A file may be among the images and among the known-good ones.
     for kind in group_issues(dict.fromkeys(ignored)):
@@ -65,7 +96,7 @@ def predict(experiment: Experiment, options: Options) -> None:
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
         model = prepare_model(experiment, options, num_images=num_images)
-        _check_pixel_threshold(options, model)
+        _check_thresholds(options, model)
         _print_model(model)
         _write_warning(options.out, model.warning)
         clock.lap("start")
@@ -76,14 +107,17 @@ def predict(experiment: Experiment, options: Options) -> None:
             folder=options.out,
             scale=options.scale or (low, high),
             map_size=options.map_size,
+            folders=options.folders,
             threshold=threshold,
             pixel_threshold=options.pixel_threshold,
             warning=model.warning,
         )
         outcome = _score_all(model, found, writer, experiment.num_workers)
         clock.lap("images")
+        gallery.write(writer, model, outcome.records)
+        remove_unused(writer.folder, outcome.records)
         _write_run(model, clock, writer, outcome, description)
-    if not outcome.records:
+    if not outcome.scored:
         raise _none_readable("images", outcome.issues)
     _print_outcome(outcome, writer)
 
@@ -104,14 +138,24 @@ def _without_outputs(found: Found, out: pathlib.Path) -> Found:
     return Found(images, [*outputs.values(), *ignored])
 
 
-def _check_pixel_threshold(options: Options, model: Model) -> None:
-    low, high = model.description.map_range
-    # At the low end every pixel is anomalous, above the high end none can be.
-    if options.pixel_threshold is not None and not low < options.pixel_threshold <= high:
-        raise UserError(
-            f"--pixel_threshold={options.pixel_threshold:g} is outside the range of the anomaly maps of"
-            f" {model.description.method}. Give a number above {low:g} and at most {high:g}."
-        )
+def _check_thresholds(options: Options, model: Model) -> None:
+    shown = model.description
+    common = options.threshold.value if options.threshold else None
+    own = [(place, one.threshold) for place, one in options.folders.listed.items()]
+    for name, value, ends, what in (
+        ("--pixel_threshold", options.pixel_threshold, shown.map_range, "the anomaly maps"),
+        ("--threshold", common, shown.score_range, "the scores"),
+        *(
+            (f"The threshold of {place}", one, shown.score_range, "the scores")
+            for place, one in own
+        ),
+    ):
+        # At the low end everything is anomalous, above the high end nothing can be.
+        if value is not None and ends is not None and not ends[0] < value <= ends[1]:
+            raise UserError(
+                f"{name}={value:g} is outside the range of {what} of {shown.method}."
+                f" Give a number above {ends[0]:g} and at most {ends[1]:g}."
+            )
 
 
 def _write_warning(out: pathlib.Path, warning: str) -> None:
@@ -132,9 +176,9 @@ def _settle_threshold(
         return None, None
     if asked.value is not None:
         return asked.value, {"value": asked.value, "from": "the command line"}
-    journal = Journal(options.out / "known_good.jsonl", model.description.key)
+    journal = Journal(options.out / "known_good.jsonl", model.key_of)
     journal.reuse(good.images)
-    pending = [image for image in good.images if image not in journal]
+    pending = [image for image in good.images if image not in journal.records]
     issues: list[Issue] = []
     # The maps are not used: figures of one pixel cost nothing.
     for one in score_images(
@@ -168,16 +212,21 @@ def _none_readable(what: str, issues: Sequence[Issue]) -> UserError:
 
 
 def _settings(writer: Writer) -> dict[str, Any]:
-    return {name: getattr(writer, name) for name in SETTINGS}
+    folders = writer.folders
+    return {name: getattr(writer, name) for name in SETTINGS} | {
+        "category": folders.default.category,
+        "folders": {place: one._asdict() for place, one in folders.listed.items()},
+    }
 
 
 def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | None) -> Outcome:
-    """Scores the images that are not finished."""
+    """Scores the images that have no score, and draws those whose files are of other options."""
     images = found.images
-    # Threshold and color scale are part of the outputs, so results of other settings are not reused.
-    key = outputs_key(model.description.key, _settings(writer), model.warning)
-    journal = Journal(writer.folder / "predictions.jsonl", key)
-    reused = journal.reuse(images)
+    journal = Journal(writer.folder / "predictions.jsonl", model.key_of)
+    journal.reuse(images)
+    journal.records = {image: writer.decided(record) for image, record in journal.records.items()}
+    reused = set(journal.records)
+    stale = [record for record in journal.records.values() if "drawn" not in record]
     others = journal.others(images)
     if others:
         logging.warning(
@@ -185,36 +234,64 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
             plural(others, "row"),
             journal.path,
         )
-    pending = [image for image in images if image not in journal]
+    pending = [image for image in images if image not in journal.records]
     issues: list[Issue] = []
-    if pending:  # until all is done, no run.json describes these records
+    if pending or stale:
+        # Until all is done, no run.json describes these records.
         (writer.folder / "run.json").unlink(missing_ok=True)
         scored = score_images(
             model, pending, issues, label="score", map_size=writer.map_size, num_workers=num_workers
         )
-        _write_all(scored, journal, writer, issues)
-    return Outcome(images, journal.finish(images), reused, issues, found.ignored)
+        again = progress(stale, total=len(stale), label="draw")
+        _write_all(itertools.chain(again, scored), model, journal, writer, issues)
+    errors = {issue.file: issue.description for issue in issues}
+    records = journal.finish(images, errors)
+    return Outcome(images, records, len(reused - errors.keys()), issues, found.ignored)
+
+
+def _write_again(record: Record, model: Model, writer: Writer) -> Record | Issue:
+    """Writes the outputs of an image from the score and the map of an earlier run."""
+    if "outputs" in record:
+        with contextlib.suppress(OSError):  # a damaged figure is drawn anew
+            return writer.redraw(record)
+    file = read_image(record["path"], model.preprocess, writer.map_size)
+    if isinstance(file, Issue):
+        return file
+    raw_map = read_raw_map(writer.folder, record["path"])
+    return writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
 
 
 def _write_all(
-    scored: Iterator[ScoredImage], journal: Journal, writer: Writer, issues: list[Issue]
+    found: Iterable[ScoredImage | Record],
+    model: Model,
+    journal: Journal,
+    writer: Writer,
+    issues: list[Issue],
 ) -> None:
     """Writes outputs while the next batch is computed."""
 
-    def write(one: ScoredImage) -> Issue | None:
+    def write(one: ScoredImage | Record) -> Issue | None:
+        path = one.file.path if isinstance(one, ScoredImage) else one["path"]
         try:
-            journal.add(writer.write(one))
+            journal.start()
+            if isinstance(one, ScoredImage):
+                written: Record | Issue = writer.write(writer.keep(one))
+            else:
+                written = _write_again(one, model, writer)
+            if isinstance(written, Issue):
+                return written
+            journal.add(written)
         except OSError as error:
             raise UserError(
                 f"Cannot write to {writer.folder} ({error.strerror or error}). Free disk space or choose"
                 " another --out. Finished images are kept."
             ) from error
         except Exception as error:  # one image must not end the run
-            return Issue("output_failed", one.file.path, f"{type(error).__name__}: {error}")
+            return Issue("output_failed", path, f"{type(error).__name__}: {error}")
         return None
 
     num_writers = min(os.cpu_count() or 1, MAX_WRITERS)
-    for issue in map_in_threads(write, scored, num_workers=num_writers):
+    for issue in map_in_threads(write, found, num_workers=num_writers):
         if issue is not None:
             logging.warning("Skipping %s", issue)
             issues.append(issue)
@@ -233,11 +310,12 @@ def _write_run(
         "warning": model.warning or None,
         "num_files": len(outcome.images) + len(outcome.ignored),
         "num_images": len(outcome.images),
-        "num_scored": len(outcome.records) - outcome.reused,
+        "num_scored": len(outcome.scored) - outcome.reused,
         "num_reused": outcome.reused,
         "num_unreadable": outcome.num_unreadable,
         "num_failed": outcome.num_failed,
         "num_ignored": len(outcome.ignored),
+        "ignored_by_kind": collections.Counter(issue.kind for issue in outcome.ignored),
         "issues": issues_to_json(outcome.issues),
         "ignored": issues_to_json(outcome.ignored),
         "model": dataclasses.asdict(model.description),
@@ -253,22 +331,30 @@ def _print_model(model: Model) -> None:
     family = shown.method_config.get("prompt_family")
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
-    print(f'category  "{shown.category}"; image score: {shown.image_score}')
+    categories = ", ".join(f'"{one}"' for one in model.folders.categories)
+    print(f"category  {categories}; image score: {shown.image_score}")
     if model.warning:
         print(model.warning)
 
 
 def _print_outcome(outcome: Outcome, writer: Writer) -> None:
-    count = len(outcome.records)
+    scored = outcome.scored
     counts = [
         f"{outcome.reused} reused from an earlier run",
         f"{outcome.num_unreadable} unreadable",
         *[f"{outcome.num_failed} failed"] * bool(outcome.num_failed),
         f"{plural(len(outcome.ignored), 'file')} ignored",
     ]
-    print(f"Scored {plural(count - outcome.reused, 'image')} ({', '.join(counts)}).")
-    if writer.threshold is not None:
-        found = sum(record["decision"] == "anomalous" for record in outcome.records)
-        print(f"{found} anomalous, {count - found} normal at the threshold {writer.threshold:.9g}.")
+    print(f"Scored {plural(len(scored) - outcome.reused, 'image')} ({', '.join(counts)}).")
+    decisions = collections.Counter(record.get("decision") for record in scored)
+    used = sorted({record["threshold"] for record in scored if "threshold" in record})
+    if used:
+        shown = f"threshold {used[0]:.9g}" if len(used) == 1 else "thresholds of their folders"
+        print(f"{decisions['anomalous']} anomalous, {decisions['normal']} normal at the {shown}.")
+    low, high = (format_score(scored[i]["score"]) for i in (-1, 0))
+    print(f"Scores range from {low} to {high}. The highest:")
+    for record in scored[:SHOWN]:
+        line = f"{format_score(record['score']):>8}  {record.get('decision', '')}"
+        print(f"{line:19}  {printable(record['path'])}")
     warning = f" {writer.warning}" if writer.warning else ""
-    print(f"Results are in {writer.folder}.{warning}")
+    print(f"Results are in {writer.folder}; open {writer.folder / 'index.html'}.{warning}")

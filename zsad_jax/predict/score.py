@@ -24,11 +24,12 @@ from zsad_jax.data.preprocess import (
     resize_image,
 )
 from zsad_jax.detector import Detector, choose_params, make_detector
-from zsad_jax.experiment.cache import inputs_key, prediction_key
+from zsad_jax.experiment.cache import fingerprint, inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.predict.figure import resize_panel
+from zsad_jax.predict.figure import LONGEST_PANEL, resize_panel
+from zsad_jax.predict.folders import Folders
 from zsad_jax.predict.thresholds import Threshold
 from zsad_jax.report import DEMONSTRATION
 from zsad_jax.utils import files
@@ -48,7 +49,8 @@ class Options:
     paths: Sequence[str]
     out: pathlib.Path
     checkpoint: str | None = None
-    category: str = "object"
+    folders: Folders = dataclasses.field(default_factory=Folders)
+    include_masks: bool = False
     prompt_family: str | None = None
     scale: tuple[float, float] | None = None
     threshold: Threshold | None = None
@@ -66,11 +68,11 @@ class Description:
       image_size, bit_depth, resize, rgb_first: fields of `Preprocess`.
       method, method_config: the method's name and all fields of its config.
       prompts, prompts_sha256: the source of the prompts, and the digest of learned ones.
-      category: what the images show.
       image_score: the name of the score.
+      score_range: its (low, high); None if it is unknown.
       map_range: (low, high) of the anomaly maps.
       demonstration: whether the backbone is a demonstration model.
-      key: of everything but the image that scores and maps depend on.
+      key: of everything but the image and its category that scores and maps depend on.
       inputs: of the options and files that the model is made of, known without reading the weights.
     """
 
@@ -84,8 +86,8 @@ class Description:
     method_config: Mapping[str, Any]
     prompts: str
     prompts_sha256: str | None
-    category: str
     image_score: str
+    score_range: Sequence[float] | None
     map_range: Sequence[float]
     demonstration: bool
     key: str
@@ -99,10 +101,11 @@ class Model:
     What is known of it without them comes from run.json, if an earlier run used the same files and options.
     A repeated run over CLIP ViT-L/14 with nothing to score takes 1.6 s instead of 7 to 9 s.
 
-    `batch_size` is the images per compiled call; `load` reads the weights.
+    `folders` tells what images show, `batch_size` is the images per compiled call, `load` reads the weights.
     """
 
     description: Description
+    folders: Folders
     batch_size: int
     load: Callable[[], Detector]
 
@@ -115,6 +118,10 @@ class Model:
     def preprocess(self) -> Preprocess:
         """The preparation of images, without the normalization."""
         return Preprocess(**{name: getattr(self.description, name) for name in PREPROCESS})
+
+    def key_of(self, image: str) -> str:
+        """Returns the key of all that the score and the map of an image depend on, but its file."""
+        return fingerprint(self.description.key, self.folders.of(image).category)
 
     @property
     def warning(self) -> str:
@@ -173,7 +180,8 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
     earlier = _earlier_description(options.out)
     if earlier is None or earlier.inputs != inputs:
         detector = load()
-        return Model(describe_detector(experiment, detector, inputs), batch_size, lambda: detector)
+        described = describe_detector(experiment, detector, inputs)
+        return Model(described, options.folders, batch_size, lambda: detector)
 
     def load_known() -> Detector:
         detector = load()
@@ -186,7 +194,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
             )
         return detector
 
-    return Model(earlier, batch_size, load_known)
+    return Model(earlier, options.folders, batch_size, load_known)
 
 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
@@ -199,7 +207,7 @@ def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector
         method,
         params,
         prompts=file.description,
-        category=options.category,
+        categories=options.folders.categories,
         score=experiment.image_score,
         batch_size=batch_size,
     )
@@ -216,8 +224,8 @@ def describe_detector(experiment: Experiment, detector: Detector, inputs: str) -
         method_config=dataclasses.asdict(method.config),
         prompts=detector.prompts,
         prompts_sha256=prompt_files.digest(detector.params) if detector.params else None,
-        category=detector.category,
         image_score=detector.image_score,
+        score_range=method.score_range,
         map_range=method.map_range,
         demonstration=detector.backbone.demonstration,
         key=prediction_key(experiment, detector),
@@ -243,7 +251,7 @@ def _describe_inputs(experiment: Experiment, options: Options) -> str:
     names = experiment.method["name"], experiment.backbone["name"]
     default = _configured_checkpoint(experiment)
     file = prompt_files.choose(*names, options.checkpoint, default=default)
-    return inputs_key(experiment, file, options.category, experiment.locate_backbone())
+    return inputs_key(experiment, file, experiment.locate_backbone())
 
 
 def score_images(
@@ -280,7 +288,11 @@ def score_images(
         detector = model.detector
         _ = detector.scorer  # compiled here for the first batch, not in the seconds below
         start = time.monotonic()
-        predicted = detector.predict_resized(np.stack([one.pixels for one in readable]))
+        categories = [model.folders.of(one.path).category for one in readable]
+        predicted = detector.predict_resized(
+            np.stack([one.pixels for one in readable]),
+            np.array([detector.categories.index(one) for one in categories], np.int32),
+        )
         seconds = (time.monotonic() - start) / len(readable)
         for one, score, anomaly_map in zip(readable, *predicted, strict=True):
             yield ScoredImage(one, float(score), anomaly_map, seconds)
@@ -296,7 +308,7 @@ def read_image(path: str, preprocess: Preprocess, map_size: int) -> ImageFile | 
             return ImageFile(
                 path,
                 resize_image(image, preprocess),
-                resize_panel(image, fit_map(image.size, map_size)),
+                resize_panel(image, fit_map(image.size, min(map_size, LONGEST_PANEL))),
                 image.size,
                 files.digest(path),
                 decoded.notes,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OUTLINE = (0, 229, 255)
 INK = "#1b1f24"
 NORMAL, ANOMALOUS = "#0072b2", "#d55e00"  # distinct for every kind of color vision
+DIMMED = np.float32(0.6)  # brightness of the image in an overlay
 PAPER = (235, 235, 235)  # in place of a picture
 COLOR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of color vision
 FALLBACK_FONTS = (  # with Chinese, Japanese and Korean letters, on Linux, macOS and Windows
@@ -81,23 +82,26 @@ def colorize(
 def overlay(
     image: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale, alpha: float = 0.75
 ) -> Picture:
-    """Returns an image with its anomaly map laid over it.
+    """Returns an image in dim gray with its anomaly map laid over it.
 
-    The opacity grows with the map: where the map is at the low end, the image is unchanged.
+    The opacity grows with the map up to the middle of the scale, so that only gray is seen where the map is at
+    the low end. All color is the map's, and is visible on bright and on colored parts.
 
     Args:
       image: at any resolution, which is that of the result.
       anomaly_map: of the same area, at any resolution; interpolated bilinearly.
       scale: as for `colorize`.
-      alpha: opacity at the high end, 0 to 1.
+      alpha: opacity of the upper half, 0 to 1.
     """
     levels = _levels(anomaly_map, image.shape[:2], scale)
     # One look-up per pixel in a table of 256 levels, instead of arithmetic on three channels of floats.
-    opacity = np.linspace(0, alpha, 256, dtype=np.float32)[:, None]
+    opacity = alpha * np.linspace(0, 2, 256, dtype=np.float32)[:, None].clip(max=1)
+    colors = _palette() * opacity
+    gray = np.asarray(Image.fromarray(image).convert("L"))
     picture = np.empty_like(image)
     for rows in _bands(image.shape[0]):
-        cover = opacity[levels[rows]]
-        picture[rows] = np.rint(image[rows] * (1 - cover) + _palette()[levels[rows]] * cover)
+        below = (1 - opacity)[levels[rows]] * (DIMMED * gray[rows, :, None])
+        picture[rows] = np.rint(below + colors[levels[rows]])
     return picture
 
 
@@ -172,6 +176,13 @@ def draw_strips(strips: Sequence[Strip], *, scale: Scale) -> Image.Image:
             canvas.paste(Image.fromarray(picture), (left, tops[-1]))
     _draw_scale(canvas, (int(lefts[-1]), tops[0]), bottom - tops[0], scale, ticks)
     return canvas
+
+
+def rewrite_line(picture: Image.Image, number: int, words: str, *, color: str) -> None:
+    """Writes another line in place of one above the first strip that `draw_strips` drew."""
+    pen, top = ImageDraw.Draw(picture), MARGIN + number * LINE
+    pen.rectangle((0, top, picture.width, top + LINE - 1), "white")
+    write_line(pen, (MARGIN, top), words, width=picture.width - 2 * MARGIN, color=color)
 
 
 def _draw_scale(

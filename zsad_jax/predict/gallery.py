@@ -1,0 +1,54 @@
+"""Tables of the predictions for people: predictions.csv, and index.html with a thumbnail of each image."""
+
+import base64
+import os
+from collections.abc import Sequence
+
+from zsad_jax.predict.outputs import Record, Writer, format_score, write_changed
+from zsad_jax.predict.score import Model
+from zsad_jax.report import formats
+from zsad_jax.utils.images import printable
+from zsad_jax.utils.text_table import csv_text
+
+COLUMNS = (
+    *("path", "score", "decision", "threshold", "category", "width", "height", "regions"),
+    *("map", "figure", "mask", "note", "warning", "error"),
+)
+
+
+def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
+    """Writes both files from finished records, highest score first, images without a score last."""
+    ordered = sorted(records, key=lambda record: -record.get("score", float("-inf")))
+    rows = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
+    write_changed(writer.folder / "predictions.csv", csv_text([COLUMNS, *rows]))
+    folders = [os.path.dirname(os.path.realpath(record["path"])) for record in ordered]
+    root = os.path.commonpath(folders)
+    names = [os.path.relpath(os.path.realpath(record["path"]), root) for record in ordered]
+    page = formats.render(
+        "predictions.html",
+        model=model.description,
+        categories=model.folders.categories,
+        warning=model.warning,
+        rows=[
+            (record, printable(name), printable(os.path.dirname(name)) or ".")
+            for record, name in zip(ordered, names, strict=True)
+        ],
+        root=printable(root),
+        format_score=format_score,
+        thumbnail=lambda record: _data_uri(writer, record),
+    )
+    write_changed(writer.folder / "index.html", page)
+
+
+def _flat(record: Record) -> Record:
+    width, height = record.get("size", (None, None))
+    regions = len(record["regions"]) if "regions" in record else None
+    return {**record, "width": width, "height": height, "regions": regions}
+
+
+def _data_uri(writer: Writer, record: Record) -> str:
+    """Returns the thumbnail of an image inside a data URI, "" if it could not be drawn."""
+    if "thumbnail" not in record:
+        return ""
+    stored = (writer.folder / record["thumbnail"]).read_bytes()
+    return "data:image/jpeg;base64," + base64.b64encode(stored).decode("ascii")
