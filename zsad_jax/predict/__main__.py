@@ -59,7 +59,7 @@ _PIXEL_THRESHOLD = flags.DEFINE_float(
     "pixel_threshold", None, "Also write a mask and the regions where map >= pixel_threshold."
 )
 _MAP_SIZE = flags.DEFINE_integer(
-    "map_size", 1024, "Longest side of maps and figures, in pixels.", lower_bound=1
+    "map_size", 1024, "Longest side of maps, in pixels.", lower_bound=1
 )
 _DEPTH = flags.DEFINE_integer(
     "depth",

@@ -242,7 +242,7 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
         scored = score_images(
             model, pending, issues, label="score", map_size=writer.map_size, num_workers=num_workers
         )
-        again = progress(stale, total=len(stale), label="draw")
+        again = progress(stale, total=len(stale), label="draw") if stale else ()
         _write_all(itertools.chain(again, scored), model, journal, writer, issues)
     errors = {issue.file: issue.description for issue in issues}
     records = journal.finish(images, errors)
