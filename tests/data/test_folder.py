@@ -133,7 +133,7 @@ def test_reports_missing_masks_once(tmp_path):
         write(tmp_path / "bottle" / "test" / "broken" / f"{i}.png")
     dataset = read_folder(tmp_path)
     assert not any(sample.has_mask for sample in dataset)
-    place = str(tmp_path / "bottle" / "test")
+    place = "bottle/test"
     issue = Issue("label_unknown", place, "3 images, all counted as anomalous")
     assert dataset.issues == (issue,)
     write(tmp_path / "bottle" / "test" / "good" / "0.png")
@@ -523,7 +523,7 @@ def test_unpaired_masks_do_not_make_images_normal(tmp_path):
     draw(tmp_path, "images/a.png", "images/b.png", "truth:masks/x.png")
     dataset = read_folder(tmp_path)
     assert [(sample.label, sample.has_mask) for sample in dataset] == [(0, False)] * 2
-    assert kinds(dataset) == [("mask_unused", "masks/x.png"), ("label_unknown", str(tmp_path))]
+    assert kinds(dataset) == [("mask_unused", "masks/x.png"), ("label_unknown", ".")]
 
 
 def test_reports_files_of_other_formats(tmp_path):
@@ -552,14 +552,16 @@ def test_reports_files_of_other_formats(tmp_path):
 
 def test_reports_images_outside_of_the_split(tmp_path):
     make_mvtec(tmp_path)
-    beside = ("0.heic", "1.png", "extra/2.png", "nut/train/good/3.png", "metal_nut/4.png")
-    draw(tmp_path, "metal_nut/review/5.png")
-    for name in beside:
-        write(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.png").rename(tmp_path / name)
+    beside = ("1.png", "extra/2.png", "nut/train/good/3.png", "metal_nut/4.png")
+    beside += ("metal_nut/review/5.png",)
+    files = dict.fromkeys(beside, "image_beside")
+    files |= {"6.heic": "format_unsupported", "metal_nut/7.dcm": "format_unsupported"}
+    files |= {"8.txt": "document", "metal_nut/.9.png": "hidden", ".git/config": "hidden"}
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
     dataset = read_folder(tmp_path)
-    assert {issue.file for issue in dataset.issues} == {*beside[1:], "metal_nut/review/5.png"}
-    assert {issue.kind for issue in dataset.issues} == {"image_beside"}
+    assert {issue.file: issue.kind for issue in (*dataset.issues, *dataset.notes)} == files
     assert read_folder(tmp_path, split="train").issues == ()
 
 

@@ -5,7 +5,7 @@ import functools
 import glob
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -20,7 +20,6 @@ from zsad_jax.data.walk import (
     find_folder,
     is_image,
     list_folders,
-    list_images,
     plain,
     walk,
 )
@@ -168,7 +167,7 @@ def read_folder(
     if not samples:
         raise UserError(_why_empty(root))
     found = [issue for _, part in parts for issue in part]
-    if split not in ("train", "validation") and root not in classes and classes:
+    if classes and root not in classes and split not in ("train", "validation"):
         found += _find_beside(root, classes)
     # Most datasets have a readme or a list beside the images: a note, not a warning.
     notes = [issue for issue in found if issue.kind in ("document", "hidden")]
@@ -197,16 +196,12 @@ def _why_empty(root: pathlib.Path) -> str:
     return _no_images(root)
 
 
-def _find_beside(folder: pathlib.Path, read: Collection[pathlib.Path]) -> list[Issue]:
-    """Reports the images, and files of other formats, that are not in one of the folders that are read."""
-    known = {one.resolve() for one in read}
-    issues = [Issue("image_beside", one.name) for one in list_images(folder)]
-    for other in list_folders(folder):
-        if other.resolve() not in known:
-            issues += [
-                Issue("image_beside", one) for one in _list_images(folder, issues, start=other)
-            ]
-    return issues
+def _find_beside(folder: pathlib.Path, known: Iterable[pathlib.Path]) -> list[Issue]:
+    """Reports the images, and files of other formats, that are in none of these folders of a folder."""
+    real = {one.resolve() for one in known}
+    issues: list[Issue] = []
+    images = _list_images(folder, issues, skip=lambda name: (folder / name).resolve() in real)
+    return [*issues, *(Issue("image_beside", one) for one in images)]
 
 
 def list_splits(path: PathLike) -> tuple[str, ...]:
@@ -306,14 +301,14 @@ def _read_part(
     issues = [one._replace(file=_relative(folder / one.file, root)) for one in issues]
     anomalous = sum(sample.label for sample in samples)
     if not images:
-        issues.append(Issue("folder_empty", str(place)))
+        issues.append(Issue("folder_empty", _relative(place, root)))
     elif (not labelled and not pairs) or (anomalous == len(images) and not known):
         state = "anomalous" if anomalous else "normal"
         counted = f"{plural(len(images), 'image')}, all counted as {state}"
-        issues.append(Issue("label_unknown", str(place), counted))
+        issues.append(Issue("label_unknown", _relative(place, root), counted))
     elif anomalous and not known:
         detail = f"{anomalous} of {plural(len(images), 'image')}"
-        issues.append(Issue("masks_missing", str(place), detail))
+        issues.append(Issue("masks_missing", _relative(place, root), detail))
     return samples, issues
 
 
@@ -341,8 +336,8 @@ def _list_part(
     images = [one for one in files if one.startswith(start) and one not in known]
     if split not in (None, "train", "validation"):
         beside = [one for one in files if not one.startswith(start) and one not in known]
-        beside += [one.name for one in list_images(folder)]
         issues += [Issue("image_beside", one) for one in beside]
+        issues += _find_beside(folder, list_folders(folder))
     if masks is not None:
         issues += [Issue("mask_unused", one) for one in known]
         known = dict.fromkeys(_list_images(masks), "")
@@ -369,12 +364,15 @@ def _relative(path: PathLike, root: PathLike) -> str:
 
 
 def _list_images(
-    root: PathLike, ignored: list[Issue] | None = None, start: PathLike | None = None
+    root: PathLike,
+    ignored: list[Issue] | None = None,
+    start: PathLike | None = None,
+    skip: Callable[[str], bool] = lambda name: False,
 ) -> list[str]:
     """Lists the images below a folder (see `walk`), sorted; adds all other files to `ignored`."""
     others: list[Issue] = []
     images = []
-    for name in walk(root, start, ignored=others):
+    for name in walk(root, start, skip=skip, ignored=others):
         if is_image(name):
             images.append(name)
         else:

@@ -77,7 +77,7 @@ class Issue(NamedTuple):
 
     Attributes:
       kind: a key of `DESCRIPTIONS`.
-      file: its path, relative to the dataset's root where there is one.
+      file: its path, relative to the dataset's root where there is one; "." for the whole dataset.
       detail: the values concerned, for people; "" for none.
     """
 
@@ -91,7 +91,8 @@ class Issue(NamedTuple):
         return DESCRIPTIONS[self.kind] + (f" ({self.detail})" if self.detail else "")
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.description}"
+        # The name of a dataset stands before issues of the whole of it.
+        return self.description if self.file == "." else f"{self.file}: {self.description}"
 
 
 def merge_issues(found: Iterable[Iterable[Issue]]) -> tuple[Issue, ...]:
