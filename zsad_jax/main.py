@@ -2,6 +2,7 @@
 
 python -m zsad_jax.main --config configs/tipsomaly.py [--config.key=value ...] [--workdir DIR]
 python -m zsad_jax.main --list
+python -m zsad_jax.main --config configs/tipsomaly.py --keys
 
 Included configs are found from any directory; a local file with the same name takes precedence.
 """
@@ -19,6 +20,8 @@ flags.adopt_module_key_flags(config_flag)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all outputs; default: runs/<config>.")
 _LIST = flags.DEFINE_bool("list", False, "List the included configs and their variants.")
 
+_KEYS = flags.DEFINE_bool("keys", False, "List every key of the config with its value and meaning.")
+
 
 def default_workdir(config_path: str) -> pathlib.Path:
     """Returns runs/<config's name>[-<variant>]; the name includes folders below configs/."""
@@ -33,6 +36,9 @@ def main(argv: list[str]) -> None:
 
     if _LIST.value:
         print(config_flag.list_configs())
+        return
+    if _KEYS.value:
+        config_flag.print_keys()
         return
     experiment = config_flag.read_experiment()
     config_flag.reject_strays(argv[1:])

@@ -20,9 +20,11 @@ from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, Stage, Terms
 from zsad_jax.utils import sharding
-from zsad_jax.utils.config import check_fields, within
+from zsad_jax.utils.config import LARGEST, check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.progress import one_late, progress
+
+LARGEST_BATCH = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class TrainingConfig:
     """
 
     epochs: int = within(2, 1)
-    batch_size: int = within(8, 1)
+    batch_size: int = within(8, 1, LARGEST_BATCH)
     learning_rate: float = within(1e-3, 0)
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     b1: float = within(0.5, 0, 1)
@@ -61,6 +63,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for group, rate in self.learning_rates.items():
+            if not 0 <= rate <= LARGEST:
+                raise UserError(
+                    f"The learning rate of {group!r} is {rate}. It must be a finite number, at least 0."
+                )
 
     def steps(self, num_images: int) -> int:
         """Returns the number of steps per epoch."""

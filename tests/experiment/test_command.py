@@ -8,7 +8,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from zsad_jax import main, presets
-from zsad_jax.experiment import config_flag
+from zsad_jax.experiment import config_flag, config_keys
+from zsad_jax.methods import METHODS
 from zsad_jax.utils import command_line
 
 CONFIG = """
@@ -145,8 +146,97 @@ def test_config_file_error_has_no_traceback(run_main, variant, reason):
 
 
 def test_all_keys_of_a_config_are_known():
-    keys = config_flag._keys(presets.paper("coop"))
+    keys = config_keys.flatten(presets.paper("coop"))
     assert {"seed", "method.sigma", "training.epochs", "method_for", "checkpoints.visa"} <= set(
         keys
     )
     assert "method" not in keys
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_keys_have_a_type_and_a_description(method):
+    config = presets.paper(method)
+    described = config_keys.describe_keys(config)
+    sections = ("checkpoints.", "method_for.", "auxiliary_for.", "training.learning_rates.")
+    for key in config_keys.flatten(config):
+        if not key.startswith(sections):
+            assert len(described[key].description) > 3, key
+            assert "typing" not in described[key].type, key
+
+
+def test_lists_keys_with_values_and_descriptions(run_main):
+    lines = config_keys.list_keys(presets.paper("coop"))
+    assert (
+        "--config.method.sigma=4.0\n    A number: standard deviation of the map's Gaussian" in lines
+    )
+    assert run_main("--keys") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "method=clip",
+            "config.method is 'clip'. Expected a mapping. Set its keys, for example"
+            " --config.method.name=clip. See",
+        ),
+        ("batch_size=2.5", "config.batch_size is '2.5'. Expected an integer."),
+        ("seed=1,2,3", "config.seed is '1,2,3'. Expected an integer."),
+        ("train=yes", "config.train is 'yes'. Expected True or False."),
+        ("checkpoints=5", "config.checkpoints is '5'. Expected a mapping of strings to strings."),
+        ("seed=-1", "'seed' is -1. It must be at least 0"),
+        ("batch_size=100000000", "'batch_size' is 100000000. It must be between 1 and"),
+        ("training.batch_size=1" + "0" * 22, "config.training: Config key 'batch_size' is 1000"),
+        ("method.sigma=inf", "config.method: Config key 'sigma' is inf. It must be between 0 and"),
+        ("training.learning_rate=inf", "'learning_rate' is inf. It must be between 0 and"),
+        ("training.learning_rates={'a': -1}", "The learning rate of 'a' is -1. It must be"),
+        ("data=parts", "config.data is 'parts'. Write a folder as {'folder': 'parts'}."),
+        ("data=5", "'data' is 5. Expected a mapping or None"),
+        ("data={'folder': ''}", "Expected a file or a folder"),
+        ("data={'folder': 5}", "Expected a file or a folder"),
+        ("data={'folder': 'a\\0'}", "Expected a file or a folder"),
+        ("data={'foldr': 'x'}", "Did you mean folder?"),
+        ("targets=(5,)", "'targets' is (5,). Expected a tuple of strings or mappings"),
+        ("comparisons={'x': 5}", "Expected a mapping of strings to mappings"),
+        (
+            "comparisons={'x': {'sigm': 5}}",
+            "config.comparisons['x']: Unknown key 'sigm'. Did you mean",
+        ),
+        (
+            "comparisons={'x': {'name': 'cli'}}",
+            "config.comparisons['x']: Unknown method 'cli'. Did",
+        ),
+        (
+            "method_for={'visa': {'sigma': 'a'}}",
+            "config.method_for['visa']: Config key 'sigma' is 'a'",
+        ),
+        ("auxiliary_for={'visa': 5}", "Expected a mapping of strings to strings"),
+        ("checkpoints={'vissa': 'x'}", "config.checkpoints names 'vissa'"),
+        ("naming=plan", "Did you mean plain?"),
+    ],
+)
+def test_rejects_bad_values(run_main, override, expected):
+    code, said = run_main(f"--config.{override}")
+    assert (code, said.count("\n")) == (2, 1)
+    assert expected in said
+
+
+def test_rejects_checkpoints_that_training_would_not_use(run_main):
+    expected = "config.checkpoints.visa is given, but config.train is True"
+    assert expected in run_main("--config.checkpoints.visa=x.npz", "--config.train=True")[1]
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("5", "The config is 5. Expected a mapping"),
+        ("{'method': {'name': 'clip'}}", "The key 'backbone' is missing"),
+        ("ConfigDict({'backbone': {'name': 'clip-nano'}})", "The key 'method' is missing"),
+    ],
+)
+def test_rejects_incomplete_configs(run_main, returned, expected, tmp_path):
+    text = f"from ml_collections import ConfigDict\ndef get_config(_=''):\n    return {returned}\n"
+    (tmp_path / "config.py").write_text(text)
+    code, said = run_main()
+    assert (code, said.count("\n")) == (2, 1)
+    assert expected in said

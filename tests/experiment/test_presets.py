@@ -218,7 +218,7 @@ def test_accepts_other_methods_as_comparisons():
     _, plain, middle = experiment.resolved[0].methods
     assert (plain.name, plain.config) == ("clip", config_class("clip")())
     assert (middle.config.sigma, middle.config.position) == (2.0, "middle")
-    with pytest.raises(UserError, match="Unknown key 'position' for ClipConfig"):
+    with pytest.raises(UserError, match=r"comparisons\['plain'\]: Unknown key 'position'"):
         Experiment(
             **options,
             targets=("visa",),

@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import pytest
 from ml_collections import ConfigDict
@@ -23,6 +24,8 @@ class Example:
     layers: tuple[int, ...] = (1, 2)
     name: str | None = None
     fast: bool = False
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    names: tuple[str | Mapping[str, Any], ...] = ()
 
     def __post_init__(self):
         check_fields(self)
@@ -40,9 +43,16 @@ def test_accepts_mappings_and_configs():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cuont": 1}, r"Unknown key 'cuont' for Example. Did you mean count\?"),
+        ({"cuont": 1}, r"Unknown key 'cuont'. Did you mean count\?"),
         ({"zzz": 1}, "Unknown key 'zzz'.*Available: kind, count"),
         ({"kind": "c"}, "'kind' is 'c'. Expected 'a' or 'b'"),
+        ({"rate": float("inf")}, "'rate' is inf. It must be between 0 and"),
+        ({"rate": 10**400}, "'rate' is 1000.* It must be between 0 and"),
+        ({"rates": {"a": "b"}}, "'rates' is .* Expected a mapping of strings to numbers"),
+        ({"rates": {1: 2}}, "'rates' is .* Expected a mapping of strings to numbers"),
+        ({"rates": 1}, "'rates' is 1. Expected a mapping of strings to numbers"),
+        ({"names": (1,)}, "'names' is .* Expected a tuple of strings or mappings"),
+        ({"names": 1}, "'names' is 1. Expected a tuple of strings or mappings"),
         ({"count": 10}, "'count' is 10. It must be between 1 and 9"),
         ({"count": True}, "'count' is True. Expected an integer"),
         ({"rate": "1"}, "'rate' is '1'. Expected a number"),

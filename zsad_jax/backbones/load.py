@@ -16,7 +16,19 @@ MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
 FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"}
 
-FAMILY_OPTIONS = ("lineage", "gelu_approximate", "text_ln_eps", "posemb_stage")  # of some families
+# Options that only some families have, each with its type and description.
+FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
+    "lineage": (str | None, '"native" or "pytorch": which files of a released TIPS name.'),
+    "gelu_approximate": (
+        bool | None,
+        'TIPS: True is "gelu_tanh", False is "gelu"; it precedes `activation`.',
+    ),
+    "text_ln_eps": (float | None, "TIPS: epsilon of the LayerNorms of the text tower."),
+    "posemb_stage": (
+        tuple[int, ...] | None,
+        "TIPS: a grid that positions are resized to before the final one.",
+    ),
+}
 
 
 @checked
@@ -54,9 +66,7 @@ def load_backbone(
       activation: TIPS: "gelu" or "gelu_tanh", of the vision tower, None: the lineage's; CLIP: "quick_gelu"
         (None: OpenAI's weights), "gelu" (LAION's) or "gelu_tanh", of both towers.
       bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
-      **overrides: for TIPS `lineage` ("native" or "pytorch": which files of a released name),
-        `gelu_approximate` (True: "gelu_tanh", False: "gelu"; it precedes `activation`), `text_ln_eps`,
-        `posemb_stage`; any size that the arrays show is checked, not set.
+      **overrides: `FAMILY_OPTIONS`; any size that the arrays show is checked, not set.
 
     Raises:
       UserError: unknown name or option, missing files, or arrays that do not fit.

@@ -350,9 +350,9 @@ def _choose_sizes(
     if tanh is None:
         tanh = options.activation == "gelu_tanh" if options.activation else not vision.pytorch
     text_ln_eps = chosen["text_ln_eps"]
-    if not isinstance(text_ln_eps, float) or not 0 < text_ln_eps < 1:
+    if not isinstance(text_ln_eps, int | float) or not 0 < text_ln_eps <= 1:
         raise UserError(
-            f"text_ln_eps={text_ln_eps!r} is not a float between 0 and 1. Pass a small number,"
+            f"text_ln_eps={text_ln_eps!r} is not a number above 0 and at most 1. Pass a small one,"
             " for example 1e-5."
         )
     stage = _read_stage(chosen["posemb_stage"])
@@ -373,12 +373,13 @@ def _choose_sizes(
 def _read_stage(stage: Any) -> tuple[int, int] | None:
     if stage in (None, (), (None,)):
         return None
-    if not (isinstance(stage, tuple | list) and len(stage) == 2 and min(stage) > 0):
+    sides = tuple(stage) if isinstance(stage, tuple | list) else ()
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**13 for side in sides):
         raise UserError(
             f"posemb_stage={stage!r} is not the size of a grid. Pass None or two positive integers, for example"
             " (32, 32)."
         )
-    return int(stage[0]), int(stage[1])
+    return sides
 
 
 FAMILY = Family(load, describe, "vision=PATH and text=PATH", lineages=True)

@@ -13,7 +13,13 @@ from zsad_jax.data.folder import list_splits, read_folder
 from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
 from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
-from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
+from zsad_jax.utils.errors import (
+    NotPreparedError,
+    UserError,
+    did_you_mean,
+    nearest,
+    suggest,
+)
 from zsad_jax.utils.files import PathLike, user_path
 
 # The readers of described datasets; their keyword arguments are the further keys of a description.
@@ -67,7 +73,7 @@ def open_splits(spec: Spec, data_dir: PathLike) -> dict[str, Dataset]:
     def read(split: str) -> Dataset:
         return open_dataset(spec, data_dir, split=split)
 
-    kind, path, _ = ("meta_json", "", {}) if isinstance(spec, str) else _described(spec)
+    kind, path, _ = ("meta_json", "", {}) if isinstance(spec, str) else parse_spec(spec)
     if kind == "folder":
         return {split: read(split) for split in list_splits(path) or ("test",)}
     return dict(read_splits(read))
@@ -81,7 +87,7 @@ def is_available(spec: Spec, data_dir: PathLike) -> bool:
       (True, False)
     """
     if not isinstance(spec, str):
-        return pathlib.Path(_described(spec)[1]).is_dir()
+        return pathlib.Path(parse_spec(spec)[1]).is_dir()
     return all(_find_opener(part.key, data_dir) for part in parse_name(spec))
 
 
@@ -97,7 +103,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if is_available(spec, data_dir):
         return
     if not isinstance(spec, str):
-        raise UserError(f"The folder {_described(spec)[1]} does not exist.")
+        raise UserError(f"The folder {parse_spec(spec)[1]} does not exist.")
     name = next(part.key for part in parse_name(spec) if not _find_opener(part.key, data_dir))
     if name in benchmarks.names():
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
@@ -109,7 +115,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
 
 
 def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
-    kind, path, given = _described(spec)
+    kind, path, given = parse_spec(spec)
     options = {"split": split, **given}
     reader = READERS[kind]
     # The signatures are the only list of keys and types, so that a new argument needs no second entry.
@@ -126,16 +132,22 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
             raise UserError(
                 f"{key!r} of the dataset {dict(spec)} is {value!r}. Expected {expected}."
             )
+        if value == "":
+            raise UserError(f"{key!r} of the dataset {dict(spec)} is empty. Set or omit it.")
     return reader(path, **options)
 
 
-def _described(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """Returns the key of the reader of a description, the path, and the other keys."""
+def parse_spec(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Returns the key of the reader of a description, the path, and the other keys.
+
+    Raises:
+      UserError: the description has no path, or two.
+    """
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
-        raise UserError(
-            f'{dict(spec)} is not a dataset. Give a name, {{"folder": PATH}} or {{"meta_json": ROOT}}.'
-        )
+        near = [one for key in spec for one in nearest(str(key), READERS)]
+        remedy = did_you_mean(near) or 'Give a name, {"folder": PATH} or {"meta_json": ROOT}.'
+        raise UserError(f"{dict(spec)} is not a dataset. {remedy}")
     path = user_path(spec[kinds[0]], f"{kinds[0]!r} of the dataset {dict(spec)}")
     # A meta.json states labels and masks, which the names of folders only suggest.
     kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]

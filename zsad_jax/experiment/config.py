@@ -8,21 +8,22 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
 from zsad_jax.backbones.registry import RELEASES, WeightFiles
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
-from zsad_jax.data.open import READERS, Spec
+from zsad_jax.data.open import Spec, parse_spec
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
-from zsad_jax.train import TrainingConfig, check_learning_rates
+from zsad_jax.train import LARGEST_BATCH, TrainingConfig, check_learning_rates
 from zsad_jax.utils.config import check_fields, config_from, within
-from zsad_jax.utils.errors import UserError, nearest, suggest
+from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
 
 
@@ -66,7 +67,7 @@ class Experiment:
       auxiliary_for: target -> auxiliary dataset.
       train: train the prompts on the auxiliary datasets instead of loading `checkpoints`.
       training: fields of `TrainingConfig`.
-      checkpoints: auxiliary dataset -> released name or file; ignored with `train`.
+      checkpoints: auxiliary dataset -> released name or file; not used with `train`.
       comparisons: label -> fields of the method's config, or another method's "name" with its fields;
         evaluated beside the main result.
       image_score: which of the method's image scores the tables show; None: its first.
@@ -91,22 +92,30 @@ class Experiment:
     checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     image_score: str | None = None
-    batch_size: int = within(8, 1)
+    batch_size: int = within(8, 1, LARGEST_BATCH)
     exact_metrics: bool = False
     skip_missing: bool = False
     data_dir: str | None = None
-    num_workers: int | None = within(None, 0)
-    seed: int = 0
+    num_workers: int | None = within(None, 0, 1024)
+    seed: int = within(0, 0)
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):
+            raise UserError(
+                f"config.data is {self.data!r}. Write a folder as {{'folder': {self.data!r}}}. Benchmarks are"
+                " named in config.targets."
+            )
         # Configs hold None for each auxiliary dataset, so that the command line can set a checkpoint.
-        given = {name: source for name, source in self.checkpoints.items() if source is not None}
-        object.__setattr__(self, "checkpoints", given)
+        if isinstance(self.checkpoints, Mapping):
+            given = {
+                name: source for name, source in self.checkpoints.items() if source is not None
+            }
+            object.__setattr__(self, "checkpoints", given)
+        check_fields(self)
         if self.data is not None:
             object.__setattr__(self, "targets", (self.data,))
-        check_fields(self)
         for part in ("method", "backbone"):
-            if "name" not in getattr(self, part):
+            if not isinstance(getattr(self, part).get("name"), str):
                 raise UserError(f"config.{part}.name is missing. Name the {part}.")
         if not self.targets:
             raise UserError("config.targets is empty. Name at least one benchmark to evaluate.")
@@ -130,8 +139,8 @@ class Experiment:
                     f"{target.name} would be evaluated with prompts trained on {target.auxiliary}. Name another"
                     f" auxiliary dataset, for example --config.auxiliary_for=\"{{'{target.name}': 'visa'}}\"."
                 )
-        known = sorted({*names, *DATASETS})
-        for field in ("method_for", "auxiliary_for"):
+        known = sorted({*names, *self.auxiliaries(), *DATASETS})
+        for field in ("method_for", "auxiliary_for", "checkpoints"):
             for name in sorted({*getattr(self, field)} - {*known}):
                 # Any other name may be the user's own dataset, which is not evaluated this time.
                 if nearest(name, known, cutoffs=(0.8,)):
@@ -143,7 +152,8 @@ class Experiment:
     @functools.cached_property
     def training_config(self) -> TrainingConfig:
         """The checked training section."""
-        return config_from(TrainingConfig, self.training)
+        with located("config.training"):
+            return config_from(TrainingConfig, self.training)
 
     @functools.cached_property
     def resolved(self) -> tuple[Target, ...]:
@@ -170,12 +180,13 @@ class Experiment:
     def _specify_all(self, target: str) -> tuple[MethodSpec, ...]:
         name = self.method["name"]
         main = {**self.method, **self.method_for.get(target, {})}
-        # A comparison that names another method has its own fields alone.
-        options = {"": main} | {
-            label: changes if changes.get("name", name) != name else main | dict(changes)
-            for label, changes in self.comparisons.items()
-        }
-        return tuple(_specify(label, **fields) for label, fields in options.items())
+        place = f"config.method_for[{target!r}]" if target else "config.method"
+        specs = [_specify("", main, place)]
+        for label, changes in self.comparisons.items():
+            # A comparison that names another method has its own fields alone.
+            fields = {**main, **changes} if changes.get("name", name) == name else changes
+            specs.append(_specify(label, fields, f"config.comparisons[{label!r}]"))
+        return tuple(specs)
 
     def auxiliaries(self) -> tuple[str, ...]:
         """Returns every auxiliary dataset that the targets need, each once."""
@@ -241,8 +252,11 @@ class Experiment:
         return dataclasses.replace(config, learning_rates=rates)
 
 
-def _specify(label: str, /, *, name: str, **fields: Any) -> MethodSpec:
-    return MethodSpec(label, name, config_from(config_class(name), fields))
+def _specify(label: str, fields: Mapping[str, Any], place: str) -> MethodSpec:
+    name = fields["name"]
+    options = {key: value for key, value in fields.items() if key != "name"}
+    with located(place):
+        return MethodSpec(label, name, config_from(config_class(name), options))
 
 
 def _keys(name: str | None) -> set[str]:
@@ -261,16 +275,10 @@ def _target_name(spec: Spec) -> str:
             )
         parse_name(spec)
         return spec
-    for kind in READERS:
-        if kind in spec:
-            folder = pathlib.Path(user_path(spec[kind], f"'{kind}' of the dataset {dict(spec)}"))
-            name = str(spec.get("name", folder.resolve().name))
-            check_name(name)
-            return name
-    raise UserError(
-        f"{spec!r} in config.targets (or config.data) is not a dataset. Give a benchmark's name,"
-        " {'folder': PATH} or {'meta_json': ROOT}."
-    )
+    _, path, options = parse_spec(spec)
+    name = str(options.get("name", pathlib.Path(path).resolve().name))
+    check_name(name)
+    return name
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:
@@ -280,6 +288,10 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
       UserError: naming an unknown key or a bad value.
     """
     # ConfigDicts hold None where an option has no value, which stands for the field's default.
+    if not isinstance(config, Mapping | ConfigDict):
+        raise UserError(
+            f"The config is {config!r}. Expected a mapping of keys to values. Return one from get_config."
+        )
     given = {name: value for name, value in _plain(config).items() if value is not None}
     return config_from(Experiment, given)
 

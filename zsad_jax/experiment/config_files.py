@@ -31,11 +31,12 @@ def find_config(named: str) -> str:
     """
     file, colon, variant = named.partition(":")
     path = pathlib.Path(user_path(file, "--config"))
-    if not path.exists():
+    if not path.is_file():
         known = included()
         if path.as_posix() not in known:
+            problem = "is a folder" if path.is_dir() else "does not exist"
             raise UserError(
-                f"The config file {file!r} does not exist. {suggest(file, known)} To list all: {LIST_COMMAND}"
+                f"The config file {file!r} {problem}. {suggest(file, known)} To list all: {LIST_COMMAND}"
             )
         path = known[path.as_posix()]
     return f"{path}{colon}{variant}"

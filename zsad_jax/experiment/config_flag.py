@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
+from zsad_jax.experiment.config_keys import describe_keys, flatten, list_keys
 from zsad_jax.methods import config_class
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
@@ -71,16 +72,27 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
             raise SystemExit(0) from None
         except flags.Error as error:
             mistake = str(error).splitlines()[0]
+            if isinstance(error, flags.IllegalFlagValueError):
+                mistake = _describe_illegal(argv) or mistake
             stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
             raise UserError(f"{mistake}{stop} See python -m {module} --help.") from error
         except BrokenPipeError:  # of --help
             raise
         except OSError as error:
             raise UserError(_missing_config(error)) from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(_config_mistake(argv, error)) from error
 
     return parse
+
+
+def _read_config() -> ConfigDict:
+    if _CONFIG.value is None:
+        raise UserError(
+            "--config is missing. Name a config, for example --config configs/tipsomaly.py:demo. To list all:"
+            f" {LIST_COMMAND}"
+        )
+    return _CONFIG.value
 
 
 def read_experiment() -> Experiment:
@@ -89,15 +101,29 @@ def read_experiment() -> Experiment:
     Raises:
       UserError: no config was named, or it holds an unknown key or a bad value.
     """
-    if _CONFIG.value is None:
+    experiment = from_config(_read_config())
+    given = [key for key in changed_keys() if key.startswith("checkpoints")]
+    if experiment.train and given:
         raise UserError(
-            "--config is missing. Name a config, for example --config configs/tipsomaly.py:demo. To list all:"
-            f" {LIST_COMMAND}"
+            f"config.{given[0]} is given, but config.train is True, which trains new prompts. Omit it, or set"
+            " --config.train=False."
         )
-    try:
-        return from_config(_CONFIG.value)
-    except OSError as error:  # a file that cannot be loaded shows itself when it is first used
-        raise UserError(_missing_config(error)) from error
+    return experiment
+
+
+def print_keys() -> None:
+    """Prints every key of the config with its value, type and description."""
+    print(list_keys(_read_config()))
+
+
+def changed_keys() -> dict[str, Any]:
+    """Returns the values of the keys that differ from the config file, by dotted name."""
+    original = flatten(flags.FLAGS["config"].parser.parse(config_file()))
+    return {
+        key: value
+        for key, value in flatten(_read_config()).items()
+        if key not in original or original[key] != value
+    }
 
 
 def config_file() -> str:
@@ -117,7 +143,7 @@ def reject_strays(arguments: Sequence[str]) -> None:
     if not arguments:
         return
     key, _, value = arguments[0].lstrip("-").removeprefix("config.").partition("=")
-    known = [f"config.{one}" for one in _nearest_keys(key, _keys(_CONFIG.value))]
+    known = [f"config.{one}" for one in _nearest_keys(key, [*flatten(_CONFIG.value)])]
     meant = [key] if key in flags.FLAGS else known
     remedy = did_you_mean([f"--{one}={value or 'VALUE'}" for one in meant])
     remedy = remedy or "Options have the form --NAME=VALUE."
@@ -132,13 +158,35 @@ def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     return ending or like_it or nearest(key, known)
 
 
+def _describe_illegal(argv: list[str]) -> str:
+    """Returns what is wrong with the first override that the parser of its key rejects; "" without any."""
+    for name, value in re.findall(r"^--?config\.([\w.]+)[=\n](.*)", "\n".join(argv), re.MULTILINE):
+        try:
+            flags.FLAGS[f"config.{name}"].parser.parse(value)
+        except (TypeError, ValueError):
+            config = _without_overrides(argv)
+            inside = [key for key in flatten(config) if key.startswith(f"{name}.")]
+            key = (
+                f"{name}.name={value}"
+                if f"{name}.name" in inside
+                else f"{inside[0]}=VALUE"
+                if inside
+                else ""
+            )
+            remedy = f" Set its keys, for example --config.{key}." if key else ""
+            return (
+                f"config.{name} is {value!r}. Expected {describe_keys(config)[name].type}.{remedy}"
+            )
+    return ""
+
+
 def _config_mistake(argv: list[str], error: Exception) -> str:
     """Returns what is wrong with the config or its overrides."""
     # The errors of ml_collections do not say which override is wrong, so each is looked up.
     overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
         config = _without_overrides(argv)
-        known = _keys(config)
+        known = [*flatten(config)]
         renamed = config_class(config.method.name).renamed
         for key in overrides:
             if key.startswith("method.") and (new := renamed.get(key.removeprefix("method."))):
@@ -156,12 +204,3 @@ def _without_overrides(argv: list[str]) -> ConfigDict:
     define(flag_values=values, sys_argv=argv[:1])
     values(argv, known_only=True)
     return values.config
-
-
-def _keys(config: ConfigDict) -> list[str]:
-    """Returns the dotted keys of all values in a config."""
-    keys = []
-    for name, value in config.items():
-        nested = _keys(value) if isinstance(value, ConfigDict) else []
-        keys += [f"{name}.{key}" for key in nested] or [name]
-    return keys

@@ -91,7 +91,7 @@ class FAPromptConfig(learner.LearnerConfig):
     image_focal_weight: float = within(1.0, 0)
     orthogonality_weight: float = within(0.1, 0)
     prior_weight: float = within(1.0, 0)
-    sigma: float = within(10.0, 0)
+    sigma: float = within(10.0, 0, 1000)
 
 
 class Prototypes(NamedTuple):

@@ -86,7 +86,7 @@ class ViP2CLIPConfig(MethodConfig):
     lam: float = within(1.0, 0)
     feature_layers: tuple[int, ...] = (6, 12, 18, 24)
     cls_norm: bool = False
-    sigma: float = within(8.0, 0)
+    sigma: float = within(8.0, 0, 1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

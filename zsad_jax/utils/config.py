@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 Config = TypeVar("Config")
 Arguments = ParamSpec("Arguments")
@@ -20,11 +21,20 @@ TYPES = {  # in words: one, several
     float: ("a number", "numbers"),
     str: ("a string", "strings"),
     os.PathLike[str]: ("a path", "paths"),
+    Mapping: ("a mapping", "mappings"),
+    types.NoneType: ("None", "None"),
 }
+LARGEST = 2**31 - 1  # of the integers on a device
 
 
-def within(default: Any, low: float, high: float = float("inf")) -> Any:
-    """Returns a dataclass field whose value must be in [low, high]."""
+def within(default: Any, low: float, high: float = LARGEST) -> Any:
+    """Returns a dataclass field whose value must be in a range.
+
+    Args:
+      default: the default value.
+      low: the smallest value.
+      high: the largest value.
+    """
     return dataclasses.field(default=default, metadata={"within": (low, high)})
 
 
@@ -38,14 +48,18 @@ def check_fields(config: Any) -> None:
     """
     hints = _hints(cast(Hashable, type(config)))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not fits(value, hints[field.name]):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if not fits(value, hint):
+            choices = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
+            remedy = did_you_mean(nearest(str(value), choices))
             raise UserError(
-                f"Config key '{field.name}' is {value!r}. Expected {describe_type(hints[field.name])}."
+                f"Config key '{field.name}' is {value!r}. Expected {describe_type(hint)}."
+                f"{' ' * bool(remedy)}{remedy}"
             )
-        low, high = field.metadata.get("within", (None, None))
-        if low is not None and value is not None and not low <= value <= high:
-            bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        low, high = field.metadata.get("within", (-LARGEST, LARGEST))
+        if isinstance(value, int | float) and not low <= value <= high:
+            both = high < LARGEST or value > high
+            bounds = f"between {low} and {high}" if both else f"at least {low}"
             raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
 
 
@@ -86,12 +100,33 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
     renamed: Mapping[str, str] = getattr(cls, "renamed", {})
     for key in values:
         if key in renamed:
-            raise UserError(
-                f"Unknown key '{key}' for {cls.__name__}. It was renamed to {renamed[key]}."
-            )
+            raise UserError(f"Unknown key '{key}'. It was renamed to {renamed[key]}.")
         if key not in known:
-            raise UserError(f"Unknown key '{key}' for {cls.__name__}. {suggest(str(key), known)}")
+            raise UserError(f"Unknown key '{key}'. {suggest(str(key), known)}")
+    for name, argument in inspect.signature(cls).parameters.items():
+        if argument.default is argument.empty and name not in values:
+            raise UserError(f"The key '{name}' is missing. Add it.")
     return cls(**values)
+
+
+def documented(source: Any) -> dict[str, str]:
+    """Returns what the docstring of a function or class says of each argument or attribute.
+
+    Docstrings are in Google's style; entries of a class complete those of its bases.
+
+    Example:
+      >>> documented(within)["high"]
+      'the largest value.'
+    """
+    found: dict[str, str] = {}
+    for one in reversed(source.__mro__) if isinstance(source, type) else (source,):
+        text = inspect.cleandoc(one.__doc__ or "")
+        # An entry is indented by two spaces, its further lines by four.
+        section = re.search(r"^(?:Args|Attributes):\n((?: .*\n?)+)", text, re.MULTILINE)
+        for entry in re.split(r"\n(?=  \S)", section[1]) if section else ():
+            names, _, words = entry.partition(": ")
+            found |= dict.fromkeys(map(str.strip, names.split(",")), " ".join(words.split()))
+    return found
 
 
 @functools.lru_cache
@@ -107,8 +142,12 @@ def fits(value: Any, hint: Any) -> bool:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(fits(item, args[0]) for item in value)
+    if origin in (tuple, Sequence):
+        return isinstance(value, origin) and all(fits(item, args[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            fits(item, arg) for pair in value.items() for item, arg in zip(pair, args, strict=True)
+        )
     if hint is Any:
         return True
     if isinstance(value, bool):  # bool is an int to Python, but not to a reader of configs
@@ -119,17 +158,17 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def describe_type(hint: Any) -> str:
-    """Returns an annotation in words: "a number or None"."""
+def describe_type(hint: Any, *, several: bool = False) -> str:
+    """Returns an annotation in words: "a number or None", or "numbers or None" for several."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " or ".join(repr(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(arg) for arg in args)
-    if origin is tuple:
-        return f"a tuple of {TYPES[args[0]][1]}"
-    if origin is Mapping:
-        return "a mapping"
-    if hint is type(None):
-        return "None"
-    return TYPES[hint][0] if hint in TYPES else f"a {getattr(hint, '__name__', hint)}"
+        return " or ".join(describe_type(arg, several=several) for arg in args)
+    if origin in (tuple, Sequence):
+        return f"a {origin.__name__.lower()} of {describe_type(args[0], several=True)}"
+    if origin is Mapping and args[1] is not Any and not several:
+        keys, values = (describe_type(arg, several=True) for arg in args)
+        return f"a mapping of {keys} to {values}"
+    name = getattr(hint, "__name__", str(hint))
+    return TYPES.get(hint if hint in TYPES else origin, (f"a {name}", name))[several]

@@ -1,7 +1,8 @@
 """Errors for users, and suggestions for misspelt names."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 LISTED = 12  # names in a suggestion: more would hide what is wrong
 
@@ -20,6 +21,15 @@ class NotPreparedError(UserError):
 
 class NoSplitError(UserError):
     """A prepared dataset that has no images in a split."""
+
+
+@contextlib.contextmanager
+def located(place: str) -> Iterator[None]:
+    """Puts the place of a mistake, such as a section of the config, before the errors of its body."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8, 0.6)) -> list[str]:

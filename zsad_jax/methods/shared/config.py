@@ -66,7 +66,7 @@ class MethodConfig:
     vv_from: int | None = within(None, 1, VISION_DEPTH)
     cls_norm: bool = True
     global_token: int = within(0, 0)
-    sigma: float = within(4.0, 0)
+    sigma: float = within(4.0, 0, 1000)
     temperature: float | None = within(0.07, 1e-6)
     init_std: float = within(0.02, 0)
 

@@ -1,0 +1,69 @@
+"""The keys of a config: values by dotted name, with type and description."""
+
+import contextlib
+import textwrap
+import typing
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from zsad_jax.backbones.load import FAMILY_OPTIONS, load_backbone
+from zsad_jax.experiment.config import Experiment
+from zsad_jax.methods import config_class
+from zsad_jax.train import TrainingConfig
+from zsad_jax.utils.config import describe_type, documented
+from zsad_jax.utils.errors import UserError
+
+
+class Key(NamedTuple):
+    """A key of a config: its type in words, and its description."""
+
+    type: str
+    description: str
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Returns the values of a config by dotted name; a section without keys is a value."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = flatten(value) if isinstance(value, ConfigDict) else {}
+        found |= {f"{name}.{key}": one for key, one in nested.items()} or {name: value}
+    return found
+
+
+def describe_keys(config: ConfigDict) -> dict[str, Key]:
+    """Returns the keys of a config and of its sections, by dotted name."""
+    # The classes and functions that take a section, whose docstrings are the only descriptions.
+    takers: dict[str, Any] = {
+        "": Experiment,
+        "training.": TrainingConfig,
+        "backbone.": load_backbone,
+    }
+    with contextlib.suppress(AttributeError, UserError):  # reported when the experiment is made
+        takers["method."] = config_class(config.method.name)
+    keys = {
+        f"backbone.{name}": Key(describe_type(hint), words)
+        for name, (hint, words) in FAMILY_OPTIONS.items()
+    }
+    for section, taker in takers.items():
+        hints = typing.get_type_hints(taker)
+        for name, words in documented(taker).items():
+            hint = hints.get(name)
+            if typing.get_origin(hint) is typing.ClassVar:
+                (hint,) = typing.get_args(hint)
+            keys[f"{section}{name}"] = Key(describe_type(hint), words)
+    return keys
+
+
+def list_keys(config: ConfigDict) -> str:
+    """Returns every key of a config with its value, type and description."""
+    keys, lines = describe_keys(config), []
+    for name, value in flatten(config).items():
+        # The entries of a mapping have the description of the mapping.
+        key = keys.get(name) or keys.get(name.partition(".")[0], Key("", ""))
+        words = f"{key.type[:1].upper()}{key.type[1:]}: {key.description}"
+        lines += [
+            f"--config.{name}={value}".strip(),
+            textwrap.indent(textwrap.fill(words, 96), "    "),
+        ]
+    return "\n".join(lines)
