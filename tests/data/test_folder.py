@@ -587,6 +587,17 @@ def test_accounts_for_every_file(tmp_path):
     assert kinds == dict.fromkeys(hidden, "hidden") | ignored
 
 
+def test_reports_links_to_the_same_file(tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    for name in ("c.png", "d.png"):
+        (tmp_path / name).symlink_to(tmp_path / "gone.png")
+    found = find_images([tmp_path, tmp_path / "a.png"])
+    first, second, *broken = [str(tmp_path / f"{name}.png") for name in "abcd"]
+    assert found.images == [first, *broken]  # a link to nothing is reported as unreadable
+    assert found.ignored == [Issue("image_repeated", second, first)]
+
+
 def test_names_what_a_folder_without_images_contains(tmp_path, caplog):
     (tmp_path / "1.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"No images found in .*1\.heic: the file format is not"):

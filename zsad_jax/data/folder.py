@@ -77,7 +77,10 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
         for one in found:
             for image in one.images:
                 # By real path: links, folders and patterns may lead to the same file.
-                images.setdefault(os.path.realpath(image), image)
+                key = os.path.realpath(image) if os.path.exists(image) else image
+                first = images.setdefault(key, image)
+                if os.path.abspath(first) != os.path.abspath(image):
+                    ignored[os.path.abspath(image)] = Issue("image_repeated", image, first)
             for issue in one.ignored:
                 ignored.setdefault(os.path.realpath(issue.file), issue)
     if not images:

@@ -16,6 +16,7 @@ DESCRIPTIONS = {
     "image_missing": "the image is listed but does not exist",
     "images_missing": "none of the images of a split exists",
     "image_outside": "the image is outside the folder of the dataset",
+    "image_repeated": "the file is a link to another one that is listed",
     "image_unlisted": "the image is not in the list of the dataset",
     "image_unused": "not part of the benchmark",
     "image_scaled": "the pixel values were scaled to 8 bits",
