@@ -153,7 +153,7 @@ def test_latex_escapes_special_characters(table, character):
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("AUPRO (exact)", []),
+        ("AUPRO", []),
         ("AUPRO (200 steps)", ["AUPRO", "(200 steps)"]),
         (
             "TPS, variant: normal/abnormal_words (HeadCT)",

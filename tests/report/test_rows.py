@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 
 from zsad_jax.report import RESULT_COLUMNS, result_row
+from zsad_jax.report.rows import METRIC_COLUMNS
 
 
 @pytest.fixture
 def fields():
-    values = dict.fromkeys(RESULT_COLUMNS, 0.5)
-    return values | {"dataset": "visa", "category": "mean", "seed": 3, "n_images": np.int64(7)}
+    values = dict.fromkeys(RESULT_COLUMNS) | dict.fromkeys(METRIC_COLUMNS, 0.5)
+    texts = {"dataset": "visa", "category": "mean", "method": "tps", "variant": "", "backbone": "x"}
+    return values | texts | {"seed": 3, "n_images": np.int64(7), "n_anomalous": 4}
 
 
 def test_row_keeps_column_order(fields):
@@ -25,11 +27,23 @@ def test_converts_undefined_metrics_to_none_and_numpy_to_python(fields):
 
 def test_reports_unknown_and_missing_columns(fields):
     del fields["sigma"]
-    with pytest.raises(ValueError, match=r"unknown columns \['color'\] and lacks \['sigma'\]"):
+    with pytest.raises(ValueError, match="unknown columns color and missing columns sigma"):
         result_row(**fields, color="red")
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, 93.4])
-def test_rejects_metric_outside_its_range(fields, value):
-    with pytest.raises(ValueError, match="image_auroc"):
-        result_row(**fields | {"image_auroc": value})
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(
+            ("image_auroc", value)
+            for value in (-0.01, 1.01, 93.4, "0.9", True, [0.9], float("inf"))
+        ),
+        *(("method", value) for value in (None, 3)),
+        *(("auxiliary", value) for value in (0.5, ["visa"])),
+        *(("n_images", value) for value in (None, -1, 7.5, "7", 3)),
+        *(("epoch", "2"), ("sigma", "4"), ("image_size", {})),
+    ],
+)
+def test_rejects_wrong_values(fields, column, value):
+    with pytest.raises(ValueError, match=rf"{column} is|more than n_images"):
+        result_row(**fields | {column: value})

@@ -33,6 +33,20 @@ def test_papers_aupro_is_compared_with_200_steps_only(make_row):
     assert cell_of(table, 0, "pixel_aupro_200step").difference == 1.0
 
 
+def test_text_has_paper_and_difference_below_ours_in_100_columns(make_row):
+    rows = [make_row("mvtec_ad", image_auroc=0.91249), make_row("visa", pixel_auroc=None)]
+    text = formats.to_text(run_tables.dataset_table(rows, {}))
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("MVTec AD"))
+    assert lines[at].split()[:5] == ["MVTec", "AD", "1725", "(1258)", "91.2"]
+    assert [line.split()[:2] for line in lines[at + 1 : at + 3]] == [
+        ["paper", "93.4"],
+        ["difference", "−2.2"],
+    ]
+    assert [line for line in lines if line.startswith("[1] ")]
+    assert max(map(len, lines[: at + 6])) <= 100
+
+
 def test_omits_200_step_column_if_never_computed(make_row):
     table = run_tables.dataset_table([make_row("visa", pixel_aupro_200step=None)], {})
     assert "pixel_aupro_200step" not in metrics(table)
@@ -171,7 +185,7 @@ def test_other_setting_has_footnote_instead_of_difference(make_row, fields, unli
 
 def test_partial_dataset_without_a_metric_does_not_affect_the_mean(make_row):
     rows = [make_row(key, image_auroc=0.9) for key in BRAIN]
-    rows.append(make_row("isic", image_auroc=None, n_images=8))
+    rows.append(make_row("isic", image_auroc=None, n_images=8, n_anomalous=8))
     table = run_tables.dataset_table(rows, {})
     assert cell_of(table, -1, "image_auroc").beside == ("92.8", "−2.8")
     assert "ISIC 2016: 8 of 379 images were evaluated." in table.footnotes

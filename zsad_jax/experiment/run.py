@@ -18,7 +18,7 @@ from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
-from zsad_jax.experiment import cache, config_files, run_info
+from zsad_jax.experiment import cache, config_files, console, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.methods import Method, image_score, param_shapes
@@ -81,6 +81,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
       UserError: something is wrong or missing; it is raised before any long work.
     """
     clock = run_info.Stopwatch()
+    _show(console.describe_setting(experiment, workdir))
     run = start_run(experiment, workdir)
     clock.lap("start")
     prompts = obtain_all_prompts(run, clock)
@@ -91,8 +92,13 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
         clock.lap(f"evaluate {target.name}")
     info = write_results(run, evaluated, clock)
     trainings = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
-    write_report(workdir, make_report(run, evaluated, info, list(trainings)))
-    logging.info("Wrote the report to %s.", workdir / "report.html")
+    report = make_report(run, evaluated, info, list(trainings))
+    write_report(workdir, report)
+    _show(console.describe_results(report, workdir))
+
+
+def _show(text: str) -> None:
+    print(text, flush=True)  # also into a pipe, before long work
 
 
 def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
@@ -107,6 +113,8 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
     mesh = sharding.make_mesh()
+    learned = bool(param_shapes(method, backbone))
+    _show(console.describe_inputs(experiment, datasets, learned=learned))
     return Run(experiment, workdir, backbone, mesh, datasets, skipped, method, score)
 
 
@@ -119,7 +127,10 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
             # Targets with the same auxiliary dataset share their prompts.
             if key not in prompts:
                 prompts[key] = obtain_prompts(run, spec, target.auxiliary)
-        clock.lap(f"prompts from {target.auxiliary}")
+        if any(
+            prompts[target.auxiliary, spec.label].auxiliary for spec in run.experiment.methods()
+        ):
+            clock.lap(f"prompts from {target.auxiliary}")
     return prompts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zsad_jax.report import names, tables
-from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table
+from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Line, Table
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import plural
 from zsad_jax.utils.text_table import csv_text
@@ -20,6 +20,7 @@ LONG_COLUMNS = (
     *("paper", "table", "dataset", "category", "level", "metric", "method", "setting", "source"),
     *("value", "difference", "note"),
 )
+TERMINAL_HEAD, TERMINAL_LABEL = 7, 25  # characters in a line of a number's and of a label's column
 LATEX_HEAD = 16  # characters in a line of a column's heading
 LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTeX's
     "block_start_string": "<%",
@@ -136,6 +137,45 @@ def _heading_lines(name: str) -> list[str]:
     options: Any = {"break_long_words": False, "break_on_hyphens": False}
     parts = name.replace(" (", "\n(").split("\n")
     return [line for part in parts for line in textwrap.wrap(part, LATEX_HEAD, **options)]
+
+
+def to_text(table: Table) -> str:
+    """Returns a table for a terminal, with its title and footnotes.
+
+    The paper's numbers and the differences are in lines below ours, so that all fits into 100 columns.
+    """
+    wrap = functools.partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
+    count = len(table.head)
+    heads = [wrap(head, TERMINAL_HEAD) for head in table.head]
+    heads += [wrap(column.full, TERMINAL_HEAD) for column in table.columns]
+    rows = [list(row) for row in itertools.zip_longest(*map(reversed, heads), fillvalue="")][::-1]
+    for line in table.lines:
+        parts: list[Line | Cell] = [line, *line.cells]
+        marks = {mark for part in parts for mark in table.marks(part)}
+        first = line.labels[0] + "".join(f" [{mark}]" for mark in sorted(marks))
+        *above, last = wrap(first, TERMINAL_LABEL) or [""]
+        rows += [[words] for words in above]
+        rows.append([last, *line.labels[1:], *(cell.number for cell in line.cells)])
+        papers = [cell.paper.percent if cell.paper else None for cell in line.cells]
+        differences = [cell.difference for cell in line.cells]
+        for name, values, shown in (
+            ("paper", papers, "{:.1f}".format),
+            ("difference", differences, tables.signed),
+        ):
+            if any(value is not None for value in values):
+                numbers = ["" if value is None else shown(value) for value in values]
+                rows.append([f"  {name}", *[""] * (count - 1), *numbers])
+    rows = [row + [""] * (len(heads) - len(row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if number < count else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    notes = [f"[{number}] {words}" for number, words in enumerate(table.footnotes, start=1)]
+    return "\n".join([f"{table.title}, in percent", "", *lines, *[""] * bool(notes), *notes])
 
 
 def to_csv(shown: Iterable[Table]) -> str:

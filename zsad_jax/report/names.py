@@ -20,7 +20,7 @@ OTHER_METHODS = {
 }
 
 _OF_BOTH_LEVELS = {"auroc": "AUROC", "ap": "AP", "f1max": "F1-max"}
-_OF_PIXELS = {"pixel_aupro": "AUPRO (exact)", "pixel_aupro_200step": "AUPRO (200 steps)"}
+_OF_PIXELS = {"pixel_aupro": "AUPRO", "pixel_aupro_200step": "AUPRO (200 steps)"}
 _LEVELS = {"image": "Image", "pixel": "Pixel"}
 
 METRICS = {

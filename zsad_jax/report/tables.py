@@ -162,7 +162,7 @@ def legend(compared: Compared) -> str:
     texts = {
         PAPER: "Values in percent. Where the paper reports a number, it is shown in brackets with the"
         f" difference (ours − paper). {undefined} {doubt} The papers compute AUPRO at 200 thresholds;"
-        f" it is compared with AUPRO (200 steps), not with the exact AUPRO. {apart}",
+        f" it is compared with AUPRO (200 steps), not with AUPRO over all thresholds. {apart}",
         SAME_METHOD: "Values in percent, published numbers as printed. The difference from the paper's number"
         f" for the same method is shown in brackets. {undefined} Empty cells were not published or not run."
         f" {doubt} AUPRO is computed at 200 thresholds. {apart}",

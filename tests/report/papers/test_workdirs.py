@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from absl import logging
@@ -142,9 +143,39 @@ def test_reports_broken_file(make_row, make_workdir, name, content):
     assert "\n" not in str(error.value)
 
 
-def test_rejects_metric_out_of_range(make_row, make_workdir):
-    folder = make_workdir("a", [make_row("visa") | {"image_ap": 93.4}])
-    with pytest.raises(UserError, match=r"image_ap is 93\.4"):
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda rows: rows[1].update(image_ap=93.4),
+            "(row 2, 'mpdd', 'mean': image_ap is 93.4, expected",
+        ),
+        (lambda rows: rows[0].pop("image_ap"), "(row 1, 'visa', 'mean': missing columns image_ap)"),
+        (lambda rows: rows[1].update(rows[0]), "(row 2, 'visa', 'mean': the row repeats row 1)"),
+        (lambda rows: rows.append(3), "(expected a list of rows)"),
+    ],
+)
+def test_names_row_and_column_of_edited_results(make_row, make_workdir, edit, words):
+    rows = [make_row("visa"), make_row("mpdd")]
+    edit(rows)
+    folder = make_workdir("a", rows)
+    with pytest.raises(UserError, match=re.escape(f"Cannot read {folder}/results.json {words}")):
+        read_workdirs([folder])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "[]",
+        '{"anomalous_without_mask": 3}',
+        '{"unlike_paper": {"naming": "x"}}',
+        '{"unlike_paper": []}',
+    ],
+)
+def test_rejects_edited_run(make_row, make_workdir, run):
+    folder = make_workdir("a", [make_row("visa")])
+    (folder / "run.json").write_text(run)
+    with pytest.raises(UserError, match=re.escape(f"Cannot read {folder}/run.json (")):
         read_workdirs([folder])
 
 

@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from zsad_jax.report import names, wording
-from zsad_jax.report.compare import Deviation, find_deviations, is_usual, training_of
+from zsad_jax.report.compare import (
+    UNLIKE_PAPER,
+    WITHOUT_MASK,
+    Deviation,
+    find_deviations,
+    is_usual,
+    training_of,
+)
 from zsad_jax.report.published import USUAL
-from zsad_jax.report.rows import Row, result_row
+from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, result_row
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
@@ -81,11 +88,10 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
             )
         path = folder / "run.json"
         # Optional: without it, remarks on masks, settings and demonstration models are missing.
-        run = _read(path, lambda run: run) if path.is_file() else {}
-        run = run if isinstance(run, dict) else {}
+        run = _read(path, _check_run) if path.is_file() else {}
         for name in ("results.json", *["comparisons.json"] * comparisons):
             if (folder / name).is_file():
-                rows = _read(folder / name, lambda rows: [result_row(**row) for row in rows])
+                rows = _read(folder / name, _read_rows)
                 compared = name == "comparisons.json"
                 results += [_Result(row, run, str(folder), compared) for row in rows]
     return _gather(results)
@@ -172,5 +178,40 @@ def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
 def _read(path: pathlib.Path, parse: Callable[[Any], Any]) -> Any:
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Cannot read {path} ({error}). Run the experiment again.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"Cannot read {path} ({error}). Undo the change to the file, or run the experiment again."
+        ) from error
+
+
+def _check_run(run: Any) -> dict[str, Any]:
+    """Returns run.json if the entries that reports use are well-formed."""
+    if not isinstance(run, dict):
+        raise ValueError("expected an object")
+    forms: dict[str, Callable[[Any], bool]] = {
+        WITHOUT_MASK: lambda count: isinstance(count, int),
+        UNLIKE_PAPER: lambda pair: isinstance(pair, list) and len(pair) == 2,
+    }
+    for key, good in forms.items():
+        entry = run.get(key, {})
+        if not isinstance(entry, dict) or not all(map(good, entry.values())):
+            raise ValueError(f"{key} is {entry!r}")
+    return run
+
+
+def _read_rows(rows: Any) -> list[Row]:
+    """Returns the checked rows of results.json or comparisons.json, whose settings must differ."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of rows")
+    known: dict[tuple[Any, ...], int] = {}
+    checked: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        place = f"row {number}, {row.get('dataset')!r}, {row.get('category')!r}"
+        try:
+            checked.append(result_row(**row))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        first = known.setdefault(tuple(checked[-1][key] for key in IDENTITY_COLUMNS), number)
+        if first != number:
+            raise ValueError(f"{place}: the row repeats row {first}")
+    return checked
