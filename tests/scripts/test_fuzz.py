@@ -56,3 +56,10 @@ def test_accounts_for_damaged_images(user_environment):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "0 problems"
+
+
+def test_accepts_no_wrong_bytes_of_a_server(monkeypatch):
+    server = importlib.import_module("server")
+    for name in ("SECONDS_BETWEEN_ATTEMPTS", "TIMEOUT_SECONDS"):  # restored after the test
+        monkeypatch.setattr(server.downloads, name, getattr(server.downloads, name))
+    assert server.main(["--count", "25", "--seed", "4"]) == 0

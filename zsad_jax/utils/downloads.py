@@ -225,7 +225,7 @@ class _Download:
                 rf"bytes {have}-(\d+)/(\d+)", response.headers.get("Content-Range", "")
             )
             same = response.headers.get("ETag") in (None, self._etag())
-            if not (have and same and found and int(found[1]) + 1 == int(found[2])):
+            if not (have and same and found and have <= int(found[1]) == int(found[2]) - 1):
                 self._empty()
                 raise _TransientError("the server sent another part of the file than requested")
             return int(found[2]) - have

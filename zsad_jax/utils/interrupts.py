@@ -6,6 +6,7 @@ process at once: files are written atomically, so that a killed run can be resum
 """
 
 import _thread
+import atexit
 import contextlib
 import os
 import signal
@@ -22,25 +23,28 @@ _noted: list[int] = []
 
 
 def install() -> None:
-    """Installs the handler in the main thread of a command; signals that are ignored (nohup) remain so."""
+    """Installs the handler until the process ends; signals that are ignored (nohup) remain so."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
+            # Python's own end restores the default, although there is nothing left to interrupt.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Installs the handler for the duration of a command; threads other than the main one cannot."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Handles signals for the duration of a command's body; threads other than the main one cannot."""
     is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in SIGNALS if is_main}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, _note)}
     try:
-        if is_main:
-            install()
+        for number in before:
+            signal.signal(number, _note)
         yield
     finally:
-        for number, handler in before.items() if is_main else ():
-            signal.signal(number, handler)
-        _noted.clear()
+        for number, old in before.items():
+            signal.signal(number, old)
+            _noted.clear()
 
 
 def check() -> None:

@@ -27,6 +27,11 @@ from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: the bucket has no such benchmarks, and each look leaves a temporary folder."""
+
+
 class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A benchmark as a tensorflow-datasets builder that needs no tensorflow.
 
@@ -94,7 +99,7 @@ class Benchmark(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=f"{self.facts.title}. {self.facts.about.strip()}",
             homepage=self.facts.homepage,

@@ -1,0 +1,225 @@
+"""Fuzz test that kills commands at random moments and runs them again.
+
+    python scripts/fuzz/kills.py --count 30 --seed 0
+
+Training, evaluation, `predict` and `data prepare` receive SIGKILL, SIGINT or SIGTERM. The exit code must be
+that of the signal, with one line and no traceback; the same command must then write the same bytes as one
+that was never disturbed, and leave no temporary file.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from runner import Case, WrongError, run_cases
+
+from zsad_jax.utils import interrupts
+
+SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+OF_THIS_RUN = ("run.json", "report.html", "events.*")  # hold times
+TEMPORARY = re.compile(r"\..*\.part(\..*)?|incomplete\..*|.*\.unfinished|.*-tmp-?.*|zsad_jax-.*")
+SECONDS_LIMIT = 240
+SMALL = (
+    *(
+        "--config=configs/tipsomaly.py:demo",
+        "--config.backbone.image_size=56",
+        "--config.batch_size=4",
+    ),
+    *(
+        "--config.comparisons=None",
+        "--config.auxiliary=sd_saliency_900",
+        "--config.training.batch_size=4",
+    ),
+    *("--config.training.epochs=3", "--config.data={'folder': 'images', 'name': 'parts'}"),
+    *("--config.data_dir=data", "--workdir=run"),
+)
+PREPARE = ("zsad_jax.data", "prepare", "sd_saliency_900", "--source=images.tar", "--data_dir=data")
+
+
+class Command(NamedTuple):
+    """A command that is killed.
+
+    Attributes:
+      arguments: after `python -m`.
+      output: folder with its outputs.
+      start: files and folders of an undisturbed run that exist before.
+    """
+
+    arguments: tuple[str, ...]
+    output: str
+    start: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "prepare": Command(PREPARE, "data"),
+    "train": Command(("zsad_jax.main", *SMALL), "run", ("data",)),
+    "evaluate": Command(
+        ("zsad_jax.main", *SMALL, "--config.num_workers=1"),
+        "run",
+        ("data", "run/training", "run/.zsad_jax.lock"),
+    ),
+    "predict": Command(
+        ("zsad_jax.predict", "images", *SMALL[:3], "--out=out", "--pixel_threshold=0.5"), "out"
+    ),
+}
+
+
+def write_inputs(folder: pathlib.Path) -> None:
+    """Writes an archive of a small SD-saliency-900, and a folder in the layout of MVTec AD."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((48, 48), np.uint8)
+    mask[10:25, 10:30] = 255
+    for number in range(12):
+        pixels = rng.integers(90, 160, (48, 48, 3), np.uint8)
+        save(pixels, folder / f"images/part/test/good/{number}.png")
+        pixels[mask > 0] = rng.integers(0, 255, 3)
+        for place, masks in (("images/part/test/hole", "images/part/ground_truth/hole"),
+                             ("copy/Source Images", "copy/Ground truth")):  # fmt: skip
+            save(pixels, folder / place / f"In_{number}.png")
+            save(mask, folder / masks / f"In_{number}.png")
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        archive.add(folder / "copy", "copy")
+
+
+def save(pixels: np.ndarray, path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def start(command: Command, folder: pathlib.Path) -> subprocess.Popen:
+    """Starts a command in a folder, with temporary files there, too."""
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command.arguments],
+        **{"cwd": folder, "env": environment, "text": True},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Waits for the end of a process; returns what it printed on stderr."""
+    try:
+        return process.communicate(timeout=SECONDS_LIMIT)[1]
+    except BaseException:
+        process.kill()
+        raise
+
+
+def wait_for_handler(process: subprocess.Popen) -> None:
+    """Waits until a process handles SIGTERM: before, Python starts and imports the package."""
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
+
+
+def read_outputs(folder: pathlib.Path) -> Mapping[str, bytes]:
+    """Returns the content of all files that do not depend on the time."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(map(path.match, OF_THIS_RUN)):
+            content = path.read_bytes()
+            if path.name == "predictions.jsonl":
+                records = map(json.loads, content.splitlines())
+                content = repr([record | {"time": 0} for record in records]).encode()
+            content = content.replace(os.fsencode(folder.parent), b"")
+            # Checkpoints are compared by the prompts that come of them: orbax names their files at random.
+            if "checkpoints" not in path.parts:
+                found[str(path.relative_to(folder))] = content
+    return found
+
+
+def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds: float) -> None:
+    """Kills a command after some seconds, runs it again, and compares its outputs with the undisturbed ones."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        for name in ("images", "images.tar"):
+            (folder / name).symlink_to(whole / name)
+        for name in command.start:
+            copy = shutil.copytree if (whole / name).is_dir() else shutil.copy
+            copy(whole / name, folder / name)
+        process = start(command, folder)
+        wait_for_handler(process)
+        time.sleep(seconds)
+        process.send_signal(number)
+        said = finish(process)
+        # A command may end before the signal.
+        if process.returncode not in (0, SIGNALS[number]) or "Traceback" in said:
+            raise WrongError(f"code {process.returncode} after {number.name}\n{said[-3000:]}")
+        if process.returncode > 0 and said.count(interrupts.MESSAGE) != 1:
+            raise WrongError(f"not one line about {number.name}\n{said[-3000:]}")
+        again = start(command, folder)
+        said = finish(again)
+        if again.returncode:
+            raise WrongError(f"code {again.returncode} of the second run\n{said[-3000:]}")
+        left = [str(path) for path in folder.rglob("*") if TEMPORARY.fullmatch(path.name)]
+        if left or any((folder / "tmp").iterdir()):
+            raise WrongError(f"temporary files: {left} {os.listdir(folder / 'tmp')}")
+        expected, found = (
+            read_outputs(whole / command.output),
+            read_outputs(folder / command.output),
+        )
+        if differing := [
+            name for name in expected | found if expected.get(name) != found.get(name)
+        ]:
+            raise WrongError(f"other outputs: {differing}")
+
+
+def draw_cases(whole: pathlib.Path, names: list[str], count: int, seed: int) -> Iterator[Case]:
+    """Runs every command undisturbed, then yields cases that take them in turn."""
+    write_inputs(whole)
+    durations = {}
+    for (
+        name,
+        command,
+    ) in COMMANDS.items():  # in this order, since later ones read what earlier ones write
+        began = time.monotonic()
+        process = start(command, whole)
+        said = finish(process)
+        if process.returncode:
+            raise WrongError(f"{name} failed undisturbed\n{said[-3000:]}")
+        durations[name] = time.monotonic() - began
+    rng = np.random.default_rng(seed)
+    for position in range(count):
+        name = names[position % len(names)]
+        number = list(SIGNALS)[rng.integers(len(SIGNALS))]
+        seconds = rng.uniform(0, durations[name])
+        act = functools.partial(kill, COMMANDS[name], whole, number, seconds)
+        yield Case(f"{name}: {number.name}", f"case {position}, {seconds:.2f} s", act)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=30, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument(
+        "--command", choices=COMMANDS, nargs="+", default=list(COMMANDS), help="commands to kill"
+    )
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        whole = pathlib.Path(place)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(whole / "compiled"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        cases = draw_cases(whole, options.command, options.count, options.seed)
+        return run_cases(cases, seconds=2 * SECONDS_LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
