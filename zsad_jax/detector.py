@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.data.issues import DOUBTFUL
 from zsad_jax.data.preprocess import Preprocess, image_from_array, open_image, resize_image
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
@@ -127,7 +128,8 @@ class Detector:
         decoded = open_image(image, bit_depth=preprocess.bit_depth)
         name = "image" if isinstance(image, PIL.Image.Image) else os.fspath(image)
         for note in decoded.notes:
-            logging.info("%s", note._replace(file=name))
+            level = logging.WARNING if note.kind in DOUBTFUL else logging.INFO
+            logging.log(level, "%s", note._replace(file=name))
         return resize_image(decoded.image, preprocess)
 
     def predict_resized(

@@ -83,7 +83,7 @@ def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("top", "depth"), [(200, 16), (3000, 16), (60000, 16), (3000, 12)])
+@pytest.mark.parametrize(("top", "depth"), [(200, 16), (16000, 16), (60000, 16), (3000, 12)])
 def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
     """Makes sure that one bright pixel does not make an image darker than the others in its folder."""
     values = np.linspace(0, top, 12 * 9).reshape(12, 9).astype(np.uint16)
@@ -92,7 +92,7 @@ def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
     expected = np.rint(values * (255 / end)).astype(np.uint8)
     np.testing.assert_array_equal(np.asarray(image), expected)
     assert notes[0] == ("image_scaled", "", f"16-bit values 0 to {end}")
-    assert [note.kind for note in notes[1:]] == ["image_shallow"] * (top < 4096 and depth == 16)
+    assert [note.kind for note in notes[1:]] == ["image_shallow"] * (top < 2**14 and depth == 16)
 
 
 def test_rejects_values_beyond_bit_depth():
@@ -110,7 +110,12 @@ def test_16_bit_color_matches_pillow_and_is_noted():
     data = cv2.imencode(".png", deep)[1].tobytes()
     decoded = open_image(data)
     np.testing.assert_array_equal(np.asarray(decoded.image), COLOR)
+    assert [note.kind for note in decoded.notes] == ["image_scaled"]
     assert "16-bit" in decoded.notes[0].description
+    dark = open_image(cv2.imencode(".png", deep // 4)[1].tobytes())
+    assert [note.kind for note in dark.notes] == ["image_scaled", "image_shallow"]
+    wide = image_from_array(np.full((4, 4), 4095, np.int32))
+    assert [note.kind for note in wide.notes] == ["image_scaled", "image_shallow"]
 
 
 def test_opencv_reads_tiff_that_pillow_cannot():

@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "image_narrow": "the pixel values of a wider type were read as 8 bits",
     "image_stretched": "the pixel values were scaled to 8 bits from their own range; scores of different images"
     " are not comparable",
-    "image_shallow": "the 16-bit values use 12 bits or fewer, so that the image is dark; if the camera has"
+    "image_shallow": "the 16-bit values use 14 bits or fewer, so that the image is dark; if the camera has"
     " fewer than 16 bits, set `bit_depth` of the backbone, or --depth of predict",
     "image_gaps": "values that are not finite or mean no data were read as the lowest value",
     "image_pages": "the file has several pages or frames; the first is used",

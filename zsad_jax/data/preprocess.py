@@ -25,7 +25,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**28
 LARGE_PIXELS = 2**25  # larger images are decoded one at a time
 BAND_BYTES = 2**24  # of float64 values that are scaled to 8 bits at a time
-SHALLOW_BITS = 12  # many cameras store this many bits in 16
+SHALLOW_BITS = 14  # many cameras store this many bits in 16, or 12 or 10
 PNG = b"\x89PNG\r\n\x1a\n"
 # Usual values of pixels without data, of height and thermal images; larger values than `TOO_LARGE`, too.
 NO_DATA, TOO_LARGE = (-9999, -99999, -32768), 1e30
@@ -116,8 +116,11 @@ def open_image(encoded: Source, *, bit_depth: int = 16) -> Decoded:
         notes += (Issue("image_turned", "", f"orientation {orientation}"),)
     if isinstance(raw, Image.Image) and not _is_deep(raw):
         # Pillow has already dropped the low bytes.
-        if bit_depth != 16 and any(note.kind in SCALED for note in notes):
-            raise UnreadableImage(_name(encoded), "16-bit color needs bit_depth=16")
+        if any(note.kind in SCALED for note in notes):
+            if bit_depth != 16:
+                raise UnreadableImage(_name(encoded), "16-bit color needs bit_depth=16")
+            if raw.convert("L").getextrema()[1] < 2 ** (SHALLOW_BITS - 8):
+                notes += (Issue("image_shallow", ""),)
         return Decoded(raw, notes, orientation)
     try:
         made = image_from_array(raw, bit_depth=bit_depth)
@@ -176,7 +179,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     notes = [Issue(kind, "", f"{bits}-bit values {start:g} to {end:g}")]
     if missing:
         notes.append(Issue("image_gaps", "", f"{missing} of {math.prod(shape)} values"))
-    if bits == bit_depth == 16 and high < 2**SHALLOW_BITS:
+    if end == 2**16 - 1 and high < 2**SHALLOW_BITS:
         notes.append(Issue("image_shallow", ""))
     return Decoded(Image.fromarray(scaled), tuple(notes))
 
