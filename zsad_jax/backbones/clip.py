@@ -5,13 +5,13 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, VisionFeatures
@@ -244,7 +244,7 @@ def load(
         release,
         params,
         # The file holds the logarithm of the factor of cosines, 1 / temperature.
-        temperature=math.exp(-float(params["text"]["logit_scale"])),
+        temperature=float(np.exp(-float(params["text"]["logit_scale"]))),
         tokenizer=located.tokenizer,
         image_size=options.image_size,
         digest=joint_digest(paths),

@@ -246,6 +246,12 @@ def assemble(
       tokenize: a function of `tokenizers`.
     """
     sizes = vision.sizes
+    # With another temperature, all scores would be inverted or not finite.
+    if not 0 < loaded.temperature < float("inf"):
+        raise UserError(
+            f"The weights of {loaded.name} have the temperature {loaded.temperature:g}; expected a positive"
+            " number. Fetch the file again."
+        )
     # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
     path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
     return Backbone(

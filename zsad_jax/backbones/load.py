@@ -52,8 +52,8 @@ def load_backbone(
     Args:
       name: a released checkpoint ("tips-l14-hr", "clip-vit-l14-336"; fetched on first use), an included one
         ("tips-nano", "clip-nano"), or the family "tips" or "clip" together with files.
-      weights: one file with both towers: npz or safetensors, of OpenAI, open_clip or Hugging Face (no TIPS
-        release has that form).
+      weights: one file with both towers: npz, safetensors or PyTorch, of OpenAI, open_clip or Hugging Face (no
+        TIPS release has that form).
       vision, text: the two files of a family; their format follows from their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenising is an
         error (but the words that CLIP's learned prompts are built around are known).

@@ -4,11 +4,10 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_torch_pickle
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
 from zsad_jax.backbones.transformer import text_tree, vision_tree
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -31,7 +30,7 @@ def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
         raise UserError(f"{target} has an unknown suffix. Choose {' or '.join(SUFFIXES)}.")
     if target.resolve() == source.resolve():
         raise UserError(f"{source} would overwrite itself. Name another file to write.")
-    arrays = to_openai_names(_read(source), source)
+    arrays = to_openai_names(read_arrays(source, keep_types=True), source)
     with files.replaced(target) as temporary:
         if target.suffix == ".npz":
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes a flag by keyword
@@ -54,20 +53,3 @@ def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dic
     fit_tree(text, text_tree(text_tower), source=source)
     named = clip_checkpoints.to_openai({"vision": vision, "text": text})
     return {name: np.asarray(array, order="C") for name, array in named.items()}
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a state dict, or of the modules of TorchScript, by name."""
-    state = read_torch_pickle(path)
-    for wrapper in ("state_dict", "model"):  # as training scripts save it
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping):
-        raise UserError(
-            f"{path} holds a {type(state).__name__}, not arrays. Pass the archive of a CLIP model."
-        )
-    return {
-        ".".join(map(str, path)): array
-        for path, array in flatten_dict(state).items()
-        if isinstance(array, np.ndarray)
-    }

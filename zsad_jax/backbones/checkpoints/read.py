@@ -1,49 +1,88 @@
-"""Reads weight files: names and shapes are checked, and nothing in a file is ever executed."""
+"""Reads weight files: types, names, shapes and sizes are checked, and nothing in a file is ever executed."""
 
-import collections
 import math
 import pathlib
-import pickle
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from zsad_jax.backbones.checkpoints import torch_file
+from zsad_jax.utils.arrays import is_real
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
 Tree = dict[str, Any]  # nested dicts with arrays as leaves
 Arrays = Mapping[str, np.ndarray]  # by name
 NAMES_SHOWN = 20
+# Weights hardly compress: a file that holds many times its own size was made to fill the memory.
+MAX_RATIO, SMALL = 16, 2**26
+# What training scripts and modules put around the names of arrays.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "learnable_prompts")
+INSIDE = {"module", "_parameters", "_buffers", "_modules"}
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
-# What the readers raise for damaged files. A `UserError` is none of these, and passes unchanged.
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error)
-_BROKEN_FILE = (OSError, EOFError, ValueError, LookupError, RuntimeError, *_BROKEN_ZIP)
 
-
-def read_arrays(path: PathLike) -> dict[str, np.ndarray]:
-    """Reads the arrays of an npz or safetensors file by name, floating-point ones as float32.
+def read_arrays(
+    path: PathLike, *, max_bytes: int | None = None, keep_types: bool = False
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz, safetensors or PyTorch file by name.
 
     The content decides the format. Two-byte arrays without a type are read as bfloat16, which numpy cannot
-    name. Pickled objects are rejected.
+    name. Pickled objects of npz files are rejected, and those of PyTorch files ignored. The names lose what
+    training scripts put around them ("state_dict.", "module.").
+
+    Args:
+      path: the file.
+      max_bytes: limit of the size of all arrays; None: about 16 times the size of the file.
+      keep_types: keeps the types of floating-point arrays, which otherwise become float32.
 
     Raises:
-      UserError: the file is missing, truncated or not a file of plain arrays.
+      UserError: the file is missing, damaged or not a file of plain arrays, or its arrays are too large.
     """
     path = _existing(path)
-    kind, read = "npz", _read_npz
+    kind, read = (
+        {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix, "PyTorch"),
+        _read_torch,
+    )
+    # Damaged and foreign bytes raise errors of nearly all kinds, wherever they are read.
     try:
+        limit = max_bytes or MAX_RATIO * path.stat().st_size + SMALL
         if _is_safetensors(path):
             kind, read = "safetensors", _read_safetensors
-        return read(path)
-    except _BROKEN_FILE as error:
+        elif zipfile.is_zipfile(path) and not _is_torch(path):
+            kind, read = "npz", _read_npz
+        with np.errstate(over="ignore"):  # infinity is reported with the names of the arrays
+            arrays = {n: _checked(n, array, keep_types) for n, array in read(path, limit)}
+        return unwrapped(arrays)
+    except torch_file.RefusedError as error:
+        raise UserError(
+            f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
+            " convert it to npz."
+        ) from error
+    except Exception as error:
         raise UserError(
             f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}). Pass a weight file or,"
             " if it was downloaded, delete it and fetch it again."
         ) from error
+
+
+def unwrapped(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arrays by names without what training scripts and modules put around them."""
+    found = {
+        ".".join(part for part in name.split(".") if part not in INSIDE): array
+        for name, array in arrays.items()
+    }
+    for wrapper in WRAPPERS * 2:  # one may be inside of another
+        prefix = f"{wrapper}."
+        inner = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+        found = inner or found
+    return found
 
 
 def find_damage(path: pathlib.Path) -> str:
@@ -114,10 +153,8 @@ def _misfits(
     """Lists the problems of arrays by kind, with their names in the file."""
     common = [name for name in wanted if name in found]
     misshapen = [name for name in common if found[name].shape != tuple(wanted[name].shape)]
-    # A sum is not finite when a term is not, and needs no second array as large as the weights.
-    broken = [
-        name for name in common if not math.isfinite(float(np.sum(found[name], dtype=np.float32)))
-    ]
+    other = [name for name in common if not _is_float(found[name])]
+    broken = [name for name in common if name not in other and not np.isfinite(found[name]).all()]
     missing = dict.fromkeys(name_in_file(name) for name in wanted if name not in found)
     unexpected = {name_in_file(name): name for name in found if name not in wanted}
     kinds = [
@@ -134,42 +171,10 @@ def _misfits(
             # The wrong number of values to be split into the arrays that are made of it.
             + [f"{own} {found[unexpected[own]].shape}" for own in missing if own in unexpected],
         ),
+        _listed("not floating-point", [f"{name_in_file(n)} ({found[n].dtype})" for n in other]),
         _listed("not finite", list(dict.fromkeys(map(name_in_file, broken)))),
     ]
     return [kind for kind in kinds if kind]
-
-
-def read_torch_pickle(path: PathLike) -> Any:
-    """Reads a PyTorch zip archive (`.pth`, `.pt`) without PyTorch and without executing anything.
-
-    Only plain containers, tensors, parameters, parameter lists and the modules of TorchScript are supported.
-
-    Returns:
-      Nested dicts, lists and tuples with numpy arrays. A ParameterList becomes a list, a module of TorchScript
-      the dict of its attributes, bfloat16 float32.
-
-    Raises:
-      UserError: the file is missing or damaged, or refers to anything else.
-    """
-    path = _existing(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
-            if len(names) != 1:
-                raise ValueError("it has no data.pkl")
-            with archive.open(names[0]) as file:
-                unpickler = _TorchUnpickler(file, archive, names[0].removesuffix("data.pkl"))
-                return _plain(unpickler.load())
-    except _Refused as error:
-        raise UserError(
-            f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
-            " convert it to npz."
-        ) from error
-    except Exception as error:  # bytes that are not a whole pickle raise errors of nearly all kinds
-        raise UserError(
-            f"{path} is not a readable PyTorch archive ({_reason(error)})."
-            " Delete it and fetch it again."
-        ) from error
 
 
 def _existing(path: PathLike) -> pathlib.Path:
@@ -189,36 +194,63 @@ def _is_safetensors(path: pathlib.Path) -> bool:
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it holds a single array")
-    with archive:
-        # A PyTorch archive is a zip too, which numpy opens without complaint.
-        if any(name.split("/")[-1] == "data.pkl" for name in archive.files):
-            raise UserError(
-                f"{path} is a PyTorch archive, which may contain code. Convert it with"
-                f" `python -m zsad_jax.backbones convert {path}`."
-            )
-        return {name: _as_float32(archive[name]) for name in archive.files}
+def _is_torch(path: pathlib.Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            # One by one, so that memory holds no second copy in the file's own type.
-            return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: unknown types
-        raise ValueError(str(error)) from error
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"its arrays take {size} bytes, more than the limit of {limit}")
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
+def _read_npz(path: pathlib.Path, limit: int) -> Iterator[tuple[str, np.ndarray]]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_size(sum(member.file_size for member in members), limit)
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                shape, by_column, dtype = HEADERS[version](file)
+                # numpy would allocate what the header says, and run what an array of objects says.
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or size != member.file_size - file.tell():
+                    raise ValueError(f"the header of {member.filename} does not fit its content")
+                array = np.frombuffer(file.read(), dtype)
+            order: Any = "F" if by_column else "C"
+            yield member.filename.removesuffix(".npy"), array.reshape(shape, order=order)
+
+
+def _read_safetensors(path: pathlib.Path, limit: int) -> Iterator[tuple[str, np.ndarray]]:
+    from safetensors import safe_open
+
+    _check_size(path.stat().st_size, limit)
+    with safe_open(path, framework="numpy") as file:
+        # One by one, so that memory holds no second copy in the file's own type.
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def _read_torch(path: pathlib.Path, limit: int) -> Iterator[tuple[str, np.ndarray]]:
+    def select(tensors: torch_file.Tensors) -> torch_file.Tensors:
+        wanted = unwrapped(tensors)  # the state of an optimizer is not read
+        _check_size(sum(tensor.nbytes for tensor in wanted.values()), limit)
+        return wanted
+
+    return torch_file.read_tensors(path, select)
+
+
+def _checked(name: str, array: np.ndarray, keep_type: bool) -> np.ndarray:
+    """Returns an array of real numbers, floating-point ones as float32 unless their type is kept."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how numpy stores bfloat16
         array = array.view(ml_dtypes.bfloat16)
-    is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.float32, copy=False) if is_float else array
+    if not is_real(array.dtype):
+        raise ValueError(f"{name} is of the type {array.dtype}")
+    return array if keep_type or not _is_float(array) else array.astype(np.float32, copy=False)
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
 
 
 def _listed(what: str, names: list[str]) -> str:
@@ -230,109 +262,3 @@ def _reason(error: BaseException) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     # NumPy takes any other file for a pickle, and advises to load it unsafely.
     return "its format is unknown" if "allow_pickle" in reason else reason
-
-
-class _Refused(pickle.UnpicklingError):
-    """A pickle refers to something that is not known to be harmless."""
-
-
-class _Module:
-    """Stand-in for a module of TorchScript while a pickle is read; the state is its attributes."""
-
-    state: Mapping[str, Any] | None = None
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state = state
-
-
-class _ParameterList(_Module):
-    """Stand-in for torch.nn.ParameterList."""
-
-
-def _rebuild_tensor(
-    values: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> np.ndarray:
-    """Returns the tensor of this offset, size and stride (in elements) in a storage."""
-    # as_strided checks nothing: a crafted file could read other memory.
-    if len(size) != len(stride) or min((0, offset, *size, *stride)) < 0:
-        raise ValueError("a tensor has a broken shape")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(values):
-        raise ValueError("a tensor reaches beyond its storage")
-    steps = tuple(step * values.itemsize for step in stride)
-    view = np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
-    # A copy, since the view is read-only and would keep the whole storage in memory.
-    return _as_float32(view) if values.dtype == ml_dtypes.bfloat16 else np.array(view)
-
-
-_STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-_HARMLESS: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    ("torch.nn.modules.container", "ParameterList"): _ParameterList,
-}
-
-
-class _TorchUnpickler(pickle.Unpickler):
-    """An unpickler of tensors and containers only."""
-
-    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
-        super().__init__(file, encoding="utf-8")
-        self._archive, self._folder = archive, folder
-        self._storages: dict[str, np.ndarray] = {}  # tensors may share one
-        order = f"{folder}byteorder"
-        self._big_endian = order in archive.namelist() and archive.read(order).strip() == b"big"
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Returns the stand-in for a global name, or raises an error."""
-        # Nothing is looked up by the name in the file: known names have stand-ins, all others end the reading.
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return name
-        if (
-            module.partition(".")[0] == "__torch__"
-        ):  # TorchScript keeps the code of its classes elsewhere
-            return _Module
-        if (module, name) not in _HARMLESS:
-            raise _Refused(f"{module}.{name}")
-        return _HARMLESS[module, name]
-
-    def persistent_load(self, key: Any) -> np.ndarray:
-        """Returns the storage of a tensor; tensors may share one."""
-        if not (isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage"):
-            raise _Refused(repr(key))
-        # ("storage", type, file below data/, device, number of values)
-        kind, name, count = key[1], str(key[2]), key[4]
-        if name not in self._storages:
-            dtype = np.dtype(_STORAGES[kind])
-            values = np.frombuffer(self._archive.read(f"{self._folder}data/{name}"), dtype)
-            if len(values) != count:
-                raise ValueError(f"storage {name} has {len(values)} values instead of {count}")
-            self._storages[name] = values.byteswap() if self._big_endian else values
-        return self._storages[name]
-
-
-def _plain(value: Any) -> Any:
-    """Converts nested containers to plain dicts, lists and tuples."""
-    if isinstance(value, _ParameterList):
-        parameters = (value.state or {}).get("_parameters", {})
-        # The keys are "0", "1", ...: sorted as text, "10" would precede "2".
-        return [_plain(parameters[key]) for key in sorted(parameters, key=int)]
-    if isinstance(value, _Module):
-        return _plain(value.state or {})
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(inner) for inner in value)
-    return value

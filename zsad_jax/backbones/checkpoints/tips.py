@@ -144,7 +144,7 @@ def read_sizes_vision(
     return {
         "patch_size": kernel.shape[0],
         "width": kernel.shape[-1],
-        "depth": count_blocks(arrays, rf"{blocks}(\d+)/"),
+        "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
         "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
         "mlp_dim": need(dense, (None, None)).shape[1],
         "feed_forward": "swiglu" if swiglu else "mlp",
@@ -164,7 +164,7 @@ def read_sizes_text(
         "vocabulary": vocabulary,
         "width": width,
         # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
-        "depth": count_blocks(arrays, rf"{blocks}(\d+)/"),
+        "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
         "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
         "mlp_dim": need(f"{blocks}0/MlpBlock_0/Dense_0/kernel", (None, None)).shape[1],
     }

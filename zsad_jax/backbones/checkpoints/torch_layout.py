@@ -144,7 +144,10 @@ def check_heads(num_heads: int, width: int, source: str) -> int:
 
 
 def count_blocks(arrays: Arrays, pattern: str) -> int:
-    """Returns one more than the largest block number among the names that match `pattern` (one group)."""
+    """Returns one more than the largest block number among the names that match `pattern` (one group).
+
+    The group has at most three digits: of a larger number, as damage makes it, `fit_tree` reports the name.
+    """
     # The largest number, not the count of numbers: a block that is missing is then reported by `fit_tree`.
     numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1

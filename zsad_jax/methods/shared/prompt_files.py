@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -16,7 +16,6 @@ from zsad_jax.backbones.checkpoints.read import (
     MisfitError,
     fit_tree,
     read_arrays,
-    read_torch_pickle,
 )
 from zsad_jax.backbones.registry import ASSETS, File, find_release
 from zsad_jax.methods.base import Method, param_shapes
@@ -32,7 +31,7 @@ URL = (
 SIZE = 67738  # of each of these files, in bytes
 BACKBONE = "tips-l14-hr"  # over which they were learned, with its PyTorch files at 518 pixels
 INCLUDED_AUXILIARY = "synthetic_aux"  # what the prompts of the demo backbones were learned on
-TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+MAX_BYTES = 2**28  # of learned parameters; published ones take up to a few million
 
 
 class PromptRelease(NamedTuple):
@@ -178,8 +177,8 @@ def load(file: PromptFile, method: Method, backbone: Backbone) -> PyTree:
     """Reads learned parameters and checks them against the method.
 
     Args:
-      file: released prompts (downloaded on first use), the authors' `.pth`, or an npz file of theirs or of
-        `save`.
+      file: released prompts (downloaded on first use), the authors' PyTorch file, or an npz or safetensors
+        file with the names of theirs or of `save`.
       method: the method that uses them.
       backbone: its backbone.
 
@@ -218,7 +217,7 @@ def load(file: PromptFile, method: Method, backbone: Backbone) -> PyTree:
 def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a file of learned parameters by name; names of nested ones are joined by ".".
 
-    `source` is a released name or a path, see `load`. A PyTorch file is read without running any code in it.
+    `source` is a released name or a path, see `load` and `read_arrays`.
 
     Raises:
       UserError: nothing of that name, or a file that cannot be read.
@@ -228,11 +227,7 @@ def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
         path = locate(name)
     elif not path.suffix:
         find(name)
-    if path.suffix in TORCH_SUFFIXES:
-        return _named(read_torch_pickle(path))
-    if path.suffix == ".npz":
-        return read_arrays(path)
-    raise UserError(f"{path} is not a prompt file. Pass an .npz or a .pth file.")
+    return read_arrays(path, max_bytes=MAX_BYTES)
 
 
 def digest(params: PyTree) -> str:
@@ -253,15 +248,7 @@ def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
         raise UserError(
             f"The file lacks {error.args[0]!r}. It holds {found}. Pass the file that training wrote."
         ) from error
-
-
-def _named(content: Any) -> dict[str, np.ndarray]:
-    """Returns the arrays of a PyTorch file by name: of a list, or of a dict around one."""
-    if isinstance(content, Mapping):
-        content = content.get("learnable_prompts", content)
-    if isinstance(content, list | tuple):
-        content = {str(index): value for index, value in enumerate(content)}
-    if not isinstance(content, Mapping):
-        return {}
-    flat = flatten_dict(dict(content))
-    return {".".join(map(str, path)): np.asarray(one) for path, one in flat.items()}
+    except Exception as error:  # shapes that the arrays of the authors do not have
+        raise UserError(
+            f"The arrays of the file have unexpected shapes ({error}). Pass the file that training wrote."
+        ) from error
