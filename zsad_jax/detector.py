@@ -152,8 +152,7 @@ class Detector:
             # A last, smaller batch of another shape would compile anew.
             padded = np.zeros((size, *batch.shape[1:]), np.uint8)
             padded[: len(batch)] = batch
-            indices = np.zeros(size, np.int32)
-            indices[: len(batch)] = category[start : start + size]
+            indices = np.pad(category[start : start + size], (0, size - len(batch)))
             [result] = self.scorer(*self._arguments(padded, indices))
             scores.append(np.asarray(result.image[self.image_score])[: len(batch)])
             maps.append(np.asarray(result.maps)[: len(batch)])

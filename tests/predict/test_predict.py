@@ -207,11 +207,20 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
     assert "can_label.png: the file looks like a ground-truth mask; to score it" in caplog.text
     assert ".hidden" not in caplog.text
-    assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in (
-        capsys.readouterr().out
-    )
-    job.predict(experiment, [folder])  # the counts of a second run
-    assert job.run_info()["num_reused"] == 5
+    said = capsys.readouterr().out
+    assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in said
+    low, *_, high = sorted(row["score"] for row in job.rows())
+    assert f"Scores range from {low:.3g} to {high:.3g}. The highest:" in said
+    assert r"a\nb.png" in said
+    for options, masks in ({}, 0), ({"include_masks": True}, 1):
+        job.predict(experiment, [folder], **options)
+        run = job.run_info()
+        kinds = ("scored", "reused", "unreadable", "failed", "ignored")
+        assert [run[f"num_{kind}"] for kind in kinds] == [masks, 5, 1, 0, 4 - masks]
+        assert sum(run["ignored_by_kind"].values()) == run["num_ignored"]
+        rows = {os.path.basename(row["path"]): row for row in job.all_rows()}
+        assert "the file is empty" in rows["empty.png"]["error"]
+        assert len(rows) == run["num_images"]
 
 
 def test_scores_named_files_regardless_of_their_name(experiment, pictures, job):

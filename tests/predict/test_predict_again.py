@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.predict import outputs, run, thresholds
+from zsad_jax.predict import outputs, score, thresholds
 from zsad_jax.predict.folders import Folder, Folders
 from zsad_jax.utils.errors import UserError
 
@@ -79,13 +79,13 @@ def test_rejects_weights_that_changed_with_unchanged_date(own_weights, pictures,
 def count_scored(monkeypatch):
     """Returns a list of the images that are scored from here on."""
     scored = []
-    original = run.score_images
+    original = score.score_images
 
     def listed(model, images, *args, **kwargs):
         scored.extend(os.path.basename(image) for image in images)
         return original(model, images, *args, **kwargs)
 
-    monkeypatch.setattr(run, "score_images", listed)
+    monkeypatch.setattr(score, "score_images", listed)
     return scored
 
 
@@ -125,7 +125,7 @@ def test_rescores_everything_with_another_model(
     def stop(model, images, *args, **kwargs):
         raise StoppedError(len(images))
 
-    monkeypatch.setattr(run, "score_images", stop)
+    monkeypatch.setattr(score, "score_images", stop)
     change = dict(change)
     changes = change.pop("config", {})
     if "image_score" in changes:

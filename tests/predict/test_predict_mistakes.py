@@ -1,8 +1,12 @@
+import dataclasses
 import re
 
 import pytest
 
 from zsad_jax.experiment.config import Experiment
+from zsad_jax.predict import score
+from zsad_jax.predict.folders import Folder, Folders
+from zsad_jax.predict.thresholds import Threshold
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
@@ -72,9 +76,32 @@ def test_reports_missing_config(run_command, pictures, job):
     assert "none.py" in said
 
 
-def test_rejects_pixel_threshold_outside_map_range(experiment, pictures, job, forbid_scoring):
-    with pytest.raises(UserError, match="above 0 and at most 1"):
-        job.predict(experiment, [pictures], pixel_threshold=0.0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pixel_threshold": 0.0}, "--pixel_threshold=0 is .* above 0 and at most 1"),
+        ({"threshold": Threshold(value=5.0)}, "--threshold=5 is .* above 0 and at most 2"),
+        ({"threshold": Threshold(value=0.0)}, "--threshold=0 is .* above 0 and at most 2"),
+        ({"folders": Folders(listed={"/x": Folder("nut", 5.0)})}, "threshold of /x=5 .* at most 2"),
+    ],
+    ids=str,
+)
+def test_rejects_threshold_outside_range(experiment, pictures, job, forbid_scoring, options, words):
+    with pytest.raises(UserError, match=words):
+        job.predict(experiment, [pictures], **options)
+
+
+def test_threshold_is_not_limited_where_range_of_scores_is_unknown(
+    experiment, pictures, job, monkeypatch
+):
+    original = score.describe_detector
+
+    def describe(*arguments):
+        return dataclasses.replace(original(*arguments), score_range=None)
+
+    monkeypatch.setattr(score, "describe_detector", describe)
+    job.predict(experiment, [pictures], threshold=Threshold(value=5.0))
+    assert {row["decision"] for row in job.rows()} == {"normal"}
 
 
 def test_rejects_input_without_readable_images(run_command, pictures, job, forbid_scoring):

@@ -18,7 +18,7 @@ from absl import flags
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
-from zsad_jax.predict.folders import Folder, Folders, read_folders
+from zsad_jax.predict.folders import EXAMPLE, Folder, Folders, read_folders
 from zsad_jax.predict.run import predict
 from zsad_jax.predict.score import Options
 from zsad_jax.predict.thresholds import parse_scale, parse_threshold
@@ -36,8 +36,8 @@ _CATEGORY = flags.DEFINE_string(
 _FOLDERS = flags.DEFINE_string(
     "folders",
     None,
-    "CSV file with the columns folder, category and, optionally, threshold: what the images in a folder show,"
-    " and their own threshold. Folders are relative to the file; --category and --threshold apply to others.",
+    "JSON file with a category and, optionally, a threshold for each of several folders of images, relative to"
+    f" the file: {EXAMPLE}. --category and --threshold apply to all others.",
 )
 _INCLUDE_MASKS = flags.DEFINE_bool(
     "include_masks", False, "Also score files that look like ground-truth masks (can_label.png)."

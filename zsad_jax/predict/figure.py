@@ -54,10 +54,7 @@ def draw_figure(
 def draw_thumbnail(
     panel: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale
 ) -> Image.Image:
-    """Draws image and overlay side by side, or below each other if they are wide."""
+    """Draws image and overlay side by side."""
     small = fit(panel, THUMBNAIL)
-    over = overlay(small, anomaly_map, scale=scale)
-    height, width = small.shape[:2]
-    axis = 0 if width > 2 * height else 1
-    gap = paper((4, width) if axis == 0 else (height, 4))
-    return Image.fromarray(np.concatenate([small, gap, over], axis=axis))
+    parts = [small, paper((len(small), 4)), overlay(small, anomaly_map, scale=scale)]
+    return Image.fromarray(np.concatenate(parts, axis=1))

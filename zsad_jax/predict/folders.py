@@ -1,34 +1,35 @@
 """Category and threshold of each image, by its folder."""
 
-import csv
 import dataclasses
-import io
+import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from zsad_jax.predict.thresholds import parse_number
-from zsad_jax.utils.errors import UserError, suggest
+from zsad_jax.utils.config import check_fields, config_from
+from zsad_jax.utils.errors import UserError
 
-COLUMNS = ("folder", "category", "threshold")
+EXAMPLE = (
+    '{"nuts": {"category": "metal nut", "threshold": 1.1}, "cables/red": {"category": "cable"}}'
+)
 
 
-class Folder(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Folder:
     """The category of the images in a folder, and their own threshold, if they have one."""
 
-    category: str
+    category: str = "object"
     threshold: float | None = None
 
-
-OBJECT = Folder("object")
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """The images' category, and the folders with a category of their own, by real path."""
+    """The entry of all images, and those of listed folders by real path."""
 
-    default: Folder = OBJECT
+    default: Folder = Folder()
     listed: Mapping[str, Folder] = dataclasses.field(default_factory=dict)
 
     def of(self, image: str) -> Folder:
@@ -44,44 +45,20 @@ class Folders:
 
 
 def read_folders(path: str, category: str) -> Folders:
-    """Reads a CSV file with the columns folder, category and, optionally, threshold.
+    """Reads a JSON file of folders, relative to its own, and their entries; see `EXAMPLE`.
 
-    Args:
-      path: the file. Its folders are relative to the one that contains it.
-      category: of images in none of the folders, and in rows without one.
-
-    Raises:
-      UserError: the file cannot be read, or an entry of it is not valid.
+    `category` is that of all other images. Raises `UserError` if something in the file is not valid.
     """
-
-    def reject(wrong: str, remedy: str) -> UserError:
-        return UserError(f"{path} is not a valid table of folders: {wrong}. {remedy}")
-
-    try:
-        # Spreadsheets write the byte order mark, and semicolons where a comma is the decimal sign.
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        delimiter = ";" if ";" in text.partition("\n")[0] else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        head, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
-        raise reject(str(error), "Give a CSV file in UTF-8.") from error
-    if unknown := [name for name in head if name not in COLUMNS]:
-        raise reject(f"unknown column {unknown[0]!r}", suggest(unknown[0], COLUMNS))
-    if not {"folder", "category"} <= {*head}:
-        raise reject("it has no columns 'folder' and 'category'", "Name them in the first line.")
     listed: dict[str, Folder] = {}
-    for number, row in rows:
-        if None in row:
-            raise reject(f"line {number} has more cells than columns", "Quote cells with commas.")
-        values = {name: (row[name] or "").strip() for name in head}
-        place = os.path.realpath(pathlib.Path(path).parent / values["folder"])
-        threshold = values.get("threshold", "")
-        at = f"line {number}"
-        if not values["folder"] or not os.path.isdir(place):
-            raise reject(f"{at}: {values['folder']!r} is not a folder", "Correct the line.")
-        if place in listed:
-            raise reject(f"{at}: {values['folder']!r} is listed twice", "Remove one of the lines.")
-        if threshold and parse_number(threshold) is None:
-            raise reject(f"{at}: the threshold {threshold!r} is not a number", "Correct the line.")
-        listed[place] = Folder(values["category"] or category, parse_number(threshold))
+    try:
+        for name, entry in json.loads(pathlib.Path(path).read_bytes()).items():
+            place = os.path.realpath(pathlib.Path(path).parent / name)
+            if not os.path.isdir(place) or place in listed:
+                raise ValueError(f"{name!r} is not a folder, or is listed twice")
+            listed[place] = config_from(Folder, {"category": category} | entry)
+    # AttributeError and TypeError: there is something else in place of a mapping.
+    except (OSError, ValueError, AttributeError, TypeError, UserError) as error:
+        raise UserError(
+            f"Cannot read the folders in {path} ({str(error).rstrip('.')}). Expected JSON such as {EXAMPLE}."
+        ) from error
     return Folders(Folder(category), listed)

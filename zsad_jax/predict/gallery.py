@@ -19,8 +19,8 @@ COLUMNS = (
 def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
     """Writes both files from finished records, highest score first, images without a score last."""
     ordered = sorted(records, key=lambda record: -record.get("score", float("-inf")))
-    rows = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
-    write_changed(writer.folder / "predictions.csv", csv_text([COLUMNS, *rows]))
+    table = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
+    write_changed(writer.folder / "predictions.csv", csv_text([COLUMNS, *table]))
     folders = [os.path.dirname(os.path.realpath(record["path"])) for record in ordered]
     root = os.path.commonpath(folders)
     names = [os.path.relpath(os.path.realpath(record["path"]), root) for record in ordered]
@@ -41,9 +41,8 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
 
 
 def _flat(record: Record) -> Record:
-    width, height = record.get("size", (None, None))
-    regions = len(record["regions"]) if "regions" in record else None
-    return {**record, "width": width, "height": height, "regions": regions}
+    regions = {"regions": len(record["regions"])} if "regions" in record else {}
+    return record | dict(zip(("width", "height"), record.get("size", ()), strict=False)) | regions
 
 
 def _data_uri(writer: Writer, record: Record) -> str:

@@ -62,7 +62,6 @@ FILES = (
     *("predictions.jsonl", "predictions.csv", "index.html"),
     *("known_good.jsonl", "run.json", "WARNING.txt"),
 )
-UNDECIDED = "none"
 MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 
@@ -114,8 +113,7 @@ class Journal:
 
     def finish(self, images: Sequence[str], errors: Mapping[str, str] = {}) -> list[Record]:
         """Puts the records into the order of the images; returns them, and those of images with an error."""
-        failed = {path: {"path": path, "error": why} for path, why in errors.items()}
-        known = self.records | failed
+        known = self.records | {one: {"path": one, "error": why} for one, why in errors.items()}
         records = [known[image] for image in images if image in known]
         self._write(records)
         return records
@@ -159,15 +157,15 @@ class Writer:
 
         Without "drawn", its figure shows another decision; without "outputs", its files are of other options.
         """
-        made = {*OUTPUTS} & record.keys()
-        exist = all((self.folder / _place(kind, record["path"])).exists() for kind in made)
+        made = {kind: _place(kind, record["path"]) for kind in OUTPUTS if kind in record}
+        exist = all((self.folder / place).exists() for place in made.values())
         if record.get("outputs") != self._outputs_key or not exist:
             record = {name: record[name] for name in SCORED if name in record}
-        changed = ["threshold", "decision"]
+            made = {}
         decision = self._decide(record["path"], record["score"])
-        if record.get("drawn") != decision.get("decision", UNDECIDED):
-            changed += ["drawn"]
-        return {name: record[name] for name in record.keys() - changed} | decision
+        same = record.get("drawn", "") == decision.get("decision")
+        changed = ("threshold", "decision", *["drawn"] * (not same))
+        return {name: record[name] for name in record.keys() - changed} | made | decision
 
     def keep(self, scored: ScoredImage) -> ScoredImage:
         """Stores the map at the model's resolution; returns its argument."""
@@ -181,7 +179,7 @@ class Writer:
                 words, color = self._describe(record)
                 rewrite_line(figure, 1, words, color=color)
                 self._save_jpeg(figure, self.folder / record["figure"])
-        return record | {"drawn": record.get("decision", UNDECIDED)}
+        return record | {"drawn": record.get("decision")}
 
     def write(self, scored: ScoredImage) -> Record:
         """Writes map, pictures and mask of an image; returns its record."""
@@ -195,13 +193,12 @@ class Writer:
         mask = None
         if self.pixel_threshold is not None:
             mask, record["regions"] = find_regions(resized, self.pixel_threshold, file.size[::-1])
-        record |= self._write_files(file, resized, mask, self._describe(record))
+        record |= self._write_files(file, resized, mask, record)
         if file.notes:
             record["note"] = "; ".join(note.description for note in file.notes)
         if self.warning:
             record["warning"] = self.warning
-        record["outputs"] = self._outputs_key
-        return record | {"drawn": record.get("decision", UNDECIDED)}
+        return record | {"outputs": self._outputs_key, "drawn": record.get("decision")}
 
     def _decide(self, path: str, score: float) -> Record:
         own = self.folders.of(path).threshold
@@ -215,11 +212,7 @@ class Writer:
         return fingerprint(self.scale, self.map_size, self.pixel_threshold, self.warning)
 
     def _write_files(
-        self,
-        file: ImageFile,
-        anomaly_map: np.ndarray,
-        mask: np.ndarray | None,
-        line: tuple[str, str],
+        self, file: ImageFile, anomaly_map: np.ndarray, mask: np.ndarray | None, record: Record
     ) -> dict[str, str]:
         places = {kind: _place(kind, file.path) for kind in OUTPUTS}
         # In NumPy's format, since a PNG cannot hold float32 values.
@@ -227,7 +220,9 @@ class Writer:
         shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
         figure = thumbnail = None
         with drawing(f"the picture of {file.path}"):
-            lines = [(shown, INK), line, *[(self.warning, INK)] * bool(self.warning)]
+            lines = [(shown, INK), self._describe(record)] + [(self.warning, INK)] * bool(
+                self.warning
+            )
             figure = draw_figure(file.panel, anomaly_map, mask, scale=self.scale, lines=lines)
             thumbnail = draw_thumbnail(file.panel, anomaly_map, scale=self.scale)
         # Pictures are an extra: without them the record is still complete.
@@ -275,7 +270,7 @@ def format_score(score: float) -> str:
 
 def read_raw_map(folder: pathlib.Path, image: str) -> Float[np.ndarray, "S S"]:
     """Returns the stored map of an image; raises `OSError` or `ValueError` if there is no such array."""
-    raw = np.load(folder / _place("raw_map", image), mmap_mode="r", allow_pickle=False)
+    raw = np.lib.format.open_memmap(folder / _place("raw_map", image), mode="r")
     if raw.ndim != 2 or raw.dtype != np.float32:
         raise ValueError("not a map")
     return raw
@@ -356,11 +351,9 @@ def _read_records(path: pathlib.Path) -> list[Record]:
 
 def _is_complete(record: Record) -> bool:
     """Returns whether a record has a score and what tells if it is still that of its image."""
-    texts = (record.get(name) for name in ("path", "key", "sha256"))
-    score = record.get("score")
-    return all(isinstance(one, str) for one in texts) and (
-        isinstance(score, float | int) and math.isfinite(score)
-    )
+    texts = [record.get(name) for name in ("path", "key", "sha256")]
+    scored = isinstance(record.get("score"), float | int) and math.isfinite(record["score"])
+    return scored and all(isinstance(one, str) for one in texts)
 
 
 def _to_line(record: Record) -> str:

@@ -16,27 +16,9 @@ from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
-from zsad_jax.predict import gallery, thresholds
-from zsad_jax.predict.outputs import (
-    COLUMNS,
-    FILES,
-    OUTPUTS,
-    Journal,
-    Record,
-    Writer,
-    format_score,
-    is_output,
-    read_raw_map,
-    remove_unused,
-)
-from zsad_jax.predict.score import (
-    Model,
-    Options,
-    ScoredImage,
-    prepare_model,
-    read_image,
-    score_images,
-)
+from zsad_jax.predict import gallery, outputs, score, thresholds
+from zsad_jax.predict.outputs import Journal, Record, Writer, format_score
+from zsad_jax.predict.score import Model, Options, ScoredImage
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.images import printable
@@ -90,12 +72,15 @@ def predict(experiment: Experiment, options: Options) -> None:
     # A file may be among the images and among the known-good ones.
     for kind in group_issues(dict.fromkeys(ignored)):
         logging.warning("Ignoring %s", summarize_issues(kind))
+    for place, entry in options.folders.listed.items():
+        if not any(options.folders.of(image) is entry for image in (*found.images, *good.images)):
+            logging.warning("There are no images in %s, which --folders lists.", place)
     # Two runs that share a folder would replace each other's records.
-    with files.alone(options.out, (*FILES, "masks")):
-        files.sweep(options.out, [folder for folder, _ in OUTPUTS.values()])
+    with files.alone(options.out, (*outputs.FILES, "masks")):
+        files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
-        model = prepare_model(experiment, options, num_images=num_images)
+        model = score.prepare_model(experiment, options, num_images=num_images)
         _check_thresholds(options, model)
         _print_model(model)
         _write_warning(options.out, model.warning)
@@ -115,7 +100,7 @@ def predict(experiment: Experiment, options: Options) -> None:
         outcome = _score_all(model, found, writer, experiment.num_workers)
         clock.lap("images")
         gallery.write(writer, model, outcome.records)
-        remove_unused(writer.folder, outcome.records)
+        outputs.remove_unused(writer.folder, outcome.records)
         _write_run(model, clock, writer, outcome, description)
     if not outcome.scored:
         raise _none_readable("images", outcome.issues)
@@ -124,37 +109,37 @@ def predict(experiment: Experiment, options: Options) -> None:
 
 def _without_outputs(found: Found, out: pathlib.Path) -> Found:
     """Moves the results of earlier runs from the images to the ignored files."""
-    outputs = {image: Issue("output", image) for image in found.images if is_output(image, out)}
-    if len(outputs) == len(found.images):
+    earlier = {
+        image: Issue("output", image) for image in found.images if outputs.is_output(image, out)
+    }
+    if len(earlier) == len(found.images):
         raise UserError(
-            f"Found only results of an earlier run in {out} ({plural(len(outputs), 'image')}). Pass the"
+            f"Found only results of an earlier run in {out} ({plural(len(earlier), 'image')}). Pass the"
             " folder of the original images."
         )
     ignored = [
-        Issue("output", issue.file) if is_output(issue.file, out) else issue
+        Issue("output", issue.file) if outputs.is_output(issue.file, out) else issue
         for issue in found.ignored
     ]
-    images = [image for image in found.images if image not in outputs]
-    return Found(images, [*outputs.values(), *ignored])
+    images = [image for image in found.images if image not in earlier]
+    return Found(images, [*earlier.values(), *ignored])
 
 
 def _check_thresholds(options: Options, model: Model) -> None:
     shown = model.description
     common = options.threshold.value if options.threshold else None
-    own = [(place, one.threshold) for place, one in options.folders.listed.items()]
-    for name, value, ends, what in (
-        ("--pixel_threshold", options.pixel_threshold, shown.map_range, "the anomaly maps"),
-        ("--threshold", common, shown.score_range, "the scores"),
-        *(
-            (f"The threshold of {place}", one, shown.score_range, "the scores")
-            for place, one in own
-        ),
-    ):
+    named = {"--threshold": common}
+    named |= {
+        f"the threshold of {place}": one.threshold for place, one in options.folders.listed.items()
+    }
+    limits = [(name, value, "scores", shown.score_range) for name, value in named.items()]
+    limits += [("--pixel_threshold", options.pixel_threshold, "anomaly maps", shown.map_range)]
+    for name, value, what, ends in limits:
         # At the low end everything is anomalous, above the high end nothing can be.
         if value is not None and ends is not None and not ends[0] < value <= ends[1]:
             raise UserError(
-                f"{name}={value:g} is outside the range of {what} of {shown.method}."
-                f" Give a number above {ends[0]:g} and at most {ends[1]:g}."
+                f"{name}={value:g} is outside the range of the {what} of {shown.method}. Give a number above"
+                f" {ends[0]:g} and at most {ends[1]:g}."
             )
 
 
@@ -181,11 +166,11 @@ def _settle_threshold(
     pending = [image for image in good.images if image not in journal.records]
     issues: list[Issue] = []
     # The maps are not used: figures of one pixel cost nothing.
-    for one in score_images(
+    for one in score.score_images(
         model, pending, issues, label="known-good images", map_size=1, num_workers=num_workers
     ):
-        score = thresholds.shortest(one.score)
-        journal.add({"path": one.file.path, "score": score, "sha256": one.file.sha256})
+        value = thresholds.shortest(one.score)
+        journal.add({"path": one.file.path, "score": value, "sha256": one.file.sha256})
     scores = [record["score"] for record in journal.finish(good.images)]
     if not scores:
         raise _none_readable(f"known-good images in {asked.good}", issues)
@@ -215,7 +200,7 @@ def _settings(writer: Writer) -> dict[str, Any]:
     folders = writer.folders
     return {name: getattr(writer, name) for name in SETTINGS} | {
         "category": folders.default.category,
-        "folders": {place: one._asdict() for place, one in folders.listed.items()},
+        "folders": {place: dataclasses.asdict(one) for place, one in folders.listed.items()},
     }
 
 
@@ -239,7 +224,7 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
     if pending or stale:
         # Until all is done, no run.json describes these records.
         (writer.folder / "run.json").unlink(missing_ok=True)
-        scored = score_images(
+        scored = score.score_images(
             model, pending, issues, label="score", map_size=writer.map_size, num_workers=num_workers
         )
         again = progress(stale, total=len(stale), label="draw") if stale else ()
@@ -254,11 +239,11 @@ def _write_again(record: Record, model: Model, writer: Writer) -> Record | Issue
     if "outputs" in record:
         with contextlib.suppress(OSError):  # a damaged figure is drawn anew
             return writer.redraw(record)
-    file = read_image(record["path"], model.preprocess, writer.map_size)
+    file = score.read_image(record["path"], model.preprocess, writer.map_size)
     if isinstance(file, Issue):
         return file
-    raw_map = read_raw_map(writer.folder, record["path"])
-    return writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
+    raw_map = outputs.read_raw_map(writer.folder, record["path"])
+    return writer.write(ScoredImage(file, record["score"], raw_map, record.get("time", 0.0)))
 
 
 def _write_all(
@@ -321,7 +306,7 @@ def _write_run(
         "model": dataclasses.asdict(model.description),
         "settings": _settings(writer),
         "threshold": threshold,
-        "columns": COLUMNS,
+        "columns": outputs.COLUMNS,
     }
     files.write_json(writer.folder / "run.json", run)
 

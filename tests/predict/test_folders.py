@@ -1,0 +1,77 @@
+import json
+
+import pytest
+
+from zsad_jax.predict.folders import Folder, Folders, read_folders
+from zsad_jax.utils.errors import UserError
+
+
+@pytest.fixture
+def write_table(pictures):
+    """Returns a function that writes the file of `--folders` beside the images."""
+
+    def write(content):
+        path = pictures / "folders.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def test_innermost_folder_decides(pictures, write_table):
+    (pictures / "a/deep").mkdir()
+    table = {"a": {"category": "nut", "threshold": 0.5}, "a/deep": {"category": "bolt"}}
+    folders = read_folders(write_table(table), "object")
+    assert folders.categories == ("object", "nut", "bolt")
+    found = [folders.of(str(pictures / name)) for name in ("a/0.png", "a/deep/x/1.png", "b/0.png")]
+    assert found == [Folder("nut", 0.5), Folder("bolt"), Folder("object")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"none": {"category": "nut"}}, "'none' is not a folder"),
+        ({"a": {"category": "nut"}, "./a": {}}, "'./a' is not a folder, or is listed twice"),
+        ({"a": {"categori": "nut"}}, "Did you mean category"),
+        ({"a": {"threshold": "0.5"}}, "'threshold' is '0.5'. Expected a number"),
+        ({"a": "nut"}, "Cannot read the folders"),
+        (["a"], "Cannot read the folders"),
+        ("folder,category\na,nut", "Cannot read the folders"),
+    ],
+)
+def test_rejects_invalid_table(write_table, content, words):
+    with pytest.raises(UserError) as caught:
+        read_folders(write_table(content), "object")
+    assert words in str(caught.value)
+    assert 'Expected JSON such as {"nuts"' in str(caught.value)
+
+
+def test_folders_have_their_own_category_and_threshold(experiment, pictures, tmp_path, job_in):
+    """Makes sure that scores are those of runs with one category."""
+    names = [(str(pictures / "a"), "nut", 0.1), (str(pictures / "b"), "wood", None)]
+    listed = {place: Folder(category, threshold) for place, category, threshold in names}
+    job = job_in(tmp_path / "both")
+    job.predict(experiment, [pictures], folders=Folders(Folder("object"), listed))
+    rows = job.rows()
+    assert [row["category"] for row in rows] == ["nut"] * 2 + ["wood"] * 3
+    assert [row.get("decision") for row in rows] == ["anomalous"] * 2 + [None] * 3
+    scores = []
+    for place, category, _ in names:
+        one = job_in(tmp_path / category)
+        one.predict(experiment, [place], folders=Folders(Folder(category)))
+        scores += [row["score"] for row in one.rows()]
+    assert [row["score"] for row in rows] == pytest.approx(scores, abs=2e-6)
+    assert len({round(score, 4) for score in scores}) > 1
+
+
+def test_changed_category_of_a_folder_rescores_that_folder_only(experiment, pictures, job):
+    for category, reused in (("nut", 0), ("bolt", 3)):
+        folders = Folders(listed={str(pictures / "a"): Folder(category)})
+        job.predict(experiment, [pictures], folders=folders)
+        assert job.run_info()["num_reused"] == reused
+
+
+def test_warns_of_folder_without_images(experiment, pictures, job, caplog):
+    folders = Folders(listed={str(pictures / "a"): Folder("nut")})
+    job.predict(experiment, [pictures / "b"], folders=folders)
+    assert f"There are no images in {pictures / 'a'}, which --folders lists." in caplog.text
