@@ -8,7 +8,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from zsad_jax.data import preprocess
 from zsad_jax.data.preprocess import (
@@ -155,11 +155,28 @@ def test_reports_pages_and_frames(file_format, tmp_path):
     assert decoded.image.convert("RGB").getpixel((2, 2))[0] > 250
 
 
+def test_reads_first_page_where_others_are_damaged():
+    page = Image.fromarray(COLOR)
+    data = encode(page, "TIFF", save_all=True, append_images=[page])[: len(encode(page, "TIFF"))]
+    decoded = open_image(data)
+    np.testing.assert_array_equal(np.asarray(decoded.image), COLOR)
+    assert decoded.notes == (("image_pages", "", "the others are damaged"),)
+
+
 def test_reports_pages_that_only_opencv_reads(tmp_path):
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "pages.tif"
     cv2.imwritemulti(str(path), [np.zeros((6, 8, 3), np.float32)] * 2)
     assert open_image(path).notes[0] == ("image_pages", "", "2 pages")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_reports_orientation(file_format):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    decoded = open_image(encode(COLOR, file_format, exif=exif))
+    assert decoded.image.size == (COLOR.shape[0], COLOR.shape[1])
+    assert (decoded.orientation, decoded.notes) == (6, (("image_turned", "", "orientation 6"),))
 
 
 def test_reads_png_with_long_text():

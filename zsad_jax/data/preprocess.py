@@ -37,6 +37,7 @@ Images = TypeVar("Images", np.ndarray, "jax.Array")
 if TYPE_CHECKING:
     import jax
 
+_ORIENTATION = ExifTags.Base.Orientation
 _limit_lock = threading.Lock()
 _large_lock = threading.RLock()
 
@@ -259,7 +260,7 @@ def _read_mask(
 def turn_mask(mask: Bool[np.ndarray, "H W"], orientation: int) -> Bool[np.ndarray, "h w"]:
     """Applies an EXIF orientation to ground truth that was drawn on the stored pixels."""
     image = Image.fromarray(mask)
-    image.getexif()[ExifTags.Base.Orientation] = orientation
+    image.getexif()[_ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(image))
 
 
@@ -286,7 +287,10 @@ def _load(
     try:
         with _open(encoded) as image:  # closes the file; the pixels stay
             _check_size(image.size, encoded)
-            notes = _describe_depth(image) + _describe_pages(getattr(image, "n_frames", 1))
+            pages = 1 if isinstance(encoded, Image.Image) else _count_pages(encoded)
+            notes = _describe_depth(image) + _describe_pages(pages)
+            # Pillow turns TIFF files while it loads them, and then drops the tag.
+            turned = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
             large = image.width * image.height > LARGE_PIXELS
             with _large_images_allowed() if large else contextlib.nullcontext():
                 image.load()
@@ -299,10 +303,10 @@ def _load(
         reason = _describe_error(error)
         if isinstance(encoded, Image.Image):
             raise UnreadableImage(_name(encoded), reason) from error
-        # OpenCV would need the same memory again.
         if isinstance(error, ValueError) and (bare := _without_texts(encoded)):
             with contextlib.suppress(UnreadableImage):
                 return _load(bare)
+        # OpenCV would need the same memory again.
         found = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
         if found is None:
             raise UnreadableImage(_name(encoded), reason) from error
@@ -310,7 +314,7 @@ def _load(
     orientation = 1
     # A broken EXIF block does not make an image unreadable.
     with contextlib.suppress(Exception):
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(_ORIENTATION, turned)
         ImageOps.exif_transpose(image, in_place=True)
     # Other values than 1 to 8 are undefined, and Pillow does not apply them.
     return image, notes, orientation if orientation in range(1, 9) else 1
@@ -449,8 +453,17 @@ def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
     return ()
 
 
+def _count_pages(encoded: bytes | str | os.PathLike[str]) -> int:
+    """Returns the number of pages or frames of an image, 0 if the later ones are damaged."""
+    # Of a second object: counting moves to the last page, and a damaged one would make the first unreadable.
+    with contextlib.suppress(Exception), _open(encoded) as image:
+        return getattr(image, "n_frames", 1)
+    return 0
+
+
 def _describe_pages(number: int) -> tuple[Issue, ...]:
-    return (Issue("image_pages", "", f"{number} pages"),) if number > 1 else ()
+    detail = f"{number} pages" if number else "the others are damaged"
+    return () if number == 1 else (Issue("image_pages", "", detail),)
 
 
 def _without_texts(encoded: bytes | str | os.PathLike[str]) -> bytes | None:
