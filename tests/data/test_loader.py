@@ -227,7 +227,7 @@ def test_any_exception_of_a_sample_is_reported_as_its_issue(dataset, error):
 def test_warns_of_images_with_different_scales(caplog):
     """Warns because such scores are not comparable: each float image outside [0, 1] has its own scale."""
     deep = []
-    for top, dtype in ((2, np.float32), (9, np.float32), (200, np.int32), (9000, np.uint16)):
+    for top, dtype in ((2, np.float32), (9, np.float32), (200, np.int32), (50000, np.uint16)):
         file = io.BytesIO()
         Image.fromarray(np.linspace(0, top, 25).reshape(5, 5).astype(dtype)).save(file, "TIFF")
         name = f"{len(deep)}.tif"
