@@ -134,7 +134,7 @@ def test_issues_are_grouped_by_kind_unless_all_are_requested(run, official, tool
         out, "issue: 100 files: the mask is missing (bottle/test/broken_large/100.png, "
     )
     words = "100 files: the mask differs in size from the image"
-    assert lines_with(out, words, "/101.png: 5x6, the image 12x9, ", "/105.png: 5x6, ", ", …)")
+    assert lines_with(out, words, ": 5x6, the image 12x9 (50), 5x8, the ", "/105.png, …)")
     assert lines_with(out, "200 issues. To list all: python -m zsad_jax.data verify")
     code, out, _ = run("verify", "mvtec_ad", "--all")
     assert code == 1
