@@ -69,9 +69,9 @@ def test_markdown(table):
 
 def test_latex(table):
     assert formats.render("table.tex", table=table) == (
-        "\\begin{table}[htbp]\n"
+        "\\begin{table*}[htbp]\n"
         "\\centering\\small\n"
-        "\\caption{TPS, Table 1: a\\_b \\& c}\\par\\medskip\n"
+        "\\caption{TPS, Table 1: a\\_b \\& c}\\label{tab:tps-table-1-a-b-c}\\par\\medskip\n"
         "\\sbox2{%\n"
         "\\begin{tabular}{lrr}\n"
         "\\toprule\n"
@@ -88,7 +88,7 @@ def test_latex(table):
         "\\ifdim\\wd2>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox2}\\else\\usebox2\\fi\n"
         "\\par\\raggedright\\footnotesize [1] No masks.\n"
         "\\par\\raggedright\\footnotesize [2] Without x\\_y.\n"
-        "\\end{table}\n"
+        "\\end{table*}\n"
     )
 
 
@@ -145,7 +145,7 @@ def test_csv_keeps_numbers():
 def test_latex_escapes_special_characters(table, character):
     text = formats.render("table.tex", table=dataclasses.replace(table, title=f"<{character}>"))
     caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
-    escaped = caption.removesuffix("\\textgreater{}}\\par\\medskip")
+    escaped = caption.removesuffix("\\textgreater{}}\\label{tab:}\\par\\medskip")
     assert escaped != character
     assert escaped.isascii()
 
@@ -172,7 +172,19 @@ def latex(title, remarks, tables):
     return formats.render("tables.tex", title=title, remarks=remarks, tables=tables)
 
 
-def test_latex_compiles_without_overfull_boxes(table, tmp_path):
+def test_latex_breaks_long_labels(table):
+    line = Line(
+        ("CLIP's sentences, method CLIP, image score global",), (EMPTY, EMPTY), summary=True
+    )
+    text = formats.render("table.tex", table=dataclasses.replace(table, lines=(line,)))
+    assert (
+        "\\textbf{\\begin{tabular}[b]{@{}l@{}}CLIP's sentences, method \\\\ CLIP, image score global"
+        "\\end{tabular}} &  &  \\\\\n"
+    ) in text
+
+
+@pytest.mark.parametrize("columns", ["onecolumn", "twocolumn"])
+def test_latex_compiles_without_overfull_boxes(table, tmp_path, columns):
     if not shutil.which("pdflatex") or subprocess.run(["kpsewhich", "booktabs.sty"]).returncode:
         pytest.skip("there is no LaTeX with booktabs to compile it")
     wide = tuple(Column(f"A method ({i} words of text)", "ours", str(i)) for i in range(12))
@@ -180,7 +192,8 @@ def test_latex_compiles_without_overfull_boxes(table, tmp_path):
     wide_table = dataclasses.replace(table, columns=wide, lines=lines)
     (tmp_path / "tables.tex").write_text(latex("T", [], [table, wide_table]))
     (tmp_path / "page.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs,graphicx}"
+        f"\\documentclass[{columns}]{{article}}"
+        "\\usepackage{booktabs,graphicx}"
         "\\begin{document}\\input{tables}\\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
@@ -194,7 +207,7 @@ def test_latex_names_its_packages_and_clears_pages(table):
     assert "\\usepackage{booktabs,graphicx}" in text.splitlines()[1]
     assert "% 50 % of it." in text.splitlines()
     pages = text.split("\\clearpage")
-    assert [page.count("\\begin{table}") for page in pages] == [4, 4, 1]
+    assert [page.count("\\begin{table*}") for page in pages] == [4, 4, 1]
 
 
 def test_legend_of_each_kind_of_table_is_shown_once(table):

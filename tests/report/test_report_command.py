@@ -91,7 +91,7 @@ def test_writes_files(workdir, tmp_path, capsys):
     before = {name: (folder / name).read_bytes() for name in FILES}
     html = before["tables.html"].decode()
     assert re.findall(r'<a href="#([^"]+)">', html) == re.findall(r'<section id="([^"]+)">', html)
-    assert before["tables.tex"].decode().count("\\begin{table}") == html.count("<table")
+    assert before["tables.tex"].decode().count("\\begin{table*}") == html.count("<table")
     assert before["tables.md"].decode().count("### ") == html.count("<table")
     assert main([workdir, "--out", str(folder)]) == 0
     assert {name: (folder / name).read_bytes() for name in FILES} == before

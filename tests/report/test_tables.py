@@ -270,9 +270,16 @@ def test_comparisons_show_settings_and_differences(make_row):
     main = make_row("visa", pixel_auroc=0.9)
     fixed = make_row("visa", pixel_auroc=0.85, auxiliary="", checkpoint="", epoch=None, seed=None)
     first = make_row("visa", image_score="first", pixel_auroc=0.9)
-    table = run_tables.comparison_table("visa", [main], [fixed, first], {})
-    assert [line.labels[0] for line in table.lines[1:]] == ["fixed prompts", "image score first"]
-    assert table.lines[0].labels[0].startswith("Main result: ")
+    twice = fixed | {"image_score": "first"}
+    table = run_tables.comparison_table("visa", [main], [fixed, first, twice], {})
+    assert [line.labels[0] for line in table.lines] == [
+        "Main result",
+        "fixed prompts",
+        "image score first",
+    ]
+    assert table.lines[0].footnotes == (
+        "Main result: trained on MVTec AD, seed 0, epoch 2, image score second.",
+    )
     assert cell_of(table, 1, "pixel_auroc").difference == -5.0
     assert cell_of(table, 1, "pixel_auroc").paper is None
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ LONG_COLUMNS = (
     *("value", "difference", "note"),
 )
 TERMINAL_HEAD, TERMINAL_LABEL = 7, 25  # characters in a line of a number's and of a label's column
-LATEX_HEAD = 16  # characters in a line of a column's heading
+LATEX_HEAD, LATEX_LABEL = 16, 28  # the same in LaTeX
 LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTeX's
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -30,6 +31,7 @@ LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTe
     "comment_start_string": "<#",
     "comment_end_string": "#>",
 }
+_wrap = functools.partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -83,6 +85,8 @@ def _environment(suffix: str) -> "jinja2.Environment":
         "COMPACT": (SAME_METHOD, BEST_PRIOR),
         "DEMONSTRATION": DEMONSTRATION,
         "LABELS": names.LABELS,
+        "LATEX_HEAD": LATEX_HEAD,
+        "LATEX_LABEL": LATEX_LABEL,
         "MAIN_RESULT": tables.MAIN_RESULT,
     }
     environment.filters |= {
@@ -91,8 +95,9 @@ def _environment(suffix: str) -> "jinja2.Environment":
         "columns_with_reference": _columns_with_reference,
         "dataset_name": names.dataset_name,
         "explained": _explained,
-        "heading_lines": _heading_lines,
+        "label": _label,
         "latex": lambda text: text.translate(_LATEX),
+        "latex_lines": _latex_lines,
         "method_name": names.method_name,
         "plural": plural,
         "reference": _reference,
@@ -129,14 +134,15 @@ def _explained(shown: Iterable[Table]) -> Iterator[tuple[str, Table]]:
         known.add(table.compared)
 
 
-def _heading_lines(name: str) -> list[str]:
-    """Returns the name of a LaTeX column in lines; a bracket starts a line."""
-    # LaTeX does not break lines in columns of numbers, and long headings would widen them.
-    if len(name) <= LATEX_HEAD:
-        return [name]
-    options: Any = {"break_long_words": False, "break_on_hyphens": False}
-    parts = name.replace(" (", "\n(").split("\n")
-    return [line for part in parts for line in textwrap.wrap(part, LATEX_HEAD, **options)]
+def _latex_lines(name: str, width: int) -> list[str]:
+    """Returns a name as LaTeX in lines of some characters; a bracket starts a line."""
+    # LaTeX does not break lines in such columns, and a long one would shrink the whole table.
+    parts = [name] if len(name) <= width else name.replace(" (", "\n(").split("\n")
+    return [line.translate(_LATEX) for part in parts for line in _wrap(part, width)] or [""]
+
+
+def _label(title: str) -> str:
+    return f"tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}"
 
 
 def to_text(table: Table) -> str:
@@ -144,16 +150,15 @@ def to_text(table: Table) -> str:
 
     The paper's numbers and the differences are in lines below ours, so that all fits into 100 columns.
     """
-    wrap = functools.partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
     count = len(table.head)
-    heads = [wrap(head, TERMINAL_HEAD) for head in table.head]
-    heads += [wrap(column.full, TERMINAL_HEAD) for column in table.columns]
+    heads = [_wrap(head, TERMINAL_HEAD) for head in table.head]
+    heads += [_wrap(column.full, TERMINAL_HEAD) for column in table.columns]
     rows = [list(row) for row in itertools.zip_longest(*map(reversed, heads), fillvalue="")][::-1]
     for line in table.lines:
         parts: list[Line | Cell] = [line, *line.cells]
         marks = {mark for part in parts for mark in table.marks(part)}
         first = line.labels[0] + "".join(f" [{mark}]" for mark in sorted(marks))
-        *above, last = wrap(first, TERMINAL_LABEL) or [""]
+        *above, last = _wrap(first, TERMINAL_LABEL) or [""]
         rows += [[words] for words in above]
         rows.append([last, *line.labels[1:], *(cell.number for cell in line.cells)])
         papers = [cell.paper.percent if cell.paper else None for cell in line.cells]

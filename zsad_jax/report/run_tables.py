@@ -117,11 +117,16 @@ def category_table(
 def comparison_table(
     dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
 ) -> Table:
-    """Makes a table of a dataset's main result and its comparisons, with differences to the main result."""
+    """Makes a table of a dataset's main result and its comparisons, with differences to the main result.
+
+    Of a comparison's image scores, the table has that of the main result if it is among them.
+    """
     main, others = (
         [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
         for group in (rows, comparisons)
     )
+    for row in main:
+        others = _with_score(others, row["image_score"])
     metrics = _metrics_to_show(main + others)
     varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
     notes_on_main = _Results(rows, notes, ()).notes_on(main[0]) if main else ()
@@ -129,8 +134,8 @@ def comparison_table(
     lines = []
     for row in main:
         cells = tuple(Cell(percent(row[metric])) for metric in metrics)
-        label = f"Main result: {wording.describe_setting(row, varied)}"
-        lines.append(Line((label,), cells, words))
+        setting = f"Main result: {wording.describe_setting(row, varied)}."
+        lines.append(Line(("Main result",), cells, (setting, *words)))
     for row in others:
         # Comparisons without a main result have no differences.
         against = main[0] if main else dict.fromkeys(row)
@@ -140,6 +145,16 @@ def comparison_table(
     lines += _seed_lines(others, metrics)
     title = f"{names.dataset_name(dataset)}: comparisons"
     return _table(title, ("Setting",), metrics, lines, MAIN_RESULT)
+
+
+def _with_score(rows: Sequence[Row], score: str | None) -> list[Row]:
+    """Drops rows that differ only by their image score from one with this score."""
+
+    def setting(row: Row) -> tuple[str, ...]:
+        return tuple(str(row[key]) for key in IDENTITY_COLUMNS if key != "image_score")
+
+    known = {setting(row) for row in rows if row["image_score"] == score}
+    return [row for row in rows if row["image_score"] == score or setting(row) not in known]
 
 
 def results_csv(

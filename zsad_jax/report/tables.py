@@ -141,8 +141,8 @@ class Table:
         return tuple(dict.fromkeys((*words, *self.remarks)))
 
     def marks(self, part: Line | Cell) -> list[int]:
-        """Returns the numbers of the footnotes of a line or cell."""
-        return [self.footnotes.index(words) + 1 for words in dict.fromkeys(part.footnotes)]
+        """Returns the numbers of the footnotes of a line or cell, in order."""
+        return sorted({self.footnotes.index(words) + 1 for words in part.footnotes})
 
 
 def metric_column(metric: str) -> Column:

@@ -187,10 +187,11 @@ def test_mean_of_dataset_covers_categories_of_the_paper(make_ours):
         "VisA: 11 of 12 categories were evaluated.",
         "VisA: mean over 10 of 11 categories; undefined: candle.",
     ]
-    assert notes_of(table, cell) == words
+    assert sorted(notes_of(table, cell)) == words
+    assert table.marks(cell) == sorted(table.marks(cell))
     above = make_table(sheet_of("tipsomaly", "1", "image_auroc"), [part])
     cell = cells_of(above, "Industrial mean")["ours: FAPrompt"]
-    assert notes_of(above, cell)[1:] == words
+    assert set(words) <= set(notes_of(above, cell))
     cell = cells_of(table, "pipe fryum")["ours: FAPrompt"]
     assert (cell.difference, notes_of(table, cell)) == (None, words[:1])
 
