@@ -19,7 +19,7 @@ import pytest
 from zsad_jax.data.open import open_dataset
 from zsad_jax.experiment.config import from_config
 from zsad_jax.experiment.run import open_datasets, run_experiment
-from zsad_jax.main import default_workdir
+from zsad_jax.experiment.workdir import default_workdir
 from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"

@@ -13,6 +13,7 @@ from absl import flags
 
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
+from zsad_jax.experiment.workdir import default_workdir
 from zsad_jax.utils import files
 from zsad_jax.utils.command_line import log_plainly
 
@@ -21,14 +22,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all outputs; default:
 _LIST = flags.DEFINE_bool("list", False, "List the included configs and their variants.")
 
 _KEYS = flags.DEFINE_bool("keys", False, "List every key of the config with its value and meaning.")
-
-
-def default_workdir(config_path: str) -> pathlib.Path:
-    """Returns runs/<config's name>[-<variant>]; the name includes folders below configs/."""
-    file, _, variant = config_path.partition(":")
-    path = pathlib.Path(file).with_suffix("")
-    start = path.parts.index("configs") + 1 if "configs" in path.parts else -1
-    return pathlib.Path("runs", "-".join([*path.parts[start:], *([variant] if variant else [])]))
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +40,7 @@ def main(argv: list[str]) -> None:
         workdir = pathlib.Path(files.user_path(_WORKDIR.value, "--workdir"))
     log_plainly()
     with files.alone(workdir, OUTPUTS):
-        run_experiment(experiment, workdir)
+        run_experiment(experiment, workdir, config_flag.changed_keys())
 
 
 if __name__ == "__main__":

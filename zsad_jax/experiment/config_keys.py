@@ -22,12 +22,12 @@ class Key(NamedTuple):
     description: str
 
 
-def flatten(config: Any) -> dict[str, Any]:
-    """Returns the values of a config by dotted name; a section without keys is a value."""
+def flatten(config: Any, section: type = ConfigDict) -> dict[str, Any]:
+    """Returns the values of a config by dotted name; a section without keys is the value {}."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        nested = flatten(value) if isinstance(value, ConfigDict) else {}
-        found |= {f"{name}.{key}": one for key, one in nested.items()} or {name: value}
+        nested = flatten(value, section) if isinstance(value, section) else {"": value}
+        found |= {f"{name}.{key}".rstrip("."): one for key, one in nested.items()} or {name: {}}
     return found
 
 
@@ -63,7 +63,7 @@ def list_keys(config: ConfigDict) -> str:
         key = keys.get(name) or keys.get(name.partition(".")[0], Key("", ""))
         words = f"{key.type[:1].upper()}{key.type[1:]}: {key.description}"
         lines += [
-            f"--config.{name}={value}".strip(),
+            f"--config.{name}={value}",
             textwrap.indent(textwrap.fill(words, 96), "    "),
         ]
     return "\n".join(lines)

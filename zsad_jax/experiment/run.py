@@ -21,6 +21,7 @@ from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, eva
 from zsad_jax.experiment import cache, config_files, console, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
+from zsad_jax.experiment.workdir import check_workdir
 from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
@@ -74,13 +75,21 @@ class Evaluated(NamedTuple):
 AllPrompts = Mapping[tuple[str | None, str], Prompts]
 
 
-def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
+def run_experiment(
+    experiment: Experiment, workdir: pathlib.Path, changed: Mapping[str, Any] | None = None
+) -> None:
     """Trains what must be trained, evaluates every target, and writes the report.
+
+    Args:
+      experiment: the checked config.
+      workdir: the directory of all outputs.
+      changed: values of keys that differ from the config file, for the titles of tables.
 
     Raises:
       UserError: something is wrong or missing; it is raised before any long work.
     """
     clock = run_info.Stopwatch()
+    check_workdir(workdir, experiment)
     _show(console.describe_setting(experiment, workdir))
     run = start_run(experiment, workdir)
     clock.lap("start")
@@ -90,7 +99,7 @@ def run_experiment(experiment: Experiment, workdir: pathlib.Path) -> None:
     for target in run.targets:
         evaluated.append(evaluate_target(run, target, prompts, scorers))
         clock.lap(f"evaluate {target.name}")
-    info = write_results(run, evaluated, clock)
+    info = write_results(run, evaluated, clock, changed or {})
     trainings = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
     report = make_report(run, evaluated, info, list(trainings))
     write_report(workdir, report)
@@ -135,7 +144,10 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
 
 
 def write_results(
-    run: Run, evaluated: Sequence[Evaluated], clock: run_info.Stopwatch
+    run: Run,
+    evaluated: Sequence[Evaluated],
+    clock: run_info.Stopwatch,
+    changed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes results.json, comparisons.json and run.json; returns run.json without its issues."""
     # Without times and versions, which are in run.json, so that the same run writes the same bytes.
@@ -143,6 +155,7 @@ def write_results(
     files.write_json(run.workdir / "comparisons.json", _comparisons(evaluated))
     evaluations = [one.evaluation for one in evaluated]
     info = run_info.describe_process(clock) | run_info.describe_evaluations(evaluations)
+    info["changed_keys"] = changed
     info |= run_info.describe_method(run.experiment, run.method, run.backbone)
     issues = {one.dataset: issues_to_json(one.issues) for one in evaluations}
     files.write_json(run.workdir / "run.json", info | {"issues": issues})

@@ -13,6 +13,9 @@ from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import Row
 from zsad_jax.report.tables import Table
 
+WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys of a config
+IN_TABLES = ("targets", "data", "comparisons")  # keys whose values tables show anyway
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
@@ -51,9 +54,24 @@ class Report:
     @functools.cached_property
     def tables(self) -> list[Table]:
         """The results by dataset, by category, and the comparisons."""
-        return run_tables.make_tables(self.rows, self.comparisons, notes=self.notes, run=self.run)
+        tables = run_tables.make_tables(self.rows, self.comparisons, notes=self.notes, run=self.run)
+        return self._name_setting(tables)
 
     @functools.cached_property
     def paper_tables(self) -> list[Table]:
         """The tables of the papers with these results."""
-        return compare_run(self.rows, self.run)
+        return self._name_setting(compare_run(self.rows, self.run))
+
+    def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
+        """Adds what differs from the config file to the titles of tables."""
+        changed = ", ".join(
+            f"{key}={value}"
+            for key, value in self.run.get("changed_keys", {}).items()
+            if key.partition(".")[0] not in (*WITHOUT_EFFECT, *IN_TABLES)
+        )
+        return [
+            dataclasses.replace(
+                table, title=f"{table.title} ({changed})" if changed else table.title
+            )
+            for table in tables
+        ]

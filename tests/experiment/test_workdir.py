@@ -1,0 +1,80 @@
+"""Tests of working directories, which hold the results of one setting."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from zsad_jax.experiment.config import Experiment, to_json
+from zsad_jax.experiment.workdir import check_workdir
+from zsad_jax.utils.errors import UserError
+
+BASE = Experiment(
+    method={"name": "clip", "sigma": 4.0},
+    backbone={"name": "clip-nano"},
+    targets=("synthetic_target",),
+    comparisons={"K=0.5": {"sigma": 0.5}},
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Returns a working directory with results."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_json(BASE)))
+    (folder / "results.json").write_text("[]")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 4, "num_workers": 2, "data_dir": "data", "skip_missing": True},
+        {"method": {"name": "clip", "sigma": 4, "temperature": None}},
+    ],
+)
+def test_accepts_the_same_setting(workdir, changes):
+    check_workdir(workdir, dataclasses.replace(BASE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "name"),
+    [
+        ({"method": {"name": "clip", "sigma": 8.0}}, "method.sigma: 4.0, now 8", "clip-sigma=8"),
+        ({"seed": 5}, "seed: 0, now 5", "clip-seed=5"),
+        (
+            {"targets": ("visa",)},
+            "targets: ['synthetic_target'], now ['visa']",
+            "clip-targets=_visa",
+        ),
+        ({"comparisons": {}}, "comparisons.K=0.5.sigma: 0.5, now None", "clip-sigma=None"),
+    ],
+)
+def test_rejects_another_setting_and_suggests_a_directory(workdir, changes, words, name):
+    other = dataclasses.replace(BASE, **changes)
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        check_workdir(workdir, other)
+    assert f"--workdir {workdir.with_name(name)}, or delete" in str(error.value)
+    (workdir / "config.json").unlink()
+    check_workdir(workdir, other)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "\0"])
+def test_rejects_results_with_an_unreadable_config(workdir, text):
+    (workdir / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json cannot be read.*--workdir .*clip-new"):
+        check_workdir(workdir, BASE)
+
+
+def test_rejects_config_of_earlier_form(workdir):
+    (workdir / "config.json").write_text(json.dumps({**to_json(BASE), "n_deep": 4}))
+    with pytest.raises(UserError, match="n_deep: 4, now None"):
+        check_workdir(workdir, BASE)
+
+
+def test_accepts_directory_without_results(workdir):
+    (workdir / "results.json").unlink()
+    check_workdir(workdir, dataclasses.replace(BASE, seed=5))

@@ -1,0 +1,55 @@
+"""Working directories: each holds the results of one setting."""
+
+import json
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping
+
+from zsad_jax.experiment.config import Experiment, to_json
+from zsad_jax.experiment.config_keys import flatten
+from zsad_jax.report.base import WITHOUT_EFFECT
+from zsad_jax.utils.errors import UserError
+
+
+def default_workdir(config_path: str) -> pathlib.Path:
+    """Returns runs/<config's name>[-<variant>]; the name includes folders below configs/."""
+    file, _, variant = config_path.partition(":")
+    path = pathlib.Path(file).with_suffix("")
+    start = path.parts.index("configs") + 1 if "configs" in path.parts else -1
+    return pathlib.Path("runs", "-".join([*path.parts[start:], *([variant] if variant else [])]))
+
+
+def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Rejects a directory with results of another setting.
+
+    Raises:
+      UserError: naming what differs, and a directory for the new results.
+    """
+    config = workdir / "config.json"
+    if not (workdir / "results.json").exists() or not config.exists():
+        return
+    now = flatten(to_json(experiment), Mapping)
+    try:
+        before = flatten(json.loads(config.read_text(encoding="utf-8")), Mapping)
+    except (AttributeError, ValueError):
+        words, name = f"{config.name} cannot be read", "new"
+    else:
+        different = [
+            key
+            for key in {**now, **before}
+            # Options that are not given, and mappings without entries, need not be stored.
+            if (before.get(key) or None) != (now.get(key) or None)
+            and key.partition(".")[0] not in WITHOUT_EFFECT
+        ]
+        if not different:
+            return
+        words = ", ".join(f"{key}: {before.get(key)}, now {now.get(key)}" for key in different[:3])
+        words += f" and {len(different) - 3} more" * (len(different) > 3)
+        key, value = different[0], now.get(different[0])
+        name = f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
+    other = workdir.with_name(re.sub(r"[^\w.=+-]+", "_", f"{workdir.name}-{name}").strip("_")[:80])
+    raise UserError(
+        f"{workdir} has the results of another setting ({words}). Choose another directory, for example"
+        f" --workdir {shlex.quote(str(other))}, or delete {config} to replace these results."
+    )
