@@ -422,7 +422,9 @@ def write_old_format(path, value, values):
         {"state_dict": {"ctx": STORED}, "scheduler": Call("torch.optim.lr_scheduler CosineLR")},
     ],
 )
-@pytest.mark.parametrize("name", ["a.pth", "a.PTH", "model.pth.tar-50", "old.pt"])
+@pytest.mark.parametrize(
+    "name", ["a.pth", "a.PTH", "model.pth.tar-50", "old.pt", "old.safetensors"]
+)
 def test_reads_arrays_of_training_scripts(tmp_path, content, name):
     path = tmp_path / name
     if name.startswith("old"):

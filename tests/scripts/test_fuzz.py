@@ -48,6 +48,11 @@ def test_limits_memory(capsys):
     assert "above 1 MiB" in capsys.readouterr().out
 
 
+def test_damaged_checkpoints_are_loaded_or_rejected(capsys):
+    code = importlib.import_module("checkpoints").main(["--count", "45", "--seed", "1"])
+    assert code == 0, capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_accounts_for_damaged_images(user_environment):
     command = [sys.executable, "scripts/fuzz/images.py", "--count", "120", "--seed", "3"]

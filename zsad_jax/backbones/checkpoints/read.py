@@ -190,8 +190,9 @@ def _is_safetensors(path: pathlib.Path) -> bool:
     """Looks for a length and the "{" of a header; the name decides for a damaged file."""
     with open(path, "rb") as file:
         start = file.read(9)
-    # Eight bytes of length precede the JSON header; an npz is a zip, which begins with PK.
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
+    # Eight bytes of length precede the JSON header; a zip begins with PK, a pickle with its protocol.
+    other = start.startswith((b"PK", b"\x80"))
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not other)
 
 
 def _is_torch(path: pathlib.Path) -> bool:

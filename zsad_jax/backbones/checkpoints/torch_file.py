@@ -158,6 +158,8 @@ def _open_old(file: BinaryIO) -> Opened:
     for key in keys:
         places[key] = end
         end += 8 + storages[key].length * storages[key].dtype.itemsize
+    if file.seek(0, io.SEEK_END) != end:
+        raise ValueError("it is cut short, or has surplus bytes")
 
     def read(storage: _Storage) -> np.ndarray:
         file.seek(places[storage.key])
