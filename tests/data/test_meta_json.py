@@ -1,6 +1,8 @@
 import json
+import os
 import pathlib
 import re
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -93,6 +95,15 @@ def test_resolves_absolute_paths_of_other_machines(tmp_path):
     assert two.image == str(root / "brain/test/bad/2.png")
     assert two.mask == str(root / "brain/masks/2.png")
     assert three.file_name == "brain/test/good/3.png"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_finds_files_in_other_unicode_form(tmp_path, form):
+    root = make(tmp_path, "", [unicodedata.normalize(form, "Stück.png")])
+    for other in ("NFC", "NFD"):
+        listed = [entry(unicodedata.normalize(other, "Stück.png"))]
+        dataset = read_meta_json(make(root, {"test": {"c": listed}}))
+        assert os.path.isfile(dataset[0].image)
 
 
 def test_reports_missing_files(tmp_path):

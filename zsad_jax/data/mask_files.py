@@ -93,7 +93,7 @@ def find_masks(
             continue
         if not likely or not twins:
             # If all have few levels, nothing tells which ones are the masks.
-            others = list(twins.values()) or [file for file in left if file not in inside]
+            others = list(twins.values()) or sorted({*left} - {*inside})
             if not others or _have_few_levels(root, others):
                 continue
             unusual[folder] = os.path.dirname(others[0]) if twins else ""

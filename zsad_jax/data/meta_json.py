@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -275,8 +276,12 @@ def _resolve(path: str, root: pathlib.Path, within: set[str]) -> pathlib.Path | 
 
     A path of another disk that is not below the root is returned unchanged; it does not exist.
     """
-    # Lists written on Windows have its separators, and names on Linux may contain backslashes.
-    listed = pathlib.PurePosixPath(path if os.path.exists(root / path) else path.replace("\\", "/"))
+    # Lists written on Windows have its separators, and names on Linux may contain backslashes; macOS stores
+    # accents in another Unicode form than other systems.
+    slashes = path.replace("\\", "/")
+    spellings = (path, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
+    there = (one for one in spellings if os.path.exists(root / one))
+    listed = pathlib.PurePosixPath(next(there, slashes))
     direct = root / listed
     if not (listed.is_absolute() or (listed.parts and listed.parts[0].endswith(":"))):
         return direct if _is_inside(direct, within) else None
