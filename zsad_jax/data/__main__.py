@@ -90,7 +90,10 @@ def _make_parser() -> argparse.ArgumentParser:
         help="show counts per category, of these datasets or of all",
     )
     listed.add_argument(
-        "--format", choices=("plain", "markdown", "csv"), default="plain", help="default: plain"
+        "--format",
+        choices=("plain", "markdown", "csv"),
+        default="plain",
+        help="default: plain; the others also have titles, domains, homepages and licenses",
     )
     listed.set_defaults(run=_list)
 

@@ -4,12 +4,14 @@ import csv
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from zsad_jax.utils.images import printable
 
 UNKNOWN = "–"
+TERMINAL = 100  # columns
 NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
 
 Cell = str | int | tuple[int, int] | None
@@ -21,11 +23,13 @@ class TextTable(NamedTuple):
     Attributes:
       heads: of the columns.
       pairs: the heads of the columns of pairs.
+      hidden: the heads of the columns that a terminal has no room for.
     """
 
     heads: tuple[str, ...]
     pairs: frozenset[str]
     rows: list[tuple[Cell, ...]]
+    hidden: frozenset[str] = frozenset()
 
     def to_text(self, form: str) -> str:
         """Returns the table as "plain", "markdown" or "csv", with a newline at the end."""
@@ -35,9 +39,17 @@ class TextTable(NamedTuple):
         if form == "markdown":
             lines.insert(1, ["---"] * len(self.heads))
             return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = ("  ".join(map(str.ljust, line, widths)) for line in lines)
-        return "".join(f"{line.rstrip()}\n" for line in padded)
+        columns = [column for column in zip(*lines, strict=True) if column[0] not in self.hidden]
+        widths = [max(map(len, column)) for column in columns[:-1]]
+        left = "".join(f"{{:{width}}}  " for width in widths)
+        room = max(TERMINAL - sum(widths) - 2 * len(widths), 12)
+        text = []
+        for *cells, last in zip(*columns, strict=True):
+            # A long last cell continues on the lines below it.
+            for number, part in enumerate(textwrap.wrap(last, room) or [""]):
+                shown = cells if number == 0 else [""] * len(cells)
+                text.append(f"{left.format(*shown)}{part}".rstrip())
+        return "\n".join([*text, ""])
 
     def _to_csv(self) -> str:
         heads = [

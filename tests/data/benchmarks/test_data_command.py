@@ -286,12 +286,17 @@ def test_list_matches_table_of_the_paper(run, official, published_miniature):
     assert (mvtec["test normal"], mvtec["test anomalous"], mvtec["state"]) == ("4", "6", "prepared")
     assert (mvtec["categories"], mvtec["license"]) == ("2", "CC BY-NC-SA 4.0")
     assert (visa["test normal"], visa["published test normal"]) == ("", "962")
-    assert (visa["categories"], visa["state"]) == ("12", "not prepared (automatic download)")
+    assert (visa["categories"], visa["download"], visa["state"]) == (
+        "12",
+        "automatic",
+        "not prepared",
+    )
     assert elpv["levels"] == "image"
     assert by_key["headct"]["domain"] == "medical"
     assert by_key["synthetic_aux"]["test anomalous"] == "128"
     plain = run("list")[1].splitlines()
     assert lines_with("\n".join(plain), "visa", "–", "962 / 1200", "image, pixel")
+    assert max(map(len, plain)) <= 100
     assert run("list", "--format", "markdown")[1].startswith("| dataset | title | domain |")
 
 

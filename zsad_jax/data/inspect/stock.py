@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     Attributes:
       key: its name.
-      state: the form in which it is available, else how to get it.
+      state: the form in which it is available, "not prepared" or "damaged".
       counts: of the available splits; {} if none is.
     """
 
@@ -32,10 +32,8 @@ class Entry(NamedTuple):
 
 def look_for(name: str, data_dir: PathLike) -> Entry:
     """Looks for a known dataset below a folder; counts are read, images are not."""
-    facts = DATASETS[name]
     if not is_available(name, data_dir):
-        how = "automatic download" if facts.open_to_all else f"see {facts.homepage}"
-        return Entry(name, f"not prepared ({how})", {})
+        return Entry(name, "not prepared", {})
     # A damaged dataset must not end the list of the others.
     try:
         opened = open_all_splits(name, data_dir)
@@ -66,13 +64,18 @@ def tabulate_datasets(entries: Sequence[Entry]) -> TextTable:
             total(found) if found else None,
             facts.published,
             ", ".join(facts.levels),
-            entry.state,
+            facts.homepage or None,
             facts.license,
+            None if entry.key in CATEGORIES else "automatic" if facts.open_to_all else "manual",
+            entry.state,
         )
         rows.append(row)
-    heads = ("dataset", "title", "domain", "categories", "test", "published test")
+    heads = ("dataset", "title", "domain", "categories", "test", "published test", "levels")
     return TextTable(
-        (*heads, "levels", "state", "license"), frozenset({"test", "published test"}), rows
+        (*heads, "homepage", "license", "download", "state"),
+        frozenset({"test", "published test"}),
+        rows,
+        hidden=frozenset({"title", "domain", "homepage", "license"}),
     )
 
 
