@@ -79,6 +79,8 @@ def test_trains_two_steps_then_scores(backbones, largest_entries, method, backbo
     assert maps.shape == (2, SIZE, SIZE)
     low, high = made.map_range
     assert low - 1e-4 <= maps.min() <= maps.max() <= high + 1e-4
+    low, high = made.score_range
+    assert all(low <= one.min() <= one.max() <= high for one in image.values())
 
 
 def _train(made, frozen, params, features):

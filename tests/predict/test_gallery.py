@@ -1,3 +1,4 @@
+import collections
 import csv
 import re
 
@@ -52,6 +53,9 @@ def test_page_shows_all_images_by_score(shown, job):
     assert re.findall(r'data-decision="(\w+)"', page) == [row["decision"] for row in scored]
     assert {*re.findall(r'data-folder="(\w+)"', page)} == {"a", "b"}
     assert "broken.png</dt>" in page
+    options = re.findall(r'<option value="\w+">(.*)</option>', page)
+    counts = collections.Counter(row["decision"] for row in scored)
+    assert options == [*(f"{one} ({counts[one]})" for one in sorted(counts)), "a (6)", "b (3)"]
 
 
 def test_page_is_self_contained_and_escapes_names(shown):

@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from zsad_jax.predict.outputs import Record, Writer, format_score, write_changed
@@ -24,15 +25,18 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
     folders = [os.path.dirname(os.path.realpath(record["path"])) for record in ordered]
     root = os.path.commonpath(folders)
     names = [os.path.relpath(os.path.realpath(record["path"]), root) for record in ordered]
+    rows = [
+        (record, printable(name), printable(os.path.dirname(name)) or ".")
+        for record, name in zip(ordered, names, strict=True)
+    ]
     page = formats.render(
         "predictions.html",
         model=model.description,
         categories=model.folders.categories,
         warning=model.warning,
-        rows=[
-            (record, printable(name), printable(os.path.dirname(name)) or ".")
-            for record, name in zip(ordered, names, strict=True)
-        ],
+        rows=rows,
+        decisions=Counter(record["decision"] for record in ordered if "decision" in record),
+        folders=Counter(folder for record, _, folder in rows if "score" in record),
         root=printable(root),
         format_score=format_score,
         thumbnail=lambda record: _data_uri(writer, record),
