@@ -40,10 +40,12 @@ def test_reports_unknown_and_missing_columns(fields):
         ),
         *(("method", value) for value in (None, 3)),
         *(("auxiliary", value) for value in (0.5, ["visa"])),
-        *(("n_images", value) for value in (None, -1, 7.5, "7", 3)),
+        ("n_anomalous", -1),
+        ("n_anomalous", 8),
+        *(("n_images", value) for value in (None, 7.5, "7")),
         *(("epoch", "2"), ("sigma", "4"), ("image_size", {})),
     ],
 )
 def test_rejects_wrong_values(fields, column, value):
-    with pytest.raises(ValueError, match=rf"{column} is|more than n_images"):
+    with pytest.raises(ValueError, match=f"{column} is"):
         result_row(**fields | {column: value})

@@ -16,9 +16,9 @@ from zsad_jax.utils.errors import plural
 def describe_setting(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Describes what is known before anything is opened or loaded."""
     name = experiment.backbone["name"]
-    demo = name in RELEASES and RELEASES[name].demo
     title = f"{names.method_name(experiment.method['name'])} on {name}"
-    return "\n".join([title, *[DEMONSTRATION] * demo, _item("output", str(workdir))])
+    demo = name in RELEASES and RELEASES[name].demo
+    return "\n".join([title, *[DEMONSTRATION] * demo, f"  output    {workdir}"])
 
 
 def describe_inputs(
@@ -27,34 +27,25 @@ def describe_inputs(
     """Describes devices, datasets and prompts; `learned`: whether the method learns any."""
     targets = [target for target in experiment.resolved if target.name in datasets]
     devices = jax.devices()
-    items = [("devices", f"{len(devices)} x {devices[0].device_kind}")]
-    items += [("evaluate", _describe_dataset(datasets[target.name])) for target in targets]
-    auxiliaries = dict.fromkeys(str(target.auxiliary) for target in targets if learned)
-    for name in auxiliaries:
-        if experiment.train:
-            items.append(("train on", _describe_dataset(datasets[name])))
-        else:
-            source = experiment.checkpoints.get(name, "included with the package")
-            items.append(("prompts", f"learned on {names.dataset_name(name)} ({source})"))
-    if not learned:
-        items.append(("prompts", "fixed, nothing is trained"))
-    return "\n".join(_item(*item) for item in items)
+    lines = [f"  devices   {len(devices)} x {devices[0].device_kind}"]
+    lines += [f"  evaluate  {_describe(datasets[target.name])}" for target in targets]
+    for name in dict.fromkeys(str(target.auxiliary) for target in targets if learned):
+        source = experiment.checkpoints.get(name, "included with the package")
+        loaded = f"  prompts   learned on {names.dataset_name(name)} ({source})"
+        trained = f"  train on  {_describe(datasets[name])}" if experiment.train else ""
+        lines.append(trained or loaded)
+    return "\n".join(lines if learned else [*lines, "  prompts   fixed, nothing is trained"])
 
 
 def describe_results(report: Report, workdir: pathlib.Path) -> str:
     """Returns the means of all datasets, or all tables of a single one, and the paths of the rest."""
     several = len({row["dataset"] for row in report.rows}) > 1
-    shown = [f"{to_text(table)}\n" for table in report.tables[: 1 if several else None]]
-    paths = [("results", "results.json"), ("report", "report.html")]
-    items = (_item(name, str(workdir / file)) for name, file in paths)
-    return "\n".join(["", *shown, *items])
+    tables = [f"{to_text(table)}\n" for table in report.tables[: 1 if several else None]]
+    paths = f"  results   {workdir / 'results.json'}\n  report    {workdir / 'report.html'}"
+    return "\n".join(["", *tables, paths])
 
 
-def _item(name: str, words: str) -> str:
-    return f"  {name:9} {words}"
-
-
-def _describe_dataset(dataset: Dataset) -> str:
+def _describe(dataset: Dataset) -> str:
     count = len(dataset.categories)
     categories = f", {count} categories" if count > 1 else ""
     return f"{names.dataset_name(dataset.name)}: {plural(len(dataset), 'image')}{categories}"

@@ -8,14 +8,19 @@ import numpy as np
 from zsad_jax.data.benchmarks.facts import Level
 from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
 from zsad_jax.report import names
+from zsad_jax.utils.config import describe_type, fits
 
 IDENTITY_COLUMNS = ("dataset", "category", *names.COLUMNS)
 OPTION_COLUMNS = ("prompt_family", "sigma")  # fields of the configs of methods
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
 RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS
-_REQUIRED = ("dataset", "category", "method", "variant", "backbone")  # texts; others may be null
-_WHOLE = ("seed", "epoch", "image_size", *COUNT_COLUMNS)
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "category", "method", "variant", "backbone"), str),
+    **dict.fromkeys(("seed", "epoch", "image_size"), int | None),
+    **dict.fromkeys(COUNT_COLUMNS, int),
+    **dict.fromkeys(("sigma", *METRIC_COLUMNS), float | None),
+}  # of other columns: str | None
 MEAN = "mean"  # the category of a dataset's mean
 
 Row = dict[str, Any]
@@ -43,39 +48,19 @@ def result_row(**fields: Any) -> Row:
         name: value.item() if isinstance(value, np.generic | np.ndarray) else value
         for name, value in ((name, fields[name]) for name in RESULT_COLUMNS)
     }
-    row |= {name: _check_metric(name, row[name]) for name in METRIC_COLUMNS}
-    for name in (*IDENTITY_COLUMNS, *COUNT_COLUMNS):
-        _check_column(name, row[name])
-    if row["n_anomalous"] > row["n_images"]:
-        raise ValueError(f"n_anomalous is {row['n_anomalous']}, more than n_images")
+    for name, value in row.items():
+        hint = _TYPES.get(name, str | None)
+        if not fits(value, hint):
+            raise ValueError(f"{name} is {value!r}, expected {describe_type(hint)}")
+        if name in METRIC_COLUMNS and value is not None and not 0 <= value <= 1:
+            if not math.isnan(value):
+                raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
+            row[name] = None
+    if not 0 <= row["n_anomalous"] <= row["n_images"]:
+        raise ValueError(f"n_anomalous is {row['n_anomalous']} of {row['n_images']} n_images")
     return row
 
 
 def level_of(metric: str) -> Level:
     """Returns the level of a metric, ours or a paper's."""
     return "image" if metric in IMAGE_METRICS else "pixel"
-
-
-def _check_metric(name: str, value: Any) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value!r}, expected a number in [0, 1] or null")
-    return float(value)
-
-
-def _check_column(name: str, value: Any) -> None:
-    if name in COUNT_COLUMNS or (name in _WHOLE and value is not None):
-        good, expected = _is_number(value) and value == int(value) >= 0, "a whole number"
-    elif name == "sigma":
-        good, expected = value is None or _is_number(value), "a number or null"
-    else:
-        optional = name not in _REQUIRED
-        good = isinstance(value, str) or (optional and value is None)
-        expected = "a text" + " or null" * optional
-    if not good:
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,6 +19,7 @@ from zsad_jax.report.compare import (
 )
 from zsad_jax.report.published import USUAL
 from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, result_row
+from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
@@ -188,14 +189,10 @@ def _check_run(run: Any) -> dict[str, Any]:
     """Returns run.json if the entries that reports use are well-formed."""
     if not isinstance(run, dict):
         raise ValueError("expected an object")
-    forms: dict[str, Callable[[Any], bool]] = {
-        WITHOUT_MASK: lambda count: isinstance(count, int),
-        UNLIKE_PAPER: lambda pair: isinstance(pair, list) and len(pair) == 2,
-    }
-    for key, good in forms.items():
+    for key, hint in ((WITHOUT_MASK, Mapping[str, int]), (UNLIKE_PAPER, Mapping[str, list])):
         entry = run.get(key, {})
-        if not isinstance(entry, dict) or not all(map(good, entry.values())):
-            raise ValueError(f"{key} is {entry!r}")
+        if not fits(entry, hint) or (key == UNLIKE_PAPER and {*map(len, entry.values())} - {2}):
+            raise ValueError(f"{key} is {entry!r}, expected {describe_type(hint)}")
     return run
 
 
