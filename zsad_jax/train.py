@@ -336,13 +336,10 @@ class OrbaxSaver:
                 raise ValueError("its digest differs")
             return restored["state"]
         except Exception as error:  # its storage raises errors of many kinds
-            reason = str(error).partition("\n")[0]
-            words = (
-                "Removing the damaged checkpoint of epoch %d in %s (%s). An earlier one is used."
-            )
-            logging.warning(words, epoch, self._manager.directory, reason)
+            words = "Removing the damaged checkpoint of epoch %d in %s. An earlier one is used."
+            logging.warning(words, epoch, self._manager.directory)
             self._manager.delete(epoch)
-            raise DamagedCheckpointError(reason) from error
+            raise DamagedCheckpointError(f"epoch {epoch}") from error
 
     def save(self, epoch: int, state: PyTree) -> None:
         state = sharding.to_host(state)

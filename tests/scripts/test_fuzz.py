@@ -68,3 +68,13 @@ def test_accepts_no_wrong_bytes_of_a_server(monkeypatch):
     for name in ("SECONDS_BETWEEN_ATTEMPTS", "TIMEOUT_SECONDS"):  # restored after the test
         monkeypatch.setattr(server.downloads, name, getattr(server.downloads, name))
     assert server.main(["--count", "25", "--seed", "4"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["state_files.py --count 20", "kills.py --count 4"])
+def test_resumes_from_what_is_left(user_environment, script):
+    done = subprocess.run(
+        [sys.executable, *f"scripts/fuzz/{script}".split()],
+        cwd=ROOT, env=user_environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

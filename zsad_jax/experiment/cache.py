@@ -156,12 +156,10 @@ def load(path: files.PathLike) -> Evaluation | None:
         return None
     try:
         return _decode(read_arrays(path))
-    except UserError as error:
-        logging.warning("%s It is computed again.", error)
-    # Computing a result of an earlier form again is simpler and safer than converting it.
-    except (KeyError, TypeError, ValueError):
-        logging.info("%s has an earlier form and is computed again.", path)
-    return None
+    # Damaged, or of an earlier form: computing it again is simpler and safer than converting it.
+    except (UserError, KeyError, TypeError, ValueError):
+        logging.warning("%s cannot be read and is computed again.", path)
+        return None
 
 
 def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:

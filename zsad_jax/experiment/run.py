@@ -279,9 +279,9 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
 
     try:
         params = read()
-    except UserError as error:
+    except UserError:
         if finished.exists():
-            logging.warning("%s Training resumes from its last checkpoint.", error)
+            logging.warning("%s cannot be read. Training resumes from its checkpoint.", finished)
         prompt_files.save(finished, _optimize(run, method, dataset, folder))
         # Read again: results of a first and of a resumed run are of the same stored numbers.
         params = read()

@@ -342,7 +342,7 @@ def _read_records(path: pathlib.Path) -> list[Record]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and _is_complete(record):
             records.append(record)

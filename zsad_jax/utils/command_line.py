@@ -59,10 +59,11 @@ def guarded(run: Callable[[], int | None]) -> int:
 def _report_errors(run: Callable[[], int | None]) -> int:
     with interrupts.handled():
         try:
-            interrupts.check()
-            code = run() or 0
-            interrupts.check()
-            return code
+            try:
+                interrupts.check()
+                return run() or 0
+            finally:
+                interrupts.check()  # a signal may have been swallowed, or have caused an error
         except UserError as error:
             fail(str(error))
         except KeyboardInterrupt:
