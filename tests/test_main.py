@@ -318,6 +318,18 @@ def test_rejects_mistakes_before_any_work(folder, tmp_path, name):
     assert not list(tmp_path.glob("*/**/*.npz"))
 
 
+def test_rejects_long_category_before_any_work(folder, tmp_path):
+    config = runpy.run_path(str(folder / "config.py"))["get_config"]()
+    named = {"plate": "stamped bracket with four holes " * 9}
+    with config.unlocked(), config.ignore_type():
+        config.targets = ({"meta_json": str(folder / "data/target"), "prompt_names": named},)
+    with pytest.raises(
+        UserError, match=r"bracket.* tokens, but the text tower reads \d+\. Shorten"
+    ):
+        run_experiment(from_config(config), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_reevaluates_changed_images(tmp_path):
     """Checks that results are reused for unchanged files only."""
     write_dataset(tmp_path, num_images=4, seed=0)

@@ -4,8 +4,9 @@ Everything that an earlier run with the same settings finished is reused.
 """
 
 import contextlib
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
+LONG_NAME = 32  # bytes, of which a token has at least one
 OUTPUTS = (
     *("config.json", "results.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -119,12 +121,28 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     experiment.check_methods(backbone)
     method = experiment.main_method(backbone)
     score = image_score(method, experiment.image_score)
+    _check_names(experiment, backbone, datasets.values())
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
     mesh = sharding.make_mesh()
     learned = bool(param_shapes(method, backbone))
     _show(console.describe_inputs(experiment, datasets, learned=learned))
     return Run(experiment, workdir, backbone, mesh, datasets, skipped, method, score)
+
+
+def _check_names(experiment: Experiment, backbone: Backbone, datasets: Iterable[Dataset]) -> None:
+    """Rejects names of categories that are too long for the text tower, before anything is trained."""
+    longest = max((name for one in datasets for name in one.prompt_names), key=_num_bytes)
+    # No prompt with a shorter name is too long, and tracing takes a second for each method.
+    if not experiment.train or _num_bytes(longest) <= LONG_NAME:
+        return
+    for method in (spec.make(backbone) for spec in experiment.methods()):
+        encode = functools.partial(method.prototypes, class_names=(longest,))
+        jax.eval_shape(encode, backbone.params, param_shapes(method, backbone))
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
