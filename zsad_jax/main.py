@@ -12,6 +12,7 @@ import pathlib
 from absl import flags
 
 from zsad_jax.experiment import config_flag
+from zsad_jax.experiment.config_keys import list_keys
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
 from zsad_jax.experiment.workdir import default_workdir
 from zsad_jax.utils import files
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
         print(config_flag.list_configs())
         return
     if _KEYS.value:
-        config_flag.print_keys()
+        print(list_keys(config_flag.read_config()))
         return
     experiment = config_flag.read_experiment()
     config_flag.reject_strays(argv[1:])

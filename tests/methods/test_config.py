@@ -56,7 +56,7 @@ def test_accepts_mappings_and_configs():
         ({"count": 10}, "'count' is 10. It must be between 1 and 9"),
         ({"count": True}, "'count' is True. Expected an integer"),
         ({"rate": "1"}, "'rate' is '1'. Expected a number"),
-        ({"rate": -0.1}, "'rate' is -0.1. It must be at least 0"),
+        ({"rate": -0.1}, "'rate' is -0.1. It must be between 0 and"),
         ({"rate": float("nan")}, "'rate' is nan"),
         ({"layers": (1, "2")}, "'layers'.*a tuple of integers"),
         ({"name": 3}, "'name' is 3. Expected a string or None"),

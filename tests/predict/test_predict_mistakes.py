@@ -44,6 +44,8 @@ def forbid_loading(monkeypatch):
             r"'sigma=8'. Did you mean --config.method.sigma=8\?",
         ),
         (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
+        (["{images}", "--out={out}", "--category="], "The category is empty"),
+        (["{images}", "--out="], "--out is .. Expected a file or a folder"),
         (["{images}/a=b", "--out={out}"], "a=b.* does not exist"),
     ],
 )

@@ -18,16 +18,10 @@ FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"
 
 # Options that only some families have, each with its type and description.
 FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
-    "lineage": (str | None, '"native" or "pytorch": which files of a released TIPS name.'),
-    "gelu_approximate": (
-        bool | None,
-        'TIPS: True is "gelu_tanh", False is "gelu"; it precedes `activation`.',
-    ),
+    "lineage": (str | None, 'TIPS: "native" or "pytorch", the files of a released name.'),
+    "gelu_approximate": (bool | None, 'TIPS: "gelu_tanh" or "gelu"; precedes `activation`.'),
     "text_ln_eps": (float | None, "TIPS: epsilon of the LayerNorms of the text tower."),
-    "posemb_stage": (
-        tuple[int, ...] | None,
-        "TIPS: a grid that positions are resized to before the final one.",
-    ),
+    "posemb_stage": (tuple[int, ...] | None, "TIPS: a grid to resize positions to at first."),
 }
 
 

@@ -13,13 +13,7 @@ from zsad_jax.data.folder import list_splits, read_folder
 from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
 from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
-from zsad_jax.utils.errors import (
-    NotPreparedError,
-    UserError,
-    did_you_mean,
-    nearest,
-    suggest,
-)
+from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike, user_path
 
 # The readers of described datasets; their keyword arguments are the further keys of a description.
@@ -145,9 +139,8 @@ def parse_spec(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     """
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
-        near = [one for key in spec for one in nearest(str(key), READERS)]
-        remedy = did_you_mean(near) or 'Give a name, {"folder": PATH} or {"meta_json": ROOT}.'
-        raise UserError(f"{dict(spec)} is not a dataset. {remedy}")
+        remedy = suggest(str(next(iter(spec), "")), READERS)
+        raise UserError(f'{dict(spec)} is not a dataset, for example {{"folder": PATH}}. {remedy}')
     path = user_path(spec[kinds[0]], f"{kinds[0]!r} of the dataset {dict(spec)}")
     # A meta.json states labels and masks, which the names of folders only suggest.
     kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
@@ -21,7 +20,7 @@ from zsad_jax.methods import Method, config_class, image_score, make_method, par
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
-from zsad_jax.train import LARGEST_BATCH, TrainingConfig, check_learning_rates
+from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils.config import check_fields, config_from, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
@@ -92,12 +91,12 @@ class Experiment:
     checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     image_score: str | None = None
-    batch_size: int = within(8, 1, LARGEST_BATCH)
+    batch_size: int = within(8, 1, 2**16)
     exact_metrics: bool = False
     skip_missing: bool = False
     data_dir: str | None = None
     num_workers: int | None = within(None, 0, 1024)
-    seed: int = within(0, 0)
+    seed: int = within(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
@@ -288,10 +287,6 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
       UserError: naming an unknown key or a bad value.
     """
     # ConfigDicts hold None where an option has no value, which stands for the field's default.
-    if not isinstance(config, Mapping | ConfigDict):
-        raise UserError(
-            f"The config is {config!r}. Expected a mapping of keys to values. Return one from get_config."
-        )
     given = {name: value for name, value in _plain(config).items() if value is not None}
     return config_from(Experiment, given)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
-from zsad_jax.experiment.config_keys import describe_keys, flatten, list_keys
+from zsad_jax.experiment.config_keys import describe_keys, flatten
 from zsad_jax.methods import config_class
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
@@ -26,7 +26,9 @@ class _Parser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> ConfigDict:
         try:
-            return self._load(find_config(argument))
+            config = self._load(find_config(argument))
+            config.items()  # fails if the file cannot be read, or returns anything but a config
+            return config
         except UserError:
             raise
         except Exception as error:  # a config file is a program, which may raise anything
@@ -76,17 +78,18 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
                 mistake = _describe_illegal(argv) or mistake
             stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
             raise UserError(f"{mistake}{stop} See python -m {module} --help.") from error
-        except BrokenPipeError:  # of --help
-            raise
-        except OSError as error:
-            raise UserError(_missing_config(error)) from error
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(_config_mistake(argv, error)) from error
 
     return parse
 
 
-def _read_config() -> ConfigDict:
+def read_config() -> ConfigDict:
+    """Returns the config of the flag --config with its overrides.
+
+    Raises:
+      UserError: no config was named.
+    """
     if _CONFIG.value is None:
         raise UserError(
             "--config is missing. Name a config, for example --config configs/tipsomaly.py:demo. To list all:"
@@ -101,7 +104,7 @@ def read_experiment() -> Experiment:
     Raises:
       UserError: no config was named, or it holds an unknown key or a bad value.
     """
-    experiment = from_config(_read_config())
+    experiment = from_config(read_config())
     given = [key for key in changed_keys() if key.startswith("checkpoints")]
     if experiment.train and given:
         raise UserError(
@@ -111,17 +114,12 @@ def read_experiment() -> Experiment:
     return experiment
 
 
-def print_keys() -> None:
-    """Prints every key of the config with its value, type and description."""
-    print(list_keys(_read_config()))
-
-
 def changed_keys() -> dict[str, Any]:
     """Returns the values of the keys that differ from the config file, by dotted name."""
     original = flatten(flags.FLAGS["config"].parser.parse(config_file()))
     return {
         key: value
-        for key, value in flatten(_read_config()).items()
+        for key, value in flatten(read_config()).items()
         if key not in original or original[key] != value
     }
 
@@ -129,13 +127,6 @@ def changed_keys() -> dict[str, Any]:
 def config_file() -> str:
     """Returns the value of the flag --config: a file, with its variant."""
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
-
-
-def _missing_config(error: OSError) -> str:
-    reason = str(error).strip().splitlines()[-1].strip()
-    return (
-        f"Cannot load the config file ({reason}). Give another, such as configs/tipsomaly.py:demo."
-    )
 
 
 def reject_strays(arguments: Sequence[str]) -> None:
@@ -174,9 +165,7 @@ def _describe_illegal(argv: list[str]) -> str:
                 else ""
             )
             remedy = f" Set its keys, for example --config.{key}." if key else ""
-            return (
-                f"config.{name} is {value!r}. Expected {describe_keys(config)[name].type}.{remedy}"
-            )
+            return f"config.{name} is {value!r}. Expected {describe_keys(config)[name][0]}.{remedy}"
     return ""
 
 

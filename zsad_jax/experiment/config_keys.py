@@ -3,7 +3,7 @@
 import contextlib
 import textwrap
 import typing
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,13 +15,6 @@ from zsad_jax.utils.config import describe_type, documented
 from zsad_jax.utils.errors import UserError
 
 
-class Key(NamedTuple):
-    """A key of a config: its type in words, and its description."""
-
-    type: str
-    description: str
-
-
 def flatten(config: Any, section: type = ConfigDict) -> dict[str, Any]:
     """Returns the values of a config by dotted name; a section without keys is the value {}."""
     found: dict[str, Any] = {}
@@ -31,8 +24,8 @@ def flatten(config: Any, section: type = ConfigDict) -> dict[str, Any]:
     return found
 
 
-def describe_keys(config: ConfigDict) -> dict[str, Key]:
-    """Returns the keys of a config and of its sections, by dotted name."""
+def describe_keys(config: ConfigDict) -> dict[str, tuple[str, str]]:
+    """Returns the type and the description of each key of a config, by dotted name."""
     # The classes and functions that take a section, whose docstrings are the only descriptions.
     takers: dict[str, Any] = {
         "": Experiment,
@@ -42,7 +35,7 @@ def describe_keys(config: ConfigDict) -> dict[str, Key]:
     with contextlib.suppress(AttributeError, UserError):  # reported when the experiment is made
         takers["method."] = config_class(config.method.name)
     keys = {
-        f"backbone.{name}": Key(describe_type(hint), words)
+        f"backbone.{name}": (describe_type(hint), words)
         for name, (hint, words) in FAMILY_OPTIONS.items()
     }
     for section, taker in takers.items():
@@ -51,7 +44,7 @@ def describe_keys(config: ConfigDict) -> dict[str, Key]:
             hint = hints.get(name)
             if typing.get_origin(hint) is typing.ClassVar:
                 (hint,) = typing.get_args(hint)
-            keys[f"{section}{name}"] = Key(describe_type(hint), words)
+            keys[f"{section}{name}"] = (describe_type(hint), words)
     return keys
 
 
@@ -60,10 +53,7 @@ def list_keys(config: ConfigDict) -> str:
     keys, lines = describe_keys(config), []
     for name, value in flatten(config).items():
         # The entries of a mapping have the description of the mapping.
-        key = keys.get(name) or keys.get(name.partition(".")[0], Key("", ""))
-        words = f"{key.type[:1].upper()}{key.type[1:]}: {key.description}"
-        lines += [
-            f"--config.{name}={value}",
-            textwrap.indent(textwrap.fill(words, 96), "    "),
-        ]
+        kind, words = keys.get(name) or keys.get(name.partition(".")[0], ("", ""))
+        words = textwrap.fill(f"{kind[:1].upper()}{kind[1:]}: {words}", 96)
+        lines += [f"--config.{name}={value}", textwrap.indent(words, "    ")]
     return "\n".join(lines)

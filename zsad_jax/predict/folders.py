@@ -23,6 +23,10 @@ class Folder:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.category.strip():
+            raise UserError(
+                "The category is empty. Name what the images show, such as 'metal nut'."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

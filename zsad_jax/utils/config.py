@@ -24,17 +24,11 @@ TYPES = {  # in words: one, several
     Mapping: ("a mapping", "mappings"),
     types.NoneType: ("None", "None"),
 }
-LARGEST = 2**31 - 1  # of the integers on a device
+LARGEST = 10**6  # of numbers whose fields have no other bound
 
 
 def within(default: Any, low: float, high: float = LARGEST) -> Any:
-    """Returns a dataclass field whose value must be in a range.
-
-    Args:
-      default: the default value.
-      low: the smallest value.
-      high: the largest value.
-    """
+    """Returns a dataclass field whose value must be in [low, high]."""
     return dataclasses.field(default=default, metadata={"within": (low, high)})
 
 
@@ -57,10 +51,11 @@ def check_fields(config: Any) -> None:
                 f"{' ' * bool(remedy)}{remedy}"
             )
         low, high = field.metadata.get("within", (-LARGEST, LARGEST))
-        if isinstance(value, int | float) and not low <= value <= high:
-            both = high < LARGEST or value > high
-            bounds = f"between {low} and {high}" if both else f"at least {low}"
-            raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
+        ranged = isinstance(value, Mapping) and "within" in field.metadata
+        for number in value.values() if ranged else (value,):
+            if isinstance(number, int | float) and not low <= number <= high:
+                bounds = f"between {low} and {high}"
+                raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -110,13 +105,14 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
 
 
 def documented(source: Any) -> dict[str, str]:
-    """Returns what the docstring of a function or class says of each argument or attribute.
+    """Returns the descriptions of arguments or attributes in a docstring of Google's style, by name.
 
-    Docstrings are in Google's style; entries of a class complete those of its bases.
+    Args:
+      source: a function, or a class, whose bases' attributes are included.
 
     Example:
-      >>> documented(within)["high"]
-      'the largest value.'
+      >>> documented(documented)
+      {'source': "a function, or a class, whose bases' attributes are included."}
     """
     found: dict[str, str] = {}
     for one in reversed(source.__mro__) if isinstance(source, type) else (source,):

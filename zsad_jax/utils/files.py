@@ -40,12 +40,8 @@ def home() -> pathlib.Path:
 def user_path(path: Any, what: str = "The path") -> str:
     """Returns a path that a user gave, with `~` expanded; shells do not expand it after "=".
 
-    Args:
-      path: of a file or folder, or a pattern.
-      what: subject of the error message, such as the option.
-
     Raises:
-      UserError: it is not a path, or empty.
+      UserError: it is not a path, or empty; `what` is the subject of the message.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not text.strip() or "\0" in text:
