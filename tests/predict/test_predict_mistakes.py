@@ -45,7 +45,7 @@ def forbid_loading(monkeypatch):
         ),
         (["{images}", "--out={out}", "category=nut"], r"Did you mean --category=nut\?"),
         (["{images}", "--out={out}", "--category="], "The category is empty"),
-        (["{images}", "--out="], "--out is .. Expected a file or a folder"),
+        (["{images}", "--out="], "--out is ''. Expected a file or a folder"),
         (["{images}/a=b", "--out={out}"], "a=b.* does not exist"),
     ],
 )
