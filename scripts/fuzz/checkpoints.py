@@ -9,7 +9,6 @@ executing anything in it; undamaged files must be loaded. Prints a table; the ex
 import argparse
 import io
 import pathlib
-import pickle
 import struct
 import sys
 import tempfile
@@ -160,10 +159,7 @@ def tensor(key: str, count: int, size: tuple[int, ...], stride: tuple[int, ...])
 def state_dict(arrays: Arrays) -> bytes:
     """Returns a pickle of tensors, each with a storage of its own."""
     items = b"".join(
-        text(name)
-        + tensor(
-            str(i), x.size, x.shape, tuple(step // 4 for step in np.ascontiguousarray(x).strides)
-        )
+        text(name) + tensor(str(i), x.size, x.shape, tuple(step // 4 for step in x.strides))
         for i, (name, x) in enumerate(arrays.items())
     )
     return b"\x80\x02}(" + text("state_dict") + b"}(" + items + b"u" + text("epoch") + b"K\x05u."
@@ -182,15 +178,7 @@ def pth(arrays: Arrays) -> bytes:
     return archive(state_dict(arrays), arrays)
 
 
-def old_pth(arrays: Arrays) -> bytes:
-    """Returns the format of PyTorch before 1.6."""
-    head = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
-    keys = pickle.dumps([str(i) for i in range(len(arrays))], 2)
-    storages = b"".join(struct.pack("<q", x.size) + x.tobytes() for x in arrays.values())
-    return head + state_dict(arrays) + keys + storages
-
-
-FORMATS = {"npz": npz, "safetensors": save, "pth": pth, "old pth": old_pth}
+FORMATS = {"npz": npz, "safetensors": save, "pth": pth}
 
 
 def damage_bytes(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
@@ -319,15 +307,12 @@ def make_file(
     """Returns the format, the kind of damage, and the bytes of a file."""
     name = str(rng.choice(list(FORMATS)))
     way = rng.random()
-    if name.endswith("pth") and way < 0.4:
+    if name == "pth" and way < 0.6:
         kind, pickled = hostile_pickle(rng, witness)
-        stored = {"0": np.zeros(4, np.float32)}
-        head = old_pth(stored).partition(state_dict(stored))[0]
-        data = archive(pickled, stored) if name == "pth" else head + pickled
-        return name, kind, data
+        return name, kind, archive(pickled, {"0": np.zeros(4, np.float32)})
     if name == "npz" and way < 0.3:
         return name, *hostile_npz(rng, arrays)
-    if way < 0.6 and not name.endswith("pth"):
+    if name != "pth" and way < 0.6:
         kind, changed = change_values(rng, arrays)
         return name, kind, FORMATS[name](changed)
     return name, *damage_bytes(rng, FORMATS[name](arrays))

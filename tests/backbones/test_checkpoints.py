@@ -149,7 +149,9 @@ def test_read_arrays_detects_safetensors_by_content(tmp_path, suffix):
 def test_reports_broken_safetensors_file_and_remedy(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(damage(safetensors_bytes({"a": ("F32", np.zeros(4, np.float32))})))
-    with pytest.raises(UserError, match=r"weights\.safetensors .* safetensors .*fetch it again"):
+    with pytest.raises(
+        UserError, match=r"weights\.safetensors is not a readable file.*fetch it again"
+    ):
         read.read_arrays(path)
     assert read.find_damage(path)
 
@@ -394,7 +396,7 @@ def test_reports_damaged_archives(tmp_path):
     with zipfile.ZipFile(tmp_path / "noise.pth", "w") as archive:
         archive.writestr("a/data.pkl", b"noise")
     for name in ("cut.pth", "old.pth", "none.pth", "noise.pth", short.name):
-        with pytest.raises(UserError, match=rf"{name} is not a readable (PyTorch|npz) file"):
+        with pytest.raises(UserError, match=rf"{name} is not a readable file"):
             read.read_arrays(tmp_path / name)
 
 
@@ -402,12 +404,13 @@ VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 STORED = tensor("FloatStorage", "0", 6, 0, (2, 3), (3, 1))
 
 
-def write_old_format(path, value, values):
-    """Writes the format of PyTorch before 1.6."""
-    with open(path, "wb") as file:
-        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, value, ["0"]):
-            TorchPickler(file, 2).dump(part)
-        file.write(values.size.to_bytes(8, "little") + values.tobytes())
+def test_asks_to_save_old_format_again(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps({}))
+    with pytest.raises(
+        UserError, match=r"format before 1\.6; load it with PyTorch and save it again"
+    ):
+        read.read_arrays(path)
 
 
 @pytest.mark.parametrize(
@@ -422,15 +425,9 @@ def write_old_format(path, value, values):
         {"state_dict": {"ctx": STORED}, "scheduler": Call("torch.optim.lr_scheduler CosineLR")},
     ],
 )
-@pytest.mark.parametrize(
-    "name", ["a.pth", "a.PTH", "model.pth.tar-50", "old.pt", "old.safetensors"]
-)
+@pytest.mark.parametrize("name", ["a.PTH", "model.pth.tar-50", "a.safetensors"])
 def test_reads_arrays_of_training_scripts(tmp_path, content, name):
-    path = tmp_path / name
-    if name.startswith("old"):
-        write_old_format(path, content, VALUES)
-    else:
-        write_archive(path, content, {"0": VALUES})
+    path = write_archive(tmp_path / name, content, {"0": VALUES})
     [(found, array)] = read.read_arrays(path).items()
     assert found == "ctx"
     np.testing.assert_array_equal(array, VALUES)
@@ -474,7 +471,7 @@ def test_hostile_pickles_end_quickly(tmp_path, name):
     try:
         assert read.read_arrays(path) == {}  # what cannot be the name of an array is ignored
     except UserError as error:
-        assert "is not a readable PyTorch file" in str(error)  # noqa: PT017
+        assert "is not a readable file" in str(error)  # noqa: PT017
 
 
 def write_npz_member(path, shape, dtype="'<f4'", content=bytes(16)):
@@ -489,9 +486,9 @@ def write_npz_member(path, shape, dtype="'<f4'", content=bytes(16)):
     [
         ({"shape": "(1000000000000,)"}, "header of a.npy does not fit"),
         ({"shape": f"({10**23},)"}, "header of a.npy does not fit"),
-        ({"shape": "(True, 4)"}, "not a readable npz"),
+        ({"shape": "(True, 4)"}, "not a readable file"),
         ({"shape": "(2, 3)"}, "header of a.npy does not fit"),
-        ({"shape": "((((", "content": b""}, "not a readable npz"),
+        ({"shape": "((((", "content": b""}, "not a readable file"),
         ({"shape": "(4,)", "dtype": "'<U1'"}, "a is of the type <U1"),
         ({"shape": "(2,)", "dtype": "'<M8[s]'"}, "a is of the type datetime64"),
         ({"shape": "(2,)", "dtype": "[('x', '<f8')]"}, "a is of the type"),

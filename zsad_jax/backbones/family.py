@@ -99,7 +99,7 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
         images: Float[AnyArray, "b H W 3"],
         **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
-        _check_array("The images", images, ("images", "height", "width", 3), _AS_IMAGES)
+        _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)
         layers, vv_from, blocks = options.get("layers"), options.get("vv_from"), range(1, depth + 1)
         several = isinstance(layers, Sequence) and len(layers) > 0
         if layers is not None and not (several and all(layer in blocks for layer in layers)):
@@ -134,7 +134,7 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         return tokenize(texts)
 
     def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
-        _check_array("The token ids", token_ids, ("texts", "tokens"), _AS_TOKENS)
+        _check_array("The token ids", token_ids, ("texts", "tokens"), _TOKENS)
         return apply(params, token_ids, method="embed")
 
     def encode_prompts(
@@ -143,12 +143,9 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         paddings: Int[AnyArray, "t n"],
         deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
     ) -> Float[Array, "t d"]:
-        width = tower.sizes.width
-        _check_array("The embeddings", embeddings, ("texts", "tokens", width), _AS_EMBEDDINGS)
-        _check_array("The paddings", paddings, embeddings.shape[:2], _AS_TOKENS)
-        if deep_prompts is not None:
-            axes = ("blocks", "texts", "prompts", width)
-            _check_array("The deep prompts", deep_prompts, axes, _AS_EMBEDDINGS)
+        axes = ("texts", "tokens", tower.sizes.width)
+        _check_array("The embeddings", embeddings, axes, _EMBEDDINGS)
+        _check_array("The paddings", paddings, embeddings.shape[:2], _TOKENS)
         return apply(params, embeddings, paddings, deep_prompts, method="encode")
 
     def encode_text(
@@ -168,35 +165,31 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     )
 
 
-class _Form(NamedTuple):
-    """The type of the numbers of an argument, and how to make it."""
-
-    kind: type
-    name: str
-    remedy: str
-
-
-_AS_IMAGES = _Form(
-    jnp.floating, "floating-point", "Pass backbone.preprocess.normalize(images) of 8-bit images."
+# The type of an argument, its name, and the remedy for another.
+_IMAGES = (
+    jnp.floating,
+    "floating-point",
+    "Pass backbone.preprocess.normalize(images) of 8-bit images.",
 )
-_AS_TOKENS = _Form(jnp.integer, "integers", "Pass what backbone.tokenize(texts) returns.")
-_AS_EMBEDDINGS = _Form(
-    jnp.floating, "floating-point", "Pass backbone.embed_tokens(backbone.params, token_ids)."
-)
+_TOKENS = jnp.integer, "integer", "Pass what backbone.tokenize(texts) returns."
+_EMBEDDINGS = jnp.floating, "floating-point", "Pass what backbone.embed_tokens returns."
 
 
-def _check_array(what: str, array: Any, axes: Sequence[str | int], form: _Form) -> None:
+def _check_array(
+    what: str, array: Any, axes: Sequence[str | int], form: tuple[type, str, str]
+) -> None:
     """Raises UserError if an argument is not an array with these axes (named ones have any length)."""
+    kind, name, remedy = form
     found = type(array).__name__
-    # Arrays that are traced are among them, so that a compiled function checks once, and costs nothing.
+    # Traced arrays are among them: a compiled function checks once.
     if isinstance(array, np.ndarray | jax.Array):
         found = f"{array.dtype} {list(array.shape)}"
         pairs = zip(axes, array.shape, strict=False)
         same = array.ndim == len(axes) and all(isinstance(a, str) or a == n for a, n in pairs)
-        if same and jnp.issubdtype(array.dtype, form.kind):
+        if same and jnp.issubdtype(array.dtype, kind):
             return
-    expected = f"{form.name} [{', '.join(map(str, axes))}]"
-    raise UserError(f"{what} are {found}; expected {expected}. {form.remedy}")
+    expected = f"{name} [{', '.join(map(str, axes))}]"
+    raise UserError(f"{what} are {found}; expected {expected}. {remedy}")
 
 
 def _side(params: Params, side: str) -> Params:

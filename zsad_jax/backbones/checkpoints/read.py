@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,12 +17,15 @@ from zsad_jax.utils.files import PathLike
 
 Tree = dict[str, Any]  # nested dicts with arrays as leaves
 Arrays = Mapping[str, np.ndarray]  # by name
+Reader = Callable[[pathlib.Path, int], Iterator[tuple[str, np.ndarray]]]
 NAMES_SHOWN = 20
 # Weights hardly compress: a file that holds many times its own size was made to fill the memory.
 MAX_RATIO, SMALL = 16, 2**26
 # What training scripts and modules put around the names of arrays.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "learnable_prompts")
 INSIDE = {"module", "_parameters", "_buffers", "_modules"}
+OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+OLD = "it has PyTorch's format before 1.6; load it with PyTorch and save it again"
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -46,20 +50,11 @@ def read_arrays(
       UserError: the file is missing, damaged or not a file of plain arrays, or its arrays are too large.
     """
     path = _existing(path)
-    kind, read = (
-        {".npz": "npz", ".safetensors": "safetensors"}.get(path.suffix, "PyTorch"),
-        _read_torch,
-    )
     # Damaged and foreign bytes raise errors of nearly all kinds, wherever they are read.
     try:
-        limit = max_bytes or MAX_RATIO * path.stat().st_size + SMALL
-        if _is_safetensors(path):
-            kind, read = "safetensors", _read_safetensors
-        elif zipfile.is_zipfile(path) and not _is_torch(path):
-            kind, read = "npz", _read_npz
+        stored = _reader(path)(path, max_bytes or MAX_RATIO * path.stat().st_size + SMALL)
         with np.errstate(over="ignore"):  # infinity is reported with the names of the arrays
-            arrays = {n: _checked(n, array, keep_types) for n, array in read(path, limit)}
-        return unwrapped(arrays)
+            return unwrapped({name: _checked(name, one, keep_types) for name, one in stored})
     except torch_file.RefusedError as error:
         raise UserError(
             f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
@@ -67,8 +62,8 @@ def read_arrays(
         ) from error
     except Exception as error:
         raise UserError(
-            f"{path} is not a readable {kind} file of plain arrays ({_reason(error)}). Pass a weight file or,"
-            " if it was downloaded, delete it and fetch it again."
+            f"{path} is not a readable file of plain arrays ({_reason(error)}). Pass a weight file or, if it"
+            " was downloaded, delete it and fetch it again."
         ) from error
 
 
@@ -87,17 +82,13 @@ def unwrapped(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def find_damage(path: pathlib.Path) -> str:
     """Returns why a file is not a complete npz or safetensors file, "" if it is one; reads no arrays."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
-        if _is_safetensors(path):
-            # The header gives the length of the file.
-            with safe_open(path, framework="numpy"):
-                return ""
-        # The table of contents is at the end of a zip, so a truncated file has none.
-        with zipfile.ZipFile(path):
+        # The header of safetensors gives the length of the file; a zip has its table of contents at the end.
+        with safe_open(path, "numpy") if _is_safetensors(path) else zipfile.ZipFile(path):
             return ""
-    except (SafetensorError, zipfile.BadZipFile):
+    except Exception:  # as in `read_arrays`
         return "it is not a complete npz or safetensors file"
 
 
@@ -187,17 +178,21 @@ def _existing(path: PathLike) -> pathlib.Path:
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:
-    """Looks for a length and the "{" of a header; the name decides for a damaged file."""
     with open(path, "rb") as file:
-        start = file.read(9)
-    # Eight bytes of length precede the JSON header; a zip begins with PK, a pickle with its protocol.
-    other = start.startswith((b"PK", b"\x80"))
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and not other)
+        return file.read(9)[8:] == b"{"  # eight bytes of length precede the JSON header
 
 
-def _is_torch(path: pathlib.Path) -> bool:
+def _reader(path: pathlib.Path) -> Reader:
+    """Returns the reader of the format that the content shows."""
+    if _is_safetensors(path):
+        return _read_safetensors
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            old = file.read(len(OLD_START)) == OLD_START
+        raise ValueError(OLD if old else "its format is unknown")
     with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+        is_torch = any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    return _read_torch if is_torch else _read_npz
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -260,6 +255,4 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    # NumPy takes any other file for a pickle, and advises to load it unsafely.
-    return "its format is unknown" if "allow_pickle" in reason else reason
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

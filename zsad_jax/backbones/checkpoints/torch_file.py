@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import pathlib
-import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ import numpy as np
 MAX_STEPS = 2**18  # operations and nested parts; a large CLIP has about 30,000
 MAX_PICKLE = 2**24  # bytes
 MAX_NAME = 500
-OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # how files before PyTorch 1.6 begin
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -43,16 +41,19 @@ _KNOWN = {
     *("torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"),
     "argparse.Namespace",
 }
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+# Operations by the number of values that they take from the stack, or all that follow the last mark.
+_TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2,
+          "BUILD": 1, "BINPERSID": 1, "STACK_GLOBAL": 2, "STOP": 1}  # fmt: skip
+_TAKES_MARKED = {"TUPLE", "APPENDS", "SETITEMS"}
 
 
 class RefusedError(ValueError):
     """A pickle refers to something that is not known to be harmless."""
 
 
-class _Global(NamedTuple):
+class _Global(str):
     """The full name of a class or a function, which is never looked up."""
-
-    name: str
 
 
 class _Object:
@@ -81,29 +82,19 @@ class Tensor(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if the tensor does not fit its storage."""
-        # A stride of 0 would make a huge tensor of few values.
-        if (
-            len(self.size) != len(self.stride)
-            or min((0, self.offset, *self.size, *self.stride)) < 0
-        ):
+        numbers, length = (self.offset, *self.size, *self.stride), self.storage.length
+        valid = all(isinstance(n, int) and n >= 0 for n in numbers)
+        if not valid or len(self.size) != len(self.stride):
             raise ValueError("a tensor has a broken shape")
         steps = ((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
-        last = self.offset + sum(steps)
-        count = self.storage.length
-        if math.prod(self.size) > count or (0 not in self.size and last >= count):
+        # A stride of 0 would make a huge tensor of few values.
+        if math.prod(self.size) > length or (
+            0 not in self.size and self.offset + sum(steps) >= length
+        ):
             raise ValueError("a tensor reaches beyond its storage")
-
-    def of(self, values: np.ndarray) -> np.ndarray:
-        """Returns the array of the values of the storage."""
-        if len(values) != self.storage.length:
-            raise ValueError(f"storage {self.storage.key} is incomplete")
-        steps = tuple(step * values.itemsize for step in self.stride)
-        view = np.lib.stride_tricks.as_strided(values[self.offset :], self.size, steps)
-        return np.array(view)  # a view would keep the whole storage in memory
 
 
 Tensors = dict[str, Tensor]
-Opened = tuple[Tensors, Callable[[_Storage], np.ndarray]]
 
 
 def read_tensors(
@@ -115,63 +106,32 @@ def read_tensors(
       path: the file.
       select: returns those of the tensors that are wanted, by the names that they get.
     """
-    with open(path, "rb") as file:
-        tensors, read = (_open_archive if zipfile.is_zipfile(file) else _open_old)(file)
-        read = functools.lru_cache(maxsize=1)(read)  # tensors may share a storage
-        for name, tensor in select(tensors).items():
-            yield name, tensor.of(read(tensor.storage))
+    with zipfile.ZipFile(path) as archive:
+        [name] = [one for one in archive.namelist() if one.split("/")[-1] == "data.pkl"]
+        if archive.getinfo(name).file_size > MAX_PICKLE:
+            raise ValueError("its data.pkl is too large")
+        tensors = dict(_find_tensors(_interpret(io.BytesIO(archive.read(name)))))
+        folder = name.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        swap = order in archive.namelist() and archive.read(order).strip() == b"big"
 
+        @functools.lru_cache(maxsize=1)  # tensors may share a storage
+        def read(storage: _Storage) -> np.ndarray:
+            member = archive.getinfo(f"{folder}data/{storage.key}")
+            if member.file_size != storage.length * storage.dtype.itemsize:
+                raise ValueError(f"storage {storage.key} has not the size of its tensors")
+            values = np.frombuffer(archive.read(member), storage.dtype)
+            return (values.byteswap() if swap else values).view(np.uint8)
 
-def _open_archive(file: BinaryIO) -> Opened:
-    archive = zipfile.ZipFile(file)
-    [name] = [one for one in archive.namelist() if one.split("/")[-1] == "data.pkl"]
-    if archive.getinfo(name).file_size > MAX_PICKLE:
-        raise ValueError("its data.pkl is too large")
-    content = _interpret(io.BytesIO(archive.read(name)))
-    folder = name.removesuffix("data.pkl")
-    order = f"{folder}byteorder"
-    swap = order in archive.namelist() and archive.read(order).strip() == b"big"
-
-    def read(storage: _Storage) -> np.ndarray:
-        member = archive.getinfo(f"{folder}data/{storage.key}")
-        size = storage.length * storage.dtype.itemsize
-        if member.file_size != size:
-            raise ValueError(
-                f"storage {storage.key} has {member.file_size} bytes instead of {size}"
-            )
-        values = np.frombuffer(archive.read(member), storage.dtype)
-        return values.byteswap() if swap else values
-
-    return dict(_find_tensors(content)), read
-
-
-def _open_old(file: BinaryIO) -> Opened:
-    """Opens a file of PyTorch before 1.6: five pickles, then each storage after its number of values."""
-    file.seek(0)
-    head = io.BytesIO(file.read(MAX_PICKLE))
-    if not head.getvalue().startswith(OLD_FORMAT):
-        raise ValueError("its format is unknown")
-    _, _, _, content, keys = (_interpret(head) for _ in range(5))
-    tensors = dict(_find_tensors(content))
-    storages = {one.storage.key: one.storage for one in tensors.values()}
-    places, end = {}, head.tell()
-    for key in keys:
-        places[key] = end
-        end += 8 + storages[key].length * storages[key].dtype.itemsize
-    if file.seek(0, io.SEEK_END) != end:
-        raise ValueError("it is cut short, or has surplus bytes")
-
-    def read(storage: _Storage) -> np.ndarray:
-        file.seek(places[storage.key])
-        if int.from_bytes(file.read(8), "little") != storage.length:
-            raise ValueError(f"storage {storage.key} has another length")
-        return np.frombuffer(file.read(storage.length * storage.dtype.itemsize), storage.dtype)
-
-    return tensors, read
+        for name, (storage, offset, size, stride) in select(tensors).items():
+            dtype, one = storage.dtype, storage.dtype.itemsize
+            steps = tuple(one * step for step in stride)
+            view = np.ndarray(size, dtype, read(storage), one * offset, steps)
+            yield name, np.array(view)  # a view would keep the whole storage in memory
 
 
 def _interpret(file: BinaryIO) -> Any:
-    """Returns the content of the next pickle in a file: containers, `Tensor`s, numbers and texts."""
+    """Returns the content of a pickle: containers, `Tensor`s, numbers and texts."""
     stack: list[Any] = []
     marked: list[list[Any]] = []
     memo: dict[int, Any] = {}
@@ -179,58 +139,43 @@ def _interpret(file: BinaryIO) -> Any:
     for step, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if step > MAX_STEPS:
             raise ValueError("it has too many parts")
-        match operation.name:
+        name, items = operation.name, []
+        if name in _TAKES_MARKED:
+            items, stack = stack, marked.pop()
+        elif count := _TAKES.get(name):
+            items = stack[-count:]
+            del stack[-count:]
+        match name:
             case "STOP":
-                return stack.pop()
+                return items[0]
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
                 marked.append(stack)
                 stack = []
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True}.get(operation.name, False))
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
-                makers = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
-                stack.append(makers.get(operation.name, _Object)())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(operation.name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "TUPLE" | "APPENDS" | "ADDITEMS" | "SETITEMS":
-                items, stack = stack, marked.pop()
-                if operation.name == "TUPLE":
-                    stack.append(tuple(items))
-                else:
-                    _fill(stack[-1], items)
-            case "APPEND" | "SETITEM":
-                count = 1 if operation.name == "APPEND" else 2
-                items = stack[-count:]
-                del stack[-count:]
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append([] if name == "EMPTY_LIST" else {})
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(items))
+            case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS":
                 _fill(stack[-1], items)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_refer(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                stack[-2:] = [_refer(*stack[-2:])]
-            case "REDUCE" | "NEWOBJ":
-                arguments = stack.pop()
-                stack[-1] = _make(stack[-1], arguments)
+            case "GLOBAL" | "STACK_GLOBAL":
+                stack.append(_refer(*(items or argument.split(" ", 1))))
+            case "REDUCE" | "NEWOBJ" | "BINPERSID":
+                stack.append(_make(*items))
             case "BUILD":
-                state = stack.pop()
                 if isinstance(stack[-1], _Object):
-                    stack[-1].state = state
-            case "BINPERSID":
-                stack[-1] = _storage(stack[-1])
-            case "INST" | "PERSID" | "PUT" | "GET" | "EXT1" | "EXT2" | "EXT4":
-                raise RefusedError(f"the operation {operation.name}")
-            case _ if argument is not None:
+                    stack[-1].state = items[0]
+            case _ if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case _ if name.startswith(("BIN", "SHORT_BIN", "LONG")):  # numbers and texts
                 stack.append(argument)
             case _:
-                raise RefusedError(f"the operation {operation.name}")
+                raise RefusedError(f"the operation {name}")
     raise ValueError("it is empty")
 
 
@@ -250,30 +195,26 @@ def _refer(module: str, name: str) -> _Global:
     return _Global(full)
 
 
-def _make(called: Any, arguments: Any) -> Any:
-    """Returns what a call makes."""
-    match called, arguments:
-        case _Global(name="torch._utils._rebuild_tensor_v2"), (
-            _Storage() as storage, int(offset), tuple(size), tuple(stride), *_,
-        ):  # fmt: skip
-            if not all(isinstance(n, int) for n in (*size, *stride)):
-                raise ValueError("a tensor has a broken shape")
+def _make(made: Any, arguments: Any = None) -> Any:
+    """Returns what a call with arguments makes, or a reference to a storage without any."""
+    match made, arguments:
+        case ("storage", _Global() as kind, str(key), _, int(length), *_), None:
+            return _Storage(np.dtype(_STORAGES[kind.rpartition(".")[2]]), key, length)
+        case "torch._utils._rebuild_tensor_v2", (
+            _Storage() as storage,
+            offset,
+            tuple(size),
+            tuple(stride),
+            *_,
+        ):
             return Tensor(storage, offset, size, stride)
-        case _Global(name="torch._utils._rebuild_parameter"), (data, *_):
+        case "torch._utils._rebuild_parameter", (data, *_):
             return data
-        case _Global(name="collections.OrderedDict" | "collections.defaultdict"), _:
+        case "collections.OrderedDict" | "collections.defaultdict", _:
             return {}
         case _Global(), _:
             return _Object()
-    raise RefusedError("a call of something else than a name")
-
-
-def _storage(reference: Any) -> _Storage:
-    """Returns the storage of ("storage", type, file below data/, device, number of values)."""
-    match reference:
-        case ("storage", _Global(name=kind), str(key), _, int(count), *_) if count >= 0:
-            return _Storage(np.dtype(_STORAGES[kind.rpartition(".")[2]]), key, count)
-    raise RefusedError("a reference that is not a storage")
+    raise RefusedError("something else than a name")
 
 
 def _find_tensors(
