@@ -92,6 +92,9 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
         assert (drawn.usable, drawn.issues) == (True, [])
         assert drawn.notes == [Issue("image_turned", "a.png", detail)]
         np.testing.assert_array_equal(drawn.mask, turned)
+    plain = png(values, turned.shape[::-1])
+    alone = check_sample(image=plain, mask=png(values % 7 == 0, size, orientation))
+    assert alone.issues == [Issue("mask_orientation", "a.png", "the mask")]
     both = check_sample(image=image, mask=png(values % 7 == 0, size, orientation))
     assert (both.usable, both.issues) == (True, [])
     np.testing.assert_array_equal(both.mask, turned)

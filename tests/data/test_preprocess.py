@@ -191,6 +191,8 @@ def test_reads_png_with_long_text():
         with pytest.raises(ValueError, match="too large"):
             Image.open(io.BytesIO(encoded)).load()
         np.testing.assert_array_equal(np.asarray(open_image(encoded).image), COLOR)
+    damaged = data.replace(text, text[:-1] + b"?")  # in its checksum
+    np.testing.assert_array_equal(np.asarray(open_image(damaged).image), COLOR)
     with pytest.raises(UnreadableImage, match="damaged or cut short"):
         open_image(data[: len(data) // 2])
 

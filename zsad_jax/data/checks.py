@@ -102,6 +102,8 @@ def _fit(
     image = decoded.image
     detail = f"{width}x{height}, the image {image.width}x{image.height}"
     stored = image.size if decoded.orientation < 5 else image.size[::-1]  # from 5 on, sides swap
+    if oriented and decoded.orientation == 1:
+        return None, Issue("mask_orientation", "", "the mask")
     if decoded.orientation != 1 and not oriented:
         # Square images and half turns keep the size, so it is unknown whether the mask must be turned.
         if stored == image.size:

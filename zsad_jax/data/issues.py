@@ -43,8 +43,8 @@ DESCRIPTIONS = {
     "mask_of_normal": "the image is normal but has a mask; the mask is ignored",
     "mask_size": "the mask differs in size from the image, which is excluded from pixel metrics",
     "mask_resized": "the mask differs in size from the image, with the same aspect ratio",
-    "mask_orientation": "the image is turned by its EXIF orientation and the mask is not; the image is"
-    " excluded from pixel metrics",
+    "mask_orientation": "only one of the image and its mask has an EXIF orientation; the image is excluded from"
+    " pixel metrics",
     "mask_turned": "the mask was turned by the EXIF orientation of its image",
     "mask_empty": "the image is anomalous, but its mask is empty",
     "mask_full": "the mask covers the whole image",

@@ -303,8 +303,8 @@ def _load(
         reason = _describe_error(error)
         if isinstance(encoded, Image.Image):
             raise UnreadableImage(_name(encoded), reason) from error
-        if isinstance(error, ValueError) and (bare := _without_texts(encoded)):
-            with contextlib.suppress(UnreadableImage):
+        with contextlib.suppress(UnreadableImage, OSError):
+            if not isinstance(error, MemoryError) and (bare := _without_texts(encoded)):
                 return _load(bare)
         # OpenCV would need the same memory again.
         found = None if isinstance(error, MemoryError) else _load_with_opencv(encoded)
@@ -467,7 +467,7 @@ def _describe_pages(number: int) -> tuple[Issue, ...]:
 
 
 def _without_texts(encoded: bytes | str | os.PathLike[str]) -> bytes | None:
-    """Returns a PNG without texts and color profile, whose length Pillow limits; None if it has none."""
+    """Returns a PNG without its texts and color profile, because of which Pillow may reject it; else None."""
     data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
     kept, start = [data[: len(PNG)]], len(PNG)
     while kept[0] == PNG and start < len(data):
