@@ -188,7 +188,7 @@ def test_the_code_compiles():
 
 def test_the_first_code_runs(tmp_path, monkeypatch, capsys):
     if registry.missing_files("tips-nano"):
-        pytest.skip("the demonstration backbone is not there")
+        pytest.skip("the demo backbone is not there")
     monkeypatch.chdir(tmp_path)
     for name in re.findall(r'"(\w+\.png)"', PYTHON_BLOCKS[0]):
         noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

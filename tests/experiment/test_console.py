@@ -26,7 +26,7 @@ def test_setting_is_described_before_anything_is_loaded(experiment):
     lines = console.describe_setting(experiment, FOLDER).splitlines()
     assert lines == [
         "TIPSomaly on tips-nano",
-        "Demonstration model, not for decisions.",
+        "Demo model, not for decisions.",
         "  output    runs/x",
     ]
 

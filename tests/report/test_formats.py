@@ -58,13 +58,33 @@ def test_markdown(table):
         "\n"
         "| Dataset | TPS | ours: TPS |\n"
         "| --- | ---: | ---: |\n"
-        "| [MVTec] AD | 90† | 88.5 (−1.5) |\n"
-        "| a\\|b <c> |  | – [1] |\n"
+        "| \\[MVTec] AD | 90† | 88.5 (−1.5) |\n"
+        "| a\\|b \\<c> |  | – [1] |\n"
         "| **Mean [2]** | **1.0** |  |\n"
         "\n"
         "[1] No masks.  \n"
         "[2] Without x_y.  \n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<img src=x>", "\\<img src=x>"),
+        ("a|b", "a\\|b"),
+        ("a\nb", "a\\\\nb"),
+        ("**b** `c` ~d~", "\\*\\*b\\*\\* \\`c\\` \\~d\\~"),
+        ("[x](http://y)", "\\[x](http://y)"),
+        ("&lt; & $5", "\\&lt; & \\$5"),
+        ("metal_nut", "metal_nut"),
+    ],
+)
+def test_markdown_shows_names_as_they_are(table, name, shown):
+    line = Line((name,), (EMPTY, EMPTY), (name,))
+    text = formats.render("table.md", table=dataclasses.replace(table, title=name, lines=(line,)))
+    assert text.startswith(f"### {shown}\n")
+    assert f"| {shown} [1] |" in text
+    assert f"\n[1] {shown}  \n" in text
 
 
 def test_latex(table):

@@ -144,7 +144,7 @@ def test_report_includes_table_of_the_paper(report, make_row, tmp_path):
     assert "| VisA | 78.0 | 82.1 | 85.8 | 87.7 | 90.0 (+2.3) |" in markdown
     latex = (tmp_path / "results.tex").read_text(encoding="utf-8")
     assert latex.startswith("% TIPSomaly <on> tips-nano\n")
-    assert "% Demonstration model, not for decisions." in latex
+    assert "% Demo model, not for decisions." in latex
     assert "VisA & 78.0 & 82.1 & 85.8 & 87.7 & 90.0 {\\scriptsize (+2.3)} \\\\" in latex
 
 
@@ -180,10 +180,10 @@ def test_writes_expected_files(report, tmp_path):
     expected |= {f"{folder}/{category}_{i}.png" for category in ("gear", "ring") for i in range(4)}
     assert files == expected
     markdown = (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert markdown.startswith("# TIPSomaly <on> tips-nano\n\n> **Demonstration model")
+    assert markdown.startswith("# TIPSomaly \\<on> tips-nano\n\n> **Demo model")
     assert "- VisA: not prepared" in markdown
     assert (
-        "- synthetic_target/ring/<9>.png: the image cannot be read (the file is truncated)"
+        "- synthetic_target/ring/\\<9>.png: the image cannot be read (the file is truncated)"
         in markdown
     )
     rows = list(csv.DictReader((tmp_path / "results.csv").open(encoding="utf-8")))

@@ -102,7 +102,7 @@ class Release(NamedTuple):
       sources: lineage -> where its files are published (below the address of the family), in the order to try.
       image_size: side of the images that it was trained on, in pixels.
       list_files: (release, lineage) -> the files by their fields of `WeightFiles`.
-      demo: whether it is a small model for demonstration, included in the package.
+      demo: whether it is a demo model: small, and included in the package.
       license: of its files.
       recorded_sha256: digests that others have recorded, by lineage and field of `WeightFiles`.
       low_resolution_positions: whether the native files hold the positions of training at low resolution.

@@ -1,4 +1,4 @@
-"""The common parts of all configs: the setting of the papers, the demonstration, and protocols."""
+"""The common parts of all configs: the setting of the papers, the demo, and protocols."""
 
 import dataclasses
 import functools
@@ -66,7 +66,7 @@ def demo(
     training: Mapping[str, Any] | None = None,
     train: bool = True,
 ) -> None:
-    """Makes a config the demonstration over a demo backbone, on synthetic images.
+    """Makes a config the demo over a demo backbone, on synthetic images.
 
     Args:
       config: of `paper`; changed in place.
@@ -102,7 +102,7 @@ def demo(
 def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> ConfigDict:
     """Returns a method's config on all datasets of a paper; those that are not prepared are skipped.
 
-    Variant "nano" is the same over the demo backbone of the method's demonstration, with included prompts:
+    Variant "nano" is the same over the demo backbone of the method's demo, with included prompts:
     nothing is downloaded or trained.
 
     Args:

@@ -44,7 +44,7 @@ COLUMNS = {
     "raw_map": "float32, the model's resolution; the other files are made of it without inference",
     "sha256": "of the image file",
     "note": "what decoding has changed",
-    "warning": "only of a demonstration model",
+    "warning": "only of a demo model",
     "error": "why the image has no score",
     "key": "of the weights, prompts and category",
     "outputs": "of the options that the files depend on",

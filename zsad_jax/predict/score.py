@@ -71,7 +71,7 @@ class Description:
       image_score: the name of the score.
       score_range: its (low, high); None if it is unknown.
       map_range: (low, high) of the anomaly maps.
-      demonstration: whether the backbone is a demonstration model.
+      demonstration: whether the backbone is a demo model.
       key: of everything but the image and its category that scores and maps depend on.
       inputs: of the options and files that the model is made of, known without reading the weights.
     """

@@ -32,7 +32,7 @@ class Report:
       issues: images that could not be read, by dataset.
       config_text: the resolved config.
       run: run.json.
-      demonstration: whether the backbone is a demonstration model.
+      demonstration: whether the backbone is a demo model.
       map_scale: (low, high), the one color scale of all maps.
       skipped: skipped datasets, with the reason.
     """

@@ -11,6 +11,7 @@ from zsad_jax.report import names, tables
 from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Line, Table
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import plural
+from zsad_jax.utils.images import printable
 from zsad_jax.utils.text_table import csv_text
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def _environment(suffix: str) -> "jinja2.Environment":
         "label": _label,
         "latex": lambda text: text.translate(_LATEX),
         "latex_lines": _latex_lines,
+        # Without line breaks, and so that no name is HTML, a cell's end, emphasis, a link or a formula.
+        "markdown": lambda text: re.sub(r"[\\`*<|\[~$]|&(?=[#\w])", r"\\\g<0>", printable(text)),
         "method_name": names.method_name,
         "plural": plural,
         "reference": _reference,

@@ -119,7 +119,7 @@ QUANTITIES = {
     "peak_memory_bytes": Quantity("peak memory", _bytes),
     "num_images": Quantity("images"),
     "num_unreadable": Quantity("unreadable images"),
-    "demonstration": Quantity("demonstration model"),
+    "demonstration": Quantity("demo model"),
     UNLIKE_PAPER: Quantity("options that differ from the paper's (ours, the paper's)"),
     WITHOUT_MASK: Quantity("anomalous images without a mask"),
 }

@@ -7,7 +7,7 @@ from zsad_jax.report.papers.workdirs import columns_of
 
 @pytest.fixture
 def make_workdir(tmp_path):
-    """Writes a working directory with rows, comparisons and whether the model is a demonstration."""
+    """Writes a working directory with rows, comparisons and whether the model is a demo model."""
 
     def make(name, rows, comparisons=None, demonstration=False):
         folder = tmp_path / name

@@ -124,9 +124,9 @@ def test_demonstration_is_described_as_such(make_row, make_workdir):
     assert shown.description.startswith(
         "Ours, TIPSomaly (tips-nano): TIPSomaly · backbone tips-nano · "
     )
-    assert shown.description.endswith("Demonstration model, not for decisions.")
+    assert shown.description.endswith("Demo model, not for decisions.")
     assert not real.demonstration
-    assert "Demonstration" not in real.description
+    assert "Demo" not in real.description
 
 
 @pytest.mark.parametrize(

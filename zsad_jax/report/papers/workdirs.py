@@ -39,7 +39,7 @@ class Ours:
       training: the protocol of the published numbers to compare with, or what the prompts were trained on.
       rows: results by (dataset, category).
       deviations: why results cannot be compared with published ones.
-      demonstration: whether the backbone is a demonstration model.
+      demonstration: whether the backbone is a demo model.
     """
 
     method: str
@@ -88,7 +88,7 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
                 " python -m zsad_jax.main."
             )
         path = folder / "run.json"
-        # Optional: without it, remarks on masks, settings and demonstration models are missing.
+        # Optional: without it, remarks on masks, settings and demo models are missing.
         run = _read(path, _check_run) if path.is_file() else {}
         for name in ("results.json", *["comparisons.json"] * comparisons):
             if (folder / name).is_file():
