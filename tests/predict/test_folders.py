@@ -21,7 +21,7 @@ def write_table(pictures):
 def test_innermost_folder_decides(pictures, write_table):
     (pictures / "a/deep").mkdir()
     table = {"a": {"category": "nut", "threshold": 0.5}, "a/deep": {"category": "bolt"}}
-    folders = read_folders(write_table(table), "object")
+    folders = read_folders(write_table(table), Folder())
     assert folders.categories == ("object", "nut", "bolt")
     found = [folders.of(str(pictures / name)) for name in ("a/0.png", "a/deep/x/1.png", "b/0.png")]
     assert found == [Folder("nut", 0.5), Folder("bolt"), Folder("object")]
@@ -41,7 +41,7 @@ def test_innermost_folder_decides(pictures, write_table):
 )
 def test_rejects_invalid_table(write_table, content, words):
     with pytest.raises(UserError) as caught:
-        read_folders(write_table(content), "object")
+        read_folders(write_table(content), Folder())
     assert words in str(caught.value)
     assert 'Expected JSON such as {"nuts"' in str(caught.value)
 

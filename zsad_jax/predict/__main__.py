@@ -104,7 +104,7 @@ def _read_options(paths: Sequence[str]) -> Options:
     scale, threshold = _SCALE.value, _THRESHOLD.value
     folders = Folders(Folder(_CATEGORY.value))
     if _FOLDERS.value is not None:
-        folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), _CATEGORY.value)
+        folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), folders.default)
     return Options(
         paths=paths,
         out=pathlib.Path(files.user_path(_OUT.value, "--out")),

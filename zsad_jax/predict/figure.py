@@ -4,17 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from zsad_jax.utils.images import (
-    Picture,
-    Scale,
-    Strip,
-    colorize,
-    draw_strips,
-    fit,
-    outline,
-    overlay,
-    paper,
-)
+from zsad_jax.utils.images import Picture, Strip, colorize, draw_strips, fit, outline, overlay
 
 LONGEST_PANEL = 640  # three fit side by side on a wide screen
 SHORTEST_PANEL = 256  # a smaller longest side is enlarged, so that small images can be seen
@@ -37,7 +27,7 @@ def draw_figure(
     anomaly_map: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"] | None = None,
     *,
-    scale: Scale,
+    scale: tuple[float, float],
     lines: list[tuple[str, str]],
 ) -> Image.Image:
     """Draws image, heat map, overlay and color scale below a few lines of text, each with its color.
@@ -52,9 +42,13 @@ def draw_figure(
 
 
 def draw_thumbnail(
-    panel: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: Scale
+    panel: Picture, anomaly_map: Float[np.ndarray, "h w"], *, scale: tuple[float, float]
 ) -> Image.Image:
     """Draws image and overlay side by side."""
     small = fit(panel, THUMBNAIL)
-    parts = [small, paper((len(small), 4)), overlay(small, anomaly_map, scale=scale)]
+    parts = [
+        small,
+        np.full((len(small), 4, 3), 255, np.uint8),
+        overlay(small, anomaly_map, scale=scale),
+    ]
     return Image.fromarray(np.concatenate(parts, axis=1))

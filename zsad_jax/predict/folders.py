@@ -48,21 +48,21 @@ class Folders:
         return tuple(dict.fromkeys(one.category for one in (self.default, *self.listed.values())))
 
 
-def read_folders(path: str, category: str) -> Folders:
+def read_folders(path: str, default: Folder) -> Folders:
     """Reads a JSON file of folders, relative to its own, and their entries; see `EXAMPLE`.
 
-    `category` is that of all other images. Raises `UserError` if something in the file is not valid.
+    `default` is the entry of all other images. Raises `UserError` if something in the file is not valid.
     """
-    listed: dict[str, Folder] = {}
+    listed = {}
     try:
         for name, entry in json.loads(pathlib.Path(path).read_bytes()).items():
             place = os.path.realpath(pathlib.Path(path).parent / name)
             if not os.path.isdir(place) or place in listed:
                 raise ValueError(f"{name!r} is not a folder, or is listed twice")
-            listed[place] = config_from(Folder, {"category": category} | entry)
+            listed[place] = config_from(Folder, {"category": default.category} | entry)
     # AttributeError and TypeError: there is something else in place of a mapping.
     except (OSError, ValueError, AttributeError, TypeError, UserError) as error:
         raise UserError(
             f"Cannot read the folders in {path} ({str(error).rstrip('.')}). Expected JSON such as {EXAMPLE}."
         ) from error
-    return Folders(Folder(category), listed)
+    return Folders(default, listed)

@@ -22,13 +22,11 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
     ordered = sorted(records, key=lambda record: -record.get("score", float("-inf")))
     table = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
     write_changed(writer.folder / "predictions.csv", csv_text([COLUMNS, *table]))
-    folders = [os.path.dirname(os.path.realpath(record["path"])) for record in ordered]
-    root = os.path.commonpath(folders)
-    names = [os.path.relpath(os.path.realpath(record["path"]), root) for record in ordered]
-    rows = [
-        (record, printable(name), printable(os.path.dirname(name)) or ".")
-        for record, name in zip(ordered, names, strict=True)
-    ]
+    paths = [os.path.realpath(record["path"]) for record in ordered]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [printable(os.path.relpath(path, root)) for path in paths]
+    folders = [os.path.dirname(name) or "." for name in names]
+    rows = list(zip(ordered, names, folders, strict=True))
     page = formats.render(
         "predictions.html",
         model=model.description,
@@ -39,7 +37,9 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
         folders=Counter(folder for record, _, folder in rows if "score" in record),
         root=printable(root),
         format_score=format_score,
-        thumbnail=lambda record: _data_uri(writer, record),
+        thumbnail=lambda record: base64.b64encode(
+            (writer.folder / record["thumbnail"]).read_bytes()
+        ).decode("ascii"),
     )
     write_changed(writer.folder / "index.html", page)
 
@@ -47,11 +47,3 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
 def _flat(record: Record) -> Record:
     regions = {"regions": len(record["regions"])} if "regions" in record else {}
     return record | dict(zip(("width", "height"), record.get("size", ()), strict=False)) | regions
-
-
-def _data_uri(writer: Writer, record: Record) -> str:
-    """Returns the thumbnail of an image inside a data URI, "" if it could not be drawn."""
-    if "thumbnail" not in record:
-        return ""
-    stored = (writer.folder / record["thumbnail"]).read_bytes()
-    return "data:image/jpeg;base64," + base64.b64encode(stored).decode("ascii")

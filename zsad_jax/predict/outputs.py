@@ -169,7 +169,7 @@ class Writer:
 
     def keep(self, scored: ScoredImage) -> ScoredImage:
         """Stores the map at the model's resolution; returns its argument."""
-        self._save_array(_place("raw_map", scored.file.path), scored.anomaly_map)
+        _save_array(self.folder / _place("raw_map", scored.file.path), scored.anomaly_map)
         return scored
 
     def redraw(self, record: Record) -> Record:
@@ -202,10 +202,8 @@ class Writer:
 
     def _decide(self, path: str, score: float) -> Record:
         own = self.folders.of(path).threshold
-        threshold = self.threshold if own is None else own
-        if threshold is None:
-            return {}
-        return {"threshold": threshold, "decision": decide(score, threshold)}
+        used = self.threshold if own is None else own
+        return {} if used is None else {"threshold": used, "decision": decide(score, used)}
 
     @functools.cached_property
     def _outputs_key(self) -> str:
@@ -215,8 +213,7 @@ class Writer:
         self, file: ImageFile, anomaly_map: np.ndarray, mask: np.ndarray | None, record: Record
     ) -> dict[str, str]:
         places = {kind: _place(kind, file.path) for kind in OUTPUTS}
-        # In NumPy's format, since a PNG cannot hold float32 values.
-        self._save_array(places["map"], anomaly_map)
+        _save_array(self.folder / places["map"], anomaly_map)
         shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
         figure = thumbnail = None
         with drawing(f"the picture of {file.path}"):
@@ -238,15 +235,10 @@ class Writer:
             full = Image.fromarray(mask).resize(file.size, Image.Resampling.NEAREST)
             words = PngInfo()
             words.add_text(*MARK)
-            if self.warning:
-                words.add_text("Comment", self.warning)
+            words.add_text("Comment", self.warning)
             with files.replaced(self.folder / places["mask"]) as temporary:
                 full.save(temporary, compress_level=1, pnginfo=words)
         return places
-
-    def _save_array(self, place: str, array: np.ndarray) -> None:
-        with files.replaced(self.folder / place) as temporary:
-            np.save(temporary, array)
 
     def _save_jpeg(self, picture: Image.Image, path: pathlib.Path, quality: int = 90) -> None:
         comment = "\0".join((*MARK, self.warning))
@@ -278,17 +270,25 @@ def read_raw_map(folder: pathlib.Path, image: str) -> Float[np.ndarray, "S S"]:
 
 def remove_unused(folder: pathlib.Path, records: Iterable[Record]) -> None:
     """Removes the files of images or options that are no longer part of the records."""
-    used = {record[kind] for record in records for kind in OUTPUTS if kind in record}
-    for place, suffix in OUTPUTS.values():
-        for path in (folder / place).glob(f"*{suffix}"):
-            if f"{place}/{path.name}" not in used and is_output(str(path), folder):
-                path.unlink(missing_ok=True)
+    used = {folder / record[kind] for record in records for kind in OUTPUTS if kind in record}
+    found = {
+        path for place, suffix in OUTPUTS.values() for path in folder.glob(f"{place}/*{suffix}")
+    }
+    for path in found - used:
+        if is_output(str(path), folder):
+            path.unlink(missing_ok=True)
 
 
 def write_changed(path: pathlib.Path, text: str) -> None:
     """Writes a text unless the file holds it: a repeated run changes nothing, not even dates."""
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         files.write_text(path, text)
+
+
+def _save_array(path: pathlib.Path, array: np.ndarray) -> None:
+    # In NumPy's format, since a PNG cannot hold float32 values.
+    with files.replaced(path) as temporary:
+        np.save(temporary, array)
 
 
 def resize_map(

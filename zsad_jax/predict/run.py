@@ -46,14 +46,18 @@ class Outcome(NamedTuple):
         return sorted(scored, key=lambda record: -record["score"])
 
     @property
-    def num_unreadable(self) -> int:
-        """The number of images that cannot be read."""
-        return sum(issue.kind in UNREADABLE for issue in self.issues)
-
-    @property
-    def num_failed(self) -> int:
-        """The number of images whose outputs could not be written."""
-        return len(self.issues) - self.num_unreadable
+    def counts(self) -> dict[str, int]:
+        """Numbers of files and images; all others add up to that of the files."""
+        unreadable = sum(issue.kind in UNREADABLE for issue in self.issues)
+        return {
+            "num_files": len(self.images) + len(self.ignored),
+            "num_images": len(self.images),
+            "num_scored": len(self.scored) - self.reused,
+            "num_reused": self.reused,
+            "num_unreadable": unreadable,
+            "num_failed": len(self.issues) - unreadable,
+            "num_ignored": len(self.ignored),
+        }
 
 
 def predict(experiment: Experiment, options: Options) -> None:
@@ -196,14 +200,6 @@ def _none_readable(what: str, issues: Sequence[Issue]) -> UserError:
     )
 
 
-def _settings(writer: Writer) -> dict[str, Any]:
-    folders = writer.folders
-    return {name: getattr(writer, name) for name in SETTINGS} | {
-        "category": folders.default.category,
-        "folders": {place: dataclasses.asdict(one) for place, one in folders.listed.items()},
-    }
-
-
 def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | None) -> Outcome:
     """Scores the images that have no score, and draws those whose files are of other options."""
     images = found.images
@@ -234,14 +230,14 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
     return Outcome(images, records, len(reused - errors.keys()), issues, found.ignored)
 
 
-def _write_again(record: Record, model: Model, writer: Writer) -> Record | Issue:
+def _write_again(record: Record, model: Model, writer: Writer) -> Record:
     """Writes the outputs of an image from the score and the map of an earlier run."""
     if "outputs" in record:
         with contextlib.suppress(OSError):  # a damaged figure is drawn anew
             return writer.redraw(record)
     file = score.read_image(record["path"], model.preprocess, writer.map_size)
     if isinstance(file, Issue):
-        return file
+        raise RuntimeError(file.description)
     raw_map = outputs.read_raw_map(writer.folder, record["path"])
     return writer.write(ScoredImage(file, record["score"], raw_map, record.get("time", 0.0)))
 
@@ -260,12 +256,9 @@ def _write_all(
         try:
             journal.start()
             if isinstance(one, ScoredImage):
-                written: Record | Issue = writer.write(writer.keep(one))
+                journal.add(writer.write(writer.keep(one)))
             else:
-                written = _write_again(one, model, writer)
-            if isinstance(written, Issue):
-                return written
-            journal.add(written)
+                journal.add(_write_again(one, model, writer))
         except OSError as error:
             raise UserError(
                 f"Cannot write to {writer.folder} ({error.strerror or error}). Free disk space or choose"
@@ -293,18 +286,13 @@ def _write_run(
         "backbone_sha256": model.description.weights_sha256,
         "demonstration": model.description.demonstration,
         "warning": model.warning or None,
-        "num_files": len(outcome.images) + len(outcome.ignored),
-        "num_images": len(outcome.images),
-        "num_scored": len(outcome.scored) - outcome.reused,
-        "num_reused": outcome.reused,
-        "num_unreadable": outcome.num_unreadable,
-        "num_failed": outcome.num_failed,
-        "num_ignored": len(outcome.ignored),
+        **outcome.counts,
         "ignored_by_kind": collections.Counter(issue.kind for issue in outcome.ignored),
         "issues": issues_to_json(outcome.issues),
         "ignored": issues_to_json(outcome.ignored),
         "model": dataclasses.asdict(model.description),
-        "settings": _settings(writer),
+        "settings": {name: getattr(writer, name) for name in SETTINGS}
+        | {"folders": dataclasses.asdict(writer.folders)},
         "threshold": threshold,
         "columns": outputs.COLUMNS,
     }
@@ -323,14 +311,14 @@ def _print_model(model: Model) -> None:
 
 
 def _print_outcome(outcome: Outcome, writer: Writer) -> None:
-    scored = outcome.scored
-    counts = [
-        f"{outcome.reused} reused from an earlier run",
-        f"{outcome.num_unreadable} unreadable",
-        *[f"{outcome.num_failed} failed"] * bool(outcome.num_failed),
-        f"{plural(len(outcome.ignored), 'file')} ignored",
+    scored, counts = outcome.scored, outcome.counts
+    others = [
+        f"{counts['num_reused']} reused from an earlier run",
+        f"{counts['num_unreadable']} unreadable",
+        *[f"{counts['num_failed']} failed"] * bool(counts["num_failed"]),
+        f"{plural(counts['num_ignored'], 'file')} ignored",
     ]
-    print(f"Scored {plural(len(scored) - outcome.reused, 'image')} ({', '.join(counts)}).")
+    print(f"Scored {plural(counts['num_scored'], 'image')} ({', '.join(others)}).")
     decisions = collections.Counter(record.get("decision") for record in scored)
     used = sorted({record["threshold"] for record in scored if "threshold" in record})
     if used:

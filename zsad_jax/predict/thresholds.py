@@ -25,22 +25,13 @@ class Threshold:
     quantile: float = 0.0
 
 
-def parse_number(text: str) -> float | None:
-    """Returns the finite number that a text holds; None if it holds none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def parse_threshold(text: str) -> Threshold:
     """Reads "0.6" or "good_folder:0.99"; raises `UserError` if it is neither."""
-    value = parse_number(text)
+    value = _as_number(text)
     if value is not None:
         return Threshold(value=value)
     good, _, share = text.rpartition(":")
-    quantile = parse_number(share)
+    quantile = _as_number(share)
     if not good or quantile is None or not 0 < quantile < 1:
         raise UserError(
             f"The threshold {text!r} is not valid. Expected a number, or FOLDER:QUANTILE with a quantile"
@@ -51,7 +42,7 @@ def parse_threshold(text: str) -> Threshold:
 
 def parse_scale(text: str) -> tuple[float, float]:
     """Reads "lo,hi", the ends of a color scale; raises `UserError` if they are not increasing numbers."""
-    values = [parse_number(part) for part in text.split(",")]
+    values = [_as_number(part) for part in text.split(",")]
     low, high = values if len(values) == 2 else (None, None)
     if low is None or high is None or not low < high:
         raise UserError(
@@ -133,3 +124,12 @@ def find_regions(
             }
         )
     return mask, sorted(regions, key=lambda region: -region["peak"])
+
+
+def _as_number(text: str) -> float | None:
+    """Returns a finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
