@@ -21,13 +21,11 @@ from zsad_jax.utils.command_line import log_plainly
 flags.adopt_module_key_flags(config_flag)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all outputs; default: runs/<config>.")
 _LIST = flags.DEFINE_bool("list", False, "List the included configs and their variants.")
-
 _KEYS = flags.DEFINE_bool("keys", False, "List every key of the config with its value and meaning.")
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment of the command line."""
-
     if _LIST.value:
         print(config_flag.list_configs())
         return

@@ -1,10 +1,11 @@
 """`python -m zsad_jax.backbones list | fetch | convert`: released backbones and their files."""
 
 import argparse
+import pathlib
 import sys
 
 from zsad_jax.backbones import registry
-from zsad_jax.utils import command_line
+from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.text_table import TextTable
 
@@ -49,14 +50,14 @@ def _make_parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source",
         metavar="FILE",
-        type=command_line.path,
+        type=files.user_path,
         help="OpenAI's .pt, or a state dict in OpenAI's, open_clip's or Hugging Face's names",
     )
     convert.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
-        type=command_line.path,
+        type=files.user_path,
         help="the .safetensors or .npz file to write; default: FILE with the suffix .safetensors",
     )
     convert.set_defaults(run=_convert)
@@ -115,8 +116,9 @@ def _fetch(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from zsad_jax.backbones.checkpoints.convert import convert_clip
 
-    target = options.target or options.source.with_suffix(".safetensors")
-    convert_clip(options.source, target)
+    source = pathlib.Path(options.source)
+    target = pathlib.Path(options.target or source.with_suffix(".safetensors"))
+    convert_clip(source, target)
     print(target)
 
 

@@ -157,14 +157,9 @@ def _describe_illegal(argv: list[str]) -> str:
         except (TypeError, ValueError):
             config = _without_overrides(argv)
             inside = [key for key in flatten(config) if key.startswith(f"{name}.")]
-            key = (
-                f"{name}.name={value}"
-                if f"{name}.name" in inside
-                else f"{inside[0]}=VALUE"
-                if inside
-                else ""
-            )
-            remedy = f" Set its keys, for example --config.{key}." if key else ""
+            # The name of a method or a backbone, else the first key of the section.
+            key = min(inside, key=lambda key: not key.endswith(".name"), default="")
+            remedy = f" Set its keys, for example --config.{key}={value}." if key else ""
             return f"config.{name} is {value!r}. Expected {describe_keys(config)[name][0]}.{remedy}"
     return ""
 

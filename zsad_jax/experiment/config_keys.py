@@ -27,24 +27,20 @@ def flatten(config: Any, section: type = ConfigDict) -> dict[str, Any]:
 def describe_keys(config: ConfigDict) -> dict[str, tuple[str, str]]:
     """Returns the type and the description of each key of a config, by dotted name."""
     # The classes and functions that take a section, whose docstrings are the only descriptions.
-    takers: dict[str, Any] = {
-        "": Experiment,
-        "training.": TrainingConfig,
-        "backbone.": load_backbone,
-    }
+    parts: dict[str, Any] = {"": Experiment, "training": TrainingConfig, "backbone": load_backbone}
     with contextlib.suppress(AttributeError, UserError):  # reported when the experiment is made
-        takers["method."] = config_class(config.method.name)
+        parts["method"] = config_class(config.method.name)
     keys = {
         f"backbone.{name}": (describe_type(hint), words)
         for name, (hint, words) in FAMILY_OPTIONS.items()
     }
-    for section, taker in takers.items():
+    for section, taker in parts.items():
         hints = typing.get_type_hints(taker)
         for name, words in documented(taker).items():
             hint = hints.get(name)
             if typing.get_origin(hint) is typing.ClassVar:
                 (hint,) = typing.get_args(hint)
-            keys[f"{section}{name}"] = (describe_type(hint), words)
+            keys[f"{section}.{name}".lstrip(".")] = (describe_type(hint), words)
     return keys
 
 

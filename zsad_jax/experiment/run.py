@@ -82,10 +82,7 @@ def run_experiment(
 ) -> None:
     """Trains what must be trained, evaluates every target, and writes the report.
 
-    Args:
-      experiment: the checked config.
-      workdir: the directory of all outputs.
-      changed: values of keys that differ from the config file, for the titles of tables.
+    The values that differ from the config file, `changed`, are in the titles of tables.
 
     Raises:
       UserError: something is wrong or missing; it is raised before any long work.
@@ -162,10 +159,7 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
 
 
 def write_results(
-    run: Run,
-    evaluated: Sequence[Evaluated],
-    clock: run_info.Stopwatch,
-    changed: Mapping[str, Any],
+    run: Run, evaluated: Sequence[Evaluated], clock: run_info.Stopwatch, changed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes results.json, comparisons.json and run.json; returns run.json without its issues."""
     # Without times and versions, which are in run.json, so that the same run writes the same bytes.

@@ -1,6 +1,7 @@
 """`python -m zsad_jax.report DIR [DIR ...]`: the papers' tables with the results of working directories."""
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from zsad_jax.report.papers import PaperTables, compare_papers, find_missing, re
 from zsad_jax.report.published import MAIN_TABLES
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.files import write_text
+from zsad_jax.utils.files import user_path, write_text
 
 TITLE = "Comparison with the papers"
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # by format
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         "workdirs",
         metavar="DIR",
         nargs="+",
-        type=command_line.path,
+        type=user_path,
         help="working directory of a finished run",
     )
     parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=command_line.path,
+        type=user_path,
         help="write tables in all formats to this folder instead of printing them",
     )
     parser.add_argument(
@@ -57,7 +58,7 @@ def _compare(options: argparse.Namespace) -> None:
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
         raise UserError(
-            f"Found no results in {', '.join(map(str, options.workdirs))} for the datasets of these tables"
+            f"Found no results in {', '.join(options.workdirs)} for the datasets of these tables"
             f" ({', '.join(sorted(in_papers))}). Evaluate at least one of them first."
         )
     remarks = [*(one.description for one in ours), *find_missing(ours, papers)]
@@ -65,7 +66,7 @@ def _compare(options: argparse.Namespace) -> None:
         print(_render(papers, remarks, options.format), end="")
         return
     for format, suffix in SUFFIXES.items():
-        path = options.out / f"tables.{suffix}"
+        path = pathlib.Path(options.out) / f"tables.{suffix}"
         write_text(path, _render(papers, remarks, format))
         print(path)
 

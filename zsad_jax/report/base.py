@@ -64,14 +64,7 @@ class Report:
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
         """Adds what differs from the config file to the titles of tables."""
-        changed = ", ".join(
-            f"{key}={value}"
-            for key, value in self.run.get("changed_keys", {}).items()
-            if key.partition(".")[0] not in (*WITHOUT_EFFECT, *IN_TABLES)
-        )
-        return [
-            dataclasses.replace(
-                table, title=f"{table.title} ({changed})" if changed else table.title
-            )
-            for table in tables
-        ]
+        changed, apart = self.run.get("changed_keys", {}), (*WITHOUT_EFFECT, *IN_TABLES)
+        words = [f"{k}={v}" for k, v in changed.items() if k.partition(".")[0] not in apart]
+        ending = f" ({', '.join(words)})" if words else ""
+        return [dataclasses.replace(table, title=table.title + ending) for table in tables]

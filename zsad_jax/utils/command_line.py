@@ -25,11 +25,6 @@ def add_command(commands: Any, name: str, words: str, **options: Any) -> argpars
     return parser
 
 
-def path(text: str) -> pathlib.Path:
-    """Returns the path of an argument, see `files.user_path`."""
-    return pathlib.Path(files.user_path(text))
-
-
 def fail(message: str) -> NoReturn:
     """Prints an error and exits with code 2."""
     print(f"error: {message}", file=sys.stderr)
