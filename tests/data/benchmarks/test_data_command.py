@@ -161,6 +161,7 @@ def test_verify_accepts_empty_masks(run, official, published_miniature):
     assert code == 0
     assert lines_with(out, "issue: bottle/test/combined/000.png", "its mask is empty")
     assert out.splitlines()[-1] == ("MVTec AD: all images and masks are usable; 1 issue")
+    assert "To list all" not in out
 
 
 def test_verify_reports_missing_volumes_and_categories(run, make_miniature, tmp_path):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from zsad_jax.data.benchmarks.counts import Counts, compare_counts
 from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.data.inspect.stock import tabulate_categories
-from zsad_jax.data.issues import Issue, group_issues, summarize_issues
+from zsad_jax.data.issues import FILES_SHOWN, Issue, group_issues, summarize_issues
 from zsad_jax.utils.errors import plural
 
 
@@ -65,7 +65,9 @@ def describe(found: Findings, *, hint: str) -> Iterator[str]:
             lines = [summarize_issues(kind)] if hint else map(str, kind)
             yield from (f"{word}: {line}" for line in lines)
     if found.issues:
-        yield plural(len(found.issues), "issue") + (f". To list all: {hint}" if hint else "")
+        shortened = any(len(kind) > FILES_SHOWN for kind in group_issues(found.issues))
+        rest = f". To list all: {hint}" if hint and shortened else ""
+        yield plural(len(found.issues), "issue") + rest
 
 
 def describe_verdict(found: Findings) -> str:
