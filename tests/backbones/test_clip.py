@@ -206,12 +206,16 @@ def test_non_square_position_tables(model):
     assert_close(clip.resize_positions(jnp.asarray(table), (3, 7))[1], expected, 1e-6)
 
 
-def test_ignores_pixels_that_fill_no_patch(model, golden):
+def test_ignores_pixels_that_fill_no_patch(model, golden, caplog):
     images = model.preprocess.normalize(golden["size70/images_u8"])
     odd, cut = (
         encode_image(model, images[:, :height, :width]) for height, width in ((69, 55), (56, 42))
     )
     assert odd.patches.shape == (2, 1, 4, 3, 32)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        "Images of 55x69 pixels are padded or cut, since the patch size is 14."
+    )
     jax.tree.map(np.testing.assert_array_equal, odd, cut)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -91,8 +92,11 @@ class Family(NamedTuple):
     lineages: bool = False
 
 
-def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
-    """Returns `Backbone.encode_image` over a vision module with this number of blocks."""
+def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> EncodeImageFn:
+    """Returns `Backbone.encode_image` over a vision module with this number of blocks.
+
+    Sides that are not multiples of `patch_size` are warned about: the published towers pad or cut them.
+    """
 
     def encode_image(
         params: Params,
@@ -100,6 +104,11 @@ def image_encoder(tower: nn.Module, *, depth: int) -> EncodeImageFn:
         **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
         _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)
+        if any(side % patch_size for side in images.shape[1:3]):
+            logging.warning(
+                "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them.",
+                *(images.shape[2], images.shape[1], patch_size),
+            )
         layers, vv_from, blocks = options.get("layers"), options.get("vv_from"), range(1, depth + 1)
         several = isinstance(layers, Sequence) and len(layers) > 0
         if layers is not None and not (several and all(layer in blocks for layer in layers)):
@@ -261,7 +270,7 @@ def assemble(
         digest=loaded.digest,
         tokenizer_digest=files.digest(path) if path and path.is_file() else None,
         demonstration=loaded.release is not None and loaded.release.demo,
-        encode_image=image_encoder(vision, depth=sizes.depth),
+        encode_image=image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size),
         text=text_side(
             text,
             functools.partial(
