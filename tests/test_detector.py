@@ -230,7 +230,10 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
         ([], "There are no images"),
         (np.zeros((0, 8, 8, 3), np.uint8), "There are no images"),
         (np.zeros(8, np.uint8), r"the shape \[8\]"),
-        (np.zeros((3, 8, 8), np.uint8), r"the shape \[3, 8, 8\]; expected \[H, W\], \[H, W, 3\]"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            r"the shape \[3, 8, 8\]; expected \[H, W\] or \[H, W, 3 or 4\]",
+        ),
         (np.zeros((2, 3, 8, 8), np.uint8), r"the shape \[3, 8, 8\]"),
         ([np.zeros((0, 8, 3), np.uint8)], r"the shape \[0, 8, 3\]"),
         (np.zeros((8, 8, 3), bool), "the type bool"),

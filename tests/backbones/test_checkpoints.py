@@ -314,6 +314,8 @@ def test_tensors_respect_offset_stride_and_shared_storage(tmp_path):
         ("BFloat16Storage", ml_dtypes.bfloat16),
         ("LongStorage", np.int64),
         ("IntStorage", np.int32),
+        ("ShortStorage", np.int16),
+        ("CharStorage", np.int8),
         ("ByteStorage", np.uint8),
         ("BoolStorage", np.bool_),
     ],
@@ -423,6 +425,7 @@ def test_asks_to_save_old_format_again(tmp_path):
         {"state_dict": collections.OrderedDict(ctx=STORED), "val_result": np.float64(0.91)},
         {"ctx": STORED, "args": Call("argparse Namespace"), "size": Call("torch Size", (2, 3))},
         {"state_dict": {"ctx": STORED}, "scheduler": Call("torch.optim.lr_scheduler CosineLR")},
+        {"ctx": STORED, "state": Call("collections defaultdict", dict), "set": {1, 2}},
     ],
 )
 @pytest.mark.parametrize("name", ["a.PTH", "model.pth.tar-50", "a.safetensors"])

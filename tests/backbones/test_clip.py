@@ -298,6 +298,12 @@ def test_rejects_images_that_are_not_normalized(model, images):
             jax.jit(model.encode_image)(model.params, images)
 
 
+@pytest.mark.parametrize("shape", [(0, 56, 56, 3), (1, 0, 56, 3), (1, 56, 13, 3)])
+def test_rejects_images_without_a_patch(model, shape):
+    with pytest.raises(UserError, match="expected at least 14 pixels a side"):
+        model.encode_image(model.params, np.zeros(shape, np.float32))
+
+
 def test_rejects_params_of_something_else(model):
     images = np.zeros((1, 56, 56, 3), np.float32)
     for params in (images, model.params["vision"]):

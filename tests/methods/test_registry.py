@@ -27,6 +27,12 @@ def test_rejects_unknown_name(backbone):
         make_method("tipsomoly", backbone)
 
 
+def test_rejects_arguments_of_other_types(backbone):
+    for arguments in ((5, backbone), ("tipsomaly", "tips-nano"), ("tipsomaly", backbone, 5)):
+        with pytest.raises(UserError, match="is not a"):
+            make_method(*arguments)
+
+
 def test_registers_method_from_outside(backbone, monkeypatch):
     monkeypatch.setattr(methods, "METHODS", dict(METHODS))
 

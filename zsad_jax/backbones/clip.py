@@ -128,6 +128,11 @@ class VisionEncoder(VisionTower):
         """Returns the class token and the patches, with their positions, after the first norm."""
         s = self.sizes
         h, w = (side // s.patch_size for side in images.shape[1:3])
+        if not images.shape[0] * h * w:
+            raise UserError(
+                f"The images have the shape {images.shape}; expected at least {s.patch_size} pixels a side."
+                " Pass larger images."
+            )
         images = images[:, : h * s.patch_size, : w * s.patch_size]
         embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")
         # Positions and the first norm are float32 in a bfloat16 tower too.
@@ -179,6 +184,11 @@ class TextEncoder(TextTower):
         Padding needs no mask: it comes after that token, which does not see it.
         """
         s = self.sizes
+        if embeddings.shape[1] > s.length:
+            raise UserError(
+                f"The texts have {embeddings.shape[1]} tokens, but the text tower reads {s.length}. Shorten"
+                " them."
+            )
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
         # By count, where the published code takes the largest id: learned tokens have no ids.

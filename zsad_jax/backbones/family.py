@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.linen as nn
@@ -138,12 +138,19 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
 
     def tokenize_texts(texts: Sequence[str]) -> Tokens:
         # The letters of a single text would be taken for texts.
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        several = isinstance(texts, Iterable) and not isinstance(texts, str)
+        if not several or not all(isinstance(text, str) for text in texts):
             raise UserError(f"The texts are {texts!r}; expected a list of strings. Pass one.")
         return tokenize(texts)
 
     def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
         _check_array("The token ids", token_ids, ("texts", "tokens"), _TOKENS)
+        highest = token_ids.max(initial=0) if isinstance(token_ids, np.ndarray) else 0
+        if highest >= tower.sizes.vocabulary:  # the last token would be looked up
+            raise UserError(
+                f"The token ids reach {highest}, but the text tower has {tower.sizes.vocabulary} tokens."
+                f" {_TOKENS[-1]}"
+            )
         return apply(params, token_ids, method="embed")
 
     def encode_prompts(

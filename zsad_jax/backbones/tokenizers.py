@@ -19,6 +19,7 @@ from zsad_jax.utils.files import PathLike
 END_OF_WORD = "</w>"
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+MAX_MERGES = 2**26  # bytes; CLIP's own are 3 million
 CLIP_VOCABULARY = 49_408
 # The words of the learned prompts, so that these need no merge file.
 CLIP_WORDS = {
@@ -219,8 +220,10 @@ def _byte_pairs(path: str, vocabulary: int) -> Callable[[str], list[int]]:
 def _read_merges(path: str, vocabulary: int) -> list[tuple[str, str]]:
     """Reads the merges in order; the published file lists more than CLIP uses."""
     try:
-        raw = pathlib.Path(path).read_bytes()
-        text = (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode()
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if packed else open)(path, "rb") as file:  # a small file may hold gigabytes
+            text = file.read(MAX_MERGES).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"The tokenizer {path} is not a merge file. Delete it and fetch it again."

@@ -145,7 +145,7 @@ def image_from_array(array: np.ndarray | Image.Image, *, bit_depth: int = 16) ->
     """
     if isinstance(array, np.ndarray):
         if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
-            reason = f"it has the shape {[*array.shape]}; expected [H, W], [H, W, 3] or [H, W, 4]"
+            reason = f"it has the shape {[*array.shape]}; expected [H, W] or [H, W, 3 or 4], channels last"
             raise UnreadableImage("an array", reason)
         if array.dtype == np.uint8:
             return Decoded(Image.fromarray(np.ascontiguousarray(array)))

@@ -11,7 +11,7 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods.base import Batch, Method, Scores, Stage, param_shapes
 from zsad_jax.methods.shared.config import Fields, MethodConfig
-from zsad_jax.utils.config import config_from
+from zsad_jax.utils.config import checked, config_from
 from zsad_jax.utils.errors import UserError, suggest
 
 Factory = Callable[[Backbone, Any], Method]
@@ -97,6 +97,7 @@ def register(factory: Factory, config: type[MethodConfig]) -> None:
     METHODS[name] = MethodEntry(lambda: (factory, config), included=False)
 
 
+@checked
 def make_method(
     name: str, backbone: Backbone, config: MethodConfig | Fields | None = None
 ) -> Method:
@@ -123,6 +124,7 @@ def make_method(
     return factory(backbone, config_from(config_type, config))
 
 
+@checked
 def count_parameters(
     method: str,
     *,
@@ -183,6 +185,7 @@ def _registered(name: str) -> tuple[Factory, type[MethodConfig]]:
     return METHODS[name].load()
 
 
+@checked
 def image_score(method: Method, name: str | None = None) -> str:
     """Returns the checked name of an image score; None: the method's default.
 

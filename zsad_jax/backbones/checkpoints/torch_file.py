@@ -29,6 +29,8 @@ _STORAGES = {
     "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": np.int64,
     "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
@@ -37,9 +39,10 @@ _EMPTY = ("__torch__.", "torch.nn.", "torch.optim.", "numpy.core.", "numpy._core
 _KNOWN = {
     *(f"{module}.{kind}" for module in ("torch", "torch.storage") for kind in _STORAGES),
     *("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"),
-    *("collections.OrderedDict", "collections.defaultdict", "builtins.set", "__builtin__.set"),
-    *("torch.Size", "torch.device", "numpy.dtype", "numpy.ndarray", "_codecs.encode"),
-    "argparse.Namespace",
+    *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("dict", "set")),
+    *("collections.OrderedDict", "collections.defaultdict", "argparse.Namespace"),
+    *("torch.Size", "torch.device", "torch.float32", "torch.float16", "torch.bfloat16"),
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Operations by the number of values that they take from the stack, or all that follow the last mark.
