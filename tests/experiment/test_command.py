@@ -194,7 +194,7 @@ def test_lists_keys_with_values_and_descriptions(run_main):
             "training.learning_rates={'a': -1}",
             "'learning_rates' is {'a': -1}. It must be between 0 and",
         ),
-        ("data=parts", "config.data is 'parts'. Write a folder as {'folder': 'parts'}."),
+        ("data=parts", "config.data is 'parts'. Write {'folder': 'parts'}, or"),
         ("data=5", "'data' is 5. Expected a mapping or None"),
         ("data={'folder': ''}", "Expected a file or a folder"),
         ("data={'folder': 5}", "Expected a file or a folder"),

@@ -132,11 +132,7 @@ def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
 
 
 def parse_spec(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
-    """Returns the key of the reader of a description, the path, and the other keys.
-
-    Raises:
-      UserError: the description has no path, or two.
-    """
+    """Returns the reader, the path and the options of a description; raises `UserError` without one path."""
     kinds = [kind for kind in READERS if kind in spec]
     if len(kinds) != 1:
         remedy = suggest(str(next(iter(spec), "")), READERS)

@@ -101,8 +101,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
             raise UserError(
-                f"config.data is {self.data!r}. Write a folder as {{'folder': {self.data!r}}}. Benchmarks are"
-                " named in config.targets."
+                f"config.data is {self.data!r}. Write {{'folder': {self.data!r}}}, or set config.targets."
             )
         # Configs hold None for each auxiliary dataset, so that the command line can set a checkpoint.
         if isinstance(self.checkpoints, Mapping):

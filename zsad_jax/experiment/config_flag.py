@@ -85,11 +85,7 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
 
 
 def read_config() -> ConfigDict:
-    """Returns the config of the flag --config with its overrides.
-
-    Raises:
-      UserError: no config was named.
-    """
+    """Returns the config of the flag --config with its overrides; raises `UserError` if none is named."""
     if _CONFIG.value is None:
         raise UserError(
             "--config is missing. Name a config, for example --config configs/tipsomaly.py:demo. To list all:"

@@ -21,11 +21,7 @@ def default_workdir(config_path: str) -> pathlib.Path:
 
 
 def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Rejects a directory with results of another setting.
-
-    Raises:
-      UserError: naming what differs, and a directory for the new results.
-    """
+    """Raises `UserError` if a directory has results of another setting, and suggests another directory."""
     config = workdir / "config.json"
     if not (workdir / "results.json").exists() or not config.exists():
         return
@@ -45,7 +41,6 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         if not different:
             return
         words = ", ".join(f"{key}: {before.get(key)}, now {now.get(key)}" for key in different[:3])
-        words += f" and {len(different) - 3} more" * (len(different) > 3)
         key, value = different[0], now.get(different[0])
         name = f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
     other = workdir.with_name(re.sub(r"[^\w.=+-]+", "_", f"{workdir.name}-{name}").strip("_")[:80])

@@ -38,11 +38,7 @@ def home() -> pathlib.Path:
 
 
 def user_path(path: Any, what: str = "The path") -> str:
-    """Returns a path that a user gave, with `~` expanded; shells do not expand it after "=".
-
-    Raises:
-      UserError: it is not a path, or empty; `what` is the subject of the message.
-    """
+    """Returns a path of a user with `~` expanded; raises `UserError`, about `what`, if it is not a path."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not text.strip() or "\0" in text:
         raise UserError(
