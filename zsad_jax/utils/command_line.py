@@ -83,7 +83,7 @@ def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None)
     def body() -> int | None:
         options = parser.parse_args(arguments)
         log_plainly()
-        return options.run(options)  # type: ignore[no-any-return]
+        return options.run(options)
 
     return guarded(body)
 
