@@ -189,7 +189,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     ):
         good.save(os.path.join(folder, name), "PNG")
     good.save(folder / "scan.jfif", "JPEG")
-    (folder / "empty.png").touch()
+    (folder / "em\npty.png").touch()
     for name in ("photo.HEIC", "notes.txt", ".hidden.png"):
         (folder / name).touch()
     job.predict(experiment, [folder])
@@ -204,7 +204,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
         ".hidden.png": "hidden",
     }
     assert "Skipping " in caplog.text
-    assert "empty.png: the image cannot be read (the file is empty)" in caplog.text
+    assert r"em\npty.png: the image cannot be read (the file is empty)" in caplog.text
     assert "can_label.png: the file looks like a ground-truth mask; to score it" in caplog.text
     assert ".hidden" not in caplog.text
     said = capsys.readouterr().out
@@ -219,7 +219,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
         assert [run[f"num_{kind}"] for kind in kinds] == [masks, 5, 1, 0, 4 - masks]
         assert sum(run["ignored_by_kind"].values()) == run["num_ignored"]
         rows = {os.path.basename(row["path"]): row for row in job.all_rows()}
-        assert "the file is empty" in rows["empty.png"]["error"]
+        assert "the file is empty" in rows["em\npty.png"]["error"]
         assert len(rows) == run["num_images"]
 
 

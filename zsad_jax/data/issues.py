@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from absl import logging
 
+from zsad_jax.utils.images import printable
+
 FILES_SHOWN = 3
 DETAILS_SHOWN = 5
 
@@ -93,7 +95,8 @@ class Issue(NamedTuple):
 
     def __str__(self) -> str:
         # The name of a dataset stands before issues of the whole of it.
-        return self.description if self.file == "." else f"{self.file}: {self.description}"
+        before = "" if self.file == "." else f"{printable(self.file)}: "
+        return before + self.description
 
 
 def merge_issues(found: Iterable[Iterable[Issue]]) -> tuple[Issue, ...]:
@@ -131,7 +134,7 @@ def summarize_issues(issues: Sequence[Issue]) -> str:
         counted = (f"{detail} ({number})" for detail, number in details.most_common() if detail)
         description += f": {', '.join(counted)}"
     shown = [
-        issue.file if same or not issue.detail else f"{issue.file}: {issue.detail}"
+        printable(issue.file if same or not issue.detail else f"{issue.file}: {issue.detail}")
         for issue in issues[:FILES_SHOWN]
     ]
     more = ["…"] * (len(issues) > FILES_SHOWN)

@@ -271,9 +271,7 @@ def read_raw_map(folder: pathlib.Path, image: str) -> Float[np.ndarray, "S S"]:
 def remove_unused(folder: pathlib.Path, records: Iterable[Record]) -> None:
     """Removes the files of images or options that are no longer part of the records."""
     used = {folder / record[kind] for record in records for kind in OUTPUTS if kind in record}
-    found = {
-        path for place, suffix in OUTPUTS.values() for path in folder.glob(f"{place}/*{suffix}")
-    }
+    found = {path for place, _ in OUTPUTS.values() for path in folder.glob(f"{place}/*")}
     for path in found - used:
         if is_output(str(path), folder):
             path.unlink(missing_ok=True)

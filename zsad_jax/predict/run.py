@@ -210,11 +210,8 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
     stale = [record for record in journal.records.values() if "drawn" not in record]
     others = journal.others(images)
     if others:
-        logging.warning(
-            "Removing %s of other images from %s. Use a separate --out for each set of images.",
-            plural(others, "row"),
-            journal.path,
-        )
+        words = "Removing %s of other images from %s. Use a separate --out for each set of images."
+        logging.warning(words, plural(others, "row"), journal.path)
     pending = [image for image in images if image not in journal.records]
     issues: list[Issue] = []
     if pending or stale:
@@ -224,7 +221,7 @@ def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | No
             model, pending, issues, label="score", map_size=writer.map_size, num_workers=num_workers
         )
         again = progress(stale, total=len(stale), label="draw") if stale else ()
-        _write_all(itertools.chain(again, scored), model, journal, writer, issues)
+        issues += _write_all(itertools.chain(again, scored), model, journal, writer)
     errors = {issue.file: issue.description for issue in issues}
     records = journal.finish(images, errors)
     return Outcome(images, records, len(reused - errors.keys()), issues, found.ignored)
@@ -243,13 +240,9 @@ def _write_again(record: Record, model: Model, writer: Writer) -> Record:
 
 
 def _write_all(
-    found: Iterable[ScoredImage | Record],
-    model: Model,
-    journal: Journal,
-    writer: Writer,
-    issues: list[Issue],
-) -> None:
-    """Writes outputs while the next batch is computed."""
+    found: Iterable[ScoredImage | Record], model: Model, journal: Journal, writer: Writer
+) -> list[Issue]:
+    """Writes outputs while the next batch is computed; returns issues of those that cannot be written."""
 
     def write(one: ScoredImage | Record) -> Issue | None:
         path = one.file.path if isinstance(one, ScoredImage) else one["path"]
@@ -269,10 +262,10 @@ def _write_all(
         return None
 
     num_writers = min(os.cpu_count() or 1, MAX_WRITERS)
-    for issue in map_in_threads(write, found, num_workers=num_writers):
-        if issue is not None:
-            logging.warning("Skipping %s", issue)
-            issues.append(issue)
+    issues = [issue for issue in map_in_threads(write, found, num_workers=num_writers) if issue]
+    for issue in issues:
+        logging.warning("Skipping %s", issue)
+    return issues
 
 
 def _write_run(
