@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from matplotlib import colormaps, font_manager
+from matplotlib import colormaps
 
 from zsad_jax.utils import images
 from zsad_jax.utils.images import (
@@ -135,20 +135,20 @@ def test_warns_of_drawing_errors(caplog):
 
 
 def test_warns_once_that_no_font_has_the_letters(monkeypatch, caplog):
-    images._warn_of_boxes.cache_clear()
-    monkeypatch.setattr(images, "fallback_font", lambda: None)
+    images.fallback_font.cache_clear()
+    monkeypatch.setattr(images, "FALLBACK_FONTS", ("No such font",))
     for text in ("gear", "Ä€α"):
         images.load_font(15, text)
     assert not caplog.text
     for text in ("正常", "异常"):
         images.load_font(15, text)
+    images.fallback_font.cache_clear()
     assert caplog.text.count("No installed font has all letters") == 1
 
 
 def test_letters_outside_of_the_charts_font_use_another(monkeypatch):
-    (other, *_) = (
-        entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Serif"
-    )
-    monkeypatch.setattr(images, "fallback_font", lambda: other)
+    images.fallback_font.cache_clear()
+    monkeypatch.setattr(images, "FALLBACK_FONTS", ("No such font", "DejaVu Serif"))
     assert images.load_font(15, "正常").getname()[0] == "DejaVu Serif"
     assert images.load_font(15, "normal").getname()[0] == "DejaVu Sans"
+    images.fallback_font.cache_clear()

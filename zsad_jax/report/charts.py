@@ -12,7 +12,7 @@ from zsad_jax import metrics
 from zsad_jax.evaluate import DatasetScores
 from zsad_jax.report import names
 from zsad_jax.utils.files import PathLike, replaced
-from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, fallback_font
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, load_font
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,9 +70,7 @@ def style() -> Iterator[None]:
     """Sets the look of every chart, while it is made or written."""
     import matplotlib
 
-    other = fallback_font()
-    families = {"font.family": ["sans-serif", *([other.name] if other else [])]}
-    with matplotlib.rc_context(STYLE | families):
+    with matplotlib.rc_context(STYLE):
         yield
 
 
@@ -192,6 +190,8 @@ def _category_panels(
     scores: DatasetScores, *, aspect: float, both_labels: bool = False, sharex: bool = False
 ) -> "tuple[Figure, list[tuple[Axes, str, np.ndarray]]]":
     """Makes a figure with a panel per category; returns axes, name and which images belong to it."""
+    import matplotlib
+
     categories, labels = np.asarray(scores.categories), np.asarray(scores.labels)
     members = {name: categories == name for name in dict.fromkeys(scores.categories)}
     if both_labels:
@@ -200,9 +200,12 @@ def _category_panels(
     columns = max(-(-len(members) // rows), 1)
     width = (HALF if columns <= 3 else WIDTH) / columns
     size = (width, min(aspect * width, TALLEST) + 0.5 / rows)
+    titles = [names.category_name(name) for name in members]
+    # Inside of `style`, which restores it.
+    other = load_font(9, "".join(titles)).getname()[0]
+    matplotlib.rcParams["font.family"] = ["sans-serif", str(other)]
     figure, grid = _panels(len(members), columns, size, sharex=sharex)
-    named = zip(grid, members.items(), strict=True)
-    return figure, [(axes, names.category_name(name), of) for axes, (name, of) in named]
+    return figure, list(zip(grid, titles, members.values(), strict=True))
 
 
 def _panels(

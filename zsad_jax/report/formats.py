@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zsad_jax.report import names, tables
-from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Line, Table
+from zsad_jax.report.tables import BEST_PRIOR, SAME_METHOD, Cell, Column, Table
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import plural
 from zsad_jax.utils.images import printable
@@ -22,8 +22,7 @@ LONG_COLUMNS = (
     *("paper", "table", "dataset", "category", "level", "metric", "method", "setting", "source"),
     *("value", "difference", "note"),
 )
-TERMINAL_HEAD, TERMINAL_LABEL = 7, 25  # characters in a line of a number's and of a label's column
-LATEX_HEAD, LATEX_LABEL = 16, 28  # the same in LaTeX
+LATEX_HEAD, LATEX_LABEL = 16, 28  # characters in a line of a column's heading, and of a label
 LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTeX's
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -153,37 +152,29 @@ def to_text(table: Table) -> str:
 
     The paper's numbers and the differences are in lines below ours, so that all fits into 100 columns.
     """
-    count = len(table.head)
-    heads = [_wrap(head, TERMINAL_HEAD) for head in table.head]
-    heads += [_wrap(column.full, TERMINAL_HEAD) for column in table.columns]
-    rows = [list(row) for row in itertools.zip_longest(*map(reversed, heads), fillvalue="")][::-1]
+    count, numbers = len(table.head), len(table.columns)
+    forms = ("{:<25}", "{:<12}")[:count] + ("{:>7}",) * numbers
+
+    def row(*cells: str) -> str:
+        return "".join(map(str.format, forms, cells)).rstrip()
+
+    heads = [*(_wrap(name, 11) for name in table.head), *(_wrap(c.full, 6) for c in table.columns)]
+    stacked = itertools.zip_longest(*map(reversed, heads), fillvalue="")
+    lines = [f"{table.title}, in percent", "", *[row(*names) for names in stacked][::-1]]
     for line in table.lines:
-        parts: list[Line | Cell] = [line, *line.cells]
-        marks = {mark for part in parts for mark in table.marks(part)}
-        first = line.labels[0] + "".join(f" [{mark}]" for mark in sorted(marks))
-        *above, last = _wrap(first, TERMINAL_LABEL) or [""]
-        rows += [[words] for words in above]
-        rows.append([last, *line.labels[1:], *(cell.number for cell in line.cells)])
-        papers = [cell.paper.percent if cell.paper else None for cell in line.cells]
-        differences = [cell.difference for cell in line.cells]
-        for name, values, shown in (
-            ("paper", papers, "{:.1f}".format),
-            ("difference", differences, tables.signed),
-        ):
-            if any(value is not None for value in values):
-                numbers = ["" if value is None else shown(value) for value in values]
-                rows.append([f"  {name}", *[""] * (count - 1), *numbers])
-    rows = [row + [""] * (len(heads) - len(row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if number < count else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+        marks = table.marks(
+            line._replace(footnotes=sum((c.footnotes for c in line.cells), line.footnotes))
+        )
+        *above, last = _wrap(line.labels[0] + "".join(f" [{mark}]" for mark in marks), 24)
+        lines += [*above, row(last, *line.labels[1:], *(cell.number for cell in line.cells))]
+        papers = [f"{cell.paper.percent:.1f}" if cell.paper else "" for cell in line.cells]
+        differences = [
+            "" if c.difference is None else tables.signed(c.difference) for c in line.cells
+        ]
+        for name, shown in (("  paper", papers), ("  difference", differences)):
+            lines += [row(name, *[""] * (count - 1), *shown)] * any(shown)
     notes = [f"[{number}] {words}" for number, words in enumerate(table.footnotes, start=1)]
-    return "\n".join([f"{table.title}, in percent", "", *lines, *[""] * bool(notes), *notes])
+    return "\n".join([*lines, *[""] * bool(notes), *notes])
 
 
 def to_csv(shown: Iterable[Table]) -> str:

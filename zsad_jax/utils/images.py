@@ -6,15 +6,12 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from logging import CRITICAL, getLogger
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:
-    from matplotlib.font_manager import FontEntry
 
 OUTLINE = (0, 229, 255)
 INK = "#1b1f24"
@@ -27,17 +24,17 @@ FALLBACK_FONTS = (  # with Chinese, Japanese and Korean letters, on Linux, macOS
         "Noto Sans CJK SC",
         "Noto Sans CJK JP",
         "Noto Sans SC",
-        "Source Han Sans SC",
         "WenQuanYi Zen Hei",
+        "Droid Sans Fallback",
     ),
     *(
-        "WenQuanYi Micro Hei",
-        "Droid Sans Fallback",
         "PingFang SC",
         "Hiragino Sans",
         "Arial Unicode MS",
+        "Microsoft YaHei",
+        "SimHei",
+        "Malgun Gothic",
     ),
-    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic"),
 )
 ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes
 
@@ -233,21 +230,8 @@ def load_font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     if not _letters(path).issuperset(text):
-        if other := fallback_font():
-            path = other.fname
-        else:
-            _warn_of_boxes()
+        path = fallback_font() or path
     return _read_font(path, size)
-
-
-@functools.cache
-def _warn_of_boxes() -> None:
-    """Warns once per process."""
-    logging.warning(
-        "No installed font has all letters of the names, so pictures show boxes in their place. Install a font"
-        " that has them, such as %s.",
-        FALLBACK_FONTS[0],
-    )
 
 
 _read_font = functools.cache(ImageFont.truetype)
@@ -261,12 +245,16 @@ def _letters(path: str) -> frozenset[str]:
 
 
 @functools.cache
-def fallback_font() -> "FontEntry | None":
-    """Returns an installed font with many more letters than the font of the charts; None if there is none."""
+def fallback_font() -> str | None:
+    """Returns the file of an installed font with letters that the font of the charts lacks, or warns once."""
     from matplotlib.font_manager import fontManager
 
-    installed = {entry.name: entry for entry in fontManager.ttflist}
-    return next((installed[name] for name in FALLBACK_FONTS if name in installed), None)
+    installed = {entry.name: entry.fname for entry in fontManager.ttflist}
+    if found := next((installed[name] for name in FALLBACK_FONTS if name in installed), None):
+        return found
+    words = "No installed font has all letters of the names, so pictures show boxes. Install one such as %s."
+    logging.warning(words, FALLBACK_FONTS[0])
+    return None
 
 
 def palette_stops(count: int) -> list[str]:
