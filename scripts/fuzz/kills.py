@@ -45,8 +45,8 @@ SMALL = (
         "--config.auxiliary=sd_saliency_900",
         "--config.training.batch_size=4",
     ),
-    *("--config.training.epochs=3", "--config.data={'folder': 'images', 'name': 'parts'}"),
-    *("--config.data_dir=data", "--workdir=run"),
+    *("--config.training.epochs=2", "--config.data={'folder': 'images', 'name': 'parts'}"),
+    *("--config.data_dir=data", "--config.num_workers=1", "--workdir=run"),
 )
 PREPARE = ("zsad_jax.data", "prepare", "sd_saliency_900", "--source=images.tar", "--data_dir=data")
 
@@ -69,9 +69,7 @@ COMMANDS = {
     "prepare": Command(PREPARE, "data"),
     "train": Command(("zsad_jax.main", *SMALL), "run", ("data",)),
     "evaluate": Command(
-        ("zsad_jax.main", *SMALL, "--config.num_workers=1"),
-        "run",
-        ("data", "run/training", "run/.zsad_jax.lock"),
+        ("zsad_jax.main", *SMALL), "run", ("data", "run/training", "run/.zsad_jax.lock")
     ),
     "predict": Command(
         ("zsad_jax.predict", "images", *SMALL[:3], "--out=out", "--pixel_threshold=0.5"), "out"
@@ -108,7 +106,7 @@ def start(command: Command, folder: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", *command.arguments],
         **{"cwd": folder, "env": environment, "text": True},
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True},
     )
 
 
@@ -162,7 +160,10 @@ def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds:
         process = start(command, folder)
         wait_for_handler(process)
         time.sleep(seconds)
-        process.send_signal(number)
+        if number == signal.SIGINT and process.poll() is None:
+            os.killpg(process.pid, number)  # like a terminal
+        else:
+            process.send_signal(number)
         said = finish(process)
         # A command may end before the signal.
         if process.returncode not in (0, SIGNALS[number]) or "Traceback" in said:

@@ -1,8 +1,10 @@
 import dataclasses
+import fcntl
 import io
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import numpy as np
@@ -20,6 +22,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
     resize_mask,
 )
+from zsad_jax.utils import interrupts
 
 PREPROCESS = Preprocess(image_size=24)
 
@@ -130,6 +133,57 @@ def test_broken_samples_do_not_affect_other_rows(dataset, tmp_path):
     assert "does not exist" in second.issues[0].detail
     np.testing.assert_array_equal(first.images[0], second.images[1])
     assert not first.images[1].any()
+
+
+def test_next_start_removes_files_of_killed_runs(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("zsad_jax-selection-dead", "zsad_jax-selection-live", "other"):
+        (tmp_path / name).write_text("content")
+    with open(tmp_path / "zsad_jax-selection-live") as live:
+        fcntl.flock(live, fcntl.LOCK_EX)
+        load(dataset, num_workers=1)
+    assert sorted(os.listdir(tmp_path)) == ["other", "zsad_jax-selection-live"]
+
+
+def run_script(folder, text, *arguments, **options):
+    """Runs a script with temporary files in a folder."""
+    (folder / "script.py").write_text(textwrap.dedent(text))
+    return subprocess.run(
+        [sys.executable, folder / "script.py", *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)},
+        capture_output=True, text=True, timeout=60, check=False, **options,
+    )  # fmt: skip
+
+
+INTERRUPTED = """
+    import os, signal, sys, threading, time, multiprocessing
+    from zsad_jax.data.dataset import Sample, Samples
+    from zsad_jax.data.loader import load_batches
+    from zsad_jax.data.preprocess import Preprocess
+    from zsad_jax.utils import command_line
+    from zsad_jax.utils.progress import progress
+
+    def interrupt():
+        while not multiprocessing.active_children():
+            time.sleep(0.001)
+        time.sleep(0.1)
+        os.killpg(0, signal.SIGINT)
+
+    def work():
+        dataset = Samples("many", [Sample(image=b"junk", category="a")] * 3000)
+        batches = load_batches(dataset, Preprocess(image_size=8), batch_size=2, num_workers=2)
+        for _ in progress(batches, total=3000, label="load", step=2):
+            time.sleep(0.01)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    sys.exit(command_line.guarded(work))
+"""
+
+
+def test_workers_leave_interrupts_to_the_command(tmp_path):
+    done = run_script(tmp_path, INTERRUPTED, start_new_session=True)
+    assert (done.returncode, done.stderr) == (130, interrupts.MESSAGE + "\n")
+    assert os.listdir(tmp_path) == ["script.py"]
 
 
 def test_selection_and_shuffling(dataset):
@@ -270,16 +324,7 @@ LOST_WORKER = """
 @pytest.mark.parametrize("delay", [0, 0.3, 2])
 def test_lost_worker_raises_error(tmp_path, delay):
     """Covers workers killed while starting and while working."""
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(LOST_WORKER))
-    done = subprocess.run(
-        [sys.executable, script, str(delay)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
-        check=False,
-    )
+    done = run_script(tmp_path, LOST_WORKER, str(delay))
     assert done.returncode == 0, done.stderr
     assert "images of many was killed or ran out of memory. Run the same command" in done.stdout
     assert os.listdir(tmp_path) == ["script.py"]

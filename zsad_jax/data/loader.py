@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import gc
 import os
+import pathlib
 import pickle
 import shutil
 import signal
@@ -12,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +31,7 @@ MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; threads are faster for fewer images.
 MIN_IMAGES_FOR_WORKERS = 512
 MAX_THREADS = 4
+SELECTION = "zsad_jax-selection-"  # prefix of temporary files
 
 _start_lock = threading.Lock()
 
@@ -128,7 +132,7 @@ def _iterate(
         # Callbacks run in reverse order: the workers stop before their memory is freed.
         stack.callback(iterator.close)
         # Workers start when the first batch is requested.
-        with _main_not_run_again() if workers else contextlib.nullcontext():
+        with _starting_workers() if workers else contextlib.nullcontext():
             batch = _take(iterator, name, workers)
         while batch is not None:
             notes += batch.notes if log_notes else ()
@@ -213,7 +217,14 @@ def _in_file(selection: _Selection) -> Iterator[_Read]:
     """
     import cloudpickle  # pickles classes of a user's script by value
 
-    with tempfile.NamedTemporaryFile(prefix="zsad_jax-", suffix=".pickle") as file:
+    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{SELECTION}*"):
+        # Of a killed run, if no process has locked it; those of other users cannot be opened.
+        with contextlib.suppress(OSError), open(left, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.tell():  # else it was made at this moment
+                left.unlink()
+    with tempfile.NamedTemporaryFile(prefix=SELECTION) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         cloudpickle.dump(selection, file)
         file.flush()
         yield functools.partial(_read_from_file, file.name)
@@ -329,10 +340,9 @@ def _settle_flags() -> None:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Prepares a worker process, which leaves Ctrl-C to its parent and ends when the parent is killed."""
+    """Prepares a worker process, which ends when its parent is killed."""
     import multiprocessing
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_decoders()
     parent = multiprocessing.parent_process()
 
@@ -346,13 +356,14 @@ def _prepare_worker(index: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _main_not_run_again() -> Iterator[None]:
-    """Keeps worker processes from importing the main script again.
+def _starting_workers() -> Iterator[None]:
+    """Keeps worker processes from importing the main script again, and from ending at Ctrl-C.
 
-    They do not need it (functions are pickled by value), a script without an `if __name__ == "__main__"` guard
-    would run again in each of them, and the import takes time.
+    They do not need the script (functions are pickled by value), a script without an
+    `if __name__ == "__main__"` guard would run again in each of them, and the import takes time.
     """
     main = sys.modules["__main__"]
+    resource_tracker.ensure_running()  # it would reset what is blocked
     # Of two loaders that start at once, the second would save the changes of the first as the original.
     with _start_lock:
         saved = {
@@ -360,8 +371,11 @@ def _main_not_run_again() -> Iterator[None]:
         }
         # From these two attributes multiprocessing learns which script to import.
         main.__spec__ = None
+        # Processes inherit it; threads that exist still take the signal for this process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         main.__dict__.pop("__file__", None)
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             main.__dict__.update(saved)
