@@ -47,6 +47,15 @@ def test_text_has_paper_and_difference_below_ours_in_100_columns(make_row):
     assert max(map(len, lines[: at + 6])) <= 100
 
 
+@pytest.mark.parametrize("name", ["", "x" * 60, "a long name of a category of things"])
+def test_text_has_lines_for_any_label(make_row, name):
+    rows = [make_row("mine", category, image_auroc=0.5) for category in (name, "b", "mean")]
+    text = formats.to_text(run_tables.category_table("mine", rows, {}))
+    assert sum(line.endswith("50.0") for line in text.splitlines()) == 3
+    assert max(map(len, text.splitlines())) <= 100
+    assert name in text.replace("\n", " ") or name in text.replace("\n", "")
+
+
 def test_omits_200_step_column_if_never_computed(make_row):
     table = run_tables.dataset_table([make_row("visa", pixel_aupro_200step=None)], {})
     assert "pixel_aupro_200step" not in metrics(table)

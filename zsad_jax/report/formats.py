@@ -162,15 +162,13 @@ def to_text(table: Table) -> str:
     stacked = itertools.zip_longest(*map(reversed, heads), fillvalue="")
     lines = [f"{table.title}, in percent", "", *[row(*names) for names in stacked][::-1]]
     for line in table.lines:
-        marks = table.marks(
-            line._replace(footnotes=sum((c.footnotes for c in line.cells), line.footnotes))
-        )
-        *above, last = _wrap(line.labels[0] + "".join(f" [{mark}]" for mark in marks), 24)
+        words = sum((cell.footnotes for cell in line.cells), line.footnotes)
+        marks = "".join(f" [{mark}]" for mark in table.marks(line._replace(footnotes=words)))
+        *above, last = textwrap.wrap(line.labels[0] + marks, 24) or [""]
         lines += [*above, row(last, *line.labels[1:], *(cell.number for cell in line.cells))]
         papers = [f"{cell.paper.percent:.1f}" if cell.paper else "" for cell in line.cells]
-        differences = [
-            "" if c.difference is None else tables.signed(c.difference) for c in line.cells
-        ]
+        gaps = [cell.difference for cell in line.cells]
+        differences = ["" if gap is None else tables.signed(gap) for gap in gaps]
         for name, shown in (("  paper", papers), ("  difference", differences)):
             lines += [row(name, *[""] * (count - 1), *shown)] * any(shown)
     notes = [f"[{number}] {words}" for number, words in enumerate(table.footnotes, start=1)]
