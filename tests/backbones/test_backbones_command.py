@@ -128,9 +128,12 @@ def test_rejects_archive_of_other_model(tmp_path, openai, capsys):
             "fetch tips-nano tipsomaly-l14-hr-visa-epoch3",
             "Did you mean tipsomaly-l14-hr-visa-epoch",
         ),
-        ("fetch tips-nano --lineage torch", "invalid choice: 'torch'"),
+        (
+            "fetch tips-nano --lineage torch",
+            "'torch' is not a valid lineage. Did you mean pytorch?",
+        ),
         ("fetch clip-nano --lineage pytorch", "lineage='pytorch' is not an option of clip-nano"),
-        ("lisst", "invalid choice: 'lisst'"),
+        ("lisst", "'lisst' is not a valid command. Did you mean list?"),
     ],
 )
 def test_mistakes_end_with_an_error(arguments, expected, capsys):

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Backbones and their weight files.")
+    parser = command_line.Parser(prog=PROGRAM, description="Backbones and their weight files.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     listed = command_line.add_command(

@@ -44,7 +44,7 @@ def _make_parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--normal_folders", nargs="+", help="for a folder: names of the subfolders of normal images"
     )
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog=PROGRAM,
         description="Prepare, verify, list and show benchmarks and folders of images.",
     )

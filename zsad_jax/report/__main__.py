@@ -18,7 +18,7 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # b
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog="python -m zsad_jax.report",
         description="Show the papers' tables beside the results of finished runs.",
     )

@@ -14,8 +14,20 @@ from typing import Any, NoReturn
 from absl import logging
 
 from zsad_jax.utils import files, interrupts
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.images import set_up_decoders
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s, with a suggestion for a wrong choice."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = suggest(str(value), map(str, action.choices))
+            raise UserError(f"{value!r} is not a valid {action.dest}. {hint}")
 
 
 def add_command(commands: Any, name: str, words: str, **options: Any) -> argparse.ArgumentParser:
