@@ -498,6 +498,13 @@ def test_sizes_are_inferred_from_arrays(model):
     assert not model.demonstration
 
 
+@pytest.mark.parametrize("name", ["clip-nano", "tips-nano"])
+def test_bytes_that_are_not_text_are_tokenized_as_question_marks(name):
+    tokenize = load_backbone(name).tokenize
+    (found, _), (expected, _) = tokenize(["caf\udce9"]), tokenize(["caf?"])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_words_of_learned_prompts_need_no_vocabulary(model):
     ids, paddings = model.tokenize(["object.", "damaged object."])
     assert ids.shape == paddings.shape == (2, 77)

@@ -141,7 +141,8 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         several = isinstance(texts, Iterable) and not isinstance(texts, str)
         if not several or not all(isinstance(text, str) for text in texts):
             raise UserError(f"The texts are {texts!r}; expected a list of strings. Pass one.")
-        return tokenize(texts)
+        # Names of folders may contain bytes that are not text.
+        return tokenize([text.encode(errors="replace").decode() for text in texts])
 
     def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
         _check_array("The token ids", token_ids, ("texts", "tokens"), _TOKENS)
