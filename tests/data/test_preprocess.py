@@ -1,4 +1,5 @@
 import io
+import os
 import pathlib
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from zsad_jax.data.preprocess import (
     UnreadableImage,
     decode_mask,
     image_from_array,
+    one_large_image,
     open_image,
     resize_image,
     resize_mask,
@@ -236,6 +238,13 @@ def test_broken_input_gives_short_error(name, tmp_path):
         assert message.startswith("Cannot read ")
         assert "\n" not in message
         assert isinstance(source, bytes) or name in message
+
+
+def test_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    path = str(tmp_path / "pipe.png")
+    with one_large_image(path), pytest.raises(UnreadableImage, match="not a regular file"):
+        open_image(path)
 
 
 def test_rejects_missing_file_and_folder(tmp_path):

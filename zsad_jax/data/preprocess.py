@@ -343,8 +343,10 @@ def one_large_image(*encoded: Encoded) -> Iterator[None]:
     large = False
     for one in encoded:
         if not isinstance(one, Lazy):
-            with contextlib.suppress(Exception), _open(one) as image:
-                large |= image.width * image.height > LARGE_PIXELS
+            with contextlib.suppress(Exception):
+                _check_exists(one)
+                with _open(one) as image:
+                    large |= image.width * image.height > LARGE_PIXELS
     with _large_lock if large else contextlib.nullcontext():
         yield
 
@@ -398,6 +400,8 @@ def _check_exists(encoded: bytes | str | os.PathLike[str] | Image.Image) -> None
         reason = "it is a folder, not an image"
     elif not os.path.exists(encoded):
         reason = "the file does not exist"
+    elif not os.path.isfile(encoded):
+        reason = "it is not a regular file"  # opening a pipe would wait forever
     elif not os.path.getsize(encoded):
         reason = "the file is empty"
     if reason:
