@@ -231,6 +231,12 @@ def test_rejects_head_counts_that_do_not_divide_width(openai):
         towers(narrow)
 
 
+def test_rejects_empty_arrays(openai):
+    for name in ("visual.proj", "transformer.resblocks.0.mlp.c_fc.weight"):
+        with pytest.raises(UserError, match=rf"{name} .* is of the wrong shape"):
+            towers({**openai, name: openai[name][:0]})
+
+
 def test_lists_all_problems(openai):
     wrong = {
         **openai,

@@ -230,6 +230,35 @@ def test_reports_wrong_array_of_pytorch_file(tmp_path, name, change, missing):
         load_backbone("tips", vision=path, text=GOLDENS / "text_pytorch.npz", num_heads=4)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (
+            "temperature_contrastive",
+            np.float32(-0.05),
+            "temperature -0.05; expected a positive number",
+        ),
+        ("temperature_contrastive", np.float32(0), "temperature 0; expected a positive number"),
+        ("temperature_contrastive", np.int64(1), "not floating-point: temperature_contrastive"),
+        ("token_emb/emb_var", np.zeros((0, 64), np.float32), "no array 'token_emb/emb_var'"),
+    ],
+)
+def test_rejects_text_files_without_usable_values(tmp_path, name, value, words):
+    with np.load(GOLDENS / "text_native.npz") as good:
+        assert name in good
+        np.savez(tmp_path / "text.npz", **{**good, name: value})
+    with pytest.raises(UserError, match=words):
+        load_backbone("tips", vision=GOLDENS / "vision_mlp_native.npz", text=tmp_path / "text.npz")
+
+
+def test_rejects_block_numbers_that_no_tower_has(tmp_path):
+    with np.load(GOLDENS / "text_native.npz") as good:
+        arrays = {name.replace("block_0", "block_99999999"): array for name, array in good.items()}
+    np.savez(tmp_path / "text.npz", **arrays)
+    with pytest.raises(UserError, match="encoderblock_0"):
+        load_backbone("tips", vision=GOLDENS / "vision_mlp_native.npz", text=tmp_path / "text.npz")
+
+
 def test_detects_swapped_files():
     with pytest.raises(UserError, match="swapped"):
         load_backbone(

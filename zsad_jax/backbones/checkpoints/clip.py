@@ -217,7 +217,7 @@ def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) ->
     wrong = [
         f"{name_in_file(name)} is {'missing' if name not in found else 'of the wrong shape'}"
         for name, dimensions in _TELLING.items()
-        if name not in found or found[name].ndim != dimensions
+        if name not in found or found[name].ndim != dimensions or not found[name].size
     ]
     if wrong:
         raise UserError(

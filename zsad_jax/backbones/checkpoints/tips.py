@@ -122,7 +122,7 @@ def _need(
     """Returns an array that shows sizes; None in the shape stands for any length."""
     found = arrays[name].shape if name in arrays else ()
     if len(found) != len(shape) or any(
-        n not in (None, m) for n, m in zip(shape, found, strict=True)
+        m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
     ):
         raise UserError(
             f"{source} is not a TIPS file of the expected side. It has no array {name_in_file(name)!r} of the"
