@@ -2,7 +2,9 @@
 
 import dataclasses
 import io
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -218,6 +220,16 @@ def test_falls_back_from_damaged_checkpoint(tmp_path, damage, caplog):
     resumed, again = run(tmp_path / "killed")
     assert [step for step, _ in again] == [4, 5, 6, 7, 8, 9]
     assert (resumed["level"], again) == (params["level"], lines[3:])
+
+
+def test_full_disk_is_reported_before_writing(tmp_path, monkeypatch):
+    saver = OrbaxSaver(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        saver.save(1, {"w": np.zeros(3)})
+    assert caught.value.filename == str(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_seed_and_shuffle_decide_the_order(tmp_path):

@@ -1,9 +1,12 @@
 """Training of a method's learnable parameters on an auxiliary dataset."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
+import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,10 +22,12 @@ from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, Stage, Terms
-from zsad_jax.utils import sharding
+from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.progress import one_late, progress
+
+SPARE_BYTES = 2**20  # besides the state: its description, and the curves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,6 +311,8 @@ class OrbaxSaver:
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, 0)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             # The state is small: saving in the background gains nothing, and would let a kill come in between.
@@ -338,11 +345,18 @@ class OrbaxSaver:
 
     def save(self, epoch: int, state: PyTree) -> None:
         state = sharding.to_host(state)
+        _check_room(self._manager.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
         self._manager.save(epoch, args=self._args.StandardSave(_sealed(state)))
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _check_room(folder: files.PathLike, size: int) -> None:
+    """Raises OSError if a state and the curves do not fit: threads that write them would print tracebacks."""
+    if shutil.disk_usage(folder).free < 2 * size + SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
 
 
 def _sealed(state: PyTree) -> dict[str, PyTree]:

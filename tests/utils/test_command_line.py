@@ -1,5 +1,6 @@
 """Tests of what all commands share: exit codes, and outputs that are closed or have few characters."""
 
+import errno
 import io
 import os
 import sys
@@ -49,3 +50,22 @@ def test_rejects_empty_paths(argument, capsys):
         report([argument])
     assert ended.value.code == 2
     assert "Expected a file or a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "full", "runs/a.npz"), "The disk of runs/a.npz is full. Make room"),
+        (OSError(errno.EACCES, "Permission denied", "runs/a"), "runs/a: Permission denied. Check"),
+        # As orbax wraps it.
+        (ValueError("RESOURCE_EXHAUSTED: No space left on device"), "The disk is full. Make room"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, words, capsys):
+    def body():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        guarded(body)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
