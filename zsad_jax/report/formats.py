@@ -22,7 +22,6 @@ LONG_COLUMNS = (
     *("paper", "table", "dataset", "category", "level", "metric", "method", "setting", "source"),
     *("value", "difference", "note"),
 )
-LATEX_HEAD, LATEX_LABEL = 16, 28  # characters in a line of a column's heading, and of a label
 LATEX_SYNTAX: Any = {  # of templates in which braces and percent signs are LaTeX's
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -85,8 +84,6 @@ def _environment(suffix: str) -> "jinja2.Environment":
         "COMPACT": (SAME_METHOD, BEST_PRIOR),
         "DEMONSTRATION": DEMONSTRATION,
         "LABELS": names.LABELS,
-        "LATEX_HEAD": LATEX_HEAD,
-        "LATEX_LABEL": LATEX_LABEL,
         "MAIN_RESULT": tables.MAIN_RESULT,
     }
     environment.filters |= {

@@ -6,8 +6,7 @@ from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
 
-DEMONSTRATION_MARK = "Demo model, not for decisions"  # in a line with other words
-DEMONSTRATION = f"{DEMONSTRATION_MARK}."
+DEMONSTRATION = "Demo model, not for decisions."
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 

@@ -12,7 +12,7 @@ from zsad_jax.evaluate import Case
 from zsad_jax.report import charts, formats, images, names, run_tables
 from zsad_jax.report.base import Report
 from zsad_jax.report.html import render_page
-from zsad_jax.report.wording import DEMONSTRATION, DEMONSTRATION_MARK
+from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike, safe_name, write_json, write_text
 from zsad_jax.utils.images import drawing
@@ -61,9 +61,9 @@ def write_figures(folder: PathLike, report: Report) -> None:
                 charts.save_png(picture, folder / name)
                 written.append(name)
 
-    demonstration = [DEMONSTRATION_MARK] * report.demonstration
+    demonstration = f"{DEMONSTRATION} " * report.demonstration
     for case in report.cases:
-        title = " · ".join([*demonstration, names.dataset_name(case.dataset)])
+        title = demonstration + names.dataset_name(case.dataset)
         heat_map = functools.partial(images.heat_map, case, scale=report.map_scale, title=title)
         save(heat_map, safe_name(case.dataset), figure_name(case))
     for scores in report.scores:
