@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,20 @@ def fingerprint(*parts: Any) -> str:
     """Returns a short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with a check of its values, by which `unsealed` notices damage."""
+    return {**record, "check": fingerprint(record)}
+
+
+def unsealed(text: str) -> dict[str, Any] | None:
+    """Returns the record in the JSON of `sealed`; None if anything in it has changed."""
+    try:
+        record = json.loads(text)
+        return record if record.pop("check") == fingerprint(record) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another form
+        return None
 
 
 def training_key(

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.experiment.cache import fingerprint, sealed, unsealed
 from zsad_jax.predict.figure import draw_figure, draw_thumbnail
 from zsad_jax.predict.folders import Folders
 from zsad_jax.predict.score import ImageFile, ScoredImage, fit_map
@@ -49,6 +48,7 @@ COLUMNS = {
     "key": "of the weights, prompts and category",
     "outputs": "of the options that the files depend on",
     "drawn": "the decision in the figure",
+    "check": "of the row: one that has been changed is not reused",
 }
 SCORED = ("path", "category", "score", "size", "time", "raw_map", "sha256", "note", "key")
 OUTPUTS = {
@@ -333,28 +333,14 @@ def is_output(path: str, folder: pathlib.Path) -> bool:
 
 
 def _read_records(path: pathlib.Path) -> list[Record]:
-    """Returns the records of a journal; a line that a kill has cut is ignored."""
+    """Returns the scored records of a journal; lines that are cut or damaged are ignored."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and _is_complete(record):
-            records.append(record)
-    return records
-
-
-def _is_complete(record: Record) -> bool:
-    """Returns whether a record has a score and what tells if it is still that of its image."""
-    texts = [record.get(name) for name in ("path", "key", "sha256")]
-    scored = isinstance(record.get("score"), float | int) and math.isfinite(record["score"])
-    return scored and all(isinstance(one, str) for one in texts)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [record for line in lines if (record := unsealed(line)) and "score" in record]
 
 
 def _to_line(record: Record) -> str:
     # ASCII, since names of files need not be valid UTF-8.
     ordered = {name: record[name] for name in COLUMNS if name in record}
-    return json.dumps(ordered, allow_nan=False) + "\n"
+    return json.dumps(sealed(ordered), allow_nan=False) + "\n"

@@ -14,6 +14,7 @@ from absl import logging
 
 from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
+from zsad_jax.experiment.cache import sealed
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
 from zsad_jax.predict import gallery, outputs, score, thresholds
@@ -236,7 +237,7 @@ def _write_again(record: Record, model: Model, writer: Writer) -> Record:
     if isinstance(file, Issue):
         raise RuntimeError(file.description)
     raw_map = outputs.read_raw_map(writer.folder, record["path"])
-    return writer.write(ScoredImage(file, record["score"], raw_map, record.get("time", 0.0)))
+    return writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
 
 
 def _write_all(
@@ -283,7 +284,7 @@ def _write_run(
         "ignored_by_kind": collections.Counter(issue.kind for issue in outcome.ignored),
         "issues": issues_to_json(outcome.issues),
         "ignored": issues_to_json(outcome.ignored),
-        "model": dataclasses.asdict(model.description),
+        "model": sealed(dataclasses.asdict(model.description)),
         "settings": {name: getattr(writer, name) for name in SETTINGS}
         | {"folders": dataclasses.asdict(writer.folders)},
         "threshold": threshold,

@@ -24,7 +24,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
 )
 from zsad_jax.detector import Detector, choose_params, make_detector
-from zsad_jax.experiment.cache import fingerprint, inputs_key, prediction_key
+from zsad_jax.experiment.cache import fingerprint, inputs_key, prediction_key, unsealed
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
 from zsad_jax.methods.shared import prompt_files
@@ -237,8 +237,8 @@ def _earlier_description(out: pathlib.Path) -> Description | None:
     """Returns the model that a finished run's run.json describes; None if there is none."""
     try:
         stored = json.loads((out / "run.json").read_text(encoding="utf-8"))["model"]
-        return Description(**stored)
-    except (OSError, ValueError, KeyError, TypeError):  # missing, edited, or of an earlier version
+        return Description(**(unsealed(json.dumps(stored)) or {}))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, edited or older
         return None
 
 
