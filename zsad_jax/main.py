@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
         return
     experiment = config_flag.read_experiment()
     config_flag.reject_strays(argv[1:])
+    config_flag.reject_checkpoints(experiment)
     workdir = default_workdir(config_flag.config_file())
     if _WORKDIR.value is not None:
         workdir = pathlib.Path(files.user_path(_WORKDIR.value, "--workdir"))

@@ -100,14 +100,7 @@ def read_experiment() -> Experiment:
     Raises:
       UserError: no config was named, or it holds an unknown key or a bad value.
     """
-    experiment = from_config(read_config())
-    given = [key for key in changed_keys() if key.startswith("checkpoints")]
-    if experiment.train and given:
-        raise UserError(
-            f"config.{given[0]} is given, but config.train is True, which trains new prompts. Omit it, or set"
-            " --config.train=False."
-        )
-    return experiment
+    return from_config(read_config())
 
 
 def changed_keys() -> dict[str, Any]:
@@ -123,6 +116,16 @@ def changed_keys() -> dict[str, Any]:
 def config_file() -> str:
     """Returns the value of the flag --config: a file, with its variant."""
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+
+
+def reject_checkpoints(experiment: Experiment) -> None:
+    """Rejects checkpoints of the command line that training would replace."""
+    given = [key for key in changed_keys() if key.startswith("checkpoints")]
+    if experiment.train and given:
+        raise UserError(
+            f"config.{given[0]} is given, but config.train is True, which trains new prompts. Omit it, or set"
+            " --config.train=False."
+        )
 
 
 def reject_strays(arguments: Sequence[str]) -> None:
