@@ -63,6 +63,11 @@ def test_accounts_for_damaged_images(user_environment):
     assert done.stdout.splitlines()[-1] == "0 problems"
 
 
+def test_command_lines_end_without_traceback(capsys):
+    command_lines = importlib.import_module("command_lines")
+    assert command_lines.main(["--count", "15", "--seed", "5"]) == 0, capsys.readouterr().out
+
+
 def test_accepts_no_wrong_bytes_of_a_server(monkeypatch):
     server = importlib.import_module("server")
     for name in ("SECONDS_BETWEEN_ATTEMPTS", "TIMEOUT_SECONDS"):  # restored after the test
