@@ -385,6 +385,13 @@ def test_rejects_images_that_look_like_masks(tmp_path):
     assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
 
 
+def test_masks_without_images_are_known_by_their_values(tmp_path):
+    draw(tmp_path, "a.png", "b_label.png", "truth:c_mask.png", "truth:gt_d.png")
+    found = find_images([tmp_path])
+    assert [pathlib.Path(image).name for image in found.images] == ["a.png", "b_label.png"]
+    assert [issue.kind for issue in found.ignored] == ["mask_ignored"] * 2
+
+
 def test_rejects_likely_folder_of_masks_without_images(tmp_path):
     draw(tmp_path, "good/0.png", "bad/1.png", "truth:gt/mask_a.png")
     with pytest.raises(

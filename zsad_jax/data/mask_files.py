@@ -47,9 +47,9 @@ def find_masks(
 ) -> tuple[dict[str, str | None], dict[str, str]]:
     """Finds the masks among the images of a folder.
 
-    Masks are files in folders such as `ground_truth`, and those with the name of an image in the same folder
-    (`000_mask.png`, `mask_000.png`); also the files of any other folder that have the names of images elsewhere
-    and only a few gray values.
+    Masks are files in folders such as `ground_truth`, and those with names such as `000_mask.png` or
+    `mask_000.png`, if there is a `000.png` or they have only a few gray values; also the files of any other
+    folder that have the names of images elsewhere and only a few gray values.
 
     Args:
       root: the folder.
@@ -67,7 +67,7 @@ def find_masks(
     images = {name for file in left for name in names(file, IMAGE)}
     for file in left:
         stem, bare = names(file, MASK)
-        # An affix alone proves nothing: `label_3.png` without a `3.png` may be an image.
+        # An affix alone proves nothing: `label_3.png` without a `3.png` may be a photo.
         if bare != stem and bare in images:
             masks[file] = None
     masks |= dict.fromkeys(_find_same_stems(root, [file for file in left if file not in masks]))
@@ -98,6 +98,9 @@ def find_masks(
                 continue
             unusual[folder] = os.path.dirname(others[0]) if twins else ""
         masks |= dict.fromkeys(inside, folder)
+    for file in left:
+        if file not in masks and len({*names(file, MASK)}) > 1 and _have_few_levels(root, [file]):
+            masks[file] = None
     return masks, unusual
 
 
