@@ -1,0 +1,93 @@
+"""Method table of the README, from stored demo runs: `python scripts/update_demo_table.py [WORKDIR ...]`.
+
+The runs of the working directories are stored in docs/results/demos.json, in place of earlier ones of the same
+method and backbone. Then the last two columns of the table are written from all stored runs.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zsad_jax.report.rows import MEAN
+from zsad_jax.utils import command_line, files
+from zsad_jax.utils.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+README, STORED = ROOT / "README.md", ROOT / "docs" / "results" / "demos.json"
+BACKBONES = ("clip-nano", "tips-nano")
+BASELINE = "fixed prompts"  # a row of its own: a comparison in the demos of TIPSomaly
+SETTING = ("method", "backbone", "targets", "auxiliary", "train", "training", "image_score", "seed")
+METRICS = ("image_auroc", "pixel_auroc")
+
+Runs = dict[str, dict[str, Any]]  # by method and backbone
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("workdirs", nargs="*", type=pathlib.Path, help="finished runs of demos")
+    options = parser.parse_args(arguments)
+    return command_line.guarded(lambda: update(options.workdirs))
+
+
+def update(workdirs: Sequence[pathlib.Path]) -> None:
+    runs: Runs = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
+    for workdir in workdirs:
+        runs |= condense(workdir)
+    text = fill_in(README.read_text(encoding="utf-8"), runs)
+    files.write_json(STORED, dict(sorted(runs.items())))
+    files.write_text(README, text)
+
+
+def condense(workdir: pathlib.Path) -> Runs:
+    """Returns what is stored of a run: its setting and its means, without the options that have no value."""
+    config, results, comparisons = (
+        json.loads((workdir / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("config", "results", "comparisons")
+    )
+    row = next(row for row in results if row["category"] == MEAN)
+    if row["backbone"] not in BACKBONES:
+        raise UserError(f"{workdir} is not a run of a demo. Give runs of configs/METHOD.py:demo.")
+    means = {
+        other["variant"]: {metric: other[metric] for metric in METRICS}
+        for other in comparisons
+        if (other["category"], other["variant"]) == (MEAN, BASELINE)
+        and other["image_score"] == row["image_score"]
+    }
+    means[""] = {metric: row[metric] for metric in METRICS}
+    return {
+        f"{row['method']} on {row['backbone']}": {"setting": setting_of(config), "means": means}
+    }
+
+
+def setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a config that results depend on, of the backbone only those that are set."""
+    setting = {key: config[key] for key in SETTING}
+    given = {key: value for key, value in config["backbone"].items() if value is not None}
+    return setting | {"backbone": given}
+
+
+def fill_in(text: str, runs: Runs) -> str:
+    """Returns the README with the last two columns of its table written anew."""
+
+    def row(found: re.Match[str]) -> str:
+        name = found["name"]
+        method, label = (name[1:-1], "") if name != BASELINE else ("tipsomaly", BASELINE)
+        keys = [f"{method} on {backbone}" for backbone in BACKBONES]
+        if missing := [key for key in keys if key not in runs]:
+            raise UserError(
+                f"No stored run of {missing[0]}. Run its demo and give the working directory."
+            )
+        values = (runs[key]["means"][label] for key in keys)
+        shown = (" / ".join(f"{mean[metric]:.3f}" for metric in METRICS) for mean in values)
+        return f"{found['kept']} {' | '.join(shown)} |"
+
+    rows = rf"^(?P<kept>\| (?P<name>`\w+`|{BASELINE}) \|[^|]*\|[^|]*\|)[^|]*/[^|]*\|[^|]*/[^|]*\|$"
+    return re.sub(rows, row, text, flags=re.MULTILINE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
