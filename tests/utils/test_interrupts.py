@@ -35,6 +35,24 @@ def test_stops_after_current_batch(capfd, number, code):
     assert command_line.guarded(lambda: None) == 0  # nothing is left of the signal
 
 
+def test_items_are_closed_when_interrupted():
+    closed = []
+
+    def items():
+        try:
+            yield from range(10)
+        finally:
+            closed.append(True)
+
+    def body():
+        for _ in progress(items(), total=10, label="work"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught, interrupts.handled():
+        body()
+    assert closed, caught  # while the traceback is alive
+
+
 def test_reports_signal_that_a_library_swallows():
     def body():
         with contextlib.suppress(BaseException):

@@ -162,7 +162,7 @@ def _release_shared_memory() -> None:
     module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
     pool = getattr(getattr(module, "SharedMemoryArray", None), "_del_thread_pool", None)
     if pool is not None:
-        pool.apply(int)
+        pool.apply_async(int).wait(5)  # without end if Python is about to end
 
 
 def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch | None:

@@ -27,8 +27,7 @@ def install() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
-            # Python's own end restores the default, although there is nothing left to interrupt.
-            atexit.register(signal.signal, number, signal.SIG_IGN)
+    atexit.register(_ignore)
 
 
 @contextlib.contextmanager
@@ -56,6 +55,12 @@ def check() -> None:
 def exit_code() -> int:
     """Returns the exit code after a KeyboardInterrupt: 128 and the number of the signal."""
     return 128 + (_noted[0] if _noted else signal.SIGINT)
+
+
+def _ignore() -> None:
+    # Python's own end restores the default, although there is nothing left to interrupt.
+    for number in () if _noted else SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _note(number: int, _: object) -> None:

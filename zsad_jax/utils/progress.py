@@ -40,16 +40,14 @@ def progress(
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
-            for item in items:
-                interrupts.check()
+            for item in _until_interrupted(items):
                 yield item
                 # The last batch may be smaller than the others.
                 bar.update(min(step, total - bar.n))
         return
     start = shown = time.monotonic()
     done = 0
-    for item in items:
-        interrupts.check()
+    for item in _until_interrupted(items):
         yield item
         done = min(done + step, total)
         now = time.monotonic()
@@ -58,3 +56,14 @@ def progress(
             values = (label, done, plural(total, unit), rate, (total - done) / (rate or 1))
             logging.info("%s: %d of %s, %.1f/s, %.0f s left", *values)
             shown = now
+
+
+def _until_interrupted(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        try:
+            interrupts.check()
+        except KeyboardInterrupt:
+            # Now, since loading processes cannot be stopped any more while Python ends.
+            getattr(items, "close", lambda: None)()
+            raise
+        yield item
