@@ -37,6 +37,12 @@ def test_closed_pipe_of_others_is_an_error():
         guarded(body)
 
 
+def test_runs_without_output_and_error_stream(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert guarded(lambda: print("a table") or print("a line", file=sys.stderr)) == 0
+
+
 def test_replaces_characters_that_an_output_does_not_have(monkeypatch):
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", output)

@@ -45,8 +45,11 @@ def fail(message: str) -> NoReturn:
 
 def guarded(run: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code: 130 after Ctrl-C, 143 after SIGTERM, 141 for a closed pipe."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by what has started the command, such as a service
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # terminals and logs need not be UTF-8
     try:
         try:
