@@ -177,7 +177,8 @@ def test_groups_issues_by_kind():
     assert [issue.file for issue in outside] == ["aa.png", "ab.png"]
     formats = [Issue("format_unsupported", f"{i}{s}", s) for i in "ab" for s in (".heic", ".dcm")]
     assert summarize_issues([*formats, formats[0]]) == (
-        "5 files: the file format is not supported: .heic (3), .dcm (2) (a.heic, a.dcm, b.heic, …)"
+        "5 files: the file format is not supported; convert it to PNG or JPEG:"
+        " .heic (3), .dcm (2) (a.heic, a.dcm, b.heic, …)"
     )
     (same,) = group_issues([Issue("mask_missing", name) for name in "ab"])
     assert summarize_issues(same) == "2 files: the mask is missing (a, b)"

@@ -12,7 +12,8 @@ def write_table(pictures):
 
     def write(content):
         path = pictures / "folders.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        text = content if isinstance(content, str) else json.dumps(content)
+        path.write_text(text, encoding="latin-1")
         return str(path)
 
     return write
@@ -30,16 +31,19 @@ def test_innermost_folder_decides(pictures, write_table):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"none": {"category": "nut"}}, "'none' is not a folder"),
-        ({"a": {"category": "nut"}, "./a": {}}, "'./a' is not a folder, or is listed twice"),
+        ({"none": {"category": "nut"}}, "images/none. Expected"),
+        ({"a": {"category": "nut"}, "./a": {}}, "'./a' is listed twice"),
+        ({"a\\deep": {}, "none": {}}, "images/a\\deep. Did you mean a/deep? There is no"),
         ({"a": {"categori": "nut"}}, "Did you mean category"),
-        ({"a": {"threshold": "0.5"}}, "'threshold' is '0.5'. Expected a number"),
-        ({"a": "nut"}, "Cannot read the folders"),
+        ({"a": {"threshold": "0.5"}}, 'a: "threshold" is "0.5". Expected a number'),
+        ({"a": "nut"}, 'a: "nut" is not a mapping'),
+        ('{"m\xfcller": {}}', "is not UTF-8. Save it as UTF-8"),
         (["a"], "Cannot read the folders"),
         ("folder,category\na,nut", "Cannot read the folders"),
     ],
 )
-def test_rejects_invalid_table(write_table, content, words):
+def test_rejects_invalid_table(pictures, write_table, content, words):
+    (pictures / "a/deep").mkdir()
     with pytest.raises(UserError) as caught:
         read_folders(write_table(content), Folder())
     assert words in str(caught.value)

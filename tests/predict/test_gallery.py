@@ -16,7 +16,7 @@ def shown(experiment, pictures, job):
     for name in names:
         Image.new("RGB", (30, 20), "gray").save(pictures / "a" / name)
     job.predict(experiment, [pictures], threshold=thresholds.Threshold(value=1.1))
-    with open(job.out / "predictions.csv", encoding="utf-8", newline="") as file:
+    with open(job.out / "predictions.csv", encoding="utf-8-sig", newline="") as file:
         return (job.out / "index.html").read_text(encoding="utf-8"), list(csv.DictReader(file))
 
 
@@ -64,6 +64,31 @@ def test_page_is_self_contained_and_escapes_names(shown):
     assert "<b>.png" not in page
     assert r"a\nb.png" in page
     assert not re.search(r'(src|href)="(https?:|//)|@import|url\(', page)
+
+
+def test_page_shows_basis_of_decisions(experiment, pictures, job, caplog):
+    """Covers the page and the log; a run that reuses all repeats both."""
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(pictures / "a/dark.png")
+    (pictures / "a/photo.heic").touch()
+    (pictures / "a/dead.png").symlink_to("/nowhere/x.png")
+    good = thresholds.Threshold(good=str(pictures / "b"), quantile=0.9)
+    for _ in range(2):
+        caplog.clear()
+        job.predict(experiment, [pictures / "a"], threshold=good)
+        assert "images: " in caplog.text
+        assert "the image is dark" in caplog.text
+    page = (job.out / "index.html").read_text(encoding="utf-8")
+    value = f"{job.rows()[0]['threshold']:.9g}"
+    assert f"in {pictures / 'a'}, 2 images without a score, 1 file ignored" in page
+    assert (
+        f"Threshold {value}, from the quantile 0.9 of the scores of\n 3 known-good images in"
+        in page
+    )
+    assert "needs at least 10 known-good images" in page
+    assert page.count(f"(threshold {value})") == 3
+    assert "; the 16-bit values use 14 bits or fewer" in page
+    assert "convert it to PNG or JPEG" in page
+    assert "<dt>dead.png</dt>" in page
 
 
 def test_thumbnails_show_image_and_overlay(experiment, pictures, job):

@@ -94,7 +94,7 @@ def test_written_outputs_of_an_image(writer, tmp_path):
 
 def test_saturated_scores_keep_their_digits(writer, tmp_path):
     path = image_file(tmp_path / "a.png")
-    journal = Journal(tmp_path / "rows.jsonl", lambda image: "key")
+    journal = Journal(tmp_path / "rows.jsonl")
     for score in (3e-7, 4e-8):
         journal.add(write(writer, path, float(np.float32(score)), spot(8, 14), 0.0))
     lines = journal.path.read_text().splitlines()
@@ -104,11 +104,16 @@ def test_saturated_scores_keep_their_digits(writer, tmp_path):
 def test_recognizes_only_own_outputs_as_results(writer, tmp_path):
     row = write(writer, image_file(tmp_path / "a.png"), 0.5, spot(8, 14), 0.0)
     figure = writer.folder / row["figure"]
-    assert is_output(str(figure), writer.folder)
-    assert not is_output(str(figure), tmp_path)
-    assert is_output(str(writer.folder / row["thumbnail"]), writer.folder)
-    assert not is_output(image_file(figure.with_name("own-20240131.jpg")), writer.folder)
-    assert not is_output(str(figure.with_name("none.jpg")), writer.folder)
+    for kind in ("figure", "thumbnail", "map"):
+        assert is_output(writer.folder / row[kind])
+    moved = figure.rename(tmp_path / "renamed.jpg")
+    assert is_output(moved)
+    assert not is_output(image_file(figure.with_name("own-20240131.jpg")))
+    for name in ("none.jpg", "predictions.csv", "own-20240131.npy"):
+        (tmp_path / name).touch()
+        assert not is_output(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert not is_output(tmp_path / "pipe.png")
 
 
 def test_figure_shows_image_and_map_at_same_place(writer, tmp_path):
@@ -209,19 +214,23 @@ def row_of(path, **more):
 
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
-    return {"path": path, "score": 0.5, "sha256": digest, **more}
+    return {"path": path, "score": 0.5, "sha256": digest, "key": "key", **more}
+
+
+def key_of(image):
+    return "key"
 
 
 def test_journal_resumes_after_truncated_line(tmp_path):
     images = [image_file(tmp_path / f"{i}.png", (3 + i, 3)) for i in range(4)]
-    first = Journal(tmp_path / "rows.jsonl", lambda image: "key")
-    assert first.reuse(images) == 0
+    first = Journal(tmp_path / "rows.jsonl")
+    assert first.reuse(images, key_of) == 0
     first.add(row_of(images[2], score=2))
     first.add(row_of(images[0], score=0))
     with open(first.path, "a") as file:
         file.write('{"path": "cut')
-    second = Journal(tmp_path / "rows.jsonl", lambda image: "key")
-    assert second.reuse(images) == 2
+    second = Journal(tmp_path / "rows.jsonl")
+    assert second.reuse(images, key_of) == 2
     second.add(row_of(images[3], score=3))
     assert [json.loads(line)["score"] for line in second.path.read_text().splitlines()] == [0, 2, 3]
     rows = second.finish(images)
@@ -233,22 +242,21 @@ def test_journal_resumes_after_truncated_line(tmp_path):
 def test_journal_reuses_only_unchanged_rows(tmp_path):
     images = [image_file(tmp_path / f"{i}.png") for i in range(4)]
     path = tmp_path / "rows.jsonl"
-    journal = Journal(path, lambda image: "key")
+    journal = Journal(path)
     (tmp_path / "raw_maps").mkdir()
     maps = [tmp_path / f"raw_maps/{output_name(image)}.npy" for image in images]
     for image, raw_map in zip(images, maps, strict=True):
         np.save(raw_map, spot(3, 4))
         journal.add(row_of(image, raw_map=f"raw_maps/{raw_map.name}"))
     journal.finish(images)
-    assert Journal(path, lambda image: "key").reuse(images) == 4
-    assert Journal(path, lambda image: "other").reuse(images) == 0
+    assert Journal(path).reuse(images, key_of) == 4
+    assert Journal(path).reuse(images, lambda image: "other") == 0
     image_file(tmp_path / "0.png", color=(1, 2, 3))  # changed
     maps[1].write_bytes(maps[1].read_bytes()[:-9])  # map cut short
     os.unlink(images[2])  # image missing
-    again = Journal(path, lambda image: "key")
-    assert again.reuse(images) == 1
+    again = Journal(path)
+    assert again.reuse(images, key_of) == 1
     assert list(again.records) == [images[3]]
-    assert again.others(images[1:]) == 1
 
 
 def test_journal_keeps_names_that_are_not_valid_text(tmp_path):
@@ -257,7 +265,7 @@ def test_journal_keeps_names_that_are_not_valid_text(tmp_path):
         path = image_file(tmp_path / name)
     except OSError:
         pytest.skip("this file system takes valid UTF-8 only")
-    journal = Journal(tmp_path / "rows.jsonl", lambda image: "key")
+    journal = Journal(tmp_path / "rows.jsonl")
     journal.add(row_of(path))
     journal.finish([path])
-    assert Journal(tmp_path / "rows.jsonl", lambda image: "key").reuse([path]) == 1
+    assert Journal(tmp_path / "rows.jsonl").reuse([path], key_of) == 1

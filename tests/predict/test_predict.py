@@ -206,7 +206,7 @@ def test_every_file_is_scored_or_reported(experiment, pictures, job, caplog, cap
     assert "Skipping " in caplog.text
     assert r"em\npty.png: the image cannot be read (the file is empty)" in caplog.text
     assert "can_label.png: the file looks like a ground-truth mask; to score it" in caplog.text
-    assert ".hidden" not in caplog.text
+    assert ".hidden.png: the file is hidden" in caplog.text
     said = capsys.readouterr().out
     assert "Scored 5 images (0 reused from an earlier run, 1 unreadable, 4 files ignored)." in said
     low, *_, high = sorted(row["score"] for row in job.rows())

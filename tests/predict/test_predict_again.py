@@ -305,19 +305,28 @@ def test_ignores_results_of_an_earlier_run(experiment, pictures, job_in):
         job.predict(experiment, [pictures], pixel_threshold=0.5)
         assert job.run_info()["num_scored"] == expected
         assert job.run_info()["num_images"] == 6
+    other = job_in(pictures.parent / "other")  # the results inside of the images are of another run
+    other.predict(experiment, [pictures])
+    assert other.run_info()["num_images"] == 6
+    assert other.run_info()["ignored_by_kind"] == {"output": 30}
     os.unlink(pictures / "a/0.png")
     for _ in range(2):  # its figure is unchanged
         job.predict(experiment, [pictures], pixel_threshold=0.5)
         assert job.run_info()["num_images"] == 5
 
 
-def test_warns_when_rows_of_other_images_are_removed(experiment, pictures, job, caplog):
+def test_removes_results_of_other_images_only_from_runs_that_share_an_image(
+    experiment, pictures, job, caplog
+):
     job.predict(experiment, [pictures / "a"])
-    job.predict(experiment, [pictures / "b"])
-    assert "Removing 2 rows of other images" in caplog.text
-    assert [row["path"] for row in job.rows()] == [
-        str(pictures / name) for name in ("b/0.png", "b/2.jpg", "b/3.tif")
-    ]
+    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"has results of 2 other images.*Choose another --out"):
+        job.predict(experiment, [pictures / "b"])
+    assert before == {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    job.predict(experiment, [pictures / "a/0.png", pictures / "b"])
+    assert f"Results of 1 image in {job.out} will be removed" in caplog.text
+    names = ("a/0.png", "b/0.png", "b/2.jpg", "b/3.tif")
+    assert [row["path"] for row in job.rows()] == [str(pictures / name) for name in names]
 
 
 def test_second_run_reuses_scores_of_known_good_images(
@@ -331,6 +340,9 @@ def test_second_run_reuses_scores_of_known_good_images(
     scored = count_scored(monkeypatch)
     job.predict(experiment, [pictures / "a"], threshold=asked)
     assert scored == ["broken.png"]
+    assert (job.out / "known_good.jsonl").exists()
+    job.predict(experiment, [pictures / "a"])
+    assert not (job.out / "known_good.jsonl").exists()
     decided = re.compile(r".* anomalous, .*")
     assert decided.search(capsys.readouterr().out)[0] == decided.search(first)[0]
 

@@ -29,7 +29,8 @@ def forbid_loading(monkeypatch):
         (["{images}/none", "--out={out}"], "none does not exist"),
         (["{empty}", "--out={out}"], "No images found in"),
         (["{images}", "--out={out}", "--threshold=high"], "Expected a number, or FOLDER:QUANTILE"),
-        (["{images}", "--out={out}", "--threshold={images}/none:0.9"], "does not exist"),
+        (["{images}", "--out={out}", "--threshold={images}/none:0.9"], "--threshold: .* not exist"),
+        (["-1;2,3.png", "--out={out}"], r"'-1;2,3.png' is read as an option. .* \./-1;2,3\.png"),
         (["{images}", "--out={out}", "--scale=1,0"], "Expected LOW,HIGH"),
         (["{images}", "--out={out}", "--prompts=poetic"], "poetic"),
         (["{images}", "--out={out}", "--map_size=0"], "map_size"),
@@ -50,8 +51,10 @@ def forbid_loading(monkeypatch):
     ],
 )
 def test_mistakes_are_reported_in_one_line(
-    run_command, pictures, job, tmp_path, forbid_loading, arguments, words
+    run_command, pictures, job, tmp_path, monkeypatch, forbid_loading, arguments, words
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-1;2,3.png").touch()
     (tmp_path / "empty").mkdir()
     places = {"images": pictures, "out": job.out, "empty": tmp_path / "empty"}
     code, _, said = run_command(*(argument.format(**places) for argument in arguments))
@@ -113,16 +116,32 @@ def test_rejects_input_without_readable_images(run_command, pictures, job, forbi
     assert "broken.png" in said
 
 
-def test_removes_earlier_results_of_unreadable_images(experiment, pictures, job):
+def test_run_without_readable_images_keeps_earlier_results(experiment, pictures, job):
     job.predict(experiment, [pictures / "a"])
+    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
     for image in (pictures / "a").iterdir():
         image.write_text("no picture")
     with pytest.raises(UserError, match=r"Cannot score any of the images \(3 failed"):
         job.predict(experiment, [pictures / "a"])
-    assert job.rows() == []
-    run = job.run_info()
-    assert (run["num_images"], run["num_scored"], run["num_reused"]) == (3, 0, 0)
-    assert run["num_unreadable"] == len(run["issues"]) == 3
+    assert before == {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+
+
+def test_rejects_quantile_over_images_of_another_category(
+    experiment, pictures, job, forbid_loading
+):
+    good = Threshold(good=str(pictures / "a"), quantile=0.5)
+    listed = {str(pictures / "b"): Folder("nut")}
+    with pytest.raises(UserError, match=r"--threshold: The known-good .* categories: nut, object"):
+        job.predict(experiment, [pictures / "b"], threshold=good, folders=Folders(listed=listed))
+
+
+@pytest.mark.parametrize("listed", [{"a": ("nut", None), "b": ("nut", None)}, {"b": ("nut", 0.5)}])
+def test_quantile_decides_images_of_its_category(experiment, pictures, job, listed, capsys):
+    good = Threshold(good=str(pictures / "a"), quantile=0.5)
+    listed = {str(pictures / name): Folder(*entry) for name, entry in listed.items()}
+    job.predict(experiment, [pictures / "b"], threshold=good, folders=Folders(listed=listed))
+    assert {row["category"] for row in job.rows()} == {"nut"}
+    assert 'category  "nut"; image' in capsys.readouterr().out
 
 
 def test_rejects_second_process_on_same_folder(run_command, pictures, job, forbid_loading):

@@ -31,7 +31,7 @@ DESCRIPTIONS = {
     "image_pages": "the file has several pages or frames; the first is used",
     "image_turned": "the image was turned by its EXIF orientation; boxes and masks are of the turned image",
     "document": "the file is not an image",
-    "format_unsupported": "the file format is not supported",
+    "format_unsupported": "the file format is not supported; convert it to PNG or JPEG",
     "hidden": "the file is hidden, or was left behind by an operating system or a NAS",
     "output_failed": "the outputs of the image cannot be written",
     "output": "the file was written by an earlier run",

@@ -442,7 +442,8 @@ def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple
     if integer and dtype.itemsize != 2 and low >= 0 and high <= 255:
         return "image_narrow", 0, 255
     if integer and dtype.itemsize == 2 and high > full and low >= 0:
-        reason = f"its values reach {high:g}, more than {bit_depth} bits hold ({full}); set a larger bit_depth"
+        reason = f"its values reach {high:g}, more than {bit_depth} bits hold ({full})"
+        reason += "; set a larger `bit_depth` of the backbone, or --depth of predict"
         raise UnreadableImage("an array", reason)
     if low >= 0 and high <= full:
         return "image_scaled", 0, full
@@ -487,7 +488,8 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"it is not an image in a supported format ({', '.join(FORMATS)})"
+        formats = ", ".join(FORMATS)
+        return f"it is not an image in a supported format ({formats}); convert it to PNG or JPEG"
     return f"the file is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
 
 

@@ -1,6 +1,7 @@
 """The flag --config, which the commands share, and errors on the command line."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +77,8 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
             mistake = str(error).splitlines()[0]
             if isinstance(error, flags.IllegalFlagValueError):
                 mistake = _describe_illegal(argv) or mistake
+            if paths := [one for one in argv if one.startswith("-") and os.path.exists(one)]:
+                mistake = f"The file {paths[0]!r} is read as an option. Give it as ./{paths[0]}"
             stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
             raise UserError(f"{mistake}{stop} See python -m {module} --help.") from error
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

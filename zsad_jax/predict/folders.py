@@ -5,9 +5,11 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-from zsad_jax.utils.config import check_fields, config_from
-from zsad_jax.utils.errors import UserError
+from zsad_jax.data.walk import list_folders
+from zsad_jax.utils.config import check_fields, config_from, fits
+from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest
 
 EXAMPLE = (
     '{"nuts": {"category": "metal nut", "threshold": 1.1}, "cables/red": {"category": "cable"}}'
@@ -53,16 +55,46 @@ def read_folders(path: str, default: Folder) -> Folders:
 
     `default` is the entry of all other images. Raises `UserError` if something in the file is not valid.
     """
-    listed = {}
+    listed: dict[str, Folder] = {}
+    mistakes = []
     try:
-        for name, entry in json.loads(pathlib.Path(path).read_bytes()).items():
-            place = os.path.realpath(pathlib.Path(path).parent / name)
-            if not os.path.isdir(place) or place in listed:
-                raise ValueError(f"{name!r} is not a folder, or is listed twice")
-            listed[place] = config_from(Folder, {"category": default.category} | entry)
-    # AttributeError and TypeError: there is something else in place of a mapping.
-    except (OSError, ValueError, AttributeError, TypeError, UserError) as error:
+        entries = json.loads(pathlib.Path(path).read_bytes()).items()
+    except UnicodeDecodeError:
+        entries, mistakes = (), ["The file is not UTF-8. Save it as UTF-8."]
+    except (OSError, ValueError, AttributeError) as error:  # the last: it is not a mapping
+        entries, mistakes = (), [f"{error}."]
+    for name, entry in entries:
+        try:
+            place = _find_folder(pathlib.Path(path).parent, name)
+            if place in listed:
+                raise UserError(f"{name!r} is listed twice.")
+            listed[place] = _read_entry(name, entry, default)
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
         raise UserError(
-            f"Cannot read the folders in {path} ({str(error).rstrip('.')}). Expected JSON such as {EXAMPLE}."
-        ) from error
+            f"Cannot read the folders in {path}. {' '.join(mistakes)} Expected JSON such as {EXAMPLE}, with"
+            " folders relative to the file and / in their names."
+        )
     return Folders(default, listed)
+
+
+def _find_folder(parent: pathlib.Path, name: str) -> str:
+    """Returns the real path of a listed folder."""
+    place = parent / name
+    if not place.is_dir():
+        meant = parent / name.replace("\\", "/")
+        known = [os.path.relpath(one, parent) for one in list_folders(meant.parent)]
+        near = did_you_mean(nearest(os.path.relpath(meant, parent), known))
+        raise UserError(f"There is no folder {place}." + f" {near}" * bool(near))
+    return os.path.realpath(place)
+
+
+def _read_entry(name: str, entry: Any, default: Folder) -> Folder:
+    with located(name):
+        if not isinstance(entry, dict):
+            raise UserError(f"{json.dumps(entry)} is not a mapping.")
+        threshold = entry.get("threshold")
+        if not fits(threshold, float | None):
+            raise UserError(f'"threshold" is {json.dumps(threshold)}. Expected a number, unquoted.')
+        return config_from(Folder, {"category": default.category} | entry)

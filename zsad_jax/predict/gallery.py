@@ -1,10 +1,12 @@
-"""Tables of the predictions for people: predictions.csv, and index.html with a thumbnail of each image."""
+"""Predictions for people: the table predictions.csv, and index.html with a thumbnail of each image."""
 
 import base64
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from zsad_jax.data.issues import Issue, group_issues, summarize_issues
 from zsad_jax.predict.outputs import Record, Writer, format_score, write_changed
 from zsad_jax.predict.score import Model
 from zsad_jax.report import formats
@@ -17,12 +19,22 @@ COLUMNS = (
 )
 
 
-def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
-    """Writes both files from finished records, highest score first, images without a score last."""
+def write(
+    writer: Writer,
+    model: Model,
+    records: Sequence[Record],
+    ignored: Sequence[Issue],
+    threshold: Mapping[str, Any] | None,
+) -> None:
+    """Writes both files from finished records, highest score first, images without a score last.
+
+    `ignored` are the other files, and `threshold` is the description of the common one in run.json.
+    """
     ordered = sorted(records, key=lambda record: -record.get("score", float("-inf")))
     table = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
-    write_changed(writer.folder / "predictions.csv", csv_text([COLUMNS, *table]))
-    paths = [os.path.realpath(record["path"]) for record in ordered]
+    # Without the byte-order mark, Excel does not read UTF-8.
+    write_changed(writer.folder / "predictions.csv", "\ufeff" + csv_text([COLUMNS, *table]))
+    paths = [os.path.abspath(record["path"]) for record in ordered]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [printable(os.path.relpath(path, root)) for path in paths]
     folders = [os.path.dirname(name) or "." for name in names]
@@ -30,8 +42,11 @@ def write(writer: Writer, model: Model, records: Sequence[Record]) -> None:
     page = formats.render(
         "predictions.html",
         model=model.description,
-        categories=model.folders.categories,
+        categories=dict.fromkeys(record["category"] for record in ordered if "score" in record),
         warning=model.warning,
+        threshold=threshold,
+        ignored=[summarize_issues(kind) for kind in group_issues(ignored)],
+        num_ignored=len(ignored),
         rows=rows,
         decisions=Counter(record["decision"] for record in ordered if "decision" in record),
         folders=Counter(folder for record, _, folder in rows if "score" in record),

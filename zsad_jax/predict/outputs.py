@@ -1,5 +1,6 @@
 """Outputs of `predict`: a record and files of each image; what an earlier run computed is reused."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -43,6 +44,7 @@ COLUMNS = {
     "raw_map": "float32, the model's resolution; the other files are made of it without inference",
     "sha256": "of the image file",
     "note": "what decoding has changed",
+    "notes": "the same: [kind, detail] of each",
     "warning": "only of a demo model",
     "error": "why the image has no score",
     "key": "of the weights, prompts and category",
@@ -50,7 +52,7 @@ COLUMNS = {
     "drawn": "the decision in the figure",
     "check": "of the row: one that has been changed is not reused",
 }
-SCORED = ("path", "category", "score", "size", "time", "raw_map", "sha256", "note", "key")
+SCORED = ("path", "category", "score", "size", "time", "raw_map", "sha256", "note", "notes", "key")
 OUTPUTS = {
     "map": ("maps", ".npy"),
     "figure": ("figures", ".jpg"),
@@ -66,34 +68,27 @@ MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known
 
 
 class Journal:
-    """A file of JSON lines to which records are added as they are finished; a kill loses none of them.
+    """A file of JSON lines to which records are added as they are finished; a kill loses none of them."""
 
-    Args:
-      path: the file. Records of an earlier run are reused if their key is the same, their image is unchanged
-        and their map, where they have one, can be read.
-      key_of: returns the key of everything but the file that the record of an image depends on.
-    """
-
-    def __init__(self, path: pathlib.Path, key_of: Callable[[str], str]):
+    def __init__(self, path: pathlib.Path):
         self.path = path
-        self._key_of = key_of
         self._lock = threading.Lock()
         self._started = False
         self.records: dict[str, Record] = {}
         # By real path: the same image may be given by another relative path.
-        self._earlier = {os.path.realpath(one["path"]): one for one in _read_records(path)}
+        self.earlier = {os.path.realpath(one["path"]): one for one in _read_records(path)}
 
-    def reuse(self, images: Sequence[str]) -> int:
-        """Looks for finished records of these images; returns how many there are."""
+    def reuse(self, images: Sequence[str], key_of: Callable[[str], str]) -> int:
+        """Looks for earlier records of these images that are still valid; returns how many there are.
+
+        The key of the record is the same, the image is unchanged, and its map, if any, can be read.
+        `key_of` returns the key of all that the record of an image depends on but its file.
+        """
         for image in images:
-            record = self._earlier.get(os.path.realpath(image))
-            if record is not None and self._is_good(record, image):
+            record = self.earlier.get(os.path.realpath(image))
+            if record is not None and self._is_good(record, image, key_of):
                 self.records[image] = {**record, "path": image}
         return len(self.records)
-
-    def others(self, images: Iterable[str]) -> int:
-        """Returns the number of earlier records of other images."""
-        return len(self._earlier.keys() - {os.path.realpath(image) for image in images})
 
     def start(self) -> None:
         """Drops what is not reused, once, before outputs are replaced that a record may still describe."""
@@ -104,7 +99,6 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Adds a finished record; from any thread."""
-        record = {**record, "key": self._key_of(record["path"])}
         self.start()
         with self._lock:
             self.records[record["path"]] = record
@@ -118,11 +112,11 @@ class Journal:
         self._write(records)
         return records
 
-    def _is_good(self, record: Record, image: str) -> bool:
+    def _is_good(self, record: Record, image: str, key_of: Callable[[str], str]) -> bool:
         try:
             if "raw_map" in record:
                 read_raw_map(self.path.parent, image)
-            return record["key"] == self._key_of(image) and files.digest(image) == record["sha256"]
+            return record["key"] == key_of(image) and files.digest(image) == record["sha256"]
         except (OSError, ValueError):
             return False
 
@@ -186,16 +180,14 @@ class Writer:
         file = scored.file
         # Decided on the number that is written, so that the record is consistent with itself.
         score = shortest(scored.score)
-        record: Record = {"path": file.path, "category": self.folders.of(file.path).category}
+        record = describe_file(file) | {"category": self.folders.of(file.path).category}
         record |= {"score": score, **self._decide(file.path, score), "size": list(file.size)}
-        record |= {"time": round(scored.seconds, 4), "sha256": file.sha256}
+        record["time"] = round(scored.seconds, 4)
         resized = resize_map(scored.anomaly_map, file.size, self.map_size)
         mask = None
         if self.pixel_threshold is not None:
             mask, record["regions"] = find_regions(resized, self.pixel_threshold, file.size[::-1])
         record |= self._write_files(file, resized, mask, record)
-        if file.notes:
-            record["note"] = "; ".join(note.description for note in file.notes)
         if self.warning:
             record["warning"] = self.warning
         return record | {"outputs": self._outputs_key, "drawn": record.get("decision")}
@@ -213,24 +205,19 @@ class Writer:
         self, file: ImageFile, anomaly_map: np.ndarray, mask: np.ndarray | None, record: Record
     ) -> dict[str, str]:
         places = {kind: _place(kind, file.path) for kind in OUTPUTS}
+        made = {"map", "raw_map"}
         _save_array(self.folder / places["map"], anomaly_map)
-        shown = "/".join(pathlib.PurePath(os.path.realpath(file.path)).parts[-2:])
-        figure = thumbnail = None
+        name = "/".join(pathlib.PurePath(os.path.abspath(file.path)).parts[-2:])
+        lines = [(name, INK), self._describe(record), *[(self.warning, INK)] * bool(self.warning)]
+        # Pictures are an extra: without them the record is still complete.
         with drawing(f"the picture of {file.path}"):
-            lines = [(shown, INK), self._describe(record)] + [(self.warning, INK)] * bool(
-                self.warning
-            )
             figure = draw_figure(file.panel, anomaly_map, mask, scale=self.scale, lines=lines)
             thumbnail = draw_thumbnail(file.panel, anomaly_map, scale=self.scale)
-        # Pictures are an extra: without them the record is still complete.
-        if figure is None or thumbnail is None:
-            del places["figure"], places["thumbnail"]
-        else:
             self._save_jpeg(figure, self.folder / places["figure"])
             self._save_jpeg(thumbnail, self.folder / places["thumbnail"], quality=75)
-        if mask is None:
-            del places["mask"]
-        else:
+            made |= {"figure", "thumbnail"}
+        if mask is not None:
+            made.add("mask")
             # Nearest neighbor: other kernels make values between the two of a mask.
             full = Image.fromarray(mask).resize(file.size, Image.Resampling.NEAREST)
             words = PngInfo()
@@ -238,7 +225,7 @@ class Writer:
             words.add_text("Comment", self.warning)
             with files.replaced(self.folder / places["mask"]) as temporary:
                 full.save(temporary, compress_level=1, pnginfo=words)
-        return places
+        return {kind: place for kind, place in places.items() if kind in made}
 
     def _save_jpeg(self, picture: Image.Image, path: pathlib.Path, quality: int = 90) -> None:
         comment = "\0".join((*MARK, self.warning))
@@ -255,6 +242,15 @@ class Writer:
         return " · ".join(parts), color
 
 
+def describe_file(file: ImageFile) -> Record:
+    """Returns the part of a record that does not depend on the model."""
+    record: Record = {"path": file.path, "sha256": file.sha256}
+    if file.notes:
+        record["note"] = "; ".join(note.description for note in file.notes)
+        record["notes"] = [[note.kind, note.detail] for note in file.notes]
+    return record
+
+
 def format_score(score: float) -> str:
     """Returns a score with three significant digits."""
     return f"{score:#.3g}".rstrip(".")
@@ -269,12 +265,14 @@ def read_raw_map(folder: pathlib.Path, image: str) -> Float[np.ndarray, "S S"]:
 
 
 def remove_unused(folder: pathlib.Path, records: Iterable[Record]) -> None:
-    """Removes the files of images or options that are no longer part of the records."""
+    """Removes the files of images or options that are no longer part of the records, and empty folders."""
     used = {folder / record[kind] for record in records for kind in OUTPUTS if kind in record}
-    found = {path for place, _ in OUTPUTS.values() for path in folder.glob(f"{place}/*")}
-    for path in found - used:
-        if is_output(str(path), folder):
-            path.unlink(missing_ok=True)
+    for place, _ in OUTPUTS.values():
+        for path in {*folder.glob(f"{place}/*")} - used:
+            if is_output(path):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # missing, or not empty
+            (folder / place).rmdir()
 
 
 def write_changed(path: pathlib.Path, text: str) -> None:
@@ -315,18 +313,16 @@ def _place(kind: str, path: str) -> str:
     return f"{folder}/{output_name(path)}{suffix}"
 
 
-def is_output(path: str, folder: pathlib.Path) -> bool:
-    """Returns whether an earlier run wrote a file into its folder; pictures are recognized by their mark."""
-    place, name = os.path.split(os.path.realpath(path))
-    if place == os.path.realpath(folder):
-        return name in FILES
-    places = {os.path.realpath(folder / part): suffix for part, suffix in OUTPUTS.values()}
-    if place not in places:
-        return False
-    if places[place] == ".npy":
-        return re.search(r"-[0-9a-f]{8}\.npy$", name) is not None
+def is_output(path: files.PathLike) -> bool:
+    """Returns whether `predict` wrote a file, into any folder; pictures are recognized by their mark."""
+    whole = pathlib.Path(path)
+    if whole.suffix == ".npy":
+        own = re.search(r"-[0-9a-f]{8}\.npy$", whole.name) is not None
+        return own and whole.parent.name in ("maps", "raw_maps")
+    if whole.name in (*FILES, files.LOCK):
+        return whole.with_name(files.LOCK).exists()
     try:
-        with open(path, "rb") as file:
+        with open(path if whole.is_file() else os.devnull, "rb") as file:
             return "\0".join(MARK).encode() in file.read(256)  # words come before pixels
     except OSError:
         return False

@@ -3,17 +3,17 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 
 from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
+from zsad_jax.data.loader import report_notes
 from zsad_jax.experiment.cache import sealed
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
@@ -21,7 +21,7 @@ from zsad_jax.predict import gallery, outputs, score, thresholds
 from zsad_jax.predict.outputs import Journal, Record, Writer, format_score
 from zsad_jax.predict.score import Model, Options, ScoredImage
 from zsad_jax.utils import files
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.errors import UserError, agree, located, plural
 from zsad_jax.utils.images import printable
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
@@ -68,14 +68,14 @@ def predict(experiment: Experiment, options: Options) -> None:
       UserError: something is wrong or missing, raised before long work; or no image can be read.
     """
     clock = Stopwatch()
-    find = functools.partial(find_images, include_masks=options.include_masks)
-    found = _without_outputs(find(options.paths), options.out)
+    found = _find(options.paths, options)
     good = Found([], [])
     if options.threshold is not None and options.threshold.good:
-        good = _without_outputs(find([options.threshold.good]), options.out)
-    ignored = (issue for issue in (*found.ignored, *good.ignored) if issue.kind != "hidden")
+        with located("--threshold"):
+            good = _find([options.threshold.good], options)
+            _check_categories(options, found, good)
     # A file may be among the images and among the known-good ones.
-    for kind in group_issues(dict.fromkeys(ignored)):
+    for kind in group_issues(dict.fromkeys((*found.ignored, *good.ignored))):
         logging.warning("Ignoring %s", summarize_issues(kind))
     for place, entry in options.folders.listed.items():
         if not any(options.folders.of(image) is entry for image in (*found.images, *good.images)):
@@ -83,11 +83,12 @@ def predict(experiment: Experiment, options: Options) -> None:
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
         files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
+        journal = _open_journal(options.out / "predictions.jsonl", found.images)
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
         model = score.prepare_model(experiment, options, num_images=num_images)
         _check_thresholds(options, model)
-        _print_model(model)
+        _print_model(model, {options.folders.of(image).category for image in found.images})
         _write_warning(options.out, model.warning)
         clock.lap("start")
         threshold, description = _settle_threshold(options, model, good, experiment.num_workers)
@@ -102,32 +103,58 @@ def predict(experiment: Experiment, options: Options) -> None:
             pixel_threshold=options.pixel_threshold,
             warning=model.warning,
         )
-        outcome = _score_all(model, found, writer, experiment.num_workers)
+        outcome = _score_all(model, found, writer, journal, experiment.num_workers)
         clock.lap("images")
-        gallery.write(writer, model, outcome.records)
+        gallery.write(writer, model, outcome.records, found.ignored, description)
         outputs.remove_unused(writer.folder, outcome.records)
+        if not good.images:
+            (writer.folder / "known_good.jsonl").unlink(missing_ok=True)
         _write_run(model, clock, writer, outcome, description)
-    if not outcome.scored:
-        raise _none_readable("images", outcome.issues)
     _print_outcome(outcome, writer)
 
 
-def _without_outputs(found: Found, out: pathlib.Path) -> Found:
-    """Moves the results of earlier runs from the images to the ignored files."""
-    earlier = {
-        image: Issue("output", image) for image in found.images if outputs.is_output(image, out)
-    }
-    if len(earlier) == len(found.images):
-        raise UserError(
-            f"Found only results of an earlier run in {out} ({plural(len(earlier), 'image')}). Pass the"
-            " folder of the original images."
-        )
-    ignored = [
-        Issue("output", issue.file) if outputs.is_output(issue.file, out) else issue
-        for issue in found.ignored
-    ]
+def _find(paths: Sequence[str], options: Options) -> Found:
+    """Finds images; results of earlier runs are among the ignored files."""
+    found = find_images(paths, include_masks=options.include_masks)
+    everything = (*found.images, *(issue.file for issue in found.ignored))
+    earlier = dict.fromkeys(filter(outputs.is_output, everything))
     images = [image for image in found.images if image not in earlier]
-    return Found(images, [*earlier.values(), *ignored])
+    if not images:
+        raise UserError(
+            f"Found only results of an earlier run in {', '.join(paths)}. Pass the folder of the original"
+            " images."
+        )
+    others = [issue for issue in found.ignored if issue.file not in earlier]
+    return Found(images, [*(Issue("output", one) for one in earlier), *others])
+
+
+def _check_categories(options: Options, found: Found, good: Found) -> None:
+    """Rejects a quantile over images of another category than those that it would decide on."""
+    entries = map(options.folders.of, found.images)
+    categories = {options.folders.of(image).category for image in good.images}
+    categories |= {entry.category for entry in entries if entry.threshold is None}
+    if len(categories) > 1:
+        raise UserError(
+            f"The known-good images and the images without a threshold of their own are of {len(categories)}"
+            f" categories: {', '.join(sorted(categories))}. Scores of different categories are not"
+            " comparable. List the folder of the known-good images in --folders, with the category of the"
+            " images, and give other folders their own threshold."
+        )
+
+
+def _open_journal(path: pathlib.Path, images: Sequence[str]) -> Journal:
+    """Returns the journal, unless it is of other images, whose results would be removed."""
+    journal = Journal(path)
+    others = journal.earlier.keys() - {os.path.realpath(image) for image in images}
+    if others and len(others) == len(journal.earlier):
+        raise UserError(
+            f"{path.parent} has results of {plural(len(others), 'other image')} and of none of these, and"
+            " would lose them. Choose another --out for each set of images, or delete the folder."
+        )
+    if others:
+        words = "Results of %s in %s will be removed, since these are no longer given."
+        logging.warning(words, plural(len(others), "image"), path.parent)
+    return journal
 
 
 def _check_thresholds(options: Options, model: Model) -> None:
@@ -166,19 +193,21 @@ def _settle_threshold(
         return None, None
     if asked.value is not None:
         return asked.value, {"value": asked.value, "from": "the command line"}
-    journal = Journal(options.out / "known_good.jsonl", model.key_of)
-    journal.reuse(good.images)
+    journal = Journal(options.out / "known_good.jsonl")
+    journal.reuse(good.images, model.key_of)
     pending = [image for image in good.images if image not in journal.records]
     issues: list[Issue] = []
     # The maps are not used: figures of one pixel cost nothing.
     for one in score.score_images(
         model, pending, issues, label="known-good images", map_size=1, num_workers=num_workers
     ):
-        value = thresholds.shortest(one.score)
-        journal.add({"path": one.file.path, "score": value, "sha256": one.file.sha256})
-    scores = [record["score"] for record in journal.finish(good.images)]
-    if not scores:
+        record = {"score": thresholds.shortest(one.score), "key": model.key_of(one.file.path)}
+        journal.add(outputs.describe_file(one.file) | record)
+    if not journal.records:
         raise _none_readable(f"known-good images in {asked.good}", issues)
+    records = journal.finish(good.images)
+    _report_notes("known-good images", records)
+    scores = [record["score"] for record in records]
     value = thresholds.quantile_threshold(scores, asked.quantile)
     doubt = thresholds.describe_support(len(scores), asked.quantile)
     if doubt:
@@ -201,30 +230,39 @@ def _none_readable(what: str, issues: Sequence[Issue]) -> UserError:
     )
 
 
-def _score_all(model: Model, found: Found, writer: Writer, num_workers: int | None) -> Outcome:
+def _report_notes(label: str, records: Sequence[Record]) -> None:
+    """Logs the notes of images, whether these were decoded now or by an earlier run."""
+    notes = ((record["path"], note) for record in records for note in record.get("notes", ()))
+    report_notes(label, [Issue(kind, path, detail) for path, (kind, detail) in notes])
+
+
+def _score_all(
+    model: Model, found: Found, writer: Writer, journal: Journal, num_workers: int | None
+) -> Outcome:
     """Scores the images that have no score, and draws those whose files are of other options."""
     images = found.images
-    journal = Journal(writer.folder / "predictions.jsonl", model.key_of)
-    journal.reuse(images)
+    journal.reuse(images, model.key_of)
     journal.records = {image: writer.decided(record) for image, record in journal.records.items()}
     reused = set(journal.records)
     stale = [record for record in journal.records.values() if "drawn" not in record]
-    others = journal.others(images)
-    if others:
-        words = "Removing %s of other images from %s. Use a separate --out for each set of images."
-        logging.warning(words, plural(others, "row"), journal.path)
     pending = [image for image in images if image not in journal.records]
     issues: list[Issue] = []
     if pending or stale:
-        # Until all is done, no run.json describes these records.
-        (writer.folder / "run.json").unlink(missing_ok=True)
         scored = score.score_images(
-            model, pending, issues, label="score", map_size=writer.map_size, num_workers=num_workers
+            model,
+            pending,
+            issues,
+            label="processed",
+            map_size=writer.map_size,
+            num_workers=num_workers,
         )
         again = progress(stale, total=len(stale), label="draw") if stale else ()
         issues += _write_all(itertools.chain(again, scored), model, journal, writer)
     errors = {issue.file: issue.description for issue in issues}
+    if not journal.records.keys() - errors:
+        raise _none_readable("images", issues)
     records = journal.finish(images, errors)
+    _report_notes("images", records)
     return Outcome(images, records, len(reused - errors.keys()), issues, found.ignored)
 
 
@@ -237,7 +275,8 @@ def _write_again(record: Record, model: Model, writer: Writer) -> Record:
     if isinstance(file, Issue):
         raise RuntimeError(file.description)
     raw_map = outputs.read_raw_map(writer.folder, record["path"])
-    return writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
+    redrawn = writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
+    return redrawn | {"key": record["key"]}
 
 
 def _write_all(
@@ -248,9 +287,11 @@ def _write_all(
     def write(one: ScoredImage | Record) -> Issue | None:
         path = one.file.path if isinstance(one, ScoredImage) else one["path"]
         try:
+            # Until all is done, no run.json describes these records.
+            (writer.folder / "run.json").unlink(missing_ok=True)
             journal.start()
             if isinstance(one, ScoredImage):
-                journal.add(writer.write(writer.keep(one)))
+                journal.add(writer.write(writer.keep(one)) | {"key": model.key_of(path)})
             else:
                 journal.add(_write_again(one, model, writer))
         except OSError as error:
@@ -293,12 +334,12 @@ def _write_run(
     files.write_json(writer.folder / "run.json", run)
 
 
-def _print_model(model: Model) -> None:
+def _print_model(model: Model, used: Collection[str]) -> None:
     shown = model.description
     family = shown.method_config.get("prompt_family")
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
-    categories = ", ".join(f'"{one}"' for one in model.folders.categories)
+    categories = ", ".join(f'"{one}"' for one in model.folders.categories if one in used)
     print(f"category  {categories}; image score: {shown.image_score}")
     if model.warning:
         print(model.warning)
@@ -312,14 +353,17 @@ def _print_outcome(outcome: Outcome, writer: Writer) -> None:
         *[f"{counts['num_failed']} failed"] * bool(counts["num_failed"]),
         f"{plural(counts['num_ignored'], 'file')} ignored",
     ]
-    print(f"Scored {plural(counts['num_scored'], 'image')} ({', '.join(others)}).")
+    tail = " Ignored files are listed in run.json." * bool(outcome.ignored)
+    print(f"Scored {plural(counts['num_scored'], 'image')} ({', '.join(others)}).{tail}")
     decisions = collections.Counter(record.get("decision") for record in scored)
     used = sorted({record["threshold"] for record in scored if "threshold" in record})
     if used:
-        shown = f"threshold {used[0]:.9g}" if len(used) == 1 else "thresholds of their folders"
+        shown = agree(len(used), "threshold ", "thresholds ") + ", ".join(
+            f"{one:.9g}" for one in used
+        )
         print(f"{decisions['anomalous']} anomalous, {decisions['normal']} normal at the {shown}.")
     low, high = (format_score(scored[i]["score"]) for i in (-1, 0))
-    print(f"Scores range from {low} to {high}. The highest:")
+    print(f"Scores range from {low} to {high}. The highest:" if scored[1:] else "Its score:")
     for record in scored[:SHOWN]:
         line = f"{format_score(record['score']):>8}  {record.get('decision', '')}"
         print(f"{line:19}  {printable(record['path'])}")

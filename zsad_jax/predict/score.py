@@ -15,7 +15,6 @@ from absl import logging
 from jaxtyping import Float, UInt8
 
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.loader import report_notes
 from zsad_jax.data.preprocess import (
     Preprocess,
     UnreadableImage,
@@ -275,7 +274,6 @@ def score_images(
     batches: Iterator[list[ImageFile | Issue]] = iter(
         lambda: list(itertools.islice(decoded, size)), []
     )
-    notes: list[Issue] = []
     for batch in progress(batches, total=len(images), label=label, step=size):
         for issue in batch:
             if isinstance(issue, Issue):
@@ -284,7 +282,6 @@ def score_images(
         readable: list[ImageFile] = [one for one in batch if isinstance(one, ImageFile)]
         if not readable:
             continue
-        notes += [note._replace(file=one.path) for one in readable for note in one.notes]
         detector = model.detector
         _ = detector.scorer  # compiled here for the first batch, not in the seconds below
         start = time.monotonic()
@@ -296,7 +293,6 @@ def score_images(
         seconds = (time.monotonic() - start) / len(readable)
         for one, score, anomaly_map in zip(readable, *predicted, strict=True):
             yield ScoredImage(one, float(score), anomaly_map, seconds)
-    report_notes(label, notes)
 
 
 def read_image(path: str, preprocess: Preprocess, map_size: int) -> ImageFile | Issue:
