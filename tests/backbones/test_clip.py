@@ -296,6 +296,8 @@ def test_rejects_images_that_are_not_normalized(model, images):
     if len(images):
         with pytest.raises(UserError, match=words):
             jax.jit(model.encode_image)(model.params, images)
+    with pytest.raises(UserError, match=r"The images reach 255\. Pass .*preprocess\.normalize"):
+        model.encode_image(model.params, np.full((1, 56, 56, 3), 255.0))
 
 
 @pytest.mark.parametrize("shape", [(0, 56, 56, 3), (1, 0, 56, 3), (1, 56, 13, 3)])

@@ -321,6 +321,9 @@ def test_normalize_accepts_numpy_and_tracers():
     traced = jax.jit(preprocess.normalize)(images)
     assert traced.dtype == np.float32
     np.testing.assert_allclose(traced, out, atol=1e-6)
+    np.testing.assert_array_equal(preprocess.normalize(Image.fromarray(images[0])), out[0])
+    with pytest.raises(UserError, match=r"in \[0, 1\]; expected 0 to 255"):
+        preprocess.normalize(images / 255)
 
 
 def test_converts_arrays_to_images():

@@ -103,10 +103,13 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> Encod
         images: Float[AnyArray, "b H W 3"],
         **options: Unpack[VisionOptions],
     ) -> VisionFeatures:
+        """Encodes normalized images, see `EncodeImageFn`."""
         _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)
+        if not isinstance(images, jax.core.Tracer) and abs(images).max(initial=0) > LARGEST_INPUT:
+            raise UserError(f"The images reach {abs(images).max():g}. {_IMAGES[-1]}")
         if any(side % patch_size for side in images.shape[1:3]):
             logging.warning(
-                "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them.",
+                "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them to multiples.",
                 *(images.shape[2], images.shape[1], patch_size),
             )
         layers, vv_from, blocks = options.get("layers"), options.get("vv_from"), range(1, depth + 1)
@@ -182,11 +185,12 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     )
 
 
+LARGEST_INPUT = 20  # of a tower; normalized images reach 3
 # The type of an argument, its name, and the remedy for another.
 _IMAGES = (
     jnp.floating,
     "floating-point",
-    "Pass backbone.preprocess.normalize(images) of 8-bit images.",
+    "Pass backbone.preprocess.normalize(images) of 8-bit images, or of one image as image[None].",
 )
 _TOKENS = jnp.integer, "integer", "Pass what backbone.tokenize(texts) returns."
 _EMBEDDINGS = jnp.floating, "floating-point", "Pass what backbone.embed_tokens returns."

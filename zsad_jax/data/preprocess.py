@@ -66,7 +66,16 @@ class Preprocess:
 
         Args:
           images: [..., 3] values in [0, 255] as a numpy or a jax array; traceable under jit.
+
+        Raises:
+          UserError: a floating-point numpy array has values in [0, 1].
         """
+        images = images if hasattr(images, "astype") else np.asarray(images)
+        floating = isinstance(images, np.ndarray) and images.dtype.kind == "f"
+        if floating and 0 < images.max(initial=0) <= 1:
+            raise UserError(
+                "The images have values in [0, 1]; expected 0 to 255. Multiply them by 255."
+            )
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         if not isinstance(images, np.ndarray) or images.ndim < 2:
             return (images.astype(np.float32) / np.float32(255) - mean) / std

@@ -52,7 +52,7 @@ def check_binary(values: Any, what: str, axes: tuple[str, ...]) -> Bool[np.ndarr
     if not valid.all():
         raise UserError(
             f"{what} must be 0 (normal) or 1 (anomalous), but include {_some(array[~valid])}. Compare them with"
-            " the value that means anomalous."
+            " the value that means anomalous, and pass them after the scores."
         )
     return array.astype(bool)
 
