@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zsad_jax.experiment.cache import fingerprint
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
@@ -43,7 +44,7 @@ def update(workdirs: Sequence[pathlib.Path]) -> None:
 
 
 def condense(workdir: pathlib.Path) -> Runs:
-    """Returns what is stored of a run: its setting and its means, without the options that have no value."""
+    """Returns what is stored of a run: the fingerprint of its setting, and its means."""
     config, results, comparisons = (
         json.loads((workdir / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("config", "results", "comparisons")
@@ -63,11 +64,10 @@ def condense(workdir: pathlib.Path) -> Runs:
     }
 
 
-def setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of a config that results depend on, of the backbone only those that are set."""
-    setting = {key: config[key] for key in SETTING}
+def setting_of(config: Mapping[str, Any]) -> str:
+    """Returns the fingerprint of the keys that results depend on, of the backbone only those that are set."""
     given = {key: value for key, value in config["backbone"].items() if value is not None}
-    return setting | {"backbone": given}
+    return fingerprint({key: config[key] for key in SETTING} | {"backbone": given})
 
 
 def fill_in(text: str, runs: Runs) -> str:

@@ -51,7 +51,7 @@ def test_condenses_a_run(tmp_path):
     values = {"image_auroc": 0.75, "pixel_auroc": 0.5}
     assert SCRIPT["condense"](tmp_path) == {
         "clip on tips-nano": {
-            "setting": dict.fromkeys(SCRIPT["SETTING"]) | {"backbone": {"name": "tips-nano"}},
+            "setting": SCRIPT["setting_of"](config | {"backbone": {"name": "tips-nano"}}),
             "means": {"fixed prompts": values, "": values},
         }
     }

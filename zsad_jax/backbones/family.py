@@ -109,7 +109,8 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> Encod
             raise UserError(f"The images reach {abs(images).max():g}. {_IMAGES[-1]}")
         if any(side % patch_size for side in images.shape[1:3]):
             logging.warning(
-                "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them to multiples.",
+                "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them to"
+                " multiples of it.",
                 *(images.shape[2], images.shape[1], patch_size),
             )
         layers, vv_from, blocks = options.get("layers"), options.get("vv_from"), range(1, depth + 1)

@@ -43,6 +43,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+        if before:  # after `install`, the exit code depends on them
             _noted.clear()
 
 
