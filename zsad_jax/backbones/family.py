@@ -105,8 +105,9 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> Encod
     ) -> VisionFeatures:
         """Encodes normalized images, see `EncodeImageFn`."""
         _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)
-        if not isinstance(images, jax.core.Tracer) and abs(images).max(initial=0) > LARGEST_INPUT:
-            raise UserError(f"The images reach {abs(images).max():g}. {_IMAGES[-1]}")
+        largest = 0 if isinstance(images, jax.core.Tracer) else np.abs(images).max(initial=0)
+        if largest > LARGEST_INPUT:
+            raise UserError(f"The images reach {largest:g}. {_IMAGES[-1]}")
         if any(side % patch_size for side in images.shape[1:3]):
             logging.warning(
                 "Images of %dx%d pixels are padded or cut, since the patch size is %d. Resize them to"

@@ -70,7 +70,8 @@ class Preprocess:
         Raises:
           UserError: a floating-point numpy array has values in [0, 1].
         """
-        images = images if hasattr(images, "astype") else np.asarray(images)
+        if not hasattr(images, "astype"):  # such as a Pillow image
+            images = np.asarray(images)  # type: ignore[assignment]
         floating = isinstance(images, np.ndarray) and images.dtype.kind == "f"
         if floating and 0 < images.max(initial=0) <= 1:
             raise UserError(
