@@ -182,6 +182,7 @@ def test_rejects_non_finite_scores(detector, images):
         ({"method": 1}, "method=1 is not a string"),
         ({"backbone": None}, "is not a string or a Backbone"),
         ({"backbone_options": {"image_size": 28}}, "no effect on a loaded backbone"),
+        ({"backbone": "tips", "backbone_options": {"name": "tips"}}, "contains 'name'. Pass it as"),
     ],
 )
 def test_rejects_invalid_arguments(backbone, options, words):

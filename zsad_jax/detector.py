@@ -210,6 +210,8 @@ def load_detector(
         raise UserError(
             f"backbone_options={backbone_options} has no effect on a loaded backbone. Pass it to load_backbone."
         )
+    if "name" in (backbone_options or {}):
+        raise UserError("backbone_options contains 'name'. Pass it as backbone instead.")
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, **(backbone_options or {}))
     made = make_method(method, backbone, method_options)

@@ -313,6 +313,14 @@ def test_rejects_params_of_something_else(model):
             model.encode_image(params, images)
 
 
+def test_rejects_params_of_another_backbone(model, texts):
+    other = load(text_num_heads=3).params | {"vision": model.params["text"]}
+    with pytest.raises(UserError, match="'vision' parameters are not those of this backbone"):
+        model.encode_image(other, np.zeros((1, 56, 56, 3), np.float32))
+    with pytest.raises(UserError, match="'text' parameters are not those of this backbone"):
+        model.encode_text(other, *texts)
+
+
 def test_rejects_texts_that_are_not_tokenized(model, texts):
     ids, paddings = texts
     with pytest.raises(
@@ -325,6 +333,10 @@ def test_rejects_texts_that_are_not_tokenized(model, texts):
         model.encode_text(model.params, ids[:4], paddings[:1])
     with pytest.raises(UserError, match=r"embeddings are int.*; expected floating-point \[texts,"):
         model.encode_prompts(model.params, ids, paddings)
+    deep = np.zeros((3, 2, 4, 48), np.float32)
+    embeddings = model.embed_tokens(model.params, ids[:3])
+    with pytest.raises(UserError, match=r"\[3, 2, 4, 48\]; .* \[blocks, 3, tokens, 48\]\. Pass"):
+        model.encode_prompts(model.params, embeddings, paddings[:3], deep)
 
 
 # --- text tower ------------------------------------------------------------------------------------------
@@ -587,6 +599,11 @@ def test_rejects_invalid_options(options, message):
 def test_rejects_other_head_count_for_named_model(name, options, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, weights=WEIGHTS, **options)
+
+
+def test_accepts_numbers_of_numpy():
+    loaded = load(image_size=np.int64(28), bit_depth=np.int32(12), text_width=np.int64(48))
+    assert type(loaded.preprocess.image_size) is type(loaded.preprocess.bit_depth) is int
 
 
 def test_accepts_head_count_of_named_model(monkeypatch):

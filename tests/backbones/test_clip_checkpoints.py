@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from zsad_jax.backbones import clip, registry
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.utils.errors import UserError
 
 VISION, TEXT = registry.clip_sizes(
@@ -98,8 +98,8 @@ def towers(arrays, **options):
     of_vision = clip_checkpoints.read_sizes_vision(vision)
     of_text = clip_checkpoints.read_sizes_text(text)
     trees = (
-        vision_tree(clip.VisionEncoder(clip.VisionSizes(**of_vision))),
-        text_tree(clip.TextEncoder(clip.TextSizes(**of_text))),
+        tree_of(clip.VisionEncoder(clip.VisionSizes(**of_vision))),
+        tree_of(clip.TextEncoder(clip.TextSizes(**of_text))),
     )
     return fit_tree(
         {"vision": vision, "text": text},
@@ -224,7 +224,7 @@ def test_rejects_head_counts_that_do_not_divide_width(openai):
     with pytest.raises(UserError, match="128 wide, which is not a multiple of 5"):
         towers(openai, num_heads=5)
     native = flatten_dict(towers(openai), sep="/")
-    with pytest.raises(UserError, match="1 attention heads in the text tower, not 2"):
+    with pytest.raises(UserError, match=r"text tower\) has 1 attention heads, not 2"):
         towers(native, num_heads=2)
     narrow = {**openai, "visual.class_embedding": np.zeros(96, np.float32)}
     with pytest.raises(UserError, match=r"width of 96 is not a multiple of 64\. Pass num_heads"):
@@ -336,8 +336,8 @@ def test_reports_missing_tower(openai):
 
 def test_shapes_do_not_need_values():
     trees = {
-        "vision": vision_tree(clip.VisionEncoder(clip.VisionSizes(**VISION))),
-        "text": text_tree(clip.TextEncoder(clip.TextSizes(**TEXT))),
+        "vision": tree_of(clip.VisionEncoder(clip.VisionSizes(**VISION))),
+        "text": tree_of(clip.TextEncoder(clip.TextSizes(**TEXT))),
     }
     shapes = jax.eval_shape(clip_checkpoints.to_openai, trees)
     assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in make_openai().items()}

@@ -13,7 +13,7 @@ from zsad_jax import load_detector
 from zsad_jax.backbones import clip, load_backbone, registry, tips
 from zsad_jax.backbones.__main__ import main
 from zsad_jax.backbones.load import describe_backbone
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.utils import downloads
 from zsad_jax.utils.errors import UserError
 
@@ -144,10 +144,8 @@ def count_leaves(tree):
 )
 def test_sizes_give_published_parameter_counts(family, name, vision, text):
     of_vision, of_text = registry.RELEASES[name].vision, registry.RELEASES[name].text
-    assert (
-        count_leaves(vision_tree(family.VisionEncoder(family.VisionSizes(**of_vision)))) == vision
-    )
-    assert count_leaves(text_tree(family.TextEncoder(family.TextSizes(**of_text)))) == text + 1
+    assert count_leaves(tree_of(family.VisionEncoder(family.VisionSizes(**of_vision)))) == vision
+    assert count_leaves(tree_of(family.TextEncoder(family.TextSizes(**of_text)))) == text + 1
 
 
 @pytest.mark.parametrize(("family", "name"), [(clip, "clip-nano"), (tips, "tips-nano")])
@@ -157,12 +155,12 @@ def test_tower_shapes_match_whole_module(family, name):
     patch = of_vision["patch_size"]
     image = jax.ShapeDtypeStruct((1, patch, patch, 3), np.float32)
     key = jax.random.key(0)
-    assert vision_tree(tower) == jax.eval_shape(tower.init, key, image)["params"]
+    assert tree_of(tower) == jax.eval_shape(tower.init, key, image)["params"]
     tower, token = (
         family.TextEncoder(family.TextSizes(**of_text)),
         jax.ShapeDtypeStruct((1, 1), np.int32),
     )
-    assert text_tree(tower) == jax.eval_shape(tower.init, key, token, token)["params"]
+    assert tree_of(tower) == jax.eval_shape(tower.init, key, token, token)["params"]
 
 
 def test_rejects_unknown_names_and_lineages():

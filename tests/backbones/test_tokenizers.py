@@ -271,7 +271,7 @@ def test_ignores_extra_merges_of_published_file(tmp_path):
     [
         ("v\nt h\n", "has 1 merges, but .* need 20"),
         ("\n".join(["v", *MERGES, "x y"]), "has 21 merges"),
-        ("\n".join(["v", *MERGES[:-1], "x"]), "two parts"),
+        ("\n".join(["v", *MERGES[:-1], "x"]), "not a merge file"),
         ("\n".join(["v", *MERGES[:-1], "xy z"]), "'xy'.* not one of its tokens"),
         (b"\x1f\x8bnot really", "not a merge file"),
         (gzip.compress(b"cut off" * 50, mtime=0)[:-12], "not a merge file"),

@@ -315,7 +315,7 @@ def test_rejects_checkpoint_of_other_width(clip, params, tmp_path):
     ("switches", "message"),
     [
         ({"num_prompt": 4}, "'num_prompt'.*num_prompts"),
-        ({"num_prompts": 0}, "'num_prompts' is 0. It must be at least 1"),
+        ({"num_prompts": 0}, "'num_prompts' is 0. It must be between 1 and"),
         ({"num_prompts": 75}, "prompt of 80 tokens, 75 of them learned, is longer than the 77"),
         ({"num_deep_prompts": 13}, "'num_deep_prompts' is 13.* a prompt has 12. Use at most 12"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13. It must be between 1 and 12"),

@@ -108,15 +108,9 @@ def test_has_no_parameters(clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"normal_text": "a photo"},
-            "'normal_text' is 'a photo'. Add a {} for the class name",
-        ),
-        ({"templates": ()}, r"'templates' is \(\). Expected at least one sentence"),
-        (
-            {"templates": ("a photo",)},
-            "'templates' is .*'a photo',.*. Expected at least one sentence",
-        ),
+        ({"normal_text": "a photo"}, "'normal_text' is 'a photo'. Expected text with {}"),
+        ({"templates": ()}, r"'templates' is \(\). Expected text with {}"),
+        ({"templates": ("{}", "a photo")}, "'templates' is .*'a photo'.*. Expected text with {}"),
         ({"feature_layers": (25,)}, "between 1 and 24"),
     ],
 )

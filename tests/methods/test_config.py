@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -31,11 +32,13 @@ class Example:
         check_fields(self)
 
 
-# Shared options that the method fixes.
 def test_accepts_mappings_and_configs():
     assert config_from(Example, None) == config_from(Example, {}) == Example()
     assert config_from(Example, {"count": 4, "rate": 1}) == Example(count=4, rate=1)
     assert config_from(Example, ConfigDict({"kind": "b", "layers": (3,)})).layers == (3,)
+    numbers = Example(count=np.int64(4), rate=np.float32(0.25), layers=[np.int8(3)])
+    assert numbers == Example(count=4, rate=0.25, layers=(3,))
+    assert [*map(type, (numbers.count, numbers.rate, *numbers.layers))] == [int, float, int]
     ready = Example(count=5)
     assert config_from(Example, ready) is ready
 

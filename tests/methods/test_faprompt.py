@@ -487,8 +487,8 @@ def test_rejects_checkpoint_with_more_deep_prompts(clip, read_golden, tmp_path):
     ("switches", "message"),
     [
         ({"num_abnormals": 4}, "'num_abnormals'.*num_abnormal"),
-        ({"num_abnormal": 0}, "'num_abnormal' is 0. It must be at least 1"),
-        ({"num_selected": 0}, "'num_selected' is 0. It must be at least 1"),
+        ({"num_abnormal": 0}, "'num_abnormal' is 0. It must be between 1 and"),
+        ({"num_selected": 0}, "'num_selected' is 0. It must be between 1 and"),
         ({"dap_select": "last"}, "'dap_select' is 'last'. Expected 'first' or 'topk'"),
         ({"max_scores": "1:1"}, "'max_scores' is '1:1'. Expected '2:1' or 'mean'"),
         ({"prior_weight": -1.0}, "'prior_weight' is -1.0. It must be at least 0"),

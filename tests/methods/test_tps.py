@@ -427,6 +427,7 @@ def test_counts_separate_pathways(clip):
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13"),
         ({"segmentation": "mean"}, "'segmentation' is 'mean'.*'per_layer' or 'summed'"),
         ({"learned_texts": ("the part.",)}, "'learned_texts'.*Expected four texts"),
+        ({"hand_written_texts": ("a {}", "", "b", "c")}, "'hand_written_texts'.*Expected text"),
         ({"learned": False, "tune_text_projection": True}, "learned=False learns nothing"),
         ({"temperature": 0.0}, "'temperature'"),
     ],

@@ -116,7 +116,7 @@ def test_no_image_with_mask(images, exact):
 
 
 def test_rejects_has_mask_of_other_length(images):
-    with pytest.raises(UserError, match="one entry per image"):
+    with pytest.raises(UserError, match="3 entries of has_mask for 10 image labels"):
         category.update(category.init(), *images, np.ones(3, bool))
 
 

@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from zsad_jax import metrics
 from zsad_jax.metrics import stepped
+from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 GOLDEN = np.load(GOLDENS / "tipsomaly/metrics_golden.npz")
@@ -79,6 +80,12 @@ def test_sorts_thresholds_closer_than_float32(form, low):
     thresholds = stepped._thresholds(low, float(high), form)
     assert 0 < len(thresholds) <= 201
     assert (np.diff(thresholds) >= 0).all()
+
+
+def test_rejects_unknown_thresholds():
+    maps = np.zeros((1, 4, 4))
+    with pytest.raises(UserError, match=r"thresholds='nunpy' is unknown. Did you mean numpy\?"):
+        metrics.pixel_aupro_200step(maps, maps > 0, thresholds="nunpy")
 
 
 def test_no_maps():

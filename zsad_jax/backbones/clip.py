@@ -36,8 +36,7 @@ from zsad_jax.backbones.transformer import (
     VisionTower,
     VisionTowerSizes,
     layer_norm,
-    text_tree,
-    vision_tree,
+    tree_of,
 )
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
@@ -244,7 +243,7 @@ def load(
         )
     tree = fit_tree(
         {"vision": vision, "text": text},
-        {"vision": vision_tree(VisionEncoder(sizes[0])), "text": text_tree(TextEncoder(sizes[1]))},
+        {"vision": tree_of(VisionEncoder(sizes[0])), "text": tree_of(TextEncoder(sizes[1]))},
         source=source,
         name_in_file=clip_checkpoints.names_in_file(arrays),
     )

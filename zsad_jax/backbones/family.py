@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import TokenizeWithFn
-from zsad_jax.backbones.transformer import TextTower, VisionTower, text_tree, vision_tree
+from zsad_jax.backbones.transformer import TextTower, VisionTower, tree_of
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
@@ -126,9 +127,7 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> Encod
                 f"vv_from={vv_from} is not valid. The vision tower has the blocks 1 to {depth}. Pass one of"
                 " them, or None."
             )
-        features: VisionFeatures = tower.apply(  # type: ignore[assignment]
-            {"params": _side(params, "vision")}, images, **options
-        )
+        features: VisionFeatures = _apply(tower, params, "vision", images, **options)
         return features
 
     return encode_image
@@ -138,7 +137,7 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     """Returns the text side over a module with the methods `embed` and `encode`."""
 
     def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
-        out: Array = tower.apply({"params": _side(params, "text")}, *arrays, method=method)  # type: ignore[assignment]
+        out: Array = _apply(tower, params, "text", *arrays, method=method)
         return out
 
     def tokenize_texts(texts: Sequence[str]) -> Tokens:
@@ -168,6 +167,10 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         axes = ("texts", "tokens", tower.sizes.width)
         _check_array("The embeddings", embeddings, axes, _EMBEDDINGS)
         _check_array("The paddings", paddings, embeddings.shape[:2], _TOKENS)
+        if deep_prompts is not None:
+            sets = 1 if np.shape(deep_prompts)[1:2] == (1,) else embeddings.shape[0]
+            shape = ("blocks", sets, "tokens", tower.sizes.width)
+            _check_array("The deep prompts", deep_prompts, shape, _DEEP_PROMPTS)
         return apply(params, embeddings, paddings, deep_prompts, method="encode")
 
     def encode_text(
@@ -196,6 +199,7 @@ _IMAGES = (
 )
 _TOKENS = jnp.integer, "integer", "Pass what backbone.tokenize(texts) returns."
 _EMBEDDINGS = jnp.floating, "floating-point", "Pass what backbone.embed_tokens returns."
+_DEEP_PROMPTS = jnp.floating, "floating-point", "Pass one set for all texts, or one for each."
 
 
 def _check_array(
@@ -215,13 +219,18 @@ def _check_array(
     raise UserError(f"{what} are {found}; expected {expected}. {remedy}")
 
 
-def _side(params: Params, side: str) -> Params:
-    """Returns the parameters of a tower."""
+def _apply(tower: nn.Module, params: Params, side: str, *arrays: Any, **options: Any) -> Any:
+    """Applies a tower with its side of the parameters."""
     if not isinstance(params, Mapping) or side not in params:
         raise UserError(
             f"The first argument is {type(params).__name__} without {side!r}. Pass backbone.params."
         )
-    return params[side]
+    try:
+        return tower.apply({"params": params[side]}, *arrays, **options)
+    except flax.errors.FlaxError as error:
+        raise UserError(
+            f"The {side!r} parameters are not those of this backbone. Pass its own backbone.params."
+        ) from error
 
 
 class Loaded(NamedTuple):
@@ -273,7 +282,7 @@ def assemble(
     return Backbone(
         name=loaded.name,
         family=family,
-        params=loaded.params or {"vision": vision_tree(vision), "text": text_tree(text)},
+        params=loaded.params or {"vision": tree_of(vision), "text": tree_of(text)},
         preprocess=preprocess,
         temperature=loaded.temperature,
         patch_size=sizes.patch_size,

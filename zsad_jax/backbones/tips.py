@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.torch_layout import check_same_heads
 from zsad_jax.backbones.family import (
     Family,
     Loaded,
@@ -41,8 +42,7 @@ from zsad_jax.backbones.transformer import (
     VisionTower,
     VisionTowerSizes,
     layer_norm,
-    text_tree,
-    vision_tree,
+    tree_of,
 )
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
@@ -243,7 +243,8 @@ def load(
         )
     check_activation(options.activation, ACTIVATIONS, "TIPS")
     text_heads = options.text_num_heads or options.num_heads
-    towers = _read_vision(located.vision, options.num_heads), _read_text(located.text, text_heads)
+    vision = _read(located.vision, "vision", options.num_heads)
+    towers = vision, _read(located.text, "text", text_heads)
     sizes = _choose_sizes(name, towers, options, release)
     if sizes[0].width != sizes[1].width:
         raise UserError(
@@ -293,44 +294,21 @@ class _Tower(NamedTuple):
     pytorch: bool
 
 
-def _read_vision(path: PathLike, heads: int | None) -> _Tower:
-    source, arrays = f"The vision file {path}", read_arrays(path)
-    name_in_file = tips_checkpoints.names_in_file(arrays, "vision")
+def _read(path: PathLike, side: str, heads: int | None) -> _Tower:
+    source, arrays = f"The {side} file {path}", read_arrays(path)
+    name_in_file = tips_checkpoints.names_in_file(arrays, side)
     if pytorch := tips_checkpoints.is_pytorch(arrays):
-        arrays = tips_checkpoints.vision_from_pytorch(arrays, heads, source)
-    sizes = tips_checkpoints.read_sizes_vision(arrays, source, name_in_file)
-    _check_heads(sizes, heads, source)
-    tree = fit_tree(
-        arrays,
-        vision_tree(VisionEncoder(VisionSizes(**sizes))),
-        source=source,
-        name_in_file=name_in_file,
-    )
-    # Put on the device here, so that the host's copy is gone before the other file is read.
-    return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
-
-
-def _read_text(path: PathLike, heads: int | None) -> _Tower:
-    source, arrays = f"The text file {path}", read_arrays(path)
-    name_in_file = tips_checkpoints.names_in_file(arrays, "text")
-    if pytorch := tips_checkpoints.is_pytorch(arrays):
-        arrays = tips_checkpoints.text_from_pytorch(arrays, heads, source)
-    sizes = tips_checkpoints.read_sizes_text(arrays, source, name_in_file)
-    _check_heads(sizes, heads, source)
+        arrays = tips_checkpoints.from_pytorch(arrays, side, heads, source)
+    sizes = tips_checkpoints.read_sizes(arrays, side, source, name_in_file)
+    check_same_heads(sizes["num_heads"], heads, source)
     temperature = arrays.get("temperature_contrastive")
     if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
         arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
-    tree = fit_tree(
-        arrays, text_tree(TextEncoder(TextSizes(**sizes))), source=source, name_in_file=name_in_file
-    )
+    vision = side == "vision"
+    tower = VisionEncoder(VisionSizes(**sizes)) if vision else TextEncoder(TextSizes(**sizes))
+    tree = fit_tree(arrays, tree_of(tower), source=source, name_in_file=name_in_file)
+    # Put on the device here, so that the host's copy is gone before the other file is read.
     return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
-
-
-def _check_heads(sizes: Sizes, heads: int | None, source: str) -> None:
-    if heads not in (None, sizes["num_heads"]):
-        raise UserError(
-            f"{source} has {sizes['num_heads']} attention heads, not {heads}. Omit num_heads."
-        )
 
 
 def _choose_sizes(

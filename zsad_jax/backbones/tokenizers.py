@@ -219,26 +219,23 @@ def _byte_pairs(path: str, vocabulary: int) -> Callable[[str], list[int]]:
 
 def _read_merges(path: str, vocabulary: int) -> list[tuple[str, str]]:
     """Reads the merges in order; the published file lists more than CLIP uses."""
+    needed = vocabulary - 2 * 256 - len(SPECIAL_TOKENS)
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with (gzip.open if packed else open)(path, "rb") as file:  # a small file may hold gigabytes
-            text = file.read(MAX_MERGES).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            lines = (
+                file.read(MAX_MERGES).decode().strip().split("\n")[1:]
+            )  # the first names the version
+        pairs = [(first, second) for first, second in map(str.split, lines[:needed])]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(
             f"The tokenizer {path} is not a merge file. Delete it and fetch it again."
         ) from error
-    needed = vocabulary - 2 * 256 - len(SPECIAL_TOKENS)
-    lines = text.strip().split("\n")[1:]  # the first line names the version
     # Only CLIP's own file has more merges than its vocabulary; elsewhere a surplus shows the wrong file.
     if len(lines) < needed or (len(lines) > needed and vocabulary != CLIP_VOCABULARY):
         raise UserError(
             f"The tokenizer {path} has {len(lines)} merges, but the text tower's {vocabulary} tokens need"
             f" {needed}. Pass the tokenizer that was published with the weights."
         )
-    pairs = [line.split() for line in lines[:needed]]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(
-            f"The tokenizer {path} is not a merge file, which has two parts in each line. Fetch it again."
-        )
-    return [(first, second) for first, second in pairs]
+    return pairs

@@ -296,23 +296,16 @@ class TextTower(nn.Module):
     sizes: TextTowerSizes
 
 
-def vision_tree(tower: VisionTower) -> Params:
-    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
-    patch = tower.sizes.patch_size
-    return _tree(tower, np.zeros((1, patch, patch, 3), np.float32))
+def tree_of(tower: VisionTower | TextTower) -> Params:
+    """Returns names and shapes of a tower's parameters, as nested dicts of `jax.ShapeDtypeStruct`.
 
-
-def text_tree(tower: TextTower) -> Params:
-    """Returns the same for a text tower."""
-    token = np.zeros((1, 1), np.int32)  # as id and as padding
-    return _tree(tower, token, token)
-
-
-def _tree(tower: VisionTower | TextTower, *inputs: np.ndarray) -> Params:
-    """Traces only one block, since all blocks of a tower have the same shapes.
-
-    One patch or one token is enough: position tables have the size that the fields give, whatever the input.
+    Traces only one block, since all blocks of a tower have the same shapes. One patch or one token is enough:
+    position tables have the size that the fields give, whatever the input.
     """
+    inputs = [np.zeros((1, 1), np.int32)] * 2  # a token as id and as padding
+    if isinstance(tower, VisionTower):
+        patch = tower.sizes.patch_size
+        inputs = [np.zeros((1, patch, patch, 3), np.float32)]
     one = tower.clone(sizes=dataclasses.replace(tower.sizes, depth=1))
     shapes = jax.eval_shape(one.init, jax.random.key(0), *inputs)
 

@@ -21,7 +21,7 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
-from zsad_jax.utils.config import check_fields, config_from, within
+from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
 
@@ -286,7 +286,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
       UserError: naming an unknown key or a bad value.
     """
     # ConfigDicts hold None where an option has no value, which stands for the field's default.
-    given = {name: value for name, value in _plain(config).items() if value is not None}
+    given = {name: value for name, value in plain(config).items() if value is not None}
     return config_from(Experiment, given)
 
 
@@ -305,14 +305,3 @@ def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     if experiment.train:
         setting |= dataclasses.asdict(experiment.training_config)
     return unlike_paper(method, "", setting)
-
-
-def _plain(value: Any) -> Any:
-    """Returns ConfigDicts as dicts and sequences as tuples."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    return value

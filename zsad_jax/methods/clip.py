@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
-from zsad_jax.methods.shared.config import Fields, MethodConfig, check_placeholders
+from zsad_jax.methods.shared.config import Fields, MethodConfig, check_texts
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import UserError
 
@@ -61,12 +61,7 @@ class ClipConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_placeholders(self, "normal_text", "abnormal_text")
-        if not self.templates or not all("{}" in template for template in self.templates):
-            raise UserError(
-                f"Config key 'templates' is {self.templates!r}. Expected at least one sentence, each with a"
-                " {} where the state is inserted."
-            )
+        check_texts(self, "normal_text", "abnormal_text", "templates", place="{}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

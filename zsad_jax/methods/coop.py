@@ -20,7 +20,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts, similarity
-from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_placeholders
+from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, check_texts
 from zsad_jax.methods.shared.learner import without_prefix
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
@@ -55,7 +55,7 @@ class CoOpConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_placeholders(self, "normal_text", "abnormal_text")
+        check_texts(self, "normal_text", "abnormal_text", place="{}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,13 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import BRAIN
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
+from zsad_jax.methods.shared.config import (
+    TRAINING,
+    VISION_DEPTH,
+    Fields,
+    Recipe,
+    check_texts,
+)
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, same_for_each, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -88,6 +94,10 @@ class TIPSomalyConfig(learner.LearnerConfig):
     l1_weight: float = within(0.0, 0)
     learned_class_name: str = "object"
     temperature: float | None = within(None, 1e-6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_texts(self, "learned_class_name")
 
 
 class Prototypes(NamedTuple):

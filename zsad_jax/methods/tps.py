@@ -21,7 +21,7 @@ from zsad_jax.backbones.transformer import ACTIVATIONS
 from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
-from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe
+from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe, check_texts
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import same_for_each, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -94,6 +94,7 @@ class TPSConfig(learner.LearnerConfig):
                     f"Config key '{key}' is {getattr(self, key)!r}. Expected four texts: normal and anomalous"
                     " of the image, normal and anomalous of the pixels."
                 )
+        check_texts(self, "hand_written_texts")
 
 
 def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:

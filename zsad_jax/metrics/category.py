@@ -157,10 +157,7 @@ def _per_image(
     values: ArrayLike, what: str, truth: Bool[np.ndarray, " b"]
 ) -> Float[np.ndarray, "b H W"]:
     array = checks.check_array(values, what.capitalize(), checks.MAP_AXES)
-    if len(array) != len(truth):
-        raise UserError(
-            f"There are {len(array)} {what} for {plural(len(truth), 'image')}. Pass one per image."
-        )
+    checks.check_number(array, what, truth)
     return array
 
 
@@ -172,9 +169,5 @@ def _usable(
     if has_mask is None:
         return np.ones(len(truth), bool)
     usable = checks.check_binary(has_mask, "Entries of has_mask", checks.IMAGE_AXES)
-    if usable.shape != truth.shape:
-        raise UserError(
-            f"has_mask has the shape {usable.shape} for {plural(len(truth), 'image')}; expected one entry"
-            " per image."
-        )
+    checks.check_number(usable, "entries of has_mask", truth)
     return usable

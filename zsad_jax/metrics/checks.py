@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from zsad_jax.utils.arrays import is_real, to_numpy
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, plural
 
 IMAGE_AXES = ("images",)
 MAP_AXES = ("images", "height", "width")
@@ -30,7 +30,8 @@ def check_scores(
     array = check_array(scores, what, axes)
     if not is_real(array.dtype):
         raise UserError(
-            f"{what} must be real numbers, but include {_some(array)}. Convert them first."
+            f"{what} must be real numbers, but have the type {array.dtype} (such as {_some(array)}). Convert"
+            " them first, for example with array.astype(float)."
         )
     if array.dtype not in types:
         array = array.astype(types[-1])
@@ -63,12 +64,16 @@ def check_images(
     """Returns image scores and labels of the same length."""
     checked = check_scores(scores, "Image scores", IMAGE_AXES)
     truth = check_binary(labels, "Image labels", IMAGE_AXES)
-    if len(checked) != len(truth):
-        raise UserError(
-            f"There are {len(checked)} image scores and {len(truth)} labels; expected the same length. Pass one"
-            " of each per image."
-        )
+    check_number(checked, "image scores", truth)
     return checked, truth
+
+
+def check_number(values: np.ndarray, what: str, truth: Bool[np.ndarray, " b"]) -> None:
+    """Raises UserError unless there is a value for each label."""
+    if len(values) != len(truth):
+        raise UserError(
+            f"There are {len(values)} {what} for {plural(len(truth), 'image label')}. Pass one per image."
+        )
 
 
 def check_maps(

@@ -69,7 +69,7 @@ def pixel_aupro_200step(
       limit, all of one false positive rate) and where only one class of pixels is present.
 
     Raises:
-      UserError: on non-finite maps, or shapes that do not match.
+      UserError: on non-finite maps, shapes that do not match, or unknown `thresholds`.
 
     Example:
       >>> mask = np.zeros((1, 8, 8), bool)

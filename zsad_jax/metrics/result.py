@@ -7,7 +7,8 @@ import numpy as np
 
 from zsad_jax.metrics import curve as curves
 from zsad_jax.metrics.curve import Curve
-from zsad_jax.metrics.stepped import Thresholds, stepped_aupro
+from zsad_jax.metrics.stepped import THRESHOLDS, Thresholds, stepped_aupro
+from zsad_jax.utils.errors import UserError, suggest
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max")
@@ -67,7 +68,14 @@ def pixel_metrics(
       num_regions: number of anomalous regions.
       span: smallest and largest value of the maps.
       thresholds: as for `pixel_aupro_200step`.
+
+    Raises:
+      UserError: the thresholds are unknown.
     """
+    if thresholds not in THRESHOLDS:
+        raise UserError(
+            f"thresholds={thresholds!r} is unknown. {suggest(str(thresholds), THRESHOLDS)}"
+        )
     if reason := missing_class(*curve.classes, "pixels with ground truth"):
         return undefined(ALL_PIXEL_METRICS, reason)
     values = {

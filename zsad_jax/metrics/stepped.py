@@ -1,5 +1,6 @@
 """The per-region overlap as published code computes it, to compare with the papers' tables."""
 
+import typing
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ NUM_STEPS = 200
 FPR_LIMIT = 0.3
 # Library whose `arange` spaces the thresholds in the published code.
 Thresholds = Literal["torch", "numpy"]
+THRESHOLDS: tuple[str, ...] = typing.get_args(Thresholds)
 
 
 def stepped_aupro(

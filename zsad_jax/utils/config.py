@@ -10,6 +10,8 @@ import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
+import numpy as np
+
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 Config = TypeVar("Config")
@@ -33,7 +35,7 @@ def within(default: Any, low: float, high: float = LARGEST) -> Any:
 
 
 def check_fields(config: Any) -> None:
-    """Checks every field of a dataclass against its annotation and its range.
+    """Checks every field of a dataclass against its annotation and its range, and makes it `plain`.
 
     Call it in `__post_init__`.
 
@@ -42,7 +44,8 @@ def check_fields(config: Any) -> None:
     """
     hints = _hints(cast(Hashable, type(config)))
     for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+        value, hint = plain(getattr(config, field.name)), hints[field.name]
+        object.__setattr__(config, field.name, value)  # it may be frozen
         if not fits(value, hint):
             choices = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
             remedy = did_you_mean(nearest(str(value), choices))
@@ -59,7 +62,7 @@ def check_fields(config: Any) -> None:
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """Makes a public function check its named arguments against its annotations.
+    """Makes a public function check its named arguments, as `plain` returns them, against its annotations.
 
     Calling it with an argument of another type raises `UserError`, which says what is accepted.
     """
@@ -68,13 +71,26 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         hints = _hints(function)
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments |= {name: plain(value) for name, value in bound.arguments.items()}
+        for name, value in bound.arguments.items():
             various = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             if not various and not fits(value, hints[name]):
                 raise UserError(f"{name}={value!r} is not {describe_type(hints[name])}. Pass one.")
-        return function(*args, **kwargs)
+        return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def plain(value: Any) -> Any:
+    """Returns ConfigDicts as dicts, sequences as tuples and NumPy's numbers as Python's, nested ones too."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):  # not a named tuple
+        return tuple(plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:

@@ -16,6 +16,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     Layout,
     below,
     check_heads,
+    check_same_heads,
     count_blocks,
 )
 from zsad_jax.utils.errors import UserError
@@ -144,12 +145,7 @@ def from_arrays(
         towers = {side: below(arrays, f"{side}/") for side in heads}
         _check_telling(towers, arrays, source)
         for side, tower in towers.items():
-            found = tower[_QUERY].shape[1]
-            if heads[side] not in (None, found):
-                raise UserError(
-                    f"{source} has {found} attention heads in the {side} tower, not {heads[side]}."
-                    " Omit num_heads."
-                )
+            check_same_heads(tower[_QUERY].shape[1], heads[side], f"{source} ({side} tower)")
         return towers["vision"], towers["text"]
     sides, layouts = _sort(arrays), _layouts(arrays)
     # With one head all is laid out that can be, whatever the width.

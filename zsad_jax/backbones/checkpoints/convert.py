@@ -8,7 +8,7 @@ import numpy as np
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 
@@ -45,11 +45,8 @@ def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dic
     source = f"The file {path}"
     # The names do not depend on the number of heads, and a single head fits any width.
     vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
-    vision_tower = clip.VisionEncoder(
-        clip.VisionSizes(**clip_checkpoints.read_sizes_vision(vision))
-    )
-    text_tower = clip.TextEncoder(clip.TextSizes(**clip_checkpoints.read_sizes_text(text)))
-    fit_tree(vision, vision_tree(vision_tower), source=source)
-    fit_tree(text, text_tree(text_tower), source=source)
+    sizes = clip_checkpoints.read_sizes_vision(vision), clip_checkpoints.read_sizes_text(text)
+    fit_tree(vision, tree_of(clip.VisionEncoder(clip.VisionSizes(**sizes[0]))), source=source)
+    fit_tree(text, tree_of(clip.TextEncoder(clip.TextSizes(**sizes[1]))), source=source)
     named = clip_checkpoints.to_openai({"vision": vision, "text": text})
     return {name: np.asarray(array, order="C") for name, array in named.items()}

@@ -67,13 +67,24 @@ def names_in_file(arrays: Arrays, side: str) -> Callable[[str], str]:
     return _LAYOUTS[side].name_in_file if is_pytorch(arrays) else str
 
 
-def vision_from_pytorch(
-    arrays: Arrays, num_heads: int | None, source: str
+def from_pytorch(
+    arrays: Arrays, side: str, num_heads: int | None, source: str
 ) -> dict[str, np.ndarray]:
-    """Returns a PyTorch vision file in native names and layouts, with LayerScale folded into dense layers.
+    """Returns a PyTorch file in native names and layouts, with LayerScale folded into dense layers.
 
     Arrays that are missing, unknown or misshapen are left for `fit_tree` to list.
     """
+    if side == "vision":
+        arrays = _lay_out_vision(arrays, source)
+        width = arrays["pos_embed"].shape[-1]
+    else:
+        width = _need(arrays, source, "token_embedding.weight", (None, None)).shape[1]
+    heads = check_heads(num_heads or default_heads(width), width, source)
+    return _LAYOUTS[side].to_native(arrays, heads)
+
+
+def _lay_out_vision(arrays: Arrays, source: str) -> dict[str, np.ndarray]:
+    """Returns the arrays with LayerScale folded in, and with those outside the blocks in native layouts."""
     need = functools.partial(_need, arrays, source)
     count, width = need("pos_embed", (1, None, None)).shape[1:]
     # Row 0 is that of the class token; the others are those of the patches, row by row.
@@ -96,15 +107,7 @@ def vision_from_pytorch(
             if array.shape[:1] == gamma.shape:
                 native[name] = (array.T * gamma).T
     kept = {name: array for name, array in arrays.items() if not _MERGED.fullmatch(name)}
-    heads = check_heads(num_heads or default_heads(width), width, source)
-    return _LAYOUTS["vision"].to_native(kept | native, heads)
-
-
-def text_from_pytorch(arrays: Arrays, num_heads: int | None, source: str) -> dict[str, np.ndarray]:
-    """Returns a PyTorch text file in native names and layouts; see `vision_from_pytorch`."""
-    width = _need(arrays, source, "token_embedding.weight", (None, None)).shape[1]
-    heads = check_heads(num_heads or default_heads(width), width, source)
-    return _LAYOUTS["text"].to_native(arrays, heads)
+    return kept | native
 
 
 def default_heads(width: int) -> int:
@@ -132,39 +135,32 @@ def _need(
     return arrays[name]
 
 
-def read_sizes_vision(
-    arrays: Arrays, source: str, name_in_file: Callable[[str], str]
+def read_sizes(
+    arrays: Arrays, side: str, source: str, name_in_file: Callable[[str], str]
 ) -> dict[str, Any]:
-    """Returns the fields of `VisionSizes` that native arrays show."""
+    """Returns the fields of `VisionSizes` or `TextSizes` that native arrays show."""
     need = functools.partial(_need, arrays, source, name_in_file=name_in_file)
-    blocks = _LAYOUTS["vision"].native_blocks
-    kernel = need(f"{TOKENS}/embedding/kernel", (None, None, 3, None))
+    blocks = _LAYOUTS[side].native_blocks
     swiglu = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in arrays
     dense = f"{blocks}0/{'FFNSwiGluFused_0' if swiglu else 'MlpBlock_0'}/Dense_0/kernel"
+
+    def read_blocks() -> dict[str, int]:
+        return {
+            # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
+            "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
+            "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
+            "mlp_dim": need(dense, (None, None)).shape[1],
+        }
+
+    if side == "text":
+        vocabulary, width = need("token_emb/emb_var", (None, None)).shape
+        return {"vocabulary": vocabulary, "width": width, **read_blocks()}
+    kernel = need(f"{TOKENS}/embedding/kernel", (None, None, 3, None))
     return {
         "patch_size": kernel.shape[0],
         "width": kernel.shape[-1],
-        "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
-        "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
-        "mlp_dim": need(dense, (None, None)).shape[1],
+        **read_blocks(),
         "feed_forward": "swiglu" if swiglu else "mlp",
         "grid": need(f"{TOKENS}/posembed_input", (1, None, None, None)).shape[1],
         "num_global_tokens": need(f"{TOKENS}/cls", (1, None, None)).shape[1],
-    }
-
-
-def read_sizes_text(
-    arrays: Arrays, source: str, name_in_file: Callable[[str], str]
-) -> dict[str, Any]:
-    """Returns the fields of `TextSizes` that native arrays show."""
-    need = functools.partial(_need, arrays, source, name_in_file=name_in_file)
-    blocks = _LAYOUTS["text"].native_blocks
-    vocabulary, width = need("token_emb/emb_var", (None, None)).shape
-    return {
-        "vocabulary": vocabulary,
-        "width": width,
-        # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
-        "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
-        "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
-        "mlp_dim": need(f"{blocks}0/MlpBlock_0/Dense_0/kernel", (None, None)).shape[1],
     }

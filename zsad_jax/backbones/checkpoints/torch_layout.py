@@ -143,6 +143,12 @@ def check_heads(num_heads: int, width: int, source: str) -> int:
     return num_heads
 
 
+def check_same_heads(found: int, given: int | None, source: str) -> None:
+    """Raises UserError if a number of heads is given and is not that of the arrays."""
+    if given not in (None, found):
+        raise UserError(f"{source} has {found} attention heads, not {given}. Omit num_heads.")
+
+
 def count_blocks(arrays: Arrays, pattern: str) -> int:
     """Returns one more than the largest block number among the names that match `pattern` (one group).
 

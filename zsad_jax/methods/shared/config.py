@@ -94,10 +94,11 @@ def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
     return min(max((2 * block * depth + of) // (2 * of), 1), depth)
 
 
-def check_placeholders(config: MethodConfig, *keys: str) -> None:
-    """Raises UserError if the text of a key has no `{}`, the place for the class name."""
+def check_texts(config: MethodConfig, *keys: str, place: str = "") -> None:
+    """Raises UserError if the text of a key, or one of several, is empty or lacks `place`, such as "{}"."""
     for key in keys:
-        if "{}" not in getattr(config, key):
-            raise UserError(
-                f"Config key '{key}' is {getattr(config, key)!r}. Add a {{}} for the class name."
-            )
+        value = getattr(config, key)
+        texts = (value,) if isinstance(value, str) else value
+        if not texts or not all(text.strip() and place in text for text in texts):
+            expected = f"text with {place}, where a name is inserted" if place else "text"
+            raise UserError(f"Config key '{key}' is {value!r}. Expected {expected}.")
