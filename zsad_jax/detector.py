@@ -133,9 +133,7 @@ class Detector:
         return resize_image(decoded.image, preprocess)
 
     def predict_resized(
-        self,
-        images: UInt8[np.ndarray, "b S S 3"],
-        category: Int[np.ndarray, " b"] | None = None,
+        self, images: UInt8[np.ndarray, "b S S 3"], category: Int[np.ndarray, " b"] | None = None
     ) -> Prediction:
         """Scores images that `resize` returned.
 

@@ -45,10 +45,7 @@ class EncodeImageFn(Protocol):
     """A function that encodes images: the vision tower."""
 
     def __call__(
-        self,
-        params: Params,
-        images: Float[AnyArray, "b H W 3"],
-        **options: Unpack[VisionOptions],
+        self, params: Params, images: Float[AnyArray, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
         """Encodes preprocessed images.
 

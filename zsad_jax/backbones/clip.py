@@ -229,10 +229,7 @@ def load(
         text_num_heads=options.text_num_heads or text_heads or options.num_heads,
         source=source,
     )
-    shown = (
-        clip_checkpoints.read_sizes_vision(vision),
-        clip_checkpoints.read_sizes_text(text),
-    )
+    shown = (clip_checkpoints.read_sizes_vision(vision), clip_checkpoints.read_sizes_text(text))
     apply_options(name, {}, options.overrides, shown)
     chosen: dict[str, Any] = {"activation": activation, "dtype": options.dtype}
     sizes = VisionSizes(**shown[0], **chosen), TextSizes(**shown[1], **chosen)

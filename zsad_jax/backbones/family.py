@@ -100,9 +100,7 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> Encod
     """
 
     def encode_image(
-        params: Params,
-        images: Float[AnyArray, "b H W 3"],
-        **options: Unpack[VisionOptions],
+        params: Params, images: Float[AnyArray, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
         """Encodes normalized images, see `EncodeImageFn`."""
         _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)

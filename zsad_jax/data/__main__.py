@@ -45,8 +45,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--normal_folders", nargs="+", help="for a folder: names of the subfolders of normal images"
     )
     parser = command_line.Parser(
-        prog=PROGRAM,
-        description="Prepare, verify, list and show benchmarks and folders of images.",
+        prog=PROGRAM, description="Prepare, verify, list and show benchmarks and folders of images."
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -222,11 +221,7 @@ def _show(options: argparse.Namespace) -> int:
     opened = _open(options.name, options)
     path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
     number = write_sheet(
-        opened,
-        path,
-        split=options.split,
-        categories=options.category,
-        per_category=options.images,
+        opened, path, split=options.split, categories=options.category, per_category=options.images
     )
     print(f"Wrote {plural(number, 'image')} of {opened.title} to {path.resolve()}.")
     return 0

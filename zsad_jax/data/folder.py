@@ -15,14 +15,7 @@ from zsad_jax.data.issues import Issue, group_issues, log_issues, summarize_issu
 from zsad_jax.data.mask_files import FOLDER, find_masks, outermost_folder, pair
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocols import prompt_name as default_prompt_name
-from zsad_jax.data.walk import (
-    EXTENSIONS,
-    find_folder,
-    is_image,
-    list_folders,
-    plain,
-    walk,
-)
+from zsad_jax.data.walk import EXTENSIONS, find_folder, is_image, list_folders, plain, walk
 from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike, user_path
 

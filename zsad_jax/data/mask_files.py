@@ -148,10 +148,7 @@ def _have_few_levels(root: PathLike, files: Sequence[str]) -> bool:
 
 
 def pair(
-    root: PathLike,
-    masks: Mapping[str, str | None],
-    images: Sequence[str],
-    normal: Sequence[str],
+    root: PathLike, masks: Mapping[str, str | None], images: Sequence[str], normal: Sequence[str]
 ) -> dict[str, list[str]]:
     """Finds the masks of images by name; leading folders that only the images have are ignored.
 

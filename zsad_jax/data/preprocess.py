@@ -251,9 +251,7 @@ def binarize(
     return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
 
 
-def _read_mask(
-    encoded: Encoded,
-) -> tuple[Shaped[np.ndarray, "H W"], int, tuple[Issue, ...]]:
+def _read_mask(encoded: Encoded) -> tuple[Shaped[np.ndarray, "H W"], int, tuple[Issue, ...]]:
     """Returns the gray values of a mask, the EXIF orientation that was applied, and notes."""
     raw, notes, orientation = _load(encoded)
     if isinstance(raw, np.ndarray) or _is_deep(raw):
@@ -280,9 +278,7 @@ def resize_mask(mask: Bool[np.ndarray, "H W"], size: int) -> Bool[np.ndarray, "S
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
-def _load(
-    encoded: Source,
-) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...], int]:
+def _load(encoded: Source) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...], int]:
     """Returns a file's pixels in its own mode and depth, notes, and the EXIF orientation that was applied.
 
     The pixels are an array if only OpenCV can read the file.

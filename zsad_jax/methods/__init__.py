@@ -126,11 +126,7 @@ def make_method(
 
 @checked
 def count_parameters(
-    method: str,
-    *,
-    backbone: str,
-    published: bool = False,
-    config: Fields | None = None,
+    method: str, *, backbone: str, published: bool = False, config: Fields | None = None
 ) -> int:
     """Returns the number of parameters that a method learns over a released backbone, from shapes alone.
 

@@ -20,13 +20,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.data.protocols import BRAIN
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import (
-    TRAINING,
-    VISION_DEPTH,
-    Fields,
-    Recipe,
-    check_texts,
-)
+from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe, check_texts
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import compare, same_for_each, temperature_of
 from zsad_jax.utils.config import config_from, within

@@ -117,11 +117,7 @@ _IGNORED = (
 
 
 def from_arrays(
-    arrays: Arrays,
-    *,
-    num_heads: int | None = None,
-    text_num_heads: int | None = None,
-    source: str,
+    arrays: Arrays, *, num_heads: int | None = None, text_num_heads: int | None = None, source: str
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the two towers of a CLIP model in native names and layouts, mostly as views of the given arrays.
 

@@ -26,10 +26,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "learnable_prompts")
 INSIDE = {"module", "_parameters", "_buffers", "_modules"}
 OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 OLD = "it has PyTorch's format before 1.6; load it with PyTorch and save it again"
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_arrays(

@@ -39,10 +39,7 @@ _BROKEN_ARCHIVE = (
 
 @contextlib.contextmanager
 def open_root(
-    name: str,
-    source: files.PathLike | None,
-    workspace: files.PathLike,
-    downloaded: files.PathLike,
+    name: str, source: files.PathLike | None, workspace: files.PathLike, downloaded: files.PathLike
 ) -> Iterator[pathlib.Path]:
     """Yields the root of a benchmark, extracting its archives for as long as they are needed.
 

@@ -17,16 +17,7 @@ from zsad_jax.data.inspect.opened import OpenedDataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import replaced
-from zsad_jax.utils.images import (
-    ANOMALOUS,
-    INK,
-    NORMAL,
-    fit,
-    load_font,
-    outline,
-    paper,
-    write_line,
-)
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, fit, load_font, outline, paper, write_line
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.threads import map_in_threads
 

@@ -12,11 +12,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.checkpoints.read import (
-    MisfitError,
-    fit_tree,
-    read_arrays,
-)
+from zsad_jax.backbones.checkpoints.read import MisfitError, fit_tree, read_arrays
 from zsad_jax.backbones.registry import ASSETS, File, find_release
 from zsad_jax.methods.base import Method, param_shapes
 from zsad_jax.utils import files
