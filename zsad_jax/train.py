@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -81,12 +81,8 @@ class TrainState(NamedTuple):
     optimizer: PyTree
 
 
-class Step(Protocol):
-    """A step of the optimizer on one batch."""
-
-    def __call__(
-        self, frozen: PyTree, state: TrainState, images: UInt8[Array, "b S S 3"], batch: Batch, /
-    ) -> tuple[TrainState, Terms]: ...
+# A step of the optimizer on one batch: (frozen, state, 8-bit images, batch) -> (state, losses).
+Step = Callable[[PyTree, TrainState, UInt8[Array, "b S S 3"], Batch], tuple[TrainState, Terms]]
 
 
 class Curves(Protocol):
@@ -160,7 +156,7 @@ def make_schedule(
 def make_step(
     method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
 ) -> Step:
-    """Returns the compiled training step: (frozen, state, 8-bit images, batch) -> (state, losses)."""
+    """Returns the compiled training step."""
     # Features, loss and update are one program: XLA drops what the loss does not use of the features.
     loss_of = stage.loss or method.loss
 

@@ -32,11 +32,12 @@ class Prompts(NamedTuple):
 
 
 class TargetResults(NamedTuple):
-    """The rows of a target: of the main contender by the chosen image score, and of all others.
+    """A target's evaluation and its rows: of the main contender by the chosen image score, and of all others.
 
     Categories come first, then their mean. `notes` holds remarks on the main rows, by (dataset, category).
     """
 
+    evaluation: Evaluation
     rows: list[Row]
     comparisons: list[Row]
     notes: dict[tuple[str, str], list[Note]]
@@ -51,7 +52,7 @@ def collect(
     image_score: str,
 ) -> TargetResults:
     """Returns the rows of a target's evaluation; `image_score` names the score of the main rows."""
-    results = TargetResults([], [], {})
+    results = TargetResults(evaluation, [], [], {})
     # A category of this name would take the row of the mean.
     labels = {name: f"{name} (category)" if name == MEAN else name for name in dataset.categories}
     categories = np.array([labels[name] for name in evaluation.categories])

@@ -18,14 +18,14 @@ from zsad_jax.backbones import Backbone, registry
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
-from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
+from zsad_jax.evaluate import Contender, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, config_files, console, run_info
 from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.experiment.workdir import check_workdir
 from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.report import CurveWriter, Report, Row, names, read_curves, write_report
+from zsad_jax.report import CurveWriter, Report, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
@@ -66,13 +66,6 @@ class Run(NamedTuple):
         return [target for target in self.experiment.resolved if target.name in self.datasets]
 
 
-class Evaluated(NamedTuple):
-    """A target's evaluation and the rows of its results."""
-
-    evaluation: Evaluation
-    results: TargetResults
-
-
 # By (auxiliary dataset, label of the method).
 AllPrompts = Mapping[tuple[str | None, str], Prompts]
 
@@ -94,13 +87,21 @@ def run_experiment(
     clock.lap("start")
     prompts = obtain_all_prompts(run, clock)
     scorers: dict[str, Scorer] = {}  # one compilation for all targets with the same methods
-    evaluated = []
+    results = []
     for target in run.targets:
-        evaluated.append(evaluate_target(run, target, prompts, scorers))
+        results.append(evaluate_target(run, target, prompts, scorers))
         clock.lap(f"evaluate {target.name}")
-    info = write_results(run, evaluated, clock, changed or {})
+    info = run_info.describe_process(clock)
+    info |= run_info.describe_evaluations([one.evaluation for one in results])
+    info |= {"changed_keys": changed or {}}
+    info |= run_info.describe_method(experiment, run.method, run.backbone)
     trainings = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
-    report = make_report(run, evaluated, info, list(trainings))
+    report = make_report(run, results, info, trainings)
+    # Without times and versions, which are in run.json, so that the same run writes the same bytes.
+    files.write_json(workdir / "results.json", report.rows)
+    files.write_json(workdir / "comparisons.json", report.comparisons)
+    issues = {name: issues_to_json(found) for name, found in report.issues.items()}
+    files.write_json(workdir / "run.json", info | {"issues": issues})
     write_report(workdir, report)
     _show(console.describe_results(report, workdir))
 
@@ -151,60 +152,34 @@ def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
             # Targets with the same auxiliary dataset share their prompts.
             if key not in prompts:
                 prompts[key] = obtain_prompts(run, spec, target.auxiliary)
-        if any(
-            prompts[target.auxiliary, spec.label].auxiliary for spec in run.experiment.methods()
-        ):
+        if any(one.auxiliary for key, one in prompts.items() if key[0] == target.auxiliary):
             clock.lap(f"prompts from {target.auxiliary}")
     return prompts
 
 
-def write_results(
-    run: Run, evaluated: Sequence[Evaluated], clock: run_info.Stopwatch, changed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Writes results.json, comparisons.json and run.json; returns run.json without its issues."""
-    # Without times and versions, which are in run.json, so that the same run writes the same bytes.
-    files.write_json(run.workdir / "results.json", _rows(evaluated))
-    files.write_json(run.workdir / "comparisons.json", _comparisons(evaluated))
-    evaluations = [one.evaluation for one in evaluated]
-    info = run_info.describe_process(clock) | run_info.describe_evaluations(evaluations)
-    info["changed_keys"] = changed
-    info |= run_info.describe_method(run.experiment, run.method, run.backbone)
-    issues = {one.dataset: issues_to_json(one.issues) for one in evaluations}
-    files.write_json(run.workdir / "run.json", info | {"issues": issues})
-    return info
-
-
 def make_report(
     run: Run,
-    evaluated: Sequence[Evaluated],
+    results: Sequence[TargetResults],
     info: dict[str, Any],
-    trainings: Sequence[pathlib.Path],
+    trainings: Iterable[pathlib.Path],
 ) -> Report:
     """Returns the report of a run; `trainings` are the folders of the training curves."""
-    evaluations = [one.evaluation for one in evaluated]
+    evaluations = [one.evaluation for one in results]
     return Report(
         title=f"{names.method_name(run.method.name)} on {run.backbone.name}",
-        rows=_rows(evaluated),
-        comparisons=_comparisons(evaluated),
-        notes={key: notes for one in evaluated for key, notes in one.results.notes.items()},
+        rows=[row for one in results for row in one.rows],
+        comparisons=[row for one in results for row in one.comparisons],
+        notes={key: notes for one in results for key, notes in one.notes.items()},
         scores=[dataset_scores(evaluation, run.image_score) for evaluation in evaluations],
         cases=[case for evaluation in evaluations for case in evaluation.cases],
         history=[line for folder in trainings for line in read_curves(folder)],
-        issues={one.dataset: one.issues for one in evaluations if one.issues},
+        issues={one.dataset: one.issues for one in evaluations},
         config_text=(run.workdir / "config.json").read_text(encoding="utf-8"),
         run=info,
         demonstration=run.backbone.demonstration,
         map_scale=run.method.map_range,
         skipped=run.skipped,
     )
-
-
-def _rows(evaluated: Sequence[Evaluated]) -> list[Row]:
-    return [row for one in evaluated for row in one.results.rows]
-
-
-def _comparisons(evaluated: Sequence[Evaluated]) -> list[Row]:
-    return [row for one in evaluated for row in one.results.comparisons]
 
 
 def open_datasets(experiment: Experiment) -> tuple[dict[str, Dataset], dict[str, str]]:
@@ -328,31 +303,14 @@ def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) 
 
 def evaluate_target(
     run: Run, target: Target, prompts: AllPrompts, scorers: dict[str, Scorer]
-) -> Evaluated:
-    """Evaluates all methods on a target; `scorers` holds compiled scorers for later targets."""
+) -> TargetResults:
+    """Evaluates all methods on a target, unless it is finished; `scorers` holds those of earlier targets."""
+    experiment, dataset = run.experiment, run.datasets[target.name]
     own = [prompts[target.auxiliary, spec.label] for spec in target.methods]
     contenders = [
         Contender(spec.make(run.backbone), one.params, spec.label)
         for spec, one in zip(target.methods, own, strict=True)
     ]
-    scorer = make_scorer([contender.method for contender in contenders], run.backbone)
-    # Methods hold closures, which compare by identity; their configs compare by value.
-    scorer = scorers.setdefault(repr(target.methods), scorer)
-    evaluation = _evaluate_or_load(run, target, contenders, scorer)
-    dataset = run.datasets[target.name]
-    results = collect(evaluation, contenders, own, run.backbone, dataset, run.image_score)
-    without_mask = {WITHOUT_MASK: run_info.count_without_mask([evaluation])}
-    deviations = find_deviations(results.rows, without_mask)
-    for words in words_on(deviations, [target.name], kinds=IMAGES):
-        logging.warning("%s Differences to published results are omitted.", words)
-    return Evaluated(evaluation, results)
-
-
-def _evaluate_or_load(
-    run: Run, target: Target, contenders: list[Contender], scorer: Scorer
-) -> Evaluation:
-    """Evaluates a target, or reads its finished evaluation."""
-    experiment, dataset = run.experiment, run.datasets[target.name]
     key = cache.evaluation_key(
         experiment,
         run.backbone,
@@ -364,16 +322,23 @@ def _evaluate_or_load(
     path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
     evaluation = cache.load(path)
     if evaluation is None:
+        scorer = make_scorer([contender.method for contender in contenders], run.backbone)
         evaluation = evaluate(
             contenders,
             run.backbone,
             dataset,
             mesh=run.mesh,
             batch_size=experiment.batch_size,
-            scorer=scorer,
+            # Methods hold closures, which compare by identity; their configs compare by value.
+            scorer=scorers.setdefault(repr(target.methods), scorer),
             exact=experiment.exact_metrics,
             image_score=run.image_score,
             num_workers=experiment.num_workers,
         )
         cache.save(path, evaluation)
-    return evaluation
+    results = collect(evaluation, contenders, own, run.backbone, dataset, run.image_score)
+    without_mask = {WITHOUT_MASK: run_info.count_without_mask([evaluation])}
+    deviations = find_deviations(results.rows, without_mask)
+    for words in words_on(deviations, [target.name], kinds=IMAGES):
+        logging.warning("%s Differences to published results are omitted.", words)
+    return results

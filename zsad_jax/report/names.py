@@ -1,5 +1,7 @@
 """Names of datasets, methods, metrics and labels as reports show them."""
 
+import re
+
 from zsad_jax.data import protocols
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.utils.images import printable
@@ -19,22 +21,20 @@ OTHER_METHODS = {
     "rd4ad": "RD4AD",
 }
 
-_OF_BOTH_LEVELS = {"auroc": "AUROC", "ap": "AP", "f1max": "F1-max"}
-_OF_PIXELS = {"pixel_aupro": "AUPRO", "pixel_aupro_200step": "AUPRO (200 steps)"}
-_LEVELS = {"image": "Image", "pixel": "Pixel"}
-
 METRICS = {
-    f"{level}_{key}": f"{word} {name}"
-    for level, word in _LEVELS.items()
-    for key, name in _OF_BOTH_LEVELS.items()
-} | _OF_PIXELS
-# Below the heading of the level.
-SHORT_METRICS = METRICS | {
-    f"{level}_{key}": name for level in _LEVELS for key, name in _OF_BOTH_LEVELS.items()
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "image_f1max": "Image F1-max",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_ap": "Pixel AP",
+    "pixel_f1max": "Pixel F1-max",
+    "pixel_aupro": "AUPRO",
+    "pixel_aupro_200step": "AUPRO (200 steps)",
 }
+# Below the heading of the level.
+SHORT_METRICS = {key: re.sub("^(Image|Pixel) ", "", name) for key, name in METRICS.items()}
 PAPER_METRICS = METRICS | {"pixel_aupro": "Pixel AUPRO"}  # papers have one, from 200 thresholds
-
-METRIC_GROUPS = {level: f"{word} level" for level, word in _LEVELS.items()}
+METRIC_GROUPS = {"image": "Image level", "pixel": "Pixel level"}
 
 COLUMNS = {  # what was run, in the order of results.json
     "method": "Method",
