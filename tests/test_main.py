@@ -210,12 +210,15 @@ def kill_when(folder, workdir, happened):
 @pytest.mark.parametrize(
     ("workdir", "sign"),
     [
-        ("training-killed", "training/*/checkpoints/1"),
-        ("evaluation-killed", "training/*/prompts.npz"),
+        ("training/killed", "training/*/checkpoints/1"),
+        ("evaluation/killed", "training/*/prompts.npz"),
     ],
 )
 def test_resumes_after_kill(folder, finished, workdir, sign):
-    """Kills a run after an epoch or after training; the resumed run gives the same numbers as a whole one."""
+    """Kills a run after an epoch or after training; the resumed run gives the same numbers as a whole one.
+
+    The directories have no sibling from which the finished training would be copied.
+    """
     kill_when(folder, workdir, lambda: list((folder / workdir).glob(sign)))
     assert not (folder / workdir / "results.json").exists()
     done = run(folder, workdir)
@@ -227,16 +230,28 @@ def test_resumes_after_kill(folder, finished, workdir, sign):
 def test_eight_devices_match_one(folder, finished):
     """Uses batches of four, which do not fill eight devices, so that padding rows are added and ignored."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = run(folder, "eight", "--config.training.epochs=3", XLA_FLAGS=flags)
+    done = run(folder, "eight/devices", "--config.training.epochs=3", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
-    one, eight = prompts(finished), prompts(folder / "eight")
+    one, eight = prompts(finished), prompts(folder / "eight/devices")
     for name in one:
         np.testing.assert_allclose(eight[name], one[name], atol=2e-4)
     one, eight = (
-        json.loads((w / "results.json").read_text()) for w in (finished, folder / "eight")
+        json.loads((w / "results.json").read_text()) for w in (finished, folder / "eight/devices")
     )
     for before, after in zip(one, eight, strict=True):
         assert after["pixel_auroc"] == pytest.approx(before["pixel_auroc"], abs=1e-3)
+
+
+def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
+    done = run(folder, "sibling", "--config.method.sigma=2.0")
+    assert done.returncode == 0, done.stderr
+    (path,) = finished.glob("training/*/prompts.npz")
+    assert f"Copying the same training from {path.parent}" in done.stderr
+    copied = folder / "sibling" / path.relative_to(finished)
+    for name in ("prompts.npz", "curves.jsonl"):
+        assert (copied.parent / name).read_bytes() == (path.parent / name).read_bytes()
+    assert [*copied.parent.glob("tensorboard/*")]
+    assert not (copied.parent / "checkpoints").exists()
 
 
 def test_reuses_prompts_of_another_run(folder, finished):

@@ -122,6 +122,19 @@ def test_suggests_known_key(run_main, arguments, expected):
     assert run_main(*arguments) == (2, f"error: {expected}\n")
 
 
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--confg.seed=1", "Unknown option '--confg.seed'. Did you mean --config.seed?"),
+        ("--lst", "Unknown option '--lst'. Did you mean --list?"),
+        ("--list=5", "--list is '5'. Expected True or False."),
+        ("--zzz", "Unknown option '--zzz'."),
+    ],
+)
+def test_describes_wrong_options(run_main, argument, expected):
+    assert run_main(argument) == (2, f"error: {expected} See python -m zsad_jax.main --help.\n")
+
+
 def test_reports_mistake_in_config_file(run_main):
     code, said = run_main("--config.seed=3", variant=":broken")
     assert code == 2

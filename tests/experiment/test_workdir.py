@@ -46,11 +46,16 @@ def test_accepts_the_same_setting(workdir, changes):
         ({"method": {"name": "clip", "sigma": 8.0}}, "method.sigma: 4.0, now 8", "clip-sigma=8"),
         ({"seed": 5}, "seed: 0, now 5", "clip-seed=5"),
         (
+            {"comparisons": {"K=0.5": {"sigma": 0.0}}},
+            "comparisons.K=0.5.sigma: 0.5, now 0.0",
+            "clip-sigma=0",
+        ),
+        (
             {"targets": ("visa",)},
             "targets: ['synthetic_target'], now ['visa']",
             "clip-targets=_visa",
         ),
-        ({"comparisons": {}}, "comparisons.K=0.5.sigma: 0.5, now None", "clip-sigma=None"),
+        ({"comparisons": {}}, "comparisons.K=0.5.sigma: 0.5, now None", "clip-comparisons=None"),
     ],
 )
 def test_rejects_another_setting_and_suggests_a_directory(workdir, changes, words, name):

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import re
 import shutil
 import subprocess
 
@@ -87,11 +88,21 @@ def test_markdown_shows_names_as_they_are(table, name, shown):
     assert f"\n[1] {shown}  \n" in text
 
 
+def test_latex_labels_are_plain_and_unique(table):
+    titles = ("螺丝", "螺母", "a-b", "a b", "ViP²-CLIP, Table 1")
+    tables = [dataclasses.replace(table, title=title) for title in titles]
+    latex = formats.render("tables.tex", title="x", remarks=[], tables=tables)
+    labels = re.findall(r"\\label\{(.*?)\}", latex)
+    assert len(set(labels)) == len(titles)
+    assert all(re.fullmatch("tab:[a-z0-9-]+", label) for label in labels)
+    assert (labels[2], labels[4]) == ("tab:a-b", "tab:vip-clip-table-1")
+
+
 def test_latex(table):
-    assert formats.render("table.tex", table=table) == (
+    assert formats.render("table.tex", table=table, label="tab:x") == (
         "\\begin{table*}[htbp]\n"
         "\\centering\\small\n"
-        "\\caption{TPS, Table 1: a\\_b \\& c}\\label{tab:tps-table-1-a-b-c}\\par\\medskip\n"
+        "\\caption{TPS, Table 1: a\\_b \\& c}\\label{tab:x}\\par\\medskip\n"
         "\\sbox2{%\n"
         "\\begin{tabular}{lrr}\n"
         "\\toprule\n"
@@ -163,9 +174,11 @@ def test_csv_keeps_numbers():
 
 @pytest.mark.parametrize("character", "&%$#_{}\\~^<>|[]–−±²†·×…")
 def test_latex_escapes_special_characters(table, character):
-    text = formats.render("table.tex", table=dataclasses.replace(table, title=f"<{character}>"))
+    text = formats.render(
+        "table.tex", label="tab:x", table=dataclasses.replace(table, title=f"<{character}>")
+    )
     caption = text.splitlines()[2].removeprefix("\\caption{\\textless{}")
-    escaped = caption.removesuffix("\\textgreater{}}\\label{tab:}\\par\\medskip")
+    escaped = caption.removesuffix("\\textgreater{}}\\label{tab:x}\\par\\medskip")
     assert escaped != character
     assert escaped.isascii()
 
@@ -183,7 +196,9 @@ def test_latex_escapes_special_characters(table, character):
 )
 def test_long_headings_of_latex_are_split_into_lines(table, name, lines):
     columns = (table.columns[0], Column(name, "ours", name))
-    text = formats.render("table.tex", table=dataclasses.replace(table, columns=columns))
+    text = formats.render(
+        "table.tex", label="tab:x", table=dataclasses.replace(table, columns=columns)
+    )
     stacked = "\\begin{tabular}[b]{@{}r@{}}" + " \\\\ ".join(lines) + "\\end{tabular}"
     assert f"Dataset & TPS & {stacked if lines else name} \\\\\n" in text
 
@@ -196,7 +211,9 @@ def test_latex_breaks_long_labels(table):
     line = Line(
         ("CLIP's sentences, method CLIP, image score global",), (EMPTY, EMPTY), summary=True
     )
-    text = formats.render("table.tex", table=dataclasses.replace(table, lines=(line,)))
+    text = formats.render(
+        "table.tex", label="tab:x", table=dataclasses.replace(table, lines=(line,))
+    )
     assert (
         "\\textbf{\\begin{tabular}[b]{@{}l@{}}CLIP's sentences, method \\\\ CLIP, image score global"
         "\\end{tabular}} &  &  \\\\\n"

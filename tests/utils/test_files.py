@@ -155,3 +155,16 @@ def test_user_path_rejects_what_is_not_a_path(path):
         UserError, match=re.escape(f"--out is {path!r}. Expected a file or a folder")
     ):
         files.user_path(path, "--out")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_new_folder_without_outputs_is_removed(tmp_path, is_new):
+    folder = tmp_path / "run"
+    if not is_new:
+        folder.mkdir()
+    with files.alone(folder):
+        pass
+    assert folder.exists() is not is_new
+    with files.alone(folder):
+        (folder / "results.json").touch()
+    assert (folder / "results.json").exists()

@@ -62,7 +62,8 @@ def training_key(
     return fingerprint(
         _model(experiment, backbone),
         [method.name, method.config.training_options(), training, experiment.seed],
-        [auxiliary, dataset.fingerprint()],
+        # Names of categories in prompts change what is learned but no file.
+        [auxiliary, dataset.fingerprint(), dataset.prompt_names],
         # A version may change the numbers.
         zsad_jax.__version__,
     )
@@ -82,7 +83,6 @@ def evaluation_key(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
-        # Names of categories in prompts change the scores but no file.
         [target, dataset.fingerprint(), dataset.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,

@@ -77,6 +77,10 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
             mistake = str(error).splitlines()[0]
             if isinstance(error, flags.IllegalFlagValueError):
                 mistake = _describe_illegal(argv) or mistake
+            elif isinstance(error, flags.UnrecognizedFlagError):
+                known = [*flags.FLAGS, *(f"config.{one}" for one in flatten(_from_file(argv)))]
+                near = did_you_mean([f"--{one}" for one in _nearest_keys(error.flagname, known)])
+                mistake = f"Unknown option '--{error.flagname}'. {near}".rstrip()
             if paths := [one for one in argv if one.startswith("-") and os.path.exists(one)]:
                 mistake = f"The file {paths[0]!r} is read as an option. Give it as ./{paths[0]}"
             stop = "" if mistake.endswith((".", "?")) else "."  # absl has both
@@ -152,17 +156,23 @@ def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
 
 
 def _describe_illegal(argv: list[str]) -> str:
-    """Returns what is wrong with the first override that the parser of its key rejects; "" without any."""
-    for name, value in re.findall(r"^--?config\.([\w.]+)[=\n](.*)", "\n".join(argv), re.MULTILINE):
+    """Returns what is wrong with the first value that the parser of its flag rejects; "" without any."""
+    for flag, value in re.findall(r"^--?([\w.]+)(?:=|\n(?!-))(.*)", "\n".join(argv), re.MULTILINE):
+        parser = flags.FLAGS[flag].parser if flag in flags.FLAGS else flags.ArgumentParser()
         try:
-            flags.FLAGS[f"config.{name}"].parser.parse(value)
+            parser.parse(value)
         except (TypeError, ValueError):
-            config = _without_overrides(argv)
+            if not flag.startswith("config."):
+                choices = getattr(parser, "enum_values", None)
+                kind = parser.syntactic_help or "True or False"
+                remedy = suggest(value, choices) if choices else f"Expected {kind}."
+                return f"--{flag} is {value!r}. {remedy}"
+            name, config = flag.removeprefix("config."), _from_file(argv)
             inside = [key for key in flatten(config) if key.startswith(f"{name}.")]
             # The name of a method or a backbone, else the first key of the section.
             key = min(inside, key=lambda key: not key.endswith(".name"), default="")
             remedy = f" Set its keys, for example --config.{key}={value}." if key else ""
-            return f"config.{name} is {value!r}. Expected {describe_keys(config)[name][0]}.{remedy}"
+            return f"{flag} is {value!r}. Expected {describe_keys(config)[name][0]}.{remedy}"
     return ""
 
 
@@ -171,7 +181,7 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     # The errors of ml_collections do not say which override is wrong, so each is looked up.
     overrides = re.findall(r"^-{1,2}(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
     with contextlib.suppress(AttributeError, KeyError):  # of the config file itself
-        config = _without_overrides(argv)
+        config = _from_file(argv)
         known = [*flatten(config)]
         renamed = config_class(config.method.name).renamed
         for key in overrides:
@@ -184,9 +194,9 @@ def _config_mistake(argv: list[str], error: Exception) -> str:
     return f"Cannot read the config ({reason}). Correct the config file or the overrides."
 
 
-def _without_overrides(argv: list[str]) -> ConfigDict:
-    """Returns the config that a command line names, as its file has it."""
+def _from_file(argv: list[str]) -> ConfigDict:
+    """Returns the config that a command line names, as its file has it; an empty one if it names none."""
     values = flags.FlagValues()
     define(flag_values=values, sys_argv=argv[:1])
     values(argv, known_only=True)
-    return values.config
+    return values.config or ConfigDict()

@@ -6,6 +6,7 @@ Everything that an earlier run with the same settings finished is reused.
 import contextlib
 import functools
 import pathlib
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -264,6 +265,8 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
     def read() -> PyTree:
         return prompt_files.load(prompt_files.find(str(finished)), method, run.backbone)
 
+    if not finished.exists():
+        _copy_training(folder)
     try:
         params = read()
     except UserError:
@@ -275,6 +278,17 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
     each = experiment.training_config.epochs
     epochs = sum(stage.epochs or each for stage in method.stages)
     return Prompts(params, auxiliary, folder.name, epochs, experiment.seed, folder)
+
+
+def _copy_training(folder: pathlib.Path) -> None:
+    """Copies a finished training with the same key from another working directory beside this one."""
+    places = folder.absolute().parents[2]
+    for other in sorted(places.glob(f"*/training/{folder.name}/prompts.npz"))[:1]:
+        logging.info("Copying the same training from %s.", other.parent)
+        # The prompts come last: with them, the training is finished.
+        for path in (*other.parent.glob("*.jsonl"), *other.parent.glob("tensorboard/*"), other):
+            with files.replaced(folder / path.relative_to(other.parent)) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) -> PyTree:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.experiment.config_keys import flatten
-from zsad_jax.report.base import WITHOUT_EFFECT
+from zsad_jax.report.wording import WITHOUT_EFFECT
 from zsad_jax.utils.errors import UserError
 
 
@@ -41,7 +41,10 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         if not different:
             return
         words = ", ".join(f"{key}: {before.get(key)}, now {now.get(key)}" for key in different[:3])
-        key, value = different[0], now.get(different[0])
+        section = different[0].partition(".")[0]
+        # A section that has no entries any more is named itself.
+        key = section if section in now else different[0]
+        value = None if now.get(key) == {} else now.get(key)
         name = f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
     other = workdir.with_name(re.sub(r"[^\w.=+-]+", "_", f"{workdir.name}-{name}").strip("_")[:80])
     raise UserError(

@@ -8,13 +8,10 @@ from typing import Any
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.metrics import Note
-from zsad_jax.report import run_tables
+from zsad_jax.report import run_tables, wording
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import Row
 from zsad_jax.report.tables import Table
-
-WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys of a config
-IN_TABLES = ("targets", "data", "comparisons")  # keys whose values tables show anyway
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +61,6 @@ class Report:
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
         """Adds what differs from the config file to the titles of tables."""
-        changed, apart = self.run.get("changed_keys", {}), (*WITHOUT_EFFECT, *IN_TABLES)
-        words = [f"{k}={v}" for k, v in changed.items() if k.partition(".")[0] not in apart]
-        ending = f" ({', '.join(words)})" if words else ""
+        words = wording.describe_changes(self.run)
+        ending = f" ({words})" if words else ""
         return [dataclasses.replace(table, title=table.title + ending) for table in tables]

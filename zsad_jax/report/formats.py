@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 import textwrap
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def _environment(suffix: str) -> "jinja2.Environment":
         "columns_with_reference": _columns_with_reference,
         "dataset_name": names.dataset_name,
         "explained": _explained,
-        "label": _label,
+        "labeled": _labeled,
         "latex": lambda text: text.translate(_LATEX),
         "latex_lines": _latex_lines,
         # Without line breaks, and so that no name is HTML, a cell's end, emphasis, a link or a formula.
@@ -140,8 +141,16 @@ def _latex_lines(name: str, width: int) -> list[str]:
     return [line.translate(_LATEX) for part in parts for line in _wrap(part, width)] or [""]
 
 
-def _label(title: str) -> str:
-    return f"tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}"
+def _labeled(shown: Iterable[Table]) -> Iterator[tuple[str, Table]]:
+    """Yields tables with labels, which are plain ASCII and differ within a document."""
+    known: set[str] = set()
+    for table in shown:
+        label = re.sub("[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        foreign = any(letter.isalpha() and not letter.isascii() for letter in table.title)
+        if foreign or label in known:
+            label += f"-{zlib.crc32(ascii(table.title).encode()):08x}"
+        known.add(label)
+        yield f"tab:{label}", table
 
 
 def to_text(table: Table) -> str:

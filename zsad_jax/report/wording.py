@@ -1,12 +1,15 @@
 """Descriptions of results: settings, differences between them, and reasons for undefined values."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
 
 DEMONSTRATION = "Demo model, not for decisions."
+WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys of a config
+IN_TABLES = ("targets", "data", "comparisons")  # keys whose values tables show anyway
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 
@@ -25,6 +28,12 @@ def describe(row: Row) -> str:
         f"variant: {row['variant']}" if row["variant"] else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def describe_changes(run: Mapping[str, Any]) -> str:
+    """Describes what differs from the config file in a run, from its run.json; "" if nothing."""
+    changed, apart = run.get("changed_keys", {}), (*WITHOUT_EFFECT, *IN_TABLES)
+    return ", ".join(f"{k}={v}" for k, v in changed.items() if k.partition(".")[0] not in apart)
 
 
 def describe_setting(row: Row, columns: Sequence[str]) -> str:

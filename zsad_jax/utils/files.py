@@ -188,6 +188,7 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
       UserError: another process uses the folder, it cannot be written to, or it contains the user's own files.
     """
     path = pathlib.Path(folder) / LOCK
+    is_new = not path.parent.exists()
     if not path.exists():
         for name in outputs:
             if os.path.lexists(path.with_name(name)):
@@ -217,4 +218,10 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
             )
         else:
             sweep(folder, outputs)
-        yield
+        try:
+            yield
+        finally:
+            # A command that was rejected has written nothing else.
+            if is_new and os.listdir(path.parent) == [LOCK]:
+                path.unlink()
+                path.parent.rmdir()

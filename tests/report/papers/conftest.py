@@ -7,15 +7,15 @@ from zsad_jax.report.papers.workdirs import columns_of
 
 @pytest.fixture
 def make_workdir(tmp_path):
-    """Writes a working directory with rows, comparisons and whether the model is a demo model."""
+    """Writes a working directory with rows, comparisons and entries of run.json."""
 
-    def make(name, rows, comparisons=None, demonstration=False):
+    def make(name, rows, comparisons=None, **run):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps(rows))
         if comparisons is not None:
             (folder / "comparisons.json").write_text(json.dumps(comparisons))
-        (folder / "run.json").write_text(json.dumps({"demonstration": demonstration}))
+        (folder / "run.json").write_text(json.dumps(run))
         return folder
 
     return make

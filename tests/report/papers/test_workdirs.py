@@ -120,13 +120,23 @@ def test_demonstration_is_described_as_such(make_row, make_workdir):
         make_workdir("b", [make_row("visa", backbone="tips-l14")]),
     ]
     shown, real = read_workdirs(folders)
-    assert shown.demonstration
     assert shown.description.startswith(
         "Ours, TIPSomaly (tips-nano): TIPSomaly · backbone tips-nano · "
     )
-    assert shown.description.endswith("Demo model, not for decisions.")
-    assert not real.demonstration
-    assert "Demo" not in real.description
+    assert shown.description.endswith(". Demo model, not for decisions.")
+    assert shown.remark == "Demo model, not for decisions."
+    assert real.remark == ""
+    assert real.description.endswith(".")
+
+
+def test_changed_keys_are_named(make_row, make_workdir):
+    folders = [
+        make_workdir("a", [make_row("visa")], changed_keys={"train": True, "batch_size": 4}),
+        make_workdir("b", [make_row("mpdd")], changed_keys={"seed": 5}),
+    ]
+    (ours,) = read_workdirs(folders)
+    assert ours.remark == "Changed in the config: train=True. Changed in the config: seed=5."
+    assert ours.description.endswith(f". {ours.remark}")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,7 @@ def test_names_row_and_column_of_edited_results(make_row, make_workdir, edit, wo
         '{"anomalous_without_mask": 3}',
         '{"unlike_paper": {"naming": "x"}}',
         '{"unlike_paper": []}',
+        '{"changed_keys": ["train"]}',
     ],
 )
 def test_rejects_edited_run(make_row, make_workdir, run):

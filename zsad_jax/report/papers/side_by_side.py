@@ -128,7 +128,7 @@ def printed_gains(paper: str) -> dict[tuple[str, str], str]:
 
 def _our_column(ours: Ours) -> Column:
     keys = (("method", ours.method), ("setting", ours.setting), ("source", OURS))
-    remark = (("note", wording.DEMONSTRATION),) if ours.demonstration else ()
+    remark = (("note", ours.remark),) if ours.remark else ()
     return Column(ours.name, OURS, f"{OURS}: {ours.name}", keys + remark)
 
 

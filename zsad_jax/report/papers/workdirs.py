@@ -39,7 +39,7 @@ class Ours:
       training: the protocol of the published numbers to compare with, or what the prompts were trained on.
       rows: results by (dataset, category).
       deviations: why results cannot be compared with published ones.
-      demonstration: whether the backbone is a demo model.
+      remark: sentences on the whole column: demo models, and what differs from the config files.
     """
 
     method: str
@@ -48,14 +48,13 @@ class Ours:
     training: str
     rows: Mapping[tuple[str, str], Row]
     deviations: Sequence[Deviation]
-    demonstration: bool = False
+    remark: str = ""
 
     @property
     def description(self) -> str:
         """A sentence on what was run."""
         words = dict.fromkeys(wording.describe(row) for row in self.rows.values())
-        remark = f" {wording.DEMONSTRATION}" if self.demonstration else ""
-        return f"Ours, {self.name}: {'; '.join(words)}.{remark}"
+        return f"Ours, {self.name}: {'; '.join(words)}. {self.remark}".rstrip()
 
 
 class _Result(NamedTuple):
@@ -152,8 +151,14 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
             for members in runs.values()
             for deviation in find_deviations([one.row for one in members], members[0].run)
         ],
-        demonstration=any(result.run.get("demonstration") is True for result in results),
+        remark=" ".join(dict.fromkeys(one for result in results for one in _remarks(result.run))),
     )
+
+
+def _remarks(run: Mapping[str, Any]) -> list[str]:
+    changes = wording.describe_changes(run)
+    demonstration = [wording.DEMONSTRATION] * (run.get("demonstration") is True)
+    return [*demonstration, *[f"Changed in the config: {changes}."] * bool(changes)]
 
 
 def _with_training(row: Row) -> dict[str, Any]:
@@ -189,7 +194,8 @@ def _check_run(run: Any) -> dict[str, Any]:
     """Returns run.json if the entries that reports use are well-formed."""
     if not isinstance(run, dict):
         raise ValueError("expected an object")
-    for key, hint in ((WITHOUT_MASK, Mapping[str, int]), (UNLIKE_PAPER, Mapping[str, list])):
+    hints = {WITHOUT_MASK: int, UNLIKE_PAPER: list, "changed_keys": Any}
+    for key, hint in ((key, Mapping[str, hint]) for key, hint in hints.items()):
         entry = run.get(key, {})
         if not fits(entry, hint) or (key == UNLIKE_PAPER and {*map(len, entry.values())} - {2}):
             raise ValueError(f"{key} is {entry!r}, expected {describe_type(hint)}")
