@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 
 import pytest
@@ -15,6 +16,7 @@ BASE = Experiment(
     backbone={"name": "clip-nano"},
     targets=("synthetic_target",),
     comparisons={"K=0.5": {"sigma": 0.5}},
+    exact_metrics=True,
 )
 
 
@@ -45,6 +47,9 @@ def test_accepts_the_same_setting(workdir, changes):
     [
         ({"method": {"name": "clip", "sigma": 8.0}}, "method.sigma: 4.0, now 8", "clip-sigma=8"),
         ({"seed": 5}, "seed: 0, now 5", "clip-seed=5"),
+        ({"method": {"name": "clip", "sigma": 0.0}}, "method.sigma: 4.0, now 0.0", "clip-sigma=0"),
+        ({"exact_metrics": False}, "exact_metrics: True, now False", "clip-exact_metrics=False"),
+        ({"training": {"momentum": 0.0}}, "training.momentum: None, now 0.0", "clip-momentum=0"),
         (
             {"comparisons": {"K=0.5": {"sigma": 0.0}}},
             "comparisons.K=0.5.sigma: 0.5, now 0.0",
@@ -83,3 +88,15 @@ def test_rejects_config_of_earlier_form(workdir):
 def test_accepts_directory_without_results(workdir):
     (workdir / "results.json").unlink()
     check_workdir(workdir, dataclasses.replace(BASE, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("clip", "clip-seed=5"), ("c" * 200, "c" * 80 + "-seed=5")]
+)
+def test_suggests_a_directory_beside_any(workdir, monkeypatch, name, suggested):
+    folder = workdir.rename(workdir.with_name(name))
+    monkeypatch.chdir(folder)
+    other = dataclasses.replace(BASE, seed=5)
+    for place in (folder, pathlib.Path()):
+        with pytest.raises(UserError, match=f"--workdir {folder.with_name(suggested)}, or delete"):
+            check_workdir(place, other)

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.experiment.config_keys import flatten
@@ -34,8 +35,7 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         different = [
             key
             for key in {**now, **before}
-            # Options that are not given, and mappings without entries, need not be stored.
-            if (before.get(key) or None) != (now.get(key) or None)
+            if _given(before.get(key)) != _given(now.get(key))
             and key.partition(".")[0] not in WITHOUT_EFFECT
         ]
         if not different:
@@ -44,10 +44,17 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         section = different[0].partition(".")[0]
         # A section that has no entries any more is named itself.
         key = section if section in now else different[0]
-        value = None if now.get(key) == {} else now.get(key)
+        value = _given(now.get(key))
         name = f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
-    other = workdir.with_name(re.sub(r"[^\w.=+-]+", "_", f"{workdir.name}-{name}").strip("_")[:80])
+    name = re.sub(r"[^\w.=+-]+", "_", name)[:40].strip("_")
+    place = workdir.resolve() if workdir.name in ("", "..") else workdir
+    other = place.with_name(f"{place.name[:80]}-{name}")
     raise UserError(
         f"{workdir} has the results of another setting ({words}). Choose another directory, for example"
         f" --workdir {shlex.quote(str(other))}, or delete {config} to replace these results."
     )
+
+
+def _given(value: Any) -> Any:
+    """Returns None for mappings and lists without entries, which need not be stored either."""
+    return None if value in ({}, []) else value
