@@ -46,9 +46,6 @@ def draw_thumbnail(
 ) -> Image.Image:
     """Draws image and overlay side by side."""
     small = fit(panel, THUMBNAIL)
-    parts = [
-        small,
-        np.full((len(small), 4, 3), 255, np.uint8),
-        overlay(small, anomaly_map, scale=scale),
-    ]
+    gap = np.full((len(small), 4, 3), 255, np.uint8)
+    parts = [small, gap, overlay(small, anomaly_map, scale=scale)]
     return Image.fromarray(np.concatenate(parts, axis=1))

@@ -26,9 +26,7 @@ class Folder:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.category.strip():
-            raise UserError(
-                "The category is empty. Name what the images show, such as 'metal nut'."
-            )
+            raise UserError("The category is empty. Name what is shown, such as 'metal nut'.")
 
 
 @dataclasses.dataclass(frozen=True)

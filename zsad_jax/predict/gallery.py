@@ -3,11 +3,9 @@
 import base64
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from zsad_jax.data.issues import Issue, group_issues, summarize_issues
-from zsad_jax.predict.outputs import Record, Writer, format_score, write_changed
+from zsad_jax.data.issues import group_issues, summarize_issues
+from zsad_jax.predict.outputs import Outcome, Record, Writer, format_score, write_changed
 from zsad_jax.predict.score import Model
 from zsad_jax.report import formats
 from zsad_jax.utils.images import printable
@@ -19,18 +17,10 @@ COLUMNS = (
 )
 
 
-def write(
-    writer: Writer,
-    model: Model,
-    records: Sequence[Record],
-    ignored: Sequence[Issue],
-    threshold: Mapping[str, Any] | None,
-) -> None:
-    """Writes both files from finished records, highest score first, images without a score last.
-
-    `ignored` are the other files, and `threshold` is the description of the common one in run.json.
-    """
-    ordered = sorted(records, key=lambda record: -record.get("score", float("-inf")))
+def write(writer: Writer, model: Model, outcome: Outcome, threshold: Record | None) -> None:
+    """Writes both files, highest score first; `threshold` is the description of the common one in run.json."""
+    scored = outcome.scored
+    ordered = [*scored, *(record for record in outcome.records if "score" not in record)]
     table = [[_flat(record).get(name) for name in COLUMNS] for record in ordered]
     # Without the byte-order mark, Excel does not read UTF-8.
     write_changed(writer.folder / "predictions.csv", "\ufeff" + csv_text([COLUMNS, *table]))
@@ -42,11 +32,11 @@ def write(
     page = formats.render(
         "predictions.html",
         model=model.description,
-        categories=dict.fromkeys(record["category"] for record in ordered if "score" in record),
+        categories=dict.fromkeys(record["category"] for record in scored),
         warning=model.warning,
         threshold=threshold,
-        ignored=[summarize_issues(kind) for kind in group_issues(ignored)],
-        num_ignored=len(ignored),
+        ignored=[summarize_issues(kind) for kind in group_issues(outcome.ignored)],
+        num_ignored=len(outcome.ignored),
         rows=rows,
         decisions=Counter(record["decision"] for record in ordered if "decision" in record),
         folders=Counter(folder for record, _, folder in rows if "score" in record),

@@ -10,13 +10,14 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from zsad_jax.data.issues import UNREADABLE, Issue
 from zsad_jax.experiment.cache import fingerprint, sealed, unsealed
 from zsad_jax.predict.figure import draw_figure, draw_thumbnail
 from zsad_jax.predict.folders import Folders
@@ -60,10 +61,8 @@ OUTPUTS = {
     "thumbnail": ("thumbnails", ".jpg"),
     "raw_map": ("raw_maps", ".npy"),
 }
-FILES = (
-    *("predictions.jsonl", "predictions.csv", "index.html"),
-    *("known_good.jsonl", "run.json", "WARNING.txt"),
-)
+TABLES = ("predictions.jsonl", "predictions.csv", "known_good.jsonl")
+FILES = (*TABLES, "index.html", "run.json", "WARNING.txt")
 MARK = ("Software", "zsad_jax.predict")  # in every picture, so that it is known as a result
 
 
@@ -85,9 +84,12 @@ class Journal:
         `key_of` returns the key of all that the record of an image depends on but its file.
         """
         for image in images:
-            record = self.earlier.get(os.path.realpath(image))
-            if record is not None and self._is_good(record, image, key_of):
-                self.records[image] = {**record, "path": image}
+            record = self.earlier.get(os.path.realpath(image), {})
+            with contextlib.suppress(OSError, ValueError):
+                if "raw_map" in record:
+                    read_raw_map(self.path.parent, image)
+                if record.get("key") == key_of(image) and record["sha256"] == files.digest(image):
+                    self.records[image] = record | {"path": image}
         return len(self.records)
 
     def start(self) -> None:
@@ -112,16 +114,38 @@ class Journal:
         self._write(records)
         return records
 
-    def _is_good(self, record: Record, image: str, key_of: Callable[[str], str]) -> bool:
-        try:
-            if "raw_map" in record:
-                read_raw_map(self.path.parent, image)
-            return record["key"] == key_of(image) and files.digest(image) == record["sha256"]
-        except (OSError, ValueError):
-            return False
-
     def _write(self, records: Iterable[Record]) -> None:
         write_changed(self.path, "".join(map(_to_line, records)))
+
+
+class Outcome(NamedTuple):
+    """The images of a run, a record of each, how many scores are of an earlier run, and issues."""
+
+    images: Sequence[str]
+    records: Sequence[Record]
+    reused: int
+    issues: Sequence[Issue]
+    ignored: Sequence[Issue]
+
+    @property
+    def scored(self) -> list[Record]:
+        """The records with a score, highest first."""
+        scored = [record for record in self.records if "score" in record]
+        return sorted(scored, key=lambda record: -record["score"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of files and images; all others add up to that of the files."""
+        unreadable = sum(issue.kind in UNREADABLE for issue in self.issues)
+        return {
+            "num_files": len(self.images) + len(self.ignored),
+            "num_images": len(self.images),
+            "num_scored": len(self.scored) - self.reused,
+            "num_reused": self.reused,
+            "num_unreadable": unreadable,
+            "num_failed": len(self.issues) - unreadable,
+            "num_ignored": len(self.ignored),
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,10 +314,7 @@ def _save_array(path: pathlib.Path, array: np.ndarray) -> None:
 def resize_map(
     anomaly_map: Float[np.ndarray, "S S"], size: tuple[int, int], longest: int
 ) -> Float[np.ndarray, "h w"]:
-    """Returns a map with the aspect of its image of `size` (width, height), see `fit_map`.
-
-    The model saw the whole image, resized to a square.
-    """
+    """Returns a map with the aspect of its image of `size` (width, height), which the model saw as a square."""
     source = Image.fromarray(np.asarray(anomaly_map, np.float32))
     return np.asarray(source.resize(fit_map(size, longest), Image.Resampling.BILINEAR))
 

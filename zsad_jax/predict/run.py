@@ -7,18 +7,17 @@ import itertools
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
 
 from absl import logging
 
 from zsad_jax.data.folder import Found, find_images
-from zsad_jax.data.issues import UNREADABLE, Issue, group_issues, issues_to_json, summarize_issues
+from zsad_jax.data.issues import Issue, group_issues, issues_to_json, summarize_issues
 from zsad_jax.data.loader import report_notes
 from zsad_jax.experiment.cache import sealed
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
 from zsad_jax.predict import gallery, outputs, score, thresholds
-from zsad_jax.predict.outputs import Journal, Record, Writer, format_score
+from zsad_jax.predict.outputs import Journal, Outcome, Record, Writer, format_score
 from zsad_jax.predict.score import Model, Options, ScoredImage
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, agree, located, plural
@@ -31,41 +30,10 @@ SHOWN = 5  # highest scores
 SETTINGS = ("scale", "threshold", "pixel_threshold", "map_size")  # of a `Writer`, for run.json
 
 
-class Outcome(NamedTuple):
-    """The images of a run, a record of each, how many scores are of an earlier run, and issues."""
-
-    images: Sequence[str]
-    records: Sequence[Record]
-    reused: int
-    issues: Sequence[Issue]
-    ignored: Sequence[Issue]
-
-    @property
-    def scored(self) -> list[Record]:
-        """The records with a score, highest first."""
-        scored = [record for record in self.records if "score" in record]
-        return sorted(scored, key=lambda record: -record["score"])
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Numbers of files and images; all others add up to that of the files."""
-        unreadable = sum(issue.kind in UNREADABLE for issue in self.issues)
-        return {
-            "num_files": len(self.images) + len(self.ignored),
-            "num_images": len(self.images),
-            "num_scored": len(self.scored) - self.reused,
-            "num_reused": self.reused,
-            "num_unreadable": unreadable,
-            "num_failed": len(self.issues) - unreadable,
-            "num_ignored": len(self.ignored),
-        }
-
-
 def predict(experiment: Experiment, options: Options) -> None:
     """Scores images and writes the results to a folder.
 
-    Raises:
-      UserError: something is wrong or missing, raised before long work; or no image can be read.
+    Raises `UserError` if something is wrong or missing, before long work, or if no image can be read.
     """
     clock = Stopwatch()
     found = _find(options.paths, options)
@@ -89,9 +57,14 @@ def predict(experiment: Experiment, options: Options) -> None:
         model = score.prepare_model(experiment, options, num_images=num_images)
         _check_thresholds(options, model)
         _print_model(model, {options.folders.of(image).category for image in found.images})
-        _write_warning(options.out, model.warning)
+        # For the outputs that cannot hold the warning: maps and scores of known-good images.
+        (options.out / "WARNING.txt").unlink(
+            missing_ok=True
+        )  # of an earlier run with another model
+        if model.warning:
+            files.write_text(options.out / "WARNING.txt", model.warning + "\n")
         clock.lap("start")
-        threshold, description = _settle_threshold(options, model, good, experiment.num_workers)
+        threshold, description = _settle_threshold(options, model, good)
         clock.lap("known-good images")
         low, high = model.description.map_range
         writer = Writer(
@@ -103,9 +76,9 @@ def predict(experiment: Experiment, options: Options) -> None:
             pixel_threshold=options.pixel_threshold,
             warning=model.warning,
         )
-        outcome = _score_all(model, found, writer, journal, experiment.num_workers)
+        outcome = _score_all(model, found, writer, journal)
         clock.lap("images")
-        gallery.write(writer, model, outcome.records, found.ignored, description)
+        gallery.write(writer, model, outcome, description)
         outputs.remove_unused(writer.folder, outcome.records)
         if not good.images:
             (writer.folder / "known_good.jsonl").unlink(missing_ok=True)
@@ -158,15 +131,15 @@ def _open_journal(path: pathlib.Path, images: Sequence[str]) -> Journal:
 
 
 def _check_thresholds(options: Options, model: Model) -> None:
-    shown = model.description
+    shown, pixel = model.description, options.pixel_threshold
     common = options.threshold.value if options.threshold else None
-    named = {"--threshold": common}
-    named |= {
-        f"the threshold of {place}": one.threshold for place, one in options.folders.listed.items()
+    named = {
+        f"the threshold of {one}": own.threshold for one, own in options.folders.listed.items()
     }
-    limits = [(name, value, "scores", shown.score_range) for name, value in named.items()]
-    limits += [("--pixel_threshold", options.pixel_threshold, "anomaly maps", shown.map_range)]
-    for name, value, what, ends in limits:
+    named |= {"--threshold": common, "--pixel_threshold": pixel}
+    for name, value in named.items():
+        of_maps = name == "--pixel_threshold"
+        what, ends = ("anomaly maps", shown.map_range) if of_maps else ("scores", shown.score_range)
         # At the low end everything is anomalous, above the high end nothing can be.
         if value is not None and ends is not None and not ends[0] < value <= ends[1]:
             raise UserError(
@@ -175,18 +148,9 @@ def _check_thresholds(options: Options, model: Model) -> None:
             )
 
 
-def _write_warning(out: pathlib.Path, warning: str) -> None:
-    """Writes a file for the outputs that cannot hold the warning: maps and scores of known-good images."""
-    path = out / "WARNING.txt"
-    if warning:
-        files.write_text(path, warning + "\n")
-    else:
-        path.unlink(missing_ok=True)  # of an earlier run with another model
-
-
 def _settle_threshold(
-    options: Options, model: Model, good: Found, num_workers: int | None
-) -> tuple[float | None, dict[str, Any] | None]:
+    options: Options, model: Model, good: Found
+) -> tuple[float | None, Record | None]:
     """Returns the threshold as a number, and its description in run.json."""
     asked = options.threshold
     if asked is None:
@@ -197,16 +161,15 @@ def _settle_threshold(
     journal.reuse(good.images, model.key_of)
     pending = [image for image in good.images if image not in journal.records]
     issues: list[Issue] = []
+    label = "known-good images"
     # The maps are not used: figures of one pixel cost nothing.
-    for one in score.score_images(
-        model, pending, issues, label="known-good images", map_size=1, num_workers=num_workers
-    ):
+    for one in score.score_images(model, pending, issues, label=label, map_size=1):
         record = {"score": thresholds.shortest(one.score), "key": model.key_of(one.file.path)}
         journal.add(outputs.describe_file(one.file) | record)
     if not journal.records:
-        raise _none_readable(f"known-good images in {asked.good}", issues)
+        raise _none_readable(f"{label} in {asked.good}", issues)
     records = journal.finish(good.images)
-    _report_notes("known-good images", records)
+    _report_notes(label, records)
     scores = [record["score"] for record in records]
     value = thresholds.quantile_threshold(scores, asked.quantile)
     doubt = thresholds.describe_support(len(scores), asked.quantile)
@@ -236,9 +199,7 @@ def _report_notes(label: str, records: Sequence[Record]) -> None:
     report_notes(label, [Issue(kind, path, detail) for path, (kind, detail) in notes])
 
 
-def _score_all(
-    model: Model, found: Found, writer: Writer, journal: Journal, num_workers: int | None
-) -> Outcome:
+def _score_all(model: Model, found: Found, writer: Writer, journal: Journal) -> Outcome:
     """Scores the images that have no score, and draws those whose files are of other options."""
     images = found.images
     journal.reuse(images, model.key_of)
@@ -249,12 +210,7 @@ def _score_all(
     issues: list[Issue] = []
     if pending or stale:
         scored = score.score_images(
-            model,
-            pending,
-            issues,
-            label="processed",
-            map_size=writer.map_size,
-            num_workers=num_workers,
+            model, pending, issues, label="processed", map_size=writer.map_size
         )
         again = progress(stale, total=len(stale), label="draw") if stale else ()
         issues += _write_all(itertools.chain(again, scored), model, journal, writer)
@@ -275,8 +231,7 @@ def _write_again(record: Record, model: Model, writer: Writer) -> Record:
     if isinstance(file, Issue):
         raise RuntimeError(file.description)
     raw_map = outputs.read_raw_map(writer.folder, record["path"])
-    redrawn = writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
-    return redrawn | {"key": record["key"]}
+    return writer.write(ScoredImage(file, record["score"], raw_map, record["time"]))
 
 
 def _write_all(
@@ -291,9 +246,10 @@ def _write_all(
             (writer.folder / "run.json").unlink(missing_ok=True)
             journal.start()
             if isinstance(one, ScoredImage):
-                journal.add(writer.write(writer.keep(one)) | {"key": model.key_of(path)})
+                record = writer.write(writer.keep(one))
             else:
-                journal.add(_write_again(one, model, writer))
+                record = _write_again(one, model, writer)
+            journal.add(record | {"key": model.key_of(path)})
         except OSError as error:
             raise UserError(
                 f"Cannot write to {writer.folder} ({error.strerror or error}). Free disk space or choose"
@@ -311,11 +267,7 @@ def _write_all(
 
 
 def _write_run(
-    model: Model,
-    clock: Stopwatch,
-    writer: Writer,
-    outcome: Outcome,
-    threshold: dict[str, Any] | None,
+    model: Model, clock: Stopwatch, writer: Writer, outcome: Outcome, threshold: Record | None
 ) -> None:
     run = describe_process(clock) | {
         "backbone_sha256": model.description.weights_sha256,

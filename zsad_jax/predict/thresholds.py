@@ -15,10 +15,7 @@ Decision = Literal["normal", "anomalous"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """A threshold on image scores: a number, or a quantile over the known-good images of a path.
-
-    `quantile` is the share of the known-good images that are to be below the threshold.
-    """
+    """A threshold on image scores: a number, or the quantile over the known-good images of a path."""
 
     value: float | None = None
     good: str = ""
@@ -59,11 +56,8 @@ def quantile_threshold(scores: Sequence[float], quantile: float) -> float:
 
 
 def describe_support(count: int, quantile: float) -> str:
-    """Returns why so few images cannot support a quantile; "" if they can.
-
-    A quantile q is observed in a sample only if at least one image is above it on average: count (1 - q) >= 1.
-    """
-    # In floating point, 1 / (1 - 0.9) is slightly above 10.
+    """Returns why so few images cannot support a quantile; "" if they can."""
+    # On average, at least one image must be above it: count (1 - q) >= 1. As floats, 1 / (1 - 0.9) > 10.
     needed = math.ceil(1 / (1 - quantile) - 1e-9)
     if count >= needed:
         return ""
@@ -91,14 +85,8 @@ def find_regions(
 ) -> tuple[Bool[np.ndarray, "h w"], list[dict[str, Any]]]:
     """Finds the parts of a map that reach a threshold.
 
-    Args:
-      anomaly_map: the map.
-      threshold: values equal to it count as well.
-      size: (height, width) of the image, whose pixels are the unit of the regions.
-
-    Returns:
-      The mask at the map's resolution, and its 8-connected regions, highest peak first: "box" [left,
-      top, width, height] and "area" in pixels of the image, "peak" the highest value.
+    Returns the mask at the map's resolution, and its 8-connected regions, highest peak first: "box" [left,
+    top, width, height] and "area" in pixels of the image of `size` (height, width), "peak" the highest value.
     """
     import cv2
 
@@ -110,19 +98,14 @@ def find_regions(
     # OpenCV returns box and area of a component, but nothing about the values in it.
     peaks = np.full(count, -np.inf)
     np.maximum.at(peaks, labels[mask].astype(np.intp), anomaly_map[mask])
-    down, across = (full / own for full, own in zip(size, mask.shape, strict=True))
+    down, across = size[0] / mask.shape[0], size[1] / mask.shape[1]
     regions = []
     for (left, top, width, height, area), peak in zip(stats[1:].tolist(), peaks[1:], strict=True):
         # Rounded outwards, so that the box of the image covers the region of the map.
         x, y = math.floor(left * across), math.floor(top * down)
         right, bottom = math.ceil((left + width) * across), math.ceil((top + height) * down)
-        regions.append(
-            {
-                "box": [x, y, min(right, size[1]) - x, min(bottom, size[0]) - y],
-                "area": round(area * across * down),
-                "peak": shortest(peak),
-            }
-        )
+        box = [x, y, min(right, size[1]) - x, min(bottom, size[0]) - y]
+        regions.append({"box": box, "area": round(area * across * down), "peak": shortest(peak)})
     return mask, sorted(regions, key=lambda region: -region["peak"])
 
 

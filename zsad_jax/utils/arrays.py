@@ -22,9 +22,7 @@ def to_numpy(values: Any, what: str) -> np.ndarray:
     several = isinstance(values, list | tuple | Iterator)
     entries = list(values) if several else [values]
     try:
-        plain = [
-            np.asarray(one.detach().cpu()) if hasattr(one, "detach") else one for one in entries
-        ]
+        plain = [one.detach().cpu().numpy() if hasattr(one, "detach") else one for one in entries]
         return np.asarray(plain if several else plain[0])
     except Exception as error:  # of the library whose tensor it is, too
         shapes = [np.shape(one) for one in entries]

@@ -79,17 +79,13 @@ def _report_errors(run: Callable[[], int | None]) -> int:
         except KeyboardInterrupt:
             return interrupts.exit_code()
         except Exception as error:
-            # Errors of the system with a path are the user's to correct; others are ours and keep their
-            # traceback.
             path = getattr(error, "filename", None)
             if files.is_disk_full(error):
                 disk = f"The disk of {path}" if path else "The disk"
                 fail(f"{disk} is full. Make room, or choose a folder on a larger disk.")
             if not isinstance(error, OSError) or path is None:
-                raise
-            fail(
-                f"{path}: {error.strerror}. Check the path and its permissions, or choose another folder."
-            )
+                raise  # ours, with its traceback; the user can correct errors of the system with a path
+            fail(f"{path}: {error.strerror}. Check its permissions, or choose another folder.")
 
 
 def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -107,14 +103,13 @@ def log_plainly() -> None:
     """Sends our log messages to stderr without prefixes; from libraries only errors, and no Python warnings."""
     handler = python_logging.StreamHandler(sys.stderr)
     ours = str(pathlib.Path(__file__).parents[1])
-    handler.addFilter(
-        lambda record: record.pathname.startswith(ours) or record.levelno >= python_logging.ERROR
-    )
+    error = python_logging.ERROR
+    handler.addFilter(lambda one: one.pathname.startswith(ours) or one.levelno >= error)
     logger = logging.get_absl_logger()
     logger.handlers = python_logging.getLogger().handlers = [handler]
     logger.propagate = False
     logging.set_verbosity(logging.INFO)
-    python_logging.getLogger("jax").setLevel(python_logging.ERROR)  # it has its own way to stderr
+    python_logging.getLogger("jax").setLevel(error)  # it has its own way to stderr
     if not sys.warnoptions:  # else asked for by -W or PYTHONWARNINGS
         warnings.simplefilter("ignore")
     set_up_decoders()

@@ -35,12 +35,9 @@ def within(default: Any, low: float, high: float = LARGEST) -> Any:
 
 
 def check_fields(config: Any) -> None:
-    """Checks every field of a dataclass against its annotation and its range, and makes it `plain`.
+    """Checks every field of a dataclass and makes it `plain`; call it in `__post_init__`.
 
-    Call it in `__post_init__`.
-
-    Raises:
-      UserError: naming the first wrong key, its value and what is accepted.
+    Raises `UserError` that names the first wrong key, its value and what is accepted.
     """
     hints = _hints(cast(Hashable, type(config)))
     for field in dataclasses.fields(config):
@@ -49,23 +46,18 @@ def check_fields(config: Any) -> None:
         if not fits(value, hint):
             choices = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
             remedy = did_you_mean(nearest(str(value), choices))
-            raise UserError(
-                f"Config key '{field.name}' is {value!r}. Expected {describe_type(hint)}."
-                f"{' ' * bool(remedy)}{remedy}"
-            )
+            words = f"Config key '{field.name}' is {value!r}. Expected {describe_type(hint)}."
+            raise UserError(f"{words}{' ' * bool(remedy)}{remedy}")
         low, high = field.metadata.get("within", (-LARGEST, LARGEST))
         ranged = isinstance(value, Mapping) and "within" in field.metadata
         for number in value.values() if ranged else (value,):
             if isinstance(number, int | float) and not low <= number <= high:
-                bounds = f"between {low} and {high}"
-                raise UserError(f"Config key '{field.name}' is {value!r}. It must be {bounds}.")
+                words = f"Config key '{field.name}' is {value!r}."
+                raise UserError(f"{words} It must be between {low} and {high}.")
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """Makes a public function check its named arguments, as `plain` returns them, against its annotations.
-
-    Calling it with an argument of another type raises `UserError`, which says what is accepted.
-    """
+    """Makes a public function raise `UserError` for named arguments that, `plain`, do not fit its types."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

@@ -45,8 +45,8 @@ def fetch(
 ) -> pathlib.Path:
     """Downloads a file once; an interrupted download resumes.
 
-    The bytes are collected in `<destination>.part`, which gets the final name after all checks. Several
-    processes may call this for the same file: one downloads, the others wait for it.
+    The bytes are collected in `<destination>.part`, which gets the final name after all checks. Of several
+    processes that call this for the same file, one downloads and the others wait for it.
 
     Args:
       url: http or https address.
@@ -75,17 +75,25 @@ def fetch(
                 os.fsync(file.fileno())
                 part.replace(destination)
     except OSError as error:
-        raise UserError(_cannot_write(error, destination, label)) from error
+        full = files.is_disk_full(error)
+        reason = "the disk is full" if full else error.strerror
+        remedy = (
+            "Make room and run the command again to resume" if full else "Check its permissions"
+        )
+        raise UserError(
+            f"Cannot write {label} to {destination.parent} ({reason}). {remedy}, or {OTHER_DISK} on another"
+            " disk."
+        ) from error
     return destination
 
 
 def _is_complete(destination: pathlib.Path, size: int | None) -> bool:
     if not destination.exists():
         return False
-    if size is not None and destination.stat().st_size != size:
+    found = destination.stat().st_size
+    if size not in (None, found):
         raise UserError(
-            f"{destination} has {destination.stat().st_size:,} bytes instead of {size:,}. Delete it to"
-            " download it again."
+            f"{destination} has {found:,} bytes instead of {size:,}. Delete it to download it again."
         )
     return True
 
@@ -154,8 +162,8 @@ class _Download:
 
     def verify(self, sha256: str | None, check: Callable[[pathlib.Path], str]) -> None:
         """Removes the part file and raises an error if it is not the expected one."""
-        found = self.part.stat().st_size
-        if self.size is not None and found != self.size:
+        found = _length(self.file)
+        if self.size not in (None, found):
             problem = f"it has {found:,} bytes instead of {self.size:,}"
         elif sha256 is not None and files.digest(self.part) != sha256:
             problem = "its SHA-256 is not the published one"
@@ -168,9 +176,8 @@ class _Download:
             raise self._failure(f"{problem}, so the download was deleted")
 
     def _failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
-        return kind(
-            f"Cannot download {self.label} from {self.url} ({reason}). {self.instructions}."
-        )
+        words = f"Cannot download {self.label} from {self.url} ({reason}). {self.instructions}."
+        return kind(words)
 
     def _request(self) -> None:
         """Downloads in one request what is missing from the part file."""
@@ -181,9 +188,8 @@ class _Download:
         # Compressed answers have other lengths and offsets than the file.
         headers = {"Accept-Encoding": "identity", **self._range()}
         try:
-            with requests.get(
-                self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
-            ) as response:
+            answer = requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+            with answer as response:
                 if self._is_past_the_end(response):
                     return
                 self._check_status(response)
@@ -221,9 +227,8 @@ class _Download:
         length = response.headers.get("Content-Length")
         if response.status_code == 206:
             have = _length(self.file)
-            found = re.fullmatch(
-                rf"bytes {have}-(\d+)/(\d+)", response.headers.get("Content-Range", "")
-            )
+            sent = response.headers.get("Content-Range", "")
+            found = re.fullmatch(rf"bytes {have}-(\d+)/(\d+)", sent)
             same = response.headers.get("ETag") in (None, self._etag())
             if not (have and same and found and have <= int(found[1]) == int(found[2]) - 1):
                 self._empty()
@@ -258,7 +263,7 @@ class _Download:
         if left is None:
             return
         total = _length(self.file) + left
-        if self.size is not None and total != self.size:
+        if self.size not in (None, total):
             raise self._failure(
                 f"it has {total:,} bytes on the server instead of {self.size:,}, so it is a different file"
             )
@@ -282,10 +287,8 @@ class _Download:
         before = _length(self.file)
         chunks = response.iter_content(CHUNK_KILOBYTES * 1024)
         if left:
-            total, label = math.ceil(left / 1024), f"Downloading {self.label}"
-            chunks = progress(
-                chunks, total=total, label=label, unit="kilobyte", step=CHUNK_KILOBYTES
-            )
+            total, label, unit = math.ceil(left / 1024), f"Downloading {self.label}", "kilobyte"
+            chunks = progress(chunks, total=total, label=label, unit=unit, step=CHUNK_KILOBYTES)
         for chunk in chunks:
             interrupts.check()
             if left is not None and _length(self.file) - before + len(chunk) > left:
@@ -307,15 +310,3 @@ def _reason(error: Exception, url: str) -> str:
         requests.ConnectionError: f"no connection to {urllib.parse.urlsplit(url).hostname}",
     }
     return next((text for kind, text in reasons.items() if isinstance(error, kind)), str(error))
-
-
-def _cannot_write(error: OSError, destination: pathlib.Path, label: str) -> str:
-    if files.is_disk_full(error):
-        return (
-            f"Cannot download {label}: the disk of {destination.parent} is full. Make room and run the"
-            f" command again to resume, or {OTHER_DISK} on a larger disk."
-        )
-    return (
-        f"Cannot write {label} to {destination.parent} ({error.strerror}). Check the path and its"
-        f" permissions, or {OTHER_DISK} that can be written to."
-    )

@@ -8,10 +8,9 @@ LISTED = 12  # names in a suggestion: more would hide what is wrong
 
 
 class UserError(Exception):
-    """An error that the user can correct: a bad config, missing weights, an unreadable input.
+    """An error that the user can correct; commands print it without a traceback and exit with code 2.
 
-    The message says what is wrong, what was expected and what to do. Commands print it without a traceback
-    and exit with code 2.
+    The message says what is wrong, what was expected and what to do.
     """
 
 
@@ -37,10 +36,8 @@ def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8,
     # Two short names share letters by chance: "metal_nut" and "bent" have a ratio of 0.5.
     # Case and punctuation are ignored: "TIPS_L14_HR" is "tips-l14-hr".
     plain = {_plain(one): one for one in known}
-    near: list[str] = []
-    for cutoff in cutoffs:
-        near = near or difflib.get_close_matches(_plain(name), plain, n=3, cutoff=cutoff)
-    return [plain[one] for one in near]
+    found = (difflib.get_close_matches(_plain(name), plain, cutoff=one) for one in cutoffs)
+    return [plain[one] for one in next(filter(None, found), ())]
 
 
 def plural(number: int, noun: str) -> str:

@@ -23,12 +23,9 @@ PathLike = str | os.PathLike[str]
 LOCK = ".zsad_jax.lock"
 MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
 LONGEST_NAME = 80
-_TEMPORARY = re.compile(
-    r"\..*\.[a-z0-9_]{8}\.part(\.[^.]*)?", re.DOTALL
-)  # names that `replaced` gives
-_UNFINISHED = re.compile(
-    r"incomplete\.(extracted|[A-Z0-9]{6}_.*)"
-)  # the latter by tensorflow-datasets
+# Names that `replaced` gives, and those of directories of tensorflow-datasets and ours.
+_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.part(\.[^.]*)?", re.DOTALL)
+_UNFINISHED = re.compile(r"incomplete\.(extracted|[A-Z0-9]{6}_.*)")
 
 
 def home() -> pathlib.Path:
@@ -66,10 +63,8 @@ def is_removable(folder: PathLike) -> bool:
 def remove(folder: PathLike) -> None:
     """Removes a directory tree that the library created; a missing directory is ignored.
 
-    Nothing is removed outside of it: links in it are removed, not followed.
-
-    Raises:
-      UserError: the path is a link, or is not a directory that `make_removable` marked.
+    Links in it are removed, not followed. Raises `UserError` if the path is a link, or is not a directory that
+    `make_removable` marked.
     """
     path = pathlib.Path(folder)
     if not os.path.lexists(path):
@@ -91,8 +86,8 @@ def remove(folder: PathLike) -> None:
 def sweep(folder: PathLike, outputs: Iterable[str] = ()) -> None:
     """Removes what killed runs left in a folder, while no other process writes to it (see `alone`).
 
-    This is: temporary files of `replaced`, in the folder and below those of its `outputs` that are folders;
-    and directories of unfinished work in the folder, if `remove` accepts them.
+    This is: temporary files of `replaced`, in the folder and below those of its `outputs` that are folders,
+    and directories of unfinished work, if `remove` accepts them.
     """
     path = pathlib.Path(folder)
     for one in path.iterdir():
@@ -109,8 +104,7 @@ def sweep(folder: PathLike, outputs: Iterable[str] = ()) -> None:
 def replaced(path: PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and takes that name.
 
-    Raises:
-      OSError: the file cannot be written; always with its path, which few writers name.
+    Raises `OSError` if the file cannot be written; always with its path, which few writers name.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,13 +183,12 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
     """
     path = pathlib.Path(folder) / LOCK
     is_new = not path.parent.exists()
-    if not path.exists():
-        for name in outputs:
-            if os.path.lexists(path.with_name(name)):
-                raise UserError(
-                    f"{folder} contains {name!r}, which was not written by zsad_jax and would be overwritten."
-                    " Choose another folder for the results."
-                )
+    for name in () if path.exists() else outputs:
+        if os.path.lexists(path.with_name(name)):
+            raise UserError(
+                f"{folder} contains {name!r}, which was not written by zsad_jax and would be overwritten."
+                " Choose another folder for the results."
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115 - closed below
@@ -211,11 +204,8 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
                 f"{folder} is in use by another process. Wait for it, or choose another folder."
             ) from error
         except OSError as error:  # some network file systems have no locks
-            logging.warning(
-                "%s cannot be locked (%s). Use it with one process at a time.",
-                folder,
-                error.strerror,
-            )
+            words = "%s cannot be locked (%s). Use it with one process at a time."
+            logging.warning(words, folder, error.strerror)
         else:
             sweep(folder, outputs)
         try:

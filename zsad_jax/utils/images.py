@@ -20,21 +20,9 @@ DIMMED = np.float32(0.6)  # brightness of the image in an overlay
 PAPER = (235, 235, 235)  # in place of a picture
 COLOR_MAP = "inferno"  # perceptually uniform, ordered by lightness for every kind of color vision
 FALLBACK_FONTS = (  # with Chinese, Japanese and Korean letters, on Linux, macOS and Windows
-    *(
-        "Noto Sans CJK SC",
-        "Noto Sans CJK JP",
-        "Noto Sans SC",
-        "WenQuanYi Zen Hei",
-        "Droid Sans Fallback",
-    ),
-    *(
-        "PingFang SC",
-        "Hiragino Sans",
-        "Arial Unicode MS",
-        "Microsoft YaHei",
-        "SimHei",
-        "Malgun Gothic",
-    ),
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "Malgun Gothic"),
 )
 ROWS_AT_ONCE = 256  # bounds the memory that a picture of tens of megapixels takes
 
@@ -81,14 +69,8 @@ def overlay(
 ) -> Picture:
     """Returns an image in dim gray with its anomaly map laid over it.
 
-    The opacity grows with the map up to the middle of the scale, so that only gray is seen where the map is at
-    the low end. All color is the map's, and is visible on bright and on colored parts.
-
-    Args:
-      image: at any resolution, which is that of the result.
-      anomaly_map: of the same area, at any resolution; interpolated bilinearly.
-      scale: as for `colorize`.
-      alpha: opacity of the upper half, 0 to 1.
+    The opacity grows with the map up to the middle of the scale, where it is `alpha`, so that only gray is
+    seen where the map is at the low end. All color is the map's, which is interpolated bilinearly.
     """
     levels = _levels(anomaly_map, image.shape[:2], scale)
     # One look-up per pixel in a table of 256 levels, instead of arithmetic on three channels of floats.

@@ -31,10 +31,8 @@ def progress(
 ) -> Iterator[T]:
     """Yields `items` and shows the rate and the time left, under the name `label`; stops after a signal.
 
-    There are `total` units in all, `step` of them per item, such as the batch size.
-
-    Raises:
-      KeyboardInterrupt: a command was interrupted, see `interrupts`.
+    There are `total` units in all, `step` of them per item, such as the batch size. Raises `KeyboardInterrupt`
+    after a signal, see `interrupts`.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -22,14 +22,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Splits the first axis of host arrays over the devices, padded with zeros to a multiple of their number.
-
-    Zeros make `valid` False, so that padded rows are ignored.
-    """
+    """Splits the first axis of host arrays over devices, padded with zeros to a multiple of their number."""
 
     def padded(array: np.ndarray) -> np.ndarray:
         missing = round_up(len(array), mesh) - len(array)
-        # Arrays of different lengths on the devices would need a second compiled program.
+        # Arrays of different lengths would need a second compiled program; zeros make `valid` False.
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
     return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, PartitionSpec(DATA)))

@@ -52,15 +52,11 @@ class TextTable(NamedTuple):
         return "\n".join([*text, ""])
 
     def _to_csv(self) -> str:
-        heads = [
-            (f"{head} normal", f"{head} anomalous") if head in self.pairs else head
-            for head in self.heads
-        ]
-
         def fields(head: str, cell: Any) -> tuple[Any, ...]:
             return (cell or ("", "")) if head in self.pairs else (cell,)
 
-        rows: list[Sequence[Any]] = [heads, *self.rows]
+        pairs = {head: (f"{head} normal", f"{head} anomalous") for head in self.pairs}
+        rows: list[Sequence[Any]] = [[pairs.get(head, head) for head in self.heads], *self.rows]
         return csv_text([*itertools.chain(*map(fields, self.heads, row))] for row in rows)
 
 
