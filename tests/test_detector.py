@@ -173,10 +173,11 @@ def test_rejects_non_finite_scores(detector, images):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "batch_size=0 is too small"),
+        ({"batch_size": 0}, "batch_size=0 must be between 1 and 65536"),
+        ({"batch_size": 10**12}, "batch_size=1000000000000 must be between 1 and 65536"),
         ({"batch_size": 2.5}, "batch_size=2.5 is not an integer"),
         ({"category": None}, "category=None is not a string"),
-        ({"category": " "}, "category=' ' is empty"),
+        ({"category": " "}, "A category of .' ',. is empty"),
         ({"score": 1}, "score=1 is not a string or None"),
         ({"checkpoint": 1}, "is not a string or a path or None"),
         ({"method": 1}, "method=1 is not a string"),
@@ -248,6 +249,8 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
         (None, "type NoneType. Pass arrays"),
         ({"image": "a.png"}, "type dict"),
         ([None], "type NoneType"),
+        (io.BytesIO(), "type BytesIO. Pass arrays, Pillow images or paths"),
+        (np.ma.masked_equal(np.zeros((8, 8), np.uint8), 0), "masked values. Replace them"),
         ("nowhere.png", "does not exist"),
     ],
 )

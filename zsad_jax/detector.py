@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
-from zsad_jax.utils.arrays import to_numpy
+from zsad_jax.utils.arrays import is_array, to_numpy
 from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, plural
 
+MAX_BATCH = 2**16
 Image = np.ndarray | jax.Array | PIL.Image.Image | str | os.PathLike[str]
 
 
@@ -103,10 +105,10 @@ class Detector:
         """
         one: Any = images
         if isinstance(one, str | os.PathLike | PIL.Image.Image) or (
-            _is_array(one) and one.ndim != 4
+            is_array(one) and one.ndim != 4
         ):
             one = [one]
-        if not isinstance(one, Iterable) or isinstance(one, Mapping):
+        if not isinstance(one, Iterable) or isinstance(one, Mapping | bytes | io.IOBase):
             raise UserError(
                 f"The images have the type {type(one).__name__}. Pass arrays, Pillow images or paths of files."
             )
@@ -118,7 +120,7 @@ class Detector:
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
         """Resizes an image to the backbone's size, still 8-bit."""
         preprocess = self.backbone.preprocess
-        if _is_array(image):
+        if is_array(image):
             return resize_image(_open_array(to_numpy(image, "Images"), preprocess), preprocess)
         if not isinstance(image, str | os.PathLike | PIL.Image.Image):
             raise UserError(
@@ -247,14 +249,14 @@ def make_detector(
       score, batch_size: as for `load_detector`.
 
     Raises:
-      UserError: the method has no such score, the batch size is not positive, or a category is empty.
+      UserError: the method has no such score, the batch size is out of range, or a category is empty.
     """
-    for category in [one for one in categories if not one.strip()]:
+    if not all(map(str.strip, categories)):
         raise UserError(
-            f"category={category!r} is empty. Describe what the images show, for example 'metal nut'."
+            f"A category of {categories} is empty. Describe what the images show, for example 'metal nut'."
         )
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} is too small. Use 1 or more.")
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise UserError(f"batch_size={batch_size} must be between 1 and {MAX_BATCH}.")
     if method.across:
         raise UserError(
             f"{method.name} scores the images of a category together, so it cannot score single images."
@@ -293,11 +295,6 @@ def choose_params(
             backbone.name,
         )
     return {}, file
-
-
-def _is_array(image: Any) -> bool:
-    """Returns whether this is an array, or a tensor of PyTorch."""
-    return isinstance(image, np.ndarray | jax.Array) or hasattr(image, "detach")
 
 
 def _open_array(array: np.ndarray, preprocess: Preprocess) -> PIL.Image.Image:

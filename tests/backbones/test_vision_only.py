@@ -49,7 +49,7 @@ def load(name, located, release, options):
         vision_depth=1,
         digest=joint_digest([located.weights]),
         demonstration=False,
-        encode_image=image_encoder(Tower(), depth=1),
+        encode_image=image_encoder(Tower(), depth=1, patch_size=1),
     )
 
 

@@ -82,8 +82,7 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
         size[0] == size[1] or orientation < 5
     ):  # the size does not show which pixels the mask was drawn on
         assert (found.usable, found.mask) == (False, None)
-        detail = f"orientation {orientation}"
-        assert found.issues == [Issue("mask_orientation", "a.png", detail)]
+        assert found.issues == [Issue("mask_orientation", "a.png", f"orientation {orientation}")]
     else:
         detail = f"orientation {orientation}"
         assert (found.usable, found.issues) == (True, [Issue("mask_turned", "a.png", detail)])
@@ -94,7 +93,9 @@ def test_masks_of_images_with_exif_orientation(orientation, size):
         np.testing.assert_array_equal(drawn.mask, turned)
     plain = png(values, turned.shape[::-1])
     alone = check_sample(image=plain, mask=png(values % 7 == 0, size, orientation))
-    assert alone.issues == [Issue("mask_orientation", "a.png", "the mask")]
+    assert alone.issues == [Issue("mask_orientation", "a.png", f"1, the mask {orientation}")]
+    other = check_sample(image=image, mask=png(values % 7 == 0, size, orientation % 7 + 2))
+    assert [issue.kind for issue in other.issues] == ["mask_orientation"]
     both = check_sample(image=image, mask=png(values % 7 == 0, size, orientation))
     assert (both.usable, both.issues) == (True, [])
     np.testing.assert_array_equal(both.mask, turned)
@@ -148,6 +149,8 @@ def test_reports_masks_that_may_be_inverted():
     found = check_sample(image=image, mask=png(inverted, (40, 40)))
     assert found.issues == [Issue("mask_inverted", "a.png", "94% of the image")]
     assert found.usable
+    inverted[:8, :8] = 0  # a defect at the border
+    assert check_sample(image=image, mask=png(inverted, (40, 40))).issues[0].kind == "mask_inverted"
 
 
 def test_notes_masks_with_several_pages():

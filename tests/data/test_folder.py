@@ -385,6 +385,17 @@ def test_rejects_images_that_look_like_masks(tmp_path):
     assert masks_of(read_folder(tmp_path), tmp_path).keys() == {"bad/0.png", "bad/1.png"}
 
 
+@pytest.mark.parametrize("masks", ["binary/100_bin.png", "bad_binary/0.png", "b_binary/200.png"])
+def test_rejects_folders_whose_values_alone_are_those_of_masks(tmp_path, masks):
+    draw(tmp_path, "good/0.png", "bad/100.png", "b/200.png", f"truth:{masks}")
+    for other in ((), ("truth:ground_truth/bad/100.png",)):  # further masks that are known by name
+        draw(tmp_path, *other)
+        with pytest.raises(UserError, match=rf"{os.path.dirname(masks)} looks like a folder of"):
+            read_folder(tmp_path)
+        assert len(find_images([tmp_path]).images) == 3
+        assert len(read_folder(tmp_path, include_masks=True)) == 4 + len(other)
+
+
 def test_masks_without_images_are_known_by_their_values(tmp_path):
     draw(tmp_path, "a.png", "b_label.png", "truth:c_mask.png", "truth:gt_d.png")
     found = find_images([tmp_path])
@@ -421,11 +432,10 @@ def test_reads_category_of_any_name(tmp_path, name):
 
 
 def test_reads_plain_images_with_few_gray_values(tmp_path):
-    # Stem without an image elsewhere; in a folder of normal images; all files look like masks.
-    draw(tmp_path, "a/good/0.png", "a/bad/0.png", "truth:a/blank/9.png")
+    # In a folder of normal images; all files look like masks.
     draw(tmp_path, "truth:b/good/0.png", "b/bad/0.png")
     draw(tmp_path, "truth:c/good/0.png", "truth:c/bad/0.png")
-    assert [len(read_folder(tmp_path / one)) for one in "abc"] == [3, 2, 2]
+    assert [len(read_folder(tmp_path / one)) for one in "bc"] == [2, 2]
 
 
 def test_mask_is_paired_with_anomalous_image_of_same_name(tmp_path):

@@ -266,6 +266,11 @@ def test_rejects_other_paths(tmp_path, paths):
         ({"test": {"c": ["a.png"]}}, "an entry of 'c' must be a mapping, but is a string"),
         ({"test": {"c": [{"mask_path": ""}]}}, "an img_path of 'c' must be a path, but is None"),
         ({"test": {"c": [entry("a.png") | {"cls_name": None}]}}, "the cls_name of a.png must be a"),
+        ({"test": {"c": [entry("a.png") | {"cls_name": " "}]}}, "the cls_name of a.png must be a"),
+        (
+            {"test": {"c": [entry("a.png") | {"specie_name": []}]}},
+            "the specie_name of a.png must be",
+        ),
         ({"test": {}, "Test": {}}, "the key 'test' is repeated"),
         ('{"test": {"c": [], "c": []}}', "the key 'c' is repeated"),
     ],

@@ -84,7 +84,7 @@ def test_exif_orientation_is_applied_to_image_and_mask(tmp_path):
     np.testing.assert_array_equal(mask, np.rot90(COLOR[..., 0] > 0, -1))
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
 @pytest.mark.parametrize(("top", "depth"), [(200, 16), (16000, 16), (60000, 16), (3000, 12)])
 def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
     """Makes sure that one bright pixel does not make an image darker than the others in its folder."""
@@ -100,6 +100,8 @@ def test_16_bit_gray_is_scaled_by_bit_depth(top, depth, file_format):
 def test_rejects_values_beyond_bit_depth():
     with pytest.raises(UnreadableImage, match=r"reach 4096, more than 12 bits hold \(4095\)"):
         open_image(encode(np.full((2, 2), 4096, np.uint16)), bit_depth=12)
+    with pytest.raises(UnreadableImage, match="reach 4096, more than 12 bits"):
+        image_from_array(np.full((2, 2), 4096, np.int32), bit_depth=12)
     cv2 = pytest.importorskip("cv2")
     color = cv2.imencode(".png", np.full((2, 2, 3), 9, np.uint16))[1].tobytes()
     with pytest.raises(UnreadableImage, match="16-bit color needs bit_depth=16"):

@@ -93,7 +93,7 @@ class Family(NamedTuple):
     lineages: bool = False
 
 
-def image_encoder(tower: nn.Module, *, depth: int, patch_size: int = 1) -> EncodeImageFn:
+def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeImageFn:
     """Returns `Backbone.encode_image` over a vision module with this number of blocks.
 
     Sides that are not multiples of `patch_size` are warned about: the published towers pad or cut them.
@@ -326,7 +326,7 @@ def apply_options(
         if key in chosen:
             chosen[key] = value
         elif shown is None:
-            hint = suggest(key, sorted({*options, *vision, *text}))
+            hint = suggest(key, sorted({*LoadOptions._fields[:-1], *options, *vision, *text}))
             raise UserError(f"{key!r} is not an option of {name}. {hint}")
         elif shown != value:
             raise UserError(

@@ -19,9 +19,15 @@ FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"
 # Options that only some families have, each with its type and description.
 FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
     "lineage": (str | None, 'TIPS: "native" or "pytorch", the files of a released name.'),
-    "gelu_approximate": (bool | None, 'TIPS: "gelu_tanh" or "gelu"; precedes `activation`.'),
+    "gelu_approximate": (
+        bool | None,
+        'TIPS: True for "gelu_tanh", False for "gelu"; precedes `activation`.',
+    ),
     "text_ln_eps": (float | None, "TIPS: epsilon of the LayerNorms of the text tower."),
-    "posemb_stage": (tuple[int, ...] | None, "TIPS: a grid to resize positions to at first."),
+    "posemb_stage": (
+        tuple[int, ...] | None,
+        "TIPS: sides of the grid that positions are resized to first, (32, 32).",
+    ),
 }
 
 
@@ -49,7 +55,7 @@ def load_backbone(
       weights: one file with both towers: npz, safetensors or PyTorch, of OpenAI, open_clip or Hugging Face (no
         TIPS release has that form).
       vision, text: the two files of a family; their format follows from their keys.
-      tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenising is an
+      tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenizing is an
         error (but the words that CLIP's learned prompts are built around are known).
       image_size: side of the square that images are resized to, a multiple of the patch size; None: the
         checkpoint's own.
@@ -80,7 +86,7 @@ def load_backbone(
     check_image_size(name, image_size)
     if not 8 <= bit_depth <= 16:
         raise UserError(
-            f"bit_depth={bit_depth} is not within 8 and 16. Pass the number of bits in use."
+            f"bit_depth={bit_depth} must be between 8 and 16. Pass the number of bits in use."
         )
     _check_heads(name, num_heads, text_num_heads)
     lineage = overrides.pop("lineage", None)

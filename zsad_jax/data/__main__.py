@@ -1,6 +1,7 @@
 """`python -m zsad_jax.data prepare | verify | list | show`: benchmarks from their official files."""
 
 import argparse
+import functools
 import os
 import pathlib
 import shlex
@@ -48,46 +49,26 @@ def _make_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Prepare, verify, list and show benchmarks and folders of images."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    add = functools.partial(command_line.add_command, commands)
 
-    prepare = command_line.add_command(
-        commands,
-        "prepare",
-        "convert benchmarks from their official files",
-        parents=[common, threads],
-    )
-    prepare.add_argument(
-        "names",
-        metavar="NAME",
-        nargs="+",
-        help="benchmark keys such as mvtec_ad, or all (those that can be downloaded automatically)",
-    )
-    prepare.add_argument(
-        "--source",
-        type=files.user_path,
-        help="official archive, its extracted folder, or a parent of either",
-    )
+    parents = [common, threads]
+    prepare = add("prepare", "convert benchmarks from their official files", parents=parents)
+    names = "benchmark keys such as mvtec_ad, or all (those that can be downloaded automatically)"
+    prepare.add_argument("names", metavar="NAME", nargs="+", help=names)
+    source = "official archive, its extracted folder, or a parent of either"
+    prepare.add_argument("--source", type=files.user_path, help=source)
     prepare.set_defaults(run=_prepare)
 
-    verify = command_line.add_command(
-        commands,
-        "verify",
-        "decode and count all images and masks",
-        parents=[common, threads, folder],
-    )
+    parents = [common, threads, folder]
+    verify = add("verify", "decode and count all images and masks", parents=parents)
     verify.add_argument(
         "names", metavar="NAME", nargs="+", type=files.user_path, help="keys or paths of folders"
     )
     verify.set_defaults(run=_verify)
 
-    listed = command_line.add_command(
-        commands, "list", "list known datasets and their state", parents=[common]
-    )
-    listed.add_argument(
-        "--categories",
-        metavar="NAME",
-        nargs="*",
-        help="show counts per category, of these datasets or of all",
-    )
+    listed = add("list", "list known datasets and their state", parents=[common])
+    names = "show counts per category, of these datasets or of all"
+    listed.add_argument("--categories", metavar="NAME", nargs="*", help=names)
     listed.add_argument(
         "--format",
         choices=("plain", "markdown", "csv"),
@@ -96,17 +77,13 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     listed.set_defaults(run=_list)
 
-    show = command_line.add_command(
-        commands, "show", "draw a contact sheet with outlined masks", parents=[common, folder]
-    )
+    show = add("show", "draw a contact sheet with outlined masks", parents=[common, folder])
     show.add_argument("name", metavar="NAME", type=files.user_path, help="key or path of a folder")
     show.add_argument("--out", type=files.user_path, help="PNG file to write (default: NAME.png)")
-    show.add_argument(
-        "--category", action="append", help="show only this category (may be repeated)"
-    )
-    show.add_argument(
-        "--images", type=_positive, default=8, help="images per category (default: 8)"
-    )
+    category = "show only this category (may be repeated)"
+    show.add_argument("--category", action="append", help=category)
+    number = "images per category (default: 8)"
+    show.add_argument("--images", type=_positive, default=8, help=number)
     show.add_argument("--split", default="test", help="split to show (default: test)")
     show.set_defaults(run=_show)
     return parser
@@ -220,6 +197,7 @@ def _show(options: argparse.Namespace) -> int:
 
     opened = _open(options.name, options)
     path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
+    path = path if path.suffix else path.with_suffix(".png")
     number = write_sheet(
         opened, path, split=options.split, categories=options.category, per_category=options.images
     )

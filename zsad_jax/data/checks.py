@@ -17,7 +17,7 @@ from zsad_jax.data.preprocess import (
     turn_mask,
 )
 
-INVERTED_BORDER = 0.95  # of the border: large defects reach parts of it
+INVERTED_BORDER = 0.75  # of the border: large defects reach parts of it
 BAND_VALUES = 2**22  # of a mask that are counted at a time, to save memory
 
 
@@ -63,7 +63,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
     if sample.mask is None or not sample.has_mask:
         return Examined(image, None, image is not None, issues, notes)
     try:
-        parts, oriented, remarks = read_masks(sample.mask)
+        parts, orientations, remarks = read_masks(sample.mask)
         notes += [note._replace(file=name) for note in remarks]
     except UnreadableImage as error:
         issues.append(Issue("mask_unreadable", name, error.reason))
@@ -71,7 +71,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
     drawn = binarize(parts, threshold=threshold)
     mask: Bool[np.ndarray, "H W"] | None = drawn
     if decoded is not None:
-        mask, issue = _fit(drawn, decoded, oriented)
+        mask, issue = _fit(drawn, decoded, orientations)
         if issue:
             (notes if issue.kind == "mask_resized" else issues).append(issue._replace(file=name))
     usable = image is not None and mask is not None
@@ -91,7 +91,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
 
 
 def _fit(
-    mask: Bool[np.ndarray, "H W"], decoded: Decoded, oriented: bool
+    mask: Bool[np.ndarray, "H W"], decoded: Decoded, orientations: set[int]
 ) -> tuple[Bool[np.ndarray, "h w"] | None, Issue | None]:
     """Returns a mask in the orientation of its image, None if it cannot belong to it, and an issue.
 
@@ -102,9 +102,10 @@ def _fit(
     image = decoded.image
     detail = f"{width}x{height}, the image {image.width}x{image.height}"
     stored = image.size if decoded.orientation < 5 else image.size[::-1]  # from 5 on, sides swap
-    if oriented and decoded.orientation == 1:
-        return None, Issue("mask_orientation", "", "the mask")
-    if decoded.orientation != 1 and not oriented:
+    if orientations != {1} and orientations != {decoded.orientation}:
+        numbers = ", ".join(map(str, sorted(orientations)))
+        return None, Issue("mask_orientation", "", f"{decoded.orientation}, the mask {numbers}")
+    if orientations != {decoded.orientation}:
         # Square images and half turns keep the size, so it is unknown whether the mask must be turned.
         if stored == image.size:
             return None, Issue("mask_orientation", "", f"orientation {decoded.orientation}")

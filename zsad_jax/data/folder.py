@@ -140,7 +140,7 @@ def read_folder(
     """
     root = pathlib.Path(user_path(path))
     if not root.is_dir():
-        raise UserError(f"The folder {root} does not exist.")
+        raise UserError(f"The folder {root.absolute()} does not exist.")
     masks = None if masks is None else user_path(masks, "`masks`")
     name = name or root.resolve().name
     classes = _find_classes(root, split)

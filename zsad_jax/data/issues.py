@@ -45,8 +45,8 @@ DESCRIPTIONS = {
     "mask_of_normal": "the image is normal but has a mask; the mask is ignored",
     "mask_size": "the mask differs in size from the image, which is excluded from pixel metrics",
     "mask_resized": "the mask differs in size from the image, with the same aspect ratio",
-    "mask_orientation": "only one of the image and its mask has an EXIF orientation; the image is excluded from"
-    " pixel metrics",
+    "mask_orientation": "the image and its mask differ in EXIF orientation; the image is excluded from pixel"
+    " metrics",
     "mask_turned": "the mask was turned by the EXIF orientation of its image",
     "mask_empty": "the image is anomalous, but its mask is empty",
     "mask_full": "the mask covers the whole image",
@@ -70,7 +70,7 @@ SCALED = ("image_scaled", "image_narrow", "image_stretched")
 UNREADABLE = ("image_unreadable", "record_unreadable")
 # Notes that are logged as warnings and stored with the results: the file is used, but perhaps wrongly.
 DOUBTFUL = (
-    *("image_stretched", "image_shallow", "image_gaps", "image_pages"),
+    *("image_narrow", "image_stretched", "image_shallow", "image_gaps", "image_pages"),
     *("mask_empty", "mask_full", "mask_inverted", "mask_turned", "mask_resized", "mask_pages"),
 )
 

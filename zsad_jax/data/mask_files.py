@@ -49,7 +49,7 @@ def find_masks(
 
     Masks are files in folders such as `ground_truth`, and those with names such as `000_mask.png` or
     `mask_000.png`, if there is a `000.png` or they have only a few gray values; also the files of any other
-    folder that have the names of images elsewhere and only a few gray values.
+    folder that have only a few gray values, unlike the images elsewhere.
 
     Args:
       root: the folder.
@@ -73,7 +73,6 @@ def find_masks(
     masks |= dict.fromkeys(_find_same_stems(root, [file for file in left if file not in masks]))
 
     left = [file for file in left if file not in masks]
-    certain = bool(masks)  # with masks found by name, folders with other names contain images
     folders: defaultdict[str, list[str]] = defaultdict(list)
     named: defaultdict[str, list[str]] = defaultdict(list)
     # Anomalous images first: a mask has the name of one of them, and often that of a normal image, too.
@@ -84,15 +83,14 @@ def find_masks(
     unusual: dict[str, str] = {}
     for folder, inside in folders.items():
         likely = outermost_folder(f"{folder}/", _LIKELY_FOLDER) != ""
-        if not likely and (certain or plain(os.path.basename(folder)) in ("", *normal)):
+        if not likely and plain(os.path.basename(folder)) in ("", *normal):
             continue
         twins = _find_twins(folder, inside, named)
-        # Names such as 000.png recur by chance, so without a likely folder name half of them must match.
-        enough = likely or len(twins) >= len(inside) / 2
-        if not enough or not _have_few_levels(root, list(twins) or inside):
+        # Names such as 000.png recur by chance, so without a likely folder name all files count.
+        if not _have_few_levels(root, (list(twins) if likely else []) or inside):
             continue
         if not likely or not twins:
-            # If all have few levels, nothing tells which ones are the masks.
+            # If all have few levels, nothing shows which ones are the masks.
             others = list(twins.values()) or sorted({*left} - {*inside})
             if not others or _have_few_levels(root, others):
                 continue
@@ -114,7 +112,7 @@ def _find_same_stems(root: PathLike, files: Sequence[str]) -> list[str]:
         for file in same if len(same) > 1 else ():
             places[os.path.dirname(file), os.path.splitext(file)[1]].append(file)
     few = {file for same in places.values() if _have_few_levels(root, same) for file in same}
-    # If all of them have few levels, nothing tells which one is the mask.
+    # If all of them have few levels, nothing shows which one is the mask.
     return [
         file for same in stems.values() if not few.issuperset(same) for file in same if file in few
     ]

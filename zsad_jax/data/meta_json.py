@@ -202,7 +202,10 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _compare(first: Sample, second: Sample) -> list[Issue]:
     """Reports the differences of two entries of an image."""
-    values = [(name, getattr(first, name), getattr(second, name)) for name in ("label", "category")]
+    values = [
+        (name, getattr(first, name), getattr(second, name))
+        for name in ("label", "category", "mask")
+    ]
     differences = [f"{name} {one} and {other}" for name, one, other in values if one != other]
     detail = ", ".join(differences)
     return [Issue("entry_contradicts", second.file_name, detail)] * bool(detail)
@@ -220,8 +223,16 @@ def _check(entry: dict[str, Any]) -> dict[str, Any]:
             f"the anomaly of {image} must be 0 (normal) or 1 (anomalous), but is {found}"
         )
     name = entry["cls_name"]
-    if name == "" or not isinstance(name, str | int) or not _is_text(str(name)):
+    if (
+        not isinstance(name, str | int)
+        or isinstance(name, bool)
+        or not str(name).strip()
+        or not _is_text(str(name))
+    ):
         raise ValueError(f"the cls_name of {image} must be a name, but is {name!r}")
+    specie = entry.get("specie_name")
+    if not isinstance(specie, str | int | None):
+        raise ValueError(f"the specie_name of {image} must be a name, but is {specie!r}")
     return entry | {"anomaly": _LABELS[anomaly]}
 
 

@@ -1,6 +1,7 @@
 """Opens a dataset by its name or its description."""
 
 import inspect
+import os
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
@@ -97,7 +98,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     if is_available(spec, data_dir):
         return
     if not isinstance(spec, str):
-        raise UserError(f"The folder {parse_spec(spec)[1]} does not exist.")
+        raise UserError(f"The folder {os.path.abspath(parse_spec(spec)[1])} does not exist.")
     name = next(part.key for part in parse_name(spec) if not _find_opener(part.key, data_dir))
     if name in benchmarks.names():
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))

@@ -224,11 +224,11 @@ def decode_mask(
 
 def read_masks(
     encoded: Encoded | tuple[Encoded, ...],
-) -> tuple[list[Shaped[np.ndarray, "H W"]], bool, tuple[Issue, ...]]:
+) -> tuple[list[Shaped[np.ndarray, "H W"]], set[int], tuple[Issue, ...]]:
     """Decodes the ground truth of an image, one mask or several.
 
     Returns:
-      Gray values of each (8 bits with palettes applied, or deeper), whether EXIF turned any, and notes on parts
+      Gray values of each (8 bits with palettes applied, or deeper), their EXIF orientations, and notes on parts
       of the files that are not used, without a file.
 
     Raises:
@@ -238,9 +238,8 @@ def read_masks(
     masks, orientations, notes = zip(*map(_read_mask, parts), strict=True)
     if len({mask.shape for mask in masks}) != 1:
         raise UnreadableImage(_name(parts[0]), "the masks of this image differ in size")
-    oriented = any(orientation != 1 for orientation in orientations)
     pages = (one for part in notes for one in part if one.kind == "image_pages")
-    return list(masks), oriented, tuple(one._replace(kind="mask_pages") for one in pages)
+    return list(masks), set(orientations), tuple(one._replace(kind="mask_pages") for one in pages)
 
 
 def binarize(
@@ -300,6 +299,8 @@ def _load(encoded: Source) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...],
             large = image.width * image.height > LARGE_PIXELS
             with _large_images_allowed() if large else contextlib.nullcontext():
                 image.load()
+            if image.format == "PPM" and image.mode == "I":  # a PGM of 16 bits, in a wider type
+                return np.asarray(image).astype(np.uint16), notes, 1
             if image.mode not in ("1", "L", "RGB", "RGBA", "CMYK") and not _is_deep(image):
                 image.convert("RGB")  # fails for a damaged palette, which loading does not notice
     except UnreadableImage:
@@ -447,7 +448,7 @@ def _scale_of(low: float, high: float, dtype: np.dtype, bit_depth: int) -> tuple
     # Wider integers are often 8-bit or 16-bit values that a program stored in a wider type.
     if integer and dtype.itemsize != 2 and low >= 0 and high <= 255:
         return "image_narrow", 0, 255
-    if integer and dtype.itemsize == 2 and high > full and low >= 0:
+    if integer and (dtype.itemsize == 2 or bit_depth < 16) and high > full and low >= 0:
         reason = f"its values reach {high:g}, more than {bit_depth} bits hold ({full})"
         reason += "; set a larger `bit_depth` of the backbone, or --depth of predict"
         raise UnreadableImage("an array", reason)

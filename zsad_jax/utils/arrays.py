@@ -17,14 +17,19 @@ def to_numpy(values: Any, what: str) -> np.ndarray:
       what: their name in errors, a plural ("Anomaly maps").
 
     Raises:
-      UserError: the entries have different shapes, or a type that NumPy does not have.
+      UserError: the entries have different shapes, a type that NumPy does not have, or masked values.
     """
+    for one in values if isinstance(values, list | tuple) else [values]:
+        if np.ma.is_masked(one):
+            raise UserError(
+                f"{what} have masked values. Replace them first, for example with .filled(0)."
+            )
     several = isinstance(values, list | tuple | Iterator)
     entries = list(values) if several else [values]
     try:
         plain = [one.detach().cpu().numpy() if hasattr(one, "detach") else one for one in entries]
         return np.asarray(plain if several else plain[0])
-    except Exception as error:  # of the library whose tensor it is, too
+    except Exception as error:  # the tensor's library may raise any error
         shapes = [np.shape(one) for one in entries]
         most = max(shapes, key=shapes.count)
         for number, shape in enumerate(shapes):
@@ -34,6 +39,11 @@ def to_numpy(values: Any, what: str) -> np.ndarray:
                     " to the same shape."
                 ) from error
         raise UserError(f"{what} are not an array ({error}). Pass a NumPy array.") from error
+
+
+def is_array(value: Any) -> bool:
+    """Returns whether this is an array, or a tensor of PyTorch."""
+    return all(hasattr(value, name) for name in ("__array__", "ndim", "dtype"))
 
 
 def is_real(dtype: npt.DTypeLike) -> bool:

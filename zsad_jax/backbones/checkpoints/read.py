@@ -22,10 +22,12 @@ NAMES_SHOWN = 20
 # Weights hardly compress: a file that holds many times its own size was made to fill the memory.
 MAX_RATIO, SMALL = 16, 2**26
 # What training scripts and modules put around the names of arrays.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "learnable_prompts")
-INSIDE = {"module", "_parameters", "_buffers", "_modules"}
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "params_ema"),
+    "learnable_prompts",
+)
+INSIDE = {"module", "_orig_mod", "_parameters", "_buffers", "_modules"}
 OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-OLD = "it has PyTorch's format before 1.6; load it with PyTorch and save it again"
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -35,7 +37,8 @@ def read_arrays(
     """Reads the arrays of an npz, safetensors or PyTorch file by name.
 
     The content decides the format. Two-byte arrays without a type are read as bfloat16, which numpy cannot
-    name. Pickled objects of npz files are rejected, and those of PyTorch files ignored. The names lose what
+    name. Pickled objects of npz files are rejected, and those of PyTorch files ignored, as are arrays that hold
+    no real numbers. The names lose what
     training scripts put around them ("state_dict.", "module.").
 
     Args:
@@ -51,7 +54,10 @@ def read_arrays(
     try:
         stored = _reader(path)(path, max_bytes or MAX_RATIO * path.stat().st_size + SMALL)
         with np.errstate(over="ignore"):  # infinity is reported with the names of the arrays
-            return unwrapped({name: _checked(name, one, keep_types) for name, one in stored})
+            typed = ((name, _typed(one, keep_types)) for name, one in stored)
+            return unwrapped({name: one for name, one in typed if is_real(one.dtype)})
+    except UserError:
+        raise
     except torch_file.RefusedError as error:
         raise UserError(
             f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
@@ -144,7 +150,9 @@ def _misfits(
     other = [name for name in common if not _is_float(found[name])]
     broken = [name for name in common if name not in other and not np.isfinite(found[name]).all()]
     missing = dict.fromkeys(name_in_file(name) for name in wanted if name not in found)
-    unexpected = {name_in_file(name): name for name in found if name not in wanted}
+    # Training scripts store numbers beside the weights, such as the epoch.
+    others = [name for name in found if name not in wanted and _is_float(found[name])]
+    unexpected = {name_in_file(name): name for name in others}
     kinds = [
         _listed("missing", [name for name in missing if name not in unexpected]),
         _listed("unexpected", [name for name in unexpected if name not in missing]),
@@ -185,8 +193,11 @@ def _reader(path: pathlib.Path) -> Reader:
         return _read_safetensors
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
-            old = file.read(len(OLD_START)) == OLD_START
-        raise ValueError(OLD if old else "its format is unknown")
+            if file.read(len(OLD_START)) == OLD_START:
+                raise UserError(
+                    f"{path} has PyTorch's format before 1.6. Load it with PyTorch and save it again."
+                )
+        raise ValueError("its format is unknown")
     with zipfile.ZipFile(path) as archive:
         is_torch = any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
     return _read_torch if is_torch else _read_npz
@@ -233,12 +244,10 @@ def _read_torch(path: pathlib.Path, limit: int) -> Iterator[tuple[str, np.ndarra
     return torch_file.read_tensors(path, select)
 
 
-def _checked(name: str, array: np.ndarray, keep_type: bool) -> np.ndarray:
-    """Returns an array of real numbers, floating-point ones as float32 unless their type is kept."""
+def _typed(array: np.ndarray, keep_type: bool) -> np.ndarray:
+    """Returns an array, a floating-point one as float32 unless its type is kept."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how numpy stores bfloat16
         array = array.view(ml_dtypes.bfloat16)
-    if not is_real(array.dtype):
-        raise ValueError(f"{name} is of the type {array.dtype}")
     return array if keep_type or not _is_float(array) else array.astype(np.float32, copy=False)
 
 

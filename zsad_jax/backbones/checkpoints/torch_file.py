@@ -34,15 +34,25 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Classes and functions whose objects are empty here, besides those of modules: nothing depends on them.
-_EMPTY = ("__torch__.", "torch.nn.", "torch.optim.", "numpy.core.", "numpy._core.")
+# What the names of harmless classes and functions begin with; their objects are empty here.
+_EMPTY = (
+    *(
+        "__torch__.",
+        "torch.nn.",
+        "torch.optim.",
+        "torch._utils._rebuild_",
+        "torch.Size",
+        "torch.device",
+    ),
+    *("torch.float", "torch.bfloat", "torch.int", "torch.uint", "torch.complex", "torch.q"),
+    *("torch.Q", "torch.Complex", "torch.storage.Untyped", "torch.serialization._get_layout"),
+    *("numpy.core.", "numpy._core.", "numpy.dtype", "numpy.ndarray", "_codecs.encode"),
+    *("argparse.Namespace", "pathlib.", "datetime.", "collections."),
+)
+_BUILTINS = ("dict", "set", "list", "tuple", "int", "float", "str", "bool", "complex")
 _KNOWN = {
     *(f"{module}.{kind}" for module in ("torch", "torch.storage") for kind in _STORAGES),
-    *("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"),
-    *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("dict", "set")),
-    *("collections.OrderedDict", "collections.defaultdict", "argparse.Namespace"),
-    *("torch.Size", "torch.device", "torch.float32", "torch.float16", "torch.bfloat16"),
-    *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
+    *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in _BUILTINS),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Operations by the number of values that they take from the stack, or all that follow the last mark.
@@ -122,7 +132,7 @@ def read_tensors(
         def read(storage: _Storage) -> np.ndarray:
             member = archive.getinfo(f"{folder}data/{storage.key}")
             if member.file_size != storage.length * storage.dtype.itemsize:
-                raise ValueError(f"storage {storage.key} has not the size of its tensors")
+                raise ValueError(f"storage {storage.key} does not have the size of its tensors")
             values = np.frombuffer(archive.read(member), storage.dtype)
             return (values.byteswap() if swap else values).view(np.uint8)
 
@@ -202,7 +212,9 @@ def _make(made: Any, arguments: Any = None) -> Any:
     """Returns what a call with arguments makes, or a reference to a storage without any."""
     match made, arguments:
         case ("storage", _Global() as kind, str(key), _, int(length), *_), None:
-            return _Storage(np.dtype(_STORAGES[kind.rpartition(".")[2]]), key, length)
+            # Tensors of other types, such as complex numbers, are empty objects.
+            dtype = _STORAGES.get(kind.rpartition(".")[2])
+            return _Object() if dtype is None else _Storage(np.dtype(dtype), key, length)
         case "torch._utils._rebuild_tensor_v2", (
             _Storage() as storage,
             offset,
@@ -217,7 +229,7 @@ def _make(made: Any, arguments: Any = None) -> Any:
             return {}
         case _Global(), _:
             return _Object()
-    raise RefusedError("something else than a name")
+    raise RefusedError("something other than a known name")
 
 
 def _find_tensors(

@@ -78,5 +78,6 @@ def describe_verdict(found: Findings) -> str:
         (found.unusable, "unusable sample", ""),
     )
     words = [plural(len(them), noun) + rest for them, noun, rest in problems if them]
-    verdict = ", ".join(words) or "all images and masks are usable"
+    usable = "all files can be read" if found.issues else "all images and masks are usable"
+    verdict = ", ".join(words) or usable
     return verdict + (f"; {plural(len(found.issues), 'issue')}" if found.issues else "")
