@@ -273,7 +273,7 @@ def test_reports_insufficient_disk_space_before_download(server, tmp_path, monke
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 def test_reports_full_disk(server, tmp_path):
     (tmp_path / "weights.npz.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(UserError, match=r"No space left on device\). Make room and"):
         fetch(server.url, tmp_path)
     assert not (tmp_path / "weights.npz").exists()
 

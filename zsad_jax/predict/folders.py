@@ -63,11 +63,13 @@ def read_folders(path: str, default: Folder) -> Folders:
         entries, mistakes = (), [f"{error}."]
     for name, entry in entries:
         try:
-            place = _find_folder(pathlib.Path(path).parent, name)
+            place = os.path.realpath(pathlib.Path(path).parent / name)
+            if not os.path.isdir(place):
+                mistakes.append(_describe_missing(pathlib.Path(path).parent, name))
             if place in listed:
-                raise UserError(f"{name!r} is listed twice.")
+                mistakes.append(f"{name!r} is listed twice.")
             listed[place] = _read_entry(name, entry, default)
-        except UserError as error:
+        except (UserError, ValueError) as error:
             mistakes.append(str(error))
     if mistakes:
         raise UserError(
@@ -77,15 +79,12 @@ def read_folders(path: str, default: Folder) -> Folders:
     return Folders(default, listed)
 
 
-def _find_folder(parent: pathlib.Path, name: str) -> str:
-    """Returns the real path of a listed folder."""
-    place = parent / name
-    if not place.is_dir():
-        meant = parent / name.replace("\\", "/")
-        known = [os.path.relpath(one, parent) for one in list_folders(meant.parent)]
-        near = did_you_mean(nearest(os.path.relpath(meant, parent), known))
-        raise UserError(f"There is no folder {place}." + f" {near}" * bool(near))
-    return os.path.realpath(place)
+def _describe_missing(parent: pathlib.Path, name: str) -> str:
+    """Returns that a listed folder does not exist, with the names of similar ones."""
+    meant = parent / name.replace("\\", "/")
+    known = [os.path.relpath(one, parent) for one in list_folders(meant.parent)]
+    near = did_you_mean(nearest(os.path.relpath(meant, parent), known))
+    return f"There is no folder {parent / name}." + f" {near}" * bool(near)
 
 
 def _read_entry(name: str, entry: Any, default: Folder) -> Folder:

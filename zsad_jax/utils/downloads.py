@@ -75,14 +75,10 @@ def fetch(
                 os.fsync(file.fileno())
                 part.replace(destination)
     except OSError as error:
-        full = files.is_disk_full(error)
-        reason = "the disk is full" if full else error.strerror
-        remedy = (
-            "Make room and run the command again to resume" if full else "Check its permissions"
-        )
+        remedy = "Make room" if files.is_disk_full(error) else "Check its permissions"
         raise UserError(
-            f"Cannot write {label} to {destination.parent} ({reason}). {remedy}, or {OTHER_DISK} on another"
-            " disk."
+            f"Cannot write {label} to {destination.parent} ({error.strerror}). {remedy} and run the command"
+            f" again to resume, or {OTHER_DISK} on another disk."
         ) from error
     return destination
 
@@ -176,8 +172,8 @@ class _Download:
             raise self._failure(f"{problem}, so the download was deleted")
 
     def _failure(self, reason: str, kind: type[UserError] = UserError) -> UserError:
-        words = f"Cannot download {self.label} from {self.url} ({reason}). {self.instructions}."
-        return kind(words)
+        where = f"{self.label} from {self.url}"
+        return kind(f"Cannot download {where} ({reason}). {self.instructions}.")
 
     def _request(self) -> None:
         """Downloads in one request what is missing from the part file."""
