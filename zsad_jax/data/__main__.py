@@ -197,7 +197,8 @@ def _show(options: argparse.Namespace) -> int:
 
     opened = _open(options.name, options)
     path = pathlib.Path(options.out or f"{pathlib.Path(options.name).resolve().name}.png")
-    path = path if path.suffix else path.with_suffix(".png")
+    if not path.suffix and not path.is_dir():
+        path = path.with_suffix(".png")
     number = write_sheet(
         opened, path, split=options.split, categories=options.category, per_category=options.images
     )

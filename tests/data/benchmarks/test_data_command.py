@@ -160,7 +160,7 @@ def test_verify_accepts_empty_masks(run, official, published_miniature):
     code, out, _ = run("verify", "mvtec_ad")
     assert code == 0
     assert lines_with(out, "issue: bottle/test/combined/000.png", "its mask is empty")
-    assert out.splitlines()[-1] == ("MVTec AD: all images and masks are usable; 1 issue")
+    assert out.splitlines()[-1] == ("MVTec AD: all files can be read; 1 issue")
     assert "To list all" not in out
 
 
