@@ -38,14 +38,14 @@ class TrainingConfig:
       epochs: passes over the auxiliary set, for stages without their own number.
       batch_size: images per step; the last batch is padded and masked, never dropped.
       learning_rate: for every parameter group that `learning_rates` does not name.
-      learning_rates: per parameter group.
+      learning_rates: of single parameter groups, by name.
       optimizer: "adam", or "sgd" with `momentum` and `weight_decay`, as CoOp was trained.
-      b1, b2, eps: Adam's.
-      momentum, weight_decay: of "sgd".
+      b1, b2, eps: the constants of "adam".
+      momentum, weight_decay: the constants of "sgd".
       schedule: of the rate, epoch by epoch: "constant", or "cosine", which falls from the peak towards zero.
       warmup_epochs: epochs at `warmup_rate` before it, which delay the cosine but do not shorten its period of
         `epochs`: the last `warmup_epochs` epochs of the period are never reached, as in CoOp's code.
-      warmup_rate: of every group.
+      warmup_rate: learning rate of every group in the warm-up.
       shuffle: False keeps the dataset's order, class by class, as the published code does.
     """
 

@@ -158,16 +158,17 @@ def test_headlines_are_domain_means(report, make_row):
 
 
 def test_titles_of_all_tables_name_what_differs_from_the_config(report, tmp_path):
-    changed = {"method.sigma": 8.0, "targets": ["visa"], "num_workers": 2}
+    changed = {"method.sigma": 8.0, "comparisons": "x" * 100}
     changed_report = dataclasses.replace(report, run={**report.run, "changed_keys": changed})
     tables = [*changed_report.tables, *changed_report.paper_tables]
     assert tables
-    assert all(table.title.endswith(" (method.sigma=8.0)") for table in tables)
+    ending = f" (method.sigma=8.0, comparisons={'x' * 68}…)"
+    assert all(table.caption == table.title + ending for table in tables)
     write_report(tmp_path, changed_report)
     for name in ("results.md", "results.tex", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8").replace("\\_", "_")
-        assert text.count("(method.sigma=8.0)") >= len(tables), name
-    assert not any("sigma" in table.title for table in report.tables)
+        assert text.count("(method.sigma=8.0, ") >= len(tables), name
+    assert all(table.caption == table.title for table in report.tables)
 
 
 def test_writes_expected_files(report, tmp_path):

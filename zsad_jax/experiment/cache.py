@@ -178,10 +178,13 @@ def load(path: files.PathLike) -> Evaluation | None:
 
 def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
     text = json.loads(arrays["text"].tobytes())
-    scored = [
-        Scored({name: arrays[f"scores/{i}/{name}"] for name in names}, _read_metrics(stored))
-        for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True))
-    ]
+    scored = []
+    for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True)):
+        found = {
+            category: {name: _read_metrics(*one) for name, one in by_score.items()}
+            for category, by_score in stored.items()
+        }
+        scored.append(Scored({name: arrays[f"scores/{i}/{name}"] for name in names}, found))
     cases = [
         Case(
             dataset=text["dataset"],
@@ -205,14 +208,8 @@ def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
     )
 
 
-def _read_metrics(stored: dict[str, Any]) -> dict[str, dict[str, Metrics]]:
-    """Returns the metrics of each category and image score, which JSON holds as lists."""
-
-    def read(values: dict[str, float], reasons: dict[str, str], notes: list[list[Any]]) -> Metrics:
-        found = (Note(tuple(metrics), *fields) for metrics, *fields in notes)
-        return Metrics(values, reasons, tuple(found))
-
-    return {
-        category: {name: read(*one) for name, one in by_score.items()}
-        for category, by_score in stored.items()
-    }
+def _read_metrics(
+    values: dict[str, float], reasons: dict[str, str], notes: list[list[Any]]
+) -> Metrics:
+    """Returns metrics that JSON holds as lists."""
+    return Metrics(values, reasons, tuple(Note(tuple(names), *fields) for names, *fields in notes))

@@ -25,6 +25,10 @@ from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
 
+WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys, on results
+# Keys that tables need not name: without effect, or their values are in the tables anyway.
+ELSEWHERE = (*WITHOUT_EFFECT, "targets", "data", "comparisons")
+
 
 class MethodSpec(NamedTuple):
     """A method with its config dataclass; `label` is its key in `comparisons`, "" for the main result."""
@@ -100,8 +104,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
+            # A mapping with a mistake remains text on the command line.
+            folder = "PATH" if self.data.lstrip().startswith("{") else self.data
             raise UserError(
-                f"config.data is {self.data!r}. Write {{'folder': {self.data!r}}}, or set config.targets."
+                f"config.data is {self.data!r}. Write {{'folder': {folder!r}}}, or set config.targets."
             )
         # Configs hold None for each auxiliary dataset, so that the command line can set a checkpoint.
         if isinstance(self.checkpoints, Mapping):
@@ -193,11 +199,9 @@ class Experiment:
     @property
     def data_folder(self) -> pathlib.Path:
         """The folder of prepared datasets."""
-        return (
-            pathlib.Path(user_path(self.data_dir, "config.data_dir"))
-            if self.data_dir is not None
-            else default_data_dir()
-        )
+        if self.data_dir is None:
+            return default_data_dir()
+        return pathlib.Path(user_path(self.data_dir, "config.data_dir"))
 
     @property
     def backbone_options(self) -> dict[str, Any]:
@@ -212,11 +216,24 @@ class Experiment:
         """Returns the backbone's files; missing files of a released name are downloaded first."""
         return locate_files(**self.backbone_options)
 
-    def check_methods(self, backbone: Backbone | None = None) -> None:
+    def choose_prompts(self, method: str, auxiliary: str) -> prompt_files.PromptFile:
+        """Returns the prompts of a method that were learned on a dataset; raises UserError without any."""
+        given, backbone = self.checkpoints.get(auxiliary), self.backbone["name"]
+        file = prompt_files.choose(method, backbone, given, auxiliary=auxiliary)
+        if not file.source:
+            raise UserError(
+                f"There are no prompts learned on {auxiliary}. Name a file"
+                f" (--config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\"), or train them"
+                " (--config.train=True)."
+            )
+        return file
+
+    def check_methods(self, backbone: Backbone | None = None, class_name: str = "object") -> None:
         """Rejects options that do not work together.
 
         Args:
           backbone: the loaded one; None: the shapes of a released one, over which no prompts are encoded.
+          class_name: the longest name in prompts.
         """
         if backbone is None and self.backbone["name"] not in RELEASES:
             return
@@ -241,7 +258,7 @@ class Experiment:
             if backbone is not None:
                 # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)
-                encode.eval_shape(over.params, params, ("object",))
+                encode.eval_shape(over.params, params, (class_name,))
 
     def training_for(self, method: Method) -> TrainingConfig:
         """Returns the training section with the learning rates of the groups that a method has."""

@@ -76,7 +76,7 @@ def flags_parser(module: str) -> Callable[[list[str]], list[str]]:
         except flags.Error as error:
             mistake = str(error).splitlines()[0]
             if isinstance(error, flags.IllegalFlagValueError):
-                mistake = _describe_illegal(argv) or mistake
+                _reject_illegal(argv)
             elif isinstance(error, flags.UnrecognizedFlagError):
                 known = [*flags.FLAGS, *(f"config.{one}" for one in flatten(_from_file(argv)))]
                 near = did_you_mean([f"--{one}" for one in _nearest_keys(error.flagname, known)])
@@ -155,8 +155,8 @@ def _nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     return ending or like_it or nearest(key, known)
 
 
-def _describe_illegal(argv: list[str]) -> str:
-    """Returns what is wrong with the first value that the parser of its flag rejects; "" without any."""
+def _reject_illegal(argv: list[str]) -> None:
+    """Raises `UserError` on the first value that the parser of its flag rejects."""
     for flag, value in re.findall(r"^--?([\w.]+)(?:=|\n(?!-))(.*)", "\n".join(argv), re.MULTILINE):
         parser = flags.FLAGS[flag].parser if flag in flags.FLAGS else flags.ArgumentParser()
         try:
@@ -166,14 +166,17 @@ def _describe_illegal(argv: list[str]) -> str:
                 choices = getattr(parser, "enum_values", None)
                 kind = parser.syntactic_help or "True or False"
                 remedy = suggest(value, choices) if choices else f"Expected {kind}."
-                return f"--{flag} is {value!r}. {remedy}"
+                raise UserError(f"--{flag} is {value!r}. {remedy}") from None
             name, config = flag.removeprefix("config."), _from_file(argv)
             inside = [key for key in flatten(config) if key.startswith(f"{name}.")]
             # The name of a method or a backbone, else the first key of the section.
             key = min(inside, key=lambda key: not key.endswith(".name"), default="")
             remedy = f" Set its keys, for example --config.{key}={value}." if key else ""
-            return f"{flag} is {value!r}. Expected {describe_keys(config)[name][0]}.{remedy}"
-    return ""
+            kind = describe_keys(config)[name][0]
+            raise UserError(
+                f"{flag} is {value!r}. Expected {kind}.{remedy} To list all keys:"
+                " python -m zsad_jax.main --config CONFIG --keys"
+            ) from None
 
 
 def _config_mistake(argv: list[str], error: Exception) -> str:

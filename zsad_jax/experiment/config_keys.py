@@ -25,7 +25,10 @@ def flatten(config: Any, section: type = ConfigDict) -> dict[str, Any]:
 
 
 def describe_keys(config: ConfigDict) -> dict[str, tuple[str, str]]:
-    """Returns the type and the description of each key of a config, by dotted name."""
+    """Returns the type and the description of each key and section of a config, by dotted name.
+
+    The entries of a mapping have those of the mapping.
+    """
     # The classes and functions that take a section, whose docstrings are the only descriptions.
     parts: dict[str, Any] = {"": Experiment, "training": TrainingConfig, "backbone": load_backbone}
     with contextlib.suppress(AttributeError, UserError):  # reported when the experiment is made
@@ -41,15 +44,21 @@ def describe_keys(config: ConfigDict) -> dict[str, tuple[str, str]]:
             if typing.get_origin(hint) is typing.ClassVar:
                 (hint,) = typing.get_args(hint)
             keys[f"{section}.{name}".lstrip(".")] = (describe_type(hint), words)
+    for name in flatten(config):
+        known = name
+        while known and known not in keys:
+            known = known.rpartition(".")[0]
+        keys[name] = keys.get(known, ("", ""))
     return keys
 
 
 def list_keys(config: ConfigDict) -> str:
     """Returns every key of a config with its value, type and description."""
-    keys, lines = describe_keys(config), []
-    for name, value in flatten(config).items():
-        # The entries of a mapping have the description of the mapping.
-        kind, words = keys.get(name) or keys.get(name.partition(".")[0], ("", ""))
+    keys, values, lines = describe_keys(config), flatten(config), []
+    # In the order of the docstrings, whose descriptions may continue those before them.
+    order = {described: number for number, described in enumerate(keys.values())}
+    for name in sorted(values, key=lambda name: order[keys[name]]):
+        kind, words = keys[name]
         words = textwrap.fill(f"{kind[:1].upper()}{kind[1:]}: {words}", 96)
-        lines += [f"--config.{name}={value}", textwrap.indent(words, "    ")]
+        lines += [f"--config.{name}={values[name]}", textwrap.indent(words, "    ")]
     return "\n".join(lines)

@@ -30,10 +30,11 @@ def describe_inputs(
     lines = [f"  devices   {len(devices)} x {devices[0].device_kind}"]
     lines += [f"  evaluate  {_describe(datasets[target.name])}" for target in targets]
     for name in dict.fromkeys(str(target.auxiliary) for target in targets if learned):
-        source = experiment.checkpoints.get(name, "included with the package")
-        loaded = f"  prompts   learned on {names.dataset_name(name)} ({source})"
-        trained = f"  train on  {_describe(datasets[name])}" if experiment.train else ""
-        lines.append(trained or loaded)
+        if experiment.train:
+            lines.append(f"  train on  {_describe(datasets[name])}")
+        else:
+            file = experiment.choose_prompts(experiment.method["name"], name)
+            lines.append(f"  prompts   learned on {names.dataset_name(name)} ({file.description})")
     return "\n".join(lines if learned else [*lines, "  prompts   fixed, nothing is trained"])
 
 

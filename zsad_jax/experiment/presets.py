@@ -163,12 +163,10 @@ def vary(
 
 def _fields(cls: Any, **values: Any) -> ConfigDict:
     """Returns all fields of a config's dataclass, with their defaults or these values."""
-    hints = typing.get_type_hints(cls)
+    hints, defaults = typing.get_type_hints(cls), cls()
     fields = ConfigDict()
     for field in dataclasses.fields(cls):
-        made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
-        value = values.pop(field.name, default)
+        value = values.pop(field.name, getattr(defaults, field.name))
         # A reference of any type, so that None can be set, and be replaced, in a command line.
         optional = type(None) in typing.get_args(hints[field.name])
         fields[field.name] = config_dict.FieldReference(value, object) if optional else value

@@ -4,7 +4,6 @@ Everything that an earlier run with the same settings finished is reused.
 """
 
 import contextlib
-import functools
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
 from zsad_jax.evaluate import Contender, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, config_files, console, run_info
-from zsad_jax.experiment.config import Experiment, MethodSpec, Target, to_json
+from zsad_jax.experiment.config import ELSEWHERE, Experiment, MethodSpec, Target, to_json
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.experiment.workdir import check_workdir
 from zsad_jax.methods import Method, image_score, param_shapes
@@ -32,7 +31,6 @@ from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
-LONG_NAME = 32  # bytes, of which a token has at least one
 OUTPUTS = (
     *("config.json", "results.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -94,7 +92,8 @@ def run_experiment(
         clock.lap(f"evaluate {target.name}")
     info = run_info.describe_process(clock)
     info |= run_info.describe_evaluations([one.evaluation for one in results])
-    info |= {"changed_keys": changed or {}}
+    effective = {k: v for k, v in (changed or {}).items() if k.partition(".")[0] not in ELSEWHERE}
+    info |= {"changed_keys": effective}
     info |= run_info.describe_method(experiment, run.method, run.backbone)
     trainings = dict.fromkeys(one.folder for one in prompts.values() if one.folder)
     report = make_report(run, results, info, trainings)
@@ -117,31 +116,18 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     experiment.check_methods()
     datasets, skipped = open_datasets(experiment)
     backbone = experiment.load_backbone()
-    experiment.check_methods(backbone)
+    in_prompts = (name for one in datasets.values() for name in one.prompt_names)
+    # A text has no more tokens than bytes.
+    longest = max(in_prompts, key=lambda name: len(name.encode(errors="replace")))
+    experiment.check_methods(backbone, longest)
     method = experiment.main_method(backbone)
     score = image_score(method, experiment.image_score)
-    _check_names(experiment, backbone, datasets.values())
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
     mesh = sharding.make_mesh()
     learned = bool(param_shapes(method, backbone))
     _show(console.describe_inputs(experiment, datasets, learned=learned))
     return Run(experiment, workdir, backbone, mesh, datasets, skipped, method, score)
-
-
-def _check_names(experiment: Experiment, backbone: Backbone, datasets: Iterable[Dataset]) -> None:
-    """Rejects names of categories that are too long for the text tower, before anything is trained."""
-    longest = max((name for one in datasets for name in one.prompt_names), key=_num_bytes)
-    # No prompt with a shorter name is too long, and tracing takes a second for each method.
-    if not experiment.train or _num_bytes(longest) <= LONG_NAME:
-        return
-    for method in (spec.make(backbone) for spec in experiment.methods()):
-        encode = functools.partial(method.prototypes, class_names=(longest,))
-        jax.eval_shape(encode, backbone.params, param_shapes(method, backbone))
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode(errors="replace"))
 
 
 def obtain_all_prompts(run: Run, clock: run_info.Stopwatch) -> AllPrompts:
@@ -244,14 +230,7 @@ def obtain_prompts(run: Run, spec: MethodSpec, auxiliary: str | None) -> Prompts
     assert auxiliary is not None  # see `Experiment.check_methods`
     if run.experiment.train:
         return _train(run, method, auxiliary)
-    given = run.experiment.checkpoints.get(auxiliary)
-    file = prompt_files.choose(method.name, run.backbone.name, given, auxiliary=auxiliary)
-    if not file.source:
-        raise UserError(
-            f"There are no prompts learned on {auxiliary}. Name a file"
-            f" (--config.checkpoints=\"{{'{auxiliary}': 'prompts.npz'}}\"), or train them"
-            " (--config.train=True)."
-        )
+    file = run.experiment.choose_prompts(method.name, auxiliary)
     params = prompt_files.load(file, method, run.backbone)
     return Prompts(params, auxiliary, file.name, file.epoch)
 

@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.experiment.config import Experiment, to_json
+from zsad_jax.experiment.config import WITHOUT_EFFECT, Experiment, to_json
 from zsad_jax.experiment.config_keys import flatten
-from zsad_jax.report.wording import WITHOUT_EFFECT
 from zsad_jax.utils.errors import UserError
 
 

@@ -59,7 +59,8 @@ def _compare(options: argparse.Namespace) -> None:
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
         raise UserError(
             f"Found no results in {', '.join(options.workdirs)} for the datasets of these tables"
-            f" ({', '.join(sorted(in_papers))}). Evaluate at least one of them first."
+            f" ({', '.join(sorted(in_papers))}). The tables of other datasets are in results.md and"
+            " report.html of their run."
         )
     remarks = [*(one.description for one in ours), *find_missing(ours, papers)]
     if options.out is None:

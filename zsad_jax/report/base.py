@@ -60,7 +60,6 @@ class Report:
         return self._name_setting(compare_run(self.rows, self.run))
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
-        """Adds what differs from the config file to the titles of tables."""
-        words = wording.describe_changes(self.run)
-        ending = f" ({words})" if words else ""
-        return [dataclasses.replace(table, title=table.title + ending) for table in tables]
+        """Returns tables that name what differs from the config file."""
+        setting = wording.describe_changes(self.run)
+        return [dataclasses.replace(table, setting=setting) for table in tables]

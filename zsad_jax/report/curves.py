@@ -17,7 +17,7 @@ FILE_NAME = "curves.jsonl"
 EVENTS_FOLDER = "tensorboard"
 
 
-class CurveWriter:
+class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
     """Writes the training curve of a working directory, one step at a time; a context manager.
 
     Every line is handed to the system as it is written: a killed training loses at most a half-written
@@ -62,9 +62,6 @@ class CurveWriter:
         """Flushes both files."""
         self._file.close()
         self._events.close()
-
-    def __enter__(self) -> "CurveWriter":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -166,7 +166,7 @@ def to_text(table: Table) -> str:
 
     heads = [*(_wrap(name, 11) for name in table.head), *(_wrap(c.full, 6) for c in table.columns)]
     stacked = itertools.zip_longest(*map(reversed, heads), fillvalue="")
-    lines = [f"{table.title}, in percent", "", *[row(*names) for names in stacked][::-1]]
+    lines = [f"{table.caption}, in percent", "", *[row(*names) for names in stacked][::-1]]
     for line in table.lines:
         words = sum((cell.footnotes for cell in line.cells), line.footnotes)
         marks = "".join(f" [{mark}]" for mark in table.marks(line._replace(footnotes=words)))

@@ -1,7 +1,7 @@
 """The HTML page of a report: the contents of its template."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.report import charts, formats, images, run_tables, tables, wording
@@ -68,7 +68,7 @@ def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     """Returns run.json in words: plain values first, then each mapping below its name."""
     groups: dict[str, list[tuple[str, str]]] = {"": []}
     for key, value in run.items():
-        name = QUANTITIES[key].name if key in QUANTITIES else _plain(key)
+        name = NAMES.get(key, _plain(key))
         if isinstance(value, Mapping):
             groups[name] = [(_plain(one), format_quantity(key, value[one])) for one in value]
         else:
@@ -78,7 +78,7 @@ def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
 
 def format_quantity(key: str, value: Any) -> str:
     """Returns the value of a key of run.json, or an entry of the mapping that it holds, in words."""
-    return (QUANTITIES[key].words if key in QUANTITIES else _words)(value)
+    return FORMS.get(key, _words)(value)
 
 
 def _plain(key: str) -> str:
@@ -103,23 +103,21 @@ def _bytes(value: int) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**29 else f"{value / 2**20:.1f} MiB"
 
 
-class Quantity(NamedTuple):
-    """The name of a key of run.json on the page, and what puts its value into words."""
-
-    name: str
-    words: Callable[[Any], str] = _words
-
-
-# Other keys are shown by their own names.
-QUANTITIES = {
-    "command": Quantity("command", " ".join),
-    "backbone_sha256": Quantity("SHA-256 of the backbone"),
-    "total_seconds": Quantity("total time", _seconds),
-    "parts_seconds": Quantity("time by part", _seconds),
-    "peak_memory_bytes": Quantity("peak memory", _bytes),
-    "num_images": Quantity("images"),
-    "num_unreadable": Quantity("unreadable images"),
-    "demonstration": Quantity("demo model"),
-    UNLIKE_PAPER: Quantity("options that differ from the paper's (ours, the paper's)"),
-    WITHOUT_MASK: Quantity("anomalous images without a mask"),
+# The names of keys of run.json on the page, of those that do not stand for themselves; and the forms of values.
+NAMES = {
+    "backbone_sha256": "SHA-256 of the backbone",
+    "total_seconds": "total time",
+    "parts_seconds": "time by part",
+    "peak_memory_bytes": "peak memory",
+    "num_images": "images",
+    "num_unreadable": "unreadable images",
+    "demonstration": "demo model",
+    UNLIKE_PAPER: "options that differ from the paper's (ours, the paper's)",
+    WITHOUT_MASK: "anomalous images without a mask",
+}
+FORMS: dict[str, Callable[[Any], str]] = {
+    "command": " ".join,
+    "total_seconds": _seconds,
+    "parts_seconds": _seconds,
+    "peak_memory_bytes": _bytes,
 }

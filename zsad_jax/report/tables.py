@@ -121,6 +121,7 @@ class Table:
       compared: what the numbers are compared with.
       remarks: footnotes on the whole.
       keys: CSV entries of every number.
+      setting: what differs from the config file, shown after the title.
     """
 
     title: str
@@ -130,6 +131,12 @@ class Table:
     compared: Compared
     remarks: tuple[str, ...] = ()
     keys: Keys = ()
+    setting: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The title with the setting."""
+        return f"{self.title} ({self.setting})" if self.setting else self.title
 
     @functools.cached_property
     def footnotes(self) -> tuple[str, ...]:

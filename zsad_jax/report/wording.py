@@ -8,8 +8,7 @@ from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
 
 DEMONSTRATION = "Demo model, not for decisions."
-WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys of a config
-IN_TABLES = ("targets", "data", "comparisons")  # keys whose values tables show anyway
+LONGEST = 80  # characters of a changed key and its value
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 
@@ -32,8 +31,8 @@ def describe(row: Row) -> str:
 
 def describe_changes(run: Mapping[str, Any]) -> str:
     """Describes what differs from the config file in a run, from its run.json; "" if nothing."""
-    changed, apart = run.get("changed_keys", {}), (*WITHOUT_EFFECT, *IN_TABLES)
-    return ", ".join(f"{k}={v}" for k, v in changed.items() if k.partition(".")[0] not in apart)
+    changed = (f"{key}={value}" for key, value in run.get("changed_keys", {}).items())
+    return ", ".join(one if len(one) <= LONGEST else f"{one[:LONGEST]}…" for one in changed)
 
 
 def describe_setting(row: Row, columns: Sequence[str]) -> str:
@@ -41,7 +40,8 @@ def describe_setting(row: Row, columns: Sequence[str]) -> str:
     words = [row["variant"]] if "variant" in columns and row["variant"] else []
     if not words and set(columns) & set(LEARNED) and not row["auxiliary"]:
         words.append("fixed prompts")
-    unneeded = {"variant", *["checkpoint"] * bool(row["auxiliary"])}
+    # The prompts of a training are named by what they were trained on, those of a file by the file.
+    unneeded = {"variant", *["checkpoint"] * (row["seed"] is not None)}
     words += [describe_column(row, key) for key in columns if key not in unneeded]
     return ", ".join(filter(None, words)) or "same settings"
 

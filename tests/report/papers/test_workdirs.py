@@ -131,7 +131,7 @@ def test_demonstration_is_described_as_such(make_row, make_workdir):
 
 def test_changed_keys_are_named(make_row, make_workdir):
     folders = [
-        make_workdir("a", [make_row("visa")], changed_keys={"train": True, "batch_size": 4}),
+        make_workdir("a", [make_row("visa")], changed_keys={"train": True}),
         make_workdir("b", [make_row("mpdd")], changed_keys={"seed": 5}),
     ]
     (ours,) = read_workdirs(folders)
@@ -188,6 +188,14 @@ def test_rejects_edited_run(make_row, make_workdir, run):
     (folder / "run.json").write_text(run)
     with pytest.raises(UserError, match=re.escape(f"Cannot read {folder}/run.json (")):
         read_workdirs([folder])
+
+
+@pytest.mark.parametrize("place", ["results.json", ".."])
+def test_suggests_working_directory_near_a_path(make_row, make_workdir, place):
+    folder = make_workdir("a", [make_row("visa")])
+    with pytest.raises(UserError, match=re.escape("has no results.json. Did you mean ")) as error:
+        read_workdirs([folder / place])
+    assert str(error.value).endswith("a?")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

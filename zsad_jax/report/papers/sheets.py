@@ -15,7 +15,7 @@ from zsad_jax.report.published import (
     mean_members,
 )
 from zsad_jax.report.rows import MEAN
-from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
+from zsad_jax.utils.errors import UserError, did_you_mean, nearest
 
 TITLES = {
     "tipsomaly": "TIPS Over Tricks: Simple Prompts For Effective Zero-Shot Anomaly Detection",
@@ -117,7 +117,7 @@ class Sheet(NamedTuple):
 def choose_papers(paper: str | None, table: str | None = None) -> tuple[str, ...]:
     """Returns the papers by key: one, or all. Rejects an unknown paper, and a table that none has."""
     if paper is not None and paper not in MAIN_TABLES:
-        raise UserError(f"Unknown paper {paper!r}. {suggest(paper, MAIN_TABLES)}")
+        raise UserError(f"Unknown paper {paper!r}. Available: {', '.join(MAIN_TABLES)}.")
     papers = tuple(MAIN_TABLES) if paper is None else (paper,)
     known = {
         key: [*dict.fromkeys(n.table for n in all_numbers() if n.paper == key), GAIN]

@@ -20,7 +20,7 @@ from zsad_jax.report.compare import (
 from zsad_jax.report.published import USUAL
 from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, result_row
 from zsad_jax.utils.config import describe_type, fits
-from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.errors import UserError, did_you_mean
 from zsad_jax.utils.files import PathLike
 
 TRAINING = "training"  # in place of the auxiliary dataset, which differs between targets
@@ -82,10 +82,10 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
     results: list[_Result] = []
     for folder in map(pathlib.Path, folders):
         if not (folder / "results.json").is_file():
-            raise UserError(
-                f"{folder} has no results.json. Give working directories of finished runs of"
-                " python -m zsad_jax.main."
-            )
+            near = (folder.parent / "results.json", *sorted(folder.glob("*/results.json")))
+            found = [str(path.parent) for path in near if path.is_file()]
+            remedy = did_you_mean(found[:3]) or "Run python -m zsad_jax.main to its end first."
+            raise UserError(f"{folder} has no results.json. {remedy}")
         path = folder / "run.json"
         # Optional: without it, remarks on masks, settings and demo models are missing.
         run = _read(path, _check_run) if path.is_file() else {}
