@@ -150,25 +150,15 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Writer:
-    """Writes the outputs of one image at a time; safe to use from several threads.
+    """Writes the outputs of one image at a time; safe to use from several threads."""
 
-    Attributes:
-      folder: parent of maps/, figures/ and masks/.
-      scale: (low, high) of the colors.
-      map_size: the longest side of a map, in pixels.
-      folders: the categories, and thresholds that replace the common one.
-      threshold: images with score >= threshold are anomalous; None: no decisions.
-      pixel_threshold: the same for map values; None: no masks and regions.
-      warning: in every output.
-    """
-
-    folder: pathlib.Path
-    scale: tuple[float, float]
-    map_size: int
+    folder: pathlib.Path  # parent of maps/, figures/ and masks/
+    scale: tuple[float, float]  # (low, high) of the colors
+    map_size: int  # the longest side of a map, in pixels
     folders: Folders = dataclasses.field(default_factory=Folders)
-    threshold: float | None = None
-    pixel_threshold: float | None = None
-    warning: str = ""
+    threshold: float | None = None  # of images without their own in `folders`; None: no decisions
+    pixel_threshold: float | None = None  # of map values; None: no masks and regions
+    warning: str = ""  # in every output
 
     def decided(self, record: Record) -> Record:
         """Returns a record with the decision of these options and what is still valid.

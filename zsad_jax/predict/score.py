@@ -59,21 +59,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """A model as run.json describes it.
-
-    Attributes:
-      backbone: its name.
-      weights_sha256: the digest of its weights.
-      image_size, bit_depth, resize, rgb_first: fields of `Preprocess`.
-      method, method_config: the method's name and all fields of its config.
-      prompts, prompts_sha256: the source of the prompts, and the digest of learned ones.
-      image_score: the name of the score.
-      score_range: its (low, high); None if it is unknown.
-      map_range: (low, high) of the anomaly maps.
-      demonstration: whether the backbone is a demo model.
-      key: of everything but the image and its category that scores and maps depend on.
-      inputs: of the options and files that the model is made of, known without reading the weights.
-    """
+    """A model as run.json describes it; `image_size` to `rgb_first` are fields of `Preprocess`."""
 
     backbone: str
     weights_sha256: str
@@ -83,14 +69,16 @@ class Description:
     rgb_first: bool
     method: str
     method_config: Mapping[str, Any]
-    prompts: str
-    prompts_sha256: str | None
+    prompts: str  # their source
+    prompts_sha256: str | None  # of learned ones
     image_score: str
-    score_range: Sequence[float] | None
+    score_range: Sequence[float] | None  # (low, high); None if it is unknown
     map_range: Sequence[float]
     demonstration: bool
-    key: str
-    inputs: str
+    key: str  # of everything but the image and its category that scores and maps depend on
+    inputs: (
+        str  # of the options and files that the model is made of, known without reading the weights
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,14 +88,12 @@ class Model:
     What is known of it without them comes from run.json, if an earlier run used the same files and options.
     A repeated run over CLIP ViT-L/14 with nothing to score takes 1.6 s instead of 7 to 9 s.
 
-    `folders` tells what images show, `batch_size` is the images per compiled call, `num_workers` threads
-    decode, `load` reads the weights.
     """
 
     description: Description
     folders: Folders
     batch_size: int
-    num_workers: int
+    num_workers: int  # threads that decode
     load: Callable[[], Detector]
 
     @functools.cached_property
@@ -131,17 +117,14 @@ class Model:
 
 
 class ImageFile(NamedTuple):
-    """An image file, decoded once: at the model's size, and as a panel for its figure.
-
-    `size` is (width, height) in pixels, and `notes` say what decoding changed.
-    """
+    """An image file, decoded once: at the model's size, and as a panel for its figure."""
 
     path: str
     pixels: UInt8[np.ndarray, "S S 3"]
     panel: Picture
-    size: tuple[int, int]
+    size: tuple[int, int]  # (width, height) in pixels
     sha256: str
-    notes: tuple[Issue, ...] = ()
+    notes: tuple[Issue, ...] = ()  # what decoding changed
 
 
 class ScoredImage(NamedTuple):

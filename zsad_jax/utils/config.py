@@ -86,15 +86,10 @@ def plain(value: Any) -> Any:
 
 
 def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -> Config:
-    """Returns a config dataclass made of a mapping of its keys; a config is returned unchanged.
+    """Returns a config dataclass made of a mapping of its keys, None for none; a config is returned unchanged.
 
-    Args:
-      cls: a dataclass that calls `check_fields` in `__post_init__`; it may have a table `renamed` of former
-        keys.
-      mapping: keys and values (a dict or a ConfigDict); missing keys have their defaults; None is {}.
-
-    Raises:
-      UserError: naming an unknown key (with the nearest known one) or a bad value.
+    The class calls `check_fields` in `__post_init__` and may have a table `renamed` of former keys. Raises
+    `UserError` that names an unknown key (with the nearest known one) or a bad value.
     """
     if isinstance(mapping, cls):
         return mapping

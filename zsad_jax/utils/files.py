@@ -174,12 +174,8 @@ def digest(path: PathLike, algorithm: str = "sha256") -> str:
 def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
     """Locks a folder for this process, creates it, and removes what killed runs left in it (see `sweep`).
 
-    Args:
-      folder: for outputs.
-      outputs: names of outputs. In a folder without a lock file, files with these names are the user's own.
-
-    Raises:
-      UserError: another process uses the folder, it cannot be written to, or it contains the user's own files.
+    Raises `UserError` if another process uses the folder, if it cannot be written to, or if it has no lock
+    file but files with the names of `outputs`, which are then the user's own.
     """
     path = pathlib.Path(folder) / LOCK
     is_new = not path.parent.exists()

@@ -232,11 +232,11 @@ def fallback_font() -> str | None:
     from matplotlib.font_manager import fontManager
 
     installed = {entry.name: entry.fname for entry in fontManager.ttflist}
-    if found := next((installed[name] for name in FALLBACK_FONTS if name in installed), None):
-        return found
-    words = "No installed font has all letters of the names, so pictures show boxes. Install one such as %s."
-    logging.warning(words, FALLBACK_FONTS[0])
-    return None
+    found = next((installed[name] for name in FALLBACK_FONTS if name in installed), None)
+    if found is None:
+        words = "No installed font has all letters of the names: pictures show boxes. Install one such as %s."
+        logging.warning(words, FALLBACK_FONTS[0])
+    return found
 
 
 def palette_stops(count: int) -> list[str]:

@@ -18,18 +18,12 @@ Cell = str | int | tuple[int, int] | None
 
 
 class TextTable(NamedTuple):
-    """Rows of cells; a column that holds pairs is two columns as CSV.
-
-    Attributes:
-      heads: of the columns.
-      pairs: the heads of the columns of pairs.
-      hidden: the heads of the columns that a terminal has no room for.
-    """
+    """Rows of cells; a column that holds pairs is two columns as CSV."""
 
     heads: tuple[str, ...]
-    pairs: frozenset[str]
+    pairs: frozenset[str]  # heads of columns of pairs
     rows: list[tuple[Cell, ...]]
-    hidden: frozenset[str] = frozenset()
+    hidden: frozenset[str] = frozenset()  # heads of columns that a terminal has no room for
 
     def to_text(self, form: str) -> str:
         """Returns the table as "plain", "markdown" or "csv", with a newline at the end."""
