@@ -187,6 +187,7 @@ def test_rerun_computes_nothing_and_changes_no_byte(folder, finished):
     done = run(folder, "whole")
     assert done.returncode == 0, done.stderr
     assert results(finished) == before
+    assert "Reusing the results of target from an earlier run." in done.stderr
     np.testing.assert_equal(prompts(finished), training)
     assert next(finished.glob("evaluations/*.npz")).stat().st_mtime_ns == stamp
     (curves,) = finished.glob("training/*/curves.jsonl")
@@ -246,7 +247,7 @@ def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
     done = run(folder, "sibling", "--config.method.sigma=2.0")
     assert done.returncode == 0, done.stderr
     (path,) = finished.glob("training/*/prompts.npz")
-    assert f"Copying the same training from {path.parent}" in done.stderr
+    assert f"Copying the finished training in {path.parent}" in done.stderr
     copied = folder / "sibling" / path.relative_to(finished)
     for name in ("prompts.npz", "curves.jsonl"):
         assert (copied.parent / name).read_bytes() == (path.parent / name).read_bytes()

@@ -91,16 +91,6 @@ class Curves(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
-class Saver(Protocol):
-    """Storage of the state after each epoch, from which a killed run resumes."""
-
-    def latest(self) -> int | None: ...
-
-    def restore(self, epoch: int, like: PyTree) -> PyTree: ...
-
-    def save(self, epoch: int, state: PyTree) -> None: ...
-
-
 def make_optimizer(
     config: TrainingConfig,
     method: Method,
@@ -191,7 +181,7 @@ def train(
     *,
     key: jax.Array,
     mesh: Mesh,
-    saver: Saver,
+    saver: "OrbaxSaver",
     curves: Curves,
     num_workers: int | None = None,
 ) -> PyTree:
@@ -301,7 +291,7 @@ class DamagedCheckpointError(Exception):
 
 
 class OrbaxSaver:
-    """Storage of the newest states in a folder, written atomically by orbax."""
+    """Storage of the newest states in a folder, from which a killed run resumes; orbax writes atomically."""
 
     def __init__(self, folder: pathlib.Path):
         import orbax.checkpoint as ocp

@@ -149,7 +149,7 @@ def test_reports_mistake_in_config_file(run_main):
     [
         (
             "raises",
-            "Cannot load .*config.py:raises .ValueError: sigma must be positive.. Correct the config",
+            r"Cannot load .*config.py:raises, line \d+ .ValueError: sigma must be positive.. Correct",
         ),
         ("demo", "Unknown variant 'demo'. Available: raises"),
     ],
@@ -253,7 +253,10 @@ def test_rejects_checkpoints_that_training_would_not_use(run_main):
 @pytest.mark.parametrize(
     ("returned", "expected"),
     [
-        ("5", "Cannot load"),
+        ("5", "config.py (AttributeError: "),
+        ("None", "config.py returns None. Return the config."),
+        ("1 / 0", "config.py, line 3 (ZeroDivisionError: "),
+        ("__import__('mine')", "add the module's folder to PYTHONPATH"),
         ("{'method': {'name': 'clip'}}", "The key 'backbone' is missing"),
         ("ConfigDict({'backbone': {'name': 'clip-nano'}})", "The key 'method' is missing"),
     ],

@@ -6,7 +6,8 @@ from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.experiment import console
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.metrics import METRICS
-from zsad_jax.report import RESULT_COLUMNS, Report, result_row
+from zsad_jax.report import Report
+from zsad_jax.report.rows import RESULT_COLUMNS, result_row
 
 FOLDER = pathlib.Path("runs/x")
 

@@ -7,7 +7,8 @@ from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.methods.shared.config import Recipe
 from zsad_jax.metrics import Note
-from zsad_jax.report import RESULT_COLUMNS, Report, result_row
+from zsad_jax.report import Report, result_row
+from zsad_jax.report.rows import RESULT_COLUMNS
 
 
 @pytest.fixture

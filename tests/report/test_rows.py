@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from zsad_jax.report import RESULT_COLUMNS, result_row
-from zsad_jax.report.rows import METRIC_COLUMNS
+from zsad_jax.report.rows import METRIC_COLUMNS, RESULT_COLUMNS, result_row
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import io
 import pytest
 
 from zsad_jax.metrics import Note
-from zsad_jax.report import WITHOUT_MASK, formats, run_tables, tables
-from zsad_jax.report.compare import UNLIKE_PAPER
+from zsad_jax.report import formats, run_tables, tables
+from zsad_jax.report.compare import UNLIKE_PAPER, WITHOUT_MASK
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
 

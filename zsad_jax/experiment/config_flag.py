@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -26,8 +27,11 @@ class _Parser(flags.ArgumentParser):
         self._load = load
 
     def parse(self, argument: str) -> ConfigDict:
+        path = find_config(argument)
         try:
-            config = self._load(find_config(argument))
+            config = self._load(path)
+            if config is None:
+                raise UserError(f"get_config of {argument} returns None. Return the config.")
             config.items()  # fails if the file cannot be read, or returns anything but a config
             return config
         except UserError:
@@ -35,8 +39,14 @@ class _Parser(flags.ArgumentParser):
         except Exception as error:  # a config file is a program, which may raise anything
             # The message of ml_collections is a whole traceback, of the error that the config file raised.
             cause = error.__context__ or error
+            frames = traceback.extract_tb(cause.__traceback__)
+            lines = [one.lineno for one in frames if one.filename == path.partition(":")[0]]
+            place = f", line {lines[-1]}" if lines else ""
+            remedy = "Correct the config file."
+            if isinstance(cause, ModuleNotFoundError):
+                remedy = "Correct the import, or add the module's folder to PYTHONPATH."
             raise UserError(
-                f"Cannot load {argument} ({type(cause).__name__}: {cause}). Correct the config file."
+                f"Cannot load {argument}{place} ({type(cause).__name__}: {cause}). {remedy}"
             ) from error
 
 

@@ -31,6 +31,7 @@ from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
+AFTER_A_CHANGE = "After a change of code, choose a --workdir in another folder."
 OUTPUTS = (
     *("config.json", "results.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -248,6 +249,7 @@ def _train(run: Run, method: Method, auxiliary: str) -> Prompts:
         _copy_training(folder)
     try:
         params = read()
+        logging.info("Reusing %s. %s", finished, AFTER_A_CHANGE)
     except UserError:
         if finished.exists():
             logging.warning("%s cannot be read. Training resumes from its checkpoint.", finished)
@@ -263,7 +265,7 @@ def _copy_training(folder: pathlib.Path) -> None:
     """Copies a finished training with the same key from another working directory beside this one."""
     places = folder.absolute().parents[2]
     for other in sorted(places.glob(f"*/training/{folder.name}/prompts.npz"))[:1]:
-        logging.info("Copying the same training from %s.", other.parent)
+        logging.info("Copying the finished training in %s.", other.parent)
         # The prompts come last: with them, the training is finished.
         for path in (*other.parent.glob("*.jsonl"), *other.parent.glob("tensorboard/*"), other):
             with files.replaced(folder / path.relative_to(other.parent)) as temporary:
@@ -314,7 +316,11 @@ def evaluate_target(
     )
     path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
     evaluation = cache.load(path)
-    if evaluation is None:
+    if evaluation is not None:
+        logging.info(
+            "Reusing the results of %s from an earlier run. %s", target.name, AFTER_A_CHANGE
+        )
+    else:
         scorer = make_scorer([contender.method for contender in contenders], run.backbone)
         evaluation = evaluate(
             contenders,

@@ -1,17 +1,14 @@
 """Tables, figures, training curves and the HTML page of a run."""
 
 from zsad_jax.report.base import Report
-from zsad_jax.report.compare import WITHOUT_MASK
 from zsad_jax.report.curves import CurveWriter, read_curves
 from zsad_jax.report.images import gallery
-from zsad_jax.report.rows import RESULT_COLUMNS, Row, result_row
+from zsad_jax.report.rows import Row, result_row
 from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.report.write import write_report
 
 __all__ = [
     "DEMONSTRATION",
-    "RESULT_COLUMNS",
-    "WITHOUT_MASK",
     "CurveWriter",
     "Report",
     "Row",

@@ -43,13 +43,9 @@ class Deviation(NamedTuple):
 def find_deviations(
     rows: Iterable[Row], run: Mapping[str, Any] | None = None
 ) -> tuple[Deviation, ...]:
-    """Finds differences between the images, setting and training of results and the published ones.
+    """Finds where images, setting or training of a method's rows, and run.json, differ from the published ones.
 
-    Images that could not be read were not evaluated.
-
-    Args:
-      rows: results of a method, any datasets with their categories and means.
-      run: run.json. Anomalous images without a mask affect pixel metrics only.
+    Anomalous images without a mask affect pixel metrics only.
     """
     run = run or {}
     by_dataset: dict[str, list[Row]] = {}

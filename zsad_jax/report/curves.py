@@ -45,12 +45,7 @@ class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
         self._events = SummaryWriter(os.fspath(events), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to every curve.
-
-        Args:
-          step: counts from 1 through the whole training.
-          values: numbers by name (loss, terms, epoch). Non-finite ones become null in the JSON.
-        """
+        """Adds a point to every curve; steps count from 1, and non-finite values become null in the JSON."""
         plain = {name: float(value) for name, value in values.items()}
         self._file.write(_encode({"step": int(step), **plain}))
         # The system keeps what it was given even if this process is killed.

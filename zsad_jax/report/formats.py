@@ -56,11 +56,9 @@ _LATEX = str.maketrans(
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a template of `report/templates` with the values filled in.
+    """Returns a template of `report/templates` with the values filled in; a missing one is an error.
 
-    Args:
-      template: its file name. In HTML all values are escaped; in LaTeX those that pass the filter `latex`.
-      **values: the template's variables; a missing one is an error.
+    In HTML all values are escaped; in LaTeX those that pass the filter `latex`.
     """
     return _environment(template.rpartition(".")[2]).get_template(template).render(values)
 

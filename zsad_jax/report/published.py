@@ -93,13 +93,9 @@ def paper_of(method: str) -> str | None:
 
 @functools.cache
 def mean_members(paper: str, domain: str, metric: str, table: str | None = None) -> tuple[str, ...]:
-    """Returns the datasets that a paper's mean over a domain covers, in the paper's order.
+    """Returns the datasets that a paper's mean over a domain covers, in the order of its table.
 
-    Args:
-      paper: key of the paper.
-      domain: "industrial" or "medical".
-      metric: such as "image_auroc"; the datasets differ by level.
-      table: the table that prints the mean; by default the paper's main results.
+    By default, the table is that of the main results. The datasets differ by the level of the metric.
     """
     printed = [n for n in all_numbers() if n.paper == paper and n.metric == metric]
     here = [n.dataset for n in printed if n.table == table and n.dataset not in DOMAIN_MEANS]

@@ -60,11 +60,9 @@ def compare_papers(
 
 
 def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
-    """Makes the main tables of the methods' own papers, for the datasets that were run.
+    """Makes the main tables of the methods' papers, for the datasets in results.json, with notes of run.json.
 
-    Args:
-      rows: results.json; methods without a paper here are compared with the first that prints them.
-      run: run.json.
+    Methods without a paper here are compared with the first that prints them.
     """
     papers: dict[str, list[Row]] = {}
     for row in rows:

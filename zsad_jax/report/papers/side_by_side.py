@@ -76,11 +76,8 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
 def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -> Table:
     """Makes a table of the means over each domain, compared with the best method before the paper's own.
 
-    Args:
-      paper: key of the paper.
-      sheets: the paper's tables of main results.
-      ours: our results; a mean that does not cover the paper's datasets, or is of another training than
-        theirs, has no gain.
+    `sheets` are the paper's tables of main results. Our means over other datasets, or of another training,
+    have no gain.
     """
     printed = printed_gains(paper)
     means = [(Place(mean), sheet) for mean in DOMAIN_MEANS for sheet in sheets]
