@@ -58,13 +58,11 @@ _THRESHOLD = flags.DEFINE_string(
 _PIXEL_THRESHOLD = flags.DEFINE_float(
     "pixel_threshold", None, "Also write a mask and the regions where map >= pixel_threshold."
 )
-_MAP_SIZE = flags.DEFINE_integer(
-    "map_size", 1024, "Longest side of maps, in pixels.", lower_bound=1
-)
+_MAP_SIZE = flags.DEFINE_integer("map_size", 1024, "Longest side of maps (pixels).", lower_bound=1)
 _DEPTH = flags.DEFINE_integer(
     "depth",
     None,
-    "Bits used in 16-bit images (12 for many cameras). Default: the config's, 16.",
+    "Bits used in 16-bit images. Default: the config's.",
     lower_bound=8,
     upper_bound=16,
 )
@@ -75,7 +73,6 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     """Scores the images of the command line."""
-
     options = _read_options(argv[1:])
     experiment = _read_experiment()
     # A path may contain "="; only a missing one can be a flag without its dashes.
@@ -88,12 +85,9 @@ def main(argv: list[str]) -> None:
 
 def _read_experiment() -> Experiment:
     experiment = config_flag.read_experiment()
-    if _BATCH_SIZE.value is not None:
-        experiment = dataclasses.replace(experiment, batch_size=_BATCH_SIZE.value)
-    if _DEPTH.value is not None:
-        backbone = {**experiment.backbone, "bit_depth": _DEPTH.value}
-        experiment = dataclasses.replace(experiment, backbone=backbone)
-    return experiment
+    depth = {} if _DEPTH.value is None else {"bit_depth": _DEPTH.value}
+    backbone, size = {**experiment.backbone, **depth}, _BATCH_SIZE.value or experiment.batch_size
+    return dataclasses.replace(experiment, backbone=backbone, batch_size=size)
 
 
 def _read_options(paths: Sequence[str]) -> Options:

@@ -108,10 +108,9 @@ def _check_categories(options: Options, found: Found, good: Found) -> None:
     categories |= {entry.category for entry in entries if entry.threshold is None}
     if len(categories) > 1:
         raise UserError(
-            f"The known-good images and the images without a threshold of their own are of {len(categories)}"
-            f" categories: {', '.join(sorted(categories))}. Scores of different categories are not"
-            " comparable. List the folder of the known-good images in --folders, with the category of the"
-            " images, and give other folders their own threshold."
+            "The known-good images and the images without their own threshold are of several categories:"
+            f" {', '.join(sorted(categories))}. Their scores are not comparable. List the known-good images"
+            " in --folders with the category of the images, and give other folders their own threshold."
         )
 
 
@@ -310,10 +309,12 @@ def _print_outcome(outcome: Outcome, writer: Writer) -> None:
     decisions = collections.Counter(record.get("decision") for record in scored)
     used = sorted({record["threshold"] for record in scored if "threshold" in record})
     if used:
-        shown = agree(len(used), "threshold ", "thresholds ") + ", ".join(
-            f"{one:.9g}" for one in used
+        shown, noun = (
+            ", ".join(map("{:.9g}".format, used)),
+            agree(len(used), "threshold", "thresholds"),
         )
-        print(f"{decisions['anomalous']} anomalous, {decisions['normal']} normal at the {shown}.")
+        decided = f"{decisions['anomalous']} anomalous, {decisions['normal']} normal"
+        print(f"{decided} at the {noun} {shown}.")
     low, high = (format_score(scored[i]["score"]) for i in (-1, 0))
     print(f"Scores range from {low} to {high}. The highest:" if scored[1:] else "Its score:")
     for record in scored[:SHOWN]:

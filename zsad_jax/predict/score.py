@@ -183,7 +183,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
 def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
     backbone = experiment.load_backbone()
     method = experiment.main_method(backbone)
-    default = _configured_checkpoint(experiment)
+    default = experiment.checkpoints.get(experiment.auxiliary or "")
     params, file = choose_params(method, backbone, options.checkpoint, default=default)
     return make_detector(
         backbone,
@@ -225,14 +225,10 @@ def _earlier_description(out: pathlib.Path) -> Description | None:
         return None
 
 
-def _configured_checkpoint(experiment: Experiment) -> str | None:
-    return experiment.checkpoints.get(experiment.auxiliary or "")
-
-
 def _describe_inputs(experiment: Experiment, options: Options) -> str:
     """Returns the key of all that a model is made of."""
     names = experiment.method["name"], experiment.backbone["name"]
-    default = _configured_checkpoint(experiment)
+    default = experiment.checkpoints.get(experiment.auxiliary or "")
     file = prompt_files.choose(*names, options.checkpoint, default=default)
     return inputs_key(experiment, file, experiment.locate_backbone())
 

@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float
 
 from zsad_jax.utils.errors import UserError, agree
 
-Decision = Literal["normal", "anomalous"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
@@ -74,7 +72,7 @@ def shortest(value: float | np.floating[Any]) -> float:
     return float(str(np.float32(value)))
 
 
-def decide(score: float, threshold: float) -> Decision:
+def decide(score: float, threshold: float) -> Literal["normal", "anomalous"]:
     """Returns "anomalous" if score >= threshold, both as float32, the precision of scores."""
     # Rounded alike: as Python's numbers, a float32 score of 0.7 is below a threshold of 0.7.
     return "anomalous" if np.float32(score) >= np.float32(threshold) else "normal"

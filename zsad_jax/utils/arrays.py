@@ -10,24 +10,22 @@ from zsad_jax.utils.errors import UserError
 
 
 def to_numpy(values: Any, what: str) -> np.ndarray:
-    """Returns values as a NumPy array.
+    """Returns an array, a tensor of PyTorch on any device, or an iterable of them as a NumPy array.
 
-    Args:
-      values: an array, a tensor of PyTorch (on any device, with or without a gradient), or an iterable of them.
-      what: their name in errors, a plural ("Anomaly maps").
-
-    Raises:
-      UserError: the entries have different shapes, a type that NumPy does not have, or masked values.
+    Raises `UserError`, about `what` (a plural, "Anomaly maps"), if the entries have different shapes, a type
+    that NumPy does not have, or masked values.
     """
     for one in values if isinstance(values, list | tuple) else [values]:
         if np.ma.is_masked(one):
             raise UserError(
-                f"{what} have masked values. Replace them first, for example with .filled(0)."
+                f"{what} have masked values. Replace them, for example with .filled(0)."
             )
     several = isinstance(values, list | tuple | Iterator)
     entries = list(values) if several else [values]
     try:
-        plain = [one.detach().cpu().numpy() if hasattr(one, "detach") else one for one in entries]
+        plain = [
+            np.asarray(one.detach().cpu()) if hasattr(one, "detach") else one for one in entries
+        ]
         return np.asarray(plain if several else plain[0])
     except Exception as error:  # the tensor's library may raise any error
         shapes = [np.shape(one) for one in entries]

@@ -110,12 +110,7 @@ def config_from(cls: type[Config], mapping: Config | Mapping[str, Any] | None) -
 def documented(source: Any) -> dict[str, str]:
     """Returns the descriptions of arguments or attributes in a docstring of Google's style, by name.
 
-    Args:
-      source: a function, or a class, whose bases' attributes are included.
-
-    Example:
-      >>> documented(documented)
-      {'source': "a function, or a class, whose bases' attributes are included."}
+    The source is a function, or a class, whose bases' attributes are included.
     """
     found: dict[str, str] = {}
     for one in reversed(source.__mro__) if isinstance(source, type) else (source,):

@@ -192,7 +192,8 @@ class _Download:
                 if response.status_code == requests.codes.ok:
                     self._empty()
                 left = self._count_left(response)
-                self._check_room(left)
+                if left is not None:
+                    self._check_room(left)
                 self._remember_version(response)
                 self._append(response, left)
         # ValueError: requests passes on what it cannot parse, for example an invalid Location.
@@ -255,9 +256,7 @@ class _Download:
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise self._failure("the server sent a web page instead")
 
-    def _check_room(self, left: int | None) -> None:
-        if left is None:
-            return
+    def _check_room(self, left: int) -> None:
         total = _length(self.file) + left
         if self.size not in (None, total):
             raise self._failure(
