@@ -3,12 +3,12 @@
     python scripts/fuzz/images.py --count 500 --seed 0
 
 Every command must finish without a traceback within its time limit, and account for every file: scored,
-reported with a reason, or ignored by a documented rule. Prints a table; the exit code is 1 if a check
-fails.
+reported with a reason, or ignored by a documented rule.
 """
 
 import argparse
 import collections
+import functools
 import io
 import json
 import os
@@ -17,12 +17,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import zlib
 
 import numpy as np
 from PIL import Image
+from runner import Case, WrongError, run_cases
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/tipsomaly.py:demo"
@@ -149,83 +148,56 @@ def write_files(folder: pathlib.Path, count: int, seed: int) -> collections.Coun
     return kinds
 
 
-def run(name: str, *command: str) -> tuple[dict, str]:
-    """Runs a command of the package; returns facts about the run, and its output."""
-    start = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT
-        )
-        timer = threading.Timer(SECONDS_LIMIT, process.kill)
-        timer.start()
-        _, status, usage = os.wait4(process.pid, 0)  # resource usage of this process only
-        timer.cancel()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    facts = {"command": name, "code": process.returncode,
-             "seconds": round(time.monotonic() - start, 1),
-             "peak_mib": usage.ru_maxrss >> 10, "traceback": "Traceback" in said}  # fmt: skip
-    return facts, said
-
-
-def check(folder: pathlib.Path, work: pathlib.Path, memory_mib: int) -> list[str]:
-    """Runs the three commands; returns the failed checks."""
-    problems: list[str] = []
-    images = sorted((folder / "part/test").rglob("*.*"))
-    masks = sorted((folder / "part/ground_truth").rglob("*.*"))
-
-    def judge(facts: dict, said: str, codes: tuple[int, ...]) -> None:
-        print(json.dumps(facts))
-        if facts["traceback"] or facts["code"] not in codes:
-            problems.append(f"{facts['command']}: code {facts['code']}\n{said[-2000:]}")
-        if facts["peak_mib"] > memory_mib:
-            problems.append(f"{facts['command']}: peak memory {facts['peak_mib']} MiB")
-
-    out = work / "predict"
-    judge(
-        *run("predict", "zsad_jax.predict", str(folder), "--config", CONFIG, "--out", str(out)),
-        (0,),
+def run(*arguments: str, codes: tuple[int, ...] = (0,)) -> None:
+    """Runs a command of the package, which must end without a traceback and with one of the codes."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, errors="replace"
     )
-    facts = json.loads((out / "run.json").read_text())
-    found = [json.loads(line)["path"] for line in (out / "predictions.jsonl").open()]
-    found += [issue["file"] for issue in (*facts["issues"], *facts["ignored"])]
-    if sorted(found) != sorted(map(str, [*images, *masks])):
-        problems.append("predict: not every file is accounted for exactly once")
+    said = done.stdout + done.stderr
+    if done.returncode not in codes or "Traceback" in said:
+        raise WrongError(f"exit code {done.returncode}\n{said[-2000:]}")
 
-    workdir = work / "main"
-    judge(
-        *run("main", "zsad_jax.main", "--config", CONFIG, "--config.train=False",
-             "--config.comparisons=None", f"--config.data={{'folder': {str(folder)!r}}}",
-             "--workdir", str(workdir)),
-        (0,),
-    )  # fmt: skip
+
+def predict(folder: pathlib.Path, out: pathlib.Path) -> None:
+    """Scores all files; each must be accounted for exactly once."""
+    run("zsad_jax.predict", str(folder), "--config", CONFIG, "--out", str(out))
+    facts = json.loads((out / "run.json").read_text())
+    records = map(json.loads, (out / "predictions.jsonl").open())
+    found = [record["path"] for record in records if "score" in record]
+    found += [issue["file"] for issue in (*facts["issues"], *facts["ignored"])]
+    if sorted(found) != sorted(map(str, folder.glob("part/*/*/*"))):
+        raise WrongError("not every file is accounted for exactly once")
+
+
+def evaluate(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Evaluates the folder as a dataset; every image must be counted."""
+    data = f"--config.data={{'folder': {str(folder)!r}}}"
+    options = ("--config.train=False", "--config.comparisons=None", "--workdir", str(workdir))
+    run("zsad_jax.main", "--config", CONFIG, data, *options)
     facts = json.loads((workdir / "run.json").read_text())
-    if facts["num_images"] + facts["num_unreadable"] != len(images):
-        problems.append(f"main: {facts['num_images']} + {facts['num_unreadable']} of {len(images)}")
-    facts, said = run("verify", "zsad_jax.data", "verify", str(folder), "--all")
-    judge(facts, said, (0, 1))
-    return problems
+    counted = facts["num_images"] + facts["num_unreadable"]
+    if counted != len([*folder.glob("part/test/*/*")]):
+        raise WrongError(f"{counted} images are counted")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=500, help="number of files")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument(
-        "--memory_mib", type=int, default=2048, help="memory limit per command, in MiB"
-    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         work = pathlib.Path(place)
         os.environ["ZSAD_JAX_HOME"] = str(work / "home")
-        kinds = write_files(work / "files", options.count, options.seed)
-        print(f"{options.count} files: {dict(kinds)}")
-        problems = check(work / "files", work, options.memory_mib)
-    for problem in problems:
-        print(f"FAILED {problem}")
-    print(f"{len(problems)} problems")
-    return int(bool(problems))
+        folder = work / "files"
+        print(f"{options.count} files: {dict(write_files(folder, options.count, options.seed))}")
+        verify = functools.partial(run, "zsad_jax.data", "verify", str(folder), codes=(0, 1))
+        acts = {
+            "predict": functools.partial(predict, folder, work / "predict"),
+            "main": functools.partial(evaluate, folder, work / "main"),
+            "data verify": verify,
+        }
+        cases = [Case(kind, f"seed {options.seed}", act) for kind, act in acts.items()]
+        return run_cases(cases, seconds=SECONDS_LIMIT)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,7 @@ class _TimeoutError(BaseException):
     """The time limit; no `except Exception` of the library stops it."""
 
 
-def run_cases(
-    cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2048, quiet: bool = True
-) -> int:
+def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2048) -> int:
     """Runs cases in this process and prints a table and the faults.
 
     Args:
@@ -54,7 +52,6 @@ def run_cases(
       seconds: time limit of a case. A case that cannot be interrupted ends the process with its stack after
         three times as long.
       memory_mib: limit of the peak memory of this process, or of a child if that is larger.
-      quiet: discards what the cases print.
 
     Returns:
       0, or 1 if there is any fault.
@@ -62,7 +59,7 @@ def run_cases(
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults = []
     for case in cases:
-        with _silence() if quiet else contextlib.nullcontext():
+        with _silence():
             outcome, details = _run(case.act, seconds)
         counts[case.kind][outcome] += 1
         if outcome in FAULTS:
