@@ -250,7 +250,7 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
         ({"image": "a.png"}, "type dict"),
         ([None], "type NoneType"),
         (io.BytesIO(), "type BytesIO. Pass arrays, Pillow images or paths"),
-        (np.ma.masked_equal(np.zeros((8, 8), np.uint8), 0), "masked values. Replace them"),
+        (np.ma.masked_equal(np.zeros((8, 8), np.uint8), 0), "masked values. Replace them, for"),
         ("nowhere.png", "does not exist"),
     ],
 )

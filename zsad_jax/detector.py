@@ -193,8 +193,7 @@ def load_detector(
         fixed prompts, with a warning, if the method works with them.
       category: what the images show ("metal nut"), for the fixed prompts.
       score: the image score to return; None: the method's first.
-      batch_size: images per compiled call, split over this process's devices (no more than images); rounded
-        up to a multiple of them.
+      batch_size: images per compiled call, split over this process's devices; rounded up to a multiple of them.
       backbone_options: for `load_backbone`; not for a loaded backbone.
       **method_options: fields of the method's config.
 

@@ -321,34 +321,28 @@ def _score_across(
     return replace
 
 
+@dataclasses.dataclass
 class _Tally:
-    """The scores and metrics of one contender, gathered batch by batch.
+    """The scores and metrics of one contender, gathered batch by batch."""
 
-    Args:
-      method: of the contender.
-      dataset: what is scored.
-      exact: keep every pixel's score.
-    """
-
-    def __init__(self, method: Method, dataset: Dataset, *, exact: bool):
-        self._thresholds = method.aupro_thresholds
-        self._dataset = dataset
-        self._exact = exact
-        self._image_scores: list[dict[str, np.ndarray]] = []
-        self._states: dict[str, metrics.category.State] = {}
-        self._metrics: dict[str, dict[str, Metrics]] = {}
+    method: Method
+    dataset: Dataset
+    exact: bool
+    image_scores: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    states: dict[str, metrics.category.State] = dataclasses.field(default_factory=dict)
+    found: dict[str, dict[str, Metrics]] = dataclasses.field(default_factory=dict)
 
     def add(self, batch: ImageBatch, rows: Int[np.ndarray, " r"], result: Result) -> None:
         """Adds the readable rows of a batch."""
-        self._image_scores.append({name: value[rows] for name, value in result.image.items()})
+        self.image_scores.append({name: value[rows] for name, value in result.image.items()})
         # A batch may contain the end of one category and the beginning of the next.
         for category in dict.fromkeys(batch.category[rows].tolist()):
-            name = self._dataset.categories[category]
-            if self._dataset.contiguous:
+            name = self.dataset.categories[category]
+            if self.dataset.contiguous:
                 self._complete(except_for=name)
             members = rows[batch.category[rows] == category]
-            self._states[name] = metrics.category.update(
-                self._states.get(name) or metrics.category.init(exact=self._exact),
+            self.states[name] = metrics.category.update(
+                self.states.get(name) or metrics.category.init(exact=self.exact),
                 {name: value[members] for name, value in result.image.items()},
                 batch.labels[members],
                 result.maps[members],
@@ -359,19 +353,21 @@ class _Tally:
     def scored(self) -> Scored:
         """Returns the scores in the dataset's order, and the metrics in the order of its categories."""
         self._complete()
-        first, *_ = self._image_scores
+        first, *_ = self.image_scores
         joined = {
-            name: np.concatenate([part[name] for part in self._image_scores]) for name in first
+            name: np.concatenate([part[name] for part in self.image_scores]) for name in first
         }
-        order = [name for name in self._dataset.categories if name in self._metrics]
-        return Scored(joined, {name: self._metrics[name] for name in order})
+        order = [name for name in self.dataset.categories if name in self.found]
+        return Scored(joined, {name: self.found[name] for name in order})
 
     def _complete(self, *, except_for: str | None = None) -> None:
         """Computes the metrics of the categories so far and drops their states of 24 MB each."""
-        for category in [name for name in self._states if name != except_for]:
-            state = self._states.pop(category)
-            self._metrics[category] = {
-                name: metrics.category.compute(state, image_score=name, thresholds=self._thresholds)
+        for category in [name for name in self.states if name != except_for]:
+            state = self.states.pop(category)
+            self.found[category] = {
+                name: metrics.category.compute(
+                    state, image_score=name, thresholds=self.method.aupro_thresholds
+                )
                 for name in state.scores
             }
 
@@ -380,7 +376,7 @@ def _gather(
     stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
 ) -> Evaluation:
     """Gathers the results of all batches; none of the images or maps is kept."""
-    tallies = [_Tally(method, dataset, exact=exact) for method in methods]
+    tallies = [_Tally(method, dataset, exact) for method in methods]
     positions: list[int] = []
     labels: list[int] = []
     file_names: list[str] = []

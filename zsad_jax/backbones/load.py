@@ -56,17 +56,16 @@ def load_backbone(
         TIPS release has that form).
       vision, text: the two files of a family; their format follows from their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenizing is an
-        error (but the words that CLIP's learned prompts are built around are known).
-      image_size: side of the square that images are resized to, a multiple of the patch size; None: the
-        checkpoint's own.
+        error (the words of CLIP's learned prompts are known).
+      image_size: side of the resized images, a multiple of the patch size; None: the checkpoint's own.
       dtype: "float32" or "bfloat16", of the matrix products; norms and softmax stay float32.
-      num_heads: for a family's files that do not show it; holds for both towers unless `text_num_heads` is
-        given. Those of a named model are known.
-      text_num_heads: the same for the text tower.
+      num_heads: of both towers, for a family's files that do not show it.
+      text_num_heads: of the text tower, where it differs.
       activation: TIPS: "gelu" or "gelu_tanh", of the vision tower, None: the lineage's; CLIP: "quick_gelu"
         (None: OpenAI's weights), "gelu" (LAION's) or "gelu_tanh", of both towers.
       bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
-      **overrides: `FAMILY_OPTIONS`; any size that the arrays show is checked, not set.
+      **overrides: lineage, gelu_approximate, text_ln_eps and posemb_stage (see `FAMILY_OPTIONS`), and sizes,
+        which are checked against the arrays.
 
     Raises:
       UserError: unknown name or option, missing files, or arrays that do not fit.
@@ -89,17 +88,10 @@ def load_backbone(
             f"bit_depth={bit_depth} must be between 8 and 16. Pass the number of bits in use."
         )
     _check_heads(name, num_heads, text_num_heads)
-    lineage = overrides.pop("lineage", None)
-    located = locate_files(
-        name, weights=weights, vision=vision, text=text, tokenizer=tokenizer, lineage=lineage
-    )
+    given = WeightFiles(weights, vision, text, tokenizer)
+    located = locate_files(name, lineage=overrides.pop("lineage", None), **given._asdict())
     options = LoadOptions(
-        image_size=image_size,
-        dtype=DTYPES[dtype],
-        num_heads=num_heads,
-        text_num_heads=text_num_heads,
-        activation=activation,
-        overrides=overrides,
+        image_size, DTYPES[dtype], num_heads, text_num_heads, activation, overrides
     )
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
@@ -113,16 +105,7 @@ def option_names() -> tuple[str, ...]:
     return (*(one.name for one in parameters if one.kind is one.KEYWORD_ONLY), *FAMILY_OPTIONS)
 
 
-def locate_files(
-    name: str,
-    *,
-    weights: PathLike | None = None,
-    vision: PathLike | None = None,
-    text: PathLike | None = None,
-    tokenizer: PathLike | None = None,
-    lineage: str | None = None,
-    **_: Any,
-) -> WeightFiles:
+def locate_files(name: str, *, lineage: str | None = None, **options: Any) -> WeightFiles:
     """Returns the files that `load_backbone` reads for the same arguments: given, or a released name's.
 
     Files of a released name that are missing are fetched first.
@@ -135,16 +118,14 @@ def locate_files(
         raise UserError(f"lineage={lineage!r} is not a lineage. {suggest(str(lineage), LINEAGES)}")
     if lineage is not None and not family.lineages:
         raise UserError(f"lineage={lineage!r} is not an option of {name}. Omit it.")
-    if weights is not None and (vision is not None or text is not None):
+    paths = {key: options.get(key) for key in WeightFiles._fields}
+    given = WeightFiles(**{k: p if p is None else user_path(p, k) for k, p in paths.items()})
+    if given.weights is not None and (given.vision is not None or given.text is not None):
         raise UserError(
             "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one file with both towers, or"
             " one file each."
         )
-    named = {"weights": weights, "vision": vision, "text": text, "tokenizer": tokenizer}
-    given = WeightFiles(
-        **{name: path if path is None else user_path(path, name) for name, path in named.items()}
-    )
-    if weights is not None or (vision is not None and text is not None):
+    if given.weights is not None or (given.vision is not None and given.text is not None):
         return given
     if name in FAMILIES:
         raise UserError(f"The family '{name}' needs its files. Pass {family.needs}.")

@@ -333,11 +333,7 @@ RELEASES: dict[str, Release] = {
 
 
 def find_release(name: str) -> Release:
-    """Returns the record of a released checkpoint.
-
-    Raises:
-      UserError: the name is unknown.
-    """
+    """Returns the record of a released checkpoint; raises `UserError` if the name is unknown."""
     if name not in RELEASES:
         raise UserError(f"{name!r} is not a released checkpoint. {suggest(name, RELEASES)}")
     return RELEASES[name]

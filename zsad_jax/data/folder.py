@@ -15,7 +15,15 @@ from zsad_jax.data.issues import Issue, group_issues, log_issues, summarize_issu
 from zsad_jax.data.mask_files import FOLDER, find_masks, outermost_folder, pair
 from zsad_jax.data.preprocess import UnreadableImage, decode_mask
 from zsad_jax.data.protocols import prompt_name as default_prompt_name
-from zsad_jax.data.walk import EXTENSIONS, find_folder, is_image, list_folders, plain, walk
+from zsad_jax.data.walk import (
+    EXTENSIONS,
+    find_folder,
+    is_image,
+    list_folders,
+    plain,
+    relative,
+    walk,
+)
 from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike, user_path
 
@@ -108,30 +116,26 @@ def read_folder(
 
     Three layouts are recognized: MVTec's (`<category>/test/<defect>/…` with `<category>/ground_truth`), one
     category of it (`test/<defect>/…`), and any other, where all images in all subfolders are one category.
-    Masks are paired by name, never by position; see `find_masks` and `pair`. Links to folders are followed,
-    to each folder once.
+    Masks are paired by name; see `find_masks` and `pair`. Links to folders are followed, to each folder once.
 
-    In MVTec's layout, and in any that has one of `normal_folders`, an image is normal if one of its folders
-    has such a name, and anomalous otherwise. Without such a folder an image is anomalous if it has a mask
-    that is not all zero. Without masks nothing is known: all images have label 0 and `has_mask` False, and
-    an issue is reported.
+    In MVTec's layout, and in any that has one of `normal_folders`, an image is normal if one of its folders has
+    such a name. In any other, an image is anomalous if it has a mask that is not all zero. Without masks, all
+    images have label 0 and `has_mask` False, and an issue is reported.
 
     Args:
       path: the folder.
       name: of the dataset; None = the folder's name.
       category: name of the only category; None = its folder's name.
-      prompt_name: name of every category in prompts; None = derived from the category in MVTec's layout,
-        "object" otherwise.
+      prompt_name: of every category; None = derived from the category in MVTec's layout, "object" otherwise.
       prompt_names: the same per category.
       masks: folder of the masks of the only category; None = those that `find_masks` finds.
       split: folder of MVTec's layout that is read.
-      normal_folders: names of folders with normal images, in any spelling; None = `NORMAL_FOLDERS`, and those
-        of `NORMAL_BESIDE` if the opposite exists.
+      normal_folders: names in any spelling; None = `NORMAL_FOLDERS` and, beside an opposite, `NORMAL_BESIDE`.
       include_masks: whether files that look like masks, outside of the folder `masks`, are images, too.
 
     Raises:
-      UserError: the folder is missing, has no images or no such split, none of `normal_folders` exists, a
-        folder of another name looks like masks, or a mask fits two anomalous images.
+      UserError: there is no such folder or split, no image or none of `normal_folders`, a folder looks like
+        masks, or a mask fits two anomalous images.
 
     Example:
       >>> dataset = read_folder(".", name="parts")
@@ -294,17 +298,17 @@ def _read_part(
         used = {mask for found in pairs.values() for mask in found}
         unused = [os.path.relpath(truth / one, folder) for one in known if one not in used]
         issues += [Issue("mask_unused", one) for one in unused]
-    issues = [one._replace(file=_relative(folder / one.file, root)) for one in issues]
+    issues = [one._replace(file=relative(folder / one.file, root)) for one in issues]
     anomalous = sum(sample.label for sample in samples)
     if not images:
-        issues.append(Issue("folder_empty", _relative(place, root)))
+        issues.append(Issue("folder_empty", relative(place, root)))
     elif (not labelled and not pairs) or (anomalous == len(images) and not known):
         state = "anomalous" if anomalous else "normal"
         counted = f"{plural(len(images), 'image')}, all counted as {state}"
-        issues.append(Issue("label_unknown", _relative(place, root), counted))
+        issues.append(Issue("label_unknown", relative(place, root), counted))
     elif anomalous and not known:
         detail = f"{anomalous} of {plural(len(images), 'image')}"
-        issues.append(Issue("masks_missing", _relative(place, root), detail))
+        issues.append(Issue("masks_missing", relative(place, root), detail))
     return samples, issues
 
 
@@ -324,7 +328,7 @@ def _list_part(
     files = [one for below in places for one in _list_images(folder, issues, below)]
     if masks is not None:
         # The given folder of masks may be below the folder of the images.
-        inside = f"{_relative(masks, folder)}/"
+        inside = f"{relative(masks, folder)}/"
         files = [one for one in files if not one.startswith(inside)]
     known, unusual = ({}, {}) if include_masks else find_masks(folder, files, normal)
     start = "" if split is None else f"{place.name}/"
@@ -353,10 +357,6 @@ def _judge(masks: tuple[str, ...]) -> int:
         return int(bool(masks) and bool(decode_mask(masks).any()))
     except UnreadableImage:
         return 1  # someone drew a mask, so the image is anomalous; the loader reports the mask
-
-
-def _relative(path: PathLike, root: PathLike) -> str:
-    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _list_images(

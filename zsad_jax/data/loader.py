@@ -68,8 +68,7 @@ def load_batches(
       dataset: must be picklable if worker processes are used.
       preprocess: the preparation of images for the backbone.
       batch_size: rows of every batch.
-      num_workers: processes that decode; 0 = threads of this process; None = one per core, at most 16,
-        and 0 for small datasets.
+      num_workers: processes that decode; 0 = threads; None = one per core, at most 16, 0 for small datasets.
       indices: the samples to load, in this order; None = all.
       mask_threshold: largest gray value (of 255) in a mask that is not a defect.
       seed: shuffles the samples, in the same order for any number of workers; None = no shuffling.
@@ -81,8 +80,8 @@ def load_batches(
     Example:
       >>> from zsad_jax.data import open_dataset
       >>> dataset = open_dataset("synthetic_target", "datasets")
-      >>> preprocess = Preprocess(image_size=56)
-      >>> batch = next(load_batches(dataset, preprocess, batch_size=4, indices=[0, 1, 2]))
+      >>> batches = load_batches(dataset, Preprocess(image_size=56), batch_size=4, indices=[0, 1, 2])
+      >>> batch = next(batches)
       >>> batch.images.shape, batch.valid.tolist()
       ((4, 56, 56, 3), [True, True, True, False])
     """

@@ -43,9 +43,9 @@ def read_meta_json(
     """Reads `<root>/meta.json`: {"train": {category: [sample, …]}, "test": {…}}.
 
     A sample has img_path, mask_path ("" = none), cls_name, specie_name and anomaly. Paths are relative to the
-    root. An absolute path of the author's disk stands for its longest suffix that exists below the root.
-    Files outside all roots are not used, and an issue is reported. An image counts once, however often and in
-    however many roots it is listed. Anomalous images without a mask are excluded from pixel metrics.
+    root; an absolute path of the author's disk stands for its longest suffix that exists below the root. Files
+    outside all roots are reported and not used. An image counts once, however often it is listed. Anomalous
+    images without a mask are excluded from pixel metrics.
 
     Args:
       roots: the folder with `meta.json`, or several that make up one dataset.

@@ -135,10 +135,9 @@ def open_image(encoded: Source, *, bit_depth: int = 16) -> Decoded:
         return Decoded(raw, notes, orientation)
     try:
         made = image_from_array(raw, bit_depth=bit_depth)
-    except UnreadableImage as error:  # an image of two channels, for example
-        raise UnreadableImage(_name(encoded), error.reason) from error
-    except MemoryError as error:
-        raise UnreadableImage(_name(encoded), _describe_error(error)) from error
+    except (UnreadableImage, MemoryError) as error:  # an image of two channels, for example
+        reason = getattr(error, "reason", None) or _describe_error(error)
+        raise UnreadableImage(_name(encoded), reason) from error
     return made._replace(notes=notes + made.notes, orientation=orientation)
 
 
@@ -206,20 +205,15 @@ def resize_image(image: Image.Image, preprocess: Preprocess) -> UInt8[np.ndarray
     return np.asarray(image.resize(size, kernel).convert("RGB"))
 
 
-def decode_mask(
-    encoded: Encoded | tuple[Encoded, ...], *, threshold: int = 0
-) -> Bool[np.ndarray, "H W"]:
-    """Decodes ground truth: True where there is a defect.
+def decode_mask(encoded: Encoded | tuple[Encoded, ...]) -> Bool[np.ndarray, "H W"]:
+    """Decodes a mask, or several that are joined with OR: True where there is a defect.
 
-    Args:
-      encoded: a mask, or several that are joined with OR. Palettes are applied; class indices are gray values.
-      threshold: largest gray value (of 255) that is not a defect. Published numbers use 0; 127 removes the
-        noisy rim of JPEG masks, but erases masks of class indices.
+    Palettes are applied; class indices are gray values.
 
     Raises:
       UnreadableImage: a mask cannot be read, or several differ in size.
     """
-    return binarize(read_masks(encoded)[0], threshold=threshold)
+    return binarize(read_masks(encoded)[0])
 
 
 def read_masks(
@@ -245,7 +239,10 @@ def read_masks(
 def binarize(
     masks: Sequence[Shaped[np.ndarray, "H W"]], *, threshold: int = 0
 ) -> Bool[np.ndarray, "H W"]:
-    """Returns where one of the masks is above a threshold, a gray value of 255."""
+    """Returns where one of the masks is above a threshold: the largest gray value (of 255) that is no defect.
+
+    Published numbers use 0; 127 removes the noisy rim of JPEG masks, but erases masks of class indices.
+    """
     steps = (threshold * (1 if mask.dtype == np.uint8 else 257) for mask in masks)  # 65535 / 255
     return np.logical_or.reduce([mask > step for mask, step in zip(masks, steps, strict=True)])
 

@@ -53,6 +53,11 @@ def find_folder(parent: PathLike, *names: str) -> pathlib.Path | None:
     return next((below[plain(name)] for name in names if plain(name) in below), None)
 
 
+def relative(path: PathLike, root: PathLike) -> str:
+    """Returns a path relative to a folder, with "/" between folders."""
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
 def walk(
     root: PathLike,
     start: PathLike | None = None,
@@ -78,8 +83,8 @@ def walk(
 
     def report(error: OSError) -> None:
         if ignored is not None:
-            inside = os.path.relpath(error.filename, root).replace(os.sep, "/")
-            ignored.append(Issue("folder_unreadable", inside, error.strerror or ""))
+            name = relative(error.filename, root)
+            ignored.append(Issue("folder_unreadable", name, error.strerror or ""))
 
     for place in starts:
         # Without os.walk's own following of links, which never ends if a link leads to a folder above it.
@@ -89,7 +94,7 @@ def walk(
                 below.clear()
                 continue
             seen.add(real)
-            inside = os.path.relpath(folder, root).replace(os.sep, "/")
+            inside = relative(folder, root)
             prefix = "" if inside == "." else f"{inside}/"
             if ignored is not None:
                 hidden = [one for one in (*below, *files) if is_hidden(one)]
@@ -110,7 +115,7 @@ def _list_hidden(root: PathLike, prefix: str, names: Iterable[str]) -> Iterator[
         path = os.path.join(root, prefix + name)
         inside = (os.path.join(folder, one) for folder, _, files in os.walk(path) for one in files)
         found = inside if os.path.isdir(path) else [path]
-        yield from (os.path.relpath(one, root).replace(os.sep, "/") for one in found)
+        yield from (relative(one, root) for one in found)
 
 
 def _visible(folder: PathLike) -> list[pathlib.Path]:

@@ -73,8 +73,8 @@ __all__ = [
 def register(factory: Factory, config: type[MethodConfig]) -> None:
     """Adds a method that is defined outside of the package, under the name in its config class.
 
-    Afterwards its name works wherever that of an included method does. A config file that calls this makes the
-    method known to the commands that load it. Registering a name again replaces the method.
+    Its name then works wherever that of an included method does; a config file may call this. Registering a
+    name again replaces the method.
 
     Args:
       factory: (backbone, config) -> `Method`; `make_method` passes an instance of `config`.

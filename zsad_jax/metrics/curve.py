@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+FPR_LIMIT = 0.3  # of AUPRO
+
 
 class Curve(NamedTuple):
     """Counts at each distinct score, highest score first; ties share one entry.
@@ -87,7 +89,7 @@ def roc(curve: Curve) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]
     return false / false[-1], true / true[-1]
 
 
-def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
+def aupro(curve: Curve, num_regions: int) -> float:
     """Computes the normalized area under the per-region overlap, AUPRO = (1/L) ∫₀ᴸ PRO d FPR.
 
     PRO(t) is the mean over regions r of |r ∩ {s >= t}| / |r|, FPR(t) the share of normal pixels with s >= t,
@@ -97,12 +99,11 @@ def aupro(curve: Curve, num_regions: int, *, fpr_limit: float = 0.3) -> float:
     Args:
       curve: pixel counts with `overlap`.
       num_regions: number of anomalous regions over all images.
-      fpr_limit: in (0, 1).
     """
     fpr = np.append(0, np.cumsum(curve.negatives)) / curve.negatives.sum()
     pro = np.append(0, np.cumsum(curve.overlap)) / num_regions
-    end = int(np.searchsorted(fpr, fpr_limit, side="right"))  # the first point beyond the limit
-    share = (fpr_limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    end = int(np.searchsorted(fpr, FPR_LIMIT, side="right"))  # the first point beyond the limit
+    share = (FPR_LIMIT - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
     last = pro[end - 1] + share * (pro[end] - pro[end - 1])
-    area = np.trapezoid(np.append(pro[:end], last), np.append(fpr[:end], fpr_limit))
-    return float(min(area / fpr_limit, 1.0))  # sums of 1 / |region| may exceed 1 by rounding
+    area = np.trapezoid(np.append(pro[:end], last), np.append(fpr[:end], FPR_LIMIT))
+    return float(min(area / FPR_LIMIT, 1.0))  # sums of 1 / |region| may exceed 1 by rounding

@@ -55,18 +55,18 @@ def pixel_aupro_200step(
 ) -> float:
     """Computes AUPRO over 200 equally spaced thresholds, as the code behind the published numbers does.
 
-    It differs from the exact value: it neither starts at (0, 0) nor interpolates at the FPR limit, it
-    stretches the kept false positive rates to [0, 1], and it depends on the scale of the scores.
+    Unlike the exact value, it neither starts at (0, 0) nor interpolates at the FPR limit, it stretches the kept
+    false positive rates to [0, 1], and it depends on the scale of the scores.
 
     Args:
       maps: anomaly maps of one category, finite.
       masks: ground truth, True (or 1) where anomalous.
-      thresholds: "torch" places them as TIPSomaly's code does, "numpy" as the code of AnomalyCLIP, FAPrompt
-        and TPS does; results differ by about 1e-5.
+      thresholds: "torch" places them as TIPSomaly's code does, "numpy" as that of AnomalyCLIP, FAPrompt, TPS;
+        results differ by about 1e-5.
 
     Returns:
-      A value in [0, 1]; NaN where that code fails (constant maps, fewer than two thresholds below the
-      limit, all of one false positive rate) and where only one class of pixels is present.
+      A value in [0, 1]; NaN where that code fails (constant maps, fewer than two thresholds below the limit,
+      all of one false positive rate) and where only one class of pixels is present.
 
     Raises:
       UserError: on non-finite maps, shapes that do not match, or unknown `thresholds`.

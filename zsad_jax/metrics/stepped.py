@@ -6,10 +6,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Num
 
-from zsad_jax.metrics.curve import Curve
+from zsad_jax.metrics.curve import FPR_LIMIT, Curve
 
 NUM_STEPS = 200
-FPR_LIMIT = 0.3
 # Library whose `arange` spaces the thresholds in the published code.
 Thresholds = Literal["torch", "numpy"]
 THRESHOLDS: tuple[str, ...] = typing.get_args(Thresholds)

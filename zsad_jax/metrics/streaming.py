@@ -115,11 +115,6 @@ def curve(state: State) -> Curve:
     return Curve(_scores(firsts.ravel()[occupied]), *(c[occupied] for c in counts))
 
 
-def rounded(state: State, scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Rounds scores as the state does, to the lowest float32 number of their bin."""
-    return _scores((_keys(np.asarray(scores, np.float32)) >> state.level) << state.level)
-
-
 def compute(state: State, *, thresholds: Thresholds = "torch") -> Metrics:
     """Computes the pixel metrics, AUPRO as published code does, and a note if the bins are too coarse."""
     counted = curve(state)

@@ -122,9 +122,8 @@ def from_arrays(
     """Returns the two towers of a CLIP model in native names and layouts, mostly as views of the given arrays.
 
     Args:
-      arrays: of OpenAI's or open_clip's names ("visual.conv1.weight"), with "text." before the text side's
-        or without, of Hugging Face's ("vision_model...") or native ones ("vision/...", "text/..."); a prefix
-        of all names, such as "module.", is removed.
+      arrays: of OpenAI's or open_clip's names ("visual.conv1.weight"), with "text." before the text side's or
+        without, of Hugging Face's ("vision_model...") or native ones ("vision/..."), all with any prefix.
       num_heads: of both towers, for names that do not show it; None: one for each 64 of the width.
       text_num_heads: of the text tower, where it differs.
       source: the file or files, for errors ("The file clip.safetensors").

@@ -36,10 +36,9 @@ def read_arrays(
 ) -> dict[str, np.ndarray]:
     """Reads the arrays of an npz, safetensors or PyTorch file by name.
 
-    The content decides the format. Two-byte arrays without a type are read as bfloat16, which numpy cannot
-    name. Pickled objects of npz files are rejected, and those of PyTorch files ignored, as are arrays that hold
-    no real numbers. The names lose what
-    training scripts put around them ("state_dict.", "module.").
+    The content decides the format. Two-byte arrays without a type are read as bfloat16, which numpy lacks.
+    Pickled objects of npz files are rejected; those of PyTorch files, and arrays that hold no real numbers, are
+    ignored. The names lose what training scripts put around them ("state_dict.", "module.").
 
     Args:
       path: the file.
@@ -119,8 +118,7 @@ def fit_tree(
       arrays: contents of a file, nested or flat with "/" in the names.
       expected: nested dicts whose leaves have a `.shape` (from `jax.eval_shape`).
       source: the file or files, for the error.
-      name_in_file: returns the name of an array in the file, for the error. Several arrays may be parts of one
-        array there.
+      name_in_file: returns the name of an array in the file, of which it may be a part, for the error.
 
     Returns:
       Nested dicts of float32 arrays with the structure of `expected`.

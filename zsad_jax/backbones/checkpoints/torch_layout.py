@@ -130,11 +130,7 @@ def _lay_out(target: str, leaf: str, array: np.ndarray, num_heads: int) -> np.nd
 
 
 def check_heads(num_heads: int, width: int, source: str) -> int:
-    """Returns the number of heads.
-
-    Raises:
-      UserError: it does not divide the width.
-    """
+    """Returns the number of heads; raises `UserError` if it does not divide the width."""
     if num_heads < 1 or width % num_heads:
         raise UserError(
             f"{source} is {width} wide, which is not a multiple of {num_heads} attention heads."

@@ -205,12 +205,12 @@ def sort_by_number(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def split_normals(samples: Sequence[T], *, share: float = TEST_SHARE) -> tuple[list[T], list[T]]:
+def split_normals(samples: Sequence[T]) -> tuple[list[T], list[T]]:
     """Draws the share of the normal images that papers test on; (chosen, left), each in the given order.
 
     The number is rounded up, as in scikit-learn, so that it is the published one.
     """
-    count = math.ceil(len(samples) * share)
+    count = math.ceil(len(samples) * TEST_SHARE)
     chosen = set(np.random.default_rng(SEED).permutation(len(samples))[:count].tolist())
     return (
         [one for index, one in enumerate(samples) if index in chosen],

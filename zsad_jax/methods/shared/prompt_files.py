@@ -43,21 +43,13 @@ class PromptRelease(NamedTuple):
 
 
 RELEASES = {
-    f"tipsomaly-l14-hr-{release.auxiliary}-epoch{release.epoch}": release
-    for release in (
-        PromptRelease(
-            "mvtec_ad", 1, "ed32bc00b8340d4b4a85f8457356ca0c3c42a593beee9c6a0d17fe832babae62"
-        ),
-        PromptRelease(
-            "mvtec_ad", 2, "15546df6300fe8d9e272ee6cba5844f78bf2e1579d69eaf3fdf4f4c81b7a5fbb"
-        ),
-        PromptRelease(
-            "visa", 1, "913ca7132078ebfacbe568eb5611d8f35d5a61aa6c5fb2215db6e59f7ebaeaa0"
-        ),
-        PromptRelease(
-            "visa", 2, "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055"
-        ),
-    )
+    f"tipsomaly-l14-hr-{auxiliary}-epoch{epoch}": PromptRelease(auxiliary, epoch, sha256)
+    for (auxiliary, epoch), sha256 in {
+        ("mvtec_ad", 1): "ed32bc00b8340d4b4a85f8457356ca0c3c42a593beee9c6a0d17fe832babae62",
+        ("mvtec_ad", 2): "15546df6300fe8d9e272ee6cba5844f78bf2e1579d69eaf3fdf4f4c81b7a5fbb",
+        ("visa", 1): "913ca7132078ebfacbe568eb5611d8f35d5a61aa6c5fb2215db6e59f7ebaeaa0",
+        ("visa", 2): "9758adc7e1303ffe991c0ab0052e26067d120b8036a864c9fd9aabc8212ac055",
+    }.items()
 }
 
 
@@ -93,11 +85,7 @@ FIXED = PromptFile("")  # in place of a file, where no learned prompts are used
 
 
 def find(source: str) -> PromptFile:
-    """Returns the prompts of a released name or a path.
-
-    Raises:
-      UserError: neither is there.
-    """
+    """Returns the prompts of a released name or a path; raises `UserError` if neither is there."""
     if source in RELEASES:
         return PromptFile(source, RELEASES[source].epoch)
     source = files.user_path(source, "The checkpoint")
