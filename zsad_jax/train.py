@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone
-from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.loader import load_batches
 from zsad_jax.methods.base import Batch, Method, Stage, Terms
 from zsad_jax.utils import files, sharding
@@ -235,7 +235,14 @@ def train(
                 # Without a gradient, momentum would still move the parameters.
                 if not images.valid.any():
                     continue
-                truth = _ground_truth(images, dataset)
+                truth = Batch(
+                    category=images.category,
+                    labels=images.labels,
+                    masks=images.masks.astype(np.float32),
+                    has_mask=images.has_mask,
+                    valid=images.valid,
+                    class_names=tuple(dataset.prompt_names),
+                )
                 inputs = sharding.split_batch((images.images, truth), mesh)
                 state, losses = step(frozen, state, *inputs)
                 yield number, state, losses
@@ -273,17 +280,6 @@ def train(
             saver.save(epoch + 1, state)
         params, first_epoch = state.params, last_epoch
     return params
-
-
-def _ground_truth(images: ImageBatch, dataset: Dataset) -> Batch:
-    return Batch(
-        category=images.category,
-        labels=images.labels,
-        masks=images.masks.astype(np.float32),
-        has_mask=images.has_mask,
-        valid=images.valid,
-        class_names=tuple(dataset.prompt_names),
-    )
 
 
 class DamagedCheckpointError(Exception):

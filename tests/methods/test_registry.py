@@ -1,6 +1,7 @@
 """Tests of methods by name."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from zsad_jax import methods
 from zsad_jax.methods import METHODS, make_method
+from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.tipsomaly import TIPSomalyConfig, tipsomaly
 from zsad_jax.utils.errors import UserError
 
@@ -48,6 +50,31 @@ def test_registers_method_from_outside(backbone, monkeypatch):
     assert methods.config_class("mine") is MineConfig
     with pytest.raises(UserError, match="'tipsomaly' is the name of an included method"):
         methods.register(tipsomaly, TIPSomalyConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PathConfig(TIPSomalyConfig):
+    name = "../x"
+
+
+class PlainConfig(TIPSomalyConfig):
+    name = "plain"
+    width: int = 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((tipsomaly, TIPSomalyConfig()), "Expected a function and a class"),
+        ((TIPSomalyConfig, tipsomaly), "Expected a function and a class"),
+        ((tipsomaly, MethodConfig), "MethodConfig.name is "),
+        ((tipsomaly, PathConfig), "PathConfig.name is '../x'. Expected letters"),
+        ((tipsomaly, PlainConfig), "PlainConfig.width is not a field. Decorate"),
+    ],
+)
+def test_rejects_methods_that_would_not_work(arguments, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        methods.register(*arguments)
 
 
 def test_methods_are_imported_when_made():

@@ -297,11 +297,7 @@ def _target_name(spec: Spec) -> str:
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment of a `ConfigDict` or mapping.
-
-    Raises:
-      UserError: naming an unknown key or a bad value.
-    """
+    """Returns the experiment of a config; raises `UserError` for an unknown key or a bad value."""
     # ConfigDicts hold None where an option has no value, which stands for the field's default.
     given = {name: value for name, value in plain(config).items() if value is not None}
     return config_from(Experiment, given)

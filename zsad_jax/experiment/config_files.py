@@ -21,14 +21,7 @@ def included() -> dict[str, pathlib.Path]:
 
 
 def find_config(named: str) -> str:
-    """Returns the path of a config, with its variant: a local file, else an included one.
-
-    Args:
-      named: a path, or the name of an included file; ":variant" may follow.
-
-    Raises:
-      UserError: there is neither.
-    """
+    """Returns the path of FILE or FILE:VARIANT: a local file, else an included one; else raises `UserError`."""
     file, colon, variant = named.partition(":")
     path = pathlib.Path(user_path(file, "--config"))
     if not path.is_file():

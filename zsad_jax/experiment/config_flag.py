@@ -112,11 +112,7 @@ def read_config() -> ConfigDict:
 
 
 def read_experiment() -> Experiment:
-    """Returns the checked experiment of the flag --config and its overrides.
-
-    Raises:
-      UserError: no config was named, or it holds an unknown key or a bad value.
-    """
+    """Returns the experiment of the flag --config and its overrides; raises `UserError` on any mistake."""
     return from_config(read_config())
 
 

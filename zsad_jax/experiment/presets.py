@@ -109,9 +109,6 @@ def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> Config
       config_file: `configs/protocols/<method>.py`; the method's own config is one folder up.
       variant: a key of `names`, or "nano".
       names: variant -> key of `PROTOCOLS`; "" is the paper's main one.
-
-    Raises:
-      UserError: unknown variant; the message names the known ones.
     """
     path = pathlib.Path(config_file)
     # By path, since a copied config is not part of any package.

@@ -1,7 +1,9 @@
 """Zero-shot anomaly detectors: one file per method, all with the contract of `Method`."""
 
+import dataclasses
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,7 +83,7 @@ def register(factory: Factory, config: type[MethodConfig]) -> None:
       config: the dataclass of the options.
 
     Raises:
-      UserError: the name is that of an included method.
+      UserError: not a factory and its config class, or the name is not usable or is an included method's.
 
     Example:
       >>> from zsad_jax.methods.clip import ClipConfig, clip
@@ -91,7 +93,23 @@ def register(factory: Factory, config: type[MethodConfig]) -> None:
       >>> config_class("my_clip").title
       'CLIP'
     """
-    name = config.name
+    is_config = isinstance(config, type) and issubclass(config, MethodConfig)
+    if not is_config or isinstance(factory, type) or not callable(factory):
+        raise UserError(
+            f"Cannot register {factory!r} with {config!r}. Expected a function and a class that extends"
+            " MethodConfig."
+        )
+    name, fields = getattr(config, "name", None), {one.name for one in dataclasses.fields(config)}
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise UserError(
+            f"{config.__name__}.name is {name!r}. Expected letters, digits and underscores."
+        )
+    for key, hint in vars(config).get("__annotations__", {}).items():
+        if key not in fields and "ClassVar" not in str(hint):
+            raise UserError(
+                f"{config.__name__}.{key} is not a field. Decorate {config.__name__} with"
+                " @dataclasses.dataclass(frozen=True, kw_only=True)."
+            )
     if name in METHODS and METHODS[name].included:
         raise UserError(f"{name!r} is the name of an included method. Choose another name.")
     METHODS[name] = MethodEntry(lambda: (factory, config), included=False)
@@ -177,7 +195,10 @@ def config_class(name: str) -> type[MethodConfig]:
 def _registered(name: str) -> tuple[Factory, type[MethodConfig]]:
     """Returns the factory and the config class of a method."""
     if name not in METHODS:
-        raise UserError(f"Unknown method '{name}'. {suggest(name, sorted(METHODS))}")
+        raise UserError(
+            f"Unknown method '{name}'. {suggest(name, sorted(METHODS))} To add one:"
+            " zsad_jax.methods.register."
+        )
     return METHODS[name].load()
 
 

@@ -67,14 +67,8 @@ def published_numbers(
 ) -> dict[str, PublishedNumber]:
     """Returns the main results on a dataset that a method's own paper prints, or the first that prints any.
 
-    Args:
-      method: key of the method ("tipsomaly").
-      dataset: key of the dataset ("mvtec_ad"), or of a mean over datasets ("industrial_mean").
-      category: a category, or "mean" for the mean over the dataset.
-
-    Returns:
-      Numbers by metric key (image_auroc, …, pixel_aupro); {} when none is printed. The papers' AUPRO
-      uses 200 thresholds like our `pixel_aupro_200step`.
+    They are by metric; {} if none is printed. The dataset may be a mean over datasets ("industrial_mean").
+    The papers' AUPRO uses 200 thresholds like our `pixel_aupro_200step`.
     """
     numbers = _main_results().get((method, dataset, category), [])
     # Papers disagree on competitors, so numbers of different papers are never mixed.

@@ -27,11 +27,9 @@ Row = dict[str, Any]
 
 
 def result_row(**fields: Any) -> Row:
-    """Returns a row of results.json, with every column of the schema in its order.
+    """Returns a row of results.json: the columns of `RESULT_COLUMNS` in their order, with plain numbers.
 
-    Args:
-      **fields: exactly the columns of `RESULT_COLUMNS`. Metrics are in [0, 1]; NaN means undefined and
-        becomes None. NumPy scalars become plain numbers.
+    Metrics are in [0, 1]; NaN means undefined and becomes None.
 
     Raises:
       ValueError: a column is unknown or missing, or a value is of the wrong type or outside of its range.
