@@ -33,7 +33,6 @@ def draw_figure(
     """Draws image, heat map, overlay and color scale below a few lines of text, each with its color.
 
     The panel is from `resize_panel`, the map has the image's aspect, and the mask is outlined in the overlay.
-    Lines that are too long are shortened in their middle.
     """
     heat = colorize(anomaly_map, scale=scale, size=panel.shape[:2])
     over = outline(overlay(panel, anomaly_map, scale=scale), mask)

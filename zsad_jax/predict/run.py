@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import logging
 
@@ -45,8 +45,9 @@ def predict(experiment: Experiment, options: Options) -> None:
     # A file may be among the images and among the known-good ones.
     for kind in group_issues(dict.fromkeys((*found.ignored, *good.ignored))):
         logging.warning("Ignoring %s", summarize_issues(kind))
+    used = [options.folders.of(image) for image in (*found.images, *good.images)]
     for place, entry in options.folders.listed.items():
-        if not any(options.folders.of(image) is entry for image in (*found.images, *good.images)):
+        if not any(one is entry for one in used):
             logging.warning("There are no images in %s, which --folders lists.", place)
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
@@ -56,13 +57,11 @@ def predict(experiment: Experiment, options: Options) -> None:
         num_images = max(len(found.images), len(good.images))
         model = score.prepare_model(experiment, options, num_images=num_images)
         _check_thresholds(options, model)
-        _print_model(model, {options.folders.of(image).category for image in found.images})
-        # For the outputs that cannot hold the warning: maps and scores of known-good images.
-        (options.out / "WARNING.txt").unlink(
-            missing_ok=True
-        )  # of an earlier run with another model
+        _print_model(model, found.images)
+        warning = options.out / "WARNING.txt"  # of the outputs that cannot hold it, such as maps
+        warning.unlink(missing_ok=True)  # of an earlier run with another model
         if model.warning:
-            files.write_text(options.out / "WARNING.txt", model.warning + "\n")
+            files.write_text(warning, model.warning + "\n")
         clock.lap("start")
         threshold, description = _settle_threshold(options, model, good)
         clock.lap("known-good images")
@@ -285,13 +284,13 @@ def _write_run(
     files.write_json(writer.folder / "run.json", run)
 
 
-def _print_model(model: Model, used: Collection[str]) -> None:
-    shown = model.description
+def _print_model(model: Model, images: Sequence[str]) -> None:
+    shown, of = model.description, model.folders.of
     family = shown.method_config.get("prompt_family")
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
-    categories = ", ".join(f'"{one}"' for one in model.folders.categories if one in used)
-    print(f"category  {categories}; image score: {shown.image_score}")
+    categories = dict.fromkeys(f'"{of(image).category}"' for image in images)
+    print(f"category  {', '.join(categories)}; image score: {shown.image_score}")
     if model.warning:
         print(model.warning)
 

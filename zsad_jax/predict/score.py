@@ -238,8 +238,7 @@ def score_images(
 ) -> Iterator[ScoredImage]:
     """Scores images in order; those that cannot be read are logged and added to `issues`.
 
-    The model is loaded when the first image is decoded. `label` is for the progress bar, and `map_size` is
-    the longest side of figures in pixels.
+    `label` is for the progress bar, and `map_size` is the longest side of figures in pixels.
     """
     read = functools.partial(read_image, preprocess=model.preprocess, map_size=map_size)
     decoded = map_in_threads(read, images, num_workers=model.num_workers)
@@ -274,14 +273,9 @@ def read_image(path: str, preprocess: Preprocess, map_size: int) -> ImageFile | 
         with one_large_image(path):
             decoded = open_image(path, bit_depth=preprocess.bit_depth)
             image = decoded.image
-            return ImageFile(
-                path,
-                resize_image(image, preprocess),
-                resize_panel(image, fit_map(image.size, min(map_size, LONGEST_PANEL))),
-                image.size,
-                files.digest(path),
-                decoded.notes,
-            )
+            panel = resize_panel(image, fit_map(image.size, min(map_size, LONGEST_PANEL)))
+            pixels, sha256 = resize_image(image, preprocess), files.digest(path)
+            return ImageFile(path, pixels, panel, image.size, sha256, decoded.notes)
     except UnreadableImage as error:
         return Issue("image_unreadable", path, error.reason)
     except Exception as error:  # one file must not end the run, whatever a decoder raises

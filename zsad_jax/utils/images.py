@@ -58,8 +58,7 @@ def colorize(
 ) -> Picture:
     """Returns an anomaly map in colors, at its own size or at `size` (H, W).
 
-    Values outside `scale` take the color of its nearer end. The scale is never taken from the map, so that
-    pictures can be compared.
+    Values outside `scale`, which is never taken from the map, take the color of its nearer end.
     """
     return _palette()[_levels(anomaly_map, size or anomaly_map.shape, scale)]
 
@@ -99,10 +98,8 @@ def outline(image: Picture, mask: Bool[np.ndarray, "h w"] | None) -> Picture:
     # The box filter averages all pixels of the mask, so that no small defect falls between two samples.
     inside = (np.asarray(whole.resize((width, height), Image.Resampling.BOX)) > 0).astype(np.uint8)
     thickness = 1 + max(height, width) // 400
-    line, rim = (
-        cv2.dilate(inside, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
-        for reach in (thickness, thickness + 1)
-    )
+    sides = (2 * thickness + 1, 2 * thickness + 3)
+    line, rim = (cv2.dilate(inside, np.ones((side, side), np.uint8)) > 0 for side in sides)
     outlined = image.copy()
     outlined[rim & ~line] = 0
     outlined[line & (inside == 0)] = OUTLINE
