@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -145,6 +146,15 @@ def test_accepts_gray_and_transparent_arrays(detector, images, expected):
     deep = gray.astype(np.uint16) * 257
     for form in (deep, Image.fromarray(deep)):
         assert_same(detector.predict(form), plain, [0])
+    bright = (gray > 99).astype(np.float32)
+    assert_same(detector.predict(jnp.asarray(bright, "bfloat16")), detector.predict(bright), [0])
+
+
+def test_warns_of_arrays_that_are_scaled_doubtfully(detector, caplog):
+    detector.predict(np.full((8, 8), 255, np.uint16))
+    assert "image: the 16-bit values use 14 bits or fewer" in caplog.text
+    detector.predict(np.full((8, 8), 255, np.int32))
+    assert "image: the pixel values of a wider type were read as 8 bits" in caplog.text
 
 
 def test_repr_is_one_short_line(detector):
@@ -244,7 +254,7 @@ def test_splits_batch_over_devices(images, expected, tmp_path):
         (np.full((8, 8, 3), -0.1), r"floats in \[0, 1\]"),
         (np.full((8, 8, 3), -1), r"from -1 to -1; expected 8-bit values"),
         (np.full((8, 8, 3), np.nan), "none of its values is finite"),
-        (np.diag([np.nan] * 8), r"values from nan to nan; .*floats in \[0, 1\]"),
+        (np.diag([np.nan] * 8), r"values that are not finite; .*floats in \[0, 1\]"),
         (Image.new("RGB", (0, 8)), "it is empty"),
         (None, "type NoneType. Pass arrays"),
         ({"image": "a.png"}, "type dict"),
@@ -288,6 +298,8 @@ def test_rejects_unknown_names(backbone):
         zsad_jax.load_detector("tipsomaly", backbone, score="third")
     with pytest.raises(UserError, match="Unknown key 'sigmar'"):
         zsad_jax.load_detector("tipsomaly", backbone, sigmar=1.0)
+    with pytest.raises(UserError, match=r"is a folder\. Pass the prompts\.npz in it"):
+        zsad_jax.load_detector("tipsomaly", backbone, checkpoint=".")
 
 
 @pytest.fixture

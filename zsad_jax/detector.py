@@ -17,12 +17,18 @@ from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.data.issues import DOUBTFUL
-from zsad_jax.data.preprocess import Preprocess, image_from_array, open_image, resize_image
+from zsad_jax.data.preprocess import (
+    Decoded,
+    Preprocess,
+    image_from_array,
+    open_image,
+    resize_image,
+)
 from zsad_jax.evaluate import Scorer, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
-from zsad_jax.utils.arrays import is_array, to_numpy
+from zsad_jax.utils.arrays import is_array, is_real, to_numpy
 from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, plural
 
@@ -119,16 +125,16 @@ class Detector:
 
     def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
         """Resizes an image to the backbone's size, still 8-bit."""
-        preprocess = self.backbone.preprocess
+        preprocess, name = self.backbone.preprocess, "image"
         if is_array(image):
-            return resize_image(_open_array(to_numpy(image, "Images"), preprocess), preprocess)
-        if not isinstance(image, str | os.PathLike | PIL.Image.Image):
+            decoded = _open_array(to_numpy(image, "Images"), preprocess)
+        elif isinstance(image, str | os.PathLike | PIL.Image.Image):
+            decoded = open_image(image, bit_depth=preprocess.bit_depth)
+            name = name if isinstance(image, PIL.Image.Image) else os.fspath(image)
+        else:
             raise UserError(
-                f"An image has the type {type(image).__name__}. Pass an array, a Pillow image or the path of a"
-                " file."
+                f"An image has the type {type(image).__name__}. Pass an array, a Pillow image or a path."
             )
-        decoded = open_image(image, bit_depth=preprocess.bit_depth)
-        name = "image" if isinstance(image, PIL.Image.Image) else os.fspath(image)
         for note in decoded.notes:
             level = logging.WARNING if note.kind in DOUBTFUL else logging.INFO
             logging.log(level, "%s", note._replace(file=name))
@@ -296,17 +302,22 @@ def choose_params(
     return {}, file
 
 
-def _open_array(array: np.ndarray, preprocess: Preprocess) -> PIL.Image.Image:
+def _open_array(array: np.ndarray, preprocess: Preprocess) -> Decoded:
     """Returns the 8-bit image of an array; unlike a file, it must have the usual range of values."""
-    if array.dtype.kind not in "uif":
+    if not is_real(array.dtype) or array.dtype == bool:
         raise UserError(
             f"An image has the type {array.dtype}; expected integers, or floats in [0, 1]. Convert it first."
         )
+    if array.dtype.kind not in "uif":  # bfloat16
+        array = array.astype(np.float32)
     array = array[..., 0] if array.shape[2:] == (1,) else array
     decoded = image_from_array(array, bit_depth=preprocess.bit_depth)
     if any(note.kind in ("image_stretched", "image_gaps") for note in decoded.notes):
+        found = f"values from {array.min():.6g} to {array.max():.6g}"
+        if not np.isfinite(array).all():
+            found = "values that are not finite"
         raise UserError(
-            f"An image of the type {array.dtype} has values from {array.min():.6g} to {array.max():.6g};"
-            " expected 8-bit values, or floats in [0, 1]. Divide floats up to 255 by 255."
+            f"An image of the type {array.dtype} has {found}; expected 8-bit values, or floats in [0, 1]. Clip"
+            " floats to that range, divide those up to 255 by 255, and pass images that are not normalized."
         )
-    return decoded.image
+    return decoded

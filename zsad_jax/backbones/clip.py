@@ -129,8 +129,7 @@ class VisionEncoder(VisionTower):
         h, w = (side // s.patch_size for side in images.shape[1:3])
         if not images.shape[0] * h * w:
             raise UserError(
-                f"The images have the shape {images.shape}; expected at least {s.patch_size} pixels a side."
-                " Pass larger images."
+                f"The images are {images.shape}; expected at least {s.patch_size} pixels a side. Enlarge them."
             )
         images = images[:, : h * s.patch_size, : w * s.patch_size]
         embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")

@@ -122,8 +122,7 @@ def locate_files(name: str, *, lineage: str | None = None, **options: Any) -> We
     given = WeightFiles(**{k: p if p is None else user_path(p, k) for k, p in paths.items()})
     if given.weights is not None and (given.vision is not None or given.text is not None):
         raise UserError(
-            "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one file with both towers, or"
-            " one file each."
+            "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one for both, or one each."
         )
     if given.weights is not None or (given.vision is not None and given.text is not None):
         return given

@@ -330,8 +330,7 @@ def _choose_sizes(
     text_ln_eps = chosen["text_ln_eps"]
     if not isinstance(text_ln_eps, int | float) or not 0 < text_ln_eps <= 1:
         raise UserError(
-            f"text_ln_eps={text_ln_eps!r} is not a number above 0 and at most 1. Pass a small one,"
-            " for example 1e-5."
+            f"text_ln_eps={text_ln_eps!r} is not a number above 0 and at most 1. Pass 1e-5, for example."
         )
     stage = _read_stage(chosen["posemb_stage"])
     if stage and release and not release.low_resolution_positions:
@@ -354,8 +353,7 @@ def _read_stage(stage: Any) -> tuple[int, int] | None:
     sides = tuple(stage) if isinstance(stage, tuple | list) else ()
     if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**13 for side in sides):
         raise UserError(
-            f"posemb_stage={stage!r} is not the size of a grid. Pass None or two positive integers, for example"
-            " (32, 32)."
+            f"posemb_stage={stage!r} is not the size of a grid. Pass None or two integers, such as (32, 32)."
         )
     return sides
 

@@ -46,8 +46,7 @@ def tokenize_sentencepiece(
 ) -> Tokens:
     """Tokenizes for TIPS: lower case, no start or end token.
 
-    The published code cuts texts that are too long; here they are rejected, since different texts could become
-    the same.
+    The published code cuts texts that are too long; here they are rejected, since they could become equal.
 
     Args:
       texts: sentences.
@@ -88,8 +87,7 @@ def tokenize_bpe(
       vocabulary: rows of the model's embedding table; all but 514 are merges.
 
     Raises:
-      UserError: no merge file where one is needed, or one that does not fit the vocabulary; or a text that is
-        too long.
+      UserError: a text is too long, or the merge file is missing or does not fit the vocabulary.
     """
     spell: Callable[[str], list[int]] = _spell_clip_word
     if path is not None or vocabulary != CLIP_VOCABULARY:

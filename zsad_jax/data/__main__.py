@@ -124,8 +124,7 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
     if failures:
         raise UserError(
-            f"Failed to prepare {len(failures)} of {len(wanted)} benchmarks ({', '.join(failures)}). See the"
-            " errors above."
+            f"Failed to prepare {len(failures)} of {len(wanted)} benchmarks ({', '.join(failures)}). See above."
         )
     return 0
 

@@ -33,9 +33,8 @@ def open_dataset(
 
     Args:
       spec: a key ("mvtec_ad", "synthetic_target"), a key with a split ("mvtec_ad:train"), several of them
-        joined by "+" ("mvtec_ad:train+mvtec_ad:test"), {"folder": PATH, …} with the arguments of `read_folder`
-        (`read_meta_json` reads a folder with a meta.json), or {"meta_json": ROOT, …} with those of
-        `read_meta_json`.
+        joined by "+" ("mvtec_ad:train+mvtec_ad:test"), {"folder": PATH, …} with the arguments of `read_folder`,
+        or {"meta_json": ROOT, …} with those of `read_meta_json`, which reads every folder with a meta.json.
       data_dir: the folder of prepared datasets: `<data_dir>/<key>`.
       split: the split of keys and descriptions without one.
       naming: the names of categories of keys in prompts, see `prompt_name`.
@@ -104,8 +103,7 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
         raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
     raise UserError(
         f"Unknown dataset {name!r}. It is not a benchmark, and {pathlib.Path(data_dir, name)} has no"
-        f" {META_JSON}."
-        f" {suggest(name, DATASETS)}"
+        f" {META_JSON}. {suggest(name, DATASETS)}"
     )
 
 

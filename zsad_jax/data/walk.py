@@ -67,8 +67,7 @@ def walk(
 ) -> Iterator[str]:
     """Yields the files below a folder, relative to it and with "/" between folders, folder by folder.
 
-    Links to folders are followed after the folders themselves, to each folder once, and never to one that
-    contains the root.
+    Links are followed after folders, to each folder once, and never to one that contains the root.
 
     Args:
       root: the folder that names are relative to.

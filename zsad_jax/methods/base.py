@@ -194,8 +194,7 @@ class Method(NamedTuple):
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: None if there is no released checkpoint.
       aupro_thresholds: library whose `arange` spaces the 200 AUPRO thresholds in the published code.
-      unused_parameters: number of parameters in the published code's optimizer that have no effect; published
-        counts include them.
+      unused_parameters: number of parameters without effect that the published code trains and counts.
     """
 
     name: str

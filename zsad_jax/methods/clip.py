@@ -79,8 +79,7 @@ class ClipACConfig(ClipConfig):
 def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Method:
     """Returns raw CLIP or, given its config, CLIP-AC over a backbone with patch tokens in the joint space.
 
-    The texts of a class are those of `prompts.ensemble`, scores those of `similarity.pair_scores`.
-    Its params are {}.
+    Texts are those of `prompts.ensemble`, scores those of `similarity.pair_scores`. Its params are {}.
 
     Raises:
       UserError: for an unknown key or a bad value.

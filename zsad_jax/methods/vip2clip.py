@@ -34,8 +34,7 @@ MODULES = ("prompt_learner", "Zero_try", "ica", "fgp")
 class ViP2CLIPConfig(MethodConfig):
     """Options of ViP2-CLIP; the defaults are those of the published numbers, except for `adjective_bug`.
 
-    A prompt is s_1..s_e, adjective, z_1..z_r: state tokens of its own, and class tokens that both prompts
-    share.
+    A prompt is s_1..s_e, adjective, z_1..z_r: state tokens of its own, and class tokens that both share.
 
     Attributes:
       adjectives: the normal and the anomalous one, each a single token of the backbone's vocabulary; the

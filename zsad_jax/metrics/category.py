@@ -147,8 +147,7 @@ def _append(
         return scores or more
     if scores.keys() != more.keys():
         raise UserError(
-            f"Image scores are named {list(more)}, but were named {list(scores)} before. Use the same"
-            " names in every call."
+            f"Image scores are named {list(more)}, but were named {list(scores)} before. Use the same names."
         )
     return {name: np.append(scores[name], more[name]) for name in scores}
 

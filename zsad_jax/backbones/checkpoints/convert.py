@@ -19,8 +19,7 @@ def convert_clip(source: pathlib.Path, target: pathlib.Path) -> None:
     """Converts a CLIP model to OpenAI's names; the types of the arrays are kept.
 
     Args:
-      source: OpenAI's archive (TorchScript), or the zip archive of a state dict in OpenAI's, open_clip's or
-        Hugging Face's names.
+      source: OpenAI's archive (TorchScript), or a state dict in OpenAI's, open_clip's or Hugging Face's names.
       target: the file that is written, safetensors or npz.
 
     Raises:

@@ -59,8 +59,7 @@ def read_arrays(
         raise
     except torch_file.RefusedError as error:
         raise UserError(
-            f"{path} refers to {error}, which could run foreign code. Use a file that holds tensors only, or"
-            " convert it to npz."
+            f"{path} refers to {error}, which could run foreign code. Use a file of tensors only, or npz."
         ) from error
     except Exception as error:
         raise UserError(

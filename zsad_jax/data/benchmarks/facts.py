@@ -61,8 +61,7 @@ class TwoFolders:
 
     Attributes:
       normal, anomalous: names of the two folders, in any case, in order of preference.
-      stem: a regular expression for the names of most anomalous images, where nothing else identifies
-        the benchmark.
+      stem: a pattern for the names of most anomalous images, where nothing else identifies the benchmark.
       defect: what the anomalous images show.
       drawn: whether a quarter of the normal images is in the test split and the others in the train split.
     """

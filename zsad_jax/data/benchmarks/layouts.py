@@ -26,8 +26,7 @@ class Layout(NamedTuple):
 
     Attributes:
       is_root: whether a folder is the root of the extracted archives, and of no other benchmark.
-      list_files: lists all samples below a root; images are not read. Raises `UserError` if the files cannot
-        be understood.
+      list_files: lists all samples below a root without reading them; raises `UserError` for unknown files.
       is_given: whether a folder that the user names may be the root, for layouts that several benchmarks share
         (`images` beside `masks`); True wherever `is_root` is. None: the same as `is_root`.
       excluded: patterns in addition to `Facts.excluded`, for the files below a root.

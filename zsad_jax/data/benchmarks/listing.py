@@ -35,8 +35,7 @@ class Listing:
       root: the folder that names of files are relative to.
       samples: per split, in the order in which they are written, category by category. `prompt_name` may be
         omitted: the protocol knows it.
-      known: further files that belong to the benchmark: those that parts are cut from, and those that are
-        excluded on purpose.
+      known: further files of the benchmark: those that parts are cut from, or that are excluded on purpose.
       issues: what does not belong together.
     """
 
@@ -85,8 +84,7 @@ class Listing:
     ) -> list[Sample]:
         """Returns the anomalous images of a folder with the masks of another, paired by stem, not by position.
 
-        The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`; several are
-        joined.
+        The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`, joined.
 
         Args:
           images: folder of images.

@@ -89,6 +89,8 @@ def find(source: str) -> PromptFile:
     if source in RELEASES:
         return PromptFile(source, RELEASES[source].epoch)
     source = files.user_path(source, "The checkpoint")
+    if pathlib.Path(source).is_dir():
+        raise UserError(f"The checkpoint {source} is a folder. Pass the prompts.npz in it.")
     if not pathlib.Path(source).is_file():
         raise UserError(
             f"{source!r} is neither a file nor a name of released prompts. {suggest(source, RELEASES)}"
