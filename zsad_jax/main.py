@@ -34,13 +34,14 @@ def main(argv: list[str]) -> None:
         return
     experiment = config_flag.read_experiment()
     config_flag.reject_strays(argv[1:])
-    config_flag.reject_checkpoints(experiment)
+    changed = config_flag.changed_keys()
+    config_flag.reject_checkpoints(experiment, changed)
     workdir = default_workdir(config_flag.config_file())
     if _WORKDIR.value is not None:
         workdir = pathlib.Path(files.user_path(_WORKDIR.value, "--workdir"))
     log_plainly()
     with files.alone(workdir, OUTPUTS):
-        run_experiment(experiment, workdir, config_flag.changed_keys())
+        run_experiment(experiment, workdir, changed)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Tests of stored evaluations."""
 
+import types
+
 import numpy as np
 import pytest
 
+from zsad_jax import load_backbone
 from zsad_jax.evaluate import Evaluation, Scored
 from zsad_jax.experiment import cache
+from zsad_jax.experiment.config import Experiment
 from zsad_jax.metrics import Metrics, Note
 
 
@@ -26,6 +30,22 @@ def test_metrics_and_notes_load_unchanged(tmp_path):
     assert np.isnan(read.values["pixel_ap"])
     assert (read.reasons, read.notes) == (found.reasons, notes)
     assert all(isinstance(note, Note) for note in read.notes)
+
+
+def test_training_depends_on_names_in_prompts():
+    backbone = load_backbone("clip-nano")
+    experiment = Experiment(
+        method={"name": "coop"},
+        backbone={"name": "clip-nano"},
+        targets=("mpdd",),
+        auxiliary="visa",
+        train=True,
+    )
+    method, keys = experiment.main_method(backbone), []
+    for names in (("pcb",), ("pcb",), ("circuit board",)):
+        dataset = types.SimpleNamespace(fingerprint=lambda: "the same files", prompt_names=names)
+        keys.append(cache.training_key(experiment, backbone, method, "visa", dataset))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(

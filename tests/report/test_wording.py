@@ -24,6 +24,10 @@ def test_settings_describe_only_differences(make_row):
     assert wording.describe_setting(row, ["auxiliary", "checkpoint", "image_score"]) == (
         "trained on MVTec AD, image score second"
     )
+    loaded = make_row("visa", auxiliary="mvtec_ad", checkpoint="prompts.npz", seed=None)
+    assert wording.describe_setting(loaded, ["auxiliary", "checkpoint"]) == (
+        "trained on MVTec AD, prompts prompts.npz"
+    )
     fixed = make_row("visa", variant="fixed prompts", auxiliary=None, checkpoint=None, seed=None)
     assert wording.describe_setting(fixed, ["variant", "auxiliary", "seed"]) == "fixed prompts"
     unnamed = make_row("visa", auxiliary=None, checkpoint=None)

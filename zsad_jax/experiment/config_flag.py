@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -131,9 +131,9 @@ def config_file() -> str:
     return flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
 
 
-def reject_checkpoints(experiment: Experiment) -> None:
-    """Rejects checkpoints of the command line that training would replace."""
-    given = [key for key in changed_keys() if key.startswith("checkpoints")]
+def reject_checkpoints(experiment: Experiment, changed: Iterable[str]) -> None:
+    """Rejects checkpoints among the keys of the command line, if training would replace them."""
+    given = [key for key in changed if key.startswith("checkpoints")]
     if experiment.train and given:
         raise UserError(
             f"config.{given[0]} is given, but config.train is True, which trains new prompts. Omit it, or set"
