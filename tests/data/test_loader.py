@@ -289,12 +289,17 @@ def test_warns_of_images_with_different_scales(caplog):
     with caplog.at_level("INFO", logger="absl"):
         load(Samples("floats", deep[:2]))
         load(Samples("mixed", deep[2:]))
-        load(Samples("alike", deep[2:3] * 2))
+        load(Samples("narrow", deep[2:3] * 2))
         load(Samples("alike", deep[3:] * 2))
-    levels = {name: [] for name in ("floats", "mixed", "alike")}
+    levels = {name: [] for name in ("floats", "mixed", "narrow", "alike")}
     for record in caplog.records:
         levels[record.getMessage().partition(":")[0]].append(record.levelname)
-    assert levels == {"floats": ["WARNING"], "mixed": ["WARNING"] * 2, "alike": ["INFO"] * 2}
+    assert levels == {
+        "floats": ["WARNING"],
+        "narrow": ["WARNING"],
+        "mixed": ["WARNING"] * 2,
+        "alike": ["INFO"],
+    }
     assert "0.tif: 32-bit values 0 to 2, 1.tif: 32-bit values 0 to 9" in caplog.text
 
 
