@@ -163,11 +163,8 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
             if key is not None:
                 shared[key] = features
             scores = method.score(frozen, learned, texts, features, category)
-            if method.across:
-                results.append(Result(scores.image, None, scores.patches))
-            else:
-                maps = method.anomaly_map(scores.patches, size)
-                results.append(Result(scores.image, maps))
+            maps = None if method.across else method.anomaly_map(scores.patches, size)
+            results.append(Result(scores.image, maps, scores.patches if method.across else None))
         return results
 
     return score

@@ -1,6 +1,7 @@
 """`python -m zsad_jax.backbones list | fetch | convert`: released backbones and their files."""
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -22,8 +23,9 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(prog=PROGRAM, description="Backbones and their weight files.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    listed = command_line.add_command(
-        commands,
+    add = functools.partial(command_line.add_command, commands)
+
+    listed = add(
         "list",
         "list the released backbones",
         description="List the released backbones. vision, text: blocks x width of the towers. patch, image: "
@@ -33,33 +35,18 @@ def _make_parser() -> argparse.ArgumentParser:
     listed.add_argument("--prompts", action="store_true", help="list learned prompts instead")
     listed.set_defaults(run=_list)
 
-    fetch = command_line.add_command(commands, "fetch", "download weights or learned prompts")
-    fetch.add_argument(
-        "names", metavar="NAME", nargs="+", help="names shown by list and list --prompts"
-    )
-    fetch.add_argument(
-        "--lineage",
-        choices=registry.LINEAGES,
-        help=f"files of the JAX code or of the PyTorch code; default: {registry.LINEAGES[0]}",
-    )
+    fetch = add("fetch", "download weights or learned prompts")
+    names = "names shown by list and list --prompts"
+    fetch.add_argument("names", metavar="NAME", nargs="+", help=names)
+    lineage = f"files of the JAX code or of the PyTorch code; default: {registry.LINEAGES[0]}"
+    fetch.add_argument("--lineage", choices=registry.LINEAGES, help=lineage)
     fetch.set_defaults(run=_fetch)
 
-    convert = command_line.add_command(
-        commands, "convert", "convert a PyTorch archive of a CLIP model to safetensors or npz"
-    )
-    convert.add_argument(
-        "source",
-        metavar="FILE",
-        type=files.user_path,
-        help="OpenAI's .pt, or a state dict in OpenAI's, open_clip's or Hugging Face's names",
-    )
-    convert.add_argument(
-        "target",
-        metavar="OUT",
-        nargs="?",
-        type=files.user_path,
-        help="the .safetensors or .npz file to write; default: FILE with the suffix .safetensors",
-    )
+    convert = add("convert", "convert a PyTorch archive of a CLIP model to safetensors or npz")
+    source = "OpenAI's .pt, or a state dict in OpenAI's, open_clip's or Hugging Face's names"
+    convert.add_argument("source", metavar="FILE", type=files.user_path, help=source)
+    target = "the .safetensors or .npz file to write; default: FILE with the suffix .safetensors"
+    convert.add_argument("target", metavar="OUT", nargs="?", type=files.user_path, help=target)
     convert.set_defaults(run=_convert)
     return parser
 

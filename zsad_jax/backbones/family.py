@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import flax.errors
@@ -73,22 +73,17 @@ class LoadFn(Protocol):
         ...
 
 
-class DescribeFn(Protocol):
-    """A function that makes a backbone of a release record: its `params` are shapes."""
-
-    def __call__(self, release: Release) -> Backbone: ...
-
-
 class Family(NamedTuple):
     """A family of backbones; its module defines one as `FAMILY`.
 
     Attributes:
+      describe: makes a backbone of a release record: its `params` are shapes.
       needs: the arguments of `load_backbone` that give its files, in words.
       lineages: whether released names have several lineages of files.
     """
 
     load: LoadFn
-    describe: DescribeFn
+    describe: Callable[[Release], Backbone]
     needs: str
     lineages: bool = False
 

@@ -385,6 +385,6 @@ def missing_files(name: str, lineage: str = "native") -> list[pathlib.Path]:
 
 
 def fetch_command(name: str, lineage: str = "native") -> str:
-    """Returns the command that fetches a model's files."""
+    """Returns the command that fetches a model's files, or released prompts."""
     option = "" if lineage == "native" else f" --lineage {lineage}"
     return f"python -m zsad_jax.backbones fetch {name}{option}"

@@ -211,7 +211,7 @@ def _hints(experiment: Experiment) -> list[str]:
     auxiliaries = () if experiment.train else experiment.auxiliaries()
     for source in filter(None, map(experiment.checkpoints.get, auxiliaries)):
         if not prompt_files.find(source).path.exists():
-            commands[f"prompts {source}"] = prompt_files.fetch_command(source)
+            commands[f"prompts {source}"] = registry.fetch_command(source)
     hints = [
         f"Also missing (downloaded on first use): {what}. To download now: {command}."
         for what, command in commands.items()

@@ -91,8 +91,7 @@ def f1max_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     """Returns the highest threshold that gives the largest F1, deciding score >= threshold.
 
     Args:
-      scores: [b], higher = more anomalous.
-      labels: [b], 0 normal, 1 anomalous.
+      scores, labels: [b], as for `compute`.
 
     Raises:
       UserError: when no image is anomalous, or on input that `compute` rejects.
@@ -115,8 +114,7 @@ def roc_curve(
     """Returns false and true positive rates of image scores, from (0, 0) to (1, 1).
 
     Args:
-      scores: [b], higher = more anomalous.
-      labels: [b], 0 normal, 1 anomalous.
+      scores, labels: [b], as for `compute`.
 
     Raises:
       UserError: when only one class is present, or on input that `compute` rejects.

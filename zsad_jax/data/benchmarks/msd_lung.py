@@ -22,6 +22,7 @@ from zsad_jax.data.benchmarks.layouts import Layout
 from zsad_jax.data.benchmarks.listing import Listing
 from zsad_jax.data.benchmarks.records import image_to_png, mask_to_png
 from zsad_jax.data.dataset import Lazy, Sample
+from zsad_jax.data.preprocess import UnreadableImage
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import progress
 
@@ -52,8 +53,8 @@ def list_files(root: pathlib.Path) -> Listing:
             continue
         try:
             listing.add("test", _list_slices(name, path, _read_label(label, path), reader))
-        except _DamagedVolume as error:
-            listing.report("image_unreadable", error.path, error.reason)
+        except UnreadableImage as error:
+            listing.report("image_unreadable", pathlib.Path(error.name), error.reason)
     for path in labels.values():
         listing.report("mask_unused", path)
     return listing
@@ -83,12 +84,6 @@ class _Reader:
         """Returns the slices of a volume; other threads wait and then find them here."""
         with self._lock:
             return self._read(path)
-
-
-class _DamagedVolume(Exception):  # noqa: N818 - describes the volume
-    def __init__(self, path: pathlib.Path, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
 
 
 def read_slices(path: pathlib.Path) -> UInt8[np.ndarray, "D H W"]:
@@ -140,10 +135,10 @@ def _read_label(path: pathlib.Path, volume: pathlib.Path) -> Shaped[np.ndarray, 
     label_header, header = _check(path), _check(volume)
     if label_header.shape != header.shape or len(header.shape) != 3:
         sizes = ["x".join(map(str, one.shape)) for one in (label_header, header)]
-        raise _DamagedVolume(volume, f"its label is {sizes[0]}, the volume {sizes[1]}")
+        raise UnreadableImage(str(volume), f"its label is {sizes[0]}, the volume {sizes[1]}")
     label = np.asanyarray(label_header.dataobj)
     if ((label != 0) & (label != 1)).any():
-        raise _DamagedVolume(path, "it holds other values than 0 and 1")
+        raise UnreadableImage(str(path), "it holds other values than 0 and 1")
     return label
 
 
@@ -163,9 +158,11 @@ def _check(path: pathlib.Path) -> Any:
     ) as error:
         words = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         reason = words.replace(os.path.join(path.parent, ""), "")  # the same wherever the file is
-        raise _DamagedVolume(path, f"it is damaged or not a NIfTI volume ({reason})") from error
+        raise UnreadableImage(
+            str(path), f"it is damaged or not a NIfTI volume ({reason})"
+        ) from error
     if size < image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize:
-        raise _DamagedVolume(path, "it is cut short")
+        raise UnreadableImage(str(path), "it is cut short")
     return image
 
 

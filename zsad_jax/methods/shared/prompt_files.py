@@ -147,11 +147,6 @@ def locate(name: str) -> pathlib.Path:
     return File(f"the prompts {name}", places, size=SIZE, sha256=release.sha256).obtain()
 
 
-def fetch_command(name: str) -> str:
-    """Returns the command that downloads released prompts."""
-    return f"python -m zsad_jax.backbones fetch {name}"
-
-
 def save(path: files.PathLike, params: PyTree) -> None:
     """Writes a parameter tree as an npz file whose array names are the tree's paths."""
     arrays = {name: np.asarray(value) for name, value in flatten_dict(params, sep="/").items()}
