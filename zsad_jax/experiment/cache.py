@@ -17,7 +17,7 @@ from absl import logging
 import zsad_jax
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.checkpoints.read import read_arrays
-from zsad_jax.backbones.registry import WeightFiles
+from zsad_jax.backbones.load import locate_files
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.detector import Detector
@@ -99,14 +99,12 @@ def prediction_key(experiment: Experiment, detector: Detector) -> str:
     )
 
 
-def inputs_key(
-    experiment: Experiment, prompts: prompt_files.PromptFile, weights: WeightFiles
-) -> str:
+def inputs_key(experiment: Experiment, prompts: prompt_files.PromptFile) -> str:
     """Returns the key of the options of a detector and, by place, size and date, of its files.
 
-    Unlike `prediction_key`, it is known before the weights are read.
+    Unlike `prediction_key`, it is known before the weights are read. Missing released ones are downloaded.
     """
-    config = to_json(experiment)
+    config, weights = to_json(experiment), locate_files(**experiment.backbone_options)
     paths = [*weights, prompts.path if prompts.source else None]
     # The method and the backbone tell which prompts are included.
     named = None if prompts.included_with else prompts.source or None

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.load import check_image_size, describe_backbone, locate_files
-from zsad_jax.backbones.registry import RELEASES, WeightFiles
+from zsad_jax.backbones.load import check_image_size, describe_backbone
+from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.data.benchmarks.availability import default_data_dir
 from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.open import Spec, parse_spec
@@ -211,10 +211,6 @@ class Experiment:
     def load_backbone(self) -> Backbone:
         """Loads the frozen model."""
         return load_backbone(**self.backbone_options)
-
-    def locate_backbone(self) -> WeightFiles:
-        """Returns the backbone's files; missing files of a released name are downloaded first."""
-        return locate_files(**self.backbone_options)
 
     def choose_prompts(self, method: str, auxiliary: str) -> prompt_files.PromptFile:
         """Returns the prompts of a method that were learned on a dataset; raises UserError without any."""

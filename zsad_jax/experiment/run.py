@@ -42,13 +42,8 @@ OUTPUTS = (
 class Run(NamedTuple):
     """The state that all steps of a run share.
 
-    Attributes:
-      backbone: the loaded one.
-      mesh: all devices.
-      datasets: opened, by name: targets, and auxiliary datasets to train on.
-      skipped: targets that are not evaluated, with the reason.
-      method: the main method over the backbone.
-      image_score: the score that the tables show.
+    `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. The tables show
+    the `image_score` of the main `method`.
     """
 
     experiment: Experiment

@@ -230,7 +230,7 @@ def _describe_inputs(experiment: Experiment, options: Options) -> str:
     names = experiment.method["name"], experiment.backbone["name"]
     default = experiment.checkpoints.get(experiment.auxiliary or "")
     file = prompt_files.choose(*names, options.checkpoint, default=default)
-    return inputs_key(experiment, file, experiment.locate_backbone())
+    return inputs_key(experiment, file)
 
 
 def score_images(

@@ -120,15 +120,10 @@ def is_usual(row: Row) -> bool:
 
 
 def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Compares a setting with that of the published numbers.
+    """Returns [ours, the paper's] of what differs in a setting from that of the published numbers.
 
-    Args:
-      method: key of the method.
-      dataset: what it is evaluated on; "" for any without a setting of its own.
-      setting: columns of results, arguments of `load_backbone`, fields of `TrainingConfig`, and naming.
-
-    Returns:
-      [ours, the paper's] of what differs.
+    A setting has columns of results, arguments of `load_backbone`, fields of `TrainingConfig`, and naming. The
+    dataset is "" for any without a setting of its own.
     """
     config = config_class(method)
     recipe = config.recipe

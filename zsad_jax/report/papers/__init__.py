@@ -31,16 +31,10 @@ def compare_papers(
     table: str | None = None,
     everything: bool = False,
 ) -> list[PaperTables]:
-    """Makes the papers' tables with our columns.
+    """Makes the tables of one paper or all with our columns; `everything` includes ablations and variants.
 
-    Args:
-      ours: see `read_workdirs`.
-      paper: key of one paper; by default all.
-      table: the number of one table, "poster" or "gain"; by default those of main results, and the gain.
-      everything: includes ablations and variants.
-
-    Raises:
-      UserError: the paper or the table is not known.
+    `table` is the number of one table, "poster" or "gain"; by default those of main results, and the gain. An
+    unknown paper or table raises `UserError`.
     """
     made = []
     for key in choose_papers(paper, table):

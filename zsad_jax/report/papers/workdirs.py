@@ -70,14 +70,10 @@ _Column = dict[tuple[str, str], _Result]  # by (dataset, category)
 
 
 def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> list[Ours]:
-    """Reads the results of working directories; a later one wins where two have the same result.
+    """Reads the results of finished runs; a later one wins where two have the same result.
 
-    Args:
-      folders: of finished runs.
-      comparisons: reads comparisons.json as well (variants, other image scores, single seeds).
-
-    Raises:
-      UserError: there is no results.json, or a file cannot be read.
+    With `comparisons`, their variants, other image scores and single seeds are included. A missing or damaged
+    file raises `UserError`.
     """
     results: list[_Result] = []
     for folder in map(pathlib.Path, folders):
