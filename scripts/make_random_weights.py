@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict
 
 from zsad_jax.backbones import clip, registry, tips
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
 
@@ -88,15 +88,15 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
     vision, text = release.vision, release.text
     if kind == "weights":
         trees = {
-            "vision": vision_tree(clip.VisionEncoder(clip.VisionSizes(**vision))),
-            "text": text_tree(clip.TextEncoder(clip.TextSizes(**text))),
+            "vision": tree_of(clip.VisionEncoder(clip.VisionSizes(**vision))),
+            "text": tree_of(clip.TextEncoder(clip.TextSizes(**text))),
         }
         return shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
     if lineage == "native":
         return shapes_in(
-            vision_tree(tips.VisionEncoder(tips.VisionSizes(**vision)))
+            tree_of(tips.VisionEncoder(tips.VisionSizes(**vision)))
             if kind == "vision"
-            else text_tree(tips.TextEncoder(tips.TextSizes(**text)))
+            else tree_of(tips.TextEncoder(tips.TextSizes(**text)))
         )
     grid = PYTORCH_GRID if release.low_resolution_positions else vision["grid"]
     return pytorch_vision_shapes(vision, grid) if kind == "vision" else pytorch_text_shapes(text)

@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from zsad_jax.backbones import clip, load_backbone, tips
 from zsad_jax.backbones.checkpoints.clip import to_openai
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.methods import make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
@@ -83,8 +83,8 @@ def make_subjects(rng: np.random.Generator, folder: pathlib.Path) -> list[Subjec
         return {k: rng.normal(0, 0.1, v.shape).astype(np.float32) for k, v in flat.items()}
 
     towers = {
-        "vision": vision_tree(clip.VisionEncoder(clip.VisionSizes(**CLIP, patch_size=4, grid=2))),
-        "text": text_tree(clip.TextEncoder(clip.TextSizes(**CLIP, vocabulary=16, length=8))),
+        "vision": tree_of(clip.VisionEncoder(clip.VisionSizes(**CLIP, patch_size=4, grid=2))),
+        "text": tree_of(clip.TextEncoder(clip.TextSizes(**CLIP, vocabulary=16, length=8))),
     }
     shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), towers)
     named = {name: np.asarray(array) for name, array in to_openai(shapes).items()}
@@ -93,14 +93,14 @@ def make_subjects(rng: np.random.Generator, folder: pathlib.Path) -> list[Subjec
     ]
     text_tower = tips.TextEncoder(tips.TextSizes(**TIPS, vocabulary=16))
     text_file = folder / "text.npz"
-    np.savez(text_file, **fill(text_tree(text_tower)) | {"temperature_contrastive": np.float32(1)})
+    np.savez(text_file, **fill(tree_of(text_tower)) | {"temperature_contrastive": np.float32(1)})
     vision = tips.VisionSizes(**TIPS, patch_size=4, grid=2, feed_forward="mlp")
 
     def load_tips(path: str) -> object:
         return load_backbone("tips", vision=path, text=text_file).params
 
     for kind, tree in (
-        ("native", vision_tree(tips.VisionEncoder(vision))),
+        ("native", tree_of(tips.VisionEncoder(vision))),
         ("PyTorch", {name: np.zeros(shape) for name, shape in TIPS_PYTORCH.items()}),
     ):
         subjects.append(Subject(f"{kind} TIPS", fill(tree), load_tips))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.transformer import text_tree, vision_tree
+from zsad_jax.backbones.transformer import tree_of
 
 pytest.importorskip("torch")
 
@@ -40,8 +40,8 @@ def weights(scripts, tmp_path_factory):
     vision = clip.VisionSizes(patch_size=14, grid=4, **common)
     text = clip.TextSizes(vocabulary=49_408, length=77, **common)
     trees = {
-        "vision": vision_tree(clip.VisionEncoder(vision)),
-        "text": text_tree(clip.TextEncoder(text)),
+        "vision": tree_of(clip.VisionEncoder(vision)),
+        "text": tree_of(clip.TextEncoder(text)),
     }
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     shapes = shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
