@@ -1,5 +1,6 @@
 """Tests of opening datasets by name, with splits, and joined."""
 
+import dataclasses
 import json
 import pickle
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.data.dataset import Joined
+from zsad_jax.data.dataset import Joined, Sample, Samples
 from zsad_jax.data.loader import load_batches
 from zsad_jax.data.open import is_available, open_dataset
 from zsad_jax.data.preprocess import Preprocess
@@ -116,3 +117,12 @@ def test_naming_option(data_dir):
     (data_dir / "btad").rename(data_dir / "ksdd")
     assert open_dataset("ksdd", data_dir).prompt_names == ("electrical commutators",)
     assert open_dataset("ksdd", data_dir, naming="plain").prompt_names == ("btad part",)
+
+
+@pytest.mark.parametrize("wrong", [{"category": "nut"}, {"label": "good"}, {"label": 2}])
+def test_rejects_samples_of_other_categories_and_labels(wrong):
+    sample = Sample(image="a.png", category="bolt", file_name="a.png")
+    with pytest.raises(
+        UserError, match=r"Sample 0 of parts \(a.png\) has .* Expected 0 or 1, and one of"
+    ):
+        Samples("parts", [dataclasses.replace(sample, **wrong)], ["bolt"])

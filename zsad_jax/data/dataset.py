@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from zsad_jax.data.issues import Issue, merge_issues
-from zsad_jax.utils.errors import plural
+from zsad_jax.utils.errors import UserError, plural
 
 
 class Lazy(abc.ABC):
@@ -135,7 +135,11 @@ class Samples(Sequence[Sample]):
         issues: Sequence[Issue] = (),
         notes: Sequence[Issue] = (),
     ):
-        """Categories have the given order, or that of first appearance."""
+        """Categories have the given order, or that of first appearance.
+
+        Raises:
+          UserError: a sample has another category, or a label other than 0 and 1.
+        """
         self.name = name
         self.issues = tuple(issues)
         self.notes = tuple(notes)
@@ -145,6 +149,12 @@ class Samples(Sequence[Sample]):
         self.prompt_names = tuple(
             prompt_names.get(category, category) for category in self.categories
         )
+        for number, one in enumerate(self._samples):
+            if one.category not in self.categories or one.label not in (0, 1):
+                raise UserError(
+                    f"Sample {number} of {name} ({one.file_name}) has the category {one.category!r} and"
+                    f" the label {one.label!r}. Expected 0 or 1, and one of {', '.join(self.categories)}."
+                )
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -113,8 +113,7 @@ class Facts:
       about: what it consists of.
       domain: the mean that it belongs to; "" for none.
       levels: at which metrics are defined: "image" needs normal images, "pixel" needs masks.
-      prompt_names: names of its categories in the prompts of the published code that do not follow the plain
-        rule: one for all, or some by category.
+      prompt_names: names in the published prompts that do not follow the plain rule: for all, or by category.
       descriptive_names: other names that some published code uses (Bayes-PFL), by category or for all.
       folder: of the prepared copy that circulates with a meta.json (linked from AdaCLIP's README).
       homepage: where people get it.

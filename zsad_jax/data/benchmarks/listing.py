@@ -71,28 +71,17 @@ class Listing:
     def unmasked(self, images: Path, *, label: int, **fields: Any) -> list[Sample]:
         """Returns the images of a folder without ground truth: normal ones, or all of a set without masks.
 
-        Args:
-          images: folder of images.
-          label: of all of them; a normal image counts in pixel metrics, an anomalous one without mask does not.
-          fields: further fields of the samples, such as category and defect.
+        Normal images count in pixel metrics, anomalous ones without masks do not.
         """
         fields = {"has_mask": not label, **fields}
         return [self.sample(path, label=label, **fields) for path in list_images(images)]
 
-    def masked(
-        self, images: Path, masks: Path, *, mask_suffix: str = "_mask", **fields: Any
-    ) -> list[Sample]:
+    def masked(self, images: Path, masks: Path, **fields: Any) -> list[Sample]:
         """Returns the anomalous images of a folder with the masks of another, paired by stem, not by position.
 
         The masks of `000.png` are `000.*`, `000_mask.*`, `000_mask1.*` and all in a folder `000`, joined.
-
-        Args:
-          images: folder of images.
-          masks: folder of their masks.
-          mask_suffix: what a mask's stem may have after its image's.
-          fields: further fields of the samples, such as category and defect.
         """
-        return self.pair(list_images(images), masks_by_stem(masks, mask_suffix), **fields)
+        return self.pair(list_images(images), masks_by_stem(masks), **fields)
 
     def pair(
         self,

@@ -23,10 +23,9 @@ def find_unused(listing: Listing, excluded: Iterable[str]) -> list[Issue]:
     """Finds the image files below the root of a listing that nothing accounts for; none is opened.
 
     Args:
-      listing: whose samples, further files and issues account for files; a folder that an issue names, for
-        all that is in it.
-      excluded: glob patterns, relative to the root and in any case, of files and folders that are excluded
-        from the benchmark on purpose; * stands for folders, too.
+      listing: whose samples, further files and issues account for files; an issue of a folder for all in it.
+      excluded: glob patterns, relative to the root and in any case, of what is excluded on purpose; * matches
+        folders, too.
 
     Returns:
       An issue each for a few files at one place, one for many; folders of nothing else count as one place.

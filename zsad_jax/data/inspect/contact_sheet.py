@@ -60,8 +60,7 @@ def write_sheet(
 
     Args:
       opened: what is shown.
-      path: of the file.
-      split: which split.
+      path, split: of the file, and which split.
       categories: which of its categories; None: all.
       per_category: how many images of each, a quarter of them normal, the others spread over the kinds of
         defect. The same images are chosen every time.

@@ -224,12 +224,9 @@ def _import(method: Method, state: Mapping[str, np.ndarray]) -> PyTree:
     assert method.import_params is not None
     try:
         return method.import_params(state)
-    except KeyError as error:
-        found = ", ".join(sorted(state)[:10]) or "nothing"
-        raise UserError(
-            f"The file lacks {error.args[0]!r}. It holds {found}. Pass the file that training wrote."
-        ) from error
-    except Exception as error:  # shapes that the arrays of the authors do not have
-        raise UserError(
-            f"The arrays of the file have unexpected shapes ({error}). Pass the file that training wrote."
-        ) from error
+    except Exception as error:  # shapes that the arrays of the authors do not have, too
+        reason = f"The arrays of the file have unexpected shapes ({error})"
+        if isinstance(error, KeyError):
+            found = ", ".join(sorted(state)[:10]) or "nothing"
+            reason = f"The file lacks {error.args[0]!r}. It holds {found}"
+        raise UserError(f"{reason}. Pass the file that training wrote.") from error
