@@ -309,8 +309,7 @@ class OrbaxSaver:
     def restore(self, epoch: int, like: PyTree) -> PyTree:
         """Returns the state after `epoch`, in the structure of `like`, as host arrays.
 
-        Raises:
-          DamagedCheckpointError: it is damaged. The next newest one can be restored instead.
+        A damaged one raises `DamagedCheckpointError`; the next newest can be restored instead.
         """
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
         try:

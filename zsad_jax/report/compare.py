@@ -25,14 +25,7 @@ KINDS: tuple[Kind, ...] = ("images", "setting", "training")
 
 
 class Deviation(NamedTuple):
-    """A reason why results of a dataset cannot be compared with published numbers.
-
-    Attributes:
-      dataset: key of the dataset.
-      kind: what differs.
-      levels: of the metrics that it affects.
-      words: a sentence for a footnote.
-    """
+    """A reason, as a footnote, why metrics of some levels cannot be compared with published numbers."""
 
     dataset: str
     kind: Kind

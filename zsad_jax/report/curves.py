@@ -21,11 +21,7 @@ class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
     """Writes the training curve of a working directory, one step at a time; a context manager.
 
     Every line is handed to the system as it is written: a killed training loses at most a half-written
-    last line, which the next start drops.
-
-    Args:
-      workdir: holds `curves.jsonl` and the folder `tensorboard`.
-      resume_step: the step of the restored checkpoint; later lines are dropped. None starts afresh.
+    last line, which the next start drops, as it does lines after `resume_step` (None: all lines).
     """
 
     def __init__(self, workdir: PathLike, resume_step: int | None = None):

@@ -85,13 +85,9 @@ EMPTY = Cell(text="")
 
 
 class Column(NamedTuple):
-    """A column of numbers.
+    """A column of numbers: its name below the heading of its group, and the full one without groups.
 
-    Attributes:
-      name: its heading below that of its group.
-      group: the heading that it shares with its neighbors.
-      full: its heading where groups have none of their own.
-      keys: CSV entries of its numbers.
+    `keys` are the CSV entries of its numbers.
     """
 
     name: str
