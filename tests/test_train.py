@@ -222,6 +222,13 @@ def test_falls_back_from_damaged_checkpoint(tmp_path, damage, caplog):
     assert (resumed["level"], again) == (params["level"], lines[3:])
 
 
+def test_rejects_damaged_files_of_the_storage(tmp_path):
+    run(tmp_path)
+    (tmp_path / "3/_CHECKPOINT_METADATA").write_text("[" * 9999)
+    with pytest.raises(UserError, match=r"are damaged\. Delete the folder"):
+        OrbaxSaver(tmp_path)
+
+
 def test_full_disk_is_reported_before_writing(tmp_path, monkeypatch):
     saver = OrbaxSaver(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)

@@ -301,7 +301,12 @@ class OrbaxSaver:
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,  # of a killed training
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except RecursionError as error:  # while orbax reads its own files
+            raise UserError(
+                f"The checkpoints in {folder} are damaged. Delete the folder to train anew."
+            ) from error
 
     def latest(self) -> int | None:
         return self._manager.latest_step()

@@ -72,7 +72,7 @@ def test_rejects_another_setting_and_suggests_a_directory(workdir, changes, word
     check_workdir(workdir, other)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '"text"', "\0", "[" * 9999])
 def test_rejects_results_with_an_unreadable_config(workdir, text):
     (workdir / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json cannot be read.*--workdir .*clip-new"):

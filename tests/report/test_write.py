@@ -287,6 +287,14 @@ def test_hostile_names_neither_escape_the_directory_nor_stop_the_report(name, re
     assert not list((workdir / "figures").rglob("*.png"))
 
 
+@pytest.mark.parametrize("text", ["", "3", "[" * 9999])
+def test_replaces_a_damaged_record_of_figures(report, tmp_path, text):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/.written.json").write_text(text)
+    write_report(tmp_path, dataclasses.replace(report, cases=(), scores=(), history=()))
+    assert json.loads((tmp_path / "figures/.written.json").read_text()) == []
+
+
 def test_does_not_remove_files_named_in_an_edited_record(report, tmp_path):
     victim = tmp_path / "victim.png"
     victim.touch()

@@ -28,7 +28,7 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
     now = flatten(to_json(experiment), Mapping)
     try:
         before = flatten(json.loads(config.read_text(encoding="utf-8")), Mapping)
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         words, name = f"{config.name} cannot be read", "new"
     else:
         different = [

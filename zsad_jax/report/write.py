@@ -79,10 +79,10 @@ def _remove_earlier(folder: pathlib.Path, written: list[str]) -> None:
     record = folder / RECORD
     # Only recorded figures are removed: users may keep files of their own in the folder.
     try:
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        earlier = []
-    for name in set(map(str, earlier)) - set(written):
+        earlier = set(map(str, json.loads(record.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, RecursionError):
+        earlier = set()
+    for name in earlier - set(written):
         path = folder / name
         inside = path.resolve().is_relative_to(folder.resolve())  # an edited record, or a link
         if inside and path.suffix == ".png" and path.is_file():
