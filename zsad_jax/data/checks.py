@@ -17,8 +17,7 @@ from zsad_jax.data.preprocess import (
     turn_mask,
 )
 
-# Of the border, which large defects reach in part; less where nearly all of the image is covered.
-INVERTED_BORDER, LARGE_SHARE, LARGE_BORDER = 0.95, 0.85, 0.75
+INVERTED_BORDER = 0.95  # of the border: large defects reach parts of it
 BAND_VALUES = 2**22  # of a mask that are counted at a time, to save memory
 
 
@@ -83,7 +82,7 @@ def examine(sample: Sample, *, threshold: int = 0, bit_depth: int = 16) -> Exami
         issues.append(Issue("mask_full", name))
     elif mask is not None and (share := mask.mean()) > 0.5:
         border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
-        if border > (LARGE_BORDER if share > LARGE_SHARE else INVERTED_BORDER):
+        if border > INVERTED_BORDER:
             issues.append(Issue("mask_inverted", name, f"{share:.0%} of the image"))
     levels = max(map(_count_levels, parts))
     if levels > 2:
