@@ -491,7 +491,7 @@ def test_rejects_checkpoint_with_more_deep_prompts(clip, read_golden, tmp_path):
         ({"num_selected": 0}, "'num_selected' is 0. It must be between 1 and"),
         ({"dap_select": "last"}, "'dap_select' is 'last'. Expected 'first' or 'topk'"),
         ({"max_scores": "1:1"}, "'max_scores' is '1:1'. Expected '2:1' or 'mean'"),
-        ({"prior_weight": -1.0}, "'prior_weight' is -1.0. It must be at least 0"),
+        ({"prior_weight": -1.0}, "'prior_weight' is -1.0. It must be between 0 and"),
         ({"deep_prompt_depth": 13}, "'deep_prompt_depth' is 13. It must be between 1 and 12"),
         ({"vv_from": 25}, "'vv_from' is 25. It must be between 1 and 24"),
         ({"num_prompts": 74}, "prompt of 78 tokens, 74 of them learned, is longer than the 77"),
