@@ -270,8 +270,9 @@ def test_rejects_more_prompts_than_text_length(backbone, learning):
     np.testing.assert_array_equal(pair, same)
 
 
-def test_published_deep_prompts_have_no_effect(backbone, e2e_golden, default_run):
+def test_published_deep_prompts_have_no_effect(backbone, e2e_golden, default_run, caplog):
     method = tipsomaly(backbone, {"num_deep_prompts": 3})
+    assert "num_deep_prompts has no effect unless deep_prompts is 'prepend'" in caplog.text
     assert set(method.init(jax.random.key(0), backbone.params)) == {"normal", "abnormal"}
     learned = encode_classes(method, backbone, prompts_of(e2e_golden))
     assert_close(learned.patches, default_run[0].patches, 1e-6)

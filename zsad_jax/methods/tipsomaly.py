@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
@@ -117,6 +118,10 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
     if learns and config.deep_prompts == "prepend":
         num_deep = learner.count_deep_blocks(backbone, config)
         learner.check_deep_prompts(backbone, config)
+    elif config.num_deep_prompts:
+        logging.warning(
+            "num_deep_prompts has no effect unless deep_prompts is 'prepend' and prompts are learned."
+        )
     temperature = temperature_of(backbone, config.temperature)
     family = prompts.PROMPT_FAMILIES[config.prompt_family]
 
