@@ -329,7 +329,7 @@ def test_rejects_mistakes_before_any_work(folder, tmp_path, name):
             else:
                 config[key] = value
     with pytest.raises(UserError) as error:
-        run_experiment(from_config(config), tmp_path)
+        run_experiment(from_config(config), tmp_path / "run")
     assert re.search(expected, str(error.value))
     assert not list(tmp_path.glob("*/**/*.npz"))
 
@@ -342,7 +342,7 @@ def test_rejects_long_category_before_any_work(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"bracket.* tokens, but the text tower reads \d+\. Shorten"
     ):
-        run_experiment(from_config(config), tmp_path)
+        run_experiment(from_config(config), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 

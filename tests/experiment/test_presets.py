@@ -229,7 +229,7 @@ def test_accepts_other_methods_as_comparisons():
 def test_rejects_training_of_methods_without_parameters(tmp_path):
     command = [sys.executable, "-m", "zsad_jax.main", "--config", ROOT / "configs/clip.py:demo"]
     done = subprocess.run(
-        [*command, "--config.train=True", f"--workdir={tmp_path}"],
+        [*command, "--config.train=True", f"--workdir={tmp_path / 'run'}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

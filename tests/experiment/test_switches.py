@@ -247,7 +247,7 @@ def run(monkeypatch, tmp_path):
     def start(experiment):
         trained.clear()
         with pytest.raises(TracedError):
-            runner.run_experiment(experiment, tmp_path)
+            runner.run_experiment(experiment, tmp_path / "run")
         return trained
 
     start.trained = trained
