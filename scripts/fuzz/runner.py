@@ -51,13 +51,15 @@ def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2
       cases: may be drawn lazily.
       seconds: time limit of a case. A case that cannot be interrupted ends the process with its stack after
         three times as long.
-      memory_mib: limit of the peak memory of this process, or of a child if that is larger.
+      memory_mib: limit of the peak memory of this process, or of a child if that is larger, unless it was
+        reached before.
 
     Returns:
       0, or 1 if there is any fault.
     """
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults = []
+    before = _peak_mib()
     for case in cases:
         with _silence():
             outcome, details = _run(case.act, seconds)
@@ -70,15 +72,19 @@ def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2
         for kind, found in [*sorted(counts.items()), ("total", totals)]
     ]
     print(TextTable(("kind", "cases", *OUTCOMES), frozenset(), rows).to_text("plain"))
-    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    peak = max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
-    if peak > memory_mib:
+    peak = _peak_mib()
+    if peak > max(memory_mib, before):
         faults.append(f"memory: the peak of {peak} MiB is above {memory_mib} MiB")
     print(*faults, sep="\n", end="\n" * bool(faults))
     print(
         f"{plural(totals.total(), 'case')}, {plural(len(faults), 'fault')}, peak memory {peak} MiB"
     )
     return int(bool(faults))
+
+
+def _peak_mib() -> int:
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    return max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
 
 
 def _run(act: Callable[[], object], seconds: float) -> tuple[str, str]:

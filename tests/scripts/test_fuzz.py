@@ -43,9 +43,12 @@ def test_counts_outcomes(outcome, capsys):
     assert f"{faults} fault{'s' * (faults != 1)}, peak memory" in last
 
 
-def test_limits_memory(capsys):
+def test_limits_memory(monkeypatch, capsys):
+    peaks = iter([4, 4, 4, 5])
+    monkeypatch.setattr(runner, "_peak_mib", lambda: next(peaks))
+    assert runner.run_cases([], memory_mib=1) == 0  # reached before
     assert runner.run_cases([], memory_mib=1) == 1
-    assert "above 1 MiB" in capsys.readouterr().out
+    assert "the peak of 5 MiB is above 1 MiB" in capsys.readouterr().out
 
 
 def test_damaged_checkpoints_are_loaded_or_rejected(capsys):
