@@ -38,7 +38,7 @@ given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in known_flags() if flag not in given), *given])
 
 
-LONGEST = ("test_main.py", "test_demo.py", "test_combinations.py", "test_faprompt.py")
+LONGEST = ("test_main.py", "test_combinations.py", "test_faprompt.py")
 
 
 def pytest_collection_modifyitems(items):

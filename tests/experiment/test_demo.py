@@ -9,6 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, user_environment):
