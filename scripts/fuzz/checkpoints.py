@@ -6,7 +6,6 @@ Each file must be loaded, with finite weights of the expected shapes, or rejecte
 executing anything in it; undamaged files must be loaded. Prints a table; the exit code is 1 on any fault.
 """
 
-import argparse
 import io
 import pathlib
 import struct
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
-from runner import Case, WrongError, run_cases
+from runner import Case, WrongError, damage, make_parser, run_cases
 from safetensors.numpy import save
 
 from zsad_jax.backbones import clip, load_backbone, tips
@@ -183,32 +182,10 @@ FORMATS = {"npz": npz, "safetensors": save, "pth": pth}
 
 def damage_bytes(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
     """Damages any file; returns the kind of damage and the result."""
-    kinds = (
-        "none",
-        "flipped bits",
-        "flipped header",
-        "cut",
-        "dropped",
-        "inserted",
-        "text",
-        "empty",
-    )
+    kinds = ("none", "flip", "flip header", "cut", "drop", "insert", "text", "empty")
     kind = str(rng.choice(kinds, p=[0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.05, 0.05]))
-    changed = bytearray(data)
-    at = int(rng.integers(len(data)))
-    if kind.startswith("flipped"):
-        end = min(len(data), 600) if kind == "flipped header" else len(data)
-        for position in rng.integers(0, end, rng.integers(1, 6)):
-            changed[position] ^= 1 << int(rng.integers(8))
-    elif kind == "cut":
-        del changed[at:]
-    elif kind == "dropped":
-        del changed[at : at + int(rng.integers(1, 64))]
-    elif kind == "inserted":
-        changed[at:at] = rng.bytes(int(rng.integers(1, 64)))
-    elif kind != "none":
-        changed[:] = b"<html>not found</html>" if kind == "text" else b""
-    return kind, bytes(changed)
+    end = min(len(data), 600) if kind == "flip header" else None
+    return kind, bytes(damage(rng, data, kind.removesuffix(" header"), flips=6, end=end))
 
 
 def change_values(rng: np.random.Generator, arrays: Arrays) -> tuple[str, Arrays]:
@@ -349,10 +326,7 @@ def draw_cases(count: int, seed: int, folder: pathlib.Path) -> Iterator[Case]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=800, help="number of files")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    options = parser.parse_args(arguments)
+    options = make_parser(__doc__, 800, "files").parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         return run_cases(draw_cases(options.count, options.seed, pathlib.Path(folder)))

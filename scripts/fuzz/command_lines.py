@@ -6,7 +6,6 @@ Every command either starts its work or is rejected with an error: wrong names, 
 end in a traceback. Commands stop where training or inference would begin, and there is no network.
 """
 
-import argparse
 import contextlib
 import functools
 import os
@@ -25,7 +24,7 @@ from absl import flags
 from absl.testing import flagsaver
 from kills import write_inputs
 from ml_collections import ConfigDict
-from runner import Case, run_cases
+from runner import Case, make_parser, run_cases
 
 import zsad_jax.main
 import zsad_jax.predict.__main__
@@ -172,26 +171,17 @@ def draw_cases(count: int, seed: int) -> Iterator[Case]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--count", type=int, default=250, help="number of command lines and configs"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    options = parser.parse_args(arguments)
-    before = os.getcwd()
+    options = make_parser(__doc__, 250, "command lines and configs").parse_args(arguments)
     with (
         tempfile.TemporaryDirectory() as place,
+        contextlib.chdir(place),
         unittest.mock.patch.dict(os.environ, {"ZSAD_JAX_HOME": f"{place}/home", "HOME": place}),
         unittest.mock.patch.object(experiment_run, "obtain_all_prompts", stop),
         unittest.mock.patch.object(predict_run, "_score_all", stop),
         unittest.mock.patch.object(downloads, "fetch", no_network),
     ):
-        try:
-            os.chdir(place)
-            write_inputs(pathlib.Path(place))
-            return run_cases(draw_cases(options.count, options.seed))
-        finally:
-            os.chdir(before)
+        write_inputs(pathlib.Path(place))
+        return run_cases(draw_cases(options.count, options.seed))
 
 
 if __name__ == "__main__":

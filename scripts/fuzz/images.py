@@ -6,7 +6,6 @@ Every command must finish without a traceback within its time limit, and account
 reported with a reason, or ignored by a documented rule.
 """
 
-import argparse
 import collections
 import functools
 import io
@@ -21,7 +20,7 @@ import zlib
 
 import numpy as np
 from PIL import Image
-from runner import Case, WrongError, run_cases
+from runner import Case, WrongError, damage, make_parser, run_cases
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/tipsomaly.py:demo"
@@ -86,27 +85,13 @@ def encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
     return SUFFIXES.get(file_format, f".{file_format.lower()}"), buffer.getvalue()
 
 
-def damage(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
+def damage_image(rng: np.random.Generator, data: bytes) -> tuple[str, bytes]:
     """Damages bytes at random; returns the kind of damage and the result."""
     kind = str(rng.choice(["none", "flip", "cut", "drop", "insert", "header", "empty", "text", "huge"],
                           p=[0.3, 0.2, 0.12, 0.1, 0.1, 0.1, 0.03, 0.03, 0.02]))  # fmt: skip
-    changed = bytearray(data)
-    at = int(rng.integers(len(data)))
-    if kind == "flip":
-        for position in rng.integers(0, len(data), rng.integers(1, 12)):
-            changed[position] ^= 1 << int(rng.integers(8))
-    elif kind == "cut":
-        del changed[at:]
-    elif kind == "drop":
-        del changed[at : at + int(rng.integers(1, 64))]
-    elif kind == "insert":
-        changed[at:at] = rng.bytes(int(rng.integers(1, 64)))
-    elif kind == "header":
+    changed = damage(rng, data, kind, flips=12)
+    if kind == "header":
         changed[8:40] = rng.bytes(32)
-    elif kind == "empty":
-        changed.clear()
-    elif kind == "text":
-        changed[:] = b"<html>not found</html>"
     elif kind == "huge":
         changed[:] = huge_png(int(rng.choice([6_000, 15_000, 21_000])))
     return kind, bytes(changed)
@@ -137,7 +122,7 @@ def write_files(folder: pathlib.Path, count: int, seed: int) -> collections.Coun
         if role != "mask" and rng.random() < 0.15:
             stem += f" {rng.choice(ODD_NAMES)}"
         suffix, data = encode(rng, draw(rng, is_mask=role == "mask"))
-        kind, data = damage(rng, data)
+        kind, data = damage_image(rng, data)
         kinds[kind] += 1
         place = "ground_truth/bad" if role == "mask" else f"test/{role}"
         path = (
@@ -181,10 +166,7 @@ def evaluate(folder: pathlib.Path, workdir: pathlib.Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=500, help="number of files")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    options = parser.parse_args(arguments)
+    options = make_parser(__doc__, 500, "files").parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         work = pathlib.Path(place)
         os.environ["ZSAD_JAX_HOME"] = str(work / "home")

@@ -7,7 +7,6 @@ that of the signal, with one line and no traceback; the same command must then w
 that was never disturbed, and leave no temporary file.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -25,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from runner import Case, WrongError, run_cases
+from runner import Case, WrongError, make_parser, run_cases
 
 from zsad_jax.data import open_dataset
 from zsad_jax.utils import interrupts
@@ -218,9 +217,7 @@ def draw_cases(whole: pathlib.Path, names: list[str], count: int, seed: int) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=30, help="number of kills")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser = make_parser(__doc__, 30, "kills")
     parser.add_argument(
         "--command", choices=COMMANDS, nargs="+", default=list(COMMANDS), help="commands to kill"
     )

@@ -3,6 +3,7 @@
 A script of this folder draws its cases from a seed and returns what `run_cases` returns as its exit code.
 """
 
+import argparse
 import collections
 import contextlib
 import faulthandler
@@ -13,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.text_table import TextTable
@@ -36,6 +39,40 @@ class Case(NamedTuple):
     act: Callable[[], object]
 
 
+def make_parser(description: str, count: int, what: str) -> argparse.ArgumentParser:
+    """Returns the command line that the scripts share."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--count", type=int, default=count, help=f"number of {what}")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    return parser
+
+
+def damage(
+    rng: np.random.Generator, data: bytes, kind: str, *, flips: int, end: int | None = None
+) -> bytearray:
+    """Damages bytes at random; `flips` and `end` bound the number and the places of flipped bits.
+
+    The kinds are "flip", "cut", "drop", "insert", "text" and "empty"; of any other, nothing is changed.
+    """
+    changed = bytearray(data)
+    at = int(rng.integers(len(data)))
+    match kind:
+        case "flip":
+            for position in rng.integers(0, end or len(data), rng.integers(1, flips)):
+                changed[position] ^= 1 << int(rng.integers(8))
+        case "cut":
+            del changed[at:]
+        case "drop":
+            del changed[at : at + int(rng.integers(1, 64))]
+        case "insert":
+            changed[at:at] = rng.bytes(int(rng.integers(1, 64)))
+        case "text":
+            changed[:] = b"<html>not found</html>"
+        case "empty":
+            changed.clear()
+    return changed
+
+
 class WrongError(Exception):
     """A result that must not occur: executed code, accepted damage, a file outside its folder."""
 
@@ -51,15 +88,13 @@ def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2
       cases: may be drawn lazily.
       seconds: time limit of a case. A case that cannot be interrupted ends the process with its stack after
         three times as long.
-      memory_mib: limit of the peak memory of this process, or of a child if that is larger, unless it was
-        reached before.
+      memory_mib: limit of the peak memory of this process, or of a child if that is larger.
 
     Returns:
       0, or 1 if there is any fault.
     """
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults = []
-    before = _peak_mib()
     for case in cases:
         with _silence():
             outcome, details = _run(case.act, seconds)
@@ -72,19 +107,15 @@ def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2
         for kind, found in [*sorted(counts.items()), ("total", totals)]
     ]
     print(TextTable(("kind", "cases", *OUTCOMES), frozenset(), rows).to_text("plain"))
-    peak = _peak_mib()
-    if peak > max(memory_mib, before):
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
+    if peak > memory_mib:
         faults.append(f"memory: the peak of {peak} MiB is above {memory_mib} MiB")
     print(*faults, sep="\n", end="\n" * bool(faults))
     print(
         f"{plural(totals.total(), 'case')}, {plural(len(faults), 'fault')}, peak memory {peak} MiB"
     )
     return int(bool(faults))
-
-
-def _peak_mib() -> int:
-    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    return max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
 
 
 def _run(act: Callable[[], object], seconds: float) -> tuple[str, str]:

@@ -7,7 +7,6 @@ bytes where the size or the digest is known, with a mixture of two answers where
 bytes than the known size.
 """
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -16,12 +15,13 @@ import socketserver
 import sys
 import tempfile
 import threading
+import unittest.mock
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from runner import Case, WrongError, run_cases
+from runner import Case, WrongError, make_parser, run_cases
 
 from zsad_jax.utils import downloads
 
@@ -216,12 +216,11 @@ def draw_cases(count: int, seed: int) -> Iterator[Case]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=150, help="number of downloads")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    options = parser.parse_args(arguments)
-    downloads.SECONDS_BETWEEN_ATTEMPTS, downloads.TIMEOUT_SECONDS = 0.0, (1.0, 0.2)
-    return run_cases(draw_cases(options.count, options.seed))
+    options = make_parser(__doc__, 150, "downloads").parse_args(arguments)
+    with unittest.mock.patch.multiple(
+        downloads, SECONDS_BETWEEN_ATTEMPTS=0.0, TIMEOUT_SECONDS=(1.0, 0.2)
+    ):
+        return run_cases(draw_cases(options.count, options.seed))
 
 
 if __name__ == "__main__":

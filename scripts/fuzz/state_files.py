@@ -6,7 +6,7 @@ Damaged files of a training, an evaluation, a prediction or a prepared dataset a
 results, or end the command with an error that names them.
 """
 
-import argparse
+import contextlib
 import functools
 import json
 import os
@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 from kills import read_outputs, write_inputs
 from ml_collections import ConfigDict
-from runner import Case, WrongError, run_cases
+from runner import Case, WrongError, make_parser, run_cases
 
 from zsad_jax.data import open_dataset
 from zsad_jax.data.__main__ import main as data_command
@@ -191,26 +191,21 @@ def draw_cases(place: pathlib.Path, kinds: list[str], count: int, seed: int) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=200, help="number of damaged states")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser = make_parser(__doc__, 200, "damaged states")
     parser.add_argument(
         "--kind", choices=TARGETS, nargs="+", default=[*TARGETS], help="what is damaged"
     )
     options = parser.parse_args(arguments)
-    before = os.getcwd()
     # The backbones are loaded once.
     load = functools.cache(experiment_config.load_backbone)
     with (
         tempfile.TemporaryDirectory() as place,
+        contextlib.chdir(place),
         unittest.mock.patch.object(experiment_config, "load_backbone", load),
     ):
         logging.set_verbosity(logging.ERROR)
-        try:
-            cases = draw_cases(pathlib.Path(place), options.kind, options.count, options.seed)
-            return run_cases(cases, seconds=120)
-        finally:
-            os.chdir(before)
+        cases = draw_cases(pathlib.Path(place), options.kind, options.count, options.seed)
+        return run_cases(cases, seconds=120)
 
 
 if __name__ == "__main__":
