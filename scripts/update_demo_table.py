@@ -12,16 +12,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zsad_jax.experiment.cache import fingerprint
+from zsad_jax.experiment.config import WITHOUT_EFFECT
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.records import fingerprint
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, STORED = ROOT / "README.md", ROOT / "docs" / "results" / "demos.json"
 BACKBONES = ("clip-nano", "tips-nano")
 BASELINE = "fixed prompts"  # a row of its own: a comparison in the demos of TIPSomaly
-SETTING = ("method", "backbone", "targets", "auxiliary", "train", "training", "image_score", "seed")
 METRICS = ("image_auroc", "pixel_auroc")
 
 Runs = dict[str, dict[str, Any]]  # by method and backbone
@@ -67,7 +67,8 @@ def condense(workdir: pathlib.Path) -> Runs:
 def setting_of(config: Mapping[str, Any]) -> str:
     """Returns the fingerprint of the keys that results depend on, of the backbone only those that are set."""
     given = {key: value for key, value in config["backbone"].items() if value is not None}
-    return fingerprint({key: config[key] for key in SETTING} | {"backbone": given})
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    return fingerprint(kept | {"backbone": given})
 
 
 def fill_in(text: str, runs: Runs) -> str:

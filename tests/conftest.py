@@ -46,6 +46,41 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture
+def set_fallback_fonts(monkeypatch):
+    """Returns a function that sets the fonts that pictures fall back on."""
+    from zsad_jax.utils import images
+
+    def choose(*names):
+        monkeypatch.setattr(images, "FALLBACK_FONTS", names)
+        images.fallback_font.cache_clear()
+
+    yield choose
+    images.fallback_font.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def run_app():
+    """Returns a function that runs a command with absl's flags as a shell would; it returns the exit code."""
+    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
+    from absl import flags
+    from absl.testing import flagsaver
+
+    from zsad_jax.experiment import config_flag
+    from zsad_jax.utils import command_line
+
+    def run(main, module, argv):
+        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+            patch.setattr("sys.argv", argv)
+            flags.FLAGS.unparse_flags()
+            try:
+                return command_line.guarded(lambda: main(config_flag.flags_parser(module)(argv)))
+            except SystemExit as ended:  # of an error, and of --help
+                return ended.code
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def included_experiment():
     """Reads the experiment of `configs/<method>.py`, without a variant."""

@@ -207,7 +207,6 @@ import jax, numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_detector import FOLDER, SIZE, tokenize
 import zsad_jax
-jax.config.update("jax_disable_most_optimizations", True)
 backbone = zsad_jax.load_backbone(
     "tips", image_size=SIZE, vision=FOLDER / "backbone_vision_native.npz",
     text=FOLDER / "backbone_text_native.npz",

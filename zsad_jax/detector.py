@@ -32,7 +32,6 @@ from zsad_jax.utils.arrays import is_array, is_real, to_numpy
 from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, plural
 
-MAX_BATCH = 2**16
 Image = np.ndarray | jax.Array | PIL.Image.Image | str | os.PathLike[str]
 
 
@@ -260,8 +259,8 @@ def make_detector(
         raise UserError(
             f"A category of {categories} is empty. Describe what the images show, for example 'metal nut'."
         )
-    if not 1 <= batch_size <= MAX_BATCH:
-        raise UserError(f"batch_size={batch_size} must be between 1 and {MAX_BATCH}.")
+    if not 1 <= batch_size <= sharding.MAX_BATCH:
+        raise UserError(f"batch_size={batch_size} must be between 1 and {sharding.MAX_BATCH}.")
     if method.across:
         raise UserError(
             f"{method.name} scores the images of a category together, so it cannot score single images."

@@ -50,7 +50,7 @@ class TrainingConfig:
     """
 
     epochs: int = within(2, 1)
-    batch_size: int = within(8, 1, 2**16)
+    batch_size: int = within(8, 1, sharding.MAX_BATCH)
     learning_rate: float = within(1e-3, 0)
     learning_rates: Mapping[str, float] = dataclasses.field(
         default_factory=dict, metadata={"within": (0, LARGEST)}
@@ -317,10 +317,10 @@ class OrbaxSaver:
         A damaged one raises `DamagedCheckpointError`; the next newest can be restored instead.
         """
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
+        stored = {"state": shapes, "digest": np.zeros(32, np.uint8)}
         try:
-            args = self._args.StandardRestore(_sealed(shapes))
-            restored = self._manager.restore(epoch, args=args)
-            if not np.array_equal(restored["digest"], _sealed(restored["state"])["digest"]):
+            restored = self._manager.restore(epoch, args=self._args.StandardRestore(stored))
+            if not np.array_equal(restored["digest"], _digest(restored["state"])):
                 raise ValueError("its digest differs")
             return restored["state"]
         except Exception as error:  # its storage raises errors of many kinds
@@ -332,7 +332,8 @@ class OrbaxSaver:
     def save(self, epoch: int, state: PyTree) -> None:
         state = sharding.to_host(state)
         _check_room(self._manager.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
-        self._manager.save(epoch, args=self._args.StandardSave(_sealed(state)))
+        stored = {"state": state, "digest": _digest(state)}
+        self._manager.save(epoch, args=self._args.StandardSave(stored))
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -345,8 +346,9 @@ def _check_room(folder: files.PathLike, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
 
 
-def _sealed(state: PyTree) -> dict[str, PyTree]:
-    """Returns a state with the SHA-256 of its values: orbax does not notice changed bytes."""
-    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
-    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-    return {"state": state, "digest": digest}
+def _digest(state: PyTree) -> UInt8[np.ndarray, "32"]:
+    """Returns the SHA-256 of the values of a state: orbax does not notice changed bytes."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        sha.update(np.asarray(leaf).tobytes())
+    return np.frombuffer(sha.digest(), np.uint8)

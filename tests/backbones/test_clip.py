@@ -520,7 +520,7 @@ def test_bytes_that_are_not_text_are_tokenized_as_question_marks(name):
 
 
 def test_words_of_learned_prompts_need_no_vocabulary(model):
-    ids, paddings = model.tokenize(["object.", "damaged object."])
+    ids, paddings = model.tokenize(iter(["object.", "damaged object."]))
     assert ids.shape == paddings.shape == (2, 77)
     np.testing.assert_array_equal(ids[1, :6], [49406, 13568, 14115, 269, 49407, 0])
     np.testing.assert_array_equal((paddings == 0).sum(axis=1), [4, 5])

@@ -615,6 +615,14 @@ def test_reports_links_to_the_same_file(tmp_path):
     assert found.ignored == [Issue("image_repeated", second, first)]
 
 
+def test_reports_the_file_behind_a_link_that_comes_first(tmp_path):
+    draw(tmp_path, "b.png")
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    found = find_images([tmp_path])
+    link, file = (str(tmp_path / f"{name}.png") for name in "ab")
+    assert (found.images, found.ignored) == ([link], [Issue("image_repeated", file, link)])
+
+
 def test_names_what_a_folder_without_images_contains(tmp_path, caplog):
     (tmp_path / "1.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"No images found in .*1\.heic: the file format is not"):

@@ -1,18 +1,14 @@
 """Fixtures of the end-to-end parity tests: the main command on image files, and readers of its outputs."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from zsad_jax import main
-from zsad_jax.experiment import cache, config_flag
+from zsad_jax.experiment import cache
 from zsad_jax.experiment import config as experiment_config
-from zsad_jax.utils import command_line
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -60,13 +56,12 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def run_main():
+def run_main(run_app):
     """Returns a function that runs the main command with a config in this process, as a shell would.
 
     `init` is a parameter tree that replaces the random initial parameters of the main method, because a
     reference implementation draws different ones.
     """
-    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
 
     def run(folder, config, *, init=None):
         folder.mkdir()
@@ -81,18 +76,11 @@ def run_main():
                 return method
             return method._replace(init=lambda key, frozen: init)
 
-        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
-            patch.setattr(sys, "argv", argv)
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(main, "log_plainly", lambda: None)  # remains in effect after the run
             patch.setattr(experiment_config, "make_method", make_with_init)
-            flags.FLAGS.unparse_flags()
-            with pytest.raises(SystemExit) as ended:
-                sys.exit(
-                    command_line.guarded(
-                        lambda: main.main(config_flag.flags_parser("zsad_jax.main")(argv))
-                    )
-                )
-        assert not ended.value.code
+            code = run_app(main.main, "zsad_jax.main", argv)
+        assert not code
         return Run(workdir)
 
     return run

@@ -1,16 +1,12 @@
 """Tests of invalid command-line arguments: each is rejected in one line before anything is opened."""
 
 import re
-import sys
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from zsad_jax import main, presets
-from zsad_jax.experiment import config_flag, config_keys
+from zsad_jax.experiment import config_keys
 from zsad_jax.methods import METHODS
-from zsad_jax.utils import command_line
 
 CONFIG = """
 from zsad_jax import presets
@@ -28,9 +24,8 @@ def _raise(config):
 
 
 @pytest.fixture
-def run_main(tmp_path, monkeypatch, capsys):
+def run_main(tmp_path, monkeypatch, capsys, run_app):
     """Returns a function that runs the main command, and returns the exit code and stderr."""
-    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
 
     def fail(*_):
         raise AssertionError("the experiment was started")
@@ -42,18 +37,7 @@ def run_main(tmp_path, monkeypatch, capsys):
 
     def run(*arguments, variant=""):
         argv = ["main", f"--config={path}{variant}", f"--workdir={tmp_path / 'out'}", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
-        flags.FLAGS.unparse_flags()
-        with flagsaver.flagsaver():
-            try:
-                sys.exit(
-                    command_line.guarded(
-                        lambda: main.main(config_flag.flags_parser("zsad_jax.main")(argv))
-                    )
-                )
-            except SystemExit as ended:
-                return ended.code, capsys.readouterr().err
-        raise AssertionError("the command did not end")
+        return run_app(main.main, "zsad_jax.main", argv), capsys.readouterr().err
 
     return run
 

@@ -66,6 +66,13 @@ def test_rejects_unknown_names(tmp_path):
         prompt_files.read_state(tmp_path / "none.npz")
 
 
+def test_reads_a_file_without_suffix_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "p.npz", normal=np.ones(3))
+    (tmp_path / "p.npz").rename(tmp_path / "p")
+    assert prompt_files.read_state("~/p")["normal"].shape == (3,)
+
+
 def test_fetches_name_with_size_and_digest(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path))
     calls = []

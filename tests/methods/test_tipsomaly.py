@@ -10,7 +10,7 @@ import pytest
 
 from zsad_jax.methods import Batch, image_score, make_method
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
-from zsad_jax.methods.tipsomaly import tipsomaly
+from zsad_jax.methods.tipsomaly import _warn_of_deep_prompts, tipsomaly
 from zsad_jax.utils.errors import UserError
 
 FEATURE_TOLERANCE = 1e-5
@@ -271,6 +271,7 @@ def test_rejects_more_prompts_than_text_length(backbone, learning):
 
 
 def test_published_deep_prompts_have_no_effect(backbone, e2e_golden, default_run, caplog):
+    _warn_of_deep_prompts.cache_clear()  # another test may have made it
     method = tipsomaly(backbone, {"num_deep_prompts": 3})
     assert "num_deep_prompts has no effect unless deep_prompts is 'prepend'" in caplog.text
     assert set(method.init(jax.random.key(0), backbone.params)) == {"normal", "abnormal"}

@@ -1,16 +1,12 @@
 import io
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from zsad_jax.detector import Detector
-from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config import from_config
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES
@@ -126,28 +122,15 @@ def forbid_scoring(monkeypatch):
 
 
 @pytest.fixture
-def run_command(tmp_path, monkeypatch, capsys, config):
+def run_command(tmp_path, monkeypatch, capsys, config, run_app):
     """Returns a function that runs the command as a shell would; it returns exit code, stdout and stderr."""
-    import grain  # noqa: F401 - defines flags, which must outlive the restored ones
-
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(config=config))
     monkeypatch.setattr(command_line, "log_plainly", lambda: None)  # it outlasts the test
 
     def run(*arguments, config=f"--config={path}"):
         argv = ["predict", *([config] if config else []), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        with flagsaver.flagsaver():
-            try:
-                flags.FLAGS.unparse_flags()
-                sys.exit(
-                    command_line.guarded(
-                        lambda: command.main(config_flag.flags_parser("zsad_jax.predict")(argv))
-                    )
-                )
-            except SystemExit as ended:
-                return ended.code, *capsys.readouterr()
-        raise AssertionError("the command did not end")
+        return run_app(command.main, "zsad_jax.predict", argv), *capsys.readouterr()
 
     return run
 
@@ -168,6 +151,11 @@ class Job:
 
     def all_rows(self, name="predictions.jsonl"):
         return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
+
+    def contents(self):
+        """Returns the bytes of all outputs by their path inside the folder."""
+        files = (path for path in self.out.rglob("*") if path.is_file())
+        return {path.relative_to(self.out): path.read_bytes() for path in files}
 
     def run_info(self):
         return json.loads((self.out / "run.json").read_text())

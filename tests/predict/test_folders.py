@@ -42,6 +42,8 @@ def test_innermost_folder_decides(pictures, write_table):
         ({"a\0": {}}, "null byte"),
         (["a"], "Cannot read the folders"),
         ("folder,category\na,nut", "Cannot read the folders"),
+        ('{"a": {}, "a": {"category": "nut"}}', "the key 'a' is repeated"),
+        ('{"a": ' * 9999, "nested too deeply"),
     ],
 )
 def test_rejects_invalid_table(pictures, write_table, content, words):

@@ -163,18 +163,14 @@ def test_other_options_need_no_inference(
         del row["check"]
         row.pop("time", None)
     assert found == expected
-    written = {path.relative_to(job.out) for path in job.out.rglob("*") if path.is_file()}
-    assert written == {
-        path.relative_to(fresh.out) for path in fresh.out.rglob("*") if path.is_file()
-    }
+    written, wanted = job.contents(), fresh.contents()
+    assert written.keys() == wanted.keys()
     for name in written:
         if name.suffix == ".jpg":
-            found, wanted = (
-                np.asarray(Image.open(one / name), int) for one in (job.out, fresh.out)
-            )
-            assert np.abs(found - wanted).mean() < 1
+            one, other = (np.asarray(Image.open(each.out / name), int) for each in (job, fresh))
+            assert np.abs(one - other).mean() < 1
         elif name.name not in ("run.json", "predictions.jsonl"):
-            assert (job.out / name).read_bytes() == (fresh.out / name).read_bytes()
+            assert written[name] == wanted[name]
 
 
 @pytest.mark.parametrize("value", [None, 1.5, 10**400, "", [], {"a": 1}], ids=str)
@@ -319,10 +315,10 @@ def test_removes_results_of_other_images_only_from_runs_that_share_an_image(
     experiment, pictures, job, caplog
 ):
     job.predict(experiment, [pictures / "a"])
-    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    before = job.contents()
     with pytest.raises(UserError, match=r"has results of 2 other images.*Choose another --out"):
         job.predict(experiment, [pictures / "b"])
-    assert before == {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    assert before == job.contents()
     job.predict(experiment, [pictures / "a/0.png", pictures / "b"])
     assert f"Results of 1 image in {job.out} will be removed" in caplog.text
     names = ("a/0.png", "b/0.png", "b/2.jpg", "b/3.tif")

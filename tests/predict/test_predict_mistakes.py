@@ -118,12 +118,12 @@ def test_rejects_input_without_readable_images(run_command, pictures, job, forbi
 
 def test_run_without_readable_images_keeps_earlier_results(experiment, pictures, job):
     job.predict(experiment, [pictures / "a"])
-    before = {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    before = job.contents()
     for image in (pictures / "a").iterdir():
         image.write_text("no picture")
     with pytest.raises(UserError, match=r"Cannot score any of the images \(3 failed"):
         job.predict(experiment, [pictures / "a"])
-    assert before == {path: path.read_bytes() for path in job.out.rglob("*") if path.is_file()}
+    assert before == job.contents()
 
 
 def test_rejects_quantile_over_images_of_another_category(

@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 
 from zsad_jax.report import charts, names
-from zsad_jax.utils import images
 from zsad_jax.utils.images import INK
 
 
@@ -20,13 +19,11 @@ def test_histogram_counts_each_image_once(scores):
     assert len(figure.axes) == 2
 
 
-def test_titles_have_a_font_with_their_letters(scores, monkeypatch):
-    images.fallback_font.cache_clear()
-    monkeypatch.setattr(images, "FALLBACK_FONTS", ("DejaVu Serif",))
+def test_titles_have_a_font_with_their_letters(scores, set_fallback_fonts):
+    set_fallback_fonts("DejaVu Serif")
     for name, family in (("gear", "DejaVu Sans"), ("正常", "DejaVu Serif")):
         figure = charts.roc_figure(dataclasses.replace(scores, categories=[name] * 8))
         assert figure.axes[0].title.get_fontfamily() == ["sans-serif", family]
-    images.fallback_font.cache_clear()
 
 
 def test_draws_roc_only_with_both_labels(scores):

@@ -40,7 +40,7 @@ def test_stored_runs_have_the_setting_of_the_demos(method, backbone):
 def test_condenses_a_run(tmp_path):
     mean = {"category": "mean", "method": "clip", "variant": "", "backbone": "tips-nano"}
     rows = [mean | {"image_score": name, "image_auroc": 0.75, "pixel_auroc": 0.5} for name in "ab"]
-    config = dict.fromkeys(SCRIPT["SETTING"]) | {"backbone": {"name": "tips-nano", "text": None}}
+    config = {"method": "clip", "backbone": {"name": "tips-nano", "text": None}}
     contents = {
         "config": config | {"data_dir": "x"},
         "results": [rows[0] | {"category": "gear"}, rows[0]],

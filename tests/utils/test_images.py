@@ -134,21 +134,17 @@ def test_warns_of_drawing_errors(caplog):
         raise OSError("the disk is full")
 
 
-def test_warns_once_that_no_font_has_the_letters(monkeypatch, caplog):
-    images.fallback_font.cache_clear()
-    monkeypatch.setattr(images, "FALLBACK_FONTS", ("No such font",))
+def test_warns_once_that_no_font_has_the_letters(set_fallback_fonts, caplog):
+    set_fallback_fonts("No such font")
     for text in ("gear", "Ä€α"):
         images.load_font(15, text)
     assert not caplog.text
     for text in ("正常", "异常"):
         images.load_font(15, text)
-    images.fallback_font.cache_clear()
     assert caplog.text.count("No installed font has all letters") == 1
 
 
-def test_letters_outside_of_the_charts_font_use_another(monkeypatch):
-    images.fallback_font.cache_clear()
-    monkeypatch.setattr(images, "FALLBACK_FONTS", ("No such font", "DejaVu Serif"))
+def test_letters_outside_of_the_charts_font_use_another(set_fallback_fonts):
+    set_fallback_fonts("No such font", "DejaVu Serif")
     assert images.load_font(15, "正常").getname()[0] == "DejaVu Serif"
     assert images.load_font(15, "normal").getname()[0] == "DejaVu Sans"
-    images.fallback_font.cache_clear()

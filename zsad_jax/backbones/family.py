@@ -99,7 +99,9 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeIma
     ) -> VisionFeatures:
         """Encodes normalized images, see `EncodeImageFn`."""
         _check_array("The images", images, ("images", "height", "width", 3), _IMAGES)
-        largest = 0 if isinstance(images, jax.core.Tracer) else np.abs(images).max(initial=0)
+        traced = isinstance(images, jax.core.Tracer)
+        # No array of absolute values: it would be a second batch of images.
+        largest = 0 if traced else max(images.max(initial=0), -images.min(initial=0))
         if largest > LARGEST_INPUT:
             raise UserError(f"The images reach {largest:g}. {_IMAGES[-1]}")
         if any(side % patch_size for side in images.shape[1:3]):
@@ -136,10 +138,11 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     def tokenize_texts(texts: Sequence[str]) -> Tokens:
         # The letters of a single text would be taken for texts.
         several = isinstance(texts, Iterable) and not isinstance(texts, str)
-        if not several or not all(isinstance(text, str) for text in texts):
+        given: list[Any] = list(texts) if several else [None]  # an iterator can be read once
+        if not all(isinstance(text, str) for text in given):
             raise UserError(f"The texts are {texts!r}; expected a list of strings. Pass one.")
         # Names of folders may contain bytes that are not text.
-        return tokenize([text.encode(errors="replace").decode() for text in texts])
+        return tokenize([text.encode(errors="replace").decode() for text in given])
 
     def embed_tokens(params: Params, token_ids: Int[AnyArray, "t n"]) -> Float[Array, "t n e"]:
         _check_array("The token ids", token_ids, ("texts", "tokens"), _TOKENS)

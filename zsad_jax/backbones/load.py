@@ -88,8 +88,8 @@ def load_backbone(
             f"bit_depth={bit_depth} must be between 8 and 16. Pass the number of bits in use."
         )
     _check_heads(name, num_heads, text_num_heads)
-    given = WeightFiles(weights, vision, text, tokenizer)
-    located = locate_files(name, lineage=overrides.pop("lineage", None), **given._asdict())
+    paths = {"weights": weights, "vision": vision, "text": text, "tokenizer": tokenizer}
+    located = locate_files(name, lineage=overrides.pop("lineage", None), **paths)
     options = LoadOptions(
         image_size, DTYPES[dtype], num_heads, text_num_heads, activation, overrides
     )

@@ -102,7 +102,7 @@ def _fit(
     image = decoded.image
     detail = f"{width}x{height}, the image {image.width}x{image.height}"
     stored = image.size if decoded.orientation < 5 else image.size[::-1]  # from 5 on, sides swap
-    if orientations != {1} and orientations != {decoded.orientation}:
+    if orientations not in ({1}, {decoded.orientation}):
         numbers = ", ".join(map(str, sorted(orientations)))
         return None, Issue("mask_orientation", "", f"{decoded.orientation}, the mask {numbers}")
     if orientations != {decoded.orientation}:

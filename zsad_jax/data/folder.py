@@ -64,6 +64,7 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
     """
     images: dict[str, str] = {}
     ignored: dict[str, Issue] = {}
+    repeated: dict[str, Issue] = {}
     empty: list[str] = []
     for path in map(user_path, paths):
         if not os.path.exists(path) and not glob.has_magic(path):
@@ -81,7 +82,8 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
                 key = os.path.realpath(image) if os.path.exists(image) else image
                 first = images.setdefault(key, image)
                 if os.path.abspath(first) != os.path.abspath(image):
-                    ignored[os.path.abspath(image)] = Issue("image_repeated", image, first)
+                    issue = Issue("image_repeated", image, first)
+                    repeated.setdefault(os.path.abspath(image), issue)
             for issue in one.ignored:
                 ignored.setdefault(os.path.realpath(issue.file), issue)
     if not images:
@@ -89,7 +91,8 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
     for path in empty:
         logging.warning("No images found in %s.", path)
     # A file that one folder ignores may be given by itself: then it is an image.
-    return Found(list(images.values()), [ignored[key] for key in ignored if key not in images])
+    others = [issue for key, issue in ignored.items() if key not in images]
+    return Found(list(images.values()), [*repeated.values(), *others])
 
 
 def _match(pattern: str) -> list[str]:
@@ -366,16 +369,16 @@ def _list_images(
     skip: Callable[[str], bool] = lambda name: False,
 ) -> list[str]:
     """Lists the images below a folder (see `walk`), sorted; adds all other files to `ignored`."""
-    others: list[Issue] = []
+    others: list[Issue] | None = None if ignored is None else []
     images = []
     for name in walk(root, start, skip=skip, ignored=others):
         if is_image(name):
             images.append(name)
-        else:
+        elif others is not None:
             suffix = os.path.splitext(name)[1].lower()
             kind = "document" if suffix in DOCUMENTS else "format_unsupported"
             others.append(Issue(kind, name, suffix))
-    if ignored is not None:
+    if ignored is not None and others is not None:
         ignored += sorted(others)
     return sorted(images)
 

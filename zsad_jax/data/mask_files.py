@@ -96,9 +96,16 @@ def find_masks(
                 continue
             unusual[folder] = os.path.dirname(others[0]) if twins else ""
         masks |= dict.fromkeys(inside, folder)
+    # Files of a folder with the same affix are judged together, by a few of them.
+    alike: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for file in left:
-        if file not in masks and len({*names(file, MASK)}) > 1 and _have_few_levels(root, [file]):
-            masks[file] = None
+        stem, bare = map(os.path.basename, names(file, MASK))
+        if file not in masks and bare != stem:
+            before, _, after = stem.partition(bare)
+            alike[os.path.dirname(file), before, after].append(file)
+    for inside in alike.values():
+        if _have_few_levels(root, inside):
+            masks |= dict.fromkeys(inside)
     return masks, unusual
 
 

@@ -1,7 +1,6 @@
 """Datasets with a `meta.json`, as AnomalyCLIP, AdaCLIP, TIPSomaly and others use them."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -17,8 +16,10 @@ from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.data.mask_files import IMAGE, MASK, names
 from zsad_jax.data.protocols import Naming, prompt_name
 from zsad_jax.data.walk import plain
+from zsad_jax.utils.config import fits
 from zsad_jax.utils.errors import NoSplitError, UserError, plural, suggest
 from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.records import parse_json, unique
 
 META_JSON = "meta.json"
 _LABELS = {0: 0, 1: 1, "0": 0, "1": 1}  # booleans are equal to 0 and 1
@@ -95,13 +96,15 @@ def read_meta_json(
         if sample.label and plain(sample.defect) in NORMAL_FOLDERS:
             detail = f"anomaly 1, specie_name {sample.defect}"
             issues.append(Issue("entry_contradicts", sample.file_name, detail))
-        if sample.mask and os.path.realpath(str(sample.mask)) in samples:
-            issues.append(Issue("mask_of_other", sample.file_name, "an image of the list"))
-            samples[key] = dataclasses.replace(sample, mask=None, has_mask=False)
+        if not sample.mask:
             continue
+        mask, detail = str(sample.mask), ""
+        if os.path.realpath(mask) in samples:
+            detail = "an image of the list"
         # Lists that were made by position pair a mask with the wrong image where a file is missing.
-        if sample.mask and (other := _find_other(str(sample.mask), str(sample.image), images)):
-            detail = f"{os.path.basename(str(sample.mask))}, of {other}"
+        elif other := _find_other(mask, str(sample.image), images):
+            detail = f"{os.path.basename(mask)}, of {other}"
+        if detail:
             issues.append(Issue("mask_of_other", sample.file_name, detail))
             samples[key] = dataclasses.replace(sample, mask=None, has_mask=False)
     if len(missing) == len(samples):
@@ -148,10 +151,10 @@ def read_splits(read: Callable[[str], D]) -> dict[str, D | Samples]:
 def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
     try:
         # From bytes, the encoding is detected: editors on Windows write a byte order mark, or UTF-16.
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        content = parse_json(path.read_bytes())
         content = _expect(dict, content, "it must map splits to categories")
         # AnomalyCLIP's DAGM has the keys Train and Test.
-        splits = _unique([(key.lower(), value or {}) for key, value in content.items()])
+        splits = unique([(key.lower(), value or {}) for key, value in content.items()])
         entries = [
             _check(
                 {"cls_name": name} | _expect(dict, one, f"an entry of {name!r} must be a mapping")
@@ -167,7 +170,7 @@ def _entries(path: pathlib.Path, split: str) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not exist.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path} ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         encoding = isinstance(error, UnicodeDecodeError)
         reason = "it is not encoded in UTF-8 or UTF-16" if encoding else error
         raise UserError(
@@ -187,17 +190,6 @@ def _expect(kind: type[T], value: Any, rule: str) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"{rule}, but is {_TYPES.get(type(value), repr(value))}")
     return value
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes a mapping, and rejects a repeated key, of which one value would be lost."""
-    made = dict(pairs)
-    keys = [key for key, _ in pairs]
-    if len(made) < len(keys):
-        raise ValueError(
-            f"the key {next(key for key in made if keys.count(key) > 1)!r} is repeated"
-        )
-    return made
 
 
 def _compare(first: Sample, second: Sample) -> list[Issue]:
@@ -223,12 +215,7 @@ def _check(entry: dict[str, Any]) -> dict[str, Any]:
             f"the anomaly of {image} must be 0 (normal) or 1 (anomalous), but is {found}"
         )
     name = entry["cls_name"]
-    if (
-        not isinstance(name, str | int)
-        or isinstance(name, bool)
-        or not str(name).strip()
-        or not _is_text(str(name))
-    ):
+    if not fits(name, str | int) or not str(name).strip() or not _is_text(str(name)):
         raise ValueError(f"the cls_name of {image} must be a name, but is {name!r}")
     specie = entry.get("specie_name")
     if not isinstance(specie, str | int | None):

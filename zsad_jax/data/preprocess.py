@@ -23,6 +23,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Pillow warns above 89 million pixels and rejects 179 million. Line-scan cameras make such images, so the
 # limit is raised: this many pixels take 1 GiB, at the 4 bytes that Pillow uses for RGB.
 MAX_PIXELS = 2**28
+COUNTED = ("GIF", "TIFF")  # formats whose pages Pillow counts by moving through them
 LARGE_PIXELS = 2**25  # larger images are decoded one at a time
 BAND_BYTES = 2**24  # of float64 values that are scaled to 8 bits at a time
 SHALLOW_BITS = 14  # many cameras store this many bits in 16, or 12 or 10
@@ -289,7 +290,8 @@ def _load(encoded: Source) -> tuple[Image.Image | np.ndarray, tuple[Issue, ...],
     try:
         with _open(encoded) as image:  # closes the file; the pixels stay
             _check_size(image.size, encoded)
-            pages = 1 if isinstance(encoded, Image.Image) else _count_pages(encoded)
+            counted = image.format in COUNTED
+            pages = _count_pages(encoded) if counted else getattr(image, "n_frames", 1)
             notes = _describe_depth(image) + _describe_pages(pages)
             # Pillow turns TIFF files while it loads them, and then drops the tag.
             turned = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
@@ -362,7 +364,7 @@ def _load_with_opencv(
     import cv2
 
     try:
-        data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+        data = _read_bytes(encoded)
         # TIFF alone: OpenCV returns what is left of a cut JPEG, without an error.
         if data[:4] not in (b"II*\0", b"MM\0*"):
             return None
@@ -462,7 +464,7 @@ def _describe_depth(image: Image.Image) -> tuple[Issue, ...]:
     return ()
 
 
-def _count_pages(encoded: bytes | str | os.PathLike[str]) -> int:
+def _count_pages(encoded: bytes | str | os.PathLike[str] | Image.Image) -> int:
     """Returns the number of pages or frames of an image, 0 if the later ones are damaged."""
     # Of a second object: counting moves to the last page, and a damaged one would make the first unreadable.
     with contextlib.suppress(Exception), _open(encoded) as image:
@@ -477,7 +479,7 @@ def _describe_pages(number: int) -> tuple[Issue, ...]:
 
 def _without_texts(encoded: bytes | str | os.PathLike[str]) -> bytes | None:
     """Returns a PNG without its texts and color profile, because of which Pillow may reject it; else None."""
-    data = encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
+    data = _read_bytes(encoded)
     kept, start = [data[: len(PNG)]], len(PNG)
     while kept[0] == PNG and start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4])  # length, kind and checksum
@@ -486,6 +488,10 @@ def _without_texts(encoded: bytes | str | os.PathLike[str]) -> bytes | None:
         start = end
     bare = b"".join(kept)
     return bare if kept[0] == PNG and len(bare) < len(data) else None
+
+
+def _read_bytes(encoded: bytes | str | os.PathLike[str]) -> bytes:
+    return encoded if isinstance(encoded, bytes) else pathlib.Path(encoded).read_bytes()
 
 
 def _describe_error(error: Exception) -> str:

@@ -4,11 +4,10 @@ A killed run resumes from them, and a repeated run computes nothing.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,28 +27,9 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.metrics import Metrics, Note
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.records import fingerprint, parse_json
 
 CASE_FIELDS = ("category", "file_name", "label", "score")
-
-
-def fingerprint(*parts: Any) -> str:
-    """Returns a short name for what a result depends on: 12 hexadecimal digits of the SHA-256 of its JSON."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record with a check of its values, by which `unsealed` notices damage."""
-    return {**record, "check": fingerprint(record)}
-
-
-def unsealed(text: str) -> dict[str, Any] | None:
-    """Returns the record in the JSON of `sealed`; None if anything in it has changed."""
-    try:
-        record = json.loads(text)
-        return record if record.pop("check") == fingerprint(record) else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another form
-        return None
 
 
 def training_key(
@@ -175,7 +155,7 @@ def load(path: files.PathLike) -> Evaluation | None:
 
 
 def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
-    text = json.loads(arrays["text"].tobytes())
+    text = parse_json(arrays["text"].tobytes())
     scored = []
     for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True)):
         found = {

@@ -21,6 +21,7 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
 from zsad_jax.train import TrainingConfig, check_learning_rates
+from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
@@ -95,7 +96,7 @@ class Experiment:
     checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     image_score: str | None = None
-    batch_size: int = within(8, 1, 2**16)
+    batch_size: int = within(8, 1, sharding.MAX_BATCH)
     exact_metrics: bool = False
     skip_missing: bool = False
     data_dir: str | None = None

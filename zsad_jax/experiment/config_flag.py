@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -25,6 +25,7 @@ class _Parser(flags.ArgumentParser):
     def __init__(self, load: Callable[[str], ConfigDict]) -> None:
         super().__init__()
         self._load = load
+        self.original: dict[str, Any] = {}  # the values before overrides, by dotted name
 
     def parse(self, argument: str) -> ConfigDict:
         path = find_config(argument)
@@ -32,7 +33,8 @@ class _Parser(flags.ArgumentParser):
             config = self._load(path)
             if config is None:
                 raise UserError(f"get_config of {argument} returns None. Return the config.")
-            config.items()  # fails if the file cannot be read, or returns anything but a config
+            # Fails if the file cannot be read, or returns anything but a config.
+            self.original = flatten(config)
             return config
         except UserError:
             raise
@@ -118,7 +120,7 @@ def read_experiment() -> Experiment:
 
 def changed_keys() -> dict[str, Any]:
     """Returns the values of the keys that differ from the config file, by dotted name."""
-    original = flatten(flags.FLAGS["config"].parser.parse(config_file()))
+    original = cast(_Parser, flags.FLAGS["config"].parser).original
     return {
         key: value
         for key, value in flatten(read_config()).items()

@@ -25,7 +25,7 @@ from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.experiment.workdir import check_workdir
 from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.shared import prompt_files
-from zsad_jax.report import CurveWriter, Report, names, read_curves, write_report
+from zsad_jax.report import CurveWriter, Report, curve_files, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
@@ -262,7 +262,7 @@ def _copy_training(folder: pathlib.Path) -> None:
     for other in sorted(places.glob(f"*/training/{folder.name}/prompts.npz"))[:1]:
         logging.info("Copying the finished training in %s.", other.parent)
         # The prompts come last: with them, the training is finished.
-        for path in (*other.parent.glob("*.jsonl"), *other.parent.glob("tensorboard/*"), other):
+        for path in (*curve_files(other.parent), other):
             with files.replaced(folder / path.relative_to(other.parent)) as temporary:
                 shutil.copyfile(path, temporary)
 

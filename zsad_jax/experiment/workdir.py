@@ -1,6 +1,5 @@
 """Working directories: each holds the results of one setting."""
 
-import json
 import pathlib
 import re
 import shlex
@@ -10,6 +9,7 @@ from typing import Any
 from zsad_jax.experiment.config import WITHOUT_EFFECT, Experiment, to_json
 from zsad_jax.experiment.config_keys import flatten
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.records import parse_json
 
 
 def default_workdir(config_path: str) -> pathlib.Path:
@@ -27,8 +27,8 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         return
     now = flatten(to_json(experiment), Mapping)
     try:
-        before = flatten(json.loads(config.read_text(encoding="utf-8")), Mapping)
-    except (AttributeError, ValueError, RecursionError):
+        before = flatten(parse_json(config.read_bytes()), Mapping)
+    except (AttributeError, ValueError):
         words, name = f"{config.name} cannot be read", "new"
     else:
         different = [

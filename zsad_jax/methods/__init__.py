@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def register(factory: Factory, config: type[MethodConfig]) -> None:
         raise UserError(
             f"{config.__name__}.name is {name!r}. Expected letters, digits and underscores."
         )
-    for key, hint in vars(config).get("__annotations__", {}).items():
+    for key, hint in inspect.get_annotations(config).items():
         if key not in fields and "ClassVar" not in str(hint):
             raise UserError(
                 f"{config.__name__}.{key} is not a field. Decorate {config.__name__} with"

@@ -18,7 +18,7 @@ from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, Terms, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe
+from zsad_jax.methods.shared.config import MAX_SIGMA, TRAINING, VISION_DEPTH, Fields, Recipe
 from zsad_jax.methods.shared.similarity import (
     compare,
     cosines,
@@ -91,7 +91,7 @@ class FAPromptConfig(learner.LearnerConfig):
     image_focal_weight: float = within(1.0, 0)
     orthogonality_weight: float = within(0.1, 0)
     prior_weight: float = within(1.0, 0)
-    sigma: float = within(10.0, 0, 1000)
+    sigma: float = within(10.0, 0, MAX_SIGMA)
 
 
 class Prototypes(NamedTuple):

@@ -102,6 +102,13 @@ class Prototypes(NamedTuple):
     patches: Float[Array, "c 2 d"]
 
 
+@functools.cache  # a run makes the method several times
+def _warn_of_deep_prompts() -> None:
+    logging.warning(
+        "num_deep_prompts has no effect unless deep_prompts is 'prepend' and prompts are learned."
+    )
+
+
 def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None) -> Method:
     """Returns TIPSomaly over a backbone with patch tokens in the joint space.
 
@@ -119,9 +126,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         num_deep = learner.count_deep_blocks(backbone, config)
         learner.check_deep_prompts(backbone, config)
     elif config.num_deep_prompts:
-        logging.warning(
-            "num_deep_prompts has no effect unless deep_prompts is 'prepend' and prompts are learned."
-        )
+        _warn_of_deep_prompts()
     temperature = temperature_of(backbone, config.temperature)
     family = prompts.PROMPT_FAMILIES[config.prompt_family]
 

@@ -19,7 +19,7 @@ from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts
-from zsad_jax.methods.shared.config import TRAINING, Fields, MethodConfig, Recipe
+from zsad_jax.methods.shared.config import MAX_SIGMA, TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
 from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, temperature_of
 from zsad_jax.utils.config import config_from, within
@@ -85,7 +85,7 @@ class ViP2CLIPConfig(MethodConfig):
     lam: float = within(1.0, 0)
     feature_layers: tuple[int, ...] = (6, 12, 18, 24)
     cls_norm: bool = False
-    sigma: float = within(8.0, 0, 1000)
+    sigma: float = within(8.0, 0, MAX_SIGMA)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from typing import Any
 from zsad_jax.data.walk import list_folders
 from zsad_jax.utils.config import check_fields, config_from, fits
 from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest
+from zsad_jax.utils.records import parse_json
 
 EXAMPLE = (
     '{"nuts": {"category": "metal nut", "threshold": 1.1}, "cables/red": {"category": "cable"}}'
@@ -38,6 +39,8 @@ class Folders:
 
     def of(self, image: str) -> Folder:
         """Returns the entry of the innermost listed folder that contains an image."""
+        if not self.listed:  # not asked of the file system for each of many images
+            return self.default
         place = pathlib.Path(os.path.realpath(os.path.dirname(image)))
         inside = (self.listed.get(str(one)) for one in (place, *place.parents))
         return next((one for one in inside if one), self.default)
@@ -56,7 +59,7 @@ def read_folders(path: str, default: Folder) -> Folders:
     listed: dict[str, Folder] = {}
     mistakes = []
     try:
-        entries = json.loads(pathlib.Path(path).read_bytes()).items()
+        entries = parse_json(pathlib.Path(path).read_bytes()).items()
     except UnicodeDecodeError:
         entries, mistakes = (), ["The file is not UTF-8. Save it as UTF-8."]
     except (OSError, ValueError, AttributeError) as error:  # the last: it is not a mapping

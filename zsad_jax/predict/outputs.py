@@ -18,7 +18,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from zsad_jax.data.issues import UNREADABLE, Issue
-from zsad_jax.experiment.cache import fingerprint, sealed, unsealed
 from zsad_jax.predict.figure import draw_figure, draw_thumbnail
 from zsad_jax.predict.folders import Folders
 from zsad_jax.predict.score import ImageFile, ScoredImage, fit_map
@@ -26,6 +25,7 @@ from zsad_jax.predict.thresholds import decide, find_regions, shortest
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import plural
 from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, rewrite_line
+from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
 Record = dict[str, Any]
 
@@ -165,15 +165,13 @@ class Writer:
 
         Without "drawn", its figure shows another decision; without "outputs", its files are of other options.
         """
-        made = {kind: _place(kind, record["path"]) for kind in OUTPUTS if kind in record}
-        exist = all((self.folder / place).exists() for place in made.values())
+        exist = all((self.folder / record[kind]).exists() for kind in OUTPUTS if kind in record)
         if record.get("outputs") != self._outputs_key or not exist:
             record = {name: record[name] for name in SCORED if name in record}
-            made = {}
         decision = self._decide(record["path"], record["score"])
         same = record.get("drawn", "") == decision.get("decision")
         changed = ("threshold", "decision", *["drawn"] * (not same))
-        return {name: record[name] for name in record.keys() - changed} | made | decision
+        return {name: record[name] for name in record.keys() - changed} | decision
 
     def keep(self, scored: ScoredImage) -> ScoredImage:
         """Stores the map at the model's resolution; returns its argument."""
@@ -344,7 +342,11 @@ def _read_records(path: pathlib.Path) -> list[Record]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [record for line in lines if (record := unsealed(line)) and "score" in record]
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            records.append(unsealed(parse_json(line)))
+    return [record for record in records if record and "score" in record]
 
 
 def _to_line(record: Record) -> str:

@@ -13,7 +13,6 @@ from absl import logging
 from zsad_jax.data.folder import Found, find_images
 from zsad_jax.data.issues import Issue, group_issues, issues_to_json, summarize_issues
 from zsad_jax.data.loader import report_notes
-from zsad_jax.experiment.cache import sealed
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.experiment.run_info import Stopwatch, describe_process
 from zsad_jax.predict import gallery, outputs, score, thresholds
@@ -23,6 +22,7 @@ from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, agree, located, plural
 from zsad_jax.utils.images import printable
 from zsad_jax.utils.progress import progress
+from zsad_jax.utils.records import sealed
 from zsad_jax.utils.threads import map_in_threads
 
 MAX_WRITERS = 4

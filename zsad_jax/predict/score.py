@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -23,7 +22,7 @@ from zsad_jax.data.preprocess import (
     resize_image,
 )
 from zsad_jax.detector import Detector, choose_params, make_detector
-from zsad_jax.experiment.cache import fingerprint, inputs_key, prediction_key, unsealed
+from zsad_jax.experiment.cache import inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
 from zsad_jax.methods.shared import prompt_files
@@ -35,6 +34,7 @@ from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import Picture
 from zsad_jax.utils.progress import progress
+from zsad_jax.utils.records import fingerprint, parse_json, unsealed
 from zsad_jax.utils.threads import map_in_threads
 
 MAX_THREADS = 4  # that decode
@@ -219,9 +219,9 @@ def describe_detector(experiment: Experiment, detector: Detector, inputs: str) -
 def _earlier_description(out: pathlib.Path) -> Description | None:
     """Returns the model that a finished run's run.json describes; None if there is none."""
     try:
-        stored = json.loads((out / "run.json").read_text(encoding="utf-8"))["model"]
-        return Description(**(unsealed(json.dumps(stored)) or {}))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # missing, edited or older
+        stored = parse_json((out / "run.json").read_bytes())["model"]
+        return Description(**(unsealed(stored) or {}))
+    except (OSError, ValueError, KeyError, TypeError):  # missing, edited or older
         return None
 
 

@@ -10,8 +10,10 @@ from typing import Any, TextIO
 
 from absl import logging
 
+from zsad_jax.utils.config import fits
 from zsad_jax.utils.errors import plural
 from zsad_jax.utils.files import PathLike, write_text
+from zsad_jax.utils.records import parse_json
 
 FILE_NAME = "curves.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -58,6 +60,12 @@ class CurveWriter(contextlib.AbstractContextManager["CurveWriter"]):
         self.close()
 
 
+def curve_files(workdir: PathLike) -> list[pathlib.Path]:
+    """Returns the files of the training curve."""
+    path = pathlib.Path(workdir)
+    return [*path.glob(FILE_NAME), *path.glob(f"{EVENTS_FOLDER}/*")]
+
+
 def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
     """Reads the training curve so far; [] if there is none. Damaged lines are skipped with a warning."""
     path = pathlib.Path(workdir) / FILE_NAME
@@ -73,12 +81,10 @@ def read_curves(workdir: PathLike) -> list[dict[str, Any]]:
 
 def _decode(text: str) -> dict[str, Any] | None:
     """Returns a line of the file; None if it is damaged."""
-    with contextlib.suppress(ValueError, RecursionError):
-        line = json.loads(text)
-        numbers = isinstance(line, dict) and all(
-            isinstance(x, int | float | None) for x in line.values()
-        )
-        return line if numbers and isinstance(line.get("step"), int) else None
+    with contextlib.suppress(ValueError):
+        line = parse_json(text)
+        if fits(line, Mapping[str, float | None]) and fits(line.get("step"), int):
+            return line
     return None
 
 

@@ -1,7 +1,6 @@
 """The files of a report."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from zsad_jax.report.wording import DEMONSTRATION
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike, safe_name, write_json, write_text
 from zsad_jax.utils.images import drawing
+from zsad_jax.utils.records import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,8 +79,8 @@ def _remove_earlier(folder: pathlib.Path, written: list[str]) -> None:
     record = folder / RECORD
     # Only recorded figures are removed: users may keep files of their own in the folder.
     try:
-        earlier = set(map(str, json.loads(record.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError, RecursionError):
+        earlier = set(map(str, parse_json(record.read_bytes())))
+    except (OSError, ValueError, TypeError):
         earlier = set()
     for name in earlier - set(written):
         path = folder / name

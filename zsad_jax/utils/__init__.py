@@ -10,6 +10,7 @@ __all__ = [
     "images",
     "interrupts",
     "progress",
+    "records",
     "sharding",
     "text_table",
     "threads",

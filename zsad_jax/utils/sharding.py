@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
+MAX_BATCH = 2**16
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

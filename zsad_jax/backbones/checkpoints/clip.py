@@ -276,7 +276,7 @@ def read_sizes_text(arrays: Arrays) -> dict[str, Any]:
 
 def _tower_sizes(arrays: Arrays) -> dict[str, int]:
     return {
-        "depth": count_blocks(arrays, rf"{BLOCK}(\d{{1,3}})/"),
+        "depth": count_blocks(arrays, BLOCK),
         "num_heads": arrays[_QUERY].shape[1],
         "mlp_dim": arrays[_HIDDEN].shape[1],
         "embed_dim": arrays["projection"].shape[1],
@@ -298,7 +298,7 @@ def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
     arrays["visual.conv1.weight"] = arrays["visual.conv1.weight"].transpose(3, 2, 0, 1)
     for side, layout in _OPENAI.items():
         tower = below(flat, f"{side}/{BLOCK}")
-        for number in range(count_blocks(tower, r"(\d{1,3})/")):
+        for number in range(count_blocks(tower, "")):
             block = below(tower, f"{number}/")
             for part, targets in layout.parts.items():
                 for kind, array in _openai_part(block, targets).items():

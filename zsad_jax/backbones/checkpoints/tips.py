@@ -147,7 +147,7 @@ def read_sizes(
     def read_blocks() -> dict[str, int]:
         return {
             # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
-            "depth": count_blocks(arrays, rf"{blocks}(\d{{1,3}})/"),
+            "depth": count_blocks(arrays, blocks),
             "num_heads": need(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
             "mlp_dim": need(dense, (None, None)).shape[1],
         }

@@ -145,13 +145,12 @@ def check_same_heads(found: int, given: int | None, source: str) -> None:
         raise UserError(f"{source} has {found} attention heads, not {given}. Omit num_heads.")
 
 
-def count_blocks(arrays: Arrays, pattern: str) -> int:
-    """Returns one more than the largest block number among the names that match `pattern` (one group).
-
-    The group has at most three digits: of a larger number, as damage makes it, `fit_tree` reports the name.
-    """
-    # The largest number, not the count of numbers: a block that is missing is then reported by `fit_tree`.
-    numbers = [int(match[1]) for name in arrays if (match := re.match(pattern, name))]
+def count_blocks(arrays: Arrays, prefix: str) -> int:
+    """Returns one more than the largest block number among the names that begin with `prefix` and a number."""
+    # The largest number, not the count of numbers: a block that is missing is then reported by `fit_tree`, as
+    # is a name with more than three digits, which damage makes.
+    pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,3}})/")
+    numbers = [int(match[1]) for name in arrays if (match := pattern.match(name))]
     return max(numbers, default=-1) + 1
 
 

@@ -8,6 +8,7 @@ from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 
 VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
+MAX_SIGMA = 1000  # of the smoothing, in pixels
 TEXT_DEPTH = 12
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # The recipe of AnomalyCLIP, used by most methods over CLIP.
@@ -66,7 +67,7 @@ class MethodConfig:
     vv_from: int | None = within(None, 1, VISION_DEPTH)
     cls_norm: bool = True
     global_token: int = within(0, 0)
-    sigma: float = within(4.0, 0, 1000)
+    sigma: float = within(4.0, 0, MAX_SIGMA)
     temperature: float | None = within(0.07, 1e-6)
     init_std: float = within(0.02, 0)
 

@@ -203,7 +203,7 @@ def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
     Raises:
       UserError: nothing of that name, or a file that cannot be read.
     """
-    path, name = pathlib.Path(source), os.fspath(source)
+    path, name = pathlib.Path(files.user_path(source)), os.fspath(source)
     if name in RELEASES:
         path = locate(name)
     elif not path.suffix:

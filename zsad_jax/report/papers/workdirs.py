@@ -1,7 +1,6 @@
 """Our own results from one or several working directories, a column for each way a method was run."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, result_row
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError, did_you_mean
 from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.records import parse_json
 
 TRAINING = "training"  # in place of the auxiliary dataset, which differs between targets
 # What distinguishes the columns of a method; for comparisons also the last.
@@ -147,7 +147,9 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
             for members in runs.values()
             for deviation in find_deviations([one.row for one in members], members[0].run)
         ],
-        remark=" ".join(dict.fromkeys(one for result in results for one in _remarks(result.run))),
+        remark=" ".join(
+            dict.fromkeys(one for members in runs.values() for one in _remarks(members[0].run))
+        ),
     )
 
 
@@ -179,8 +181,8 @@ def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
 
 def _read(path: pathlib.Path, parse: Callable[[Any], Any]) -> Any:
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+        return parse(parse_json(path.read_bytes()))
+    except ValueError as error:
         raise UserError(
             f"Cannot read {path} ({error}). Undo the change to the file, or run the experiment again."
         ) from error
