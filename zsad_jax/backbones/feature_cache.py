@@ -105,7 +105,7 @@ class Features:
             yield batch, features
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
-        """Returns all images at once without pixels, and features on every device; None if they are read in parts."""
+        """Returns all images, without pixels, with features on every device; None if they do not fit."""
         return None
 
     def _compile(self, encode: EncodeFn) -> Any:
