@@ -1,6 +1,8 @@
 """The schema of results.json and comparisons.json: one row per dataset and category."""
 
 import math
+import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ OPTION_COLUMNS = ("prompt_family", "sigma")  # fields of the configs of methods
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
 RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS
+STD_OF = {metric: f"{metric}_std" for metric in METRIC_COLUMNS}
+SEED_COLUMNS = ("seeds", *STD_OF.values())  # of rows that combine several seeds
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("dataset", "category", "method", "variant", "backbone"), str),
     **dict.fromkeys(("seed", "epoch", "image_size"), int | None),
-    **dict.fromkeys(COUNT_COLUMNS, int),
-    **dict.fromkeys(("sigma", *METRIC_COLUMNS), float | None),
+    **dict.fromkeys((*COUNT_COLUMNS, "seeds"), int),
+    **dict.fromkeys(("sigma", *METRIC_COLUMNS, *STD_OF.values()), float | None),
 }  # of other columns: str | None
 MEAN = "mean"  # the category of a dataset's mean
 
@@ -29,14 +33,16 @@ Row = dict[str, Any]
 def result_row(**fields: Any) -> Row:
     """Returns a row of results.json: the columns of `RESULT_COLUMNS` in their order, with plain numbers.
 
-    Metrics are in [0, 1]; NaN means undefined and becomes None.
+    Metrics are in [0, 1]; NaN means undefined and becomes None. A row that combines several seeds also has
+    the columns of `SEED_COLUMNS`: their number, and the standard deviations of the metrics.
 
     Raises:
       ValueError: a column is unknown or missing, or a value is of the wrong type or outside of its range.
     """
     # Files of other versions are rejected as a whole: a column that is ignored could change what a row means.
-    unknown = [name for name in fields if name not in RESULT_COLUMNS]
-    missing = [name for name in RESULT_COLUMNS if name not in fields]
+    columns = RESULT_COLUMNS + SEED_COLUMNS * any(name in fields for name in SEED_COLUMNS)
+    unknown = [name for name in fields if name not in columns]
+    missing = [name for name in columns if name not in fields]
     if unknown or missing:
         parts = {"unknown": unknown, "missing": missing}
         words = (f"{what} columns {', '.join(names)}" for what, names in parts.items() if names)
@@ -44,19 +50,58 @@ def result_row(**fields: Any) -> Row:
     row = {
         # json.dumps rejects most scalars of NumPy.
         name: value.item() if isinstance(value, np.generic | np.ndarray) else value
-        for name, value in ((name, fields[name]) for name in RESULT_COLUMNS)
+        for name, value in ((name, fields[name]) for name in columns)
     }
     for name, value in row.items():
         hint = _TYPES.get(name, str | None)
         if not fits(value, hint):
             raise ValueError(f"{name} is {value!r}, expected {describe_type(hint)}")
-        if name in METRIC_COLUMNS and value is not None and not 0 <= value <= 1:
+        if (
+            name.removesuffix("_std") in METRIC_COLUMNS
+            and value is not None
+            and not 0 <= value <= 1
+        ):
             if not math.isnan(value):
                 raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
             row[name] = None
     if not 0 <= row["n_anomalous"] <= row["n_images"]:
         raise ValueError(f"n_anomalous is {row['n_anomalous']} of {row['n_images']} n_images")
+    if row.get("seeds", 2) < 2:
+        raise ValueError(f"seeds is {row['seeds']}, expected at least 2")
     return row
+
+
+def combine_seeds(rows: Iterable[Row]) -> list[Row]:
+    """Returns a row for each group of rows that differ only in seed, checkpoint and metrics.
+
+    Metrics are means over the seeds in which they are defined, and have their sample standard deviation (None
+    for fewer than two values) in `<metric>_std`. The other columns are those of the first row. Of several rows
+    with the same seed the last one counts. The only row of a group is returned as it is.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
+    for row in rows:
+        groups.setdefault(seedless(row), {})[row["seed"]] = row
+    return [_combine(list(group.values())) for group in groups.values()]
+
+
+def seedless(row: Row) -> tuple[Any, ...]:
+    """Returns what a row has in common with those of other seeds; nothing has if it combines several itself."""
+    # Prompts of a file have no seed: another file is another setting.
+    several = row["seed"] is not None and "seeds" not in row
+    varies = {*METRIC_COLUMNS, *SEED_COLUMNS, *("seed", "checkpoint") * several}
+    return (*(value for name, value in row.items() if name not in varies), row.get("seeds"))
+
+
+def _combine(group: list[Row]) -> Row:
+    if len(group) < 2:
+        return group[0]
+    combined, spreads = dict(group[0]), {}
+    for metric, name in STD_OF.items():
+        defined = [row[metric] for row in group if row[metric] is not None]
+        combined[metric] = statistics.fmean(defined) if defined else None
+        # Of a sample: the seeds stand for all possible trainings.
+        spreads[name] = statistics.stdev(defined) if len(defined) > 1 else None
+    return combined | {"seeds": len(group)} | spreads
 
 
 def level_of(metric: str) -> Level:
