@@ -95,6 +95,3 @@ def test_combines_different_seeds_only(fields):
     assert combine_seeds([once, again]) == [again]
     files = [result_row(**fields | {"seed": None, "checkpoint": name}) for name in "ab"]
     assert combine_seeds(files) == files
-    several = combine_seeds([once, result_row(**fields | {"seed": 4})])
-    assert [row["seeds"] for row in several] == [2]
-    assert combine_seeds([*several, once]) == [*several, once]

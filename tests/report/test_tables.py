@@ -6,6 +6,7 @@ import pytest
 from zsad_jax.metrics import Note
 from zsad_jax.report import formats, run_tables, tables
 from zsad_jax.report.compare import UNLIKE_PAPER, WITHOUT_MASK
+from zsad_jax.report.rows import combine_seeds
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1max", "pixel_aupro_200step")
 
@@ -293,12 +294,66 @@ def test_comparisons_show_settings_and_differences(make_row):
     assert cell_of(table, 1, "pixel_auroc").paper is None
 
 
-def test_seeds_are_summarized_by_mean_and_spread(make_row):
-    seeds = [make_row("visa", seed=s, image_auroc=v) for s, v in ((1, 0.80), (2, 0.84), (3, 0.88))]
-    table = run_tables.comparison_table("visa", [make_row("visa")], seeds, {})
-    assert table.lines[-1].labels[0].endswith("1, 2, 3")
-    assert cell_of(table, -1, "image_auroc") == tables.Cell(84.0, spread=4.0)
-    assert "84.0 ± 4.0" in formats.render("table.md", table=table)
+SEEDS = {"mvtec_ad": (0.80, 0.84, 0.88), "visa": (0.70, 0.72, None)}  # image AUROC of seeds 3 to 5
+
+
+@pytest.fixture
+def by_seed(make_row):
+    """Returns single-seed rows of two datasets; VisA also has pixel AP 0.6, 0.5 and 0.4."""
+    return [
+        make_row(
+            name, seed=seed, checkpoint=f"t-{seed}", image_auroc=value, pixel_ap=(9 - seed) / 10
+        )
+        for name, values in SEEDS.items()
+        for seed, value in enumerate(values, start=3)
+    ]
+
+
+def test_mean_and_deviation_over_seeds_are_in_every_format(by_seed):
+    rows = combine_seeds(by_seed)
+    table = run_tables.dataset_table(rows, {}, by_seed=by_seed)
+    first = cell_of(table, 0, "image_auroc")
+    assert (first.number, first.difference) == ("84.0 ± 4.0", -9.4)  # sqrt((4² + 0 + 4²) / 2)
+    assert cell_of(table, 1, "image_auroc").number == "71.0 ± 1.4"  # of two values: 2 / sqrt(2)
+    assert table.footnotes[-1] == "Mean ± standard deviation over 3 seeds (3 to 5)."
+    assert "84.0 ± 4.0 (93.4, −9.4)" in formats.render("table.md", table=table)
+    assert "84.0 ± 4.0<small>93.4" in formats.render("table.html", table=table)
+    assert r"84.0 $\pm$ 4.0" in formats.render("table.tex", table=table, label="x")
+    text = formats.to_text(table).splitlines()
+    assert next(line.split()[:3] for line in text if "± std" in line) == ["±", "std", "±4.0"]
+    assert max(map(len, text)) <= 100
+
+
+def test_mean_over_datasets_has_the_deviation_of_the_means_of_seeds(by_seed):
+    rows = combine_seeds(by_seed)
+    table = run_tables.dataset_table(rows, {}, by_seed=by_seed)
+    # The means are 75, 78 and, with an undefined member, none: 3 / sqrt(2).
+    assert cell_of(table, -1, "image_auroc").number == "77.5 ± 2.1"
+    assert cell_of(table, -1, "pixel_ap").number == "50.0 ± 10.0"
+    for partial in ((), by_seed[:-1]):
+        table = run_tables.dataset_table(rows, {}, by_seed=partial)
+        assert cell_of(table, -1, "pixel_ap").number == "50.0"
+
+
+def test_lines_of_other_seeds_have_footnotes(make_row):
+    rows = combine_seeds(make_row("visa", seed=seed, image_auroc=0.8) for seed in (1, 2, 3))
+    others = combine_seeds(
+        make_row("visa", seed=seed, variant="sigma=8", image_auroc=value)
+        for seed, value in ((7, 0.8), (9, 0.9))
+    )
+    fixed = make_row("visa", seed=None, auxiliary=None, checkpoint=None)
+    table = run_tables.comparison_table("visa", rows, [*others, fixed], {})
+    assert [cell_of(table, line, "image_auroc").number for line in range(3)] == [
+        "80.0 ± 0.0",
+        "85.0 ± 7.1",
+        "50.0",
+    ]
+    assert table.lines[0].footnotes == (
+        "Main result: trained on MVTec AD, 3 seeds (1 to 3).",
+        "Mean ± standard deviation over 3 seeds (1 to 3).",
+    )
+    assert table.lines[1].footnotes == ("Mean ± standard deviation over 2 seeds (7, 8).",)
+    assert not table.lines[2].footnotes
 
 
 def test_single_dataset_with_categories_has_one_table(make_row):
@@ -323,6 +378,18 @@ def test_csv_has_all_rows_and_numbers(make_row):
     assert first["image_auroc_difference"] == "-3.4"
     assert (second["pixel_ap"], second["notes"]) == ("", "Demonstration. No masks.")
     assert (third["table"], third["seed"], third["image_auroc_paper"]) == ("comparison", "1", "")
+
+
+def test_csv_has_deviations_only_with_several_seeds(by_seed):
+    rows = combine_seeds(by_seed)
+    text = run_tables.results_csv(rows, [by_seed[0]])
+    first, _, single = csv.DictReader(io.StringIO(text))
+    assert [first[key] for key in ("seed", "seeds", "image_auroc", "image_auroc_std")] == [
+        *("3", "3", "84.0", "4.0")
+    ]
+    assert (single["seeds"], single["image_auroc_std"]) == ("", "")
+    (once,) = csv.DictReader(io.StringIO(run_tables.results_csv(by_seed[:1])))
+    assert not [key for key in once if key == "seeds" or key.endswith("_std")]
 
 
 @pytest.mark.parametrize(("value", "text"), [(-0.14, "−0.1"), (0.0, "±0.0"), (2.0, "+2.0")])

@@ -21,7 +21,8 @@ class Report:
     Attributes:
       title: the heading, method and backbone in words.
       rows: results.json.
-      comparisons: comparisons.json (fixed prompts, other image scores, single seeds).
+      comparisons: comparisons.json (fixed prompts, other image scores, points of a sweep).
+      by_seed: results_by_seed.json, the single-seed rows behind rows that combine several seeds.
       notes: by (dataset, category), such as the reason why a metric is undefined.
       scores: image scores, one entry per dataset.
       cases: images to show, see `evaluate.choose_cases`.
@@ -37,6 +38,7 @@ class Report:
     title: str
     rows: Sequence[Row]
     comparisons: Sequence[Row] = ()
+    by_seed: Sequence[Row] = ()
     notes: Mapping[tuple[str, str], Sequence[Note]] = dataclasses.field(default_factory=dict)
     scores: Sequence[DatasetScores] = ()
     cases: Sequence[Case] = ()
@@ -51,13 +53,15 @@ class Report:
     @functools.cached_property
     def tables(self) -> list[Table]:
         """The results by dataset, by category, and the comparisons."""
-        tables = run_tables.make_tables(self.rows, self.comparisons, notes=self.notes, run=self.run)
+        tables = run_tables.make_tables(
+            self.rows, self.comparisons, notes=self.notes, run=self.run, by_seed=self.by_seed
+        )
         return self._name_setting(tables)
 
     @functools.cached_property
     def paper_tables(self) -> list[Table]:
         """The tables of the papers with these results."""
-        return self._name_setting(compare_run(self.rows, self.run))
+        return self._name_setting(compare_run(self.rows, self.run, self.by_seed))
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
         """Returns tables that name what differs from the config file."""

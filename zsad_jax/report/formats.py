@@ -154,7 +154,7 @@ def _labeled(shown: Iterable[Table]) -> Iterator[tuple[str, Table]]:
 def to_text(table: Table) -> str:
     """Returns a table for a terminal, with its title and footnotes.
 
-    The paper's numbers and the differences are in lines below ours, so that all fits into 100 columns.
+    Standard deviations, the paper's numbers and the differences are in lines below, within 100 columns.
     """
     count, numbers = len(table.head), len(table.columns)
     forms = ("{:<25}", "{:<12}")[:count] + ("{:>7}",) * numbers
@@ -169,19 +169,28 @@ def to_text(table: Table) -> str:
         words = sum((cell.footnotes for cell in line.cells), line.footnotes)
         marks = "".join(f" [{mark}]" for mark in table.marks(line._replace(footnotes=words)))
         *above, last = textwrap.wrap(line.labels[0] + marks, 24) or [""]
-        lines += [*above, row(last, *line.labels[1:], *(cell.number for cell in line.cells))]
+        means = [cell._replace(spread=None).number for cell in line.cells]
+        lines += [*above, row(last, *line.labels[1:], *means)]
+        spreads = ["" if cell.spread is None else f"±{cell.spread:.1f}" for cell in line.cells]
         papers = [f"{cell.paper.percent:.1f}" if cell.paper else "" for cell in line.cells]
         gaps = [cell.difference for cell in line.cells]
         differences = ["" if gap is None else tables.signed(gap) for gap in gaps]
-        for name, shown in (("  paper", papers), ("  difference", differences)):
+        below = (("  ± std", spreads), ("  paper", papers), ("  difference", differences))
+        for name, shown in below:
             lines += [row(name, *[""] * (count - 1), *shown)] * any(shown)
     notes = [f"[{number}] {words}" for number, words in enumerate(table.footnotes, start=1)]
     return "\n".join([*lines, *[""] * bool(notes), *notes])
 
 
 def to_csv(shown: Iterable[Table]) -> str:
-    """Returns tables as CSV with one number a line; empty cells have none, undefined ones no value."""
-    lines = []
+    """Returns tables as CSV with one number a line; empty cells have none, undefined ones no value.
+
+    The column "std" exists only if a number has a standard deviation over seeds.
+    """
+    shown, lines = list(shown), []
+    cells = (cell for table in shown for line in table.lines for cell in line.cells)
+    several = any(cell.spread is not None for cell in cells)
+    columns = (*LONG_COLUMNS, *["std"] * several)
     for table in shown:
         for line in table.lines:
             for column, cell in zip(table.columns, line.cells, strict=True):
@@ -191,7 +200,9 @@ def to_csv(shown: Iterable[Table]) -> str:
                 words = " ".join(dict.fromkeys((*line.footnotes, *cell.footnotes)))
                 known["note"] = " ".join(filter(None, (known.get("note"), words)))
                 known["value"] = cell.text or ("" if cell.value is None else f"{cell.value:.1f}")
+                if cell.spread is not None:
+                    known["std"] = f"{cell.spread:.1f}"
                 if cell.difference is not None:
                     known["difference"] = f"{cell.difference:.1f}"
-                lines.append([known.get(name, "") for name in LONG_COLUMNS])
-    return csv_text([LONG_COLUMNS, *lines])
+                lines.append([known.get(name, "") for name in columns])
+    return csv_text([columns, *lines])

@@ -39,7 +39,7 @@ def render_page(report: Report) -> str:
 
 def _headlines(report: Report) -> list[tuple[str, list[tuple[str, tables.Cell]]]]:
     """Returns the main numbers with their names: of the only dataset, or the means over datasets."""
-    table = run_tables.dataset_table(report.rows, {}, report.run)
+    table = run_tables.dataset_table(report.rows, {}, report.run, report.by_seed)
     metrics = [dict(column.keys)["metric"] for column in table.columns]
     # By metric, not by position: which columns a table has depends on what was computed.
     shown = [i for i, metric in enumerate(metrics) if metric in HEADLINES]

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ _TYPES: dict[str, Any] = {
 MEAN = "mean"  # the category of a dataset's mean
 
 Row = dict[str, Any]
+BySeed = Mapping[tuple[Any, ...], Mapping[Any, Row]]  # single-seed rows by `seedless` and seed
 
 
 def result_row(**fields: Any) -> Row:
@@ -71,25 +72,29 @@ def result_row(**fields: Any) -> Row:
     return row
 
 
+def group_seeds(rows: Iterable[Row]) -> BySeed:
+    """Returns single-seed rows by their setting and seed; of several with the same seed the last one counts."""
+    groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
+    for row in rows:
+        groups.setdefault(seedless(row), {})[row["seed"]] = row
+    return groups
+
+
+def seedless(row: Row) -> tuple[Any, ...]:
+    """Returns what a row has in common with those of other seeds: all but seed, checkpoint and metrics."""
+    # Prompts of a file have no seed: another file is another setting.
+    varies = {*METRIC_COLUMNS, *("seed", "checkpoint") * (row["seed"] is not None)}
+    return tuple(row[name] for name in RESULT_COLUMNS if name not in varies)
+
+
 def combine_seeds(rows: Iterable[Row]) -> list[Row]:
-    """Returns a row for each group of rows that differ only in seed, checkpoint and metrics.
+    """Returns a row for each group of single-seed rows that differ only in seed, checkpoint and metrics.
 
     Metrics are means over the seeds in which they are defined, and have their sample standard deviation (None
     for fewer than two values) in `<metric>_std`. The other columns are those of the first row. Of several rows
     with the same seed the last one counts. The only row of a group is returned as it is.
     """
-    groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
-    for row in rows:
-        groups.setdefault(seedless(row), {})[row["seed"]] = row
-    return [_combine(list(group.values())) for group in groups.values()]
-
-
-def seedless(row: Row) -> tuple[Any, ...]:
-    """Returns what a row has in common with those of other seeds; nothing has if it combines several itself."""
-    # Prompts of a file have no seed: another file is another setting.
-    several = row["seed"] is not None and "seeds" not in row
-    varies = {*METRIC_COLUMNS, *SEED_COLUMNS, *("seed", "checkpoint") * several}
-    return (*(value for name, value in row.items() if name not in varies), row.get("seeds"))
+    return [_combine(list(group.values())) for group in group_seeds(rows).values()]
 
 
 def _combine(group: list[Row]) -> Row:
@@ -99,9 +104,28 @@ def _combine(group: list[Row]) -> Row:
     for metric, name in STD_OF.items():
         defined = [row[metric] for row in group if row[metric] is not None]
         combined[metric] = statistics.fmean(defined) if defined else None
-        # Of a sample: the seeds stand for all possible trainings.
-        spreads[name] = statistics.stdev(defined) if len(defined) > 1 else None
+        spreads[name] = _deviation(defined)
     return combined | {"seeds": len(group)} | spreads
+
+
+def spread_over_seeds(rows: Sequence[Row], metric: str, by_seed: BySeed) -> float | None:
+    """Returns the standard deviation over seeds of a row's metric, or of the mean of several rows.
+
+    None if it is undefined; for several rows also if they do not have the same single seeds.
+    """
+    if len(rows) == 1:
+        return rows[0].get(STD_OF[metric])
+    singles = [by_seed.get(seedless(row), {}) for row in rows]
+    seeds = singles[0].keys() if singles else ()
+    if any(one.keys() != seeds for one in singles):
+        return None
+    values = [[one[seed][metric] for one in singles] for seed in seeds]
+    return _deviation([statistics.fmean(one) for one in values if None not in one])
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    # Of a sample: the seeds stand for all possible trainings.
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def level_of(metric: str) -> Level:

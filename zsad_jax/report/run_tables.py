@@ -11,7 +11,16 @@ from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import names, wording
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
-from zsad_jax.report.rows import COUNT_COLUMNS, IDENTITY_COLUMNS, MEAN, Row
+from zsad_jax.report.rows import (
+    COUNT_COLUMNS,
+    IDENTITY_COLUMNS,
+    MEAN,
+    STD_OF,
+    BySeed,
+    Row,
+    group_seeds,
+    spread_over_seeds,
+)
 from zsad_jax.report.tables import (
     DOUBT,
     MAIN_RESULT,
@@ -36,6 +45,7 @@ def make_tables(
     *,
     notes: Notes | None = None,
     run: Mapping[str, Any] | None = None,
+    by_seed: Iterable[Row] = (),
 ) -> list[Table]:
     """Makes every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
@@ -49,19 +59,24 @@ def make_tables(
         if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
     ]
     if len(datasets) > 1 or not tables:
-        tables.insert(0, dataset_table(rows, notes, run))
+        tables.insert(0, dataset_table(rows, notes, run, by_seed))
     for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
         tables.append(comparison_table(dataset, rows, comparisons, notes))
     return tables
 
 
-def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | None = None) -> Table:
+def dataset_table(
+    rows: Sequence[Row],
+    notes: Notes,
+    run: Mapping[str, Any] | None = None,
+    by_seed: Iterable[Row] = (),
+) -> Table:
     """Makes a table of the means of datasets, and the means over the datasets of each domain.
 
     A domain's mean is compared with the paper's only if it covers the same datasets. If no domain has
-    two datasets, the mean is over all of them.
+    two datasets, the mean is over all of them. Its standard deviation over seeds needs single-seed rows.
     """
-    results = _Results(rows, notes, find_deviations(rows, run))
+    results = _Results(rows, notes, find_deviations(rows, run), group_seeds(by_seed))
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -89,7 +104,7 @@ def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | No
         words = [*results.reasons(members, cells), *absent]
         label = names.dataset_name(mean) if mean else "Mean over datasets"
         lines.append(Line((label, ""), cells, tuple(words), summary=True))
-    return _table("Datasets", ("Dataset", COUNTS), metrics, lines)
+    return _table("Datasets", ("Dataset", COUNTS), metrics, lines, means)
 
 
 def category_table(
@@ -100,10 +115,11 @@ def category_table(
     If images of the dataset are missing, no category has a difference: it is not known from which they are.
     """
     rows = [row for row in rows if row["dataset"] == dataset]
+    rows.sort(key=lambda row: row["category"] == MEAN)
     results = _Results(rows, notes, find_deviations(rows, run))
     metrics = _metrics_to_show(rows)
     lines = []
-    for row in sorted(rows, key=lambda row: row["category"] == MEAN):
+    for row in rows:
         summary = row["category"] == MEAN
         words, cells = wording.sentences(results.notes_on(row)), results.cells(row, metrics)
         # Reasons on the whole dataset are repeated only where they replace a difference.
@@ -111,7 +127,7 @@ def category_table(
             words += results.reasons([row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
         lines.append(Line(labels, cells, tuple(words), summary))
-    return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines)
+    return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, rows)
 
 
 def comparison_table(
@@ -133,18 +149,29 @@ def comparison_table(
     words = tuple(wording.sentences(notes_on_main))
     lines = []
     for row in main:
-        cells = tuple(Cell(percent(row[metric])) for metric in metrics)
+        cells = _compared_cells(row, metrics, {})
         setting = f"Main result: {wording.describe_setting(row, varied)}."
         lines.append(Line(("Main result",), cells, (setting, *words)))
     for row in others:
         # Comparisons without a main result have no differences.
         against = main[0] if main else dict.fromkeys(row)
-        cells = tuple(Cell(percent(row[m]), reference=percent(against[m])) for m in metrics)
+        cells = _compared_cells(row, metrics, against)
         differs = [key for key in varied if row[key] != against[key]]
         lines.append(Line((wording.describe_setting(row, differs),), cells, words))
-    lines += _seed_lines(others, metrics)
     title = f"{names.dataset_name(dataset)}: comparisons"
-    return _table(title, ("Setting",), metrics, lines, MAIN_RESULT)
+    return _table(title, ("Setting",), metrics, lines, [*main, *others], MAIN_RESULT)
+
+
+def _compared_cells(row: Row, metrics: Sequence[str], main: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Returns a row's numbers, with those of the main result as reference."""
+    return tuple(
+        Cell(
+            percent(row[metric]),
+            reference=percent(main.get(metric)),
+            spread=percent(row.get(STD_OF[metric])),
+        )
+        for metric in metrics
+    )
 
 
 def _with_score(rows: Sequence[Row], score: str | None) -> list[Row]:
@@ -170,17 +197,20 @@ def results_csv(
     The column "table" is "main" or "comparison"; an undefined number is an empty field; `remark`
     precedes the notes of every row.
     """
-    heads = ["table", *IDENTITY_COLUMNS, *COUNT_COLUMNS]
+    several = any("seeds" in row for row in (*rows, *comparisons))
+    identity = (*IDENTITY_COLUMNS, *["seeds"] * several, *COUNT_COLUMNS)
+    heads = ["table", *identity]
     for metric, paper in PAPER_METRIC.items():
-        heads += [metric, f"{metric}_paper", f"{metric}_difference"] if paper else [metric]
+        heads += [metric, *[STD_OF[metric]] * several]
+        heads += [f"{metric}_paper", f"{metric}_difference"] if paper else []
     results = _Results(rows, notes or {}, find_deviations(rows, run))
     lines = []
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
-            values = [kind, *(row[key] for key in IDENTITY_COLUMNS + COUNT_COLUMNS)]
+            values = [kind, *map(row.get, identity)]
             cells = results.cells(row, PAPER_METRIC, with_paper=kind == "main")
             for metric, cell in zip(PAPER_METRIC, cells, strict=True):
-                values.append(cell.value)
+                values += [cell.value, *[cell.spread] * several]
                 if PAPER_METRIC[metric]:
                     values += [cell.paper.percent if cell.paper else None, cell.difference]
             remarks = wording.sentences(results.notes_on(row))
@@ -190,11 +220,12 @@ def results_csv(
 
 
 class _Results(NamedTuple):
-    """Rows of results.json, notes on them, and why they cannot be compared with the papers' numbers."""
+    """Rows of results.json, notes on them, why they cannot be compared with the papers', and single seeds."""
 
     rows: Sequence[Row]
     notes: Notes
     deviations: Sequence[Deviation]
+    by_seed: BySeed = {}  # noqa: RUF012 - never written to
 
     def categories(self, row: Row) -> list[Row]:
         """Returns the rows of the categories of a row's dataset."""
@@ -236,7 +267,10 @@ class _Results(NamedTuple):
     ) -> Cell:
         number = numbers.get(PAPER_METRIC[metric] or "")
         apart = words_on(self.deviations, [row["dataset"] for row in rows], metric)
-        return Cell(_mean_percent(rows, metric), number, apart=bool(number and apart))
+        defined = [row[metric] for row in rows if row[metric] is not None]
+        mean = float(np.mean(defined)) if defined else None
+        spread = percent(spread_over_seeds(rows, metric, self.by_seed))
+        return Cell(percent(mean), number, apart=bool(number and apart), spread=spread)
 
 
 def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -245,41 +279,27 @@ def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(metric for metric in PAPER_METRIC if computed or metric != AUPRO_200STEP)
 
 
-def _mean_percent(rows: Sequence[Row], metric: str) -> float | None:
-    defined = [row[metric] for row in rows if row[metric] is not None]
-    return percent(float(np.mean(defined))) if defined else None
-
-
-def _seed_lines(rows: Sequence[Row], metrics: Sequence[str]) -> list[Line]:
-    """Returns mean and standard deviation over rows that differ only by their seed."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        same = tuple(str(row[key]) for key in IDENTITY_COLUMNS if key not in ("seed", "checkpoint"))
-        groups.setdefault(same, []).append(row)
-    lines = []
-    for group in groups.values():
-        if len({row["seed"] for row in group}) < 2:
-            continue
-        cells = []
-        for metric in metrics:
-            values = [100 * row[metric] for row in group if row[metric] is not None]
-            # Of a sample: the seeds stand for all possible trainings.
-            spread = round(float(np.std(values, ddof=1)), 1) if len(values) > 1 else None
-            cells.append(Cell(_mean_percent(group, metric), spread=spread))
-        seeds = ", ".join(str(row["seed"]) for row in group)
-        label = f"Mean ± standard deviation over seeds {seeds}"
-        lines.append(Line((label,), tuple(cells), summary=True))
-    return lines
-
-
 def _table(
     title: str,
     head: tuple[str, ...],
     metrics: tuple[str, ...],
     lines: Sequence[Line],
+    rows: Sequence[Row],
     compared: Compared = PAPER,
 ) -> Table:
-    """Makes a table with a footnote on every suspicious number of the paper."""
+    """Makes a table with a footnote on every suspicious number of the paper, and on the seeds.
+
+    The first lines are of the `rows`; summaries may follow.
+    """
+    over = [wording.describe_seeds(row) for row in rows] + [""] * (len(lines) - len(rows))
+    seeds = [f"Mean ± standard deviation over {words}." if words else "" for words in over]
+    shared = set(filter(None, seeds))
+    if len(shared) > 1:
+        lines = [
+            line._replace(footnotes=(*line.footnotes, *filter(None, [words])))
+            for line, words in zip(lines, seeds, strict=True)
+        ]
+        shared = set()
     doubts = (
         f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
         for line in lines
@@ -292,7 +312,7 @@ def _table(
         columns=tuple(map(metric_column, metrics)),
         lines=tuple(lines),
         compared=compared,
-        remarks=tuple(doubts),
+        remarks=(*doubts, *shared),
     )
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
-from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of
+from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, BySeed, Row, level_of, seedless
 
 DEMONSTRATION = "Demo model, not for decisions."
 LONGEST = 80  # characters of a changed key and its value
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 
-def describe(row: Row) -> str:
+def describe(row: Row, by_seed: BySeed | None = None) -> str:
     """Describes a result's method, backbone and prompts."""
     prompts = "fixed prompts (nothing learned)"
     if row["auxiliary"]:
@@ -25,8 +25,23 @@ def describe(row: Row) -> str:
         f"prompt family {row['prompt_family']}".replace("_", " ") if row["prompt_family"] else "",
         f"image size {row['image_size']} px" if row["image_size"] else "",
         f"variant: {row['variant']}" if row["variant"] else "",
+        f"mean over {describe_seeds(row, by_seed)}" if "seeds" in row else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def describe_seeds(row: Row, by_seed: BySeed | None = None) -> str:
+    """Describes the seeds that a row combines, for example "8 seeds (111 to 118)"; "" if it is of one.
+
+    Without single-seed rows, they are the ones that follow the first, as in a run.
+    """
+    if "seeds" not in row:
+        return ""
+    known = sorted((by_seed or {}).get(seedless(row), ()))
+    seeds = known or range(row["seed"], row["seed"] + row["seeds"])
+    gapless = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+    words = f"{seeds[0]} to {seeds[-1]}" if gapless else ", ".join(map(str, seeds))
+    return f"{len(seeds)} seeds ({words})"
 
 
 def describe_changes(run: Mapping[str, Any]) -> str:
@@ -48,6 +63,8 @@ def describe_setting(row: Row, columns: Sequence[str]) -> str:
 
 def describe_column(row: Row, key: str) -> str:
     """Returns a column's name and entry, for example "seed 1"; "" without an entry."""
+    if key == "seed" and "seeds" in row:
+        return describe_seeds(row)
     spelt = {"auxiliary": names.dataset_name, "method": names.method_name}.get(key, str)
     return "" if row[key] in (None, "") else f"{names.COLUMNS[key].lower()} {spelt(row[key])}"
 

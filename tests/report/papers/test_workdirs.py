@@ -1,11 +1,16 @@
+import csv
+import io
 import json
 import re
 
 import pytest
 from absl import logging
 
+from zsad_jax.report import formats
 from zsad_jax.report.compare import Deviation
+from zsad_jax.report.papers import compare_run
 from zsad_jax.report.papers.workdirs import columns_of, read_workdirs
+from zsad_jax.report.rows import combine_seeds
 from zsad_jax.utils.errors import UserError
 
 
@@ -101,17 +106,79 @@ def test_comparisons_are_separate_columns_on_request(make_row, make_workdir, cap
     others = [
         make_row("visa", image_score="first"),
         make_row("visa", variant="fixed prompts", auxiliary=None, seed=None),
-        make_row("visa", seed=1),
     ]
     folder = make_workdir("a", [make_row("visa")], others)
     assert [one.name for one in read_workdirs([folder])] == ["TIPSomaly"]
     assert [one.name for one in read_workdirs([folder], comparisons=True)] == [
-        "TIPSomaly (defaults, image score second, seed 0)",
-        "TIPSomaly (defaults, image score first, seed 0)",
+        "TIPSomaly (defaults, image score second)",
+        "TIPSomaly (defaults, image score first)",
         "TIPSomaly (fixed prompts, image score second)",
-        "TIPSomaly (defaults, image score second, seed 1)",
     ]
     assert not caplog.records
+
+
+def seed_row(make_row, seed, value, dataset="visa", **fields):
+    return make_row(dataset, seed=seed, checkpoint=f"x-{seed}", image_ap=value, **fields)
+
+
+def test_combines_seeds_of_several_working_directories(make_row, make_workdir, caplog):
+    """Checks directories of one seed and of several, and a seed that two of them have."""
+    singles = [seed_row(make_row, seed, value) for seed, value in ((1, 0.1), (2, 0.2))]
+    several = make_workdir("several", combine_seeds(singles), changed_keys={"seeds": 2})
+    (several / "results_by_seed.json").write_text(json.dumps(singles))
+    folders = [
+        make_workdir(f"seed {seed}", [seed_row(make_row, seed, value)], changed_keys={"seed": seed})
+        for seed, value in ((2, 0.4), (5, 0.7))
+    ]
+    (ours,) = read_workdirs([several, *folders])
+    row = ours.rows["visa", "mean"]
+    assert (row["seed"], row["seeds"], row["image_ap"]) == (1, 3, pytest.approx(0.4))
+    assert row["image_ap_std"] == pytest.approx(0.3)  # of 0.1, 0.4 and 0.7
+    assert (ours.seeds, ours.remark) == ("3 seeds (1, 2, 5)", "")
+    assert ours.description.endswith("mean over 3 seeds (1, 2, 5).")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Results of TIPSomaly on VisA in {folders[0]} replace those in {several}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "run"), [({"epoch": 9}, {}), ({}, {"unlike_paper": {"learning_rate": [0.1, 0.001]}})]
+)
+def test_combines_only_seeds_of_the_same_setting(make_row, make_workdir, caplog, fields, run):
+    folders = [
+        make_workdir("a", [seed_row(make_row, 1, 0.1)]),
+        make_workdir("b", [seed_row(make_row, 2, 0.3, **fields)], **run),
+    ]
+    (ours,) = read_workdirs(folders)
+    assert ours.rows["visa", "mean"] == seed_row(make_row, 2, 0.3, **fields)
+    assert "replace those in" in caplog.text
+
+
+def test_several_seeds_without_their_single_rows_are_kept(make_row, make_workdir):
+    rows = combine_seeds([seed_row(make_row, seed, 0.1) for seed in (1, 2)])
+    (ours,) = read_workdirs([make_workdir("a", rows)])
+    assert ours.rows["visa", "mean"] == rows[0]
+    assert ours.seeds == "2 seeds (1, 2)"
+
+
+def test_deviation_of_a_mean_over_datasets_is_of_the_means_of_seeds(make_row):
+    values = {"headct": (0.1, 0.3), "brainmri": (0.3, 0.2), "br35h": (0.2, 0.7)}
+    rows = [
+        seed_row(make_row, seed, value, dataset, method="tps", image_auroc=value)
+        for dataset, of in values.items()
+        for seed, value in enumerate(of)
+    ]
+    tables = compare_run(combine_seeds(rows), by_seed=rows)
+    table = next(table for table in tables if table.title.endswith("Image AUROC"))
+    assert [line.cells[-1].number for line in table.lines] == [
+        *("20.0 ± 14.1", "25.0 ± 7.1", "45.0 ± 35.4"),
+        "30.0 ± 14.1",  # the means of the seeds are 20 and 40
+    ]
+    assert table.remarks[-1] == "TPS: mean ± standard deviation over 2 seeds (0, 1)."
+    lines = list(csv.DictReader(io.StringIO(formats.to_csv([table]))))
+    assert [line["std"] for line in lines if line["source"] == "ours"] == [
+        *("14.1", "7.1", "35.4", "14.1")
+    ]
 
 
 def test_demonstration_is_described_as_such(make_row, make_workdir):

@@ -53,7 +53,9 @@ def compare_papers(
     return made
 
 
-def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
+def compare_run(
+    rows: Sequence[Row], run: Mapping[str, Any] | None = None, by_seed: Sequence[Row] = ()
+) -> list[Table]:
     """Makes the main tables of the methods' papers, for the datasets in results.json, with notes of run.json.
 
     Methods without a paper here are compared with the first that prints them.
@@ -64,7 +66,7 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
             papers.setdefault(paper, []).append(row)
     tables = []
     for paper, members in papers.items():
-        ours, datasets = columns_of(members, run), {row["dataset"] for row in members}
+        ours, datasets = columns_of(members, run, by_seed), {row["dataset"] for row in members}
         for sheet in make_sheets(paper):
             # Rows of datasets that were run, and of means all of whose members were.
             places = [place for place in sheet.places if datasets.issuperset(sheet.members(place))]

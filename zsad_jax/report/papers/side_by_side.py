@@ -1,6 +1,6 @@
 """A paper's tables with our results in further columns, and the gains over the best prior method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from zsad_jax.report.compare import words_on
 from zsad_jax.report.papers.sheets import GAIN, Competitor, Place, Sheet
 from zsad_jax.report.papers.workdirs import Ours
 from zsad_jax.report.published import PublishedNumber, all_numbers
-from zsad_jax.report.rows import MEAN, Row, level_of
+from zsad_jax.report.rows import MEAN, STD_OF, Row, level_of, spread_over_seeds
 from zsad_jax.report.tables import (
     BEST_PRIOR,
     DOUBT,
@@ -68,7 +68,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
         columns=(*map(_published_column, sheet.columns), *map(_our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
-        remarks=(*remarks, *_sources_of_full_shot(sheet)),
+        remarks=(*remarks, *_sources_of_full_shot(sheet), *_seeds(ours)),
         keys=(("paper", sheet.paper), ("table", sheet.table), *_metric_keys(sheet.metric)),
     )
 
@@ -113,7 +113,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
         columns=(best_prior, own, *map(_our_column, ours)),
         lines=tuple(lines),
         compared=BEST_PRIOR,
-        remarks=tuple(remarks),
+        remarks=(*remarks, *_seeds(ours)),
         keys=(("paper", paper), ("table", GAIN), ("category", MEAN)),
     )
 
@@ -121,6 +121,13 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
 def printed_gains(paper: str) -> dict[tuple[str, str], str]:
     """Returns the gains that a paper itself prints, by mean and metric."""
     return {(n.dataset, n.metric): n.gain for n in all_numbers() if n.paper == paper and n.gain}
+
+
+def _seeds(ours: Iterable[Ours]) -> list[str]:
+    words = (
+        f"{one.name}: mean ± standard deviation over {one.seeds}." for one in ours if one.seeds
+    )
+    return list(words)
 
 
 def _our_column(ours: Ours) -> Column:
@@ -149,15 +156,16 @@ def _our_cell(
         members = sheet.members(place)
         words += words_on(ours.deviations, members, sheet.metric, kinds=("training",))
     if not words:
-        return Cell(value.percent, reference=reference)
-    return Cell(value.percent, footnotes=tuple(words))
+        return Cell(value.percent, reference=reference, spread=value.spread)
+    return Cell(value.percent, footnotes=tuple(words), spread=value.spread)
 
 
 class _Value(NamedTuple):
-    """A number in percent, None where undefined, and sentences against a comparison with the paper's."""
+    """A number in percent (None: undefined) and its spread; sentences against a comparison with the paper's."""
 
     percent: float | None
     words: Sequence[str] = ()
+    spread: float | None = None
 
 
 def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
@@ -170,10 +178,12 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
             return None
         defined = {key: v for key, v in members.items() if v and v.percent is not None}
         # Of unrounded values: rounding comes last.
-        mean = float(np.mean([ours.rows[key][metric] for key in defined])) if defined else None
+        rows = [ours.rows[key] for key in defined]
+        mean = float(np.mean([row[metric] for row in rows])) if rows else None
+        spread = percent(spread_over_seeds(rows, metric, ours.by_seed))
         gaps = [wording.sentence(gap) for gap in _coverage(members, "datasets")]
         words = [*gaps, *(w for v in defined.values() for w in v.words)]
-        return _Value(percent(mean), words)
+        return _Value(percent(mean), words, spread)
     row = ours.rows.get(place)
     if row is None:
         return None
@@ -185,7 +195,7 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
         members = {one: _our_value(sheet, ours, one) for one in own}
         gaps = _coverage(members, "categories")
         words += [wording.sentence(f"{place.label}: {gap}") for gap in gaps]
-    return _Value(percent(row[metric]), words)
+    return _Value(percent(row[metric]), words, percent(row.get(STD_OF[metric])))
 
 
 def _coverage(members: Mapping[Place, _Value | None], what: str) -> list[str]:

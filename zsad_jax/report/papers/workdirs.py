@@ -17,15 +17,23 @@ from zsad_jax.report.compare import (
     training_of,
 )
 from zsad_jax.report.published import USUAL
-from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, result_row
+from zsad_jax.report.rows import (
+    IDENTITY_COLUMNS,
+    BySeed,
+    Row,
+    combine_seeds,
+    group_seeds,
+    result_row,
+    seedless,
+)
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError, did_you_mean
 from zsad_jax.utils.files import PathLike
 from zsad_jax.utils.records import parse_json
 
 TRAINING = "training"  # in place of the auxiliary dataset, which differs between targets
-# What distinguishes the columns of a method; for comparisons also the last.
-_ALWAYS, _COMPARED = ("method", "variant", "backbone", TRAINING, "image_score"), ("seed",)
+# What distinguishes the columns of a method.
+_ALWAYS = ("method", "variant", "backbone", TRAINING, "image_score")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +45,10 @@ class Ours:
       name: the method, and what distinguishes this column from its others.
       setting: backbone, variant and other distinctions, for CSV.
       training: the protocol of the published numbers to compare with, or what the prompts were trained on.
-      rows: results by (dataset, category).
+      rows: results by (dataset, category), each of one seed or combined.
       deviations: why results cannot be compared with published ones.
+      by_seed: the rows of single seeds.
+      seeds: the seeds that are combined, in words; "" if none are.
       remark: sentences on the whole column: demo models, and what differs from the config files.
     """
 
@@ -48,32 +58,33 @@ class Ours:
     training: str
     rows: Mapping[tuple[str, str], Row]
     deviations: Sequence[Deviation]
+    by_seed: BySeed
+    seeds: str
     remark: str = ""
 
     @property
     def description(self) -> str:
         """A sentence on what was run."""
-        words = dict.fromkeys(wording.describe(row) for row in self.rows.values())
+        words = dict.fromkeys(wording.describe(row, self.by_seed) for row in self.rows.values())
         return f"Ours, {self.name}: {'; '.join(words)}. {self.remark}".rstrip()
 
 
 class _Result(NamedTuple):
-    """A row, the run.json and the folder of its run, and whether it is from comparisons.json."""
+    """A row, and the run.json and the folder of its run."""
 
     row: Row
     run: Mapping[str, Any]
     folder: str = ""
-    compared: bool = False
 
 
-_Column = dict[tuple[str, str], _Result]  # by (dataset, category)
+_Column = dict[tuple[str, str], list[_Result]]  # by (dataset, category), a result for each seed
 
 
 def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> list[Ours]:
-    """Reads the results of finished runs; a later one wins where two have the same result.
+    """Reads the results of finished runs, and combines those that differ only in their seed.
 
-    With `comparisons`, their variants, other image scores and single seeds are included. A missing or damaged
-    file raises `UserError`.
+    A later result wins where two have the same setting and seed. With `comparisons`, their variants and other
+    image scores are included. A missing or damaged file raises `UserError`.
     """
     results: list[_Result] = []
     for folder in map(pathlib.Path, folders):
@@ -85,17 +96,26 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
         path = folder / "run.json"
         # Optional: without it, remarks on masks, settings and demo models are missing.
         run = _read(path, _check_run) if path.is_file() else {}
-        for name in ("results.json", *["comparisons.json"] * comparisons):
-            if (folder / name).is_file():
-                rows = _read(folder / name, _read_rows)
-                compared = name == "comparisons.json"
-                results += [_Result(row, run, str(folder), compared) for row in rows]
+        path = folder / "results_by_seed.json"
+        by_seed = group_seeds(_read(path, _read_rows) if path.is_file() else ())
+        for path in (folder / "results.json", *[folder / "comparisons.json"] * comparisons):
+            rows = _read(path, _read_rows) if path.is_file() else ()
+            singles = (one for row in rows for one in _singles(row, by_seed))
+            results += [_Result(row, run, str(folder)) for row in singles]
     return _gather(results)
 
 
-def columns_of(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> list[Ours]:
-    """Returns the columns of one run, from its results.json and run.json."""
-    return _gather(_Result(row, run or {}) for row in rows)
+def columns_of(
+    rows: Iterable[Row], run: Mapping[str, Any] | None = None, by_seed: Iterable[Row] = ()
+) -> list[Ours]:
+    """Returns the columns of one run, from its results.json, run.json and results_by_seed.json."""
+    groups = group_seeds(by_seed)
+    return _gather(_Result(one, run or {}) for row in rows for one in _singles(row, groups))
+
+
+def _singles(row: Row, by_seed: BySeed) -> Iterable[Row]:
+    """Returns the single-seed rows behind a row if there are any, else the row."""
+    return (by_seed.get(seedless(row), {}).values() if "seeds" in row else ()) or [row]
 
 
 def _gather(results: Iterable[_Result]) -> list[Ours]:
@@ -103,39 +123,51 @@ def _gather(results: Iterable[_Result]) -> list[Ours]:
     replaced: dict[tuple[str, str, str], dict[str, None]] = {}
     for result in results:
         row, known = result.row, _with_training(result.row)
-        keys = _ALWAYS + _COMPARED * result.compared
-        column = columns.setdefault(tuple(known[key] for key in keys), {})
+        column = columns.setdefault(tuple(known[key] for key in _ALWAYS), {})
         # Popped, so that the later result also comes later in the order of the column.
-        before = column.pop((row["dataset"], row["category"]), None)
-        if before is not None:
-            key = (result.folder, before.folder, names.method_name(row["method"]))
-            replaced.setdefault(key, {})[names.dataset_name(row["dataset"])] = None
-        column[row["dataset"], row["category"]] = result
+        before = column.pop((row["dataset"], row["category"]), [])
+        kept = [one for one in before if _differ_by_seed(one, result)]
+        for one in before:
+            if not _differ_by_seed(one, result):
+                key = (result.folder, one.folder, names.method_name(row["method"]))
+                replaced.setdefault(key, {})[names.dataset_name(row["dataset"])] = None
+        column[row["dataset"], row["category"]] = [*kept, result]
     for (folder, folder_before, method), datasets in replaced.items():
         # One warning for all datasets of a method: two whole runs may overlap.
         what = f"{method} on {', '.join(datasets)}"
         logging.warning("Results of %s in %s replace those in %s.", what, folder, folder_before)
-    samples = [next(iter(column.values())) for column in columns.values()]
-    return [_name_column(list(column.values()), samples) for column in columns.values()]
+    samples = [next(iter(column.values()))[0].row for column in columns.values()]
+    return [_name_column(column, samples) for column in columns.values()]
 
 
-def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours:
+def _differ_by_seed(one: _Result, other: _Result) -> bool:
+    """Returns whether two results are of the same setting and of different seeds."""
+    # Options of training are not columns of results.
+    settings = [(seedless(each.row), each.run.get(UNLIKE_PAPER, {})) for each in (one, other)]
+    combined = "seeds" in one.row or "seeds" in other.row
+    return settings[0] == settings[1] and one.row["seed"] != other.row["seed"] and not combined
+
+
+def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
     """Names a column by what distinguishes it from the method's others; each has a sample."""
-    rows, method = [result.row for result in results], results[0].row["method"]
-    siblings = [sample for sample in samples if sample.row["method"] == method]
-    keys = _ALWAYS + _COMPARED * any(one.compared for one in siblings)
-    usual, known = is_usual(rows[0]), [_with_training(one.row) for one in siblings]
-    differs = [key for key in keys if len({row[key] for row in known}) > 1]
+    all_rows = [one.row for results in column.values() for one in results]
+    by_seed = group_seeds(row for row in all_rows if "seeds" not in row)
+    rows = [row for results in column.values() for row in combine_seeds(one.row for one in results)]
+    method, usual = rows[0]["method"], is_usual(rows[0])
+    known = [_with_training(sample) for sample in samples if sample["method"] == method]
+    differs = [key for key in _ALWAYS if len({row[key] for row in known}) > 1]
     if not usual and TRAINING not in differs:
         differs.append(TRAINING)
-    shown = (*differs, *("image_score", *_COMPARED) * results[0].compared)
     settings = ["backbone", *["variant"] * bool(rows[0]["variant"])]
-    settings += [key for key in keys[3:] if key in shown]
+    settings += [key for key in _ALWAYS[3:] if key in differs]
     words = _describe(rows, differs)
     # Masks and settings are recorded by run, and a column may combine several runs.
-    runs: dict[str, list[_Result]] = {}
-    for result in results:
-        runs.setdefault(result.folder, []).append(result)
+    runs: dict[str, dict[tuple[str, str], _Result]] = {}
+    for place, results in column.items():
+        for result in results:
+            runs.setdefault(result.folder, {})[place] = result
+    members = [list(each.values()) for each in runs.values()]
+    seeds = dict.fromkeys(wording.describe_seeds(row, by_seed) for row in rows if "seeds" in row)
     return Ours(
         method=method,
         name=names.method_name(method) + (f" ({words})" if words else ""),
@@ -144,17 +176,21 @@ def _name_column(results: Sequence[_Result], samples: Sequence[_Result]) -> Ours
         rows={(row["dataset"], row["category"]): row for row in rows},
         deviations=[
             deviation
-            for members in runs.values()
-            for deviation in find_deviations([one.row for one in members], members[0].run)
+            for each in members
+            for deviation in find_deviations([one.row for one in each], each[0].run)
         ],
+        by_seed=by_seed,
+        seeds=" or ".join(seeds),
         remark=" ".join(
-            dict.fromkeys(one for members in runs.values() for one in _remarks(members[0].run))
+            dict.fromkeys(one for each in members for one in _remarks(each[0].run, seeds))
         ),
     )
 
 
-def _remarks(run: Mapping[str, Any]) -> list[str]:
-    changes = wording.describe_changes(run)
+def _remarks(run: Mapping[str, Any], seeds: Mapping[str, None]) -> list[str]:
+    changed = run.get("changed_keys", {}).items()
+    named = {k: v for k, v in changed if not (seeds and k in ("seed", "seeds"))}
+    changes = wording.describe_changes({"changed_keys": named})
     demonstration = [wording.DEMONSTRATION] * (run.get("demonstration") is True)
     return [*demonstration, *[f"Changed in the config: {changes}."] * bool(changes)]
 
