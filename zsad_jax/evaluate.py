@@ -311,7 +311,7 @@ def _score_across(
             replaced = list(results)
             for number, scores in found.items():
                 image, patches, _ = jax.tree.map(lambda x, at=batch.index: x[at], scores)
-                maps = methods[number].anomaly_map(patches, batch.images.shape[1:3])
+                maps = methods[number].anomaly_map(patches, batch.masks.shape[1:3])
                 replaced[number] = Result(image, np.asarray(maps))
             yield batch, replaced
 
@@ -420,6 +420,7 @@ def _case(
     result: Result,
 ) -> Case:
     """Returns the case of a row of a batch; `positions` are those of the scores in the dataset."""
+    assert batch.images is not None  # see `evaluate`
     at = int(np.searchsorted(positions, batch.index[row]))
     return Case(
         dataset=scores.dataset,

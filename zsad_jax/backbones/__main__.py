@@ -1,11 +1,12 @@
-"""`python -m zsad_jax.backbones list | fetch | convert`: released backbones and their files."""
+"""`python -m zsad_jax.backbones list | fetch | convert | features`: backbones, their files and features."""
 
 import argparse
 import functools
 import pathlib
 import sys
+import time
 
-from zsad_jax.backbones import registry
+from zsad_jax.backbones import feature_store, registry
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.text_table import TextTable
@@ -48,6 +49,14 @@ def _make_parser() -> argparse.ArgumentParser:
     target = "the .safetensors or .npz file to write; default: FILE with the suffix .safetensors"
     convert.add_argument("target", metavar="OUT", nargs="?", type=files.user_path, help=target)
     convert.set_defaults(run=_convert)
+
+    features = add("features", "list or remove the features of datasets that runs have stored")
+    actions = features.add_subparsers(dest="action", required=True)
+    features_list = command_line.add_command(actions, "list", "list stored features")
+    features_list.set_defaults(run=_list_features)
+    clear = command_line.add_command(actions, "clear", "remove stored features that are not in use")
+    clear.add_argument("keys", metavar="KEY", nargs="*", help="as shown by list; default: all")
+    clear.set_defaults(run=_clear_features)
     return parser
 
 
@@ -107,6 +116,29 @@ def _convert(options: argparse.Namespace) -> None:
     target = pathlib.Path(options.target or source.with_suffix(".safetensors"))
     convert_clip(source, target)
     print(target)
+
+
+def _list_features(_: argparse.Namespace) -> None:
+    rows: list[tuple[str | None, ...]] = []
+    for path, info, size, used in feature_store.list_sets():
+        cells: tuple[str | None, ...] = (None,) * 5
+        if info is not None:
+            blocks = ", ".join(map(str, info.blocks or ())) or None
+            stored = f"{min(size // info.row_bytes, info.images)} of {info.images}"
+            cells = info.dataset, info.backbone, str(info.image_size), blocks, stored
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        rows.append((path.name, *cells, f"{size / 1e9:.1f}", day))
+    heads = ("key", "dataset", "backbone", "image", "blocks", "images", "GB", "last used")
+    print(TextTable(heads, frozenset(), [*rows]).to_text("plain"), end="")
+    print(f"Stored in {feature_store.root()}")
+
+
+def _clear_features(options: argparse.Namespace) -> None:
+    for key, size in feature_store.clear(options.keys):
+        print(
+            f"{key}: "
+            + ("in use, not removed" if size is None else f"removed, {size / 1e9:.1f} GB")
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The contract of every frozen backbone: pure functions, and the parameters that they take."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
@@ -37,6 +37,14 @@ class VisionOptions(TypedDict, total=False):
     """
 
     layers: Sequence[int] | None
+    vv_from: int | None
+    cls_norm: bool
+
+
+class FeaturesKey(NamedTuple):
+    """`VisionOptions` as a key of the features that they give."""
+
+    layers: tuple[int, ...]
     vv_from: int | None
     cls_norm: bool
 
@@ -137,6 +145,7 @@ class Backbone:
         embed_dim is the width of the joint space.
       digest: SHA-256 over the weight files, which identifies them in results.
       tokenizer_digest: SHA-256 of the tokenizer's file; None where there is none.
+      options: those that change features but neither `digest` nor `preprocess`: dtype, heads, activation.
       demonstration: whether it is one of the demo models, whose outputs are not for decisions.
       text: None for a vision-only model. What it holds can be reached directly as well
         (`backbone.encode_text`, `backbone.text_width`), which raises a UserError where there is no text side.
@@ -157,6 +166,7 @@ class Backbone:
     encode_image: EncodeImageFn
     text: TextSide | None = None
     tokenizer_digest: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         text = f"text {self.text.width} x {self.text.depth}" if self.text else "no text side"

@@ -96,7 +96,8 @@ def load_backbone(
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
-    return dataclasses.replace(backbone, preprocess=preprocess)
+    chosen = {"dtype": dtype, "num_heads": num_heads, "activation": activation, **overrides}
+    return dataclasses.replace(backbone, preprocess=preprocess, options=chosen)
 
 
 def option_names() -> tuple[str, ...]:

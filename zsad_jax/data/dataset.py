@@ -101,7 +101,8 @@ class ImageBatch(NamedTuple):
     """A decoded batch of constant shape; rows with `valid=False` (padding or unreadable) are ignored.
 
     Attributes:
-      images: resized, in 8 bits; `Preprocess.normalize` makes the tower's input of them on the device.
+      images: resized, in 8 bits; `Preprocess.normalize` makes the tower's input of them on the device. None
+        beside stored features.
       masks: resized ground truth, all False if there is none.
       index: position in the dataset; -1 for padding.
       aspect: width / height of the image before it was resized.
@@ -110,7 +111,7 @@ class ImageBatch(NamedTuple):
       notes: facts on the other images (16-bit values were scaled, the mask of an anomalous image is empty).
     """
 
-    images: UInt8[np.ndarray, "b S S 3"]
+    images: UInt8[np.ndarray, "b S S 3"] | None
     masks: Bool[np.ndarray, "b S S"]
     has_mask: Bool[np.ndarray, " b"]
     labels: Int[np.ndarray, " b"]

@@ -69,7 +69,7 @@ def load_batches(
       preprocess: the preparation of images for the backbone.
       batch_size: rows of every batch.
       num_workers: processes that decode; 0 = threads; None = one per core, at most 16, 0 for small datasets.
-      indices: the samples to load, in this order; None = all.
+      indices: the samples to load, in this order, with -1 for a row of padding; None = all.
       mask_threshold: largest gray value (of 255) in a mask that is not a defect.
       seed: shuffles the samples, in the same order for any number of workers; None = no shuffling.
       log_notes: log notes on the images at the end, a line for each kind.
@@ -182,8 +182,9 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
     return ImageBatch._make(fields)
 
 
-# From the position in a selection to the index and the sample, or the issue of a damaged record.
-_Read = Callable[[int], tuple[int, Sample | Issue]]
+# From the position in a selection to the index and the sample, the issue of a damaged record, or None for
+# padding.
+_Read = Callable[[int], tuple[int, Sample | Issue | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +192,9 @@ class _Selection:
     dataset: Dataset
     order: np.ndarray
 
-    def read(self, position: int) -> tuple[int, Sample | Issue]:
+    def read(self, position: int) -> tuple[int, Sample | Issue | None]:
         index = int(self.order[position])
-        return index, read_sample(self.dataset, index)
+        return index, None if index < 0 else read_sample(self.dataset, index)
 
 
 # Read once per process: every sample of a worker asks for it.
@@ -203,7 +204,7 @@ def _load_selection(path: str) -> _Selection:
         return pickle.load(file)
 
 
-def _read_from_file(path: str, position: int) -> tuple[int, Sample | Issue]:
+def _read_from_file(path: str, position: int) -> tuple[int, Sample | Issue | None]:
     return _load_selection(path).read(position)
 
 
@@ -242,8 +243,10 @@ class _Steps:
     def batch_bytes(self) -> int:
         return self.batch_size * 4 * self.preprocess.image_size**2  # RGB and mask
 
-    def decode(self, item: tuple[int, Sample | Issue]) -> Row:
+    def decode(self, item: tuple[int, Sample | Issue | None]) -> Row:
         index, sample = item
+        if sample is None:
+            return Row(index, Sample(image=b""))
         if isinstance(sample, Issue):
             return Row(index, Sample(image=b"", file_name=sample.file), issues=(sample,))
         if not sample.file_name:
@@ -275,9 +278,10 @@ class _Steps:
 
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
         b, size = self.batch_size, self.preprocess.image_size
+        # Eight bits a channel: float32 would take four times the memory and the transfer to the device.
+        images = np.zeros((b, size, size, 3), np.uint8)
         batch = ImageBatch(
-            # Eight bits a channel: float32 would take four times the memory and the transfer to the device.
-            images=np.zeros((b, size, size, 3), np.uint8),
+            images=images,
             masks=np.zeros((b, size, size), np.bool_),
             has_mask=np.zeros(b, np.bool_),
             labels=np.zeros(b, np.int32),
@@ -296,7 +300,7 @@ class _Steps:
             batch.labels[i] = row.sample.label
             batch.category[i] = self.categories.index(row.sample.category)
             batch.valid[i] = True
-            batch.images[i] = row.image
+            images[i] = row.image
             batch.aspect[i] = row.aspect
             batch.has_mask[i] = row.sample.has_mask
             if row.mask is not None:
