@@ -15,7 +15,7 @@ from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
 from zsad_jax.experiment.config_keys import describe_keys, flatten
 from zsad_jax.methods import config_class
-from zsad_jax.utils import command_line
+from zsad_jax.utils import command_line, compilations
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 
@@ -66,7 +66,12 @@ _CONFIG = define()
 
 def run(main: Callable[[list[str]], None], module: str) -> NoReturn:
     """Runs a command with absl's flags and exits."""
-    sys.exit(command_line.guarded(lambda: app.run(main, flags_parser=flags_parser(module))))
+
+    def body() -> None:
+        compilations.store()
+        app.run(main, flags_parser=flags_parser(module))
+
+    sys.exit(command_line.guarded(body))
 
 
 def list_configs() -> str:
