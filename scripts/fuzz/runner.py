@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.memory import peak_memory
 from zsad_jax.utils.text_table import TextTable
 
 OUTCOMES = ("accepted", "rejected", "wrong", "traceback", "hang")
@@ -107,8 +108,8 @@ def run_cases(cases: Iterable[Case], *, seconds: float = 20, memory_mib: int = 2
         for kind, found in [*sorted(counts.items()), ("total", totals)]
     ]
     print(TextTable(("kind", "cases", *OUTCOMES), frozenset(), rows).to_text("plain"))
-    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    peak = max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+    peak = max(peak_memory(), of_children) >> 20
     if peak > memory_mib:
         faults.append(f"memory: the peak of {peak} MiB is above {memory_mib} MiB")
     print(*faults, sep="\n", end="\n" * bool(faults))

@@ -372,14 +372,14 @@ def test_mask_in_lab_is_unreadable():
 
 
 MEASURE = """
-import re, sys
+import sys
 from zsad_jax.data.preprocess import UnreadableImage, open_image
+from zsad_jax.utils.memory import peak_memory
 try:
     open_image(sys.argv[1])
 except UnreadableImage as error:
     print(error)
-# Unlike `ru_maxrss`, this does not count what the parent had at the fork.
-print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+print(peak_memory() >> 20)
 """
 
 

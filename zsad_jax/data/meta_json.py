@@ -61,6 +61,7 @@ def read_meta_json(
       UserError: there is no such file, or it does not have this form.
 
     Example:
+      >>> import json, pathlib
       >>> sample = {"img_path": "part_1.png", "mask_path": "", "cls_name": "part"}
       >>> sample |= {"specie_name": "good", "anomaly": 0}
       >>> _ = pathlib.Path("meta.json").write_text(json.dumps({"test": {"part": [sample]}}))

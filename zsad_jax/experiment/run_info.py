@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from zsad_jax.evaluate import Evaluation
 from zsad_jax.experiment.config import Experiment, compare_with_recipe
 from zsad_jax.methods import Method, count_learned
 from zsad_jax.report.compare import UNLIKE_PAPER, WITHOUT_MASK
+from zsad_jax.utils.memory import peak_memory
 
 PACKAGES = ("zsad-jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "grain")
 
@@ -42,14 +42,12 @@ class Stopwatch:
 
 def describe_process(clock: Stopwatch) -> dict[str, Any]:
     """Returns the entries of run.json on the command, the machine, time, memory and versions."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "command": sys.argv,
         "devices": [str(device) for device in jax.devices()],
         "total_seconds": round(clock.total, 2),
         "parts_seconds": {name: round(seconds, 2) for name, seconds in clock.laps.items()},
-        # In kilobytes, but on macOS in bytes.
-        "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        "peak_memory_bytes": peak_memory(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
