@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+import zsad_jax
+from zsad_jax.backbones.base import VisionFeatures
 from zsad_jax.methods import Batch, count_parameters, make_method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils.errors import UserError
@@ -196,3 +198,59 @@ def test_rejects_incomplete_checkpoint(load_golden_clip, authors_state, tmp_path
     np.savez(tmp_path / "p.npz", **state)
     with pytest.raises(UserError, match=rf"do not fit {name} .* lacks '{lost}'"):
         prompt_files.load(prompt_files.find(str(tmp_path / "p.npz")), make_method(name, clip), clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "backbone_name", "longest"),
+    [
+        ("clip", {}, "clip-nano", 13),
+        ("coop", {}, "clip-nano", 21),
+        ("coop", {"position": "middle"}, "clip-nano", 21),
+        ("cocoop", {}, "clip-nano", 21),
+        ("anomalyclip", {}, "clip-nano", 20),
+        ("anomalyclip", {}, "tips-nano", 15),
+        ("faprompt", {}, "clip-nano", 15),
+        ("tps", {}, "clip-nano", 27),
+        ("tps", {"learned": False}, "clip-nano", 18),
+        ("vip2clip", {"adjectives": ("normal", "damaged")}, "clip-nano", 13),
+        ("tipsomaly", {}, "tips-nano", 18),
+        ("tipsomaly", {}, "clip-nano", 23),
+        ("tipsomaly", {"learning": "entire_learnable"}, "clip-nano", 12),
+    ],
+)
+def test_texts_are_cut_at_the_longest(name, options, backbone_name, longest):
+    """Compares with texts that are padded to the length of the text tower, as in the published code."""
+    cut, lengths = zsad_jax.load_backbone(backbone_name, image_size=56), []
+
+    def padded(encode):
+        def run(params, words, paddings, *deep, **options):
+            lengths.append(words.shape[1])
+            missing = cut.text_length - words.shape[1]
+            words = jnp.pad(words, [(0, 0), (0, missing)] + [(0, 0)] * (words.ndim - 2))
+            paddings = jnp.pad(paddings, [(0, 0), (0, missing)], constant_values=1)
+            return encode(params, words, paddings, *deep, **options)
+
+        return run
+
+    encoders = {one: padded(getattr(cut.text, one)) for one in ("encode_text", "encode_prompts")}
+    full = dataclasses.replace(cut, text=dataclasses.replace(cut.text, **encoders))
+    shapes = (2, cut.num_global_tokens, cut.embed_dim), (2, 4, 5, 5, cut.embed_dim)
+    keys = jax.random.split(jax.random.key(1))
+    features = VisionFeatures(*map(jax.random.normal, keys, shapes))
+
+    def scores(backbone):
+        method = make_method(name, backbone, options)
+
+        @jax.jit
+        def run(frozen, features):
+            params = method.init(jax.random.key(0), frozen)
+            texts = method.prototypes(frozen, params, ("plate", "nut"))
+            found = method.score(frozen, params, texts, features, jnp.arange(2))
+            return found.image, found.patches
+
+        return run(backbone.params, features)
+
+    ours, theirs = scores(cut), scores(full)
+    assert max(lengths) == longest < cut.text_length
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-6)
