@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from zsad_jax.backbones import feature_store, registry
+from zsad_jax.backbones import registry
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.text_table import TextTable
@@ -119,26 +119,30 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _list_features(_: argparse.Namespace) -> None:
-    rows: list[tuple[str | None, ...]] = []
-    for path, info, size, used in feature_store.list_sets():
-        cells: tuple[str | None, ...] = (None,) * 5
-        if info is not None:
-            blocks = ", ".join(map(str, info.blocks or ())) or None
-            stored = f"{min(size // info.row_bytes, info.images)} of {info.images}"
-            cells = info.dataset, info.backbone, str(info.image_size), blocks, stored
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-        rows.append((path.name, *cells, f"{size / 1e9:.1f}", day))
+    from zsad_jax.backbones import feature_cache
+
     heads = ("key", "dataset", "backbone", "image", "blocks", "images", "GB", "last used")
-    print(TextTable(heads, frozenset(), [*rows]).to_text("plain"), end="")
-    print(f"Stored in {feature_store.root()}")
+    table = TextTable(heads, frozenset(), [])
+    for key, (info, size, used) in feature_cache.list_sets().items():
+        fields = [info.get(name) for name in ("dataset", "backbone", "image_size")]
+        blocks = ", ".join(map(str, info.get("blocks", ())))
+        images = info and min(int(size * 1e9) // info["row_bytes"], info["images"])
+        count = f"{images} of {info['images']}" if info else None
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        table.rows.append((key, *fields, blocks, count, f"{size:.1f}", day))
+    print(f"{table.to_text('plain')}Stored in {feature_cache.root()}")
 
 
 def _clear_features(options: argparse.Namespace) -> None:
-    for key, size in feature_store.clear(options.keys):
-        print(
-            f"{key}: "
-            + ("in use, not removed" if size is None else f"removed, {size / 1e9:.1f} GB")
-        )
+    from zsad_jax.backbones import feature_cache
+
+    sets = feature_cache.list_sets()
+    for key in options.keys:
+        if key not in sets:
+            raise UserError(f"{key!r} is not the key of stored features. {suggest(key, sets)}")
+    for key in options.keys or sets:
+        removed = feature_cache.clear(key)
+        print(f"{key}: {f'removed, {sets[key][1]:.1f} GB' if removed else 'in use, not removed'}")
 
 
 if __name__ == "__main__":

@@ -41,14 +41,6 @@ class VisionOptions(TypedDict, total=False):
     cls_norm: bool
 
 
-class FeaturesKey(NamedTuple):
-    """`VisionOptions` as a key of the features that they give."""
-
-    layers: tuple[int, ...]
-    vv_from: int | None
-    cls_norm: bool
-
-
 class EncodeImageFn(Protocol):
     """A function that encodes images: the vision tower."""
 

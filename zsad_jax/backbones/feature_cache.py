@@ -1,9 +1,20 @@
-"""Features of datasets: encoded once and stored, or encoded as they are read."""
+"""Features of datasets: encoded once and stored, or encoded as they are read.
 
+A stored set is a folder with info.json and, for each shard of about 64 MiB, an .npy file of records, which are
+the features and the ground truth of an image, beside a JSON file with file names, issues and a checksum.
+"""
+
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import os
+import pathlib
+import shutil
+import time
+import zlib
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -14,17 +25,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 import zsad_jax
-from zsad_jax.backbones import feature_store
-from zsad_jax.backbones.base import Backbone, FeaturesKey, Params
-from zsad_jax.backbones.feature_store import Info, Store, to_batch
+from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.loader import load_batches, report_notes
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.utils import sharding
+from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import check_fields, within
+from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import one_late, progress
-from zsad_jax.utils.records import fingerprint
+from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
+
+SHARD_BYTES = 2**26
+FREE_SHARE, FREE_GB = 0.05, 2.0  # of a disk; the smaller one stays free
+SHARE_OF_DEVICE = (
+    0.25  # of its free memory, which features on disk may take there; twice that from memory
+)
+TRUTH = ("?", "i4", "i4", "i4", "?", "f8")  # types of `ImageBatch`, from has_mask to aspect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,23 +70,19 @@ class EncodeFn(Protocol):
 
 
 # Encoders by key, which is equal for encoders of the same features over one backbone. With the key None the
-# features are the 8-bit images, for methods whose features depend on parameters. Only features whose key is a
-# tuple of plain values are stored: other keys cannot be found again by a later run.
+# features are the 8-bit images, for methods whose features depend on parameters. Features are stored if their
+# key is a tuple of plain values, the first of which are the blocks of the tower: it can be found again.
 Encoders = Mapping[Hashable, EncodeFn | None]
 FeaturesByKey = dict[Hashable, PyTree]
-
-# Share of the free memory of a device that resident features may take, if they are on disk or in memory.
-SHARE_OF_STORED, SHARE_OF_KEPT = 0.25, 0.5
 
 
 class Features:
     """The features and the ground truth of a dataset's images, by position.
 
-    With `FeaturesConfig.dtype`, features are rounded to it wherever they are kept.
-
     Attributes:
       dataset: whose images they are.
       rows: images that are encoded at a time, a multiple of the number of devices.
+      stored: whether the features of all keys are stored, on disk or in memory.
     """
 
     def __init__(
@@ -92,27 +105,30 @@ class Features:
         Raises:
           UserError: the features do not fit where the config asks for them.
         """
-        self.dataset = dataset
-        self._backbone = backbone
-        self._config = config
-        self._mesh = mesh
-        self.rows = sharding.round_up(rows, mesh)
-        self._num_workers = num_workers
+        self.dataset, self.rows = dataset, sharding.round_up(rows, mesh)
+        self._backbone, self._config, self._mesh = backbone, config, mesh
+        preprocess, size = backbone.preprocess, backbone.preprocess.image_size
+        options: dict[str, Any] = {"num_workers": num_workers, "log_notes": False}
+        self._load = functools.partial(load_batches, dataset, preprocess, **options)
         self._frozen = sharding.replicate(backbone.params, mesh)
-        self._size = backbone.preprocess.image_size
-        images = jax.ShapeDtypeStruct((self.rows, self._size, self._size, 3), np.float32)
-        # Features of an image as the encoder returns them, in shapes.
-        self._shapes = {
-            key: jax.eval_shape(encode, backbone.params, images)
-            for key, encode in encoders.items()
-            if encode and (config.dtype or isinstance(key, tuple))
-        }
-        fixed = backbone.preprocess, mesh, self.rows, config.dtype
+        fixed = preprocess, mesh, self.rows, config.dtype
         self._encode = {
             key: encode and _compile(encode, *fixed) for key, encode in encoders.items()
         }
-        self._noted = False
-        self._stores = self._open_stores()
+        images = functools.partial(jax.ShapeDtypeStruct, (self.rows, size, size, 3))
+        self._rounded = {  # features in the dtypes of their encoders, as shapes
+            key: jax.eval_shape(encode, backbone.params, images(np.float32))
+            for key, encode in encoders.items()
+            if encode and config.dtype
+        }
+        self._stores: dict[Hashable, Store] = {
+            key: Store(self._describe(key), jax.eval_shape(encode, self._frozen, images(np.uint8)))
+            for key, encode in self._encode.items()
+            if encode and isinstance(key, tuple) and len(dataset) and config.cache != "none"
+        }
+        if not _open_stores(list(self._stores.values()), config):
+            self._stores.clear()
+        self.stored = len(self._stores) == len(encoders)
         self._fill()
 
     def read(
@@ -121,22 +137,21 @@ class Features:
         """Yields batches of `rows` images in an order, the last one padded, with their features by key.
 
         The position -1 is a row of padding, whose features can have any value. `rows` is a multiple of the
-        number of devices, over which features are split. The batches have images only with `pixels`. The first
-        pass without them logs the notes on the images.
+        number of devices, over which features are split. The batches have images only with `pixels`; without
+        them, notes on the images are logged at the end.
         """
         padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
-        stream: Iterator[ImageBatch | None] = itertools.repeat(None)
-        if pixels or len(self._stores) < len(self._encode):
-            stream = self._load(padded, rows)
+        loaded: Iterator[ImageBatch | None] = itertools.repeat(None)
+        if pixels or not self.stored:
+            loaded = self._load(batch_size=rows, indices=padded.tolist())
         notes: list[Issue] = []
-        for positions, loaded in zip(padded.reshape(-1, rows), stream, strict=False):
-            batch, features = loaded, {}
-            for key, store in self._stores.items():
-                records, texts = store.read(positions)
-                features[key] = sharding.split_batch(self._unpack(key, records), self._mesh)
-                batch = batch or to_batch(records, texts, self._size)
-            assert batch is not None
-            if len(features) < len(self._encode):
+        for positions, batch in zip(padded.reshape(-1, rows), loaded, strict=False):
+            found = {key: store.read(positions) for key, store in self._stores.items()}
+            features: FeaturesByKey = {
+                key: sharding.split_batch(one, self._mesh) for key, (_, one) in found.items()
+            }
+            batch = batch or next(truth for truth, _ in found.values())
+            if not self.stored:
                 images = sharding.split_batch(batch.images, self._mesh)
                 for key in self._encode.keys() - features.keys():
                     encode = self._encode[key]
@@ -144,128 +159,82 @@ class Features:
             notes += batch.notes
             yield batch if pixels else batch._replace(images=None), self.restore(features)
         if not pixels:
-            self._log_notes(notes)
+            report_notes(self.dataset.name, notes)
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
 
-        Only features in memory are, and those that "auto" has put on disk. `restore` gives a batch of them the
-        dtype of its encoder.
+        Only features in memory are, and those that "auto" has put on disk. They have the stored dtype: pass a
+        batch of them through `restore`.
         """
-        stores = self._stores
-        if not stores or len(stores) < len(self._encode) or self._config.cache == "disk":
-            return None
-        size = sum(
-            store.info.num_bytes + store.info.images * self._size**2 for store in stores.values()
-        )
-        on_disk = any(store.folder for store in stores.values())
-        if size > (SHARE_OF_STORED if on_disk else SHARE_OF_KEPT) * _free_bytes(self._mesh):
+        stats = self._mesh.local_devices[0].memory_stats()
+        free = available_memory() / self._mesh.size  # on the CPU
+        if stats:
+            free = stats["bytes_limit"] - stats["bytes_in_use"]
+        on_disk = any(store.folder for store in self._stores.values())
+        share = SHARE_OF_DEVICE * (1 if on_disk else 2)
+        fits = sum(store.size for store in self._stores.values()) * 1e9 <= share * free
+        if not self.stored or self._config.cache == "disk" or not fits:
             return None
         features: FeaturesByKey = {}
-        for key, store in stores.items():
-            records, texts = store.read(np.arange(len(self.dataset)))
-            features[key] = sharding.replicate(self._unpack(key, records), self._mesh)
-        batch = to_batch(records, texts, self._size)
-        self._log_notes(batch.notes)
+        for key, store in self._stores.items():
+            batch, found = store.read(np.arange(len(self.dataset)))
+            features[key] = sharding.replicate(found, self._mesh)
+        report_notes(self.dataset.name, batch.notes)
         return batch, features
 
     def restore(self, features: FeaturesByKey) -> FeaturesByKey:
-        """Returns features in the dtypes of their encoders; others stay as they are. Use it inside jit."""
-        return {
-            key: jax.tree.map(lambda x, own: x.astype(own.dtype), found, self._shapes[key])
-            if key in self._shapes
-            else found
-            for key, found in features.items()
-        }
+        """Casts rounded features to the dtypes of their encoders, inside jit where possible.
 
-    def _open_stores(self) -> dict[Hashable, Store]:
-        config, dataset, backbone = self._config, self.dataset, self._backbone
-        keys = [key for key, encode in self._encode.items() if encode and isinstance(key, tuple)]
-        if config.cache == "none" or not len(dataset):
-            return {}
-        types = {key: feature_store.record_type(self._leaves(key), self._size) for key in keys}
-        infos = {
-            key: Info(
-                key=self._key(key),
-                dataset=dataset.name,
-                backbone=backbone.name,
-                image_size=self._size,
-                blocks=key.layers if isinstance(key, FeaturesKey) else None,
-                images=len(dataset),
-                rows=self.rows,
-                row_bytes=types[key].itemsize,
-            )
-            for key in keys
-        }
-        place, reason = feature_store.choose_place(config.cache, config.max_gb, [*infos.values()])
-        stores: dict[Hashable, Store] = {}
-        for key, info in infos.items():
-            if place == "none":
-                _log_once(f"{info}, not stored: {reason}")
-            else:
-                stores[key] = feature_store.open_store(info, types[key], place)
-                _log_once(f"{info}, {stores[key].describe()}")
-        return stores
+        Applied again, it changes nothing.
+        """
+        cast = functools.partial(jax.tree.map, lambda x, own: x.astype(own.dtype))
+        return {key: cast(tree, self._rounded.get(key, tree)) for key, tree in features.items()}
 
-    def _key(self, key: Hashable) -> str:
-        """Returns the name of all that stored features depend on, down to their last bits."""
-        backbone, device = self._backbone, self._mesh.devices.flat[0]
+    def _describe(self, key: tuple[Any, ...]) -> dict[str, Any]:
+        """Returns what info.json holds. The key is of all that features depend on, down to their last bits."""
+        dataset, backbone, device = self.dataset, self._backbone, self._mesh.devices.flat[0]
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        return fingerprint(
-            [self.dataset.name, self.dataset.categories, self.dataset.fingerprint()],
-            [backbone.name, backbone.family, backbone.digest, backbone.options],
-            [dataclasses.asdict(backbone.preprocess), key, self.rows, self._config.dtype],
-            [device.device_kind, self._mesh.size, precision],
+        name = fingerprint(
+            [
+                dataset.name,
+                dataset.categories,
+                dataset.fingerprint(),
+                self.rows,
+                self._config.dtype,
+            ],
+            [backbone.name, backbone.family, backbone.digest, backbone.options, key],
+            [
+                dataclasses.asdict(backbone.preprocess),
+                device.device_kind,
+                self._mesh.size,
+                precision,
+            ],
             [jax.__version__, zsad_jax.__version__],
         )
+        info = {"key": name, "dataset": dataset.name, "backbone": backbone.name, "blocks": key[0]}
+        size = {"image_size": backbone.preprocess.image_size, "images": len(dataset)}
+        return info | size | {"rows": self.rows}
 
     def _fill(self) -> None:
         """Encodes what the stores lack, in one pass over the images."""
         missing = {key: {*store.missing().tolist()} for key, store in self._stores.items()}
-        order = np.array(sorted(set().union(*missing.values())), int)
-        if not len(order):
-            return
+        order = sorted(set().union(*missing.values()))
+
+        encoders: dict[Hashable, Any] = self._encode
 
         def run() -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
-            for batch in self._load(order, self.rows):
+            for batch in self._load(batch_size=self.rows, indices=order):
                 images = sharding.split_batch(batch.images, self._mesh)
-                wanted = (key for key in missing if int(batch.index[0]) in missing[key])
-                yield batch, {key: self._encode[key](self._frozen, images) for key in wanted}  # type: ignore[misc]
+                wanted = [key for key in missing if batch.index[0] in missing[key]]
+                yield batch, {key: encoders[key](self._frozen, images) for key in wanted}
 
         label = f"encode {self.dataset.name}"
-        for batch, features in progress(
-            one_late(run()), total=len(order), label=label, step=self.rows
-        ):
+        batches = progress(one_late(run()), total=len(order), label=label, step=self.rows)
+        for batch, features in batches if order else ():
             for key, found in features.items():
-                self._stores[key].add(batch, jax.tree.leaves(sharding.to_host(found)))
-
-    def _load(self, order: Int[np.ndarray, " n"], rows: int) -> Iterator[ImageBatch]:
-        return load_batches(
-            self.dataset,
-            self._backbone.preprocess,
-            batch_size=rows,
-            num_workers=self._num_workers,
-            indices=order.tolist(),
-            log_notes=False,
-        )
-
-    def _log_notes(self, notes: Sequence[Issue]) -> None:
-        if not self._noted:
-            report_notes(self.dataset.name, notes)
-        self._noted = True
-
-    def _leaves(self, key: Hashable) -> list[tuple[np.dtype, tuple[int, ...]]]:
-        """Returns the stored type and the shape of an image's features."""
-        leaves = jax.tree.leaves(self._shapes[key])
-        return [(_stored_dtype(one.dtype, self._config.dtype), one.shape[1:]) for one in leaves]
-
-    def _unpack(self, key: Hashable, records: np.ndarray) -> PyTree:
-        leaves = [
-            np.ascontiguousarray(records[f"leaf{i}"]).view(dtype)
-            for i, (dtype, _) in enumerate(self._leaves(key))
-        ]
-        return jax.tree.unflatten(jax.tree.structure(self._shapes[key]), leaves)
+                self._stores[key].add(batch, sharding.to_host(found))
 
 
 def _compile(
@@ -279,7 +248,10 @@ def _compile(
         images = jax.lax.with_sharding_constraint(images, split)
         found = encode(frozen, preprocess.normalize(images))
         # `Features.restore` is another program: XLA would remove a cast and its inverse.
-        return jax.tree.map(lambda x: x.astype(_stored_dtype(x.dtype, dtype)), found)
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if dtype and jnp.issubdtype(x.dtype, jnp.floating) else x,
+            found,
+        )
 
     def run_in_parts(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
         # Matrix products of other sizes round differently: every image is encoded among `rows` of them.
@@ -296,19 +268,196 @@ def _compile(
     return jax.jit(run_in_parts)
 
 
-def _stored_dtype(own: np.dtype, chosen: str | None) -> np.dtype:
-    """Returns the dtype that features of their `own` dtype are stored in."""
-    return np.dtype(chosen) if chosen and jnp.issubdtype(own, jnp.floating) else own
+class Store:
+    """The records of a dataset's images, in memory or, after `open_folder`, on disk."""
+
+    def __init__(self, info: Mapping[str, Any], features: PyTree):
+        """Describes an empty set: the entries of info.json, and the features of a batch as shapes."""
+        size, rows = info["image_size"], info["rows"]
+        masks = np.zeros((rows, size, -(-size // 8)), np.uint8)
+        rest: list[Any] = [np.zeros(rows, dtype) for dtype in TRUTH]
+        self._leaves, self._structure = jax.tree.flatten((ImageBatch(None, masks, *rest), features))
+        # .npy files have no name for bfloat16, whose bits are stored as integers.
+        types = ["u2" if leaf.dtype == "bfloat16" else leaf.dtype for leaf in self._leaves]
+        shapes = (leaf.shape[1:] for leaf in self._leaves)
+        fields = [(f"leaf{i}", *one) for i, one in enumerate(zip(types, shapes, strict=True))]
+        self._dtype = np.dtype(fields, align=True)
+        self._step = (
+            max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
+        )  # images of a shard
+        self.info = {**info, "row_bytes": self._dtype.itemsize}
+        self.size = info["images"] * self._dtype.itemsize / 1e9  # GB
+        self.folder: pathlib.Path | None = None
+        self._memory: dict[int, np.ndarray] = {}
+        self._texts: dict[int, list[Any]] = {}  # of each image: its file name, issues and notes
+
+    def __str__(self) -> str:
+        info, blocks = self.info, f", blocks {', '.join(map(str, self.info['blocks']))}"
+        tower = f"{info['backbone']}, {info['image_size']} px{blocks}"
+        return f"{info['dataset']} ({tower}): {info['images']:,} images, {self.size:.1f} GB"
+
+    def open_folder(self) -> None:
+        """Finds what is stored, and locks it against `clear` while the object lives."""
+        self.folder = root() / self.info["key"]
+        self._lock = open(_lock_of(self.folder), "ab")  # noqa: SIM115 - see above
+        os.utime(self._lock.name)  # the time of the last use
+        with contextlib.suppress(
+            OSError
+        ):  # in use, not there yet, or without locks (network file systems)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.sweep(self.folder)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        files.make_removable(self.folder)
+        if not (self.folder / "info.json").exists():
+            created = {"created": time.strftime("%Y-%m-%d %H:%M")}
+            files.write_json(self.folder / "info.json", self.info | created)
+        for shard in range(-(-self.info["images"] // self._step)):
+            path, text = self._paths(shard)
+            with contextlib.suppress(OSError, ValueError):
+                stored = unsealed(parse_json(text.read_bytes())) or {}
+                if stored.get("crc32") == zlib.crc32(path.read_bytes()):
+                    self._texts[shard] = stored["images"]
+            if shard not in self._texts and path.exists():
+                logging.warning("%s is damaged. Its images are encoded again.", path)
+
+    def missing(self) -> Int[np.ndarray, " m"]:
+        """Returns the positions of the images without a record."""
+        positions = np.arange(self.info["images"])
+        return positions[~np.isin(positions // self._step, list(self._texts))]
+
+    def add(self, batch: ImageBatch, features: PyTree) -> None:
+        """Adds the next batch of a shard, which is stored with its last image."""
+        shard, offset = divmod(int(batch.index[0]), self._step)
+        if not offset:
+            count = min(self.info["images"] - shard * self._step, self._step)
+            self._part, self._part_texts = np.zeros(count, self._dtype), []
+        part = self._part[offset : offset + self.info["rows"]]
+        masks = np.packbits(batch.masks, axis=-1)
+        truth = batch._replace(images=None, masks=masks, file_names=(), issues=(), notes=())
+        leaves = jax.tree.leaves((truth, features))
+        for name, leaf in zip(self._dtype.names or (), leaves, strict=True):
+            part[name] = leaf[: len(part)].view(part[name].dtype)
+        for name in batch.file_names[: len(part)]:
+            found = ([x for x in kind if x.file == name] for kind in (batch.issues, batch.notes))
+            self._part_texts.append((name, *found))
+        if len(self._part_texts) < len(self._part):
+            return
+        if self.folder:
+            path, text = self._paths(shard)
+            with files.replaced(path) as temporary:
+                np.save(temporary, self._part)
+                # Before the records take their name, with which the shard is complete.
+                stored = {"images": self._part_texts, "crc32": zlib.crc32(temporary.read_bytes())}
+                files.write_json(text, sealed(stored))
+        else:
+            self._memory[shard] = self._part
+        self._texts[shard] = self._part_texts
+        del self._part
+
+    def read(self, positions: Int[np.ndarray, " n"]) -> tuple[ImageBatch, PyTree]:
+        """Returns ground truth, without images, and features; the position -1 is a row of padding."""
+        records = np.zeros(len(positions), self._dtype)
+        texts: list[Any] = [("", (), ())] * len(positions)
+        for shard in np.unique(positions[positions >= 0] // self._step).tolist():
+            # Unmapped after the copy: mapped pages of a file count as memory of the process.
+            stored = np.load(self._paths(shard)[0], "r") if self.folder else self._memory[shard]
+            rows = np.flatnonzero(positions // self._step == shard)
+            offsets = positions[rows] - shard * self._step
+            records[rows] = stored[offsets]
+            for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
+                texts[row] = self._texts[shard][offset]
+        leaves = [
+            records[name].copy().view(leaf.dtype)
+            for name, leaf in zip(self._dtype.names or (), self._leaves, strict=True)
+        ]
+        truth, features = jax.tree.unflatten(self._structure, leaves)
+        names, *found = zip(*texts, strict=True)
+        issues, notes = (tuple(Issue(*x) for row in rows for x in row) for rows in found)
+        masks = np.unpackbits(truth.masks, axis=-1, count=self.info["image_size"]).view(np.bool_)
+        index = positions.astype(np.int32)
+        truth = truth._replace(
+            masks=masks, index=index, file_names=names, issues=issues, notes=notes
+        )
+        return truth, features
+
+    def _paths(self, shard: int) -> tuple[pathlib.Path, pathlib.Path]:
+        path = root() / self.info["key"] / f"{shard:05}.npy"
+        return path, path.with_suffix(".json")
 
 
-@functools.cache
-def _log_once(text: str) -> None:
-    logging.info("Features of %s", text)
+def root() -> pathlib.Path:
+    """Returns the folder of all sets."""
+    return files.home() / "features"
 
 
-def _free_bytes(mesh: Mesh) -> float:
-    """Returns the free memory of the fullest device, or a device's part of the host's."""
-    stats = [device.memory_stats() for device in mesh.local_devices]
-    if not all(stats):
-        return feature_store.available_memory() / mesh.size
-    return float(min(one["bytes_limit"] - one["bytes_in_use"] for one in stats))
+def _open_stores(stores: list[Store], config: FeaturesConfig) -> bool:
+    """Finds sets on disk or chooses memory; returns whether there is room for them, and logs where or why not.
+
+    Raises `UserError` if there is no room where the config asks for it.
+    """
+    sizes = {key: size for key, (_, size, _) in list_sets().items()}
+    needed, used, disk = sum(one.size for one in stores), sum(sizes.values()), 0.0
+    left = sum(max(one.size - sizes.get(one.info["key"], 0), 0) for one in stores)
+    with contextlib.suppress(OSError):
+        root().mkdir(parents=True, exist_ok=True)
+        total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
+        disk = os.access(root(), os.W_OK) * max(free - min(FREE_SHARE * total, FREE_GB), 0)
+    memory = available_memory() / 1e9 / (4 if config.cache == "auto" else 1)
+    on_disk = config.cache in ("auto", "disk") and left <= max(min(disk, config.max_gb - used), 0)
+    in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)
+    reason = (
+        f"{needed:.1f} GB do not fit: features.max_gb is {config.max_gb:g}, of which {used:.1f} are used;"
+        f" free are {disk:.1f} GB of {root()} and {memory:.1f} GB of memory"
+    )
+    if stores and config.cache != "auto" and not (on_disk or in_memory):
+        raise UserError(
+            f"config.features.cache is {config.cache!r}, but {reason}. Raise config.features.max_gb, choose"
+            " 'auto', or remove stored features: python -m zsad_jax.backbones features clear."
+        )
+    for store in stores:
+        if on_disk:
+            store.open_folder()
+        verb = "stored in" if len(store.missing()) else "read from"
+        place = (
+            f"{verb} {store.folder or 'memory'}"
+            if on_disk or in_memory
+            else f"not stored: {reason}"
+        )
+        logging.info("Features of %s, %s", store, place)
+    return on_disk or in_memory
+
+
+def available_memory() -> int:
+    """Returns the memory that the process can still take, in bytes."""
+    with contextlib.suppress(OSError):
+        status = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(status.partition("MemAvailable:")[2].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # such as on macOS
+
+
+def list_sets() -> dict[str, tuple[dict[str, Any], float, float]]:
+    """Returns, by key, info.json of each set ({} if damaged), its size in GB and the time of its last use."""
+    found = {}
+    for lock in sorted(root().glob("*.lock")):
+        folder, info = lock.with_suffix(""), {}
+        with contextlib.suppress(OSError, ValueError):
+            info = parse_json((folder / "info.json").read_bytes())
+        if folder.is_dir():
+            size = sum(one.stat().st_size for one in folder.glob("[0-9]*.npy")) / 1e9
+            found[folder.name] = info, size, lock.stat().st_mtime
+    return found
+
+
+def clear(key: str) -> bool:
+    """Removes a set; returns False if it is in use."""
+    with contextlib.suppress(BlockingIOError), open(_lock_of(root() / key), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.remove(root() / key)
+        return True
+    return False
+
+
+def _lock_of(folder: pathlib.Path) -> pathlib.Path:
+    # Beside the set: it stays when the set is removed, and who waits for it finds an empty set.
+    return folder.with_suffix(".lock")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from zsad_jax.backbones.base import AnyArray, Backbone, FeaturesKey, Params, VisionFeatures
+from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
@@ -288,11 +288,10 @@ def vision_side(
     depth = backbone.vision_depth
     layers = tuple(scale_block(block, depth) for block in config.feature_layers)
     vv_from = config.vv_from and scale_block(config.vv_from, depth)
-    key = FeaturesKey(layers, vv_from, config.cls_norm)
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         return backbone.encode_image(
-            frozen, images, layers=key.layers, vv_from=key.vv_from, cls_norm=key.cls_norm
+            frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
         )
 
     return {
@@ -301,5 +300,5 @@ def vision_side(
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),
-        "features_key": key,
+        "features_key": (layers, vv_from, config.cls_norm),
     }
