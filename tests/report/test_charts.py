@@ -1,8 +1,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from zsad_jax.report import charts, names
+from zsad_jax.report.rows import METRIC_COLUMNS
 from zsad_jax.utils.images import INK
 
 
@@ -40,6 +42,71 @@ def test_training_curves_have_one_line_per_training():
     (axes,) = figure.axes
     assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 2, 3], [1, 2]]
     assert charts.training_figure([]) is None
+
+
+def ablation(make_row, values, **fields):
+    """Returns the points of a sweep of `sigma` and "name", and their rows."""
+    points = {f"{s}, {n}": {"method.sigma": s, "method.name": n} for s in values for n in "ab"}
+    rows = [
+        make_row("visa", variant=label, image_ap=point["method.sigma"] / 1000, **fields)
+        for label, point in points.items()
+    ]
+    return points, rows
+
+
+def test_ablation_has_a_line_for_each_combination_of_other_keys(make_row):
+    """Checks values out of order, spreads over seeds, and a metric that is undefined."""
+    points, rows = ablation(make_row, (8, 2, 4), pixel_ap=None)
+    rows[2] |= {"seeds": 3, "image_ap_std": 0.5}
+    (chart,) = charts.ablation_charts(points, rows, "VisA", "Demo.")
+    assert (chart.name, chart.caption) == ("ablation_sigma.png", "Metrics over sigma on VisA")
+    figure = chart.draw()
+    assert len(figure.axes) == len(names.METRICS) - 1
+    axes = next(axes for axes in figure.axes if axes.get_title("left") == "Image AP")
+    first, second = (lines[0] for lines in axes.containers)
+    assert first.get_xdata().tolist() == second.get_xdata().tolist() == [2, 4, 8]
+    assert first.get_ydata() == pytest.approx([0.2, 0.4, 0.8])
+    bar = axes.containers[0].lines[2][0].get_segments()[0]
+    assert bar[:, 1] == pytest.approx([0.2 - 50, 0.2 + 50])
+    assert {"Demo.", "sigma", "name=a", "name=b", "percent, ± standard deviation"} <= set(
+        texts(figure)
+    )
+    assert axes.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "labels"),
+    [
+        ((1, 2, 20), "linear", ["1", "20"]),
+        ((1e-4, 1e-3, 2e-3, 1e-2), "log", ["0.0001", "0.001", "0.01"]),
+        ((0, 1, 100), "linear", ["0", "100"]),
+    ],
+)
+def test_ablation_has_a_logarithmic_scale_for_wide_ranges(make_row, values, scale, labels):
+    points, rows = ablation(make_row, values)
+    axes = charts.ablation_figure(points, rows, "method.sigma").axes[0]
+    assert axes.get_xscale() == scale
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels
+
+
+@pytest.mark.parametrize(
+    "values", [(True, False), ("a", "b"), (1,), (1, "b"), ({"name": "a"}, {"name": "b"})]
+)
+def test_charts_only_keys_with_several_numbers(values):
+    assert not charts.num_lines({str(value): {"method.x": value} for value in values})
+
+
+def test_no_chart_with_too_many_lines(make_row):
+    points = {f"{s} {d}": {"sigma": s, "depth": d} for s in (1, 2) for d in range(7)}
+    rows = [make_row("visa", variant=label) for label in points]
+    made = charts.ablation_charts(points, rows, "VisA", "")
+    assert [chart.name for chart in made] == ["ablation_depth.png"]
+
+
+def test_no_chart_without_a_metric(make_row):
+    points, rows = ablation(make_row, (1, 2))
+    rows = [row | dict.fromkeys(METRIC_COLUMNS) for row in rows]
+    assert charts.ablation_figure(points, rows, "method.sigma") is None
 
 
 def test_svg_inherits_page_color_and_is_reproducible(scores):

@@ -72,15 +72,49 @@ def test_prints_other_formats(workdir, capsys, format):
     assert {"latex": "\\toprule", "html": "<!doctype html>"}[format] in text
 
 
-@pytest.mark.parametrize("rows", [[], ["my_parts"]])
-def test_reports_runs_without_paper(tmp_path, make_row, capsys, rows):
+@pytest.mark.parametrize(("rows", "options"), [([], []), (["my_parts"], ["--paper", "tps"])])
+def test_reports_runs_without_paper(tmp_path, make_row, capsys, rows, options):
     (tmp_path / "results.json").write_text(json.dumps([make_row(name) for name in rows]))
     with pytest.raises(SystemExit) as end:
-        main([str(tmp_path)])
+        main([str(tmp_path), *options])
     assert end.value.code == 2
     printed = capsys.readouterr()
     assert f"Found no results in {tmp_path} for the datasets of these tables (" in printed.err
     assert not printed.out
+
+
+def test_combines_seeds_of_demo_runs(tmp_path, make_row, capsys):
+    for seed, value in ((1, 0.6), (2, 0.8)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        row = make_row("synthetic_target", seed=seed, checkpoint=f"x-{seed}", image_auroc=value)
+        (folder / "results.json").write_text(json.dumps([row]))
+        (folder / "run.json").write_text(json.dumps({"demonstration": True}))
+    workdirs = [str(tmp_path / "1"), str(tmp_path / "2")]
+    assert main(workdirs) == 0
+    text = capsys.readouterr().out
+    assert "mean over 2 seeds (1, 2). Demo model, not for decisions." in text
+    assert "### TIPSomaly: Datasets\n" in text
+    assert "| Synthetic (target) | 10 (4) | 70.0 ± 14.1 |" in text
+    assert "MVTec AD" not in text.split("##")[-1]
+    assert main([*workdirs, "--format", "csv"]) == 0
+    (line,) = (
+        one
+        for one in csv.DictReader(io.StringIO(capsys.readouterr().out))
+        if one["metric"] == "image_auroc"
+    )
+    assert [line[key] for key in ("dataset", "category", "source", "value", "std")] == [
+        *("synthetic_target", "mean", "ours", "70.0", "14.1")
+    ]
+
+
+def test_other_datasets_follow_those_of_the_papers(workdir, tmp_path, make_row, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps([make_row("my_parts", image_auroc=0.7)]))
+    assert main([workdir, str(folder)]) == 0
+    headings = re.findall("^## (.*)", capsys.readouterr().out, re.MULTILINE)
+    assert headings == ["TIPSomaly", "ViP²-CLIP", "TPS", "FAPrompt", "Other datasets"]
 
 
 def test_writes_files(workdir, tmp_path, capsys):

@@ -1,5 +1,7 @@
 import csv
 import io
+import itertools
+import re
 
 import pytest
 
@@ -281,7 +283,7 @@ def test_comparisons_show_settings_and_differences(make_row):
     fixed = make_row("visa", pixel_auroc=0.85, auxiliary="", checkpoint="", epoch=None, seed=None)
     first = make_row("visa", image_score="first", pixel_auroc=0.9)
     twice = fixed | {"image_score": "first"}
-    table = run_tables.comparison_table("visa", [main], [fixed, first, twice], {})
+    table = run_tables.comparison_table("visa", [main], [fixed, first, twice], {}, {})
     assert [line.labels[0] for line in table.lines] == [
         "Main result",
         "fixed prompts",
@@ -311,7 +313,7 @@ def by_seed(make_row):
 
 def test_mean_and_deviation_over_seeds_are_in_every_format(by_seed):
     rows = combine_seeds(by_seed)
-    table = run_tables.dataset_table(rows, {}, by_seed=by_seed)
+    table = run_tables.dataset_table(rows, {})
     first = cell_of(table, 0, "image_auroc")
     assert (first.number, first.difference) == ("84.0 ± 4.0", -9.4)  # sqrt((4² + 0 + 4²) / 2)
     assert cell_of(table, 1, "image_auroc").number == "71.0 ± 1.4"  # of two values: 2 / sqrt(2)
@@ -326,13 +328,16 @@ def test_mean_and_deviation_over_seeds_are_in_every_format(by_seed):
 
 def test_mean_over_datasets_has_the_deviation_of_the_means_of_seeds(by_seed):
     rows = combine_seeds(by_seed)
-    table = run_tables.dataset_table(rows, {}, by_seed=by_seed)
+    table = run_tables.dataset_table(rows, {})
     # The means are 75, 78 and, with an undefined member, none: 3 / sqrt(2).
     assert cell_of(table, -1, "image_auroc").number == "77.5 ± 2.1"
     assert cell_of(table, -1, "pixel_ap").number == "50.0 ± 10.0"
-    for partial in ((), by_seed[:-1]):
-        table = run_tables.dataset_table(rows, {}, by_seed=partial)
-        assert cell_of(table, -1, "pixel_ap").number == "50.0"
+    for partial in (
+        combine_seeds(by_seed[1:]),
+        [dict(row) for row in rows],
+    ):  # the latter: of a file
+        table = run_tables.dataset_table(partial, {})
+        assert cell_of(table, -1, "pixel_ap").spread is None
 
 
 def test_lines_of_other_seeds_have_footnotes(make_row):
@@ -342,18 +347,73 @@ def test_lines_of_other_seeds_have_footnotes(make_row):
         for seed, value in ((7, 0.8), (9, 0.9))
     )
     fixed = make_row("visa", seed=None, auxiliary=None, checkpoint=None)
-    table = run_tables.comparison_table("visa", rows, [*others, fixed], {})
+    table = run_tables.comparison_table("visa", rows, [*others, fixed], {}, {})
     assert [cell_of(table, line, "image_auroc").number for line in range(3)] == [
         "80.0 ± 0.0",
         "85.0 ± 7.1",
         "50.0",
     ]
-    assert table.lines[0].footnotes == (
+    assert table.footnotes == (
         "Main result: trained on MVTec AD, 3 seeds (1 to 3).",
-        "Mean ± standard deviation over 3 seeds (1 to 3).",
+        "Mean ± standard deviation over 3 seeds (1 to 3): Main result.",
+        "Mean ± standard deviation over 2 seeds (7, 9): sigma=8, 2 seeds (7, 9).",
     )
-    assert table.lines[1].footnotes == ("Mean ± standard deviation over 2 seeds (7, 8).",)
-    assert not table.lines[2].footnotes
+
+
+def sweep(**values):
+    """Returns the entry of run.json on a sweep of keys of `method`."""
+    points = [
+        dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())
+    ]
+    labels = [", ".join(f"{key}={value}" for key, value in point.items()) for point in points]
+    found = [{f"method.{key}": value for key, value in point.items()} for point in points]
+    return {"keys": list(found[0]), "points": dict(zip(labels, found, strict=True))}
+
+
+def test_sweep_has_a_table_with_a_column_for_each_key(make_row):
+    run = {"sweep": sweep(sigma=[4.0, 8.5], modules=["a", {"name": "b"}])}
+    values = iter([(0.6, 0.8), (0.7, 0.9), (0.5, 0.5), (None, None)])
+    rows = combine_seeds(make_row("visa", seed=s, image_ap=v) for s, v in enumerate((0.6, 0.8)))
+    points = combine_seeds(
+        make_row("visa", seed=seed, variant=label, image_ap=value)
+        for label in run["sweep"]["points"]
+        for seed, value in enumerate(next(values))
+    )
+    other = make_row("visa", variant="fixed prompts")
+    _, comparisons, table = run_tables.make_tables(rows, [*points, other], run=run)
+    assert [line.labels[0] for line in comparisons.lines] == ["Main result", "fixed prompts"]
+    assert (table.title, table.head) == ("VisA: ablation", ("sigma", "modules"))
+    assert [line.labels for line in table.lines] == [
+        *[("Main result", ""), ("4", "a"), ("4", "b"), ("8.5", "a"), ("8.5", "b")]
+    ]
+    cells = [cell_of(table, line, "image_ap") for line in range(5)]
+    assert [cell.number for cell in cells] == [
+        *("70.0 ± 14.1", "70.0 ± 14.1", "80.0 ± 14.1", "50.0 ± 0.0", "–")
+    ]
+    assert [cell.difference for cell in cells] == [None, 0.0, 10.0, -20.0, None]
+    assert [line.footnotes for line in table.lines[1:3]] == [("Same as the main result.",), ()]
+    assert "| 4 [1] | a | " in formats.render("table.md", table=table)
+    text = formats.to_text(table)
+    assert re.search(r"^4 \[\d\] +a ", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_keys_of_a_sweep_that_end_alike_are_whole(make_row):
+    points = {"x": {"method.name": "tps", "backbone.name": "b", "training.epochs": 2}}
+    table = run_tables.comparison_table(
+        "visa", [make_row("visa")], [make_row("visa", variant="x")], {}, points
+    )
+    assert table.head == ("method.name", "backbone.name", "training.epochs")
+    assert max(map(len, formats.to_text(table).splitlines())) <= 100
+
+
+def test_remark_names_the_key_that_has_no_chart(make_row):
+    points = sweep(sigma=[1, 2], depth=list(range(7)))["points"]
+    rows = [make_row("visa", variant=label) for label in points]
+    table = run_tables.comparison_table("visa", [make_row("visa")], rows, {}, points)
+    assert table.remarks == (
+        "No chart over method.sigma: 7 lines, one for each combination of the other keys.",
+    )
 
 
 def test_single_dataset_with_categories_has_one_table(make_row):

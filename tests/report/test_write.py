@@ -327,3 +327,22 @@ def test_does_not_write_figures_through_a_link(report, tmp_path):
         with pytest.raises(UserError, match=r"is a link\. Figures are written to real folders"):
             write_report(workdir, report)
         assert not list(elsewhere.iterdir())
+
+
+def test_charts_of_a_sweep_are_among_the_figures_and_on_the_page(tmp_path, report, make_row):
+    points = {f"sigma={value}": {"method.sigma": value} for value in (4.0, 8.0)}
+    dataset = report.scores[0].dataset
+    swept = dataclasses.replace(
+        report,
+        comparisons=[make_row(dataset, variant=label) for label in points],
+        run={"sweep": {"keys": ["method.sigma"], "points": points}},
+    )
+    write_report(tmp_path, swept)
+    chart = tmp_path / "figures" / dataset / "ablation_sigma.png"
+    assert chart.is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert 'aria-label="Metrics over sigma on Synthetic (target)"' in page
+    assert "method.sigma" not in page
+    assert "### Synthetic (target): ablation" in (tmp_path / "results.md").read_text()
+    write_report(tmp_path, report)
+    assert not chart.exists()

@@ -8,7 +8,7 @@ from typing import Any
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.metrics import Note
-from zsad_jax.report import run_tables, wording
+from zsad_jax.report import charts, names, run_tables, wording
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import Row
 from zsad_jax.report.tables import Table
@@ -22,7 +22,7 @@ class Report:
       title: the heading, method and backbone in words.
       rows: results.json.
       comparisons: comparisons.json (fixed prompts, other image scores, points of a sweep).
-      by_seed: results_by_seed.json, the single-seed rows behind rows that combine several seeds.
+      by_seed: results_by_seed.json.
       notes: by (dataset, category), such as the reason why a metric is undefined.
       scores: image scores, one entry per dataset.
       cases: images to show, see `evaluate.choose_cases`.
@@ -53,15 +53,27 @@ class Report:
     @functools.cached_property
     def tables(self) -> list[Table]:
         """The results by dataset, by category, and the comparisons."""
-        tables = run_tables.make_tables(
-            self.rows, self.comparisons, notes=self.notes, run=self.run, by_seed=self.by_seed
-        )
+        tables = run_tables.make_tables(self.rows, self.comparisons, notes=self.notes, run=self.run)
         return self._name_setting(tables)
 
     @functools.cached_property
     def paper_tables(self) -> list[Table]:
         """The tables of the papers with these results."""
-        return self._name_setting(compare_run(self.rows, self.run, self.by_seed))
+        return self._name_setting(compare_run(self.rows, self.run))
+
+    @functools.cached_property
+    def ablation_charts(self) -> dict[str, list[charts.Chart]]:
+        """The charts of a sweep by dataset."""
+        points = self.run.get("sweep", {}).get("points", {})
+        remark, made = wording.DEMONSTRATION * self.demonstration, {}
+        for dataset in dict.fromkeys(row["dataset"] for row in self.rows if points):
+            _, compared = run_tables.compared_rows(dataset, self.rows, self.comparisons)
+            rows, title = (
+                [row for row in compared if row["variant"] in points],
+                names.dataset_name(dataset),
+            )
+            made[dataset] = charts.ablation_charts(points, rows, title, remark)
+        return made
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:
         """Returns tables that name what differs from the config file."""

@@ -1,6 +1,7 @@
-"""Score histograms, ROC curves and training curves, without pyplot and its global state."""
+"""Score histograms, ROC curves, ablations and training curves, without pyplot and its global state."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +11,10 @@ from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.evaluate import DatasetScores
-from zsad_jax.report import names
-from zsad_jax.utils.files import PathLike, replaced
+from zsad_jax.report import names, wording
+from zsad_jax.report.rows import METRIC_COLUMNS, STD_OF, Row
+from zsad_jax.report.wording import Points
+from zsad_jax.utils.files import PathLike, replaced, safe_name
 from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, load_font
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 PANEL_COLUMNS = 5
 WIDTH, HALF = 11.5, 5.5  # in inches: all of the page, and two figures side by side
 TALLEST = 3.4  # panel, in inches
+MOST_LINES = 6  # of an ablation
+MARKERS = tuple(
+    zip("osD^vP", (NORMAL, ANOMALOUS, "#009e73", "#cc79a7", "#b8860b", INK), strict=True)
+)
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
@@ -63,6 +70,30 @@ def score_charts(scores: DatasetScores) -> list[Chart]:
         Chart("score_histogram.png", histogram, lambda: score_histogram(scores)),
         Chart("roc.png", roc, lambda: roc_figure(scores)),
     ]
+
+
+def ablation_charts(points: Points, rows: Sequence[Row], title: str, remark: str) -> list[Chart]:
+    """Returns the charts of a sweep, one over each key with numbers, of the results of its points."""
+    short = wording.short_keys(points)
+    return [
+        Chart(
+            f"ablation_{safe_name(short[key])}.png",
+            f"Metrics over {short[key]} on {title}",
+            functools.partial(ablation_figure, points, rows, key, remark),
+        )
+        for key, number in num_lines(points).items()
+        if number <= MOST_LINES
+    ]
+
+
+def num_lines(points: Points) -> dict[str, int]:
+    """Returns the keys of a sweep with several numbers, and how many combinations the other keys have."""
+    found = {}
+    for key in wording.short_keys(points):
+        values = {wording.describe_value(one[key]): one[key] for one in points.values()}
+        if len(values) > 1 and {*map(type, values.values())} <= {int, float}:
+            found[key] = len(points) // len(values)
+    return found
 
 
 @contextlib.contextmanager
@@ -118,6 +149,52 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
     figure.supxlabel("false positive rate", fontsize=9)
     figure.supylabel("true positive rate", fontsize=9)
     return figure if panels else None
+
+
+@style()
+def ablation_figure(
+    points: Points, rows: Sequence[Row], key: str, remark: str = ""
+) -> "Figure | None":
+    """Draws metrics over a key of a sweep, a panel each; None if no metric is defined.
+
+    Every combination of the other keys has a line, with standard deviations over seeds as error bars.
+    """
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: points[row["variant"]][key]):
+        values = zip(
+            wording.short_keys(points).items(), points[row["variant"]].values(), strict=True
+        )
+        others = (f"{name}={wording.describe_value(of)}" for (k, name), of in values if k != key)
+        lines.setdefault(", ".join(others), []).append(row)
+    shown = [metric for metric in METRIC_COLUMNS if any(row[metric] is not None for row in rows)]
+    if not shown:
+        return None
+    figure, grid = _panels(len(shown), min(len(shown), 4), (WIDTH / 4, 2.3))
+    at = np.unique([points[row["variant"]][key] for row in rows])
+    log = at[0] > 0 and at[-1] > 20 * at[0]
+    places, ticks = np.log(at) if log else at, [0]
+    # Between ticks there is room for their labels.
+    room = (0.05 + 0.035 * max(len(f"{value:g}") for value in at)) * np.ptp(places)
+    for i, place in enumerate(places):
+        ticks += [i] * bool(place - places[ticks[-1]] >= room)
+    for axes, metric in zip(grid, shown, strict=True):
+        for (label, line), (marker, color) in zip(lines.items(), MARKERS, strict=False):
+            found = ([row.get(name) for row in line] for name in (metric, STD_OF[metric]))
+            means, spreads = 100 * np.array([*found], float)
+            over = [points[row["variant"]][key] for row in line]
+            bars: Any = {"color": color, "marker": marker, "markersize": 4, "capsize": 3}
+            axes.errorbar(over, means, spreads, label=label, **bars)
+        axes.set(title=names.METRICS[metric], xscale="log" if log else "linear")
+        axes.set_xlabel(wording.short_keys(points)[key])
+        axes.minorticks_off()
+        axes.set_xticks(at[ticks], [f"{value:g}" for value in at[ticks]])
+    if len(lines) > 1:
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    several = any("seeds" in row for row in rows)
+    figure.supylabel("percent" + ", ± standard deviation" * several, fontsize=9)
+    figure.suptitle(remark, fontsize=9)
+    return figure
 
 
 @style()

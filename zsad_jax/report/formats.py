@@ -157,20 +157,27 @@ def to_text(table: Table) -> str:
     Standard deviations, the paper's numbers and the differences are in lines below, within 100 columns.
     """
     count, numbers = len(table.head), len(table.columns)
-    forms = ("{:<25}", "{:<12}")[:count] + ("{:>7}",) * numbers
+    widths = (25, 12)[:count] if count < 3 else (14, *[29 // (count - 1)] * (count - 1))
+    forms = (*map("{{:<{}}}".format, widths), *["{:>7}"] * numbers)
 
     def row(*cells: str) -> str:
         return "".join(map(str.format, forms, cells)).rstrip()
 
-    heads = [*(_wrap(name, 11) for name in table.head), *(_wrap(c.full, 6) for c in table.columns)]
-    stacked = itertools.zip_longest(*map(reversed, heads), fillvalue="")
-    lines = [f"{table.caption}, in percent", "", *[row(*names) for names in stacked][::-1]]
+    def wrap(labels: Iterable[str], heads: Iterable[Column] = ()) -> list[tuple[str, ...]]:
+        parts = [textwrap.wrap(one, width - 1) for one, width in zip(labels, widths, strict=True)]
+        parts += [_wrap(column.full, 6) for column in heads]
+        return [*itertools.zip_longest(*map(reversed, parts), fillvalue="")][::-1] or [
+            ("",) * count
+        ]
+
+    heads = [row(*names) for names in wrap(table.head, table.columns)]
+    lines = [f"{table.caption}, in percent", "", *heads]
     for line in table.lines:
         words = sum((cell.footnotes for cell in line.cells), line.footnotes)
         marks = "".join(f" [{mark}]" for mark in table.marks(line._replace(footnotes=words)))
-        *above, last = textwrap.wrap(line.labels[0] + marks, 24) or [""]
+        *above, last = wrap((line.labels[0] + marks, *line.labels[1:]))
         means = [cell._replace(spread=None).number for cell in line.cells]
-        lines += [*above, row(last, *line.labels[1:], *means)]
+        lines += [*(row(*labels) for labels in above), row(*last, *means)]
         spreads = ["" if cell.spread is None else f"±{cell.spread:.1f}" for cell in line.cells]
         papers = [f"{cell.paper.percent:.1f}" if cell.paper else "" for cell in line.cells]
         gaps = [cell.difference for cell in line.cells]
@@ -187,10 +194,7 @@ def to_csv(shown: Iterable[Table]) -> str:
 
     The column "std" exists only if a number has a standard deviation over seeds.
     """
-    shown, lines = list(shown), []
-    cells = (cell for table in shown for line in table.lines for cell in line.cells)
-    several = any(cell.spread is not None for cell in cells)
-    columns = (*LONG_COLUMNS, *["std"] * several)
+    lines: list[dict[str, str]] = []
     for table in shown:
         for line in table.lines:
             for column, cell in zip(table.columns, line.cells, strict=True):
@@ -204,5 +208,6 @@ def to_csv(shown: Iterable[Table]) -> str:
                     known["std"] = f"{cell.spread:.1f}"
                 if cell.difference is not None:
                     known["difference"] = f"{cell.difference:.1f}"
-                lines.append([known.get(name, "") for name in columns])
-    return csv_text([columns, *lines])
+                lines.append(known)
+    columns = (*LONG_COLUMNS, *["std"] * any("std" in known for known in lines))
+    return csv_text([columns, *([known.get(name, "") for name in columns] for known in lines)])

@@ -39,7 +39,7 @@ def render_page(report: Report) -> str:
 
 def _headlines(report: Report) -> list[tuple[str, list[tuple[str, tables.Cell]]]]:
     """Returns the main numbers with their names: of the only dataset, or the means over datasets."""
-    table = run_tables.dataset_table(report.rows, {}, report.run, report.by_seed)
+    table = run_tables.dataset_table(report.rows, {}, report.run)
     metrics = [dict(column.keys)["metric"] for column in table.columns]
     # By metric, not by position: which columns a table has depends on what was computed.
     shown = [i for i, metric in enumerate(metrics) if metric in HEADLINES]
@@ -69,6 +69,8 @@ def _quantities(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     groups: dict[str, list[tuple[str, str]]] = {"": []}
     for key, value in run.items():
         name = NAMES.get(key, _plain(key))
+        if key == "sweep":  # its table shows all of it
+            continue
         if isinstance(value, Mapping):
             groups[name] = [(_plain(one), format_quantity(key, value[one])) for one in value]
         else:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ _TYPES: dict[str, Any] = {
 MEAN = "mean"  # the category of a dataset's mean
 
 Row = dict[str, Any]
-BySeed = Mapping[tuple[Any, ...], Mapping[Any, Row]]  # single-seed rows by `seedless` and seed
 
 
 def result_row(**fields: Any) -> Row:
@@ -57,11 +56,10 @@ def result_row(**fields: Any) -> Row:
         hint = _TYPES.get(name, str | None)
         if not fits(value, hint):
             raise ValueError(f"{name} is {value!r}, expected {describe_type(hint)}")
-        if (
-            name.removesuffix("_std") in METRIC_COLUMNS
-            and value is not None
-            and not 0 <= value <= 1
-        ):
+        in_range = (
+            value is None or name.removesuffix("_std") not in METRIC_COLUMNS or 0 <= value <= 1
+        )
+        if not in_range:
             if not math.isnan(value):
                 raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
             row[name] = None
@@ -72,12 +70,17 @@ def result_row(**fields: Any) -> Row:
     return row
 
 
-def group_seeds(rows: Iterable[Row]) -> BySeed:
-    """Returns single-seed rows by their setting and seed; of several with the same seed the last one counts."""
-    groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
-    for row in rows:
-        groups.setdefault(seedless(row), {})[row["seed"]] = row
-    return groups
+class CombinedRow(dict[str, Any]):
+    """A row that combines several seeds; `singles` are the rows that it was made of and no column."""
+
+    def __init__(self, columns: Row, singles: Sequence[Row]):
+        super().__init__(columns)
+        self.singles = singles
+
+
+def singles(row: Row) -> Sequence[Row]:
+    """Returns the single-seed rows that a row was made of; where they are not known, the row itself."""
+    return getattr(row, "singles", (row,))
 
 
 def seedless(row: Row) -> tuple[Any, ...]:
@@ -94,33 +97,33 @@ def combine_seeds(rows: Iterable[Row]) -> list[Row]:
     for fewer than two values) in `<metric>_std`. The other columns are those of the first row. Of several rows
     with the same seed the last one counts. The only row of a group is returned as it is.
     """
-    return [_combine(list(group.values())) for group in group_seeds(rows).values()]
+    groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
+    for row in rows:
+        groups.setdefault(seedless(row), {})[row["seed"]] = row
+    return [_combine(list(group.values())) for group in groups.values()]
 
 
-def _combine(group: list[Row]) -> Row:
+def _combine(group: Sequence[Row]) -> Row:
     if len(group) < 2:
         return group[0]
-    combined, spreads = dict(group[0]), {}
+    columns = group[0] | {"seeds": len(group)}
     for metric, name in STD_OF.items():
         defined = [row[metric] for row in group if row[metric] is not None]
-        combined[metric] = statistics.fmean(defined) if defined else None
-        spreads[name] = _deviation(defined)
-    return combined | {"seeds": len(group)} | spreads
+        columns[metric] = statistics.fmean(defined) if defined else None
+        columns[name] = _deviation(defined)
+    return CombinedRow(columns, group)
 
 
-def spread_over_seeds(rows: Sequence[Row], metric: str, by_seed: BySeed) -> float | None:
-    """Returns the standard deviation over seeds of a row's metric, or of the mean of several rows.
-
-    None if it is undefined; for several rows also if they do not have the same single seeds.
-    """
+def spread_over_seeds(rows: Sequence[Row], metric: str) -> float | None:
+    """Returns the standard deviation over seeds of the mean of rows, which must be of the same seeds."""
     if len(rows) == 1:
         return rows[0].get(STD_OF[metric])
-    singles = [by_seed.get(seedless(row), {}) for row in rows]
-    seeds = singles[0].keys() if singles else ()
-    if any(one.keys() != seeds for one in singles):
+    by_seed: dict[Any, list[Any]] = {}
+    for one in (one for row in rows for one in singles(row)):
+        by_seed.setdefault(one["seed"], []).append(one[metric])
+    if any(len(values) < len(rows) for values in by_seed.values()):
         return None
-    values = [[one[seed][metric] for one in singles] for seed in seeds]
-    return _deviation([statistics.fmean(one) for one in values if None not in one])
+    return _deviation([statistics.fmean(of) for of in by_seed.values() if None not in of])
 
 
 def _deviation(values: Sequence[float]) -> float | None:

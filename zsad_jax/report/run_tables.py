@@ -9,6 +9,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import names, wording
+from zsad_jax.report.charts import MOST_LINES, num_lines
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import (
@@ -16,9 +17,7 @@ from zsad_jax.report.rows import (
     IDENTITY_COLUMNS,
     MEAN,
     STD_OF,
-    BySeed,
     Row,
-    group_seeds,
     spread_over_seeds,
 )
 from zsad_jax.report.tables import (
@@ -28,12 +27,15 @@ from zsad_jax.report.tables import (
     PAPER_METRIC,
     Cell,
     Compared,
+    Keys,
     Line,
     Notes,
     Table,
     metric_column,
     percent,
 )
+from zsad_jax.report.wording import MEAN_OVER, Points
+from zsad_jax.utils.errors import plural
 from zsad_jax.utils.text_table import csv_text
 
 COUNTS = "Images (anomalous)"
@@ -45,7 +47,6 @@ def make_tables(
     *,
     notes: Notes | None = None,
     run: Mapping[str, Any] | None = None,
-    by_seed: Iterable[Row] = (),
 ) -> list[Table]:
     """Makes every table of a run: datasets, categories of each dataset, comparisons of each dataset.
 
@@ -59,24 +60,23 @@ def make_tables(
         if sum(row["dataset"] == dataset for row in rows) > 2  # else it repeats the dataset's line
     ]
     if len(datasets) > 1 or not tables:
-        tables.insert(0, dataset_table(rows, notes, run, by_seed))
-    for dataset in dict.fromkeys(row["dataset"] for row in comparisons):
-        tables.append(comparison_table(dataset, rows, comparisons, notes))
+        tables.insert(0, dataset_table(rows, notes, run))
+    points = (run or {}).get("sweep", {}).get("points", {})
+    swept = [row for row in comparisons if row["variant"] in points]
+    others = [row for row in comparisons if row["variant"] not in points]
+    for group, of in ((others, {}), (swept, points)):
+        for dataset in dict.fromkeys(row["dataset"] for row in group):
+            tables.append(comparison_table(dataset, rows, group, notes, of))
     return tables
 
 
-def dataset_table(
-    rows: Sequence[Row],
-    notes: Notes,
-    run: Mapping[str, Any] | None = None,
-    by_seed: Iterable[Row] = (),
-) -> Table:
+def dataset_table(rows: Sequence[Row], notes: Notes, run: Mapping[str, Any] | None = None) -> Table:
     """Makes a table of the means of datasets, and the means over the datasets of each domain.
 
     A domain's mean is compared with the paper's only if it covers the same datasets. If no domain has
-    two datasets, the mean is over all of them. Its standard deviation over seeds needs single-seed rows.
+    two datasets, the mean is over all of them.
     """
-    results = _Results(rows, notes, find_deviations(rows, run), group_seeds(by_seed))
+    results = _Results(rows, notes, find_deviations(rows, run))
     means = [row for row in rows if row["category"] == MEAN]
     metrics = _metrics_to_show(means)
     lines = []
@@ -88,7 +88,7 @@ def dataset_table(
         cells = results.cells(row, metrics)
         words = [*wording.sentences(remarks), *results.reasons([row], cells)]
         labels = (names.dataset_name(row["dataset"]), _counts(row))
-        lines.append(Line(labels, cells, tuple(words)))
+        lines.append(Line(labels, cells, tuple(words), keys=_keys(row)))
     known = [row for row in means if row["dataset"] in DATASETS]
     summaries = {}
     for mean, domain in DOMAIN_MEANS.items():
@@ -126,16 +126,54 @@ def category_table(
         if summary or any(cell.apart for cell in cells):
             words += results.reasons([row], cells)
         labels = ("Mean" if summary else names.category_name(row["category"]), _counts(row))
-        lines.append(Line(labels, cells, tuple(words), summary))
+        lines.append(Line(labels, cells, tuple(words), summary, _keys(row)))
     return _table(names.dataset_name(dataset), ("Category", COUNTS), metrics, lines, rows)
 
 
 def comparison_table(
-    dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes
+    dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes, points: Points
 ) -> Table:
     """Makes a table of a dataset's main result and its comparisons, with differences to the main result.
 
-    Of a comparison's image scores, the table has that of the main result if it is among them.
+    If they are the points of a sweep, its keys have a column each.
+    """
+    main, others = compared_rows(dataset, rows, comparisons)
+    metrics, results = _metrics_to_show(main + others), _Results(rows, notes, ())
+    varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
+    varied = [key for key in varied if key != "variant"] if points else varied
+    words = tuple(wording.sentences(results.notes_on(main[0]) if main else ()))
+    head = tuple(wording.short_keys(points).values()) or ("Setting",)
+    lines = []
+    for row in main:
+        labels = ("Main result", *[""] * (len(head) - 1))
+        setting = f"Main result: {wording.describe_setting(row, varied)}."
+        known = (setting,) * bool(varied or not points)
+        lines.append(Line(labels, results.cells(row, metrics, {}), (*known, *words)))
+    for row in others:
+        # Comparisons without a main result have no differences.
+        against, point = main[0] if main else dict.fromkeys(row), points.get(row["variant"], {})
+        differs = [key for key in varied if row[key] != against[key]]
+        setting = wording.describe_setting(row, differs)
+        labels = tuple(map(wording.describe_value, point.values())) or (setting,)
+        same = all(row[metric] == against[metric] for metric in PAPER_METRIC)
+        notes_on_point = ("Same as the main result.",) * bool(point and same)
+        cells = results.cells(row, metrics, against)
+        lines.append(Line(labels, cells, (*notes_on_point, *words)))
+    title = f"{names.dataset_name(dataset)}: {'ablation' if points else 'comparisons'}"
+    remarks = (
+        f"No chart over {key}: {plural(number, 'line')}, one for each combination of the other keys."
+        for key, number in num_lines(points).items()
+        if number > MOST_LINES
+    )
+    return _table(title, head, metrics, lines, main + others, MAIN_RESULT, remarks)
+
+
+def compared_rows(
+    dataset: str, rows: Iterable[Row], comparisons: Iterable[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Returns the means of a dataset of the main result and of its comparisons.
+
+    Of a comparison's image scores, there is that of the main result if it is among them.
     """
     main, others = (
         [row for row in group if (row["dataset"], row["category"]) == (dataset, MEAN)]
@@ -143,35 +181,7 @@ def comparison_table(
     )
     for row in main:
         others = _with_score(others, row["image_score"])
-    metrics = _metrics_to_show(main + others)
-    varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
-    notes_on_main = _Results(rows, notes, ()).notes_on(main[0]) if main else ()
-    words = tuple(wording.sentences(notes_on_main))
-    lines = []
-    for row in main:
-        cells = _compared_cells(row, metrics, {})
-        setting = f"Main result: {wording.describe_setting(row, varied)}."
-        lines.append(Line(("Main result",), cells, (setting, *words)))
-    for row in others:
-        # Comparisons without a main result have no differences.
-        against = main[0] if main else dict.fromkeys(row)
-        cells = _compared_cells(row, metrics, against)
-        differs = [key for key in varied if row[key] != against[key]]
-        lines.append(Line((wording.describe_setting(row, differs),), cells, words))
-    title = f"{names.dataset_name(dataset)}: comparisons"
-    return _table(title, ("Setting",), metrics, lines, [*main, *others], MAIN_RESULT)
-
-
-def _compared_cells(row: Row, metrics: Sequence[str], main: Mapping[str, Any]) -> tuple[Cell, ...]:
-    """Returns a row's numbers, with those of the main result as reference."""
-    return tuple(
-        Cell(
-            percent(row[metric]),
-            reference=percent(main.get(metric)),
-            spread=percent(row.get(STD_OF[metric])),
-        )
-        for metric in metrics
-    )
+    return main, others
 
 
 def _with_score(rows: Sequence[Row], score: str | None) -> list[Row]:
@@ -208,7 +218,7 @@ def results_csv(
     for kind, group in (("main", rows), ("comparison", comparisons)):
         for row in group:
             values = [kind, *map(row.get, identity)]
-            cells = results.cells(row, PAPER_METRIC, with_paper=kind == "main")
+            cells = results.cells(row, PAPER_METRIC, None if kind == "main" else {})
             for metric, cell in zip(PAPER_METRIC, cells, strict=True):
                 values += [cell.value, *[cell.spread] * several]
                 if PAPER_METRIC[metric]:
@@ -220,12 +230,11 @@ def results_csv(
 
 
 class _Results(NamedTuple):
-    """Rows of results.json, notes on them, why they cannot be compared with the papers', and single seeds."""
+    """Rows of results.json, notes on them, and why they cannot be compared with the papers' numbers."""
 
     rows: Sequence[Row]
     notes: Notes
     deviations: Sequence[Deviation]
-    by_seed: BySeed = {}  # noqa: RUF012 - never written to
 
     def categories(self, row: Row) -> list[Row]:
         """Returns the rows of the categories of a row's dataset."""
@@ -238,10 +247,14 @@ class _Results(NamedTuple):
             notes += wording.absence_notes(self.categories(row), "categories")
         return notes
 
-    def cells(self, row: Row, metrics: Iterable[str], with_paper: bool = True) -> tuple[Cell, ...]:
-        """Returns a row's numbers with the paper's."""
+    def cells(
+        self, row: Row, metrics: Iterable[str], main: Mapping[str, Any] | None = None
+    ) -> tuple[Cell, ...]:
+        """Returns a row's numbers with the paper's; with a main result ({}: none), with that as reference."""
+        if main is not None:
+            made = ((self._cell([row], metric, {}), main.get(metric)) for metric in metrics)
+            return tuple(cell._replace(reference=percent(of)) for cell, of in made)
         numbers = published_numbers(row["method"], row["dataset"], row["category"])
-        numbers = numbers if with_paper else {}
         return tuple(self._cell([row], metric, numbers) for metric in metrics)
 
     def mean_cell(self, mean: str, members: Sequence[Row], metric: str) -> Cell:
@@ -269,7 +282,7 @@ class _Results(NamedTuple):
         apart = words_on(self.deviations, [row["dataset"] for row in rows], metric)
         defined = [row[metric] for row in rows if row[metric] is not None]
         mean = float(np.mean(defined)) if defined else None
-        spread = percent(spread_over_seeds(rows, metric, self.by_seed))
+        spread = percent(spread_over_seeds(rows, metric))
         return Cell(percent(mean), number, apart=bool(number and apart), spread=spread)
 
 
@@ -286,20 +299,18 @@ def _table(
     lines: Sequence[Line],
     rows: Sequence[Row],
     compared: Compared = PAPER,
+    remarks: Iterable[str] = (),
 ) -> Table:
-    """Makes a table with a footnote on every suspicious number of the paper, and on the seeds.
-
-    The first lines are of the `rows`; summaries may follow.
-    """
-    over = [wording.describe_seeds(row) for row in rows] + [""] * (len(lines) - len(rows))
-    seeds = [f"Mean ± standard deviation over {words}." if words else "" for words in over]
-    shared = set(filter(None, seeds))
-    if len(shared) > 1:
-        lines = [
-            line._replace(footnotes=(*line.footnotes, *filter(None, [words])))
-            for line, words in zip(lines, seeds, strict=True)
-        ]
-        shared = set()
+    """Makes a table with a footnote on every suspicious number of the paper, and on the seeds of its rows."""
+    by_seeds: dict[str, list[str]] = {}
+    for row, line in zip(rows, lines, strict=False):  # summaries may follow
+        label = " ".join(one for name, one in zip(head, line.labels, strict=True) if name != COUNTS)
+        by_seeds.setdefault(wording.describe_seeds(row), []).append(label.rstrip())
+    seeds = (
+        wording.sentence(f"{MEAN_OVER} {words}" + f": {'; '.join(of)}" * (len(by_seeds) > 1))
+        for words, of in by_seeds.items()
+        if words
+    )
     doubts = (
         f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
         for line in lines
@@ -312,8 +323,12 @@ def _table(
         columns=tuple(map(metric_column, metrics)),
         lines=tuple(lines),
         compared=compared,
-        remarks=(*doubts, *shared),
+        remarks=(*doubts, *seeds, *remarks),
     )
+
+
+def _keys(row: Row) -> Keys:
+    return ("dataset", row["dataset"]), ("category", row["category"])
 
 
 def _counts(row: Row) -> str:

@@ -5,14 +5,16 @@ from typing import Any
 
 from zsad_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, Note
 from zsad_jax.report import names
-from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, BySeed, Row, level_of, seedless
+from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of, singles
 
 DEMONSTRATION = "Demo model, not for decisions."
+MEAN_OVER = "mean ± standard deviation over"  # seeds
+Points = Mapping[str, Mapping[str, Any]]  # of a sweep in run.json: label -> values by key
 LONGEST = 80  # characters of a changed key and its value
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
 
 
-def describe(row: Row, by_seed: BySeed | None = None) -> str:
+def describe(row: Row) -> str:
     """Describes a result's method, backbone and prompts."""
     prompts = "fixed prompts (nothing learned)"
     if row["auxiliary"]:
@@ -25,20 +27,18 @@ def describe(row: Row, by_seed: BySeed | None = None) -> str:
         f"prompt family {row['prompt_family']}".replace("_", " ") if row["prompt_family"] else "",
         f"image size {row['image_size']} px" if row["image_size"] else "",
         f"variant: {row['variant']}" if row["variant"] else "",
-        f"mean over {describe_seeds(row, by_seed)}" if "seeds" in row else "",
+        f"mean over {describe_seeds(row)}" if "seeds" in row else "",
     ]
     return " · ".join(filter(None, parts))
 
 
-def describe_seeds(row: Row, by_seed: BySeed | None = None) -> str:
-    """Describes the seeds that a row combines, for example "8 seeds (111 to 118)"; "" if it is of one.
-
-    Without single-seed rows, they are the ones that follow the first, as in a run.
-    """
+def describe_seeds(row: Row) -> str:
+    """Describes the seeds that a row combines, for example "8 seeds (111 to 118)"; "" if it is of one."""
     if "seeds" not in row:
         return ""
-    known = sorted((by_seed or {}).get(seedless(row), ()))
-    seeds = known or range(row["seed"], row["seed"] + row["seeds"])
+    known = sorted(one["seed"] for one in singles(row))
+    # Those of one run follow each other.
+    seeds = known if len(known) > 1 else range(row["seed"], row["seed"] + row["seeds"])
     gapless = len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
     words = f"{seeds[0]} to {seeds[-1]}" if gapless else ", ".join(map(str, seeds))
     return f"{len(seeds)} seeds ({words})"
@@ -67,6 +67,19 @@ def describe_column(row: Row, key: str) -> str:
         return describe_seeds(row)
     spelt = {"auxiliary": names.dataset_name, "method": names.method_name}.get(key, str)
     return "" if row[key] in (None, "") else f"{names.COLUMNS[key].lower()} {spelt(row[key])}"
+
+
+def describe_value(value: Any) -> str:
+    """Returns a swept value, a section of a config by its name."""
+    value = value.get("name", value) if isinstance(value, Mapping) else value
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def short_keys(points: Points) -> dict[str, str]:
+    """Returns the last parts of the keys of a sweep by key; whole keys where two end alike."""
+    keys = list(next(iter(points.values()), {}))
+    last = [key.rpartition(".")[2] for key in keys]
+    return dict(zip(keys, last if len(set(last)) == len(keys) else keys, strict=True))
 
 
 def sentences(notes: Iterable[Note]) -> list[str]:

@@ -69,6 +69,9 @@ def write_figures(folder: PathLike, report: Report) -> None:
     for scores in report.scores:
         for chart in charts.score_charts(scores):
             save(chart.draw, safe_name(scores.dataset), chart.name)
+    for dataset, ablations in report.ablation_charts.items():
+        for chart in ablations:
+            save(chart.draw, safe_name(dataset), chart.name)
     training = charts.training_chart(report.history)
     save(training.draw, training.name)
     _remove_earlier(folder, written)

@@ -124,7 +124,7 @@ def seed_row(make_row, seed, value, dataset="visa", **fields):
 def test_combines_seeds_of_several_working_directories(make_row, make_workdir, caplog):
     """Checks directories of one seed and of several, and a seed that two of them have."""
     singles = [seed_row(make_row, seed, value) for seed, value in ((1, 0.1), (2, 0.2))]
-    several = make_workdir("several", combine_seeds(singles), changed_keys={"seeds": 2})
+    several = make_workdir("several", combine_seeds(singles), changed_keys={"sigma": 2})
     (several / "results_by_seed.json").write_text(json.dumps(singles))
     folders = [
         make_workdir(f"seed {seed}", [seed_row(make_row, seed, value)], changed_keys={"seed": seed})
@@ -134,8 +134,9 @@ def test_combines_seeds_of_several_working_directories(make_row, make_workdir, c
     row = ours.rows["visa", "mean"]
     assert (row["seed"], row["seeds"], row["image_ap"]) == (1, 3, pytest.approx(0.4))
     assert row["image_ap_std"] == pytest.approx(0.3)  # of 0.1, 0.4 and 0.7
-    assert (ours.seeds, ours.remark) == ("3 seeds (1, 2, 5)", "")
-    assert ours.description.endswith("mean over 3 seeds (1, 2, 5).")
+    assert ours.seeds == "TIPSomaly: mean ± standard deviation over 3 seeds (1, 2, 5)."
+    assert ours.remark == "Changed in the config: sigma=2."
+    assert ours.description.endswith("mean over 3 seeds (1, 2, 5). Changed in the config: sigma=2.")
     assert [record.getMessage() for record in caplog.records] == [
         f"Results of TIPSomaly on VisA in {folders[0]} replace those in {several}."
     ]
@@ -158,7 +159,7 @@ def test_several_seeds_without_their_single_rows_are_kept(make_row, make_workdir
     rows = combine_seeds([seed_row(make_row, seed, 0.1) for seed in (1, 2)])
     (ours,) = read_workdirs([make_workdir("a", rows)])
     assert ours.rows["visa", "mean"] == rows[0]
-    assert ours.seeds == "2 seeds (1, 2)"
+    assert ours.seeds == "TIPSomaly: mean ± standard deviation over 2 seeds (1, 2)."
 
 
 def test_deviation_of_a_mean_over_datasets_is_of_the_means_of_seeds(make_row):
@@ -168,7 +169,7 @@ def test_deviation_of_a_mean_over_datasets_is_of_the_means_of_seeds(make_row):
         for dataset, of in values.items()
         for seed, value in enumerate(of)
     ]
-    tables = compare_run(combine_seeds(rows), by_seed=rows)
+    tables = compare_run(combine_seeds(rows))
     table = next(table for table in tables if table.title.endswith("Image AUROC"))
     assert [line.cells[-1].number for line in table.lines] == [
         *("20.0 ± 14.1", "25.0 ± 7.1", "45.0 ± 35.4"),

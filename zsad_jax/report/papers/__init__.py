@@ -1,22 +1,32 @@
 """The papers' tables with our results."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.report import names
 from zsad_jax.report.papers.sheets import GAIN, TITLES, choose_papers, make_sheets
-from zsad_jax.report.papers.side_by_side import make_gain_table, make_table
+from zsad_jax.report.papers.side_by_side import OURS, make_gain_table, make_table
 from zsad_jax.report.papers.workdirs import Ours, columns_of, read_workdirs
 from zsad_jax.report.published import paper_of
 from zsad_jax.report.rows import MEAN, Row
+from zsad_jax.report.run_tables import make_tables
 from zsad_jax.report.tables import Table
 
-__all__ = ["Ours", "PaperTables", "compare_papers", "compare_run", "find_missing", "read_workdirs"]
+__all__ = [
+    "Ours",
+    "PaperTables",
+    "compare_papers",
+    "compare_run",
+    "find_missing",
+    "read_workdirs",
+    "tables_of_others",
+]
 
 
 class PaperTables(NamedTuple):
-    """A paper's key, its title, its tables with our results, and all datasets in them."""
+    """A paper's key, or a heading, its title, its tables with our results, and all datasets in them."""
 
     paper: str
     title: str
@@ -53,9 +63,7 @@ def compare_papers(
     return made
 
 
-def compare_run(
-    rows: Sequence[Row], run: Mapping[str, Any] | None = None, by_seed: Sequence[Row] = ()
-) -> list[Table]:
+def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
     """Makes the main tables of the methods' papers, for the datasets in results.json, with notes of run.json.
 
     Methods without a paper here are compared with the first that prints them.
@@ -66,7 +74,7 @@ def compare_run(
             papers.setdefault(paper, []).append(row)
     tables = []
     for paper, members in papers.items():
-        ours, datasets = columns_of(members, run, by_seed), {row["dataset"] for row in members}
+        ours, datasets = columns_of(members, run), {row["dataset"] for row in members}
         for sheet in make_sheets(paper):
             # Rows of datasets that were run, and of means all of whose members were.
             places = [place for place in sheet.places if datasets.issuperset(sheet.members(place))]
@@ -74,6 +82,19 @@ def compare_run(
                 shown = [one for one in ours if any(place in one.rows for place in places)]
                 tables.append(make_table(sheet.limited_to(places), shown))
     return tables
+
+
+def tables_of_others(ours: Iterable[Ours], in_papers: Collection[str]) -> list[PaperTables]:
+    """Makes the tables of our columns on datasets that no paper has."""
+    tables = []
+    for one in ours:
+        rows = [row for (dataset, _), row in one.rows.items() if dataset not in in_papers]
+        keys = (("method", one.method), ("setting", one.setting), ("source", OURS))
+        for table in make_tables(rows) if rows else ():
+            title = f"{one.name}: {table.title}"
+            tables.append(dataclasses.replace(table, title=title, keys=keys))
+    title = "Results on datasets that are not in the papers' tables."
+    return [PaperTables("Other datasets", title, tables, ())] * bool(tables)
 
 
 def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:

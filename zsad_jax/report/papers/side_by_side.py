@@ -1,6 +1,6 @@
 """A paper's tables with our results in further columns, and the gains over the best prior method."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +68,11 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
         columns=(*map(_published_column, sheet.columns), *map(_our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
-        remarks=(*remarks, *_sources_of_full_shot(sheet), *_seeds(ours)),
+        remarks=(
+            *remarks,
+            *_sources_of_full_shot(sheet),
+            *(one.seeds for one in ours if one.seeds),
+        ),
         keys=(("paper", sheet.paper), ("table", sheet.table), *_metric_keys(sheet.metric)),
     )
 
@@ -113,7 +117,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
         columns=(best_prior, own, *map(_our_column, ours)),
         lines=tuple(lines),
         compared=BEST_PRIOR,
-        remarks=(*remarks, *_seeds(ours)),
+        remarks=(*remarks, *(one.seeds for one in ours if one.seeds)),
         keys=(("paper", paper), ("table", GAIN), ("category", MEAN)),
     )
 
@@ -121,13 +125,6 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
 def printed_gains(paper: str) -> dict[tuple[str, str], str]:
     """Returns the gains that a paper itself prints, by mean and metric."""
     return {(n.dataset, n.metric): n.gain for n in all_numbers() if n.paper == paper and n.gain}
-
-
-def _seeds(ours: Iterable[Ours]) -> list[str]:
-    words = (
-        f"{one.name}: mean ± standard deviation over {one.seeds}." for one in ours if one.seeds
-    )
-    return list(words)
 
 
 def _our_column(ours: Ours) -> Column:
@@ -180,7 +177,7 @@ def _our_value(sheet: Sheet, ours: Ours, place: Place) -> _Value | None:
         # Of unrounded values: rounding comes last.
         rows = [ours.rows[key] for key in defined]
         mean = float(np.mean([row[metric] for row in rows])) if rows else None
-        spread = percent(spread_over_seeds(rows, metric, ours.by_seed))
+        spread = percent(spread_over_seeds(rows, metric))
         gaps = [wording.sentence(gap) for gap in _coverage(members, "datasets")]
         words = [*gaps, *(w for v in defined.values() for w in v.words)]
         return _Value(percent(mean), words, spread)

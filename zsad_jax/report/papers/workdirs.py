@@ -19,12 +19,11 @@ from zsad_jax.report.compare import (
 from zsad_jax.report.published import USUAL
 from zsad_jax.report.rows import (
     IDENTITY_COLUMNS,
-    BySeed,
     Row,
     combine_seeds,
-    group_seeds,
     result_row,
     seedless,
+    singles,
 )
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError, did_you_mean
@@ -47,8 +46,7 @@ class Ours:
       training: the protocol of the published numbers to compare with, or what the prompts were trained on.
       rows: results by (dataset, category), each of one seed or combined.
       deviations: why results cannot be compared with published ones.
-      by_seed: the rows of single seeds.
-      seeds: the seeds that are combined, in words; "" if none are.
+      seeds: a sentence on the seeds that are combined; "" if none are.
       remark: sentences on the whole column: demo models, and what differs from the config files.
     """
 
@@ -58,14 +56,13 @@ class Ours:
     training: str
     rows: Mapping[tuple[str, str], Row]
     deviations: Sequence[Deviation]
-    by_seed: BySeed
     seeds: str
     remark: str = ""
 
     @property
     def description(self) -> str:
         """A sentence on what was run."""
-        words = dict.fromkeys(wording.describe(row, self.by_seed) for row in self.rows.values())
+        words = dict.fromkeys(wording.describe(row) for row in self.rows.values())
         return f"Ours, {self.name}: {'; '.join(words)}. {self.remark}".rstrip()
 
 
@@ -97,25 +94,18 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
         # Optional: without it, remarks on masks, settings and demo models are missing.
         run = _read(path, _check_run) if path.is_file() else {}
         path = folder / "results_by_seed.json"
-        by_seed = group_seeds(_read(path, _read_rows) if path.is_file() else ())
+        by_seed = combine_seeds(_read(path, _read_rows) if path.is_file() else ())
+        combined = {seedless(row): row for row in by_seed}
         for path in (folder / "results.json", *[folder / "comparisons.json"] * comparisons):
             rows = _read(path, _read_rows) if path.is_file() else ()
-            singles = (one for row in rows for one in _singles(row, by_seed))
-            results += [_Result(row, run, str(folder)) for row in singles]
+            several = (combined.get(seedless(row), row) if "seeds" in row else row for row in rows)
+            results += [_Result(one, run, str(folder)) for row in several for one in singles(row)]
     return _gather(results)
 
 
-def columns_of(
-    rows: Iterable[Row], run: Mapping[str, Any] | None = None, by_seed: Iterable[Row] = ()
-) -> list[Ours]:
-    """Returns the columns of one run, from its results.json, run.json and results_by_seed.json."""
-    groups = group_seeds(by_seed)
-    return _gather(_Result(one, run or {}) for row in rows for one in _singles(row, groups))
-
-
-def _singles(row: Row, by_seed: BySeed) -> Iterable[Row]:
-    """Returns the single-seed rows behind a row if there are any, else the row."""
-    return (by_seed.get(seedless(row), {}).values() if "seeds" in row else ()) or [row]
+def columns_of(rows: Iterable[Row], run: Mapping[str, Any] | None = None) -> list[Ours]:
+    """Returns the columns of one run, from its results.json and run.json."""
+    return _gather(_Result(one, run or {}) for row in rows for one in singles(row))
 
 
 def _gather(results: Iterable[_Result]) -> list[Ours]:
@@ -150,8 +140,6 @@ def _differ_by_seed(one: _Result, other: _Result) -> bool:
 
 def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
     """Names a column by what distinguishes it from the method's others; each has a sample."""
-    all_rows = [one.row for results in column.values() for one in results]
-    by_seed = group_seeds(row for row in all_rows if "seeds" not in row)
     rows = [row for results in column.values() for row in combine_seeds(one.row for one in results)]
     method, usual = rows[0]["method"], is_usual(rows[0])
     known = [_with_training(sample) for sample in samples if sample["method"] == method]
@@ -167,10 +155,11 @@ def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
         for result in results:
             runs.setdefault(result.folder, {})[place] = result
     members = [list(each.values()) for each in runs.values()]
-    seeds = dict.fromkeys(wording.describe_seeds(row, by_seed) for row in rows if "seeds" in row)
+    seeds = dict.fromkeys(wording.describe_seeds(row) for row in rows if "seeds" in row)
+    name = names.method_name(method) + (f" ({words})" if words else "")
     return Ours(
         method=method,
-        name=names.method_name(method) + (f" ({words})" if words else ""),
+        name=name,
         setting=_describe(rows, settings),
         training=USUAL if usual else training_of(rows[0]),
         rows={(row["dataset"], row["category"]): row for row in rows},
@@ -179,8 +168,7 @@ def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
             for each in members
             for deviation in find_deviations([one.row for one in each], each[0].run)
         ],
-        by_seed=by_seed,
-        seeds=" or ".join(seeds),
+        seeds=f"{name}: {wording.MEAN_OVER} {' or '.join(seeds)}." if seeds else "",
         remark=" ".join(
             dict.fromkeys(one for each in members for one in _remarks(each[0].run, seeds))
         ),
@@ -189,7 +177,7 @@ def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
 
 def _remarks(run: Mapping[str, Any], seeds: Mapping[str, None]) -> list[str]:
     changed = run.get("changed_keys", {}).items()
-    named = {k: v for k, v in changed if not (seeds and k in ("seed", "seeds"))}
+    named = {key: value for key, value in changed if key != "seed" or not seeds}
     changes = wording.describe_changes({"changed_keys": named})
     demonstration = [wording.DEMONSTRATION] * (run.get("demonstration") is True)
     return [*demonstration, *[f"Changed in the config: {changes}."] * bool(changes)]
