@@ -58,7 +58,7 @@ def test_ablation_has_a_line_for_each_combination_of_other_keys(make_row):
     """Checks values out of order, spreads over seeds, and a metric that is undefined."""
     points, rows = ablation(make_row, (8, 2, 4), pixel_ap=None)
     rows[2] |= {"seeds": 3, "image_ap_std": 0.5}
-    (chart,) = charts.ablation_charts(points, rows, "VisA", "Demo.")
+    (chart,) = charts.ablation_charts(points, rows, "Demo.")
     assert (chart.name, chart.caption) == ("ablation_sigma.png", "Metrics over sigma on VisA")
     figure = chart.draw()
     assert len(figure.axes) == len(names.METRICS) - 1
@@ -99,7 +99,7 @@ def test_charts_only_keys_with_several_numbers(values):
 def test_no_chart_with_too_many_lines(make_row):
     points = {f"{s} {d}": {"sigma": s, "depth": d} for s in (1, 2) for d in range(7)}
     rows = [make_row("visa", variant=label) for label in points]
-    made = charts.ablation_charts(points, rows, "VisA", "")
+    made = charts.ablation_charts(points, rows)
     assert [chart.name for chart in made] == ["ablation_depth.png"]
 
 

@@ -6,13 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from zsad_jax.report import formats
-from zsad_jax.report.papers import (
-    PaperTables,
-    compare_papers,
-    find_missing,
-    read_workdirs,
-    tables_of_others,
-)
+from zsad_jax.report.papers import PaperTables, compare_papers, find_missing, read_workdirs
 from zsad_jax.report.published import MAIN_TABLES
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
@@ -63,10 +57,6 @@ def _compare(options: argparse.Namespace) -> None:
     papers = compare_papers(ours, paper=options.paper, table=options.table, everything=options.all)
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):
-        papers = []
-    if options.paper is None and options.table is None:
-        papers += tables_of_others(ours, in_papers)
-    if not papers:
         raise UserError(
             f"Found no results in {', '.join(options.workdirs)} for the datasets of these tables"
             f" ({', '.join(sorted(in_papers))}). The tables of other datasets are in results.md and"

@@ -8,7 +8,7 @@ from typing import Any
 from zsad_jax.data.issues import Issue
 from zsad_jax.evaluate import Case, DatasetScores
 from zsad_jax.metrics import Note
-from zsad_jax.report import charts, names, run_tables, wording
+from zsad_jax.report import charts, run_tables, wording
 from zsad_jax.report.papers import compare_run
 from zsad_jax.report.rows import Row
 from zsad_jax.report.tables import Table
@@ -65,14 +65,11 @@ class Report:
     def ablation_charts(self) -> dict[str, list[charts.Chart]]:
         """The charts of a sweep by dataset."""
         points = self.run.get("sweep", {}).get("points", {})
-        remark, made = wording.DEMONSTRATION * self.demonstration, {}
-        for dataset in dict.fromkeys(row["dataset"] for row in self.rows if points):
-            _, compared = run_tables.compared_rows(dataset, self.rows, self.comparisons)
-            rows, title = (
-                [row for row in compared if row["variant"] in points],
-                names.dataset_name(dataset),
-            )
-            made[dataset] = charts.ablation_charts(points, rows, title, remark)
+        swept = [row for row in self.comparisons if row["variant"] in points]
+        made, remark = {}, wording.DEMONSTRATION * self.demonstration
+        for dataset in dict.fromkeys(row["dataset"] for row in swept):
+            _, rows = run_tables.compared_rows(dataset, self.rows, swept)
+            made[dataset] = charts.ablation_charts(points, rows, remark)
         return made
 
     def _name_setting(self, tables: Sequence[Table]) -> list[Table]:

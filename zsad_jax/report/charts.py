@@ -72,13 +72,13 @@ def score_charts(scores: DatasetScores) -> list[Chart]:
     ]
 
 
-def ablation_charts(points: Points, rows: Sequence[Row], title: str, remark: str) -> list[Chart]:
-    """Returns the charts of a sweep, one over each key with numbers, of the results of its points."""
-    short = wording.short_keys(points)
+def ablation_charts(points: Points, rows: Sequence[Row], remark: str = "") -> list[Chart]:
+    """Returns the charts of a sweep, one over each key with numbers, of its results on a dataset."""
+    short, dataset = wording.short_keys(points), names.dataset_name(rows[0]["dataset"])
     return [
         Chart(
             f"ablation_{safe_name(short[key])}.png",
-            f"Metrics over {short[key]} on {title}",
+            f"Metrics over {short[key]} on {dataset}",
             functools.partial(ablation_figure, points, rows, key, remark),
         )
         for key, number in num_lines(points).items()

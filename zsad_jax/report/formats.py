@@ -156,28 +156,25 @@ def to_text(table: Table) -> str:
 
     Standard deviations, the paper's numbers and the differences are in lines below, within 100 columns.
     """
-    count, numbers = len(table.head), len(table.columns)
-    widths = (25, 12)[:count] if count < 3 else (14, *[29 // (count - 1)] * (count - 1))
-    forms = (*map("{{:<{}}}".format, widths), *["{:>7}"] * numbers)
+    # The keys of a sweep share a column, which has room for any number of them.
+    fold = table.compared == tables.MAIN_RESULT
+    head = (", ".join(table.head),) if fold else table.head
+    count, numbers = len(head), len(table.columns)
+    forms = ("{:<25}", "{:<12}")[:count] + ("{:>7}",) * numbers
 
     def row(*cells: str) -> str:
         return "".join(map(str.format, forms, cells)).rstrip()
 
-    def wrap(labels: Iterable[str], heads: Iterable[Column] = ()) -> list[tuple[str, ...]]:
-        parts = [textwrap.wrap(one, width - 1) for one, width in zip(labels, widths, strict=True)]
-        parts += [_wrap(column.full, 6) for column in heads]
-        return [*itertools.zip_longest(*map(reversed, parts), fillvalue="")][::-1] or [
-            ("",) * count
-        ]
-
-    heads = [row(*names) for names in wrap(table.head, table.columns)]
-    lines = [f"{table.caption}, in percent", "", *heads]
+    heads = [*(_wrap(name, 11) for name in head), *(_wrap(c.full, 6) for c in table.columns)]
+    stacked = itertools.zip_longest(*map(reversed, heads), fillvalue="")
+    lines = [f"{table.caption}, in percent", "", *[row(*names) for names in stacked][::-1]]
     for line in table.lines:
         words = sum((cell.footnotes for cell in line.cells), line.footnotes)
         marks = "".join(f" [{mark}]" for mark in table.marks(line._replace(footnotes=words)))
-        *above, last = wrap((line.labels[0] + marks, *line.labels[1:]))
+        label, *others = (", ".join(filter(None, line.labels)),) if fold else line.labels
+        *above, last = textwrap.wrap(label + marks, 24) or [""]
         means = [cell._replace(spread=None).number for cell in line.cells]
-        lines += [*(row(*labels) for labels in above), row(*last, *means)]
+        lines += [*above, row(last, *others, *means)]
         spreads = ["" if cell.spread is None else f"±{cell.spread:.1f}" for cell in line.cells]
         papers = [f"{cell.paper.percent:.1f}" if cell.paper else "" for cell in line.cells]
         gaps = [cell.difference for cell in line.cells]

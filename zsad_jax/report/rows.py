@@ -1,5 +1,6 @@
 """The schema of results.json and comparisons.json: one row per dataset and category."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -56,10 +57,7 @@ def result_row(**fields: Any) -> Row:
         hint = _TYPES.get(name, str | None)
         if not fits(value, hint):
             raise ValueError(f"{name} is {value!r}, expected {describe_type(hint)}")
-        in_range = (
-            value is None or name.removesuffix("_std") not in METRIC_COLUMNS or 0 <= value <= 1
-        )
-        if not in_range:
+        if name.removesuffix("_std") in METRIC_COLUMNS and not 0 <= (value or 0) <= 1:
             if not math.isnan(value):
                 raise ValueError(f"{name} is {value}, expected a number in [0, 1]")
             row[name] = None
@@ -71,11 +69,15 @@ def result_row(**fields: Any) -> Row:
 
 
 class CombinedRow(dict[str, Any]):
-    """A row that combines several seeds; `singles` are the rows that it was made of and no column."""
+    """A row that combines rows of several seeds, its `singles`, as `combine_seeds` describes it."""
 
-    def __init__(self, columns: Row, singles: Sequence[Row]):
-        super().__init__(columns)
+    def __init__(self, singles: Sequence[Row]):
+        super().__init__(singles[0] | {"seeds": len(singles)})
         self.singles = singles
+        for metric, name in STD_OF.items():
+            defined = [row[metric] for row in singles if row[metric] is not None]
+            self[metric] = statistics.fmean(defined) if defined else None
+            self[name] = _deviation(defined)
 
 
 def singles(row: Row) -> Sequence[Row]:
@@ -100,18 +102,8 @@ def combine_seeds(rows: Iterable[Row]) -> list[Row]:
     groups: dict[tuple[Any, ...], dict[Any, Row]] = {}
     for row in rows:
         groups.setdefault(seedless(row), {})[row["seed"]] = row
-    return [_combine(list(group.values())) for group in groups.values()]
-
-
-def _combine(group: Sequence[Row]) -> Row:
-    if len(group) < 2:
-        return group[0]
-    columns = group[0] | {"seeds": len(group)}
-    for metric, name in STD_OF.items():
-        defined = [row[metric] for row in group if row[metric] is not None]
-        columns[metric] = statistics.fmean(defined) if defined else None
-        columns[name] = _deviation(defined)
-    return CombinedRow(columns, group)
+    members = (list(group.values()) for group in groups.values())
+    return [CombinedRow(group) if len(group) > 1 else group[0] for group in members]
 
 
 def spread_over_seeds(rows: Sequence[Row], metric: str) -> float | None:
@@ -119,7 +111,7 @@ def spread_over_seeds(rows: Sequence[Row], metric: str) -> float | None:
     if len(rows) == 1:
         return rows[0].get(STD_OF[metric])
     by_seed: dict[Any, list[Any]] = {}
-    for one in (one for row in rows for one in singles(row)):
+    for one in itertools.chain.from_iterable(map(singles, rows)):
         by_seed.setdefault(one["seed"], []).append(one[metric])
     if any(len(values) < len(rows) for values in by_seed.values()):
         return None

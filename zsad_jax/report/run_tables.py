@@ -281,9 +281,9 @@ class _Results(NamedTuple):
         number = numbers.get(PAPER_METRIC[metric] or "")
         apart = words_on(self.deviations, [row["dataset"] for row in rows], metric)
         defined = [row[metric] for row in rows if row[metric] is not None]
-        mean = float(np.mean(defined)) if defined else None
+        mean = percent(float(np.mean(defined))) if defined else None
         spread = percent(spread_over_seeds(rows, metric))
-        return Cell(percent(mean), number, apart=bool(number and apart), spread=spread)
+        return Cell(mean, number, apart=bool(number and apart), spread=spread)
 
 
 def _metrics_to_show(rows: Sequence[Row]) -> tuple[str, ...]:

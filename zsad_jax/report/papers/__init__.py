@@ -1,7 +1,7 @@
 """The papers' tables with our results."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zsad_jax.data.protocols import DOMAIN_MEANS
@@ -14,15 +14,7 @@ from zsad_jax.report.rows import MEAN, Row
 from zsad_jax.report.run_tables import make_tables
 from zsad_jax.report.tables import Table
 
-__all__ = [
-    "Ours",
-    "PaperTables",
-    "compare_papers",
-    "compare_run",
-    "find_missing",
-    "read_workdirs",
-    "tables_of_others",
-]
+__all__ = ["Ours", "PaperTables", "compare_papers", "compare_run", "find_missing", "read_workdirs"]
 
 
 class PaperTables(NamedTuple):
@@ -44,7 +36,7 @@ def compare_papers(
     """Makes the tables of one paper or all with our columns; `everything` includes ablations and variants.
 
     `table` is the number of one table, "poster" or "gain"; by default those of main results, and the gain. An
-    unknown paper or table raises `UserError`.
+    unknown paper or table raises `UserError`. Our results on other datasets follow the tables of all papers.
     """
     made = []
     for key in choose_papers(paper, table):
@@ -60,7 +52,24 @@ def compare_papers(
         shown = [dataset for dataset in datasets if dataset not in DOMAIN_MEANS]
         if tables:
             made.append(PaperTables(key, TITLES[key], tables, shown))
+    covered = {dataset for one in made for dataset in one.datasets}
+    others = {dataset for one in ours for dataset, _ in one.rows} - covered
+    if others and paper is None and table is None:
+        # Without any of our results, the papers' tables would only hide the others.
+        made *= any(dataset in covered for one in ours for dataset, _ in one.rows)
+        tables = [table for one in ours for table in _make_tables(one, others)]
+        made.append(
+            PaperTables("Other datasets", "Not in the papers' tables.", tables, sorted(others))
+        )
     return made
+
+
+def _make_tables(ours: Ours, datasets: Collection[str]) -> Iterator[Table]:
+    """Yields the tables of one of our columns on some datasets."""
+    rows = [row for (dataset, _), row in ours.rows.items() if dataset in datasets]
+    keys = (("method", ours.method), ("setting", ours.setting), ("source", OURS))
+    for table in make_tables(rows) if rows else ():
+        yield dataclasses.replace(table, title=f"{ours.name}: {table.title}", keys=keys)
 
 
 def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
@@ -84,22 +93,9 @@ def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> li
     return tables
 
 
-def tables_of_others(ours: Iterable[Ours], in_papers: Collection[str]) -> list[PaperTables]:
-    """Makes the tables of our columns on datasets that no paper has."""
-    tables = []
-    for one in ours:
-        rows = [row for (dataset, _), row in one.rows.items() if dataset not in in_papers]
-        keys = (("method", one.method), ("setting", one.setting), ("source", OURS))
-        for table in make_tables(rows) if rows else ():
-            title = f"{one.name}: {table.title}"
-            tables.append(dataclasses.replace(table, title=title, keys=keys))
-    title = "Results on datasets that are not in the papers' tables."
-    return [PaperTables("Other datasets", title, tables, ())] * bool(tables)
-
-
 def find_missing(ours: Iterable[Ours], papers: Iterable[PaperTables]) -> list[str]:
     """Returns a sentence for each of our columns that lacks datasets of the papers."""
-    wanted = dict.fromkeys(dataset for one in papers for dataset in one.datasets)
+    wanted = dict.fromkeys(key for one in papers if one.paper in TITLES for key in one.datasets)
     found = []
     for one in ours:
         missing = [names.dataset_name(key) for key in wanted if (key, MEAN) not in one.rows]
