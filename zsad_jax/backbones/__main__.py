@@ -50,10 +50,10 @@ def _make_parser() -> argparse.ArgumentParser:
     convert.add_argument("target", metavar="OUT", nargs="?", type=files.user_path, help=target)
     convert.set_defaults(run=_convert)
 
-    features = add("features", "list or remove the features of datasets that runs have stored")
+    features = add("features", "list or remove the stored features of datasets")
     actions = features.add_subparsers(dest="action", required=True)
-    features_list = command_line.add_command(actions, "list", "list stored features")
-    features_list.set_defaults(run=_list_features)
+    shown = command_line.add_command(actions, "list", "list stored features")
+    shown.set_defaults(run=_list_features)
     clear = command_line.add_command(actions, "clear", "remove stored features that are not in use")
     clear.add_argument("keys", metavar="KEY", nargs="*", help="as shown by list; default: all")
     clear.set_defaults(run=_clear_features)
@@ -124,12 +124,12 @@ def _list_features(_: argparse.Namespace) -> None:
     heads = ("key", "dataset", "backbone", "image", "blocks", "images", "GB", "last used")
     table = TextTable(heads, frozenset(), [])
     for key, (info, size, used) in feature_cache.list_sets().items():
-        fields = [info.get(name) for name in ("dataset", "backbone", "image_size")]
+        count = int(size * 1e9) // info["row_bytes"] if info else 0
+        images = f"{min(count, info['images'])} of {info['images']}" if info else None
+        names = (info.get(name) for name in ("dataset", "backbone", "image_size"))
         blocks = ", ".join(map(str, info.get("blocks", ())))
-        images = info and min(int(size * 1e9) // info["row_bytes"], info["images"])
-        count = f"{images} of {info['images']}" if info else None
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-        table.rows.append((key, *fields, blocks, count, f"{size:.1f}", day))
+        table.rows.append((key, *names, blocks, images, f"{size:.3g}", day))
     print(f"{table.to_text('plain')}Stored in {feature_cache.root()}")
 
 
@@ -142,7 +142,7 @@ def _clear_features(options: argparse.Namespace) -> None:
             raise UserError(f"{key!r} is not the key of stored features. {suggest(key, sets)}")
     for key in options.keys or sets:
         removed = feature_cache.clear(key)
-        print(f"{key}: {f'removed, {sets[key][1]:.1f} GB' if removed else 'in use, not removed'}")
+        print(f"{key}: {f'removed, {sets[key][1]:.3g} GB' if removed else 'in use, not removed'}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -112,9 +112,8 @@ class Features:
         self._load = functools.partial(load_batches, dataset, preprocess, **options)
         self._frozen = sharding.replicate(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
-        self._encode = {
-            key: encode and _compile(encode, *fixed) for key, encode in encoders.items()
-        }
+        self._encode: dict[Hashable, Any]
+        self._encode = {k: encode and _compile(encode, *fixed) for k, encode in encoders.items()}
         images = functools.partial(jax.ShapeDtypeStruct, (self.rows, size, size, 3))
         self._rounded = {  # features in the dtypes of their encoders, as shapes
             key: jax.eval_shape(encode, backbone.params, images(np.float32))
@@ -126,7 +125,7 @@ class Features:
             for key, encode in self._encode.items()
             if encode and isinstance(key, tuple) and len(dataset) and config.cache != "none"
         }
-        if not _open_stores(list(self._stores.values()), config):
+        if self._stores and not _open_stores(self._stores.values(), config):
             self._stores.clear()
         self.stored = len(self._stores) == len(encoders)
         self._fill()
@@ -147,9 +146,9 @@ class Features:
         notes: list[Issue] = []
         for positions, batch in zip(padded.reshape(-1, rows), loaded, strict=False):
             found = {key: store.read(positions) for key, store in self._stores.items()}
-            features: FeaturesByKey = {
-                key: sharding.split_batch(one, self._mesh) for key, (_, one) in found.items()
-            }
+            features = sharding.split_batch(
+                {key: tree for key, (_, tree) in found.items()}, self._mesh
+            )
             batch = batch or next(truth for truth, _ in found.values())
             if not self.stored:
                 images = sharding.split_batch(batch.images, self._mesh)
@@ -167,13 +166,12 @@ class Features:
         Only features in memory are, and those that "auto" has put on disk. They have the stored dtype: pass a
         batch of them through `restore`.
         """
-        stats = self._mesh.local_devices[0].memory_stats()
         free = available_memory() / self._mesh.size  # on the CPU
-        if stats:
+        if stats := self._mesh.local_devices[0].memory_stats():
             free = stats["bytes_limit"] - stats["bytes_in_use"]
-        on_disk = any(store.folder for store in self._stores.values())
-        share = SHARE_OF_DEVICE * (1 if on_disk else 2)
-        fits = sum(store.size for store in self._stores.values()) * 1e9 <= share * free
+        stores = self._stores.values()
+        share = SHARE_OF_DEVICE * (1 if any(store.folder for store in stores) else 2)
+        fits = sum(store.size for store in stores) * 1e9 <= share * free
         if not self.stored or self._config.cache == "disk" or not fits:
             return None
         features: FeaturesByKey = {}
@@ -184,10 +182,7 @@ class Features:
         return batch, features
 
     def restore(self, features: FeaturesByKey) -> FeaturesByKey:
-        """Casts rounded features to the dtypes of their encoders, inside jit where possible.
-
-        Applied again, it changes nothing.
-        """
+        """Casts rounded features to the dtypes of their encoders; it can be applied twice. Use it in jit."""
         cast = functools.partial(jax.tree.map, lambda x, own: x.astype(own.dtype))
         return {key: cast(tree, self._rounded.get(key, tree)) for key, tree in features.items()}
 
@@ -195,40 +190,28 @@ class Features:
         """Returns what info.json holds. The key is of all that features depend on, down to their last bits."""
         dataset, backbone, device = self.dataset, self._backbone, self._mesh.devices.flat[0]
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        name = fingerprint(
-            [
-                dataset.name,
-                dataset.categories,
-                dataset.fingerprint(),
-                self.rows,
-                self._config.dtype,
-            ],
-            [backbone.name, backbone.family, backbone.digest, backbone.options, key],
-            [
-                dataclasses.asdict(backbone.preprocess),
-                device.device_kind,
-                self._mesh.size,
-                precision,
-            ],
-            [jax.__version__, zsad_jax.__version__],
-        )
-        info = {"key": name, "dataset": dataset.name, "backbone": backbone.name, "blocks": key[0]}
-        size = {"image_size": backbone.preprocess.image_size, "images": len(dataset)}
-        return info | size | {"rows": self.rows}
+        data = dataset.name, dataset.categories, dataset.fingerprint(), self.rows
+        model = backbone.name, backbone.digest, backbone.options, key, self._config.dtype
+        machine = device.device_kind, self._mesh.size, precision, jax.__version__
+        pixels = dataclasses.asdict(backbone.preprocess)
+        info: dict[str, Any] = {
+            "key": fingerprint(data, model, machine, pixels, zsad_jax.__version__)
+        }
+        info |= {"dataset": dataset.name, "backbone": backbone.name, "blocks": key[0]}
+        info |= {"image_size": backbone.preprocess.image_size, "images": len(dataset)}
+        return info | {"rows": self.rows}
 
     def _fill(self) -> None:
         """Encodes what the stores lack, in one pass over the images."""
         missing = {key: {*store.missing().tolist()} for key, store in self._stores.items()}
-        order = sorted(set().union(*missing.values()))
-
-        encoders: dict[Hashable, Any] = self._encode
+        order, encode = sorted(set().union(*missing.values())), self._encode
 
         def run() -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
             for batch in self._load(batch_size=self.rows, indices=order):
                 images = sharding.split_batch(batch.images, self._mesh)
-                wanted = [key for key in missing if batch.index[0] in missing[key]]
-                yield batch, {key: encoders[key](self._frozen, images) for key in wanted}
+                keys = [key for key in missing if batch.index[0] in missing[key]]
+                yield batch, {key: encode[key](self._frozen, images) for key in keys}
 
         label = f"encode {self.dataset.name}"
         batches = progress(one_late(run()), total=len(order), label=label, step=self.rows)
@@ -244,14 +227,14 @@ def _compile(
     # Not a method: in a reference cycle, features would outlive their use.
     split = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
+    def is_rounded(x: Array) -> bool:
+        return dtype is not None and jnp.issubdtype(x.dtype, jnp.floating)
+
     def run(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
         images = jax.lax.with_sharding_constraint(images, split)
         found = encode(frozen, preprocess.normalize(images))
         # `Features.restore` is another program: XLA would remove a cast and its inverse.
-        return jax.tree.map(
-            lambda x: x.astype(dtype) if dtype and jnp.issubdtype(x.dtype, jnp.floating) else x,
-            found,
-        )
+        return jax.tree.map(lambda x: x.astype(dtype) if is_rounded(x) else x, found)
 
     def run_in_parts(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
         # Matrix products of other sizes round differently: every image is encoded among `rows` of them.
@@ -274,17 +257,15 @@ class Store:
     def __init__(self, info: Mapping[str, Any], features: PyTree):
         """Describes an empty set: the entries of info.json, and the features of a batch as shapes."""
         size, rows = info["image_size"], info["rows"]
-        masks = np.zeros((rows, size, -(-size // 8)), np.uint8)
-        rest: list[Any] = [np.zeros(rows, dtype) for dtype in TRUTH]
-        self._leaves, self._structure = jax.tree.flatten((ImageBatch(None, masks, *rest), features))
+        truth: list[Any] = [np.zeros((rows, size, -(-size // 8)), np.uint8)]
+        truth += [np.zeros(rows, dtype) for dtype in TRUTH]
+        self._leaves, self._structure = jax.tree.flatten((ImageBatch(None, *truth), features))
         # .npy files have no name for bfloat16, whose bits are stored as integers.
         types = ["u2" if leaf.dtype == "bfloat16" else leaf.dtype for leaf in self._leaves]
-        shapes = (leaf.shape[1:] for leaf in self._leaves)
-        fields = [(f"leaf{i}", *one) for i, one in enumerate(zip(types, shapes, strict=True))]
+        fields = [(f"leaf{i}", x, self._leaves[i].shape[1:]) for i, x in enumerate(types)]
         self._dtype = np.dtype(fields, align=True)
-        self._step = (
-            max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
-        )  # images of a shard
+        # Images of a shard.
+        self._step = max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
         self.info = {**info, "row_bytes": self._dtype.itemsize}
         self.size = info["images"] * self._dtype.itemsize / 1e9  # GB
         self.folder: pathlib.Path | None = None
@@ -294,16 +275,16 @@ class Store:
     def __str__(self) -> str:
         info, blocks = self.info, f", blocks {', '.join(map(str, self.info['blocks']))}"
         tower = f"{info['backbone']}, {info['image_size']} px{blocks}"
-        return f"{info['dataset']} ({tower}): {info['images']:,} images, {self.size:.1f} GB"
+        return f"{info['dataset']} ({tower}): {info['images']:,} images, {self.size:.3g} GB"
 
     def open_folder(self) -> None:
         """Finds what is stored, and locks it against `clear` while the object lives."""
         self.folder = root() / self.info["key"]
-        self._lock = open(_lock_of(self.folder), "ab")  # noqa: SIM115 - see above
+        # Beside the set: it stays when the set is removed, and who waits for it finds an empty set.
+        self._lock = open(self.folder.with_suffix(".lock"), "ab")  # noqa: SIM115 - see above
         os.utime(self._lock.name)  # the time of the last use
-        with contextlib.suppress(
-            OSError
-        ):  # in use, not there yet, or without locks (network file systems)
+        # Not if it is in use, or new, or on a network file system without locks.
+        with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             files.sweep(self.folder)
         with contextlib.suppress(OSError):
@@ -375,11 +356,8 @@ class Store:
         names, *found = zip(*texts, strict=True)
         issues, notes = (tuple(Issue(*x) for row in rows for x in row) for rows in found)
         masks = np.unpackbits(truth.masks, axis=-1, count=self.info["image_size"]).view(np.bool_)
-        index = positions.astype(np.int32)
-        truth = truth._replace(
-            masks=masks, index=index, file_names=names, issues=issues, notes=notes
-        )
-        return truth, features
+        truth = truth._replace(masks=masks, index=positions.astype(np.int32))
+        return truth._replace(file_names=names, issues=issues, notes=notes), features
 
     def _paths(self, shard: int) -> tuple[pathlib.Path, pathlib.Path]:
         path = root() / self.info["key"] / f"{shard:05}.npy"
@@ -391,7 +369,7 @@ def root() -> pathlib.Path:
     return files.home() / "features"
 
 
-def _open_stores(stores: list[Store], config: FeaturesConfig) -> bool:
+def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
     """Finds sets on disk or chooses memory; returns whether there is room for them, and logs where or why not.
 
     Raises `UserError` if there is no room where the config asks for it.
@@ -407,10 +385,10 @@ def _open_stores(stores: list[Store], config: FeaturesConfig) -> bool:
     on_disk = config.cache in ("auto", "disk") and left <= max(min(disk, config.max_gb - used), 0)
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)
     reason = (
-        f"{needed:.1f} GB do not fit: features.max_gb is {config.max_gb:g}, of which {used:.1f} are used;"
-        f" free are {disk:.1f} GB of {root()} and {memory:.1f} GB of memory"
+        f"{needed:.3g} GB do not fit: features.max_gb is {config.max_gb:g}, of which {used:.3g} are used;"
+        f" free are {disk:.3g} GB of {root()} and {memory:.3g} GB of memory"
     )
-    if stores and config.cache != "auto" and not (on_disk or in_memory):
+    if config.cache in ("disk", "memory") and not (on_disk or in_memory):
         raise UserError(
             f"config.features.cache is {config.cache!r}, but {reason}. Raise config.features.max_gb, choose"
             " 'auto', or remove stored features: python -m zsad_jax.backbones features clear."
@@ -418,12 +396,8 @@ def _open_stores(stores: list[Store], config: FeaturesConfig) -> bool:
     for store in stores:
         if on_disk:
             store.open_folder()
-        verb = "stored in" if len(store.missing()) else "read from"
-        place = (
-            f"{verb} {store.folder or 'memory'}"
-            if on_disk or in_memory
-            else f"not stored: {reason}"
-        )
+        words = f"{'stored in' if len(store.missing()) else 'read from'} {store.folder or 'memory'}"
+        place = words if on_disk or in_memory else f"not stored: {reason}"
         logging.info("Features of %s, %s", store, place)
     return on_disk or in_memory
 
@@ -451,13 +425,8 @@ def list_sets() -> dict[str, tuple[dict[str, Any], float, float]]:
 
 def clear(key: str) -> bool:
     """Removes a set; returns False if it is in use."""
-    with contextlib.suppress(BlockingIOError), open(_lock_of(root() / key), "ab") as lock:
+    with contextlib.suppress(BlockingIOError), open(root() / f"{key}.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         files.remove(root() / key)
         return True
     return False
-
-
-def _lock_of(folder: pathlib.Path) -> pathlib.Path:
-    # Beside the set: it stays when the set is removed, and who waits for it finds an empty set.
-    return folder.with_suffix(".lock")
