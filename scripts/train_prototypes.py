@@ -10,7 +10,6 @@ library's metrics.
 
 import argparse
 import pathlib
-import types
 from typing import Any, NamedTuple
 
 import jax
@@ -94,12 +93,11 @@ def prototypes_method(width: int) -> Method:
 def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, seed: int) -> float:
     """Returns the mean image AUROC over the classes of `evaluate`, and logs that of each class."""
     method = prototypes_method(train.vectors.shape[1])
-    # Embeddings take the place of images, so there is nothing to normalize.
-    backbone: Any = types.SimpleNamespace(preprocess=types.SimpleNamespace(normalize=lambda x: x))
+    backbone: Any = None  # embeddings are the features
     params = method.init(jax.random.key(seed), {})
     config = TrainingConfig(learning_rate=1e-3, b1=0.9, b2=0.999)
     optimizer = make_optimizer(config, method, params, Stage())
-    step = make_step(method, backbone, optimizer, Stage())
+    step = jax.jit(make_step(method, backbone, optimizer, Stage()))
     count = len(train.labels)
     batch = Batch(
         category=train.category,

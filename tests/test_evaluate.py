@@ -10,11 +10,13 @@ import pytest
 
 from zsad_jax import metrics
 from zsad_jax.backbones import Backbone
+from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.experiment import cache
 from zsad_jax.methods import Method, Scores
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.sharding import make_mesh
 
@@ -92,29 +94,45 @@ def method(**changes):
 
 
 def run(contenders=None, data=None, **options):
+    """Returns the evaluation by each contender."""
     contenders = contenders or [Contender(method(), {"gain": jnp.float32(1)})]
-    options = {"mesh": make_mesh(), "batch_size": 4, "image_score": "max", **options}
-    return evaluate(contenders, backbone(), dataset() if data is None else data, **options)
+    mesh, tower = make_mesh(), backbone()
+    features = Features(
+        dataset() if data is None else data,
+        tower,
+        dict(encoder_of(contender.method) for contender in contenders),
+        FeaturesConfig(cache="none"),
+        mesh=mesh,
+        rows=4,
+    )
+    options = {"mesh": mesh, "image_score": "max", **options}
+    return evaluate(contenders, features, tower, **options)
 
 
 @pytest.fixture(scope="module")
-def evaluation():
+def evaluations():
     other = Contender(method(), {"gain": jnp.float32(-1)}, "darkness")
     return run([Contender(method(), {"gain": jnp.float32(1)}), other])
 
 
-def test_scores_readable_images_in_order(evaluation):
+@pytest.fixture(scope="module")
+def evaluation(evaluations):
+    return evaluations[0]
+
+
+def test_scores_readable_images_in_order(evaluation, evaluations):
     assert evaluation.file_names == tuple(f"{number}.png" for number in range(10))
     assert evaluation.labels.tolist() == [0, 1] * 5
     assert [issue.file for issue in evaluation.issues] == ["10.png"]
-    bright, dark = (scored.image_scores["mean"] for scored in evaluation.scored)
+    bright, dark = (one.scored.image_scores["mean"] for one in evaluations)
     np.testing.assert_allclose(bright, -dark)
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 16), (16, 64), (5, 5), (300, 1)])
 def test_cases_keep_the_aspect_of_the_image(width, height):
     picture = Sample(image=encoded(np.zeros((height, width, 3), np.uint8)), file_name="a.png")
-    (case,) = run(data=Samples("bars", [picture])).cases
+    (found,) = run(data=Samples("bars", [picture]))
+    (case,) = found.cases
     longest = max(width, height)
     expected = (max(SIZE * side // longest, 1) for side in (height, width))
     assert case.image.shape == (*expected, 3)
@@ -131,9 +149,9 @@ def test_across_receives_all_scores_of_category():
         return Scores(image, scores.patches / largest)
 
     gain = {"gain": jnp.float32(1)}
-    found = run([Contender(method(across=across), gain), Contender(method(), gain, "alone")])
+    found, plain = run([Contender(method(across=across), gain), Contender(method(), gain, "alone")])
     assert sorted(calls) == [4, 6]
-    together, alone = (scored.image_scores for scored in found.scored)
+    together, alone = found.scored.image_scores, plain.scored.image_scores
     for category in ("left", "right"):
         rows = np.array(found.categories) == category
         for name in ("mean", "max"):
@@ -167,23 +185,25 @@ def test_metrics_match_manual_computation(evaluation):
         ).items()
         if name.startswith("pixel")
     }
-    found = evaluation.scored[0].metrics["right"]["max"]
+    found = evaluation.scored.metrics["right"]["max"]
     for name, value in expected.items():
         assert found.values[name] == pytest.approx(value, abs=1e-5), name
     assert sum(note.num_without_mask for note in found.notes) == 1
 
 
 def test_exact_and_streaming_agree(evaluation):
-    exact = run(exact=True).scored[0].metrics
-    for category, by_score in evaluation.scored[0].metrics.items():
+    exact = run(exact=True)[0].scored.metrics
+    for category, by_score in evaluation.scored.metrics.items():
         for name in metrics.METRICS:  # with so few pixels, the 200 thresholds fall between ties
             value = by_score["mean"].values[name]
             assert exact[category]["mean"].values[name] == pytest.approx(value, abs=1e-4)
 
 
-def test_cases_come_from_main_contender(evaluation):
-    scores = dict(zip(evaluation.file_names, evaluation.scored[0].image_scores["max"], strict=True))
+def test_cases_come_from_first_contender(evaluation, evaluations):
+    scores = dict(zip(evaluation.file_names, evaluation.scored.image_scores["max"], strict=True))
     assert evaluation.cases
+    assert not evaluations[1].cases
+    assert not run(pictures=False)[0].cases
     for case in evaluation.cases:
         assert case.score == pytest.approx(scores[case.file_name])
         assert case.anomaly_map.max() == pytest.approx(case.score)
@@ -191,8 +211,8 @@ def test_cases_come_from_main_contender(evaluation):
 
 
 def test_cases_show_first_image_score_of_method():
-    evaluation = run(image_score=None)
-    means = evaluation.scored[0].image_scores["mean"].tolist()
+    (evaluation,) = run(image_score=None)
+    means = evaluation.scored.image_scores["mean"].tolist()
     assert {case.score for case in evaluation.cases} <= set(means)
 
 
@@ -206,7 +226,8 @@ def test_method_that_learns_in_tower_has_own_features():
     for contenders in ([plain, raised], [raised, plain]):
         result = run(contenders)
         scores = {
-            c.label: s.image_scores["mean"] for c, s in zip(contenders, result.scored, strict=True)
+            c.label: one.scored.image_scores["mean"]
+            for c, one in zip(contenders, result, strict=True)
         }
         np.testing.assert_allclose(scores["raised"], 2 * (scores[""] + 2), rtol=1e-5)
 
@@ -229,10 +250,12 @@ def test_only_equal_keys_share_features():
         Contender(method(features=one, features_key=key), {"gain": jnp.float32(1)}, str(one.shift))
         for one, key in zip(seen, keys, strict=True)
     ]
-    first, *others = (scored.image_scores["mean"] for scored in run(contenders).scored)
-    for other, shift in zip(others, (1, 0, 3, 4), strict=True):
+    first, *others = (one.scored.image_scores["mean"] for one in run(contenders))
+    for other, shift in zip(
+        others, (-1, 0, 1, 2), strict=True
+    ):  # the third encoder has the key of the first
         np.testing.assert_allclose(other, first + shift, rtol=1e-5)
-    assert [one.count for one in seen] == [1, 1, 0, 1, 1]
+    assert [one.count for one in seen] == [0, 1, 1, 1, 1]
 
 
 def test_200_step_aupro_uses_each_methods_own_thresholds():
@@ -254,9 +277,7 @@ def test_200_step_aupro_uses_each_methods_own_thresholds():
         metrics.pixel_aupro_200step(maps, mask[None] > 0, thresholds=form)
         for form in ("torch", "numpy")
     ]
-    found = [
-        scored.metrics["one"]["mean"].values[metrics.AUPRO_200STEP] for scored in result.scored
-    ]
+    found = [one.scored.metrics["one"]["mean"].values[metrics.AUPRO_200STEP] for one in result]
     assert abs(expected[0] - expected[1]) > 1e-6
     assert found == pytest.approx(expected, abs=1e-12)
 
@@ -288,15 +309,15 @@ def test_image_metrics_include_images_without_usable_mask(caplog):
         dataclasses.replace(sample, mask=masks.get(number, sample.mask), category="one")
         for number, sample in enumerate(dataset())
     ]
-    found = run(data=Samples("squares", data))
+    (found,) = run(data=Samples("squares", data))
     unmasked = [
         dataclasses.replace(
             sample, mask=None if number in (1, 3) else sample.mask, has_mask=number not in (1, 3, 5)
         )
         for number, sample in enumerate(data)
     ]
-    expected = run(data=Samples("squares", unmasked))
-    assert found.scored[0].metrics["one"]["max"] == expected.scored[0].metrics["one"]["max"]
+    (expected,) = run(data=Samples("squares", unmasked))
+    assert found.scored.metrics["one"]["max"] == expected.scored.metrics["one"]["max"]
     assert found.labels.tolist() == [0, 1] * 5
     assert [(issue.kind, issue.file) for issue in found.issues] == [
         ("mask_size", "1.png"),

@@ -13,10 +13,19 @@ import PIL.Image
 import pytest
 
 from zsad_jax.backbones import Backbone
+from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.methods import Method, Stage
-from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, TrainingConfig, make_schedule, train
+from zsad_jax.methods.base import encoder_of
+from zsad_jax.train import (
+    DamagedCheckpointError,
+    Member,
+    OrbaxSaver,
+    TrainingConfig,
+    make_schedule,
+    train,
+)
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.sharding import make_mesh
 
@@ -102,20 +111,37 @@ class KilledAfter(OrbaxSaver):
             raise KilledError
 
 
-def run(folder, *, saver=None, data=None, toy=None, seed=0, preprocess=PLAIN, **config):
-    curves = Curves()
-    saver = saver or OrbaxSaver(folder)
+def run_members(
+    folder, *members, saver=None, data=None, toy=None, preprocess=PLAIN, cache="none", **config
+):
+    """Trains members, each a dict of its seed and fields of its config that differ from those of all."""
+    curves, mesh, toy, tower = Curves(), make_mesh(), toy or method(), backbone(preprocess)
+    config = {"epochs": 3, "batch_size": 2, "learning_rate": 0.1, **config}
     params = train(
-        toy or method(),
-        backbone(preprocess),
-        dataset() if data is None else data,
-        TrainingConfig(**{"epochs": 3, "batch_size": 2, "learning_rate": 0.1, **config}),
-        key=jax.random.key(seed),
-        mesh=make_mesh(),
-        saver=saver,
+        toy,
+        tower,
+        Features(
+            dataset() if data is None else data,
+            tower,
+            dict([encoder_of(toy)]),
+            FeaturesConfig(cache=cache),
+            mesh=mesh,
+            rows=config["batch_size"],
+        ),
+        [
+            Member(seed, TrainingConfig(**config | fields))
+            for seed, fields in ((fields.pop("seed", 0), fields) for fields in map(dict, members))
+        ],
+        mesh=mesh,
+        saver=saver or OrbaxSaver(folder),
         curves=curves,
     )
     return params, curves.lines
+
+
+def run(folder, *, seed=0, **options):
+    (params,), lines = run_members(folder, {"seed": seed}, **options)
+    return params, lines
 
 
 def first_level():

@@ -24,8 +24,9 @@ from zsad_jax.data.preprocess import (
     open_image,
     resize_image,
 )
-from zsad_jax.evaluate import Scorer, make_scorer
+from zsad_jax.evaluate import make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
 from zsad_jax.utils.arrays import is_array, is_real, to_numpy
@@ -81,14 +82,21 @@ class Detector:
         return encode(self.backbone.params, self.params, self.categories)
 
     @functools.cached_property
-    def scorer(self) -> Scorer:
-        """The function of `make_scorer`, compiled for batches of `batch_size`."""
-        size = self.backbone.preprocess.image_size
+    def scorer(self) -> Any:
+        """The function of `make_scorer` on images, compiled for batches of `batch_size`."""
+        preprocess = self.backbone.preprocess
+        size = preprocess.image_size
+        key, encode = encoder_of(self.method)
+        score = make_scorer([self.method], self.backbone)
+
+        def score_images(frozen, params, prototypes, images, category):
+            features = encode(frozen, preprocess.normalize(images)) if encode else images
+            return score(frozen, params, prototypes, {key: features}, category)
+
         # Compiled ahead, so that the measured time of the first images does not include it.
         images = np.zeros((self.batch_size, size, size, 3), np.uint8)
-        scorer = make_scorer([self.method], self.backbone)
         arguments = self._arguments(images, np.zeros(self.batch_size, np.int32))
-        return scorer.lower(*arguments).compile()  # type: ignore[attr-defined]
+        return jax.jit(score_images).lower(*arguments).compile()
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction:
         """Scores images.

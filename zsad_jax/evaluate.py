@@ -13,10 +13,10 @@ from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.feature_cache import Features, FeaturesByKey
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
-from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Method, Scores
+from zsad_jax.methods.base import Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural
@@ -83,13 +83,13 @@ class Case:
 
 
 class Evaluation(NamedTuple):
-    """A dataset's evaluation by all contenders.
+    """A dataset's evaluation by one contender.
 
     Attributes:
       positions: of the readable images in the dataset.
       file_names, categories, labels: of those images.
-      scored: one entry per contender.
-      cases: images to show, scored by the first contender.
+      scored: their scores, and the metrics.
+      cases: images to show; () for all but the first of several contenders.
       issues: of the dataset as a whole, then images that could not be read and masks that could not be used.
       num_unreadable: number of images that could not be read.
     """
@@ -99,7 +99,7 @@ class Evaluation(NamedTuple):
     file_names: tuple[str, ...]
     categories: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
-    scored: tuple[Scored, ...]
+    scored: Scored
     cases: tuple[Case, ...]
     issues: tuple[Issue, ...]
     num_unreadable: int = 0
@@ -130,79 +130,78 @@ class Scorer(Protocol):
         frozen: PyTree,
         params: Sequence[PyTree],
         prototypes: Sequence[PyTree],
-        images: UInt8[Array, "b S S 3"],
+        features: FeaturesByKey,
         category: Int[Array, " b"],
         /,
     ) -> list[Result]: ...
 
 
 def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
-    """Returns the compiled function that scores a batch by all methods.
-
-    Methods with the same `features_key` share one pass through the vision tower.
-    """
+    """Returns the compiled function that scores a batch, whose features have the keys of `encoder_of`."""
+    keys = [encoder_of(method)[0] for method in methods]
+    size = backbone.preprocess.image_size
 
     @jax.jit
     def score(
         frozen: PyTree,
         params: Sequence[PyTree],
         prototypes: Sequence[PyTree],
-        images: UInt8[Array, "b S S 3"],
+        features: Sequence[PyTree],
         category: Int[Array, " b"],
     ) -> list[Result]:
-        size = (images.shape[1], images.shape[2])
-        images = backbone.preprocess.normalize(images)
-        shared: dict[Any, PyTree] = {}
         results = []
-        for method, learned, texts in zip(methods, params, prototypes, strict=True):
-            # The vision tower takes nearly all the time, and variants of a method rarely change its options.
-            key = method.features_key if method.cacheable else None
-            features = shared.get(key)
-            if features is None:
-                features = method.features(frozen, learned, images)
-            if key is not None:
-                shared[key] = features
-            scores = method.score(frozen, learned, texts, features, category)
+        for method, learned, texts, own in zip(methods, params, prototypes, features, strict=True):
+            if not method.cacheable:  # then they are the images
+                own = method.features(frozen, learned, backbone.preprocess.normalize(own))
+            scores = method.score(frozen, learned, texts, own, category)
             maps = None if method.across else method.anomaly_map(scores.patches, size)
             results.append(Result(scores.image, maps, scores.patches if method.across else None))
         return results
 
-    return score
+    def score_by_key(
+        frozen: PyTree,
+        params: Sequence[PyTree],
+        prototypes: Sequence[PyTree],
+        features: FeaturesByKey,
+        category: Int[Array, " b"],
+    ) -> list[Result]:
+        # Keys of any type cannot be sorted, as JAX does with those of a dict.
+        return score(frozen, params, prototypes, [features[key] for key in keys], category)
+
+    return score_by_key
 
 
 def evaluate(
     contenders: Sequence[Contender],
+    features: Features,
     backbone: Backbone,
-    dataset: Dataset,
     *,
     mesh: Mesh,
-    batch_size: int,
     scorer: Scorer | None = None,
     exact: bool = False,
     image_score: str | None = None,
-    num_workers: int | None = None,
-) -> Evaluation:
-    """Scores every image of a dataset once and computes the metrics of every category.
+    pictures: bool = True,
+) -> tuple[Evaluation, ...]:
+    """Scores every image of a dataset once and computes the metrics of every category, for each contender.
 
     Args:
-      contenders: what is compared; the first is the main one.
+      contenders: what is compared.
+      features: of the dataset that is scored, with the encoders of all contenders.
       backbone: the frozen model that they share.
-      dataset: what is scored.
       mesh: the devices.
-      batch_size: images at a time, rounded up to a multiple of the devices.
       scorer: from `make_scorer` with the same contenders, to compile once for many datasets.
       exact: keep every pixel's score, in memory that grows with the images.
-      image_score: the score by which cases are chosen; None: the method's first.
-      num_workers: decoding processes; None chooses.
+      image_score: the score by which cases are chosen; None: the first of the first contender's method.
+      pictures: whether the first evaluation has cases.
 
     Raises:
       UserError: the dataset is empty, or none of its images can be read.
     """
+    dataset, rows = features.dataset, features.rows
     if not len(dataset):
         raise UserError(
             f"The dataset {dataset.name} has no images to score. Check its folder or its split."
         )
-    rows = sharding.round_up(batch_size, mesh)
     methods = [contender.method for contender in contenders]
     scorer = scorer or make_scorer(methods, backbone)
     frozen = sharding.replicate(backbone.params, mesh)
@@ -213,45 +212,44 @@ def evaluate(
         for method, learned in zip(methods, params, strict=True)
     ]
 
-    def load(**options: Any) -> Iterator[ImageBatch]:
-        return load_batches(
-            dataset, backbone.preprocess, batch_size=rows, num_workers=num_workers, **options
-        )
-
-    def run(batches: Iterator[ImageBatch]) -> Stream:
+    def run(positions: Int[np.ndarray, " n"], *, pixels: bool = False) -> Stream:
         """Yields batches with their results on the host."""
-        inputs = (
-            (batch, sharding.split_batch((batch.images, batch.category), mesh)) for batch in batches
-        )
-        started = ((batch, scorer(frozen, params, prototypes, *split)) for batch, split in inputs)
-        for batch, results in one_late(started):
+
+        def score(batch: ImageBatch, found: FeaturesByKey) -> list[Result]:
+            category = sharding.split_batch(batch.category, mesh)
+            return scorer(frozen, params, prototypes, found, category)
+
+        batches = features.read(positions, rows, pixels=pixels)
+        for batch, results in one_late((batch, score(batch, found)) for batch, found in batches):
             yield batch, sharding.to_host(results)
 
     def show(stream: Stream, work: str, total: int) -> Stream:
         return progress(stream, label=f"{work} {dataset.name}", total=total, step=rows)
 
     finish: Callable[[Stream], Stream] = iter
+    everything = np.arange(len(dataset))
     if any(method.across for method in methods):
-        # Images are read twice, since the scores of all patches fit into memory, and all images do not.
-        first = show(run(load(log_notes=False)), "score", len(dataset))
+        # Features are read twice, since the scores of all patches fit into memory, and all maps do not.
+        first = show(run(everything), "score", len(dataset))
         finish = _score_across(methods, len(dataset), first)
-    scored = show(finish(run(load())), "evaluate", len(dataset))
-    evaluation = _gather(scored, dataset, methods, exact=exact)
-
-    image_scores = dataset_scores(evaluation, image_score or methods[0].image_scores[0])
-    chosen = choose_cases(image_scores)
-    pictures = load(indices=evaluation.positions[chosen].tolist(), log_notes=False)
-    cases = [
-        _case(image_scores, evaluation.positions, batch, row, results[0])
-        for batch, results in show(finish(run(pictures)), "pictures of", len(chosen))
-        for row in np.flatnonzero(batch.valid).tolist()
-    ]
-    return evaluation._replace(cases=tuple(cases))
+    scored = show(finish(run(everything)), "evaluate", len(dataset))
+    main, *others = _gather(scored, dataset, methods, exact=exact)
+    if pictures:
+        image_scores = dataset_scores(main, image_score or methods[0].image_scores[0])
+        chosen = choose_cases(image_scores)
+        shown = run(main.positions[chosen], pixels=True)
+        cases = [
+            _case(image_scores, main.positions, batch, row, results[0])
+            for batch, results in show(finish(shown), "pictures of", len(chosen))
+            for row in np.flatnonzero(batch.valid).tolist()
+        ]
+        main = main._replace(cases=tuple(cases))
+    return main, *others
 
 
 def dataset_scores(evaluation: Evaluation, image_score: str) -> DatasetScores:
-    """Returns the main contender's image scores of this name."""
-    scores = evaluation.scored[0].image_scores
+    """Returns the image scores of this name."""
+    scores = evaluation.scored.image_scores
     return DatasetScores(
         dataset=evaluation.dataset,
         file_names=evaluation.file_names,
@@ -371,8 +369,8 @@ class _Tally:
 
 def _gather(
     stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
-) -> Evaluation:
-    """Gathers the results of all batches; none of the images or maps is kept."""
+) -> tuple[Evaluation, ...]:
+    """Returns the evaluation by each method, without cases; none of the images or maps is kept."""
     tallies = [_Tally(method, dataset, exact) for method in methods]
     positions: list[int] = []
     labels: list[int] = []
@@ -398,18 +396,20 @@ def _gather(
             f" {unreadable[0]}. Check the files of the dataset."
         )
     log_issues(dataset.name, issues)  # the loader logs notes
-    return Evaluation(
+    first, *others = (tally.scored() for tally in tallies)
+    evaluation = Evaluation(
         dataset=dataset.name,
         positions=np.array(positions, int),
         file_names=tuple(file_names),
         categories=tuple(categories),
         labels=np.array(labels, int),
-        scored=tuple(tally.scored() for tally in tallies),
+        scored=first,
         cases=(),
         # Preparation may have recorded the same issues.
         issues=tuple(dict.fromkeys((*dataset.issues, *issues, *doubtful))),
         num_unreadable=len(unreadable),
     )
+    return evaluation, *(evaluation._replace(scored=scored) for scored in others)
 
 
 def _case(

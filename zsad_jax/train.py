@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -16,18 +16,22 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone
-from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.loader import load_batches
-from zsad_jax.methods.base import Batch, Method, Stage, Terms
+from zsad_jax.backbones.feature_cache import Features
+from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.progress import one_late, progress
 
 SPARE_BYTES = 2**20  # besides the state: its description, and the curves
+MEMBERS_AT_ONCE = 8
+MAX_STEPS = 50  # of one call, after which progress is shown and signals are noticed
+# Options in which the members of a training may differ: they are part of the optimizer's state.
+SWEPT = ("learning_rate", "learning_rates", "weight_decay", "warmup_rate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,15 +78,29 @@ class TrainingConfig:
         return -(-num_images // self.batch_size)
 
 
+class Member(NamedTuple):
+    """A training that runs together with others, whose configs differ only in the fields `SWEPT`."""
+
+    seed: int
+    config: TrainingConfig
+
+
 class TrainState(NamedTuple):
-    """The state from which training resumes."""
+    """The state from which training resumes: of one member, or of all along a leading axis."""
 
     params: PyTree
     optimizer: PyTree
 
 
-# A step of the optimizer on one batch: (frozen, state, 8-bit images, batch) -> (state, losses).
-Step = Callable[[PyTree, TrainState, UInt8[Array, "b S S 3"], Batch], tuple[TrainState, Terms]]
+# A step of the optimizer on one batch: (frozen, state, features, batch) -> (state, losses).
+Step = Callable[[PyTree, TrainState, PyTree, Batch], tuple[TrainState, Terms]]
+# Positions of images by step, for all members or for each of them; -1 = padding.
+Order = Int[np.ndarray, "steps orders rows"]
+# Several steps of all members: (frozen, states, features and truth of images, order) -> (states, losses).
+Steps = Callable[
+    [PyTree, TrainState, tuple[PyTree, Batch], Order],
+    tuple[TrainState, dict[str, Float[Array, "steps members"]]],
+]
 
 
 class Curves(Protocol):
@@ -99,20 +117,27 @@ def make_optimizer(
     *,
     steps_per_epoch: int = 1,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer with each parameter group's own rate; groups outside the stage are frozen."""
+    """Returns the optimizer with each parameter group's own rate; groups outside the stage are frozen.
+
+    Its state has the values of the fields `SWEPT`, so that one compiled step serves all members.
+    """
     groups = method.groups(params)
     names = set(jax.tree.leaves(groups))
     check_learning_rates(config, method)
+
+    def make(peak: Any, warmup_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
+        epochs = stage.epochs or config.epochs
+        rate = make_schedule(config, peak, epochs, steps_per_epoch, warmup_rate=warmup_rate)
+        if config.optimizer == "adam":
+            return optax.adam(rate, config.b1, config.b2, config.eps)
+        decay = optax.add_decayed_weights(weight_decay)
+        return optax.chain(decay, optax.sgd(rate, config.momentum))
 
     def transform(name: str) -> optax.GradientTransformation:
         if stage.groups is not None and name not in stage.groups:
             return optax.set_to_zero()
         peak = config.learning_rates.get(name, config.learning_rate)
-        rate = make_schedule(config, peak, stage.epochs or config.epochs, steps_per_epoch)
-        if config.optimizer == "adam":
-            return optax.adam(rate, config.b1, config.b2, config.eps)
-        decay = optax.add_decayed_weights(config.weight_decay)
-        return optax.chain(decay, optax.sgd(rate, config.momentum))
+        return optax.inject_hyperparams(make)(peak, config.warmup_rate, config.weight_decay)
 
     return optax.partition({name: transform(name) for name in names}, groups)
 
@@ -128,17 +153,21 @@ def check_learning_rates(config: TrainingConfig, method: Method) -> None:
 
 
 def make_schedule(
-    config: TrainingConfig, peak: float, epochs: int, steps_per_epoch: int
-) -> float | optax.Schedule:
-    """Returns the rate of each step, which is constant within an epoch."""
+    config: TrainingConfig, peak: Any, epochs: int, steps_per_epoch: int, *, warmup_rate: Any = None
+) -> Any:
+    """Returns the rate of each step, which is constant within an epoch: a number, or an optax schedule.
+
+    `warmup_rate` replaces that of the config.
+    """
     if config.schedule == "constant" and not config.warmup_epochs:
         return peak
+    before = config.warmup_rate if warmup_rate is None else warmup_rate
 
     def rate(step: Any) -> Any:
         epoch = step // steps_per_epoch
         progress = (epoch - config.warmup_epochs) / epochs
         share = jnp.cos(jnp.pi * progress) / 2 + 0.5 if config.schedule == "cosine" else 1
-        return jnp.where(epoch < config.warmup_epochs, config.warmup_rate, peak * share)
+        return jnp.where(epoch < config.warmup_epochs, before, peak * share)
 
     return rate
 
@@ -146,20 +175,23 @@ def make_schedule(
 def make_step(
     method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
 ) -> Step:
-    """Returns the compiled training step."""
-    # Features, loss and update are one program: XLA drops what the loss does not use of the features.
+    """Returns the training step of one member, on features of `encoder_of`; it is not compiled."""
     loss_of = stage.loss or method.loss
 
-    def loss(params: PyTree, frozen: PyTree, images: jax.Array, batch: Batch):
-        features = method.features(frozen, params, backbone.preprocess.normalize(images))
-        features = jax.tree.map(functools.partial(_zero_rows, batch.valid), features)
+    def loss(params: PyTree, frozen: PyTree, features: PyTree, batch: Batch):
+        if not method.cacheable:  # then they are the images
+            features = method.features(frozen, params, backbone.preprocess.normalize(features))
+        features = _zero_rows(batch.valid, features)
         return loss_of(frozen, params, features, batch)
 
     differentiate = jax.value_and_grad(loss, has_aux=True)
 
-    @jax.jit
-    def step(frozen: PyTree, state: TrainState, images: jax.Array, batch: Batch):
-        (total, terms), gradient = differentiate(state.params, frozen, images, batch)
+    def step(frozen: PyTree, state: TrainState, features: PyTree, batch: Batch):
+        # Masks are kept as bool, which takes a quarter of the memory. Without the barrier, XLA fuses the
+        # conversion with the losses, whose last bits change.
+        masks = jax.lax.optimization_barrier(batch.masks.astype(jnp.float32))
+        batch = dataclasses.replace(batch, masks=masks)
+        (total, terms), gradient = differentiate(state.params, frozen, features, batch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, optimizer_state), {"loss": total, **terms}
@@ -167,44 +199,98 @@ def make_step(
     return step
 
 
-def _zero_rows(valid: Bool[AnyArray, " b"], x: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
-    """Returns x with zeros in the rows that are not valid, where even a NaN then has no gradient."""
+def members_at_once(mesh: Mesh) -> int | None:
+    """Returns the number of members that take a step together; None: one after the other.
+
+    On the CPU that is faster, and the bits are those of each member alone.
+    """
+    return None if mesh.devices.flat[0].platform == "cpu" else MEMBERS_AT_ONCE
+
+
+def make_steps(
+    step: Step, mesh: Mesh, restore: Callable[[PyTree], PyTree] = lambda stored: stored
+) -> Steps:
+    """Returns the compiled function that takes several steps of all members; it donates the states.
+
+    `restore` makes features of stored ones.
+    """
+
+    def take(stored: tuple[PyTree, Batch], positions: Int[Array, " rows"]) -> tuple[PyTree, Batch]:
+        taken = jax.tree.map(lambda x: x[positions], stored)
+        features, truth = sharding.constrain_batch(taken, mesh)
+        # The position -1 is that of the last image.
+        return restore(features), _zero_rows(truth.valid & (positions >= 0), truth)
+
+    jitted = jax.jit(step)  # traced once, although its shapes are asked for
+
+    def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: Order):
+        def step_one(state: TrainState, positions: Int[Array, " rows"]):
+            arguments = frozen, state, *take(stored, positions)
+            _, losses = jax.eval_shape(jitted, *arguments)
+            unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
+            # Without a gradient, momentum would still move the parameters. XLA would fuse a select with the
+            # update, whose last bits would depend on the number of steps.
+            learns = arguments[-1].valid.any()
+            return jax.lax.cond(learns, jitted, lambda *_: (state, unused), *arguments)
+
+        def step_all(states: TrainState, positions: Int[AnyArray, "orders rows"]) -> Any:
+            if len(jax.tree.leaves(states)[0]) == 1:
+                stepped = step_one(_member(states, 0), positions[0])
+                return jax.tree.map(lambda x: x[None], stepped)
+            at_once = members_at_once(mesh)
+            if len(positions) == 1:  # not copied for each member
+                step_shared = functools.partial(step_one, positions=positions[0])
+                return jax.lax.map(step_shared, states, batch_size=at_once)
+            return jax.lax.map(lambda x: step_one(*x), (states, positions), batch_size=at_once)
+
+        return jax.lax.scan(step_all, states, order)
+
+    return jax.jit(run, donate_argnums=1, out_shardings=sharding.replicated(mesh))
+
+
+def _member(stacked: PyTree, number: int) -> PyTree:
+    return jax.tree.map(lambda x: x[number], stacked)
+
+
+def _zero_rows(valid: Bool[AnyArray, " b"], tree: PyTree) -> PyTree:
+    """Returns arrays with zeros in the rows that are not valid, where even a NaN then has no gradient."""
     # Selected, not multiplied: 0 times NaN is NaN.
-    return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+    return jax.tree.map(
+        lambda x: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), tree
+    )
 
 
 def train(
     method: Method,
     backbone: Backbone,
-    dataset: Dataset,
-    config: TrainingConfig,
+    features: Features,
+    members: Sequence[Member],
     *,
-    key: jax.Array,
     mesh: Mesh,
     saver: "OrbaxSaver",
     curves: Curves,
-    num_workers: int | None = None,
-) -> PyTree:
-    """Trains all stages, resumes where a killed run stopped, and returns the parameters.
+) -> list[PyTree]:
+    """Trains all stages, resumes where a killed run stopped, and returns the parameters of each member.
 
     Args:
       method: the method to train.
       backbone: the frozen model; its parameters are replicated over the mesh.
-      dataset: the auxiliary set, with labels and masks.
-      config, mesh: the optimization's options, and the devices.
-      key: for the initial parameters and, with `shuffle`, the order of the images.
+      features: of the auxiliary set, with the encoder of the method.
+      members: what is trained together. A seed is for the initial parameters and, with `shuffle`, the order
+        of the images.
+      mesh: the devices.
       saver: keeps the state after each epoch.
-      curves: receives the losses of each step.
-      num_workers: decoding processes; None: chosen automatically.
+      curves: receives the losses of each step, as means over the members.
 
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
       DamagedCheckpointError: by the saver. Training can start again.
     """
+    dataset, config = features.dataset, members[0].config
     # One key per epoch, derived from its number, so that a resumed run shuffles like an uninterrupted one.
-    init_key, order_key = jax.random.split(key)
+    keys = [jax.random.split(jax.random.key(member.seed)) for member in members]
     frozen = sharding.replicate(backbone.params, mesh)
-    params = sharding.replicate(method.init(init_key, frozen), mesh)
+    params = [method.init(init_key, frozen) for init_key, _ in keys]
     if not jax.tree.leaves(params):
         raise UserError(
             f"{method.name} has no learnable parameters with this config. Set config.train to False."
@@ -213,73 +299,134 @@ def train(
         raise UserError(
             f"The auxiliary dataset {dataset.name} has no images. Check its folder or its split."
         )
+    key, _ = encoder_of(method)
     per_epoch = config.steps(len(dataset))
+    per_call, resident = 1, None
+    if found := features.resident():
+        images, by_key = found
+        _log_issues(images, f"train {dataset.name}")
+        resident = by_key[key], sharding.replicate(_truth(images, dataset), mesh)
+        # Calls of equal length need one compilation.
+        per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
 
-    def train_epoch(step: Step, state: TrainState, epoch: int) -> TrainState:
+    def load(order: Order, label: str) -> Iterator[tuple[tuple[PyTree, Batch], Order]]:
+        """Yields images on devices, and the positions among them for the steps of the next call."""
+        if resident is not None:
+            missing = -len(order) % per_call
+            order = np.pad(order, [(0, missing), (0, 0), (0, 0)], constant_values=-1)
+            yield from ((resident, part) for part in np.split(order, len(order) // per_call))
+            return
+        positions = np.arange(order[0].size).reshape(1, *order.shape[1:])
+        for images, by_key in features.read(order.ravel(), positions.size):
+            _log_issues(images, label)
+            yield (by_key[key], sharding.split_batch(_truth(images, dataset), mesh)), positions
+
+    def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
         label = f"train {dataset.name} epoch {epoch + 1}"
-        epoch_key = jax.random.fold_in(order_key, epoch)  # all that the order depends on
-        batches = load_batches(
-            dataset,
-            backbone.preprocess,
-            batch_size=config.batch_size,
-            num_workers=num_workers,
-            seed=int(jax.random.randint(epoch_key, (), 0, 2**31 - 1)) if config.shuffle else None,
+        seeds = [jax.random.fold_in(order_key, epoch) for _, order_key in keys]
+        order = _make_order(config, len(dataset), seeds, mesh)
+
+        def run_steps() -> Iterator[tuple[Bool[np.ndarray, "steps orders"], dict[str, Array]]]:
+            nonlocal states
+            for stored, positions in load(order, label):
+                used = np.asarray(stored[1].valid)[positions] & (positions >= 0)
+                states, losses = run(frozen, states, stored, positions)
+                yield np.asarray(used.any(-1)), losses
+
+        calls = progress(
+            one_late(run_steps()),
+            total=len(dataset),
+            label=label,
+            step=config.batch_size * per_call,
         )
-        batches = progress(batches, total=len(dataset), label=label, step=config.batch_size)
-
-        def run_steps(state: TrainState) -> Iterator[tuple[int, TrainState, Terms]]:
-            for number, images in enumerate(batches, start=epoch * per_epoch + 1):
-                for issue in images.issues:
-                    logging.warning("%s: %s", label, issue)
-                # Without a gradient, momentum would still move the parameters.
-                if not images.valid.any():
+        number, trained = epoch * per_epoch, False
+        for used, losses in calls:
+            values = sharding.to_host(losses)
+            for row, learned in enumerate(np.broadcast_to(used, values["loss"].shape)):
+                number += 1
+                if not learned.any():
                     continue
-                truth = Batch(
-                    category=images.category,
-                    labels=images.labels,
-                    masks=images.masks.astype(np.float32),
-                    has_mask=images.has_mask,
-                    valid=images.valid,
-                    class_names=tuple(dataset.prompt_names),
+                trained = True
+                for i in np.flatnonzero(learned & ~np.isfinite(values["loss"][row])).tolist():
+                    raise UserError(
+                        f"The loss became {values['loss'][row, i]} at step {number} ({label},"
+                        f" {_describe(members[i], members)}). Lower config.training.learning_rate."
+                    )
+                curves.write(
+                    number, {name: float(one[row][learned].mean()) for name, one in values.items()}
                 )
-                inputs = sharding.split_batch((images.images, truth), mesh)
-                state, losses = step(frozen, state, *inputs)
-                yield number, state, losses
-
-        number = None
-        for number, newest, losses in one_late(run_steps(state)):
-            state = newest
-            values = {name: float(value) for name, value in losses.items()}
-            if not np.isfinite(values["loss"]):
-                raise UserError(
-                    f"The loss became {values['loss']} at step {number} ({label}). Lower"
-                    " config.training.learning_rate."
-                )
-            curves.write(number, values)
-        if number is None:
+        if not trained:
             raise UserError(
                 f"No image of {dataset.name} could be read. Check the files of the dataset."
             )
-        return state
+        return states
 
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
-        optimizer = make_optimizer(config, method, params, stage, steps_per_epoch=per_epoch)
-        state = sharding.replicate(TrainState(params, optimizer.init(params)), mesh)
+        optimizers = [
+            make_optimizer(member.config, method, one, stage, steps_per_epoch=per_epoch)
+            for member, one in zip(members, params, strict=True)
+        ]
+        each = [
+            TrainState(one, optimizer.init(one))
+            for one, optimizer in zip(params, optimizers, strict=True)
+        ]
+        states = sharding.replicate(jax.tree.map(lambda *x: jnp.stack(x), *each), mesh)
         last_epoch = first_epoch + (stage.epochs or config.epochs)
         # Each stage has an optimizer of its own, so a state fits only the stage that saved it.
         if done > last_epoch:  # its parameters are part of a later stage's state
             first_epoch = last_epoch
             continue
         if done > first_epoch:
-            state = sharding.replicate(saver.restore(done, state), mesh)
-        step = make_step(method, backbone, optimizer, stage)
+            states = sharding.replicate(saver.restore(done, states), mesh)
+        step = make_step(method, backbone, optimizers[0], stage)
+        run = make_steps(step, mesh, lambda stored: features.restore({key: stored})[key])
         for epoch in range(max(first_epoch, done), last_epoch):
-            state = train_epoch(step, state, epoch)
-            saver.save(epoch + 1, state)
-        params, first_epoch = state.params, last_epoch
+            states = train_epoch(run, states, epoch)
+            saver.save(epoch + 1, states)
+        params, first_epoch = [_member(states.params, i) for i in range(len(members))], last_epoch
     return params
+
+
+def _make_order(
+    config: TrainingConfig, count: int, keys: Sequence[jax.Array], mesh: Mesh
+) -> Int[np.ndarray, "steps orders rows"]:
+    """Returns the positions of the images in an epoch: in order, or shuffled with the key of each member."""
+    orders = [np.arange(count)]
+    if config.shuffle:
+        seeds = [int(jax.random.randint(key, (), 0, 2**31 - 1)) for key in keys]
+        orders = [np.random.default_rng(seed).permutation(count) for seed in seeds]
+    size, steps = config.batch_size, config.steps(count)
+    padded = np.pad(orders, [(0, 0), (0, steps * size - count)], constant_values=-1)
+    order = padded.reshape(len(orders), steps, size).swapaxes(0, 1)
+    missing = sharding.round_up(size, mesh) - size
+    return np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
+
+
+def _truth(images: ImageBatch, dataset: Dataset) -> Batch:
+    return Batch(
+        category=images.category,
+        labels=images.labels,
+        masks=images.masks,
+        has_mask=images.has_mask,
+        valid=images.valid,
+        class_names=tuple(dataset.prompt_names),
+    )
+
+
+def _log_issues(images: ImageBatch, label: str) -> None:
+    for issue in images.issues:
+        logging.warning("%s: %s", label, issue)
+
+
+def _describe(member: Member, members: Sequence[Member]) -> str:
+    """Returns what sets a member apart: its seed, and the fields in which the configs differ."""
+    values = {name: [getattr(one.config, name) for one in members] for name in SWEPT}
+    swept = [name for name, found in values.items() if any(one != found[0] for one in found)]
+    return ", ".join(
+        [f"seed {member.seed}", *(f"{name}={getattr(member.config, name)}" for name in swept)]
+    )
 
 
 class DamagedCheckpointError(Exception):

@@ -95,6 +95,14 @@ def test_order_contents_and_padding(dataset):
             np.testing.assert_array_equal(batch.masks[row], truth)
 
 
+def test_padding_at_any_position(dataset):
+    (batch,) = load(dataset, indices=[-1, 3, -1, 5])
+    assert batch.valid.tolist() == [False, True, False, True]
+    assert batch.file_names == ("", "03.png", "", "05.png")
+    (plain,) = load(dataset, indices=[3, 5])
+    np.testing.assert_array_equal(batch.images[[1, 3, 0, 2]], plain.images)
+
+
 def test_worker_processes_give_same_batches(dataset):
     assert_same(load(dataset), load(dataset, num_workers=2))
 

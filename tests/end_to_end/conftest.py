@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from zsad_jax import main
-from zsad_jax.experiment import cache
 from zsad_jax.experiment import config as experiment_config
+from zsad_jax.experiment import run as runner
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -20,10 +20,11 @@ def get_config():
 
 
 class Run:
-    """The outputs of a finished run in its working directory."""
+    """The evaluations of a finished run, the main one first, and its outputs in its working directory."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, evaluations):
         self.workdir = workdir
+        self.evaluations = evaluations
 
     def rows(self, name, **columns):
         """Returns the rows of results.json or comparisons.json with these column values, by category."""
@@ -33,15 +34,11 @@ class Run:
         assert len(by_category) == len(rows)
         return by_category
 
-    def evaluation(self):
-        (path,) = self.workdir.glob("evaluations/*.npz")
-        return cache.load(path)
-
     def image_scores(self, variant=""):
         """Returns the image scores of a comparison, or of the main result, by name."""
         # ConfigDict sorts its keys, so their order differs from the test's config.
         comparisons = json.loads((self.workdir / "config.json").read_text())["comparisons"]
-        return self.evaluation().scored[["", *comparisons].index(variant)].image_scores
+        return self.evaluations[["", *comparisons].index(variant)].scored.image_scores
 
     def params(self):
         """Returns the stored parameters by their path in the parameter tree."""
@@ -68,7 +65,7 @@ def run_main(run_app):
         (folder / "config.py").write_text(CONFIG.format(config=config))
         workdir = folder / "run"
         argv = ["main", f"--config={folder / 'config.py'}", f"--workdir={workdir}"]
-        make_method = experiment_config.make_method
+        make_method, evaluations = experiment_config.make_method, []
 
         def make_with_init(name, *arguments):
             method = make_method(name, *arguments)
@@ -76,12 +73,19 @@ def run_main(run_app):
                 return method
             return method._replace(init=lambda key, frozen: init)
 
+        def evaluate(*arguments, **options):
+            found = evaluate_contenders(*arguments, **options)
+            evaluations.extend(found)
+            return found
+
+        evaluate_contenders = runner.evaluate
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "evaluate", evaluate)
             patch.setattr(main, "log_plainly", lambda: None)  # remains in effect after the run
             patch.setattr(experiment_config, "make_method", make_with_init)
             code = run_app(main.main, "zsad_jax.main", argv)
         assert not code
-        return Run(workdir)
+        return Run(workdir, evaluations)
 
     return run
 

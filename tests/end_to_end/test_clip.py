@@ -472,13 +472,13 @@ def test_training_updates_match_pytorch(run, expected_training, init, assert_nea
 @pytest.mark.parametrize(("method", "variant"), [(MAIN, ""), (FIXED, "fixed")])
 def test_image_scores_match_pytorch(run, expected_results, method, variant, assert_near):
     expected = expected_results[method]
-    assert run.evaluation().file_names == tuple(expected)
+    assert run.evaluations[0].file_names == tuple(expected)
     scores = [score for score, _ in expected.values()]
     assert_near(run.image_scores(variant)["global"], scores, SCORES)
 
 
 def test_maps_match_pytorch(run, expected_results, assert_near):
-    cases = run.evaluation().cases
+    cases = run.evaluations[0].cases
     assert {case.file_name for case in cases} == set(expected_results[MAIN])
     for case in cases:
         assert_near(case.anomaly_map, expected_results[MAIN][case.file_name][1], SCORES)

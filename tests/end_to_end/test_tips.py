@@ -153,7 +153,7 @@ def test_metrics_match_published_code(evaluated, golden, run):
 def test_image_scores_match_published_code(evaluated, golden, run, assert_near):
     scores = evaluated.image_scores(VARIANTS[run])
     found = np.stack([scores[name] for name in IMAGE_SCORES], axis=1)
-    categories = np.array(evaluated.evaluation().categories)
+    categories = np.array(evaluated.evaluations[0].categories)
     for number, category in enumerate(golden["class_names"]):
         rows = categories == category
         assert_near(found[rows], golden[f"{run}/image_scores_class{number}"], SCORES)
@@ -161,7 +161,7 @@ def test_image_scores_match_published_code(evaluated, golden, run, assert_near):
 
 def test_maps_match_published_code(evaluated, golden, assert_near):
     """Compares the cases, which are the images of each category with the highest and lowest scores."""
-    evaluation = evaluated.evaluation()
+    evaluation = evaluated.evaluations[0]
     assert len(evaluation.cases) == 8
     for case in evaluation.cases:
         number = evaluation.file_names.index(case.file_name)

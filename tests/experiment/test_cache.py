@@ -23,9 +23,9 @@ def test_metrics_and_notes_load_unchanged(tmp_path):
     )
     scored = Scored({"max": np.array([0.25])}, {"gear": {"max": found}})
     names = (("a.png",), ("gear",))
-    written = Evaluation("visa", np.array([3]), *names, np.array([1]), (scored,), (), ())
+    written = Evaluation("visa", np.array([3]), *names, np.array([1]), scored, (), ())
     cache.save(tmp_path / "one.npz", written)
-    read = cache.load(tmp_path / "one.npz").scored[0].metrics["gear"]["max"]
+    read = cache.load(tmp_path / "one.npz").scored.metrics["gear"]["max"]
     assert read.values == {"image_auroc": 0.5, "pixel_ap": read.values["pixel_ap"]}
     assert np.isnan(read.values["pixel_ap"])
     assert (read.reasons, read.notes) == (found.reasons, notes)

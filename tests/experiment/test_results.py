@@ -19,10 +19,10 @@ def test_category_called_mean_keeps_its_row():
     }
     scored = Scored({"mean": np.zeros(3)}, found)
     labels = np.array([0, 1, 1])
-    evaluation = Evaluation("parts", np.arange(3), names, names, labels, (scored,), (), ())
+    evaluation = Evaluation("parts", np.arange(3), names, names, labels, scored, (), ())
     backbone = load_backbone("tips-nano")
     contenders = [Contender(make_method("clip", backbone), {})]
-    rows = collect(evaluation, contenders, [Prompts()], backbone, dataset, "mean").rows
+    rows = collect([evaluation], contenders, [Prompts()], backbone, dataset, "mean").rows
     columns = ("category", "class_name", "n_images", "n_anomalous", "image_auroc")
     assert [tuple(row[name] for name in columns) for row in rows] == [
         ("mean (category)", "object", 2, 1, 0.5),

@@ -23,7 +23,7 @@ def evaluation(dataset, *num_without_mask):
         found[f"part {category}"] = {
             name: metrics.category.compute(state, image_score=name) for name in scores
         }
-    return Evaluation(dataset, np.zeros(0, int), (), (), labels, (Scored({}, found),), (), ())
+    return Evaluation(dataset, np.zeros(0, int), (), (), labels, Scored({}, found), (), ())
 
 
 def test_counts_missing_masks_where_pixel_metrics_need_them():

@@ -30,6 +30,7 @@ from zsad_jax.methods import (
     make_method,
     param_shapes,
 )
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
 
@@ -119,15 +120,25 @@ def batch():
     )
 
 
+def trace_features(method, backbone):
+    """Traces what training steps and the scorer receive."""
+    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
+    _, encode = encoder_of(method)
+    if encode is None:
+        return images
+    normalize = backbone.preprocess.normalize
+    return jax.eval_shape(lambda frozen, x: encode(frozen, normalize(x)), backbone.params, images)
+
+
 def trace_step(method, backbone, training):
     """Traces a training step of each stage."""
-    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
     params = param_shapes(method, backbone)
+    features = trace_features(method, backbone)
     for stage in method.stages if params else ():
         optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
         state = TrainState(params, jax.eval_shape(optimizer.init, params))
         step = make_step(method, backbone, optimizer, stage)
-        new, losses = jax.eval_shape(step, backbone.params, state, images, batch())
+        new, losses = jax.eval_shape(step, backbone.params, state, features, batch())
         assert jax.tree.map(jax.numpy.shape, new) == jax.tree.map(jax.numpy.shape, state)
         assert losses["loss"].shape == ()
 
@@ -139,8 +150,15 @@ def trace_scores(contenders, backbone, scorer):
         jax.jit(one.method.prototypes, static_argnums=2).eval_shape(backbone.params, p, CLASSES)
         for one, p in zip(contenders, params, strict=True)
     ]
-    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
-    results = jax.eval_shape(scorer, backbone.params, params, texts, images, np.array([0, 1]))
+    keys, features = zip(
+        *((encoder_of(one.method)[0], trace_features(one.method, backbone)) for one in contenders),
+        strict=True,
+    )
+
+    def score(frozen, params, texts, features, category):
+        return scorer(frozen, params, texts, dict(zip(keys, features, strict=True)), category)
+
+    results = jax.eval_shape(score, backbone.params, params, texts, features, np.array([0, 1]))
     for contender, result in zip(contenders, results, strict=True):
         assert set(result.image) == set(contender.method.image_scores)
         assert result.maps.shape == (2, SIZE, SIZE)
@@ -219,13 +237,13 @@ def run(monkeypatch, tmp_path):
     """Runs an experiment, tracing instead of training and scoring; returns the trained methods' names."""
     trained = []
 
-    def train(method, backbone, dataset, config, **_):
+    def train(method, backbone, features, members, **_):
         trained.append(method.name)
-        trace_step(method, backbone, config)
+        trace_step(method, backbone, members[0].config)
         shapes = param_shapes(method, backbone)
-        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        return [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes) for _ in members]
 
-    def evaluate(contenders, backbone, dataset, *, scorer, **_):
+    def evaluate(contenders, features, backbone, *, scorer, **_):
         trace_scores(contenders, backbone, scorer)
         raise TracedError
 

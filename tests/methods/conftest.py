@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import zsad_jax
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.train import TrainState, make_optimizer, make_step
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "tipsomaly"
@@ -120,12 +121,13 @@ def train_as_configured(included_experiment):
     def run(method, backbone, params, batches, **changes):
         config = included_experiment(method.name).training_config
         config = dataclasses.replace(config, **changes)
-        (stage,) = method.stages
+        (stage,), encode = method.stages, jax.jit(encoder_of(method)[1])
         optimizer = make_optimizer(config, method, params, stage)
-        step = make_step(method, backbone, optimizer, stage)
+        step = jax.jit(make_step(method, backbone, optimizer, stage))
         state = TrainState(params, optimizer.init(params))
         for images, batch in batches:
-            state, losses = step(backbone.params, state, images, batch)
+            features = encode(backbone.params, backbone.preprocess.normalize(images))
+            state, losses = step(backbone.params, state, features, batch)
             yield state.params, losses
 
     return run

@@ -12,16 +12,17 @@ import PIL.Image
 import pytest
 
 import zsad_jax.methods
+from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, evaluate
 from zsad_jax.methods import Method, Scores
-from zsad_jax.methods.base import score_fn, vision_side
+from zsad_jax.methods.base import encoder_of, score_fn, vision_side
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.methods.shared.losses import image_cross_entropy, weighted_mean
 from zsad_jax.methods.shared.prompts import PROMPT_FAMILIES, encode_pairs, tokenize
 from zsad_jax.methods.shared.similarity import cosines, normalize
-from zsad_jax.train import TrainingConfig, train
+from zsad_jax.train import Member, TrainingConfig, train
 from zsad_jax.utils.sharding import make_mesh
 
 CLASSES = ("round_plate", "fine-mesh")
@@ -222,12 +223,19 @@ def test_trains_two_steps_and_evaluates(backbone, dataset, factory):
     backbone = dataclasses.replace(backbone, preprocess=size)
     method, memory, mesh = factory(backbone), Memory(), make_mesh()
     start = method.init(jax.random.split(jax.random.key(3))[0], backbone.params)
-    params = train(
+    features = Features(
+        dataset,
+        backbone,
+        dict([encoder_of(method)]),
+        FeaturesConfig(cache="none"),
+        mesh=mesh,
+        rows=12,
+    )
+    (params,) = train(
         method,
         backbone,
-        dataset,
-        TrainingConfig(epochs=2, batch_size=12, learning_rate=1e-3),
-        key=jax.random.key(3),
+        features,
+        [Member(3, TrainingConfig(epochs=2, batch_size=12, learning_rate=1e-3))],
         mesh=mesh,
         saver=memory,
         curves=memory,
@@ -235,13 +243,13 @@ def test_trains_two_steps_and_evaluates(backbone, dataset, factory):
     assert len(memory.losses) == 2
     assert memory.losses[1] < memory.losses[0]
     contenders = [Contender(method, start, "before"), Contender(method, params)]
-    result = evaluate(contenders, backbone, dataset, mesh=mesh, batch_size=8)
-    before, after = (scored.image_scores["score"] for scored in result.scored)
+    result = evaluate(contenders, features, backbone, mesh=mesh)
+    before, after = (one.scored.image_scores["score"] for one in result)
     assert after.shape == (12,)
     assert np.abs(after - before).max() > 1e-5
-    for scored in result.scored:
-        assert set(scored.metrics) == set(CLASSES)
-        for by_score in scored.metrics.values():
+    for one in result:
+        assert set(one.scored.metrics) == set(CLASSES)
+        for by_score in one.scored.metrics.values():
             assert all(0 <= value <= 1 for value in by_score["score"].values.values())
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,17 +51,17 @@ def training_key(
 def evaluation_key(
     experiment: Experiment,
     backbone: Backbone,
-    contenders: Sequence[Contender],
+    contender: Contender,
     dataset: Dataset,
     *,
     target: str,
     image_score: str,
 ) -> str:
-    """Returns the key of the evaluation of a target, of this name, on its dataset."""
+    """Returns the key of a contender's evaluation on the dataset of a target, of this name."""
     return fingerprint(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
-        [(*_method(c.method), c.label, prompt_files.digest(c.params)) for c in contenders],
+        [*_method(contender.method), contender.label, prompt_files.digest(contender.params)],
         [target, dataset.fingerprint(), dataset.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,
@@ -122,15 +121,14 @@ def save(path: files.PathLike, evaluation: Evaluation) -> None:
         arrays[f"case/{i}/map"] = case.anomaly_map
         if case.mask is not None:
             arrays[f"case/{i}/mask"] = case.mask
-    for i, scored in enumerate(evaluation.scored):
-        for name, scores in scored.image_scores.items():
-            arrays[f"scores/{i}/{name}"] = scores
+    for name, scores in evaluation.scored.image_scores.items():
+        arrays[f"scores/{name}"] = scores
     text = {
         "dataset": evaluation.dataset,
         "file_names": evaluation.file_names,
         "categories": evaluation.categories,
-        "metrics": [scored.metrics for scored in evaluation.scored],
-        "score_names": [list(scored.image_scores) for scored in evaluation.scored],
+        "metrics": evaluation.scored.metrics,
+        "score_names": list(evaluation.scored.image_scores),
         "cases": [{name: getattr(case, name) for name in CASE_FIELDS} for case in evaluation.cases],
         "issues": evaluation.issues,
         "num_unreadable": evaluation.num_unreadable,
@@ -149,20 +147,17 @@ def load(path: files.PathLike) -> Evaluation | None:
     try:
         return _decode(read_arrays(path))
     # Damaged, or of an earlier form: computing it again is simpler and safer than converting it.
-    except (UserError, KeyError, TypeError, ValueError):
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
         logging.warning("%s cannot be read and is computed again.", path)
         return None
 
 
 def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
     text = parse_json(arrays["text"].tobytes())
-    scored = []
-    for i, (names, stored) in enumerate(zip(text["score_names"], text["metrics"], strict=True)):
-        found = {
-            category: {name: _read_metrics(*one) for name, one in by_score.items()}
-            for category, by_score in stored.items()
-        }
-        scored.append(Scored({name: arrays[f"scores/{i}/{name}"] for name in names}, found))
+    found = {
+        category: {name: _read_metrics(*one) for name, one in by_score.items()}
+        for category, by_score in text["metrics"].items()
+    }
     cases = [
         Case(
             dataset=text["dataset"],
@@ -179,7 +174,7 @@ def _decode(arrays: dict[str, np.ndarray]) -> Evaluation:
         file_names=tuple(text["file_names"]),
         categories=tuple(text["categories"]),
         labels=arrays["labels"],
-        scored=tuple(scored),
+        scored=Scored({name: arrays[f"scores/{name}"] for name in text["score_names"]}, found),
         cases=tuple(cases),
         issues=tuple(Issue(*issue) for issue in text["issues"]),
         num_unreadable=text["num_unreadable"],

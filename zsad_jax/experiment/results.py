@@ -32,7 +32,7 @@ class Prompts(NamedTuple):
 
 
 class TargetResults(NamedTuple):
-    """A target's evaluation and its rows: of the main contender by the chosen image score, and of all others.
+    """A target's main evaluation and its rows: of that by the chosen image score, and of all others.
 
     Categories come first, then their mean. `notes` holds remarks on the main rows, by (dataset, category).
     """
@@ -44,20 +44,22 @@ class TargetResults(NamedTuple):
 
 
 def collect(
-    evaluation: Evaluation,
+    evaluations: Sequence[Evaluation],
     contenders: Sequence[Contender],
     prompts: Sequence[Prompts],
     backbone: Backbone,
     dataset: Dataset,
     image_score: str,
 ) -> TargetResults:
-    """Returns the rows of a target's evaluation; `image_score` names the score of the main rows."""
+    """Returns the rows of a target's evaluations; `image_score` names the score of the main rows."""
+    evaluation, *_ = evaluations
     results = TargetResults(evaluation, [], [], {})
     # A category of this name would take the row of the mean.
     labels = {name: f"{name} (category)" if name == MEAN else name for name in dataset.categories}
     categories = np.array([labels[name] for name in evaluation.categories])
     class_names = dict(zip(labels.values(), dataset.prompt_names, strict=True))
-    for contender, learned, scored in zip(contenders, prompts, evaluation.scored, strict=True):
+    all_scored = [one.scored for one in evaluations]
+    for contender, learned, scored in zip(contenders, prompts, all_scored, strict=True):
         for score in scored.image_scores:
             found = {labels[name]: by_score[score] for name, by_score in scored.metrics.items()}
             found[MEAN] = metrics.mean_over({name: one.values for name, one in found.items()})

@@ -6,15 +6,15 @@ Everything that an earlier run with the same settings finished is reused.
 import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from zsad_jax.backbones import Backbone, registry
+from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.data.open import open_dataset
@@ -24,10 +24,11 @@ from zsad_jax.experiment.config import ELSEWHERE, Experiment, MethodSpec, Target
 from zsad_jax.experiment.results import Prompts, TargetResults, collect
 from zsad_jax.experiment.workdir import check_workdir
 from zsad_jax.methods import Method, image_score, param_shapes
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, Report, curve_files, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
-from zsad_jax.train import DamagedCheckpointError, OrbaxSaver, train
+from zsad_jax.train import DamagedCheckpointError, Member, OrbaxSaver, train
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError
 
@@ -81,7 +82,7 @@ def run_experiment(
     run = start_run(experiment, workdir)
     clock.lap("start")
     prompts = obtain_all_prompts(run, clock)
-    scorers: dict[str, Scorer] = {}  # one compilation for all targets with the same methods
+    scorers: dict[Hashable, Scorer] = {}  # one compilation for all targets with the same methods
     results = []
     for target in run.targets:
         results.append(evaluate_target(run, target, prompts, scorers))
@@ -270,29 +271,41 @@ def _copy_training(folder: pathlib.Path) -> None:
 def _optimize(run: Run, method: Method, dataset: Dataset, folder: pathlib.Path) -> PyTree:
     """Trains, or resumes from the last finished epoch in `folder`."""
     config = run.experiment.training_for(method)
+    features = make_features(run, dataset, [method])
     saver = OrbaxSaver(folder / "checkpoints")
     while True:
         done = saver.latest()
         # The curve is cut at the restored epoch: later steps are trained again.
         resumed = None if done is None else done * config.steps(len(dataset))
         with contextlib.suppress(DamagedCheckpointError), CurveWriter(folder, resumed) as curves:
-            params = train(
+            (params,) = train(
                 method,
                 run.backbone,
-                dataset,
-                config,
-                key=jax.random.key(run.experiment.seed),
+                features,
+                [Member(run.experiment.seed, config)],
                 mesh=run.mesh,
                 saver=saver,
                 curves=curves,
-                num_workers=run.experiment.num_workers,
             )
             saver.close()
             return sharding.to_host(params)
 
 
+def make_features(run: Run, dataset: Dataset, methods: Iterable[Method]) -> Features:
+    """Returns the features that methods need of a dataset."""
+    return Features(
+        dataset,
+        run.backbone,
+        dict(map(encoder_of, methods)),
+        FeaturesConfig(cache="none"),
+        mesh=run.mesh,
+        rows=run.experiment.batch_size,
+        num_workers=run.experiment.num_workers,
+    )
+
+
 def evaluate_target(
-    run: Run, target: Target, prompts: AllPrompts, scorers: dict[str, Scorer]
+    run: Run, target: Target, prompts: AllPrompts, scorers: dict[Hashable, Scorer]
 ) -> TargetResults:
     """Evaluates all methods on a target, unless it is finished; `scorers` holds those of earlier targets."""
     experiment, dataset = run.experiment, run.datasets[target.name]
@@ -301,37 +314,46 @@ def evaluate_target(
         Contender(spec.make(run.backbone), one.params, spec.label)
         for spec, one in zip(target.methods, own, strict=True)
     ]
-    key = cache.evaluation_key(
-        experiment,
-        run.backbone,
-        contenders,
-        dataset,
-        target=target.name,
-        image_score=run.image_score,
-    )
-    path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
-    evaluation = cache.load(path)
-    if evaluation is not None:
+    keys = [
+        cache.evaluation_key(
+            experiment,
+            run.backbone,
+            contender,
+            dataset,
+            target=target.name,
+            image_score=run.image_score,
+        )
+        for contender in contenders
+    ]
+    name = files.safe_name(target.name)
+    paths = [run.workdir / "evaluations" / f"{name}-{key}.npz" for key in keys]
+    evaluations = {path: cache.load(path) for path in paths}
+    missing = [number for number, path in enumerate(paths) if evaluations[path] is None]
+    if not missing:
         logging.info(
             "Reusing the results of %s from an earlier run. %s", target.name, AFTER_A_CHANGE
         )
     else:
-        scorer = make_scorer([contender.method for contender in contenders], run.backbone)
-        evaluation = evaluate(
-            contenders,
+        methods = [contenders[number].method for number in missing]
+        # Methods hold closures, which compare by identity; their configs compare by value.
+        specs = repr([target.methods[number] for number in missing])
+        encoders = [encoder_of(method)[0] for method in methods]
+        found = evaluate(
+            [contenders[number] for number in missing],
+            make_features(run, dataset, methods),
             run.backbone,
-            dataset,
             mesh=run.mesh,
-            batch_size=experiment.batch_size,
-            # Methods hold closures, which compare by identity; their configs compare by value.
-            scorer=scorers.setdefault(repr(target.methods), scorer),
+            scorer=scorers.setdefault((specs, *encoders), make_scorer(methods, run.backbone)),
             exact=experiment.exact_metrics,
             image_score=run.image_score,
-            num_workers=experiment.num_workers,
+            pictures=0 in missing,
         )
-        cache.save(path, evaluation)
-    results = collect(evaluation, contenders, own, run.backbone, dataset, run.image_score)
-    without_mask = {WITHOUT_MASK: run_info.count_without_mask([evaluation])}
+        for number, evaluation in zip(missing, found, strict=True):
+            cache.save(paths[number], evaluation)
+            evaluations[paths[number]] = evaluation
+    complete = [one for one in evaluations.values() if one is not None]
+    results = collect(complete, contenders, own, run.backbone, dataset, run.image_score)
+    without_mask = {WITHOUT_MASK: run_info.count_without_mask([results.evaluation])}
     deviations = find_deviations(results.rows, without_mask)
     for words in words_on(deviations, [target.name], kinds=IMAGES):
         logging.warning("%s Differences to published results are omitted.", words)

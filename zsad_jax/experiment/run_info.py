@@ -70,7 +70,7 @@ def count_without_mask(evaluations: Iterable[Evaluation]) -> dict[str, int]:
         facts = DATASETS.get(evaluation.dataset)
         found = sum(
             note.num_without_mask
-            for by_score in evaluation.scored[0].metrics.values()
+            for by_score in evaluation.scored.metrics.values()
             # Masks do not depend on the image score: one score is enough.
             for note in next(iter(by_score.values())).notes
         )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.backbones.feature_cache import EncodeFn
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
@@ -231,6 +232,27 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
       (12, 128)
     """
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
+
+
+def encoder_of(method: Method) -> tuple[Hashable, EncodeFn | None]:
+    """Returns the key of a method's features and their encoder; both None if they depend on its parameters.
+
+    Example:
+      >>> from zsad_jax.backbones import load_backbone
+      >>> from zsad_jax.methods import make_method
+      >>> key, encode = encoder_of(make_method("anomalyclip", load_backbone("clip-nano")))
+      >>> key
+      FeaturesKey(layers=(4,), vv_from=1, cls_norm=False)
+    """
+    if not method.cacheable:
+        return None, None
+
+    def encode(frozen: Params, images: Images, /) -> PyTree:
+        return method.features(frozen, {}, images)
+
+    # The function is a key that no other method has.
+    key: Any = method.features if method.features_key is None else method.features_key
+    return key, encode
 
 
 def score_fn(compute: ComputeScoresFn) -> ScoreFn:

@@ -17,9 +17,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays that are on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies every leaf to every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
@@ -31,6 +36,11 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
     return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def constrain_batch(tree: Any, mesh: Mesh) -> Any:
+    """Splits the first axis over devices, in a compiled function."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
