@@ -13,6 +13,7 @@ from PIL import Image
 from zsad_jax.data.issues import Issue
 from zsad_jax.report import write, write_report
 from zsad_jax.report.html import PICTURES_IN_ALL, format_quantity, render_page
+from zsad_jax.report.rows import combine_seeds
 from zsad_jax.report.write import DEMONSTRATION, figure_name
 from zsad_jax.utils.errors import UserError
 
@@ -346,3 +347,13 @@ def test_charts_of_a_sweep_are_among_the_figures_and_on_the_page(tmp_path, repor
     assert "### Synthetic (target): ablation" in (tmp_path / "results.md").read_text()
     write_report(tmp_path, report)
     assert not chart.exists()
+
+
+@pytest.mark.parametrize("name", ["results.md", "results.csv", "results.tex", "report.html"])
+def test_single_seed_has_no_deviations(tmp_path, report, name):
+    write_report(tmp_path / "before", report)
+    once = dataclasses.replace(report, rows=combine_seeds(report.rows))
+    write_report(tmp_path / "after", once)
+    text = (tmp_path / "before" / name).read_text()
+    assert (tmp_path / "after" / name).read_text() == text
+    assert not re.search(r"standard deviation|_std|\bseeds\b|\d ± \d|\d \$\\pm\$ \d", text)

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 PANEL_COLUMNS = 5
 WIDTH, HALF = 11.5, 5.5  # in inches: all of the page, and two figures side by side
 TALLEST = 3.4  # panel, in inches
-MOST_LINES = 6  # of an ablation
-MARKERS = tuple(
-    zip("osD^vP", (NORMAL, ANOMALOUS, "#009e73", "#cc79a7", "#b8860b", INK), strict=True)
-)
+# Of the lines of an ablation: markers distinguish them where colors cannot.
+MARKERS, COLORS = "osD^vP", (NORMAL, ANOMALOUS, "#009e73", "#cc79a7", "#b8860b", INK)
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
@@ -82,7 +80,7 @@ def ablation_charts(points: Points, rows: Sequence[Row], remark: str = "") -> li
             functools.partial(ablation_figure, points, rows, key, remark),
         )
         for key, number in num_lines(points).items()
-        if number <= MOST_LINES
+        if number <= len(MARKERS)
     ]
 
 
@@ -90,9 +88,9 @@ def num_lines(points: Points) -> dict[str, int]:
     """Returns the keys of a sweep with several numbers, and how many combinations the other keys have."""
     found = {}
     for key in wording.short_keys(points):
-        values = {wording.describe_value(one[key]): one[key] for one in points.values()}
-        if len(values) > 1 and {*map(type, values.values())} <= {int, float}:
-            found[key] = len(points) // len(values)
+        values = [point[key] for point in points.values()]
+        if {*map(type, values)} <= {int, float} and len(set(values)) > 1:
+            found[key] = len(points) // len(set(values))
     return found
 
 
@@ -159,35 +157,28 @@ def ablation_figure(
 
     Every combination of the other keys has a line, with standard deviations over seeds as error bars.
     """
+    short, at = wording.short_keys(points), {name: point[key] for name, point in points.items()}
     lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: points[row["variant"]][key]):
-        values = zip(
-            wording.short_keys(points).items(), points[row["variant"]].values(), strict=True
-        )
-        others = (f"{name}={wording.describe_value(of)}" for (k, name), of in values if k != key)
-        lines.setdefault(", ".join(others), []).append(row)
+    for row in sorted(rows, key=lambda row: at[row["variant"]]):
+        others = {short[one]: of for one, of in points[row["variant"]].items() if one != key}
+        label = ", ".join(f"{name}={wording.describe_value(of)}" for name, of in others.items())
+        lines.setdefault(label, []).append(row)
     shown = [metric for metric in METRIC_COLUMNS if any(row[metric] is not None for row in rows)]
     if not shown:
         return None
     figure, grid = _panels(len(shown), min(len(shown), 4), (WIDTH / 4, 2.3))
-    at = np.unique([points[row["variant"]][key] for row in rows])
-    log = at[0] > 0 and at[-1] > 20 * at[0]
-    places, ticks = np.log(at) if log else at, [0]
-    # Between ticks there is room for their labels.
-    room = (0.05 + 0.035 * max(len(f"{value:g}") for value in at)) * np.ptp(places)
-    for i, place in enumerate(places):
-        ticks += [i] * bool(place - places[ticks[-1]] >= room)
+    values = np.unique([at[row["variant"]] for row in rows])
+    log = values[0] > 0 and values[-1] > 20 * values[0]
+    ticks = _ticks(values, np.log(values) if log else values)
     for axes, metric in zip(grid, shown, strict=True):
-        for (label, line), (marker, color) in zip(lines.items(), MARKERS, strict=False):
+        for (label, line), marker, color in zip(lines.items(), MARKERS, COLORS, strict=False):
             found = ([row.get(name) for row in line] for name in (metric, STD_OF[metric]))
             means, spreads = 100 * np.array([*found], float)
-            over = [points[row["variant"]][key] for row in line]
-            bars: Any = {"color": color, "marker": marker, "markersize": 4, "capsize": 3}
-            axes.errorbar(over, means, spreads, label=label, **bars)
-        axes.set(title=names.METRICS[metric], xscale="log" if log else "linear")
-        axes.set_xlabel(wording.short_keys(points)[key])
+            look: Any = {"color": color, "marker": marker, "markersize": 4, "capsize": 3}
+            axes.errorbar([at[row["variant"]] for row in line], means, spreads, label=label, **look)
+        axes.set(xlabel=short[key], title=names.METRICS[metric], xscale="log" if log else "linear")
         axes.minorticks_off()
-        axes.set_xticks(at[ticks], [f"{value:g}" for value in at[ticks]])
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     if len(lines) > 1:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
@@ -261,6 +252,15 @@ def to_svg(chart: Chart) -> str:
     for color, name in colors.items():
         svg = svg.replace(color, name)
     return svg
+
+
+def _ticks(values: np.ndarray, places: np.ndarray) -> list[float]:
+    """Returns values that have room for their labels between them, at their places on an axis."""
+    room = (0.05 + 0.035 * max(len(f"{value:g}") for value in values)) * np.ptp(places)
+    ticks = [0]
+    for i, place in enumerate(places):
+        ticks += [i] * bool(place - places[ticks[-1]] >= room)
+    return values[ticks].tolist()
 
 
 def _category_panels(

@@ -9,7 +9,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import names, wording
-from zsad_jax.report.charts import MOST_LINES, num_lines
+from zsad_jax.report.charts import MARKERS, num_lines
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import (
@@ -163,7 +163,7 @@ def comparison_table(
     remarks = (
         f"No chart over {key}: {plural(number, 'line')}, one for each combination of the other keys."
         for key, number in num_lines(points).items()
-        if number > MOST_LINES
+        if number > len(MARKERS)
     )
     return _table(title, head, metrics, lines, main + others, MAIN_RESULT, remarks)
 
