@@ -264,8 +264,7 @@ class Store:
         types = ["u2" if leaf.dtype == "bfloat16" else leaf.dtype for leaf in self._leaves]
         fields = [(f"leaf{i}", x, self._leaves[i].shape[1:]) for i, x in enumerate(types)]
         self._dtype = np.dtype(fields, align=True)
-        # Images of a shard.
-        self._step = max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
+        self._shard_rows = max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
         self.info = {**info, "row_bytes": self._dtype.itemsize}
         self.size = info["images"] * self._dtype.itemsize / 1e9  # GB
         self.folder: pathlib.Path | None = None
@@ -293,11 +292,11 @@ class Store:
         if not (self.folder / "info.json").exists():
             created = {"created": time.strftime("%Y-%m-%d %H:%M")}
             files.write_json(self.folder / "info.json", self.info | created)
-        for shard in range(-(-self.info["images"] // self._step)):
+        for shard in range(-(-self.info["images"] // self._shard_rows)):
             path, text = self._paths(shard)
             with contextlib.suppress(OSError, ValueError):
                 stored = unsealed(parse_json(text.read_bytes())) or {}
-                if stored.get("crc32") == zlib.crc32(path.read_bytes()):
+                if stored.get("crc32") == _crc32(path):
                     self._texts[shard] = stored["images"]
             if shard not in self._texts and path.exists():
                 logging.warning("%s is damaged. Its images are encoded again.", path)
@@ -305,13 +304,13 @@ class Store:
     def missing(self) -> Int[np.ndarray, " m"]:
         """Returns the positions of the images without a record."""
         positions = np.arange(self.info["images"])
-        return positions[~np.isin(positions // self._step, list(self._texts))]
+        return positions[~np.isin(positions // self._shard_rows, list(self._texts))]
 
     def add(self, batch: ImageBatch, features: PyTree) -> None:
         """Adds the next batch of a shard, which is stored with its last image."""
-        shard, offset = divmod(int(batch.index[0]), self._step)
+        shard, offset = divmod(int(batch.index[0]), self._shard_rows)
         if not offset:
-            count = min(self.info["images"] - shard * self._step, self._step)
+            count = min(self.info["images"] - shard * self._shard_rows, self._shard_rows)
             self._part, self._part_texts = np.zeros(count, self._dtype), []
         part = self._part[offset : offset + self.info["rows"]]
         masks = np.packbits(batch.masks, axis=-1)
@@ -329,7 +328,7 @@ class Store:
             with files.replaced(path) as temporary:
                 np.save(temporary, self._part)
                 # Before the records take their name, with which the shard is complete.
-                stored = {"images": self._part_texts, "crc32": zlib.crc32(temporary.read_bytes())}
+                stored = {"images": self._part_texts, "crc32": _crc32(temporary)}
                 files.write_json(text, sealed(stored))
         else:
             self._memory[shard] = self._part
@@ -340,18 +339,16 @@ class Store:
         """Returns ground truth, without images, and features; the position -1 is a row of padding."""
         records = np.zeros(len(positions), self._dtype)
         texts: list[Any] = [("", (), ())] * len(positions)
-        for shard in np.unique(positions[positions >= 0] // self._step).tolist():
+        for shard in np.unique(positions[positions >= 0] // self._shard_rows).tolist():
             # Unmapped after the copy: mapped pages of a file count as memory of the process.
             stored = np.load(self._paths(shard)[0], "r") if self.folder else self._memory[shard]
-            rows = np.flatnonzero(positions // self._step == shard)
-            offsets = positions[rows] - shard * self._step
+            rows = np.flatnonzero(positions // self._shard_rows == shard)
+            offsets = positions[rows] - shard * self._shard_rows
             records[rows] = stored[offsets]
             for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
                 texts[row] = self._texts[shard][offset]
-        leaves = [
-            records[name].copy().view(leaf.dtype)
-            for name, leaf in zip(self._dtype.names or (), self._leaves, strict=True)
-        ]
+        pairs = zip(self._dtype.names or (), self._leaves, strict=True)
+        leaves = [records[name].copy().view(leaf.dtype) for name, leaf in pairs]
         truth, features = jax.tree.unflatten(self._structure, leaves)
         names, *found = zip(*texts, strict=True)
         issues, notes = (tuple(Issue(*x) for row in rows for x in row) for rows in found)
@@ -362,6 +359,12 @@ class Store:
     def _paths(self, shard: int) -> tuple[pathlib.Path, pathlib.Path]:
         path = root() / self.info["key"] / f"{shard:05}.npy"
         return path, path.with_suffix(".json")
+
+
+def _crc32(path: pathlib.Path) -> int:
+    with open(path, "rb") as file:  # in parts, so that memory does not grow with the shard
+        parts = iter(functools.partial(file.read, 2**20), b"")
+        return functools.reduce(lambda total, part: zlib.crc32(part, total), parts, 0)
 
 
 def root() -> pathlib.Path:
