@@ -1,4 +1,4 @@
-"""Reference implementations of CLIP and its methods in plain PyTorch, for `benchmark_methods.py`.
+"""Reference implementations of CLIP and its methods in plain PyTorch, for the benchmarks.
 
 Written from the papers and from the computations of their published code: eager mode, float32, fused
 attention, one image at a time. Prompts always have the full text length, image-conditioned prompts are
@@ -8,6 +8,8 @@ depend on the image are encoded once.
 
 import abc
 import functools
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -356,3 +358,127 @@ def below(params: Weights, name: str) -> Weights:
     """Returns the arrays below a name."""
     start = f"{name}/"
     return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}
+
+
+class TIPSomalyTrainer:
+    """Training of TIPSomaly over the TIPS of `transformers` with fused attention.
+
+    As in the published code: all images are encoded in every epoch, and all sentences at full length in every
+    step.
+
+    Args:
+      setup: "images" (8-bit), "masks", "ids", "paddings" and "states" of the sentences, and the initial
+        "normal" and "abnormal" tokens.
+      sizes: of the vision and the text tower.
+      folder: of vision.npz and text.npz, in the layout of the published PyTorch files.
+      batch_size: images per step.
+    """
+
+    def __init__(
+        self, setup: Mapping[str, np.ndarray], sizes: Any, folder: pathlib.Path, batch_size: int
+    ):
+        from transformers.models import tipsv2
+
+        common = {
+            "width": "hidden_size",
+            "depth": "num_hidden_layers",
+            "num_heads": "num_attention_heads",
+        }
+        vision, text = ({theirs: one[ours] for ours, theirs in common.items()} for one in sizes)
+        vision["image_size"] = sizes[0]["grid"] * sizes[0]["patch_size"]
+        text |= {"intermediate_size": sizes[1]["mlp_dim"], "vocab_size": sizes[1]["vocabulary"]}
+        config = tipsv2.Tipsv2Config(vision_config=vision, text_config=text)
+        model = tipsv2.Tipsv2Model._from_config(config, attn_implementation="sdpa").eval()
+        model.requires_grad_(False)
+        self.vision, self.text = model.vision_model, model.text_model
+        arrays = {name: dict(np.load(folder / f"{name}.npz")) for name in ("vision", "text")}
+        self.temperature = float(arrays["text"].pop("temperature"))
+        load_tips(self.vision, arrays["vision"], TIPS_VISION, ".attn.qkv.", ".attention.{}_proj.")
+        load_tips(self.text, arrays["text"], TIPS_TEXT, ".attn.in_proj_", ".self_attn.{}_proj.")
+        tensors = {name: torch.from_numpy(array) for name, array in setup.items()}
+        self.images, self.masks = tensors["images"], tensors["masks"].float()
+        self.states = tensors["states"]
+        self.words = self.text.embeddings.token_embedding(tensors["ids"])
+        self.valid = 1 - tensors["paddings"]
+        self.prompts = [tensors[state].requires_grad_() for state in ("normal", "abnormal")]
+        self.batch_size = batch_size
+
+    def train(self, epochs: int) -> list[float]:
+        """Returns the loss of each step."""
+        optimizer = torch.optim.Adam(self.prompts, lr=1e-3, betas=(0.5, 0.999))
+        losses = []
+        for _ in range(epochs):
+            for start in range(0, len(self.images), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                images = self.images[rows].permute(0, 3, 1, 2).float() / 255
+                with torch.no_grad():
+                    patches = unit(self.vision(images).last_hidden_state[:, 2:])
+                loss = self.loss(patches, self.masks[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        return losses
+
+    def encode_pair(self) -> Tensor:
+        """Returns the features of the learned (normal, anomalous) prompts."""
+        length = self.words.shape[1]
+        # The tower scales all embeddings, but learned tokens are not scaled.
+        learned = torch.stack(self.prompts)[self.states] / self.text.embeddings.embed_scale
+        rows = torch.cat([learned, self.words], dim=1)[:, :length]
+        valid = F.pad(self.valid, (learned.shape[1], 0), value=1)[:, :length]
+        found = unit(self.text(inputs_embeds=rows, attention_mask=valid).pooler_output)
+        return unit(torch.stack([found[self.states == state].mean(dim=0) for state in (0, 1)]))
+
+    def loss(self, patches: Tensor, masks: Tensor) -> Tensor:
+        """Returns the focal loss and both dice losses of the maps."""
+        probabilities = (patches @ self.encode_pair().T / self.temperature).softmax(dim=-1)
+        grid = round(patches.shape[1] ** 0.5)
+        maps = probabilities.mT.unflatten(-1, (grid, grid))
+        maps = F.interpolate(maps, masks.shape[1:], mode="bilinear", align_corners=False)
+        truth = torch.stack([1 - masks, masks], dim=1)
+        certain = (truth.clip(1e-5, 1 - 1e-5) * maps).sum(dim=1) + 1e-5
+        focal = -((1 - certain) ** 2 * certain.log()).mean()
+        overlap, total = (x.sum(dim=(2, 3)) for x in (maps * truth, maps + truth))
+        return focal + (1 - (2 * overlap + 1) / (total + 1)).mean(dim=0).sum()
+
+
+# Names in the published PyTorch files of TIPS -> names in `transformers`.
+TIPS_VISION = (
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^(\w+_tokens?)$", r"embeddings.\1"),
+    (r"^blocks\.", "encoder.layer."),
+    (r"\.attn\.proj\.", ".attention.o_proj."),
+    (r"\.ls(\d)\.gamma$", r".layer_scale\1.lambda1"),
+    (r"^norm\.", "layernorm."),
+)
+TIPS_TEXT = (
+    (r"^token_embedding\.", "embeddings.token_embedding."),
+    (r"^transformer\.resblocks\.", "encoder.layers."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^ln_final\.", "final_layer_norm."),
+)
+
+
+def load_tips(
+    module: torch.nn.Module,
+    arrays: Mapping[str, np.ndarray],
+    names: Any,
+    fused: str,
+    separate: str,
+) -> None:
+    """Loads a tower; query, key and value are one array in its file."""
+    state = {}
+    for name, array in arrays.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        if fused in name:
+            parts = zip("qkv", np.split(array, 3), strict=True)
+            state |= {name.replace(fused, separate.format(part)): rows for part, rows in parts}
+        else:
+            state[name] = array
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
+
+from zsad_jax.utils.text_table import TextTable
 
 # Worker threads may spin for a while after their work; the pause lets them stop before the next run.
 PAUSE_S = 0.3
@@ -75,3 +77,31 @@ def serve(
         value = getattr(made, what)(*given)
         seconds = time.perf_counter() - start
         pipe.send(Turn(seconds, time.process_time() - processor_start, value))
+
+
+def compare_times(times: Mapping[str, tuple[float, float]], **fields: Any) -> list[dict[str, Any]]:
+    """Returns a row for each side: its wall and processor time, and their ratios to those of the last side.
+
+    Args:
+      times: (wall time, processor time) in seconds, by side.
+      **fields: the first columns.
+    """
+    *_, last = times.values()
+    return [
+        {
+            **fields,
+            "side": side,
+            "seconds": found[0],
+            "processor": found[1],
+            "seconds_ratio": found[0] / last[0],
+            "processor_ratio": found[1] / last[1],
+            "load": os.getloadavg()[0],
+        }
+        for side, found in times.items()
+    ]
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table of rows with the same keys; numbers have two decimals."""
+    cells = [tuple(x if isinstance(x, str) else f"{x:.2f}" for x in row.values()) for row in rows]
+    return TextTable(tuple(rows[0]), frozenset(), cells).to_text("markdown")

@@ -87,11 +87,7 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
     release = registry.RELEASES[name]
     vision, text = release.vision, release.text
     if kind == "weights":
-        trees = {
-            "vision": tree_of(clip.VisionEncoder(clip.VisionSizes(**vision))),
-            "text": tree_of(clip.TextEncoder(clip.TextSizes(**text))),
-        }
-        return shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
+        return clip_shapes(vision, text)
     if lineage == "native":
         return shapes_in(
             tree_of(tips.VisionEncoder(tips.VisionSizes(**vision)))
@@ -100,6 +96,15 @@ def shapes_of(name: str, lineage: str, kind: str) -> Shapes:
         )
     grid = PYTORCH_GRID if release.low_resolution_positions else vision["grid"]
     return pytorch_vision_shapes(vision, grid) if kind == "vision" else pytorch_text_shapes(text)
+
+
+def clip_shapes(vision: registry.Sizes, text: registry.Sizes) -> Shapes:
+    """Returns names and shapes of OpenAI's file of both towers."""
+    trees = {
+        "vision": tree_of(clip.VisionEncoder(clip.VisionSizes(**vision))),
+        "text": tree_of(clip.TextEncoder(clip.TextSizes(**text))),
+    }
+    return shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
 
 
 def pytorch_vision_shapes(sizes: registry.Sizes, grid: int) -> Shapes:

@@ -5,14 +5,9 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-
-from zsad_jax.backbones import clip
-from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.transformer import tree_of
 
 pytest.importorskip("torch")
 
@@ -34,18 +29,13 @@ def scripts():
 
 @pytest.fixture(scope="module")
 def weights(scripts, tmp_path_factory):
-    from make_random_weights import shapes_in, write_arrays
+    from make_random_weights import clip_shapes, write_arrays
 
     common = {"width": 128, "depth": 2, "num_heads": 2, "mlp_dim": 192, "embed_dim": 32}
-    vision = clip.VisionSizes(patch_size=14, grid=4, **common)
-    text = clip.TextSizes(vocabulary=49_408, length=77, **common)
-    trees = {
-        "vision": tree_of(clip.VisionEncoder(vision)),
-        "text": tree_of(clip.TextEncoder(text)),
-    }
+    vision = common | {"patch_size": 14, "grid": 4}
+    text = common | {"vocabulary": 49_408, "length": 77}
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    shapes = shapes_in(jax.eval_shape(clip_checkpoints.to_openai, trees))
-    write_arrays(path, shapes, np.random.default_rng(0))
+    write_arrays(path, clip_shapes(vision, text), np.random.default_rng(0))
     return path
 
 
