@@ -1,7 +1,7 @@
 """The papers' tables with our results."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zsad_jax.data.protocols import DOMAIN_MEANS
@@ -53,23 +53,24 @@ def compare_papers(
         if tables:
             made.append(PaperTables(key, TITLES[key], tables, shown))
     covered = {dataset for one in made for dataset in one.datasets}
-    others = {dataset for one in ours for dataset, _ in one.rows} - covered
-    if others and paper is None and table is None:
+    own = {dataset for one in ours for dataset, _ in one.rows}
+    if own - covered and paper is None and table is None:
         # Without any of our results, the papers' tables would only hide the others.
-        made *= any(dataset in covered for one in ours for dataset, _ in one.rows)
-        tables = [table for one in ours for table in _make_tables(one, others)]
-        made.append(
-            PaperTables("Other datasets", "Not in the papers' tables.", tables, sorted(others))
-        )
+        made = [*(made if own & covered else ()), _on_other_datasets(ours, own - covered)]
     return made
 
 
-def _make_tables(ours: Ours, datasets: Collection[str]) -> Iterator[Table]:
-    """Yields the tables of one of our columns on some datasets."""
-    rows = [row for (dataset, _), row in ours.rows.items() if dataset in datasets]
-    keys = (("method", ours.method), ("setting", ours.setting), ("source", OURS))
-    for table in make_tables(rows) if rows else ():
-        yield dataclasses.replace(table, title=f"{ours.name}: {table.title}", keys=keys)
+def _on_other_datasets(ours: Sequence[Ours], datasets: Collection[str]) -> PaperTables:
+    """Makes the tables of our columns on datasets that no paper has."""
+    tables: list[Table] = []
+    for one in ours:
+        rows = [row for (dataset, _), row in one.rows.items() if dataset in datasets]
+        keys = (("method", one.method), ("setting", one.setting), ("source", OURS))
+        for table in make_tables(rows) if rows else ():
+            title = f"{one.name}: {table.title}"
+            tables.append(dataclasses.replace(table, title=title, keys=keys))
+    title = "Results on datasets that are not in the papers' tables."
+    return PaperTables("Other datasets", title, tables, sorted(datasets))
 
 
 def compare_run(rows: Sequence[Row], run: Mapping[str, Any] | None = None) -> list[Table]:
