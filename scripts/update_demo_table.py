@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zsad_jax.experiment.config import WITHOUT_EFFECT
+from zsad_jax.experiment.config import WITHOUT_EFFECT, is_one_of
+from zsad_jax.experiment.config_keys import flatten
 from zsad_jax.report.rows import MEAN
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
@@ -65,10 +66,10 @@ def condense(workdir: pathlib.Path) -> Runs:
 
 
 def setting_of(config: Mapping[str, Any]) -> str:
-    """Returns the fingerprint of the keys that results depend on, of the backbone only those that are set."""
-    given = {key: value for key, value in config["backbone"].items() if value is not None}
-    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return fingerprint(kept | {"backbone": given})
+    """Returns the fingerprint of the keys that results depend on, as far as they are set."""
+    values = flatten(config, Mapping)
+    given = {key: value for key, value in values.items() if value not in (None, {}, [])}
+    return fingerprint({k: v for k, v in given.items() if not is_one_of(k, WITHOUT_EFFECT)})
 
 
 def fill_in(text: str, runs: Runs) -> str:

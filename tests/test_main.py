@@ -18,7 +18,9 @@ import pytest
 
 from zsad_jax.data.open import open_dataset
 from zsad_jax.experiment.config import from_config
-from zsad_jax.experiment.run import open_datasets, run_experiment
+from zsad_jax.experiment.run import run_experiment
+from zsad_jax.experiment.start import open_datasets
+from zsad_jax.experiment.variants import make_variants
 from zsad_jax.experiment.workdir import default_workdir
 from zsad_jax.utils.errors import UserError
 
@@ -398,13 +400,13 @@ def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
         config.targets, config.skip_missing = ("target", "auxiliary"), True
         config.auxiliary_for = {"target": auxiliary, "auxiliary": "target"}
         config.auxiliary = None
-    datasets, skipped = open_datasets(from_config(config))
+    datasets, skipped = open_datasets(make_variants(from_config(config)))
     assert set(datasets) == {"target", "auxiliary"}
     assert list(skipped) == ["target"]
     assert re.match(f"its prompts are trained on {auxiliary}: .*{reason}", skipped["target"])
     config.targets = ("target",)
     with pytest.raises(UserError, match=reason):
-        open_datasets(from_config(config))
+        open_datasets(make_variants(from_config(config)))
 
 
 def test_reports_only_the_missing_dataset_with_included_backbone(tmp_path):
@@ -412,7 +414,7 @@ def test_reports_only_the_missing_dataset_with_included_backbone(tmp_path):
     config = runpy.run_path(str(ROOT / "configs/protocols/tps.py"))["get_config"]("nano")
     config.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="MVTec AD is not prepared in") as error:
-        open_datasets(from_config(config))
+        open_datasets(make_variants(from_config(config)))
     assert "lineage" not in str(error.value)
 
 
@@ -466,7 +468,7 @@ def test_dataset_names_are_not_paths(folder, name, kind):
         else:
             config.auxiliary = name
     with pytest.raises(UserError, match="is not a valid dataset name"):
-        open_datasets(from_config(config))
+        open_datasets(make_variants(from_config(config)))
 
 
 def test_does_not_overwrite_results_of_other_program(folder, tmp_path):

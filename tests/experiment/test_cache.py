@@ -44,7 +44,7 @@ def test_training_depends_on_names_in_prompts():
     method, keys = experiment.main_method(backbone), []
     for names in (("pcb",), ("pcb",), ("circuit board",)):
         dataset = types.SimpleNamespace(fingerprint=lambda: "the same files", prompt_names=names)
-        keys.append(cache.training_key(experiment, backbone, method, "visa", dataset))
+        keys.append(cache.training_key(experiment, backbone, method, "visa", dataset, ()))
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -85,7 +85,7 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
         ),
         (
             ["--config.seed=3", "--config.sead=3"],
-            "config.sead does not exist. Did you mean config.seed?",
+            "config.sead does not exist. Did you mean config.seed or config.seeds?",
         ),
         (
             ["--noconfig.trian"],
@@ -98,7 +98,7 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
         (
             ["--config.zzz=3"],
             "config.zzz does not exist. Available: auxiliary, auxiliary_for, backbone, batch_size, checkpoints,"
-            " comparisons, data, data_dir, exact_metrics, image_score, method, method_for and 7 more.",
+            " comparisons, data, data_dir, exact_metrics, features, image_score, method and 10 more.",
         ),
     ],
 )
@@ -109,7 +109,10 @@ def test_suggests_known_key(run_main, arguments, expected):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--confg.seed=1", "Unknown option '--confg.seed'. Did you mean --config.seed? See"),
+        (
+            "--confg.seed=1",
+            "Unknown option '--confg.seed'. Did you mean --config.seed or --config.seeds? See",
+        ),
         ("--lst", "Unknown option '--lst'. Did you mean --list? See"),
         ("--list=5", "--list is '5'. Expected True or False."),
         ("--zzz", "Unknown option '--zzz'. See python -m zsad_jax.main --help."),
@@ -207,11 +210,11 @@ def test_lists_keys_with_values_and_descriptions(run_main):
         ("comparisons={'x': 5}", "Expected a mapping of strings to mappings"),
         (
             "comparisons={'x': {'sigm': 5}}",
-            "config.comparisons['x']: Unknown key 'sigm'. Did you mean",
+            "config.comparisons['x']: config.method: Unknown key 'sigm'. Did you mean",
         ),
         (
             "comparisons={'x': {'name': 'cli'}}",
-            "config.comparisons['x']: Unknown method 'cli'. Did",
+            "config.comparisons['x']: config.method: Unknown method 'cli'. Did",
         ),
         (
             "method_for={'visa': {'sigma': 'a'}}",

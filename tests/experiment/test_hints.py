@@ -2,8 +2,9 @@
 
 import pytest
 
-from zsad_jax.experiment import config_files, run
+from zsad_jax.experiment import config_files, start
 from zsad_jax.experiment.config import Experiment
+from zsad_jax.experiment.variants import make_variants
 from zsad_jax.utils.errors import UserError
 
 
@@ -15,8 +16,8 @@ def test_demo_is_suggested_only_for_methods_with_a_config(tmp_path, monkeypatch)
         data_dir=str(tmp_path),
     )
     with pytest.raises(UserError, match=r"without downloads: .* --config configs/clip\.py:demo"):
-        run.open_datasets(experiment)
+        start.open_datasets(make_variants(experiment))
     monkeypatch.setattr(config_files, "included", dict)  # as for a registered method
     with pytest.raises(UserError, match="visa") as error:
-        run.open_datasets(experiment)
+        start.open_datasets(make_variants(experiment))
     assert "configs/" not in str(error.value)

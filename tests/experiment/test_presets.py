@@ -15,6 +15,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import parse_name
 from zsad_jax.experiment import presets
 from zsad_jax.experiment.config import Experiment, compare_with_recipe, from_config
+from zsad_jax.experiment.variants import make_variants
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report.published import published_numbers
 from zsad_jax.utils.errors import UserError
@@ -214,16 +215,14 @@ def test_rejects_unknown_variant():
 def test_accepts_other_methods_as_comparisons():
     options = {"method": {"name": "coop", "sigma": 2.0}, "backbone": {"name": "clip-nano"}}
     comparisons = {"plain": {"name": "clip"}, "middle": {"position": "middle"}}
-    experiment = Experiment(**options, targets=("visa",), comparisons=comparisons)
-    _, plain, middle = experiment.resolved[0].methods
+    made = make_variants(Experiment(**options, targets=("visa",), comparisons=comparisons))
+    _, plain, middle = (one.experiment.method_on("visa") for one in made)
     assert (plain.name, plain.config) == ("clip", config_class("clip")())
     assert (middle.config.sigma, middle.config.position) == (2.0, "middle")
-    with pytest.raises(UserError, match=r"comparisons\['plain'\]: Unknown key 'position'"):
-        Experiment(
-            **options,
-            targets=("visa",),
-            comparisons={"plain": {"name": "clip", "position": "end"}},
-        )
+    wrong = {"plain": {"name": "clip", "position": "end"}}
+    experiment = Experiment(**options, targets=("visa",), comparisons=wrong)
+    with pytest.raises(UserError, match=r"comparisons\['plain'\].*Unknown key 'position'"):
+        make_variants(experiment)
 
 
 def test_rejects_training_of_methods_without_parameters(tmp_path):

@@ -21,6 +21,8 @@ import zsad_jax
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import Contender, make_scorer
 from zsad_jax.experiment import run as runner
+from zsad_jax.experiment import start as starter
+from zsad_jax.experiment import training
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.methods import (
     METHODS,
@@ -92,7 +94,8 @@ def demo(method, backbone):
     config = runpy.run_path(str(ROOT / f"configs/{method}.py"))["get_config"](variant)
     experiment = from_config(config)
     assert experiment.backbone["name"] == backbone
-    return experiment
+    # Nothing is encoded here.
+    return dataclasses.replace(experiment, features={"cache": "none"})
 
 
 @functools.cache
@@ -107,6 +110,12 @@ def load(name):
     )
     encode_image = jax.jit(backbone.encode_image, static_argnames=options)
     return dataclasses.replace(backbone, encode_image=encode_image, text=text)
+
+
+def check(experiment, backbone):
+    """Checks the options as a run does."""
+    experiment.check_method(backbone)
+    experiment.check_main_method(backbone)
 
 
 def batch():
@@ -170,7 +179,7 @@ COMBINATIONS = [*itertools.product(METHODS, ["tips-nano", "clip-nano"])]
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
 def test_demos_train_and_score(name, over):
     backbone, experiment = load(over), demo(name, over)
-    experiment.check_methods(backbone)
+    check(experiment, backbone)
     method = experiment.main_method(backbone)
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, param_shapes(method, backbone))]
@@ -186,7 +195,7 @@ def test_method_options_work_or_are_rejected_early(name, over):
         try:
             options = {**base.method, **changes}
             experiment = dataclasses.replace(base, method=options, train=False, comparisons={})
-            experiment.check_methods(backbone)
+            check(experiment, backbone)
         except UserError:
             continue
         try:
@@ -206,7 +215,7 @@ LEARNED = [name for name in METHODS if config_class(name).scoring_only]
 @pytest.mark.parametrize(("name", "over"), itertools.product(LEARNED, ["tips-nano", "clip-nano"]))
 def test_scoring_only_options_leave_training_unchanged(name, over):
     """Compares compiler input: equal programs have bit-equal parameters, losses and gradients."""
-    backbone, base = load(over), demo(name, over).methods()[0].config
+    backbone, base = load(over), demo(name, over).method_on().config
 
     def lower(**changes):
         method = make_method(name, backbone, dataclasses.replace(base, **changes))
@@ -247,7 +256,8 @@ def run(monkeypatch, tmp_path):
         trace_scores(contenders, backbone, scorer)
         raise TracedError
 
-    def open_datasets(experiment):
+    def open_datasets(variants):
+        experiment = variants[0].experiment
         sample = Sample(image=b"", category="metal nut", file_name="0.png")
         names = {target.name for target in experiment.resolved}
         names |= {*experiment.auxiliaries()} if experiment.train else set()
@@ -255,11 +265,11 @@ def run(monkeypatch, tmp_path):
             raise NotPreparedError(f"{names} are not prepared.")
         return {name: Samples(name, [sample]) for name in names}, {}
 
-    monkeypatch.setattr(runner, "open_datasets", open_datasets)
+    monkeypatch.setattr(starter, "open_datasets", open_datasets)
     monkeypatch.setattr(runner, "evaluate", evaluate)
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(training, "train", train)
     saver = types.SimpleNamespace(latest=lambda: None, close=lambda: None)
-    monkeypatch.setattr(runner, "OrbaxSaver", lambda folder: saver)
+    monkeypatch.setattr(training, "OrbaxSaver", lambda folder: saver)
     monkeypatch.setattr(Experiment, "load_backbone", lambda self: load(self.backbone["name"]))
 
     def start(experiment):
@@ -287,8 +297,8 @@ def test_experiment_options_work_or_are_rejected_early(run):
 def test_training_options_work(run):
     base = demo("vip2clip", "clip-nano")
     for changes in variations(TrainingConfig()):
-        training = {**base.training, **changes}
-        experiment = dataclasses.replace(base, comparisons={}, training=training)
+        options = {**base.training, **changes}
+        experiment = dataclasses.replace(base, comparisons={}, training=options)
         assert run(experiment) in (["vip2clip"], []), changes  # [] if an earlier run has trained it
 
 

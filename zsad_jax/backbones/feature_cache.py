@@ -5,6 +5,7 @@ the features and the ground truth of an image, beside a JSON file with file name
 """
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import functools
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -108,9 +109,8 @@ class Features:
         self.dataset, self.rows = dataset, sharding.round_up(rows, mesh)
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
-        self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
-        # Cached, so that each note is logged once, however often the images are read.
-        self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
+        options: dict[str, Any] = {"num_workers": num_workers, "log_notes": False}
+        self._load = functools.partial(load_batches, dataset, preprocess, **options)
         self._frozen = sharding.replicate(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
         self._encode: dict[Hashable, Any]
@@ -130,6 +130,14 @@ class Features:
             self._stores.clear()
         self.stored = len(self._stores) == len(encoders)
         self._fill()
+
+    def select(self, keys: Iterable[Hashable]) -> "Features":
+        """Returns those of the features that have these keys."""
+        selected = copy.copy(self)
+        selected._encode = {key: self._encode[key] for key in keys}
+        selected._stores = {key: self._stores[key] for key in keys if key in self._stores}
+        selected.stored = len(selected._stores) == len(selected._encode)
+        return selected
 
     def read(
         self, order: Int[np.ndarray, " n"], rows: int, *, pixels: bool = False
@@ -159,7 +167,7 @@ class Features:
             notes += batch.notes
             yield batch if pixels else batch._replace(images=None), self.restore(features)
         if not pixels:
-            self._report_notes(tuple(sorted(notes)))
+            report_notes(self.dataset.name, notes)
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
@@ -179,7 +187,7 @@ class Features:
         for key, store in self._stores.items():
             batch, found = store.read(np.arange(len(self.dataset)))
             features[key] = sharding.replicate(found, self._mesh)
-        self._report_notes(tuple(sorted(batch.notes)))
+        report_notes(self.dataset.name, batch.notes)
         return batch, features
 
     def restore(self, features: FeaturesByKey) -> FeaturesByKey:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from zsad_jax.experiment.config import Experiment, to_json
 from zsad_jax.methods import Method
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.metrics import Metrics, Note
+from zsad_jax.train import SWEPT, Member
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import fingerprint, parse_json
@@ -32,15 +34,22 @@ CASE_FIELDS = ("category", "file_name", "label", "score")
 
 
 def training_key(
-    experiment: Experiment, backbone: Backbone, method: Method, auxiliary: str, dataset: Dataset
+    experiment: Experiment,
+    backbone: Backbone,
+    method: Method,
+    auxiliary: str,
+    dataset: Dataset,
+    members: Sequence[Member],
 ) -> str:
-    """Returns the key of parameters learned on an auxiliary dataset."""
+    """Returns the key of parameters learned on an auxiliary dataset by trainings that run together."""
     # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
     # part of the key.
     training = dataclasses.asdict(experiment.training_for(method))
+    common = {name: value for name, value in training.items() if name not in SWEPT}
+    own = [[one.seed, {name: getattr(one.config, name) for name in SWEPT}] for one in members]
     return fingerprint(
-        _model(experiment, backbone),
-        [method.name, method.config.training_options(), training, experiment.seed],
+        [*_model(experiment, backbone), experiment.features_config.dtype],
+        [method.name, method.config.training_options(), common, own],
         # Names of categories in prompts change what is learned but no file.
         [auxiliary, dataset.fingerprint(), dataset.prompt_names],
         # A version may change the numbers.
@@ -59,9 +68,9 @@ def evaluation_key(
 ) -> str:
     """Returns the key of a contender's evaluation on the dataset of a target, of this name."""
     return fingerprint(
-        _model(experiment, backbone),
+        [*_model(experiment, backbone), experiment.features_config.dtype],
         # Learned prompts enter by their digest, so that it does not matter where they come from.
-        [*_method(contender.method), contender.label, prompt_files.digest(contender.params)],
+        [*_method(contender.method), prompt_files.digest(contender.params)],
         [target, dataset.fingerprint(), dataset.prompt_names],
         [experiment.exact_metrics, image_score],
         zsad_jax.__version__,

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.feature_cache import FeaturesConfig
 from zsad_jax.backbones.load import check_image_size, describe_backbone
 from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.data.benchmarks.availability import default_data_dir
@@ -26,15 +27,23 @@ from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
 
-WITHOUT_EFFECT = ("batch_size", "num_workers", "data_dir", "skip_missing")  # keys, on results
-# Keys that tables need not name: without effect, or their values are in the tables anyway.
-ELSEWHERE = (*WITHOUT_EFFECT, "targets", "data", "comparisons")
+# Keys that results do not depend on.
+WITHOUT_EFFECT = (
+    *("batch_size", "num_workers", "data_dir", "skip_missing"),
+    *("features.cache", "features.max_gb"),
+)
+# Keys whose values are in the tables.
+IN_TABLES = ("targets", "data", "comparisons", "sweep", "seeds")
+
+
+def is_one_of(key: str, keys: Collection[str]) -> bool:
+    """Returns whether a dotted key of the config, or its section, is one of `keys`."""
+    return key in keys or key.partition(".")[0] in keys
 
 
 class MethodSpec(NamedTuple):
-    """A method with its config dataclass; `label` is its key in `comparisons`, "" for the main result."""
+    """A method with its config dataclass."""
 
-    label: str
     name: str
     config: MethodConfig
 
@@ -46,14 +55,12 @@ class MethodSpec(NamedTuple):
 class Target(NamedTuple):
     """A dataset to evaluate, by its key in results and as `open_dataset` takes it.
 
-    `auxiliary` is the dataset whose prompts serve it (None if nothing is learned). `methods` are the methods
-    as evaluated on it, the main one first.
+    `auxiliary` is the dataset whose prompts serve it (None if nothing is learned).
     """
 
     name: str
     spec: Spec
     auxiliary: str | None
-    methods: tuple[MethodSpec, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,15 +79,18 @@ class Experiment:
       train: train the prompts on the auxiliary datasets instead of loading `checkpoints`.
       training: fields of `TrainingConfig`.
       checkpoints: auxiliary dataset -> released name or file; not used with `train`.
-      comparisons: label -> fields of the method's config, or another method's "name" with its fields;
-        evaluated beside the main result.
+      comparisons: label -> what differs, evaluated beside the main result: fields of the method's config,
+        another method's "name" with its fields, sections such as "training", or another "config" as a whole.
+      sweep: dotted key -> values; every combination is evaluated beside the main result.
       image_score: which of the method's image scores the tables show; None: its first.
       batch_size: images per evaluation step.
       exact_metrics: keep every pixel's score instead of histograms.
       skip_missing: skip datasets that are not prepared, with a warning, instead of stopping.
       data_dir: folder of prepared datasets; None: under the cache directory.
       num_workers: decoding processes; None: chosen automatically.
+      features: fields of `FeaturesConfig`, on storing what the frozen tower computes.
       seed: of the initial parameters and of shuffling.
+      seeds: number of trainings, with the seeds `seed`, `seed` + 1, …; results are their means.
     """
 
     method: Mapping[str, Any]
@@ -95,13 +105,16 @@ class Experiment:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     checkpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     comparisons: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    sweep: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     image_score: str | None = None
     batch_size: int = within(8, 1, sharding.MAX_BATCH)
     exact_metrics: bool = False
     skip_missing: bool = False
     data_dir: str | None = None
     num_workers: int | None = within(None, 0, 1024)
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = within(0, 0, 2**31 - 1)
+    seeds: int = within(1, 1, 1000)
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
@@ -126,7 +139,7 @@ class Experiment:
             raise UserError("config.targets is empty. Name at least one benchmark to evaluate.")
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
-        _ = self.training_config
+        _ = self.training_config, self.features_config, self.method_on()
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
 
@@ -161,37 +174,42 @@ class Experiment:
             return config_from(TrainingConfig, self.training)
 
     @functools.cached_property
+    def features_config(self) -> FeaturesConfig:
+        """The checked section on stored features."""
+        with located("config.features"):
+            return config_from(FeaturesConfig, self.features)
+
+    @functools.cached_property
     def resolved(self) -> tuple[Target, ...]:
         """All targets with what holds for each."""
         names = map(_target_name, self.targets)
         return tuple(
-            Target(name, spec, self.auxiliary_for.get(name, self.auxiliary), self.methods(name))
+            Target(name, spec, self.auxiliary_of(name))
             for name, spec in zip(names, self.targets, strict=True)
         )
 
-    def methods(self, target: str = "") -> tuple[MethodSpec, ...]:
-        """Returns the methods as evaluated on a target, the main one first; "": as they are trained."""
+    def auxiliary_of(self, target: str) -> str | None:
+        """Returns the dataset whose prompts serve a target, None if nothing is learned."""
+        return self.auxiliary_for.get(target, self.auxiliary)
+
+    def method_on(self, target: str = "") -> MethodSpec:
+        """Returns the method as evaluated on a target; "": as it is trained."""
         return self._specs.get(target, self._specs[""])
 
     def main_method(self, backbone: Backbone) -> Method:
-        """Returns the main method over a backbone, as it is trained."""
-        return self.methods()[0].make(backbone)
+        """Returns the method over a backbone, as it is trained."""
+        return self.method_on().make(backbone)
 
     @functools.cached_property
-    def _specs(self) -> dict[str, tuple[MethodSpec, ...]]:
-        """The methods of the targets with fields of their own, and of all others ("")."""
-        return {name: self._specify_all(name) for name in ("", *self.method_for)}
+    def _specs(self) -> dict[str, MethodSpec]:
+        """The method on the targets with fields of their own, and on all others ("")."""
+        return {name: self._specify(name) for name in ("", *self.method_for)}
 
-    def _specify_all(self, target: str) -> tuple[MethodSpec, ...]:
-        name = self.method["name"]
-        main = {**self.method, **self.method_for.get(target, {})}
-        place = f"config.method_for[{target!r}]" if target else "config.method"
-        specs = [_specify("", main, place)]
-        for label, changes in self.comparisons.items():
-            # A comparison that names another method has its own fields alone.
-            fields = {**main, **changes} if changes.get("name", name) == name else changes
-            specs.append(_specify(label, fields, f"config.comparisons[{label!r}]"))
-        return tuple(specs)
+    def _specify(self, target: str) -> MethodSpec:
+        options = {**self.method, **self.method_for.get(target, {})}
+        name = options.pop("name")
+        with located(f"config.method_for[{target!r}]" if target else "config.method"):
+            return MethodSpec(name, config_from(config_class(name), options))
 
     def auxiliaries(self) -> tuple[str, ...]:
         """Returns every auxiliary dataset that the targets need, each once."""
@@ -225,7 +243,7 @@ class Experiment:
             )
         return file
 
-    def check_methods(self, backbone: Backbone | None = None, class_name: str = "object") -> None:
+    def check_method(self, backbone: Backbone | None = None, class_name: str = "object") -> None:
         """Rejects options that do not work together.
 
         Args:
@@ -235,16 +253,8 @@ class Experiment:
         if backbone is None and self.backbone["name"] not in RELEASES:
             return
         over = backbone or describe_backbone(self.backbone["name"])
-        main = self.main_method(over)
-        image_score(main, self.image_score)
-        check_learning_rates(self.training_config, main)
-        if self.train and not param_shapes(main, over):
-            raise UserError(
-                f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
-            )
-        methods = [one for specs in self._specs.values() for one in specs]
         # Equal ones are traced once.
-        for spec in {repr(one): one for one in methods}.values():
+        for spec in {repr(one): one for one in self._specs.values()}.values():
             method = spec.make(over)
             params = param_shapes(method, over)
             if params and not all(target.auxiliary for target in self.resolved):
@@ -257,18 +267,30 @@ class Experiment:
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, (class_name,))
 
+    def check_main_method(self, backbone: Backbone | None = None) -> None:
+        """Rejects options that have no meaning for the method; comparisons may share them with others."""
+        if backbone is None and self.backbone["name"] not in RELEASES:
+            return
+        over = backbone or describe_backbone(self.backbone["name"])
+        main = self.main_method(over)
+        image_score(main, self.image_score)
+        check_learning_rates(self.training_config, main)
+        learns = bool(param_shapes(main, over))
+        if self.train and not learns:
+            raise UserError(
+                f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
+            )
+        if self.seeds > 1 and not self.train:
+            raise UserError(
+                f"config.seeds is {self.seeds}, but nothing is trained, so that all seeds have the same"
+                " results. Set it to 1, or train (--config.train=True)."
+            )
+
     def training_for(self, method: Method) -> TrainingConfig:
         """Returns the training section with the learning rates of the groups that a method has."""
         config = self.training_config
         rates = {k: v for k, v in config.learning_rates.items() if k in method.group_names}
         return dataclasses.replace(config, learning_rates=rates)
-
-
-def _specify(label: str, fields: Mapping[str, Any], place: str) -> MethodSpec:
-    name = fields["name"]
-    options = {key: value for key, value in fields.items() if key != "name"}
-    with located(place):
-        return MethodSpec(label, name, config_from(config_class(name), options))
 
 
 def _keys(name: str | None) -> set[str]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
 from zsad_jax.experiment.config_keys import describe_keys, flatten
+from zsad_jax.experiment.variants import make_variants
 from zsad_jax.methods import config_class
 from zsad_jax.utils import command_line, compilations
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
@@ -120,7 +121,9 @@ def read_config() -> ConfigDict:
 
 def read_experiment() -> Experiment:
     """Returns the experiment of the flag --config and its overrides; raises `UserError` on any mistake."""
-    return from_config(read_config())
+    experiment = from_config(read_config())
+    make_variants(experiment)  # for their mistakes
+    return experiment
 
 
 def changed_keys() -> dict[str, Any]:

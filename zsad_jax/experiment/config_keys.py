@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from zsad_jax.backbones.feature_cache import FeaturesConfig
 from zsad_jax.backbones.load import FAMILY_OPTIONS, load_backbone
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
@@ -31,6 +32,7 @@ def describe_keys(config: ConfigDict) -> dict[str, tuple[str, str]]:
     """
     # The classes and functions that take a section, whose docstrings are the only descriptions.
     parts: dict[str, Any] = {"": Experiment, "training": TrainingConfig, "backbone": load_backbone}
+    parts["features"] = FeaturesConfig
     with contextlib.suppress(AttributeError, UserError):  # reported when the experiment is made
         parts["method"] = config_class(config.method.name)
     keys = {

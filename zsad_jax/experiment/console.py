@@ -13,6 +13,11 @@ from zsad_jax.report.formats import to_text
 from zsad_jax.utils.errors import plural
 
 
+def show(text: str) -> None:
+    """Prints text at once, also into a pipe, before long work."""
+    print(text, flush=True)
+
+
 def describe_setting(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Describes what is known before anything is opened or loaded."""
     name = experiment.backbone["name"]
@@ -22,9 +27,12 @@ def describe_setting(experiment: Experiment, workdir: pathlib.Path) -> str:
 
 
 def describe_inputs(
-    experiment: Experiment, datasets: Mapping[str, Dataset], *, learned: bool
+    experiment: Experiment, datasets: Mapping[str, Dataset], *, learned: bool, num_variants: int
 ) -> str:
-    """Describes devices, datasets and prompts; `learned`: whether the method learns any."""
+    """Describes devices, datasets, prompts and the number of settings.
+
+    `learned`: whether the method learns any prompts.
+    """
     targets = [target for target in experiment.resolved if target.name in datasets]
     devices = jax.devices()
     lines = [f"  devices   {len(devices)} x {devices[0].device_kind}"]
@@ -35,7 +43,13 @@ def describe_inputs(
         else:
             file = experiment.choose_prompts(experiment.method["name"], name)
             lines.append(f"  prompts   learned on {names.dataset_name(name)} ({file.description})")
-    return "\n".join(lines if learned else [*lines, "  prompts   fixed, nothing is trained"])
+    lines += [] if learned else ["  prompts   fixed, nothing is trained"]
+    if experiment.seeds > 1:
+        lines.append(f"  seeds     {experiment.seed} to {experiment.seed + experiment.seeds - 1}")
+    if num_variants > 1:
+        others = plural(num_variants - 1, "comparison")
+        lines.append(f"  settings  the main one and {others}")
+    return "\n".join(lines)
 
 
 def describe_results(report: Report, workdir: pathlib.Path) -> str:

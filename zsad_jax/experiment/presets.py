@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from zsad_jax.backbones.feature_cache import FeaturesConfig
 from zsad_jax.backbones.load import option_names
 from zsad_jax.data.protocols import PROTOCOLS, PaperProtocol
 from zsad_jax.methods import config_class
@@ -47,14 +48,17 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.train = train
     config.training = _fields(TrainingConfig, **recipe.training)
     config.comparisons = config_dict.placeholder(object)
+    config.sweep = config_dict.placeholder(object)
     config.image_score = recipe.image_score or config_dict.placeholder(str)
     config.batch_size = 8
     config.exact_metrics = False
     config.skip_missing = False
     config.data_dir = config_dict.placeholder(str)
     config.num_workers = config_dict.placeholder(int)
+    config.features = _fields(FeaturesConfig)
     # The seed of AnomalyCLIP's and TIPSomaly's code.
     config.seed = 111
+    config.seeds = 1
     return config
 
 

@@ -31,10 +31,20 @@ class Prompts(NamedTuple):
     folder: pathlib.Path | None = None
 
 
-class TargetResults(NamedTuple):
-    """A target's main evaluation and its rows: of that by the chosen image score, and of all others.
+class Result(NamedTuple):
+    """The evaluation of a contender, and what it was made of."""
 
-    Categories come first, then their mean. `notes` holds remarks on the main rows, by (dataset, category).
+    contender: Contender
+    prompts: Prompts
+    backbone: Backbone
+    evaluation: Evaluation
+
+
+class TargetResults(NamedTuple):
+    """A target's evaluation and its rows: of the main setting by the chosen image score, and of all others.
+
+    Categories come first, then their mean; every seed has rows of its own. `notes` holds remarks on the main
+    rows, by (dataset, category).
     """
 
     evaluation: Evaluation
@@ -43,33 +53,27 @@ class TargetResults(NamedTuple):
     notes: dict[tuple[str, str], list[Note]]
 
 
-def collect(
-    evaluations: Sequence[Evaluation],
-    contenders: Sequence[Contender],
-    prompts: Sequence[Prompts],
-    backbone: Backbone,
-    dataset: Dataset,
-    image_score: str,
-) -> TargetResults:
-    """Returns the rows of a target's evaluations; `image_score` names the score of the main rows."""
-    evaluation, *_ = evaluations
-    results = TargetResults(evaluation, [], [], {})
+def collect(found: Sequence[Result], dataset: Dataset, image_score: str) -> TargetResults:
+    """Returns the rows of a target's results, the main one first; `image_score` is the score of its rows."""
+    results = TargetResults(found[0].evaluation, [], [], {})
     # A category of this name would take the row of the mean.
     labels = {name: f"{name} (category)" if name == MEAN else name for name in dataset.categories}
-    categories = np.array([labels[name] for name in evaluation.categories])
     class_names = dict(zip(labels.values(), dataset.prompt_names, strict=True))
-    all_scored = [one.scored for one in evaluations]
-    for contender, learned, scored in zip(contenders, prompts, all_scored, strict=True):
+    for contender, prompts, backbone, evaluation in found:
+        categories = np.array([labels[name] for name in evaluation.categories])
+        scored = evaluation.scored
         for score in scored.image_scores:
-            found = {labels[name]: by_score[score] for name, by_score in scored.metrics.items()}
-            found[MEAN] = metrics.mean_over({name: one.values for name, one in found.items()})
+            by_category = {labels[name]: one[score] for name, one in scored.metrics.items()}
+            by_category[MEAN] = metrics.mean_over(
+                {name: one.values for name, one in by_category.items()}
+            )
             # results.json has one row per dataset and category, so all other image scores are comparisons.
             main = not contender.label and score == image_score
-            for category, one in found.items():
+            for category, one in by_category.items():
                 # The mean over categories counts every image.
                 members = (categories == category) | (category == MEAN)
                 row = result_row(
-                    **_identity(contender, learned, backbone),
+                    **_identity(contender, prompts, backbone),
                     **one.values,
                     image_score=score,
                     dataset=dataset.name,
@@ -80,7 +84,8 @@ def collect(
                 )
                 (results.rows if main else results.comparisons).append(row)
                 reasons = [Note((metric,), reason) for metric, reason in one.reasons.items()]
-                if main and (reasons or one.notes):
+                # Those of the first seed: masks, the usual reason, are the same for all.
+                if main and evaluation is results.evaluation and (reasons or one.notes):
                     results.notes[dataset.name, category] = [*reasons, *one.notes]
     return results
 

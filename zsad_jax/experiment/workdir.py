@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.experiment.config import WITHOUT_EFFECT, Experiment, to_json
+from zsad_jax.experiment.config import WITHOUT_EFFECT, Experiment, is_one_of, to_json
 from zsad_jax.experiment.config_keys import flatten
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import parse_json
@@ -35,7 +35,7 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
             key
             for key in {**now, **before}
             if _given(before.get(key)) != _given(now.get(key))
-            and key.partition(".")[0] not in WITHOUT_EFFECT
+            and not is_one_of(key, WITHOUT_EFFECT)
         ]
         if not different:
             return

@@ -1,0 +1,141 @@
+"""The start of a run: everything is checked, opened and loaded before any long work."""
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+from jax.sharding import Mesh
+
+from zsad_jax.backbones import Backbone, registry
+from zsad_jax.data.dataset import Dataset
+from zsad_jax.data.open import open_dataset
+from zsad_jax.experiment import config_files, console
+from zsad_jax.experiment.config import Experiment, Target, to_json
+from zsad_jax.experiment.variants import Variant, make_variants
+from zsad_jax.methods import Method, image_score, param_shapes
+from zsad_jax.methods.shared import prompt_files
+from zsad_jax.utils import files, sharding
+from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
+
+
+class Run(NamedTuple):
+    """The state that all steps of a run share.
+
+    `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `backbones` are
+    those of the variants, in their order. The tables show the `image_score` of the main `method`.
+    """
+
+    experiment: Experiment
+    workdir: pathlib.Path
+    variants: tuple[Variant, ...]
+    backbones: tuple[Backbone, ...]
+    mesh: Mesh
+    datasets: dict[str, Dataset]
+    skipped: dict[str, str]
+    method: Method
+    image_score: str
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets that are evaluated."""
+        return [target for target in self.experiment.resolved if target.name in self.datasets]
+
+
+def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
+    """Checks the experiment, opens its datasets, loads the backbones and writes config.json."""
+    # First what needs no files, then datasets, then weights: mistakes show before long waits.
+    variants = make_variants(experiment)
+    experiment.check_main_method()
+    for one in variants:
+        with _naming(one):
+            one.experiment.check_method()
+    datasets, skipped = open_datasets(variants)
+    in_prompts = (name for one in datasets.values() for name in one.prompt_names)
+    # A text has no more tokens than bytes.
+    longest = max(in_prompts, key=lambda name: len(name.encode(errors="replace")))
+    loaded: dict[str, Backbone] = {}
+    for one in variants:
+        options = repr(one.experiment.backbone_options)
+        with _naming(one):
+            if options not in loaded:
+                loaded[options] = one.experiment.load_backbone()
+            one.experiment.check_method(loaded[options], longest)
+    backbones = tuple(loaded[repr(one.experiment.backbone_options)] for one in variants)
+    experiment.check_main_method(backbones[0])
+    method = experiment.main_method(backbones[0])
+    score = image_score(method, experiment.image_score)
+    # After all checks: a rejected config must not replace the one behind earlier results.
+    files.write_json(workdir / "config.json", to_json(experiment))
+    mesh = sharding.make_mesh()
+    learned = bool(param_shapes(method, backbones[0]))
+    console.show(
+        console.describe_inputs(experiment, datasets, learned=learned, num_variants=len(variants))
+    )
+    return Run(experiment, workdir, variants, backbones, mesh, datasets, skipped, method, score)
+
+
+def _naming(variant: Variant) -> contextlib.AbstractContextManager[None]:
+    """Puts the label of a comparison before the errors on it."""
+    return located(f"{variant.label!r}") if variant.label else contextlib.nullcontext()
+
+
+def open_datasets(
+    variants: Sequence[Variant],
+) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """Opens every dataset that the variants need; also returns the skipped targets with the reason.
+
+    Raises:
+      UserError: datasets are missing; the message lists the commands for all that is missing, weights included.
+    """
+    experiment = variants[0].experiment
+    needed: dict[str, Any] = {target.name: target.spec for target in experiment.resolved}
+    trained = [one.experiment for one in variants if one.experiment.train]
+    auxiliaries = {
+        name: [one for one in dict.fromkeys(each.auxiliary_of(name) for each in trained) if one]
+        for name in needed
+    }
+    needed |= {name: name for names in auxiliaries.values() for name in names}
+    datasets: dict[str, Dataset] = {}
+    missing: dict[str, str] = {}
+    for name, spec in needed.items():
+        try:
+            datasets[name] = open_dataset(spec, experiment.data_folder, naming=experiment.naming)
+        # Only what is absent can be skipped. A damaged dataset ends the run.
+        except (NotPreparedError, NoSplitError) as error:
+            missing[name] = str(error)
+    skipped = {target: missing[target] for target in auxiliaries if target in missing}
+    # A target whose prompts cannot be trained is skipped like a missing one.
+    for target, names_of in auxiliaries.items():
+        for auxiliary in filter(missing.get, names_of):
+            reason = f"its prompts are trained on {auxiliary}: {missing[auxiliary]}"
+            skipped.setdefault(target, reason)
+    left = [target for target in auxiliaries if target not in skipped]
+    if not left or (skipped and not experiment.skip_missing):
+        raise UserError("\n".join([*missing.values(), *_hints(experiment)]))
+    for name, reason in skipped.items():
+        logging.warning("Skipping %s: %s", name, reason)
+    wanted = {*left, *(name for target in left for name in auxiliaries[target])}
+    return {name: one for name, one in datasets.items() if name in wanted}, skipped
+
+
+def _hints(experiment: Experiment) -> list[str]:
+    """Returns the commands for other missing files, and for the method's demo if it has one."""
+    name, lineage = experiment.backbone["name"], experiment.backbone.get("lineage") or "native"
+    commands = {}
+    if name in registry.RELEASES and registry.missing_files(name, lineage):
+        commands[f"weights of {name}"] = registry.fetch_command(name, lineage)
+    auxiliaries = () if experiment.train else experiment.auxiliaries()
+    for source in filter(None, map(experiment.checkpoints.get, auxiliaries)):
+        if not prompt_files.find(source).path.exists():
+            commands[f"prompts {source}"] = registry.fetch_command(source)
+    hints = [
+        f"Also missing (downloaded on first use): {what}. To download now: {command}."
+        for what, command in commands.items()
+    ]
+    config_file = f"configs/{experiment.method['name']}.py"
+    if config_file in config_files.included():  # a registered method has none
+        demo = f"python -m zsad_jax.main --config {config_file}:demo"
+        hints.append(f"To try the method without downloads: {demo}")
+    return hints
