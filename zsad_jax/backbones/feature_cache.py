@@ -1,6 +1,6 @@
 """Features of datasets: encoded once and stored, or encoded as they are read.
 
-A stored set is a folder with info.json and, for each shard of about 64 MiB, an .npy file of records, which are
+A stored set is a folder with info.json and, for each shard of about 16 MiB, an .npy file of records, which are
 the features and the ground truth of an image, beside a JSON file with file names, issues and a checksum.
 """
 
@@ -37,7 +37,7 @@ from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.progress import one_late, progress
 from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
-SHARD_BYTES = 2**26
+SHARD_BYTES = 2**24  # a shard is in memory while its images are encoded
 FREE_SHARE, FREE_GB = 0.05, 2.0  # of a disk; the smaller one stays free
 SHARE_OF_DEVICE = (
     0.25  # of its free memory, which features on disk may take there; twice that from memory
