@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import find_config
+from zsad_jax.report.wording import describe_value, short_keys
 from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, suggest
 
 # What a setting consists of; all else is the same in a whole run.
@@ -67,7 +68,8 @@ def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
     combinations = itertools.product(*experiment.sweep.values()) if experiment.sweep else ()
     for values in combinations:
         point = dict(zip(experiment.sweep, values, strict=True))
-        label = ", ".join(f"{_short(key, point)}={_in_words(one)}" for key, one in point.items())
+        short = short_keys({"": point})
+        label = ", ".join(f"{short[key]}={describe_value(one)}" for key, one in point.items())
         changed = main
         with located(f"config.sweep ({label})"):
             for key, value in point.items():
@@ -120,15 +122,3 @@ def _merge(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         nested = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
         merged[key] = _merge(before[key], value) if nested else value
     return merged
-
-
-def _short(key: str, point: Mapping[str, Any]) -> str:
-    """Returns the last part of a key, or the whole one if others end alike."""
-    last = key.rpartition(".")[2]
-    return last if [one.rpartition(".")[2] for one in point].count(last) == 1 else key
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = value.get("name", value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
