@@ -22,6 +22,7 @@ from zsad_jax.experiment.run import run_experiment
 from zsad_jax.experiment.start import open_datasets
 from zsad_jax.experiment.variants import make_variants
 from zsad_jax.experiment.workdir import default_workdir
+from zsad_jax.metrics import METRICS
 from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "tips"
@@ -53,6 +54,8 @@ def get_config(variant=""):
     config.skip_missing = False
     config.data_dir = "{folder}/data"
     config.seed = 1
+    config.seeds = 1
+    config.sweep = config_dict.placeholder(object)
     return config
 """
 
@@ -243,6 +246,36 @@ def test_eight_devices_match_one(folder, finished):
     )
     for before, after in zip(one, eight, strict=True):
         assert after["pixel_auroc"] == pytest.approx(before["pixel_auroc"], abs=1e-3)
+
+
+def test_seeds_and_sweep_run_together(folder, finished):
+    sweep = "{'method.sigma': [1.0, 2.0], 'training.learning_rate': [1e-2, 2e-2]}"
+    done = run(folder, "together", "--config.seeds=2", f"--config.sweep={sweep}")
+    assert done.returncode == 0, done.stderr
+    names = ("results", "comparisons", "results_by_seed")
+    found = {one: json.loads((folder / "together" / f"{one}.json").read_text()) for one in names}
+    assert len(list(folder.glob("together/training/*"))) == 1  # all members in one training
+
+    def metrics_of(rows, **columns):
+        return [
+            {name: row[name] for name in ("category", *METRICS)}
+            for row in rows
+            if all(row[name] == value for name, value in columns.items())
+        ]
+
+    # The first seed has the numbers of a run of its own, to the last bit.
+    alone = json.loads((finished / "results.json").read_text())
+    main = {"variant": alone[0]["variant"], "image_score": alone[0]["image_score"]}
+    one, two = (metrics_of(found["results_by_seed"], seed=seed, **main) for seed in (1, 2))
+    assert one == metrics_of(alone) != two
+    mean, values = found["results"][-1], [part[-1]["image_auroc"] for part in (one, two)]
+    assert (mean["image_auroc"], mean["seed"], mean["seeds"]) == (np.mean(values), 1, 2)
+    assert np.isclose(mean["image_auroc_std"], np.std(values, ddof=1))
+    points = {row["variant"]: row for row in found["comparisons"] if row["category"] == "mean"}
+    assert points["sigma=1, learning_rate=0.01"]["image_auroc"] == mean["image_auroc"]
+    assert sum(name.startswith("sigma=") for name in points) == 4
+    assert "seeds" not in points["fixed prompts"]
+    assert (folder / "together/figures/target/ablation_sigma.png").exists()
 
 
 def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
