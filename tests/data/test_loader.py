@@ -14,7 +14,7 @@ from PIL import Image
 from zsad_jax.data import preprocess
 from zsad_jax.data.dataset import Lazy, Sample, Samples
 from zsad_jax.data.issues import Issue
-from zsad_jax.data.loader import load_batches
+from zsad_jax.data.loader import load_batches, report_notes
 from zsad_jax.data.preprocess import (
     Preprocess,
     decode_mask,
@@ -55,6 +55,10 @@ def dataset():
 def load(dataset, **options):
     options = {"batch_size": 4, "num_workers": 0} | options
     return list(load_batches(dataset, PREPROCESS, **options))
+
+
+def report(name, batches):
+    report_notes(name, [note for batch in batches for note in batch.notes])
 
 
 def assert_same(left, right):
@@ -194,13 +198,12 @@ def test_workers_leave_interrupts_to_the_command(tmp_path):
     assert os.listdir(tmp_path) == ["script.py"]
 
 
-def test_selection_and_shuffling(dataset):
-    chosen = load(dataset, indices=[7, 1, 3])
-    assert [batch.index.tolist() for batch in chosen] == [[7, 1, 3, -1]]
-    orders = [np.concatenate([b.index for b in load(dataset, seed=seed)]) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(orders[0], orders[1])
-    assert (orders[0] != orders[2]).any()
-    assert sorted(orders[0])[1:] == list(range(11))
+def test_selection_and_padding(dataset):
+    (batch,) = load(dataset, indices=[7, -1, 3])
+    assert batch.index.tolist() == [7, -1, 3, -1]
+    assert batch.valid.tolist() == [True, False, True, False]
+    assert batch.file_names[1] == ""
+    assert batch.issues == ()
 
 
 def test_mask_threshold(dataset):
@@ -219,14 +222,14 @@ def test_notes_16_bit_images():
 def test_empty_masks_are_used_and_reported_once_with_a_count(dataset, caplog):
     empty = dataclasses.replace(dataset[1], mask=png(np.zeros((30, 40), np.uint8)))
     samples = [dataclasses.replace(empty, file_name=f"{i}.png") for i in range(6)]
-    with caplog.at_level("INFO", logger="absl"):
-        first, second = load(Samples("mine", samples))
+    first, second = load(Samples("mine", samples))
     assert first.valid.all()
     assert first.has_mask.all()
     assert not first.masks.any()
     assert first.issues == ()
     assert first.notes[3] == ("mask_empty", "3.png", "")
     assert len(second.notes) == 2
+    report("mine", [first, second])
     words = "mine: 6 files: the image is anomalous, but its mask is empty (0.png, 1.png, 2.png, …)"
     assert caplog.messages.count(words) == 1
 
@@ -295,10 +298,10 @@ def test_warns_of_images_with_different_scales(caplog):
         name = f"{len(deep)}.tif"
         deep.append(Sample(image=file.getvalue(), category="a", file_name=name))
     with caplog.at_level("INFO", logger="absl"):
-        load(Samples("floats", deep[:2]))
-        load(Samples("mixed", deep[2:]))
-        load(Samples("narrow", deep[2:3] * 2))
-        load(Samples("alike", deep[3:] * 2))
+        report("floats", load(Samples("floats", deep[:2])))
+        report("mixed", load(Samples("mixed", deep[2:])))
+        report("narrow", load(Samples("narrow", deep[2:3] * 2)))
+        report("alike", load(Samples("alike", deep[3:] * 2)))
     levels = {name: [] for name in ("floats", "mixed", "narrow", "alike")}
     for record in caplog.records:
         levels[record.getMessage().partition(":")[0]].append(record.levelname)
@@ -405,6 +408,7 @@ def test_doubtful_masks_are_used_with_one_warning(fill, kind, caplog):
     assert [note.kind for batch in batches for note in batch.notes] == [kind] * 5
     assert all(mask.all() == (fill > 0) for mask in batches[0].masks)
     assert batches[0].has_mask.all()
+    report("mine", batches)
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "mine: 5 files: the" in warnings[0].getMessage()

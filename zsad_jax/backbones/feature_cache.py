@@ -109,8 +109,9 @@ class Features:
         self.dataset, self.rows = dataset, sharding.round_up(rows, mesh)
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
-        options: dict[str, Any] = {"num_workers": num_workers, "log_notes": False}
-        self._load = functools.partial(load_batches, dataset, preprocess, **options)
+        self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
+        # Cached, so that each note is logged once, however often the images are read.
+        self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
         self._frozen = sharding.replicate(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
         self._encode: dict[Hashable, Any]
@@ -167,7 +168,7 @@ class Features:
             notes += batch.notes
             yield batch if pixels else batch._replace(images=None), self.restore(features)
         if not pixels:
-            report_notes(self.dataset.name, notes)
+            self._report_notes(tuple(sorted(notes)))
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
@@ -187,7 +188,7 @@ class Features:
         for key, store in self._stores.items():
             batch, found = store.read(np.arange(len(self.dataset)))
             features[key] = sharding.replicate(found, self._mesh)
-        report_notes(self.dataset.name, batch.notes)
+        self._report_notes(tuple(sorted(batch.notes)))
         return batch, features
 
     def restore(self, features: FeaturesByKey) -> FeaturesByKey:

@@ -56,8 +56,6 @@ def load_batches(
     num_workers: int | None = None,
     indices: Sequence[int] | None = None,
     mask_threshold: int = 0,
-    seed: int | None = None,
-    log_notes: bool = True,
 ) -> Iterator[ImageBatch]:
     """Decodes and resizes a dataset in the background and returns it in batches of constant shape.
 
@@ -71,8 +69,6 @@ def load_batches(
       num_workers: processes that decode; 0 = threads; None = one per core, at most 16, 0 for small datasets.
       indices: the samples to load, in this order, with -1 for a row of padding; None = all.
       mask_threshold: largest gray value (of 255) in a mask that is not a defect.
-      seed: shuffles the samples, in the same order for any number of workers; None = no shuffling.
-      log_notes: log notes on the images at the end, a line for each kind.
 
     Yields:
       Batches in order. Close the iterator (or exhaust it) to stop the workers.
@@ -86,14 +82,11 @@ def load_batches(
       ((4, 56, 56, 3), [True, True, True, False])
     """
     order = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-    if seed is not None:
-        # Here, not in the workers, so that their number does not change the order.
-        order = np.random.default_rng(seed).permutation(order)
     steps = _Steps(preprocess, mask_threshold, batch_size, tuple(dataset.categories))
     num_batches = -(-len(order) // batch_size)
     workers = _choose_workers(num_workers, len(order), num_batches, steps.batch_bytes)
     # A generator would report bad arguments only when the first batch is requested.
-    return _iterate(_Selection(dataset, order), steps, workers, log_notes)
+    return _iterate(_Selection(dataset, order), steps, workers)
 
 
 def _build_pipeline(read: "_Read", length: int, steps: "_Steps", workers: int) -> Any:
@@ -118,11 +111,8 @@ def _build_pipeline(read: "_Read", length: int, steps: "_Steps", workers: int) -
     return batches.to_iter_dataset(in_order).mp_prefetch(options, worker_init_fn=_prepare_worker)
 
 
-def _iterate(
-    selection: "_Selection", steps: "_Steps", workers: int, log_notes: bool
-) -> Iterator[ImageBatch]:
+def _iterate(selection: "_Selection", steps: "_Steps", workers: int) -> Iterator[ImageBatch]:
     name = selection.dataset.name
-    notes: list[Issue] = []
     with contextlib.ExitStack() as stack:
         read = stack.enter_context(_in_file(selection)) if workers else selection.read
         iterator = iter(_build_pipeline(read, len(selection.order), steps, workers))
@@ -134,10 +124,8 @@ def _iterate(
         with _starting_workers() if workers else contextlib.nullcontext():
             batch = _take(iterator, name, workers)
         while batch is not None:
-            notes += batch.notes if log_notes else ()
             yield batch
             batch = _take(iterator, name, workers)
-        report_notes(name, notes)
 
 
 def report_notes(name: str, notes: Sequence[Issue]) -> None:
