@@ -1,11 +1,13 @@
-"""Tests that image-conditioned prompts give the same results on eight devices as on one."""
+"""Tests that training and image-conditioned prompts give the same results on eight devices as on one."""
 
 import os
 import subprocess
 import sys
 
 SCRIPT = """
+import pathlib, sys
 import jax, numpy as np
+import test_train
 import zsad_jax
 from zsad_jax.methods import Batch, make_method
 from zsad_jax.utils import sharding
@@ -44,17 +46,27 @@ for a, b in zip(jax.tree.leaves(one[:3]), jax.tree.leaves(eight[:3]), strict=Tru
 largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[3]))
 for a, b in zip(jax.tree.leaves(one[3]), jax.tree.leaves(eight[3]), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4 * largest)
+
+found = []
+for devices, cache in ((jax.devices()[:1], "none"), (jax.devices(), "none"), (jax.devices(), "memory")):
+    test_train.make_mesh = lambda: sharding.make_mesh(devices)
+    folder = pathlib.Path(sys.argv[1], str(len(found)))
+    options = {"data": test_train.dataset(7), "batch_size": 5, "shuffle": True, "cache": cache}
+    found.append(test_train.run_members(folder, *test_train.SEEDS, toy=test_train.storable(), **options))
+for other in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), other, found[0])
 print("equal")
 """
 
 
-def test_image_conditioned_prompts_on_eight_devices():
+def test_training_and_image_conditioned_prompts_on_eight_devices(tmp_path):
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

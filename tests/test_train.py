@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from zsad_jax import train as trainer
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
@@ -114,24 +115,23 @@ class KilledAfter(OrbaxSaver):
 def run_members(
     folder, *members, saver=None, data=None, toy=None, preprocess=PLAIN, cache="none", **config
 ):
-    """Trains members, each a dict of its seed and fields of its config that differ from those of all."""
+    """Trains members: each has a seed, and fields of its config that differ from those of all."""
     curves, mesh, toy, tower = Curves(), make_mesh(), toy or method(), backbone(preprocess)
     config = {"epochs": 3, "batch_size": 2, "learning_rate": 0.1, **config}
+    features = Features(
+        dataset() if data is None else data,
+        tower,
+        dict([encoder_of(toy)]),
+        FeaturesConfig(cache=cache),
+        mesh=mesh,
+        rows=config["batch_size"],
+    )
+    assert (features.resident() is None) == (cache == "none")
     params = train(
         toy,
         tower,
-        Features(
-            dataset() if data is None else data,
-            tower,
-            dict([encoder_of(toy)]),
-            FeaturesConfig(cache=cache),
-            mesh=mesh,
-            rows=config["batch_size"],
-        ),
-        [
-            Member(seed, TrainingConfig(**config | fields))
-            for seed, fields in ((fields.pop("seed", 0), fields) for fields in map(dict, members))
-        ],
+        features,
+        [Member(seed, TrainingConfig(**config | fields)) for seed, fields in members],
         mesh=mesh,
         saver=saver or OrbaxSaver(folder),
         curves=curves,
@@ -140,7 +140,7 @@ def run_members(
 
 
 def run(folder, *, seed=0, **options):
-    (params,), lines = run_members(folder, {"seed": seed}, **options)
+    (params,), lines = run_members(folder, (seed, {}), **options)
     return params, lines
 
 
@@ -363,3 +363,82 @@ def test_adam_of_the_default_config(tmp_path):
         second = 0.999 * second + 0.001 * gradient**2
         level -= 0.1 * (first / (1 - 0.5**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
     assert float(params["level"]) == pytest.approx(level, rel=1e-4)
+
+
+def storable(**changes):
+    """Returns the method of the other tests with a key, so that its features can be resident."""
+    return method(features_key=("brightness",), **changes)
+
+
+@pytest.fixture(params=[None, 2], ids=["in_turn", "at_once"])
+def assert_equal(request, monkeypatch):
+    """Compares parameters: bit by bit, unless steps of members are vectorized."""
+    monkeypatch.setattr(trainer, "members_at_once", lambda mesh: request.param)
+    tolerance = {"rtol": 1e-5 if request.param else 0, "atol": 0}
+    return lambda *trees: jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *trees
+    )
+
+
+SEEDS = [(seed, {}) for seed in (0, 1, 7)]
+RATES = [(0, {"learning_rate": rate}) for rate in (0.1, 0.03, 0.0)]
+SWEPT = [
+    (3, {"learning_rates": {"level": 0.2}, "weight_decay": 0.5, "warmup_rate": 0.01}),
+    (3, {"learning_rate": 0.05, "weight_decay": 0.0, "warmup_rate": 0.02}),
+    (4, {"weight_decay": 0.1}),
+]
+SGD = {"optimizer": "sgd", "schedule": "cosine", "warmup_epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "config", "cache"),
+    [
+        (SEEDS, {"shuffle": True}, "none"),
+        (SEEDS, {"shuffle": True}, "memory"),
+        (SEEDS, {}, "none"),
+        (RATES, {}, "memory"),
+        (SWEPT, SGD, "memory"),
+    ],
+)
+def test_members_together_equal_each_alone(tmp_path, assert_equal, members, config, cache):
+    options = {"toy": storable(), "cache": cache, "epochs": 2, **config}
+    together, lines = run_members(tmp_path / "all", *members, **options)
+    alone = [run_members(tmp_path / str(i), one, **options) for i, one in enumerate(members)]
+    assert len({float(params["level"]) for params in together}) == len(members)
+    for params, ((expected,), _) in zip(together, alone, strict=True):
+        assert_equal(params, expected)
+    losses = np.mean([[loss for _, loss in one] for _, one in alone], axis=0)
+    np.testing.assert_allclose([loss for _, loss in lines], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"shuffle": True}, SGD, {"data": dataset(7, broken=(2, 3))}])
+def test_calls_of_several_steps_equal_single_steps(tmp_path, monkeypatch, options):
+    """Uses calls of two steps, the last one padded, and SGD, whose momentum would move parameters in it."""
+    monkeypatch.setattr(trainer, "MAX_STEPS", 2)
+    options = {"optimizer": "sgd", "toy": storable(), **options}
+    single, resident = (
+        run(tmp_path / cache, cache=cache, **options) for cache in ("none", "memory")
+    )
+    assert len(single[1]) == 9
+    jax.tree.map(np.testing.assert_array_equal, resident, single)
+
+
+def test_members_resume_together(tmp_path):
+    options = {"toy": storable(), "cache": "memory", "shuffle": True}
+    whole, lines = run_members(tmp_path / "whole", *SEEDS, **options)
+    with pytest.raises(KilledError):
+        run_members(tmp_path / "cut", *SEEDS, saver=KilledAfter(tmp_path / "cut", 2), **options)
+    resumed, rest = run_members(tmp_path / "cut", *SEEDS, **options)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert rest == lines[-3:]
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_names_member_with_non_finite_loss(tmp_path, cache):
+    def loss(frozen, params, features, batch):
+        return jnp.where(params["level"] > 100, jnp.nan, -params["level"]), {}
+
+    members = [(5, {}), (5, {"learning_rate": 1e3}), (6, {})]
+    words = r"at step 2 \(train gray epoch 1, seed 5, learning_rate=1000\.0\)\. Lower"
+    with pytest.raises(UserError, match=words):
+        run_members(tmp_path, *members, toy=storable(loss=loss), cache=cache)
