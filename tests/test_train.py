@@ -326,18 +326,18 @@ def test_rejects_data_and_methods_that_cannot_be_trained(tmp_path):
 
 def test_schedule_matches_coop():
     """Runs eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its start."""
-    config = TrainingConfig(schedule="cosine", warmup_epochs=1, warmup_rate=1e-5)
-    rate = make_schedule(config, 0.002, 8, 3)
+    config = TrainingConfig(schedule="cosine", warmup_epochs=1)
+    rate = make_schedule(config, 0.002, 1e-5, 8, 3)
     rates = [float(rate(step)) for step in range(24)]
     original = [1e-5, 0.002, 0.001924, 0.001707, 0.001383, 0.001, 0.000617, 0.000293]
     np.testing.assert_allclose(rates, np.repeat(original, 3), atol=5e-7)  # one rate per epoch
 
 
 def test_schedule_without_warmup_starts_at_peak():
-    cosine = make_schedule(TrainingConfig(schedule="cosine"), 0.002, 4, 1)
+    cosine = make_schedule(TrainingConfig(schedule="cosine"), 0.002, 1e-5, 4, 1)
     expected = [0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
     np.testing.assert_allclose([float(cosine(step)) for step in range(4)], expected, rtol=1e-5)
-    assert make_schedule(TrainingConfig(), 0.002, 4, 3) == 0.002
+    assert make_schedule(TrainingConfig(), 0.002, 1e-5, 4, 3) == 0.002
 
 
 def test_sgd_with_momentum_and_decay(tmp_path):

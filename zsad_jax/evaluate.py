@@ -158,17 +158,10 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
             results.append(Result(scores.image, maps, scores.patches if method.across else None))
         return results
 
-    def score_by_key(
-        frozen: PyTree,
-        params: Sequence[PyTree],
-        prototypes: Sequence[PyTree],
-        features: FeaturesByKey,
-        category: Int[Array, " b"],
-    ) -> list[Result]:
-        # Keys of any type cannot be sorted, as JAX does with those of a dict.
-        return score(frozen, params, prototypes, [features[key] for key in keys], category)
-
-    return score_by_key
+    # JAX sorts the keys of a dict, which keys of different types do not allow.
+    return lambda frozen, params, prototypes, features, category: score(
+        frozen, params, prototypes, [features[key] for key in keys], category
+    )
 
 
 def evaluate(

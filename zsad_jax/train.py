@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Int, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
-from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.data.dataset import ImageBatch
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
@@ -94,13 +94,9 @@ class TrainState(NamedTuple):
 
 # A step of the optimizer on one batch: (frozen, state, features, batch) -> (state, losses).
 Step = Callable[[PyTree, TrainState, PyTree, Batch], tuple[TrainState, Terms]]
-# Positions of images by step, for all members or for each of them; -1 = padding.
-Order = Int[np.ndarray, "steps orders rows"]
-# Several steps of all members: (frozen, states, features and truth of images, order) -> (states, losses).
-Steps = Callable[
-    [PyTree, TrainState, tuple[PyTree, Batch], Order],
-    tuple[TrainState, dict[str, Float[Array, "steps members"]]],
-]
+# Steps of all members: (frozen, states, features and truth of images, [steps, 1 or members, rows] positions of
+# images in them) -> (states, [steps, members] losses). The position -1 is padding.
+Steps = Callable[[PyTree, TrainState, tuple[PyTree, Batch], np.ndarray], tuple[TrainState, Terms]]
 
 
 class Curves(Protocol):
@@ -127,7 +123,7 @@ def make_optimizer(
 
     def make(peak: Any, warmup_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         epochs = stage.epochs or config.epochs
-        rate = make_schedule(config, peak, epochs, steps_per_epoch, warmup_rate=warmup_rate)
+        rate = make_schedule(config, peak, warmup_rate, epochs, steps_per_epoch)
         if config.optimizer == "adam":
             return optax.adam(rate, config.b1, config.b2, config.eps)
         decay = optax.add_decayed_weights(weight_decay)
@@ -153,21 +149,17 @@ def check_learning_rates(config: TrainingConfig, method: Method) -> None:
 
 
 def make_schedule(
-    config: TrainingConfig, peak: Any, epochs: int, steps_per_epoch: int, *, warmup_rate: Any = None
+    config: TrainingConfig, peak: Any, warmup_rate: Any, epochs: int, steps_per_epoch: int
 ) -> Any:
-    """Returns the rate of each step, which is constant within an epoch: a number, or an optax schedule.
-
-    `warmup_rate` replaces that of the config.
-    """
+    """Returns the rate of each step, which is constant within an epoch: a number, or an optax schedule."""
     if config.schedule == "constant" and not config.warmup_epochs:
         return peak
-    before = config.warmup_rate if warmup_rate is None else warmup_rate
 
     def rate(step: Any) -> Any:
         epoch = step // steps_per_epoch
         progress = (epoch - config.warmup_epochs) / epochs
         share = jnp.cos(jnp.pi * progress) / 2 + 0.5 if config.schedule == "cosine" else 1
-        return jnp.where(epoch < config.warmup_epochs, before, peak * share)
+        return jnp.where(epoch < config.warmup_epochs, warmup_rate, peak * share)
 
     return rate
 
@@ -200,44 +192,33 @@ def make_step(
 
 
 def members_at_once(mesh: Mesh) -> int | None:
-    """Returns the number of members that take a step together; None: one after the other.
-
-    On the CPU that is faster, and the bits are those of each member alone.
-    """
+    """Returns the number of members that take a step together; None: one after the other."""
+    # On the CPU that is faster, and the bits are those of each member alone.
     return None if mesh.devices.flat[0].platform == "cpu" else MEMBERS_AT_ONCE
 
 
-def make_steps(
-    step: Step, mesh: Mesh, restore: Callable[[PyTree], PyTree] = lambda stored: stored
-) -> Steps:
-    """Returns the compiled function that takes several steps of all members; it donates the states.
+def make_steps(step: Step, mesh: Mesh, restore: Callable[[PyTree], PyTree]) -> Steps:
+    """Returns the compiled function that takes several steps of all members; it donates the states."""
+    step = jax.jit(step)  # traced once, although its shapes are asked for
+    at_once = members_at_once(mesh)
 
-    `restore` makes features of stored ones.
-    """
-
-    def take(stored: tuple[PyTree, Batch], positions: Int[Array, " rows"]) -> tuple[PyTree, Batch]:
-        taken = jax.tree.map(lambda x: x[positions], stored)
-        features, truth = sharding.constrain_batch(taken, mesh)
-        # The position -1 is that of the last image.
-        return restore(features), _zero_rows(truth.valid & (positions >= 0), truth)
-
-    jitted = jax.jit(step)  # traced once, although its shapes are asked for
-
-    def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: Order):
-        def step_one(state: TrainState, positions: Int[Array, " rows"]):
-            arguments = frozen, state, *take(stored, positions)
-            _, losses = jax.eval_shape(jitted, *arguments)
+    def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: np.ndarray):
+        def step_one(state: TrainState, positions: Int[Array, " rows"]) -> Any:
+            taken = jax.tree.map(lambda x: x[positions], stored)
+            features, truth = sharding.constrain_batch(taken, mesh)
+            # The position -1 is that of the last image.
+            truth = _zero_rows(truth.valid & (positions >= 0), truth)
+            arguments = frozen, state, restore(features), truth
+            _, losses = jax.eval_shape(step, *arguments)
             unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
             # Without a gradient, momentum would still move the parameters. XLA would fuse a select with the
             # update, whose last bits would depend on the number of steps.
-            learns = arguments[-1].valid.any()
-            return jax.lax.cond(learns, jitted, lambda *_: (state, unused), *arguments)
+            return jax.lax.cond(truth.valid.any(), step, lambda *_: (state, unused), *arguments)
 
         def step_all(states: TrainState, positions: Int[AnyArray, "orders rows"]) -> Any:
             if len(jax.tree.leaves(states)[0]) == 1:
-                stepped = step_one(_member(states, 0), positions[0])
+                stepped = step_one(jax.tree.map(lambda x: x[0], states), positions[0])
                 return jax.tree.map(lambda x: x[None], stepped)
-            at_once = members_at_once(mesh)
             if len(positions) == 1:  # not copied for each member
                 step_shared = functools.partial(step_one, positions=positions[0])
                 return jax.lax.map(step_shared, states, batch_size=at_once)
@@ -246,10 +227,6 @@ def make_steps(
         return jax.lax.scan(step_all, states, order)
 
     return jax.jit(run, donate_argnums=1, out_shardings=sharding.replicated(mesh))
-
-
-def _member(stacked: PyTree, number: int) -> PyTree:
-    return jax.tree.map(lambda x: x[number], stacked)
 
 
 def _zero_rows(valid: Bool[AnyArray, " b"], tree: PyTree) -> PyTree:
@@ -300,16 +277,22 @@ def train(
             f"The auxiliary dataset {dataset.name} has no images. Check its folder or its split."
         )
     key, _ = encoder_of(method)
+    names = tuple(dataset.prompt_names)
+
+    def truth_of(images: ImageBatch) -> Batch:
+        fields = images.category, images.labels, images.masks, images.has_mask, images.valid
+        return Batch(*fields, class_names=names)
+
     per_epoch = config.steps(len(dataset))
     per_call, resident = 1, None
     if found := features.resident():
         images, by_key = found
         _log_issues(images, f"train {dataset.name}")
-        resident = by_key[key], sharding.replicate(_truth(images, dataset), mesh)
+        resident = by_key[key], sharding.replicate(truth_of(images), mesh)
         # Calls of equal length need one compilation.
         per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
 
-    def load(order: Order, label: str) -> Iterator[tuple[tuple[PyTree, Batch], Order]]:
+    def load(order: np.ndarray, label: str) -> Iterator[tuple[tuple[PyTree, Batch], np.ndarray]]:
         """Yields images on devices, and the positions among them for the steps of the next call."""
         if resident is not None:
             missing = -len(order) % per_call
@@ -319,7 +302,7 @@ def train(
         positions = np.arange(order[0].size).reshape(1, *order.shape[1:])
         for images, by_key in features.read(order.ravel(), positions.size):
             _log_issues(images, label)
-            yield (by_key[key], sharding.split_batch(_truth(images, dataset), mesh)), positions
+            yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), positions
 
     def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
@@ -327,7 +310,7 @@ def train(
         seeds = [jax.random.fold_in(order_key, epoch) for _, order_key in keys]
         order = _make_order(config, len(dataset), seeds, mesh)
 
-        def run_steps() -> Iterator[tuple[Bool[np.ndarray, "steps orders"], dict[str, Array]]]:
+        def run_steps() -> Iterator[tuple[Bool[np.ndarray, "steps orders"], Terms]]:
             nonlocal states
             for stored, positions in load(order, label):
                 used = np.asarray(stored[1].valid)[positions] & (positions >= 0)
@@ -364,14 +347,10 @@ def train(
 
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
-        optimizers = [
-            make_optimizer(member.config, method, one, stage, steps_per_epoch=per_epoch)
-            for member, one in zip(members, params, strict=True)
-        ]
-        each = [
-            TrainState(one, optimizer.init(one))
-            for one, optimizer in zip(params, optimizers, strict=True)
-        ]
+        each = []
+        for (_, own), one in zip(members, params, strict=True):
+            optimizer = make_optimizer(own, method, one, stage, steps_per_epoch=per_epoch)
+            each.append(TrainState(one, optimizer.init(one)))
         states = sharding.replicate(jax.tree.map(lambda *x: jnp.stack(x), *each), mesh)
         last_epoch = first_epoch + (stage.epochs or config.epochs)
         # Each stage has an optimizer of its own, so a state fits only the stage that saved it.
@@ -380,12 +359,14 @@ def train(
             continue
         if done > first_epoch:
             states = sharding.replicate(saver.restore(done, states), mesh)
-        step = make_step(method, backbone, optimizers[0], stage)
+        # All optimizers have the same update, which reads what differs from the state.
+        step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh, lambda stored: features.restore({key: stored})[key])
         for epoch in range(max(first_epoch, done), last_epoch):
             states = train_epoch(run, states, epoch)
             saver.save(epoch + 1, states)
-        params, first_epoch = [_member(states.params, i) for i in range(len(members))], last_epoch
+        params = [jax.tree.map(lambda x, i=i: x[i], states.params) for i in range(len(members))]
+        first_epoch = last_epoch
     return params
 
 
@@ -404,17 +385,6 @@ def _make_order(
     return np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
 
 
-def _truth(images: ImageBatch, dataset: Dataset) -> Batch:
-    return Batch(
-        category=images.category,
-        labels=images.labels,
-        masks=images.masks,
-        has_mask=images.has_mask,
-        valid=images.valid,
-        class_names=tuple(dataset.prompt_names),
-    )
-
-
 def _log_issues(images: ImageBatch, label: str) -> None:
     for issue in images.issues:
         logging.warning("%s: %s", label, issue)
@@ -424,9 +394,8 @@ def _describe(member: Member, members: Sequence[Member]) -> str:
     """Returns what sets a member apart: its seed, and the fields in which the configs differ."""
     values = {name: [getattr(one.config, name) for one in members] for name in SWEPT}
     swept = [name for name, found in values.items() if any(one != found[0] for one in found)]
-    return ", ".join(
-        [f"seed {member.seed}", *(f"{name}={getattr(member.config, name)}" for name in swept)]
-    )
+    fields = [f"{name}={getattr(member.config, name)}" for name in swept]
+    return ", ".join([f"seed {member.seed}", *fields])
 
 
 class DamagedCheckpointError(Exception):

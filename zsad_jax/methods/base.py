@@ -235,24 +235,12 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
 
 
 def encoder_of(method: Method) -> tuple[Hashable, EncodeFn | None]:
-    """Returns the key of a method's features and their encoder; both None if they depend on its parameters.
-
-    Example:
-      >>> from zsad_jax.backbones import load_backbone
-      >>> from zsad_jax.methods import make_method
-      >>> key, encode = encoder_of(make_method("anomalyclip", load_backbone("clip-nano")))
-      >>> key
-      FeaturesKey(layers=(4,), vv_from=1, cls_norm=False)
-    """
+    """Returns the key of a method's features and their encoder; both None if they depend on its parameters."""
     if not method.cacheable:
         return None, None
-
-    def encode(frozen: Params, images: Images, /) -> PyTree:
-        return method.features(frozen, {}, images)
-
     # The function is a key that no other method has.
     key: Any = method.features if method.features_key is None else method.features_key
-    return key, encode
+    return key, lambda frozen, images, /: method.features(frozen, {}, images)
 
 
 def score_fn(compute: ComputeScoresFn) -> ScoreFn:
