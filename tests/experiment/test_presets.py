@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 PAPERS = ("faprompt", "tipsomaly", "tps", "vip2clip")
 PROTOCOL_CONFIGS = sorted((ROOT / "configs/protocols").glob("*.py"))
+ABLATIONS = sorted((ROOT / "configs/ablations").glob("*.py"))
+ALL = [*CONFIGS, *PROTOCOL_CONFIGS, *ABLATIONS]
 
 
 def parse(config, *overrides):
@@ -47,7 +49,7 @@ def test_each_method_has_a_config():
     assert {path.stem for path in CONFIGS} == set(METHODS)
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *PROTOCOL_CONFIGS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_each_variant_is_described(path, monkeypatch):
     known = []
 
@@ -69,7 +71,7 @@ def test_each_variant_is_a_valid_experiment(config):
     assert ("nano" in experiment.backbone["name"]) == demonstration
 
 
-@pytest.mark.parametrize("config", variants([*CONFIGS, *PROTOCOL_CONFIGS]))
+@pytest.mark.parametrize("config", variants(ALL))
 def test_configs_use_published_settings(config):
     """Excludes configs over the included backbones, whose results name another backbone."""
     if "demo" not in config and "nano" not in config:

@@ -65,6 +65,8 @@ PROTOCOLS: dict[str, PaperProtocol] = {
     ),
     # The released code reads the test split …
     "faprompt": _common(*_FAPROMPT),
+    # … in its ablations without MVTec AD, so that one training serves all targets …
+    "faprompt_ablations": _common(*_FAPROMPT[1:]),
     # … and the paper says that it trains on all images, train and test.
     "faprompt_full": PaperProtocol(
         "mvtec_ad:train+mvtec_ad:test",

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import runpy
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -130,6 +130,38 @@ def protocol(config_file: str, variant: str, names: Mapping[str, str]) -> Config
     else:
         _follow(config, rules[""])
     return vary(config, variant, {**variants, "nano": lambda _: None})
+
+
+def ablation(
+    config_file: str,
+    variant: str,
+    *,
+    comparisons: Mapping[str, Mapping[str, Any]] | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    rules: str = "common",
+) -> ConfigDict:
+    """Returns a method's config with an ablation of its paper; datasets that are not prepared are skipped.
+
+    Variant "demo" is the method's demo, with three seeds and few epochs.
+
+    Args:
+      config_file: `configs/ablations/<method>_<item>.py`; the method's own config is one folder up.
+      variant: "" or "demo".
+      comparisons, sweep: the keys of the config.
+      rules: key of `PROTOCOLS`, the datasets of the paper's table.
+    """
+    path = pathlib.Path(config_file)
+    own = path.parents[1] / f"{path.stem.partition('_')[0]}.py"
+    config = runpy.run_path(str(own))["get_config"]("demo" if variant == "demo" else "")
+    config.skip_missing = True
+    config.comparisons, config.sweep = comparisons, sweep
+    if variant == "demo":
+        config.seeds = 3
+        config.training.epochs = 3
+    else:
+        config.seeds = 1  # as in the papers, whose tables have no deviations
+        _follow(config, PROTOCOLS[rules])
+    return vary(config, variant, {"demo": lambda _: None})
 
 
 def _follow(config: ConfigDict, rules: PaperProtocol) -> None:
