@@ -277,11 +277,10 @@ def train(
             f"The auxiliary dataset {dataset.name} has no images. Check its folder or its split."
         )
     key, _ = encoder_of(method)
-    names = tuple(dataset.prompt_names)
 
     def truth_of(images: ImageBatch) -> Batch:
         fields = images.category, images.labels, images.masks, images.has_mask, images.valid
-        return Batch(*fields, class_names=names)
+        return Batch(*fields, class_names=tuple(dataset.prompt_names))
 
     per_epoch = config.steps(len(dataset))
     per_call, resident = 1, None
@@ -317,12 +316,8 @@ def train(
                 states, losses = run(frozen, states, stored, positions)
                 yield np.asarray(used.any(-1)), losses
 
-        calls = progress(
-            one_late(run_steps()),
-            total=len(dataset),
-            label=label,
-            step=config.batch_size * per_call,
-        )
+        size = config.batch_size * per_call
+        calls = progress(one_late(run_steps()), total=len(dataset), label=label, step=size)
         number, trained = epoch * per_epoch, False
         for used, losses in calls:
             values = sharding.to_host(losses)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 import zsad_jax
@@ -234,14 +234,13 @@ def _compile(
     encode: EncodeFn, preprocess: Preprocess, mesh: Mesh, rows: int, dtype: str | None
 ) -> Any:
     """Returns the compiled function that encodes 8-bit images; floating-point features are cast to `dtype`."""
-    # Not a method: in a reference cycle, features would outlive their use.
-    split = NamedSharding(mesh, PartitionSpec(sharding.DATA))
 
+    # Not a method: in a reference cycle, features would outlive their use.
     def is_rounded(x: Array) -> bool:
         return dtype is not None and jnp.issubdtype(x.dtype, jnp.floating)
 
     def run(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
-        images = jax.lax.with_sharding_constraint(images, split)
+        images = sharding.constrain_batch(images, mesh)
         found = encode(frozen, preprocess.normalize(images))
         # `Features.restore` is another program: XLA would remove a cast and its inverse.
         return jax.tree.map(lambda x: x.astype(dtype) if is_rounded(x) else x, found)
