@@ -289,6 +289,12 @@ def test_stored_sets_count_and_are_read_without_room():
     open_features("disk", rows=3, max_gb=3 * used / 1e9)
 
 
+def test_auto_uses_memory_beside_a_read_only_home(monkeypatch):
+    open_features("disk")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert open_features("auto")._stores[KEY].folder is None
+
+
 def test_log_says_where_features_are(caplog, home):
     with caplog.at_level("INFO", logger="absl"):
         for _ in range(3):

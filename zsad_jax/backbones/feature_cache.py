@@ -392,9 +392,10 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
     with contextlib.suppress(OSError):
         root().mkdir(parents=True, exist_ok=True)
         total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
-        disk = os.access(root(), os.W_OK) * max(free - min(FREE_SHARE * total, FREE_GB), 0)
+        disk = max(free - min(FREE_SHARE * total, FREE_GB), 0)
     memory = available_memory() / 1e9 / (4 if config.cache == "auto" else 1)
-    on_disk = config.cache in ("auto", "disk") and left <= max(min(disk, config.max_gb - used), 0)
+    on_disk = left <= max(min(disk, config.max_gb - used), 0) and os.access(root(), os.W_OK)
+    on_disk = on_disk and config.cache in ("auto", "disk")
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)
     reason = (
         f"{needed:.3g} GB do not fit: features.max_gb is {config.max_gb:g}, of which {used:.3g} are used;"
@@ -429,9 +430,9 @@ def list_sets() -> dict[str, tuple[dict[str, Any], float, float]]:
         folder, info = lock.with_suffix(""), {}
         with contextlib.suppress(OSError, ValueError):
             info = parse_json((folder / "info.json").read_bytes())
-        if folder.is_dir():
-            size = sum(one.stat().st_size for one in folder.glob("[0-9]*.npy")) / 1e9
-            found[folder.name] = info, size, lock.stat().st_mtime
+        with contextlib.suppress(FileNotFoundError):  # it was removed
+            _, *sizes = (one.stat().st_size for one in (folder, *folder.glob("[0-9]*.npy")))
+            found[folder.name] = info, sum(sizes) / 1e9, lock.stat().st_mtime
     return found
 
 
