@@ -38,7 +38,7 @@ def test_registered_method_trains_and_scores(tmp_path, monkeypatch):
     config = runpy.run_path(str(tmp_path / "my_offset.py"))["get_config"]("demo")
     experiment = from_config(config)
     backbone = load_backbone("clip-nano", image_size=28)
-    experiment.check_methods(backbone)
+    experiment.check_method(backbone)
     method = methods.make_method("offset", backbone)
     params = method.init(jax.random.key(0), backbone.params)
     images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 3))

@@ -2,9 +2,10 @@
 
     python scripts/fuzz/kills.py --count 30 --seed 0
 
-Training, evaluation, `predict` and `data prepare` receive SIGKILL, SIGINT or SIGTERM. The exit code must be
-that of the signal, with one line and no traceback; the same command must then write the same bytes as one
-that was never disturbed, and leave no temporary file.
+The encoding of features, training, evaluation, a sweep of several seeds, `predict` and `data prepare` receive
+SIGKILL, SIGINT or SIGTERM, at moments that are spread over the whole run. The exit code must be that of the
+signal, with one line and no traceback; the same command must then write the same bytes as one that was never
+disturbed, and leave no temporary file.
 """
 
 import functools
@@ -30,7 +31,7 @@ from zsad_jax.data import open_dataset
 from zsad_jax.utils import interrupts
 
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
-OF_THIS_RUN = ("run.json", "report.html", "events.*")  # hold times
+OF_THIS_RUN = ("run.json", "report.html", "events.*", "info.json")  # hold times
 TEMPORARY = re.compile(r"\..*\.part(\..*)?|incomplete\..*|.*\.unfinished|.*-tmp-?.*|zsad_jax-.*")
 SECONDS_LIMIT = 240
 MODEL = (
@@ -38,17 +39,48 @@ MODEL = (
     "--config.backbone.image_size=56",
     "--config.batch_size=4",
 )
-SMALL = (
-    *MODEL,
+RUN = (
     "--config.comparisons=None",
-    "--config.auxiliary=sd_saliency_900",
-    "--config.training.batch_size=4",
-    "--config.training.epochs=2",
     "--config.data={'folder': 'images', 'name': 'parts'}",
     "--config.data_dir=data",
+)
+TRAINED = (
+    *MODEL,
+    *RUN,
+    "--config.auxiliary=sd_saliency_900",
+    "--config.training.batch_size=4",
+)
+SMALL = (
+    *TRAINED,
+    "--config.training.epochs=2",
     "--config.num_workers=1",
     "--workdir=run",
 )
+ENCODE = (
+    "--config=configs/clip.py:demo",
+    *RUN,
+    "--config.backbone.image_size=504",  # most of the time is that of encoding
+    "--config.batch_size=2",
+    "--config.num_workers=1",
+    "--workdir=encoded",
+)
+SWEEP = (
+    *TRAINED,
+    "--config.training.epochs=1",
+    "--config.seeds=2",
+    "--config.sweep={'method.num_prompts': (2, 3)}",
+    "--workdir=points",
+)
+# Sets of features have several shards.
+SMALL_SHARDS = """
+import runpy, sys
+from zsad_jax.utils import interrupts
+interrupts.install()
+from zsad_jax.backbones import feature_cache
+feature_cache.SHARD_BYTES = 2**16
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 PREPARE = ("zsad_jax.data", "prepare", "sd_saliency_900", "--source=images.tar", "--data_dir=data")
 
 
@@ -56,22 +88,28 @@ class Command(NamedTuple):
     """A command that is killed.
 
     Attributes:
-      arguments: after `python -m`.
-      output: folder with its outputs.
+      arguments: after those of `python`.
+      output: folder with its outputs, and with stored features.
       start: files and folders of an undisturbed run that exist before.
+      python: how the module that is the first argument is run.
     """
 
     arguments: tuple[str, ...]
     output: str
     start: tuple[str, ...] = ()
+    python: tuple[str, ...] = ("-m",)
 
 
 COMMANDS = {
     "prepare": Command(PREPARE, "data"),
     "train": Command(("zsad_jax.main", *SMALL), "run", ("data",)),
     "evaluate": Command(
-        ("zsad_jax.main", *SMALL), "run", ("data", "run/training", "run/.zsad_jax.lock")
+        ("zsad_jax.main", *SMALL),
+        "run",
+        ("data", "run/training", "run/home", "run/.zsad_jax.lock"),
     ),
+    "encode": Command(("zsad_jax.main", *ENCODE), "encoded", python=("-c", SMALL_SHARDS)),
+    "sweep": Command(("zsad_jax.main", *SWEEP), "points", ("data",), ("-c", SMALL_SHARDS)),
     "predict": Command(
         ("zsad_jax.predict", "images", *MODEL, "--out=out", "--pixel_threshold=0.5"), "out"
     ),
@@ -101,11 +139,12 @@ def save(pixels: np.ndarray, path: pathlib.Path) -> None:
 
 
 def start(command: Command, folder: pathlib.Path) -> subprocess.Popen:
-    """Starts a command in a folder, with temporary files there, too."""
+    """Starts a command in a folder, with temporary files and the cache directory there, too."""
     (folder / "tmp").mkdir(exist_ok=True)
-    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "JAX_PLATFORMS": "cpu"}
+    places = {"TMPDIR": folder / "tmp", "ZSAD_JAX_HOME": folder / command.output / "home"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in places.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", *command.arguments],
+        [sys.executable, *command.python, *command.arguments],
         cwd=folder,
         env=environment,
         text=True,
@@ -171,8 +210,10 @@ def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds:
         else:
             process.send_signal(number)
         said = finish(process)
-        # A command may end before the signal.
-        if process.returncode not in (0, SIGNALS[number]) or "Traceback" in said:
+        if process.returncode == 0:  # it ended before the signal
+            kill(command, whole, number, 0.7 * seconds)
+            return
+        if process.returncode != SIGNALS[number] or "Traceback" in said:
             raise WrongError(f"code {process.returncode} after {number.name}\n{said[-3000:]}")
         if process.returncode > 0 and said.count(interrupts.MESSAGE) != 1:
             raise WrongError(f"not one line about {number.name}\n{said[-3000:]}")
@@ -193,25 +234,30 @@ def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds:
             raise WrongError(f"other outputs: {differing}")
 
 
-def draw_cases(whole: pathlib.Path, names: list[str], count: int, seed: int) -> Iterator[Case]:
-    """Runs every command undisturbed, then yields cases that take them in turn."""
+def draw_cases(
+    whole: pathlib.Path, names: list[str], signals: list[str], count: int, seed: int
+) -> Iterator[Case]:
+    """Runs every command that is needed undisturbed, then yields cases that take those of `names` in turn."""
     write_inputs(whole)
     durations = {}
-    for (
-        name,
-        command,
-    ) in COMMANDS.items():  # in this order, since later ones read what earlier ones write
-        began = time.monotonic()
+    starts = [pathlib.Path(path).parts[0] for name in names for path in COMMANDS[name].start]
+    # In this order, since later ones read what earlier ones write.
+    for name, command in COMMANDS.items():
+        if name not in names and command.output not in starts:
+            continue
         process = start(command, whole)
+        wait_for_handler(process)
+        began = time.monotonic()
         said = finish(process)
         if process.returncode:
             raise WrongError(f"{name} failed undisturbed\n{said[-3000:]}")
         durations[name] = time.monotonic() - began
     rng = np.random.default_rng(seed)
+    rounds = -(-count // len(names))
     for position in range(count):
-        name = names[position % len(names)]
-        number = list(SIGNALS)[rng.integers(len(SIGNALS))]
-        seconds = rng.uniform(0, durations[name])
+        part, turn = divmod(position, len(names))
+        name, number = names[turn], signal.Signals[str(rng.choice(signals))]
+        seconds = durations[name] * (part + rng.uniform()) / rounds  # spread over the whole run
         act = functools.partial(kill, COMMANDS[name], whole, number, seconds)
         yield Case(f"{name}: {number.name}", f"case {position}, {seconds:.2f} s", act)
 
@@ -221,12 +267,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--command", choices=COMMANDS, nargs="+", default=list(COMMANDS), help="commands to kill"
     )
+    signals = [one.name for one in SIGNALS]
+    parser.add_argument(
+        "--signal", choices=signals, nargs="+", default=signals, help="signals to send"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         whole = pathlib.Path(place)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(whole / "compiled"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        cases = draw_cases(whole, options.command, options.count, options.seed)
+        cases = draw_cases(whole, options.command, options.signal, options.count, options.seed)
         return run_cases(cases, seconds=2 * SECONDS_LIMIT)
 
 

@@ -316,14 +316,23 @@ def test_notes_are_logged_once(cache, caplog):
     assert sum("mask is empty" in line for line in caplog.messages) == 1
 
 
-def test_full_disk_is_an_error_with_the_path(monkeypatch):
+def test_full_disk_is_an_error_with_the_path_and_stops_loading(monkeypatch):
     def save(path, array):
         raise OSError(f"{array.nbytes} requested and 0 written")
 
+    def load_and_note(*args, **options):
+        try:
+            yield from load(*args, **options)
+        finally:
+            ended.append(True)
+
+    ended = []
     monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(feature_cache, "load_batches", load_and_note)
     with pytest.raises(OSError, match="No space left") as caught:
         open_features("disk")
     assert caught.value.filename.endswith("00000.npy")
+    assert ended  # although the error holds its frames
 
 
 def test_command_lists_and_clears(capsys, home):
@@ -358,6 +367,14 @@ def test_command_lists_damaged_sets(capsys):
     (shards()[0].parent / "info.json").write_text("{")
     assert main(["features", "list"]) == 0
     assert f"{shards()[0].parent.name}  –" in capsys.readouterr().out
+
+
+def test_listing_ignores_sets_that_are_removed_meanwhile():
+    open_features("disk")
+    gone = shards()[0]
+    gone.unlink()
+    gone.symlink_to("removed")
+    assert not feature_cache.list_sets()
 
 
 def test_leftovers_of_killed_runs_are_removed():

@@ -59,7 +59,7 @@ def test_limits_memory(capsys):
             for script in (
                 "images.py --count 120 --seed 3",
                 "state_files.py --count 20",
-                "kills.py --count 4",
+                "kills.py --count 6",
             )
         ),
     ],
