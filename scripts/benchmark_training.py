@@ -212,7 +212,7 @@ class Ours:
         recipe = dict(self.method.config.recipe.training)
         recipe |= {"epochs": epochs, "batch_size": self.options.batch_size, "shuffle": False}
         members = [Member(seed, TrainingConfig(**recipe)) for seed in seeds]
-        curves = Curves()
+        curves = [Curves() for _ in members]
         with tempfile.TemporaryDirectory() as folder:
             saver = OrbaxSaver(pathlib.Path(folder))
             train(
@@ -225,7 +225,7 @@ class Ours:
                 curves=curves,
             )
             saver.close()
-        return curves.losses
+        return curves[0].losses
 
     def export(self) -> None:
         """Writes what the PyTorch side needs: images, ground truth, texts and initial parameters."""

@@ -254,7 +254,13 @@ def test_seeds_and_sweep_run_together(folder, finished):
     assert done.returncode == 0, done.stderr
     names = ("results", "comparisons", "results_by_seed")
     found = {one: json.loads((folder / "together" / f"{one}.json").read_text()) for one in names}
-    assert len(list(folder.glob("together/training/*"))) == 1  # all members in one training
+    # One training of two seeds and two rates; the other training is the checkpoint of all.
+    trained = sorted(path.parent for path in folder.glob("together/training/*/prompts.npz"))
+    assert len(trained) == 4 == len(list(folder.glob("together/training/*/curves.jsonl")))
+    assert len(list(folder.glob("together/training/*/checkpoints"))) == 1
+    # The first has the key of a run of its own.
+    (single,) = finished.glob("training/*")
+    assert single.name in [one.name for one in trained]
 
     def metrics_of(rows, **columns):
         return [
@@ -282,7 +288,7 @@ def test_copies_the_same_training_from_a_sibling_directory(folder, finished):
     done = run(folder, "sibling", "--config.method.sigma=2.0")
     assert done.returncode == 0, done.stderr
     (path,) = finished.glob("training/*/prompts.npz")
-    assert f"Copying the finished training in {path.parent}" in done.stderr
+    assert re.search(rf"Copying the finished training in .*/{path.parent.name}\.", done.stderr)
     copied = folder / "sibling" / path.relative_to(finished)
     for name in ("prompts.npz", "curves.jsonl"):
         assert (copied.parent / name).read_bytes() == (path.parent / name).read_bytes()

@@ -245,7 +245,7 @@ def train(
     *,
     mesh: Mesh,
     saver: "OrbaxSaver",
-    curves: Curves,
+    curves: Sequence[Curves],
 ) -> list[PyTree]:
     """Trains all stages, resumes where a killed run stopped, and returns the parameters of each member.
 
@@ -257,7 +257,7 @@ def train(
         of the images.
       mesh: the devices.
       saver: keeps the state after each epoch.
-      curves: receives the losses of each step, as means over the members.
+      curves: of each member, for the losses of each step.
 
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
@@ -323,17 +323,15 @@ def train(
             values = sharding.to_host(losses)
             for row, learned in enumerate(np.broadcast_to(used, values["loss"].shape)):
                 number += 1
-                if not learned.any():
-                    continue
-                trained = True
-                for i in np.flatnonzero(learned & ~np.isfinite(values["loss"][row])).tolist():
-                    raise UserError(
-                        f"The loss became {values['loss'][row, i]} at step {number} ({label},"
-                        f" {_describe(members[i], members)}). Lower config.training.learning_rate."
-                    )
-                curves.write(
-                    number, {name: float(one[row][learned].mean()) for name, one in values.items()}
-                )
+                for i in np.flatnonzero(learned).tolist():
+                    trained, of_step = True, {name: float(x[row, i]) for name, x in values.items()}
+                    if not np.isfinite(of_step["loss"]):
+                        raise UserError(
+                            f"The loss became {of_step['loss']} at step {number} ({label},"
+                            f" {_describe(members[i], members)}). Lower config.training.learning_rate, or"
+                            " remove its value from config.sweep."
+                        )
+                    curves[i].write(number, of_step)
         if not trained:
             raise UserError(
                 f"No image of {dataset.name} could be read. Check the files of the dataset."

@@ -1,7 +1,5 @@
 """Tests of stored evaluations."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -43,8 +41,8 @@ def test_training_depends_on_names_in_prompts():
     )
     method, keys = experiment.main_method(backbone), []
     for names in (("pcb",), ("pcb",), ("circuit board",)):
-        dataset = types.SimpleNamespace(fingerprint=lambda: "the same files", prompt_names=names)
-        keys.append(cache.training_key(experiment, backbone, method, "visa", dataset, ()))
+        dataset = "visa", "the same files", names
+        keys.append(cache.training_key(experiment, backbone, method, dataset, None))
     assert keys[0] == keys[1] != keys[2]
 
 

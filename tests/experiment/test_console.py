@@ -44,9 +44,7 @@ def test_inputs_are_described(experiment, monkeypatch, train, learned, words):
     both = [Sample(image=b"", category=name) for name in ("plate", "tube")]
     datasets = {"mpdd": Samples("mpdd", both), "visa": Samples("visa", both[:1])}
     object.__setattr__(experiment, "train", train)
-    lines = console.describe_inputs(
-        experiment, datasets, learned=learned, num_variants=1
-    ).splitlines()
+    lines = console.describe_inputs(experiment, datasets, learned=learned).splitlines()
     assert lines[0].startswith("  devices   1 x ")
     assert lines[1:] == ["  evaluate  MPDD: 2 images, 2 categories", words]
 
@@ -73,14 +71,3 @@ def test_results_end_with_the_paths(datasets, titles):
     lines = console.describe_results(report, FOLDER).splitlines()
     assert [line for line in lines if "percent" in line] == titles
     assert lines[-2:] == ["  results   runs/x/results.json", "  report    runs/x/report.html"]
-
-
-def test_seeds_and_comparisons_are_announced(experiment):
-    for name, value in {"seed": 3, "seeds": 4}.items():
-        object.__setattr__(experiment, name, value)
-    datasets = {"mpdd": Samples("mpdd", [Sample(image=b"")])}
-    lines = console.describe_inputs(experiment, datasets, learned=False, num_variants=3)
-    assert lines.splitlines()[-2:] == [
-        "  seeds     3 to 6",
-        "  settings  the main one and 2 comparisons",
-    ]

@@ -112,12 +112,6 @@ def load(name):
     return dataclasses.replace(backbone, encode_image=encode_image, text=text)
 
 
-def check(experiment, backbone):
-    """Checks the options as a run does."""
-    experiment.check_method(backbone)
-    experiment.check_main_method(backbone)
-
-
 def batch():
     return Batch(
         category=np.array([0, 1]),
@@ -179,7 +173,7 @@ COMBINATIONS = [*itertools.product(METHODS, ["tips-nano", "clip-nano"])]
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
 def test_demos_train_and_score(name, over):
     backbone, experiment = load(over), demo(name, over)
-    check(experiment, backbone)
+    experiment.check_method(backbone)
     method = experiment.main_method(backbone)
     trace_step(method, backbone, experiment.training_config)
     contenders = [Contender(method, param_shapes(method, backbone))]
@@ -195,7 +189,7 @@ def test_method_options_work_or_are_rejected_early(name, over):
         try:
             options = {**base.method, **changes}
             experiment = dataclasses.replace(base, method=options, train=False, comparisons={})
-            check(experiment, backbone)
+            experiment.check_method(backbone)
         except UserError:
             continue
         try:

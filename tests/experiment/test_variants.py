@@ -56,7 +56,7 @@ def test_comparison_has_sections_of_its_own():
 
 def test_another_backbone_replaces_the_options_of_the_main_one():
     one = made(comparisons={"CLIP": {"backbone": {"name": "clip-nano"}}})["CLIP"].experiment
-    assert one.backbone == {"name": "clip-nano"}
+    assert one.backbone == {"name": "clip-nano", "image_size": 56}
     assert one.method == MAIN["method"]
 
 
@@ -82,12 +82,35 @@ def test_sweep_combines_all_values():
 def test_sweep_over_a_section_is_named_by_its_name():
     found = made(sweep={"backbone": [{"image_size": 28}, {"name": "clip-nano"}]})
     assert list(found) == ["", "backbone={'image_size': 28}", "backbone=clip-nano"]
-    assert found["backbone=clip-nano"].experiment.backbone == {"name": "clip-nano"}
+    other = found["backbone=clip-nano"].experiment.backbone
+    assert other == {"name": "clip-nano", "image_size": 56}
 
 
 def test_keys_with_the_same_end_are_named_in_full():
     found = made(sweep={"method.name": ["clip"], "backbone.name": ["clip-nano"]})
     assert list(found) == ["", "method.name=clip, backbone.name=clip-nano"]
+
+
+def test_comparison_takes_precedence_over_fields_of_a_target():
+    fields = {"synthetic_target": {"sigma": 9.0, "temperature": 0.5}}
+    found = made(
+        method_for=fields, comparisons={"a": {"sigma": 1.0}}, sweep={"method.sigma": [5.0]}
+    )
+    specs = {name: one.experiment.method_on("synthetic_target") for name, one in found.items()}
+    assert {name: one.config.sigma for name, one in specs.items()} == {"": 9, "a": 1, "sigma=5": 5}
+    assert {one.config.temperature for one in specs.values()} == {0.5}
+
+
+def test_order_of_swept_keys_has_no_effect():
+    values = {"method.sigma": [5.0], "method.name": ["clip"], "backbone": [{"name": "clip-nano"}]}
+    first, second = (made(sweep=dict(order)) for order in (values.items(), [*values.items()][::-1]))
+    (one,), (other,) = ([*found.values()][1:] for found in (first, second))
+    assert one.experiment == other.experiment
+    assert one.experiment.method == {"name": "clip", "sigma": 5.0}
+
+
+def test_seeds_are_for_any_trained_setting():
+    assert made(seeds=3, train=False, comparisons={"learned": {"train": True}})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +127,14 @@ def test_keys_with_the_same_end_are_named_in_full():
         ({"sweep": {"method.sigm": [1.0]}}, r"config.sweep \(sigm=1\).*'sigm'.*sigma"),
         ({"sweep": {"method.sigma": []}}, r"config.sweep\['method.sigma'\] has no values"),
         ({"sweep": {"method.sigma": 4.0}}, "'sweep' is .* Expected a mapping"),
-        ({"sweep": {"seed": [1, 1]}}, "'seed=1' twice"),
+        ({"sweep": {"seed": [1, 1]}}, "'seed=1' twice. Remove one"),
+        ({"comparisons": {"a": {"config": 5}}}, r"config.comparisons\['a'\].*5.*Expected"),
+        (
+            {"comparisons": {"a": {"method": "clip", "sigma": 3.0}}},
+            "'method' is 'clip'. Expected a",
+        ),
+        ({"sweep": {"training.epochs": [1]}, "train": False}, "'training.epochs', but nothing is"),
+        ({"seeds": 3, "train": False}, "config.seeds is 3, but nothing is trained"),
     ],
 )
 def test_rejects_mistakes(fields, expected):

@@ -238,7 +238,7 @@ def test_trains_two_steps_and_evaluates(backbone, dataset, factory):
         [Member(3, TrainingConfig(epochs=2, batch_size=12, learning_rate=1e-3))],
         mesh=mesh,
         saver=memory,
-        curves=memory,
+        curves=[memory],
     )
     assert len(memory.losses) == 2
     assert memory.losses[1] < memory.losses[0]

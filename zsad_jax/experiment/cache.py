@@ -17,7 +17,6 @@ import zsad_jax
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.load import locate_files
-from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import Issue
 from zsad_jax.detector import Detector
 from zsad_jax.evaluate import Case, Contender, Evaluation, Scored
@@ -37,21 +36,25 @@ def training_key(
     experiment: Experiment,
     backbone: Backbone,
     method: Method,
-    auxiliary: str,
-    dataset: Dataset,
-    members: Sequence[Member],
+    dataset: Sequence[Any],
+    member: Member | None,
 ) -> str:
-    """Returns the key of parameters learned on an auxiliary dataset by trainings that run together."""
+    """Returns the key of parameters learned on a dataset, of which all that matters is given.
+
+    Without a member, it is the key of what trainings that run together have in common.
+    """
     # Targets, comparisons and the batch size of the evaluation do not change what is learned, and are not
     # part of the key.
-    training = dataclasses.asdict(experiment.training_for(method))
-    common = {name: value for name, value in training.items() if name not in SWEPT}
-    own = [[one.seed, {name: getattr(one.config, name) for name in SWEPT}] for one in members]
+    common = dataclasses.asdict(experiment.training_for(method))
+    for name in SWEPT:
+        del common[name]
     return fingerprint(
-        [*_model(experiment, backbone), experiment.features_config.dtype],
-        [method.name, method.config.training_options(), common, own],
+        _model(experiment, backbone),
+        [method.name, method.config.training_options(), common],
         # Names of categories in prompts change what is learned but no file.
-        [auxiliary, dataset.fingerprint(), dataset.prompt_names],
+        dataset,
+        member and [member.seed, *(getattr(member.config, name) for name in SWEPT)],
+        experiment.features_config.dtype,
         # A version may change the numbers.
         zsad_jax.__version__,
     )
@@ -61,18 +64,19 @@ def evaluation_key(
     experiment: Experiment,
     backbone: Backbone,
     contender: Contender,
-    dataset: Dataset,
-    *,
-    target: str,
-    image_score: str,
+    dataset: Sequence[Any],
+    image_score: str | None,
 ) -> str:
-    """Returns the key of a contender's evaluation on the dataset of a target, of this name."""
+    """Returns the key of the evaluation of a method on a dataset, of which all that matters is given.
+
+    `image_score` chooses the pictures; None: there are none.
+    """
     return fingerprint(
-        [*_model(experiment, backbone), experiment.features_config.dtype],
+        _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [*_method(contender.method), prompt_files.digest(contender.params)],
-        [target, dataset.fingerprint(), dataset.prompt_names],
-        [experiment.exact_metrics, image_score],
+        dataset,
+        [experiment.exact_metrics, image_score, experiment.features_config.dtype],
         zsad_jax.__version__,
     )
 

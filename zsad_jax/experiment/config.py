@@ -27,7 +27,7 @@ from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
 from zsad_jax.utils.files import user_path
 
-# Keys that results do not depend on.
+# Keys that results do not depend on, apart from the last bits.
 WITHOUT_EFFECT = (
     *("batch_size", "num_workers", "data_dir", "skip_missing"),
     *("features.cache", "features.max_gb"),
@@ -243,16 +243,21 @@ class Experiment:
             )
         return file
 
-    def check_method(self, backbone: Backbone | None = None, class_name: str = "object") -> None:
+    def check_method(
+        self, backbone: Backbone | None = None, class_name: str = "object", *, main: bool = True
+    ) -> None:
         """Rejects options that do not work together.
 
         Args:
           backbone: the loaded one; None: the shapes of a released one, over which no prompts are encoded.
           class_name: the longest name in prompts.
+          main: False for comparisons, which may share options with other methods.
         """
         if backbone is None and self.backbone["name"] not in RELEASES:
             return
         over = backbone or describe_backbone(self.backbone["name"])
+        if main:
+            self._check_main(self.main_method(over), over)
         # Equal ones are traced once.
         for spec in {repr(one): one for one in self._specs.values()}.values():
             method = spec.make(over)
@@ -267,23 +272,12 @@ class Experiment:
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, (class_name,))
 
-    def check_main_method(self, backbone: Backbone | None = None) -> None:
-        """Rejects options that have no meaning for the method; comparisons may share them with others."""
-        if backbone is None and self.backbone["name"] not in RELEASES:
-            return
-        over = backbone or describe_backbone(self.backbone["name"])
-        main = self.main_method(over)
-        image_score(main, self.image_score)
-        check_learning_rates(self.training_config, main)
-        learns = bool(param_shapes(main, over))
-        if self.train and not learns:
+    def _check_main(self, method: Method, backbone: Backbone) -> None:
+        image_score(method, self.image_score)
+        check_learning_rates(self.training_config, method)
+        if self.train and not param_shapes(method, backbone):
             raise UserError(
-                f"config.train is True, but {main.name} as configured learns nothing. Set it to False."
-            )
-        if self.seeds > 1 and not self.train:
-            raise UserError(
-                f"config.seeds is {self.seeds}, but nothing is trained, so that all seeds have the same"
-                " results. Set it to 1, or train (--config.train=True)."
+                f"config.train is True, but {method.name} as configured learns nothing. Set it to False."
             )
 
     def training_for(self, method: Method) -> TrainingConfig:

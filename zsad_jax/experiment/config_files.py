@@ -3,6 +3,8 @@
 import pathlib
 import runpy
 
+from ml_collections import ConfigDict
+
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import user_path
 
@@ -22,8 +24,8 @@ def included() -> dict[str, pathlib.Path]:
 
 def find_config(named: str) -> str:
     """Returns the path of FILE or FILE:VARIANT: a local file, else an included one; else raises `UserError`."""
-    file, colon, variant = named.partition(":")
-    path = pathlib.Path(user_path(file, "--config"))
+    file, colon, variant = user_path(named, "The config").partition(":")
+    path = pathlib.Path(file)
     if not path.is_file():
         known = included()
         if path.as_posix() not in known:
@@ -35,10 +37,27 @@ def find_config(named: str) -> str:
     return f"{path}{colon}{variant}"
 
 
+def load_config(named: str) -> ConfigDict:
+    """Returns the config of FILE or FILE:VARIANT.
+
+    Raises:
+      UserError: there is no such file, or running it raises an error.
+    """
+    path, _, variant = find_config(named).partition(":")
+    try:
+        # Run by path: a config is a file of its own, not a module of a package.
+        return runpy.run_path(path)["get_config"](variant)
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program, which may raise anything
+        raise UserError(
+            f"Cannot load {named} ({type(error).__name__}: {error}). Correct the config file."
+        ) from error
+
+
 def describe_configs() -> dict[str, str]:
     """Returns a line about each included config and variant (`configs/tps.py:demo`)."""
     return {
-        # Run by path: a config is a file of its own, not a module of a package.
         f"{name}{':' * bool(variant)}{variant}": line
         for name, path in included().items()
         for variant, line in runpy.run_path(str(path))["VARIANTS"].items()

@@ -27,12 +27,9 @@ def describe_setting(experiment: Experiment, workdir: pathlib.Path) -> str:
 
 
 def describe_inputs(
-    experiment: Experiment, datasets: Mapping[str, Dataset], *, learned: bool, num_variants: int
+    experiment: Experiment, datasets: Mapping[str, Dataset], *, learned: bool
 ) -> str:
-    """Describes devices, datasets, prompts and the number of settings.
-
-    `learned`: whether the method learns any prompts.
-    """
+    """Describes devices, datasets and prompts; `learned`: whether the method learns any."""
     targets = [target for target in experiment.resolved if target.name in datasets]
     devices = jax.devices()
     lines = [f"  devices   {len(devices)} x {devices[0].device_kind}"]
@@ -43,13 +40,7 @@ def describe_inputs(
         else:
             file = experiment.choose_prompts(experiment.method["name"], name)
             lines.append(f"  prompts   learned on {names.dataset_name(name)} ({file.description})")
-    lines += [] if learned else ["  prompts   fixed, nothing is trained"]
-    if experiment.seeds > 1:
-        lines.append(f"  seeds     {experiment.seed} to {experiment.seed + experiment.seeds - 1}")
-    if num_variants > 1:
-        others = plural(num_variants - 1, "comparison")
-        lines.append(f"  settings  the main one and {others}")
-    return "\n".join(lines)
+    return "\n".join(lines if learned else [*lines, "  prompts   fixed, nothing is trained"])
 
 
 def describe_results(report: Report, workdir: pathlib.Path) -> str:

@@ -32,7 +32,7 @@ class Prompts(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The evaluation of a contender, and what it was made of."""
+    """A contender on a target, and its evaluation."""
 
     contender: Contender
     prompts: Prompts

@@ -5,7 +5,7 @@ Everything that an earlier run with the same settings finished is reused.
 
 import pathlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 
@@ -13,22 +13,9 @@ from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
-from zsad_jax.evaluate import (
-    Contender,
-    Evaluation,
-    Scorer,
-    dataset_scores,
-    evaluate,
-    make_scorer,
-)
+from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, console, run_info
-from zsad_jax.experiment.config import (
-    IN_TABLES,
-    WITHOUT_EFFECT,
-    Experiment,
-    Target,
-    is_one_of,
-)
+from zsad_jax.experiment.config import IN_TABLES, WITHOUT_EFFECT, Experiment, Target, is_one_of
 from zsad_jax.experiment.results import Prompts, Result, TargetResults, collect
 from zsad_jax.experiment.start import Run, start_run
 from zsad_jax.experiment.training import AFTER_A_CHANGE, AllPrompts, obtain_prompts
@@ -40,7 +27,7 @@ from zsad_jax.report.rows import combine_seeds
 from zsad_jax.utils import files
 
 AT_ONCE = 8  # contenders that are scored in one pass over images
-Scorers = dict[tuple[Hashable, ...], Scorer]  # by what they were compiled for
+Scorers = dict[Hashable, Scorer]  # by the methods that they were compiled for
 OUTPUTS = (
     *("config.json", "results.json", "results_by_seed.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -76,8 +63,10 @@ def run_experiment(
     info["changed_keys"] = {k: v for k, v in (changed or {}).items() if not is_one_of(k, elsewhere)}
     if experiment.sweep:
         points = {one.label: one.point for one in run.variants if one.point}
-        info["sweep"] = {"keys": list(experiment.sweep), "points": points}
-    info |= run_info.describe_method(experiment, run.method, run.backbones[0])
+        info["sweep"] = {"points": points}
+    # Also of other configs, whose files may change.
+    info["settings"] = {one.label: one.describe() for one in run.variants[1:]}
+    info |= run_info.describe_method(experiment, run.method(), run.backbone())
     of_main = (one for (_, label), seeds in prompts.items() if not label for one in seeds)
     trainings = dict.fromkeys(one.folder for one in of_main if one.folder)
     report = make_report(run, results, info, trainings)
@@ -102,12 +91,11 @@ def make_report(
     evaluations = [one.evaluation for one in results]
     rows = [row for one in results for row in one.rows]
     comparisons = [row for one in results for row in one.comparisons]
-    several = run.experiment.seeds > 1
     return Report(
-        title=f"{names.method_name(run.method.name)} on {run.backbones[0].name}",
-        rows=combine_seeds(rows) if several else rows,
-        comparisons=combine_seeds(comparisons) if several else comparisons,
-        by_seed=[*rows, *comparisons] if several else (),
+        title=f"{names.method_name(run.method().name)} on {run.backbone().name}",
+        rows=combine_seeds(rows),
+        comparisons=combine_seeds(comparisons),
+        by_seed=[*rows, *comparisons],
         notes={key: notes for one in results for key, notes in one.notes.items()},
         scores=[dataset_scores(evaluation, run.image_score) for evaluation in evaluations],
         cases=[case for evaluation in evaluations for case in evaluation.cases],
@@ -115,8 +103,8 @@ def make_report(
         issues={one.dataset: one.issues for one in evaluations},
         config_text=(run.workdir / "config.json").read_text(encoding="utf-8"),
         run=info,
-        demonstration=any(one.demonstration for one in run.backbones),
-        map_scale=run.method.map_range,
+        demonstration=any(one.demonstration for one in run.backbones.values()),
+        map_scale=run.method().map_range,
         skipped=run.skipped,
     )
 
@@ -125,38 +113,37 @@ def evaluate_target(
     run: Run, target: Target, prompts: AllPrompts, scorers: Scorers
 ) -> TargetResults:
     """Evaluates all variants on a target, except finished ones; `scorers` holds those of earlier targets."""
-    dataset = run.datasets[target.name]
-    entries: list[Entry] = []
-    for variant, backbone in zip(run.variants, run.backbones, strict=True):
-        spec = variant.experiment.method_on(target.name)
+    dataset, place = run.datasets[target.name], run.workdir / "evaluations"
+    identity = target.name, run.fingerprints[target.name], dataset.prompt_names
+    contenders: list[tuple[pathlib.Path, Contender, Prompts, Backbone]] = []
+    for variant in run.variants:
+        method, backbone = run.method(variant, target.name), run.backbone(variant)
         for learned in prompts[variant.experiment.auxiliary_of(target.name), variant.label]:
-            contender = Contender(spec.make(backbone), learned.params, variant.label)
-            key = cache.evaluation_key(
-                variant.experiment,
-                backbone,
-                contender,
-                dataset,
-                target=target.name,
-                image_score=run.image_score,
-            )
-            path = run.workdir / "evaluations" / f"{files.safe_name(target.name)}-{key}.npz"
-            entries.append(Entry(contender, learned, backbone, path, repr(spec)))
-    evaluations = {path: cache.load(path) for path in dict.fromkeys(one.path for one in entries)}
-    if count := sum(one is not None for one in evaluations.values()):
-        some = "the" if count == len(evaluations) else f"{count} of {len(evaluations)}"
+            contender = Contender(method, learned.params, variant.label)
+            score = None if contenders else run.image_score  # the first one has pictures
+            key = cache.evaluation_key(variant.experiment, backbone, contender, identity, score)
+            path = place / f"{files.safe_name(target.name)}-{key}.npz"
+            contenders.append((path, contender, learned, backbone))
+    found = {path: cache.load(path) for path in dict.fromkeys(path for path, *_ in contenders)}
+    if count := sum(one is not None for one in found.values()):
+        some = "the" if count == len(found) else f"{count} of {len(found)}"
         words = "Reusing %s results of %s from an earlier run. %s"
         logging.info(words, some, target.name, AFTER_A_CHANGE)
-    pending = {one.path: one for one in entries if evaluations[one.path] is None}
-    for backbone in dict.fromkeys(run.backbones):
-        group = [one for one in pending.values() if one.backbone is backbone]
-        if group:
-            evaluations |= _evaluate(run, dataset, group, entries[0].path, scorers)
-    found = [
-        Result(one.contender, one.prompts, one.backbone, evaluation)
-        for one in entries
-        if (evaluation := evaluations[one.path])
+    main = contenders[0][0]
+    for backbone in run.backbones.values():
+        pending = {
+            path: contender
+            for path, contender, _, own in contenders
+            if found[path] is None and own is backbone
+        }
+        if pending:
+            found |= _evaluate(run, dataset, backbone, pending, main, scorers)
+    made = [
+        Result(contender, learned, backbone, evaluation)
+        for path, contender, learned, backbone in contenders
+        if (evaluation := found[path])
     ]
-    results = collect(found, dataset, run.image_score)
+    results = collect(made, dataset, run.image_score)
     without_mask = {WITHOUT_MASK: run_info.count_without_mask([results.evaluation])}
     deviations = find_deviations(results.rows, without_mask)
     for words in words_on(deviations, [target.name], kinds=IMAGES):
@@ -164,58 +151,46 @@ def evaluate_target(
     return results
 
 
-class Entry(NamedTuple):
-    """A contender on a target, and the file of its evaluation; `spec` is equal for the same compiled scorer."""
-
-    contender: Contender
-    prompts: Prompts
-    backbone: Backbone
-    path: pathlib.Path
-    spec: str
-
-
 def _evaluate(
     run: Run,
     dataset: Dataset,
-    entries: Sequence[Entry],
+    backbone: Backbone,
+    pending: Mapping[pathlib.Path, Contender],
     main: pathlib.Path,
     scorers: Scorers,
 ) -> dict[pathlib.Path, Evaluation]:
     """Evaluates contenders over one backbone and stores the results; that of `main` has pictures."""
-    experiment, backbone = run.experiment, entries[0].backbone
-    methods = [one.contender.method for one in entries]
+    experiment, found = run.experiment, {}
     features = Features(
         dataset,
         backbone,
-        dict(map(encoder_of, methods)),
+        dict(encoder_of(one.method) for one in pending.values()),
         experiment.features_config,
         mesh=run.mesh,
         rows=experiment.batch_size,
         num_workers=experiment.num_workers,
     )
-    found = {}
     # With stored features each result is stored by itself, so that a killed run keeps it; images are read
     # once for several.
     size = 1 if features.stored else AT_ONCE
-    for start in range(0, len(entries), size):
-        part = entries[start : start + size]
-        contenders = [one.contender for one in part]
-        encoders = dict(encoder_of(one.method) for one in contenders)
-        # Methods hold closures, which compare by identity; their configs compare by value.
-        key = (backbone, *(one.spec for one in part), *encoders)
+    for start in range(0, len(pending), size):
+        paths = list(pending)[start : start + size]
+        contenders = [pending[path] for path in paths]
+        methods = tuple(one.method for one in contenders)
+        key = tuple(one.score for one in methods)  # arrays in configs have no hash
         if key not in scorers:
-            scorers[key] = make_scorer([one.method for one in contenders], backbone)
-        made = evaluate(
+            scorers[key] = make_scorer(methods, backbone)
+        evaluations = evaluate(
             contenders,
-            features.select(encoders),
+            features.select(dict(map(encoder_of, methods))),
             backbone,
             mesh=run.mesh,
             scorer=scorers[key],
             exact=experiment.exact_metrics,
-            image_score=run.image_score if part[0].path == main else None,
-            pictures=part[0].path == main,
+            image_score=run.image_score if paths[0] == main else None,
+            pictures=paths[0] == main,
         )
-        for entry, evaluation in zip(part, made, strict=True):
-            cache.save(entry.path, evaluation)
-            found[entry.path] = evaluation
+        for path, evaluation in zip(paths, evaluations, strict=True):
+            cache.save(path, evaluation)
+            found[path] = evaluation
     return found

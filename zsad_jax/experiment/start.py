@@ -1,9 +1,11 @@
 """The start of a run: everything is checked, opened and loaded before any long work."""
 
 import contextlib
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
@@ -16,64 +18,97 @@ from zsad_jax.experiment.config import Experiment, Target, to_json
 from zsad_jax.experiment.variants import Variant, make_variants
 from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.shared import prompt_files
+from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
     """The state that all steps of a run share.
 
     `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `backbones` are
-    those of the variants, in their order. The tables show the `image_score` of the main `method`.
+    by their options, and `methods` also by their specification. The tables show the `image_score` of the main
+    method.
     """
 
     experiment: Experiment
     workdir: pathlib.Path
     variants: tuple[Variant, ...]
-    backbones: tuple[Backbone, ...]
-    mesh: Mesh
+    backbones: dict[str, Backbone]
     datasets: dict[str, Dataset]
     skipped: dict[str, str]
-    method: Method
-    image_score: str
+    mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+    methods: dict[tuple[str, str], Method] = dataclasses.field(default_factory=dict)
 
     @property
     def targets(self) -> list[Target]:
         """The targets that are evaluated."""
         return [target for target in self.experiment.resolved if target.name in self.datasets]
 
+    def backbone(self, variant: Variant | None = None) -> Backbone:
+        """Returns the backbone of a variant; None: the main one."""
+        return self.backbones[_options(variant or self.variants[0])]
+
+    def method(self, variant: Variant | None = None, target: str = "") -> Method:
+        """Returns the method of a variant (None: the main one) on a target; "": as it is trained."""
+        options = _options(variant or self.variants[0])
+        spec = (variant or self.variants[0]).experiment.method_on(target)
+        # Equal methods must be one object: compiled functions are found by identity.
+        key = options, repr(spec)
+        if key not in self.methods:
+            self.methods[key] = spec.make(self.backbones[options])
+        return self.methods[key]
+
+    @functools.cached_property
+    def image_score(self) -> str:
+        """The image score of the tables."""
+        return image_score(self.method(), self.experiment.image_score)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the datasets, for which all files are looked up."""
+        return {name: one.fingerprint() for name, one in self.datasets.items()}
+
 
 def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
     """Checks the experiment, opens its datasets, loads the backbones and writes config.json."""
     # First what needs no files, then datasets, then weights: mistakes show before long waits.
     variants = make_variants(experiment)
-    experiment.check_main_method()
     for one in variants:
         with _naming(one):
-            one.experiment.check_method()
+            one.experiment.check_method(main=not one.label)
     datasets, skipped = open_datasets(variants)
     in_prompts = (name for one in datasets.values() for name in one.prompt_names)
     # A text has no more tokens than bytes.
     longest = max(in_prompts, key=lambda name: len(name.encode(errors="replace")))
-    loaded: dict[str, Backbone] = {}
+    backbones: dict[str, Backbone] = {}
     for one in variants:
-        options = repr(one.experiment.backbone_options)
+        options = _options(one)
         with _naming(one):
-            if options not in loaded:
-                loaded[options] = one.experiment.load_backbone()
-            one.experiment.check_method(loaded[options], longest)
-    backbones = tuple(loaded[repr(one.experiment.backbone_options)] for one in variants)
-    experiment.check_main_method(backbones[0])
-    method = experiment.main_method(backbones[0])
-    score = image_score(method, experiment.image_score)
+            if options not in backbones:
+                backbones[options] = one.experiment.load_backbone()
+            one.experiment.check_method(backbones[options], longest, main=not one.label)
+            if one.experiment.method["name"] == experiment.method["name"]:
+                method = one.experiment.main_method(backbones[options])
+                check_learning_rates(one.experiment.training_config, method)
+    run = Run(
+        experiment=experiment,
+        workdir=workdir,
+        variants=variants,
+        backbones=backbones,
+        datasets=datasets,
+        skipped=skipped,
+    )
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(workdir / "config.json", to_json(experiment))
-    mesh = sharding.make_mesh()
-    learned = bool(param_shapes(method, backbones[0]))
-    console.show(
-        console.describe_inputs(experiment, datasets, learned=learned, num_variants=len(variants))
-    )
-    return Run(experiment, workdir, variants, backbones, mesh, datasets, skipped, method, score)
+    learned = bool(param_shapes(run.method(), run.backbone()))
+    console.show(console.describe_inputs(experiment, datasets, learned=learned))
+    return run
+
+
+def _options(variant: Variant) -> str:
+    return repr(variant.experiment.backbone_options)
 
 
 def _naming(variant: Variant) -> contextlib.AbstractContextManager[None]:
@@ -81,9 +116,7 @@ def _naming(variant: Variant) -> contextlib.AbstractContextManager[None]:
     return located(f"{variant.label!r}") if variant.label else contextlib.nullcontext()
 
 
-def open_datasets(
-    variants: Sequence[Variant],
-) -> tuple[dict[str, Dataset], dict[str, str]]:
+def open_datasets(variants: Sequence[Variant]) -> tuple[dict[str, Dataset], dict[str, str]]:
     """Opens every dataset that the variants need; also returns the skipped targets with the reason.
 
     Raises:

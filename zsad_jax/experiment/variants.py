@@ -2,22 +2,22 @@
 
 import dataclasses
 import itertools
-import runpy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.experiment.config_files import find_config
+from zsad_jax.experiment.config_files import load_config
 from zsad_jax.report.wording import describe_value, short_keys
 from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, suggest
 
-# What a setting consists of; all else is the same in a whole run.
+# Sections in which the settings of a run may differ.
 SECTIONS = (
     *("method", "backbone", "training", "checkpoints", "train", "seed"),
     *("method_for", "auxiliary", "auxiliary_for"),
 )
-# What a config that is compared as a whole brings along: datasets are those of the run.
+# Sections taken from another config; its datasets are ignored.
 _OF_CONFIG = SECTIONS[: SECTIONS.index("auxiliary")]
+_OF_ANY = ("image_size", "dtype", "bit_depth")  # options of a backbone that another one keeps
 
 
 class Variant(NamedTuple):
@@ -33,26 +33,16 @@ class Variant(NamedTuple):
     experiment: Experiment
     point: Mapping[str, Any] = {}
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the sections in which settings may differ."""
+        return {name: getattr(self.experiment, name) for name in SECTIONS}
+
 
 def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
     """Returns the settings of an experiment, the main one first.
 
     Raises:
       UserError: a comparison or a key of the sweep has an unknown key or a bad value.
-
-    Example:
-      >>> setting = {"name": "tipsomaly"}
-      >>> made = make_variants(
-      ...     Experiment(
-      ...         method=setting,
-      ...         backbone={"name": "tips-nano"},
-      ...         targets=("synthetic_target",),
-      ...         comparisons={"unsmoothed": {"sigma": 0.0}},
-      ...         sweep={"method.sigma": (4.0, 8.0)},
-      ...     )
-      ... )
-      >>> [one.label for one in made]
-      ['', 'unsmoothed', 'sigma=4', 'sigma=8']
     """
     main = dataclasses.replace(experiment, comparisons={}, sweep={})
     variants = [Variant("", main)]
@@ -65,6 +55,11 @@ def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
             raise UserError(f"config.sweep names {key!r}. {suggest(key, known)}")
         if not values:
             raise UserError(f"config.sweep[{key!r}] has no values. Name at least one.")
+        if key.startswith("training") and not (main.train or "train" in experiment.sweep):
+            raise UserError(
+                f"config.sweep names {key!r}, but nothing is trained. Remove it, or train"
+                " (--config.train=True)."
+            )
     combinations = itertools.product(*experiment.sweep.values()) if experiment.sweep else ()
     for values in combinations:
         point = dict(zip(experiment.sweep, values, strict=True))
@@ -72,13 +67,19 @@ def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
         label = ", ".join(f"{short[key]}={describe_value(one)}" for key, one in point.items())
         changed = main
         with located(f"config.sweep ({label})"):
-            for key, value in point.items():
-                changed = _set(changed, *key.split("."), value=value)
+            # A section, or another name in it, discards options that were set before.
+            for key in sorted(point, key=lambda key: (key.count("."), not key.endswith(".name"))):
+                changed = _set(changed, *key.split("."), value=point[key])
         variants.append(Variant(label, changed, point))
     labels = [one.label for one in variants]
     if len(set(labels)) < len(labels):
         twice = max(labels, key=labels.count)
-        raise UserError(f"config.comparisons and config.sweep contain {twice!r} twice. Rename one.")
+        raise UserError(f"config.comparisons and config.sweep contain {twice!r} twice. Remove one.")
+    if experiment.seeds > 1 and not any(one.experiment.train for one in variants):
+        raise UserError(
+            f"config.seeds is {experiment.seeds}, but nothing is trained, so that all seeds have the same"
+            " results. Set it to 1, or train (--config.train=True)."
+        )
     return tuple(variants)
 
 
@@ -90,11 +91,11 @@ def _compare(main: Experiment, fields: Mapping[str, Any]) -> Experiment:
         if near := nearest(key, SECTIONS, cutoffs=(0.8,)):
             raise UserError(f"Unknown key {key!r}. {did_you_mean(near)}")
     if "config" in fields:
-        path, _, variant = find_config(fields["config"]).partition(":")
-        other = from_config(runpy.run_path(path)["get_config"](variant))
+        other = from_config(load_config(fields["config"]))
         main = dataclasses.replace(main, **{name: getattr(other, name) for name in _OF_CONFIG})
-    if options:
-        sections["method"] = {**sections.get("method", {}), **options}
+    method = sections.get("method", {})
+    if options and isinstance(method, Mapping):  # anything else is rejected below
+        sections["method"] = {**method, **options}
     for name, value in sections.items():
         main = _set(main, name, value=value)
     return main
@@ -108,11 +109,15 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
     before = getattr(main, section)
     changes = {section: value}
     if isinstance(before, Mapping) and isinstance(value, Mapping):
-        # Another method, or backbone, has its own options alone.
         another = value.get("name", before.get("name")) != before.get("name")
-        changes = {section: value if another else _merge(before, value)}
-        if another and section == "method":
-            changes |= {"method_for": {}, "image_score": None}
+        # Another method or backbone has its own options alone, apart from those that all backbones have.
+        kept = {key: before[key] for key in _OF_ANY if section == "backbone" and key in before}
+        changes = {section: {**kept, **value} if another else _merge(before, value)}
+        if section == "method":
+            fields = main.method_for.items()
+            left = {name: {k: v for k, v in of.items() if k not in value} for name, of in fields}
+            changes["method_for"] = {} if another else left
+            changes["image_score"] = None if another else main.image_score
     return dataclasses.replace(main, **changes)
 
 

@@ -1,5 +1,6 @@
 """Working directories: each holds the results of one setting."""
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -31,10 +32,12 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
     except (AttributeError, ValueError):
         words, name = f"{config.name} cannot be read", "new"
     else:
+        # Directories of earlier versions lack keys that were added since.
+        defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
         different = [
             key
             for key in {**now, **before}
-            if _given(before.get(key)) != _given(now.get(key))
+            if _given(before.get(key, defaults.get(key))) != _given(now.get(key))
             and not is_one_of(key, WITHOUT_EFFECT)
         ]
         if not different:

@@ -25,6 +25,7 @@ TYPES = {  # in words: one, several
     os.PathLike[str]: ("a path", "paths"),
     Mapping: ("a mapping", "mappings"),
     types.NoneType: ("None", "None"),
+    Any: ("a value", "values"),
 }
 LARGEST = 10**6  # of numbers whose fields have no other bound
 
