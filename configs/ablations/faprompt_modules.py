@@ -17,6 +17,7 @@ VARIANTS = {
 
 CAP, DAP = {"prior": False}, {"compound": False}
 ROWS = {
+    "base": {"config": "configs/anomalyclip.py"},
     "base + CAP": CAP,
     "base + CAP without orthogonal constraint loss": {**CAP, "orthogonality_weight": 0.0},
     "base + DAP": DAP,
@@ -26,6 +27,4 @@ ROWS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    base = {"config": f"configs/anomalyclip.py{':demo' if variant else ''}"}
-    rows = {"base": base, **ROWS}
-    return presets.ablation(__file__, variant, comparisons=rows, rules="faprompt_ablations")
+    return presets.ablation(__file__, variant, comparisons=ROWS, rules="faprompt_ablations")

@@ -16,6 +16,7 @@ VARIANTS = {
 }
 
 ROWS = {
+    "none of UTPA, ViP-VCA, ViP-FGP": {"config": "configs/clip.py"},
     "ViP-VCA": {"utpa": False, "fgp": False},
     "ViP-FGP": {"utpa": False, "vca": False},
     "ViP-VCA + ViP-FGP": {"utpa": False},
@@ -26,6 +27,4 @@ ROWS = {
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
-    base = {"config": f"configs/clip.py{':demo' if variant else ''}"}
-    rows = {"none of UTPA, ViP-VCA, ViP-FGP": base, **ROWS}
-    return presets.ablation(__file__, variant, comparisons=rows)
+    return presets.ablation(__file__, variant, comparisons=ROWS)

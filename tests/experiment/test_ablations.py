@@ -108,11 +108,11 @@ def run_tiny(config, folder):
 
 
 def test_demo_runs(tmp_path):
-    config = runpy.run_path(str(PATHS["tipsomaly_local_evidence"]))["get_config"]("demo")
+    config = runpy.run_path(str(PATHS["tipsomaly_decoupled"]))["get_config"]("demo")
     rows = run_tiny(config, tmp_path)
-    flags = [f"local_to_global={a}, decoupled={b}" for a in (False, True) for b in (False, True)]
-    assert set(flags) <= set(rows)
-    assert all(rows[label]["seeds"] == 2 for label in flags)
+    assert set(config.comparisons) <= set(rows)
+    assert rows["learned prompts"]["seeds"] == 2
+    assert "seeds" not in rows["fixed prompts"]  # nothing is trained
 
 
 @pytest.mark.slow

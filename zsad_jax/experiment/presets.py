@@ -142,7 +142,7 @@ def ablation(
 ) -> ConfigDict:
     """Returns a method's config with an ablation of its paper; datasets that are not prepared are skipped.
 
-    Variant "demo" is the method's demo, with three seeds and few epochs.
+    Variant "demo" is the method's demo, with three seeds and few epochs, also of compared configs.
 
     Args:
       config_file: `configs/ablations/<method>_<item>.py`; the method's own config is one folder up.
@@ -150,14 +150,19 @@ def ablation(
       comparisons, sweep: the keys of the config.
       rules: key of `PROTOCOLS`, the datasets of the paper's table.
     """
-    path = pathlib.Path(config_file)
+    path, demonstration = pathlib.Path(config_file), variant == "demo"
     own = path.parents[1] / f"{path.stem.partition('_')[0]}.py"
-    config = runpy.run_path(str(own))["get_config"]("demo" if variant == "demo" else "")
+    config = runpy.run_path(str(own))["get_config"]("demo" if demonstration else "")
     config.skip_missing = True
     config.comparisons, config.sweep = comparisons, sweep
-    if variant == "demo":
+    if demonstration:
         config.seeds = 3
-        config.training.epochs = 3
+        config.training.epochs = 2
+        same = {"training": {"epochs": config.training.epochs}}
+        config.comparisons = comparisons and {
+            label: {**row, "config": f"{row['config']}:demo", **same} if "config" in row else row
+            for label, row in comparisons.items()
+        }
     else:
         config.seeds = 1  # as in the papers, whose tables have no deviations
         _follow(config, PROTOCOLS[rules])
