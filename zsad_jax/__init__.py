@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from zsad_jax.detector import Detector, Prediction, load_detector
     from zsad_jax.experiment import presets
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = [
     # Detection
     "load_detector",
