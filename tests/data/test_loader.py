@@ -198,6 +198,22 @@ def test_workers_leave_interrupts_to_the_command(tmp_path):
     assert os.listdir(tmp_path) == ["script.py"]
 
 
+UNFINISHED = """
+    from zsad_jax.data import Preprocess, Sample, Samples, load_batches
+    dataset = Samples("many", [Sample(image=b"junk", category="a")] * 100)
+    batches = load_batches(dataset, Preprocess(image_size=8), batch_size=2, num_workers=2)
+    next(batches)
+"""
+
+
+def test_unfinished_iterator_leaves_nothing_behind(tmp_path):
+    """Keeps the iterator until Python ends, like the frames of an error."""
+    done = run_script(tmp_path, UNFINISHED)
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
+    assert os.listdir(tmp_path) == ["script.py"]
+
+
 def test_selection_and_padding(dataset):
     (batch,) = load(dataset, indices=[7, -1, 3])
     assert batch.index.tolist() == [7, -1, 3, -1]

@@ -225,11 +225,9 @@ class Features:
 
         label = f"encode {self.dataset.name}"
         batches = progress(one_late(run()), total=len(order), label=label, step=self.rows)
-        # Closed at once on an error such as a full disk: loading processes cannot be stopped at Python's end.
-        with contextlib.closing(batches):
-            for batch, features in batches if order else ():
-                for key, found in features.items():
-                    self._stores[key].add(batch, sharding.to_host(found))
+        for batch, features in batches if order else ():
+            for key, found in features.items():
+                self._stores[key].add(batch, sharding.to_host(found))
 
 
 def _compile(

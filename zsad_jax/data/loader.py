@@ -1,5 +1,6 @@
 """Loading of datasets in decoded, resized batches of constant shape, by threads or worker processes."""
 
+import atexit
 import contextlib
 import dataclasses
 import fcntl
@@ -117,6 +118,9 @@ def _iterate(selection: "_Selection", steps: "_Steps", workers: int) -> Iterator
         read = stack.enter_context(_in_file(selection)) if workers else selection.read
         iterator = iter(_build_pipeline(read, len(selection.order), steps, workers))
         if workers:
+            # An error that ends the process holds this frame until Python ends, which is too late.
+            atexit.register(stack.close)
+            stack.callback(atexit.unregister, stack.close)
             stack.callback(_release_shared_memory)
         # Callbacks run in reverse order: the workers stop before their memory is freed.
         stack.callback(iterator.close)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from absl import logging
@@ -28,7 +28,7 @@ def one_late(items: Iterable[T]) -> Iterator[T]:
 
 def progress(
     items: Iterable[T], *, total: int, label: str, unit: str = "image", step: int = 1
-) -> Generator[T]:
+) -> Iterator[T]:
     """Yields `items` and shows the rate and the time left, under the name `label`; stops after a signal.
 
     There are `total` units in all, `step` of them per item, such as the batch size. Raises `KeyboardInterrupt`
