@@ -90,7 +90,7 @@ class Detector:
         score = make_scorer([self.method], self.backbone)
 
         def score_images(frozen, params, prototypes, images, category):
-            features = encode(frozen, preprocess.normalize(images)) if encode else images
+            features = encode(frozen, {}, preprocess.normalize(images)) if encode else images
             return score(frozen, params, prototypes, {key: features}, category)
 
         # Compiled ahead, so that the measured time of the first images does not include it.

@@ -372,8 +372,8 @@ def _gather(
     issues: list[Issue] = []
     doubtful: list[Issue] = []
     for batch, results in stream:
-        issues += batch.issues
-        doubtful += (note for note in batch.notes if note.kind in DOUBTFUL)
+        issues += itertools.chain(*batch.issues)
+        doubtful += (note for note in itertools.chain(*batch.notes) if note.kind in DOUBTFUL)
         rows = np.flatnonzero(batch.valid)
         positions += batch.index[rows].tolist()
         labels += batch.labels[rows].tolist()

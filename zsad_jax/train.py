@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -197,7 +198,7 @@ def members_at_once(mesh: Mesh) -> int | None:
     return None if mesh.devices.flat[0].platform == "cpu" else MEMBERS_AT_ONCE
 
 
-def make_steps(step: Step, mesh: Mesh, restore: Callable[[PyTree], PyTree]) -> Steps:
+def make_steps(step: Step, mesh: Mesh) -> Steps:
     """Returns the compiled function that takes several steps of all members; it donates the states."""
     step = jax.jit(step)  # traced once, although its shapes are asked for
     at_once = members_at_once(mesh)
@@ -208,7 +209,7 @@ def make_steps(step: Step, mesh: Mesh, restore: Callable[[PyTree], PyTree]) -> S
             features, truth = sharding.constrain_batch(taken, mesh)
             # The position -1 is that of the last image.
             truth = _zero_rows(truth.valid & (positions >= 0), truth)
-            arguments = frozen, state, restore(features), truth
+            arguments = frozen, state, features, truth
             _, losses = jax.eval_shape(step, *arguments)
             unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
             # Without a gradient, momentum would still move the parameters. XLA would fuse a select with the
@@ -354,7 +355,7 @@ def train(
             states = sharding.replicate(saver.restore(done, states), mesh)
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
-        run = make_steps(step, mesh, lambda stored: features.restore({key: stored})[key])
+        run = make_steps(step, mesh)
         for epoch in range(max(first_epoch, done), last_epoch):
             states = train_epoch(run, states, epoch)
             saver.save(epoch + 1, states)
@@ -379,7 +380,7 @@ def _make_order(
 
 
 def _log_issues(images: ImageBatch, label: str) -> None:
-    for issue in images.issues:
+    for issue in itertools.chain(*images.issues):
         logging.warning("%s: %s", label, issue)
 
 

@@ -58,7 +58,7 @@ def load(dataset, **options):
 
 
 def report(name, batches):
-    report_notes(name, [note for batch in batches for note in batch.notes])
+    report_notes(name, [note for batch in batches for row in batch.notes for note in row])
 
 
 def assert_same(left, right):
@@ -80,7 +80,7 @@ def test_order_contents_and_padding(dataset):
         assert batch.images.dtype == np.uint8
         assert batch.masks.shape == (4, 24, 24)
         assert batch.masks.dtype == np.bool_
-        assert batch.issues == ()
+        assert batch.issues == ((),) * 4
     assert batches[2].valid.tolist() == [True, True, True, False]
     assert not batches[2].has_mask[3]
     for batch in batches:
@@ -134,15 +134,16 @@ def test_broken_samples_do_not_affect_other_rows(dataset, tmp_path):
     assert first.index.tolist() == [0, 1, 2, 3]
     assert first.valid.tolist() == [True, False, True, True]
     assert first.has_mask.tolist() == [True, False, False, False]  # masks that are not usable
-    assert [(issue.kind, issue.file) for issue in first.issues] == [
-        ("image_unreadable", "text.png"),
-        ("mask_size", "#2"),
-        ("mask_unreadable", "m.png"),
+    assert [[(issue.kind, issue.file) for issue in row] for row in first.issues] == [
+        [],
+        [("image_unreadable", "text.png")],
+        [("mask_size", "#2")],
+        [("mask_unreadable", "m.png")],
     ]
-    assert "not an image" in first.issues[0].detail
-    assert first.issues[1].detail == "41x30, the image 40x30"
+    assert "not an image" in first.issues[1][0].detail
+    assert first.issues[2][0].detail == "41x30, the image 40x30"
     assert second.valid.tolist() == [False, True, False, False]
-    assert "does not exist" in second.issues[0].detail
+    assert "does not exist" in second.issues[0][0].detail
     np.testing.assert_array_equal(first.images[0], second.images[1])
     assert not first.images[1].any()
 
@@ -219,7 +220,7 @@ def test_selection_and_padding(dataset):
     assert batch.index.tolist() == [7, -1, 3, -1]
     assert batch.valid.tolist() == [True, False, True, False]
     assert batch.file_names[1] == ""
-    assert batch.issues == ()
+    assert batch.issues == ((),) * 4
 
 
 def test_mask_threshold(dataset):
@@ -231,7 +232,7 @@ def test_mask_threshold(dataset):
 def test_notes_16_bit_images():
     deep = Sample(image=png(np.full((5, 5), 40_000, np.uint16)), category="a", file_name="deep.png")
     (batch,) = load(Samples("deep", [deep]))
-    assert batch.notes[0].file == "deep.png"
+    assert batch.notes[0][0].file == "deep.png"
     assert batch.images[0, 0, 0].tolist() == [156, 156, 156]
 
 
@@ -242,9 +243,9 @@ def test_empty_masks_are_used_and_reported_once_with_a_count(dataset, caplog):
     assert first.valid.all()
     assert first.has_mask.all()
     assert not first.masks.any()
-    assert first.issues == ()
-    assert first.notes[3] == ("mask_empty", "3.png", "")
-    assert len(second.notes) == 2
+    assert not any(first.issues)
+    assert first.notes[3] == (("mask_empty", "3.png", ""),)
+    assert [len(row) for row in second.notes] == [1, 1, 0, 0]
     report("mine", [first, second])
     words = "mine: 6 files: the image is anomalous, but its mask is empty (0.png, 1.png, 2.png, …)"
     assert caplog.messages.count(words) == 1
@@ -302,7 +303,9 @@ def test_any_exception_of_a_sample_is_reported_as_its_issue(dataset, error):
     bad = Sample(image=Raises(error), category="a", file_name="bad.png")
     (batch,) = load(Samples("mixed", [dataset[0], bad, dataset[1]]))
     assert batch.valid.tolist() == [True, False, True, False]
-    assert [(issue.kind, issue.file) for issue in batch.issues] == [("image_unreadable", "bad.png")]
+    assert [(issue.kind, issue.file) for issue in batch.issues[1]] == [
+        ("image_unreadable", "bad.png")
+    ]
 
 
 def test_warns_of_images_with_different_scales(caplog):
@@ -391,7 +394,7 @@ def test_image_without_usable_mask_stays_valid(pair, kind):
     (batch,) = load(Samples("made", [pair]), batch_size=1)
     assert (batch.valid.tolist(), batch.has_mask.tolist()) == ([True], [False])
     assert not batch.masks.any()
-    assert [(issue.kind, issue.file) for issue in batch.issues] == [(kind, "a.png")]
+    assert [(issue.kind, issue.file) for issue in batch.issues[0]] == [(kind, "a.png")]
     decoded = open_image(pair.image).image
     np.testing.assert_array_equal(batch.images[0], resize_image(decoded, PREPROCESS))
 
@@ -407,8 +410,8 @@ def test_image_without_usable_mask_stays_valid(pair, kind):
 )
 def test_mask_is_aligned_with_its_image(pair, kind):
     (batch,) = load(Samples("made", [pair]), batch_size=1)
-    assert (batch.has_mask.tolist(), batch.issues) == ([True], ())
-    notes = [(note.kind, note.file) for note in batch.notes if note.kind != "image_turned"]
+    assert (batch.has_mask.tolist(), batch.issues) == ([True], ((),))
+    notes = [(note.kind, note.file) for note in batch.notes[0] if note.kind != "image_turned"]
     assert notes == [(kind, "a.png")]
     expected = np.zeros((24, 24), bool)
     expected[:, :8] = True
@@ -420,8 +423,9 @@ def test_mask_is_aligned_with_its_image(pair, kind):
 def test_doubtful_masks_are_used_with_one_warning(fill, kind, caplog):
     pairs = [dataclasses.replace(write_pair(fill=fill), file_name=f"{i}.png") for i in range(5)]
     batches = load(Samples("mine", pairs), batch_size=2)
-    assert [issue for batch in batches for issue in batch.issues] == []
-    assert [note.kind for batch in batches for note in batch.notes] == [kind] * 5
+    assert not any(any(batch.issues) for batch in batches)
+    notes = [[note.kind for note in row] for batch in batches for row in batch.notes]
+    assert notes == [*[[kind]] * 5, []]
     assert all(mask.all() == (fill > 0) for mask in batches[0].masks)
     assert batches[0].has_mask.all()
     report("mine", batches)
@@ -442,7 +446,7 @@ class Damaged(Samples):
 def test_unreadable_record_is_reported_as_issue(dataset):
     (batch,) = load(Damaged("damaged", [dataset[i] for i in range(3)]))
     assert batch.valid.tolist() == [True, False, True, False]
-    assert batch.issues == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
+    assert batch.issues[1] == (Issue("record_unreadable", "image 1 of damaged", "checksum"),)
 
 
 def test_missing_permission_has_its_own_issue(dataset, tmp_path, monkeypatch):

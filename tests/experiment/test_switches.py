@@ -130,7 +130,9 @@ def trace_features(method, backbone):
     if encode is None:
         return images
     normalize = backbone.preprocess.normalize
-    return jax.eval_shape(lambda frozen, x: encode(frozen, normalize(x)), backbone.params, images)
+    return jax.eval_shape(
+        lambda frozen, x: encode(frozen, {}, normalize(x)), backbone.params, images
+    )
 
 
 def trace_step(method, backbone, training):

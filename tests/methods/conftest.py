@@ -126,7 +126,7 @@ def train_as_configured(included_experiment):
         step = jax.jit(make_step(method, backbone, optimizer, stage))
         state = TrainState(params, optimizer.init(params))
         for images, batch in batches:
-            features = encode(backbone.params, backbone.preprocess.normalize(images))
+            features = encode(backbone.params, {}, backbone.preprocess.normalize(images))
             state, losses = step(backbone.params, state, features, batch)
             yield state.params, losses
 

@@ -123,12 +123,12 @@ def _list_features(_: argparse.Namespace) -> None:
 
     heads = ("key", "dataset", "backbone", "image", "blocks", "images", "GB", "last used")
     table = TextTable(heads, frozenset(), [])
-    for key, (info, size, used) in feature_cache.list_sets().items():
+    for key, (info, size, last_used) in feature_cache.list_sets().items():
         count = int(size * 1e9) // info["row_bytes"] if info else 0
         images = f"{min(count, info['images'])} of {info['images']}" if info else None
         names = (info.get(name) for name in ("dataset", "backbone", "image_size"))
         blocks = ", ".join(map(str, info.get("blocks", ())))
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used))
         table.rows.append((key, *names, blocks, images, f"{size:.3g}", day))
     print(f"{table.to_text('plain')}Stored in {feature_cache.root()}")
 
@@ -142,7 +142,7 @@ def _clear_features(options: argparse.Namespace) -> None:
             raise UserError(f"{key!r} is not the key of stored features. {suggest(key, sets)}")
     for key in options.keys or sets:
         removed = feature_cache.clear(key)
-        print(f"{key}: {f'removed, {sets[key][1]:.3g} GB' if removed else 'in use, not removed'}")
+        print(f"{key}: {f'removed, {sets[key].size:.3g} GB' if removed else 'in use, not removed'}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ import itertools
 import os
 import pathlib
 import shutil
-import time
-import zlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +26,21 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 import zsad_jax
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.data.dataset import Dataset, ImageBatch
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import UNREADABLE, Issue
 from zsad_jax.data.loader import load_batches, report_notes
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.memory import available_memory
 from zsad_jax.utils.progress import one_late, progress
 from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
 SHARD_BYTES = 2**24  # a shard is in memory while its images are encoded
+HASH = "blake2b"  # faster than SHA-256 without hardware for it
 FREE_SHARE, FREE_GB = 0.05, 2.0  # of a disk; the smaller one stays free
-SHARE_OF_DEVICE = (
-    0.25  # of its free memory, which features on disk may take there; twice that from memory
-)
+# Of a device's free memory, which features on disk may take there; twice that from memory.
+SHARE_OF_DEVICE = 0.25
 TRUTH = ("?", "i4", "i4", "i4", "?", "f8")  # types of `ImageBatch`, from has_mask to aspect
 
 
@@ -64,17 +63,22 @@ class FeaturesConfig:
         check_fields(self)
 
 
-class EncodeFn(Protocol):
+Images = Float[Array, "b H W 3"]
+
+
+class FeaturesFn(Hashable, Protocol):
     """A function that computes features of normalized images: any pytree with leading axis b."""
 
-    def __call__(self, frozen: Params, images: Float[Array, "b H W 3"], /) -> PyTree: ...
+    def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
 # Encoders by key, which is equal for encoders of the same features over one backbone. With the key None the
 # features are the 8-bit images, for methods whose features depend on parameters. Features are stored if their
 # key is a tuple of plain values, the first of which are the blocks of the tower: it can be found again.
-Encoders = Mapping[Hashable, EncodeFn | None]
+Encoders = Mapping[Hashable, FeaturesFn | None]
 FeaturesByKey = dict[Hashable, PyTree]
+
+_stored_here: set[pathlib.Path] = set()  # shards that this process has stored
 
 
 class Features:
@@ -116,24 +120,31 @@ class Features:
         fixed = preprocess, mesh, self.rows, config.dtype
         self._encode: dict[Hashable, Any]
         self._encode = {k: encode and _compile(encode, *fixed) for k, encode in encoders.items()}
-        images = functools.partial(jax.ShapeDtypeStruct, (self.rows, size, size, 3))
-        self._rounded = {  # features in the dtypes of their encoders, as shapes
-            key: jax.eval_shape(encode, backbone.params, images(np.float32))
-            for key, encode in encoders.items()
-            if encode and config.dtype
-        }
+        images = jax.ShapeDtypeStruct((self.rows, size, size, 3), np.uint8)
         self._stores: dict[Hashable, Store] = {
-            key: Store(self._describe(key), jax.eval_shape(encode, self._frozen, images(np.uint8)))
+            key: Store(self._describe(key), jax.eval_shape(encode, self._frozen, images))
             for key, encode in self._encode.items()
             if encode and isinstance(key, tuple) and len(dataset) and config.cache != "none"
         }
-        if self._stores and not _open_stores(self._stores.values(), config):
+        try:
+            if self._stores and not _open_stores(self._stores.values(), config):
+                self._stores.clear()
+            self._fill()
+        except OSError as error:
+            if not files.is_disk_full(error):
+                raise
+            full = (
+                f"Features of {dataset.name} cannot be stored: the disk of {error.filename} is full."
+                " Make room, or add --config.features.cache=none."
+            )
+            if config.cache != "auto":
+                raise UserError(full) from error
+            logging.warning("%s The images are encoded each time they are read.", full)
             self._stores.clear()
         self.stored = len(self._stores) == len(encoders)
-        self._fill()
 
     def select(self, keys: Iterable[Hashable]) -> "Features":
-        """Returns those of the features that have these keys."""
+        """Returns the features with the given keys."""
         selected = copy.copy(self)
         selected._encode = {key: self._encode[key] for key in keys}
         selected._stores = {key: self._stores[key] for key in keys if key in self._stores}
@@ -156,64 +167,61 @@ class Features:
         notes: list[Issue] = []
         for positions, batch in zip(padded.reshape(-1, rows), loaded, strict=False):
             found = {key: store.read(positions) for key, store in self._stores.items()}
-            features = sharding.split_batch(
-                {key: tree for key, (_, tree) in found.items()}, self._mesh
-            )
+            stored = {key: tree for key, (_, tree) in found.items()}
+            features = sharding.split_batch(stored, self._mesh)
             batch = batch or next(truth for truth, _ in found.values())
             if not self.stored:
                 images = sharding.split_batch(batch.images, self._mesh)
                 for key in self._encode.keys() - features.keys():
                     encode = self._encode[key]
                     features[key] = encode(self._frozen, images) if encode else images
-            notes += batch.notes
-            yield batch if pixels else batch._replace(images=None), self.restore(features)
+            notes += itertools.chain(*batch.notes)
+            yield batch if pixels else batch._replace(images=None), features
         if not pixels:
             self._report_notes(tuple(sorted(notes)))
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
 
-        Only features in memory are, and those that "auto" has put on disk. They have the stored dtype: pass a
-        batch of them through `restore`.
+        Only features in memory are, and those that "auto" has put on disk.
         """
         free = available_memory() / self._mesh.size  # on the CPU
         if stats := self._mesh.local_devices[0].memory_stats():
             free = stats["bytes_limit"] - stats["bytes_in_use"]
         stores = self._stores.values()
         share = SHARE_OF_DEVICE * (1 if any(store.folder for store in stores) else 2)
-        fits = sum(store.size for store in stores) * 1e9 <= share * free
-        if not self.stored or self._config.cache == "disk" or not fits:
+        needed = sum(store.size for store in stores) * 1e9 * (2 if self._config.dtype else 1)
+        if not self.stored or self._config.cache == "disk" or needed > share * free:
             return None
         features: FeaturesByKey = {}
         for key, store in self._stores.items():
             batch, found = store.read(np.arange(len(self.dataset)))
             features[key] = sharding.replicate(found, self._mesh)
-        self._report_notes(tuple(sorted(batch.notes)))
+        self._report_notes(tuple(sorted(itertools.chain(*batch.notes))))
         return batch, features
-
-    def restore(self, features: FeaturesByKey) -> FeaturesByKey:
-        """Casts rounded features to the dtypes of their encoders; it can be applied twice. Use it in jit."""
-        cast = functools.partial(jax.tree.map, lambda x, own: x.astype(own.dtype))
-        return {key: cast(tree, self._rounded.get(key, tree)) for key, tree in features.items()}
 
     def _describe(self, key: tuple[Any, ...]) -> dict[str, Any]:
         """Returns what info.json holds. The key is of all that features depend on, down to their last bits."""
         dataset, backbone, device = self.dataset, self._backbone, self._mesh.devices.flat[0]
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        data = dataset.name, dataset.categories, dataset.fingerprint(), self.rows
-        model = backbone.name, backbone.digest, backbone.options, key, self._config.dtype
+        data = dataset.name, dataset.categories, dataset.fingerprint(), self.rows, SHARD_BYTES
+        model = backbone.name, backbone.digest, backbone.options, backbone.preprocess, key
         machine = device.device_kind, self._mesh.size, precision, jax.__version__
-        pixels = dataclasses.asdict(backbone.preprocess)
-        info: dict[str, Any] = {
-            "key": fingerprint(data, model, machine, pixels, zsad_jax.__version__)
+        code = zsad_jax.__version__, _digest_code()
+        return {
+            "key": fingerprint(data, model, machine, code, self._config.dtype),
+            "dataset": dataset.name,
+            "backbone": backbone.name,
+            "blocks": key[0],
+            "image_size": backbone.preprocess.image_size,
+            "images": len(dataset),
+            "rows": self.rows,
+            "dtype": self._config.dtype,
         }
-        info |= {"dataset": dataset.name, "backbone": backbone.name, "blocks": key[0]}
-        info |= {"image_size": backbone.preprocess.image_size, "images": len(dataset)}
-        return info | {"rows": self.rows}
 
     def _fill(self) -> None:
         """Encodes what the stores lack, in one pass over the images."""
-        missing = {key: {*store.missing().tolist()} for key, store in self._stores.items()}
+        missing = {key: {*store.missing()} for key, store in self._stores.items()}
         order, encode = sorted(set().union(*missing.values())), self._encode
 
         def run() -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
@@ -230,20 +238,21 @@ class Features:
                 self._stores[key].add(batch, sharding.to_host(found))
 
 
+# Kept, so that each tower is compiled once for all datasets.
+@functools.lru_cache(maxsize=8)
 def _compile(
-    encode: EncodeFn, preprocess: Preprocess, mesh: Mesh, rows: int, dtype: str | None
+    encode: FeaturesFn, preprocess: Preprocess, mesh: Mesh, rows: int, dtype: str | None
 ) -> Any:
-    """Returns the compiled function that encodes 8-bit images; floating-point features are cast to `dtype`."""
+    """Returns the compiled function that encodes 8-bit images and rounds floating-point features to `dtype`."""
 
-    # Not a method: in a reference cycle, features would outlive their use.
-    def is_rounded(x: Array) -> bool:
-        return dtype is not None and jnp.issubdtype(x.dtype, jnp.floating)
+    def round_floats(x: Array) -> Array:
+        # XLA would remove a cast and its inverse.
+        return jax.lax.reduce_precision(x, 8, 7) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def run(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
         images = sharding.constrain_batch(images, mesh)
-        found = encode(frozen, preprocess.normalize(images))
-        # `Features.restore` is another program: XLA would remove a cast and its inverse.
-        return jax.tree.map(lambda x: x.astype(dtype) if is_rounded(x) else x, found)
+        found = encode(frozen, {}, preprocess.normalize(images))
+        return jax.tree.map(round_floats, found) if dtype else found
 
     def run_in_parts(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
         # Matrix products of other sizes round differently: every image is encoded among `rows` of them.
@@ -260,6 +269,14 @@ def _compile(
     return jax.jit(run_in_parts)
 
 
+@functools.cache
+def _digest_code() -> str:
+    """Returns a digest of the code of backbones and of the preparation of images."""
+    folder = pathlib.Path(__file__).parent
+    sources = [*folder.glob("*.py"), *folder.parent.glob("data/preprocess.py")]
+    return fingerprint(*map(files.digest, sorted(sources)))
+
+
 class Store:
     """The records of a dataset's images, in memory or, after `open_folder`, on disk."""
 
@@ -269,11 +286,15 @@ class Store:
         truth: list[Any] = [np.zeros((rows, size, -(-size // 8)), np.uint8)]
         truth += [np.zeros(rows, dtype) for dtype in TRUTH]
         self._leaves, self._structure = jax.tree.flatten((ImageBatch(None, *truth), features))
+        rounded = {"float32": info["dtype"] or "float32"}
+        self._types = [np.dtype(rounded.get(x.dtype.name, x.dtype)) for x in self._leaves]
         # .npy files have no name for bfloat16, whose bits are stored as integers.
-        types = ["u2" if leaf.dtype == "bfloat16" else leaf.dtype for leaf in self._leaves]
+        types = ["u2" if kind == "bfloat16" else kind for kind in self._types]
         fields = [(f"leaf{i}", x, self._leaves[i].shape[1:]) for i, x in enumerate(types)]
         self._dtype = np.dtype(fields, align=True)
         self._shard_rows = max(SHARD_BYTES // (rows * self._dtype.itemsize), 1) * rows
+        positions = np.arange(info["images"])
+        self._shards = np.split(positions, positions[self._shard_rows :: self._shard_rows])
         self.info = {**info, "row_bytes": self._dtype.itemsize}
         self.size = info["images"] * self._dtype.itemsize / 1e9  # GB
         self.folder: pathlib.Path | None = None
@@ -286,9 +307,9 @@ class Store:
         return f"{info['dataset']} ({tower}): {info['images']:,} images, {self.size:.3g} GB"
 
     def open_folder(self) -> None:
-        """Finds what is stored, and locks it against `clear` while the object lives."""
+        """Opens the stored shards, and locks them against `clear` while the object lives."""
         self.folder = root() / self.info["key"]
-        # Beside the set: it stays when the set is removed, and who waits for it finds an empty set.
+        # Beside the set, and not removed with it: a process that waits for the lock then finds an empty set.
         self._lock = open(self.folder.with_suffix(".lock"), "ab")  # noqa: SIM115 - see above
         os.utime(self._lock.name)  # the time of the last use
         # Not if it is in use, or new, or on a network file system without locks.
@@ -299,46 +320,48 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
         files.make_removable(self.folder)
         if not (self.folder / "info.json").exists():
-            created = {"created": time.strftime("%Y-%m-%d %H:%M")}
-            files.write_json(self.folder / "info.json", self.info | created)
-        for shard in range(-(-self.info["images"] // self._shard_rows)):
-            path, text = self._paths(shard)
+            files.write_json(self.folder / "info.json", self.info)
+        self._paths = [self.folder / f"{shard:05}.npy" for shard in range(len(self._shards))]
+        for shard, (path, positions) in enumerate(zip(self._paths, self._shards, strict=True)):
             with contextlib.suppress(OSError, ValueError):
-                stored = unsealed(parse_json(text.read_bytes())) or {}
-                if stored.get("crc32") == _crc32(path):
+                stored = unsealed(parse_json(path.with_suffix(".json").read_bytes())) or {}
+                count, digest = len(stored.get("images", ())), stored.get(HASH)
+                if (count, digest) == (len(positions), files.digest(path, HASH)):
                     self._texts[shard] = stored["images"]
             if shard not in self._texts and path.exists():
                 logging.warning("%s is damaged. Its images are encoded again.", path)
+            kinds = {kind for _, found, _ in self._texts.get(shard, ()) for kind, *_ in found}
+            if path not in _stored_here and kinds & {*UNREADABLE}:  # perhaps only at that time
+                del self._texts[shard]
 
-    def missing(self) -> Int[np.ndarray, " m"]:
+    def missing(self) -> list[int]:
         """Returns the positions of the images without a record."""
-        positions = np.arange(self.info["images"])
-        return positions[~np.isin(positions // self._shard_rows, list(self._texts))]
+        return [x for i, shard in enumerate(self._shards) if i not in self._texts for x in shard]
 
     def add(self, batch: ImageBatch, features: PyTree) -> None:
         """Adds the next batch of a shard, which is stored with its last image."""
         shard, offset = divmod(int(batch.index[0]), self._shard_rows)
         if not offset:
-            count = min(self.info["images"] - shard * self._shard_rows, self._shard_rows)
-            self._part, self._part_texts = np.zeros(count, self._dtype), []
+            self._part = np.zeros(len(self._shards[shard]), self._dtype)
+            self._part_texts: list[Any] = []
         part = self._part[offset : offset + self.info["rows"]]
         masks = np.packbits(batch.masks, axis=-1)
         truth = batch._replace(images=None, masks=masks, file_names=(), issues=(), notes=())
         leaves = jax.tree.leaves((truth, features))
-        for name, leaf in zip(self._dtype.names or (), leaves, strict=True):
-            part[name] = leaf[: len(part)].view(part[name].dtype)
-        for name in batch.file_names[: len(part)]:
-            found = ([x for x in kind if x.file == name] for kind in (batch.issues, batch.notes))
-            self._part_texts.append((name, *found))
+        for name, kind, leaf in zip(self._dtype.names or (), self._types, leaves, strict=True):
+            part[name] = leaf[: len(part)].astype(kind).view(part[name].dtype)
+        texts = zip(batch.file_names, batch.issues, batch.notes, strict=True)
+        self._part_texts += itertools.islice(texts, len(part))
         if len(self._part_texts) < len(self._part):
             return
         if self.folder:
-            path, text = self._paths(shard)
+            path = self._paths[shard]
             with files.replaced(path) as temporary:
                 np.save(temporary, self._part)
                 # Before the records take their name, with which the shard is complete.
-                stored = {"images": self._part_texts, "crc32": _crc32(temporary)}
-                files.write_json(text, sealed(stored))
+                stored = {"images": self._part_texts, HASH: files.digest(temporary, HASH)}
+                files.write_json(path.with_suffix(".json"), sealed(stored))
+            _stored_here.add(path)
         else:
             self._memory[shard] = self._part
         self._texts[shard] = self._part_texts
@@ -350,30 +373,20 @@ class Store:
         texts: list[Any] = [("", (), ())] * len(positions)
         for shard in np.unique(positions[positions >= 0] // self._shard_rows).tolist():
             # Unmapped after the copy: mapped pages of a file count as memory of the process.
-            stored = np.load(self._paths(shard)[0], "r") if self.folder else self._memory[shard]
+            stored = np.load(self._paths[shard], "r") if self.folder else self._memory[shard]
             rows = np.flatnonzero(positions // self._shard_rows == shard)
             offsets = positions[rows] - shard * self._shard_rows
             records[rows] = stored[offsets]
             for row, offset in zip(rows.tolist(), offsets.tolist(), strict=True):
                 texts[row] = self._texts[shard][offset]
-        pairs = zip(self._dtype.names or (), self._leaves, strict=True)
-        leaves = [records[name].copy().view(leaf.dtype) for name, leaf in pairs]
+        columns = zip(self._dtype.names or (), self._types, self._leaves, strict=True)
+        leaves = [records[n].copy().view(x).astype(leaf.dtype) for n, x, leaf in columns]
         truth, features = jax.tree.unflatten(self._structure, leaves)
         names, *found = zip(*texts, strict=True)
-        issues, notes = (tuple(Issue(*x) for row in rows for x in row) for rows in found)
+        issues, notes = (tuple(tuple(Issue(*x) for x in row) for row in rows) for rows in found)
         masks = np.unpackbits(truth.masks, axis=-1, count=self.info["image_size"]).view(np.bool_)
         truth = truth._replace(masks=masks, index=positions.astype(np.int32))
         return truth._replace(file_names=names, issues=issues, notes=notes), features
-
-    def _paths(self, shard: int) -> tuple[pathlib.Path, pathlib.Path]:
-        path = root() / self.info["key"] / f"{shard:05}.npy"
-        return path, path.with_suffix(".json")
-
-
-def _crc32(path: pathlib.Path) -> int:
-    with open(path, "rb") as file:  # in parts, so that memory does not grow with the shard
-        parts = iter(functools.partial(file.read, 2**20), b"")
-        return functools.reduce(lambda total, part: zlib.crc32(part, total), parts, 0)
 
 
 def root() -> pathlib.Path:
@@ -386,24 +399,24 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
 
     Raises `UserError` if there is no room where the config asks for it.
     """
-    sizes = {key: size for key, (_, size, _) in list_sets().items()}
+    sizes = {key: one.size for key, one in list_sets().items()}
     needed, used, disk = sum(one.size for one in stores), sum(sizes.values()), 0.0
     left = sum(max(one.size - sizes.get(one.info["key"], 0), 0) for one in stores)
     with contextlib.suppress(OSError):
         root().mkdir(parents=True, exist_ok=True)
         total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
         disk = max(free - min(FREE_SHARE * total, FREE_GB), 0)
-    memory = available_memory() / 1e9 / (4 if config.cache == "auto" else 1)
+    memory = available_memory() / 1e9 / (4 if config.cache == "auto" else 2)
     on_disk = left <= max(min(disk, config.max_gb - used), 0) and os.access(root(), os.W_OK)
     on_disk = on_disk and config.cache in ("auto", "disk")
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)
     reason = (
-        f"{needed:.3g} GB do not fit: features.max_gb is {config.max_gb:g}, of which {used:.3g} are used;"
-        f" free are {disk:.3g} GB of {root()} and {memory:.3g} GB of memory"
+        f"needs {needed:.3g} GB, but {max(config.max_gb - used, 0):.3g} GB of features.max_gb={config.max_gb:g}"
+        f" are left, {disk:.3g} GB are free in {root()} and {memory:.3g} GB of memory are available"
     )
     if config.cache in ("disk", "memory") and not (on_disk or in_memory):
         raise UserError(
-            f"config.features.cache is {config.cache!r}, but {reason}. Raise config.features.max_gb, choose"
+            f"config.features.cache={config.cache!r} {reason}. Raise config.features.max_gb, choose"
             " 'auto', or remove stored features: python -m zsad_jax.backbones features clear."
         )
     for store in stores:
@@ -415,16 +428,16 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
     return on_disk or in_memory
 
 
-def available_memory() -> int:
-    """Returns the memory that the process can still take, in bytes."""
-    with contextlib.suppress(OSError):
-        status = pathlib.Path("/proc/meminfo").read_text(encoding="ascii")
-        return int(status.partition("MemAvailable:")[2].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # such as on macOS
+class StoredSet(NamedTuple):
+    """A set on disk: its info.json ({} if damaged), its size in GB and the time of its last use."""
+
+    info: dict[str, Any]
+    size: float
+    last_used: float
 
 
-def list_sets() -> dict[str, tuple[dict[str, Any], float, float]]:
-    """Returns, by key, info.json of each set ({} if damaged), its size in GB and the time of its last use."""
+def list_sets() -> dict[str, StoredSet]:
+    """Returns the stored sets by key."""
     found = {}
     for lock in sorted(root().glob("*.lock")):
         folder, info = lock.with_suffix(""), {}
@@ -432,7 +445,7 @@ def list_sets() -> dict[str, tuple[dict[str, Any], float, float]]:
             info = parse_json((folder / "info.json").read_bytes())
         with contextlib.suppress(FileNotFoundError):  # it was removed
             _, *sizes = (one.stat().st_size for one in (folder, *folder.glob("[0-9]*.npy")))
-            found[folder.name] = info, sum(sizes) / 1e9, lock.stat().st_mtime
+            found[folder.name] = StoredSet(info, sum(sizes) / 1e9, lock.stat().st_mtime)
     return found
 
 

@@ -102,13 +102,13 @@ class ImageBatch(NamedTuple):
 
     Attributes:
       images: resized, in 8 bits; `Preprocess.normalize` makes the tower's input of them on the device. None
-        beside stored features.
+        if features are stored.
       masks: resized ground truth, all False if there is none.
       index: position in the dataset; -1 for padding.
       aspect: width / height of the image before it was resized.
       file_names: of each row; "" for padding.
-      issues: images that could not be read, and masks that could not be used.
-      notes: facts on the other images (16-bit values were scaled, the mask of an anomalous image is empty).
+      issues: of each row; its image could not be read, or its mask could not be used.
+      notes: of each row; facts on the image (16-bit values were scaled, its mask is empty).
     """
 
     images: UInt8[np.ndarray, "b S S 3"] | None
@@ -120,8 +120,8 @@ class ImageBatch(NamedTuple):
     valid: Bool[np.ndarray, " b"]
     aspect: Float[np.ndarray, " b"]
     file_names: tuple[str, ...] = ()
-    issues: tuple[Issue, ...] = ()
-    notes: tuple[Issue, ...] = ()
+    issues: tuple[tuple[Issue, ...], ...] = ()
+    notes: tuple[tuple[Issue, ...], ...] = ()
 
 
 class Samples(Sequence[Sample]):

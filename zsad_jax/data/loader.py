@@ -85,7 +85,8 @@ def load_batches(
     order = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
     steps = _Steps(preprocess, mask_threshold, batch_size, tuple(dataset.categories))
     num_batches = -(-len(order) // batch_size)
-    workers = _choose_workers(num_workers, len(order), num_batches, steps.batch_bytes)
+    batch_bytes = batch_size * 4 * preprocess.image_size**2  # RGB and mask
+    workers = _choose_workers(num_workers, len(order), num_batches, batch_bytes)
     # A generator would report bad arguments only when the first batch is requested.
     return _iterate(_Selection(dataset, order), steps, workers)
 
@@ -231,10 +232,6 @@ class _Steps:
     batch_size: int
     categories: tuple[str, ...]
 
-    @property
-    def batch_bytes(self) -> int:
-        return self.batch_size * 4 * self.preprocess.image_size**2  # RGB and mask
-
     def decode(self, item: tuple[int, Sample | Issue | None]) -> Row:
         index, sample = item
         if sample is None:
@@ -270,6 +267,7 @@ class _Steps:
 
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
         b, size = self.batch_size, self.preprocess.image_size
+        rows = [*rows, *[self.decode((-1, None))] * (b - len(rows))]
         # Eight bits a channel: float32 would take four times the memory and the transfer to the device.
         images = np.zeros((b, size, size, 3), np.uint8)
         batch = ImageBatch(
@@ -278,25 +276,21 @@ class _Steps:
             has_mask=np.zeros(b, np.bool_),
             labels=np.zeros(b, np.int32),
             category=np.zeros(b, np.int32),
-            index=np.full(b, -1, np.int32),
-            valid=np.zeros(b, np.bool_),
-            aspect=np.ones(b),
-            file_names=(*(row.sample.file_name for row in rows), *[""] * (b - len(rows))),
-            issues=tuple(issue for row in rows for issue in row.issues),
-            notes=tuple(note for row in rows for note in row.notes),
+            index=np.array([row.position for row in rows], np.int32),
+            valid=np.array([row.image is not None for row in rows]),
+            aspect=np.array([row.aspect for row in rows]),
+            file_names=tuple(row.sample.file_name for row in rows),
+            issues=tuple(row.issues for row in rows),
+            notes=tuple(row.notes for row in rows),
         )
         for i, row in enumerate(rows):
-            batch.index[i] = row.position
             if row.image is None:  # the row stays, so that positions and batch shapes do not change
                 continue
             batch.labels[i] = row.sample.label
             batch.category[i] = self.categories.index(row.sample.category)
-            batch.valid[i] = True
             images[i] = row.image
-            batch.aspect[i] = row.aspect
             batch.has_mask[i] = row.sample.has_mask
-            if row.mask is not None:
-                batch.masks[i] = row.mask
+            batch.masks[i] = False if row.mask is None else row.mask
         return batch
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.backbones.feature_cache import EncodeFn
+from zsad_jax.backbones.feature_cache import FeaturesFn, Images
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import MethodConfig, scale_block
 from zsad_jax.metrics import Thresholds
@@ -18,7 +18,6 @@ from zsad_jax.utils.errors import UserError, plural, suggest
 
 Terms = dict[str, Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
-Images = Float[Array, "b H W 3"]
 Category = Int[AnyArray, " b"]
 Patches = Float[Array, "b h w c"]
 
@@ -58,15 +57,6 @@ class InitFn(Protocol):
     """A function that returns the learnable pytree and nothing else; {} if nothing is learned."""
 
     def __call__(self, key: Array, frozen: Params, /) -> Params: ...
-
-
-class FeaturesFn(Protocol):
-    """A function that computes the features that the other functions consume.
-
-    They are any pytree with leading axis b.
-    """
-
-    def __call__(self, frozen: Params, params: Params, images: Images, /) -> PyTree: ...
 
 
 class PrototypesFn(Protocol):
@@ -234,13 +224,13 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
 
 
-def encoder_of(method: Method) -> tuple[Hashable, EncodeFn | None]:
+def encoder_of(method: Method) -> tuple[Hashable, FeaturesFn | None]:
     """Returns the key of a method's features and their encoder; both None if they depend on its parameters."""
     if not method.cacheable:
         return None, None
     # The function is a key that no other method has.
     key: Any = method.features if method.features_key is None else method.features_key
-    return key, lambda frozen, images, /: method.features(frozen, {}, images)
+    return key, method.features
 
 
 def score_fn(compute: ComputeScoresFn) -> ScoreFn:
