@@ -73,6 +73,7 @@ def run_experiment(
     # Without times and versions, which are in run.json, so that the same run writes the same bytes.
     files.write_json(workdir / "results.json", report.rows)
     files.write_json(workdir / "comparisons.json", report.comparisons)
+    (workdir / "results_by_seed.json").unlink(missing_ok=True)
     if experiment.seeds > 1:
         files.write_json(workdir / "results_by_seed.json", report.by_seed)
     issues = {name: issues_to_json(found) for name, found in report.issues.items()}
