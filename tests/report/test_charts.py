@@ -77,9 +77,9 @@ def test_ablation_has_a_line_for_each_combination_of_other_keys(make_row):
 @pytest.mark.parametrize(
     ("values", "scale", "labels"),
     [
-        ((1, 2, 20), "linear", ["1", "20"]),
-        ((1e-4, 1e-3, 2e-3, 1e-2), "log", ["0.0001", "0.001", "0.01"]),
-        ((0, 1, 100), "linear", ["0", "100"]),
+        ((1, 2, 20), "linear", ["1", "2", "20"]),
+        ((1e-4, 1e-3, 1e-2), "log", ["0.0001", "0.001", "0.01"]),
+        ((0, 1, 2, 3, 4, 100), "linear", ["0", "2", "4"]),
     ],
 )
 def test_ablation_has_a_logarithmic_scale_for_wide_ranges(make_row, values, scale, labels):
@@ -92,15 +92,18 @@ def test_ablation_has_a_logarithmic_scale_for_wide_ranges(make_row, values, scal
 @pytest.mark.parametrize(
     "values", [(True, False), ("a", "b"), (1,), (1, "b"), ({"name": "a"}, {"name": "b"})]
 )
-def test_charts_only_keys_with_several_numbers(values):
-    assert not charts.num_lines({str(value): {"method.x": value} for value in values})
+def test_charts_only_keys_with_several_numbers(make_row, values):
+    points = {str(value): {"method.x": value} for value in values}
+    assert not charts.ablation_charts(points, [make_row("visa")])
 
 
-def test_no_chart_with_too_many_lines(make_row):
-    points = {f"{s} {d}": {"sigma": s, "depth": d} for s in (1, 2) for d in range(7)}
+def test_many_lines_of_an_ablation_look_different(make_row):
+    points = {f"{s} {d}": {"sigma": s, "depth": d} for s in (1, 2) for d in range(20)}
     rows = [make_row("visa", variant=label) for label in points]
-    made = charts.ablation_charts(points, rows)
-    assert [chart.name for chart in made] == ["ablation_depth.png"]
+    axes = charts.ablation_figure(points, rows, "sigma").axes[0]
+    lines = [container.lines[0] for container in axes.containers]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == len(lines) == 20
 
 
 def test_no_chart_without_a_metric(make_row):

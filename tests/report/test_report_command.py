@@ -93,7 +93,7 @@ def test_combines_seeds_of_demo_runs(tmp_path, make_row, capsys):
     workdirs = [str(tmp_path / "1"), str(tmp_path / "2")]
     assert main(workdirs) == 0
     text = capsys.readouterr().out
-    assert "mean over 2 seeds (1, 2). Demo model, not for decisions." in text
+    assert "deviation over 2 seeds (1, 2). Demo model, not for decisions." in text
     assert "### TIPSomaly: Datasets\n" in text
     assert "| Synthetic (target) | 10 (4) | 70.0 ± 14.1 |" in text
     assert "MVTec AD" not in text.split("##")[-1]

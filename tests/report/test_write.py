@@ -336,7 +336,7 @@ def test_charts_of_a_sweep_are_among_the_figures_and_on_the_page(tmp_path, repor
     swept = dataclasses.replace(
         report,
         comparisons=[make_row(dataset, variant=label) for label in points],
-        run={"sweep": {"keys": ["method.sigma"], "points": points}},
+        run={"sweep": {"points": points}},
     )
     write_report(tmp_path, swept)
     chart = tmp_path / "figures" / dataset / "ablation_sigma.png"

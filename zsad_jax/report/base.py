@@ -64,7 +64,7 @@ class Report:
     @functools.cached_property
     def ablation_charts(self) -> dict[str, list[charts.Chart]]:
         """The charts of a sweep by dataset."""
-        points = self.run.get("sweep", {}).get("points", {})
+        points = wording.swept_points(self.run)
         swept = [row for row in self.comparisons if row["variant"] in points]
         made, remark = {}, wording.DEMONSTRATION * self.demonstration
         for dataset in dict.fromkeys(row["dataset"] for row in swept):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,6 @@ from zsad_jax import metrics
 from zsad_jax.evaluate import DatasetScores
 from zsad_jax.report import names, wording
 from zsad_jax.report.rows import METRIC_COLUMNS, STD_OF, Row
-from zsad_jax.report.wording import Points
 from zsad_jax.utils.files import PathLike, replaced, safe_name
 from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, load_font
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 PANEL_COLUMNS = 5
 WIDTH, HALF = 11.5, 5.5  # in inches: all of the page, and two figures side by side
 TALLEST = 3.4  # panel, in inches
-# Of the lines of an ablation: markers distinguish them where colors cannot.
-MARKERS, COLORS = "osD^vP", (NORMAL, ANOMALOUS, "#009e73", "#cc79a7", "#b8860b", INK)
+MARKERS = "osD^v"  # of ablations: with LINES, 20 looks
 LINES = ((NORMAL, "-"), (ANOMALOUS, "--"), (NORMAL, ":"), (ANOMALOUS, "-."))
 STYLE: Any = {
     "font.size": 9,
@@ -70,28 +69,16 @@ def score_charts(scores: DatasetScores) -> list[Chart]:
     ]
 
 
-def ablation_charts(points: Points, rows: Sequence[Row], remark: str = "") -> list[Chart]:
+def ablation_charts(points: wording.Points, rows: Sequence[Row], remark: str = "") -> list[Chart]:
     """Returns the charts of a sweep, one over each key with numbers, of its results on a dataset."""
-    short, dataset = wording.short_keys(points), names.dataset_name(rows[0]["dataset"])
-    return [
-        Chart(
-            f"ablation_{safe_name(short[key])}.png",
-            f"Metrics over {short[key]} on {dataset}",
-            functools.partial(ablation_figure, points, rows, key, remark),
-        )
-        for key, number in num_lines(points).items()
-        if number <= len(MARKERS)
-    ]
-
-
-def num_lines(points: Points) -> dict[str, int]:
-    """Returns the keys of a sweep with several numbers, and how many combinations the other keys have."""
-    found = {}
-    for key in wording.short_keys(points):
+    charts, dataset = [], names.dataset_name(rows[0]["dataset"])
+    for key, short in wording.short_keys(points).items():
         values = [point[key] for point in points.values()]
         if {*map(type, values)} <= {int, float} and len(set(values)) > 1:
-            found[key] = len(points) // len(set(values))
-    return found
+            caption = f"Metrics over {short} on {dataset}"
+            draw = functools.partial(ablation_figure, points, rows, key, remark)
+            charts.append(Chart(f"ablation_{safe_name(short)}.png", caption, draw))
+    return charts
 
 
 @contextlib.contextmanager
@@ -151,7 +138,7 @@ def roc_figure(scores: DatasetScores) -> "Figure | None":
 
 @style()
 def ablation_figure(
-    points: Points, rows: Sequence[Row], key: str, remark: str = ""
+    points: wording.Points, rows: Sequence[Row], key: str, remark: str = ""
 ) -> "Figure | None":
     """Draws metrics over a key of a sweep, a panel each; None if no metric is defined.
 
@@ -167,18 +154,19 @@ def ablation_figure(
     if not shown:
         return None
     figure, grid = _panels(len(shown), min(len(shown), 4), (WIDTH / 4, 2.3))
-    values = np.unique([at[row["variant"]] for row in rows])
+    values = sorted({at[row["variant"]] for row in rows})
     log = values[0] > 0 and values[-1] > 20 * values[0]
-    ticks = _ticks(values, np.log(values) if log else values)
+    ticks = values[:: -(-len(values) // 5)]  # a panel has room for five
     for axes, metric in zip(grid, shown, strict=True):
-        for (label, line), marker, color in zip(lines.items(), MARKERS, COLORS, strict=False):
+        looks = zip(itertools.cycle(LINES), itertools.cycle(MARKERS), lines.items(), strict=False)
+        for (color, dashes), marker, (label, line) in looks:
             found = ([row.get(name) for row in line] for name in (metric, STD_OF[metric]))
             means, spreads = 100 * np.array([*found], float)
-            look: Any = {"color": color, "marker": marker, "markersize": 4, "capsize": 3}
+            look: Any = {"color": color, "fmt": marker + dashes, "markersize": 4, "capsize": 3}
             axes.errorbar([at[row["variant"]] for row in line], means, spreads, label=label, **look)
         axes.set(xlabel=short[key], title=names.METRICS[metric], xscale="log" if log else "linear")
         axes.minorticks_off()
-        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks], rotation=30)
     if len(lines) > 1:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
@@ -252,15 +240,6 @@ def to_svg(chart: Chart) -> str:
     for color, name in colors.items():
         svg = svg.replace(color, name)
     return svg
-
-
-def _ticks(values: np.ndarray, places: np.ndarray) -> list[float]:
-    """Returns values that have room for their labels between them, at their places on an axis."""
-    room = (0.05 + 0.035 * max(len(f"{value:g}") for value in values)) * np.ptp(places)
-    ticks = [0]
-    for i, place in enumerate(places):
-        ticks += [i] * bool(place - places[ticks[-1]] >= room)
-    return values[ticks].tolist()
 
 
 def _category_panels(

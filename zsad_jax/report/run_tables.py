@@ -9,7 +9,6 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.protocols import DOMAIN_MEANS
 from zsad_jax.metrics import AUPRO_200STEP, Note
 from zsad_jax.report import names, wording
-from zsad_jax.report.charts import MARKERS, num_lines
 from zsad_jax.report.compare import IMAGES, KINDS, Deviation, find_deviations, words_on
 from zsad_jax.report.published import PublishedNumber, mean_members, published_numbers
 from zsad_jax.report.rows import (
@@ -34,8 +33,6 @@ from zsad_jax.report.tables import (
     metric_column,
     percent,
 )
-from zsad_jax.report.wording import MEAN_OVER, Points
-from zsad_jax.utils.errors import plural
 from zsad_jax.utils.text_table import csv_text
 
 COUNTS = "Images (anomalous)"
@@ -61,7 +58,7 @@ def make_tables(
     ]
     if len(datasets) > 1 or not tables:
         tables.insert(0, dataset_table(rows, notes, run))
-    points = (run or {}).get("sweep", {}).get("points", {})
+    points = wording.swept_points(run or {})
     swept = [row for row in comparisons if row["variant"] in points]
     others = [row for row in comparisons if row["variant"] not in points]
     for group, of in ((others, {}), (swept, points)):
@@ -131,7 +128,11 @@ def category_table(
 
 
 def comparison_table(
-    dataset: str, rows: Sequence[Row], comparisons: Sequence[Row], notes: Notes, points: Points
+    dataset: str,
+    rows: Sequence[Row],
+    comparisons: Sequence[Row],
+    notes: Notes,
+    points: wording.Points,
 ) -> Table:
     """Makes a table of a dataset's main result and its comparisons, with differences to the main result.
 
@@ -156,16 +157,10 @@ def comparison_table(
         setting = wording.describe_setting(row, differs)
         labels = tuple(map(wording.describe_value, point.values())) or (setting,)
         same = all(row[metric] == against[metric] for metric in PAPER_METRIC)
-        notes_on_point = ("Same as the main result.",) * bool(point and same)
-        cells = results.cells(row, metrics, against)
-        lines.append(Line(labels, cells, (*notes_on_point, *words)))
+        footnotes = (*["Same as the main result."] * bool(point and same), *words)
+        lines.append(Line(labels, results.cells(row, metrics, against), footnotes))
     title = f"{names.dataset_name(dataset)}: {'ablation' if points else 'comparisons'}"
-    remarks = (
-        f"No chart over {key}: {plural(number, 'line')}, one for each combination of the other keys."
-        for key, number in num_lines(points).items()
-        if number > len(MARKERS)
-    )
-    return _table(title, head, metrics, lines, main + others, MAIN_RESULT, remarks)
+    return _table(title, head, metrics, lines, main + others, MAIN_RESULT)
 
 
 def compared_rows(
@@ -299,18 +294,10 @@ def _table(
     lines: Sequence[Line],
     rows: Sequence[Row],
     compared: Compared = PAPER,
-    remarks: Iterable[str] = (),
 ) -> Table:
     """Makes a table with a footnote on every suspicious number of the paper, and on the seeds of its rows."""
-    by_seeds: dict[str, list[str]] = {}
-    for row, line in zip(rows, lines, strict=False):  # summaries may follow
-        label = " ".join(one for name, one in zip(head, line.labels, strict=True) if name != COUNTS)
-        by_seeds.setdefault(wording.describe_seeds(row), []).append(label.rstrip())
-    seeds = (
-        wording.sentence(f"{MEAN_OVER} {words}" + f": {'; '.join(of)}" * (len(by_seeds) > 1))
-        for words, of in by_seeds.items()
-        if words
-    )
+    several = dict.fromkeys(wording.describe_seeds(row) for row in rows if "seeds" in row)
+    seeds = [f"Mean ± standard deviation over {' or '.join(several)}."] * bool(several)
     doubts = (
         f"{DOUBT} {line.labels[0]}, {names.METRICS[metric]}: {cell.paper.doubt}."
         for line in lines
@@ -323,7 +310,7 @@ def _table(
         columns=tuple(map(metric_column, metrics)),
         lines=tuple(lines),
         compared=compared,
-        remarks=(*doubts, *seeds, *remarks),
+        remarks=(*doubts, *seeds),
     )
 
 

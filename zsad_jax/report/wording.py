@@ -8,7 +8,6 @@ from zsad_jax.report import names
 from zsad_jax.report.rows import MEAN, METRIC_COLUMNS, Row, level_of, singles
 
 DEMONSTRATION = "Demo model, not for decisions."
-MEAN_OVER = "mean ± standard deviation over"  # seeds
 Points = Mapping[str, Mapping[str, Any]]  # of a sweep in run.json: label -> values by key
 LONGEST = 80  # characters of a changed key and its value
 LEARNED = ("auxiliary", "checkpoint", "seed", "epoch")  # columns on learned prompts
@@ -27,15 +26,13 @@ def describe(row: Row) -> str:
         f"prompt family {row['prompt_family']}".replace("_", " ") if row["prompt_family"] else "",
         f"image size {row['image_size']} px" if row["image_size"] else "",
         f"variant: {row['variant']}" if row["variant"] else "",
-        f"mean over {describe_seeds(row)}" if "seeds" in row else "",
+        f"mean ± standard deviation over {describe_seeds(row)}" if "seeds" in row else "",
     ]
     return " · ".join(filter(None, parts))
 
 
 def describe_seeds(row: Row) -> str:
-    """Describes the seeds that a row combines, for example "8 seeds (111 to 118)"; "" if it is of one."""
-    if "seeds" not in row:
-        return ""
+    """Describes the seeds that a row combines, for example "8 seeds (111 to 118)"."""
     known = sorted(one["seed"] for one in singles(row))
     # Those of one run follow each other.
     seeds = known if len(known) > 1 else range(row["seed"], row["seed"] + row["seeds"])
@@ -73,6 +70,11 @@ def describe_value(value: Any) -> str:
     """Returns a swept value, a section of a config by its name."""
     value = value.get("name", value) if isinstance(value, Mapping) else value
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def swept_points(run: Mapping[str, Any]) -> Points:
+    """Returns the points of the sweep in run.json; none without a sweep."""
+    return run.get("sweep", {}).get("points", {})
 
 
 def short_keys(points: Points) -> dict[str, str]:

@@ -27,9 +27,8 @@ def store() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_S)
     # Not by JAX, whose limit needs another package and fails for good after a kill at the wrong moment.
     with contextlib.suppress(OSError):  # other processes may remove programs, too
-        found = [(one.stat(), one.path) for one in os.scandir(folder) if one.is_file()]
-        excess = sum(stat.st_size for stat, _ in found) - MAX_BYTES
-        for stat, path in sorted(found, key=lambda one: max(one[0].st_atime, one[0].st_mtime)):
-            if excess > 0:
-                os.unlink(path)
-                excess -= stat.st_size
+        total = 0
+        for path in sorted(folder.glob("*-cache"), key=lambda path: -path.stat().st_atime):
+            total += path.stat().st_size
+            if total > MAX_BYTES:
+                path.unlink()

@@ -134,9 +134,10 @@ def test_combines_seeds_of_several_working_directories(make_row, make_workdir, c
     row = ours.rows["visa", "mean"]
     assert (row["seed"], row["seeds"], row["image_ap"]) == (1, 3, pytest.approx(0.4))
     assert row["image_ap_std"] == pytest.approx(0.3)  # of 0.1, 0.4 and 0.7
-    assert ours.seeds == "TIPSomaly: mean ± standard deviation over 3 seeds (1, 2, 5)."
     assert ours.remark == "Changed in the config: sigma=2."
-    assert ours.description.endswith("mean over 3 seeds (1, 2, 5). Changed in the config: sigma=2.")
+    assert ours.description.endswith(
+        " · mean ± standard deviation over 3 seeds (1, 2, 5). Changed in the config: sigma=2."
+    )
     assert [record.getMessage() for record in caplog.records] == [
         f"Results of TIPSomaly on VisA in {folders[0]} replace those in {several}."
     ]
@@ -159,7 +160,7 @@ def test_several_seeds_without_their_single_rows_are_kept(make_row, make_workdir
     rows = combine_seeds([seed_row(make_row, seed, 0.1) for seed in (1, 2)])
     (ours,) = read_workdirs([make_workdir("a", rows)])
     assert ours.rows["visa", "mean"] == rows[0]
-    assert ours.seeds == "TIPSomaly: mean ± standard deviation over 2 seeds (1, 2)."
+    assert ours.description.endswith(" · mean ± standard deviation over 2 seeds (1, 2).")
 
 
 def test_deviation_of_a_mean_over_datasets_is_of_the_means_of_seeds(make_row):
@@ -175,7 +176,6 @@ def test_deviation_of_a_mean_over_datasets_is_of_the_means_of_seeds(make_row):
         *("20.0 ± 14.1", "25.0 ± 7.1", "45.0 ± 35.4"),
         "30.0 ± 14.1",  # the means of the seeds are 20 and 40
     ]
-    assert table.remarks[-1] == "TPS: mean ± standard deviation over 2 seeds (0, 1)."
     lines = list(csv.DictReader(io.StringIO(formats.to_csv([table]))))
     assert [line["std"] for line in lines if line["source"] == "ours"] == [
         *("14.1", "7.1", "35.4", "14.1")

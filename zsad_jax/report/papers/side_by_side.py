@@ -68,11 +68,7 @@ def make_table(sheet: Sheet, ours: Sequence[Ours]) -> Table:
         columns=(*map(_published_column, sheet.columns), *map(_our_column, ours)),
         lines=tuple(lines),
         compared=SAME_METHOD,
-        remarks=(
-            *remarks,
-            *_sources_of_full_shot(sheet),
-            *(one.seeds for one in ours if one.seeds),
-        ),
+        remarks=(*remarks, *_sources_of_full_shot(sheet)),
         keys=(("paper", sheet.paper), ("table", sheet.table), *_metric_keys(sheet.metric)),
     )
 
@@ -117,7 +113,7 @@ def make_gain_table(paper: str, sheets: Sequence[Sheet], ours: Sequence[Ours]) -
         columns=(best_prior, own, *map(_our_column, ours)),
         lines=tuple(lines),
         compared=BEST_PRIOR,
-        remarks=(*remarks, *(one.seeds for one in ours if one.seeds)),
+        remarks=tuple(remarks),
         keys=(("paper", paper), ("table", GAIN), ("category", MEAN)),
     )
 
@@ -152,9 +148,8 @@ def _our_cell(
     if training and value.percent is not None:
         members = sheet.members(place)
         words += words_on(ours.deviations, members, sheet.metric, kinds=("training",))
-    if not words:
-        return Cell(value.percent, reference=reference, spread=value.spread)
-    return Cell(value.percent, footnotes=tuple(words), spread=value.spread)
+    cell = Cell(value.percent, spread=value.spread, footnotes=tuple(words))
+    return cell if words else cell._replace(reference=reference)
 
 
 class _Value(NamedTuple):

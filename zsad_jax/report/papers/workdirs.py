@@ -1,6 +1,7 @@
 """Our own results from one or several working directories, a column for each way a method was run."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +18,7 @@ from zsad_jax.report.compare import (
     training_of,
 )
 from zsad_jax.report.published import USUAL
-from zsad_jax.report.rows import (
-    IDENTITY_COLUMNS,
-    Row,
-    combine_seeds,
-    result_row,
-    seedless,
-    singles,
-)
+from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, combine_seeds, result_row, seedless, singles
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError, did_you_mean
 from zsad_jax.utils.files import PathLike
@@ -46,7 +40,6 @@ class Ours:
       training: the protocol of the published numbers to compare with, or what the prompts were trained on.
       rows: results by (dataset, category), each of one seed or combined.
       deviations: why results cannot be compared with published ones.
-      seeds: a sentence on the seeds that are combined; "" if none are.
       remark: sentences on the whole column: demo models, and what differs from the config files.
     """
 
@@ -56,7 +49,6 @@ class Ours:
     training: str
     rows: Mapping[tuple[str, str], Row]
     deviations: Sequence[Deviation]
-    seeds: str
     remark: str = ""
 
     @property
@@ -93,13 +85,13 @@ def read_workdirs(folders: Iterable[PathLike], *, comparisons: bool = False) -> 
         path = folder / "run.json"
         # Optional: without it, remarks on masks, settings and demo models are missing.
         run = _read(path, _check_run) if path.is_file() else {}
+        paths = (folder / "results.json", *[folder / "comparisons.json"] * comparisons)
+        rows = [row for path in paths if path.is_file() for row in _read(path, _read_rows)]
         path = folder / "results_by_seed.json"
-        by_seed = combine_seeds(_read(path, _read_rows) if path.is_file() else ())
-        combined = {seedless(row): row for row in by_seed}
-        for path in (folder / "results.json", *[folder / "comparisons.json"] * comparisons):
-            rows = _read(path, _read_rows) if path.is_file() else ()
-            several = (combined.get(seedless(row), row) if "seeds" in row else row for row in rows)
-            results += [_Result(one, run, str(folder)) for row in several for one in singles(row)]
+        if path.is_file():
+            wanted = set(map(seedless, rows))
+            rows = [row for row in _read(path, _read_rows) if seedless(row) in wanted]
+        results += [_Result(row, run, str(folder)) for row in rows]
     return _gather(results)
 
 
@@ -150,34 +142,29 @@ def _name_column(column: _Column, samples: Sequence[Row]) -> Ours:
     settings += [key for key in _ALWAYS[3:] if key in differs]
     words = _describe(rows, differs)
     # Masks and settings are recorded by run, and a column may combine several runs.
-    runs: dict[str, dict[tuple[str, str], _Result]] = {}
-    for place, results in column.items():
-        for result in results:
-            runs.setdefault(result.folder, {})[place] = result
-    members = [list(each.values()) for each in runs.values()]
-    seeds = dict.fromkeys(wording.describe_seeds(row) for row in rows if "seeds" in row)
-    name = names.method_name(method) + (f" ({words})" if words else "")
+    runs: dict[str, list[_Result]] = {}
+    for result in itertools.chain(*column.values()):
+        runs.setdefault(result.folder, []).append(result)
+    several = any("seeds" in row for row in rows)
+    remarks = (one for each in runs.values() for one in _remarks(each[0].run, several))
     return Ours(
         method=method,
-        name=name,
+        name=names.method_name(method) + (f" ({words})" if words else ""),
         setting=_describe(rows, settings),
         training=USUAL if usual else training_of(rows[0]),
         rows={(row["dataset"], row["category"]): row for row in rows},
         deviations=[
             deviation
-            for each in members
-            for deviation in find_deviations([one.row for one in each], each[0].run)
+            for each in runs.values()
+            for deviation in find_deviations(combine_seeds(one.row for one in each), each[0].run)
         ],
-        seeds=f"{name}: {wording.MEAN_OVER} {' or '.join(seeds)}." if seeds else "",
-        remark=" ".join(
-            dict.fromkeys(one for each in members for one in _remarks(each[0].run, seeds))
-        ),
+        remark=" ".join(dict.fromkeys(remarks)),
     )
 
 
-def _remarks(run: Mapping[str, Any], seeds: Mapping[str, None]) -> list[str]:
+def _remarks(run: Mapping[str, Any], several: bool) -> list[str]:
     changed = run.get("changed_keys", {}).items()
-    named = {key: value for key, value in changed if key != "seed" or not seeds}
+    named = {key: value for key, value in changed if key != "seed" or not several}
     changes = wording.describe_changes({"changed_keys": named})
     demonstration = [wording.DEMONSTRATION] * (run.get("demonstration") is True)
     return [*demonstration, *[f"Changed in the config: {changes}."] * bool(changes)]
