@@ -295,9 +295,7 @@ class _Steps:
 
 
 def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose_workers(wanted: int | None, num_images: int, num_batches: int, batch_bytes: int) -> int:
