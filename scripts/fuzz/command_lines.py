@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         tempfile.TemporaryDirectory() as place,
         contextlib.chdir(place),
         unittest.mock.patch.dict(os.environ, {"ZSAD_JAX_HOME": f"{place}/home", "HOME": place}),
-        unittest.mock.patch.object(experiment_run, "obtain_all_prompts", stop),
+        unittest.mock.patch.object(experiment_run, "obtain_prompts", stop),
         unittest.mock.patch.object(predict_run, "_score_all", stop),
         unittest.mock.patch.object(downloads, "fetch", no_network),
     ):
