@@ -166,7 +166,9 @@ def ablation_figure(
             axes.errorbar([at[row["variant"]] for row in line], means, spreads, label=label, **look)
         axes.set(xlabel=short[key], title=names.METRICS[metric], xscale="log" if log else "linear")
         axes.minorticks_off()
-        axes.set_xticks(ticks, [f"{value:g}" for value in ticks], rotation=30)
+        labels = [f"{value:g}" for value in ticks]
+        axes.set_xticks(ticks, labels, rotation=30 if max(map(len, labels)) > 3 else 0)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
     if len(lines) > 1:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
