@@ -258,6 +258,8 @@ def test_seeds_and_sweep_run_together(folder, finished):
     trained = sorted(path.parent for path in folder.glob("together/training/*/prompts.npz"))
     assert len(trained) == 4 == len(list(folder.glob("together/training/*/curves.jsonl")))
     assert len(list(folder.glob("together/training/*/checkpoints"))) == 1
+    # Two seeds of the main setting, of which a point of the sweep is a copy, and of three other points.
+    assert len(list(folder.glob("together/evaluations/*.npz"))) == 2 + 2 * 3 + 2
     # The first has the key of a run of its own.
     (single,) = finished.glob("training/*")
     assert single.name in [one.name for one in trained]

@@ -65,18 +65,14 @@ def evaluation_key(
     backbone: Backbone,
     contender: Contender,
     dataset: Sequence[Any],
-    image_score: str | None,
 ) -> str:
-    """Returns the key of the evaluation of a method on a dataset, of which all that matters is given.
-
-    `image_score` chooses the pictures; None: there are none.
-    """
+    """Returns the key of the evaluation of a method on a dataset, of which all that matters is given."""
     return fingerprint(
         _model(experiment, backbone),
         # Learned prompts enter by their digest, so that it does not matter where they come from.
         [*_method(contender.method), prompt_files.digest(contender.params)],
         dataset,
-        [experiment.exact_metrics, image_score, experiment.features_config.dtype],
+        [experiment.exact_metrics, experiment.features_config.dtype],
         zsad_jax.__version__,
     )
 

@@ -117,13 +117,16 @@ def evaluate_target(
     dataset, place = run.datasets[target.name], run.workdir / "evaluations"
     identity = target.name, run.fingerprints[target.name], dataset.prompt_names
     contenders: list[tuple[pathlib.Path, Contender, Prompts, Backbone]] = []
+    main_key = ""
     for variant in run.variants:
         method, backbone = run.method(variant, target.name), run.backbone(variant)
         for learned in prompts[variant.experiment.auxiliary_of(target.name), variant.label]:
             contender = Contender(method, learned.params, variant.label)
-            score = None if contenders else run.image_score  # the first one has pictures
-            key = cache.evaluation_key(variant.experiment, backbone, contender, identity, score)
-            path = place / f"{files.safe_name(target.name)}-{key}.npz"
+            key = cache.evaluation_key(variant.experiment, backbone, contender, identity)
+            main_key = main_key or key
+            # The main one, which is the first, has pictures, chosen by this score.
+            pictures = f"-{run.image_score}" if key == main_key else ""
+            path = place / f"{files.safe_name(target.name)}-{key}{pictures}.npz"
             contenders.append((path, contender, learned, backbone))
     found = {path: cache.load(path) for path in dict.fromkeys(path for path, *_ in contenders)}
     if count := sum(one is not None for one in found.values()):
