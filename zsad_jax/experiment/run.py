@@ -10,8 +10,6 @@ from typing import Any
 from absl import logging
 
 from zsad_jax.backbones import Backbone
-from zsad_jax.backbones.feature_cache import Features
-from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.issues import issues_to_json
 from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, console, run_info
@@ -141,7 +139,7 @@ def evaluate_target(
             if found[path] is None and own is backbone
         }
         if pending:
-            found |= _evaluate(run, dataset, backbone, pending, main, scorers)
+            found |= _evaluate(run, target.name, backbone, pending, main, scorers)
     made = [
         Result(contender, learned, backbone, evaluation)
         for path, contender, learned, backbone in contenders
@@ -157,7 +155,7 @@ def evaluate_target(
 
 def _evaluate(
     run: Run,
-    dataset: Dataset,
+    target: str,
     backbone: Backbone,
     pending: Mapping[pathlib.Path, Contender],
     main: pathlib.Path,
@@ -165,15 +163,7 @@ def _evaluate(
 ) -> dict[pathlib.Path, Evaluation]:
     """Evaluates contenders over one backbone and stores the results; that of `main` has pictures."""
     experiment, found = run.experiment, {}
-    features = Features(
-        dataset,
-        backbone,
-        dict(encoder_of(one.method) for one in pending.values()),
-        experiment.features_config,
-        mesh=run.mesh,
-        rows=experiment.batch_size,
-        num_workers=experiment.num_workers,
-    )
+    features = run.features(target, backbone, (one.method for one in pending.values()))
     # With stored features each result is stored by itself, so that a killed run keeps it; images are read
     # once for several.
     size = 1 if features.stored else AT_ONCE

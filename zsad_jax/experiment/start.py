@@ -4,19 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
 
 from zsad_jax.backbones import Backbone, registry
+from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.open import open_dataset
 from zsad_jax.experiment import config_files, console
 from zsad_jax.experiment.config import Experiment, Target, to_json
 from zsad_jax.experiment.variants import Variant, make_variants
 from zsad_jax.methods import Method, image_score, param_shapes
+from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import files, sharding
@@ -59,6 +61,18 @@ class Run:
         if key not in self.methods:
             self.methods[key] = spec.make(self.backbones[options])
         return self.methods[key]
+
+    def features(self, name: str, backbone: Backbone, methods: Iterable[Method]) -> Features:
+        """Returns the features that methods need of a dataset, in one pass over what is not stored."""
+        return Features(
+            self.datasets[name],
+            backbone,
+            dict(map(encoder_of, methods)),
+            self.experiment.features_config,
+            mesh=self.mesh,
+            rows=self.experiment.batch_size,
+            num_workers=self.experiment.num_workers,
+        )
 
     @functools.cached_property
     def image_score(self) -> str:

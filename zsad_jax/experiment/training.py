@@ -110,15 +110,8 @@ def _obtain(run: Run, trainings: Mapping[pathlib.Path, Training]) -> dict[pathli
             place.setdefault(training.common, []).append(folder)
     for (auxiliary, backbone), groups in places.items():
         # The images are read once for all trainings on them.
-        features = Features(
-            run.datasets[auxiliary],
-            backbone,
-            dict(encoder_of(trainings[folders[0]].method) for folders in groups.values()),
-            run.experiment.features_config,
-            mesh=run.mesh,
-            rows=run.experiment.batch_size,
-            num_workers=run.experiment.num_workers,
-        )
+        methods = (trainings[folders[0]].method for folders in groups.values())
+        features = run.features(auxiliary, backbone, methods)
         for folders in groups.values():
             for start in range(0, len(folders), TOGETHER):
                 part = folders[start : start + TOGETHER]
