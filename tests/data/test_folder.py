@@ -698,7 +698,7 @@ def test_reads_real_mvtec_layout():
     assert Counter(s.label for s in dataset) == {1: 9, 0: 3}
     assert dataset.categories == ("hazelnut",)
     batches = list(load_batches(dataset, Preprocess(image_size=56), batch_size=12, num_workers=0))
-    assert batches[0].issues == ()
+    assert not any(batches[0].issues)
     assert batches[0].valid.all()
     assert all(batches[0].masks[i].any() == bool(s.label) for i, s in enumerate(dataset))
 
