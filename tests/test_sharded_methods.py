@@ -13,6 +13,13 @@ from zsad_jax.methods import Batch, make_method
 from zsad_jax.utils import sharding
 
 assert len(jax.devices()) == 8
+mesh = sharding.make_mesh(model=2)
+assert mesh.shape == {"data": 4, "model": 2}
+assert sharding.round_up(5, mesh) == 8
+assert sharding.own_rows(8, mesh) == slice(0, 8)
+split = sharding.split_batch(np.arange(5), mesh)
+assert {len(part.data) for part in split.addressable_shards} == {2}
+assert sharding.to_host(split).tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
 SIZE, CLASSES = 56, ("grid",)
 backbone = zsad_jax.load_backbone("clip-nano", image_size=SIZE)
 method = make_method("faprompt", backbone, {"temperature": 0.2})

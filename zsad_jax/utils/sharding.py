@@ -1,4 +1,7 @@
-"""Placement of arrays on devices: batches split over one axis, weights on every device."""
+"""Placement of arrays on the devices of one process or several: batches split, weights on every device.
+
+In a run of several processes, each has the same host arrays, except for batches: there it has its own rows.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA = "data"
+DATA, MODEL = "data", "model"
 MAX_BATCH = 2**16
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of devices (None = all) with one axis, "data", and automatic propagation of shardings."""
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """Returns a mesh of devices (None = all) with automatic propagation of shardings.
+
+    Its axes are "data", over which batches are split, and "model", over `model` devices of a process.
+    """
+    # Sorted, so that the rows of a process are neighbors. Only gradients of few parameters are summed over
+    # "data", so the topology of the network hardly matters.
+    ordered = sorted(devices or jax.devices(), key=lambda one: (one.process_index, one.id))
+    return Mesh(np.reshape(ordered, (-1, model)), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -22,20 +30,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Copies every leaf to the devices of a sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        # Unlike `device_put`, this does not send every array to all processes for a comparison.
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies every leaf to every device."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, replicated(mesh))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Splits the first axis of host arrays over devices, padded with zeros to a multiple of their number."""
+    """Splits the first axis of host arrays over "data"; of this process's rows, see `own_rows`.
 
-    def padded(array: np.ndarray) -> np.ndarray:
-        missing = round_up(len(array), mesh) - len(array)
+    They are padded with zeros to a multiple of the number of its devices.
+    """
+    split = NamedSharding(mesh, PartitionSpec(DATA))
+    devices = mesh.local_mesh.shape[DATA]
+
+    def put(array: np.ndarray) -> jax.Array:
+        missing = -len(array) % devices
         # Arrays of different lengths would need a second compiled program; zeros make `valid` False.
-        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+        padded = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+        return jax.make_array_from_process_local_data(split, padded)
 
-    return jax.device_put(jax.tree.map(padded, tree), NamedSharding(mesh, PartitionSpec(DATA)))
+    return jax.tree.map(put, tree)
+
+
+def own_rows(rows: int, mesh: Mesh) -> slice:
+    """Returns which of the rows of a batch, a multiple of the size of "data", this process has."""
+    own = [one.process_index == jax.process_index() for one in mesh.devices[:, 0]]
+    per_device = rows // len(own)
+    first = own.index(True) * per_device
+    return slice(first, first + sum(own) * per_device)
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:
@@ -44,10 +79,22 @@ def constrain_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """Returns the smallest multiple of the number of devices that holds `batch_size` rows."""
-    return -(-batch_size // mesh.size) * mesh.size
+    """Returns the smallest multiple of the size of "data" that holds `batch_size` rows."""
+    return -(-batch_size // mesh.shape[DATA]) * mesh.shape[DATA]
 
 
 def to_host(tree: Any) -> Any:
-    """Copies every leaf to a numpy array."""
-    return jax.tree.map(np.asarray, tree)
+    """Copies every leaf to a numpy array; of one that is split over "data", this process's rows."""
+
+    def copy(array: Any) -> np.ndarray:
+        if (
+            not isinstance(array, jax.Array)
+            or array.is_fully_addressable
+            or array.is_fully_replicated
+        ):
+            return np.asarray(array)
+        # Devices along "model" have the same rows.
+        parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
+        return np.concatenate([parts[start] for start in sorted(parts)])
+
+    return jax.tree.map(copy, tree)
