@@ -27,7 +27,8 @@ def known_flags():
             open(library, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
         ):
-            known += [name for name in QUICK_FLAGS if text.find(name.encode()) >= 0]
+            # A name between zeros is that of a flag; former names are only in tables of reserved ones.
+            known += [name for name in QUICK_FLAGS if text.find(f"\0{name}\0".encode()) >= 0]
     return [f"--{name}={QUICK_FLAGS[name]}" for name in known]
 
 
