@@ -147,6 +147,7 @@ def nearest_reference(backbone):
         score=score_fn(compute),
         loss=loss,
         image_scores=("score",),
+        references="required",
         **vision_side(backbone, NearestReferenceConfig()),
     )
 

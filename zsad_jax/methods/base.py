@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
@@ -62,8 +63,9 @@ class InitFn(Protocol):
 class PrototypesFn(Protocol):
     """A function that computes what images are compared with: any pytree with leading axis = category.
 
-    It is called once per params. `class_names` is static. `references` are the features of K normal images of
-    each category, for few-shot methods; None otherwise.
+    It is called once per params. `class_names` is static. `references` are the features of the reference
+    images, with leading axes [category, image], for few-shot methods; None otherwise. Every category has the
+    same number of them: its K normal images in each of the views of `Method.reference_views`, view by view.
     """
 
     def __call__(
@@ -140,6 +142,14 @@ class ImportParamsFn(Protocol):
     def __call__(self, state: Arrays, /) -> Params: ...
 
 
+class ReferenceViewsFn(Protocol):
+    """A function that returns V views of each of K reference images, view by view, on the host."""
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "k S S 3"], key: Array, /
+    ) -> UInt8[np.ndarray, "v*k S S 3"]: ...
+
+
 class Stage(NamedTuple):
     """A stage of training: which parameter groups are trained, on which loss, and for how long.
 
@@ -182,6 +192,8 @@ class Method(NamedTuple):
       cacheable: whether `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
       across: None if the scores of an image do not depend on other images.
+      references: whether `prototypes` takes the features of normal images of each category.
+      reference_views: the views in which reference images are encoded; None: the images themselves.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
       import_params: None if there is no released checkpoint.
       aupro_thresholds: library whose `arange` spaces the 200 AUPRO thresholds in the published code.
@@ -205,6 +217,8 @@ class Method(NamedTuple):
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
     across: AcrossFn | None = None
+    references: Literal["unused", "optional", "required"] = "unused"
+    reference_views: ReferenceViewsFn | None = None
     works_untrained: bool = False
     import_params: ImportParamsFn | None = None
     aupro_thresholds: Thresholds = "torch"
