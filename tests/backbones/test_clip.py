@@ -259,13 +259,12 @@ def test_vision_options_of_tips(tips, vv_from, cls_norm):
         assert_close(features.patches[:, index].reshape(*expected.shape), expected)
 
 
-def test_long_sequences_match_value_value_stream(model, monkeypatch):
+def test_long_sequences_match_value_value_stream(model):
     """Uses long sequences, for which the CPU computes attention one head at a time."""
     images = jax.random.normal(jax.random.key(0), (1, 14 * 17, 14 * 16, 3))
     options = {"layers": (2, 8), "vv_from": 7}
     by_head = encode_image(model, images, **options)
-    monkeypatch.setattr("zsad_jax.backbones.transformer.PLAIN_ATTENTION_TOKENS", 10_000)
-    plain = encode_image(model, images, **options)
+    plain = encode_image(load(attention="plain"), images, **options)
     assert_close(by_head.patches, plain.patches)
     assert_close(by_head.global_tokens, plain.global_tokens)
 

@@ -28,7 +28,7 @@ from zsad_jax.backbones.base import (
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import TokenizeWithFn
-from zsad_jax.backbones.transformer import TextTower, VisionTower, tree_of
+from zsad_jax.backbones.transformer import AttentionForm, TextTower, VisionTower, tree_of
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError, suggest
@@ -42,6 +42,7 @@ class LoadOptions(NamedTuple):
 
     Attributes:
       dtype: of the matrix products.
+      attention: see `TowerSizes`.
       overrides: options of the family by name, and sizes that are only checked.
     """
 
@@ -50,6 +51,7 @@ class LoadOptions(NamedTuple):
     num_heads: int | None = None
     text_num_heads: int | None = None
     activation: str | None = None
+    attention: AttentionForm = "auto"
     overrides: Mapping[str, Any] = {}
 
 

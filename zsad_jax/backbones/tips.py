@@ -342,6 +342,7 @@ def _choose_sizes(
             activation="gelu_tanh" if tanh else "gelu",
             posemb_stage=stage,
             dtype=options.dtype,
+            attention=options.attention,
         ),
         TextSizes(**text.sizes, text_ln_eps=text_ln_eps, dtype=options.dtype),
     )

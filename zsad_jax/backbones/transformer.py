@@ -18,8 +18,10 @@ from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import Params
 
+AttentionForm = Literal["auto", "plain"]
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
 PLAIN_ATTENTION_TOKENS = 256
+FUSED_HEAD_SIZES = range(8, 129, 8)  # of cuDNN on every GPU that has its fused attention
 
 # Weights need the one that they were trained with: the tanh form is off the exact one by up to 5e-4, the quick
 # one by up to 0.02, and the differences grow with the depth of a tower.
@@ -41,6 +43,7 @@ class TowerSizes:
     Attributes:
       mlp_dim: hidden width of the feed-forward (of the SwiGLU branch, where it is one).
       dtype: of the matrix products; norms and softmax stay float32.
+      attention: "auto", the form that is fastest on the device, or "plain".
     """
 
     width: int
@@ -48,6 +51,7 @@ class TowerSizes:
     num_heads: int
     mlp_dim: int
     dtype: DTypeLike = jnp.float32
+    attention: AttentionForm = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,28 @@ def _attend_by_head(
     return jnp.moveaxis(mixed.reshape(b, h, n, k), 1, 2)
 
 
+def _attend_fused(
+    query: Float[Array, "b n h k"], key: Float[Array, "b m h k"], value: Float[Array, "b m h k"]
+) -> Float[Array, "b n h k"]:
+    """Computes the same with cuDNN, which keeps the [n m] weights in the cache of a GPU."""
+    out: Array = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation="cudnn")
+    return out
+
+
+# JAX rejects gradients of cuDNN's form for an odd number of tokens: they are those of the plain form.
+_attend_fused_odd = jax.custom_vjp(_attend_fused)
+_attend_fused_odd.defvjp(functools.partial(jax.vjp, _attend_plain), lambda pull, out: pull(out))
+
+
+@functools.cache
+def _has_fused_attention() -> bool:
+    """Returns whether cuDNN's fused attention runs on the GPUs of this process, from Ampere on."""
+    try:
+        return all(float(one.compute_capability) >= 8 for one in jax.local_devices(backend="cuda"))
+    except RuntimeError:  # there is no CUDA
+        return False
+
+
 def attend(
     query: Float[Array, "b n h k"],
     key: Float[Array, "b m h k"],
@@ -131,20 +157,27 @@ def attend(
     *,
     valid: Bool[Array, "b m"] | None = None,
     causal: bool = False,
+    form: AttentionForm = "auto",
 ) -> Float[Array, "b n h k"]:
     """Computes softmax attention over the tokens m that are `valid` (None: all); scale 1/sqrt(k).
 
-    Logits and softmax are float32 whatever the compute type. `causal`: a token sees none after it.
+    Logits and softmax are float32 whatever the compute type. `causal`: a token sees none after it. The form
+    "auto" is that of the device: one head at a time on a CPU, cuDNN's on a GPU where the compute type has two
+    bytes, and the plain one elsewhere, and for short or masked sequences.
     """
     # The n k numbers of the queries are scaled and not the n m logits, of which an image has more.
     query = query * (query.shape[-1] ** -0.5)
-    # Masks are those of texts, which are short: only vision towers take the second form.
-    if causal or valid is not None or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
+    # Masks are those of texts, which are short: only vision towers take other forms.
+    masked = causal or valid is not None
+    if form == "plain" or masked or key.shape[1] <= PLAIN_ATTENTION_TOKENS:
         return _attend_plain(query, key, value, valid, causal=causal)
+    forms = {"cpu": _attend_by_head}
+    # Without CUDA, tracing cuDNN's form is an error, even in a program for another device.
+    fits = query.dtype.itemsize == 2 and query.shape[-1] in FUSED_HEAD_SIZES
+    if fits and _has_fused_attention():
+        forms["cuda"] = _attend_fused_odd if key.shape[1] % 2 else _attend_fused
     # The choice is made when a program is lowered, since its device need not be the default one.
-    mixed: Array = jax.lax.platform_dependent(
-        query, key, value, cpu=_attend_by_head, default=_attend_plain
-    )
+    mixed: Array = jax.lax.platform_dependent(query, key, value, **forms, default=_attend_plain)
     return mixed
 
 
@@ -154,6 +187,7 @@ class Attention(nn.Module):
     num_heads: int
     dtype: DTypeLike = jnp.float32
     causal: bool = False
+    form: AttentionForm = "auto"
 
     @nn.compact
     def __call__(
@@ -174,7 +208,7 @@ class Attention(nn.Module):
 
         # Both streams pass the same output projection, bias included, as in the published code.
         def attended(query: Array, key: Array) -> Float[Array, "b n d"]:
-            mixed = attend(query, key, value, valid=valid, causal=self.causal)
+            mixed = attend(query, key, value, valid=valid, causal=self.causal, form=self.form)
             return out(mixed.reshape(b * n, *heads)).reshape(x.shape)
 
         # Values as queries and keys: a patch attends to patches with similar values (CLIP Surgery). The stream
@@ -273,7 +307,7 @@ class Block(nn.Module):
         # Norms are float32 even in a bfloat16 tower; only their outputs are rounded for the products.
         y = layer_norm(self.norm_epsilon, name="LayerNorm_0")(x).astype(s.dtype)
         attention = Attention(
-            s.num_heads, s.dtype, causal=self.causal, name="MultiHeadDotProductAttention_0"
+            s.num_heads, s.dtype, self.causal, s.attention, name="MultiHeadDotProductAttention_0"
         )
         mixed, stream = attention(y, valid, stream)
         x = x + mixed

@@ -325,7 +325,7 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 def compare_with_recipe(experiment: Experiment) -> dict[str, list[Any]]:
     """Returns [ours, the paper's] of options that differ and that results do not have as columns."""
     method, backbone = experiment.method["name"], experiment.backbone
-    without_effect = {"name", "image_size", "dtype", "tokenizer", "bit_depth"}
+    without_effect = {"name", "image_size", "dtype", "attention", "tokenizer", "bit_depth"}
     options = sorted({*backbone, *config_class(method).recipe.backbone} - without_effect)
     setting = {"naming": experiment.naming, **{key: backbone.get(key) for key in options}}
     if experiment.train:
