@@ -220,10 +220,11 @@ def test_ignores_pixels_that_fill_no_patch(model, golden, caplog):
 
 
 @pytest.mark.parametrize(
-    ("vv_from", "cls_norm"), [(None, False), (1, True), (4, False), (8, False)]
+    ("vv_from", "cls_norm", "patch_norm"),
+    [(None, False, True), (1, True, True), (4, False, False), (8, False, True)],
 )
-def test_vision_options_of_clip(model, golden, vv_from, cls_norm):
-    """Covers layers in any order, and the class token with and without the last norm."""
+def test_vision_options_of_clip(model, golden, vv_from, cls_norm, patch_norm):
+    """Covers layers in any order, and class and patch tokens with and without the last norm."""
     images = model.preprocess.normalize(golden["size56/images_u8"])
     vision = as_float64(model.params["vision"])
     tokens = clip_tokens(vision, images.astype(np.float64))
@@ -232,16 +233,22 @@ def test_vision_options_of_clip(model, golden, vv_from, cls_norm):
     )
     layers = (8, 2, 4)
     last = ordinary[-1][:, :1]
-    features = encode_image(model, images, layers=layers, vv_from=vv_from, cls_norm=cls_norm)
+    options = {"vv_from": vv_from, "cls_norm": cls_norm, "patch_norm": patch_norm}
+    features = encode_image(model, images, layers=layers, **options)
     token = norm(vision["ln_post"], last, 1e-5) if cls_norm else last
     assert_close(features.global_tokens, token @ vision["projection"])
     for index, layer in enumerate(layers):
-        expected = norm(vision["ln_post"], patches[layer - 1][:, 1:], 1e-5) @ vision["projection"]
+        expected = patches[layer - 1][:, 1:]
+        if patch_norm:
+            expected = norm(vision["ln_post"], expected, 1e-5) @ vision["projection"]
         assert_close(features.patches[:, index].reshape(2, 16, -1), expected)
 
 
-@pytest.mark.parametrize(("vv_from", "cls_norm"), [(None, False), (1, True), (2, False)])
-def test_vision_options_of_tips(tips, vv_from, cls_norm):
+@pytest.mark.parametrize(
+    ("vv_from", "cls_norm", "patch_norm"),
+    [(None, False, True), (1, True, False), (2, False, True), (None, True, False)],
+)
+def test_vision_options_of_tips(tips, vv_from, cls_norm, patch_norm):
     with np.load(GOLDENS / "tips" / "vision_mlp_golden.npz") as arrays:
         images = arrays["native/image"]
     encoder = as_float64(tips.params["vision"]["encoder"])
@@ -251,11 +258,14 @@ def test_vision_options_of_tips(tips, vv_from, cls_norm):
     )
     layers = (3, 1)
     last = ordinary[-1][:, :2]
-    features = encode_image(tips, images, layers=layers, vv_from=vv_from, cls_norm=cls_norm)
+    options = {"vv_from": vv_from, "cls_norm": cls_norm, "patch_norm": patch_norm}
+    features = encode_image(tips, images, layers=layers, **options)
     token = norm(encoder["encoder_norm"], last, 1e-6) if cls_norm else last
     assert_close(features.global_tokens, token)
     for index, layer in enumerate(layers):
-        expected = norm(encoder["encoder_norm"], patches[layer - 1][:, 2:], 1e-6)
+        expected = patches[layer - 1][:, 2:]
+        if patch_norm:
+            expected = norm(encoder["encoder_norm"], expected, 1e-6)
         assert_close(features.patches[:, index].reshape(*expected.shape), expected)
 
 

@@ -34,11 +34,13 @@ class VisionOptions(TypedDict, total=False):
       layers: blocks whose patch tokens are returned, counted from 1; None: the last.
       vv_from: patch tokens come from the value-value stream that starts at this block.
       cls_norm: False returns global tokens without the final norm.
+      patch_norm: False returns patch tokens as they leave their blocks, without final norm and projection.
     """
 
     layers: Sequence[int] | None
     vv_from: int | None
     cls_norm: bool
+    patch_norm: bool
 
 
 class EncodeImageFn(Protocol):

@@ -97,6 +97,7 @@ class VisionEncoder(VisionTower):
         layers: Sequence[int] | None = None,
         vv_from: int | None = None,
         cls_norm: bool = True,
+        patch_norm: bool = True,
     ) -> VisionFeatures:
         """Encodes normalized RGB images; see `EncodeImageFn`.
 
@@ -116,7 +117,8 @@ class VisionEncoder(VisionTower):
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        patches = [projected(y[:, 1:]) for y in outputs]
+        finish = projected if patch_norm else jnp.float32
+        patches = [finish(y[:, 1:]) for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
         return VisionFeatures(projected(x[:, :1], normed=cls_norm), stacked)

@@ -129,6 +129,7 @@ class _Encoder(nn.Module):
         layers: Sequence[int] | None = None,
         vv_from: int | None = None,
         cls_norm: bool = True,
+        patch_norm: bool = True,
     ) -> VisionFeatures:
         s = self.sizes
         x, (h, w) = TokenSequence(s, name="ToTokenSequence_0")(images)
@@ -140,7 +141,8 @@ class _Encoder(nn.Module):
         # methods that compare several layers.
         norm = layer_norm(1e-6, name="encoder_norm")
         g = s.num_global_tokens
-        patches = jnp.stack([norm(y[:, g:]) for y in outputs], axis=1)
+        finish = norm if patch_norm else jnp.float32
+        patches = jnp.stack([finish(y[:, g:]) for y in outputs], axis=1)
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
         return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
 
