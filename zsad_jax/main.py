@@ -7,19 +7,19 @@ python -m zsad_jax.main --config configs/tipsomaly.py --keys
 Included configs are found from any directory; a local file with the same name takes precedence.
 """
 
-import pathlib
-
 from absl import flags
 
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config_keys import list_keys
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
 from zsad_jax.experiment.workdir import default_workdir
-from zsad_jax.utils import files
+from zsad_jax.utils import remote
 from zsad_jax.utils.command_line import log_plainly
 
 flags.adopt_module_key_flags(config_flag)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all outputs; default: runs/<config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of all outputs, local or gs://; default: runs/<config>."
+)
 _LIST = flags.DEFINE_bool("list", False, "List the included configs and their variants.")
 _KEYS = flags.DEFINE_bool("keys", False, "List every key of the config with its value and meaning.")
 
@@ -36,12 +36,11 @@ def main(argv: list[str]) -> None:
     config_flag.reject_strays(argv[1:])
     changed = config_flag.changed_keys()
     config_flag.reject_checkpoints(experiment, changed)
-    workdir = default_workdir(config_flag.config_file())
-    if _WORKDIR.value is not None:
-        workdir = pathlib.Path(files.user_path(_WORKDIR.value, "--workdir"))
     log_plainly()
-    with files.alone(workdir, OUTPUTS):
-        run_experiment(experiment, workdir, changed)
+    default = default_workdir(config_flag.config_file())
+    given = default if _WORKDIR.value is None else _WORKDIR.value
+    with remote.alone(given, OUTPUTS, "--workdir") as place:
+        run_experiment(experiment, place, changed)
 
 
 if __name__ == "__main__":

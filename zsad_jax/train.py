@@ -397,12 +397,12 @@ class DamagedCheckpointError(Exception):
 
 
 class OrbaxSaver:
-    """Storage of the newest states in a folder, from which a killed run resumes; orbax writes atomically."""
+    """Storage of the newest states in a folder, written atomically; `on_save` is called after each."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, on_save: Callable[[], None] = lambda: None):
         import orbax.checkpoint as ocp
 
-        self._args = ocp.args
+        self._args, self._on_save = ocp.args, on_save
         folder.mkdir(parents=True, exist_ok=True)
         _check_room(folder, 0)
         options = ocp.CheckpointManagerOptions(
@@ -445,6 +445,7 @@ class OrbaxSaver:
         stored = {"state": state, "digest": _digest(state)}
         self._manager.save(epoch, args=self._args.StandardSave(stored))
         self._manager.wait_until_finished()
+        self._on_save()
 
     def close(self) -> None:
         self._manager.close()

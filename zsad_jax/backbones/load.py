@@ -14,7 +14,8 @@ from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_re
 from zsad_jax.backbones.transformer import AttentionForm
 from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, suggest
-from zsad_jax.utils.files import PathLike, user_path
+from zsad_jax.utils.files import PathLike
+from zsad_jax.utils.remote import fetch
 
 MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
@@ -140,7 +141,7 @@ def locate_files(name: str, *, lineage: str | None = None, **options: Any) -> We
     if lineage is not None and not family.lineages:
         raise UserError(f"lineage={lineage!r} is not an option of {name}. Omit it.")
     paths = {key: options.get(key) for key in WeightFiles._fields}
-    given = WeightFiles(**{k: p if p is None else user_path(p, k) for k, p in paths.items()})
+    given = WeightFiles(**{k: p if p is None else fetch(p, k) for k, p in paths.items()})
     if given.weights is not None and (given.vision is not None or given.text is not None):
         raise UserError(
             "weights=PATH cannot be combined with vision=PATH or text=PATH. Pass one for both, or one each."

@@ -14,7 +14,7 @@ from zsad_jax.data.inspect import stock
 from zsad_jax.data.inspect.opened import OpenedDataset, open_all_splits
 from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
 from zsad_jax.data.synthetic import CATEGORIES
-from zsad_jax.utils import command_line, files
+from zsad_jax.utils import command_line, files, remote
 from zsad_jax.utils.errors import UserError, plural, suggest
 
 PROGRAM = "python -m zsad_jax.data"
@@ -62,7 +62,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parents = [common, threads, folder]
     verify = add("verify", "decode and count all images and masks", parents=parents)
     verify.add_argument(
-        "names", metavar="NAME", nargs="+", type=files.user_path, help="keys or paths of folders"
+        "names", metavar="NAME", nargs="+", type=remote.fetch, help="keys or paths of folders"
     )
     verify.set_defaults(run=_verify)
 
@@ -78,7 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
     listed.set_defaults(run=_list)
 
     show = add("show", "draw a contact sheet with outlined masks", parents=[common, folder])
-    show.add_argument("name", metavar="NAME", type=files.user_path, help="key or path of a folder")
+    show.add_argument("name", metavar="NAME", type=remote.fetch, help="key or path of a folder")
     show.add_argument("--out", type=files.user_path, help="PNG file to write (default: NAME.png)")
     category = "show only this category (may be repeated)"
     show.add_argument("--category", action="append", help=category)

@@ -26,6 +26,7 @@ from zsad_jax.data.walk import (
 )
 from zsad_jax.utils.errors import UserError, plural, suggest
 from zsad_jax.utils.files import PathLike, user_path
+from zsad_jax.utils.remote import fetch
 
 # "good" is MVTec AD's name and "ok" BTAD's; the others are names that users may give.
 NORMAL_FOLDERS = ("good", "ok", "normal", "healthy", "non_defective")
@@ -66,7 +67,7 @@ def find_images(paths: Sequence[PathLike], *, include_masks: bool = False) -> Fo
     ignored: dict[str, Issue] = {}
     repeated: dict[str, Issue] = {}
     empty: list[str] = []
-    for path in map(user_path, paths):
+    for path in map(fetch, paths):
         if not os.path.exists(path) and not glob.has_magic(path):
             raise UserError(f"{path} does not exist. Give a file, a folder or a glob pattern.")
         matches = [path] if os.path.exists(path) else _match(path)

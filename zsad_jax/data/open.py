@@ -16,6 +16,7 @@ from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike, user_path
+from zsad_jax.utils.remote import fetch
 
 # The readers of described datasets; their keyword arguments are the further keys of a description.
 READERS: dict[str, Callable[Concatenate[PathLike, ...], Dataset]] = {
@@ -48,15 +49,12 @@ def open_dataset(
       >>> len(dataset), dataset.categories[:2]
       (256, ('brushed_steel', 'woven_basket'))
     """
-    check_available(spec, data_dir)  # of all parts, before one is opened
     if not isinstance(spec, str):
         return _open_described(spec, split)
     parts = parse_name(spec)
-    opened = []
-    for part in parts:
-        opener = _find_opener(part.key, data_dir)
-        assert opener is not None  # checked above
-        opened.append(opener(part.split or split, naming))
+    # All are looked for before one is opened.
+    openers = [(_find_opener(part.key, data_dir), part.split or split) for part in parts]
+    opened = [opener(of_part, naming) for opener, of_part in openers]
     # Also for one part with a split: results are stored under the name with its split.
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
 
@@ -67,7 +65,7 @@ def open_splits(spec: Spec, data_dir: PathLike) -> dict[str, Dataset]:
     def read(split: str) -> Dataset:
         return open_dataset(spec, data_dir, split=split)
 
-    kind, path, _ = ("meta_json", "", {}) if isinstance(spec, str) else parse_spec(spec)
+    kind, path, _ = ("meta_json", "", {}) if isinstance(spec, str) else _locate(spec)
     if kind == "folder":
         return {split: read(split) for split in list_splits(path) or ("test",)}
     return dict(read_splits(read))
@@ -80,9 +78,11 @@ def is_available(spec: Spec, data_dir: PathLike) -> bool:
       >>> is_available("synthetic_target", "datasets"), is_available("mvtec_ad", "datasets")
       (True, False)
     """
-    if not isinstance(spec, str):
-        return pathlib.Path(parse_spec(spec)[1]).is_dir()
-    return all(_find_opener(part.key, data_dir) for part in parse_name(spec))
+    try:
+        check_available(spec, data_dir)
+    except UserError:
+        return False
+    return True
 
 
 def check_available(spec: Spec, data_dir: PathLike) -> None:
@@ -94,21 +94,15 @@ def check_available(spec: Spec, data_dir: PathLike) -> None:
     Example:
       >>> check_available("synthetic_target", "datasets")
     """
-    if is_available(spec, data_dir):
-        return
     if not isinstance(spec, str):
-        raise UserError(f"The folder {os.path.abspath(parse_spec(spec)[1])} does not exist.")
-    name = next(part.key for part in parse_name(spec) if not _find_opener(part.key, data_dir))
-    if name in benchmarks.names():
-        raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
-    raise UserError(
-        f"Unknown dataset {name!r}. It is not a benchmark, and {pathlib.Path(data_dir, name)} has no"
-        f" {META_JSON}. {suggest(name, DATASETS)}"
-    )
+        _locate(spec)
+        return
+    for part in parse_name(spec):
+        _find_opener(part.key, data_dir)
 
 
 def _open_described(spec: Mapping[str, Any], split: str) -> Dataset:
-    kind, path, given = parse_spec(spec)
+    kind, path, given = _locate(spec)
     options = {"split": split, **given}
     reader = READERS[kind]
     # The signatures are the only list of keys and types, so that a new argument needs no second entry.
@@ -136,27 +130,41 @@ def parse_spec(spec: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     if len(kinds) != 1:
         remedy = suggest(str(next(iter(spec), "")), READERS)
         raise UserError(f'{dict(spec)} is not a dataset, for example {{"folder": PATH}}. {remedy}')
-    path = user_path(spec[kinds[0]], f"{kinds[0]!r} of the dataset {dict(spec)}")
+    what = f"{kinds[0]!r} of the dataset {dict(spec)}"
+    path = user_path(spec[kinds[0]], what, remote=True)
+    return kinds[0], path, {key: value for key, value in spec.items() if key not in READERS}
+
+
+def _locate(spec: Mapping[str, Any]) -> tuple[str, pathlib.Path, dict[str, Any]]:
+    """Returns the reader, the folder, which exists, and the options of a description."""
+    kind, path, options = parse_spec(spec)
+    folder = pathlib.Path(fetch(path))
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder.absolute()} does not exist.")
     # A meta.json states labels and masks, which the names of folders only suggest.
-    kind = "meta_json" if (pathlib.Path(path) / META_JSON).is_file() else kinds[0]
-    return kind, path, {key: value for key, value in spec.items() if key not in READERS}
+    return "meta_json" if (folder / META_JSON).is_file() else kind, folder, options
 
 
-def _find_opener(name: str, data_dir: PathLike) -> Callable[[str, Naming], Dataset] | None:
-    """Returns the function that opens a split of a dataset; None if the dataset does not exist."""
+def _find_opener(name: str, data_dir: PathLike) -> Callable[[str, Naming], Dataset]:
+    """Returns the function that opens a split of a dataset; raises `UserError` if there is no such dataset."""
     if name in synthetic.CATEGORIES:
         return lambda split, naming: synthetic.Synthetic(name)
-    if benchmarks.is_prepared(name, data_dir):
 
-        def open_prepared(split: str, naming: Naming) -> Dataset:
-            # Imports tensorflow-datasets, which takes a second.
-            from zsad_jax.data.benchmarks.prepared import PreparedDataset
+    def open_prepared(split: str, naming: Naming) -> Dataset:
+        # Imports tensorflow-datasets, which takes a second.
+        from zsad_jax.data.benchmarks.prepared import PreparedDataset
 
-            return PreparedDataset(name, data_dir, split, naming=naming)
+        return PreparedDataset(name, root.parent, split, naming=naming)
 
-        return open_prepared
-    folders = (name, DATASETS[name].folder if name in DATASETS else "")
-    for root in [pathlib.Path(data_dir, one) for one in folders if one]:
+    for folder in (name, DATASETS[name].folder if name in DATASETS else ""):
+        root = pathlib.Path(fetch(os.path.join(data_dir, folder or name), missing_ok=True))
+        if benchmarks.is_prepared(name, root.parent):
+            return open_prepared
         if (root / META_JSON).is_file():
             return lambda split, naming: read_meta_json(root, name=name, split=split, naming=naming)
-    return None
+    if name in benchmarks.names():
+        raise NotPreparedError(benchmarks.how_to_prepare(name, data_dir))
+    raise UserError(
+        f"Unknown dataset {name!r}. It is not a benchmark, and {os.path.join(data_dir, name)} has no"
+        f" {META_JSON}. {suggest(name, DATASETS)}"
+    )

@@ -25,7 +25,7 @@ from zsad_jax.train import TrainingConfig, check_learning_rates
 from zsad_jax.utils import sharding
 from zsad_jax.utils.config import check_fields, config_from, plain, within
 from zsad_jax.utils.errors import UserError, located, nearest, suggest
-from zsad_jax.utils.files import user_path
+from zsad_jax.utils.files import PathLike, user_path
 
 # Keys that results do not depend on, apart from the last bits.
 WITHOUT_EFFECT = (
@@ -216,11 +216,11 @@ class Experiment:
         return tuple(dict.fromkeys(t.auxiliary for t in self.resolved if t.auxiliary))
 
     @property
-    def data_folder(self) -> pathlib.Path:
-        """The folder of prepared datasets."""
+    def data_folder(self) -> PathLike:
+        """The folder of prepared datasets, which may be remote."""
         if self.data_dir is None:
             return default_data_dir()
-        return pathlib.Path(user_path(self.data_dir, "config.data_dir"))
+        return user_path(self.data_dir, "config.data_dir", remote=True)
 
     @property
     def backbone_options(self) -> dict[str, Any]:

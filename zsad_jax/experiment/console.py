@@ -1,7 +1,7 @@
 """The lines that a run prints: what it is about to do, and its results."""
 
-import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -18,7 +18,7 @@ def show(text: str) -> None:
     print(text, flush=True)
 
 
-def describe_setting(experiment: Experiment, workdir: pathlib.Path) -> str:
+def describe_setting(experiment: Experiment, workdir: Any) -> str:
     """Describes what is known before anything is opened or loaded."""
     name = experiment.backbone["name"]
     title = f"{names.method_name(experiment.method['name'])} on {name}"
@@ -43,7 +43,7 @@ def describe_inputs(
     return "\n".join(lines if learned else [*lines, "  prompts   fixed, nothing is trained"])
 
 
-def describe_results(report: Report, workdir: pathlib.Path) -> str:
+def describe_results(report: Report, workdir: Any) -> str:
     """Returns the means of all datasets, or all tables of a single one, and the paths of the rest."""
     several = len({row["dataset"] for row in report.rows}) > 1
     tables = [f"{to_text(table)}\n" for table in report.tables[: 1 if several else None]]

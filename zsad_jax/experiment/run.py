@@ -23,6 +23,7 @@ from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.report.rows import combine_seeds
 from zsad_jax.utils import files
+from zsad_jax.utils.remote import Place
 
 AT_ONCE = 8  # contenders that are scored in one pass over images
 Scorers = dict[Hashable, Scorer]  # by the methods that they were compiled for
@@ -34,7 +35,7 @@ OUTPUTS = (
 
 
 def run_experiment(
-    experiment: Experiment, workdir: pathlib.Path, changed: Mapping[str, Any] | None = None
+    experiment: Experiment, workdir: pathlib.Path | Place, changed: Mapping[str, Any] | None = None
 ) -> None:
     """Trains what must be trained, evaluates every target, and writes the report.
 
@@ -44,9 +45,11 @@ def run_experiment(
       UserError: something is wrong or missing; it is raised before any long work.
     """
     clock = run_info.Stopwatch()
-    check_workdir(workdir, experiment)
-    console.show(console.describe_setting(experiment, workdir))
-    run = start_run(experiment, workdir)
+    place = workdir if isinstance(workdir, Place) else Place(workdir, workdir)
+    workdir = place.local
+    check_workdir(workdir, experiment, place.path)
+    console.show(console.describe_setting(experiment, place.path))
+    run = start_run(experiment, place)
     clock.lap("start")
     prompts = obtain_prompts(run)
     clock.lap("prompts")
@@ -77,7 +80,7 @@ def run_experiment(
     issues = {name: issues_to_json(found) for name, found in report.issues.items()}
     files.write_json(workdir / "run.json", info | {"issues": issues})
     write_report(workdir, report)
-    console.show(console.describe_results(report, workdir))
+    console.show(console.describe_results(report, place.path))
 
 
 def make_report(
@@ -187,4 +190,5 @@ def _evaluate(
         for path, evaluation in zip(paths, evaluations, strict=True):
             cache.save(path, evaluation)
             found[path] = evaluation
+        run.push()
     return found

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import logging
@@ -23,6 +23,7 @@ from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
+from zsad_jax.utils.remote import Place
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,7 +32,7 @@ class Run:
 
     `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `backbones` are
     by their options, and `methods` also by their specification. The tables show the `image_score` of the main
-    method.
+    method. `push` copies what is new in `workdir` to a remote directory, if there is one.
     """
 
     experiment: Experiment
@@ -40,6 +41,7 @@ class Run:
     backbones: dict[str, Backbone]
     datasets: dict[str, Dataset]
     skipped: dict[str, str]
+    push: Callable[[], None]
     mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
     methods: dict[tuple[str, str], Method] = dataclasses.field(default_factory=dict)
 
@@ -85,7 +87,7 @@ class Run:
         return {name: one.fingerprint() for name, one in self.datasets.items()}
 
 
-def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
+def start_run(experiment: Experiment, place: Place) -> Run:
     """Checks the experiment, opens its datasets, loads the backbones and writes config.json."""
     # First what needs no files, then datasets, then weights: mistakes show before long waits.
     variants = make_variants(experiment)
@@ -108,14 +110,15 @@ def start_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
                 check_learning_rates(one.experiment.training_config, method)
     run = Run(
         experiment=experiment,
-        workdir=workdir,
+        workdir=place.local,
         variants=variants,
         backbones=backbones,
         datasets=datasets,
         skipped=skipped,
+        push=place.push,
     )
     # After all checks: a rejected config must not replace the one behind earlier results.
-    files.write_json(workdir / "config.json", to_json(experiment))
+    files.write_json(place.local / "config.json", to_json(experiment))
     learned = bool(param_shapes(run.method(), run.backbone()))
     console.show(console.describe_inputs(experiment, datasets, learned=learned))
     return run

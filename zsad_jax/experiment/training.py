@@ -161,7 +161,7 @@ def _train(
     # Checkpoints hold the states of all members.
     together = f"{files.safe_name(first.auxiliary)}-{fingerprint([one.name for one in folders])}"
     place = folders[0] if len(folders) == 1 else folders[0].with_name(together)
-    saver = OrbaxSaver(place / "checkpoints")
+    saver = OrbaxSaver(place / "checkpoints", on_save=run.push)
     learned: list[PyTree] | None = None
     while learned is None:
         done = saver.latest()
@@ -180,5 +180,6 @@ def _train(
     saver.close()
     for folder, params in zip(folders, learned, strict=True):
         prompt_files.save(folder / "prompts.npz", sharding.to_host(params))
+    run.push()
     # Read again: results of a first and of a resumed run are of the same stored numbers.
     return {folder: _read(folder, one) for folder, one in trainings.items()}

@@ -21,8 +21,8 @@ def default_workdir(config_path: str) -> pathlib.Path:
     return pathlib.Path("runs", "-".join([*path.parts[start:], *([variant] if variant else [])]))
 
 
-def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Raises `UserError` if a directory has results of another setting, and suggests another directory."""
+def check_workdir(workdir: pathlib.Path, experiment: Experiment, shown: Any = None) -> None:
+    """Raises `UserError` if a directory, `shown` in the message, has results of another setting."""
     config = workdir / "config.json"
     if not (workdir / "results.json").exists() or not config.exists():
         return
@@ -49,11 +49,12 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         value = _given(now.get(key))
         name = f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
     name = re.sub(r"[^\w.=+-]+", "_", name)[:40].strip("_")
-    place = workdir.resolve() if workdir.name in ("", "..") else workdir
+    shown = shown or workdir
+    place = shown.resolve() if shown.name in ("", "..") else shown
     other = place.with_name(f"{place.name[:80]}-{name}")
     raise UserError(
-        f"{workdir} has the results of another setting ({words}). Choose another directory, for example"
-        f" --workdir {shlex.quote(str(other))}, or delete {config} to replace these results."
+        f"{shown} has the results of another setting ({words}). Choose another directory, for example"
+        f" --workdir {shlex.quote(str(other))}, or delete {shown / config.name} to replace these results."
     )
 
 

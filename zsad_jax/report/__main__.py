@@ -11,6 +11,7 @@ from zsad_jax.report.published import MAIN_TABLES
 from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import user_path, write_text
+from zsad_jax.utils.remote import fetch
 
 TITLE = "Comparison with the papers"
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # by format
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "workdirs",
         metavar="DIR",
         nargs="+",
-        type=user_path,
+        type=fetch,
         help="working directory of a finished run",
     )
     parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")

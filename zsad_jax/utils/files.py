@@ -21,26 +21,36 @@ from zsad_jax.utils.errors import UserError
 PathLike = str | os.PathLike[str]
 
 LOCK = ".zsad_jax.lock"
+REMOTE = "gs://"
 MARK = ".zsad_jax"  # a file in directories that the library creates and may remove
 LONGEST_NAME = 80
 # Names that `replaced` gives, and those of directories of tensorflow-datasets and ours.
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.part(\.[^.]*)?", re.DOTALL)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 _UNFINISHED = re.compile(r"incomplete\.(extracted|[A-Z0-9]{6}_.*)")
 
 
 def home() -> pathlib.Path:
     """Returns the cache directory: `ZSAD_JAX_HOME`, else `~/.cache/zsad_jax`; it is not created."""
-    place = pathlib.Path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax")
-    return place.expanduser().absolute()
+    place = user_path(os.environ.get("ZSAD_JAX_HOME") or "~/.cache/zsad_jax", "ZSAD_JAX_HOME")
+    return pathlib.Path(place).absolute()
 
 
-def user_path(path: Any, what: str = "The path") -> str:
-    """Returns a path of a user with `~` expanded; raises `UserError`, about `what`, if it is not a path."""
+def user_path(path: Any, what: str = "The path", *, remote: bool = False) -> str:
+    """Returns a path of a user with `~` expanded; raises `UserError`, about `what`, if it is not a path.
+
+    Only with `remote` may it be in Google Cloud Storage; see `zsad_jax.utils.remote`.
+    """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not text.strip() or "\0" in text:
         raise UserError(
             f"{what} is {path!r}. Expected a file or a folder. If it is from a shell variable, check that the"
             " variable is set."
+        )
+    if _ADDRESS.match(text) and not (remote and text.startswith(REMOTE)):
+        raise UserError(
+            f"{what} is {text!r}. Expected a local path{f' or {REMOTE}BUCKET/PATH' * remote}. Name a local one,"
+            " and copy the files, for example with gcloud storage cp."
         )
     return os.path.expanduser(text)
 
@@ -170,11 +180,11 @@ def digest(path: PathLike, algorithm: str = "sha256") -> str:
 
 
 @contextlib.contextmanager
-def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
+def alone(folder: PathLike, outputs: Sequence[str] = (), *, wait: bool = False) -> Iterator[None]:
     """Locks a folder for this process, creates it, and removes what killed runs left in it (see `sweep`).
 
-    Raises `UserError` if another process uses the folder, if it cannot be written to, or if it has no lock
-    file but files with the names of `outputs`, which are then the user's own.
+    Raises `UserError` if another process uses the folder (without `wait`), if it cannot be written to,
+    or if it has no lock file but files with the names of `outputs`, which are then the user's own.
     """
     path = pathlib.Path(folder) / LOCK
     is_new = not path.parent.exists()
@@ -193,7 +203,7 @@ def alone(folder: PathLike, outputs: Sequence[str] = ()) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"{folder} is in use by another process. Wait for it, or choose another folder."

@@ -15,7 +15,7 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints.read import MisfitError, fit_tree, read_arrays
 from zsad_jax.backbones.registry import ASSETS, File, find_release
 from zsad_jax.methods.base import Method, param_shapes
-from zsad_jax.utils import files
+from zsad_jax.utils import files, remote
 from zsad_jax.utils.errors import UserError, suggest
 
 # The authors' repository at the commit that added the prompts (MIT license).
@@ -88,7 +88,7 @@ def find(source: str) -> PromptFile:
     """Returns the prompts of a released name or a path; raises `UserError` if neither is there."""
     if source in RELEASES:
         return PromptFile(source, RELEASES[source].epoch)
-    source = files.user_path(source, "The checkpoint")
+    source = remote.fetch(source, "The checkpoint")
     if pathlib.Path(source).is_dir():
         raise UserError(f"The checkpoint {source} is a folder. Pass the prompts.npz in it.")
     if not pathlib.Path(source).is_file():
@@ -203,7 +203,7 @@ def read_state(source: files.PathLike) -> dict[str, np.ndarray]:
     Raises:
       UserError: nothing of that name, or a file that cannot be read.
     """
-    path, name = pathlib.Path(files.user_path(source)), os.fspath(source)
+    path, name = pathlib.Path(remote.fetch(source)), os.fspath(source)
     if name in RELEASES:
         path = locate(name)
     elif not path.suffix:
