@@ -51,6 +51,7 @@ def get_config(variant=""):
     }}
     config.image_score = "second"
     config.batch_size = 4
+    config.model_devices = 1
     config.skip_missing = False
     config.data_dir = "{folder}/data"
     config.seed = 1
@@ -233,16 +234,18 @@ def test_resumes_after_kill(folder, finished, workdir, sign):
     assert results(folder / workdir) == results(finished)
 
 
-def test_eight_devices_match_one(folder, finished):
+@pytest.mark.parametrize("split", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_eight_devices_match_one(folder, finished, split):
     """Uses batches of four, which do not fill eight devices, so that padding rows are added and ignored."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = run(folder, "eight/devices", "--config.training.epochs=3", XLA_FLAGS=flags)
+    workdir = f"eight{split}/devices"
+    done = run(folder, workdir, f"--config.model_devices={split}", XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
-    one, eight = prompts(finished), prompts(folder / "eight/devices")
+    one, eight = prompts(finished), prompts(folder / workdir)
     for name in one:
         np.testing.assert_allclose(eight[name], one[name], atol=2e-4)
     one, eight = (
-        json.loads((w / "results.json").read_text()) for w in (finished, folder / "eight/devices")
+        json.loads((w / "results.json").read_text()) for w in (finished, folder / workdir)
     )
     for before, after in zip(one, eight, strict=True):
         assert after["pixel_auroc"] == pytest.approx(before["pixel_auroc"], abs=1e-3)
@@ -343,6 +346,10 @@ MISTAKES = {
     "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
     "trained on its target": ({"targets": ("auxiliary",)}, r"with prompts trained on auxiliary"),
     "no prompts": ({"train": False}, r"config.checkpoints=.*'auxiliary'"),
+    "devices": (
+        {"model_devices": 7},
+        "model_devices=7 does not divide the 1 device of this process",
+    ),
     "no target": ({"targets": ()}, r"config.targets is empty"),
     "names in one text": ({"targets": ("mpdd,btad",)}, r"\('mpdd', 'btad'\)"),
     "one name twice": (

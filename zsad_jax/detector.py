@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.transformer import place
 from zsad_jax.data.issues import DOUBTFUL
 from zsad_jax.data.preprocess import (
     Decoded,
@@ -251,6 +252,7 @@ def make_detector(
     categories: tuple[str, ...] = ("object",),
     score: str | None = None,
     batch_size: int = 1,
+    model_devices: int = 1,
 ) -> Detector:
     """Makes a detector of its parts; prompts are encoded and the method is compiled when first needed.
 
@@ -259,9 +261,10 @@ def make_detector(
       prompts: origin of the parameters, in words.
       categories: what the images may show, for the fixed prompts.
       score, batch_size: as for `load_detector`.
+      model_devices: number of devices over which each tower is split.
 
     Raises:
-      UserError: the method has no such score, the batch size is out of range, or a category is empty.
+      UserError: the method has no such score, a number is out of range, or a category is empty.
     """
     if not all(map(str.strip, categories)):
         raise UserError(
@@ -274,12 +277,11 @@ def make_detector(
             f"{method.name} scores the images of a category together, so it cannot score single images."
             " Evaluate a folder of images with python -m zsad_jax.main instead."
         )
-    mesh = sharding.make_mesh(jax.local_devices()[:batch_size])
-    frozen, params = sharding.replicate((backbone.params, params), mesh)
+    mesh = sharding.make_mesh(jax.local_devices()[: batch_size * model_devices], model_devices)
     return Detector(
-        backbone=dataclasses.replace(backbone, params=frozen),
+        backbone=dataclasses.replace(backbone, params=place(backbone.params, mesh)),
         method=method,
-        params=params,
+        params=sharding.replicate(params, mesh),
         prompts=prompts,
         categories=categories,
         image_score=image_score(method, score),

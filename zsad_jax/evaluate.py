@@ -14,6 +14,7 @@ from PIL import Image
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.feature_cache import Features, FeaturesByKey
+from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.methods.base import Method, Scores, encoder_of
@@ -197,7 +198,7 @@ def evaluate(
         )
     methods = [contender.method for contender in contenders]
     scorer = scorer or make_scorer(methods, backbone)
-    frozen = sharding.replicate(backbone.params, mesh)
+    frozen = place(backbone.params, mesh)
     params = [sharding.replicate(contender.params, mesh) for contender in contenders]
     # Prompts are encoded once for all images; class names are static, since they are tokenized on the host.
     prototypes = [

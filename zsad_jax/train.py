@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt8
 
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
+from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import ImageBatch
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
 from zsad_jax.utils import files, sharding
@@ -252,7 +253,7 @@ def train(
 
     Args:
       method: the method to train.
-      backbone: the frozen model; its parameters are replicated over the mesh.
+      backbone: the frozen model; its towers are placed on the mesh.
       features: of the auxiliary set, with the encoder of the method.
       members: what is trained together. A seed is for the initial parameters and, with `shuffle`, the order
         of the images.
@@ -267,7 +268,7 @@ def train(
     dataset, config = features.dataset, members[0].config
     # One key per epoch, derived from its number, so that a resumed run shuffles like an uninterrupted one.
     keys = [jax.random.split(jax.random.key(member.seed)) for member in members]
-    frozen = sharding.replicate(backbone.params, mesh)
+    frozen = place(backbone.params, mesh)
     params = [method.init(init_key, frozen) for init_key, _ in keys]
     if not jax.tree.leaves(params):
         raise UserError(

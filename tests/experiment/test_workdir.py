@@ -34,7 +34,13 @@ def workdir(tmp_path):
     "changes",
     [
         {},
-        {"batch_size": 4, "num_workers": 2, "data_dir": "data", "skip_missing": True},
+        {
+            "batch_size": 4,
+            "num_workers": 2,
+            "data_dir": "data",
+            "skip_missing": True,
+            "model_devices": 2,
+        },
         {"method": {"name": "clip", "sigma": 4, "temperature": None}},
     ],
 )

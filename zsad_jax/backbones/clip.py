@@ -232,11 +232,8 @@ def load(
     )
     shown = (clip_checkpoints.read_sizes_vision(vision), clip_checkpoints.read_sizes_text(text))
     apply_options(name, {}, options.overrides, shown)
-    chosen: dict[str, Any] = {
-        "activation": activation,
-        "dtype": options.dtype,
-        "attention": options.attention,
-    }
+    chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
+    chosen["activation"] = activation
     sizes = VisionSizes(**shown[0], **chosen), TextSizes(**shown[1], **chosen)
     if sizes[0].embed_dim != sizes[1].embed_dim:
         raise UserError(

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 import zsad_jax
 from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import UNREADABLE, Issue
 from zsad_jax.data.loader import load_batches, report_notes
@@ -116,7 +117,7 @@ class Features:
         self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
         # Cached, so that each note is logged once, however often the images are read.
         self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
-        self._frozen = sharding.replicate(backbone.params, mesh)
+        self._frozen = place(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
         self._encode: dict[Hashable, Any]
         self._encode = {k: encode and _compile(encode, *fixed) for k, encode in encoders.items()}
@@ -206,7 +207,7 @@ class Features:
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         data = dataset.name, dataset.categories, dataset.fingerprint(), self.rows, SHARD_BYTES
         model = backbone.name, backbone.digest, backbone.options, backbone.preprocess, key
-        machine = device.device_kind, self._mesh.size, precision, jax.__version__
+        machine = device.device_kind, dict(self._mesh.shape), precision, jax.__version__
         code = zsad_jax.__version__, _digest_code()
         return {
             "key": fingerprint(data, model, machine, code, self._config.dtype),

@@ -103,21 +103,13 @@ def load_backbone(
         image_size, DTYPES[dtype], num_heads, text_num_heads, activation, attention, overrides
     )
     if dtype == "float32" and jax.default_backend() == "gpu":
-        logging.info(
-            "%s computes in float32. On a GPU, bfloat16 is several times faster: set the option dtype"
-            " (--config.backbone.dtype=bfloat16).",
-            name,
-        )
+        words = "On GPUs, %s is several times faster with --config.backbone.dtype=bfloat16."
+        logging.info(words, name)
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)
-    chosen = {
-        "dtype": dtype,
-        "num_heads": num_heads,
-        "activation": activation,
-        "attention": attention,
-        **overrides,
-    }
+    tower = {"num_heads": num_heads, "activation": activation, "attention": attention}
+    chosen = {"dtype": dtype, **tower, **overrides}
     return dataclasses.replace(backbone, preprocess=preprocess, options=chosen)
 
 

@@ -7,16 +7,18 @@ those of the native TIPS files (flax's own names), so a native file's tree is th
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import Params
+from zsad_jax.utils import sharding
 
 AttentionForm = Literal["auto", "plain"]
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
@@ -128,15 +130,9 @@ def _attend_by_head(
     return jnp.moveaxis(mixed.reshape(b, h, n, k), 1, 2)
 
 
-def _attend_fused(
-    query: Float[Array, "b n h k"], key: Float[Array, "b m h k"], value: Float[Array, "b m h k"]
-) -> Float[Array, "b n h k"]:
-    """Computes the same with cuDNN, which keeps the [n m] weights in the cache of a GPU."""
-    out: Array = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation="cudnn")
-    return out
-
-
-# JAX rejects gradients of cuDNN's form for an odd number of tokens: they are those of the plain form.
+# cuDNN's form keeps the [n m] weights in the cache of a GPU. JAX rejects its gradient for an odd number of
+# tokens, for which the plain form has one.
+_attend_fused = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
 _attend_fused_odd = jax.custom_vjp(_attend_fused)
 _attend_fused_odd.defvjp(functools.partial(jax.vjp, _attend_plain), lambda pull, out: pull(out))
 
@@ -350,6 +346,34 @@ def tree_of(tower: VisionTower | TextTower) -> Params:
         return {k: repeated(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
     return repeated(shapes["params"])
+
+
+# The axis of arrays that devices share: outputs of the first layers of attention (whole heads) and of the
+# feed-forward, inputs of the last ones, so that a block has two sums over devices (Shoeybi et al. 2019).
+_OUT, _IN = {"kernel": 1, "bias": 0}, {"kernel": 0}
+SPLIT_AXES = {
+    "MultiHeadDotProductAttention_0": {"query": _OUT, "key": _OUT, "value": _OUT, "out": _IN},
+    "MlpBlock_0": {"Dense_0": _OUT, "Dense_1": _IN},
+    "FFNSwiGluFused_0": {"Dense_0": _OUT, "Dense_1": _OUT, "Dense_2": _IN},
+}
+
+
+def place(params: Params, mesh: Mesh) -> Params:
+    """Copies towers to all devices; those along the mesh's axis "model" share each block's weights.
+
+    What they cannot share equally, such as 3 heads on 2 devices, is copied to each.
+    """
+    if mesh.shape[sharding.MODEL] == 1:
+        return sharding.replicate(params, mesh)
+
+    def put(path: tuple[Any, ...], leaf: Array) -> Any:
+        module, layer, array = ["", "", "", *(getattr(one, "key", "") for one in path)][-3:]
+        axis = SPLIT_AXES.get(module, {}).get(layer, {}).get(array)
+        split = axis is not None and leaf.shape[axis] % mesh.shape[sharding.MODEL] == 0
+        spec = PartitionSpec(*[None] * (axis or 0), sharding.MODEL) if split else PartitionSpec()
+        return sharding.place(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(put, params)
 
 
 class Transformer(nn.Module):

@@ -29,7 +29,7 @@ from zsad_jax.utils.files import PathLike, user_path
 
 # Keys that results do not depend on, apart from the last bits.
 WITHOUT_EFFECT = (
-    *("batch_size", "num_workers", "data_dir", "skip_missing"),
+    *("batch_size", "num_workers", "model_devices", "data_dir", "skip_missing"),
     *("features.cache", "features.max_gb"),
 )
 # Keys whose values are in the tables.
@@ -88,6 +88,7 @@ class Experiment:
       skip_missing: skip datasets that are not prepared, with a warning, instead of stopping.
       data_dir: folder of prepared datasets; None: under the cache directory.
       num_workers: decoding processes; None: chosen automatically.
+      model_devices: number of devices over which each tower is split; batches are split over the others.
       features: fields of `FeaturesConfig`, on storing what the frozen tower computes.
       seed: of the initial parameters and of shuffling.
       seeds: number of trainings, with the seeds `seed`, `seed` + 1, …; results are their means.
@@ -112,6 +113,7 @@ class Experiment:
     skip_missing: bool = False
     data_dir: str | None = None
     num_workers: int | None = within(None, 0, 1024)
+    model_devices: int = within(1, 1)
     features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = within(0, 0, 2**31 - 1)
     seeds: int = within(1, 1, 1000)

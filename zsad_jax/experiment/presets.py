@@ -55,6 +55,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.skip_missing = False
     config.data_dir = config_dict.placeholder(str)
     config.num_workers = config_dict.placeholder(int)
+    config.model_devices = 1
     config.features = _fields(FeaturesConfig)
     # The seed of AnomalyCLIP's and TIPSomaly's code.
     config.seed = 111

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from zsad_jax.backbones import Backbone, registry
+from zsad_jax.backbones import Backbone, registry, transformer
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.data.dataset import Dataset
 from zsad_jax.data.open import open_dataset
@@ -42,7 +42,7 @@ class Run:
     datasets: dict[str, Dataset]
     skipped: dict[str, str]
     push: Callable[[], None]
-    mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+    mesh: Mesh
     methods: dict[tuple[str, str], Method] = dataclasses.field(default_factory=dict)
 
     @property
@@ -90,6 +90,7 @@ class Run:
 def start_run(experiment: Experiment, place: Place) -> Run:
     """Checks the experiment, opens its datasets, loads the backbones and writes config.json."""
     # First what needs no files, then datasets, then weights: mistakes show before long waits.
+    mesh = sharding.make_mesh(model=experiment.model_devices)
     variants = make_variants(experiment)
     for one in variants:
         with _naming(one):
@@ -103,7 +104,10 @@ def start_run(experiment: Experiment, place: Place) -> Run:
         options = _options(one)
         with _naming(one):
             if options not in backbones:
-                backbones[options] = one.experiment.load_backbone()
+                loaded = one.experiment.load_backbone()
+                # In place of those that are on the first device as a whole.
+                placed = transformer.place(loaded.params, mesh)
+                backbones[options] = dataclasses.replace(loaded, params=placed)
             one.experiment.check_method(backbones[options], longest, main=not one.label)
             if one.experiment.method["name"] == experiment.method["name"]:
                 method = one.experiment.main_method(backbones[options])
@@ -116,6 +120,7 @@ def start_run(experiment: Experiment, place: Place) -> Run:
         datasets=datasets,
         skipped=skipped,
         push=place.push,
+        mesh=mesh,
     )
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(place.local / "config.json", to_json(experiment))

@@ -193,6 +193,7 @@ def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector
         categories=options.folders.categories,
         score=experiment.image_score,
         batch_size=batch_size,
+        model_devices=experiment.model_devices,
     )
 
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from zsad_jax.utils.errors import UserError, plural
+
 DATA, MODEL = "data", "model"
 MAX_BATCH = 2**16
 
@@ -18,10 +20,19 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     """Returns a mesh of devices (None = all) with automatic propagation of shardings.
 
     Its axes are "data", over which batches are split, and "model", over `model` devices of a process.
+
+    Raises:
+      UserError: `model` does not divide the number of devices of a process.
     """
     # Sorted, so that the rows of a process are neighbors. Only gradients of few parameters are summed over
     # "data", so the topology of the network hardly matters.
     ordered = sorted(devices or jax.devices(), key=lambda one: (one.process_index, one.id))
+    local = sum(one.process_index == ordered[0].process_index for one in ordered)
+    if local % model:
+        raise UserError(
+            f"model_devices={model} does not divide the {plural(local, 'device')} of this process. Use a"
+            " divisor, for example 1."
+        )
     return Mesh(np.reshape(ordered, (-1, model)), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -36,6 +47,8 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         return jax.device_put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         # Unlike `device_put`, this does not send every array to all processes for a comparison.
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
