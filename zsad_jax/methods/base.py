@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypedDict
 
 import jax
 import numpy as np
@@ -92,7 +92,7 @@ class ScoreFn(Protocol):
 class ComputeScoresFn(Protocol):
     """A function that returns the scores of images with all extras.
 
-    `prototypes` are those of each image's category, along the axis of images.
+    `prototypes` are those of each image's category, along the axis of images, or what `score_fn` says.
     """
 
     def __call__(
@@ -247,10 +247,12 @@ def encoder_of(method: Method) -> tuple[Hashable, FeaturesFn | None]:
     return key, method.features
 
 
-def score_fn(compute: ComputeScoresFn) -> ScoreFn:
+def score_fn(compute: ComputeScoresFn, *, whole: bool = False) -> ScoreFn:
     """Returns `Method.score`, which returns only the requested extras of `compute`.
 
-    Where it is compiled, extras that are not requested are never computed.
+    Where it is compiled, extras that are not requested are never computed. With `whole`, the prototypes that
+    `compute` receives are (those of all categories, the categories of images), since copies for each image may
+    be large.
     """
 
     def score(
@@ -262,7 +264,9 @@ def score_fn(compute: ComputeScoresFn) -> ScoreFn:
         *,
         extras: Collection[str] = (),
     ) -> Scores:
-        of_images = jax.tree.map(lambda x: x[category], prototypes)
+        of_images: Any = prototypes, category
+        if not whole:
+            of_images = jax.tree.map(lambda x: x[category], prototypes)
         scores = compute(frozen, params, of_images, features)
         if unknown := sorted({*extras} - {*scores.extras}):
             hint = suggest(unknown[0], scores.extras)
@@ -270,6 +274,23 @@ def score_fn(compute: ComputeScoresFn) -> ScoreFn:
         return scores._replace(extras={name: scores.extras[name] for name in extras})
 
     return score
+
+
+class NothingLearned(TypedDict):
+    """The fields of `Method` that follow from having nothing to learn."""
+
+    init: InitFn
+    loss: LossFn
+    group_names: tuple[str, ...]
+
+
+def nothing_learned(config: MethodConfig) -> NothingLearned:
+    """Returns the fields of a `Method` whose params are always {}."""
+
+    def loss(*_: Any) -> NoReturn:
+        raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")
+
+    return {"init": lambda key, frozen: {}, "loss": loss, "group_names": ()}
 
 
 class VisionSide(TypedDict):

@@ -7,16 +7,15 @@ one half is what the papers print.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Method, Scores, score_fn, vision_side
+from zsad_jax.methods.base import Method, Scores, nothing_learned, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_texts
 from zsad_jax.utils.config import config_from
-from zsad_jax.utils.errors import UserError
 
 # CLIP's 80 templates for ImageNet (Radford et al. 2021), which come in kinds.
 _KINDS = "photo,painting,drawing,doodle,sketch,rendering,rendition,sculpture,tattoo"
@@ -98,15 +97,10 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
     ) -> Scores:
         return similarity.pair_scores(compare(text, features), text_features=text)
 
-    def loss(*_: Any) -> NoReturn:
-        raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")
-
     return Method(
-        init=lambda key, frozen: {},
         prototypes=prototypes,
         score=score_fn(compute),
         score_range=(0.0, 1.0),
-        loss=loss,
-        group_names=(),
+        **nothing_learned(config),
         **vision_side(backbone, config),
     )

@@ -1,0 +1,287 @@
+"""Patches compared with those of normal reference images; nothing is learned, and no text is read.
+
+The variant "neighbors" measures distances to the nearest reference patches, after AnomalyDINO (WACV 2025, arXiv
+2405.14529); "subspace" measures what the principal components of the reference patches do not explain, after
+SubspaceAD (CVPR 2026, arXiv 2602.23013). Images are squares of the model's size throughout. The published code
+rotates references at their original size, and AnomalyDINO's keeps the aspect and makes maps of that size.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
+
+from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.backbones.feature_cache import Images
+from zsad_jax.methods.base import Category, Method, Patches, Scores, nothing_learned, score_fn
+from zsad_jax.methods.shared import anomaly_map
+from zsad_jax.methods.shared.config import Fields, MethodConfig, scale_block
+from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.utils.config import config_from, within
+from zsad_jax.utils.errors import UserError
+
+MAX_ANGLE = 345.0  # degrees, of random rotations
+# A foreground fills more than this share of the middle of the grid, which is between these shares of its sides.
+FILLED, MIDDLE = 0.35, (0.2, 0.8)
+HIGHEST = (
+    jax.lax.Precision.HIGHEST
+)  # accelerators otherwise round cosines to the size of 1 - cosine
+Metric = Literal["cosine", "L2"]
+Features = Float[Array, "b h w d"]
+References = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnConfig(MethodConfig):
+    """Options of the comparison with reference images; the defaults are those of AnomalyDINO's numbers.
+
+    The settings of SubspaceAD are in `configs/knn.py:subspace`.
+
+    Attributes:
+      variant: distances to the nearest reference patches, or from the subspace of all.
+      feature_layers: vision blocks whose patch tokens are averaged.
+      patch_norm: whether patch tokens pass the final norm (and the projection) of the vision tower.
+      views: rotations in which references are compared as well: by equal angles, interpolated and mirrored at
+        the borders ("even"), or by random angles, with nearest pixels and black corners ("random").
+      num_views: number of views of a reference, including itself; 1: no rotations.
+      top_share: share of the patches ("subspace": pixels of the map) with the highest scores, whose mean is the
+        image score; at least one.
+      smoothing: by the whole Gaussian, or by its 3 x 3 pixels in the middle.
+      mask: whether patches have the score 0 in the background, by the first principal component of an image.
+      mask_only: class names for which `mask` holds; (): all.
+      mask_threshold: of the component; the default is for DINOv2 S/14 after its final norm.
+      k: "neighbors": number of nearest patches whose distances are averaged.
+      metric: "neighbors": 1 - cosine, or the Euclidean distance.
+      mask_references: "neighbors": whether `mask` holds for references, whose background is ignored, too.
+      tau: "subspace": share of the variance that the principal components explain.
+    """
+
+    name: ClassVar[str] = "knn"
+    title: ClassVar[str] = "kNN"
+    needs_text: ClassVar[bool] = False
+    vv_from: ClassVar[None] = None  # type: ignore[misc]
+    cls_norm: ClassVar[bool] = True  # type: ignore[misc]
+    global_token: ClassVar[int] = 0  # type: ignore[misc]
+    temperature: ClassVar[None] = None  # type: ignore[misc]
+    init_std: ClassVar[float] = 0.0  # type: ignore[misc]
+
+    variant: Literal["neighbors", "subspace"] = "neighbors"
+    patch_norm: bool = True
+    views: Literal["even", "random"] = "even"
+    num_views: int = within(8, 1, 360)
+    top_share: float = within(0.01, 0, 1)
+    smoothing: Literal["gaussian", "3x3"] = "gaussian"
+    mask: bool = False
+    mask_only: tuple[str, ...] = ()
+    mask_threshold: float = within(10.0, 0)
+    k: int = within(1, 1, 1000)
+    metric: Metric = "cosine"
+    mask_references: bool = False
+    tau: float = within(0.99, 0.01, 1)
+
+
+def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
+    """Returns the comparison with normal reference images over any backbone.
+
+    Its params are {}; its features are patch tokens [b, h, w, d], its maps have one channel.
+
+    Raises:
+      UserError: for an unknown key or a bad value.
+    """
+    config = config_from(KnnConfig, config)
+    layers = tuple(scale_block(block, backbone.vision_depth) for block in config.feature_layers)
+    size, subspace = backbone.preprocess.image_size, config.variant == "subspace"
+    find_foreground = functools.partial(foreground, threshold=config.mask_threshold)
+
+    def features(frozen: Params, params: Params, images: Images) -> Features:
+        norm = config.patch_norm
+        return backbone.encode_image(frozen, images, layers=layers, patch_norm=norm).patches.mean(1)
+
+    def prototypes(
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
+    ) -> References:
+        if references is None:
+            raise UserError(
+                f"Method '{config.name}' needs normal reference images of each category. Set config.shots, or"
+                " pass references."
+            )
+        names = config.mask_only or class_names
+        masked = jnp.array([config.mask and name in names for name in class_names])
+        if subspace:
+            fit = functools.partial(fit_subspace, tau=config.tau)
+            return {"masked": masked, **jax.lax.map(fit, references)}
+        bank = _rows(references, config.metric)
+        valid = jnp.ones(bank.shape[:3], bool)
+        if config.mask_references:
+            shown = jax.lax.map(jax.vmap(find_foreground), references).reshape(valid.shape)
+            shown |= ~masked[:, None, None]
+            # References without any foreground are compared as a whole.
+            valid = shown | ~shown.any(axis=(1, 2), keepdims=True)
+        return {"masked": masked, "bank": bank, "valid": valid}
+
+    def smooth(patches: Patches, size: anomaly_map.Size) -> Float[Array, "b H W"]:
+        if config.smoothing == "gaussian":
+            return anomaly_map.anomaly_map(patches, size, sigma=config.sigma)
+        return blur_3x3(anomaly_map.anomaly_map(patches, size, sigma=0.0), config.sigma)
+
+    def compute(
+        frozen: Params, params: Params, compared: tuple[References, Category], patches: Array
+    ) -> Scores:
+        references, category = compared
+        if subspace:
+            found = residuals(references, category, patches)
+        else:
+            found = distances(references, category, patches, k=config.k, metric=config.metric)
+        if config.mask:
+            unmasked = ~references["masked"][category][:, None, None]
+            found = jnp.where(jax.vmap(find_foreground)(patches) | unmasked, found, 0)
+        found = found[..., None]
+        values = (smooth(found, size) if subspace else found).reshape(len(found), -1)
+        count = max(int(config.top_share * values.shape[1]), 1)
+        return Scores({"top_mean": jax.lax.top_k(values, count)[0].mean(axis=1)}, found)
+
+    rotate = functools.partial(rotate_views, num_views=config.num_views, views=config.views)
+    return Method(
+        name=config.name,
+        config=config,
+        features=features,
+        features_key=(layers, config.patch_norm, "mean of patches"),
+        prototypes=prototypes,
+        score=score_fn(compute, whole=True),
+        anomaly_map=smooth,
+        image_scores=("top_mean",),
+        references="required",
+        reference_views=rotate if config.num_views > 1 else None,
+        **nothing_learned(config),
+    )
+
+
+def rotate_views(
+    images: UInt8[np.ndarray, "k S S 3"], key: Array, *, num_views: int, views: str
+) -> UInt8[np.ndarray, "v*k S S 3"]:
+    """Returns the images, then rotated copies of all; see `KnnConfig`."""
+    import cv2
+
+    shape, side = (num_views, len(images)), images.shape[1]
+    if views == "even":
+        angles = np.broadcast_to(np.arange(num_views)[:, None] * 360 / num_views, shape)
+        center, flags, border = side / 2, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101
+    else:
+        angles = np.array(jax.random.uniform(key, shape, maxval=MAX_ANGLE))
+        angles[0] = 0
+        center, flags, border = (side - 1) / 2, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT
+
+    def rotate(image: UInt8[np.ndarray, "S S 3"], angle: float) -> np.ndarray:
+        turn = cv2.getRotationMatrix2D((center, center), float(angle), 1.0)
+        return np.asarray(cv2.warpAffine(image, turn, (side, side), flags=flags, borderMode=border))
+
+    return np.stack([rotate(*pair) for row in angles for pair in zip(images, row, strict=True)])
+
+
+def distances(
+    references: References, category: Category, patches: Features, *, k: int, metric: Metric
+) -> Float[Array, "b h w"]:
+    """Returns the mean distance to the k nearest reference patches, or to all of them where there are fewer.
+
+    "L2" is the root of the mean square. Of the references, {"bank": [c r n d], "valid": [c r n]}, one image of
+    each category is compared at a time, so that only the distances to its patches are in memory.
+    """
+    bank, valid = references["bank"], references["valid"]
+    tokens = _rows(patches, metric)
+    k = min(k, bank.shape[1] * bank.shape[2])
+
+    def compare(nearest: Array, number: Array) -> tuple[Array, None]:
+        others = bank[category, number]
+        found = 1 - (products := jnp.einsum("bnd,bmd->bnm", tokens, others, precision=HIGHEST))
+        if metric == "L2":
+            x, y = (jnp.square(rows).sum(axis=-1) for rows in (tokens, others))
+            found = jnp.maximum(x[..., None] + y[:, None] - 2 * products, 0)  # 0 but for rounding
+        found = jnp.where(valid[category, number][:, None], found, jnp.inf)
+        if k == 1:  # much faster than to sort
+            return jnp.minimum(nearest, found.min(axis=-1, keepdims=True)), None
+        return -jax.lax.top_k(-jnp.concatenate([nearest, found], axis=-1), k)[0], None
+
+    start = jnp.full((*tokens.shape[:2], k), jnp.inf)
+    nearest, _ = jax.lax.scan(compare, start, jnp.arange(bank.shape[1]))
+    found = nearest.mean(axis=-1, where=jnp.isfinite(nearest))
+    return (found if metric == "cosine" else jnp.sqrt(found)).reshape(patches.shape[:3])
+
+
+def fit_subspace(references: Float[Array, "r h w d"], *, tau: float) -> References:
+    """Returns the mean of patches, and the directions "outside" of the subspace that explains their variance.
+
+    It has as many principal components as explain the share `tau`, for which columns are zeros.
+    """
+    mean, _, variances, directions = principal_components(references)
+    variances *= variances > 1e-6 * variances[-1]  # the others may be due to rounding
+    # Summed from the smallest, which would be lost in a sum from the largest.
+    outside = jnp.cumsum(variances) <= (1 - tau) * variances.sum()
+    return {"mean": mean, "outside": directions * outside}
+
+
+def residuals(subspace: References, category: Category, patches: Features) -> Float[Array, "b h w"]:
+    """Returns the squared distance of patches from the subspace of their category, see `fit_subspace`."""
+    centered = patches.astype(jnp.float32) - subspace["mean"][category][:, None, None]
+    # Not |x|² - |Pᵀ x|², which cancels.
+    outside = subspace["outside"][category]
+    parts = jnp.einsum("bhwd,bde->bhwe", centered, outside, precision=HIGHEST)
+    return jnp.square(parts).sum(axis=-1)
+
+
+def foreground(patches: Float[Array, "h w d"], *, threshold: float) -> Bool[Array, "h w"]:
+    """Returns the patches of the object in an image.
+
+    There the first principal component of the patches exceeds the threshold, or its negative does if the former
+    hardly fills the middle of the image. Small gaps are closed.
+    """
+    _, rows, _, directions = principal_components(patches)
+    first = directions[:, -1]
+    # The sign is arbitrary: the entry with the largest magnitude is positive.
+    first *= jnp.sign(first[jnp.argmax(jnp.abs(first))])
+    component = jnp.matmul(rows, first, precision=HIGHEST)
+    component = component.reshape(patches.shape[:2])
+    middle = tuple(slice(*(int(share * n) for share in MIDDLE)) for n in component.shape)
+    fills = (component > threshold)[middle].mean() > FILLED
+    mask = jnp.where(fills, component, -component) > threshold
+
+    dilate, erode = (False, jax.lax.bitwise_or), (True, jax.lax.bitwise_and)
+    for step in (dilate, dilate, erode):
+        mask = jax.lax.reduce_window(mask, *step, (3, 3), (1, 1), "SAME")
+    return mask
+
+
+def blur_3x3(maps: Float[Array, "b H W"], sigma: float) -> Float[Array, "b H W"]:
+    """Returns maps after the 3 x 3 pixels in the middle of a Gaussian, mirrored at the outermost pixels.
+
+    This is OpenCV's GaussianBlur with ksize 3.
+    """
+    weights = np.exp(-0.5 * np.array([1, 0, 1]) / max(sigma, 1e-3) ** 2)
+    weights /= weights.sum()
+    _, height, width = maps.shape
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    rows = sum(weights[i] * padded[:, i : i + height] for i in range(3))
+    blurred: Array = sum(weights[i] * rows[:, :, i : i + width] for i in range(3))
+    return blurred
+
+
+def _rows(patches: Float[Array, "*b h w d"], metric: Metric) -> Float[Array, "*b n d"]:
+    """Returns patch tokens as rows, with unit norm for cosines."""
+    rows = patches.astype(jnp.float32).reshape(*patches.shape[:-3], -1, patches.shape[-1])
+    return normalize(rows) if metric == "cosine" else rows
+
+
+def principal_components(patches: Float[Array, "*n d"]) -> tuple[Array, Array, Array, Array]:
+    """Returns mean and centered rows of patches, and variances (of sums) along their components, ascending.
+
+    The components are the columns of the last array.
+    """
+    rows = patches.astype(jnp.float32).reshape(-1, patches.shape[-1])
+    mean = rows.mean(axis=0)
+    rows -= mean
+    products = jnp.einsum("nd,ne->de", rows, rows, precision=HIGHEST)
+    return mean, rows, *jnp.linalg.eigh(products)
