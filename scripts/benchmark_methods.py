@@ -174,7 +174,7 @@ class Ours:
 
         method = self.detector.method
         ids, _ = self.detector.backbone.tokenize(texts_of(method.config))
-        layers, vv_from, cls_norm = method.features_key
+        layers, vv_from, cls_norm, _ = method.features_key
         flat = flatten_dict(self.detector.params, sep="/")
         params = {f"params/{key}": x for key, x in flat.items()}
         setup = {"layers": layers, "vv_from": vv_from or 0, "cls_norm": cls_norm}

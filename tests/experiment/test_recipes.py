@@ -45,7 +45,7 @@ class Recipe:
     Attributes:
       source: origin of the values; comments name the exceptions.
       method: fields of the method's config.
-      layers, vv_from, cls_norm: options of the vision tower of 24 blocks.
+      layers, vv_from, cls_norm, patch_norm: options of the vision tower of 24 blocks.
       image_score: the score shown in tables.
       map_range: the range of the maps.
       aupro_thresholds: see `Method`.
@@ -60,6 +60,7 @@ class Recipe:
     layers: tuple = (24,)
     vv_from: int | None = None
     cls_norm: bool = False
+    patch_norm: bool = True
     image_score: str = "global"
     map_range: tuple = (0.0, 1.0)
     aupro_thresholds: str = "torch"
@@ -322,7 +323,7 @@ def describe(name):
     """Returns a recipe's backbone without weights; its `encode_image` returns the options it receives."""
 
     def encode_image(frozen, images, **options):
-        return {"layers": (24,), "vv_from": None, "cls_norm": True} | options
+        return {"layers": (24,), "vv_from": None, "cls_norm": True, "patch_norm": True} | options
 
     described = describe_backbone(RECIPES[name].backbone["name"])
     assert described.vision_depth == 24
@@ -335,7 +336,8 @@ def test_method_defaults_with_24_blocks(name):
     method, recipe = make_method(name, describe(name)), RECIPES[name]
     found = dataclasses.asdict(method.config)
     assert {key: found[key] for key in recipe.method} == recipe.method
-    asked = {"layers": recipe.layers, "vv_from": recipe.vv_from, "cls_norm": recipe.cls_norm}
+    names = ("layers", "vv_from", "cls_norm", "patch_norm")
+    asked = {name: getattr(recipe, name) for name in names}
     assert method.features({}, {}, None) == asked
     assert method.image_scores[0] == image_score(method) == recipe.image_score
     assert method.map_range == recipe.map_range

@@ -102,7 +102,7 @@ def demo(method, backbone):
 def load(name):
     """Loads an included backbone whose towers are traced once per shape."""
     backbone = zsad_jax.load_backbone(name, image_size=SIZE)
-    options = ("layers", "project", "vv_from", "cls_norm")
+    options = ("layers", "vv_from", "cls_norm", "patch_norm")
     text = dataclasses.replace(
         backbone.text,
         encode_prompts=jax.jit(backbone.encode_prompts),

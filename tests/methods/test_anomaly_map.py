@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from zsad_jax.methods.shared.anomaly_map import anomaly_map, gaussian_matrix, map_matrix, upsample
 
@@ -43,6 +43,16 @@ def test_equals_resize_then_gaussian_filter(grid, size, sigma):
     columns = map_matrix(grid[1], size[1], sigma).astype(float)
     actual = map_matrix(grid[0], size[0], sigma).astype(float) @ patches @ columns.T
     np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((2, 3), (5, 7)), ((1, 4), (3, 1)), ((3, 3), (3, 3))])
+def test_align_corners_joins_outermost_centers(grid, size):
+    patches = np.random.default_rng(0).random(grid)
+    positions = (np.linspace(0, n - 1, m) for n, m in zip(grid, size, strict=True))
+    places = np.stack(np.meshgrid(*positions, indexing="ij"))
+    expected = map_coordinates(patches, places, order=1)
+    found = anomaly_map(patches[None, ..., None], size, sigma=0.0, align_corners=True)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_non_square_batch_under_jit():

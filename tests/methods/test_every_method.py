@@ -151,7 +151,8 @@ def test_config_sets_vision_options(load_golden_clip, name, switches, options):
     spy = dataclasses.replace(clip, encode_image=lambda *_, **options: calls.append(options))
     method = make_method(name, spy, switches)
     method.features({}, {}, np.zeros((1, 56, 56, 3)))
-    assert calls == [dict(zip(("layers", "vv_from", "cls_norm"), options, strict=True))]
+    names = ("layers", "vv_from", "cls_norm", "patch_norm")
+    assert calls == [dict(zip(names, options := (*options, True), strict=True))]
     assert method.features_key == options
     assert method.cacheable
 

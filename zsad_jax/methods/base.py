@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypedDict
 
 import jax
@@ -21,6 +21,7 @@ Terms = dict[str, Float[Array, ""]]
 Loss = tuple[Float[Array, ""], Terms]  # the loss and its terms by name
 Category = Int[AnyArray, " b"]
 Patches = Float[Array, "b h w c"]
+Blocks = Callable[[], Iterable[tuple[Any, Bool[np.ndarray, " b"]]]]
 
 
 class Scores(NamedTuple):
@@ -124,12 +125,16 @@ class GroupsFn(Protocol):
 
 
 class AcrossFn(Protocol):
-    """A function that returns new scores of all images of one category, which may depend on one another.
+    """A function that returns the scores of all images of one category, which may depend on one another.
 
-    It runs on the host, once per category, on the arrays that `ScoreFn` returned, in the order of the dataset.
+    It runs on the host, once per category; `prototypes` are those of all categories. `blocks()` yields the
+    features of consecutive images, in the order of the dataset, and which of them are valid, anew at each call:
+    those of all images need not fit into memory. The returned arrays have a row for each valid image.
     """
 
-    def __call__(self, scores: Scores, /) -> Scores: ...
+    def __call__(
+        self, frozen: Params, params: Params, prototypes: Any, blocks: Blocks, category: int, /
+    ) -> Scores: ...
 
 
 class ImportParamsFn(Protocol):
@@ -191,7 +196,8 @@ class Method(NamedTuple):
         which are then computed once for all of them.
       cacheable: whether `features` ignores `params` and nothing is augmented.
       stages: the stages of training.
-      across: None if the scores of an image do not depend on other images.
+      across: used in place of `score` where no references are given; None if the scores of an image do not
+        depend on other images.
       references: whether `prototypes` takes the features of normal images of each category.
       reference_views: the views in which reference images are encoded; None: the images themselves.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
@@ -305,11 +311,16 @@ class VisionSide(TypedDict):
 
 
 def vision_side(
-    backbone: Backbone, config: MethodConfig, *, num_maps: int | None = None
+    backbone: Backbone,
+    config: MethodConfig,
+    *,
+    num_maps: int | None = None,
+    patch_norm: bool = True,
 ) -> VisionSide:
     """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
-    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer.
+    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` is that of
+    `VisionOptions`.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -326,7 +337,12 @@ def vision_side(
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         return backbone.encode_image(
-            frozen, images, layers=layers, vv_from=vv_from, cls_norm=config.cls_norm
+            frozen,
+            images,
+            layers=layers,
+            vv_from=vv_from,
+            cls_norm=config.cls_norm,
+            patch_norm=patch_norm,
         )
 
     return {
@@ -335,5 +351,5 @@ def vision_side(
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),
-        "features_key": (layers, vv_from, config.cls_norm),
+        "features_key": (layers, vv_from, config.cls_norm, patch_norm),
     }

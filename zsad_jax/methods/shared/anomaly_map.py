@@ -15,10 +15,18 @@ from jaxtyping import Array, Float
 Size = int | tuple[int, int]  # (H, W), or the side of a square
 
 
-def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """Returns the 1-D bilinear resize of `length` to `size` samples: half-pixel centers, no antialias."""
-    # Beyond the outermost centers the border is repeated, as PyTorch does with align_corners=False.
-    centers = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+def bilinear_matrix(
+    length: int, size: int, *, align_corners: bool = False
+) -> Float[np.ndarray, "size length"]:
+    """Returns the 1-D bilinear resize of `length` to `size` samples, without antialias.
+
+    Centers are those of half pixels, or with `align_corners`, as in PyTorch, the outermost ones coincide.
+    """
+    if align_corners:
+        centers = np.arange(size) * (length - 1) / max(size - 1, 1)
+    else:
+        # Beyond the outermost centers the border is repeated, as PyTorch does.
+        centers = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     left = np.minimum(centers.astype(int), max(length - 2, 0))
     share = centers - left
     matrix = np.zeros((size, length))
@@ -49,23 +57,30 @@ def gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "n n"]:
 
 
 @functools.lru_cache(maxsize=64)
-def map_matrix(length: int, size: int, sigma: float) -> Float[np.ndarray, "size length"]:
+def map_matrix(
+    length: int, size: int, sigma: float, align_corners: bool = False
+) -> Float[np.ndarray, "size length"]:
     """Returns A = G U, from `length` patches to `size` smoothed pixels; read-only float32."""
     # A product in float64 that is rounded once, so that up-sampling and smoothing add no errors of their own.
-    matrix: np.ndarray = gaussian_matrix(size, sigma) @ bilinear_matrix(length, size)
+    bilinear = bilinear_matrix(length, size, align_corners=align_corners)
+    matrix: np.ndarray = gaussian_matrix(size, sigma) @ bilinear
     matrix = matrix.astype(np.float32)
     matrix.setflags(write=False)
     return matrix
 
 
 def upsample(
-    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 0.0
+    patches: Float[Array, "b h w c"],
+    size: Size,
+    *,
+    sigma: float = 0.0,
+    align_corners: bool = False,
 ) -> Float[Array, "b H W c"]:
     """Up-samples each channel of patch scores and smooths it with a Gaussian of `sigma` output pixels."""
     height, width = (size, size) if isinstance(size, int) else size
     # Map = A S Bᵀ, one factor at a time: nothing of the size [H, W, h, w] is ever made.
-    rows = map_matrix(patches.shape[1], height, float(sigma))
-    columns = map_matrix(patches.shape[2], width, float(sigma))
+    rows = map_matrix(patches.shape[1], height, float(sigma), align_corners)
+    columns = map_matrix(patches.shape[2], width, float(sigma), align_corners)
     # Full precision: the default of an accelerator would round the scores to 8 bits of mantissa.
     highest = jax.lax.Precision.HIGHEST
     wide = jnp.einsum("bhwc,Ww->bhWc", patches.astype(jnp.float32), columns, precision=highest)
@@ -73,7 +88,12 @@ def upsample(
 
 
 def anomaly_map(
-    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 4.0
+    patches: Float[Array, "b h w c"],
+    size: Size,
+    *,
+    sigma: float = 4.0,
+    align_corners: bool = False,
 ) -> Float[Array, "b H W"]:
     """Returns the anomaly map A S Bᵀ of patch scores, summed over channels; `sigma` is in output pixels."""
-    return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]
+    total = patches.sum(axis=-1, keepdims=True)
+    return upsample(total, size, sigma=sigma, align_corners=align_corners)[..., 0]
