@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+from concurrent import futures
 
 import fsspec
 import numpy as np
@@ -299,13 +300,13 @@ def test_rejects_a_missing_bucket_before_any_work(bucket, inputs, run, monkeypat
     monkeypatch.setattr(main, "run_experiment", None)
     code, error = run("gs://bucket", "gs://nowhere/run")
     assert code == 2
-    assert re.fullmatch(
-        r"error: Cannot write to gs://nowhere/run \(it does not exist\). .*\n", error
-    )
+    words = r"error: Cannot copy \S+ to gs://nowhere/run \(it does not exist\)\. .*\n"
+    assert re.fullmatch(words, error)
 
 
 def test_missing_dataset_and_weights(bucket):
-    with pytest.raises(NotPreparedError, match="MVTec AD is not prepared in gs://bucket/data"):
+    words = r"not prepared in gs://bucket/data. Prepare it in .*/data, and copy the folder mvtec_ad"
+    with pytest.raises(NotPreparedError, match=words):
         data.open_dataset("mvtec_ad", "gs://bucket/data")
     with pytest.raises(UserError, match=r"Cannot read gs://bucket/x \(it does not exist\)"):
         data.open_dataset({"folder": "gs://bucket/x"}, "data")
@@ -318,6 +319,29 @@ def test_finds_remote_images(inputs, home):
     expected = [str(folder / name) for name in ("bad/0.png", "bad/1.png", "good/0.png")]
     found = find_images(["gs://bucket/parts/bad", "gs://bucket/parts/good/0.png"])
     assert found.images == expected
+
+
+def test_commands_read_remote_folders(inputs, capsys):
+    data_command(["verify", "gs://bucket/parts"])
+    assert "parts: all files can be read" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        report(["gs://bucket/parts"])
+    assert "remote/bucket/parts has no results.json" in capsys.readouterr().err
+
+
+def test_one_of_several_processes_copies(bucket, inputs):
+    bucket.reads.clear()
+    with futures.ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(remote.fetch, ["gs://bucket/parts"] * 4))) == 1
+    assert len(bucket.reads) == 4
+
+
+def test_one_run_uses_a_directory(bucket):
+    def lock():
+        return remote.alone("gs://bucket/run", (), "--workdir")
+
+    with lock(), pytest.raises(UserError, match="in use by another process"), lock():
+        pass
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/run", "https://host/run"])
@@ -335,9 +359,12 @@ def test_rejects_other_addresses(bucket, run, path):
         (data_command, ["prepare", "mvtec_ad", "--source", "gs://bucket/x"]),
         (data_command, ["show", "synthetic_target", "--out", "gs://bucket/x"]),
         (backbones_command, ["convert", "gs://bucket/x", "out.npz"]),
+        (data_command, ["list"]),
     ],
 )
-def test_commands_name_the_paths_that_must_be_local(bucket, capsys, command, arguments):
+def test_commands_name_the_paths_that_must_be_local(monkeypatch, capsys, command, arguments):
+    if len(arguments) == 1:
+        monkeypatch.setenv("ZSAD_JAX_HOME", "gs://bucket/x")
     with pytest.raises(SystemExit) as ended:
         command(arguments)
     assert ended.value.code == 2

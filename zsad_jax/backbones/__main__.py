@@ -17,7 +17,7 @@ HEADS = ("name", "family", "vision", "text", "patch", "image", "lineages", "lice
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
-    return command_line.run_parsed(_make_parser(), arguments)
+    return command_line.run_parsed(_make_parser, arguments)
 
 
 def _make_parser() -> argparse.ArgumentParser:

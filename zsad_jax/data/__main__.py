@@ -22,7 +22,7 @@ PROGRAM = "python -m zsad_jax.data"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code: 1 if verification fails, 2 for a user error."""
-    return command_line.run_parsed(_make_parser(), arguments)
+    return command_line.run_parsed(_make_parser, arguments)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -61,9 +61,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     parents = [common, threads, folder]
     verify = add("verify", "decode and count all images and masks", parents=parents)
-    verify.add_argument(
-        "names", metavar="NAME", nargs="+", type=remote.fetch, help="keys or paths of folders"
-    )
+    verify.add_argument("names", metavar="NAME", nargs="+", help="keys or paths of folders")
     verify.set_defaults(run=_verify)
 
     listed = add("list", "list known datasets and their state", parents=[common])
@@ -78,7 +76,7 @@ def _make_parser() -> argparse.ArgumentParser:
     listed.set_defaults(run=_list)
 
     show = add("show", "draw a contact sheet with outlined masks", parents=[common, folder])
-    show.add_argument("name", metavar="NAME", type=remote.fetch, help="key or path of a folder")
+    show.add_argument("name", metavar="NAME", help="key or path of a folder")
     show.add_argument("--out", type=files.user_path, help="PNG file to write (default: NAME.png)")
     category = "show only this category (may be repeated)"
     show.add_argument("--category", action="append", help=category)
@@ -173,7 +171,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _open(name: str, options: argparse.Namespace) -> OpenedDataset:
     folders = tuple(options.normal_folders or ()) or None
-    return open_all_splits(name, options.data_dir, normal_folders=folders)
+    return open_all_splits(remote.fetch(name), options.data_dir, normal_folders=folders)
 
 
 def _list(options: argparse.Namespace) -> int:

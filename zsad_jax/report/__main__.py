@@ -19,17 +19,16 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex", "html": "html"}  # b
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns the exit code, 2 for user errors."""
+    return command_line.run_parsed(_make_parser, arguments)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(
         prog="python -m zsad_jax.report",
         description="Show the papers' tables beside the results of finished runs.",
     )
-    parser.add_argument(
-        "workdirs",
-        metavar="DIR",
-        nargs="+",
-        type=fetch,
-        help="working directory of a finished run",
-    )
+    words = "working directory of a finished run"
+    parser.add_argument("workdirs", metavar="DIR", nargs="+", help=words)
     parser.add_argument("--paper", help=f"paper to show: {', '.join(MAIN_TABLES)} (default: all)")
     parser.add_argument(
         "--table", help="table to show: a number, poster or gain (default: main results and gain)"
@@ -50,11 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--all", action="store_true", help="include published ablations and our comparisons"
     )
     parser.set_defaults(run=_compare)
-    return command_line.run_parsed(parser, arguments)
+    return parser
 
 
 def _compare(options: argparse.Namespace) -> None:
-    ours = read_workdirs(options.workdirs, comparisons=options.all)
+    ours = read_workdirs(map(fetch, options.workdirs), comparisons=options.all)
     papers = compare_papers(ours, paper=options.paper, table=options.table, everything=options.all)
     in_papers = {dataset for one in papers for dataset in one.datasets}
     if not any(dataset in in_papers for one in ours for dataset, _ in one.rows):

@@ -88,11 +88,13 @@ def _report_errors(run: Callable[[], int | None]) -> int:
             fail(f"{path}: {error.strerror}. Check its permissions, or choose another folder.")
 
 
-def run_parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+def run_parsed(
+    make_parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str] | None
+) -> int:
     """Parses arguments, runs the function that they have as `run`, and returns the exit code."""
 
     def body() -> int | None:
-        options = parser.parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         log_plainly()
         return options.run(options)
 

@@ -1,6 +1,7 @@
 """Paths in Google Cloud Storage (gs://): all work is on local copies, in `remote/` of the cache directory."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import shutil
@@ -51,7 +52,7 @@ def alone(path: files.PathLike, outputs: Sequence[str], what: str) -> Iterator[P
 
         def push() -> None:
             now = {one: _stamp(one) for one in local.rglob("*") if one.is_file()}
-            with _reporting(f"Cannot write to {target}"):
+            with _reporting(f"Cannot copy {local} to {target}"):
                 # In the order of writing: what marks a result as finished comes last.
                 for one in sorted(now, key=lambda one: now[one][1]):
                     if stored.get(one) != now[one]:
@@ -82,6 +83,7 @@ def _copied(text: str, missing_ok: bool, wait: bool) -> Iterator[tuple[Any, path
             # The fingerprint of a dataset contains the time, and is the same on all machines.
             os.utime(temporary, ns=(stamps[path][1],) * 2)
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors before it raises them
     lock = root / ".locks" / files.safe_name(text)
     lock.mkdir(parents=True, exist_ok=True)
     with files.alone(lock, wait=wait):

@@ -41,9 +41,13 @@ def make_command(words: str, data_dir: files.PathLike) -> str:
 def how_to_prepare(name: str, data_dir: files.PathLike) -> str:
     """Returns the message about a benchmark that is not prepared, with the command that prepares it."""
     facts = DATASETS[name]
-    command = make_command(f"prepare {name}", data_dir)
+    remote = os.fspath(data_dir).startswith(files.REMOTE)
+    place = default_data_dir() if remote else data_dir
+    command = make_command(f"prepare {name}", place)
     archives = " and ".join(f"{one.file_name} ({one.summary})" for one in facts.archives)
     missing = f"{facts.title} is not prepared in {data_dir}."
+    if remote:
+        missing += f" Prepare it in {place}, and copy the folder {name} with gcloud storage cp -r."
     if facts.open_to_all:
         return f"{missing} To download {archives} and prepare it ({facts.license}), run: {command}"
     unpack = f", unpack with {facts.unpack}" if facts.unpack else ""
