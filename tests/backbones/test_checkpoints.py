@@ -209,7 +209,7 @@ def test_finds_damage_without_reading_arrays(tmp_path, suffix):
     assert read.find_damage(path) == ""
     for damaged in (data[:-1], data[:2000], b"", b"<html>404 not found</html>"):
         path.write_bytes(damaged)
-        assert read.find_damage(path) == "it is not a complete npz or safetensors file"
+        assert read.find_damage(path) == "it is not a complete npz, safetensors or PyTorch file"
 
 
 def test_rejects_single_array(tmp_path):

@@ -91,7 +91,7 @@ def test_discards_damaged_tips_file(published, tmp_path):
     stem = "/v1_0/checkpoints/scenic/tips_oss_s14_highres_distilled"
     for damaged in (NPZ[:-30], b"<html>not found</html>"):
         published.files[f"{stem}_vision.npz"] = damaged
-        with pytest.raises(UserError, match="not a complete npz or safetensors file"):
+        with pytest.raises(UserError, match="not a complete npz, safetensors or PyTorch file"):
             registry.locate("tips-s14-hr")
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
@@ -200,7 +200,7 @@ def test_fetches_two_clip_files_once(published, monkeypatch, tmp_path):
 
 def test_discards_damaged_clip_file(published, monkeypatch, tmp_path):
     serve_clip(published, monkeypatch, SAFETENSORS[:-1])
-    with pytest.raises(UserError, match="not a complete npz or safetensors file"):
+    with pytest.raises(UserError, match="not a complete npz, safetensors or PyTorch file"):
         registry.locate(SMALL_CLIP)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 

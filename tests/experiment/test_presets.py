@@ -243,5 +243,5 @@ def test_every_backbone_option_is_a_key():
     assert options["text_ln_eps"] == 1e-5
     assert options.keys() == {"name", *option_names()}
     accepted = {"lineage": "native", "gelu_approximate": True, "text_ln_eps": 1e-5}
-    assert {*accepted, "posemb_stage"} == {*FAMILY_OPTIONS}
+    assert {*accepted, "posemb_stage", "position_rule"} == {*FAMILY_OPTIONS}
     load_backbone("tips-nano", **accepted, posemb_stage=None)

@@ -128,15 +128,10 @@ class VisionEncoder(VisionTower):
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         """Returns the class token and the patches, with their positions, after the first norm."""
         s = self.sizes
-        h, w = (side // s.patch_size for side in images.shape[1:3])
-        if not images.shape[0] * h * w:
-            raise UserError(
-                f"The images are {images.shape}; expected at least {s.patch_size} pixels a side. Enlarge them."
-            )
-        images = images[:, : h * s.patch_size, : w * s.patch_size]
         embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")
         # Positions and the first norm are float32 in a bfloat16 tower too.
         x = embed(images).astype(jnp.float32)
+        h, w = x.shape[1:3]
         token = self.param("class_embedding", NORMAL, (s.width,))
         table = self.param("positional_embedding", NORMAL, (1 + s.grid**2, s.width))
         first, grid = resize_positions(table, (h, w))
@@ -273,6 +268,7 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
         loaded,
         VisionEncoder(vision),
         TextEncoder(text),
+        tokenize_bpe,
         family="clip",
         embed_dim=vision.embed_dim,
         preprocess=Preprocess(
@@ -283,7 +279,6 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
             # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
             rgb_first=False,
         ),
-        tokenize=tokenize_bpe,
     )
 
 

@@ -253,20 +253,20 @@ class Loaded(NamedTuple):
 def assemble(
     loaded: Loaded,
     vision: VisionTower,
-    text: TextTower,
+    text: TextTower | None = None,
+    tokenize: TokenizeWithFn | None = None,
     *,
     family: str,
     embed_dim: int,
     preprocess: Preprocess,
-    tokenize: TokenizeWithFn,
 ) -> Backbone:
-    """Returns the backbone of a vision and a text tower.
+    """Returns the backbone of a vision tower and, where there is one, a text tower.
 
     Args:
       loaded: what was read.
       vision, text: the modules.
+      tokenize: a function of `tokenizers`, with a text tower.
       family, embed_dim, preprocess: fields of `Backbone`.
-      tokenize: a function of `tokenizers`.
     """
     sizes = vision.sizes
     # With another temperature, all scores would be inverted or not finite.
@@ -277,10 +277,18 @@ def assemble(
         )
     # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
     path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
+    towers: dict[str, VisionTower | TextTower] = {"vision": vision}
+    side = None
+    if text and tokenize:
+        towers["text"] = text
+        length, vocabulary = text.sizes.length, text.sizes.vocabulary
+        side = text_side(
+            text, functools.partial(tokenize, path=path, length=length, vocabulary=vocabulary)
+        )
     return Backbone(
         name=loaded.name,
         family=family,
-        params=loaded.params or {"vision": tree_of(vision), "text": tree_of(text)},
+        params=loaded.params or {name: tree_of(tower) for name, tower in towers.items()},
         preprocess=preprocess,
         temperature=loaded.temperature,
         patch_size=sizes.patch_size,
@@ -292,12 +300,7 @@ def assemble(
         tokenizer_digest=files.digest(path) if path and path.is_file() else None,
         demonstration=loaded.release is not None and loaded.release.demo,
         encode_image=image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size),
-        text=text_side(
-            text,
-            functools.partial(
-                tokenize, path=path, length=text.sizes.length, vocabulary=text.sizes.vocabulary
-            ),
-        ),
+        text=side,
     )
 
 

@@ -19,7 +19,7 @@ from zsad_jax.utils.remote import fetch
 
 MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
-FAMILIES = {"tips": "zsad_jax.backbones.tips", "clip": "zsad_jax.backbones.clip"}
+FAMILIES = {name: f"zsad_jax.backbones.{name}" for name in ("tips", "clip", "dinov2")}
 
 # Options that only some families have, each with its type and description.
 FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -32,6 +32,10 @@ FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
     "posemb_stage": (
         tuple[int, ...] | None,
         "TIPS: sides of the grid that positions are resized to first, (32, 32).",
+    ),
+    "position_rule": (
+        str | None,
+        'DINOv2: how positions are resized, "offset", "size" or "antialias"; None: as in the release.',
     ),
 }
 
@@ -57,9 +61,9 @@ def load_backbone(
 
     Args:
       name: a released checkpoint ("tips-l14-hr", "clip-vit-l14-336"; fetched on first use), an included one
-        ("tips-nano", "clip-nano"), or the family "tips" or "clip" together with files.
-      weights: one file with both towers: npz, safetensors or PyTorch, of OpenAI, open_clip or Hugging Face (no
-        TIPS release has that form).
+        ("tips-nano", "clip-nano"), or a family ("tips", "clip", "dinov2") together with files.
+      weights: one file with all towers (not TIPS): npz, safetensors or PyTorch, in the names of the original
+        release, of open_clip, timm or Hugging Face.
       vision, text: the two files of a family; their format follows from their keys.
       tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenizing is an
         error (the words of CLIP's learned prompts are known).
@@ -73,8 +77,7 @@ def load_backbone(
       attention: "auto", on each device the fastest form (on NVIDIA GPUs that of cuDNN, for bfloat16), or
         "plain", the same form everywhere.
       bit_depth: bits in use in images of 16 bits, 8 to 16; many cameras have 12.
-      **overrides: lineage, gelu_approximate, text_ln_eps and posemb_stage (see `FAMILY_OPTIONS`), and sizes,
-        which are checked against the arrays.
+      **overrides: options of a family (see `FAMILY_OPTIONS`), and sizes, which are checked against the arrays.
 
     Raises:
       UserError: unknown name or option, missing files, or arrays that do not fit.

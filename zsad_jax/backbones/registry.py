@@ -12,6 +12,7 @@ from zsad_jax.utils.errors import UserError, suggest
 
 BASE_URL = "https://storage.googleapis.com/tips_data"
 CLIP_URL = "https://huggingface.co/timm/{}/resolve/main/open_clip_model.safetensors"
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2"
 MERGES_URL = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 MERGES_BYTES = 1_356_917
 MERGES_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
@@ -244,6 +245,19 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
     }
 
 
+def _dinov2_files(release: Release, lineage: str) -> dict[str, File]:
+    [source] = release.sources[lineage]
+    path = _folder() / "dinov2" / pathlib.PurePath(source).name
+    return {
+        "weights": File(
+            f"the weights of {release.name}",
+            [(path, f"{DINOV2_URL}/{source}")],
+            check=find_damage,
+            recorded_sha256=release.recorded_sha256[lineage, "weights"],
+        )
+    }
+
+
 def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
     sources = {
         lineage: (f"v1_0/checkpoints/{folder}/tips_oss_{size}_{stem}",)
@@ -273,6 +287,25 @@ def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -
     # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
     sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
     return Release("clip", name, *towers, sources, patch_size * grid, _clip_files, "MIT")
+
+
+def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:
+    # The towers of TIPS have the sizes of these.
+    vision, _ = tips_sizes(TIPS_TOWERS[size], grid=37)
+    vision |= {"num_global_tokens": 1, "num_registers": registers}
+    folder = f"dinov2_vit{size}"
+    stem = f"{folder}_reg{registers}" if registers else folder
+    return Release(
+        "dinov2",
+        f"dinov2-{size}{'-reg' if registers else ''}",
+        vision,
+        None,
+        dict.fromkeys(LINEAGES, (f"{folder}/{stem}_pretrain.pth",)),
+        image_size=518,
+        list_files=_dinov2_files,
+        license="Apache-2.0",
+        recorded_sha256=dict.fromkeys(((lineage, "weights") for lineage in LINEAGES), sha256),
+    )
 
 
 _BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
@@ -305,6 +338,14 @@ RELEASES: dict[str, Release] = {
         ),
         _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
         _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
+        _dinov2("s14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+        _dinov2("b14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+        _dinov2("l14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+        _dinov2("g14", "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3"),
+        _dinov2("s14", "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb", registers=4),
+        _dinov2("b14", "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71", registers=4),
+        _dinov2("l14", "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51", registers=4),
+        _dinov2("g14", "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283", registers=4),
         Release(
             "tips",
             "tips-nano",

@@ -8,7 +8,6 @@ Sources: Maninis et al., "TIPS: Text-Image Pretraining with Spatial Awareness" (
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Int
 
+from zsad_jax.backbones import vit
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
@@ -34,13 +34,9 @@ from zsad_jax.backbones.family import (
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
 from zsad_jax.backbones.transformer import (
-    FeedForward,
-    PatchEmbedding,
     TextTower,
     TextTowerSizes,
     Transformer,
-    VisionTower,
-    VisionTowerSizes,
     layer_norm,
     tree_of,
 )
@@ -78,13 +74,17 @@ def resize_position_grid(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionSizes(VisionTowerSizes):
+class VisionSizes(vit.ViTSizes):
     """Sizes and options of a vision tower."""
 
-    feed_forward: FeedForward
     num_global_tokens: int = 2
     activation: str = "gelu_tanh"
     posemb_stage: tuple[int, int] | None = None
+
+    def resize_positions(
+        self, grid: Float[Array, "1 g g d"], size: tuple[int, int]
+    ) -> Float[Array, "1 h w d"]:
+        return resize_position_grid(grid, size, stage=self.posemb_stage)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,63 +96,14 @@ class TextSizes(TextTowerSizes):
     text_ln_eps: float = 1e-6
 
 
-class TokenSequence(nn.Module):
-    """Images to tokens: patches with positions, after two global tokens without."""
+class VisionEncoder(vit.VisionEncoder):
+    """The image side: two global tokens and the patch tokens, all through the final norm.
+
+    The first global token was trained on captions from the web, the second on synthetic ones.
+    """
 
     sizes: VisionSizes
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "b H W 3"]
-    ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
-        s = self.sizes
-        images = pad_to_patches(images, s.patch_size)
-        x = PatchEmbedding(s.patch_size, s.width, s.dtype, name="embedding")(images)
-        b, h, w, d = x.shape
-        normal = nn.initializers.normal(0.02)
-        grid = self.param("posembed_input", normal, (1, s.grid, s.grid, d))
-        x = x + resize_position_grid(grid, (h, w), stage=s.posemb_stage).astype(x.dtype)
-        # The first global token was trained on captions from the web, the second on synthetic ones.
-        cls = self.param("cls", normal, (1, s.num_global_tokens, d))
-        cls = jnp.broadcast_to(cls.astype(x.dtype), (b, s.num_global_tokens, d))
-        return jnp.concatenate([cls, x.reshape(b, h * w, d)], axis=1), (h, w)
-
-
-class _Encoder(nn.Module):
-    sizes: VisionSizes
-
-    @nn.compact
-    def __call__(
-        self,
-        images: Float[Array, "b H W 3"],
-        *,
-        layers: Sequence[int] | None = None,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
-        patch_norm: bool = True,
-    ) -> VisionFeatures:
-        s = self.sizes
-        x, (h, w) = TokenSequence(s, name="ToTokenSequence_0")(images)
-        tower = Transformer(
-            s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
-        )
-        x, outputs = tower(x, layers=layers or (s.depth,), vv_from=vv_from)
-        # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
-        # methods that compare several layers.
-        norm = layer_norm(1e-6, name="encoder_norm")
-        g = s.num_global_tokens
-        finish = norm if patch_norm else jnp.float32
-        patches = jnp.stack([finish(y[:, g:]) for y in outputs], axis=1)
-        patches = patches.reshape(*patches.shape[:2], h, w, s.width)
-        return VisionFeatures(norm(x[:, :g]) if cls_norm else x[:, :g], patches)
-
-
-class VisionEncoder(VisionTower):
-    """The image side: two global tokens and the patch tokens, all through the final norm."""
-
-    sizes: VisionSizes
-
-    @nn.compact
     def __call__(
         self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
@@ -160,7 +111,7 @@ class VisionEncoder(VisionTower):
 
         Sides that are not a multiple of the patch size are padded with zeros.
         """
-        return _Encoder(self.sizes, name="encoder")(images, **options)
+        return super().__call__(pad_to_patches(images, self.sizes.patch_size), **options)
 
 
 def sinusoid(length: int, width: int) -> Float[np.ndarray, "n d"]:
@@ -280,10 +231,10 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
         loaded,
         VisionEncoder(vision),
         TextEncoder(text),
+        tokenize_sentencepiece,
         family="tips",
         embed_dim=vision.width,
         preprocess=Preprocess(image_size=loaded.image_size or size),
-        tokenize=tokenize_sentencepiece,
     )
 
 

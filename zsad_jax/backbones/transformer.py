@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import Params
 from zsad_jax.utils import sharding
+from zsad_jax.utils.errors import UserError
 
 AttentionForm = Literal["auto", "plain"]
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
@@ -259,13 +260,17 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w d"]:
         p = self.patch_size
+        b, h, w = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        if not b * h * w:
+            raise UserError(
+                f"The images are {images.shape}; expected at least {p} pixels a side. Enlarge them."
+            )
         shape = (p, p, 3, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), shape)
-        b, height, width, _ = images.shape
         # [b, h, p, w, p, 3] -> [b, h, w, p, p, 3]: the pixels of a patch become neighbors, in the order of the
-        # kernel's axes (rows, columns, channels).
-        patches = images.reshape(b, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, height // p, width // p, p * p * 3).astype(self.dtype)
+        # kernel's axes (rows, columns, channels). Rows and columns that do not fill a patch are ignored.
+        patches = images[:, : h * p, : w * p].reshape(b, h, p, w, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, h, w, p * p * 3).astype(self.dtype)
         embedded = patches @ kernel.reshape(-1, self.width).astype(self.dtype)
         if not self.use_bias:
             return embedded

@@ -1,3 +1,3 @@
 """Checkpoint files: reading them, matching their arrays with parameter trees, converting layouts."""
 
-__all__ = ["clip", "convert", "read", "tips", "torch_layout"]
+__all__ = ["clip", "convert", "dinov2", "read", "tips", "torch_layout", "vit"]

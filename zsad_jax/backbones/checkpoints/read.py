@@ -82,15 +82,16 @@ def unwrapped(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_damage(path: pathlib.Path) -> str:
-    """Returns why a file is not a complete npz or safetensors file, "" if it is one; reads no arrays."""
+    """Returns why a file is not a complete weight file, "" if it is one; reads no arrays."""
     from safetensors import safe_open
 
     try:
-        # The header of safetensors gives the length of the file; a zip has its table of contents at the end.
+        # The header of safetensors gives the length of the file; zips (npz, PyTorch) end with a table of
+        # contents.
         with safe_open(path, "numpy") if _is_safetensors(path) else zipfile.ZipFile(path):
             return ""
     except Exception:  # as in `read_arrays`
-        return "it is not a complete npz or safetensors file"
+        return "it is not a complete npz, safetensors or PyTorch file"
 
 
 class MisfitError(UserError):

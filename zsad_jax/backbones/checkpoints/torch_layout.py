@@ -36,7 +36,7 @@ HUGGING_FACE_PARTS: Parts = {
     "mlp.fc1": ("MlpBlock_0/Dense_0",),
     "mlp.fc2": ("MlpBlock_0/Dense_1",),
 }
-TIPS_VISION_PARTS: Parts = {
+DINOV2_PARTS: Parts = {
     "norm1": ("LayerNorm_0",),
     "norm2": ("LayerNorm_1",),
     "attn.qkv": QUERY_KEY_VALUE,
@@ -56,12 +56,14 @@ class Layout(NamedTuple):
       outside: native names by those of the arrays outside the blocks.
       blocks, native_blocks: what the names of a block begin with, before its number.
       parts: of a block.
+      scales: the LayerScales of a block that has them.
     """
 
     outside: Mapping[str, str]
     blocks: str
     native_blocks: str
     parts: Parts
+    scales: tuple[str, str] = ("ls1.gamma", "ls2.gamma")
 
     def to_native(self, arrays: Arrays, num_heads: int) -> dict[str, np.ndarray]:
         """Returns a tower in native names and the layouts of native blocks, nearly all arrays as views.

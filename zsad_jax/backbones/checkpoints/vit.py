@@ -1,0 +1,138 @@
+"""Files of the vision towers of `backbones.vit`: their PyTorch layouts, and the sizes that arrays show."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.backbones.checkpoints.torch_layout import ATTENTION, Layout, check_heads, count_blocks
+from zsad_jax.backbones.registry import TIPS_TOWERS
+from zsad_jax.utils.errors import UserError
+
+TOKENS = "encoder/ToTokenSequence_0"
+BLOCKS = "encoder/transformer/encoderblock_"
+NORM = "encoder/encoder_norm"
+# Of the original DINOv2 and of TIPS.
+DINOV2_NAMES = {
+    "patch_embed.proj.weight": f"{TOKENS}/embedding/kernel",
+    "patch_embed.proj.bias": f"{TOKENS}/embedding/bias",
+    "pos_embed": f"{TOKENS}/posembed_input",
+    "cls_token": f"{TOKENS}/cls",
+    "register_tokens": f"{TOKENS}/registers",
+    "norm.weight": f"{NORM}/scale",
+    "norm.bias": f"{NORM}/bias",
+    "mask_token": "mask_token",
+}
+# The dense layers whose outputs the two LayerScales of a block scale; the last one of a SwiGLU is Dense_2.
+_SCALED = ((f"{ATTENTION}/out",), ("MlpBlock_0/Dense_1", "FFNSwiGluFused_0/Dense_2"))
+# Head counts by width, for files whose arrays do not show them (PyTorch's fused matrices).
+NUM_HEADS = {tower.width: tower.num_heads for tower in TIPS_TOWERS.values()}
+
+
+def default_heads(width: int) -> int:
+    """Returns the released number of heads for a width; 64 per head where no release has that width."""
+    return NUM_HEADS.get(width, max(width // 64, 1))
+
+
+def need(
+    arrays: Arrays,
+    source: str,
+    name_in_file: Callable[[str], str],
+    name: str,
+    shape: tuple[int | None, ...],
+) -> np.ndarray:
+    """Returns an array that shows sizes; None in the shape stands for any length."""
+    found = arrays[name].shape if name in arrays else ()
+    if len(found) != len(shape) or any(
+        m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
+    ):
+        first = ", ".join(sorted(map(name_in_file, arrays))[:3])
+        raise UserError(
+            f"{source} has no array {name_in_file(name)!r} of the expected shape (its first names are {first})."
+            " Check that it is a complete file of the named model, and that no two files are swapped."
+        )
+    return arrays[name]
+
+
+def from_pytorch(
+    arrays: Arrays,
+    layout: Layout,
+    num_heads: int | None,
+    source: str,
+    *,
+    num_registers: int | None = None,
+    class_position: bool = True,
+) -> dict[str, np.ndarray]:
+    """Returns a tower in native names and layouts, with class and register tokens in one array.
+
+    LayerScale is folded into dense layers, and the position of the class token into that token. Arrays that
+    are missing, unknown or misshapen are left for `fit_tree` to list.
+
+    Args:
+      arrays, layout: the file, and its names.
+      num_heads: None: that of the released tower of this width.
+      source: the file, for errors.
+      num_registers: None: any number.
+      class_position: whether the first row of the position table is that of the class token.
+    """
+    native = layout.to_native(arrays, 1)  # heads do not matter yet
+    find = functools.partial(need, native, source, layout.name_in_file)
+    count, width = find(f"{TOKENS}/posembed_input", (1, None, None)).shape[1:]
+    heads = check_heads(num_heads or default_heads(width), width, source)
+    native |= layout.to_native(arrays, heads)
+    # The other rows are those of the patches, row by row.
+    grid = math.isqrt(max(count - class_position, 0))
+    table = find(f"{TOKENS}/posembed_input", (1, grid**2 + class_position, width))
+    # [out, in, rows, columns] -> [rows, columns, in, out].
+    kernel = find(f"{TOKENS}/embedding/kernel", (width, 3, None, None)).transpose(2, 3, 1, 0)
+    tokens = [find(f"{TOKENS}/cls", (1, 1, width))]
+    if class_position:
+        tokens[0] = tokens[0] + table[:, :1]
+    if num_registers or f"{TOKENS}/registers" in native:
+        tokens.append(find(f"{TOKENS}/registers", (1, num_registers, width)))
+    folded = {f"{TOKENS}/registers", "mask_token"}  # the latter is of pre-training
+    for block in (f"{BLOCKS}{i}/" for i in range(count_blocks(native, BLOCKS))):
+        for scale, targets in zip(layout.scales, _SCALED, strict=True):
+            gamma = find(f"{block}{scale}", (width,))
+            folded.add(f"{block}{scale}")
+            for name in (f"{block}{one}/{leaf}" for one in targets for leaf in ("kernel", "bias")):
+                # Outputs are the last axis: s * (x W + b) = x (W s) + b s. Whether released scales differ from
+                # 1 is not documented, so they are never assumed to be 1.
+                if name in native and native[name].shape[-1:] == gamma.shape:
+                    native[name] = native[name] * gamma
+    native |= {
+        f"{TOKENS}/embedding/kernel": kernel,
+        f"{TOKENS}/posembed_input": table[:, class_position:].reshape(1, grid, grid, width),
+        f"{TOKENS}/cls": np.concatenate(tokens, axis=1),
+    }
+    return {name: array for name, array in native.items() if name not in folded}
+
+
+def read_sizes(arrays: Arrays, source: str, name_in_file: Callable[[str], str]) -> dict[str, Any]:
+    """Returns the fields of `vit.ViTSizes` that native arrays show."""
+    find = functools.partial(need, arrays, source, name_in_file)
+    kernel = find(f"{TOKENS}/embedding/kernel", (None, None, 3, None))
+    return {
+        "patch_size": kernel.shape[0],
+        "width": kernel.shape[-1],
+        **read_blocks(arrays, BLOCKS, source, name_in_file),
+        "grid": find(f"{TOKENS}/posembed_input", (1, None, None, None)).shape[1],
+    }
+
+
+def read_blocks(
+    arrays: Arrays, blocks: str, source: str, name_in_file: Callable[[str], str]
+) -> dict[str, Any]:
+    """Returns the sizes that the blocks of a tower show, whose native names begin with `blocks`."""
+    find = functools.partial(need, arrays, source, name_in_file)
+    gated = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in arrays
+    dense = "FFNSwiGluFused_0" if gated else "MlpBlock_0"
+    return {
+        "depth": count_blocks(arrays, blocks),
+        "num_heads": find(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
+        "mlp_dim": find(f"{blocks}0/{dense}/Dense_0/kernel", (None, None)).shape[1],
+        **({"feed_forward": "swiglu"} if gated else {}),
+    }

@@ -1,0 +1,126 @@
+"""DINOv2 with and without registers, vision only, over the original, timm's and Hugging Face's files.
+
+Sources: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision" (TMLR 2024), Darcet et al.,
+"Vision Transformers Need Registers" (ICLR 2024), and their release.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from zsad_jax.backbones import vit
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.checkpoints import dinov2 as dinov2_checkpoints
+from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.family import (
+    Family,
+    Loaded,
+    LoadOptions,
+    apply_options,
+    assemble,
+    check_activation,
+    joint_digest,
+)
+from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.transformer import tree_of
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils.errors import UserError, suggest
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+PositionRule = Literal["offset", "size", "antialias"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes(vit.ViTSizes):
+    """Sizes and options of the tower; `position_rule` None is that of the original."""
+
+    num_global_tokens: int = 1
+    activation: str = "gelu"
+    position_rule: PositionRule | None = None
+
+    def resize_positions(
+        self, grid: Float[Array, "1 g g d"], size: tuple[int, int]
+    ) -> Float[Array, "1 h w d"]:
+        rule = self.position_rule or ("antialias" if self.num_registers else "offset")
+        return resize_position_grid(grid, size, rule)
+
+
+def resize_position_grid(
+    grid: Float[Array, "1 g g d"], size: tuple[int, int], rule: PositionRule
+) -> Float[Array, "1 h w d"]:
+    """Resizes positions bicubically.
+
+    "offset" is the original's rule for models without registers: no antialiasing, and the scale (h + 0.1) / g;
+    "size" is Hugging Face's for them, with h / g. "antialias" is that of models with registers, and timm's.
+    """
+    side = grid.shape[1]
+    if size == (side, side):
+        return grid
+    if rule == "antialias":
+        return jnp.asarray(jax.image.resize(grid, (1, *size, grid.shape[-1]), "cubic"))
+    offset = 0.1 if rule == "offset" else 0.0
+    return vit.resize_by(grid, *(_cubic_matrix(side, target, offset) for target in size))
+
+
+def _cubic_matrix(side: int, target: int, offset: float) -> Float[np.ndarray, "target side"]:
+    """Returns the matrix of a cubic resize without antialiasing, as in PyTorch.
+
+    With `antialias=False`, `jax.image.resize` has another kernel and other borders, which is off by a third.
+    """
+    x = (np.arange(target)[:, None] + 0.5) * side / (target + offset) - 0.5
+    taps = np.floor(x).astype(int) + np.arange(-1, 3)
+    d = np.abs(x - taps)
+    # The cubic kernel with a = -0.75.
+    near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+    # At the border, the weights of several taps belong to one position.
+    columns = np.clip(taps, 0, side - 1)[..., None] == np.arange(side)
+    weights = np.where(d <= 1, near, far)[..., None] * columns
+    return np.asarray(weights.sum(axis=1), np.float32)
+
+
+def load(
+    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+) -> Backbone:
+    """Reads DINOv2 from one file; see `family.LoadFn`."""
+    if located.weights is None or located.tokenizer is not None:
+        raise UserError("DINOv2 is one file, and has no text side. Pass weights=PATH alone.")
+    check_activation(options.activation, ("gelu",), "DINOv2")
+    source = f"The file {located.weights}"
+    arrays, shown, name_in_file = dinov2_checkpoints.from_arrays(
+        read_arrays(located.weights), options.num_heads, source
+    )
+    chosen = apply_options(name, {"position_rule": None}, options.overrides, (shown, {}))
+    if (rule := chosen["position_rule"]) not in (None, *get_args(PositionRule)):
+        hint = suggest(str(rule), get_args(PositionRule))
+        raise UserError(f"position_rule={rule!r} is not a rule. {hint}")
+    sizes = VisionSizes(**shown, **chosen, dtype=options.dtype, attention=options.attention)
+    expected = tree_of(vit.VisionEncoder(sizes))
+    tree = fit_tree(arrays, expected, source=source, name_in_file=name_in_file)
+    params = {"vision": jax.tree.map(jnp.asarray, tree)}
+    digest = joint_digest([located.weights])
+    loaded = Loaded(name, release, params, image_size=options.image_size, digest=digest)
+    return _assemble(loaded, sizes)
+
+
+def describe(release: Release) -> Backbone:
+    """Returns a released DINOv2 model whose parameters are shapes."""
+    return _assemble(Loaded(release.name, release), VisionSizes(**release.vision))
+
+
+def _assemble(loaded: Loaded, sizes: VisionSizes) -> Backbone:
+    size = loaded.image_size or sizes.grid * sizes.patch_size
+    return assemble(
+        loaded,
+        vit.VisionEncoder(sizes),
+        family="dinov2",
+        embed_dim=sizes.width,
+        preprocess=Preprocess(image_size=size, resize="bicubic", mean=MEAN, std=STD),
+    )
+
+
+FAMILY = Family(load, describe, "weights=PATH")

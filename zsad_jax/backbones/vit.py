@@ -1,0 +1,112 @@
+"""The vision tower that TIPS and DINOv2 share: patches with positions behind class and register tokens."""
+
+import dataclasses
+from typing import Unpack
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from zsad_jax.backbones.base import VisionFeatures, VisionOptions
+from zsad_jax.backbones.transformer import (
+    FeedForward,
+    PatchEmbedding,
+    Transformer,
+    VisionTower,
+    VisionTowerSizes,
+    layer_norm,
+)
+
+NORM_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTSizes(VisionTowerSizes):
+    """Sizes and options of the tower; a family adds how it resizes positions.
+
+    Attributes:
+      num_registers: tokens between the global tokens and those of patches, which are not returned.
+    """
+
+    activation: str
+    feed_forward: FeedForward = "mlp"
+    num_registers: int = 0
+
+    def resize_positions(
+        self, grid: Float[Array, "1 g g d"], size: tuple[int, int]
+    ) -> Float[Array, "1 h w d"]:
+        raise NotImplementedError
+
+
+def resize_by(
+    grid: Float[Array, "1 g g d"], rows: Float[np.ndarray, "h g"], columns: Float[np.ndarray, "w g"]
+) -> Float[Array, "1 h w d"]:
+    """Resizes positions with one matrix for each axis."""
+    highest = jax.lax.Precision.HIGHEST
+    resized: Array = jnp.einsum("bgkd,hg,wk->bhwd", grid, rows, columns, precision=highest)
+    return resized
+
+
+class _TokenSequence(nn.Module):
+    """Images to tokens: patches with positions, after global and register tokens without."""
+
+    sizes: ViTSizes
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+        s = self.sizes
+        x = PatchEmbedding(s.patch_size, s.width, s.dtype, name="embedding")(images)
+        b, h, w, d = x.shape
+        normal = nn.initializers.normal(0.02)
+        grid = self.param("posembed_input", normal, (1, s.grid, s.grid, d))
+        x = (x + s.resize_positions(grid, (h, w)).astype(x.dtype)).reshape(b, h * w, d)
+        before = s.num_global_tokens + s.num_registers
+        cls = self.param("cls", normal, (1, before, d))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (b, before, d))
+        return jnp.concatenate([cls, x], axis=1), (h, w)
+
+
+class _Encoder(nn.Module):
+    sizes: ViTSizes
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
+    ) -> VisionFeatures:
+        s = self.sizes
+        x, (h, w) = _TokenSequence(s, name="ToTokenSequence_0")(images)
+        tower = Transformer(
+            s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
+        )
+        layers = options.get("layers") or (s.depth,)
+        x, outputs = tower(x, layers=layers, vv_from=options.get("vv_from"))
+        # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
+        # methods that compare several layers.
+        norm = layer_norm(NORM_EPSILON, name="encoder_norm")
+        finish = norm if options.get("patch_norm", True) else jnp.float32
+        patches = jnp.stack([finish(y[:, -h * w :]) for y in outputs], axis=1)
+        tokens = x[:, : s.num_global_tokens]
+        return VisionFeatures(
+            norm(tokens) if options.get("cls_norm", True) else tokens,
+            patches.reshape(*patches.shape[:2], h, w, s.width),
+        )
+
+
+class VisionEncoder(VisionTower):
+    """The image side: global tokens and the patch tokens, all through the final norm."""
+
+    sizes: ViTSizes
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
+    ) -> VisionFeatures:
+        """Encodes normalized RGB images; see `EncodeImageFn`.
+
+        Rows and columns that do not fill a patch are ignored.
+        """
+        return _Encoder(self.sizes, name="encoder")(images, **options)
