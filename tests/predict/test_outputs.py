@@ -158,6 +158,17 @@ def test_applies_camera_orientation(writer, tmp_path):
     assert panel[128, 60] < 10
 
 
+def test_map_has_its_own_scale_if_the_range_is_unknown(tmp_path):
+    path = image_file(tmp_path / "a.png", (100, 100))
+    thumbnails = []
+    for name, factor in (("small", 0.01), ("large", 100)):
+        writer = Writer(folder=tmp_path / name, scale=None, map_size=99)
+        row = write(writer, path, 0.0, np.float32(factor) * spot(3, 4), 0.0)
+        thumbnails.append(np.asarray(Image.open(writer.folder / row["thumbnail"])))
+    assert thumbnails[0][:, 132:].max() > 150
+    np.testing.assert_array_equal(*thumbnails)
+
+
 def test_writes_decisions_masks_and_regions_on_request(tmp_path):
     path = image_file(tmp_path / "a.png", (32, 16))
     anomaly_map = np.zeros((8, 8), np.float32)

@@ -14,6 +14,7 @@ from zsad_jax.utils.images import (
     outline,
     overlay,
     paper,
+    scale_of,
     shorten,
 )
 
@@ -66,6 +67,14 @@ def test_colors_follow_given_scale_not_map_range():
     colors = colorize(anomaly_map, scale=(0.0, 0.5))
     expected = [colormaps["inferno"](level)[:3] for level in (0, 128, 255, 255)]
     np.testing.assert_array_equal(colors[0], np.round(np.array(expected) * 255))
+
+
+@pytest.mark.parametrize(
+    ("maps", "scale"),
+    [([[[1, 3]], [[2, 7]]], (1, 7)), ([[[2, 2]]], (2, 3)), ([], (0, 1))],
+)
+def test_scale_of_maps_is_their_range(maps, scale):
+    assert scale_of(np.array(maps, np.float32)) == scale
 
 
 def test_overlay_is_dim_gray_at_low_end_and_mixed_at_high_end():

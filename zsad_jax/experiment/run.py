@@ -23,6 +23,7 @@ from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.report.rows import combine_seeds
 from zsad_jax.utils import files
+from zsad_jax.utils.images import scale_of
 from zsad_jax.utils.remote import Place
 
 AT_ONCE = 8  # contenders that are scored in one pass over images
@@ -93,6 +94,7 @@ def make_report(
     evaluations = [one.evaluation for one in results]
     rows = [row for one in results for row in one.rows]
     comparisons = [row for one in results for row in one.comparisons]
+    cases = [case for evaluation in evaluations for case in evaluation.cases]
     return Report(
         title=f"{names.method_name(run.method().name)} on {run.backbone().name}",
         rows=combine_seeds(rows),
@@ -100,13 +102,13 @@ def make_report(
         by_seed=[*rows, *comparisons],
         notes={key: notes for one in results for key, notes in one.notes.items()},
         scores=[dataset_scores(evaluation, run.image_score) for evaluation in evaluations],
-        cases=[case for evaluation in evaluations for case in evaluation.cases],
+        cases=cases,
         history=[line for folder in trainings for line in read_curves(folder)],
         issues={one.dataset: one.issues for one in evaluations},
         config_text=(run.workdir / "config.json").read_text(encoding="utf-8"),
         run=info,
         demonstration=any(one.demonstration for one in run.backbones.values()),
-        map_scale=run.method().map_range,
+        map_scale=run.method().map_range or scale_of(case.anomaly_map for case in cases),
         skipped=run.skipped,
     )
 

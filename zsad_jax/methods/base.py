@@ -190,7 +190,7 @@ class Method(NamedTuple):
       group_names: all parameter groups of the method, including those that its config disables; each has its
         learning rate in the training config.
       image_scores: names in Scores.image; the first is the default of `config.image_score`.
-      map_range: (low, high) of the anomaly maps, for color scales and histograms.
+      map_range: (low, high) of the anomaly maps, for color scales; None if it is unknown.
       score_range: (low, high) of the image scores; None if it is unknown.
       features_key: equal (and not None) for methods that compute the same features over one backbone,
         which are then computed once for all of them.
@@ -217,7 +217,7 @@ class Method(NamedTuple):
     image_scores: tuple[str, ...] = ("global",)
     groups: GroupsFn = grouped()
     group_names: tuple[str, ...] = ("prompts",)
-    map_range: tuple[float, float] = (0.0, 1.0)
+    map_range: tuple[float, float] | None = (0.0, 1.0)
     score_range: tuple[float, float] | None = None
     features_key: Hashable = None
     cacheable: bool = True

@@ -155,6 +155,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
         score=score_fn(compute, whole=True),
         anomaly_map=smooth,
         image_scores=("top_mean",),
+        map_range=None,
         references="required",
         reference_views=rotate if config.num_views > 1 else None,
         **nothing_learned(config),

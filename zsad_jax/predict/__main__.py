@@ -46,7 +46,9 @@ _PROMPTS = flags.DEFINE_enum(
     "prompts", None, list(PROMPT_FAMILIES), "Prompt family. Default: the config's."
 )
 _SCALE = flags.DEFINE_string(
-    "scale", None, "LOW,HIGH of the figures' color scale. Default: the fixed range of the method."
+    "scale",
+    None,
+    "LOW,HIGH of the figures' color scale. Default: the method's range, or that of each map.",
 )
 _THRESHOLD = flags.DEFINE_string(
     "threshold",

@@ -24,7 +24,7 @@ from zsad_jax.predict.score import ImageFile, ScoredImage, fit_map
 from zsad_jax.predict.thresholds import decide, find_regions, shortest
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import plural
-from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, rewrite_line
+from zsad_jax.utils.images import ANOMALOUS, INK, NORMAL, drawing, rewrite_line, scale_of
 from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
 Record = dict[str, Any]
@@ -153,7 +153,7 @@ class Writer:
     """Writes the outputs of one image at a time; safe to use from several threads."""
 
     folder: pathlib.Path  # parent of maps/, figures/ and masks/
-    scale: tuple[float, float]  # (low, high) of the colors
+    scale: Sequence[float] | None  # (low, high) of the colors; None: of each map
     map_size: int  # the longest side of a map, in pixels
     folders: Folders = dataclasses.field(default_factory=Folders)
     threshold: float | None = None  # of images without their own in `folders`; None: no decisions
@@ -223,8 +223,9 @@ class Writer:
         lines = [(name, INK), self._describe(record), *[(self.warning, INK)] * bool(self.warning)]
         # Pictures are an extra: without them the record is still complete.
         with drawing(f"the picture of {file.path}"):
-            figure = draw_figure(file.panel, anomaly_map, mask, scale=self.scale, lines=lines)
-            thumbnail = draw_thumbnail(file.panel, anomaly_map, scale=self.scale)
+            low, high = self.scale or scale_of([anomaly_map])
+            figure = draw_figure(file.panel, anomaly_map, mask, scale=(low, high), lines=lines)
+            thumbnail = draw_thumbnail(file.panel, anomaly_map, scale=(low, high))
             self._save_jpeg(figure, self.folder / places["figure"])
             self._save_jpeg(thumbnail, self.folder / places["thumbnail"], quality=75)
             made |= {"figure", "thumbnail"}

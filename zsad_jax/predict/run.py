@@ -65,10 +65,9 @@ def predict(experiment: Experiment, options: Options) -> None:
         clock.lap("start")
         threshold, description = _settle_threshold(options, model, good)
         clock.lap("known-good images")
-        low, high = model.description.map_range
         writer = Writer(
             folder=options.out,
-            scale=options.scale or (low, high),
+            scale=options.scale or model.description.map_range,
             map_size=options.map_size,
             folders=options.folders,
             threshold=threshold,

@@ -73,7 +73,7 @@ class Description:
     prompts_sha256: str | None  # of learned ones
     image_score: str
     score_range: Sequence[float] | None  # (low, high); None if it is unknown
-    map_range: Sequence[float]
+    map_range: Sequence[float] | None
     demonstration: bool
     key: str  # of everything but the image and its category that scores and maps depend on
     inputs: (

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from logging import CRITICAL, getLogger
 from typing import NamedTuple
 
@@ -51,6 +51,13 @@ def drawing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         logging.warning("Cannot draw %s: %s.", what, error)
+
+
+def scale_of(maps: Iterable[Float[np.ndarray, "h w"]]) -> Scale:
+    """Returns the lowest and the highest value of maps, for a method whose range is unknown."""
+    ends = [(float(one.min()), float(one.max())) for one in maps] or [(0.0, 1.0)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return low, high if low < high else low + 1
 
 
 def colorize(
