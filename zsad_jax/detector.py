@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.feature_cache import compile_encoder
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.issues import DOUBTFUL
 from zsad_jax.data.preprocess import (
@@ -83,21 +84,15 @@ class Detector:
         return encode(self.backbone.params, self.params, self.categories)
 
     @functools.cached_property
-    def scorer(self) -> Any:
+    def scorer(self) -> jax.stages.Compiled:
         """The function of `make_scorer` on images, compiled for batches of `batch_size`."""
         preprocess = self.backbone.preprocess
-        size = preprocess.image_size
         key, encode = encoder_of(self.method)
-        score = make_scorer([self.method], self.backbone)
-
-        def score_images(frozen, params, prototypes, images, category):
-            features = encode(frozen, {}, preprocess.normalize(images)) if encode else images
-            return score(frozen, params, prototypes, {key: features}, category)
-
+        compiled = encode and compile_encoder(encode, preprocess, self.mesh, self.batch_size, None)
+        score = make_scorer([self.method], self.backbone, {key: compiled}, binned=False)
         # Compiled ahead, so that the measured time of the first images does not include it.
-        images = np.zeros((self.batch_size, size, size, 3), np.uint8)
-        arguments = self._arguments(images, np.zeros(self.batch_size, np.int32))
-        return jax.jit(score_images).lower(*arguments).compile()
+        images = np.zeros((self.batch_size, *[preprocess.image_size] * 2, 3), np.uint8)
+        return score.lower(*self._arguments(images, np.zeros(self.batch_size, np.int32))).compile()
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction:
         """Scores images.
@@ -183,7 +178,7 @@ class Detector:
         self, images: UInt8[np.ndarray, "b S S 3"], category: Int[np.ndarray, " b"]
     ) -> tuple[Any, ...]:
         split = sharding.split_batch((images, category), self.mesh)
-        return self.backbone.params, [self.params], [self.prototypes], *split
+        return self.backbone.params, [self.params], [self.prototypes], [None], *split
 
 
 @checked

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +13,13 @@ from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.feature_cache import Features, FeaturesByKey
+from zsad_jax.backbones.feature_cache import CompiledEncoders, Features, FeaturesByKey
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import Dataset, ImageBatch
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.methods.base import Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
+from zsad_jax.metrics.binned import BinnedMaps, bin_maps
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError, plural
 from zsad_jax.utils.progress import one_late, progress
@@ -116,29 +117,28 @@ class Result(NamedTuple):
     """
 
     image: dict[str, Float[Any, " b"]]
-    maps: Float[Any, "b S S"]
+    maps: Float[Any, "b S S"] | BinnedMaps
     patches: Float[Any, "b h w c"] = None
 
 
 Stream = Iterator[tuple[ImageBatch, Sequence[Result]]]
 
 
-class Scorer(Protocol):
-    """A compiled function that scores a batch by every contender."""
+def make_scorer(
+    methods: Sequence[Method], backbone: Backbone, encoders: CompiledEncoders, *, binned: bool
+) -> jax.stages.Wrapped:
+    """Returns the compiled function that scores a batch by every method, in one program.
 
-    def __call__(
-        self,
-        frozen: PyTree,
-        params: Sequence[PyTree],
-        prototypes: Sequence[PyTree],
-        features: FeaturesByKey,
-        category: Int[Array, " b"],
-        /,
-    ) -> list[Result]: ...
+    Its arguments are the frozen parameters; of each method, its parameters, its prototypes and the batch's
+    features (None: encoded from the images); the 8-bit images (None: all features are given); and the
+    categories. It returns a `Result` of each method.
 
-
-def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
-    """Returns the compiled function that scores a batch, whose features have the keys of `encoder_of`."""
+    Args:
+      methods: in the order of the results.
+      backbone: the frozen model that they share.
+      encoders: by the keys of `encoder_of`, as `Features.encoders`.
+      binned: whether maps are rounded to 16 bits a pixel, see `bin_maps`.
+    """
     keys = [encoder_of(method)[0] for method in methods]
     size = backbone.preprocess.image_size
 
@@ -148,21 +148,34 @@ def make_scorer(methods: Sequence[Method], backbone: Backbone) -> Scorer:
         params: Sequence[PyTree],
         prototypes: Sequence[PyTree],
         features: Sequence[PyTree],
+        images: UInt8[Any, "b S S 3"],
         category: Int[Array, " b"],
     ) -> list[Result]:
+        missing = {key for key, own in zip(keys, features, strict=True) if own is None}
+        # Without the barrier, XLA may fuse the tower with the heads, and the last bits would depend on which
+        # features are stored.
+        encoded = {
+            key: jax.lax.optimization_barrier(encode(frozen, images))
+            for key, encode in encoders.items()
+            if encode and key in missing
+        }
         results = []
-        for method, learned, texts, own in zip(methods, params, prototypes, features, strict=True):
-            if not method.cacheable:  # then they are the images
-                own = method.features(frozen, learned, backbone.preprocess.normalize(own))
+        for method, key, learned, texts, own in zip(
+            methods, keys, params, prototypes, features, strict=True
+        ):
+            if not method.cacheable:
+                own = method.features(frozen, learned, backbone.preprocess.normalize(images))
+            elif own is None:
+                own = encoded[key]
             scores = method.score(frozen, learned, texts, own, category)
-            maps = None if method.across else method.anomaly_map(scores.patches, size)
-            results.append(Result(scores.image, maps, scores.patches if method.across else None))
+            if method.across:
+                results.append(Result(scores.image, None, scores.patches))
+            else:
+                maps = method.anomaly_map(scores.patches, size)
+                results.append(Result(scores.image, bin_maps(maps) if binned else maps))
         return results
 
-    # JAX sorts the keys of a dict, which keys of different types do not allow.
-    return lambda frozen, params, prototypes, features, category: score(
-        frozen, params, prototypes, [features[key] for key in keys], category
-    )
+    return score
 
 
 def evaluate(
@@ -171,10 +184,9 @@ def evaluate(
     backbone: Backbone,
     *,
     mesh: Mesh,
-    scorer: Scorer | None = None,
+    scorer: jax.stages.Wrapped | None = None,
     exact: bool = False,
-    image_score: str | None = None,
-    pictures: bool = True,
+    cases_by: str | None = None,
 ) -> tuple[Evaluation, ...]:
     """Scores every image of a dataset once and computes the metrics of every category, for each contender.
 
@@ -183,10 +195,10 @@ def evaluate(
       features: of the dataset that is scored, with the encoders of all contenders.
       backbone: the frozen model that they share.
       mesh: the devices.
-      scorer: from `make_scorer` with the same contenders, to compile once for many datasets.
+      scorer: from `make_scorer` with the same contenders, to compile once for many datasets; its maps are
+        binned unless `exact`.
       exact: keep every pixel's score, in memory that grows with the images.
-      image_score: the score by which cases are chosen; None: the first of the first contender's method.
-      pictures: whether the first evaluation has cases.
+      cases_by: the image score by which the cases of the first evaluation are chosen; None: it has none.
 
     Raises:
       UserError: the dataset is empty, or none of its images can be read.
@@ -197,8 +209,9 @@ def evaluate(
             f"The dataset {dataset.name} has no images to score. Check its folder or its split."
         )
     methods = [contender.method for contender in contenders]
-    scorer = scorer or make_scorer(methods, backbone)
     frozen = place(backbone.params, mesh)
+    scorer = scorer or make_scorer(methods, backbone, features.encoders, binned=not exact)
+    keys = [encoder_of(method)[0] for method in methods]
     params = [sharding.replicate(contender.params, mesh) for contender in contenders]
     # Prompts are encoded once for all images; class names are static, since they are tokenized on the host.
     prototypes = [
@@ -211,9 +224,10 @@ def evaluate(
 
         def score(batch: ImageBatch, found: FeaturesByKey) -> list[Result]:
             category = sharding.split_batch(batch.category, mesh)
-            return scorer(frozen, params, prototypes, found, category)
+            stored = [found.get(key) for key in keys]
+            return scorer(frozen, params, prototypes, stored, found.get(None), category)
 
-        batches = features.read(positions, rows, pixels=pixels)
+        batches = features.read(positions, rows, pixels=pixels, encode=False)
         for batch, results in one_late((batch, score(batch, found)) for batch, found in batches):
             yield batch, sharding.to_host(results)
 
@@ -228,8 +242,8 @@ def evaluate(
         finish = _score_across(methods, len(dataset), first)
     scored = show(finish(run(everything)), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
-    if pictures:
-        image_scores = dataset_scores(main, image_score or methods[0].image_scores[0])
+    if cases_by:
+        image_scores = dataset_scores(main, cases_by)
         chosen = choose_cases(image_scores)
         shown = run(main.positions[chosen], pixels=True)
         cases = [
@@ -416,6 +430,7 @@ def _case(
     """Returns the case of a row of a batch; `positions` are those of the scores in the dataset."""
     assert batch.images is not None  # see `evaluate`
     at = int(np.searchsorted(positions, batch.index[row]))
+    found = result.maps[row]
     return Case(
         dataset=scores.dataset,
         category=scores.categories[at],
@@ -423,7 +438,7 @@ def _case(
         label=int(scores.labels[at]),
         score=float(scores.scores[at]),
         image=_restore_aspect(batch.images[row], float(batch.aspect[row])),
-        anomaly_map=result.maps[row],
+        anomaly_map=found.decode() if isinstance(found, BinnedMaps) else found,
         mask=batch.masks[row] if batch.has_mask[row] else None,
     )
 

@@ -1,7 +1,8 @@
-"""Tests of streaming pixel metrics: exact on rounded scores, and close to exact on unrounded ones."""
+"""Tests of streaming pixel metrics: exact on rounded scores, close to exact on unrounded and on binned ones."""
 
 import contextlib
 
+import jax
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -9,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zsad_jax.metrics import exact, streaming
+from zsad_jax.metrics import PIXEL_METRICS, category, exact, streaming
+from zsad_jax.metrics.binned import bin_maps, to_keys, to_scores
 from zsad_jax.utils.errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -40,8 +42,8 @@ def one_pass(maps, masks):
 
 def lowest_in_bin(state, scores):
     """Rounds scores as the state does: to float32 numbers without the lowest bits."""
-    keys = streaming._keys(np.asarray(scores, np.float32))
-    return streaming._scores((keys >> state.level) << state.level)
+    keys = to_keys(np.asarray(scores, np.float32))
+    return to_scores((keys >> state.level) << state.level)
 
 
 def exact_values(maps, masks):
@@ -152,3 +154,102 @@ def test_memory_stays_constant():
 def test_rejects_non_finite_scores():
     with pytest.raises(UserError, match="finite"):
         one_pass(np.array([[[0.1, np.nan]]]), np.zeros((1, 1, 2), bool))
+
+
+def binned(maps):
+    return jax.tree.map(np.asarray, jax.jit(bin_maps)(maps))
+
+
+def decoded(maps):
+    found = binned(maps)
+    return np.stack([found[i].decode() for i in range(len(found))])
+
+
+def hard_set(kind):
+    name, _, change = kind.partition(" + ")
+    maps, masks = fixed_set(name)
+    if change == "constant maps":
+        maps[::3] = 0.5
+    elif change == "low pixel":
+        maps[:, 3, 3] = 0
+    elif change == "high pixel":
+        maps[:, 8, 8] = 1e30
+    return maps, masks
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("ordinary", "saturated low", "saturated high", "narrow", "unbounded", "uniform"),
+        *("ordinary + constant maps", "ordinary + low pixel", "narrow + low pixel"),
+        *("narrow + high pixel", "saturated high + low pixel", "unbounded + low pixel"),
+    ],
+)
+def test_binned_maps_are_close_to_exact_on_hard_sets(kind):
+    maps, masks = hard_set(kind)
+    state = streaming.update(streaming.init(), binned(maps), masks=masks)
+    found, expected = streaming.compute(state).values, exact_values(maps, masks)
+    errors = {name: abs(found[name] - expected[name]) for name in PIXEL_METRICS}
+    assert max(errors.values()) < 1e-4, errors
+
+
+@pytest.mark.parametrize("maps", [np.zeros(SHAPE), np.full(SHAPE, -2.5)])
+def test_binning_keeps_constant_maps(maps):
+    np.testing.assert_array_equal(decoded(maps.astype(np.float32)), maps)
+
+
+@settings(max_examples=60, deadline=None)
+@given(maps=MAPS)
+def test_binning_keeps_order_and_extremes(maps):
+    rounded = decoded(maps)
+    for before, after in zip(
+        maps.reshape(len(maps), -1), rounded.reshape(len(maps), -1), strict=True
+    ):
+        assert (np.diff(after[np.argsort(before)]) >= 0).all()
+        assert (after.min(), after.max()) == (before.min(), before.max())
+
+
+def test_binning_keeps_scores_in_narrow_range():
+    maps, _ = fixed_set("narrow")
+    np.testing.assert_array_equal(decoded(maps), maps)
+
+
+def test_batches_and_threads_do_not_change_the_counts_of_binned_maps(monkeypatch):
+    maps, masks = hard_set("ordinary")
+    states = []
+    for size, cores in ((10, 1), (10, 3), (4, 2)):
+        monkeypatch.setattr(streaming, "num_cores", lambda cores=cores: cores)
+        state = streaming.init()
+        for start in range(0, 10, size):
+            rows = slice(start, start + size)
+            state = streaming.update(state, binned(maps)[rows], masks=masks[rows])
+        states.append(state)
+    for other in states[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, states[0])
+
+
+def test_category_uses_binned_maps_with_mask():
+    maps, masks = fixed_set("narrow")
+    labels, scores = masks.any((1, 2)), maps.max((1, 2))
+    has_mask = np.arange(10) != 3
+    found, expected = (
+        category.compute(category.update(category.init(), scores, labels, one, masks, has_mask))
+        for one in (binned(maps), maps)
+    )
+    assert found.values == pytest.approx(expected.values, abs=1e-12, nan_ok=True)
+    with pytest.raises(UserError, match="9 anomaly maps for 10 image labels"):
+        category.update(category.init(), scores, labels, binned(maps[:9]), masks)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_rejects_non_finite_scores_of_binned_maps(value):
+    maps = np.ones((2, 70, 70), np.float32)
+    maps[1, 35, 36] = value
+    with pytest.raises(UserError, match="entry 1 has NaN or infinity"):
+        streaming.update(streaming.init(), binned(maps), masks=maps > 2)
+
+
+def test_rejects_masks_of_other_size_than_binned_maps():
+    maps = binned(np.ones((1, 6, 6), np.float32))
+    with pytest.raises(UserError, match=r"\(1, 6, 6\) and \(1, 5, 6\)"):
+        streaming.update(streaming.init(), maps, masks=np.zeros((1, 5, 6), bool))

@@ -77,6 +77,7 @@ class FeaturesFn(Hashable, Protocol):
 # features are the 8-bit images, for methods whose features depend on parameters. Features are stored if their
 # key is a tuple of plain values, the first of which are the blocks of the tower: it can be found again.
 Encoders = Mapping[Hashable, FeaturesFn | None]
+CompiledEncoders = Mapping[Hashable, Any]  # of the frozen parameters and 8-bit images
 FeaturesByKey = dict[Hashable, PyTree]
 
 _stored_here: set[pathlib.Path] = set()  # shards that this process has stored
@@ -89,6 +90,7 @@ class Features:
       dataset: whose images they are.
       rows: images that are encoded at a time, a multiple of the number of devices.
       stored: whether the features of all keys are stored, on disk or in memory.
+      encoders: the compiled encoder of each key, from 8-bit images; None where features are the images.
     """
 
     def __init__(
@@ -119,12 +121,12 @@ class Features:
         self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
         self._frozen = place(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
-        self._encode: dict[Hashable, Any]
-        self._encode = {k: encode and _compile(encode, *fixed) for k, encode in encoders.items()}
+        self.encoders: CompiledEncoders
+        self.encoders = {k: one and _compile_once(one, *fixed) for k, one in encoders.items()}
         images = jax.ShapeDtypeStruct((self.rows, size, size, 3), np.uint8)
         self._stores: dict[Hashable, Store] = {
             key: Store(self._describe(key), jax.eval_shape(encode, self._frozen, images))
-            for key, encode in self._encode.items()
+            for key, encode in self.encoders.items()
             if encode and isinstance(key, tuple) and len(dataset) and config.cache != "none"
         }
         try:
@@ -147,19 +149,20 @@ class Features:
     def select(self, keys: Iterable[Hashable]) -> "Features":
         """Returns the features with the given keys."""
         selected = copy.copy(self)
-        selected._encode = {key: self._encode[key] for key in keys}
+        selected.encoders = {key: self.encoders[key] for key in keys}
         selected._stores = {key: self._stores[key] for key in keys if key in self._stores}
-        selected.stored = len(selected._stores) == len(selected._encode)
+        selected.stored = len(selected._stores) == len(selected.encoders)
         return selected
 
     def read(
-        self, order: Int[np.ndarray, " n"], rows: int, *, pixels: bool = False
+        self, order: Int[np.ndarray, " n"], rows: int, *, pixels: bool = False, encode: bool = True
     ) -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
         """Yields batches of `rows` images in an order, the last one padded, with their features by key.
 
         The position -1 is a row of padding, whose features can have any value. `rows` is a multiple of the
         number of devices, over which features are split. The batches have images only with `pixels`; without
-        them, notes on the images are logged at the end.
+        them, notes on the images are logged at the end. Without `encode`, features that are not stored are
+        missing, and the key None has the images that they are encoded from.
         """
         padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
         loaded: Iterator[ImageBatch | None] = itertools.repeat(None)
@@ -173,9 +176,9 @@ class Features:
             batch = batch or next(truth for truth, _ in found.values())
             if not self.stored:
                 images = sharding.split_batch(batch.images, self._mesh)
-                for key in self._encode.keys() - features.keys():
-                    encode = self._encode[key]
-                    features[key] = encode(self._frozen, images) if encode else images
+                for key in self.encoders.keys() - features.keys() if encode else {None}:
+                    encoder = self.encoders.get(key)
+                    features[key] = encoder(self._frozen, images) if encoder else images
             notes += itertools.chain(*batch.notes)
             yield batch if pixels else batch._replace(images=None), features
         if not pixels:
@@ -223,7 +226,7 @@ class Features:
     def _fill(self) -> None:
         """Encodes what the stores lack, in one pass over the images."""
         missing = {key: {*store.missing()} for key, store in self._stores.items()}
-        order, encode = sorted(set().union(*missing.values())), self._encode
+        order, encode = sorted(set().union(*missing.values())), self.encoders
 
         def run() -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
@@ -239,9 +242,7 @@ class Features:
                 self._stores[key].add(batch, sharding.to_host(found))
 
 
-# Kept, so that each tower is compiled once for all datasets.
-@functools.lru_cache(maxsize=8)
-def _compile(
+def compile_encoder(
     encode: FeaturesFn, preprocess: Preprocess, mesh: Mesh, rows: int, dtype: str | None
 ) -> Any:
     """Returns the compiled function that encodes 8-bit images and rounds floating-point features to `dtype`."""
@@ -268,6 +269,10 @@ def _compile(
         return jax.tree.map(lambda x: x[: len(images)], found)
 
     return jax.jit(run_in_parts)
+
+
+# Kept, so that each tower is compiled once for all datasets.
+_compile_once = functools.lru_cache(maxsize=8)(compile_encoder)
 
 
 @functools.cache

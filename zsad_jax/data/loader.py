@@ -27,6 +27,7 @@ from zsad_jax.data.issues import DOUBTFUL, SCALED, Issue, group_issues, summariz
 from zsad_jax.data.preprocess import Preprocess, one_large_image, resize_image, resize_mask
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import set_up_decoders
+from zsad_jax.utils.threads import num_cores
 
 MAX_WORKERS = 16
 # A worker process takes one to two seconds to start; threads are faster for fewer images.
@@ -99,7 +100,7 @@ def _build_pipeline(read: "_Read", length: int, steps: "_Steps", workers: int) -
     batches = rows.batch(steps.batch_size, batch_fn=steps.collate)
     if not workers:
         # Pillow releases Python's lock while it decodes and resizes, so that threads use several cores.
-        threads = min(_num_cores(), MAX_THREADS)
+        threads = min(num_cores(), MAX_THREADS)
         return batches.to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
@@ -294,13 +295,9 @@ class _Steps:
         return batch
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _choose_workers(wanted: int | None, num_images: int, num_batches: int, batch_bytes: int) -> int:
     if wanted is None:
-        cores = _num_cores()
+        cores = num_cores()
         # On one core, processes cannot decode in parallel and would only take time to start.
         use_workers = cores > 1 and num_images >= MIN_IMAGES_FOR_WORKERS
         wanted = min(cores, MAX_WORKERS) if use_workers else 0

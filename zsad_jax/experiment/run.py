@@ -7,11 +7,12 @@ import pathlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 
 from zsad_jax.backbones import Backbone
 from zsad_jax.data.issues import issues_to_json
-from zsad_jax.evaluate import Contender, Evaluation, Scorer, dataset_scores, evaluate, make_scorer
+from zsad_jax.evaluate import Contender, Evaluation, dataset_scores, evaluate, make_scorer
 from zsad_jax.experiment import cache, console, run_info
 from zsad_jax.experiment.config import IN_TABLES, WITHOUT_EFFECT, Experiment, Target, is_one_of
 from zsad_jax.experiment.results import Prompts, Result, TargetResults, collect
@@ -27,7 +28,7 @@ from zsad_jax.utils.images import scale_of
 from zsad_jax.utils.remote import Place
 
 AT_ONCE = 8  # contenders that are scored in one pass over images
-Scorers = dict[Hashable, Scorer]  # by the methods that they were compiled for
+Scorers = dict[Hashable, jax.stages.Wrapped]  # by the methods that they were compiled for
 OUTPUTS = (
     *("config.json", "results.json", "results_by_seed.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -177,17 +178,18 @@ def _evaluate(
         contenders = [pending[path] for path in paths]
         methods = tuple(one.method for one in contenders)
         key = tuple(one.score for one in methods)  # arrays in configs have no hash
+        selected = features.select(dict(map(encoder_of, methods)))
         if key not in scorers:
-            scorers[key] = make_scorer(methods, backbone)
+            binned = not experiment.exact_metrics
+            scorers[key] = make_scorer(methods, backbone, selected.encoders, binned=binned)
         evaluations = evaluate(
             contenders,
-            features.select(dict(map(encoder_of, methods))),
+            selected,
             backbone,
             mesh=run.mesh,
             scorer=scorers[key],
             exact=experiment.exact_metrics,
-            image_score=run.image_score if paths[0] == main else None,
-            pictures=paths[0] == main,
+            cases_by=run.image_score if paths[0] == main else None,
         )
         for path, evaluation in zip(paths, evaluations, strict=True):
             cache.save(path, evaluation)

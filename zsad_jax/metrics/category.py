@@ -9,6 +9,7 @@ from jaxtyping import ArrayLike, Bool, Float
 
 from zsad_jax.metrics import checks, streaming
 from zsad_jax.metrics import exact as exact_pixels
+from zsad_jax.metrics.binned import BinnedMaps
 from zsad_jax.metrics.curve import curve_of
 from zsad_jax.metrics.result import ALL_PIXEL_METRICS, Metrics, Note, image_metrics, undefined
 from zsad_jax.metrics.stepped import Thresholds
@@ -50,7 +51,7 @@ def update(
     state: State,
     image_scores: ArrayLike | Mapping[str, ArrayLike],
     labels: ArrayLike,
-    maps: Float[ArrayLike, "b H W"] | None = None,
+    maps: Float[ArrayLike, "b H W"] | BinnedMaps | None = None,
     masks: Bool[ArrayLike, "b H W"] | None = None,
     has_mask: Bool[ArrayLike, " b"] | None = None,
 ) -> State:
@@ -60,7 +61,7 @@ def update(
       state: the images so far.
       image_scores: [b], or several by name with the same names in every call; higher = more anomalous.
       labels: [b], 0 normal, 1 anomalous.
-      maps: anomaly maps; None when only image scores are wanted.
+      maps: anomaly maps, not binned where every score is kept; None when only image scores are wanted.
       masks: ground truth, True where anomalous; None when no image has any.
       has_mask: which images pixel metrics may use; by default all, where masks are given.
 
@@ -75,7 +76,10 @@ def update(
     )
     if maps is None:
         return state
-    maps = _per_image(maps, "anomaly maps", truth)
+    if isinstance(maps, BinnedMaps):
+        checks.check_number(maps.codes, "anomaly maps", truth)
+    else:
+        maps = _per_image(maps, "anomaly maps", truth)
     usable = _usable(truth, masks, has_mask)
     if masks is not None:
         masks = _per_image(masks, "masks", truth)

@@ -81,13 +81,18 @@ def check_maps(
 ) -> tuple[Float[np.ndarray, "b H W"], Bool[np.ndarray, "b H W"]]:
     """Returns anomaly maps and masks of the same shape."""
     checked = check_scores(maps, "Anomaly maps", MAP_AXES, types)
+    return checked, check_masks(masks, checked.shape)
+
+
+def check_masks(masks: ArrayLike, shape: tuple[int, ...]) -> Bool[np.ndarray, "b H W"]:
+    """Returns masks of the shape of the anomaly maps."""
     truth = check_binary(masks, "Masks", MAP_AXES)
-    if checked.shape != truth.shape:
+    if truth.shape != shape:
         raise UserError(
-            f"Anomaly maps and masks have the shapes {checked.shape} and {truth.shape}; expected the same"
+            f"Anomaly maps and masks have the shapes {shape} and {truth.shape}; expected the same"
             " [images, height, width]. Resize one to the other."
         )
-    return checked, truth
+    return truth
 
 
 def _some(values: np.ndarray) -> str:

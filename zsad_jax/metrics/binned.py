@@ -1,0 +1,101 @@
+"""Anomaly maps in 16 bits a pixel, for the way from devices to the host.
+
+Codes are in the order of the scores. Each map has its own segments of float32 numbers. They start at quantiles
+of the map, closer together towards both ends, and have the same number of codes, so that neither saturated
+scores nor an outlier take the resolution from the others. Codes stand for multiples of a power of two, and for
+every number in segments of up to 4,092 of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt16
+
+NUM_CODES = 2**16
+SEGMENTS = 16
+BITS = 12  # of the codes of a segment
+# Shares of the map below the starts of the segments; the last segment is the largest score.
+SHARES = np.array([0, *1 / (1 + 2.0 ** -np.linspace(-11, 11, SEGMENTS - 2)), 1])
+SIDE = 64  # of the grid of pixels from which quantiles are taken
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class BinnedMaps:
+    """Maps on devices or on the host, made by `bin_maps`.
+
+    Attributes:
+      codes: of each pixel, in the order of the scores.
+      starts: the key, see `to_keys`, of the first code of each segment; the first and the last are those of the
+        smallest and the largest score.
+      shifts: the base-2 logarithm of the number of keys per code, in each segment.
+    """
+
+    codes: UInt16[Any, "b H W"]
+    starts: Int[Any, "b 16"]
+    shifts: Int[Any, "b 16"]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> "BinnedMaps":
+        """Returns a part of the maps, or one without its first axis."""
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def keys(self) -> Int[np.ndarray, "... 65536"]:
+        """Returns the rounded key of each code; the start of a segment is not rounded."""
+        starts, shifts = (np.asarray(x, np.int64)[..., None] for x in (self.starts, self.shifts))
+        offsets = np.arange(1 << BITS)
+        keys = (_round(starts, shifts) + offsets) << shifts
+        # Rounding must not lead into another segment.
+        last = np.append(starts[..., 1:, :] - 1, starts[..., -1:, :], axis=-2)
+        keys = np.where(offsets, np.clip(keys, starts, np.maximum(last, starts)), starts)
+        return keys.astype(np.int32).reshape(*keys.shape[:-2], NUM_CODES)
+
+    def decode(self) -> Float[np.ndarray, "H W"]:
+        """Returns a map without its first axis as scores, on the host."""
+        return to_scores(self.keys())[self.codes]
+
+
+def bin_maps(maps: Float[Array, "b H W"]) -> BinnedMaps:
+    """Rounds maps to 65,536 scores each; can be compiled."""
+    keys = to_keys(maps.astype(jnp.float32))
+    step = max(min(maps.shape[1:]) // SIDE, 1)
+    grid = keys[:, ::step, ::step].reshape(len(keys), -1)
+    # With the extremes of all rows, a sample has the extremes of the map, and no other pixel beside an outlier.
+    sample = jnp.sort(jnp.concatenate([grid, keys.max(axis=2), keys.min(axis=2)], axis=1), axis=1)
+    starts = sample[:, np.rint(SHARES * (sample.shape[1] - 1)).astype(int)]
+    widths = jnp.diff(starts, append=starts[:, -1:]).view(jnp.uint32)
+    # The fewest bits of keys that must be dropped; by rounding, a segment has up to two codes more.
+    shifts = jnp.maximum(
+        32 - BITS - jax.lax.clz(widths + (widths >> (BITS - 2))).astype(jnp.int32), 0
+    )
+    codes = jnp.zeros_like(keys)
+    for segment in range(SEGMENTS):
+        start, shift = (x[:, segment, None, None] for x in (starts, shifts))
+        offset = _round(keys, shift) - _round(start, shift)
+        codes = jnp.where(keys >= start, offset + (segment << BITS), codes)
+    return BinnedMaps(codes.astype(jnp.uint16), starts, shifts)
+
+
+def _round(keys: Any, shift: Any) -> Any:
+    """Returns the nearest multiple of 2^shift, divided by it."""
+    return (keys + ((1 << shift) >> 1)) >> shift
+
+
+def to_keys(scores: Float[Any, "..."]) -> Int[Any, "..."]:
+    """Returns integers in the order of float32 scores: their bits, flipped for negative ones.
+
+    IEEE 754 numbers of one sign are ordered like their bits as integers; negative ones in reverse.
+    """
+    bits = scores.view(np.int32)
+    keys = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return keys + (keys == -1)  # -0.0 is the equal of 0.0
+
+
+def to_scores(keys: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Inverts `to_keys`."""
+    return (keys ^ ((keys >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
