@@ -344,7 +344,9 @@ def test_one_run_uses_a_directory(bucket):
         pass
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/run", "https://host/run"])
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/run", "https://host/run", "GS://bucket/run", "gs:/bucket/run"]
+)
 def test_rejects_other_addresses(bucket, run, path):
     code, error = run("gs://bucket", path)
     assert code == 2

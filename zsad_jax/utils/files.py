@@ -26,7 +26,7 @@ MARK = ".zsad_jax"  # a file in directories that the library creates and may rem
 LONGEST_NAME = 80
 # Names that `replaced` gives, and those of directories of tensorflow-datasets and ours.
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.part(\.[^.]*)?", re.DOTALL)
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _UNFINISHED = re.compile(r"incomplete\.(extracted|[A-Z0-9]{6}_.*)")
 
 
