@@ -397,6 +397,11 @@ def test_features_are_the_mean_of_layers(load_golden_clip):
     np.testing.assert_allclose(found, encoded.patches.mean(axis=1), atol=1e-6)
     assert found.shape[-1] == clip.vision_width
     assert method.features_key != knn(clip, {"feature_layers": (12, 24)}).features_key
+    # Blocks of a tower of 40, and of one of 24, in this one of 8.
+    options = {"feature_layers": (23, 29), "tower_depth": 40, "patch_norm": False}
+    assert knn(clip, options).features_key[0] == (5, 6)
+    with pytest.raises(UserError, match="at least one block between 1 and 40"):
+        knn(clip, options | {"feature_layers": (41,)})
 
 
 def test_requires_references(model):

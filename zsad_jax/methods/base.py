@@ -307,7 +307,7 @@ class VisionSide(TypedDict):
     features: FeaturesFn
     anomaly_map: AnomalyMapFn
     map_range: tuple[float, float]
-    features_key: Hashable
+    features_key: tuple[Any, ...]
 
 
 def vision_side(
@@ -332,7 +332,8 @@ def vision_side(
             f" {' or '.join(map(str, range(backbone.num_global_tokens)))}."
         )
     depth = backbone.vision_depth
-    layers = tuple(scale_block(block, depth) for block in config.feature_layers)
+    counted = config.tower_depth
+    layers = tuple(scale_block(block, depth, of=counted) for block in config.feature_layers)
     vv_from = config.vv_from and scale_block(config.vv_from, depth)
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:

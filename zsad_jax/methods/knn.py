@@ -16,11 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt8
 
-from zsad_jax.backbones.base import Backbone, Params
+from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.feature_cache import Images
-from zsad_jax.methods.base import Category, Method, Patches, Scores, nothing_learned, score_fn
+from zsad_jax.methods.base import (
+    Category,
+    Method,
+    Patches,
+    Scores,
+    nothing_learned,
+    score_fn,
+    vision_side,
+)
 from zsad_jax.methods.shared import anomaly_map
-from zsad_jax.methods.shared.config import Fields, MethodConfig, scale_block
+from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
@@ -28,9 +36,7 @@ from zsad_jax.utils.errors import UserError
 MAX_ANGLE = 345.0  # degrees, of random rotations
 # A foreground fills more than this share of the middle of the grid, which is between these shares of its sides.
 FILLED, MIDDLE = 0.35, (0.2, 0.8)
-HIGHEST = (
-    jax.lax.Precision.HIGHEST
-)  # accelerators otherwise round cosines to the size of 1 - cosine
+HIGHEST = jax.lax.Precision.HIGHEST  # others round cosines by as much as 1 - cosine
 Metric = Literal["cosine", "L2"]
 Features = Float[Array, "b h w d"]
 References = dict[str, Array]
@@ -45,6 +51,7 @@ class KnnConfig(MethodConfig):
     Attributes:
       variant: distances to the nearest reference patches, or from the subspace of all.
       feature_layers: vision blocks whose patch tokens are averaged.
+      tower_depth: number of blocks of the tower in which these are counted.
       patch_norm: whether patch tokens pass the final norm (and the projection) of the vision tower.
       views: rotations in which references are compared as well: by equal angles, interpolated and mirrored at
         the borders ("even"), or by random angles, with nearest pixels and black corners ("random").
@@ -64,13 +71,13 @@ class KnnConfig(MethodConfig):
     name: ClassVar[str] = "knn"
     title: ClassVar[str] = "kNN"
     needs_text: ClassVar[bool] = False
-    vv_from: ClassVar[None] = None  # type: ignore[misc]
     cls_norm: ClassVar[bool] = True  # type: ignore[misc]
     global_token: ClassVar[int] = 0  # type: ignore[misc]
     temperature: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
     variant: Literal["neighbors", "subspace"] = "neighbors"
+    tower_depth: int = within(VISION_DEPTH, 1)  # type: ignore[misc]
     patch_norm: bool = True
     views: Literal["even", "random"] = "even"
     num_views: int = within(8, 1, 360)
@@ -94,13 +101,13 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(KnnConfig, config)
-    layers = tuple(scale_block(block, backbone.vision_depth) for block in config.feature_layers)
+    side = vision_side(backbone, config, patch_norm=config.patch_norm)
     size, subspace = backbone.preprocess.image_size, config.variant == "subspace"
     find_foreground = functools.partial(foreground, threshold=config.mask_threshold)
 
     def features(frozen: Params, params: Params, images: Images) -> Features:
-        norm = config.patch_norm
-        return backbone.encode_image(frozen, images, layers=layers, patch_norm=norm).patches.mean(1)
+        encoded: VisionFeatures = side["features"](frozen, params, images)
+        return encoded.patches.mean(axis=1)
 
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
@@ -146,20 +153,17 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
         return Scores({"top_mean": jax.lax.top_k(values, count)[0].mean(axis=1)}, found)
 
     rotate = functools.partial(rotate_views, num_views=config.num_views, views=config.views)
-    return Method(
-        name=config.name,
-        config=config,
-        features=features,
-        features_key=(layers, config.patch_norm, "mean of patches"),
+    method = Method(
         prototypes=prototypes,
         score=score_fn(compute, whole=True),
-        anomaly_map=smooth,
         image_scores=("top_mean",),
-        map_range=None,
         references="required",
         reference_views=rotate if config.num_views > 1 else None,
         **nothing_learned(config),
+        **side,
     )
+    key = (*side["features_key"], "mean of patches")
+    return method._replace(features=features, features_key=key, anomaly_map=smooth, map_range=None)
 
 
 def rotate_views(

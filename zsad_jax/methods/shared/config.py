@@ -37,13 +37,14 @@ class MethodConfig:
     """Options that the methods share.
 
     A method overrides defaults, and declares as a `ClassVar` what it has no option for. Block numbers
-    count from 1 in a vision tower of 24 blocks and are scaled to the depth of the backbone's tower.
+    count from 1 in a vision tower of `tower_depth` blocks and are scaled to the depth of the backbone's tower.
 
     Attributes:
       name: the method's key ("tipsomaly").
       title: its name as its paper prints it.
       needs_text: whether the method needs the text side of a backbone.
       recipe: the setting of its published numbers.
+      tower_depth: number of blocks of the tower in which `feature_layers` are counted.
       renamed: former keys, and what replaced them.
       scoring_only: fields that training does not see, so that changing them does not train again. It holds for
         the class alone, since the method of a subclass may train on them.
@@ -60,6 +61,7 @@ class MethodConfig:
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
     recipe: ClassVar[Recipe] = Recipe()
+    tower_depth: ClassVar[int] = VISION_DEPTH
     renamed: ClassVar[Mapping[str, str]] = {}
     scoring_only: ClassVar[tuple[str, ...]] = ()
 
@@ -74,10 +76,10 @@ class MethodConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         blocks = self.feature_layers
-        if not blocks or not all(1 <= block <= VISION_DEPTH for block in blocks):
+        if not blocks or not all(1 <= block <= self.tower_depth for block in blocks):
             raise UserError(
                 f"Config key 'feature_layers' is {blocks!r}. Expected at least one block between 1 and"
-                f" {VISION_DEPTH}, which is scaled to the depth of the tower."
+                f" {self.tower_depth}, which is scaled to the depth of the tower."
             )
 
     def training_options(self) -> dict[str, Any]:
