@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from benchmark_sides import compare_times, to_markdown
+from benchmark_inference import report
 
 from zsad_jax.metrics import METRICS
-from zsad_jax.utils import command_line, files
+from zsad_jax.utils import command_line
 from zsad_jax.utils.errors import UserError
 
 # Twelve points, each with other shapes of the learned parameters.
@@ -69,12 +69,17 @@ def run(options: argparse.Namespace) -> None:
         grid = run_commands(options, TREE, folder / "grid", sweep)
         runs = run_commands(options, options.before or TREE, folder / "runs", single)
         difference = compare(folder, points)
-    results = compare_times({"grid": grid, f"{len(points)} runs": runs})
-    print(f"{options.config}, {options.sweep}; largest difference of a metric {difference:.1e}")
-    print(to_markdown(results), end="")
-    if options.json:
-        setting = {"config": options.config, "sweep": options.sweep, "set": options.set}
-        files.write_json(options.json, {"setting": setting, "results": results})
+    rows = [
+        {
+            "side": side,
+            "seconds": seconds,
+            "cpu_seconds": processor,
+            "time_ratio": seconds / runs[0],
+            "cpu_ratio": processor / runs[1],
+        }
+        for side, (seconds, processor) in (("grid", grid), (f"{len(points)} runs", runs))
+    ]
+    report(options, rows, difference=difference)
 
 
 def run_commands(

@@ -1,19 +1,29 @@
-"""Benchmark of all pixel metrics of a category against the published procedure for AUPRO only.
+"""Benchmark of all metrics of a category against the published procedure.
 
-    python scripts/benchmark_metrics.py --maps 100 --size 518
+    python scripts/benchmark_metrics.py --maps 1000 --size 518
 
 The published procedure labels the regions of every mask again at each of 200 thresholds. It is implemented
-here independently of the library, with scipy's labeling instead of scikit-image's.
+here independently of the library, with scipy's labeling instead of scikit-image's, measured on the first maps
+and extrapolated, in proportion to their number. `exact` keeps every score, on the same maps.
 """
 
 import argparse
+import os
+import pathlib
+import resource
+import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.ndimage as ndimage
+from benchmark_inference import report
 
 from zsad_jax.metrics import AUPRO_200STEP, category
+from zsad_jax.utils import command_line
+
+FIRST = 0.1  # share of the maps after which memory is noted
 
 
 def make_category(num_maps: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -57,46 +67,103 @@ def published_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
     return float(np.trapezoid(pro[::-1], fpr[::-1]))
 
 
-def library_metrics(
-    maps: np.ndarray, masks: np.ndarray, *, exact: bool, batch: int = 8
+def published_metrics(
+    scores: np.ndarray, labels: np.ndarray, maps: np.ndarray, masks: np.ndarray
 ) -> dict[str, float]:
-    """Returns all metrics of the library, updated in batches as in an evaluation."""
+    """Returns AUROC, AP and F1-max of images and pixels by scikit-learn, and AUPRO by the published loop."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+    found = {AUPRO_200STEP: published_aupro(maps, masks)}
+    for name, truth, values in (("image", labels, scores), ("pixel", masks, maps)):
+        pair = truth.ravel(), values.ravel()
+        precision, recall, _ = precision_recall_curve(*pair)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+        found |= {
+            f"{name}_auroc": float(roc_auc_score(*pair)),
+            f"{name}_ap": float(average_precision_score(*pair)),
+            f"{name}_f1max": float(f1.max()),
+        }
+    return found
+
+
+def library_metrics(
+    maps: np.ndarray, masks: np.ndarray, *, count: int, exact: bool = False, batch: int = 8
+) -> tuple[dict[str, float], float]:
+    """Returns all metrics of `count` maps, the given ones in turn, and the growth of peak memory in MiB.
+
+    The state is updated in batches as in an evaluation. Memory may grow during the first maps.
+    """
     state = category.init(exact=exact)
-    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
-    for start in range(0, len(maps), batch):
-        part = slice(start, start + batch)
+    scores, labels, noted = maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), 0.0
+    for start in range(0, count, batch):
+        part = np.arange(start, min(start + batch, count)) % len(maps)
         state = category.update(state, scores[part], labels[part], maps[part], masks[part])
-    return category.compute(state).values
+        if start <= FIRST * count:
+            noted = peak_mib()
+    return category.compute(state).values, peak_mib() - noted
 
 
-def timed(call: Callable, *args, **options) -> tuple[float, float | dict[str, float]]:
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, Any]:
     start = time.perf_counter()
-    result = call(*args, **options)
+    result = call(*arguments, **options)
     return time.perf_counter() - start, result
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int, default=100, help="number of maps")
+    parser.add_argument("--maps", type=int, default=1000, help="number of maps")
     parser.add_argument("--size", type=int, default=518, help="side of a map, in pixels")
-    options = parser.parse_args()
-    maps, masks = make_category(options.maps, options.size)
-    library_metrics(maps[:2], masks[:2], exact=False)  # warm-up: excludes imports from the timings
-    streaming_s, streaming = timed(library_metrics, maps, masks, exact=False)
-    exact_s, exact = timed(library_metrics, maps, masks, exact=True)
-    published_s, published = timed(published_aupro, maps, masks)
-    print(f"{options.maps} maps of {options.size}x{options.size}")
-    print(f"published loop, AUPRO only  {published_s:8.2f} s")
-    for name, seconds, values in (("streaming", streaming_s, streaming), ("exact", exact_s, exact)):
-        print(f"{name:9s}, all metrics      {seconds:8.2f} s   {published_s / seconds:.1f}x faster")
-        print("  " + "  ".join(f"{key} {value:.5f}" for key, value in values.items()))
-    error = max(abs(streaming[key] - exact[key]) for key in exact)
-    print(f"largest difference between streaming and exact: {error:.1e}")
-    error = published - exact[AUPRO_200STEP]
-    print(
-        f"AUPRO of the published loop {published:.5f}, difference from {AUPRO_200STEP}: {error:+.1e}"
+    parser.add_argument("--first", type=int, default=60, help="maps of the published procedure")
+    parser.add_argument("--cores", type=int, default=1, help="number of cores")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the results")
+    options = parser.parse_args(arguments)
+    return command_line.guarded(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures all procedures, and prints and writes the results."""
+    available = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(available)[: options.cores])
+    first = min(options.first, options.maps)
+    maps, masks = make_category(first, options.size)
+    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
+    library_metrics(maps[:2], masks[:2], count=2)  # imports, like the next line
+    published_metrics(scores[:2], labels[:2], maps[:2], masks[:2])
+    streaming_s, (_, growth) = timed(library_metrics, maps, masks, count=options.maps)
+    streaming, _ = library_metrics(maps, masks, count=first)
+    exact_s, (exact, _) = timed(library_metrics, maps, masks, count=first, exact=True)
+    loop_s, loop = timed(published_aupro, maps, masks)
+    published_s, published = timed(published_metrics, scores, labels, maps, masks)
+    os.sched_setaffinity(0, available)
+    times = {
+        "streaming": (streaming_s, options.maps),
+        "exact": (exact_s, first),
+        "published, AUPRO only": (loop_s, first),
+        "published, all metrics": (published_s, first),
+    }
+    rows = [
+        {
+            "procedure": name,
+            "measured_maps": count,
+            "ms_per_map": 1e3 * seconds / count,
+            "seconds_for_all": seconds / count * options.maps,
+            "times_as_fast_as_loop": loop_s / first / (seconds / count),
+        }
+        for name, (seconds, count) in times.items()
+    ]
+    report(
+        options,
+        rows,
+        memory_growth_mib=round(growth, 1),
+        streaming_difference=max(abs(streaming[name] - exact[name]) for name in exact),
+        published_difference=max(abs(value - exact[name]) for name, value in published.items()),
+        loop_difference=abs(loop - exact[AUPRO_200STEP]),
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,9 @@
-"""Reference implementations of CLIP and its methods in plain PyTorch, for the benchmarks.
+"""Methods in plain PyTorch, with which the benchmarks compare the library.
 
 Written from the papers and from the computations of their published code: eager mode, float32, fused
 attention, one image at a time. Prompts always have the full text length, image-conditioned prompts are
 encoded again for each image, and maps are upsampled and then smoothed with scipy. Text features that do not
-depend on the image are encoded once.
+depend on the image are encoded once. TIPS is that of `transformers`; its CLIP has no value-value stream.
 """
 
 import abc
@@ -19,13 +19,41 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
-HEAD_WIDTH = 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEMPERATURE = 0.07
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 Weights = Mapping[str, Tensor]
-Features = tuple[Tensor, Tensor]  # class token [d] and patches [layers, n, d]
+Features = tuple[Tensor, Tensor]  # class tokens [g, d] and patches [layers, n, d]
+
+
+def on_device(array: Any) -> Tensor:
+    return torch.as_tensor(array).to(DEVICE)
+
+
+def vision_tower(family: str, sizes: Mapping[str, Any]) -> torch.nn.Module:
+    """Returns the vision tower of `transformers` with fused attention and random weights."""
+    import transformers
+
+    more: dict[str, Any]
+    name, more = "CLIP", {"intermediate_size": sizes["mlp_dim"], "hidden_act": "quick_gelu"}
+    if family == "tips":
+        name, more = "Tipsv2", {"mlp_ratio": sizes["mlp_dim"] / sizes["width"]}
+    more |= {"patch_size": sizes["patch_size"], "image_size": sizes["grid"] * sizes["patch_size"]}
+    config = getattr(transformers, f"{name}VisionConfig")(**common_sizes(sizes), **more)
+    model = getattr(transformers, f"{name}VisionModel")
+    return model._from_config(config, attn_implementation="sdpa").eval()
+
+
+def common_sizes(sizes: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the sizes of a tower under the names of `transformers`."""
+    names = (
+        ("hidden_size", "width"),
+        ("num_hidden_layers", "depth"),
+        ("num_attention_heads", "num_heads"),
+    )
+    return {name: sizes[ours] for name, ours in names}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
@@ -35,13 +63,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any
 
 
 class Clip:
-    """Both CLIP towers, from arrays with OpenAI's names."""
+    """Both CLIP towers.
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.weights = {
-            name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in arrays.items()
-        }
+    Args:
+      arrays: with OpenAI's names.
+      head_width: of both towers.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], head_width: int):
+        self.weights = {name: on_device(array).float() for name, array in arrays.items()}
+        self.head_width = head_width
         self.patch = self.weights["visual.conv1.weight"].shape[-1]
+        self.mean, self.std = on_device(MEAN), on_device(STD)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         scale, bias = (self.weights[f"{name}.{part}"] for part in ("weight", "bias"))
@@ -54,7 +87,7 @@ class Clip:
         self, name: str, x: Tensor, stream: Tensor | None = None, *, causal: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Returns a block's output and the next state of the value-value stream."""
-        w, heads = self.weights, x.shape[-1] // HEAD_WIDTH
+        w, heads = self.weights, x.shape[-1] // self.head_width
         y = self.norm(f"{name}.ln_1", x)
         inputs = F.linear(y, w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
         query, key, value = inputs.chunk(3, dim=-1)
@@ -77,7 +110,7 @@ class Clip:
     ) -> Features:
         """Returns the features of an 8-bit image [S, S, 3]."""
         w = self.weights
-        x = (torch.from_numpy(image).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        x = (on_device(image).float() / 255 - self.mean) / self.std
         x = F.conv2d(x.permute(2, 0, 1)[None], w["visual.conv1.weight"], stride=self.patch)
         table, grid = w["visual.positional_embedding"], x.shape[-1]
         side = round((len(table) - 1) ** 0.5)
@@ -93,7 +126,7 @@ class Clip:
             if i in layers:
                 seen = (x if stream is None else stream)[0, 1:]
                 outputs[i] = self.norm("visual.ln_post", seen) @ w["visual.proj"]
-        token = self.norm("visual.ln_post", x[0, 0]) if cls_norm else x[0, 0]
+        token = self.norm("visual.ln_post", x[0, :1]) if cls_norm else x[0, :1]
         return token @ w["visual.proj"], torch.stack([outputs[i] for i in layers])
 
     def encode_prompts(self, rows: Tensor, ends: Tensor, deep: Tensor | None = None) -> Tensor:
@@ -105,7 +138,7 @@ class Clip:
                 prompts = deep[i - 1].expand(len(x), -1, -1)
                 x = torch.cat([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], dim=1)
             x, _ = self.block(f"transformer.resblocks.{i}", x, causal=True)
-        x = x[torch.arange(len(x)), ends]
+        x = x[range(len(x)), ends]
         return self.norm("ln_final", x) @ w["text_projection"]
 
     def words(self, ids: Tensor) -> Tensor:
@@ -125,9 +158,9 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def compare(seen: Tensor, texts: Tensor) -> Tensor:
+def compare(seen: Tensor, texts: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Returns the probabilities of (normal, anomalous)."""
-    return (unit(seen) @ unit(texts).mT / TEMPERATURE).softmax(dim=-1)
+    return (unit(seen) @ unit(texts).mT / temperature).softmax(dim=-1)
 
 
 def linear(params: Weights, name: str, x: Tensor) -> Tensor:
@@ -135,46 +168,58 @@ def linear(params: Weights, name: str, x: Tensor) -> Tensor:
 
 
 class Peer(abc.ABC):
-    """A CLIP-based method.
+    """A method; gradients are disabled in its process.
 
     Args:
-      clip: both towers.
-      params: the learned parameters, as named arrays.
-      ids: token ids of the fixed texts, 77 each.
-      setup: "layers", "vv_from" and "cls_norm" of the features, and "sigma".
+      setup: "ids", "paddings" and "states" of the fixed texts; "layers", "vv_from" and "cls_norm" of the
+        features; "sigma"; and the learned parameters, with names that start with "params/".
+      sizes: of the vision and the text tower.
+      folder: of their weights.
     """
 
     averaged = False  # whether maps are averaged rather than summed
 
-    @torch.no_grad()
-    def __init__(self, clip: Clip, params: Weights, ids: Tensor, setup: Mapping[str, Any]):
-        self.clip, self.params, self.ids, self.setup = clip, params, ids, setup
-        self.rows = clip.words(ids)
+    def __init__(self, setup: Mapping[str, np.ndarray], sizes: Any, folder: pathlib.Path):
+        self.setup, self.ids = setup, on_device(setup["ids"])
+        self.params = {name: on_device(x) for name, x in below(setup, "params").items()}
+        self.load(sizes, folder)
         self.prepare()
+
+    def load(self, sizes: Any, folder: pathlib.Path) -> None:
+        """Loads the towers."""
+        from safetensors.numpy import load_file
+
+        head_width = sizes[0]["width"] // sizes[0]["num_heads"]
+        self.clip = Clip(load_file(folder / "weights.safetensors"), head_width)
+        self.rows = self.clip.words(self.ids)
 
     @abc.abstractmethod
     def prepare(self) -> None:
         """Encodes the text features that do not depend on the image."""
 
-    @torch.no_grad()
     def features(self, image: np.ndarray) -> Features:
         s = self.setup
-        return self.clip.encode_image(image, s["layers"], s["vv_from"], cls_norm=s["cls_norm"])
+        layers, vv_from = s["layers"].tolist(), int(s["vv_from"]) or None
+        return self.clip.encode_image(image, layers, vv_from, cls_norm=bool(s["cls_norm"]))
 
     @abc.abstractmethod
-    def score(self, features: Features) -> tuple[float, Tensor]:
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
         """Returns the image score and the patch probabilities [maps, n, 2]."""
 
-    @torch.no_grad()
     def predict(self, features: Features, size: int) -> tuple[float, np.ndarray]:
         """Returns the image score and the anomaly map."""
         score, probabilities = self.score(features)
-        grid = round(probabilities.shape[1] ** 0.5)
-        maps = probabilities.mT.unflatten(-1, (grid, grid))
-        maps = F.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
+        maps = upsample(probabilities, (size, size))
         maps = (maps[:, 1] + 1 - maps[:, 0]) / 2
-        total = maps.mean(dim=0) if self.averaged else maps.sum(dim=0)
-        return float(score), scipy.ndimage.gaussian_filter(total.numpy(), self.setup["sigma"])
+        total = (maps.mean(dim=0) if self.averaged else maps.sum(dim=0)).cpu().numpy()
+        return float(score), scipy.ndimage.gaussian_filter(total, float(self.setup["sigma"]))
+
+
+def upsample(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns maps [b, 2, *size] of [b, n, 2]."""
+    grid = round(probabilities.shape[1] ** 0.5)
+    maps = probabilities.mT.unflatten(-1, (grid, grid))
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 class AnomalyCLIP(Peer):
@@ -183,8 +228,8 @@ class AnomalyCLIP(Peer):
     def prepare(self) -> None:
         self.texts = encode_learner(self, self.params, slice(None))
 
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        token, patches = features
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], patches = features
         return compare(token, self.texts)[1], compare(patches, self.texts)
 
 
@@ -215,8 +260,8 @@ class FAPrompt(Peer):
         found = self.clip.encode_prompts(rows, ends, p["deep"][:, None])
         return torch.stack([found[0], found[1:].mean(dim=0)])
 
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        token, [patches] = features
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], [patches] = features
         first = compare(patches, self.texts)
         width = self.params["prior/first/kernel"].shape[0]
         selected = unit(patches).flatten()[:width]  # first patches in raster order
@@ -260,8 +305,8 @@ class TPS(Peer):
         hidden = linear(self.pathway, "mlp/first", self.norm("mlp", texts))
         return texts + linear(self.pathway, "mlp/second", hidden * torch.sigmoid(1.702 * hidden))
 
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        token, patches = features
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], patches = features
         maps = [compare(layer, self.adapt(layer)) for layer in patches]
         return compare(token, self.image)[1], torch.stack(maps)
 
@@ -295,8 +340,8 @@ class ViP2CLIP(Peer):
         )
         return linear(self.params, "fgp/out", attend(query, key, value, self.heads, scale=1.0)[0])
 
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        token, patches = features
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], patches = features
         texts = self.encode(token)
         cosines = torch.stack(
             [unit(layer) @ unit(self.perceive(texts, layer)).T for layer in patches]
@@ -311,136 +356,103 @@ class ViP2CLIP(Peer):
 LAYERS = [f"{name}/{part}" for name in ("first", "second") for part in ("kernel", "bias")]
 
 
-class CoOp(Peer):
-    """CoOp: one context before the texts of both states."""
+class TIPSomaly(Peer):
+    """TIPSomaly: fixed prompts for the image, a learned pair for the patches."""
 
-    def prepare(self) -> None:
-        self.texts = self.encode(torch.zeros(()))
-
-    def encode(self, shift: Tensor) -> Tensor:
-        context = (self.params["context"] + shift).expand(2, -1, -1)
-        return self.clip.encode_prompts(*insert(self.rows, self.ids, (1, context)))
-
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        token, patches = features
-        return compare(token, self.texts)[1], compare(patches, self.texts)
-
-
-class CoCoOp(CoOp):
-    """CoCoOp: a context shifted by the image features."""
-
-    def score(self, features: Features) -> tuple[float, Tensor]:
-        hidden = F.relu(linear(self.params, "network/first", unit(features[0])))
-        self.texts = self.encode(linear(self.params, "network/second", hidden))
-        return super().score(features)
-
-
-class PlainClip(CoOp):
-    """CLIP with two hand-written prompts."""
-
-    def encode(self, shift: Tensor) -> Tensor:
-        del shift
-        return self.clip.encode_prompts(*insert(self.rows, self.ids))
-
-
-PEERS: dict[str, type[Peer]] = {
-    "anomalyclip": AnomalyCLIP,
-    "faprompt": FAPrompt,
-    "tps": TPS,
-    "vip2clip": ViP2CLIP,
-    "clip": PlainClip,
-    "coop": CoOp,
-    "cocoop": CoCoOp,
-}
-
-
-def below(params: Weights, name: str) -> Weights:
-    """Returns the arrays below a name."""
-    start = f"{name}/"
-    return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}
-
-
-class TIPSomalyTrainer:
-    """Training of TIPSomaly over the TIPS of `transformers` with fused attention.
-
-    As in the published code: all images are encoded in every epoch, and all sentences at full length in every
-    step.
-
-    Args:
-      setup: "images" (8-bit), "masks", "ids", "paddings" and "states" of the sentences, and the initial
-        "normal" and "abnormal" tokens.
-      sizes: of the vision and the text tower.
-      folder: of vision.npz and text.npz, in the layout of the published PyTorch files.
-      batch_size: images per step.
-    """
-
-    def __init__(
-        self, setup: Mapping[str, np.ndarray], sizes: Any, folder: pathlib.Path, batch_size: int
-    ):
+    def load(self, sizes: Any, folder: pathlib.Path) -> None:
         from transformers.models import tipsv2
 
-        common = {
-            "width": "hidden_size",
-            "depth": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-        }
-        vision, text = ({theirs: one[ours] for ours, theirs in common.items()} for one in sizes)
-        vision["image_size"] = sizes[0]["grid"] * sizes[0]["patch_size"]
-        text |= {"intermediate_size": sizes[1]["mlp_dim"], "vocab_size": sizes[1]["vocabulary"]}
-        config = tipsv2.Tipsv2Config(vision_config=vision, text_config=text)
-        model = tipsv2.Tipsv2Model._from_config(config, attn_implementation="sdpa").eval()
-        model.requires_grad_(False)
-        self.vision, self.text = model.vision_model, model.text_model
+        more = {"intermediate_size": sizes[1]["mlp_dim"], "vocab_size": sizes[1]["vocabulary"]}
+        config = tipsv2.Tipsv2TextConfig(**common_sizes(sizes[1]), **more)
+        text = tipsv2.Tipsv2TextModel._from_config(config, attn_implementation="sdpa").eval()
+        vision = vision_tower("tips", sizes[0])
         arrays = {name: dict(np.load(folder / f"{name}.npz")) for name in ("vision", "text")}
         self.temperature = float(arrays["text"].pop("temperature"))
-        load_tips(self.vision, arrays["vision"], TIPS_VISION, ".attn.qkv.", ".attention.{}_proj.")
-        load_tips(self.text, arrays["text"], TIPS_TEXT, ".attn.in_proj_", ".self_attn.{}_proj.")
-        tensors = {name: torch.from_numpy(array) for name, array in setup.items()}
-        self.images, self.masks = tensors["images"], tensors["masks"].float()
-        self.states = tensors["states"]
-        self.words = self.text.embeddings.token_embedding(tensors["ids"])
-        self.valid = 1 - tensors["paddings"]
-        self.prompts = [tensors[state].requires_grad_() for state in ("normal", "abnormal")]
-        self.batch_size = batch_size
+        load_tips(vision, arrays["vision"], TIPS_VISION, ".attn.qkv.", ".attention.{}_proj.")
+        load_tips(text, arrays["text"], TIPS_TEXT, ".attn.in_proj_", ".self_attn.{}_proj.")
+        self.vision, self.text = (one.to(DEVICE).requires_grad_(False) for one in (vision, text))
+        self.rows = self.text.embeddings.token_embedding(self.ids)
+        self.states = on_device(self.setup["states"])
+        self.valid = on_device(1 - self.setup["paddings"])
 
-    def train(self, epochs: int) -> list[float]:
-        """Returns the loss of each step."""
-        optimizer = torch.optim.Adam(self.prompts, lr=1e-3, betas=(0.5, 0.999))
+    def prepare(self) -> None:
+        self.fixed = self.encode(self.rows[:2, :0])  # without learned tokens
+        self.learned = self.encode(self.prompts())
+
+    def prompts(self) -> Tensor:
+        return torch.stack([self.params[state] for state in ("normal", "abnormal")])
+
+    def encode(self, learned: Tensor) -> Tensor:
+        """Returns the features of (normal, anomalous) sentences behind learned tokens [2, p, e]."""
+        length = self.rows.shape[1]
+        # The tower scales all embeddings, but learned tokens are not scaled.
+        tokens = learned[self.states] / self.text.embeddings.embed_scale
+        rows = torch.cat([tokens, self.rows], dim=1)[:, :length]
+        valid = F.pad(self.valid, (tokens.shape[1], 0), value=1)[:, :length]
+        found = unit(self.text(inputs_embeds=rows, attention_mask=valid).pooler_output)
+        return unit(torch.stack([found[self.states == state].mean(dim=0) for state in (0, 1)]))
+
+    def features(self, image: np.ndarray) -> Features:
+        tokens, patches = self.encode_images(on_device(image)[None])
+        return tokens[0], patches
+
+    def encode_images(self, images: Tensor) -> Features:
+        """Returns the global tokens [b, 2, d] and the patches [b, n, d] of 8-bit images."""
+        found = self.vision(images.permute(0, 3, 1, 2).float() / 255).last_hidden_state
+        return found[:, :2], found[:, 2:]
+
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        tokens, patches = features
+        probabilities = compare(patches, self.learned, self.temperature)
+        image = compare(tokens[1], self.fixed, self.temperature)[1]  # of the second token
+        return image + probabilities[..., 1].max(), probabilities
+
+    def train(
+        self, images: np.ndarray, masks: np.ndarray, *, epochs: int, batch_size: int
+    ) -> list[float]:
+        """Trains as the published code does, and returns the loss of each step.
+
+        All images are encoded in every epoch, and all sentences at full length in every step.
+        """
+        learned = [self.params[state].requires_grad_() for state in ("normal", "abnormal")]
+        optimizer = torch.optim.Adam(learned, lr=1e-3, betas=(0.5, 0.999))
         losses = []
         for _ in range(epochs):
-            for start in range(0, len(self.images), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                images = self.images[rows].permute(0, 3, 1, 2).float() / 255
-                with torch.no_grad():
-                    patches = unit(self.vision(images).last_hidden_state[:, 2:])
-                loss = self.loss(patches, self.masks[rows])
-                optimizer.zero_grad()
-                loss.backward()
+            for start in range(0, len(images), batch_size):
+                rows = slice(start, start + batch_size)
+                _, patches = self.encode_images(on_device(images[rows]))
+                with torch.enable_grad():
+                    loss = self.loss(patches, on_device(masks[rows]).float())
+                    optimizer.zero_grad()
+                    loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
         return losses
 
-    def encode_pair(self) -> Tensor:
-        """Returns the features of the learned (normal, anomalous) prompts."""
-        length = self.words.shape[1]
-        # The tower scales all embeddings, but learned tokens are not scaled.
-        learned = torch.stack(self.prompts)[self.states] / self.text.embeddings.embed_scale
-        rows = torch.cat([learned, self.words], dim=1)[:, :length]
-        valid = F.pad(self.valid, (learned.shape[1], 0), value=1)[:, :length]
-        found = unit(self.text(inputs_embeds=rows, attention_mask=valid).pooler_output)
-        return unit(torch.stack([found[self.states == state].mean(dim=0) for state in (0, 1)]))
-
     def loss(self, patches: Tensor, masks: Tensor) -> Tensor:
         """Returns the focal loss and both dice losses of the maps."""
-        probabilities = (patches @ self.encode_pair().T / self.temperature).softmax(dim=-1)
-        grid = round(patches.shape[1] ** 0.5)
-        maps = probabilities.mT.unflatten(-1, (grid, grid))
-        maps = F.interpolate(maps, masks.shape[1:], mode="bilinear", align_corners=False)
+        probabilities = compare(patches, self.encode(self.prompts()), self.temperature)
+        maps = upsample(probabilities, masks.shape[1:])
         truth = torch.stack([1 - masks, masks], dim=1)
         certain = (truth.clip(1e-5, 1 - 1e-5) * maps).sum(dim=1) + 1e-5
         focal = -((1 - certain) ** 2 * certain.log()).mean()
         overlap, total = (x.sum(dim=(2, 3)) for x in (maps * truth, maps + truth))
         return focal + (1 - (2 * overlap + 1) / (total + 1)).mean(dim=0).sum()
+
+
+PEERS: dict[str, type[Peer]] = {
+    "tipsomaly": TIPSomaly,
+    "anomalyclip": AnomalyCLIP,
+    "faprompt": FAPrompt,
+    "tps": TPS,
+    "vip2clip": ViP2CLIP,
+}
+
+
+def below(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the arrays below a name."""
+    start = f"{name}/"
+    return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}
 
 
 # Names in the published PyTorch files of TIPS -> names in `transformers`.
@@ -465,11 +477,7 @@ TIPS_TEXT = (
 
 
 def load_tips(
-    module: torch.nn.Module,
-    arrays: Mapping[str, np.ndarray],
-    names: Any,
-    fused: str,
-    separate: str,
+    module: torch.nn.Module, arrays: Mapping[str, Any], names: Any, fused: str, separate: str
 ) -> None:
     """Loads a tower; query, key and value are one array in its file."""
     state = {}

@@ -1,0 +1,22 @@
+#!/bin/bash
+# Runs all benchmarks and writes their results as JSON; docs/performance.md explains them.
+#
+#     scripts/benchmark_all.sh OUT                                  # NVIDIA GPU: L/14 at 518 pixels in bfloat16
+#     scripts/benchmark_all.sh OUT --backbone tips-s14-hr           # CPU: options of the model replace the defaults
+#
+# BATCH, IMAGES (files of inference), TRAIN_IMAGES, MAPS and RUNS replace further defaults.
+set -euo pipefail
+out=$(realpath -m "${1:?usage: scripts/benchmark_all.sh OUT [--backbone NAME] [--image_size N] [--dtype TYPE]}")
+mkdir -p "$out"
+model=("${@:2}")
+[ $# -gt 1 ] || model=(--backbone tips-l14-hr --dtype bfloat16)
+cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD
+
+python scripts/benchmark_inference.py "${model[@]}" --batch_size "${BATCH:-32}" \
+  --images "${IMAGES:-256}" --runs "${RUNS:-20}" --latencies $((10 * ${RUNS:-20})) --json "$out/inference.json"
+# The auxiliary set of the published training: 1,725 images in two epochs.
+python scripts/benchmark_training.py "${model[@]}" --images "${TRAIN_IMAGES:-1725}" --epochs 2 \
+  --parts cache --json "$out/training.json"
+python scripts/benchmark_metrics.py --maps "${MAPS:-1000}" --json "$out/metrics.json"
+python scripts/benchmark_grid.py --json "$out/grid.json"
