@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import zsad_jax
+from zsad_jax.backbones.feature_cache import compile_encoder
 from zsad_jax.data.dataset import Sample, Samples
-from zsad_jax.evaluate import Contender, make_scorer
+from zsad_jax.evaluate import make_scorer
 from zsad_jax.experiment import run as runner
 from zsad_jax.experiment import start as starter
 from zsad_jax.experiment import training
@@ -35,6 +36,7 @@ from zsad_jax.methods import (
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import NotPreparedError, UserError
+from zsad_jax.utils.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = 28  # two by two patches
@@ -148,25 +150,24 @@ def trace_step(method, backbone, training):
         assert losses["loss"].shape == ()
 
 
-def trace_scores(contenders, backbone, scorer):
+def trace_scores(method, params, backbone):
     """Traces prompts, scores and maps."""
-    params = [contender.params for contender in contenders]
-    texts = [
-        jax.jit(one.method.prototypes, static_argnums=2).eval_shape(backbone.params, p, CLASSES)
-        for one, p in zip(contenders, params, strict=True)
-    ]
-    keys, features = zip(
-        *((encoder_of(one.method)[0], trace_features(one.method, backbone)) for one in contenders),
-        strict=True,
+    texts = jax.jit(method.prototypes, static_argnums=2).eval_shape(
+        backbone.params, params, CLASSES
     )
-
-    def score(frozen, params, texts, features, category):
-        return scorer(frozen, params, texts, dict(zip(keys, features, strict=True)), category)
-
-    results = jax.eval_shape(score, backbone.params, params, texts, features, np.array([0, 1]))
-    for contender, result in zip(contenders, results, strict=True):
-        assert set(result.image) == set(contender.method.image_scores)
-        assert result.maps.shape == (2, SIZE, SIZE)
+    key, encode = encoder_of(method)
+    encoder = encode and compile_encoder(encode, backbone.preprocess, make_mesh(), 2, None)
+    (result,) = jax.eval_shape(
+        make_scorer([method], backbone, {key: encoder}, binned=True),
+        backbone.params,
+        [params],
+        [texts],
+        [None],
+        jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8),
+        np.array([0, 1]),
+    )
+    assert set(result.image) == set(method.image_scores)
+    assert result.maps.codes.shape == (2, SIZE, SIZE)
 
 
 COMBINATIONS = [*itertools.product(METHODS, ["tips-nano", "clip-nano"])]
@@ -178,9 +179,9 @@ def test_demos_train_and_score(name, over):
     experiment.check_method(backbone)
     method = experiment.main_method(backbone)
     trace_step(method, backbone, experiment.training_config)
-    contenders = [Contender(method, param_shapes(method, backbone))]
-    trace_scores(contenders, backbone, make_scorer([method], backbone))
-    assert set(jax.tree.leaves(method.groups(contenders[0].params))) == set(method.group_names)
+    params = param_shapes(method, backbone)
+    trace_scores(method, params, backbone)
+    assert set(jax.tree.leaves(method.groups(params))) == set(method.group_names)
 
 
 @pytest.mark.parametrize(("name", "over"), COMBINATIONS)
@@ -196,9 +197,8 @@ def test_method_options_work_or_are_rejected_early(name, over):
             continue
         try:
             method = experiment.main_method(backbone)
-            contenders = [Contender(method, param_shapes(method, backbone))]
             trace_step(method, backbone, experiment.training_config)
-            trace_scores(contenders, backbone, make_scorer([method], backbone))
+            trace_scores(method, param_shapes(method, backbone), backbone)
         except Exception as error:
             raise AssertionError(f"{changes} fails late") from error
         works += 1
