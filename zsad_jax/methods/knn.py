@@ -28,7 +28,7 @@ from zsad_jax.methods.base import (
     vision_side,
 )
 from zsad_jax.methods.shared import anomaly_map
-from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig
+from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
@@ -36,6 +36,7 @@ from zsad_jax.utils.errors import UserError
 MAX_ANGLE = 345.0  # degrees, of random rotations
 # A foreground fills more than this share of the middle of the grid, which is between these shares of its sides.
 FILLED, MIDDLE = 0.35, (0.2, 0.8)
+MASKED = ("capsule", "hazelnut", "pill", "screw", "toothbrush")  # of MVTec AD
 HIGHEST = jax.lax.Precision.HIGHEST  # others round cosines by as much as 1 - cosine
 Metric = Literal["cosine", "L2"]
 Features = Float[Array, "b h w d"]
@@ -71,6 +72,10 @@ class KnnConfig(MethodConfig):
     name: ClassVar[str] = "knn"
     title: ClassVar[str] = "kNN"
     needs_text: ClassVar[bool] = False
+    recipe: ClassVar[Recipe] = Recipe(
+        backbone={"name": "dinov2-s14", "image_size": 448},
+        method_for={"mvtec_ad": {"mask": True, "mask_only": MASKED}, "visa": {"mask": True}},
+    )
     cls_norm: ClassVar[bool] = True  # type: ignore[misc]
     global_token: ClassVar[int] = 0  # type: ignore[misc]
     temperature: ClassVar[None] = None  # type: ignore[misc]
@@ -103,7 +108,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
     config = config_from(KnnConfig, config)
     side = vision_side(backbone, config, patch_norm=config.patch_norm)
     size, subspace = backbone.preprocess.image_size, config.variant == "subspace"
-    find_foreground = functools.partial(foreground, threshold=config.mask_threshold)
+    show = jax.vmap(functools.partial(foreground, threshold=config.mask_threshold))
 
     def features(frozen: Params, params: Params, images: Images) -> Features:
         encoded: VisionFeatures = side["features"](frozen, params, images)
@@ -125,7 +130,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
         bank = _rows(references, config.metric)
         valid = jnp.ones(bank.shape[:3], bool)
         if config.mask_references:
-            shown = jax.lax.map(jax.vmap(find_foreground), references).reshape(valid.shape)
+            shown = jax.lax.map(show, references).reshape(valid.shape)
             shown |= ~masked[:, None, None]
             # References without any foreground are compared as a whole.
             valid = shown | ~shown.any(axis=(1, 2), keepdims=True)
@@ -146,7 +151,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
             found = distances(references, category, patches, k=config.k, metric=config.metric)
         if config.mask:
             unmasked = ~references["masked"][category][:, None, None]
-            found = jnp.where(jax.vmap(find_foreground)(patches) | unmasked, found, 0)
+            found = jnp.where(show(patches) | unmasked, found, 0)
         found = found[..., None]
         values = (smooth(found, size) if subspace else found).reshape(len(found), -1)
         count = max(int(config.top_share * values.shape[1]), 1)
@@ -232,9 +237,8 @@ def fit_subspace(references: Float[Array, "r h w d"], *, tau: float) -> Referenc
 def residuals(subspace: References, category: Category, patches: Features) -> Float[Array, "b h w"]:
     """Returns the squared distance of patches from the subspace of their category, see `fit_subspace`."""
     centered = patches.astype(jnp.float32) - subspace["mean"][category][:, None, None]
-    # Not |x|² - |Pᵀ x|², which cancels.
-    outside = subspace["outside"][category]
-    parts = jnp.einsum("bhwd,bde->bhwe", centered, outside, precision=HIGHEST)
+    directions = subspace["outside"][category]  # rather than |x|² - |Pᵀ x|², which cancels
+    parts = jnp.einsum("bhwd,bde->bhwe", centered, directions, precision=HIGHEST)
     return jnp.square(parts).sum(axis=-1)
 
 
@@ -248,12 +252,10 @@ def foreground(patches: Float[Array, "h w d"], *, threshold: float) -> Bool[Arra
     first = directions[:, -1]
     # The sign is arbitrary: the entry with the largest magnitude is positive.
     first *= jnp.sign(first[jnp.argmax(jnp.abs(first))])
-    component = jnp.matmul(rows, first, precision=HIGHEST)
-    component = component.reshape(patches.shape[:2])
+    component = jnp.matmul(rows, first, precision=HIGHEST).reshape(patches.shape[:2])
     middle = tuple(slice(*(int(share * n) for share in MIDDLE)) for n in component.shape)
     fills = (component > threshold)[middle].mean() > FILLED
     mask = jnp.where(fills, component, -component) > threshold
-
     dilate, erode = (False, jax.lax.bitwise_or), (True, jax.lax.bitwise_and)
     for step in (dilate, dilate, erode):
         mask = jax.lax.reduce_window(mask, *step, (3, 3), (1, 1), "SAME")
@@ -261,14 +263,11 @@ def foreground(patches: Float[Array, "h w d"], *, threshold: float) -> Bool[Arra
 
 
 def blur_3x3(maps: Float[Array, "b H W"], sigma: float) -> Float[Array, "b H W"]:
-    """Returns maps after the 3 x 3 pixels in the middle of a Gaussian, mirrored at the outermost pixels.
-
-    This is OpenCV's GaussianBlur with ksize 3.
-    """
+    """Returns maps smoothed by the middle 3 x 3 pixels of a Gaussian, as OpenCV's GaussianBlur does it."""
     weights = np.exp(-0.5 * np.array([1, 0, 1]) / max(sigma, 1e-3) ** 2)
     weights /= weights.sum()
     _, height, width = maps.shape
-    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="reflect")  # at the outermost pixels
     rows = sum(weights[i] * padded[:, i : i + height] for i in range(3))
     blurred: Array = sum(weights[i] * rows[:, :, i : i + width] for i in range(3))
     return blurred
@@ -281,10 +280,7 @@ def _rows(patches: Float[Array, "*b h w d"], metric: Metric) -> Float[Array, "*b
 
 
 def principal_components(patches: Float[Array, "*n d"]) -> tuple[Array, Array, Array, Array]:
-    """Returns mean and centered rows of patches, and variances (of sums) along their components, ascending.
-
-    The components are the columns of the last array.
-    """
+    """Returns mean and centered rows of patches, variances (of sums, ascending) and components as columns."""
     rows = patches.astype(jnp.float32).reshape(-1, patches.shape[-1])
     mean = rows.mean(axis=0)
     rows -= mean
