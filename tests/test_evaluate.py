@@ -238,16 +238,19 @@ class CountingFeatures:
 
 
 def test_stored_features_do_not_change_the_bits():
-    """Uses products whose last bits would depend on how the encoder is fused with the score."""
+    """Uses sums whose last bits depend on the layout of the features."""
 
     def encode(frozen, params, images):
-        kernel = jnp.sin(jnp.arange(SIZE * SIZE, dtype=jnp.float32)).reshape(SIZE, SIZE)
-        return jnp.einsum("bhwc,wv->bhvc", images, kernel).mean(-1, keepdims=True) / 3
+        kernel = jnp.sin(jnp.arange(3.0 * 64).reshape(3, 64))
+        return jnp.moveaxis(jnp.einsum("bhwc,cd->bdhw", images, kernel), 1, -1)
 
-    gain = {"gain": jnp.float32(0.7)}
+    def score(frozen, params, prototypes, features, category):
+        patches = features.sum(-1, keepdims=True)
+        return Scores({"mean": patches.mean((1, 2, 3)), "max": patches.max((1, 2, 3))}, patches)
+
     contenders = [
         # Features are stored under keys that are tuples.
-        Contender(method(features=encode, features_key=key), gain, str(key))
+        Contender(method(features=encode, features_key=key, score=score), {}, str(key))
         for key in (((1,), None), "not stored")
     ]
     expected = run(contenders)

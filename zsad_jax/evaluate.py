@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from PIL import Image
@@ -152,10 +153,8 @@ def make_scorer(
         category: Int[Array, " b"],
     ) -> list[Result]:
         missing = {key for key, own in zip(keys, features, strict=True) if own is None}
-        # Without the barrier, XLA may fuse the tower with the heads, and the last bits would depend on which
-        # features are stored.
         encoded = {
-            key: jax.lax.optimization_barrier(encode(frozen, images))
+            key: _as_stored(encode(frozen, images))
             for key, encode in encoders.items()
             if encode and key in missing
         }
@@ -176,6 +175,16 @@ def make_scorer(
         return results
 
     return score
+
+
+def _as_stored(features: PyTree) -> PyTree:
+    """Keeps XLA from fusing features with what follows, whose last bits are then those over stored ones."""
+
+    def constrain(x: Array) -> Array:
+        # Row-major, as stored ones: sums over another layout are rounded differently.
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    return jax.lax.optimization_barrier(jax.tree.map(constrain, features))
 
 
 def evaluate(
