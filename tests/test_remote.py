@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -156,6 +157,7 @@ def inputs(bucket, tmp_path):
             path = tmp_path / "inputs" / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+            os.utime(path, (1, 1))  # as in the bucket
     return tmp_path / "inputs"
 
 
@@ -200,13 +202,13 @@ def test_results_of_remote_paths_equal_those_of_local_ones(
     assert "--workdir gs://bucket/run-sigma=2, or delete gs://bucket/run/config.json" in error
 
 
-def test_resumes_after_a_kill(bucket, inputs, run, tmp_path, home, monkeypatch):
+def test_resumes_after_a_kill_on_another_machine(bucket, inputs, run, tmp_path, monkeypatch):
     trained = (
         "--config.method.name=tipsomaly",
         "--config.train=True",
         "--config.targets=('target',)",
     )
-    assert run("gs://bucket", tmp_path / "run", *trained) == (0, "")
+    assert run(inputs, tmp_path / "run", *trained) == (0, "")
     save, epochs = OrbaxSaver.save, []
 
     def save_and_die(saver, epoch, state):
@@ -218,7 +220,7 @@ def test_resumes_after_a_kill(bucket, inputs, run, tmp_path, home, monkeypatch):
     monkeypatch.setattr(OrbaxSaver, "save", save_and_die)
     assert run("gs://bucket", "gs://bucket/run", *trained)[0] == 9
     assert "results.json" not in bucket.below("bucket/run")
-    shutil.rmtree(home / "remote/bucket/run")
+    monkeypatch.setenv("ZSAD_JAX_HOME", str(tmp_path / "another machine"))
     assert run("gs://bucket", "gs://bucket/run", *trained) == (0, "")
     assert epochs == [1, 2]
     local, stored = outputs(tmp_path / "run"), bucket.below("bucket/run")

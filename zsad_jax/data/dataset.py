@@ -263,4 +263,5 @@ def _stamp(encoded: Encoded) -> Any:
     if not os.path.exists(encoded):
         return None
     status = os.stat(encoded)
-    return os.fspath(encoded), status.st_size, status.st_mtime_ns
+    # Without the folder, which differs between machines.
+    return os.path.basename(encoded), status.st_size, status.st_mtime_ns

@@ -17,6 +17,7 @@ import zsad_jax
 from zsad_jax.backbones import Backbone
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.load import locate_files
+from zsad_jax.backbones.registry import WeightFiles
 from zsad_jax.data.issues import Issue
 from zsad_jax.detector import Detector
 from zsad_jax.evaluate import Case, Contender, Evaluation, Scored
@@ -114,8 +115,10 @@ def _stamp(path: files.PathLike) -> list[Any]:
 
 
 def _model(experiment: Experiment, backbone: Backbone) -> list[Any]:
-    # The digest covers the weights; options such as the image size are not part of it.
-    return [backbone.digest, experiment.backbone_options, backbone.tokenizer_digest]
+    # The digests cover the files, wherever they are; options such as the image size are not part of them.
+    given = experiment.backbone_options.items()
+    options = {name: value for name, value in given if name not in WeightFiles._fields}
+    return [backbone.digest, options, backbone.tokenizer_digest]
 
 
 def _method(method: Method) -> tuple[str, dict[str, Any]]:
