@@ -32,7 +32,7 @@ def test_dataset_names_may_contain_splits_and_be_joined():
     assert parse_name("mvtec_ad:train + visa") == (("mvtec_ad", "train"), ("visa", ""))
     assert protocols.title("mvtec_ad:train+visa") == "MVTec AD (train) + VisA"
     assert protocols.title("my+parts") == "my+parts"
-    for wrong in ("", "visa+", ":train"):
+    for wrong in ("", "visa+", ":train", "gs://bucket/parts"):
         with pytest.raises(UserError, match="is not a valid dataset name"):
             parse_name(wrong)
 

@@ -127,6 +127,7 @@ def parse_name(name: str) -> tuple[SplitName, ...]:
     parts = _split(name)
     for part in parts:
         check_name(part.key)
+        check_name(":".join(filter(None, part)))  # a path may have a colon
     return parts
 
 
