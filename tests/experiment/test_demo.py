@@ -2,10 +2,14 @@
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
+
+from zsad_jax.experiment.config import from_config
+from zsad_jax.experiment.run import run_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -62,3 +66,17 @@ def test_all_outputs_state_that_it_is_a_demonstration(workdir):
     assert "not for decisions" in (workdir / "report.html").read_text()
     assert "not for decisions" in (workdir / "results.md").read_text()
     assert json.loads((workdir / "run.json").read_text())["demonstration"]
+
+
+@pytest.mark.parametrize("backbone", ["tips-nano", "clip-nano"])
+def test_bfloat16_towers_keep_auroc(tmp_path, backbone):
+    config = runpy.run_path(str(ROOT / "configs/tipsomaly.py"))["get_config"]("demo")
+    config.backbone.name, config.image_score = backbone, "first"
+    config.method.learning, config.train = "none", False
+    config.comparisons = {"bfloat16": {"backbone": {"dtype": "bfloat16"}}}
+    run_experiment(from_config(config), tmp_path)
+    exact = mean_of(tmp_path / "results.json")
+    rounded = mean_of(tmp_path / "comparisons.json", variant="bfloat16", image_score="first")
+    assert rounded["pixel_auroc"] != exact["pixel_auroc"]
+    for metric in ("image_auroc", "pixel_auroc"):
+        assert rounded[metric] == pytest.approx(exact[metric], abs=0.002)
