@@ -346,10 +346,7 @@ MISTAKES = {
     "missing weights": ({"backbone": {"vision": "nowhere.npz"}}, r"nowhere.npz"),
     "trained on its target": ({"targets": ("auxiliary",)}, r"with prompts trained on auxiliary"),
     "no prompts": ({"train": False}, r"config.checkpoints=.*'auxiliary'"),
-    "devices": (
-        {"model_devices": 7},
-        "model_devices=7 does not divide the 1 device of this process",
-    ),
+    "devices": ({"model_devices": 7}, "model_devices=7 does not divide 1, the number of devices"),
     "no target": ({"targets": ()}, r"config.targets is empty"),
     "names in one text": ({"targets": ("mpdd,btad",)}, r"\('mpdd', 'btad'\)"),
     "one name twice": (

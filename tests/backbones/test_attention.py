@@ -62,6 +62,7 @@ def test_gradients_and_batched_calls_use_cudnn(cudnn):
     assert f"{FUSED}Backward" in lower(gradient, *qkv)
     # JAX has none for an odd number of tokens.
     assert FUSED not in lower(gradient, *random())
+    assert FUSED not in lower(gradient, qkv[0][:, :1], *qkv[1:])
     members = [jnp.stack([x] * 3) for x in qkv]
     assert FUSED in lower(jax.vmap(attend), *members)
     assert FUSED in lower(lambda x: jax.lax.map(lambda qkv: attend(*qkv), x, batch_size=2), members)

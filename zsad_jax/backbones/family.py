@@ -42,7 +42,6 @@ class LoadOptions(NamedTuple):
 
     Attributes:
       dtype: of the matrix products.
-      attention: see `TowerSizes`.
       overrides: options of the family by name, and sizes that are only checked.
     """
 

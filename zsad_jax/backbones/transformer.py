@@ -172,7 +172,8 @@ def attend(
     # Without CUDA, tracing cuDNN's form is an error, even in a program for another device.
     fits = query.dtype.itemsize == 2 and query.shape[-1] in FUSED_HEAD_SIZES
     if fits and _has_fused_attention():
-        forms["cuda"] = _attend_fused_odd if key.shape[1] % 2 else _attend_fused
+        odd = query.shape[1] % 2 or key.shape[1] % 2
+        forms["cuda"] = _attend_fused_odd if odd else _attend_fused
     # The choice is made when a program is lowered, since its device need not be the default one.
     mixed: Array = jax.lax.platform_dependent(query, key, value, **forms, default=_attend_plain)
     return mixed

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils.errors import UserError
 
 DATA, MODEL = "data", "model"
 MAX_BATCH = 2**16
@@ -30,8 +30,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     local = sum(one.process_index == ordered[0].process_index for one in ordered)
     if local % model:
         raise UserError(
-            f"model_devices={model} does not divide the {plural(local, 'device')} of this process. Use a"
-            " divisor, for example 1."
+            f"model_devices={model} does not divide {local}, the number of devices of a process. Use a divisor."
         )
     return Mesh(np.reshape(ordered, (-1, model)), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
