@@ -47,13 +47,13 @@ class BinnedMaps:
 
     def keys(self) -> Int[np.ndarray, "... 65536"]:
         """Returns the rounded key of each code; the start of a segment is not rounded."""
-        starts, shifts = (np.asarray(x, np.int64)[..., None] for x in (self.starts, self.shifts))
-        offsets = np.arange(1 << BITS)
-        keys = (_round(starts, shifts) + offsets) << shifts
+        starts, shifts = self.starts[..., None], self.shifts[..., None]
+        keys = (_round(starts, shifts) + np.arange(1 << BITS, dtype=np.int32)) << shifts
         # Rounding must not lead into another segment.
-        last = np.append(starts[..., 1:, :] - 1, starts[..., -1:, :], axis=-2)
-        keys = np.where(offsets, np.clip(keys, starts, np.maximum(last, starts)), starts)
-        return keys.astype(np.int32).reshape(*keys.shape[:-2], NUM_CODES)
+        last = np.maximum(np.append(starts[..., 1:, :] - 1, starts[..., -1:, :], axis=-2), starts)
+        keys = np.clip(keys, starts, last, out=keys)
+        keys[..., 0] = self.starts
+        return keys.reshape(*keys.shape[:-2], NUM_CODES)
 
     def decode(self) -> Float[np.ndarray, "H W"]:
         """Returns a map without its first axis as scores, on the host."""

@@ -101,7 +101,8 @@ def _update_binned(state: State, maps: BinnedMaps, masks: Bool[np.ndarray, "b H 
     for (keys, *counts, regions), span in zip(counted, extremes.tolist(), strict=True):
         state, bins = _find_bins(state, keys)
         for name, values in zip(HISTOGRAMS, counts, strict=True):
-            np.add.at(getattr(state, name), bins, values)
+            some = np.flatnonzero(values)  # few codes are those of anomalous pixels
+            np.add.at(getattr(state, name), bins[some], values[some])
         state = _extend(state, regions, *span)
     return state
 
@@ -205,7 +206,7 @@ def _add_pages(state: State, pages: Int[np.ndarray, " q"]) -> State:
     """Adds pages and halves the resolution of the histograms, in place, until all fit."""
     opened = state._replace(pages=np.concatenate([state.pages, pages]))
     # Runs keep their order, so that joining neighbors in place moves every page to its new first bin at once.
-    for _ in range(opened.level - state.level):
+    for _ in range(opened.level - state.level if len(state.pages) else 0):
         for name in HISTOGRAMS:
             counts = getattr(state, name)
             counts[: NUM_BINS // 2] = counts[::2] + counts[1::2]
