@@ -3,13 +3,14 @@
 import dataclasses
 import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from zsad_jax import metrics
-from zsad_jax.backbones import Backbone
+from zsad_jax.backbones import Backbone, feature_cache
 from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
@@ -138,28 +139,53 @@ def test_cases_keep_the_aspect_of_the_image(width, height):
     assert case.image.shape == (*expected, 3)
 
 
-def test_across_receives_all_scores_of_category():
-    """Divides by the maximum of the category; the other contender keeps its own scores."""
-    calls = []
+def scale_across(score, calls):
+    """Returns `Method.across`, which divides scores by the largest one of the category."""
 
-    def across(scores):
-        calls.append(len(scores.patches))
-        largest = scores.patches.max()
-        image = {name: value / largest for name, value in scores.image.items()}
-        return Scores(image, scores.patches / largest)
+    def across(frozen, params, prototypes, blocks, category):
+        def run():
+            for features, valid in blocks():
+                scores = score(frozen, params, prototypes, features, np.full(len(valid), category))
+                yield jax.tree.map(lambda x, rows=valid: np.asarray(x)[rows], scores)
 
-    gain = {"gain": jnp.float32(1)}
-    found, plain = run([Contender(method(across=across), gain), Contender(method(), gain, "alone")])
-    assert sorted(calls) == [4, 6]
-    together, alone = found.scored.image_scores, plain.scored.image_scores
+        largest = max((one.patches.max() for one in run()), default=None)
+        scores = jax.tree.map(lambda *x: np.concatenate(x) / largest, *run())
+        calls.append((category, len(scores.patches)))
+        return scores
+
+    return across
+
+
+def test_across_receives_all_features_of_category():
+    """The categories are in several pieces, and one has an unreadable image."""
+    calls, plain, gain = [], method(), {"gain": jnp.float32(1)}
+    scaled = method(across=scale_across(plain.score, calls))
+    found, alone = run([Contender(scaled, gain), Contender(plain, gain, "alone")])
+    assert calls == [(0, 6), (1, 4)]
+    together, alone = found.scored.image_scores, alone.scored.image_scores
     for category in ("left", "right"):
         rows = np.array(found.categories) == category
         for name in ("mean", "max"):
             expected = alone[name][rows] / alone["max"][rows].max()
             np.testing.assert_allclose(together[name][rows], expected, rtol=1e-6)
+    assert found.cases
     for case in found.cases:
         assert case.score == pytest.approx(case.anomaly_map.max(), rel=1e-6)
         assert case.score <= 1
+
+
+@pytest.mark.parametrize(("share", "encoded"), [(0.25, 12), (0.0, 24)])
+def test_features_are_encoded_once_if_they_fit_on_the_device(monkeypatch, share, encoded):
+    rows = []
+    monkeypatch.setattr(feature_cache, "SHARE_OF_DEVICE", share)
+
+    def features(frozen, params, images):
+        jax.debug.callback(lambda x: rows.append(len(x)), images)
+        return brightness(images)
+
+    scaled = method(features=features, across=scale_across(method().score, []))
+    run([Contender(scaled, {"gain": jnp.float32(1)})], cases_by=None)
+    assert sum(rows) == encoded
 
 
 def test_metrics_match_manual_computation(evaluation):

@@ -1,6 +1,7 @@
 """Evaluation of methods on a dataset: scores, and the metrics of every category."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,15 +15,20 @@ from PIL import Image
 
 from zsad_jax import metrics
 from zsad_jax.backbones.base import Backbone
-from zsad_jax.backbones.feature_cache import CompiledEncoders, Features, FeaturesByKey
+from zsad_jax.backbones.feature_cache import (
+    CompiledEncoders,
+    Features,
+    FeaturesByKey,
+    FeatureStream,
+)
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset, ImageBatch, read_sample
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
-from zsad_jax.methods.base import Method, Scores, encoder_of
+from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
 from zsad_jax.metrics.binned import BinnedMaps, bin_maps
-from zsad_jax.utils import sharding
-from zsad_jax.utils.errors import UserError, plural
+from zsad_jax.utils import interrupts, sharding
+from zsad_jax.utils.errors import UserError, located, plural
 from zsad_jax.utils.progress import one_late, progress
 
 
@@ -113,13 +119,11 @@ class Result(NamedTuple):
 
     Attributes:
       image: image scores by name.
-      maps: at the size of the images; None for methods with `across`, until all images are scored.
-      patches: patch scores, only of methods with `across`.
+      maps: at the size of the images.
     """
 
     image: dict[str, Float[Any, " b"]]
     maps: Float[Any, "b S S"] | BinnedMaps
-    patches: Float[Any, "b h w c"] = None
 
 
 Stream = Iterator[tuple[ImageBatch, Sequence[Result]]]
@@ -131,8 +135,8 @@ def make_scorer(
     """Returns the compiled function that scores a batch by every method, in one program.
 
     Its arguments are the frozen parameters; of each method, its parameters, its prototypes and the batch's
-    features (None: encoded from the images); the 8-bit images (None: all features are given); and the
-    categories. It returns a `Result` of each method.
+    features (None: encoded from the images) or, of a method with `across`, its scores; the 8-bit images (None:
+    all features are given); and the categories. It returns a `Result` of each method.
 
     Args:
       methods: in the order of the results.
@@ -166,12 +170,11 @@ def make_scorer(
                 own = method.features(frozen, learned, backbone.preprocess.normalize(images))
             elif own is None:
                 own = encoded[key]
-            scores = method.score(frozen, learned, texts, own, category)
-            if method.across:
-                results.append(Result(scores.image, None, scores.patches))
-            else:
-                maps = method.anomaly_map(scores.patches, size)
-                results.append(Result(scores.image, bin_maps(maps) if binned else maps))
+            scores = own
+            if not isinstance(own, Scores):
+                scores = method.score(frozen, learned, texts, own, category)
+            maps = method.anomaly_map(scores.patches, size)
+            results.append(Result(scores.image, bin_maps(maps) if binned else maps))
         return results
 
     return score
@@ -234,6 +237,9 @@ def evaluate(
         def score(batch: ImageBatch, found: FeaturesByKey) -> list[Result]:
             category = sharding.split_batch(batch.category, mesh)
             stored = [found.get(key) for key in keys]
+            for number, scores in together.items():
+                of_batch = jax.tree.map(lambda x: x[batch.index], scores)
+                stored[number] = sharding.split_batch(of_batch, mesh)
             return scorer(frozen, params, prototypes, stored, found.get(None), category)
 
         batches = features.read(positions, rows, pixels=pixels, encode=False)
@@ -243,13 +249,13 @@ def evaluate(
     def show(stream: Stream, work: str, total: int) -> Stream:
         return progress(stream, label=f"{work} {dataset.name}", total=total, step=rows)
 
-    finish: Callable[[Stream], Stream] = iter
-    everything = np.arange(len(dataset))
-    if any(method.across for method in methods):
-        # Features are read twice, since the scores of all patches fit into memory, and all maps do not.
-        first = show(run(everything), "score", len(dataset))
-        finish = _score_across(methods, len(dataset), first)
-    scored = show(finish(run(everything)), "evaluate", len(dataset))
+    # The scores of all patches fit into memory; their maps, which the scorer makes, do not.
+    together = {
+        number: _score_across(method.across, features.select([keys[number]]), frozen, *own)
+        for number, (method, *own) in enumerate(zip(methods, params, prototypes, strict=True))
+        if method.across
+    }
+    scored = show(run(np.arange(len(dataset))), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
     if cases_by:
         image_scores = dataset_scores(main, cases_by)
@@ -257,7 +263,7 @@ def evaluate(
         shown = run(main.positions[chosen], pixels=True)
         cases = [
             _case(image_scores, main.positions, batch, row, results[0])
-            for batch, results in show(finish(shown), "pictures of", len(chosen))
+            for batch, results in show(shown, "pictures of", len(chosen))
             for row in np.flatnonzero(batch.valid).tolist()
         ]
         main = main._replace(cases=tuple(cases))
@@ -292,45 +298,43 @@ def choose_cases(scores: DatasetScores) -> list[int]:
 
 
 def _score_across(
-    methods: Sequence[Method], num_images: int, batches: Stream
-) -> Callable[[Stream], Stream]:
-    """Returns a function that replaces the results of methods with `across`, which see all of `batches`."""
-    numbers = [number for number, method in enumerate(methods) if method.across]
-    parts = []
-    for batch, results in batches:
-        rows = np.flatnonzero(batch.valid)
-        before = [Scores(results[number].image, results[number].patches) for number in numbers]
-        parts.append(jax.tree.map(lambda x, r=rows: x[r], (batch.index, batch.category, before)))
-    index, category, scores = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    if not len(index):
-        return iter
-    # Rows are in the order of the batches; within a category that is the order of the dataset.
-    members = [np.flatnonzero(category == one) for one in np.unique(category)]
-    order = index[np.concatenate(members)]
+    across: AcrossFn, features: Features, frozen: PyTree, params: PyTree, prototypes: PyTree
+) -> Scores:
+    """Returns the scores of all images, by position; those of unreadable images are zeros."""
+    dataset, (key,) = features.dataset, features.encoders
+    samples = [read_sample(dataset, position) for position in range(len(dataset))]
+    of_images = np.array([getattr(sample, "category", None) for sample in samples], object)
+    valid = np.zeros(len(dataset), bool)
+    found, order = [], []
 
-    def place(*of_categories: np.ndarray) -> np.ndarray:
-        """Puts the rows of all categories at their positions in the dataset."""
+    def blocks(read: Callable[[], FeatureStream]) -> Iterator[tuple[PyTree, np.ndarray]]:
+        for batch, by_key in read():
+            interrupts.check()
+            valid[batch.index[batch.valid]] = True
+            yield by_key[key], batch.valid
+
+    categories = progress(
+        enumerate(dataset.categories),
+        label=f"score {dataset.name}",
+        total=len(dataset.categories),
+        unit="category",
+    )
+    for number, name in categories:
+        (members,) = np.nonzero(of_images == name)
+        if not len(members):
+            continue
+        with located(f"category {name}"):
+            of_category = functools.partial(blocks, features.replay(members))
+            found.append(across(frozen, params, prototypes, of_category, number))
+        order.append(members[valid[members]])
+
+    def at_positions(*of_categories: np.ndarray) -> np.ndarray:
         joined = np.concatenate(of_categories)
-        placed = np.zeros((num_images, *joined.shape[1:]), joined.dtype)
-        placed[order] = joined
+        placed = np.zeros((len(dataset), *joined.shape[1:]), joined.dtype)
+        placed[np.concatenate(order)] = joined
         return placed
 
-    found: dict[int, Scores] = {}
-    for number, before in zip(numbers, scores, strict=True):
-        across: Any = methods[number].across
-        after = [across(jax.tree.map(lambda x, r=rows: x[r], before)) for rows in members]
-        found[number] = jax.tree.map(place, *after)
-
-    def replace(stream: Stream) -> Stream:
-        for batch, results in stream:
-            replaced = list(results)
-            for number, scores in found.items():
-                image, patches, _ = jax.tree.map(lambda x, at=batch.index: x[at], scores)
-                maps = methods[number].anomaly_map(patches, batch.masks.shape[1:3])
-                replaced[number] = Result(image, np.asarray(maps))
-            yield batch, replaced
-
-    return replace
+    return jax.tree.map(at_positions, *found)
 
 
 @dataclasses.dataclass

@@ -67,17 +67,21 @@ def test_trains_two_steps_then_scores(backbones, largest_entries, method, backbo
         assert min(largest_entries(method, moved).values()) > 1e-3
         params = trained
 
+    # Without references, MuSc scores no single images.
+    compared = None if made.references == "unused" else features
+
     @jax.jit
-    def score(frozen, params, features):
-        prototypes = made.prototypes(frozen, params, CLASSES)
+    def score(frozen, params, features, compared):
+        references = jax.tree.map(lambda x: jnp.stack([x[:1], x[1:]]), compared)
+        prototypes = made.prototypes(frozen, params, CLASSES, references)
         scores = made.score(frozen, params, prototypes, features, np.array([0, 1]))
         return scores.image, made.anomaly_map(scores.patches, SIZE)
 
-    image, maps = score(model.params, params, features)
+    image, maps = score(model.params, params, features, compared)
     assert set(image) == set(made.image_scores) != set()
     assert all(one.shape == (2,) and jnp.isfinite(one).all() for one in image.values())
     assert maps.shape == (2, SIZE, SIZE)
-    low, high = made.map_range
+    low, high = made.map_range or (-np.inf, np.inf)
     assert low - 1e-4 <= maps.min() <= maps.max() <= high + 1e-4
     low, high = made.score_range
     assert all(low <= one.min() <= one.max() <= high for one in image.values())

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -152,8 +153,15 @@ def trace_step(method, backbone, training):
 
 def trace_scores(method, params, backbone):
     """Traces prompts, scores and maps."""
+    # Each category has two references, if the method takes any.
+    references = None
+    if method.references != "unused":
+        features = trace_features(method, backbone)
+        references = jax.eval_shape(
+            lambda x: jax.tree.map(lambda x: jnp.stack([x, x]), x), features
+        )
     texts = jax.jit(method.prototypes, static_argnums=2).eval_shape(
-        backbone.params, params, CLASSES
+        backbone.params, params, CLASSES, references
     )
     key, encode = encoder_of(method)
     encoder = encode and compile_encoder(encode, backbone.preprocess, make_mesh(), 2, None)
@@ -248,8 +256,9 @@ def run(monkeypatch, tmp_path):
         shapes = param_shapes(method, backbone)
         return [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes) for _ in members]
 
-    def evaluate(contenders, features, backbone, *, scorer, **_):
-        trace_scores(contenders, backbone, scorer)
+    def evaluate(contenders, features, backbone, **_):
+        for contender in contenders:
+            trace_scores(contender.method, contender.params, backbone)
         raise TracedError
 
     def open_datasets(variants):
@@ -265,7 +274,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "evaluate", evaluate)
     monkeypatch.setattr(training, "train", train)
     saver = types.SimpleNamespace(latest=lambda: None, close=lambda: None)
-    monkeypatch.setattr(training, "OrbaxSaver", lambda folder: saver)
+    monkeypatch.setattr(training, "OrbaxSaver", lambda folder, **_: saver)
     monkeypatch.setattr(Experiment, "load_backbone", lambda self: load(self.backbone["name"]))
 
     def start(experiment):

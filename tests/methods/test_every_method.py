@@ -24,6 +24,7 @@ COUNTS = {
     "faprompt": (4_100_064, 9_612_256),
     "tps": (10_130_688, 29_027_840),
     "vip2clip": (4_149_120, 4_149_121),
+    "musc": (0, 0),
 }
 OVER_TIPS = {
     "anomalyclip": {"feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14},

@@ -13,7 +13,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -79,6 +79,7 @@ class FeaturesFn(Hashable, Protocol):
 Encoders = Mapping[Hashable, FeaturesFn | None]
 CompiledEncoders = Mapping[Hashable, Any]  # of the frozen parameters and 8-bit images
 FeaturesByKey = dict[Hashable, PyTree]
+FeatureStream = Iterator[tuple[ImageBatch, FeaturesByKey]]
 
 _stored_here: set[pathlib.Path] = set()  # shards that this process has stored
 
@@ -156,7 +157,7 @@ class Features:
 
     def read(
         self, order: Int[np.ndarray, " n"], rows: int, *, pixels: bool = False, encode: bool = True
-    ) -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
+    ) -> FeatureStream:
         """Yields batches of `rows` images in an order, the last one padded, with their features by key.
 
         The position -1 is a row of padding, whose features can have any value. `rows` is a multiple of the
@@ -184,18 +185,43 @@ class Features:
         if not pixels:
             self._report_notes(tuple(sorted(notes)))
 
+    def replay(self, order: Int[np.ndarray, " n"]) -> Callable[[], FeatureStream]:
+        """Returns a function that yields what `read` does, at each call; what fits is kept on the devices."""
+        kept: list[tuple[ImageBatch, FeaturesByKey]] = []
+        room, complete = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size, False
+
+        def run() -> FeatureStream:
+            nonlocal complete
+            if complete:
+                yield from kept
+                return
+            kept.clear()
+            size = 0
+            for batch, features in self.read(order, self.rows):
+                size += sum(leaf.nbytes for leaf in jax.tree.leaves(features))
+                kept.append((batch, features))
+                if size > room:
+                    kept.clear()
+                yield batch, features
+            complete = size <= room
+
+        return run
+
+    def _free_memory(self) -> float:
+        """Returns the free memory of a device, in bytes."""
+        if stats := self._mesh.local_devices[0].memory_stats():
+            return float(stats["bytes_limit"] - stats["bytes_in_use"])
+        return available_memory() / self._mesh.size  # on the CPU
+
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
 
         Only features in memory are, and those that "auto" has put on disk.
         """
-        free = available_memory() / self._mesh.size  # on the CPU
-        if stats := self._mesh.local_devices[0].memory_stats():
-            free = stats["bytes_limit"] - stats["bytes_in_use"]
         stores = self._stores.values()
         share = SHARE_OF_DEVICE * (1 if any(store.folder for store in stores) else 2)
         needed = sum(store.size for store in stores) * 1e9 * (2 if self._config.dtype else 1)
-        if not self.stored or self._config.cache == "disk" or needed > share * free:
+        if not self.stored or self._config.cache == "disk" or needed > share * self._free_memory():
             return None
         features: FeaturesByKey = {}
         for key, store in self._stores.items():
@@ -228,7 +254,7 @@ class Features:
         missing = {key: {*store.missing()} for key, store in self._stores.items()}
         order, encode = sorted(set().union(*missing.values())), self.encoders
 
-        def run() -> Iterator[tuple[ImageBatch, FeaturesByKey]]:
+        def run() -> FeatureStream:
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
             for batch in self._load(batch_size=self.rows, indices=order):
                 images = sharding.split_batch(batch.images, self._mesh)

@@ -26,7 +26,7 @@ from zsad_jax.methods.base import (
     score_fn,
     vision_side,
 )
-from zsad_jax.methods.shared.anomaly_map import anomaly_map
+from zsad_jax.methods.shared.anomaly_map import Size, upsample
 from zsad_jax.methods.shared.config import CLIP, MAX_SIGMA, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
@@ -90,12 +90,13 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
     """
     config = config_from(MuScConfig, config)
     settings = tuple(itertools.product(range(len(config.feature_layers)), config.degrees))
-    make_map = functools.partial(anomaly_map, sigma=config.sigma, align_corners=True)
+
+    def make_map(patches: Float[Array, "b h w 1"], size: Size) -> Float[Array, "b H W"]:
+        return upsample(patches, size, sigma=config.sigma, align_corners=True)[..., 0]
 
     @jax.jit
-    def peaks(patches: Float[Array, "b h w"]) -> Float[Array, " b"]:
-        maps = make_map(patches[..., None], backbone.preprocess.image_size)
-        return maps.max(axis=(1, 2))
+    def peaks(patches: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
+        return make_map(patches, backbone.preprocess.image_size).max(axis=(1, 2))
 
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
@@ -124,31 +125,32 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
             smallest = jnp.sort(found, axis=0)[: count_share(config.share, len(found))]
             return smallest.mean(axis=(0, 1, 2, 3))
 
-        patches = jax.lax.map(score_one, (features.patches, category))
-        return Scores({"patch": peaks(patches)}, patches[..., None])
+        patches = jax.lax.map(score_one, (features.patches, category))[..., None]
+        return Scores({"patch": peaks(patches)}, patches)
 
     def across(frozen: Params, params: Params, bank: None, blocks: Blocks, category: int) -> Scores:
         def described(layer: int, degree: int) -> Blocks:
             return lambda: ((describe(x.patches[:, layer], degree), valid) for x, valid in blocks())
 
         found = (mutual_scores(described(*one), config.share, config.nearby) for one in settings)
-        patches = np.mean([*found], axis=0)
+        patches: Any = np.mean([*found], axis=0)[..., None]
         image: Any = np.concatenate([peaks(one[None]) for one in patches])
         if config.neighbors:
             tokens = [np.asarray(x.global_tokens)[valid] for x, valid in blocks()]
             token = np.concatenate(tokens)[:, config.global_token]
             image = rescore(image, token, config.neighbors)
-        return Scores({"patch": image}, patches[..., None])
+        return Scores({"patch": image}, patches)
 
     return Method(
         prototypes=prototypes,
         score=score_fn(compute, whole=True),
         image_scores=("patch",),
+        score_range=(0.0, 2.0),
         across=across,
         references="optional",
         **nothing_learned(config),
         **vision_side(backbone, config, patch_norm=False),
-    )._replace(anomaly_map=make_map, map_range=(0.0, 2.0))
+    )._replace(anomaly_map=make_map, map_range=None)
 
 
 @functools.partial(jax.jit, static_argnums=1)

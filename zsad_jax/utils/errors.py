@@ -41,8 +41,9 @@ def nearest(name: str, known: Iterable[str], *, cutoffs: Sequence[float] = (0.8,
 
 
 def plural(number: int, noun: str) -> str:
-    """Returns a number with its noun: "1 image", "2 images"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """Returns a number with its noun: "1 image", "2 images", "3 categories"."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else many}"
 
 
 def agree(number: int, one: str, many: str) -> str:

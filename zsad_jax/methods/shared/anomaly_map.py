@@ -88,12 +88,7 @@ def upsample(
 
 
 def anomaly_map(
-    patches: Float[Array, "b h w c"],
-    size: Size,
-    *,
-    sigma: float = 4.0,
-    align_corners: bool = False,
+    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 4.0
 ) -> Float[Array, "b H W"]:
     """Returns the anomaly map A S Bᵀ of patch scores, summed over channels; `sigma` is in output pixels."""
-    total = patches.sum(axis=-1, keepdims=True)
-    return upsample(total, size, sigma=sigma, align_corners=align_corners)[..., 0]
+    return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]
