@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
@@ -101,6 +102,8 @@ class Evaluation(NamedTuple):
       cases: images to show; () for all but the first of several contenders.
       issues: of the dataset as a whole, then images that could not be read and masks that could not be used.
       num_unreadable: number of images that could not be read.
+      device_wait_share: share of the time in which the devices waited for the host while images were encoded
+        and scored; None for stored evaluations and for all but the first of several contenders.
     """
 
     dataset: str
@@ -112,6 +115,7 @@ class Evaluation(NamedTuple):
     cases: tuple[Case, ...]
     issues: tuple[Issue, ...]
     num_unreadable: int = 0
+    device_wait_share: float | None = None
 
 
 class Result(NamedTuple):
@@ -243,7 +247,9 @@ def evaluate(
             return scorer(frozen, params, prototypes, stored, found.get(None), category)
 
         batches = features.read(positions, rows, pixels=pixels, encode=False)
-        for batch, results in one_late((batch, score(batch, found)) for batch, found in batches):
+        started: Iterator[Any] = ((batch, score(batch, found)) for batch, found in batches)
+        # Few images have pictures.
+        for batch, results in one_late(started if pixels else features.clock.watch(started)):
             yield batch, sharding.to_host(results)
 
     def show(stream: Stream, work: str, total: int) -> Stream:
@@ -257,6 +263,10 @@ def evaluate(
     }
     scored = show(run(np.arange(len(dataset))), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
+    share = features.clock.wait_share
+    words = "%s: devices waited for the host %.1f%% of the time."
+    logging.info(words, dataset.name, 100 * (share or 0.0))
+    main = main._replace(device_wait_share=share)
     if cases_by:
         image_scores = dataset_scores(main, cases_by)
         chosen = choose_cases(image_scores)

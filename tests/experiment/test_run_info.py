@@ -40,3 +40,9 @@ def test_run_record_includes_missing_masks_only_if_any():
     missing = run_info.describe_evaluations([evaluation("ksdd", 2)])
     assert json.loads(json.dumps(missing))["anomalous_without_mask"] == {"ksdd": 2}
     assert "anomalous_without_mask" not in run_info.describe_evaluations([])
+
+
+def test_run_record_has_waiting_devices_of_new_evaluations():
+    new = evaluation("visa", 0)._replace(device_wait_share=0.123456)
+    found = run_info.describe_evaluations([new, evaluation("ksdd", 0)])
+    assert found["device_wait_share"] == {"visa": 0.1235}

@@ -223,6 +223,7 @@ def test_figure_names(cases, category, file_name, expected):
         ("total_seconds", 0.5, "0.50 s"),
         ("parts_seconds", 8000, "2.2 h"),
         ("peak_memory_bytes", 2**20, "1.0 MiB"),
+        ("device_wait_share", 0.0312, "3.1%"),
         ("command", ["a", "b"], "a b"),
         ("devices", ["a", "b"], "a, b"),
         ("x", True, "yes"),

@@ -34,7 +34,7 @@ from zsad_jax.utils import files, sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.memory import available_memory
-from zsad_jax.utils.progress import one_late, progress
+from zsad_jax.utils.progress import DeviceClock, one_late, progress
 from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
 SHARD_BYTES = 2**24  # a shard is in memory while its images are encoded
@@ -92,6 +92,7 @@ class Features:
       rows: images that are encoded at a time, a multiple of the number of devices.
       stored: whether the features of all keys are stored, on disk or in memory.
       encoders: the compiled encoder of each key, from 8-bit images; None where features are the images.
+      clock: of the devices while images are encoded and, by `evaluate`, scored.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Features:
           UserError: the features do not fit where the config asks for them.
         """
         self.dataset, self.rows = dataset, sharding.round_up(rows, mesh)
+        self.clock = DeviceClock()
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
         self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
@@ -262,7 +264,8 @@ class Features:
                 yield batch, {key: encode[key](self._frozen, images) for key in keys}
 
         label = f"encode {self.dataset.name}"
-        batches = progress(one_late(run()), total=len(order), label=label, step=self.rows)
+        started = one_late(self.clock.watch(run()))
+        batches = progress(started, total=len(order), label=label, step=self.rows)
         for batch, features in batches if order else ():
             for key, found in features.items():
                 self._stores[key].add(batch, sharding.to_host(found))

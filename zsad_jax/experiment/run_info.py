@@ -54,11 +54,14 @@ def describe_process(clock: Stopwatch) -> dict[str, Any]:
 
 
 def describe_evaluations(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Returns the entries of run.json on the images."""
+    """Returns the entries of run.json on the images and, of those scored in this run, on waiting devices."""
     without_mask = count_without_mask(evaluations)
+    shares = ((one.dataset, one.device_wait_share) for one in evaluations)
+    waited = {name: round(share, 4) for name, share in shares if share is not None}
     return {
         "num_images": sum(len(evaluation.labels) for evaluation in evaluations),
         "num_unreadable": sum(evaluation.num_unreadable for evaluation in evaluations),
+        **({"device_wait_share": waited} if waited else {}),
         **({WITHOUT_MASK: without_mask} if without_mask else {}),
     }
 

@@ -1,9 +1,9 @@
 """Anomaly maps in 16 bits a pixel, for the way from devices to the host.
 
 Codes are in the order of the scores. Each map has its own segments of float32 numbers. They start at quantiles
-of the map, closer together towards both ends, and have the same number of codes, so that neither saturated
-scores nor an outlier take the resolution from the others. Codes stand for multiples of a power of two, and for
-every number in segments of up to 4,092 of them.
+of the map and have the same number of codes, so that neither saturated scores nor an outlier take the
+resolution from the others. Codes stand for multiples of a power of two, and for every number in segments of up
+to 4,092 of them.
 """
 
 import dataclasses
@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt16
 
 NUM_CODES = 2**16
-SEGMENTS = 16
 BITS = 12  # of the codes of a segment
-# Shares of the map below the starts of the segments; the last segment is the largest score.
-SHARES = np.array([0, *1 / (1 + 2.0 ** -np.linspace(-11, 11, SEGMENTS - 2)), 1])
+# Shares of the map from the start of each segment on. Most codes are for high scores, on which all metrics but
+# AUROC depend; the last segment is the highest score.
+SHARES = np.array(
+    [1, 0.999, 0.9, 0.6, 0.4, 0.25, 0.15, 0.09, 0.05, 0.03, 0.015, 0.008, 0.004, 0.002, 0.0005, 0]
+)
 SIDE = 64  # of the grid of pixels from which quantiles are taken
 
 
@@ -67,14 +69,14 @@ def bin_maps(maps: Float[Array, "b H W"]) -> BinnedMaps:
     grid = keys[:, ::step, ::step].reshape(len(keys), -1)
     # With the extremes of all rows, a sample has the extremes of the map, and no other pixel beside an outlier.
     sample = jnp.sort(jnp.concatenate([grid, keys.max(axis=2), keys.min(axis=2)], axis=1), axis=1)
-    starts = sample[:, np.rint(SHARES * (sample.shape[1] - 1)).astype(int)]
+    starts = sample[:, np.rint((1 - SHARES) * (sample.shape[1] - 1)).astype(int)]
     widths = jnp.diff(starts, append=starts[:, -1:]).view(jnp.uint32)
     # The fewest bits of keys that must be dropped; by rounding, a segment has up to two codes more.
     shifts = jnp.maximum(
         32 - BITS - jax.lax.clz(widths + (widths >> (BITS - 2))).astype(jnp.int32), 0
     )
     codes = jnp.zeros_like(keys)
-    for segment in range(SEGMENTS):
+    for segment in range(len(SHARES)):
         start, shift = (x[:, segment, None, None] for x in (starts, shifts))
         offset = _round(keys, shift) - _round(start, shift)
         codes = jnp.where(keys >= start, offset + (segment << BITS), codes)

@@ -111,6 +111,7 @@ NAMES = {
     "total_seconds": "total time",
     "parts_seconds": "time by part",
     "peak_memory_bytes": "peak memory",
+    "device_wait_share": "share of time in which devices waited for the host",
     "num_images": "images",
     "num_unreadable": "unreadable images",
     "demonstration": "demo model",
@@ -122,4 +123,5 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "total_seconds": _seconds,
     "parts_seconds": _seconds,
     "peak_memory_bytes": _bytes,
+    "device_wait_share": "{:.1%}".format,
 }
