@@ -33,7 +33,7 @@ def benchmark(monkeypatch, tmp_path):
         def time(self, what, *arguments):
             start = time.perf_counter()
             value = getattr(self._made, what)(*arguments)
-            return inference.Turn(time.perf_counter() - start, 1.0, value)
+            return inference.Turn(time.perf_counter() - start, 1.0, value, 1.0)
 
     monkeypatch.setattr(inference, "PRODUCT_SIDES", {"cpu": 32})
     # Variables that the benchmarks set are restored afterwards.
@@ -50,7 +50,7 @@ def benchmark(monkeypatch, tmp_path):
 def make_options(inference, folder, method):
     options = argparse.Namespace(
         method=method, options={}, backbone=METHODS[method], image_size=42, dtype="float32",
-        cores=None, batch_size=2, folder=folder,
+        cores=None, batch_size=2, images=2, folder=folder,
     )  # fmt: skip
     inference.settle(options)
     inference.write_weights(options)
@@ -159,9 +159,6 @@ def test_training_reports_ratios_to_the_last_side(benchmark, monkeypatch, tmp_pa
 
         def __exit__(self, *_):
             pass
-
-        def peak_gib(self):
-            return 1.0
 
         def time(self, what, *arguments):
             if what == "flops":
