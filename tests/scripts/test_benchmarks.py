@@ -219,6 +219,16 @@ def test_metrics_agree_with_the_published_procedure(benchmark, tmp_path):
     assert found["results"][2]["times_as_fast_as_loop"] == 1
 
 
+def test_musc_agrees_with_loops_over_images(benchmark, tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "results.json"
+    small = "--images 5 --grid 4 --width 8 --size 30 --batch_size 2 --cores 1"
+    assert benchmark("musc").main([*small.split(), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert [row["side"] for row in found["results"]] == ["zsad_jax", "PyTorch"]
+    assert found["setting"]["difference"] < 1e-6
+
+
 def test_grid_compares_both_sides(benchmark, monkeypatch, tmp_path):
     grid, out = benchmark("grid"), tmp_path / "results.json"
     times = iter([(2.0, 1.0), (8.0, 10.0)])

@@ -190,11 +190,10 @@ class Features:
     def replay(self, order: Int[np.ndarray, " n"]) -> Callable[[], FeatureStream]:
         """Returns a function that yields what `read` does, at each call; what fits is kept on the devices."""
         kept: list[tuple[ImageBatch, FeaturesByKey]] = []
-        room, complete = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size, False
+        room = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size
 
         def run() -> FeatureStream:
-            nonlocal complete
-            if complete:
+            if len(kept) * self.rows >= len(order):
                 yield from kept
                 return
             kept.clear()
@@ -205,7 +204,6 @@ class Features:
                 if size > room:
                     kept.clear()
                 yield batch, features
-            complete = size <= room
 
         return run
 
