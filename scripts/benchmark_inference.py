@@ -461,9 +461,9 @@ class Ours(JaxSide):
         if self.scored is None:
             self.step()
             self.scored = self.last
-        state, (image, maps, _) = category.init(), self.scored
-        for _ in range(0, self.options.images, len(maps)):
-            state = category.update(state, image, self.batch.labels, maps, self.batch.masks)
+        state, found, batch = category.init(), self.scored, self.batch
+        for _ in range(0, self.options.images, len(batch.images)):
+            state = category.update(state, found.image, batch.labels, found.maps, batch.masks)
         category.compute(state)
         return self.options.images
 
