@@ -269,7 +269,7 @@ class Experiment:
                     f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"
                     " the dataset that they are trained on."
                 )
-            if backbone is not None:
+            if backbone is not None and method.references != "required":
                 # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, (class_name,))

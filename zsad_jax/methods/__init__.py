@@ -53,6 +53,7 @@ METHODS = {
     "coop": _included("coop", "CoOpConfig"),
     "cocoop": _included("coop", "CoCoOpConfig"),
     "musc": _included("musc", "MuScConfig"),
+    "knn": _included("knn", "KnnConfig"),
 }
 
 __all__ = [
