@@ -62,12 +62,11 @@ Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
 
 
 class Turn(NamedTuple):
-    """The result of a call, its wall and CPU time in seconds, and the peak memory so far in GiB."""
+    """The result of a call, its wall time in seconds, and its CPU time over all threads."""
 
     seconds: float
     processor: float
     value: Any
-    memory: float = 0.0
 
 
 class Side:
@@ -108,6 +107,11 @@ class Side:
         except (EOFError, BrokenPipeError) as error:
             raise UserError("A measured process has ended. Its error is above.") from error
 
+    def peak_gib(self) -> float:
+        """Returns the peak memory so far in GiB, including loading; on a GPU, that of the GPU."""
+        used = self.time("device_bytes").value or self.time("host_bytes").value
+        return used / 2**30
+
 
 def serve(
     pipe: Connection, make: Callable[..., Any], cores: Sequence[int], arguments: tuple[Any, ...]
@@ -124,9 +128,7 @@ def serve(
         start, processor_start = time.perf_counter(), time.process_time()
         value = getattr(made, what)(*given)
         seconds = time.perf_counter() - start
-        processor = time.process_time() - processor_start
-        host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send(Turn(seconds, processor, value, (made.device_bytes() or host_bytes) / 2**30))
+        pipe.send(Turn(seconds, time.process_time() - processor_start, value))
 
 
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
@@ -316,7 +318,14 @@ def _programs(values: Iterable[Any]) -> Iterator[Any]:
             yield getattr(value, "jaxpr", value)
 
 
-class JaxSide:
+class MeasuredSide:
+    """The base of the objects whose methods are timed."""
+
+    def host_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class JaxSide(MeasuredSide):
     """The library's model, with the peaks of memory and of matrix products."""
 
     def __init__(self, options: argparse.Namespace):
@@ -325,7 +334,7 @@ class JaxSide:
 
         from zsad_jax.utils import sharding
 
-        self.options, self.sharding, self.device = options, sharding, jax.local_devices()[0]
+        self.options, self.device = options, jax.local_devices()[0]
         self.mesh = sharding.make_mesh([self.device])
         self.backbone, self.method, self.dataset = open_model(options)
         side = PRODUCT_SIDES[self.device.platform]
@@ -348,7 +357,7 @@ class JaxSide:
         return 2 * self.factors.shape[-1] ** 3
 
 
-class TorchSide:
+class TorchSide(MeasuredSide):
     """The same for PyTorch, with the inputs that the library's side has saved."""
 
     def __init__(self, options: argparse.Namespace):
@@ -385,7 +394,7 @@ class TorchSide:
 
 
 class Ours(JaxSide):
-    """The library; saves what the PyTorch side reads. Stages return their number of images."""
+    """The library; saves what the PyTorch side reads."""
 
     def __init__(self, options: argparse.Namespace):
         import jax
@@ -395,6 +404,7 @@ class Ours(JaxSide):
         from zsad_jax.detector import make_detector
         from zsad_jax.evaluate import make_scorer
         from zsad_jax.methods.base import encoder_of
+        from zsad_jax.utils import sharding
 
         super().__init__(options)
         backbone, method, rows = self.backbone, self.method, options.batch_size
@@ -410,66 +420,61 @@ class Ours(JaxSide):
         self.images = jax.device_put(backbone.preprocess.normalize(self.batch.images))
         self.frozen, self.encode = self.detector.backbone.params, jax.jit(backbone.encode_image)
         key, encode = encoder_of(method)
-        config = FeaturesConfig(cache="none")
-        encoders, mesh = {key: encode}, self.mesh
-        self.features = Features(self.dataset, backbone, encoders, config, mesh=mesh, rows=rows)
+        self.features = Features(
+            self.dataset, backbone, {key: encode}, FeaturesConfig(cache="none"),
+            mesh=self.mesh, rows=rows,
+        )  # fmt: skip
         self.scorer = make_scorer([method], backbone, self.features.encoders, binned=True)
         self.given = self.frozen, [params], [self.detector.prototypes]
+        self.batch_on_device = sharding.split_batch(
+            (self.batch.images, self.batch.category), self.mesh
+        )
         self.encode_for_method = self.features.encoders[key]
         self.encoded = self.scored = None
 
     def flops(self) -> dict[str, float]:
         """Returns the operations per image of the stages that have matrix products."""
-        step = count_flops(self.scorer, *self.given, [None], *self.put_batch())
+        step = count_flops(self.scorer, *self.given, [None], *self.batch_on_device)
         tower = count_flops(self.backbone.encode_image, self.frozen, self.images)
         found = {"tower": tower} | dict.fromkeys(("step", "predict", "pipeline"), step)
         return {stage: count / self.options.batch_size for stage, count in found.items()}
 
-    def load(self) -> int:
-        return sum(len(batch.images) for batch in self.load_batches())
+    def load(self) -> None:
+        for _ in self.load_batches():
+            pass
 
-    def tower(self) -> int:
+    def tower(self) -> None:
         self.encode(self.frozen, self.images).patches.block_until_ready()
-        return len(self.images)
 
-    def put_batch(self) -> Any:
-        """Returns images and categories on the device."""
-        return self.sharding.split_batch((self.batch.images, self.batch.category), self.mesh)
+    def step(self) -> None:
+        from zsad_jax.utils import sharding
 
-    def step(self) -> int:
-        from zsad_jax.utils.progress import one_late
+        batch = sharding.split_batch((self.batch.images, self.batch.category), self.mesh)
+        [result] = self.scorer(*self.given, [None], *batch)
+        self.last = sharding.to_host(result)
 
-        # As in an evaluation, the device works on a batch while the host takes the results of the last one.
-        count = self.options.images // len(self.images)
-        for [result] in one_late(
-            self.scorer(*self.given, [None], *self.put_batch()) for _ in range(count)
-        ):
-            self.last = self.sharding.to_host(result)
-        return self.options.images
+    def heads(self) -> None:
+        from zsad_jax.utils import sharding
 
-    def heads(self) -> int:
+        images, category = self.batch_on_device
         if self.encoded is None:
-            images, self.category = self.put_batch()
             self.encoded = self.encode_for_method(self.frozen, images)
-        [result] = self.scorer(*self.given, [self.encoded], None, self.category)
-        self.last = self.sharding.to_host(result)
-        return len(self.images)
+        [result] = self.scorer(*self.given, [self.encoded], None, category)
+        self.last = sharding.to_host(result)
 
-    def metrics(self) -> int:
+    def metrics(self) -> None:
         from zsad_jax.metrics import category
 
         if self.scored is None:
             self.step()
             self.scored = self.last
-        state, found, batch = category.init(), self.scored, self.batch
-        for _ in range(0, self.options.images, len(batch.images)):
-            state = category.update(state, found.image, batch.labels, found.maps, batch.masks)
+        state, (image, maps, _) = category.init(), self.scored
+        for _ in range(0, self.options.images, self.options.batch_size):
+            state = category.update(state, image, self.batch.labels, maps, self.batch.masks)
         category.compute(state)
-        return self.options.images
 
-    def predict(self) -> int:
+    def predict(self) -> None:
         self.last = self.detector.predict_resized(next(self.one_by_one))
-        return 1
 
     def values(self) -> Values:
         """Returns the scores and maps of the last call."""
@@ -478,24 +483,21 @@ class Ours(JaxSide):
         maps = [self.last.maps[row].decode() for row in range(len(self.last.maps))]
         return np.asarray(self.last.image[self.detector.image_score]), np.stack(maps)
 
-    def pipeline(self) -> int:
+    def pipeline(self) -> None:
         from zsad_jax.evaluate import Contender, evaluate
 
         contender = Contender(self.method, *self.given[1])
         evaluate([contender], self.features, self.backbone, mesh=self.mesh, scorer=self.scorer)
-        return len(self.dataset)
 
 
 class Theirs(TorchSide):
-    """The published pipeline, with the same stages."""
+    """The published pipeline."""
 
     def __init__(self, options: argparse.Namespace):
-        import benchmark_metrics
         import benchmark_peers as peers
         import torch
 
         super().__init__(options)
-        self.tabulate = benchmark_metrics.published_metrics
         self.one_by_one = itertools.cycle(self.images)
         sizes = options.sizes[0] | {"grid": options.image_size // options.sizes[0]["patch_size"]}
         self.model = peers.vision_tower(options.family, sizes).to(self.device, self.dtype)
@@ -512,50 +514,52 @@ class Theirs(TorchSide):
         files_of = Files(self.options.folder / "images", self.options.image_size)
         return torch.utils.data.DataLoader(files_of, num_workers=self.options.workers)
 
-    def load(self) -> int:
-        return sum(len(image) for image, _ in self.loader())
+    def load(self) -> None:
+        for _ in self.loader():
+            pass
 
-    def tower(self) -> int:
+    def tower(self) -> None:
         self.model(self.pixels)
         self.wait()
-        return len(self.pixels)
 
-    def step(self) -> int:
-        return self.score(map(self.peer.features, self.images))
+    def step(self) -> None:
+        self.last = self.score(map(self.peer.features, self.images))
 
-    def heads(self) -> int:
+    def heads(self) -> None:
         if self.encoded is None:
             self.encoded = [self.peer.features(image) for image in self.images]
-        return self.score(self.encoded)
+        self.last = self.score(self.encoded)
 
-    def score(self, features: Iterable[Any]) -> int:
-        """Computes scores and maps, one image at a time."""
+    def score(self, features: Iterable[Any]) -> Values:
+        """Returns scores and maps, computed one image at a time."""
         size = self.options.image_size
         scores, maps = zip(*(self.peer.predict(one, size) for one in features), strict=True)
-        self.last = np.array(scores), np.stack(maps)
-        return len(scores)
+        return np.array(scores), np.stack(maps)
 
-    def metrics(self) -> int:
+    def metrics(self) -> None:
         if self.scored is None:
             self.step()
-            self.scored = self.last
-        self.tabulate(*self.scored, self.masks)
-        return len(self.masks)
+            scored, count = (*self.last, self.masks), self.options.images
+            self.scored = [np.resize(x, (count, *x.shape[1:])) for x in scored]
+        self.tabulate(*self.scored)
 
-    def predict(self) -> int:
-        return self.score([self.peer.features(next(self.one_by_one))])
+    def tabulate(self, scores: np.ndarray, maps: np.ndarray, masks: np.ndarray) -> None:
+        from benchmark_metrics import published_metrics
+
+        published_metrics(scores, masks.any(axis=(1, 2)), maps, masks)
+
+    def predict(self) -> None:
+        self.last = self.score([self.peer.features(next(self.one_by_one))])
 
     def values(self) -> Values:
         return self.last
 
-    def pipeline(self) -> int:
+    def pipeline(self) -> None:
         scored, masks = [], []
         for image, mask in self.loader():
-            self.score([self.peer.features(image[0].numpy())])
-            scored.append(self.last)
+            scored.append(self.score([self.peer.features(image[0].numpy())]))
             masks.append(mask[0].numpy())
         self.tabulate(*map(np.concatenate, zip(*scored, strict=True)), np.stack(masks))
-        return len(masks)
 
 
 class Files:
@@ -634,6 +638,8 @@ def measure(
     peaks: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Returns a row for each side; adds the rates of plain matrix products to `peaks`."""
+    counts = {"products": PRODUCTS, "predict": 1}
+    counts |= dict.fromkeys(("load", "metrics", "pipeline"), options.images)
     runs = {"predict": options.latencies, "metrics": 1, "pipeline": 1}.get(stage, options.runs)
     for name, side in sides.items():
         if name == "zsad_jax" or runs > 1:
@@ -647,14 +653,14 @@ def measure(
                 f"{stage}: the sides differ by {difference:.1e}, which is too much for maps with range"
                 f" {span:.1e}."
             )
+    count, work = counts.get(stage, options.batch_size), flops.get(stage)
     rows = []
-    for name in sides:
-        count, work = turns[0][name].value, flops.get(stage)
+    for name, side in sides.items():
         seconds = np.array([turn[name].seconds for turn in turns])
-        if stage == "products":
-            count, work = PRODUCTS, count
-            peaks[name] = work * count / seconds.min()
         middle, slowest = np.quantile(seconds / count, [0.5, 0.99])
+        if stage == "products":
+            work = turns[0][name].value
+            peaks[name] = work * count / seconds.min()
         rows.append(
             {
                 "stage": stage,
@@ -665,7 +671,7 @@ def measure(
                 "cpu_ms": 1e3 * float(np.median([turn[name].processor for turn in turns])) / count,
                 "gflop": work and work / 1e9,
                 "share_of_peak": work / middle / peaks[name] if work and peaks else None,
-                "peak_gib": turns[-1][name].memory,
+                "peak_gib": side.peak_gib(),
             }
         )
     for row in rows:

@@ -89,7 +89,9 @@ class Detector:
         preprocess = self.backbone.preprocess
         key, encode = encoder_of(self.method)
         compiled = encode and compile_encoder(encode, preprocess, self.mesh, self.batch_size, None)
-        score = make_scorer([self.method], self.backbone, {key: compiled}, binned=False)
+        score = make_scorer(
+            [self.method], self.backbone, {key: compiled}, mesh=self.mesh, binned=False
+        )
         # Compiled ahead, so that the measured time of the first images does not include it.
         images = np.zeros((self.batch_size, *[preprocess.image_size] * 2, 3), np.uint8)
         return score.lower(*self._arguments(images, np.zeros(self.batch_size, np.int32))).compile()

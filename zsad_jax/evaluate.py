@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
 from zsad_jax.metrics.binned import BinnedMaps, bin_maps
-from zsad_jax.utils import interrupts, sharding
+from zsad_jax.utils import distributed, interrupts, sharding
 from zsad_jax.utils.errors import UserError, located, plural
 from zsad_jax.utils.progress import one_late, progress
 
@@ -134,7 +135,12 @@ Stream = Iterator[tuple[ImageBatch, Sequence[Result]]]
 
 
 def make_scorer(
-    methods: Sequence[Method], backbone: Backbone, encoders: CompiledEncoders, *, binned: bool
+    methods: Sequence[Method],
+    backbone: Backbone,
+    encoders: CompiledEncoders,
+    *,
+    mesh: Mesh,
+    binned: bool,
 ) -> jax.stages.Wrapped:
     """Returns the compiled function that scores a batch by every method, in one program.
 
@@ -146,12 +152,13 @@ def make_scorer(
       methods: in the order of the results.
       backbone: the frozen model that they share.
       encoders: by the keys of `encoder_of`, as `Features.encoders`.
+      mesh: the devices over which batches and results are split.
       binned: whether maps are rounded to 16 bits a pixel, see `bin_maps`.
     """
     keys = [encoder_of(method)[0] for method in methods]
     size = backbone.preprocess.image_size
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.over_data(mesh))
     def score(
         frozen: PyTree,
         params: Sequence[PyTree],
@@ -226,7 +233,9 @@ def evaluate(
         )
     methods = [contender.method for contender in contenders]
     frozen = place(backbone.params, mesh)
-    scorer = scorer or make_scorer(methods, backbone, features.encoders, binned=not exact)
+    scorer = scorer or make_scorer(
+        methods, backbone, features.encoders, mesh=mesh, binned=not exact
+    )
     keys = [encoder_of(method)[0] for method in methods]
     params = [sharding.replicate(contender.params, mesh) for contender in contenders]
     # Prompts are encoded once for all images; class names are static, since they are tokenized on the host.
@@ -271,12 +280,13 @@ def evaluate(
         image_scores = dataset_scores(main, cases_by)
         chosen = choose_cases(image_scores)
         shown = run(main.positions[chosen], pixels=True)
-        cases = [
-            _case(image_scores, main.positions, batch, row, results[0])
+        cases = {
+            int(batch.index[row]): _case(image_scores, main.positions, batch, row, results[0])
             for batch, results in show(shown, "pictures of", len(chosen))
             for row in np.flatnonzero(batch.valid).tolist()
-        ]
-        main = main._replace(cases=tuple(cases))
+        }
+        found = itertools.chain(*(part.items() for part in distributed.gather(cases)))
+        main = main._replace(cases=tuple(case for _, case in sorted(found, key=itemgetter(0))))
     return main, *others
 
 
@@ -364,8 +374,8 @@ class _Tally:
         # A batch may contain the end of one category and the beginning of the next.
         for category in dict.fromkeys(batch.category[rows].tolist()):
             name = self.dataset.categories[category]
-            if self.dataset.contiguous:
-                self._complete(except_for=name)
+            if self.dataset.contiguous and not jax.distributed.is_initialized():
+                self._complete([one for one in self.states if one != name])
             members = rows[batch.category[rows] == category]
             self.states[name] = metrics.category.update(
                 self.states.get(name) or metrics.category.init(exact=self.exact),
@@ -376,26 +386,38 @@ class _Tally:
                 batch.has_mask[members],
             )
 
-    def scored(self) -> Scored:
-        """Returns the scores in the dataset's order, and the metrics in the order of its categories."""
-        self._complete()
-        first, *_ = self.image_scores
-        joined = {
-            name: np.concatenate([part[name] for part in self.image_scores]) for name in first
-        }
-        order = [name for name in self.dataset.categories if name in self.found]
-        return Scored(joined, {name: self.found[name] for name in order})
+    def scored(self, order: Int[np.ndarray, " n"]) -> Scored:
+        """Returns the scores in an order, and the metrics in the order of the dataset's categories."""
+        self._complete(self.dataset.categories)
+        parts = [*itertools.chain(*distributed.gather(self.image_scores))]
+        joined = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        categories = [name for name in self.dataset.categories if name in self.found]
+        return Scored(joined, {name: self.found[name] for name in categories})
 
-    def _complete(self, *, except_for: str | None = None) -> None:
-        """Computes the metrics of the categories so far and drops their states of 24 MB each."""
-        for category in [name for name in self.states if name != except_for]:
-            state = self.states.pop(category)
-            self.found[category] = {
-                name: metrics.category.compute(
-                    state, image_score=name, thresholds=self.method.aupro_thresholds
-                )
-                for name in state.scores
-            }
+    def _complete(self, categories: Sequence[str]) -> None:
+        """Computes the metrics of categories and drops their states of 24 MB each."""
+        for category in categories:
+            parts = [*filter(None, distributed.gather(self.states.pop(category, None)))]
+            if parts:
+                state = functools.reduce(metrics.category.merge, parts)
+                self.found[category] = {
+                    name: metrics.category.compute(
+                        state, image_score=name, thresholds=self.method.aupro_thresholds
+                    )
+                    for name in state.scores
+                }
+
+
+class _Image(NamedTuple):
+    """An image as it was read; the label and the category are only those of readable ones."""
+
+    position: int
+    valid: bool
+    label: int
+    category: int
+    file_name: str
+    issues: tuple[Issue, ...]
+    notes: tuple[Issue, ...]
 
 
 def _gather(
@@ -403,37 +425,41 @@ def _gather(
 ) -> tuple[Evaluation, ...]:
     """Returns the evaluation by each method, without cases; none of the images or maps is kept."""
     tallies = [_Tally(method, dataset, exact) for method in methods]
-    positions: list[int] = []
-    labels: list[int] = []
-    file_names: list[str] = []
-    categories: list[str] = []
-    issues: list[Issue] = []
-    doubtful: list[Issue] = []
+    own: list[_Image] = []
     for batch, results in stream:
-        issues += itertools.chain(*batch.issues)
-        doubtful += (note for note in itertools.chain(*batch.notes) if note.kind in DOUBTFUL)
+        columns = batch.index, batch.valid, batch.labels, batch.category
+        plain = (one.tolist() for one in columns)
+        texts = batch.file_names, batch.issues, batch.notes
+        own += (
+            one
+            for one in itertools.starmap(_Image, zip(*plain, *texts, strict=True))
+            if one.position >= 0
+        )
         rows = np.flatnonzero(batch.valid)
-        positions += batch.index[rows].tolist()
-        labels += batch.labels[rows].tolist()
-        file_names += (batch.file_names[row] for row in rows)
-        categories += (dataset.categories[number] for number in batch.category[rows])
         for tally, result in zip(tallies, results, strict=True):
             tally.add(batch, rows, result)
 
+    gathered = [*itertools.chain(*distributed.gather(own))]
+    order = np.argsort([one.position for one in gathered if one.valid])
+    images = sorted(gathered, key=lambda one: one.position)
+    read = [one for one in images if one.valid]
+    issues = [*itertools.chain(*(one.issues for one in images))]
+    notes = itertools.chain(*(one.notes for one in images))
+    doubtful = (note for note in notes if note.kind in DOUBTFUL)
     unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
-    if not positions:
+    if not read:
         raise UserError(
             f"No image of {dataset.name} could be read ({plural(len(unreadable), 'image')}). The first issue:"
             f" {unreadable[0]}. Check the files of the dataset."
         )
     log_issues(dataset.name, issues)  # the loader logs notes
-    first, *others = (tally.scored() for tally in tallies)
+    first, *others = (tally.scored(order) for tally in tallies)
     evaluation = Evaluation(
         dataset=dataset.name,
-        positions=np.array(positions, int),
-        file_names=tuple(file_names),
-        categories=tuple(categories),
-        labels=np.array(labels, int),
+        positions=np.array([one.position for one in read], int),
+        file_names=tuple(one.file_name for one in read),
+        categories=tuple(dataset.categories[one.category] for one in read),
+        labels=np.array([one.label for one in read], int),
         scored=first,
         cases=(),
         # Preparation may have recorded the same issues.

@@ -7,13 +7,16 @@ python -m zsad_jax.main --config configs/tipsomaly.py --keys
 Included configs are found from any directory; a local file with the same name takes precedence.
 """
 
+import contextlib
+import tempfile
+
 from absl import flags
 
 from zsad_jax.experiment import config_flag
 from zsad_jax.experiment.config_keys import list_keys
 from zsad_jax.experiment.run import OUTPUTS, run_experiment
 from zsad_jax.experiment.workdir import default_workdir
-from zsad_jax.utils import remote
+from zsad_jax.utils import distributed, remote
 from zsad_jax.utils.command_line import log_plainly
 
 flags.adopt_module_key_flags(config_flag)
@@ -37,9 +40,13 @@ def main(argv: list[str]) -> None:
     changed = config_flag.changed_keys()
     config_flag.reject_checkpoints(experiment, changed)
     log_plainly()
-    default = default_workdir(config_flag.config_file())
-    given = default if _WORKDIR.value is None else _WORKDIR.value
-    with remote.alone(given, OUTPUTS, "--workdir") as place:
+    if experiment.distributed:
+        distributed.initialize()
+    given = default_workdir(config_flag.config_file()) if _WORKDIR.value is None else _WORKDIR.value
+    with contextlib.ExitStack() as stack:
+        if not distributed.is_main():  # so that no place that writes has to know
+            given = stack.enter_context(tempfile.TemporaryDirectory(prefix="zsad_jax-"))
+        place = stack.enter_context(remote.alone(given, OUTPUTS, "--workdir"))
         run_experiment(experiment, place, changed)
 
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -23,8 +23,9 @@ from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import ImageBatch
+from zsad_jax.data.issues import Issue
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
-from zsad_jax.utils import files, sharding
+from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.progress import one_late, progress
@@ -97,8 +98,12 @@ class TrainState(NamedTuple):
 # A step of the optimizer on one batch: (frozen, state, features, batch) -> (state, losses).
 Step = Callable[[PyTree, TrainState, PyTree, Batch], tuple[TrainState, Terms]]
 # Steps of all members: (frozen, states, features and truth of images, [steps, 1 or members, rows] positions of
-# images in them) -> (states, [steps, members] losses). The position -1 is padding.
-Steps = Callable[[PyTree, TrainState, tuple[PyTree, Batch], np.ndarray], tuple[TrainState, Terms]]
+# images in them) -> (states, [steps, members] whether any image was valid, and losses). The position -1 is
+# padding.
+Steps = Callable[
+    [PyTree, TrainState, tuple[PyTree, Batch], np.ndarray],
+    tuple[TrainState, tuple[Bool[Array, "steps members"], Terms]],
+]
 
 
 class Curves(Protocol):
@@ -215,7 +220,9 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
             unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
             # Without a gradient, momentum would still move the parameters. XLA would fuse a select with the
             # update, whose last bits would depend on the number of steps.
-            return jax.lax.cond(truth.valid.any(), step, lambda *_: (state, unused), *arguments)
+            used = truth.valid.any()
+            stepped, losses = jax.lax.cond(used, step, lambda *_: (state, unused), *arguments)
+            return stepped, (used, losses)
 
         def step_all(states: TrainState, positions: Int[AnyArray, "orders rows"]) -> Any:
             if len(jax.tree.leaves(states)[0]) == 1:
@@ -288,7 +295,7 @@ def train(
     per_call, resident = 1, None
     if found := features.resident():
         images, by_key = found
-        _log_issues(images, f"train {dataset.name}")
+        _log_issues(images.issues, f"train {dataset.name}")
         resident = by_key[key], sharding.replicate(truth_of(images), mesh)
         # Calls of equal length need one compilation.
         per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
@@ -301,9 +308,11 @@ def train(
             yield from ((resident, part) for part in np.split(order, len(order) // per_call))
             return
         positions = np.arange(order[0].size).reshape(1, *order.shape[1:])
+        issues: list[Sequence[Issue]] = []
         for images, by_key in features.read(order.ravel(), positions.size):
-            _log_issues(images, label)
+            issues += images.issues
             yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), positions
+        _log_issues(itertools.chain(*distributed.gather(issues)), label)
 
     def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
@@ -311,19 +320,18 @@ def train(
         seeds = [jax.random.fold_in(order_key, epoch) for _, order_key in keys]
         order = _make_order(config, len(dataset), seeds, mesh)
 
-        def run_steps() -> Iterator[tuple[Bool[np.ndarray, "steps orders"], Terms]]:
+        def run_steps() -> Iterator[tuple[Bool[Array, "steps members"], Terms]]:
             nonlocal states
             for stored, positions in load(order, label):
-                used = np.asarray(stored[1].valid)[positions] & (positions >= 0)
-                states, losses = run(frozen, states, stored, positions)
-                yield np.asarray(used.any(-1)), losses
+                states, results = run(frozen, states, stored, positions)
+                yield results
 
         size = config.batch_size * per_call
         calls = progress(one_late(run_steps()), total=len(dataset), label=label, step=size)
         number, trained = epoch * per_epoch, False
-        for used, losses in calls:
-            values = sharding.to_host(losses)
-            for row, learned in enumerate(np.broadcast_to(used, values["loss"].shape)):
+        for results in calls:
+            used, values = sharding.to_host(results)
+            for row, learned in enumerate(used):
                 number += 1
                 for i in np.flatnonzero(learned).tolist():
                     trained, of_step = True, {name: float(x[row, i]) for name, x in values.items()}
@@ -380,8 +388,8 @@ def _make_order(
     return np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
 
 
-def _log_issues(images: ImageBatch, label: str) -> None:
-    for issue in itertools.chain(*images.issues):
+def _log_issues(of_images: Iterable[Sequence[Issue]], label: str) -> None:
+    for issue in itertools.chain(*of_images):
         logging.warning("%s: %s", label, issue)
 
 
@@ -398,12 +406,19 @@ class DamagedCheckpointError(Exception):
 
 
 class OrbaxSaver:
-    """Storage of the newest states in a folder, written atomically; `on_save` is called after each."""
+    """Storage of the newest states in a folder, written atomically; `on_save` is called after each.
+
+    Of several processes, the first reads and writes.
+    """
 
     def __init__(self, folder: pathlib.Path, on_save: Callable[[], None] = lambda: None):
+        self._on_save = on_save
+        distributed.once(lambda: self._open(folder))
+
+    def _open(self, folder: pathlib.Path) -> None:
         import orbax.checkpoint as ocp
 
-        self._args, self._on_save = ocp.args, on_save
+        self._args = ocp.args
         folder.mkdir(parents=True, exist_ok=True)
         _check_room(folder, 0)
         options = ocp.CheckpointManagerOptions(
@@ -411,6 +426,8 @@ class OrbaxSaver:
             # The state is small: saving in the background gains nothing, and would let a kill come in between.
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,  # of a killed training
+            create=False,  # it is there, and several processes cannot
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
         )
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -420,13 +437,16 @@ class OrbaxSaver:
             ) from error
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return distributed.once(lambda: self._manager.latest_step())
 
     def restore(self, epoch: int, like: PyTree) -> PyTree:
         """Returns the state after `epoch`, in the structure of `like`, as host arrays.
 
         A damaged one raises `DamagedCheckpointError`; the next newest can be restored instead.
         """
+        return distributed.once(lambda: self._restore(epoch, like))
+
+    def _restore(self, epoch: int, like: PyTree) -> PyTree:
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
         stored = {"state": shapes, "digest": np.zeros(32, np.uint8)}
         try:
@@ -441,7 +461,9 @@ class OrbaxSaver:
             raise DamagedCheckpointError(f"epoch {epoch}") from error
 
     def save(self, epoch: int, state: PyTree) -> None:
-        state = sharding.to_host(state)
+        distributed.once(lambda: self._save(epoch, sharding.to_host(state)))
+
+    def _save(self, epoch: int, state: PyTree) -> None:
         _check_room(self._manager.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
         stored = {"state": state, "digest": _digest(state)}
         self._manager.save(epoch, args=self._args.StandardSave(stored))
@@ -449,7 +471,7 @@ class OrbaxSaver:
         self._on_save()
 
     def close(self) -> None:
-        self._manager.close()
+        distributed.once(lambda: self._manager.close())
 
 
 def _check_room(folder: files.PathLike, size: int) -> None:

@@ -221,7 +221,7 @@ def test_killed_encoding_resumes_at_next_shard(monkeypatch):
     )
     features = open_features("disk")
     assert (stamps()[:2], len(stamps())) == (left, 3)
-    assert loaded == [[8, 9, 10]]
+    assert loaded == [[8, 9, 10, -1]]
     assert_same(gather(features.read(ORDER, 2)), expected)
 
 

@@ -166,7 +166,7 @@ def trace_scores(method, params, backbone):
     key, encode = encoder_of(method)
     encoder = encode and compile_encoder(encode, backbone.preprocess, make_mesh(), 2, None)
     (result,) = jax.eval_shape(
-        make_scorer([method], backbone, {key: encoder}, binned=True),
+        make_scorer([method], backbone, {key: encoder}, mesh=make_mesh(), binned=True),
         backbone.params,
         [params],
         [texts],

@@ -26,11 +26,11 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 import zsad_jax
 from zsad_jax.backbones.base import Backbone, Params
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import Dataset, ImageBatch
+from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches
 from zsad_jax.data.issues import UNREADABLE, Issue
 from zsad_jax.data.loader import load_batches, report_notes
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.utils import files, sharding
+from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.memory import available_memory
@@ -119,7 +119,7 @@ class Features:
         self.clock = DeviceClock()
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
-        self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
+        self._num_workers = num_workers
         # Cached, so that each note is logged once, however often the images are read.
         self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
         self._frozen = place(backbone.params, mesh)
@@ -167,12 +167,12 @@ class Features:
         them, notes on the images are logged at the end. Without `encode`, features that are not stored are
         missing, and the key None has the images that they are encoded from.
         """
-        padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
+        batches = self._own_rows(order, rows)
         loaded: Iterator[ImageBatch | None] = itertools.repeat(None)
         if pixels or not self.stored:
-            loaded = self._load(batch_size=rows, indices=padded.tolist())
+            loaded = self._load(batches)
         notes: list[Issue] = []
-        for positions, batch in zip(padded.reshape(-1, rows), loaded, strict=False):
+        for positions, batch in zip(batches, loaded, strict=False):
             found = {key: store.read(positions) for key, store in self._stores.items()}
             stored = {key: tree for key, (_, tree) in found.items()}
             features = sharding.split_batch(stored, self._mesh)
@@ -185,33 +185,57 @@ class Features:
             notes += itertools.chain(*batch.notes)
             yield batch if pixels else batch._replace(images=None), features
         if not pixels:
-            self._report_notes(tuple(sorted(notes)))
+            self._report_notes(tuple(sorted(itertools.chain(*distributed.gather(notes)))))
+
+    def _own_rows(
+        self, order: Int[np.ndarray, " n"], rows: int
+    ) -> Int[np.ndarray, "batches own_rows"]:
+        """Returns the positions in each batch of an order that this process loads."""
+        padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
+        return padded.reshape(-1, rows)[:, sharding.own_rows(rows, self._mesh)]
+
+    def _load(self, batches: Int[np.ndarray, "batches own_rows"]) -> Iterator[ImageBatch]:
+        return load_batches(
+            self.dataset,
+            self._backbone.preprocess,
+            num_workers=self._num_workers,
+            batch_size=batches.shape[1],
+            indices=batches.ravel().tolist(),
+        )
 
     def replay(self, order: Int[np.ndarray, " n"]) -> Callable[[], FeatureStream]:
-        """Returns a function that yields what `read` does, at each call; what fits is kept on the devices."""
+        """Returns a function that yields what `read` does, at each call; what fits is kept on the devices.
+
+        In a run of several processes, each gets all rows, on the host.
+        """
         kept: list[tuple[ImageBatch, FeaturesByKey]] = []
-        room = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size
+        room, complete = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size, False
 
         def run() -> FeatureStream:
-            if len(kept) * self.rows >= len(order):
+            nonlocal complete
+            if complete:
                 yield from kept
                 return
             kept.clear()
             size = 0
             for batch, features in self.read(order, self.rows):
+                if jax.distributed.is_initialized():
+                    batch, features = _gather(batch, features)
                 size += sum(leaf.nbytes for leaf in jax.tree.leaves(features))
                 kept.append((batch, features))
                 if size > room:
                     kept.clear()
                 yield batch, features
+            complete = size <= room
 
         return run
 
     def _free_memory(self) -> float:
-        """Returns the free memory of a device, in bytes."""
+        """Returns the free memory of a device, in bytes; the smallest of all processes."""
+        free = available_memory() / self._mesh.local_mesh.size  # on the CPU
         if stats := self._mesh.local_devices[0].memory_stats():
-            return float(stats["bytes_limit"] - stats["bytes_in_use"])
-        return available_memory() / self._mesh.size  # on the CPU
+            free = stats["bytes_limit"] - stats["bytes_in_use"]
+        return float(min(distributed.gather(free)))
 
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
@@ -255,18 +279,28 @@ class Features:
         order, encode = sorted(set().union(*missing.values())), self.encoders
 
         def run() -> FeatureStream:
+            batches = self._own_rows(np.array(order, int), self.rows)
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
-            for batch in self._load(batch_size=self.rows, indices=order):
+            for first, batch in zip(order[:: self.rows], self._load(batches), strict=True):
                 images = sharding.split_batch(batch.images, self._mesh)
-                keys = [key for key in missing if batch.index[0] in missing[key]]
+                keys = [key for key in missing if first in missing[key]]
                 yield batch, {key: encode[key](self._frozen, images) for key in keys}
 
         label = f"encode {self.dataset.name}"
         started = one_late(self.clock.watch(run()))
         batches = progress(started, total=len(order), label=label, step=self.rows)
         for batch, features in batches if order else ():
-            for key, found in features.items():
-                self._stores[key].add(batch, sharding.to_host(found))
+            whole, found = _gather(batch, features)
+            for key, tree in found.items():
+                self._stores[key].add(whole, tree)
+
+
+def _gather(batch: ImageBatch, features: FeaturesByKey) -> tuple[ImageBatch, FeaturesByKey]:
+    """Returns the rows of all processes, without images, on the host."""
+    own = batch._replace(images=None), sharding.to_host([*features.values()])
+    parts, found = zip(*distributed.gather(own), strict=True)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *found)
+    return join_batches(parts), dict(zip(features, joined, strict=True))
 
 
 def compile_encoder(
@@ -295,7 +329,7 @@ def compile_encoder(
             found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
         return jax.tree.map(lambda x: x[: len(images)], found)
 
-    return jax.jit(run_in_parts)
+    return jax.jit(run_in_parts, out_shardings=sharding.over_data(mesh))
 
 
 # Kept, so that each tower is compiled once for all datasets.
@@ -439,9 +473,11 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
         root().mkdir(parents=True, exist_ok=True)
         total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
         disk = max(free - min(FREE_SHARE * total, FREE_GB), 0)
-    memory = available_memory() / 1e9 / (4 if config.cache == "auto" else 2)
+    memory = (
+        min(distributed.gather(available_memory())) / 1e9 / (4 if config.cache == "auto" else 2)
+    )
     on_disk = left <= max(min(disk, config.max_gb - used), 0) and os.access(root(), os.W_OK)
-    on_disk = on_disk and config.cache in ("auto", "disk")
+    on_disk = on_disk and config.cache in ("auto", "disk") and not jax.distributed.is_initialized()
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)
     reason = (
         f"needs {needed:.3g} GB, but {max(config.max_gb - used, 0):.3g} GB of features.max_gb={config.max_gb:g}"

@@ -124,6 +124,16 @@ class ImageBatch(NamedTuple):
     notes: tuple[tuple[Issue, ...], ...] = ()
 
 
+def join_batches(parts: Sequence[ImageBatch]) -> ImageBatch:
+    """Returns a batch of the rows of all parts."""
+    columns = zip(*parts, strict=True)
+    joined = (
+        np.concatenate(one) if isinstance(one[0], np.ndarray) else one[0] and sum(one, ())
+        for one in columns
+    )
+    return ImageBatch._make(joined)
+
+
 class Samples(Sequence[Sample]):
     """A dataset in memory, as a list of samples; those with issues are part of it."""
 

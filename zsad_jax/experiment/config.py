@@ -29,7 +29,7 @@ from zsad_jax.utils.files import PathLike, user_path
 
 # Keys that results do not depend on, apart from the last bits.
 WITHOUT_EFFECT = (
-    *("batch_size", "num_workers", "model_devices", "data_dir", "skip_missing"),
+    *("batch_size", "num_workers", "model_devices", "distributed", "data_dir", "skip_missing"),
     *("features.cache", "features.max_gb"),
 )
 # Keys whose values are in the tables.
@@ -90,6 +90,7 @@ class Experiment:
       num_workers: decoding processes; None: chosen automatically.
       model_devices: number of devices over which each tower is split; batches are split over the others.
       features: fields of `FeaturesConfig`, on storing what the frozen tower computes.
+      distributed: whether the run has several processes; False: one, with all devices of this machine.
       seed: of the initial parameters and of shuffling.
       seeds: number of trainings, with the seeds `seed`, `seed` + 1, …; results are their means.
     """
@@ -115,6 +116,7 @@ class Experiment:
     num_workers: int | None = within(None, 0, 1024)
     model_devices: int = within(1, 1)
     features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    distributed: bool = False
     seed: int = within(0, 0, 2**31 - 1)
     seeds: int = within(1, 1, 1000)
 
@@ -142,6 +144,11 @@ class Experiment:
         self._check_targets()
         check_image_size(self.backbone["name"], self.backbone.get("image_size"))
         _ = self.training_config, self.features_config, self.method_on()
+        if self.distributed and self.features_config.cache == "disk":
+            raise UserError(
+                "config.features.cache is 'disk', but runs of several processes (config.distributed=True) keep"
+                " features in memory. Set it to 'auto', 'memory' or 'none'."
+            )
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
 

@@ -16,7 +16,7 @@ from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, fin
 from zsad_jax.experiment.config_keys import describe_keys, flatten
 from zsad_jax.experiment.variants import make_variants
 from zsad_jax.methods import config_class
-from zsad_jax.utils import command_line, compilations
+from zsad_jax.utils import command_line, compilations, distributed
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 
@@ -72,7 +72,7 @@ def run(main: Callable[[list[str]], None], module: str) -> NoReturn:
         compilations.store()
         app.run(main, flags_parser=flags_parser(module))
 
-    sys.exit(command_line.guarded(body))
+    sys.exit(distributed.ended_together(lambda: command_line.guarded(body)))
 
 
 def list_configs() -> str:

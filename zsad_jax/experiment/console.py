@@ -10,12 +10,14 @@ from zsad_jax.data.dataset import Dataset
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.report import DEMONSTRATION, Report, names
 from zsad_jax.report.formats import to_text
+from zsad_jax.utils import distributed
 from zsad_jax.utils.errors import plural
 
 
 def show(text: str) -> None:
-    """Prints text at once, also into a pipe, before long work."""
-    print(text, flush=True)
+    """Prints text at once, also into a pipe, before long work; of several processes, only the first does."""
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def describe_setting(experiment: Experiment, workdir: Any) -> str:

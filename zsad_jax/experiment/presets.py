@@ -60,6 +60,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     # The seed of AnomalyCLIP's and TIPSomaly's code.
     config.seed = 111
     config.seeds = 1
+    config.distributed = False
     return config
 
 

@@ -23,7 +23,7 @@ from zsad_jax.methods.base import encoder_of
 from zsad_jax.report import Report, names, read_curves, write_report
 from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words_on
 from zsad_jax.report.rows import combine_seeds
-from zsad_jax.utils import files
+from zsad_jax.utils import distributed, files
 from zsad_jax.utils.images import scale_of
 from zsad_jax.utils.remote import Place
 
@@ -132,7 +132,8 @@ def evaluate_target(
             pictures = f"-{run.image_score}" if key == main_key else ""
             path = place / f"{files.safe_name(target.name)}-{key}{pictures}.npz"
             contenders.append((path, contender, learned, backbone))
-    found = {path: cache.load(path) for path in dict.fromkeys(path for path, *_ in contenders)}
+    paths = [*dict.fromkeys(path for path, *_ in contenders)]
+    found = dict(zip(paths, distributed.once(lambda: [*map(cache.load, paths)]), strict=True))
     if count := sum(one is not None for one in found.values()):
         some = "the" if count == len(found) else f"{count} of {len(found)}"
         words = "Reusing %s results of %s from an earlier run. %s"
@@ -181,7 +182,9 @@ def _evaluate(
         selected = features.select(dict(map(encoder_of, methods)))
         if key not in scorers:
             binned = not experiment.exact_metrics
-            scorers[key] = make_scorer(methods, backbone, selected.encoders, binned=binned)
+            scorers[key] = make_scorer(
+                methods, backbone, selected.encoders, mesh=run.mesh, binned=binned
+            )
         evaluations = evaluate(
             contenders,
             selected,

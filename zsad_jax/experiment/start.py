@@ -21,7 +21,7 @@ from zsad_jax.methods import Method, image_score, param_shapes
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
-from zsad_jax.utils import files, sharding
+from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
 from zsad_jax.utils.remote import Place
 
@@ -122,6 +122,13 @@ def start_run(experiment: Experiment, place: Place) -> Run:
         push=place.push,
         mesh=mesh,
     )
+    common = to_json(experiment), [one.digest for one in backbones.values()]
+    sizes = [(name, len(one), one.categories) for name, one in datasets.items()]
+    if any(one != (*common, sizes) for one in distributed.gather((*common, sizes))):
+        raise UserError(
+            "The processes of this run have different configs, data or weights. Start all of them with the same"
+            " command and the same files."
+        )
     # After all checks: a rejected config must not replace the one behind earlier results.
     files.write_json(place.local / "config.json", to_json(experiment))
     learned = bool(param_shapes(run.method(), run.backbone()))

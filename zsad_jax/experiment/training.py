@@ -1,6 +1,7 @@
 """The learned parameters of a run's variants: trained, several at a time, or read from files."""
 
 import contextlib
+import itertools
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, curve_files
 from zsad_jax.train import DamagedCheckpointError, Member, OrbaxSaver, train
-from zsad_jax.utils import files, sharding
+from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import fingerprint
 
@@ -102,7 +103,8 @@ def _describe(folder: pathlib.Path, training: Training, params: PyTree) -> Promp
 
 def _obtain(run: Run, trainings: Mapping[pathlib.Path, Training]) -> dict[pathlib.Path, PyTree]:
     """Returns the parameters of each training; finished ones are read."""
-    learned = {folder: _read_finished(folder, one) for folder, one in trainings.items()}
+    finished = distributed.once(lambda: [*itertools.starmap(_read_finished, trainings.items())])
+    learned = dict(zip(trainings, finished, strict=True))
     places: dict[tuple[str, Backbone], dict[str, list[pathlib.Path]]] = {}
     for folder, training in trainings.items():
         if learned[folder] is None:

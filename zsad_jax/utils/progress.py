@@ -66,7 +66,7 @@ def progress(
     There are `total` units in all, `step` of them per item, such as the batch size. Raises `KeyboardInterrupt`
     after a signal, see `interrupts`.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and logging.level_info():  # of several processes, only the first
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:

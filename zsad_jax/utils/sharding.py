@@ -40,12 +40,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def over_data(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays whose first axis is split over "data"."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Copies every leaf to the devices of a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         # Unlike `device_put`, this does not send every array to all processes for a comparison.
@@ -65,14 +72,13 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
 
     They are padded with zeros to a multiple of the number of its devices.
     """
-    split = NamedSharding(mesh, PartitionSpec(DATA))
     devices = mesh.local_mesh.shape[DATA]
 
     def put(array: np.ndarray) -> jax.Array:
         missing = -len(array) % devices
         # Arrays of different lengths would need a second compiled program; zeros make `valid` False.
         padded = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
-        return jax.make_array_from_process_local_data(split, padded)
+        return jax.make_array_from_process_local_data(over_data(mesh), padded)
 
     return jax.tree.map(put, tree)
 
@@ -87,7 +93,7 @@ def own_rows(rows: int, mesh: Mesh) -> slice:
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:
     """Splits the first axis over devices, in a compiled function."""
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(DATA)))
+    return jax.lax.with_sharding_constraint(tree, over_data(mesh))
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
