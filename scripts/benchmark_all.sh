@@ -4,7 +4,7 @@
 #     scripts/benchmark_all.sh OUT                                  # NVIDIA GPU: L/14 at 518 pixels in bfloat16
 #     scripts/benchmark_all.sh OUT --backbone tips-s14-hr           # CPU: options of the model replace the defaults
 #
-# BATCH, IMAGES (files of inference), TRAIN_IMAGES, MAPS and RUNS replace further defaults.
+# BATCH, IMAGES (files of inference), TRAIN_IMAGES, MAPS, MUSC_IMAGES and RUNS replace further defaults.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: scripts/benchmark_all.sh OUT [--backbone NAME] [--image_size N] [--dtype TYPE]}")
 mkdir -p "$out"
@@ -20,3 +20,4 @@ python scripts/benchmark_training.py "${model[@]}" --images "${TRAIN_IMAGES:-172
   --parts cache --json "$out/training.json"
 python scripts/benchmark_metrics.py --maps "${MAPS:-1000}" --json "$out/metrics.json"
 python scripts/benchmark_grid.py --json "$out/grid.json"
+python scripts/benchmark_musc.py --images "${MUSC_IMAGES:-200}" --json "$out/musc.json"

@@ -40,13 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/anomalyclip.py:demo")
     parser.add_argument("--sweep", type=json.loads, default=SWEEP, help="values by key, as JSON")
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=["comparisons={}"],
-        metavar="KEY=VALUE",
-        help="keys of the config, for both sides",
-    )
+    keys = "KEY=VALUE of the config, for both sides"
+    parser.add_argument("--set", nargs="*", default=["comparisons={}"], help=keys)
     parser.add_argument("--before", type=pathlib.Path, help="source tree of the second side")
     parser.add_argument("--json", type=pathlib.Path, help="file for the results")
     options = parser.parse_args(arguments)
@@ -55,10 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Measures both sides, and prints and writes the results."""
-    points = [
-        dict(zip(options.sweep, values, strict=True))
-        for values in itertools.product(*options.sweep.values())
-    ]
+    every = itertools.product(*options.sweep.values())
+    points = [dict(zip(options.sweep, values, strict=True)) for values in every]
     fixed = [f"--config.{one}" for one in options.set]
     single = [[*fixed, *(f"--config.{k}={v}" for k, v in point.items())] for point in points]
     if options.before is None:

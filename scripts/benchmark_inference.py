@@ -62,11 +62,12 @@ Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
 
 
 class Turn(NamedTuple):
-    """The result of a call, its wall time in seconds, and its CPU time over all threads."""
+    """The result of a call, its wall and CPU time in seconds, and the peak memory so far in GiB."""
 
     seconds: float
     processor: float
     value: Any
+    memory: float = 0.0
 
 
 class Side:
@@ -107,11 +108,6 @@ class Side:
         except (EOFError, BrokenPipeError) as error:
             raise UserError("A measured process has ended. Its error is above.") from error
 
-    def peak_gib(self) -> float:
-        """Returns the peak memory so far in GiB, including loading; on a GPU, that of the GPU."""
-        used = self.time("device_bytes").value or self.time("host_bytes").value
-        return used / 2**30
-
 
 def serve(
     pipe: Connection, make: Callable[..., Any], cores: Sequence[int], arguments: tuple[Any, ...]
@@ -128,7 +124,9 @@ def serve(
         start, processor_start = time.perf_counter(), time.process_time()
         value = getattr(made, what)(*given)
         seconds = time.perf_counter() - start
-        pipe.send(Turn(seconds, time.process_time() - processor_start, value))
+        processor = time.process_time() - processor_start
+        host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pipe.send(Turn(seconds, processor, value, (made.device_bytes() or host_bytes) / 2**30))
 
 
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
@@ -318,14 +316,7 @@ def _programs(values: Iterable[Any]) -> Iterator[Any]:
             yield getattr(value, "jaxpr", value)
 
 
-class MeasuredSide:
-    """The base of the objects whose methods are timed."""
-
-    def host_bytes(self) -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class JaxSide(MeasuredSide):
+class JaxSide:
     """The library's model, with the peaks of memory and of matrix products."""
 
     def __init__(self, options: argparse.Namespace):
@@ -334,7 +325,7 @@ class JaxSide(MeasuredSide):
 
         from zsad_jax.utils import sharding
 
-        self.options, self.device = options, jax.local_devices()[0]
+        self.options, self.sharding, self.device = options, sharding, jax.local_devices()[0]
         self.mesh = sharding.make_mesh([self.device])
         self.backbone, self.method, self.dataset = open_model(options)
         side = PRODUCT_SIDES[self.device.platform]
@@ -357,7 +348,7 @@ class JaxSide(MeasuredSide):
         return 2 * self.factors.shape[-1] ** 3
 
 
-class TorchSide(MeasuredSide):
+class TorchSide:
     """The same for PyTorch, with the inputs that the library's side has saved."""
 
     def __init__(self, options: argparse.Namespace):
@@ -394,7 +385,7 @@ class TorchSide(MeasuredSide):
 
 
 class Ours(JaxSide):
-    """The library; saves what the PyTorch side reads."""
+    """The library; saves what the PyTorch side reads. Stages return their number of images."""
 
     def __init__(self, options: argparse.Namespace):
         import jax
@@ -404,7 +395,6 @@ class Ours(JaxSide):
         from zsad_jax.detector import make_detector
         from zsad_jax.evaluate import make_scorer
         from zsad_jax.methods.base import encoder_of
-        from zsad_jax.utils import sharding
 
         super().__init__(options)
         backbone, method, rows = self.backbone, self.method, options.batch_size
@@ -420,61 +410,68 @@ class Ours(JaxSide):
         self.images = jax.device_put(backbone.preprocess.normalize(self.batch.images))
         self.frozen, self.encode = self.detector.backbone.params, jax.jit(backbone.encode_image)
         key, encode = encoder_of(method)
-        self.features = Features(
-            self.dataset, backbone, {key: encode}, FeaturesConfig(cache="none"),
-            mesh=self.mesh, rows=rows,
-        )  # fmt: skip
-        self.scorer = make_scorer([method], backbone, self.features.encoders, binned=True)
-        self.given = self.frozen, [params], [self.detector.prototypes]
-        self.batch_on_device = sharding.split_batch(
-            (self.batch.images, self.batch.category), self.mesh
+        config = FeaturesConfig(cache="none")
+        encoders, mesh = {key: encode}, self.mesh
+        self.features = Features(self.dataset, backbone, encoders, config, mesh=mesh, rows=rows)
+        self.scorer = make_scorer(
+            [method], backbone, self.features.encoders, mesh=mesh, binned=True
         )
+        self.given = self.frozen, [params], [self.detector.prototypes]
         self.encode_for_method = self.features.encoders[key]
         self.encoded = self.scored = None
 
     def flops(self) -> dict[str, float]:
         """Returns the operations per image of the stages that have matrix products."""
-        step = count_flops(self.scorer, *self.given, [None], *self.batch_on_device)
+        step = count_flops(self.scorer, *self.given, [None], *self.put_batch())
         tower = count_flops(self.backbone.encode_image, self.frozen, self.images)
         found = {"tower": tower} | dict.fromkeys(("step", "predict", "pipeline"), step)
         return {stage: count / self.options.batch_size for stage, count in found.items()}
 
-    def load(self) -> None:
-        for _ in self.load_batches():
-            pass
+    def load(self) -> int:
+        return sum(len(batch.images) for batch in self.load_batches())
 
-    def tower(self) -> None:
+    def tower(self) -> int:
         self.encode(self.frozen, self.images).patches.block_until_ready()
+        return len(self.images)
 
-    def step(self) -> None:
-        from zsad_jax.utils import sharding
+    def put_batch(self) -> Any:
+        """Returns images and categories on the device."""
+        return self.sharding.split_batch((self.batch.images, self.batch.category), self.mesh)
 
-        batch = sharding.split_batch((self.batch.images, self.batch.category), self.mesh)
-        [result] = self.scorer(*self.given, [None], *batch)
-        self.last = sharding.to_host(result)
+    def step(self) -> int:
+        from zsad_jax.utils.progress import one_late
 
-    def heads(self) -> None:
-        from zsad_jax.utils import sharding
+        # As in an evaluation, the device works on a batch while the host takes the results of the last one.
+        count = self.options.images // len(self.images)
+        for [result] in one_late(
+            self.scorer(*self.given, [None], *self.put_batch()) for _ in range(count)
+        ):
+            self.last = self.sharding.to_host(result)
+        return self.options.images
 
-        images, category = self.batch_on_device
+    def heads(self) -> int:
         if self.encoded is None:
+            images, self.category = self.put_batch()
             self.encoded = self.encode_for_method(self.frozen, images)
-        [result] = self.scorer(*self.given, [self.encoded], None, category)
-        self.last = sharding.to_host(result)
+        [result] = self.scorer(*self.given, [self.encoded], None, self.category)
+        self.last = self.sharding.to_host(result)
+        return len(self.images)
 
-    def metrics(self) -> None:
+    def metrics(self) -> int:
         from zsad_jax.metrics import category
 
         if self.scored is None:
             self.step()
             self.scored = self.last
-        state, (image, maps, _) = category.init(), self.scored
-        for _ in range(0, self.options.images, self.options.batch_size):
-            state = category.update(state, image, self.batch.labels, maps, self.batch.masks)
+        state, found, batch = category.init(), self.scored, self.batch
+        for _ in range(0, self.options.images, len(batch.images)):
+            state = category.update(state, found.image, batch.labels, found.maps, batch.masks)
         category.compute(state)
+        return self.options.images
 
-    def predict(self) -> None:
+    def predict(self) -> int:
         self.last = self.detector.predict_resized(next(self.one_by_one))
+        return 1
 
     def values(self) -> Values:
         """Returns the scores and maps of the last call."""
@@ -483,21 +480,24 @@ class Ours(JaxSide):
         maps = [self.last.maps[row].decode() for row in range(len(self.last.maps))]
         return np.asarray(self.last.image[self.detector.image_score]), np.stack(maps)
 
-    def pipeline(self) -> None:
+    def pipeline(self) -> int:
         from zsad_jax.evaluate import Contender, evaluate
 
         contender = Contender(self.method, *self.given[1])
         evaluate([contender], self.features, self.backbone, mesh=self.mesh, scorer=self.scorer)
+        return len(self.dataset)
 
 
 class Theirs(TorchSide):
-    """The published pipeline."""
+    """The published pipeline, with the same stages."""
 
     def __init__(self, options: argparse.Namespace):
+        import benchmark_metrics
         import benchmark_peers as peers
         import torch
 
         super().__init__(options)
+        self.tabulate = benchmark_metrics.published_metrics
         self.one_by_one = itertools.cycle(self.images)
         sizes = options.sizes[0] | {"grid": options.image_size // options.sizes[0]["patch_size"]}
         self.model = peers.vision_tower(options.family, sizes).to(self.device, self.dtype)
@@ -514,52 +514,50 @@ class Theirs(TorchSide):
         files_of = Files(self.options.folder / "images", self.options.image_size)
         return torch.utils.data.DataLoader(files_of, num_workers=self.options.workers)
 
-    def load(self) -> None:
-        for _ in self.loader():
-            pass
+    def load(self) -> int:
+        return sum(len(image) for image, _ in self.loader())
 
-    def tower(self) -> None:
+    def tower(self) -> int:
         self.model(self.pixels)
         self.wait()
+        return len(self.pixels)
 
-    def step(self) -> None:
-        self.last = self.score(map(self.peer.features, self.images))
+    def step(self) -> int:
+        return self.score(map(self.peer.features, self.images))
 
-    def heads(self) -> None:
+    def heads(self) -> int:
         if self.encoded is None:
             self.encoded = [self.peer.features(image) for image in self.images]
-        self.last = self.score(self.encoded)
+        return self.score(self.encoded)
 
-    def score(self, features: Iterable[Any]) -> Values:
-        """Returns scores and maps, computed one image at a time."""
+    def score(self, features: Iterable[Any]) -> int:
+        """Computes scores and maps, one image at a time."""
         size = self.options.image_size
         scores, maps = zip(*(self.peer.predict(one, size) for one in features), strict=True)
-        return np.array(scores), np.stack(maps)
+        self.last = np.array(scores), np.stack(maps)
+        return len(scores)
 
-    def metrics(self) -> None:
+    def metrics(self) -> int:
         if self.scored is None:
             self.step()
-            scored, count = (*self.last, self.masks), self.options.images
-            self.scored = [np.resize(x, (count, *x.shape[1:])) for x in scored]
-        self.tabulate(*self.scored)
+            self.scored = self.last
+        self.tabulate(*self.scored, self.masks)
+        return len(self.masks)
 
-    def tabulate(self, scores: np.ndarray, maps: np.ndarray, masks: np.ndarray) -> None:
-        from benchmark_metrics import published_metrics
-
-        published_metrics(scores, masks.any(axis=(1, 2)), maps, masks)
-
-    def predict(self) -> None:
-        self.last = self.score([self.peer.features(next(self.one_by_one))])
+    def predict(self) -> int:
+        return self.score([self.peer.features(next(self.one_by_one))])
 
     def values(self) -> Values:
         return self.last
 
-    def pipeline(self) -> None:
+    def pipeline(self) -> int:
         scored, masks = [], []
         for image, mask in self.loader():
-            scored.append(self.score([self.peer.features(image[0].numpy())]))
+            self.score([self.peer.features(image[0].numpy())])
+            scored.append(self.last)
             masks.append(mask[0].numpy())
         self.tabulate(*map(np.concatenate, zip(*scored, strict=True)), np.stack(masks))
+        return len(masks)
 
 
 class Files:
@@ -638,8 +636,6 @@ def measure(
     peaks: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Returns a row for each side; adds the rates of plain matrix products to `peaks`."""
-    counts = {"products": PRODUCTS, "predict": 1}
-    counts |= dict.fromkeys(("load", "metrics", "pipeline"), options.images)
     runs = {"predict": options.latencies, "metrics": 1, "pipeline": 1}.get(stage, options.runs)
     for name, side in sides.items():
         if name == "zsad_jax" or runs > 1:
@@ -653,14 +649,14 @@ def measure(
                 f"{stage}: the sides differ by {difference:.1e}, which is too much for maps with range"
                 f" {span:.1e}."
             )
-    count, work = counts.get(stage, options.batch_size), flops.get(stage)
     rows = []
-    for name, side in sides.items():
+    for name in sides:
+        count, work = turns[0][name].value, flops.get(stage)
         seconds = np.array([turn[name].seconds for turn in turns])
-        middle, slowest = np.quantile(seconds / count, [0.5, 0.99])
         if stage == "products":
-            work = turns[0][name].value
+            count, work = PRODUCTS, count
             peaks[name] = work * count / seconds.min()
+        middle, slowest = np.quantile(seconds / count, [0.5, 0.99])
         rows.append(
             {
                 "stage": stage,
@@ -671,7 +667,7 @@ def measure(
                 "cpu_ms": 1e3 * float(np.median([turn[name].processor for turn in turns])) / count,
                 "gflop": work and work / 1e9,
                 "share_of_peak": work / middle / peaks[name] if work and peaks else None,
-                "peak_gib": side.peak_gib(),
+                "peak_gib": turns[-1][name].memory,
             }
         )
     for row in rows:

@@ -67,13 +67,12 @@ def published_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
     return float(np.trapezoid(pro[::-1], fpr[::-1]))
 
 
-def published_metrics(
-    scores: np.ndarray, labels: np.ndarray, maps: np.ndarray, masks: np.ndarray
-) -> dict[str, float]:
+def published_metrics(scores: np.ndarray, maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Returns AUROC, AP and F1-max of images and pixels by scikit-learn, and AUPRO by the published loop."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
     found = {AUPRO_200STEP: published_aupro(maps, masks)}
+    labels = masks.any(axis=(1, 2))
     for name, truth, values in (("image", labels, scores), ("pixel", masks, maps)):
         pair = truth.ravel(), values.ravel()
         precision, recall, _ = precision_recall_curve(*pair)
@@ -130,14 +129,14 @@ def run(options: argparse.Namespace) -> None:
     os.sched_setaffinity(0, sorted(available)[: options.cores])
     first = min(options.first, options.maps)
     maps, masks = make_category(first, options.size)
-    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
+    scores = maps.max(axis=(1, 2))
     library_metrics(maps[:2], masks[:2], count=2)  # imports, like the next line
-    published_metrics(scores[:2], labels[:2], maps[:2], masks[:2])
+    published_metrics(scores[:2], maps[:2], masks[:2])
     streaming_s, (_, growth) = timed(library_metrics, maps, masks, count=options.maps)
     streaming, _ = library_metrics(maps, masks, count=first)
     exact_s, (exact, _) = timed(library_metrics, maps, masks, count=first, exact=True)
     loop_s, loop = timed(published_aupro, maps, masks)
-    published_s, published = timed(published_metrics, scores, labels, maps, masks)
+    published_s, published = timed(published_metrics, scores, maps, masks)
     os.sched_setaffinity(0, available)
     times = {
         "streaming": (streaming_s, options.maps),

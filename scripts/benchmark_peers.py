@@ -23,6 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEMPERATURE = 0.07
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
 
 Weights = Mapping[str, Tensor]
 Features = tuple[Tensor, Tensor]  # class tokens [g, d] and patches [layers, n, d]
@@ -36,24 +37,14 @@ def vision_tower(family: str, sizes: Mapping[str, Any]) -> torch.nn.Module:
     """Returns the vision tower of `transformers` with fused attention and random weights."""
     import transformers
 
-    more: dict[str, Any]
     name, more = "CLIP", {"intermediate_size": sizes["mlp_dim"], "hidden_act": "quick_gelu"}
     if family == "tips":
         name, more = "Tipsv2", {"mlp_ratio": sizes["mlp_dim"] / sizes["width"]}
     more |= {"patch_size": sizes["patch_size"], "image_size": sizes["grid"] * sizes["patch_size"]}
-    config = getattr(transformers, f"{name}VisionConfig")(**common_sizes(sizes), **more)
+    more |= {theirs: sizes[ours] for ours, theirs in SIZES.items()}
+    config = getattr(transformers, f"{name}VisionConfig")(**more)
     model = getattr(transformers, f"{name}VisionModel")
     return model._from_config(config, attn_implementation="sdpa").eval()
-
-
-def common_sizes(sizes: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the sizes of a tower under the names of `transformers`."""
-    names = (
-        ("hidden_size", "width"),
-        ("num_hidden_layers", "depth"),
-        ("num_attention_heads", "num_heads"),
-    )
-    return {name: sizes[ours] for name, ours in names}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, **options: Any) -> Tensor:
@@ -363,13 +354,14 @@ class TIPSomaly(Peer):
         from transformers.models import tipsv2
 
         more = {"intermediate_size": sizes[1]["mlp_dim"], "vocab_size": sizes[1]["vocabulary"]}
-        config = tipsv2.Tipsv2TextConfig(**common_sizes(sizes[1]), **more)
+        more |= {theirs: sizes[1][ours] for ours, theirs in SIZES.items()}
+        config = tipsv2.Tipsv2TextConfig(**more)
         text = tipsv2.Tipsv2TextModel._from_config(config, attn_implementation="sdpa").eval()
         vision = vision_tower("tips", sizes[0])
         arrays = {name: dict(np.load(folder / f"{name}.npz")) for name in ("vision", "text")}
         self.temperature = float(arrays["text"].pop("temperature"))
-        load_tips(vision, arrays["vision"], TIPS_VISION, ".attn.qkv.", ".attention.{}_proj.")
-        load_tips(text, arrays["text"], TIPS_TEXT, ".attn.in_proj_", ".self_attn.{}_proj.")
+        load_tips(vision, arrays["vision"])
+        load_tips(text, arrays["text"])
         self.vision, self.text = (one.to(DEVICE).requires_grad_(False) for one in (vision, text))
         self.rows = self.text.embeddings.token_embedding(self.ids)
         self.states = on_device(self.setup["states"])
@@ -455,38 +447,33 @@ def below(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(start): x for key, x in params.items() if key.startswith(start)}
 
 
-# Names in the published PyTorch files of TIPS -> names in `transformers`.
-TIPS_VISION = (
+# Names in the published PyTorch files of TIPS -> names in `transformers`, where "%" is q, k or v.
+TIPS_NAMES = (
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
     (r"^pos_embed$", "embeddings.position_embeddings"),
     (r"^(\w+_tokens?)$", r"embeddings.\1"),
-    (r"^blocks\.", "encoder.layer."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-    (r"\.ls(\d)\.gamma$", r".layer_scale\1.lambda1"),
-    (r"^norm\.", "layernorm."),
-)
-TIPS_TEXT = (
     (r"^token_embedding\.", "embeddings.token_embedding."),
+    (r"^blocks\.", "encoder.layer."),
     (r"^transformer\.resblocks\.", "encoder.layers."),
+    (r"\.attn\.qkv\.", ".attention.%_proj."),
+    (r"\.attn\.in_proj_", ".self_attn.%_proj."),
+    (r"\.attn\.proj\.", ".attention.o_proj."),
     (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.ls(\d)\.gamma$", r".layer_scale\1.lambda1"),
     (r"\.ln_(\d)\.", r".layer_norm\1."),
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^norm\.", "layernorm."),
     (r"^ln_final\.", "final_layer_norm."),
 )
 
 
-def load_tips(
-    module: torch.nn.Module, arrays: Mapping[str, Any], names: Any, fused: str, separate: str
-) -> None:
+def load_tips(module: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Loads a tower; query, key and value are one array in its file."""
     state = {}
     for name, array in arrays.items():
-        for pattern, replacement in names:
+        for pattern, replacement in TIPS_NAMES:
             name = re.sub(pattern, replacement, name)
-        if fused in name:
-            parts = zip("qkv", np.split(array, 3), strict=True)
-            state |= {name.replace(fused, separate.format(part)): rows for part, rows in parts}
-        else:
-            state[name] = array
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+        parts = zip("qkv", np.split(array, 3), strict=True) if "%" in name else [("", array)]
+        state |= {name.replace("%", part): torch.from_numpy(rows) for part, rows in parts}
+    module.load_state_dict(state)

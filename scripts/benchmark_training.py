@@ -96,8 +96,8 @@ def to_rows(
                 "cpu_seconds": cpu,
                 "images_per_second": trained * options.epochs * options.images / seconds,
                 "tflop": flops / 1e12,
-                "share_of_peak": flops / seconds / max(one["peak_flops"] for one in values),
-                "peak_gib": max(one["peak_gib"] for one in values),
+                "share_of_peak": flops / seconds / max(one["peak"] for one in values),
+                "peak_gib": max(one.memory for one in found),
             }
         )
     for row in rows:
@@ -157,12 +157,11 @@ def measure_once(side_class: type, options: argparse.Namespace, *call: Any) -> T
 
 
 def timed(side: shared.Side, *call: Any) -> Turn:
-    """Times one call, and adds the peaks of memory and of plain matrix products to its value."""
+    """Times one call, and adds the rate of plain matrix products to its value."""
     turn = side.time(*call)
-    memory = side.peak_gib()
     products = [side.time("products") for _ in range(3)]
     peak = max(shared.PRODUCTS * one.value / one.seconds for one in products)
-    return turn._replace(value={**(turn.value or {}), "peak_gib": memory, "peak_flops": peak})
+    return turn._replace(value={**(turn.value or {}), "peak": peak})
 
 
 class Ours(shared.JaxSide):

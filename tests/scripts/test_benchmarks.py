@@ -33,7 +33,7 @@ def benchmark(monkeypatch, tmp_path):
         def time(self, what, *arguments):
             start = time.perf_counter()
             value = getattr(self._made, what)(*arguments)
-            return inference.Turn(time.perf_counter() - start, 1.0, value)
+            return inference.Turn(time.perf_counter() - start, 1.0, value, 1.0)
 
     monkeypatch.setattr(inference, "PRODUCT_SIDES", {"cpu": 32})
     # Variables that the benchmarks set are restored afterwards.
@@ -50,7 +50,7 @@ def benchmark(monkeypatch, tmp_path):
 def make_options(inference, folder, method):
     options = argparse.Namespace(
         method=method, options={}, backbone=METHODS[method], image_size=42, dtype="float32",
-        cores=None, batch_size=2, folder=folder,
+        cores=None, batch_size=2, images=2, folder=folder,
     )  # fmt: skip
     inference.settle(options)
     inference.write_weights(options)
@@ -160,9 +160,6 @@ def test_training_reports_ratios_to_the_last_side(benchmark, monkeypatch, tmp_pa
         def __exit__(self, *_):
             pass
 
-        def peak_gib(self):
-            return 1.0
-
         def time(self, what, *arguments):
             if what == "flops":
                 return training.Turn(0, 0, (1e12, 1e10))
@@ -220,6 +217,16 @@ def test_metrics_agree_with_the_published_procedure(benchmark, tmp_path):
     assert found["setting"]["streaming_difference"] < 1e-5
     assert [row["measured_maps"] for row in found["results"]] == [12, 6, 6, 6]
     assert found["results"][2]["times_as_fast_as_loop"] == 1
+
+
+def test_musc_agrees_with_loops_over_images(benchmark, tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "results.json"
+    small = "--images 5 --grid 4 --width 8 --size 30 --batch_size 2 --cores 1"
+    assert benchmark("musc").main([*small.split(), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert [row["side"] for row in found["results"]] == ["zsad_jax", "PyTorch"]
+    assert found["setting"]["difference"] < 1e-6
 
 
 def test_grid_compares_both_sides(benchmark, monkeypatch, tmp_path):

@@ -209,11 +209,10 @@ class Features:
         In a run of several processes, each gets all rows, on the host.
         """
         kept: list[tuple[ImageBatch, FeaturesByKey]] = []
-        room, complete = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size, False
+        room = SHARE_OF_DEVICE * self._free_memory() * self._mesh.size
 
         def run() -> FeatureStream:
-            nonlocal complete
-            if complete:
+            if len(kept) * self.rows >= len(order):
                 yield from kept
                 return
             kept.clear()
@@ -226,7 +225,6 @@ class Features:
                 if size > room:
                     kept.clear()
                 yield batch, features
-            complete = size <= room
 
         return run
 

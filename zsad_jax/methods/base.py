@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures
+from zsad_jax.backbones.base import AnyArray, Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.backbones.feature_cache import FeaturesFn, Images
 from zsad_jax.methods.shared import anomaly_map
@@ -334,17 +334,15 @@ def vision_side(
     depth = backbone.vision_depth
     counted = config.tower_depth
     layers = tuple(scale_block(block, depth, of=counted) for block in config.feature_layers)
-    vv_from = config.vv_from and scale_block(config.vv_from, depth)
+    options: VisionOptions = {
+        "layers": layers,
+        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
+        "cls_norm": config.cls_norm,
+        "patch_norm": patch_norm,
+    }
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
-        return backbone.encode_image(
-            frozen,
-            images,
-            layers=layers,
-            vv_from=vv_from,
-            cls_norm=config.cls_norm,
-            patch_norm=patch_norm,
-        )
+        return backbone.encode_image(frozen, images, **options)
 
     return {
         "name": config.name,
@@ -352,5 +350,5 @@ def vision_side(
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),
-        "features_key": (layers, vv_from, config.cls_norm, patch_norm),
+        "features_key": tuple(options.values()),
     }

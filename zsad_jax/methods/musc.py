@@ -17,15 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import (
-    Blocks,
-    Category,
-    Method,
-    Scores,
-    nothing_learned,
-    score_fn,
-    vision_side,
-)
+from zsad_jax.methods.base import Blocks, Method, Scores, nothing_learned, score_fn, vision_side
 from zsad_jax.methods.shared.anomaly_map import Size, upsample
 from zsad_jax.methods.shared.config import CLIP, MAX_SIGMA, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
@@ -68,14 +60,14 @@ class MuScConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.degrees or not all(degree > 0 and degree % 2 for degree in self.degrees):
-            raise UserError(
-                f"Config key 'degrees' is {self.degrees!r}. Expected at least one odd number, such as 3."
-            )
-        if not all(number > 0 for number in self.neighbors):
-            raise UserError(
-                f"Config key 'neighbors' is {self.neighbors!r}. Expected numbers of images from 1."
-            )
+        odd = bool(self.degrees) and all(one > 0 and one % 2 for one in self.degrees)
+        for key, fits, expected in (
+            ("degrees", odd, "at least one odd number, such as 3"),
+            ("neighbors", all(one > 0 for one in self.neighbors), "numbers of images from 1"),
+        ):
+            if not fits:
+                value = getattr(self, key)
+                raise UserError(f"Config key '{key}' is {value!r}. Expected {expected}.")
 
 
 def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Method:
@@ -105,7 +97,7 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
         return None if references is None else references.patches
 
     def compute(
-        frozen: Params, params: Params, compared: tuple[Any, Category], features: VisionFeatures
+        frozen: Params, params: Params, compared: tuple[Any, Array], features: VisionFeatures
     ) -> Scores:
         """Returns scores of images by their distances to the references."""
         bank, category = compared
