@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
-from zsad_jax.backbones.feature_cache import compile_encoder
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.issues import DOUBTFUL
 from zsad_jax.data.preprocess import (
@@ -88,10 +87,8 @@ class Detector:
         """The function of `make_scorer` on images, compiled for batches of `batch_size`."""
         preprocess = self.backbone.preprocess
         key, encode = encoder_of(self.method)
-        compiled = encode and compile_encoder(encode, preprocess, self.mesh, self.batch_size, None)
-        score = make_scorer(
-            [self.method], self.backbone, {key: compiled}, mesh=self.mesh, binned=False
-        )
+        encoders = {key: encode and (lambda frozen, x: encode(frozen, {}, preprocess.normalize(x)))}
+        score = make_scorer([self.method], self.backbone, encoders, mesh=self.mesh, binned=False)
         # Compiled ahead, so that the measured time of the first images does not include it.
         images = np.zeros((self.batch_size, *[preprocess.image_size] * 2, 3), np.uint8)
         return score.lower(*self._arguments(images, np.zeros(self.batch_size, np.int32))).compile()

@@ -142,63 +142,42 @@ def make_scorer(
     mesh: Mesh,
     binned: bool,
 ) -> jax.stages.Wrapped:
-    """Returns the compiled function that scores a batch by every method, in one program.
+    """Returns the compiled function that scores a batch by every method, with a `Result` of each.
 
-    Its arguments are the frozen parameters; of each method, its parameters, its prototypes and the batch's
-    features (None: encoded from the images) or, of a method with `across`, its scores; the 8-bit images (None:
-    all features are given); and the categories. It returns a `Result` of each method.
-
-    Args:
-      methods: in the order of the results.
-      backbone: the frozen model that they share.
-      encoders: by the keys of `encoder_of`, as `Features.encoders`.
-      mesh: the devices over which batches and results are split.
-      binned: whether maps are rounded to 16 bits a pixel, see `bin_maps`.
+    It takes the frozen parameters; of each method, its parameters, its prototypes and the batch's features
+    (None: they are encoded, once for equal keys of `encoder_of`) or, of a method with `across`, its scores;
+    the 8-bit images (None: all features are given); and the categories. `encoders` are those of `Features`.
+    Results are split over the mesh. With `binned`, maps have 16 bits a pixel, see `bin_maps`.
     """
     keys = [encoder_of(method)[0] for method in methods]
-    size = backbone.preprocess.image_size
 
     @functools.partial(jax.jit, out_shardings=sharding.over_data(mesh))
-    def score(
-        frozen: PyTree,
-        params: Sequence[PyTree],
-        prototypes: Sequence[PyTree],
-        features: Sequence[PyTree],
-        images: UInt8[Any, "b S S 3"],
-        category: Int[Array, " b"],
-    ) -> list[Result]:
+    def score(frozen, params, prototypes, features, images, category) -> list[Result]:
         missing = {key for key, own in zip(keys, features, strict=True) if own is None}
         encoded = {
-            key: _as_stored(encode(frozen, images))
+            key: jax.tree.map(_as_stored, encode(frozen, images))
             for key, encode in encoders.items()
             if encode and key in missing
         }
         results = []
-        for method, key, learned, texts, own in zip(
-            methods, keys, params, prototypes, features, strict=True
-        ):
+        each = zip(methods, keys, params, prototypes, features, strict=True)
+        for method, key, learned, texts, own in each:
             if not method.cacheable:
                 own = method.features(frozen, learned, backbone.preprocess.normalize(images))
-            elif own is None:
-                own = encoded[key]
-            scores = own
+            own = encoded[key] if own is None else own
             if not isinstance(own, Scores):
-                scores = method.score(frozen, learned, texts, own, category)
-            maps = method.anomaly_map(scores.patches, size)
-            results.append(Result(scores.image, bin_maps(maps) if binned else maps))
+                own = method.score(frozen, learned, texts, own, category)
+            maps = method.anomaly_map(own.patches, backbone.preprocess.image_size)
+            results.append(Result(own.image, bin_maps(maps) if binned else maps))
         return results
 
     return score
 
 
-def _as_stored(features: PyTree) -> PyTree:
-    """Keeps XLA from fusing features with what follows, whose last bits are then those over stored ones."""
-
-    def constrain(x: Array) -> Array:
-        # Row-major, as stored ones: sums over another layout are rounded differently.
-        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-
-    return jax.lax.optimization_barrier(jax.tree.map(constrain, features))
+def _as_stored(x: Array) -> Array:
+    """Returns features as if they were stored: other layouts or fusions would change last bits of scores."""
+    row_major = Layout(tuple(range(x.ndim)))
+    return jax.lax.optimization_barrier(with_layout_constraint(x, row_major))
 
 
 def evaluate(
@@ -272,9 +251,9 @@ def evaluate(
     }
     scored = show(run(np.arange(len(dataset))), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
-    share = features.clock.wait_share
+    share = features.clock.waited / features.clock.total
     words = "%s: devices waited for the host %.1f%% of the time."
-    logging.info(words, dataset.name, 100 * (share or 0.0))
+    logging.info(words, dataset.name, 100 * share)
     main = main._replace(device_wait_share=share)
     if cases_by:
         image_scores = dataset_scores(main, cases_by)
@@ -381,7 +360,7 @@ class _Tally:
                 self.states.get(name) or metrics.category.init(exact=self.exact),
                 {name: value[members] for name, value in result.image.items()},
                 batch.labels[members],
-                result.maps[members],
+                jax.tree.map(lambda x, r=members: x[r], result.maps),
                 batch.masks[members],
                 batch.has_mask[members],
             )
@@ -479,7 +458,7 @@ def _case(
     """Returns the case of a row of a batch; `positions` are those of the scores in the dataset."""
     assert batch.images is not None  # see `evaluate`
     at = int(np.searchsorted(positions, batch.index[row]))
-    found = result.maps[row]
+    found = jax.tree.map(lambda x: x[row], result.maps)
     return Case(
         dataset=scores.dataset,
         category=scores.categories[at],

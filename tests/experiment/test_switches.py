@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 import zsad_jax
-from zsad_jax.backbones.feature_cache import compile_encoder
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.evaluate import make_scorer
 from zsad_jax.experiment import run as runner
@@ -164,7 +163,8 @@ def trace_scores(method, params, backbone):
         backbone.params, params, CLASSES, references
     )
     key, encode = encoder_of(method)
-    encoder = encode and compile_encoder(encode, backbone.preprocess, make_mesh(), 2, None)
+    normalize = backbone.preprocess.normalize
+    encoder = encode and (lambda frozen, x: encode(frozen, {}, normalize(x)))
     (result,) = jax.eval_shape(
         make_scorer([method], backbone, {key: encoder}, mesh=make_mesh(), binned=True),
         backbone.params,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from zsad_jax.metrics import PIXEL_METRICS, category, exact, streaming
-from zsad_jax.metrics.binned import bin_maps, to_keys, to_scores
+from zsad_jax.metrics.binned import BinnedMaps, bin_maps, to_keys, to_scores
 from zsad_jax.utils.errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -161,8 +161,7 @@ def binned(maps):
 
 
 def decoded(maps):
-    found = binned(maps)
-    return np.stack([found[i].decode() for i in range(len(found))])
+    return np.stack([BinnedMaps(*one).decode() for one in zip(*binned(maps), strict=True)])
 
 
 def hard_set(kind):
@@ -222,7 +221,7 @@ def test_batches_and_threads_do_not_change_the_counts_of_binned_maps(monkeypatch
         state = streaming.init()
         for start in range(0, 10, size):
             rows = slice(start, start + size)
-            state = streaming.update(state, binned(maps)[rows], masks=masks[rows])
+            state = streaming.update(state, binned(maps[rows]), masks=masks[rows])
         states.append(state)
     for other in states[1:]:
         jax.tree.map(np.testing.assert_array_equal, other, states[0])

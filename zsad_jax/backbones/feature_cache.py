@@ -77,7 +77,8 @@ class FeaturesFn(Hashable, Protocol):
 # features are the 8-bit images, for methods whose features depend on parameters. Features are stored if their
 # key is a tuple of plain values, the first of which are the blocks of the tower: it can be found again.
 Encoders = Mapping[Hashable, FeaturesFn | None]
-CompiledEncoders = Mapping[Hashable, Any]  # of the frozen parameters and 8-bit images
+# Functions of the frozen parameters and 8-bit images.
+CompiledEncoders = Mapping[Hashable, Any]
 FeaturesByKey = dict[Hashable, PyTree]
 FeatureStream = Iterator[tuple[ImageBatch, FeaturesByKey]]
 
@@ -125,7 +126,7 @@ class Features:
         self._frozen = place(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
         self.encoders: CompiledEncoders
-        self.encoders = {k: one and _compile_once(one, *fixed) for k, one in encoders.items()}
+        self.encoders = {k: one and _compile(one, *fixed) for k, one in encoders.items()}
         images = jax.ShapeDtypeStruct((self.rows, size, size, 3), np.uint8)
         self._stores: dict[Hashable, Store] = {
             key: Store(self._describe(key), jax.eval_shape(encode, self._frozen, images))
@@ -301,7 +302,9 @@ def _gather(batch: ImageBatch, features: FeaturesByKey) -> tuple[ImageBatch, Fea
     return join_batches(parts), dict(zip(features, joined, strict=True))
 
 
-def compile_encoder(
+# Kept, so that each tower is compiled once for all datasets.
+@functools.lru_cache(maxsize=8)
+def _compile(
     encode: FeaturesFn, preprocess: Preprocess, mesh: Mesh, rows: int, dtype: str | None
 ) -> Any:
     """Returns the compiled function that encodes 8-bit images and rounds floating-point features to `dtype`."""
@@ -328,10 +331,6 @@ def compile_encoder(
         return jax.tree.map(lambda x: x[: len(images)], found)
 
     return jax.jit(run_in_parts, out_shardings=sharding.over_data(mesh))
-
-
-# Kept, so that each tower is compiled once for all datasets.
-_compile_once = functools.lru_cache(maxsize=8)(compile_encoder)
 
 
 @functools.cache

@@ -6,8 +6,7 @@ resolution from the others. Codes stand for multiples of a power of two, and for
 to 4,092 of them.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +15,53 @@ from jaxtyping import Array, Float, Int, UInt16
 
 NUM_CODES = 2**16
 BITS = 12  # of the codes of a segment
-# Shares of the map from the start of each segment on. Most codes are for high scores, on which all metrics but
-# AUROC depend; the last segment is the highest score.
-SHARES = np.array(
-    [1, 0.999, 0.9, 0.6, 0.4, 0.25, 0.15, 0.09, 0.05, 0.03, 0.015, 0.008, 0.004, 0.002, 0.0005, 0]
+# Shares of the map from the start of each segment on: most codes are for high scores, on which all metrics but
+# AUROC depend. The last segment is the highest score.
+SHARES = (
+    1,
+    0.999,
+    0.9,
+    0.6,
+    0.4,
+    0.25,
+    0.15,
+    0.09,
+    0.05,
+    0.03,
+    0.015,
+    0.008,
+    0.004,
+    0.002,
+    5e-4,
+    0,
 )
 SIDE = 64  # of the grid of pixels from which quantiles are taken
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class BinnedMaps:
-    """Maps on devices or on the host, made by `bin_maps`.
+class BinnedMaps(NamedTuple):
+    """Maps on devices or on the host, or one of them without the first axis.
 
     Attributes:
-      codes: of each pixel, in the order of the scores.
-      starts: the key, see `to_keys`, of the first code of each segment; the first and the last are those of the
-        smallest and the largest score.
-      shifts: the base-2 logarithm of the number of keys per code, in each segment.
+      codes: of each pixel.
+      starts: the first key, see `to_keys`, of each segment.
+      shifts: the number of low bits of a key that each segment drops.
     """
 
     codes: UInt16[Any, "b H W"]
     starts: Int[Any, "b 16"]
     shifts: Int[Any, "b 16"]
 
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, rows: int | slice | np.ndarray) -> "BinnedMaps":
-        """Returns a part of the maps, or one without its first axis."""
-        return jax.tree.map(lambda x: x[rows], self)
-
-    def keys(self) -> Int[np.ndarray, "... 65536"]:
-        """Returns the rounded key of each code; the start of a segment is not rounded."""
-        starts, shifts = self.starts[..., None], self.shifts[..., None]
+    def keys(self) -> Int[np.ndarray, " 65536"]:
+        """Returns the rounded key of each code of one map; the start of a segment is not rounded."""
+        starts, shifts = self.starts[:, None], self.shifts[:, None]
         keys = (_round(starts, shifts) + np.arange(1 << BITS, dtype=np.int32)) << shifts
-        # Rounding must not lead into another segment.
-        last = np.maximum(np.append(starts[..., 1:, :] - 1, starts[..., -1:, :], axis=-2), starts)
-        keys = np.clip(keys, starts, last, out=keys)
-        keys[..., 0] = self.starts
-        return keys.reshape(*keys.shape[:-2], NUM_CODES)
+        # Rounding must not lead into another segment. An empty segment has no codes.
+        keys = np.clip(keys, starts, np.append(starts[1:] - 1, starts[-1:], axis=0))
+        keys[:, 0] = self.starts
+        return keys.ravel()
 
     def decode(self) -> Float[np.ndarray, "H W"]:
-        """Returns a map without its first axis as scores, on the host."""
+        """Returns one map as scores, on the host."""
         return to_scores(self.keys())[self.codes]
 
 
@@ -69,17 +72,16 @@ def bin_maps(maps: Float[Array, "b H W"]) -> BinnedMaps:
     grid = keys[:, ::step, ::step].reshape(len(keys), -1)
     # With the extremes of all rows, a sample has the extremes of the map, and no other pixel beside an outlier.
     sample = jnp.sort(jnp.concatenate([grid, keys.max(axis=2), keys.min(axis=2)], axis=1), axis=1)
-    starts = sample[:, np.rint((1 - SHARES) * (sample.shape[1] - 1)).astype(int)]
+    starts = sample[:, np.rint(np.subtract(1, SHARES) * (sample.shape[1] - 1)).astype(int)]
     widths = jnp.diff(starts, append=starts[:, -1:]).view(jnp.uint32)
     # The fewest bits of keys that must be dropped; by rounding, a segment has up to two codes more.
-    shifts = jnp.maximum(
-        32 - BITS - jax.lax.clz(widths + (widths >> (BITS - 2))).astype(jnp.int32), 0
-    )
+    bits = 32 - jax.lax.clz(widths + (widths >> (BITS - 2))).astype(jnp.int32)
+    shifts = jnp.maximum(bits - BITS, 0)
     codes = jnp.zeros_like(keys)
     for segment in range(len(SHARES)):
         start, shift = (x[:, segment, None, None] for x in (starts, shifts))
-        offset = _round(keys, shift) - _round(start, shift)
-        codes = jnp.where(keys >= start, offset + (segment << BITS), codes)
+        code = (segment << BITS) + _round(keys, shift) - _round(start, shift)
+        codes = jnp.where(keys >= start, code, codes)
     return BinnedMaps(codes.astype(jnp.uint16), starts, shifts)
 
 

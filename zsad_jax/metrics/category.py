@@ -4,6 +4,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
@@ -84,7 +85,7 @@ def update(
     if masks is not None:
         masks = _per_image(masks, "masks", truth)
         if not usable.all():  # otherwise no copy is needed
-            maps, masks = maps[usable], masks[usable]
+            maps, masks = jax.tree.map(lambda x: x[usable], (maps, masks))
         state = state._replace(pixels=_kind(state).update(state.pixels, maps, masks=masks))
     more = (len(truth), int(usable.sum()), int((truth & ~usable).sum()))
     return State(*state[:3], *map(operator.add, state[3:], more))

@@ -9,7 +9,8 @@ float32, and their range need not be known beforehand. The level depends only on
 not on their order, so merging two states equals one pass.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,59 +75,55 @@ def update(
     Raises:
       UserError: on non-finite maps, or shapes that do not match.
     """
+    images: Any = maps
     if isinstance(maps, BinnedMaps):
-        return _update_binned(state, maps, masks)
-    maps, masks = checks.check_maps(maps, masks, (np.float32,))
-    if not maps.size:
-        return state
-    state, bins = _find_bins(state, to_keys(maps))
-    regions = [region_overlap(mask) for mask in masks]
-    # Nearly all pixels are normal: counting all of them and taking the anomalous ones back avoids a copy of
-    # the rest, and `bincount` is much faster than `add.at`.
-    anomalous = bins[masks]
-    state.negatives[:] += np.bincount(bins.ravel(), minlength=NUM_BINS)
-    np.subtract.at(state.negatives, anomalous, 1)
-    np.add.at(state.positives, anomalous, 1)
-    np.add.at(state.overlap, anomalous, np.concatenate([overlap for overlap, _ in regions]))
-    return _extend(state, sum(count for _, count in regions), float(maps.min()), float(maps.max()))
-
-
-def _update_binned(state: State, maps: BinnedMaps, masks: Bool[np.ndarray, "b H W"]) -> State:
-    extremes = to_scores(maps.starts[:, [0, -1]])
-    checks.check_scores(extremes, "Anomaly maps", checks.MAP_AXES[:2])
-    masks = checks.check_masks(masks, maps.codes.shape)
-    pairs = zip(map(maps.__getitem__, range(len(maps))), masks, strict=True)
-    counted: Iterator[tuple[Any, ...]] = map_in_threads(_count, pairs, num_workers=num_cores())
+        checks.check_scores(to_scores(maps.starts), "Anomaly maps", ("images", "segments"))
+        masks = checks.check_masks(masks, maps.codes.shape)
+        images = itertools.starmap(BinnedMaps, zip(*maps, strict=True))
+    else:
+        images, masks = checks.check_maps(maps, masks, (np.float32,))
+    pairs = zip(images, masks if masks.size else (), strict=False)
     # Threads do not change the order in which images are added, and so not the rounding of sums.
-    for (keys, *counts, regions), span in zip(counted, extremes.tolist(), strict=True):
-        state, bins = _find_bins(state, keys)
-        for name, values in zip(HISTOGRAMS, counts, strict=True):
-            some = np.flatnonzero(values)  # few codes are those of anomalous pixels
-            np.add.at(getattr(state, name), bins[some], values[some])
-        state = _extend(state, regions, *span)
+    counted: Iterator[Any] = map_in_threads(_count, pairs, num_workers=num_cores())
+    for keys, counts, regions in counted:
+        low, high = to_scores(np.array([keys.min(), keys.max()])).tolist()
+        state = _add(state, keys, counts, regions, (low, high))
     return state
 
 
-def _count(image: tuple[BinnedMaps, Bool[np.ndarray, "H W"]]) -> tuple[Any, ...]:
-    """Returns the keys of the codes in a map, the three counts of each, and the number of regions."""
+def _count(image: tuple[Any, Bool[np.ndarray, "H W"]]) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """Returns keys in a map, the three counts of each, and the number of regions."""
+    scores, mask = image
+    overlap, regions = region_overlap(mask)
+    if not isinstance(scores, BinnedMaps):
+        weights = np.zeros(mask.shape)
+        weights[mask] = overlap
+        return to_keys(scores).ravel(), [x.ravel() for x in (~mask, mask, weights)], regions
     import cv2
 
-    binned, mask = image
     # Without Python's lock; float32 numbers are exact up to 2^24 pixels.
-    pixels = cv2.calcHist([binned.codes], [0], None, [NUM_CODES], [0, NUM_CODES]).ravel()
-    overlap, regions = region_overlap(mask)
-    anomalous = binned.codes[mask] if regions else np.zeros(0, np.uint16)
+    pixels = cv2.calcHist([scores.codes], [0], None, [NUM_CODES], [0, NUM_CODES]).ravel()
+    anomalous = scores.codes[mask] if regions else np.zeros(0, np.uint16)
     positives = np.bincount(anomalous, minlength=NUM_CODES)
-    weights = np.bincount(anomalous, overlap, minlength=NUM_CODES)
-    counts = pixels.astype(np.int64) - positives, positives, weights
+    counts = pixels - positives, positives, np.bincount(anomalous, overlap, minlength=NUM_CODES)
     found = np.flatnonzero(pixels)
-    return (binned.keys()[found], *(one[found] for one in counts), regions)
+    return scores.keys()[found], [one[found] for one in counts], regions
 
 
-def _extend(state: State, regions: int, low: float, high: float) -> State:
-    """Returns the state with more regions, and with the span of more scores."""
-    span = min(state.span[0], low), max(state.span[1], high)
-    return state._replace(num_regions=state.num_regions + regions, span=span)
+def _add(
+    state: State,
+    keys: Int[np.ndarray, " n"],
+    counts: Sequence[np.ndarray],
+    num_regions: int,
+    span: tuple[float, float],
+) -> State:
+    """Adds the three counts of each key, in place."""
+    state, bins = _find_bins(state, keys)
+    for name, values in zip(HISTOGRAMS, counts, strict=True):
+        total, some = getattr(state, name), np.flatnonzero(values)
+        np.add.at(total, bins[some], values[some].astype(total.dtype))
+    span = min(state.span[0], span[0]), max(state.span[1], span[1])
+    return state._replace(num_regions=state.num_regions + num_regions, span=span)
 
 
 def merge(a: State, b: State) -> State:
@@ -134,10 +131,9 @@ def merge(a: State, b: State) -> State:
     copied = a._replace(**{name: getattr(a, name).copy() for name in HISTOGRAMS})
     # Bins of `b` are added as if each were one pixel at its lowest score. Its pages are a subset of the merged
     # pages, so its level is not above the merged one, and each of its bins is within one merged bin.
-    merged, bins = _find_bins(copied, _firsts(b))
-    for name in HISTOGRAMS:
-        np.add.at(getattr(merged, name), bins.ravel(), getattr(b, name)[: bins.size])
-    return _extend(merged, b.num_regions, *b.span)
+    keys = _firsts(b).ravel()
+    counts = [getattr(b, name)[: len(keys)] for name in HISTOGRAMS]
+    return _add(copied, keys, counts, b.num_regions, b.span)
 
 
 def curve(state: State) -> Curve:

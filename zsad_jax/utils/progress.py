@@ -1,6 +1,5 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
-import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -29,33 +28,28 @@ def one_late(items: Iterable[T]) -> Iterator[T]:
 
 
 class DeviceClock:
-    """The time during which devices had nothing to compute, because they waited for the host."""
+    """The seconds in which devices `waited` for the host, of the `total` from first starts to last ends."""
 
-    def __init__(self) -> None:
-        self._waited = self._total = 0.0
-
-    @property
-    def wait_share(self) -> float | None:
-        """The share of all watched time, from the first start to the last end; None if nothing was watched."""
-        return self._waited / self._total if self._total else None
+    waited = total = 0.0
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
         """Yields trees of arrays whose computation has just been started."""
         import jax
 
-        spans: list[tuple[float, float]] = []
+        since = 0.0
 
         def note(start: float, item: T) -> None:
+            nonlocal since
             jax.block_until_ready(item)
-            spans.append((start, time.monotonic()))
+            since, end = since or start, time.monotonic()
+            self.waited += max(start - since, 0.0)
+            self.total += end - since
+            since = end
 
         with ThreadPoolExecutor(1) as watcher:
             for item in items:
                 watcher.submit(note, time.monotonic(), item)
                 yield item
-        gaps = (start - end for (_, end), (start, _) in itertools.pairwise(spans))
-        self._waited += sum(max(gap, 0.0) for gap in gaps)
-        self._total += spans[-1][1] - spans[0][0] if spans else 0.0
 
 
 def progress(
