@@ -88,6 +88,7 @@ RECIPES = {
             "l1_weight": 0.0,
             "learned_class_name": "object",
             "temperature": None,  # that of the checkpoint
+            "renormalized": False,
             "init_std": 0.02,
         },
         cls_norm=True,

@@ -19,7 +19,7 @@ class VisionFeatures(NamedTuple):
     """Features of a batch of images; nothing is L2-normalized.
 
     Attributes:
-      global_tokens: G is 2 for TIPS, 1 for CLIP and SigLIP.
+      global_tokens: G is 2 for TIPS, 1 for the others.
       patches: one entry of axis 1 per requested layer, on the patch grid.
     """
 
@@ -33,7 +33,7 @@ class VisionOptions(TypedDict, total=False):
     Attributes:
       layers: blocks whose patch tokens are returned, counted from 1; None: the last.
       vv_from: patch tokens come from the value-value stream that starts at this block.
-      cls_norm: False returns global tokens without the final norm.
+      cls_norm: False returns class tokens without the final norm; a MAP head has none.
       patch_norm: False returns patch tokens as they leave their blocks, without final norm and projection.
     """
 
@@ -134,7 +134,8 @@ class Backbone:
       family: the key of its family ("tips").
       params: {"vision": tree, "text": tree}.
       preprocess: from a decoded image to the tower's input.
-      temperature: divides the cosine before a softmax (the trained one).
+      temperature: divides the cosine before a softmax or sigmoid (the trained one).
+      logit_bias: is added before a sigmoid; None: the model was trained with a softmax.
       patch_size, embed_dim, vision_width, vision_depth, num_global_tokens: sizes of the vision side;
         embed_dim is the width of the joint space.
       digest: SHA-256 over the weight files, which identifies them in results.
@@ -159,6 +160,7 @@ class Backbone:
     demonstration: bool
     encode_image: EncodeImageFn
     text: TextSide | None = None
+    logit_bias: float | None = None
     tokenizer_digest: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from zsad_jax.backbones.family import (
     apply_options,
     assemble,
     check_activation,
+    describer,
     joint_digest,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
@@ -179,11 +180,7 @@ class TextEncoder(TextTower):
         Padding needs no mask: it comes after that token, which does not see it.
         """
         s = self.sizes
-        if embeddings.shape[1] > s.length:
-            raise UserError(
-                f"The texts have {embeddings.shape[1]} tokens, but the text tower reads {s.length}. Shorten"
-                " them."
-            )
+        self.check_length(embeddings)
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
         # By count, where the published code takes the largest id: learned tokens have no ids.
@@ -192,12 +189,6 @@ class TextEncoder(TextTower):
         x = self.ln_final(x[jnp.arange(x.shape[0]), last]).astype(s.dtype)
         out: Array = (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
         return out
-
-    def __call__(
-        self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
-    ) -> Float[Array, "t d"]:
-        """Returns text embeddings of token ids."""
-        return self.encode(self.embed(token_ids), paddings)
 
 
 def load(
@@ -252,18 +243,10 @@ def load(
         image_size=options.image_size,
         digest=joint_digest(paths),
     )
-    return _assemble(loaded, sizes)
+    return _assemble(loaded, *sizes)
 
 
-def describe(release: Release) -> Backbone:
-    """Returns a released CLIP model whose parameters are shapes."""
-    assert release.text is not None
-    sizes = VisionSizes(**release.vision), TextSizes(**release.text)
-    return _assemble(Loaded(release.name, release), sizes)
-
-
-def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
-    vision, text = sizes
+def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
     return assemble(
         loaded,
         VisionEncoder(vision),
@@ -282,4 +265,6 @@ def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
     )
 
 
-FAMILY = Family(load, describe, "vision=PATH and text=PATH, or weights=PATH")
+FAMILY = Family(
+    load, describer(_assemble, VisionSizes, TextSizes), "vision=PATH and text=PATH, or weights=PATH"
+)

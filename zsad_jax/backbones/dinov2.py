@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from zsad_jax.backbones import vit
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints import dinov2 as dinov2_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints import vit as vit_checkpoints
+from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.family import (
     Family,
     Loaded,
@@ -23,6 +24,7 @@ from zsad_jax.backbones.family import (
     apply_options,
     assemble,
     check_activation,
+    describer,
     joint_digest,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
@@ -91,25 +93,24 @@ def load(
         raise UserError("DINOv2 is one file, and has no text side. Pass weights=PATH alone.")
     check_activation(options.activation, ("gelu",), "DINOv2")
     source = f"The file {located.weights}"
-    arrays, shown, name_in_file = dinov2_checkpoints.from_arrays(
-        read_arrays(located.weights), options.num_heads, source
-    )
+    arrays = read_arrays(located.weights)
+    native = dinov2_checkpoints.from_arrays(arrays, options.num_heads, source)
+    registers = native.arrays[f"{vit_checkpoints.TOKENS}/cls"].shape[1] - 1
+    shown = {**native.vision_sizes(), "num_registers": registers}
     chosen = apply_options(name, {"position_rule": None}, options.overrides, (shown, {}))
     if (rule := chosen["position_rule"]) not in (None, *get_args(PositionRule)):
         hint = suggest(str(rule), get_args(PositionRule))
         raise UserError(f"position_rule={rule!r} is not a rule. {hint}")
     sizes = VisionSizes(**shown, **chosen, dtype=options.dtype, attention=options.attention)
-    expected = tree_of(vit.VisionEncoder(sizes))
-    tree = fit_tree(arrays, expected, source=source, name_in_file=name_in_file)
-    params = {"vision": jax.tree.map(jnp.asarray, tree)}
-    digest = joint_digest([located.weights])
-    loaded = Loaded(name, release, params, image_size=options.image_size, digest=digest)
+    tree = native.fit(tree_of(vit.VisionEncoder(sizes)))
+    loaded = Loaded(
+        name,
+        release,
+        {"vision": jax.tree.map(jnp.asarray, tree)},
+        image_size=options.image_size,
+        digest=joint_digest([located.weights]),
+    )
     return _assemble(loaded, sizes)
-
-
-def describe(release: Release) -> Backbone:
-    """Returns a released DINOv2 model whose parameters are shapes."""
-    return _assemble(Loaded(release.name, release), VisionSizes(**release.vision))
 
 
 def _assemble(loaded: Loaded, sizes: VisionSizes) -> Backbone:
@@ -123,4 +124,4 @@ def _assemble(loaded: Loaded, sizes: VisionSizes) -> Backbone:
     )
 
 
-FAMILY = Family(load, describe, "weights=PATH")
+FAMILY = Family(load, describer(_assemble, VisionSizes), "weights=PATH")

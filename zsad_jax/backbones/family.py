@@ -244,6 +244,7 @@ class Loaded(NamedTuple):
     release: Release | None
     params: Params | None = None
     temperature: float = 1.0
+    logit_bias: float | None = None
     tokenizer: PathLike | None = None
     image_size: int | None = None
     digest: str = ""
@@ -290,6 +291,7 @@ def assemble(
         params=loaded.params or {name: tree_of(tower) for name, tower in towers.items()},
         preprocess=preprocess,
         temperature=loaded.temperature,
+        logit_bias=loaded.logit_bias,
         patch_size=sizes.patch_size,
         embed_dim=embed_dim,
         num_global_tokens=sizes.num_global_tokens,
@@ -301,6 +303,27 @@ def assemble(
         encode_image=image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size),
         text=side,
     )
+
+
+def describer(
+    assemble: Callable[..., Backbone],
+    vision: Callable[..., Any],
+    text: Callable[..., Any] | None = None,
+) -> Callable[[Release], Backbone]:
+    """Returns `Family.describe`.
+
+    Args:
+      assemble: (loaded, sizes of each tower) -> backbone.
+      vision, text: make sizes from fields of a record; None: there is no text side.
+    """
+
+    def describe(release: Release) -> Backbone:
+        sizes = [vision(**release.vision)]
+        if text is not None:
+            sizes.append(text(**(release.text or {})))
+        return assemble(Loaded(release.name, release), *sizes)
+
+    return describe
 
 
 def apply_options(

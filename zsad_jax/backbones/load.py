@@ -19,7 +19,7 @@ from zsad_jax.utils.remote import fetch
 
 MAX_IMAGE_SIZE = 8192
 # Family -> its module, which is imported when a backbone of it is used.
-FAMILIES = {name: f"zsad_jax.backbones.{name}" for name in ("tips", "clip", "dinov2")}
+FAMILIES = {name: f"zsad_jax.backbones.{name}" for name in ("tips", "clip", "dinov2", "siglip")}
 
 # Options that only some families have, each with its type and description.
 FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
@@ -61,12 +61,13 @@ def load_backbone(
 
     Args:
       name: a released checkpoint ("tips-l14-hr", "clip-vit-l14-336"; fetched on first use), an included one
-        ("tips-nano", "clip-nano"), or a family ("tips", "clip", "dinov2") together with files.
+        ("tips-nano", "clip-nano"), or a family ("tips", "clip", "dinov2", "siglip")
+        together with files.
       weights: one file with all towers (not TIPS): npz, safetensors or PyTorch, in the names of the original
         release, of open_clip, timm or Hugging Face.
       vision, text: the two files of a family; their format follows from their keys.
-      tokenizer: TIPS: the sentencepiece model; CLIP: the list of merges. Without one, only tokenizing is an
-        error (the words of CLIP's learned prompts are known).
+      tokenizer: TIPS, SigLIP: the sentencepiece model; CLIP: the list of merges. Without one, only tokenizing
+        is an error (the words of CLIP's learned prompts are known).
       image_size: side of the resized images, a multiple of the patch size; None: the checkpoint's own.
       dtype: "float32" or "bfloat16", of the matrix products; norms and softmax stay float32. On GPUs and TPUs
         bfloat16 is several times faster.

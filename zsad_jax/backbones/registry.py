@@ -12,6 +12,8 @@ from zsad_jax.utils.errors import UserError, suggest
 
 BASE_URL = "https://storage.googleapis.com/tips_data"
 CLIP_URL = "https://huggingface.co/timm/{}/resolve/main/open_clip_model.safetensors"
+SIGLIP_URL = "https://storage.googleapis.com/big_vision/siglip2/siglip2"
+GEMMA_URL = "https://storage.googleapis.com/big_vision/gemma_tokenizer.model"
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2"
 MERGES_URL = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 MERGES_BYTES = 1_356_917
@@ -163,6 +165,14 @@ def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tupl
     return vision, text
 
 
+SIGLIP_TOWERS = {
+    "b": TipsTower(768, 12, 3072, 12),
+    "l": TipsTower(1024, 16, 4096, 24),
+    "so400m": TipsTower(1152, 16, 4304, 27),
+    "g-opt": TipsTower(1536, 16, 6144, 40),
+}
+
+
 def clip_sizes(
     *,
     patch_size: int,
@@ -245,19 +255,6 @@ def _clip_files(release: Release, lineage: str) -> dict[str, File]:
     }
 
 
-def _dinov2_files(release: Release, lineage: str) -> dict[str, File]:
-    [source] = release.sources[lineage]
-    path = _folder() / "dinov2" / pathlib.PurePath(source).name
-    return {
-        "weights": File(
-            f"the weights of {release.name}",
-            [(path, f"{DINOV2_URL}/{source}")],
-            check=find_damage,
-            recorded_sha256=release.recorded_sha256[lineage, "weights"],
-        )
-    }
-
-
 def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
     sources = {
         lineage: (f"v1_0/checkpoints/{folder}/tips_oss_{size}_{stem}",)
@@ -289,6 +286,36 @@ def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -
     return Release("clip", name, *towers, sources, patch_size * grid, _clip_files, "MIT")
 
 
+def _one_file(release: Release, lineage: str) -> dict[str, File]:
+    [url] = release.sources[lineage]
+    folder = _folder() / release.family
+    weights = File(
+        f"the weights of {release.name}",
+        [(folder / pathlib.PurePath(url).name, url)],
+        check=find_damage,
+        recorded_sha256=release.recorded_sha256.get((lineage, "weights")),
+    )
+    if release.text is None:
+        return {"weights": weights}
+    vocabulary = folder / pathlib.PurePath(GEMMA_URL).name, GEMMA_URL
+    return {"weights": weights, "tokenizer": File("Gemma's tokenizer", [vocabulary], optional=True)}
+
+
+def _siglip2(size: str, patch_size: int, image_size: int) -> Release:
+    tower = SIGLIP_TOWERS[size]
+    vision, text = tips_sizes(tower, grid=image_size // patch_size, vocabulary=256_000)
+    # The text tower of the largest model is that of the second largest.
+    narrow = SIGLIP_TOWERS["so400m" if size == "g-opt" else size]
+    text |= {"width": narrow.width, "depth": narrow.vision_depth, "mlp_dim": narrow.mlp_dim}
+    text |= {"length": 64, "embed_dim": tower.width}
+    vision |= {"patch_size": patch_size, "num_global_tokens": 1}
+    sources = dict.fromkeys(LINEAGES, (f"{SIGLIP_URL}_{size}{patch_size}_{image_size}.npz",))
+    name = f"siglip2-{size}{patch_size}-{image_size}"
+    return Release(
+        "siglip", name, vision, text, sources, image_size, _one_file, license="Apache-2.0"
+    )
+
+
 def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:
     # The towers of TIPS have the sizes of these.
     vision, _ = tips_sizes(TIPS_TOWERS[size], grid=37)
@@ -300,9 +327,9 @@ def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:
         f"dinov2-{size}{'-reg' if registers else ''}",
         vision,
         None,
-        dict.fromkeys(LINEAGES, (f"{folder}/{stem}_pretrain.pth",)),
+        dict.fromkeys(LINEAGES, (f"{DINOV2_URL}/{folder}/{stem}_pretrain.pth",)),
         image_size=518,
-        list_files=_dinov2_files,
+        list_files=_one_file,
         license="Apache-2.0",
         recorded_sha256=dict.fromkeys(((lineage, "weights") for lineage in LINEAGES), sha256),
     )
@@ -346,6 +373,14 @@ RELEASES: dict[str, Release] = {
         _dinov2("b14", "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71", registers=4),
         _dinov2("l14", "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51", registers=4),
         _dinov2("g14", "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283", registers=4),
+        *(
+            _siglip2(size, patch_size, image_size)
+            for size, patch_size, image_sizes in (
+                ("b", 32, (256,)), ("b", 16, (224, 256, 384, 512)), ("l", 16, (256, 384, 512)),
+                ("so400m", 14, (224, 384)), ("so400m", 16, (256, 384, 512)), ("g-opt", 16, (256, 384)),
+            )
+            for image_size in image_sizes
+        ),
         Release(
             "tips",
             "tips-nano",

@@ -29,6 +29,7 @@ from zsad_jax.backbones.family import (
     apply_options,
     assemble,
     check_activation,
+    describer,
     joint_digest,
 )
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
@@ -175,12 +176,6 @@ class TextEncoder(TextTower):
         # The small number keeps a text that is all padding at zero instead of NaN.
         return jnp.sum(x, axis=1) / (jnp.sum(valid, axis=1, keepdims=True) + 1e-8)
 
-    def __call__(
-        self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
-    ) -> Float[Array, "t d"]:
-        """Returns text embeddings of token ids."""
-        return self.encode(self.embed(token_ids), paddings)
-
 
 def load(
     name: str, located: WeightFiles, release: Release | None, options: LoadOptions
@@ -214,18 +209,10 @@ def load(
         image_size=options.image_size,
         digest=joint_digest([tower.path for tower in towers]),
     )
-    return _assemble(loaded, sizes)
+    return _assemble(loaded, *sizes)
 
 
-def describe(release: Release) -> Backbone:
-    """Returns a released TIPS model whose parameters are shapes."""
-    assert release.text is not None
-    sizes = VisionSizes(**release.vision), TextSizes(**release.text)
-    return _assemble(Loaded(release.name, release), sizes)
-
-
-def _assemble(loaded: Loaded, sizes: tuple[VisionSizes, TextSizes]) -> Backbone:
-    vision, text = sizes
+def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
     size = loaded.release.image_size if loaded.release else vision.grid * vision.patch_size
     return assemble(
         loaded,
@@ -312,4 +299,6 @@ def _read_stage(stage: Any) -> tuple[int, int] | None:
     return sides
 
 
-FAMILY = Family(load, describe, "vision=PATH and text=PATH", lineages=True)
+FAMILY = Family(
+    load, describer(_assemble, VisionSizes, TextSizes), "vision=PATH and text=PATH", lineages=True
+)

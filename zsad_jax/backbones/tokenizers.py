@@ -1,4 +1,4 @@
-"""Tokenizers of TIPS (sentencepiece) and CLIP (byte pairs)."""
+"""Tokenizers of TIPS and SigLIP (sentencepiece) and CLIP (byte pairs)."""
 
 import functools
 import gzip
@@ -42,9 +42,14 @@ class TokenizeWithFn(Protocol):
 
 
 def tokenize_sentencepiece(
-    texts: Sequence[str], *, path: PathLike | None, length: int, vocabulary: int
+    texts: Sequence[str],
+    *,
+    path: PathLike | None,
+    length: int,
+    vocabulary: int,
+    end: Sequence[int] = (),
 ) -> Tokens:
-    """Tokenizes for TIPS: lower case, no start or end token.
+    """Tokenizes for TIPS and SigLIP: lower case, no start token.
 
     The published code cuts texts that are too long; here they are rejected, since they could become equal.
 
@@ -53,13 +58,13 @@ def tokenize_sentencepiece(
       path: the sentencepiece model. None is an error only here, where a text is tokenized.
       length: tokens per text; shorter texts are padded with id 0.
       vocabulary: rows of the model's embedding table, which no id may exceed.
+      end: ids after each text.
 
     Raises:
       UserError: the model is missing, is not readable or does not fit the vocabulary; or a text is too long.
     """
-    encoded = _sentencepiece(_existing(path, "the sentencepiece model")).encode(
-        [text.lower() for text in texts]
-    )
+    model = _sentencepiece(_existing(path, "the sentencepiece model"))
+    encoded = [[*model.encode(text.lower()), *end] for text in texts]
     for text, tokens in zip(texts, encoded, strict=True):
         _check_length(text, len(tokens), length)
     # The published code takes every id 0 for padding.

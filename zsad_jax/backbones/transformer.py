@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.backbones.base import Params
 from zsad_jax.utils import sharding
@@ -193,14 +193,19 @@ class Attention(nn.Module):
         x: Float[Array, "b n d"],
         valid: Bool[Array, "b n"] | None,
         stream: Float[Array, "b n d"] | None = None,
+        attended_to: Float[Array, "b m d"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
-        """Returns the attention, and the value-value stream with its own added, if there is one."""
+        """Returns the attention, and the value-value stream with its own added, if there is one.
+
+        `attended_to` are the tokens that keys and values are of; None: x.
+        """
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
         rows = as_rows(x)
+        others = rows if attended_to is None else as_rows(attended_to)
         query, key, value = (
-            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(rows).reshape(b, n, *heads)
-            for name in ("query", "key", "value")
+            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(of).reshape(b, -1, *heads)
+            for name, of in (("query", rows), ("key", others), ("value", others))
         )
         out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")
 
@@ -330,6 +335,21 @@ class TextTower(nn.Module):
     """Base of the text modules, which map token ids and paddings to text embeddings."""
 
     sizes: TextTowerSizes
+
+    def __call__(
+        self, token_ids: Int[Array, "t n"], paddings: Int[Array, "t n"]
+    ) -> Float[Array, "t d"]:
+        """Returns text embeddings of token ids, by the methods `embed` and `encode` of each family."""
+        out: Array = self.encode(self.embed(token_ids), paddings)
+        return out
+
+    def check_length(self, embeddings: Float[Array, "t n e"]) -> None:
+        """Raises UserError if texts have more tokens than the tower has positions."""
+        found, length = embeddings.shape[1], self.sizes.length
+        if found > length:
+            raise UserError(
+                f"The texts have {found} tokens, but the text tower reads {length}. Shorten them."
+            )
 
 
 def tree_of(tower: VisionTower | TextTower) -> Params:

@@ -1,4 +1,4 @@
-"""The vision tower that TIPS and DINOv2 share: patches with positions behind class and register tokens."""
+"""The vision tower that TIPS, DINOv2 and SigLIP share: patches with positions, pre-LN blocks, a final norm."""
 
 import dataclasses
 from typing import Unpack
@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import VisionFeatures, VisionOptions
 from zsad_jax.backbones.transformer import (
+    Attention,
     FeedForward,
+    Mlp,
     PatchEmbedding,
     Transformer,
     VisionTower,
@@ -28,11 +30,13 @@ class ViTSizes(VisionTowerSizes):
 
     Attributes:
       num_registers: tokens between the global tokens and those of patches, which are not returned.
+      map_head: the global token is the output of a MAP head; False: of class tokens.
     """
 
     activation: str
     feed_forward: FeedForward = "mlp"
     num_registers: int = 0
+    map_head: bool = False
 
     def resize_positions(
         self, grid: Float[Array, "1 g g d"], size: tuple[int, int]
@@ -64,10 +68,32 @@ class _TokenSequence(nn.Module):
         normal = nn.initializers.normal(0.02)
         grid = self.param("posembed_input", normal, (1, s.grid, s.grid, d))
         x = (x + s.resize_positions(grid, (h, w)).astype(x.dtype)).reshape(b, h * w, d)
+        if s.map_head:
+            return x, (h, w)
         before = s.num_global_tokens + s.num_registers
         cls = self.param("cls", normal, (1, before, d))
         cls = jnp.broadcast_to(cls.astype(x.dtype), (b, before, d))
         return jnp.concatenate([cls, x], axis=1), (h, w)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling: a learned probe attends to all tokens, then a feed-forward part."""
+
+    sizes: ViTSizes
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
+        """Returns one token; the probe does not pass through a norm."""
+        s = self.sizes
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, s.width))
+        probe = jnp.broadcast_to(probe.astype(s.dtype), (len(tokens), 1, s.width))
+        attention = Attention(
+            s.num_heads, s.dtype, form=s.attention, name="MultiHeadDotProductAttention_0"
+        )
+        x, _ = attention(probe, None, attended_to=tokens.astype(s.dtype))
+        y = layer_norm(NORM_EPSILON, name="LayerNorm_0")(x).astype(s.dtype)
+        y = Mlp(s.mlp_dim, s.activation, s.dtype, name="MlpBlock_0")(y, None)
+        return (x + y).astype(jnp.float32)
 
 
 class _Encoder(nn.Module):
@@ -89,11 +115,11 @@ class _Encoder(nn.Module):
         norm = layer_norm(NORM_EPSILON, name="encoder_norm")
         finish = norm if options.get("patch_norm", True) else jnp.float32
         patches = jnp.stack([finish(y[:, -h * w :]) for y in outputs], axis=1)
+        patches = patches.reshape(*patches.shape[:2], h, w, s.width)
+        if s.map_head:  # trained on normalized tokens alone
+            return VisionFeatures(MapHead(s, name="MAPHead_0")(norm(x)), patches)
         tokens = x[:, : s.num_global_tokens]
-        return VisionFeatures(
-            norm(tokens) if options.get("cls_norm", True) else tokens,
-            patches.reshape(*patches.shape[:2], h, w, s.width),
-        )
+        return VisionFeatures(norm(tokens) if options.get("cls_norm", True) else tokens, patches)
 
 
 class VisionEncoder(VisionTower):

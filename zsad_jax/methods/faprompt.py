@@ -24,7 +24,7 @@ from zsad_jax.methods.shared.similarity import (
     cosines,
     normalize,
     same_for_each,
-    temperature_of,
+    scale_of,
 )
 from zsad_jax.utils.config import config_from, within
 
@@ -130,7 +130,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
       UserError: for an unknown key or a bad value.
     """
     config = config_from(FAPromptConfig, config)
-    temperature = temperature_of(backbone, config.temperature)
+    scale = scale_of(backbone, config.temperature)
     num_normal = config.num_prompts if config.compound else config.num_separate_prompts
     # Only when text is needed.
     words = functools.cache(lambda: _tokenize(backbone, config, num_normal))
@@ -200,7 +200,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
         """
         tokens, patches = features.global_tokens[:, config.global_token], features.patches[:, -1]
         pair, extras = text.pair(), {}
-        found = compare(tokens, patches, pair, pair, temperature)
+        found = compare(tokens, patches, pair, pair, scale)
         stages = found.patch_probabilities[None]
         if config.prior:
             priors = jax.vmap(functools.partial(_prior, config, params["prior"]))
@@ -209,7 +209,7 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
             anomalous = jax.vmap(functools.partial(encode_anomalous, frozen, params))(prior)
             text = text._replace(anomalous=anomalous)
             pair = text.pair()
-            found = compare(tokens, patches, pair, pair, temperature)
+            found = compare(tokens, patches, pair, pair, scale)
             extras = {"prior": prior, "stage2_probabilities": found.patch_probabilities}
             stages = jnp.concatenate([stages, found.patch_probabilities[None]])
         # The global token is compared with the prompts of the last stage alone.
@@ -231,10 +231,11 @@ def faprompt(backbone: Backbone, config: FAPromptConfig | Fields | None = None) 
     ) -> Scores:
         """Returns image scores, and patch probabilities [b, h, w, 1]: the mean of both stages, (p_1 + p_2) / 2.
 
-        The published map adds up anomalous and 1 - normal probabilities, which are equal.
+        The published map is made of (1 - p_normal + p_anomalous) / 2, which equals p_anomalous for a softmax.
         """
         found = compare_stages(frozen, params, text, features)
-        return Scores(found.image, found.stages.mean(axis=0)[..., 1:], found.extras)
+        patches = scale.scores(found.stages.mean(axis=0))[..., None]
+        return Scores(found.image, patches, found.extras)
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns the weighted sum of the terms of all modules in use.

@@ -23,7 +23,7 @@ from zsad_jax.methods.base import Batch, Loss, Method, Scores, score_fn, vision_
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import TRAINING, VISION_DEPTH, Fields, Recipe, check_texts
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.similarity import compare, same_for_each, temperature_of
+from zsad_jax.methods.shared.similarity import compare, same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -49,6 +49,8 @@ class TIPSomalyConfig(learner.LearnerConfig):
       cross_entropy_weight: of the cross-entropy of the image scores.
       l1_weight: of the sum of absolute values of the learned prototypes.
       learned_class_name: class name in the learned prompts.
+      renormalized: over a sigmoid model (SigLIP), take the softmax of the probabilities of the two states, as
+        the published code does over big_vision's files; False: as it does over Hugging Face's.
     """
 
     name: ClassVar[str] = "tipsomaly"
@@ -89,6 +91,7 @@ class TIPSomalyConfig(learner.LearnerConfig):
     l1_weight: float = within(0.0, 0)
     learned_class_name: str = "object"
     temperature: float | None = within(None, 1e-6)
+    renormalized: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +130,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         learner.check_deep_prompts(backbone, config)
     elif config.num_deep_prompts:
         _warn_of_deep_prompts()
-    temperature = temperature_of(backbone, config.temperature)
+    scale = scale_of(backbone, config.temperature)._replace(renormalized=config.renormalized)
     family = prompts.PROMPT_FAMILIES[config.prompt_family]
 
     def init(key: Array, frozen: Params) -> Params:
@@ -180,16 +183,17 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
         s_k = p_a(v_k; G_image) + max_z p_a(z; G_patches), for the global tokens v_1 and v_2 and the patches z,
         with p(x; G) = softmax(cosines of x and the pair G / tau). The map is A p_a(z; G_patches) Bᵀ.
 
-        The published map, (1 - p_normal + p_anomalous) / 2 up-sampled and smoothed, is that of
-        p_anomalous alone, since the two add up to 1.
+        The map is that of (1 - p_normal + p_anomalous) / 2, which equals p_anomalous where the two add up to 1.
         """
-        found = compare(features.global_tokens, features.patches[:, -1], *text, temperature)
+        found = compare(features.global_tokens, features.patches[:, -1], *text, scale)
         image, patches = found.global_probabilities[..., 1], found.patch_probabilities
         if config.local_to_global:
             # Of the patches as they are, before up-sampling and smoothing; a sum, so that scores are in [0, 2].
             image = image + patches[..., 1].max(axis=(1, 2))[:, None]
         return Scores(
-            dict(zip(IMAGE_SCORES, image.T, strict=False)), patches[..., 1:], found._asdict()
+            dict(zip(IMAGE_SCORES, image.T, strict=False)),
+            found.patch_scores[..., None],
+            found._asdict(),
         )
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
@@ -204,7 +208,7 @@ def tipsomaly(backbone: Backbone, config: TIPSomalyConfig | Fields | None = None
             )
         pair = encode_learned(frozen, params)
         text, patches = same_for_each(pair, len(batch.labels)), features.patches[:, -1]
-        found = compare(features.global_tokens, patches, text, text, temperature)
+        found = compare(features.global_tokens, patches, text, text, scale)
         local = losses.segmentation_terms(found.patch_probabilities, batch)
         # These are probabilities already, of which the published code takes the log-softmax again.
         image = losses.image_cross_entropy(found.global_probabilities, batch)

@@ -23,7 +23,7 @@ from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
 from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe, check_texts
 from zsad_jax.methods.shared.learner import STATES
-from zsad_jax.methods.shared.similarity import same_for_each, temperature_of
+from zsad_jax.methods.shared.similarity import same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -116,7 +116,7 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         learner.check_deep_prompts(backbone, config)
         if config.pathway:
             layers.check_joint_heads(backbone, "pathway_heads", config.pathway_heads)
-    temperature = temperature_of(backbone, config.temperature)
+    scale = scale_of(backbone, config.temperature)
     num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
     words = functools.cache(lambda: prompts.tokenize(backbone, config.learned_texts))
     adapt = functools.partial(_adapt, num_heads=config.pathway_heads)
@@ -177,10 +177,10 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
         else:
             of_pixels = jnp.stack([shunt] * patches.shape[1], axis=1)
         tokens = features.global_tokens[:, config.global_token]
-        found = similarity.compare(tokens, patches, of_image, of_pixels, temperature)
+        found = similarity.compare(tokens, patches, of_image, of_pixels, scale)
         if config.segmentation == "summed":
-            logits = found.patch_cosines.sum(axis=1, keepdims=True) / temperature
-            found = found._replace(patch_probabilities=jax.nn.softmax(logits, axis=-1))
+            pixels = scale.probabilities(found.patch_cosines.sum(axis=1, keepdims=True))
+            found = found._replace(patch_probabilities=pixels, patch_scores=scale.scores(pixels))
         return found, of_pixels
 
     def compute(frozen: Params, params: Params, texts: Array, features: VisionFeatures) -> Scores:

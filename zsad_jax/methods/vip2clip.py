@@ -21,7 +21,7 @@ from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn
 from zsad_jax.methods.shared import layers, losses, prompts
 from zsad_jax.methods.shared.config import MAX_SIGMA, TRAINING, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.learner import STATES, without_prefix
-from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, temperature_of
+from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
@@ -123,7 +123,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     config = config_from(ViP2CLIPConfig, config)
     if config.fgp:
         layers.check_joint_heads(backbone, "fgp_heads", config.fgp_heads)
-    temperature = temperature_of(backbone, config.temperature)
+    scale = scale_of(backbone, config.temperature)
     score_name = "patch" if config.utpa else "global"  # what the image score comes from
 
     words = functools.cache(lambda: prompts.tokenize(backbone, config.adjectives))
@@ -205,26 +205,25 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
             texts = jnp.broadcast_to(text[:, None], layer_shape)
         # The compiler merges this normalization of the patches with that of `perceive`.
         values = cosines(features.patches, texts)
-        probabilities = jax.nn.softmax(values / temperature, axis=-1)
+        probabilities = scale.probabilities(values)
         if config.utpa:
             image = _pool_strongest(values, probabilities, config.top_k)
         else:
             image = cosines(features.global_tokens[:, config.global_token, None], text)
-        return Alignment(texts, values, probabilities, image / temperature, attention)
+        return Alignment(texts, values, probabilities, image / scale.temperature, attention)
 
     def compute(
         frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
     ) -> Scores:
         """Returns the image score, and each layer's share [b, h, w, layers] of the mean of their maps.
 
-        A layer's published map, (1 - p_normal + p_anomalous) / 2 up-sampled, is that of p_anomalous alone,
-        since the two add up to 1.
+        A layer's map is that of (1 - p_normal + p_anomalous) / 2, which equals p_anomalous for a softmax.
         """
         if config.vca:
             text = condition(frozen, params, features.global_tokens[:, config.global_token])
         found = align(params, text, features)
         logits = _pool(found.image_logits, config.score_pooling)
-        patches = jnp.moveaxis(found.patch_probabilities[..., 1], 1, -1)
+        patches = jnp.moveaxis(scale.scores(found.patch_probabilities), 1, -1)
         extras = {"text_features": text, **found._asdict()}
         if not config.fgp:
             del extras["attention"]

@@ -1,3 +1,3 @@
 """Checkpoint files: reading them, matching their arrays with parameter trees, converting layouts."""
 
-__all__ = ["clip", "convert", "dinov2", "read", "tips", "torch_layout", "vit"]
+__all__ = ["clip", "convert", "dinov2", "read", "siglip", "tips", "torch_layout", "vit"]

@@ -1,8 +1,5 @@
 """DINOv2 files: the names of the original release, of timm and of Hugging Face."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from zsad_jax.backbones.checkpoints import vit
@@ -48,22 +45,15 @@ _HUGGING_FACE = Layout(
 )
 
 
-def from_arrays(
-    arrays: Arrays, num_heads: int | None, source: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[str], str]]:
-    """Returns native arrays, the sizes that they show, and a function from native names to those in the file.
-
-    See `vit.from_pytorch`. Sizes are fields of `dinov2.VisionSizes`.
-    """
+def from_arrays(arrays: Arrays, num_heads: int | None, source: str) -> vit.Native:
+    """Returns native arrays, see `vit.from_pytorch`."""
     for prefix in PREFIXES:
         arrays = below(arrays, prefix) or arrays
     layout = _layout(arrays)
     # With registers, timm adds the position of the class token to the token, as is done here.
     merged = "reg_token" in arrays
     native = vit.from_pytorch(arrays, layout, num_heads, source, class_position=not merged)
-    sizes = vit.read_sizes(native, source, layout.name_in_file)
-    sizes["num_registers"] = native[f"{vit.TOKENS}/cls"].shape[1] - 1
-    return native, sizes, layout.name_in_file
+    return vit.Native(native, source, layout.name_in_file)
 
 
 def _layout(arrays: Arrays) -> Layout:

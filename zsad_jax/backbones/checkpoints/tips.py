@@ -50,23 +50,21 @@ def from_pytorch(
     layout = _LAYOUTS[side]
     if side == "vision":
         return vit.from_pytorch(arrays, layout, num_heads, source, num_registers=1)
-    native = layout.to_native(arrays, 1)
-    names = source, layout.name_in_file
-    width = vit.need(native, *names, "token_emb/emb_var", (None, None)).shape[1]
-    return layout.to_native(
-        arrays, check_heads(num_heads or vit.default_heads(width), width, source)
-    )
+    native = vit.Native(layout.to_native(arrays, 1), source, layout.name_in_file)
+    width = native.need("token_emb/emb_var", None, None).shape[1]
+    heads = check_heads(num_heads or vit.default_heads(width), width, source)
+    return layout.to_native(arrays, heads)
 
 
 def read_sizes(
     arrays: Arrays, side: str, source: str, name_in_file: Callable[[str], str]
 ) -> dict[str, Any]:
     """Returns the fields of `VisionSizes` or `TextSizes` that native arrays show."""
-    names = source, name_in_file
+    native = vit.Native(arrays, source, name_in_file)
     if side == "vision":
-        tokens = vit.need(arrays, *names, f"{vit.TOKENS}/cls", (1, None, None)).shape[1]
-        return {**vit.read_sizes(arrays, *names), "num_global_tokens": tokens}
-    vocabulary, width = vit.need(arrays, *names, "token_emb/emb_var", (None, None)).shape
+        tokens = native.need(f"{vit.TOKENS}/cls", 1, None, None).shape[1]
+        return {**native.vision_sizes(), "num_global_tokens": tokens}
+    vocabulary, width = native.need("token_emb/emb_var", None, None).shape
     # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
-    blocks = vit.read_blocks(arrays, _LAYOUTS[side].native_blocks, *names)
+    blocks = native.block_sizes(_LAYOUTS[side].native_blocks)
     return {"vocabulary": vocabulary, "width": width, **blocks}

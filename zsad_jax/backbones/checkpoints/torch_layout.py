@@ -88,7 +88,7 @@ class Layout(NamedTuple):
             for part, targets in self.parts.items():
                 if target in targets:
                     # PyTorch's attention names its joint matrix "in_proj_weight", not "in_proj.weight".
-                    joint = "_" if part == "attn.in_proj" else "."
+                    joint = "_" if part.endswith(".in_proj") else "."
                     own = f"{part}{joint}{'bias' if leaf == 'bias' else 'weight'}"
             return f"{self.blocks}{match[1]}.{own}"
         return next((name for name, own in self.outside.items() if own == native), native)

@@ -1,13 +1,12 @@
 """Files of the vision towers of `backbones.vit`: their PyTorch layouts, and the sizes that arrays show."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.backbones.checkpoints.read import Arrays, Tree, fit_tree
 from zsad_jax.backbones.checkpoints.torch_layout import ATTENTION, Layout, check_heads, count_blocks
 from zsad_jax.backbones.registry import TIPS_TOWERS
 from zsad_jax.utils.errors import UserError
@@ -37,24 +36,51 @@ def default_heads(width: int) -> int:
     return NUM_HEADS.get(width, max(width // 64, 1))
 
 
-def need(
-    arrays: Arrays,
-    source: str,
-    name_in_file: Callable[[str], str],
-    name: str,
-    shape: tuple[int | None, ...],
-) -> np.ndarray:
-    """Returns an array that shows sizes; None in the shape stands for any length."""
-    found = arrays[name].shape if name in arrays else ()
-    if len(found) != len(shape) or any(
-        m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
-    ):
-        first = ", ".join(sorted(map(name_in_file, arrays))[:3])
-        raise UserError(
-            f"{source} has no array {name_in_file(name)!r} of the expected shape (its first names are {first})."
-            " Check that it is a complete file of the named model, and that no two files are swapped."
-        )
-    return arrays[name]
+class Native(NamedTuple):
+    """Arrays by native names, their file in words, and a function from a native name to that in the file."""
+
+    arrays: Arrays
+    source: str
+    name_in_file: Callable[[str], str] = str
+
+    def need(self, name: str, *shape: int | None) -> np.ndarray:
+        """Returns an array that shows sizes; None in the shape stands for any length."""
+        found = self.arrays[name].shape if name in self.arrays else ()
+        if len(found) != len(shape) or any(
+            m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
+        ):
+            first = ", ".join(sorted(map(self.name_in_file, self.arrays))[:3])
+            raise UserError(
+                f"{self.source} has no array {self.name_in_file(name)!r} of the expected shape (its first names"
+                f" are {first}). Check that it is a complete file of the named model, and that no two files are"
+                " swapped."
+            )
+        return self.arrays[name]
+
+    def fit(self, expected: Mapping[str, Any]) -> Tree:
+        """Returns the arrays as the tree that modules expect; see `fit_tree`."""
+        return fit_tree(self.arrays, expected, source=self.source, name_in_file=self.name_in_file)
+
+    def block_sizes(self, blocks: str) -> dict[str, Any]:
+        """Returns the sizes that the blocks of a tower show, whose names begin with `blocks`."""
+        gated = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in self.arrays
+        dense = "FFNSwiGluFused_0" if gated else "MlpBlock_0"
+        return {
+            "depth": count_blocks(self.arrays, blocks),
+            "num_heads": self.need(f"{blocks}0/{ATTENTION}/query/kernel", *[None] * 3).shape[1],
+            "mlp_dim": self.need(f"{blocks}0/{dense}/Dense_0/kernel", None, None).shape[1],
+            **({"feed_forward": "swiglu"} if gated else {}),
+        }
+
+    def vision_sizes(self, begin: str = "") -> dict[str, Any]:
+        """Returns the fields of `vit.ViTSizes` that arrays show, whose names begin with `begin`."""
+        kernel = self.need(f"{begin}{TOKENS}/embedding/kernel", None, None, 3, None)
+        return {
+            "patch_size": kernel.shape[0],
+            "width": kernel.shape[-1],
+            **self.block_sizes(f"{begin}{BLOCKS}"),
+            "grid": self.need(f"{begin}{TOKENS}/posembed_input", 1, None, None, None).shape[1],
+        }
 
 
 def from_pytorch(
@@ -79,24 +105,24 @@ def from_pytorch(
       class_position: whether the first row of the position table is that of the class token.
     """
     native = layout.to_native(arrays, 1)  # heads do not matter yet
-    find = functools.partial(need, native, source, layout.name_in_file)
-    count, width = find(f"{TOKENS}/posembed_input", (1, None, None)).shape[1:]
+    need = Native(native, source, layout.name_in_file).need
+    count, width = need(f"{TOKENS}/posembed_input", 1, None, None).shape[1:]
     heads = check_heads(num_heads or default_heads(width), width, source)
     native |= layout.to_native(arrays, heads)
     # The other rows are those of the patches, row by row.
     grid = math.isqrt(max(count - class_position, 0))
-    table = find(f"{TOKENS}/posembed_input", (1, grid**2 + class_position, width))
+    table = need(f"{TOKENS}/posembed_input", 1, grid**2 + class_position, width)
     # [out, in, rows, columns] -> [rows, columns, in, out].
-    kernel = find(f"{TOKENS}/embedding/kernel", (width, 3, None, None)).transpose(2, 3, 1, 0)
-    tokens = [find(f"{TOKENS}/cls", (1, 1, width))]
+    kernel = need(f"{TOKENS}/embedding/kernel", width, 3, None, None).transpose(2, 3, 1, 0)
+    tokens = [need(f"{TOKENS}/cls", 1, 1, width)]
     if class_position:
         tokens[0] = tokens[0] + table[:, :1]
     if num_registers or f"{TOKENS}/registers" in native:
-        tokens.append(find(f"{TOKENS}/registers", (1, num_registers, width)))
+        tokens.append(need(f"{TOKENS}/registers", 1, num_registers, width))
     folded = {f"{TOKENS}/registers", "mask_token"}  # the latter is of pre-training
     for block in (f"{BLOCKS}{i}/" for i in range(count_blocks(native, BLOCKS))):
         for scale, targets in zip(layout.scales, _SCALED, strict=True):
-            gamma = find(f"{block}{scale}", (width,))
+            gamma = need(f"{block}{scale}", width)
             folded.add(f"{block}{scale}")
             for name in (f"{block}{one}/{leaf}" for one in targets for leaf in ("kernel", "bias")):
                 # Outputs are the last axis: s * (x W + b) = x (W s) + b s. Whether released scales differ from
@@ -109,30 +135,3 @@ def from_pytorch(
         f"{TOKENS}/cls": np.concatenate(tokens, axis=1),
     }
     return {name: array for name, array in native.items() if name not in folded}
-
-
-def read_sizes(arrays: Arrays, source: str, name_in_file: Callable[[str], str]) -> dict[str, Any]:
-    """Returns the fields of `vit.ViTSizes` that native arrays show."""
-    find = functools.partial(need, arrays, source, name_in_file)
-    kernel = find(f"{TOKENS}/embedding/kernel", (None, None, 3, None))
-    return {
-        "patch_size": kernel.shape[0],
-        "width": kernel.shape[-1],
-        **read_blocks(arrays, BLOCKS, source, name_in_file),
-        "grid": find(f"{TOKENS}/posembed_input", (1, None, None, None)).shape[1],
-    }
-
-
-def read_blocks(
-    arrays: Arrays, blocks: str, source: str, name_in_file: Callable[[str], str]
-) -> dict[str, Any]:
-    """Returns the sizes that the blocks of a tower show, whose native names begin with `blocks`."""
-    find = functools.partial(need, arrays, source, name_in_file)
-    gated = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in arrays
-    dense = "FFNSwiGluFused_0" if gated else "MlpBlock_0"
-    return {
-        "depth": count_blocks(arrays, blocks),
-        "num_heads": find(f"{blocks}0/{ATTENTION}/query/kernel", (None, None, None)).shape[1],
-        "mlp_dim": find(f"{blocks}0/{dense}/Dense_0/kernel", (None, None)).shape[1],
-        **({"feed_forward": "swiglu"} if gated else {}),
-    }

@@ -53,7 +53,7 @@ class MethodConfig:
       cls_norm: whether the global token passes the final LayerNorm of the vision tower.
       global_token: index of the backbone's global token that gives the image score, from 0.
       sigma: standard deviation of the map's Gaussian in pixels; 0 disables smoothing.
-      temperature: softmax temperature of the cosines; None: the backbone's own.
+      temperature: softmax temperature of the cosines; None: the backbone's own, or its sigmoid (SigLIP).
       init_std: standard deviation of the normal distribution that learned tokens are drawn from.
     """
 

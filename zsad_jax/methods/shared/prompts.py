@@ -82,7 +82,8 @@ PROMPT_FAMILIES: dict[str, PromptFamily] = {
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:
     """Returns token ids and paddings (1 = pad), cut at the longest real text.
 
-    Positions after the last real token change no result, in causal towers and in masked ones.
+    Positions after the last real token change no result, in causal towers and in masked ones; a tower that
+    reads its padding (SigLIP) adds it again.
     """
     ids, paddings = (np.asarray(array) for array in backbone.tokenize(texts))
     longest = max(int((paddings == 0).sum(axis=1).max()), 1)

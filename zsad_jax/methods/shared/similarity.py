@@ -15,7 +15,10 @@ from zsad_jax.methods.shared.config import MethodConfig
 class Comparison(NamedTuple):
     """Cosines of tokens and patches with their texts (normal, anomalous), and what follows from them.
 
-    Logits are cosines over the temperature, probabilities their softmax.
+    Logits are cosines over the temperature, probabilities those of `Scale`.
+
+    Attributes:
+      patch_scores: (1 - p_n + p_a) / 2 of the patches, which maps are made of.
     """
 
     global_cosines: Float[Array, "b *t 2"]
@@ -23,11 +26,43 @@ class Comparison(NamedTuple):
     global_probabilities: Float[Array, "b *t 2"]
     patch_cosines: Float[Array, "b *n 2"]
     patch_probabilities: Float[Array, "b *n 2"]
+    patch_scores: Float[Array, "b *n"]
 
 
-def temperature_of(backbone: Backbone, temperature: float | None) -> float:
-    """Returns a config's `temperature`; None: the backbone's own."""
-    return backbone.temperature if temperature is None else temperature
+class Scale(NamedTuple):
+    """Probabilities of cosines c: softmax(c / temperature), or with a bias sigmoid(c / temperature + bias).
+
+    Attributes:
+      renormalized: takes the softmax of the sigmoids, as TIPSomaly's code does over big_vision's SigLIP.
+    """
+
+    temperature: float
+    bias: float | None = None
+    renormalized: bool = False
+
+    def probabilities(self, cosines: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
+        """Returns the probabilities of (normal, anomalous)."""
+        logits = cosines / self.temperature
+        if self.bias is not None:
+            logits = jax.nn.sigmoid(logits + self.bias)
+        return logits if self.is_sigmoid else jax.nn.softmax(logits, axis=-1)
+
+    def scores(self, probabilities: Float[Array, "*n 2"]) -> Float[Array, "*n"]:
+        """Returns (1 - p_n + p_a) / 2, which is p_a where the two add up to 1."""
+        normal, anomalous = probabilities[..., 0], probabilities[..., 1]
+        return (1 - normal + anomalous) / 2 if self.is_sigmoid else anomalous
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether the probabilities need not add up to 1."""
+        return self.bias is not None and not self.renormalized
+
+
+def scale_of(backbone: Backbone, temperature: float | None) -> Scale:
+    """Returns the softmax at a config's `temperature`; None: what the backbone was trained with."""
+    if temperature is None:
+        return Scale(backbone.temperature, backbone.logit_bias)
+    return Scale(temperature)
 
 
 def normalize(x: Float[Array, "*n d"], *, floor: float = 1e-12) -> Float[Array, "*n d"]:
@@ -62,20 +97,22 @@ def compare(
     patches: Float[Array, "b *n d"],
     image_text: Float[Array, "b 2 d"],
     patch_text: Float[Array, "*b 2 d"],
-    temperature: float,
+    scale: Scale,
 ) -> Comparison:
-    """Returns the cosines of tokens and patches, and softmax(cosine / temperature) over (normal, anomalous).
+    """Returns the cosines of tokens and patches, and the probabilities of (normal, anomalous).
 
     p(x) = softmax([cos(x, g_n), cos(x, g_a)] / tau) for a token or patch x, its texts g_n and g_a, and the
-    temperature tau.
+    temperature tau, or what else the scale says.
     """
     image, pixels = cosines(tokens, image_text), cosines(patches, patch_text)
+    probabilities = scale.probabilities(pixels)
     return Comparison(
         global_cosines=image,
-        global_logits=image / temperature,
-        global_probabilities=jax.nn.softmax(image / temperature, axis=-1),
+        global_logits=image / scale.temperature,
+        global_probabilities=scale.probabilities(image),
         patch_cosines=pixels,
-        patch_probabilities=jax.nn.softmax(pixels / temperature, axis=-1),
+        patch_probabilities=probabilities,
+        patch_scores=scale.scores(probabilities),
     )
 
 
@@ -83,11 +120,11 @@ def pair_comparer(
     backbone: Backbone, config: MethodConfig
 ) -> Callable[[Float[Array, "b 2 d"], VisionFeatures], Comparison]:
     """Returns a function (texts of each image, features) -> what `compare` returns."""
-    temperature = temperature_of(backbone, config.temperature)
+    scale = scale_of(backbone, config.temperature)
 
     def compare_pair(text: Float[Array, "b 2 d"], features: VisionFeatures) -> Comparison:
         tokens = features.global_tokens[:, config.global_token]
-        return compare(tokens, features.patches, text, text, temperature)
+        return compare(tokens, features.patches, text, text, scale)
 
     return compare_pair
 
@@ -97,11 +134,11 @@ def pair_scores(compared: Comparison, **extras: Array) -> Scores:
 
     The extras of the scores are the given ones and the fields of the comparison.
 
-    The image score is p_a(f) of the global token f; the map will be A (sum_l p_a(z_l)) Bᵀ of the patches z_l of
-    layer l. The published map of a layer, (1 - p_n + p_a) / 2, equals p_a, since the two add up to 1.
+    The image score is p_a(f) of the global token f; the map will be A (sum_l s(z_l)) Bᵀ of the patches z_l of
+    layer l, with s = (1 - p_n + p_a) / 2.
     """
     return Scores(
         image={"global": compared.global_probabilities[:, 1]},
-        patches=jnp.moveaxis(compared.patch_probabilities[..., 1], 1, -1),
+        patches=jnp.moveaxis(compared.patch_scores, 1, -1),
         extras=compared._asdict() | extras,
     )

@@ -1,0 +1,172 @@
+"""SigLIP and SigLIP2 (fixed resolutions) over big_vision's and Hugging Face's files.
+
+In big_vision's conventions: the global token is that of a MAP head over the final norm; a text is read at the
+last of its 64 positions, most of which are padding that takes part in attention; logits are cosines times a
+trained scale plus a trained bias, and probabilities their sigmoid. Patches pass the final norm and no
+projection. Positions are resized linearly with aligned corners.
+
+Sources: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (ICCV 2023), Tschannen et al., "SigLIP 2"
+(arXiv 2502.14786), and big_vision.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones import vit
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.checkpoints import siglip as siglip_checkpoints
+from zsad_jax.backbones.checkpoints.read import read_arrays
+from zsad_jax.backbones.family import (
+    Family,
+    Loaded,
+    LoadOptions,
+    apply_options,
+    assemble,
+    check_activation,
+    describer,
+    joint_digest,
+)
+from zsad_jax.backbones.registry import Release, WeightFiles
+from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
+from zsad_jax.backbones.transformer import (
+    TextTower,
+    TextTowerSizes,
+    Transformer,
+    layer_norm,
+    tree_of,
+)
+from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils.errors import UserError
+
+NORMAL = nn.initializers.normal(0.02)
+PAD, END = 0, 1  # token ids
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSizes(vit.ViTSizes):
+    """Sizes and options of a vision tower."""
+
+    activation: str = "gelu_tanh"
+    num_global_tokens: int = 1
+    map_head: bool = True
+
+    def resize_positions(
+        self, grid: Float[Array, "1 g g d"], size: tuple[int, int]
+    ) -> Float[Array, "1 h w d"]:
+        stored = np.arange(self.grid)
+        matrices = (
+            np.maximum(1 - np.abs(np.linspace(0, self.grid - 1, side)[:, None] - stored), 0)
+            for side in size
+        )
+        return vit.resize_by(grid, *matrices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes(TextTowerSizes):
+    """Sizes and options of a text tower."""
+
+    embed_dim: int
+    activation: str = "gelu_tanh"
+    num_start_tokens: int = 0
+
+
+class TextEncoder(TextTower):
+    """The text side: bidirectional without a mask, read at the last position."""
+
+    sizes: TextSizes
+
+    def setup(self) -> None:
+        s = self.sizes
+        self.token_embedding = self.param("token_embedding", NORMAL, (s.vocabulary, s.width))
+        self.positional_embedding = self.param("positional_embedding", NORMAL, (s.length, s.width))
+        self.transformer = Transformer(s, activation=s.activation)
+        self.ln_final = layer_norm(vit.NORM_EPSILON)
+        self.head = nn.Dense(s.embed_dim, dtype=s.dtype)
+        # ln 10 and -10, where training starts; released files hold the trained values.
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.3026), ())
+        self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
+
+    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
+        """Looks up token embeddings, without positions; learned tokens enter here."""
+        return self.token_embedding[token_ids]
+
+    def encode(
+        self,
+        embeddings: Float[Array, "t n e"],
+        paddings: Int[Array, "t n"],
+        deep_prompts: Float[Array, "deep #t p e"] | None = None,
+    ) -> Float[Array, "t d"]:
+        """Returns text embeddings of token embeddings, which padding extends to the full length."""
+        s = self.sizes
+        self.check_length(embeddings)
+        t, n, e = embeddings.shape
+        rest = jnp.broadcast_to(self.token_embedding[PAD], (t, s.length - n, e))
+        x = jnp.concatenate([embeddings, rest], axis=1) + self.positional_embedding
+        x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
+        out: Array = self.head(self.ln_final(x[:, -1]).astype(s.dtype)).astype(jnp.float32)
+        return out
+
+
+def load(
+    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+) -> Backbone:
+    """Reads SigLIP from one file with both towers; see `family.LoadFn`."""
+    if located.weights is None:
+        raise UserError("SigLIP is published as one file. Pass weights=PATH.")
+    check_activation(options.activation, ("gelu_tanh", "gelu"), "SigLIP")
+    source = f"The file {located.weights}"
+    native = siglip_checkpoints.from_arrays(
+        read_arrays(located.weights), options.num_heads, options.text_num_heads, source
+    )
+    vocabulary, width = native.need("text/token_embedding", None, None).shape
+    text = {
+        "vocabulary": vocabulary,
+        "width": width,
+        **native.block_sizes(siglip_checkpoints.TEXT_BLOCKS),
+        "length": len(native.need("text/positional_embedding", None, width)),
+        "embed_dim": native.need("text/head/kernel", width, None).shape[1],
+    }
+    vision = native.vision_sizes("vision/")
+    apply_options(name, {}, options.overrides, (vision, text))
+    chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
+    chosen["activation"] = options.activation or "gelu_tanh"
+    sizes = VisionSizes(**vision, **chosen), TextSizes(**text, **chosen)
+    towers = vit.VisionEncoder(sizes[0]), TextEncoder(sizes[1])
+    tree = native.fit({"vision": tree_of(towers[0]), "text": tree_of(towers[1])})
+    scale, bias = (float(tree["text"][f"logit_{name}"]) for name in ("scale", "bias"))
+    loaded = Loaded(
+        name,
+        release,
+        jax.tree.map(jnp.asarray, tree),
+        # The file holds the logarithm of the factor of cosines, 1 / temperature.
+        temperature=math.exp(-scale),
+        logit_bias=bias,
+        tokenizer=located.tokenizer,
+        image_size=options.image_size,
+        digest=joint_digest([located.weights]),
+    )
+    return _assemble(loaded, *sizes)
+
+
+def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
+    size = loaded.image_size or vision.grid * vision.patch_size
+    return assemble(
+        loaded,
+        vit.VisionEncoder(vision),
+        TextEncoder(text),
+        functools.partial(tokenize_sentencepiece, end=(END,)),
+        family="siglip",
+        embed_dim=vision.width,
+        preprocess=Preprocess(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
+
+
+FAMILY = Family(load, describer(_assemble, VisionSizes, TextSizes), "weights=PATH")
