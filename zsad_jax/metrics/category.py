@@ -77,10 +77,7 @@ def update(
     )
     if maps is None:
         return state
-    if isinstance(maps, BinnedMaps):
-        checks.check_number(maps.codes, "anomaly maps", truth)
-    else:
-        maps = _per_image(maps, "anomaly maps", truth)
+    maps = _per_image(maps, "anomaly maps", truth)
     usable = _usable(truth, masks, has_mask)
     if masks is not None:
         masks = _per_image(masks, "masks", truth)
@@ -157,12 +154,11 @@ def _append(
     return {name: np.append(scores[name], more[name]) for name in scores}
 
 
-def _per_image(
-    values: ArrayLike, what: str, truth: Bool[np.ndarray, " b"]
-) -> Float[np.ndarray, "b H W"]:
-    array = checks.check_array(values, what.capitalize(), checks.MAP_AXES)
-    checks.check_number(array, what, truth)
-    return array
+def _per_image(values: ArrayLike | BinnedMaps, what: str, truth: Bool[np.ndarray, " b"]) -> Any:
+    if not isinstance(values, BinnedMaps):
+        values = checks.check_array(values, what.capitalize(), checks.MAP_AXES)
+    checks.check_number(jax.tree.leaves(values)[0], what, truth)
+    return values
 
 
 def _usable(

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from zsad_jax.metrics.binned import BinnedMaps, to_scores
 from zsad_jax.utils.arrays import is_real, to_numpy
 from zsad_jax.utils.errors import UserError, plural
 
@@ -77,22 +79,21 @@ def check_number(values: np.ndarray, what: str, truth: Bool[np.ndarray, " b"]) -
 
 
 def check_maps(
-    maps: ArrayLike, masks: ArrayLike, types: tuple[type, ...] = FLOATS
-) -> tuple[Float[np.ndarray, "b H W"], Bool[np.ndarray, "b H W"]]:
-    """Returns anomaly maps and masks of the same shape."""
-    checked = check_scores(maps, "Anomaly maps", MAP_AXES, types)
-    return checked, check_masks(masks, checked.shape)
-
-
-def check_masks(masks: ArrayLike, shape: tuple[int, ...]) -> Bool[np.ndarray, "b H W"]:
-    """Returns masks of the shape of the anomaly maps."""
+    maps: ArrayLike | BinnedMaps, masks: ArrayLike, types: tuple[type, ...] = FLOATS
+) -> tuple[Any, Bool[np.ndarray, "b H W"]]:
+    """Returns anomaly maps, binned or not, and masks of the same shape."""
+    if isinstance(maps, BinnedMaps):
+        check_scores(to_scores(maps.starts), "Anomaly maps", ("images", "segments"))
+    else:
+        maps = check_scores(maps, "Anomaly maps", MAP_AXES, types)
+    shape = jax.tree.leaves(maps)[0].shape
     truth = check_binary(masks, "Masks", MAP_AXES)
-    if truth.shape != shape:
+    if shape != truth.shape:
         raise UserError(
             f"Anomaly maps and masks have the shapes {shape} and {truth.shape}; expected the same"
             " [images, height, width]. Resize one to the other."
         )
-    return truth
+    return maps, truth
 
 
 def _some(values: np.ndarray) -> str:

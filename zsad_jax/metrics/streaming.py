@@ -9,8 +9,7 @@ float32, and their range need not be known beforehand. The level depends only on
 not on their order, so merging two states equals one pass.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,55 +74,38 @@ def update(
     Raises:
       UserError: on non-finite maps, or shapes that do not match.
     """
-    images: Any = maps
-    if isinstance(maps, BinnedMaps):
-        checks.check_scores(to_scores(maps.starts), "Anomaly maps", ("images", "segments"))
-        masks = checks.check_masks(masks, maps.codes.shape)
-        images = itertools.starmap(BinnedMaps, zip(*maps, strict=True))
-    else:
-        images, masks = checks.check_maps(maps, masks, (np.float32,))
+    maps, masks = checks.check_maps(maps, masks, (np.float32,))
+    images: Any = map(BinnedMaps, *maps) if isinstance(maps, BinnedMaps) else maps
     pairs = zip(images, masks if masks.size else (), strict=False)
     # Threads do not change the order in which images are added, and so not the rounding of sums.
     counted: Iterator[Any] = map_in_threads(_count, pairs, num_workers=num_cores())
-    for keys, counts, regions in counted:
+    for keys, *counts, regions in counted:
+        state, bins = _find_bins(state, keys)
+        for name, values in zip(HISTOGRAMS, counts, strict=True):
+            total, some = getattr(state, name), np.flatnonzero(values)
+            np.add.at(total, bins[some], values[some].astype(total.dtype))
         low, high = to_scores(np.array([keys.min(), keys.max()])).tolist()
-        state = _add(state, keys, counts, regions, (low, high))
+        span = min(state.span[0], low), max(state.span[1], high)
+        state = state._replace(num_regions=state.num_regions + regions, span=span)
     return state
 
 
-def _count(image: tuple[Any, Bool[np.ndarray, "H W"]]) -> tuple[np.ndarray, list[np.ndarray], int]:
-    """Returns keys in a map, the three counts of each, and the number of regions."""
+def _count(image: tuple[Any, Bool[np.ndarray, "H W"]]) -> tuple[Any, ...]:
+    """Returns the keys in a map, the three counts of each, and the number of regions."""
     scores, mask = image
     overlap, regions = region_overlap(mask)
     if not isinstance(scores, BinnedMaps):
-        weights = np.zeros(mask.shape)
-        weights[mask] = overlap
-        return to_keys(scores).ravel(), [x.ravel() for x in (~mask, mask, weights)], regions
+        of_pixels = np.zeros(mask.shape)
+        of_pixels[mask] = overlap
+        return *(x.ravel() for x in (to_keys(scores), ~mask, mask, of_pixels)), regions
     import cv2
 
     # Without Python's lock; float32 numbers are exact up to 2^24 pixels.
     pixels = cv2.calcHist([scores.codes], [0], None, [NUM_CODES], [0, NUM_CODES]).ravel()
     anomalous = scores.codes[mask] if regions else np.zeros(0, np.uint16)
-    positives = np.bincount(anomalous, minlength=NUM_CODES)
-    counts = pixels - positives, positives, np.bincount(anomalous, overlap, minlength=NUM_CODES)
+    positives, weights = (np.bincount(anomalous, x, NUM_CODES) for x in (None, overlap))
     found = np.flatnonzero(pixels)
-    return scores.keys()[found], [one[found] for one in counts], regions
-
-
-def _add(
-    state: State,
-    keys: Int[np.ndarray, " n"],
-    counts: Sequence[np.ndarray],
-    num_regions: int,
-    span: tuple[float, float],
-) -> State:
-    """Adds the three counts of each key, in place."""
-    state, bins = _find_bins(state, keys)
-    for name, values in zip(HISTOGRAMS, counts, strict=True):
-        total, some = getattr(state, name), np.flatnonzero(values)
-        np.add.at(total, bins[some], values[some].astype(total.dtype))
-    span = min(state.span[0], span[0]), max(state.span[1], span[1])
-    return state._replace(num_regions=state.num_regions + num_regions, span=span)
+    return *(x[found] for x in (scores.keys(), pixels - positives, positives, weights)), regions
 
 
 def merge(a: State, b: State) -> State:
@@ -131,9 +113,13 @@ def merge(a: State, b: State) -> State:
     copied = a._replace(**{name: getattr(a, name).copy() for name in HISTOGRAMS})
     # Bins of `b` are added as if each were one pixel at its lowest score. Its pages are a subset of the merged
     # pages, so its level is not above the merged one, and each of its bins is within one merged bin.
-    keys = _firsts(b).ravel()
-    counts = [getattr(b, name)[: len(keys)] for name in HISTOGRAMS]
-    return _add(copied, keys, counts, b.num_regions, b.span)
+    merged, bins = _find_bins(copied, _firsts(b))
+    for name in HISTOGRAMS:
+        np.add.at(getattr(merged, name), bins.ravel(), getattr(b, name)[: bins.size])
+    return merged._replace(
+        num_regions=a.num_regions + b.num_regions,
+        span=(min(a.span[0], b.span[0]), max(a.span[1], b.span[1])),
+    )
 
 
 def curve(state: State) -> Curve:
