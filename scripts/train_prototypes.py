@@ -5,11 +5,12 @@
 An embeddings file holds `<class>` [n, d] and `<class>__label` [n] for each class. The two prototypes are
 trained with the library's optimizer and compiled step, on all embeddings at once: the softmax of cosine
 over temperature, with cross-entropy on the labels. The classes of the other file are evaluated with the
-library's metrics.
+library's metrics; with --neighbors, also after re-scoring by the similarity of images (RsCIN of MuSc).
 """
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from absl import logging
 from zsad_jax import metrics
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.methods import Batch, Method, Scores, Stage
+from zsad_jax.methods.musc import rescore
 from zsad_jax.methods.shared import losses
 from zsad_jax.methods.shared.anomaly_map import anomaly_map
 from zsad_jax.methods.shared.similarity import cosines
@@ -90,8 +92,10 @@ def prototypes_method(width: int) -> Method:
     )
 
 
-def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, seed: int) -> float:
-    """Returns the mean image AUROC over the classes of `evaluate`, and logs that of each class."""
+def train_and_score(
+    train: Embeddings, evaluate: Embeddings, *, steps: int, seed: int
+) -> np.ndarray:
+    """Trains on one dataset, and returns the scores of the embeddings of the other."""
     method = prototypes_method(train.vectors.shape[1])
     backbone: Any = None  # embeddings are the features
     params = method.init(jax.random.key(seed), {})
@@ -114,10 +118,18 @@ def train_and_evaluate(train: Embeddings, evaluate: Embeddings, *, steps: int, s
         state, _ = step({}, state, vectors, batch)
     vectors = jnp.asarray(evaluate.vectors)
     scored = method.score({}, state.params, None, vectors, evaluate.category)
-    scores, figures = np.asarray(scored.image["global"]), []
-    for index, name in enumerate(evaluate.classes):
-        rows = evaluate.category == index
-        figures.append(metrics.compute(scores[rows], evaluate.labels[rows])["image_auroc"])
+    return np.asarray(scored.image["global"])
+
+
+def mean_auroc(embeddings: Embeddings, scores: np.ndarray, neighbors: Sequence[int] = ()) -> float:
+    """Returns the mean image AUROC over the classes, and logs that of each; with neighbors, after RsCIN."""
+    figures = []
+    for index, name in enumerate(embeddings.classes):
+        rows = embeddings.category == index
+        own = scores[rows]
+        if neighbors:
+            own = rescore(own, embeddings.vectors[rows], neighbors)
+        figures.append(metrics.compute(own, embeddings.labels[rows])["image_auroc"])
         logging.info("%s: image AUROC %.4f", name, figures[-1])
     return float(np.mean(figures))
 
@@ -136,14 +148,21 @@ def main() -> None:
         "--steps", type=int, default=1500, help="number of steps (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
+    parser.add_argument(
+        "--neighbors", type=int, nargs="+", default=[], help="numbers of images for re-scoring"
+    )
     args = parser.parse_args()
     logging.set_verbosity(logging.INFO)
     try:
         train, evaluate = read_embeddings(args.train), read_embeddings(args.evaluate)
-        mean = train_and_evaluate(train, evaluate, steps=args.steps, seed=args.seed)
+        scores = train_and_score(train, evaluate, steps=args.steps, seed=args.seed)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    logging.info("mean image AUROC over %d classes: %.4f", len(evaluate.classes), mean)
+    count = len(evaluate.classes)
+    logging.info("mean image AUROC over %d classes: %.4f", count, mean_auroc(evaluate, scores))
+    if args.neighbors:
+        mean = mean_auroc(evaluate, scores, args.neighbors)
+        logging.info("mean image AUROC over %d classes, re-scored: %.4f", count, mean)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def run(train, evaluate, *options):
     command = [sys.executable, script, "--train", train, "--evaluate", evaluate, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return float(done.stderr.strip().splitlines()[-1].rpartition(" ")[2])
+    lines = [line for line in done.stderr.splitlines() if "mean image AUROC" in line]
+    return [float(line.rpartition(" ")[2]) for line in lines]
 
 
 @pytest.fixture
@@ -35,15 +36,22 @@ def embeddings(tmp_path):
 
 def test_prototypes_transfer_only_in_same_direction(embeddings):
     one = embeddings / "one.npz"
-    assert run(one, one, "--steps", "300") > 0.95
-    assert run(one, embeddings / "mirror.npz", "--steps", "300") < 0.05
+    (same,) = run(one, one, "--steps", "300")
+    (mirrored,) = run(one, embeddings / "mirror.npz", "--steps", "300")
+    assert mirrored < 0.05 < 0.95 < same
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the embeddings are not available")
 @pytest.mark.parametrize(
-    ("train", "evaluate", "expected"), [("visa", "mvtec_ad", 0.885), ("mvtec_ad", "visa", 0.836)]
+    ("train", "evaluate", "expected", "neighbors", "gain"),
+    [
+        ("visa", "mvtec_ad", 0.885, (1, 2, 3), 0.004),
+        ("mvtec_ad", "visa", 0.836, (1, 8, 9), 0.015),
+    ],
 )
-def test_real_embeddings(train, evaluate, expected):
-    """Compares with independent results on the same embeddings, within one point."""
-    mean = run(SHARED / f"{train}_test_cls.npz", SHARED / f"{evaluate}_test_cls.npz")
+def test_real_embeddings(train, evaluate, expected, neighbors, gain):
+    """Compares with independent results on the same embeddings, within one point, and adds RsCIN."""
+    files = (SHARED / f"{name}_test_cls.npz" for name in (train, evaluate))
+    mean, rescored = run(*files, "--neighbors", *map(str, neighbors))
     assert mean == pytest.approx(expected, abs=0.01)
+    assert rescored > mean + gain
