@@ -70,11 +70,7 @@ def map_matrix(
 
 
 def upsample(
-    patches: Float[Array, "b h w c"],
-    size: Size,
-    *,
-    sigma: float = 0.0,
-    align_corners: bool = False,
+    patches: Float[Array, "b h w c"], size: Size, *, sigma: float = 0.0, align_corners: bool = False
 ) -> Float[Array, "b H W c"]:
     """Up-samples each channel of patch scores and smooths it with a Gaussian of `sigma` output pixels."""
     height, width = (size, size) if isinstance(size, int) else size
