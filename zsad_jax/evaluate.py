@@ -24,7 +24,7 @@ from zsad_jax.backbones.feature_cache import (
     FeatureStream,
 )
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import Dataset, ImageBatch, read_sample
+from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_sample
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
@@ -387,46 +387,27 @@ class _Tally:
                 }
 
 
-class _Image(NamedTuple):
-    """An image as it was read; the label and the category are only those of readable ones."""
-
-    position: int
-    valid: bool
-    label: int
-    category: int
-    file_name: str
-    issues: tuple[Issue, ...]
-    notes: tuple[Issue, ...]
-
-
 def _gather(
     stream: Stream, dataset: Dataset, methods: Sequence[Method], *, exact: bool
 ) -> tuple[Evaluation, ...]:
     """Returns the evaluation by each method, without cases; none of the images or maps is kept."""
     tallies = [_Tally(method, dataset, exact) for method in methods]
-    own: list[_Image] = []
+    own: list[ImageBatch] = []
     for batch, results in stream:
-        columns = batch.index, batch.valid, batch.labels, batch.category
-        plain = (one.tolist() for one in columns)
-        texts = batch.file_names, batch.issues, batch.notes
-        own += (
-            one
-            for one in itertools.starmap(_Image, zip(*plain, *texts, strict=True))
-            if one.position >= 0
-        )
+        own.append(batch._replace(masks=batch.masks[:, :0]))
         rows = np.flatnonzero(batch.valid)
         for tally, result in zip(tallies, results, strict=True):
             tally.add(batch, rows, result)
 
-    gathered = [*itertools.chain(*distributed.gather(own))]
-    order = np.argsort([one.position for one in gathered if one.valid])
-    images = sorted(gathered, key=lambda one: one.position)
-    read = [one for one in images if one.valid]
-    issues = [*itertools.chain(*(one.issues for one in images))]
-    notes = itertools.chain(*(one.notes for one in images))
+    batch = join_batches([*itertools.chain(*distributed.gather(own))])
+    read = np.flatnonzero(batch.valid)
+    order = np.argsort(batch.index[read])  # of several processes, one after the other
+    rows, by_position = read[order], np.argsort(batch.index, kind="stable").tolist()
+    issues = [*itertools.chain(*(batch.issues[row] for row in by_position))]
+    notes = itertools.chain(*(batch.notes[row] for row in by_position))
     doubtful = (note for note in notes if note.kind in DOUBTFUL)
     unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
-    if not read:
+    if not len(rows):
         raise UserError(
             f"No image of {dataset.name} could be read ({plural(len(unreadable), 'image')}). The first issue:"
             f" {unreadable[0]}. Check the files of the dataset."
@@ -435,10 +416,10 @@ def _gather(
     first, *others = (tally.scored(order) for tally in tallies)
     evaluation = Evaluation(
         dataset=dataset.name,
-        positions=np.array([one.position for one in read], int),
-        file_names=tuple(one.file_name for one in read),
-        categories=tuple(dataset.categories[one.category] for one in read),
-        labels=np.array([one.label for one in read], int),
+        positions=batch.index[rows].astype(int),
+        file_names=tuple(batch.file_names[row] for row in rows),
+        categories=tuple(dataset.categories[number] for number in batch.category[rows]),
+        labels=batch.labels[rows].astype(int),
         scored=first,
         cases=(),
         # Preparation may have recorded the same issues.

@@ -411,14 +411,11 @@ class OrbaxSaver:
     Of several processes, the first reads and writes.
     """
 
+    @distributed.by_main
     def __init__(self, folder: pathlib.Path, on_save: Callable[[], None] = lambda: None):
-        self._on_save = on_save
-        distributed.once(lambda: self._open(folder))
-
-    def _open(self, folder: pathlib.Path) -> None:
         import orbax.checkpoint as ocp
 
-        self._args = ocp.args
+        self._args, self._on_save = ocp.args, on_save
         folder.mkdir(parents=True, exist_ok=True)
         _check_room(folder, 0)
         options = ocp.CheckpointManagerOptions(
@@ -436,17 +433,16 @@ class OrbaxSaver:
                 f"The checkpoints in {folder} are damaged. Delete the folder to train anew."
             ) from error
 
+    @distributed.by_main
     def latest(self) -> int | None:
-        return distributed.once(lambda: self._manager.latest_step())
+        return self._manager.latest_step()
 
+    @distributed.by_main
     def restore(self, epoch: int, like: PyTree) -> PyTree:
         """Returns the state after `epoch`, in the structure of `like`, as host arrays.
 
         A damaged one raises `DamagedCheckpointError`; the next newest can be restored instead.
         """
-        return distributed.once(lambda: self._restore(epoch, like))
-
-    def _restore(self, epoch: int, like: PyTree) -> PyTree:
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
         stored = {"state": shapes, "digest": np.zeros(32, np.uint8)}
         try:
@@ -460,18 +456,18 @@ class OrbaxSaver:
             self._manager.delete(epoch)
             raise DamagedCheckpointError(f"epoch {epoch}") from error
 
+    @distributed.by_main
     def save(self, epoch: int, state: PyTree) -> None:
-        distributed.once(lambda: self._save(epoch, sharding.to_host(state)))
-
-    def _save(self, epoch: int, state: PyTree) -> None:
+        state = sharding.to_host(state)
         _check_room(self._manager.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
         stored = {"state": state, "digest": _digest(state)}
         self._manager.save(epoch, args=self._args.StandardSave(stored))
         self._manager.wait_until_finished()
         self._on_save()
 
+    @distributed.by_main
     def close(self) -> None:
-        distributed.once(lambda: self._manager.close())
+        self._manager.close()
 
 
 def _check_room(folder: files.PathLike, size: int) -> None:

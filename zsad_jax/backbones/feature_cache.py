@@ -120,7 +120,7 @@ class Features:
         self.clock = DeviceClock()
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
-        self._num_workers = num_workers
+        self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
         # Cached, so that each note is logged once, however often the images are read.
         self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
         self._frozen = place(backbone.params, mesh)
@@ -171,7 +171,7 @@ class Features:
         batches = self._own_rows(order, rows)
         loaded: Iterator[ImageBatch | None] = itertools.repeat(None)
         if pixels or not self.stored:
-            loaded = self._load(batches)
+            loaded = self._load(batch_size=batches.shape[1], indices=batches.ravel().tolist())
         notes: list[Issue] = []
         for positions, batch in zip(batches, loaded, strict=False):
             found = {key: store.read(positions) for key, store in self._stores.items()}
@@ -188,21 +188,10 @@ class Features:
         if not pixels:
             self._report_notes(tuple(sorted(itertools.chain(*distributed.gather(notes)))))
 
-    def _own_rows(
-        self, order: Int[np.ndarray, " n"], rows: int
-    ) -> Int[np.ndarray, "batches own_rows"]:
+    def _own_rows(self, order: Int[np.ndarray, " n"], rows: int) -> Int[np.ndarray, "batches r"]:
         """Returns the positions in each batch of an order that this process loads."""
         padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
         return padded.reshape(-1, rows)[:, sharding.own_rows(rows, self._mesh)]
-
-    def _load(self, batches: Int[np.ndarray, "batches own_rows"]) -> Iterator[ImageBatch]:
-        return load_batches(
-            self.dataset,
-            self._backbone.preprocess,
-            num_workers=self._num_workers,
-            batch_size=batches.shape[1],
-            indices=batches.ravel().tolist(),
-        )
 
     def replay(self, order: Int[np.ndarray, " n"]) -> Callable[[], FeatureStream]:
         """Returns a function that yields what `read` does, at each call; what fits is kept on the devices.
@@ -280,7 +269,8 @@ class Features:
         def run() -> FeatureStream:
             batches = self._own_rows(np.array(order, int), self.rows)
             # Shards hold multiples of `rows`, so that a batch is missing as a whole or not at all.
-            for first, batch in zip(order[:: self.rows], self._load(batches), strict=True):
+            loaded = self._load(batch_size=batches.shape[1], indices=batches.ravel().tolist())
+            for first, batch in zip(order[:: self.rows], loaded, strict=True):
                 images = sharding.split_batch(batch.images, self._mesh)
                 keys = [key for key in missing if first in missing[key]]
                 yield batch, {key: encode[key](self._frozen, images) for key in keys}
@@ -470,9 +460,8 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
         root().mkdir(parents=True, exist_ok=True)
         total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
         disk = max(free - min(FREE_SHARE * total, FREE_GB), 0)
-    memory = (
-        min(distributed.gather(available_memory())) / 1e9 / (4 if config.cache == "auto" else 2)
-    )
+    share = 4 if config.cache == "auto" else 2
+    memory = min(distributed.gather(available_memory())) / 1e9 / share
     on_disk = left <= max(min(disk, config.max_gb - used), 0) and os.access(root(), os.W_OK)
     on_disk = on_disk and config.cache in ("auto", "disk") and not jax.distributed.is_initialized()
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)

@@ -125,13 +125,13 @@ class ImageBatch(NamedTuple):
 
 
 def join_batches(parts: Sequence[ImageBatch]) -> ImageBatch:
-    """Returns a batch of the rows of all parts."""
-    columns = zip(*parts, strict=True)
+    """Returns the rows of all parts, without images."""
+    _, *columns = zip(*parts, strict=True)
     joined = (
-        np.concatenate(one) if isinstance(one[0], np.ndarray) else one[0] and sum(one, ())
-        for one in columns
+        np.concatenate(x) if isinstance(x[0], np.ndarray) else tuple(itertools.chain(*x))
+        for x in columns
     )
-    return ImageBatch._make(joined)
+    return ImageBatch._make((None, *joined))
 
 
 class Samples(Sequence[Sample]):

@@ -5,6 +5,7 @@ run of one process, `once` calls its function and `gather` returns a list of one
 """
 
 import ctypes
+import functools
 import os
 import pickle
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from zsad_jax.utils import interrupts
 from zsad_jax.utils.errors import UserError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 # A lost process is noticed after this time at the latest, without a signal from its machine.
 HEARTBEAT_SECONDS = 20
@@ -100,6 +102,11 @@ def once(make: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return value
+
+
+def by_main(function: F) -> F:
+    """Makes a function of plain arguments run by process 0 alone, see `once`."""
+    return cast(F, functools.wraps(function)(lambda *args: once(lambda: function(*args))))
 
 
 def ended_together(run: Callable[[], Any]) -> Any:
