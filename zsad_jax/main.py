@@ -8,7 +8,6 @@ Included configs are found from any directory; a local file with the same name t
 """
 
 import contextlib
-import tempfile
 
 from absl import flags
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     given = default_workdir(config_flag.config_file()) if _WORKDIR.value is None else _WORKDIR.value
     with contextlib.ExitStack() as stack:
         if not distributed.is_main():  # so that no place that writes has to know
-            given = stack.enter_context(tempfile.TemporaryDirectory(prefix="zsad_jax-"))
+            given = stack.enter_context(distributed.scratch_folder())
         place = stack.enter_context(remote.alone(given, OUTPUTS, "--workdir"))
         run_experiment(experiment, place, changed)
 

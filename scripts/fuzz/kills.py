@@ -5,7 +5,8 @@
 The encoding of features, training, evaluation, a sweep of several seeds, `predict` and `data prepare` receive
 SIGKILL, SIGINT or SIGTERM, at moments that are spread over the whole run. The exit code must be that of the
 signal, with one line and no traceback; the same command must then write the same bytes as one that was never
-disturbed, and leave no temporary file.
+disturbed, and leave no temporary file. In a run of two processes, one of them receives the signal, and the
+other must end within a minute, with one line, too.
 """
 
 import functools
@@ -15,12 +16,13 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +30,13 @@ from PIL import Image
 from runner import Case, WrongError, make_parser, run_cases
 
 from zsad_jax.data import open_dataset
-from zsad_jax.utils import interrupts
+from zsad_jax.utils import distributed, interrupts
 
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
 OF_THIS_RUN = ("run.json", "report.html", "events.*", "info.json")  # hold times
 TEMPORARY = re.compile(r"\..*\.part(\..*)?|incomplete\..*|.*\.unfinished|.*-tmp-?.*|zsad_jax-.*")
 SECONDS_LIMIT = 240
+SECONDS_AFTER_LOSS = 60
 MODEL = (
     "--config=configs/tipsomaly.py:demo",
     "--config.backbone.image_size=56",
@@ -81,6 +84,15 @@ feature_cache.SHARD_BYTES = 2**16
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+PROCESSES = (
+    *TRAINED,
+    "--config.training.epochs=2",
+    "--config.training.batch_size=2",
+    "--config.batch_size=2",
+    "--config.features.cache=none",  # so that images are read in every epoch
+    "--config.distributed=True",
+    "--workdir=processes",
+)
 PREPARE = ("zsad_jax.data", "prepare", "sd_saliency_900", "--source=images.tar", "--data_dir=data")
 
 
@@ -92,12 +104,14 @@ class Command(NamedTuple):
       output: folder with its outputs, and with stored features.
       start: files and folders of an undisturbed run that exist before.
       python: how the module that is the first argument is run.
+      processes: number of processes that run together.
     """
 
     arguments: tuple[str, ...]
     output: str
     start: tuple[str, ...] = ()
     python: tuple[str, ...] = ("-m",)
+    processes: int = 1
 
 
 COMMANDS = {
@@ -110,6 +124,7 @@ COMMANDS = {
     ),
     "encode": Command(("zsad_jax.main", *ENCODE), "encoded", python=("-c", SMALL_SHARDS)),
     "sweep": Command(("zsad_jax.main", *SWEEP), "points", ("data",), ("-c", SMALL_SHARDS)),
+    "processes": Command(("zsad_jax.main", *PROCESSES), "processes", ("data",), processes=2),
     "predict": Command(
         ("zsad_jax.predict", "images", *MODEL, "--out=out", "--pixel_threshold=0.5"), "out"
     ),
@@ -138,28 +153,36 @@ def save(pixels: np.ndarray, path: pathlib.Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def start(command: Command, folder: pathlib.Path) -> subprocess.Popen:
-    """Starts a command in a folder, with temporary files and the cache directory there, too."""
+def start(command: Command, folder: pathlib.Path) -> list[subprocess.Popen]:
+    """Starts the processes of a command in a folder, with temporary files and the cache directory there."""
     (folder / "tmp").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
     places = {"TMPDIR": folder / "tmp", "ZSAD_JAX_HOME": folder / command.output / "home"}
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in places.items()}
-    return subprocess.Popen(
-        [sys.executable, *command.python, *command.arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(command.processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command.python, *command.arguments],
+            cwd=folder,
+            env=environment | {"JAX_PROCESS_ID": str(number)},
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        for number in range(command.processes)
+    ]
 
 
-def finish(process: subprocess.Popen) -> str:
-    """Waits for the end of a process; returns what it printed on stderr."""
+def finish(processes: Sequence[subprocess.Popen], seconds: float = SECONDS_LIMIT) -> list[str]:
+    """Waits for the end of processes; returns what each printed on stderr."""
     try:
-        return process.communicate(timeout=SECONDS_LIMIT)[1]
+        return [process.communicate(timeout=seconds)[1] for process in processes]
     except BaseException:
-        process.kill()
+        for process in processes:
+            process.kill()
         raise
 
 
@@ -193,8 +216,13 @@ def read_outputs(folder: pathlib.Path) -> Mapping[str, bytes]:
     return found
 
 
-def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds: float) -> None:
-    """Kills a command after some seconds, runs it again, and compares its outputs with the undisturbed ones."""
+def kill(
+    command: Command, whole: pathlib.Path, number: signal.Signals, seconds: float, victim: int = 0
+) -> None:
+    """Kills a command after some seconds, runs it again, and compares its outputs with the undisturbed ones.
+
+    Of several processes, the one with the number `victim` receives the signal.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
         for name in ("images", "images.tar"):
@@ -202,25 +230,31 @@ def kill(command: Command, whole: pathlib.Path, number: signal.Signals, seconds:
         for name in command.start:
             copy = shutil.copytree if (whole / name).is_dir() else shutil.copy
             copy(whole / name, folder / name)
-        process = start(command, folder)
+        processes = start(command, folder)
+        process = processes[victim]
         wait_for_handler(process)
         time.sleep(seconds)
         if number == signal.SIGINT and process.poll() is None:
             os.killpg(process.pid, number)  # like a terminal
         else:
             process.send_signal(number)
-        said = finish(process)
+        others = [one for one in processes if one is not process]
+        (said,) = finish([process])
         if process.returncode == 0:  # it ended before the signal
-            kill(command, whole, number, 0.7 * seconds)
+            finish(others)
+            kill(command, whole, number, 0.7 * seconds, victim)
             return
+        for other, words in zip(others, finish(others, SECONDS_AFTER_LOSS), strict=True):
+            if other.returncode != 1 or words.count(distributed.LOST) != 1 or "Traceback" in words:
+                raise WrongError(f"code {other.returncode} of another process\n{words[-3000:]}")
         if process.returncode != SIGNALS[number] or "Traceback" in said:
             raise WrongError(f"code {process.returncode} after {number.name}\n{said[-3000:]}")
         if process.returncode > 0 and said.count(interrupts.MESSAGE) != 1:
             raise WrongError(f"not one line about {number.name}\n{said[-3000:]}")
         again = start(command, folder)
-        said = finish(again)
-        if again.returncode:
-            raise WrongError(f"code {again.returncode} of the second run\n{said[-3000:]}")
+        said = "".join(finish(again))
+        if codes := [one.returncode for one in again if one.returncode]:
+            raise WrongError(f"code {codes[0]} of the second run\n{said[-3000:]}")
         left = [str(path) for path in folder.rglob("*") if TEMPORARY.fullmatch(path.name)]
         if left or any((folder / "tmp").iterdir()):
             raise WrongError(f"temporary files: {left} {os.listdir(folder / 'tmp')}")
@@ -245,11 +279,11 @@ def draw_cases(
     for name, command in COMMANDS.items():
         if name not in names and command.output not in starts:
             continue
-        process = start(command, whole)
-        wait_for_handler(process)
+        processes = start(command, whole)
+        wait_for_handler(processes[0])
         began = time.monotonic()
-        said = finish(process)
-        if process.returncode:
+        said = "".join(finish(processes))
+        if any(one.returncode for one in processes):
             raise WrongError(f"{name} failed undisturbed\n{said[-3000:]}")
         durations[name] = time.monotonic() - began
     rng = np.random.default_rng(seed)
@@ -258,8 +292,10 @@ def draw_cases(
         part, turn = divmod(position, len(names))
         name, number = names[turn], signal.Signals[str(rng.choice(signals))]
         seconds = durations[name] * (part + rng.uniform()) / rounds  # spread over the whole run
-        act = functools.partial(kill, COMMANDS[name], whole, number, seconds)
-        yield Case(f"{name}: {number.name}", f"case {position}, {seconds:.2f} s", act)
+        victim = part % COMMANDS[name].processes
+        act = functools.partial(kill, COMMANDS[name], whole, number, seconds, victim)
+        place = f"case {position}, process {victim}, {seconds:.2f} s"
+        yield Case(f"{name}: {number.name}", place, act)
 
 
 def main(arguments: list[str] | None = None) -> int:

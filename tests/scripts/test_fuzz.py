@@ -59,7 +59,8 @@ def test_limits_memory(capsys):
             for script in (
                 "images.py --count 120 --seed 3",
                 "state_files.py --count 20",
-                "kills.py --count 6",
+                "kills.py --count 7",
+                "kills.py --command processes --signal SIGKILL --count 2",
             )
         ),
     ],

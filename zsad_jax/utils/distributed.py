@@ -4,22 +4,26 @@ All processes run the same program. Process 0 decides what is reused, reports, a
 run of one process, `once` calls its function and `gather` returns a list of one.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
+import pathlib
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from absl import logging
 
-from zsad_jax.utils import interrupts
+from zsad_jax.utils import files, interrupts
 from zsad_jax.utils.errors import UserError
 
 T = TypeVar("T")
@@ -29,6 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 HEARTBEAT_SECONDS = 20
 # At the end, process 0 may still write its report.
 SHUTDOWN_SECONDS = 600
+SCRATCH = "zsad_jax-process-"
 LOST = (
     "error: Another process of this run has ended or cannot be reached; its own output has the reason. Start"
     " all processes again with the same command to resume."
@@ -104,9 +109,24 @@ def once(make: Callable[[], T]) -> T:
     return value
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """Yields a temporary folder, which `files.alone` is to lock; removes those of killed processes."""
+    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError, UserError), files.alone(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        yield folder
+
+
 def by_main(function: F) -> F:
-    """Makes a function of plain arguments run by process 0 alone, see `once`."""
-    return cast(F, functools.wraps(function)(lambda *args: once(lambda: function(*args))))
+    """Makes a function run by process 0 alone, see `once`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return once(lambda: function(*args, **options))
+
+    return cast(F, wrapped)
 
 
 def ended_together(run: Callable[[], Any]) -> Any:
