@@ -126,6 +126,22 @@ def test_names_missing_array_as_in_the_file(tmp_path, name):
         load_backbone("siglip", weights=tmp_path / "siglip.npz")
 
 
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("img/pos_embedding", np.float32(3)),
+        ("img/pos_embedding", np.zeros((1, 15, 48), np.float32)),
+        ("img/Transformer/encoderblock/LayerNorm_0/bias", np.float32(3)),
+        ("txt/Encoder_0/pos_embedding", np.zeros((2, 48), np.float32)),
+        ("t", np.zeros(2, np.float32)),
+    ],
+)
+def test_rejects_misshapen_array(tmp_path, name, array):
+    np.savez(tmp_path / "siglip.npz", **{**read("native"), f"params/{name}": array})
+    with pytest.raises(UserError, match=rf"siglip\.npz .*{name.split('/')[0]}"):
+        load_backbone("siglip", weights=tmp_path / "siglip.npz")
+
+
 def test_positions_are_resized_with_aligned_corners(model, golden):
     sizes = siglip.VisionSizes(
         width=3, depth=1, num_heads=1, mlp_dim=1, patch_size=1, grid=4, num_global_tokens=1

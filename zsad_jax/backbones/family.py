@@ -310,12 +310,7 @@ def describer(
     vision: Callable[..., Any],
     text: Callable[..., Any] | None = None,
 ) -> Callable[[Release], Backbone]:
-    """Returns `Family.describe`.
-
-    Args:
-      assemble: (loaded, sizes of each tower) -> backbone.
-      vision, text: make sizes from fields of a record; None: there is no text side.
-    """
+    """Returns `Family.describe`, given functions from the fields of a record to the sizes of each tower."""
 
     def describe(release: Release) -> Backbone:
         sizes = [vision(**release.vision)]

@@ -9,10 +9,8 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     DINOV2_PARTS,
     QUERY_KEY_VALUE,
     Layout,
-    below,
 )
 
-PREFIXES = ("dinov2.", "dinov2_with_registers.")  # of models that others fine-tuned
 _GATED, _LAST = DINOV2_PARTS["mlp.w12"], DINOV2_PARTS["mlp.w3"]
 
 _REGISTERS = {"reg_token": f"{vit.TOKENS}/registers"}  # in timm
@@ -47,8 +45,6 @@ _HUGGING_FACE = Layout(
 
 def from_arrays(arrays: Arrays, num_heads: int | None, source: str) -> vit.Native:
     """Returns native arrays, see `vit.from_pytorch`."""
-    for prefix in PREFIXES:
-        arrays = below(arrays, prefix) or arrays
     layout = _layout(arrays)
     # With registers, timm adds the position of the class token to the token, as is done here.
     merged = "reg_token" in arrays

@@ -24,7 +24,7 @@ MAX_RATIO, SMALL = 16, 2**26
 # What training scripts and modules put around the names of arrays.
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "params_ema"),
-    "learnable_prompts",
+    *("dinov2", "dinov2_with_registers", "siglip", "learnable_prompts"),
 )
 INSIDE = {"module", "_orig_mod", "_parameters", "_buffers", "_modules"}
 OLD_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2)

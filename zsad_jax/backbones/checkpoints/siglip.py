@@ -92,7 +92,8 @@ def from_arrays(
     for name, dimensions in _DIMENSIONS.items():
         while name in native and native[name].ndim > dimensions and len(native[name]) == 1:
             native[name] = native[name][0]
-    if (table := native.get(f"{_TOKENS}/posembed_input", np.empty(0))).ndim > 1:
+    table = native.get(f"{_TOKENS}/posembed_input", np.empty(0))
+    if table.ndim and table.size:
         rows = table.reshape(-1, table.shape[-1])
         if (grid := math.isqrt(len(rows))) ** 2 == len(rows):
             native[f"{_TOKENS}/posembed_input"] = rows.reshape(1, grid, grid, -1)
@@ -115,13 +116,14 @@ def _one_by_one(arrays: Arrays) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         tower, stacked, part = name.partition("/encoderblock/")
         if stacked:
-            found |= {f"{tower}/encoderblock_{i}/{part}": x for i, x in enumerate(array)}
+            blocks = enumerate(np.atleast_1d(array))
+            found |= {f"{tower}/encoderblock_{i}/{part}": x for i, x in blocks}
         else:
             found[name] = array
-    old = found.pop("txt/Encoder_0/pos_embedding", None)  # a second table
-    return (
-        found if old is None else {**found, "txt/pos_embedding": found["txt/pos_embedding"] + old}
-    )
+    table, second = "txt/pos_embedding", "txt/Encoder_0/pos_embedding"  # old files have both
+    if second in found and table in found and found[second].shape == found[table].shape:
+        found[table] = found[table] + found.pop(second)
+    return found
 
 
 def _from_hugging_face(

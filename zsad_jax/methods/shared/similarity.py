@@ -43,19 +43,15 @@ class Scale(NamedTuple):
     def probabilities(self, cosines: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
         """Returns the probabilities of (normal, anomalous)."""
         logits = cosines / self.temperature
-        if self.bias is not None:
-            logits = jax.nn.sigmoid(logits + self.bias)
-        return logits if self.is_sigmoid else jax.nn.softmax(logits, axis=-1)
+        if self.bias is None:
+            return jax.nn.softmax(logits, axis=-1)
+        each = jax.nn.sigmoid(logits + self.bias)
+        return jax.nn.softmax(each, axis=-1) if self.renormalized else each
 
     def scores(self, probabilities: Float[Array, "*n 2"]) -> Float[Array, "*n"]:
         """Returns (1 - p_n + p_a) / 2, which is p_a where the two add up to 1."""
         normal, anomalous = probabilities[..., 0], probabilities[..., 1]
-        return (1 - normal + anomalous) / 2 if self.is_sigmoid else anomalous
-
-    @property
-    def is_sigmoid(self) -> bool:
-        """Whether the probabilities need not add up to 1."""
-        return self.bias is not None and not self.renormalized
+        return anomalous if self.bias is None else (1 - normal + anomalous) / 2
 
 
 def scale_of(backbone: Backbone, temperature: float | None) -> Scale:
