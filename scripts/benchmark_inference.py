@@ -279,11 +279,7 @@ def draw_params(params: Any) -> Any:
     import jax
 
     rng = np.random.default_rng(1)
-
-    def draw(leaf: Any) -> Any:
-        return GAIN * leaf + PERTURBATION * rng.standard_normal(leaf.shape, np.float32)
-
-    return jax.tree.map(draw, params)
+    return jax.tree.map(lambda x: GAIN * x + PERTURBATION * rng.standard_normal(x.shape), params)
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
@@ -333,9 +329,6 @@ class JaxSide:
         self.factors = jax.random.normal(key, (2, side, side), dtype)
         self.multiply = jax.jit(jnp.matmul)
 
-    def device_kind(self) -> str:
-        return self.device.device_kind
-
     def device_bytes(self) -> int | None:
         stats = self.device.memory_stats()
         return stats and stats["peak_bytes_in_use"]
@@ -358,24 +351,21 @@ class TorchSide:
         torch.set_num_threads(len(options.cores))
         torch.set_grad_enabled(False)
         self.options, self.device = options, peers.DEVICE
+        self.cuda = torch.cuda if self.device == "cuda" else None
         with np.load(options.folder / "setup.npz") as setup:
             self.peer = peers.PEERS[options.method](dict(setup), options.sizes, options.folder)
         with np.load(options.folder / "images.npz") as given:
             self.images, self.masks = given["images"], given["masks"]
         self.dtype = getattr(torch, options.dtype)
-        side = PRODUCT_SIDES["cpu" if self.device == "cpu" else "gpu"]
+        side = PRODUCT_SIDES["gpu" if self.cuda else "cpu"]
         self.factors = torch.randn((2, side, side), device=self.device).to(self.dtype)
 
     def wait(self) -> None:
-        import torch
-
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        if self.cuda:
+            self.cuda.synchronize()
 
     def device_bytes(self) -> int | None:
-        import torch
-
-        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        return self.cuda and self.cuda.max_memory_allocated()
 
     def products(self) -> int:
         for _ in range(PRODUCTS):
@@ -418,7 +408,7 @@ class Ours(JaxSide):
         )
         self.given = self.frozen, [params], [self.detector.prototypes]
         self.encode_for_method = self.features.encoders[key]
-        self.encoded = self.scored = None
+        self.encoded = self.scored = self.wait_share = None
 
     def flops(self) -> dict[str, float]:
         """Returns the operations per image of the stages that have matrix products."""
@@ -475,17 +465,27 @@ class Ours(JaxSide):
 
     def values(self) -> Values:
         """Returns the scores and maps of the last call."""
+        import jax
+
         if not hasattr(self.last, "image"):
             return tuple(self.last)
-        maps = [self.last.maps[row].decode() for row in range(len(self.last.maps))]
-        return np.asarray(self.last.image[self.detector.image_score]), np.stack(maps)
+        each = [
+            jax.tree.map(lambda x, r=row: x[r], self.last.maps) for row in range(len(self.images))
+        ]
+        scores = self.last.image[self.detector.image_score]
+        return scores, np.stack([one.decode() for one in each])
 
     def pipeline(self) -> int:
         from zsad_jax.evaluate import Contender, evaluate
 
-        contender = Contender(self.method, *self.given[1])
-        evaluate([contender], self.features, self.backbone, mesh=self.mesh, scorer=self.scorer)
+        contenders, mesh = [Contender(self.method, *self.given[1])], self.mesh
+        found = evaluate(contenders, self.features, self.backbone, mesh=mesh, scorer=self.scorer)
+        self.wait_share = found[0].device_wait_share
         return len(self.dataset)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what is not of a single stage."""
+        return {"device": self.device.device_kind, "device_wait_share": self.wait_share}
 
 
 class Theirs(TorchSide):
@@ -501,7 +501,7 @@ class Theirs(TorchSide):
         self.one_by_one = itertools.cycle(self.images)
         sizes = options.sizes[0] | {"grid": options.image_size // options.sizes[0]["patch_size"]}
         self.model = peers.vision_tower(options.family, sizes).to(self.device, self.dtype)
-        if self.device == "cuda":
+        if self.cuda:
             self.model = torch.compile(self.model)
         pixels = peers.on_device(self.images).permute(0, 3, 1, 2) / 255
         self.pixels = pixels.to(self.dtype).contiguous()
@@ -618,14 +618,14 @@ def run(options: argparse.Namespace) -> None:
             name: stack.enter_context(Side(make, options.cores, options))
             for name, make in makes.items()
         }
-        device = sides["zsad_jax"].time("device_kind").value
         flops = sides["zsad_jax"].time("flops").value
         peaks: dict[str, float] = {}
         rows = []
         for stage in STAGES:
             if stage in options.stages:
                 rows += measure(stage, sides, options, flops, peaks)
-    report(options, rows, device=device)
+        facts = sides["zsad_jax"].time("facts").value
+    report(options, rows, **facts)
 
 
 def measure(

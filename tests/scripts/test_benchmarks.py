@@ -98,7 +98,9 @@ def test_reports_every_stage(benchmark, monkeypatch, tmp_path, capsys, peer):
     small = "--backbone tips-nano --image_size 42 --images 4 --batch_size 2 --file_size 50"
     command = [*small.split(), "--runs", "2", "--latencies", "3", "--json", str(out)]
     assert inference.main(command) == 0
-    rows = json.loads(out.read_text())["results"]
+    found = json.loads(out.read_text())
+    assert 0 <= found["setting"]["device_wait_share"] < 1
+    rows = found["results"]
     sides = ["zsad_jax", "PyTorch"][: 1 + peer]
     expected = [(stage, side) for stage in inference.STAGES for side in sides]
     assert [(row["stage"], row["side"]) for row in rows] == expected
@@ -214,7 +216,7 @@ def test_metrics_agree_with_the_published_procedure(benchmark, tmp_path):
     assert metrics.main(["--maps", "12", "--size", "60", "--first", "6", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["setting"]["published_difference"] < 1e-6
-    assert found["setting"]["streaming_difference"] < 1e-5
+    assert found["setting"]["binned_difference"] < 1e-4
     assert [row["measured_maps"] for row in found["results"]] == [12, 6, 6, 6]
     assert found["results"][2]["times_as_fast_as_loop"] == 1
 
