@@ -36,7 +36,7 @@ def draw_patches(options: argparse.Namespace) -> np.ndarray:
     return noise + rng.normal(size=shape).astype(np.float32)
 
 
-class Ours(inference.MeasuredSide):
+class Ours:
     """The method of the library."""
 
     def __init__(self, options: argparse.Namespace):
@@ -69,7 +69,7 @@ class Ours(inference.MeasuredSide):
         return found.image["patch"], found.patches[..., 0]
 
 
-class Theirs(inference.MeasuredSide):
+class Theirs:
     """Loops over images in PyTorch."""
 
     def __init__(self, options: argparse.Namespace):
@@ -137,7 +137,6 @@ def run(options: argparse.Namespace) -> None:
             for name, make in sides.items()
         }
         turns = [{n: side.time("score") for n, side in made.items()} for _ in range(options.runs)]
-        peaks = {name: side.peak_gib() for name, side in made.items()}
     fastest = {name: min(turn[name].processor for turn in turns) for name in made}
     values = [turn.value for turn in turns[0].values()]
     difference, _ = inference.compare_values(values[0], values[-1])
@@ -149,7 +148,7 @@ def run(options: argparse.Namespace) -> None:
             "seconds": min(turn[name].seconds for turn in turns),
             "cpu_seconds": fastest[name],
             "cpu_ratio": fastest[name] / fastest[[*made][-1]],
-            "peak_gib": peaks[name],
+            "peak_gib": turns[-1][name].memory,
         }
         for name in made
     ]
