@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD
 
 python scripts/benchmark_inference.py "${model[@]}" --batch_size "${BATCH:-32}" \
-  --images "${IMAGES:-256}" --runs "${RUNS:-20}" --latencies $((10 * ${RUNS:-20})) --json "$out/inference.json"
+  --images "${IMAGES:-128}" --runs "${RUNS:-20}" --latencies $((10 * ${RUNS:-20})) --json "$out/inference.json"
 # The auxiliary set of the published training: 1,725 images in two epochs.
 python scripts/benchmark_training.py "${model[@]}" --images "${TRAIN_IMAGES:-1725}" --epochs 2 \
   --parts cache --json "$out/training.json"

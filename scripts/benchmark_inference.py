@@ -11,7 +11,7 @@ Stages:
   heads     features to scores and maps on the host
   metrics   scores and maps to all metrics
   predict   as step, for one image: latency
-  pipeline  image files to tables
+  pipeline  image files to tables; it and metrics have one run
 
 The PyTorch side, if torch is installed, is `benchmark_peers.py`. Its tower is that of `transformers` with fused
 attention, with the same type and batch as the library's, compiled on a GPU. All else is as published: float32,
@@ -403,11 +403,10 @@ class Ours(JaxSide):
         config = FeaturesConfig(cache="none")
         encoders, mesh = {key: encode}, self.mesh
         self.features = Features(self.dataset, backbone, encoders, config, mesh=mesh, rows=rows)
-        self.scorer = make_scorer(
-            [method], backbone, self.features.encoders, mesh=mesh, binned=True
-        )
+        encoders = self.features.encoders
+        self.scorer = make_scorer([method], backbone, encoders, mesh=mesh, binned=True)
         self.given = self.frozen, [params], [self.detector.prototypes]
-        self.encode_for_method = self.features.encoders[key]
+        self.encode_for_method = encoders[key]
         self.encoded = self.scored = self.wait_share = None
 
     def flops(self) -> dict[str, float]:
@@ -592,9 +591,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=32, help="number of image files")
     parser.add_argument("--file_size", type=int, default=1000, help="side of the files, in pixels")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument(
-        "--runs", type=int, default=5, help="per stage; metrics and pipeline have one"
-    )
+    parser.add_argument("--runs", type=int, default=5, help="of most stages")
     parser.add_argument("--latencies", type=int, default=50, help="runs of the stage predict")
     parser.add_argument("--workers", type=int, default=0, help="loading processes of PyTorch")
     options = parser.parse_args(arguments)

@@ -27,6 +27,8 @@ from zsad_jax.metrics import AUPRO_200STEP, category
 from zsad_jax.metrics.binned import bin_maps
 from zsad_jax.utils import command_line
 
+BATCH = 8  # maps per update
+
 
 def make_category(num_maps: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Returns smooth maps in [0, 1] and masks; every second image has one to four defects."""
@@ -88,18 +90,12 @@ def published_metrics(scores: np.ndarray, maps: np.ndarray, masks: np.ndarray) -
 
 
 def library_metrics(
-    maps: Any,
-    masks: np.ndarray,
-    scores: np.ndarray,
-    *,
-    count: int,
-    exact: bool = False,
-    batch: int = 8,
+    maps: Any, masks: np.ndarray, scores: np.ndarray, *, count: int, exact: bool = False
 ) -> dict[str, float]:
     """Returns all metrics of `count` maps, the given ones in turn, in batches as in an evaluation."""
     state, labels = category.init(exact=exact), masks.any(axis=(1, 2))
-    for start in range(0, count, batch):
-        part = np.arange(start, min(start + batch, count)) % len(masks)
+    for start in range(0, count, BATCH):
+        part = np.arange(start, min(start + BATCH, count)) % len(masks)
         some = jax.tree.map(lambda x, p=part: x[p], maps)
         state = category.update(state, scores[part], labels[part], some, masks[part])
     return category.compute(state).values
