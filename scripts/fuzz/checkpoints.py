@@ -42,6 +42,51 @@ TIPS_PYTORCH = {
                         ("mlp.fc1", 64, 64), ("mlp.fc2", 64, 64))
     for name, shape in ((f"{part}.weight", tuple(rows)), (f"{part}.bias", (rows[0],)))
 } | {"blocks.0.ls1.gamma": (64,), "blocks.0.ls2.gamma": (64,)}  # fmt: skip
+HEADS = {f"{name}/{leaf}": (*begin, 1, 64) for name in ("query", "key", "value")
+         for leaf, begin in (("kernel", (64,)), ("bias", ()))}  # fmt: skip
+SIGLIP_LAYERS = {
+    **{f"MultiHeadDotProductAttention_0/{name}": shape for name, shape in HEADS.items()},
+    "MultiHeadDotProductAttention_0/out/kernel": (1, 64, 64),
+    "MultiHeadDotProductAttention_0/out/bias": (64,),
+    **{f"MlpBlock_0/Dense_{i}/kernel": (64, 64) for i in (0, 1)},
+    **{f"MlpBlock_0/Dense_{i}/bias": (64,) for i in (0, 1)},
+    **{f"LayerNorm_0/{leaf}": (64,) for leaf in ("scale", "bias")},
+}
+SIGLIP_BIG_VISION = {
+    "img/embedding/kernel": (4, 4, 3, 64), "img/embedding/bias": (64,),
+    "img/pos_embedding": (1, 4, 64), "img/MAPHead_0/probe": (1, 1, 64),
+    "txt/Embed_0/embedding": (16, 64), "txt/pos_embedding": (1, 8, 64),
+    "txt/head/kernel": (64, 64), "txt/head/bias": (64,), "t": (1,), "b": (1,),
+} | {f"img/MAPHead_0/{name}": shape for name, shape in SIGLIP_LAYERS.items()} | {
+    f"{tower}/{name}": shape for tower in ("img/Transformer", "txt/Encoder_0")
+    for name, shape in {
+        **{f"encoder_norm/{leaf}": (64,) for leaf in ("scale", "bias")},
+        **{f"encoderblock/{name}": (1, *shape) for name, shape in SIGLIP_LAYERS.items()},
+        **{f"encoderblock/LayerNorm_1/{leaf}": (1, 64) for leaf in ("scale", "bias")},
+    }.items()
+}  # fmt: skip
+SIGLIP_HUGGING_FACE = {
+    "vision_model.embeddings.patch_embedding.weight": (64, 3, 4, 4),
+    "vision_model.embeddings.patch_embedding.bias": (64,),
+    "vision_model.embeddings.position_embedding.weight": (4, 64),
+    "vision_model.head.probe": (1, 1, 64),
+    "vision_model.head.attention.in_proj_weight": (192, 64),
+    "vision_model.head.attention.in_proj_bias": (192,),
+    "text_model.embeddings.token_embedding.weight": (16, 64),
+    "text_model.embeddings.position_embedding.weight": (8, 64),
+    "logit_scale": (1,), "logit_bias": (1,),
+} | {
+    f"{layer}.{leaf}": (64,) if "norm" in layer or leaf == "bias" else (64, 64)
+    for layer in (
+        *("vision_model.post_layernorm", "text_model.final_layer_norm", "text_model.head"),
+        *(f"vision_model.head.{part}" for part in
+          ("attention.out_proj", "layernorm", "mlp.fc1", "mlp.fc2")),
+        *(f"{tower}_model.encoder.layers.0.{part}" for tower in ("vision", "text") for part in
+          ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2",
+           *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")))),
+    )
+    for leaf in ("weight", "bias")
+}  # fmt: skip
 CALLS = ("os system", "posix system", "subprocess getoutput", "builtins eval", "builtins exec",
          "builtins getattr", "runpy run_path", "torch load", "numpy.load load")  # fmt: skip
 NUMPY_HEADERS = (
@@ -75,7 +120,7 @@ class Subject(NamedTuple):
 
 
 def make_subjects(rng: np.random.Generator, folder: pathlib.Path) -> list[Subject]:
-    """Returns three small backbones, and the prompts of four methods in the names of their authors or ours."""
+    """Returns small backbones of each family, and prompts of four methods in their authors' names or ours."""
 
     def fill(tree: object) -> Arrays:
         flat = flatten_dict(tree, sep="/")
@@ -103,6 +148,17 @@ def make_subjects(rng: np.random.Generator, folder: pathlib.Path) -> list[Subjec
         ("PyTorch", {name: np.zeros(shape) for name, shape in TIPS_PYTORCH.items()}),
     ):
         subjects.append(Subject(f"{kind} TIPS", fill(tree), load_tips))
+    for name, family, shapes in (
+        ("DINOv2", "dinov2", TIPS_PYTORCH),
+        ("SigLIP of big_vision", "siglip", SIGLIP_BIG_VISION),
+        ("SigLIP of Hugging Face", "siglip", SIGLIP_HUGGING_FACE),
+    ):
+        tree = {key: np.zeros(shape) for key, shape in shapes.items()}
+
+        def load_one(path: str, family=family) -> object:
+            return load_backbone(family, weights=path).params
+
+        subjects.append(Subject(name, fill(tree), load_one))
     backbones = {name: load_backbone(name) for name in ("tips-nano", "clip-nano")}
     for method, name in (("anomalyclip", "tips-nano"), ("tipsomaly", "tips-nano"),
                          ("cocoop", "clip-nano"), ("faprompt", "clip-nano")):  # fmt: skip
@@ -194,7 +250,7 @@ def change_values(rng: np.random.Generator, arrays: Arrays) -> tuple[str, Arrays
     value = arrays[name]
     changes = {
         "integers": value.astype(np.int32),
-        "booleans": value > 0,
+        "booleans": np.asarray(value > 0),  # of a scalar, too
         "non-finite": np.full_like(value, rng.choice([np.nan, np.inf])),
         "huge": np.full_like(value, 3e38),
         "empty array": value[:0] if value.ndim else value,

@@ -255,7 +255,7 @@ def _add_learned(
 ) -> tuple[Float[Array, "t m e"], np.ndarray]:
     """Returns embeddings and paddings of sentences with the learned tokens of each."""
     start = backbone.num_start_tokens
-    if config.learning == "sumate":  # what is added to padding has no effect
+    if config.learning == "sumate":  # only SigLIP reads what is added to padding
         end = min(start + learned.shape[1], embeddings.shape[1])
         added = learned[:, : end - start].astype(embeddings.dtype)
         return embeddings.at[:, start:end].add(added), paddings

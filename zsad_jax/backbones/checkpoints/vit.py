@@ -98,9 +98,8 @@ def from_pytorch(
     are missing, unknown or misshapen are left for `fit_tree` to list.
 
     Args:
-      arrays, layout: the file, and its names.
+      arrays, layout, source: the file, its names, and itself in words for errors.
       num_heads: None: that of the released tower of this width.
-      source: the file, for errors.
       num_registers: None: any number.
       class_position: whether the first row of the position table is that of the class token.
     """
