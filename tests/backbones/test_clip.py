@@ -626,6 +626,24 @@ def test_accepts_head_count_of_named_model(monkeypatch):
     assert attention["query"]["kernel"].shape == (48, 2, 24)
 
 
+def test_activation_of_named_model_is_the_default(monkeypatch):
+    release = registry.RELEASES["clip-vit-b32"]._replace(
+        vision={"num_heads": 4, "patch_size": 14, "activation": "gelu"}, text={"num_heads": 2}
+    )
+    monkeypatch.setitem(registry.RELEASES, "clip-mine", release)
+    images = np.random.default_rng(0).normal(size=(1, 28, 28, 3)).astype(np.float32)
+    recorded, gelu, quick = (
+        model.encode_image(model.params, images).global_tokens
+        for model in (
+            load_backbone("clip-mine", weights=WEIGHTS),
+            load(activation="gelu"),
+            load_backbone("clip-mine", weights=WEIGHTS, activation="quick_gelu"),
+        )
+    )
+    np.testing.assert_array_equal(recorded, gelu)
+    assert np.abs(recorded - quick).max() > 1e-4
+
+
 def test_accepts_sizes_confirmed_by_arrays():
     model = load(vision_depth=8, text_depth=5, text_width=48, image_size=70, text_num_heads=2)
     assert model.preprocess.image_size == 70

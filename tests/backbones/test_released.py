@@ -107,11 +107,11 @@ def test_record_has_sizes_of_both_towers():
     assert (release.vision, release.text) == (
         {
             "patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096,
-            "grid": 24, "embed_dim": 768,
+            "grid": 24, "embed_dim": 768, "activation": "quick_gelu",
         },
         {
             "vocabulary": 49408, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072,
-            "length": 77, "embed_dim": 768,
+            "length": 77, "embed_dim": 768, "activation": "quick_gelu",
         },
     )  # fmt: skip
 

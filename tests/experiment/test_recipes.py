@@ -45,7 +45,7 @@ class Recipe:
     Attributes:
       source: origin of the values; comments name the exceptions.
       method: fields of the method's config.
-      layers, vv_from, cls_norm, patch_norm: options of the vision tower of 24 blocks.
+      layers, vv_from, cls_norm, patch_norm: options of the vision tower.
       image_score: the score shown in tables.
       map_range: the range of the maps.
       aupro_thresholds: see `Method`.
@@ -346,6 +346,27 @@ RECIPES = {
             "visa": {"mask": True},
         },
     ),
+    "winclip": Recipe(
+        source="zqhang/Accurate-WinCLIP-pytorch, and the image of the paper",
+        method={
+            "normal_states": (
+                *("{}", "flawless {}", "perfect {}", "unblemished {}"),
+                *("{} without flaw", "{} without defect", "{} without damage"),
+            ),
+            "abnormal_states": ("damaged {}", "{} with flaw", "{} with defect", "{} with damage"),
+            "windows": (2, 3),
+            "full_image": True,
+            "feature_layers": (24,),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 0.0,
+            "temperature": 0.07,
+        },
+        cls_norm=True,
+        patch_norm=False,
+        training=None,
+        backbone=CLIP | {"name": "clip-vit-b16-plus-240", "image_size": None},
+    ),
 }
 
 
@@ -383,7 +404,7 @@ def describe(name):
         return Asked(asked | options)
 
     described = describe_backbone(RECIPES[name].backbone["name"])
-    assert described.vision_depth == (12 if name == "knn" else 24)
+    assert described.vision_depth == (12 if name in ("knn", "winclip") else 24)
     return dataclasses.replace(described, encode_image=encode_image, vision_depth=24)
 
 
@@ -399,7 +420,7 @@ class Asked(dict):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_method_defaults_with_24_blocks(name):
+def test_method_defaults(name):
     """Checks the defaults of `make_method` and `load_detector` without a config."""
     method, recipe = make_method(name, describe(name)), RECIPES[name]
     found = dataclasses.asdict(method.config)

@@ -39,7 +39,7 @@ from zsad_jax.utils.errors import NotPreparedError, UserError
 from zsad_jax.utils.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
-SIZE = 28  # two by two patches
+SIZE = 42  # three by three patches
 CLASSES = ("metal nut", "grid")
 LARGE = 200  # more than the tokens of a text or the patches of an image
 WITH_TESTS_OF_THEIR_OWN = (tuple[Any, ...], Mapping[str, Any] | None)
@@ -104,7 +104,7 @@ def demo(method, backbone):
 def load(name):
     """Loads an included backbone whose towers are traced once per shape."""
     backbone = zsad_jax.load_backbone(name, image_size=SIZE)
-    options = ("layers", "vv_from", "cls_norm", "patch_norm")
+    options = ("layers", "vv_from", "cls_norm", "patch_norm", "windows")
     text = dataclasses.replace(
         backbone.text,
         encode_prompts=jax.jit(backbone.encode_prompts),

@@ -26,6 +26,7 @@ COUNTS = {
     "vip2clip": (4_149_120, 4_149_121),
     "musc": (0, 0),
     "knn": (0, 0),
+    "winclip": (0, 0),
 }
 OVER_TIPS = {
     "anomalyclip": {"feature_layers": (12, 24), "global_token": 1, "num_deep_prompts": 14},

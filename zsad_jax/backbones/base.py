@@ -21,10 +21,12 @@ class VisionFeatures(NamedTuple):
     Attributes:
       global_tokens: G is 2 for TIPS, 1 for the others.
       patches: one entry of axis 1 per requested layer, on the patch grid.
+      windows: one entry per requested size, the global tokens of all windows of so many patches a side.
     """
 
     global_tokens: Float[Array, "b g d"]
     patches: Float[Array, "b layers h w p"]
+    windows: tuple[Float[Array, "b rows columns g d"], ...] = ()
 
 
 class VisionOptions(TypedDict, total=False):
@@ -35,12 +37,15 @@ class VisionOptions(TypedDict, total=False):
       vv_from: patch tokens come from the value-value stream that starts at this block.
       cls_norm: False returns class tokens without the final norm; a MAP head has none.
       patch_norm: False returns patch tokens as they leave their blocks, without final norm and projection.
+      windows: sides of the windows, in patches, that are encoded as well: each alone, with the positions that
+        its patches have in the image.
     """
 
     layers: Sequence[int] | None
     vv_from: int | None
     cls_norm: bool
     patch_norm: bool
+    windows: Sequence[int]
 
 
 class EncodeImageFn(Protocol):

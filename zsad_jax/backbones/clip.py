@@ -5,6 +5,7 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
+    as_function,
+    encode_windows,
     layer_norm,
     tree_of,
 )
@@ -99,17 +102,18 @@ class VisionEncoder(VisionTower):
         vv_from: int | None = None,
         cls_norm: bool = True,
         patch_norm: bool = True,
+        windows: Sequence[int] = (),
     ) -> VisionFeatures:
         """Encodes normalized RGB images; see `EncodeImageFn`.
 
         Rows and columns that do not fill a patch are ignored, as by a convolution.
         """
         s = self.sizes
-        x, (h, w) = self._tokens(images)
+        tokens, (h, w) = self._tokens(images)
         tower = Transformer(
             s, activation=s.activation, norm_epsilon=NORM_EPSILON, name="transformer"
         )
-        x, outputs = tower(x, layers=layers or (s.depth,), vv_from=vv_from)
+        x, outputs = tower(tokens, layers=layers or (s.depth,), vv_from=vv_from)
         norm = layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
@@ -118,11 +122,13 @@ class VisionEncoder(VisionTower):
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        finish = projected if patch_norm else jnp.float32
-        patches = [finish(y[:, 1:]) for y in outputs]
+        patches = [projected(y[:, 1:]) if patch_norm else jnp.float32(y[:, 1:]) for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
-        return VisionFeatures(projected(x[:, :1], normed=cls_norm), stacked)
+        finish = functools.partial(projected, normed=cls_norm)
+        run = as_function(tower)
+        found = encode_windows(lambda y: run(y)[0][:, :1], tokens, (h, w), windows)
+        return VisionFeatures(finish(x[:, :1]), stacked, tuple(map(finish, found)))
 
     def _tokens(
         self, images: Float[Array, "b H W 3"]
@@ -202,7 +208,8 @@ def load(
     Raises:
       UserError: for an unknown option, or arrays that do not fit.
     """
-    activation = options.activation or "quick_gelu"
+    recorded = release.vision.get("activation") if release else None
+    activation = options.activation or recorded or "quick_gelu"
     check_activation(activation, ACTIVATIONS, "CLIP")
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
     arrays = {key: array for path in paths for key, array in read_arrays(path).items()}

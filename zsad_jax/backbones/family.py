@@ -123,6 +123,12 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeIma
                 f"vv_from={vv_from} is not valid. The vision tower has the blocks 1 to {depth}. Pass one of"
                 " them, or None."
             )
+        windows, shortest = options.get("windows", ()), min(images.shape[1:3]) // patch_size
+        if not all(1 <= size <= shortest for size in windows):
+            raise UserError(
+                f"windows={windows!r} is not valid. The images have {shortest} patches a side. Pass sizes"
+                f" from 1 to {shortest}."
+            )
         features: VisionFeatures = _apply(tower, params, "vision", images, **options)
         return features
 

@@ -279,11 +279,21 @@ def _tips_v2(size: str, *stems: str) -> Release:
     return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENSE)
 
 
-def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: int) -> Release:
+def _clip(
+    name: str,
+    source: str,
+    *,
+    patch_size: int,
+    grid: int,
+    training: str = "openai",
+    activation: str = "quick_gelu",
+    **sizes: int,
+) -> Release:
     towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
-    # OpenAI's weights as open_clip's authors publish them, the same files for either lineage.
-    sources = dict.fromkeys(LINEAGES, (f"{source}.openai",))
-    return Release("clip", name, *towers, sources, patch_size * grid, _clip_files, "MIT")
+    vision, text = ({**tower, "activation": activation} for tower in towers)
+    # As open_clip's authors publish them, the same files for either lineage.
+    sources = dict.fromkeys(LINEAGES, (f"{source}.{training}",))
+    return Release("clip", name, vision, text, sources, patch_size * grid, _clip_files, "MIT")
 
 
 def _one_file(release: Release, lineage: str) -> dict[str, File]:
@@ -335,8 +345,8 @@ def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:
     )
 
 
-_BASE: dict[str, int] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
-_LARGE: dict[str, int] = {"width": 1024, "depth": 24, "text_width": 768, "embed_dim": 768}
+_BASE: dict[str, Any] = {"width": 768, "depth": 12, "text_width": 512, "embed_dim": 512}
+_LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "text_width": 768, "embed_dim": 768}
 
 RELEASES: dict[str, Release] = {
     release.name: release
@@ -365,6 +375,10 @@ RELEASES: dict[str, Release] = {
         ),
         _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
         _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
+        _clip(
+            "clip-vit-b16-plus-240", "vit_base_patch16_plus_clip_240", patch_size=16, grid=15,
+            training="laion400m_e31", activation="gelu", width=896, depth=12, text_width=640, embed_dim=640,
+        ),
         _dinov2("s14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
         _dinov2("b14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
         _dinov2("l14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),

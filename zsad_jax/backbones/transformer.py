@@ -331,6 +331,44 @@ class VisionTower(nn.Module):
     sizes: VisionTowerSizes
 
 
+def as_function(module: nn.Module) -> Callable[..., Any]:
+    """Returns a bound module as a pure function, which can be called in `jax.lax.map`."""
+    unbound, variables = module.unbind()
+    return functools.partial(unbound.apply, variables)
+
+
+def encode_windows(
+    encode: Callable[[Float[Array, "n t d"]], Float[Array, "n g e"]],
+    tokens: Float[Array, "b n d"],
+    grid: tuple[int, int],
+    sizes: Sequence[int],
+) -> tuple[Float[Array, "b rows columns g e"], ...]:
+    """Returns what `encode` returns for all windows of size x size patches, for each of the sizes.
+
+    A window is the sequence of the tokens before the patches and its own patches: a mask over all patches would
+    give the same at many times the cost.
+    """
+    (h, w), (b, n, d) = grid, tokens.shape
+    before, patches = jnp.split(tokens, [n - h * w], axis=1)
+    patches = patches.reshape(b, h, w, d)
+
+    def encode_all(size: int) -> Float[Array, "b rows columns g e"]:
+        columns = np.arange(w - size + 1)[:, None] + np.arange(size)
+        first = jnp.repeat(before[:, None], len(columns), axis=1)
+
+        def encode_row(top: Array) -> Float[Array, "b columns g e"]:
+            inside = jax.lax.dynamic_slice_in_dim(patches, top, size, axis=1)[:, :, columns]
+            inside = inside.swapaxes(1, 2).reshape(b, len(columns), size * size, d)
+            sequences = jnp.concatenate([first, inside], axis=2)
+            found = encode(sequences.reshape(b * len(columns), -1, d))
+            return found.reshape(b, len(columns), *found.shape[1:])
+
+        # A row of windows at a time, which has fewer tokens than the images, so that memory is bounded.
+        return jnp.moveaxis(jax.lax.map(encode_row, jnp.arange(h - size + 1)), 0, 1)
+
+    return tuple(encode_all(size) for size in sizes)
+
+
 class TextTower(nn.Module):
     """Base of the text modules, which map token ids and paddings to text embeddings."""
 

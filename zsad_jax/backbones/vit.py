@@ -1,7 +1,8 @@
 """The vision tower that TIPS, DINOv2 and SigLIP share: patches with positions, pre-LN blocks, a final norm."""
 
 import dataclasses
-from typing import Unpack
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,8 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
+    as_function,
+    encode_windows,
     layer_norm,
 )
 
@@ -104,22 +107,33 @@ class _Encoder(nn.Module):
         self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
         s = self.sizes
-        x, (h, w) = _TokenSequence(s, name="ToTokenSequence_0")(images)
+        tokens, (h, w) = _TokenSequence(s, name="ToTokenSequence_0")(images)
         tower = Transformer(
             s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
         )
         layers = options.get("layers") or (s.depth,)
-        x, outputs = tower(x, layers=layers, vv_from=options.get("vv_from"))
+        x, outputs = tower(tokens, layers=layers, vv_from=options.get("vv_from"))
         # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
         # methods that compare several layers.
         norm = layer_norm(NORM_EPSILON, name="encoder_norm")
         finish = norm if options.get("patch_norm", True) else jnp.float32
         patches = jnp.stack([finish(y[:, -h * w :]) for y in outputs], axis=1)
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
-        if s.map_head:  # trained on normalized tokens alone
-            return VisionFeatures(MapHead(s, name="MAPHead_0")(norm(x)), patches)
-        tokens = x[:, : s.num_global_tokens]
-        return VisionFeatures(norm(tokens) if options.get("cls_norm", True) else tokens, patches)
+        # A MAP head was trained on normalized tokens alone.
+        last = [norm, MapHead(s, name="MAPHead_0")] if s.map_head else [norm]
+
+        def pool(x: Array, norm: Callable[..., Any], head: Callable[..., Any] | None = None) -> Any:
+            if head is not None:
+                return head(norm(x))
+            tokens = x[:, : s.num_global_tokens]
+            return norm(tokens) if options.get("cls_norm", True) else tokens
+
+        global_tokens = pool(x, *last)
+        run, *pure = map(as_function, (tower, *last))
+        windows = encode_windows(
+            lambda y: pool(run(y)[0], *pure), tokens, (h, w), options.get("windows", ())
+        )
+        return VisionFeatures(global_tokens, patches, windows)
 
 
 class VisionEncoder(VisionTower):

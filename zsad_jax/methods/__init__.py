@@ -52,6 +52,7 @@ METHODS = {
     "clip_ac": _included("clip", "ClipACConfig"),
     "coop": _included("coop", "CoOpConfig"),
     "cocoop": _included("coop", "CoCoOpConfig"),
+    "winclip": _included("winclip", "WinCLIPConfig"),
     "musc": _included("musc", "MuScConfig"),
     "knn": _included("knn", "KnnConfig"),
 }

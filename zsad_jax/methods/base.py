@@ -316,11 +316,12 @@ def vision_side(
     *,
     num_maps: int | None = None,
     patch_norm: bool = True,
+    windows: tuple[int, ...] = (),
 ) -> VisionSide:
     """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
-    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` is that of
-    `VisionOptions`.
+    `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` and `windows`
+    are those of `VisionOptions`.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -340,6 +341,8 @@ def vision_side(
         "cls_norm": config.cls_norm,
         "patch_norm": patch_norm,
     }
+    if windows:
+        options["windows"] = windows
 
     def features(frozen: Params, params: Params, images: Images) -> VisionFeatures:
         return backbone.encode_image(frozen, images, **options)

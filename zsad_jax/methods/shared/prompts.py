@@ -160,22 +160,28 @@ def check_length(backbone: Backbone, paddings: Int[np.ndarray, "t n"], learned: 
 
 
 def ensemble(
-    embeddings: Float[Array, "t d"], groups: Int[np.ndarray, " t"], num_groups: int
+    embeddings: Float[Array, "t d"],
+    groups: Int[np.ndarray, " t"],
+    num_groups: int,
+    *,
+    unit: bool = True,
 ) -> Float[Array, "groups d"]:
     """Returns one prototype per group of texts: the normalized mean of the normalized embeddings.
 
     g = n(sum_j e_j / max(|e_j|, 1e-3)) over the texts j of a group, with n(x) = x / |x|.
-    `groups` has the index of the group of each text; every group has at least one text.
+    `groups` has the index of the group of each text; every group has at least one text. With `unit=False` the
+    embeddings are not normalized before the mean.
     """
-    unit = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
+    if unit:
+        embeddings = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
     # The sum serves as the mean, since the result is normalized.
-    return normalize(jax.ops.segment_sum(unit, jnp.asarray(groups), num_segments=num_groups))
+    return normalize(jax.ops.segment_sum(embeddings, jnp.asarray(groups), num_segments=num_groups))
 
 
 def encode_ensembles(
-    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]]
+    backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]], *, unit: bool = True
 ) -> Float[Array, "ensembles d"]:
-    """Returns a unit-norm prototype for each ensemble of sentences.
+    """Returns a unit-norm prototype for each ensemble of sentences; for `unit` see `ensemble`.
 
     Each distinct sentence is encoded once, in chunks that bound the memory.
     """
@@ -193,12 +199,18 @@ def encode_ensembles(
         lambda chunk: backbone.encode_text(frozen, *chunk), (ids[filled], paddings[filled])
     )
     embeddings = embeddings.reshape(chunks * size, -1)
-    return ensemble(embeddings[rows], groups, len(ensembles))
+    return ensemble(embeddings[rows], groups, len(ensembles), unit=unit)
 
 
 def encode_pairs(
-    backbone: Backbone, frozen: Params, family: PromptFamily, class_names: Sequence[str]
+    backbone: Backbone,
+    frozen: Params,
+    family: PromptFamily,
+    class_names: Sequence[str],
+    *,
+    unit: bool = True,
 ) -> Float[Array, "classes 2 d"]:
-    """Returns the (normal, anomalous) prototypes of each class."""
+    """Returns the (normal, anomalous) prototypes of each class; for `unit` see `ensemble`."""
     ensembles = [sentences for name in class_names for sentences in family.sentences(name)]
-    return encode_ensembles(backbone, frozen, ensembles).reshape(len(class_names), 2, -1)
+    pairs = encode_ensembles(backbone, frozen, ensembles, unit=unit)
+    return pairs.reshape(len(class_names), 2, -1)
