@@ -1,0 +1,176 @@
+"""Tests of runs of several processes, over loopback."""
+
+import collections
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from zsad_jax.experiment.config import from_config
+from zsad_jax.utils import distributed
+from zsad_jax.utils.errors import UserError
+
+# Runs the command and notes each sample that is read.
+COMMAND = """
+import os, runpy, sys
+from zsad_jax.data import loader
+read = loader.read_sample
+
+def note(dataset, index):
+    with open(os.environ["READS"], "a") as file:
+        file.write(f"{dataset.name} {index}\\n")
+    return read(dataset, index)
+
+loader.read_sample = note
+runpy.run_module("zsad_jax.main", run_name="__main__", alter_sys=True)
+"""
+DEMO = (
+    "--config=configs/tipsomaly.py:demo",
+    "--config.backbone.image_size=56",
+    "--config.num_workers=0",
+    "--config.data_dir=data",
+)
+RUN = (
+    *DEMO,
+    "--config.targets=('target',)",
+    "--config.auxiliary=auxiliary",
+    "--config.training.epochs=2",
+    "--config.training.batch_size=4",
+    "--config.batch_size=4",
+    "--config.seeds=2",
+    "--config.sweep={'method.sigma': [1.0, 2.0]}",
+    "--config.comparisons={'fixed prompts': {'learning': 'none'}}",
+)
+UNREADABLE = "cloth/3.png"
+
+
+def write_dataset(root, num_images, seed):
+    """Writes a dataset with a meta.json: bright squares on noise, in two categories."""
+    rng = np.random.default_rng(seed)
+    entries = {"plate": [], "cloth": []}
+    for number in range(num_images):
+        category, label = ("plate", "cloth")[number % 2], number // 2 % 2
+        image, mask = rng.integers(60, 120, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+        mask[20:40, 10:30] = 255 * label
+        image[mask > 0] = 255
+        names = f"{category}/{number}.png", f"{category}/{number}_mask.png"
+        for name, pixels in zip(names, (image, mask), strict=True):
+            (root / category).mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(pixels).save(root / name)
+        fields = {"img_path": names[0], "mask_path": names[1] if label else "", "anomaly": label}
+        entries[category].append(fields | {"cls_name": category, "specie_name": "square"})
+    (root / "meta.json").write_text(json.dumps({"train": {}, "test": entries}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_dataset(folder / "data/auxiliary", 10, 0)  # no multiple of a batch
+    write_dataset(folder / "data/target", 13, 1)
+    (folder / "data/target" / UNREADABLE).write_bytes(b"no image")
+    return folder
+
+
+def start(folder, arguments, name, **variables):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "READS": str(folder / f"{name}.reads"),
+        "ZSAD_JAX_HOME": str(folder / "home"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=folder, env=environment | variables, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def start_two(folder, *arguments, name="two"):
+    """Starts two processes, each with its own arguments."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [
+        start(folder, [*own, "--config.distributed=True"], name, JAX_PROCESS_ID=str(i), **variables)
+        for i, own in enumerate(arguments)
+    ]
+
+
+def finish(*processes):
+    """Returns the exit code and the output of each process."""
+    outputs = [one.communicate(timeout=600) for one in processes]
+    return [(one.returncode, *texts) for one, texts in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_two_processes_equal_one(folder, cache):
+    arguments = [*RUN, f"--config.features.cache={cache}"]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    one = [*arguments, f"--workdir=one/{cache}"]
+    ((code, _, warnings),) = finish(start(folder, one, f"one-{cache}", XLA_FLAGS=flags))
+    assert code == 0, warnings
+    two = [*arguments, f"--workdir=two/{cache}"]
+    first, second = finish(*start_two(folder, two, two, name=f"two-{cache}"))
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    for name in ("results", "comparisons", "results_by_seed"):
+        path = f"{cache}/{name}.json"
+        assert (folder / "two" / path).read_text() == (folder / "one" / path).read_text()
+    # Only the first process says something, and each issue once.
+    assert re.sub(r"(?m)^\[Gloo\].*\n", "", second[1] + second[2]) == ""
+    assert "target" in first[1]
+    assert warnings.count(UNREADABLE) == first[2].count(UNREADABLE) > 0
+    reads = [
+        collections.Counter((folder / f"{name}-{cache}.reads").read_text().splitlines())
+        for name in ("one", "two")
+    ]
+    assert reads[0] == reads[1]
+    if cache == "memory":  # some of the target once more, for pictures
+        assert [reads[1][f"auxiliary {number}"] for number in range(10)] == [1] * 10
+        assert reads[1].total() <= 10 + 13 + 8
+
+
+@pytest.mark.slow
+def test_error_of_one_process_ends_the_other(folder):
+    other = "--config.data_dir=missing"
+    first, second = finish(*start_two(folder, [*RUN], [*RUN, other]))
+    assert second[0] == 2
+    assert "missing" in second[2]
+    assert (first[0], first[2].count(distributed.LOST)) == (1, 1)
+
+
+@pytest.mark.slow
+def test_rejects_different_configs(folder):
+    ended = finish(*start_two(folder, [*RUN], [*RUN, "--config.seed=5"]))
+    for code, _, said in ended:
+        assert code in (1, 2)
+        assert "different configs" in said or distributed.LOST in said
+    assert any("different configs" in said for _, _, said in ended)
+
+
+def test_rejects_unknown_environment(folder):
+    ((code, _, said),) = finish(start(folder, [*RUN, "--config.distributed=True"], "none"))
+    assert code == 2
+    assert "config.distributed is True" in said
+    assert "JAX_COORDINATOR_ADDRESS" in said
+    assert "Traceback" not in said
+
+
+def test_rejects_features_on_disk():
+    config = {"method": {"name": "clip"}, "backbone": {"name": "clip-nano"}, "targets": ("visa",)}
+    with pytest.raises(UserError, match=r"features\.cache is 'disk'"):
+        from_config(config | {"distributed": True, "features": {"cache": "disk"}})
+
+
+def test_one_process_gathers_its_own_value():
+    assert distributed.is_main()
+    assert distributed.gather("a") == ["a"]
+    assert distributed.once(lambda: "b") == "b"
+    with pytest.raises(ZeroDivisionError):
+        distributed.once(lambda: 1 / 0)
