@@ -30,6 +30,7 @@ SUBSPACE = {
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
     config = presets.paper("knn", train=False)
+    config.shots, config.seeds = 4, 3  # draws of four normal images of each category
     variants = {"subspace": _subspace, "demo": _demo, "demo_tips": _demo_tips}
     return presets.vary(config, variant, variants)
 

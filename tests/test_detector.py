@@ -157,6 +157,34 @@ def test_warns_of_arrays_that_are_scaled_doubtfully(detector, caplog):
     assert "image: the pixel values of a wider type were read as 8 bits" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def few_shot(images):
+    """Returns a function that loads a detector that compares with reference images."""
+
+    def load(references, **options):
+        backbone = zsad_jax.load_backbone("tips-nano", image_size=28)
+        return zsad_jax.load_detector("knn", backbone, references=references, **options)
+
+    return load
+
+
+def test_compares_with_references(few_shot, images):
+    other = few_shot([images[1], images[2]], num_views=1).predict(images)
+    own = few_shot([images[0], images[2]], num_views=1).predict(images)
+    assert own.score[[0, 2]] == pytest.approx(0, abs=1e-5)
+    assert other.score[[1, 2]] == pytest.approx(0, abs=1e-5)
+    assert min(own.score[1], other.score[0]) > 1e-3
+
+
+def test_rejects_references_that_do_not_fit_the_method(backbone, few_shot, images):
+    with pytest.raises(UserError, match=r"knn requires normal reference images .*references=.PATH"):
+        few_shot(None)
+    with pytest.raises(UserError, match="tipsomaly takes no reference images"):
+        zsad_jax.load_detector(backbone=backbone, references=images[:1])
+    with pytest.raises(UserError, match="Without references, musc scores the images"):
+        zsad_jax.load_detector("musc", "tips-nano")
+
+
 def test_repr_is_one_short_line(detector):
     assert repr(detector).startswith("Detector('tipsomaly', Backbone('")
     assert "\n" not in repr(detector)

@@ -445,7 +445,7 @@ def test_skips_target_without_auxiliary_dataset(folder, auxiliary, reason):
         config.targets, config.skip_missing = ("target", "auxiliary"), True
         config.auxiliary_for = {"target": auxiliary, "auxiliary": "target"}
         config.auxiliary = None
-    datasets, skipped = open_datasets(make_variants(from_config(config)))
+    datasets, skipped, _ = open_datasets(make_variants(from_config(config)))
     assert set(datasets) == {"target", "auxiliary"}
     assert list(skipped) == ["target"]
     assert re.match(f"its prompts are trained on {auxiliary}: .*{reason}", skipped["target"])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from zsad_jax.backbones import Backbone, load_backbone
+from zsad_jax.backbones.feature_cache import CompiledEncoders
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.issues import DOUBTFUL
 from zsad_jax.data.preprocess import (
@@ -25,7 +26,7 @@ from zsad_jax.data.preprocess import (
     open_image,
     resize_image,
 )
-from zsad_jax.evaluate import make_scorer
+from zsad_jax.evaluate import Contender, encode_prototypes, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
@@ -34,6 +35,7 @@ from zsad_jax.utils.arrays import is_array, is_real, to_numpy
 from zsad_jax.utils.config import checked
 from zsad_jax.utils.errors import UserError, plural
 
+References = Sequence[UInt8[np.ndarray, "k S S 3"]]
 Image = np.ndarray | jax.Array | PIL.Image.Image | str | os.PathLike[str]
 
 
@@ -56,6 +58,7 @@ class Detector:
     Attributes:
       prompts: origin of the learned prompts in words, or "fixed prompts".
       categories: what the images may show, for the fixed prompts.
+      references: resized normal images of each category; None: none are given.
       image_score: the image score that `predict` returns.
       batch_size: images per compiled call; smaller batches are padded.
       mesh: the devices over which a batch is split; frozen weights and prompts are on each.
@@ -66,6 +69,7 @@ class Detector:
     params: PyTree
     prompts: str
     categories: tuple[str, ...]
+    references: References | None
     image_score: str
     batch_size: int
     mesh: Mesh
@@ -78,19 +82,28 @@ class Detector:
 
     @functools.cached_property
     def prototypes(self) -> PyTree:
-        """The encoded prompts."""
-        encode = jax.jit(self.method.prototypes, static_argnums=2)
-        return encode(self.backbone.params, self.params, self.categories)
+        """The encoded prompts and references."""
+        own, frozen = Contender(self.method, self.params), self.backbone.params
+        return encode_prototypes(
+            own, self.encoders, frozen, self.categories, self.references, self.mesh
+        )
+
+    @functools.cached_property
+    def encoders(self) -> CompiledEncoders:
+        """The encoder of the method's features by its key, as `make_scorer` takes it."""
+        key, encode = encoder_of(self.method)
+        normalize = self.backbone.preprocess.normalize
+        return {key: encode and (lambda frozen, x: encode(frozen, {}, normalize(x)))}
 
     @functools.cached_property
     def scorer(self) -> jax.stages.Compiled:
         """The function of `make_scorer` on images, compiled for batches of `batch_size`."""
-        preprocess = self.backbone.preprocess
-        key, encode = encoder_of(self.method)
-        encoders = {key: encode and (lambda frozen, x: encode(frozen, {}, preprocess.normalize(x)))}
-        score = make_scorer([self.method], self.backbone, encoders, mesh=self.mesh, binned=False)
+        score = make_scorer(
+            [self.method], self.backbone, self.encoders, mesh=self.mesh, binned=False
+        )
         # Compiled ahead, so that the measured time of the first images does not include it.
-        images = np.zeros((self.batch_size, *[preprocess.image_size] * 2, 3), np.uint8)
+        size = self.backbone.preprocess.image_size
+        images = np.zeros((self.batch_size, size, size, 3), np.uint8)
         return score.lower(*self._arguments(images, np.zeros(self.batch_size, np.int32))).compile()
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction:
@@ -120,32 +133,15 @@ class Detector:
             raise UserError(
                 f"The images have the type {type(one).__name__}. Pass arrays, Pillow images or paths of files."
             )
-        resized = [self.resize(image) for image in one]
+        resized = [resize(image, self.backbone.preprocess) for image in one]
         if not resized:
             raise UserError("There are no images to score. Pass at least one.")
         return self.predict_resized(np.stack(resized))
 
-    def resize(self, image: Image) -> UInt8[np.ndarray, "S S 3"]:
-        """Resizes an image to the backbone's size, still 8-bit."""
-        preprocess, name = self.backbone.preprocess, "image"
-        if is_array(image):
-            decoded = _open_array(to_numpy(image, "Images"), preprocess)
-        elif isinstance(image, str | os.PathLike | PIL.Image.Image):
-            decoded = open_image(image, bit_depth=preprocess.bit_depth)
-            name = name if isinstance(image, PIL.Image.Image) else os.fspath(image)
-        else:
-            raise UserError(
-                f"An image has the type {type(image).__name__}. Pass an array, a Pillow image or a path."
-            )
-        for note in decoded.notes:
-            level = logging.WARNING if note.kind in DOUBTFUL else logging.INFO
-            logging.log(level, "%s", note._replace(file=name))
-        return resize_image(decoded.image, preprocess)
-
     def predict_resized(
         self, images: UInt8[np.ndarray, "b S S 3"], category: Int[np.ndarray, " b"] | None = None
     ) -> Prediction:
-        """Scores images that `resize` returned.
+        """Scores images of the backbone's size, as `resize_image` returns them.
 
         `category` holds their indices in `categories`; None: all are of the first.
 
@@ -180,6 +176,24 @@ class Detector:
         return self.backbone.params, [self.params], [self.prototypes], [None], *split
 
 
+def resize(image: Image, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
+    """Resizes an image to the backbone's size, still 8-bit; see `Detector.predict`."""
+    name = "image"
+    if is_array(image):
+        decoded = _open_array(to_numpy(image, "Images"), preprocess)
+    elif isinstance(image, str | os.PathLike | PIL.Image.Image):
+        decoded = open_image(image, bit_depth=preprocess.bit_depth)
+        name = name if isinstance(image, PIL.Image.Image) else os.fspath(image)
+    else:
+        raise UserError(
+            f"An image has the type {type(image).__name__}. Pass an array, a Pillow image or a path."
+        )
+    for note in decoded.notes:
+        level = logging.WARNING if note.kind in DOUBTFUL else logging.INFO
+        logging.log(level, "%s", note._replace(file=name))
+    return resize_image(decoded.image, preprocess)
+
+
 @checked
 def load_detector(
     method: str = "tipsomaly",
@@ -187,6 +201,7 @@ def load_detector(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     category: str = "object",
+    references: Iterable[Any] | None = None,
     score: str | None = None,
     batch_size: int = 1,
     backbone_options: Mapping[str, Any] | None = None,
@@ -200,6 +215,7 @@ def load_detector(
       checkpoint: learned prompts: a released name or a file. None: those included with the backbone, else
         fixed prompts, with a warning, if the method works with them.
       category: what the images show ("metal nut"), for the fixed prompts.
+      references: normal images of the category, as for `Detector.predict`, for methods that compare with them.
       score: the image score to return; None: the method's first.
       batch_size: images per compiled call, split over this process's devices; rounded up to a multiple of them.
       backbone_options: for `load_backbone`; not for a loaded backbone.
@@ -224,12 +240,14 @@ def load_detector(
     made = make_method(method, backbone, method_options)
     given = None if checkpoint is None else os.fspath(checkpoint)
     params, file = choose_params(made, backbone, given)
+    resized = [resize(one, backbone.preprocess) for one in references or ()]
     detector = make_detector(
         backbone,
         made,
         params,
         prompts=file.description,
         categories=(category,),
+        references=resized and (np.stack(resized),),
         score=score,
         batch_size=batch_size,
     )
@@ -243,7 +261,8 @@ def make_detector(
     params: PyTree,
     *,
     prompts: str,
-    categories: tuple[str, ...] = ("object",),
+    categories: Sequence[str] = ("object",),
+    references: References | None = None,
     score: str | None = None,
     batch_size: int = 1,
     model_devices: int = 1,
@@ -254,6 +273,7 @@ def make_detector(
       backbone, method, params: the frozen model, a method made over it, and its parameters ({}: fixed prompts).
       prompts: origin of the parameters, in words.
       categories: what the images may show, for the fixed prompts.
+      references: normal images of each category, the same number, that `resize` returned.
       score, batch_size: as for `load_detector`.
       model_devices: number of devices over which each tower is split.
 
@@ -266,10 +286,11 @@ def make_detector(
         )
     if not 1 <= batch_size <= sharding.MAX_BATCH:
         raise UserError(f"batch_size={batch_size} must be between 1 and {sharding.MAX_BATCH}.")
-    if method.across:
+    check_references(method, bool(references))
+    if not references and method.across:
         raise UserError(
-            f"{method.name} scores the images of a category together, so it cannot score single images."
-            " Evaluate a folder of images with python -m zsad_jax.main instead."
+            f"Without references, {method.name} scores the images of a category together, so it cannot score"
+            " single images. Pass references, or evaluate a folder of images with python -m zsad_jax.main."
         )
     mesh = sharding.make_mesh(jax.local_devices()[: batch_size * model_devices], model_devices)
     return Detector(
@@ -277,11 +298,25 @@ def make_detector(
         method=method,
         params=sharding.replicate(params, mesh),
         prompts=prompts,
-        categories=categories,
+        categories=tuple(categories),
+        references=references or None,
         image_score=image_score(method, score),
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,
     )
+
+
+def check_references(method: Method, given: bool) -> None:
+    """Raises `UserError` if a method lacks reference images, or takes none."""
+    if given and method.references == "unused":
+        raise UserError(
+            f"{method.name} takes no reference images. Remove them, or use a method that does, such as knn."
+        )
+    if not given and method.references == "required":
+        raise UserError(
+            f"{method.name} requires normal reference images of each category. Pass references=[PATH, …]"
+            " (python -m zsad_jax.predict: --references FOLDER)."
+        )
 
 
 def choose_params(

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -26,6 +27,7 @@ from zsad_jax.backbones.feature_cache import (
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_sample
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
+from zsad_jax.data.references import References
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
 from zsad_jax.metrics.binned import BinnedMaps, bin_maps
@@ -35,11 +37,15 @@ from zsad_jax.utils.progress import one_late, progress
 
 
 class Contender(NamedTuple):
-    """A method with its parameters; `label` is its key in comparisons, "" for the main one."""
+    """A method with its parameters, and with normal images of the categories if it takes any.
+
+    `label` is its key in comparisons, "" for the main one.
+    """
 
     method: Method
     params: PyTree
     label: str = ""
+    references: References | None = None
 
 
 class Scored(NamedTuple):
@@ -217,10 +223,17 @@ def evaluate(
     )
     keys = [encoder_of(method)[0] for method in methods]
     params = [sharding.replicate(contender.params, mesh) for contender in contenders]
-    # Prompts are encoded once for all images; class names are static, since they are tokenized on the host.
+    # Once for all images.
     prototypes = [
-        jax.jit(method.prototypes, static_argnums=2)(frozen, learned, tuple(dataset.prompt_names))
-        for method, learned in zip(methods, params, strict=True)
+        encode_prototypes(
+            one._replace(params=learned),
+            features.encoders,
+            frozen,
+            dataset.prompt_names,
+            one.references and one.references.read(backbone.preprocess),
+            mesh,
+        )
+        for one, learned in zip(contenders, params, strict=True)
     ]
 
     def run(positions: Int[np.ndarray, " n"], *, pixels: bool = False) -> Stream:
@@ -247,7 +260,7 @@ def evaluate(
     together = {
         number: _score_across(method.across, features.select([keys[number]]), frozen, *own)
         for number, (method, *own) in enumerate(zip(methods, params, prototypes, strict=True))
-        if method.across
+        if method.across and contenders[number].references is None
     }
     scored = show(run(np.arange(len(dataset))), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
@@ -267,6 +280,36 @@ def evaluate(
         found = itertools.chain(*(part.items() for part in distributed.gather(cases)))
         main = main._replace(cases=tuple(case for _, case in sorted(found, key=itemgetter(0))))
     return main, *others
+
+
+def encode_prototypes(
+    contender: Contender,
+    encoders: CompiledEncoders,
+    frozen: PyTree,
+    class_names: Sequence[str],
+    references: Iterable[UInt8[np.ndarray, "k S S 3"]] | None,
+    mesh: Mesh,
+) -> PyTree:
+    """Returns the prototypes of all categories, on every device of a mesh.
+
+    `encoders` are as for `make_scorer`, `frozen` and the contender's parameters are on every device, and
+    `references` are normal images of each category, the same number; None: none are given.
+    """
+    method, encoded = contender.method, []
+    encode = encoders[encoder_of(method)[0]]
+    if encode:
+        encode = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+    for number, images in enumerate(references or ()):
+        if method.reference_views:
+            images = method.reference_views(images, jax.random.key(number))
+        padded = np.pad(images, [(0, -len(images) % mesh.shape[sharding.DATA]), *[(0, 0)] * 3])
+        own = sharding.split_batch(padded[sharding.own_rows(len(padded), mesh)], mesh)
+        encoded.append(encode(frozen, own))
+        rows = len(images)  # without padding, the same number in each category
+    given = [jax.tree.map(lambda *x: jnp.stack(x)[:, :rows], *encoded)] if encoded else []
+    # Class names are static, since they are tokenized on the host.
+    compute = jax.jit(method.prototypes, static_argnums=2)
+    return compute(frozen, contender.params, tuple(class_names), *given)
 
 
 def dataset_scores(evaluation: Evaluation, image_score: str) -> DatasetScores:

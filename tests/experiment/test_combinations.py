@@ -121,7 +121,7 @@ def test_second_class_token_score_needs_second_token(backbones, method):
 def test_readme_lists_every_combination():
     """Checks that each method has a row with its two parameter counts and a result for each backbone."""
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+?) \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
-    assert {name for name, *_ in rows} == set(METHODS) - {"knn"}  # whose demo needs references
+    assert {name for name, *_ in rows} == set(METHODS)
     for name, counts, *figures in rows:
         shown = [int(count.replace(",", "")) for count in re.findall(r"[\d,]+", counts)]
         options = {"method": name, "backbone": "clip-vit-l14-336"}

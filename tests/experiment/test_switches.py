@@ -268,7 +268,7 @@ def run(monkeypatch, tmp_path):
         names |= {*experiment.auxiliaries()} if experiment.train else set()
         if not names <= {"synthetic_target", "synthetic_aux"}:
             raise NotPreparedError(f"{names} are not prepared.")
-        return {name: Samples(name, [sample]) for name in names}, {}
+        return {name: Samples(name, [sample]) for name in names}, {}, {}
 
     monkeypatch.setattr(starter, "open_datasets", open_datasets)
     monkeypatch.setattr(runner, "evaluate", evaluate)

@@ -112,6 +112,13 @@ def test_recognizes_training_of_the_papers_main_numbers(make_row, fields, usual)
     assert is_usual(make_row("visa", **fields)) == usual
 
 
+def test_references_are_another_setting_than_the_published_one(make_row):
+    row = make_row("visa", method="tipsomaly")
+    assert "shots" not in "".join(words_on(find_deviations([row]), ["visa"]))
+    found = find_deviations([{**row, "shots": 4}])
+    assert "shots 4 (the paper: 0)" in "".join(words_on(found, ["visa"]))
+
+
 def test_other_training_is_a_deviation(make_row):
     rows = [make_row(key, auxiliary="mpdd") for key in ("mvtec_ad", "visa", "headct")]
     found = find_deviations([*rows, make_row("btad")])

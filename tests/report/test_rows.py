@@ -30,6 +30,14 @@ def test_converts_undefined_metrics_to_none_and_numpy_to_python(fields):
     assert type(row["n_images"]) is int
 
 
+def test_row_with_references_has_their_number(fields):
+    rows = [result_row(**fields, shots=shots) for shots in (2, 4)]
+    assert tuple(rows[0]) == (*RESULT_COLUMNS, "shots")
+    assert len(combine_seeds([*rows, result_row(**fields | {"seed": 4}, shots=2)])) == 2
+    with pytest.raises(ValueError, match="shots is 0"):
+        result_row(**fields, shots=0)
+
+
 def test_reports_unknown_and_missing_columns(fields):
     del fields["sigma"]
     with pytest.raises(ValueError, match="unknown columns color and missing columns sigma"):

@@ -14,7 +14,7 @@ from zsad_jax.data.folder import list_splits, read_folder
 from zsad_jax.data.meta_json import META_JSON, read_meta_json, read_splits
 from zsad_jax.data.protocols import Naming, parse_name
 from zsad_jax.utils.config import describe_type, fits
-from zsad_jax.utils.errors import NotPreparedError, UserError, suggest
+from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, suggest
 from zsad_jax.utils.files import PathLike, user_path
 from zsad_jax.utils.remote import fetch
 
@@ -57,6 +57,27 @@ def open_dataset(
     opened = [opener(of_part, naming) for opener, of_part in openers]
     # Also for one part with a split: results are stored under the name with its split.
     return opened[0] if spec == parts[0].key else Joined(spec, opened)
+
+
+def open_train_split(spec: Spec, data_dir: PathLike) -> Dataset:
+    """Opens the train split of a dataset whose test split the description names.
+
+    Raises:
+      NoSplitError: it has no train split.
+      UserError: the description names the train split itself, or as for `open_dataset`.
+    """
+    named = spec.get("split", "") if not isinstance(spec, str) else ""
+    splits = [part.split for part in parse_name(spec)] if isinstance(spec, str) else [named]
+    if "train" in splits:
+        raise UserError(f"{spec} is a train split itself. Name another split, or none.")
+    if isinstance(spec, str):
+        return open_dataset("+".join(f"{one.key}:train" for one in parse_name(spec)), data_dir)
+    kind, path, _ = _locate(spec)
+    if kind == "folder" and "train" not in list_splits(path):
+        raise NoSplitError(
+            f"{path} has no train split. Arrange it as <category>/train/good and <category>/test/<defect>."
+        )
+    return open_dataset({**spec, "split": "train"}, data_dir)
 
 
 def open_splits(spec: Spec, data_dir: PathLike) -> dict[str, Dataset]:
@@ -148,7 +169,7 @@ def _locate(spec: Mapping[str, Any]) -> tuple[str, pathlib.Path, dict[str, Any]]
 def _find_opener(name: str, data_dir: PathLike) -> Callable[[str, Naming], Dataset]:
     """Returns the function that opens a split of a dataset; raises `UserError` if there is no such dataset."""
     if name in synthetic.CATEGORIES:
-        return lambda split, naming: synthetic.Synthetic(name)
+        return lambda split, naming: synthetic.Synthetic(name, split)
 
     def open_prepared(split: str, naming: Naming) -> Dataset:
         # Imports tensorflow-datasets, which takes a second.

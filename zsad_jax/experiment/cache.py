@@ -75,6 +75,7 @@ def evaluation_key(
         dataset,
         [experiment.exact_metrics, experiment.features_config.dtype],
         zsad_jax.__version__,
+        *([contender.references.digest] if contender.references else []),
     )
 
 

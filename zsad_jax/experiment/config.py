@@ -33,7 +33,7 @@ WITHOUT_EFFECT = (
     *("features.cache", "features.max_gb"),
 )
 # Keys whose values are in the tables.
-IN_TABLES = ("targets", "data", "comparisons", "sweep", "seeds")
+IN_TABLES = ("targets", "data", "comparisons", "sweep", "seeds", "shots")
 
 
 def is_one_of(key: str, keys: Collection[str]) -> bool:
@@ -91,8 +91,9 @@ class Experiment:
       model_devices: number of devices over which each tower is split; batches are split over the others.
       features: fields of `FeaturesConfig`, on storing what the frozen tower computes.
       distributed: whether the run has several processes; False: one, with all devices of this machine.
-      seed: of the initial parameters and of shuffling.
-      seeds: number of trainings, with the seeds `seed`, `seed` + 1, …; results are their means.
+      shots: number of normal references of each category, drawn from the targets' train splits; None: none.
+      seed: of the initial parameters, of shuffling and of the draw of references.
+      seeds: number of trainings and draws, with the seeds `seed`, `seed` + 1, …; results are their means.
     """
 
     method: Mapping[str, Any]
@@ -117,6 +118,7 @@ class Experiment:
     model_devices: int = within(1, 1)
     features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     distributed: bool = False
+    shots: int | None = within(None, 1)
     seed: int = within(0, 0, 2**31 - 1)
     seeds: int = within(1, 1, 1000)
 
@@ -271,6 +273,7 @@ class Experiment:
         for spec in {repr(one): one for one in self._specs.values()}.values():
             method = spec.make(over)
             params = param_shapes(method, over)
+            self._check_shots(method)
             if params and not all(target.auxiliary for target in self.resolved):
                 raise UserError(
                     f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"
@@ -280,6 +283,19 @@ class Experiment:
                 # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, (class_name,))
+
+    def _check_shots(self, method: Method) -> None:
+        if self.shots and method.references == "unused":
+            raise UserError(
+                f"config.shots is {self.shots}, but {method.name} takes no reference images. Set it to None,"
+                " or use a method that does, such as knn."
+            )
+        if not self.shots and method.references == "required":
+            raise UserError(
+                f"config.shots is not set, but {method.name} requires normal reference images of each category."
+                " Draw them from the train splits of the targets (--config.shots=4), or score your own images"
+                " with your own references (python -m zsad_jax.predict IMAGES --references FOLDER)."
+            )
 
     def _check_main(self, method: Method, backbone: Backbone) -> None:
         image_score(method, self.image_score)

@@ -59,6 +59,7 @@ def paper(method: str, *, train: bool = True) -> ConfigDict:
     config.features = _fields(FeaturesConfig)
     # The seed of AnomalyCLIP's and TIPSomaly's code.
     config.seed = 111
+    config.shots = config_dict.placeholder(int)
     config.seeds = 1
     config.distributed = False
     return config

@@ -19,8 +19,8 @@ from zsad_jax.report.rows import MEAN, OPTION_COLUMNS
 class Prompts(NamedTuple):
     """The parameters of a contender ({}: nothing is learned), and what results record of them.
 
-    `checkpoint` names the file, or the folder of the training. `seed` and `folder` are those of the training;
-    None if the parameters were loaded.
+    `checkpoint` names the file, or the folder of the training. `seed` is that of the training, or of the draw
+    of references. It and `folder` are None if the parameters were loaded.
     """
 
     params: Any = {}  # noqa: RUF012 - never written to
@@ -109,4 +109,5 @@ def _identity(contender: Contender, prompts: Prompts, backbone: Backbone) -> Row
         "epoch": prompts.epoch,
         "image_size": backbone.preprocess.image_size,
         **{name: getattr(method.config, name, None) for name in OPTION_COLUMNS},
+        **({"shots": contender.references.shots} if contender.references else {}),
     }

@@ -67,6 +67,10 @@ def run_experiment(
     if experiment.sweep:
         points = {one.label: one.point for one in run.variants if one.point}
         info["sweep"] = {"points": points}
+    info["references"] = {
+        f"{target}, shots {shots}, seed {seed}": drawn.file_names
+        for (target, shots, seed), drawn in run.references.items()
+    }
     # Also of other configs, whose files may change.
     info["settings"] = {one.label: one.describe() for one in run.variants[1:]}
     info |= run_info.describe_method(experiment, run.method(), run.backbone())
@@ -124,8 +128,13 @@ def evaluate_target(
     main_key = ""
     for variant in run.variants:
         method, backbone = run.method(variant, target.name), run.backbone(variant)
-        for learned in prompts[variant.experiment.auxiliary_of(target.name), variant.label]:
-            contender = Contender(method, learned.params, variant.label)
+        shots = variant.experiment.shots
+        of_seeds = prompts[variant.experiment.auxiliary_of(target.name), variant.label]
+        if shots and of_seeds[0].seed is None:  # nothing is trained, but references are drawn
+            of_seeds = [of_seeds[0]._replace(seed=seed) for seed in run.seeds(variant)]
+        for learned in of_seeds:
+            references = run.references.get((target.name, shots or 0, learned.seed or 0))
+            contender = Contender(method, learned.params, variant.label, references)
             key = cache.evaluation_key(variant.experiment, backbone, contender, identity)
             main_key = main_key or key
             # The main one, which is the first, has pictures, chosen by this score.

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from zsad_jax.backbones import Backbone, registry, transformer
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.data.dataset import Dataset
-from zsad_jax.data.open import open_dataset
+from zsad_jax.data.open import Spec, open_dataset, open_train_split
+from zsad_jax.data.references import References, draw_references
 from zsad_jax.experiment import config_files, console
 from zsad_jax.experiment.config import Experiment, Target, to_json
 from zsad_jax.experiment.variants import Variant, make_variants
@@ -25,14 +26,17 @@ from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
 from zsad_jax.utils.remote import Place
 
+AllReferences = dict[tuple[str, int, int], References]
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
     """The state that all steps of a run share.
 
-    `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `backbones` are
-    by their options, and `methods` also by their specification. The tables show the `image_score` of the main
-    method. `push` copies what is new in `workdir` to a remote directory, if there is one.
+    `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `references`
+    are by target, number of images of each category and seed, `backbones` by their options, and `methods` also
+    by their specification. The tables show the `image_score` of the main method. `push` copies what is new in
+    `workdir` to a remote directory, if there is one.
     """
 
     experiment: Experiment
@@ -41,6 +45,7 @@ class Run:
     backbones: dict[str, Backbone]
     datasets: dict[str, Dataset]
     skipped: dict[str, str]
+    references: AllReferences
     push: Callable[[], None]
     mesh: Mesh
     methods: dict[tuple[str, str], Method] = dataclasses.field(default_factory=dict)
@@ -63,6 +68,11 @@ class Run:
         if key not in self.methods:
             self.methods[key] = spec.make(self.backbones[options])
         return self.methods[key]
+
+    def seeds(self, variant: Variant) -> range:
+        """Returns the seeds of the trainings and draws of a variant."""
+        first = variant.experiment.seed
+        return range(first, first + self.experiment.seeds)
 
     def features(self, name: str, backbone: Backbone, methods: Iterable[Method]) -> Features:
         """Returns the features that methods need of a dataset, in one pass over what is not stored."""
@@ -95,7 +105,7 @@ def start_run(experiment: Experiment, place: Place) -> Run:
     for one in variants:
         with _naming(one):
             one.experiment.check_method(main=not one.label)
-    datasets, skipped = open_datasets(variants)
+    datasets, skipped, references = open_datasets(variants)
     in_prompts = (name for one in datasets.values() for name in one.prompt_names)
     # A text has no more tokens than bytes.
     longest = max(in_prompts, key=lambda name: len(name.encode(errors="replace")))
@@ -119,6 +129,7 @@ def start_run(experiment: Experiment, place: Place) -> Run:
         backbones=backbones,
         datasets=datasets,
         skipped=skipped,
+        references=references,
         push=place.push,
         mesh=mesh,
     )
@@ -145,11 +156,16 @@ def _naming(variant: Variant) -> contextlib.AbstractContextManager[None]:
     return located(f"{variant.label!r}") if variant.label else contextlib.nullcontext()
 
 
-def open_datasets(variants: Sequence[Variant]) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Opens every dataset that the variants need; also returns the skipped targets with the reason.
+def open_datasets(
+    variants: Sequence[Variant],
+) -> tuple[dict[str, Dataset], dict[str, str], AllReferences]:
+    """Opens every dataset that the variants need.
+
+    Also returns the skipped targets with the reason, and references for all settings.
 
     Raises:
       UserError: datasets are missing; the message lists the commands for all that is missing, weights included.
+        Or a target has too few normal images for references.
     """
     experiment = variants[0].experiment
     needed: dict[str, Any] = {target.name: target.spec for target in experiment.resolved}
@@ -161,9 +177,12 @@ def open_datasets(variants: Sequence[Variant]) -> tuple[dict[str, Dataset], dict
     needed |= {name: name for names in auxiliaries.values() for name in names}
     datasets: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
+    references: AllReferences = {}
     for name, spec in needed.items():
         try:
             datasets[name] = open_dataset(spec, experiment.data_folder, naming=experiment.naming)
+            if name in auxiliaries:
+                references |= _draw_references(variants, name, spec, datasets[name].categories)
         # Only what is absent can be skipped. A damaged dataset ends the run.
         except (NotPreparedError, NoSplitError) as error:
             missing[name] = str(error)
@@ -179,7 +198,25 @@ def open_datasets(variants: Sequence[Variant]) -> tuple[dict[str, Dataset], dict
     for name, reason in skipped.items():
         logging.warning("Skipping %s: %s", name, reason)
     wanted = {*left, *(name for target in left for name in auxiliaries[target])}
-    return {name: one for name, one in datasets.items() if name in wanted}, skipped
+    return {name: one for name, one in datasets.items() if name in wanted}, skipped, references
+
+
+def _draw_references(
+    variants: Sequence[Variant], target: str, spec: Spec, categories: Sequence[str]
+) -> AllReferences:
+    """Draws the references of a target for each number of images and seed that the variants need."""
+    main, settings = variants[0].experiment, [one.experiment for one in variants]
+    draws = {
+        (one.shots, one.seed + number)
+        for one in settings
+        for number in range(main.seeds)
+        if one.shots
+    }
+    if not draws:
+        return {}
+    with located(f"References of {target}"):
+        source = open_train_split(spec, main.data_folder)
+        return {(target, *one): draw_references(source, categories, *one) for one in sorted(draws)}
 
 
 def _hints(experiment: Experiment) -> list[str]:

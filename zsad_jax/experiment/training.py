@@ -85,12 +85,11 @@ def _list_trainings(run: Run, variant: Variant, auxiliary: str) -> dict[pathlib.
         return cache.training_key(experiment, backbone, method, (auxiliary, *names), member)
 
     common, place = key(None), run.workdir / "training"
-    seeds = range(experiment.seed, experiment.seed + run.experiment.seeds)
     return {
         place / f"{files.safe_name(auxiliary)}-{key(member)}": Training(
             backbone, method, auxiliary, member, common
         )
-        for member in (Member(seed, config) for seed in seeds)
+        for member in (Member(seed, config) for seed in run.seeds(variant))
     }
 
 

@@ -12,7 +12,7 @@ from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, sug
 
 # Sections in which the settings of a run may differ.
 SECTIONS = (
-    *("method", "backbone", "training", "checkpoints", "train", "seed"),
+    *("method", "backbone", "training", "checkpoints", "train", "seed", "shots"),
     *("method_for", "auxiliary", "auxiliary_for"),
 )
 # Sections taken from another config; its datasets are ignored.
@@ -68,17 +68,19 @@ def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
         changed = main
         with located(f"config.sweep ({label})"):
             # A section, or another name in it, discards options that were set before.
-            for key in sorted(point, key=lambda key: (key.count("."), not key.endswith(".name"))):
+            for key in sorted(point, key=_order):
                 changed = _set(changed, *key.split("."), value=point[key])
         variants.append(Variant(label, changed, point))
     labels = [one.label for one in variants]
     if len(set(labels)) < len(labels):
         twice = max(labels, key=labels.count)
         raise UserError(f"config.comparisons and config.sweep contain {twice!r} twice. Remove one.")
-    if experiment.seeds > 1 and not any(one.experiment.train for one in variants):
+    if experiment.seeds > 1 and not any(
+        one.experiment.train or one.experiment.shots for one in variants
+    ):
         raise UserError(
-            f"config.seeds is {experiment.seeds}, but nothing is trained, so that all seeds have the same"
-            " results. Set it to 1, or train (--config.train=True)."
+            f"config.seeds is {experiment.seeds}, but nothing is trained and no references are drawn, so"
+            " that all seeds have the same results. Set it to 1, or train (--config.train=True)."
         )
     return tuple(variants)
 
@@ -96,9 +98,14 @@ def _compare(main: Experiment, fields: Mapping[str, Any]) -> Experiment:
     method = sections.get("method", {})
     if options and isinstance(method, Mapping):  # anything else is rejected below
         sections["method"] = {**method, **options}
-    for name, value in sections.items():
-        main = _set(main, name, value=value)
+    for name in sorted(sections, key=_order):
+        main = _set(main, name, value=sections[name])
     return main
+
+
+def _order(key: str) -> tuple[bool, int, bool]:
+    # Another method starts without references.
+    return key == "shots", key.count("."), not key.endswith(".name")
 
 
 def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
@@ -118,6 +125,7 @@ def _set(main: Experiment, *keys: str, value: Any) -> Experiment:
             left = {name: {k: v for k, v in of.items() if k not in value} for name, of in fields}
             changes["method_for"] = {} if another else left
             changes["image_score"] = None if another else main.image_score
+            changes["shots"] = None if another else main.shots
     return dataclasses.replace(main, **changes)
 
 

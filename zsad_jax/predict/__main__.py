@@ -36,8 +36,14 @@ _CATEGORY = flags.DEFINE_string(
 _FOLDERS = flags.DEFINE_string(
     "folders",
     None,
-    "JSON file with a category and, optionally, a threshold for each of several folders of images, relative to"
-    f" the file: {EXAMPLE}. --category and --threshold apply to all others.",
+    "JSON file with a category and, optionally, a threshold and a folder of references for each of several"
+    f" folders of images, relative to the file: {EXAMPLE}. --category, --threshold and --references apply to"
+    " all others.",
+)
+_REFERENCES = flags.DEFINE_string(
+    "references",
+    None,
+    "Folder of normal images of the category, for methods that compare with them, such as knn.",
 )
 _INCLUDE_MASKS = flags.DEFINE_bool(
     "include_masks", False, "Also score files that look like ground-truth masks (can_label.png)."
@@ -98,7 +104,8 @@ def _read_options(paths: Sequence[str]) -> Options:
     if not paths:
         raise UserError("No images are given. Name files, folders or glob patterns.")
     scale, threshold = _SCALE.value, _THRESHOLD.value
-    folders = Folders(Folder(_CATEGORY.value))
+    references = _REFERENCES.value and str(files.user_path(_REFERENCES.value, "--references"))
+    folders = Folders(Folder(_CATEGORY.value, references=references))
     if _FOLDERS.value is not None:
         folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), folders.default)
     return Options(

@@ -49,6 +49,7 @@ def predict(experiment: Experiment, options: Options) -> None:
     for place, entry in options.folders.listed.items():
         if not any(one is entry for one in used):
             logging.warning("There are no images in %s, which --folders lists.", place)
+    _check_references(options, found, good)
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
         files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
@@ -109,6 +110,23 @@ def _check_categories(options: Options, found: Found, good: Found) -> None:
             "The known-good images and the images without their own threshold are of several categories:"
             f" {', '.join(sorted(categories))}. Their scores are not comparable. List the known-good images"
             " in --folders with the category of the images, and give other folders their own threshold."
+        )
+
+
+def _check_references(options: Options, found: Found, good: Found) -> None:
+    """Rejects images without references where others have them, and known-good images that are references."""
+    every = [*found.images, *good.images]
+    without = [one for one in every if options.folders.of(one).kind not in options.folders.kinds]
+    if without:
+        raise UserError(
+            f"There are no references for {without[0]}. Name a folder of normal images with --references, or in"
+            " --folders."
+        )
+    listed = itertools.chain(*score.find_references(options.folders).values())
+    if both := {*map(os.path.realpath, listed)} & {*map(os.path.realpath, good.images)}:
+        raise UserError(
+            f"{min(both)} is both a known-good image and a reference, so that its score is too low for a"
+            " threshold. Use different images."
         )
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
+from zsad_jax.backbones.load import describe_backbone
+from zsad_jax.backbones.registry import RELEASES
+from zsad_jax.data.folder import find_images
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import (
     Preprocess,
@@ -21,7 +24,7 @@ from zsad_jax.data.preprocess import (
     open_image,
     resize_image,
 )
-from zsad_jax.detector import Detector, choose_params, make_detector
+from zsad_jax.detector import Detector, check_references, choose_params, make_detector, resize
 from zsad_jax.experiment.cache import inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
@@ -95,6 +98,7 @@ class Model:
     batch_size: int
     num_workers: int  # threads that decode
     load: Callable[[], Detector]
+    references: Mapping[str | None, str]  # folder -> digest of the images
 
     @functools.cached_property
     def detector(self) -> Detector:
@@ -108,7 +112,9 @@ class Model:
 
     def key_of(self, image: str) -> str:
         """Returns the key of all that the score and the map of an image depend on, but its file."""
-        return fingerprint(self.description.key, self.folders.of(image).category)
+        category, references = self.folders.of(image).kind
+        used = [self.references[references]] if references else []
+        return fingerprint(self.description.key, category, *used)
 
     @property
     def warning(self) -> str:
@@ -159,13 +165,18 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
     # Batches are padded to one size, so a single image would cost as much as a full batch.
     batch_size = min(experiment.batch_size, num_images)
     num_workers = experiment.num_workers or min(os.cpu_count() or 1, MAX_THREADS)
-    load = functools.partial(_load, experiment, options, batch_size)
+    references = find_references(options.folders)
+    digests = {place: fingerprint(*map(files.digest, one)) for place, one in references.items()}
+    load = functools.partial(_load, experiment, options, batch_size, references)
     inputs = _describe_inputs(experiment, options)
     earlier = _earlier_description(options.out)
     if earlier is None or earlier.inputs != inputs:
+        if experiment.backbone["name"] in RELEASES:  # before weights are downloaded
+            over = describe_backbone(experiment.backbone["name"])
+            check_references(experiment.main_method(over), bool(references))
         detector = load()
         described = describe_detector(experiment, detector, inputs)
-        return Model(described, options.folders, batch_size, num_workers, lambda: detector)
+        return Model(described, options.folders, batch_size, num_workers, lambda: detector, digests)
 
     def load_known() -> Detector:
         detector = load()
@@ -177,10 +188,27 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
             )
         return detector
 
-    return Model(earlier, options.folders, batch_size, num_workers, load_known)
+    return Model(earlier, options.folders, batch_size, num_workers, load_known, digests)
 
 
-def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector:
+def find_references(folders: Folders) -> dict[str | None, list[str]]:
+    """Finds the images in each folder of references; raises `UserError` if their numbers differ."""
+    places = dict.fromkeys(place for _, place in folders.kinds if place)
+    found: dict[str | None, list[str]] = {place: find_images([place]).images for place in places}
+    if len({*map(len, found.values())}) > 1:
+        counts = ", ".join(f"{place}: {len(images)}" for place, images in found.items())
+        raise UserError(
+            f"The folders of references have different numbers of images ({counts}). Use the same number."
+        )
+    return found
+
+
+def _load(
+    experiment: Experiment,
+    options: Options,
+    batch_size: int,
+    references: Mapping[str | None, Sequence[str]],
+) -> Detector:
     backbone = experiment.load_backbone()
     method = experiment.main_method(backbone)
     default = experiment.checkpoints.get(experiment.auxiliary or "")
@@ -190,7 +218,12 @@ def _load(experiment: Experiment, options: Options, batch_size: int) -> Detector
         method,
         params,
         prompts=file.description,
-        categories=options.folders.categories,
+        categories=[category for category, _ in options.folders.kinds],
+        references=[
+            np.stack([resize(image, backbone.preprocess) for image in references[place]])
+            for _, place in options.folders.kinds
+            if place
+        ],
         score=experiment.image_score,
         batch_size=batch_size,
         model_devices=experiment.model_devices,
@@ -258,10 +291,10 @@ def score_images(
         detector = model.detector
         _ = detector.scorer  # compiled here for the first batch, not in the seconds below
         start = time.monotonic()
-        categories = [model.folders.of(one.path).category for one in readable]
+        kinds = [model.folders.of(one.path).kind for one in readable]
         predicted = detector.predict_resized(
             np.stack([one.pixels for one in readable]),
-            np.array([detector.categories.index(one) for one in categories], np.int32),
+            np.array([model.folders.kinds.index(one) for one in kinds], np.int32),
         )
         seconds = (time.monotonic() - start) / len(readable)
         for one, score, anomaly_map in zip(readable, *predicted, strict=True):

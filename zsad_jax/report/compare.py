@@ -9,7 +9,7 @@ from zsad_jax.data.protocols import PROTOCOLS, SplitName, parse_name
 from zsad_jax.methods import METHODS, config_class
 from zsad_jax.report import names
 from zsad_jax.report.published import USUAL, published_numbers, trainings
-from zsad_jax.report.rows import MEAN, OPTION_COLUMNS, Row, level_of
+from zsad_jax.report.rows import MEAN, OPTION_COLUMNS, SHOTS, Row, level_of
 from zsad_jax.train import TrainingConfig
 from zsad_jax.utils.config import config_from
 from zsad_jax.utils.errors import agree, plural
@@ -125,6 +125,7 @@ def unlike_paper(method: str, dataset: str, setting: Mapping[str, Any]) -> dict[
     options |= recipe.method_for.get(dataset, {})
     published = {
         "variant": "",
+        SHOTS: 0,  # the collection has no numbers with reference images
         **{key: options.get(key) for key in OPTION_COLUMNS},
         **recipe.backbone,
         "backbone": recipe.backbone["name"],
@@ -141,8 +142,10 @@ def _compare_setting(row: Row, run: Mapping[str, Any]) -> str:
     """Describes what differs from the published setting, apart from the training set."""
     if row["method"] not in METHODS:
         return ""
-    columns = ("variant", *OPTION_COLUMNS, "backbone", "image_size", "image_score")
-    differs = unlike_paper(row["method"], row["dataset"], {key: row[key] for key in columns})
+    columns = ("variant", *OPTION_COLUMNS, "backbone", "image_size", "image_score", SHOTS)
+    differs = unlike_paper(
+        row["method"], row["dataset"], {SHOTS: 0} | {key: row[key] for key in columns if key in row}
+    )
     named = {names.COLUMNS[key].lower(): pair for key, pair in differs.items()}
     words = [
         f"{key} {ours} (the paper: {'default' if theirs in ('', None) else theirs})"

@@ -49,6 +49,7 @@ COLUMNS = {  # what was run, in the order of results.json
     "image_size": "Image size",
     "sigma": "Sigma",
     "image_score": "Image score",
+    "shots": "Shots",
 }
 
 

@@ -13,7 +13,8 @@ from zsad_jax.metrics import AUPRO_200STEP, IMAGE_METRICS, METRICS
 from zsad_jax.report import names
 from zsad_jax.utils.config import describe_type, fits
 
-IDENTITY_COLUMNS = ("dataset", "category", *names.COLUMNS)
+SHOTS = "shots"  # a column of results with reference images alone
+IDENTITY_COLUMNS = ("dataset", "category", *(name for name in names.COLUMNS if name != SHOTS))
 OPTION_COLUMNS = ("prompt_family", "sigma")  # fields of the configs of methods
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
@@ -23,7 +24,7 @@ SEED_COLUMNS = ("seeds", *STD_OF.values())  # of rows that combine several seeds
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("dataset", "category", "method", "variant", "backbone"), str),
     **dict.fromkeys(("seed", "epoch", "image_size"), int | None),
-    **dict.fromkeys((*COUNT_COLUMNS, "seeds"), int),
+    **dict.fromkeys((*COUNT_COLUMNS, "seeds", SHOTS), int),
     **dict.fromkeys(("sigma", *METRIC_COLUMNS, *STD_OF.values()), float | None),
 }  # of other columns: str | None
 MEAN = "mean"  # the category of a dataset's mean
@@ -34,14 +35,16 @@ Row = dict[str, Any]
 def result_row(**fields: Any) -> Row:
     """Returns a row of results.json: the columns of `RESULT_COLUMNS` in their order, with plain numbers.
 
-    Metrics are in [0, 1]; NaN means undefined and becomes None. A row that combines several seeds also has
-    the columns of `SEED_COLUMNS`: their number, and the standard deviations of the metrics.
+    Metrics are in [0, 1]; NaN means undefined and becomes None. A row with reference images also has `shots`. A
+    row that combines several seeds also has the columns of `SEED_COLUMNS`: their number, and the standard
+    deviations of the metrics.
 
     Raises:
       ValueError: a column is unknown or missing, or a value is of the wrong type or outside of its range.
     """
     # Files of other versions are rejected as a whole: a column that is ignored could change what a row means.
-    columns = RESULT_COLUMNS + SEED_COLUMNS * any(name in fields for name in SEED_COLUMNS)
+    columns = RESULT_COLUMNS + (SHOTS,) * (SHOTS in fields)
+    columns += SEED_COLUMNS * any(name in fields for name in SEED_COLUMNS)
     unknown = [name for name in fields if name not in columns]
     missing = [name for name in columns if name not in fields]
     if unknown or missing:
@@ -63,6 +66,8 @@ def result_row(**fields: Any) -> Row:
             row[name] = None
     if not 0 <= row["n_anomalous"] <= row["n_images"]:
         raise ValueError(f"n_anomalous is {row['n_anomalous']} of {row['n_images']} n_images")
+    if row.get(SHOTS, 1) < 1:
+        raise ValueError(f"shots is {row[SHOTS]}, expected at least 1")
     if row.get("seeds", 2) < 2:
         raise ValueError(f"seeds is {row['seeds']}, expected at least 2")
     return row
@@ -89,7 +94,7 @@ def seedless(row: Row) -> tuple[Any, ...]:
     """Returns what a row has in common with those of other seeds: all but seed, checkpoint and metrics."""
     # Prompts of a file have no seed: another file is another setting.
     varies = {*METRIC_COLUMNS, *("seed", "checkpoint") * (row["seed"] is not None)}
-    return tuple(row[name] for name in RESULT_COLUMNS if name not in varies)
+    return tuple(row.get(name) for name in (*RESULT_COLUMNS, SHOTS) if name not in varies)
 
 
 def combine_seeds(rows: Iterable[Row]) -> list[Row]:

@@ -15,6 +15,7 @@ from zsad_jax.report.rows import (
     COUNT_COLUMNS,
     IDENTITY_COLUMNS,
     MEAN,
+    SHOTS,
     STD_OF,
     Row,
     spread_over_seeds,
@@ -140,7 +141,7 @@ def comparison_table(
     """
     main, others = compared_rows(dataset, rows, comparisons)
     metrics, results = _metrics_to_show(main + others), _Results(rows, notes, ())
-    varied = [key for key in names.COLUMNS if len({str(row[key]) for row in main + others}) > 1]
+    varied = [key for key in names.COLUMNS if len({str(row.get(key)) for row in main + others}) > 1]
     varied = [key for key in varied if key != "variant"] if points else varied
     words = tuple(wording.sentences(results.notes_on(main[0]) if main else ()))
     head = tuple(wording.short_keys(points).values()) or ("Setting",)
@@ -153,7 +154,7 @@ def comparison_table(
     for row in others:
         # Comparisons without a main result have no differences.
         against, point = main[0] if main else dict.fromkeys(row), points.get(row["variant"], {})
-        differs = [key for key in varied if row[key] != against[key]]
+        differs = [key for key in varied if row.get(key) != against.get(key)]
         setting = wording.describe_setting(row, differs)
         labels = tuple(map(wording.describe_value, point.values())) or (setting,)
         same = all(row[metric] == against[metric] for metric in PAPER_METRIC)
@@ -183,7 +184,9 @@ def _with_score(rows: Sequence[Row], score: str | None) -> list[Row]:
     """Drops rows that differ only by their image score from one with this score."""
 
     def setting(row: Row) -> tuple[str, ...]:
-        return tuple(str(row[key]) for key in IDENTITY_COLUMNS if key != "image_score")
+        return tuple(
+            str(row.get(key)) for key in (*IDENTITY_COLUMNS, SHOTS) if key != "image_score"
+        )
 
     known = {setting(row) for row in rows if row["image_score"] == score}
     return [row for row in rows if row["image_score"] == score or setting(row) not in known]
@@ -203,7 +206,8 @@ def results_csv(
     precedes the notes of every row.
     """
     several = any("seeds" in row for row in (*rows, *comparisons))
-    identity = (*IDENTITY_COLUMNS, *["seeds"] * several, *COUNT_COLUMNS)
+    shots = any(SHOTS in row for row in (*rows, *comparisons))
+    identity = (*IDENTITY_COLUMNS, *[SHOTS] * shots, *["seeds"] * several, *COUNT_COLUMNS)
     heads = ["table", *identity]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, *[STD_OF[metric]] * several]

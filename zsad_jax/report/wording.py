@@ -25,6 +25,7 @@ def describe(row: Row) -> str:
         prompts,
         f"prompt family {row['prompt_family']}".replace("_", " ") if row["prompt_family"] else "",
         f"image size {row['image_size']} px" if row["image_size"] else "",
+        describe_column(row, "shots"),
         f"variant: {row['variant']}" if row["variant"] else "",
         f"mean ± standard deviation over {describe_seeds(row)}" if "seeds" in row else "",
     ]
@@ -50,7 +51,8 @@ def describe_changes(run: Mapping[str, Any]) -> str:
 def describe_setting(row: Row, columns: Sequence[str]) -> str:
     """Describes a row by the given columns that are not empty."""
     words = [row["variant"]] if "variant" in columns and row["variant"] else []
-    if not words and set(columns) & set(LEARNED) and not row["auxiliary"]:
+    fixed = not row["auxiliary"] and not row.get("shots")
+    if not words and set(columns) & set(LEARNED) and fixed:
         words.append("fixed prompts")
     # The prompts of a training are named by what they were trained on, those of a file by the file.
     unneeded = {"variant", *["checkpoint"] * (row["seed"] is not None)}
@@ -63,7 +65,8 @@ def describe_column(row: Row, key: str) -> str:
     if key == "seed" and "seeds" in row:
         return describe_seeds(row)
     spelt = {"auxiliary": names.dataset_name, "method": names.method_name}.get(key, str)
-    return "" if row[key] in (None, "") else f"{names.COLUMNS[key].lower()} {spelt(row[key])}"
+    value = row.get(key)
+    return "" if value in (None, "") else f"{names.COLUMNS[key].lower()} {spelt(value)}"
 
 
 def describe_value(value: Any) -> str:

@@ -18,7 +18,15 @@ from zsad_jax.report.compare import (
     training_of,
 )
 from zsad_jax.report.published import USUAL
-from zsad_jax.report.rows import IDENTITY_COLUMNS, Row, combine_seeds, result_row, seedless, singles
+from zsad_jax.report.rows import (
+    IDENTITY_COLUMNS,
+    SHOTS,
+    Row,
+    combine_seeds,
+    result_row,
+    seedless,
+    singles,
+)
 from zsad_jax.utils.config import describe_type, fits
 from zsad_jax.utils.errors import UserError, did_you_mean
 from zsad_jax.utils.files import PathLike
@@ -26,7 +34,7 @@ from zsad_jax.utils.records import parse_json
 
 TRAINING = "training"  # in place of the auxiliary dataset, which differs between targets
 # What distinguishes the columns of a method.
-_ALWAYS = ("method", "variant", "backbone", TRAINING, "image_score")
+_ALWAYS = ("method", "variant", "backbone", TRAINING, "image_score", SHOTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,7 +179,7 @@ def _remarks(run: Mapping[str, Any], several: bool) -> list[str]:
 
 
 def _with_training(row: Row) -> dict[str, Any]:
-    return row | {TRAINING: training_of(row)}
+    return {SHOTS: 0, **row, TRAINING: training_of(row)}
 
 
 def _describe(rows: Sequence[Row], keys: Iterable[str]) -> str:
@@ -223,7 +231,7 @@ def _read_rows(rows: Any) -> list[Row]:
             checked.append(result_row(**row))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        first = known.setdefault(tuple(checked[-1][key] for key in IDENTITY_COLUMNS), number)
+        first = known.setdefault(tuple(map(checked[-1].get, (*IDENTITY_COLUMNS, SHOTS))), number)
         if first != number:
             raise ValueError(f"{place}: the row repeats row {first}")
     return checked

@@ -1,0 +1,106 @@
+"""Tests of runs with reference images: several draws, what results record, and mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax.experiment.cache import load
+from zsad_jax.experiment.config import from_config
+from zsad_jax.experiment.run import run_experiment
+from zsad_jax.experiment.start import open_datasets, start_run
+from zsad_jax.experiment.variants import make_variants
+from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.remote import Place
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Writes two categories in MVTec's layout, with three normal images each for training."""
+    rng = np.random.default_rng(0)
+    for category in ("nut", "bolt"):
+        for name in (
+            *(f"train/good/{number}" for number in range(3)),
+            "test/good/0",
+            "test/bent/0",
+        ):
+            path = tmp_path / "parts" / category / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    return {"folder": str(tmp_path / "parts")}
+
+
+def made(data, **fields):
+    defaults = {
+        "method": {"name": "knn", "num_views": 1, "top_share": 0.5},
+        "backbone": {"name": "tips-nano", "image_size": 28},
+        "shots": 1,
+    }
+    return from_config({**defaults, "data": data, **fields})
+
+
+def test_results_are_means_over_draws(parts, tmp_path):
+    """Checks rows, the record of the files, and that another number of images is another result."""
+    places = [tmp_path / name for name in ("run", "again")]
+    fixed = {"fixed prompts": {"name": "clip"}, "2-shot": {"shots": 2}}
+    for place in places:
+        run_experiment(made(parts, seeds=2, seed=7, comparisons=fixed), place)
+    rows, comparisons, single, info = (
+        json.loads((places[0] / f"{name}.json").read_text())
+        for name in ("results", "comparisons", "results_by_seed", "run")
+    )
+    assert {(row["shots"], row["seed"], row["seeds"]) for row in rows} == {(1, 7, 2)}
+    found = {(row["variant"], row.get("shots"), row.get("seeds")) for row in comparisons}
+    assert found == {("fixed prompts", None, None), ("2-shot", 2, 2)}
+    assert "shots" not in next(row for row in comparisons if row["variant"] == "fixed prompts")
+    assert {row["seed"] for row in single if row.get("shots")} == {7, 8}
+    files = info["references"]
+    assert {*files} == {f"parts, shots {k}, seed {seed}" for k in (1, 2) for seed in (7, 8)}
+    assert all(
+        name.startswith("nut/train/good/") for name in files["parts, shots 2, seed 7"]["nut"]
+    )
+    names = ("results.json", "comparisons.json", "results_by_seed.json")
+    assert all((places[0] / name).read_bytes() == (places[1] / name).read_bytes() for name in names)
+    evaluations = [load(path).scored for path in (places[0] / "evaluations").iterdir()]
+    scores = {str(scores) for one in evaluations for scores in one.image_scores.values()}
+    assert len(scores) == len(evaluations) == 5
+    assert "shots 1" in (places[0] / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"shots": None}, "knn requires normal reference images .*--config.shots=4.*--references"),
+        ({"method": {"name": "clip"}}, "config.shots is 1, but clip takes no reference images"),
+        ({"comparisons": {"a": {"name": "clip", "shots": 2}}}, "'a': config.shots is 2, but clip"),
+        (
+            {"method": {"name": "clip"}, "shots": None, "sweep": {"shots": [1]}},
+            "'shots=1': .* clip",
+        ),
+        (
+            {"shots": None, "method": {"name": "clip"}, "comparisons": {"a": {"name": "knn"}}},
+            "'a': config.shots is not set, but knn requires",
+        ),
+    ],
+)
+def test_rejects_shots_that_do_not_fit_the_method(parts, tmp_path, fields, words):
+    with pytest.raises(UserError, match=words):
+        start_run(made(parts, **fields), Place(tmp_path, tmp_path))
+
+
+def test_rejects_targets_without_enough_normal_images(parts, tmp_path):
+    variants = make_variants(made(parts, sweep={"shots": [2, 4]}))
+    assert [one.experiment.shots for one in variants] == [1, 2, 4]
+    with pytest.raises(
+        UserError, match=r"References of parts: parts has 3 normal images of .* but 4"
+    ):
+        open_datasets(variants)
+    flat = {"folder": str(tmp_path / "parts/nut/test/good"), "name": "flat"}
+    with pytest.raises(UserError, match=r"References of flat: .* has no train split"):
+        open_datasets(make_variants(made(flat)))
+    targets = {"targets": (parts, flat), "skip_missing": True}
+    datasets, skipped, references = open_datasets(make_variants(made(None, **targets)))
+    assert [*datasets] == ["parts"]
+    assert [*skipped] == ["flat"]
+    assert [*references] == [("parts", 1, 0)]
