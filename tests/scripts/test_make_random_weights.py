@@ -72,7 +72,7 @@ def test_written_tips_loads_by_name(script, tmp_path, monkeypatch, name, lineage
     monkeypatch.setenv("ZSAD_JAX_HOME", "")
     tokenizer = tmp_path / "any.model"
     tokenizer.write_bytes(b"pieces")
-    small = registry.tips_sizes(registry.TipsTower(32, 1, 64, 12), grid=16, vocabulary=50)
+    small = registry.vit_sizes(registry.TowerSize(32, 1, 64, 12), grid=16, vocabulary=50)
     vision, text = small
     release = registry.RELEASES[name]._replace(vision=vision, text=text)
     monkeypatch.setitem(registry.RELEASES, name, release)

@@ -26,7 +26,7 @@ from zsad_jax.backbones.family import (
     assemble,
     check_activation,
     describer,
-    joint_digest,
+    loaded_from,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_bpe
@@ -240,16 +240,9 @@ def load(
         name_in_file=clip_checkpoints.names_in_file(arrays),
     )
     params = jax.tree.map(jnp.asarray, tree)
-    loaded = Loaded(
-        name,
-        release,
-        params,
-        # The file holds the logarithm of the factor of cosines, 1 / temperature.
-        temperature=float(np.exp(-float(params["text"]["logit_scale"]))),
-        tokenizer=located.tokenizer,
-        image_size=options.image_size,
-        digest=joint_digest(paths),
-    )
+    # The file holds the logarithm of the factor of cosines, 1 / temperature.
+    temperature = float(np.exp(-float(params["text"]["logit_scale"])))
+    loaded = loaded_from(name, located, release, options, params, temperature=temperature)
     return _assemble(loaded, *sizes)
 
 

@@ -25,7 +25,7 @@ from zsad_jax.backbones.family import (
     assemble,
     check_activation,
     describer,
-    joint_digest,
+    loaded_from,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.transformer import tree_of
@@ -103,13 +103,8 @@ def load(
         raise UserError(f"position_rule={rule!r} is not a rule. {hint}")
     sizes = VisionSizes(**shown, **chosen, dtype=options.dtype, attention=options.attention)
     tree = native.fit(tree_of(vit.VisionEncoder(sizes)))
-    loaded = Loaded(
-        name,
-        release,
-        {"vision": jax.tree.map(jnp.asarray, tree)},
-        image_size=options.image_size,
-        digest=joint_digest([located.weights]),
-    )
+    params = {"vision": jax.tree.map(jnp.asarray, tree)}
+    loaded = loaded_from(name, located, release, options, params)
     return _assemble(loaded, sizes)
 
 

@@ -256,6 +256,20 @@ class Loaded(NamedTuple):
     digest: str = ""
 
 
+def loaded_from(
+    name: str,
+    located: WeightFiles,
+    release: Release | None,
+    options: LoadOptions,
+    params: Params,
+    **trained: Any,
+) -> Loaded:
+    """Returns the parts of a model that was read from files; `trained` are the temperature and the bias."""
+    paths = [path for path in located[:3] if path is not None]
+    trained |= {"tokenizer": located.tokenizer, "image_size": options.image_size}
+    return Loaded(name, release, params, digest=joint_digest(paths), **trained)
+
+
 def assemble(
     loaded: Loaded,
     vision: VisionTower,

@@ -124,8 +124,8 @@ class Release(NamedTuple):
     low_resolution_positions: bool = False
 
 
-class TipsTower(NamedTuple):
-    """A size of TIPS (Maninis et al. 2025, and the release); both towers are equally wide."""
+class TowerSize(NamedTuple):
+    """A size of TIPS, DINOv2 (the vision towers of TIPS) or SigLIP; both towers are equally wide."""
 
     width: int
     num_heads: int
@@ -136,11 +136,11 @@ class TipsTower(NamedTuple):
 
 
 TIPS_TOWERS = {
-    "s14": TipsTower(384, 6, 1536, 12),
-    "b14": TipsTower(768, 12, 3072, 12),
-    "l14": TipsTower(1024, 16, 4096, 24),
-    "so400m14": TipsTower(1152, 16, 4304, 27, 27),
-    "g14": TipsTower(1536, 24, 6144, 40, swiglu=True),
+    "s14": TowerSize(384, 6, 1536, 12),
+    "b14": TowerSize(768, 12, 3072, 12),
+    "l14": TowerSize(1024, 16, 4096, 24),
+    "so400m14": TowerSize(1152, 16, 4304, 27, 27),
+    "g14": TowerSize(1536, 24, 6144, 40, swiglu=True),
 }
 
 
@@ -149,8 +149,11 @@ def swiglu_hidden(mlp_dim: int) -> int:
     return (2 * mlp_dim // 3 + 7) // 8 * 8
 
 
-def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
-    """Returns the sizes of a TIPS model whose native files hold a position grid of this side."""
+def vit_sizes(tower: TowerSize, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
+    """Returns the sizes of a TIPS model whose native files hold a position grid of this side.
+
+    Records of other families change what differs.
+    """
     shared = {"width": tower.width, "num_heads": tower.num_heads}
     vision = {
         "patch_size": 14,
@@ -166,10 +169,10 @@ def tips_sizes(tower: TipsTower, *, grid: int, vocabulary: int = 32_000) -> tupl
 
 
 SIGLIP_TOWERS = {
-    "b": TipsTower(768, 12, 3072, 12),
-    "l": TipsTower(1024, 16, 4096, 24),
-    "so400m": TipsTower(1152, 16, 4304, 27),
-    "g-opt": TipsTower(1536, 16, 6144, 40),
+    "b": TowerSize(768, 12, 3072, 12),
+    "l": TowerSize(1024, 16, 4096, 24),
+    "so400m": TowerSize(1152, 16, 4304, 27),
+    "g-opt": TowerSize(1536, 16, 6144, 40),
 }
 
 
@@ -262,7 +265,7 @@ def _tips_v1(size: str, stem: str, *, image_size: int = 448) -> Release:
     }
     high = image_size > 224
     name = f"tips-{size}-{'hr' if high else 'lr'}"
-    sizes = tips_sizes(TIPS_TOWERS[size], grid=16)
+    sizes = vit_sizes(TIPS_TOWERS[size], grid=16)
     return Release(
         *("tips", name, *sizes, sources, image_size, _tips_files, TIPS_LICENSE),
         low_resolution_positions=high,
@@ -275,7 +278,7 @@ def _tips_v2(size: str, *stems: str) -> Release:
         "native": tuple(f"{folder}/scenic/tips_v2_{stem}" for stem in stems),
         "pytorch": tuple(f"{folder}/pytorch/tips_v2_oss_{stem}" for stem in stems),
     }
-    sizes = tips_sizes(TIPS_TOWERS[size], grid=32)
+    sizes = vit_sizes(TIPS_TOWERS[size], grid=32)
     return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENSE)
 
 
@@ -313,7 +316,7 @@ def _one_file(release: Release, lineage: str) -> dict[str, File]:
 
 def _siglip2(size: str, patch_size: int, image_size: int) -> Release:
     tower = SIGLIP_TOWERS[size]
-    vision, text = tips_sizes(tower, grid=image_size // patch_size, vocabulary=256_000)
+    vision, text = vit_sizes(tower, grid=image_size // patch_size, vocabulary=256_000)
     # The text tower of the largest model is that of the second largest.
     narrow = SIGLIP_TOWERS["so400m" if size == "g-opt" else size]
     text |= {"width": narrow.width, "depth": narrow.vision_depth, "mlp_dim": narrow.mlp_dim}
@@ -328,7 +331,7 @@ def _siglip2(size: str, patch_size: int, image_size: int) -> Release:
 
 def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:
     # The towers of TIPS have the sizes of these.
-    vision, _ = tips_sizes(TIPS_TOWERS[size], grid=37)
+    vision, _ = vit_sizes(TIPS_TOWERS[size], grid=37)
     vision |= {"num_global_tokens": 1, "num_registers": registers}
     folder = f"dinov2_vit{size}"
     stem = f"{folder}_reg{registers}" if registers else folder
@@ -398,7 +401,7 @@ RELEASES: dict[str, Release] = {
         Release(
             "tips",
             "tips-nano",
-            *tips_sizes(TipsTower(128, 4, 512, 4, 2), grid=16, vocabulary=2048),
+            *vit_sizes(TowerSize(128, 4, 512, 4, 2), grid=16, vocabulary=2048),
             sources=dict.fromkeys(LINEAGES, ("tips-nano/tips_nano",)),
             image_size=252,
             list_files=_tips_files,

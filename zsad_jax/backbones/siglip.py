@@ -32,7 +32,7 @@ from zsad_jax.backbones.family import (
     assemble,
     check_activation,
     describer,
-    joint_digest,
+    loaded_from,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
@@ -142,17 +142,10 @@ def load(
     towers = vit.VisionEncoder(sizes[0]), TextEncoder(sizes[1])
     tree = native.fit({"vision": tree_of(towers[0]), "text": tree_of(towers[1])})
     scale, bias = (float(tree["text"][f"logit_{name}"]) for name in ("scale", "bias"))
-    loaded = Loaded(
-        name,
-        release,
-        jax.tree.map(jnp.asarray, tree),
-        # The file holds the logarithm of the factor of cosines, 1 / temperature.
-        temperature=math.exp(-scale),
-        logit_bias=bias,
-        tokenizer=located.tokenizer,
-        image_size=options.image_size,
-        digest=joint_digest([located.weights]),
-    )
+    # The file holds the logarithm of the factor of cosines, 1 / temperature.
+    trained = {"temperature": math.exp(-scale), "logit_bias": bias}
+    params = jax.tree.map(jnp.asarray, tree)
+    loaded = loaded_from(name, located, release, options, params, **trained)
     return _assemble(loaded, *sizes)
 
 

@@ -30,7 +30,7 @@ from zsad_jax.backbones.family import (
     assemble,
     check_activation,
     describer,
-    joint_digest,
+    loaded_from,
 )
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
@@ -199,16 +199,10 @@ def load(
             f"{towers[0].path} is {sizes[0].width} wide and {towers[1].path} {sizes[1].width},"
             " so the two files are not of one model. Pass files of the same model."
         )
-    loaded = Loaded(
-        name,
-        release,
-        {"vision": towers[0].params, "text": towers[1].params},
-        # Published as the divisor itself, where CLIP has the logarithm of a factor.
-        temperature=float(towers[1].params["temperature_contrastive"]),
-        tokenizer=located.tokenizer,
-        image_size=options.image_size,
-        digest=joint_digest([tower.path for tower in towers]),
-    )
+    params = {"vision": towers[0].params, "text": towers[1].params}
+    # Published as the divisor itself, where CLIP has the logarithm of a factor.
+    temperature = float(params["text"]["temperature_contrastive"])
+    loaded = loaded_from(name, located, release, options, params, temperature=temperature)
     return _assemble(loaded, *sizes)
 
 
