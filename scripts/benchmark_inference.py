@@ -618,9 +618,9 @@ def run(options: argparse.Namespace) -> None:
         flops = sides["zsad_jax"].time("flops").value
         peaks: dict[str, float] = {}
         rows = []
-        for stage in STAGES:
-            if stage in options.stages:
-                rows += measure(stage, sides, options, flops, peaks)
+        for stage in sorted(options.stages, key=STAGES.index):
+            rows += measure(stage, sides, options, flops, peaks)
+            print(f"{stage}: {rows[-len(sides)]['p50_ms']:.4g} ms", file=sys.stderr, flush=True)
         facts = sides["zsad_jax"].time("facts").value
     report(options, rows, **facts)
 
