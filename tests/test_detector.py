@@ -176,6 +176,24 @@ def test_compares_with_references(few_shot, images):
     assert min(own.score[1], other.score[0]) > 1e-3
 
 
+def test_encodes_references_in_batches(images):
+    """Uses eight views of two images, in batches of 1, 3 and 16, the last of them padded."""
+    sizes, backbone = [], zsad_jax.load_backbone("tips-nano", image_size=28)
+
+    def encode_image(frozen, images, **options):
+        sizes.append(len(images))
+        return backbone.encode_image(frozen, images, **options)
+
+    spied, predictions = dataclasses.replace(backbone, encode_image=encode_image), []
+    for rows in (1, 3, 20):
+        options = {"references": images[:2], "batch_size": rows}
+        predictions.append(zsad_jax.load_detector("knn", spied, **options).predict(images[2:]))
+    assert {1, 3, 16} <= set(sizes)
+    assert max(sizes) <= 20
+    for other in predictions[1:]:
+        assert_same(other, predictions[0], range(len(images) - 2))
+
+
 def test_rejects_references_that_do_not_fit_the_method(backbone, few_shot, images):
     with pytest.raises(UserError, match=r"knn requires normal reference images .*references=.PATH"):
         few_shot(None)

@@ -83,10 +83,9 @@ class Detector:
     @functools.cached_property
     def prototypes(self) -> PyTree:
         """The encoded prompts and references."""
-        own, frozen = Contender(self.method, self.params), self.backbone.params
-        return encode_prototypes(
-            own, self.encoders, frozen, self.categories, self.references, self.mesh
-        )
+        own, rows = Contender(self.method, self.params), self.batch_size
+        given = self.backbone.params, self.categories, self.references, self.mesh
+        return encode_prototypes(own, self.encoders, *given, rows=rows)
 
     @functools.cached_property
     def encoders(self) -> CompiledEncoders:

@@ -232,6 +232,7 @@ def evaluate(
             dataset.prompt_names,
             one.references and one.references.read(backbone.preprocess),
             mesh,
+            rows=rows,
         )
         for one, learned in zip(contenders, params, strict=True)
     ]
@@ -289,11 +290,14 @@ def encode_prototypes(
     class_names: Sequence[str],
     references: Iterable[UInt8[np.ndarray, "k S S 3"]] | None,
     mesh: Mesh,
+    *,
+    rows: int,
 ) -> PyTree:
     """Returns the prototypes of all categories, on every device of a mesh.
 
     `encoders` are as for `make_scorer`, `frozen` and the contender's parameters are on every device, and
-    `references` are normal images of each category, the same number; None: none are given.
+    `references` are normal images of each category, the same number; None: none are given. Up to `rows` of
+    them, a multiple of the number of devices, are encoded at a time.
     """
     method, encoded = contender.method, []
     encode = encoders[encoder_of(method)[0]]
@@ -302,11 +306,15 @@ def encode_prototypes(
     for number, images in enumerate(references or ()):
         if method.reference_views:
             images = method.reference_views(images, jax.random.key(number))
-        padded = np.pad(images, [(0, -len(images) % mesh.shape[sharding.DATA]), *[(0, 0)] * 3])
-        own = sharding.split_batch(padded[sharding.own_rows(len(padded), mesh)], mesh)
-        encoded.append(encode(frozen, own))
-        rows = len(images)  # without padding, the same number in each category
-    given = [jax.tree.map(lambda *x: jnp.stack(x)[:, :rows], *encoded)] if encoded else []
+        count = len(images)  # the same in each category
+        size = min(rows, sharding.round_up(count, mesh))
+        padded = np.pad(images, [(0, -count % size), *[(0, 0)] * 3])
+        parts = (
+            encode(frozen, sharding.split_batch(part[sharding.own_rows(size, mesh)], mesh))
+            for part in padded.reshape(-1, size, *images.shape[1:])
+        )
+        encoded.append(jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+    given = [jax.tree.map(lambda *x: jnp.stack(x)[:, :count], *encoded)] if encoded else []
     # Class names are static, since they are tokenized on the host.
     compute = jax.jit(method.prototypes, static_argnums=2)
     return compute(frozen, contender.params, tuple(class_names), *given)
