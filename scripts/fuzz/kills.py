@@ -232,13 +232,16 @@ def kill(
             copy(whole / name, folder / name)
         processes = start(command, folder)
         process = processes[victim]
+        others = [one for one in processes if one is not process]
         wait_for_handler(process)
+        # A process that has never connected is not lost: the others wait longer for it.
+        while others and not (folder / command.output / "config.json").exists():
+            time.sleep(0.1)
         time.sleep(seconds)
         if number == signal.SIGINT and process.poll() is None:
             os.killpg(process.pid, number)  # like a terminal
         else:
             process.send_signal(number)
-        others = [one for one in processes if one is not process]
         (said,) = finish([process])
         if process.returncode == 0:  # it ended before the signal
             finish(others)
