@@ -28,7 +28,7 @@ from zsad_jax.data.preprocess import (
 )
 from zsad_jax.evaluate import Contender, encode_prototypes, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
-from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.base import check_references, encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.utils import sharding
 from zsad_jax.utils.arrays import is_array, is_real, to_numpy
@@ -303,19 +303,6 @@ def make_detector(
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,
     )
-
-
-def check_references(method: Method, given: bool) -> None:
-    """Raises `UserError` if a method lacks reference images, or takes none."""
-    if given and method.references == "unused":
-        raise UserError(
-            f"{method.name} takes no reference images. Remove them, or use a method that does, such as knn."
-        )
-    if not given and method.references == "required":
-        raise UserError(
-            f"{method.name} requires normal reference images of each category. Pass references=[PATH, …]"
-            " (python -m zsad_jax.predict: --references FOLDER)."
-        )
 
 
 def choose_params(

@@ -72,15 +72,15 @@ def test_results_are_means_over_draws(parts, tmp_path):
     ("fields", "words"),
     [
         ({"shots": None}, "knn requires normal reference images .*--config.shots=4.*--references"),
-        ({"method": {"name": "clip"}}, "config.shots is 1, but clip takes no reference images"),
-        ({"comparisons": {"a": {"name": "clip", "shots": 2}}}, "'a': config.shots is 2, but clip"),
+        ({"method": {"name": "clip"}}, "clip takes no reference images. .*config.shots"),
+        ({"comparisons": {"a": {"name": "clip", "shots": 2}}}, "'a': clip takes no"),
         (
             {"method": {"name": "clip"}, "shots": None, "sweep": {"shots": [1]}},
-            "'shots=1': .* clip",
+            "'shots=1': clip takes no",
         ),
         (
             {"shots": None, "method": {"name": "clip"}, "comparisons": {"a": {"name": "knn"}}},
-            "'a': config.shots is not set, but knn requires",
+            "'a': knn requires normal",
         ),
     ],
 )

@@ -61,8 +61,7 @@ def draw_references(
     """Draws normal images of each category; with the same seed, fewer are a part of more.
 
     Raises:
-      NoSplitError: the source has no normal images of these categories.
-      UserError: it has fewer than `shots` of a category.
+      NoSplitError: the source has fewer of a category.
 
     Example:
       >>> from zsad_jax.data import open_dataset
@@ -76,24 +75,21 @@ def draw_references(
     for position in np.random.default_rng(seed).permutation(len(source)).tolist():
         if not missing:
             break
-        # mypy takes protocols for unhashable.
         category, file_name = _identify_normal(source, position) or (None, "")  # type: ignore[arg-type]
         if category in found and len(found[category]) < shots:
             found[category].append((position, file_name))
             missing -= 1
-    if not any(found.values()):
-        raise NoSplitError(f"{source.name} has no normal images.")
-    for name, drawn in found.items():
-        if len(drawn) < shots:
-            raise UserError(
-                f"{source.name} has {plural(len(drawn), 'normal image')} of the category {name}, but {shots}"
-                f" references are required. Use at most {min(map(len, found.values()))}."
-            )
-        drawn.sort()
+    few = min(found, key=lambda name: len(found[name]))
+    if missing:
+        raise NoSplitError(
+            f"{source.name} has {plural(len(found[few]), 'normal image')} of the category {few} for training,"
+            f" but {shots} of each are required as references. Use fewer, or another dataset."
+        )
+    drawn = {name: sorted(images) for name, images in found.items()}
     return References(
         source=source,
-        positions=tuple(tuple(position for position, _ in drawn) for drawn in found.values()),
-        file_names={name: [file for _, file in drawn] for name, drawn in found.items()},
+        positions=tuple(tuple(position for position, _ in images) for images in drawn.values()),
+        file_names={name: [file for _, file in images] for name, images in drawn.items()},
     )
 
 

@@ -18,6 +18,7 @@ from zsad_jax.data.benchmarks.facts import DATASETS
 from zsad_jax.data.open import Spec, parse_spec
 from zsad_jax.data.protocols import check_name, parse_name
 from zsad_jax.methods import Method, config_class, image_score, make_method, param_shapes
+from zsad_jax.methods.base import check_references
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.methods.shared.config import MethodConfig
 from zsad_jax.report.compare import unlike_paper
@@ -273,7 +274,7 @@ class Experiment:
         for spec in {repr(one): one for one in self._specs.values()}.values():
             method = spec.make(over)
             params = param_shapes(method, over)
-            self._check_shots(method)
+            check_references(method, bool(self.shots))
             if params and not all(target.auxiliary for target in self.resolved):
                 raise UserError(
                     f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"
@@ -283,19 +284,6 @@ class Experiment:
                 # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)
                 encode.eval_shape(over.params, params, (class_name,))
-
-    def _check_shots(self, method: Method) -> None:
-        if self.shots and method.references == "unused":
-            raise UserError(
-                f"config.shots is {self.shots}, but {method.name} takes no reference images. Set it to None,"
-                " or use a method that does, such as knn."
-            )
-        if not self.shots and method.references == "required":
-            raise UserError(
-                f"config.shots is not set, but {method.name} requires normal reference images of each category."
-                " Draw them from the train splits of the targets (--config.shots=4), or score your own images"
-                " with your own references (python -m zsad_jax.predict IMAGES --references FOLDER)."
-            )
 
     def _check_main(self, method: Method, backbone: Backbone) -> None:
         image_score(method, self.image_score)

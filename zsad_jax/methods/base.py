@@ -253,6 +253,21 @@ def encoder_of(method: Method) -> tuple[Hashable, FeaturesFn | None]:
     return key, method.features
 
 
+def check_references(method: Method, given: bool) -> None:
+    """Raises `UserError` if a method requires references and none are given, or takes none."""
+    if given and method.references == "unused":
+        raise UserError(
+            f"{method.name} takes no reference images. Remove them (config.shots, references, --references), or"
+            " use a method that does, such as knn."
+        )
+    if not given and method.references == "required":
+        raise UserError(
+            f"{method.name} requires normal reference images of each category. Draw them from the train splits"
+            " of the targets (--config.shots=4), or give your own: references=[PATH, …] from Python, or"
+            " --references FOLDER for python -m zsad_jax.predict."
+        )
+
+
 def score_fn(compute: ComputeScoresFn, *, whole: bool = False) -> ScoreFn:
     """Returns `Method.score`, which returns only the requested extras of `compute`.
 

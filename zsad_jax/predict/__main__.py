@@ -104,8 +104,7 @@ def _read_options(paths: Sequence[str]) -> Options:
     if not paths:
         raise UserError("No images are given. Name files, folders or glob patterns.")
     scale, threshold = _SCALE.value, _THRESHOLD.value
-    references = _REFERENCES.value and str(files.user_path(_REFERENCES.value, "--references"))
-    folders = Folders(Folder(_CATEGORY.value, references=references))
+    folders = Folders(Folder(_CATEGORY.value, references=_REFERENCES.value))
     if _FOLDERS.value is not None:
         folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), folders.default)
     return Options(

@@ -122,8 +122,8 @@ def _check_references(options: Options, found: Found, good: Found) -> None:
             f"There are no references for {without[0]}. Name a folder of normal images with --references, or in"
             " --folders."
         )
-    listed = itertools.chain(*score.find_references(options.folders).values())
-    if both := {*map(os.path.realpath, listed)} & {*map(os.path.realpath, good.images)}:
+    references = itertools.chain(*score.find_references(options.folders).values())
+    if both := {*map(os.path.realpath, references)} & {*map(os.path.realpath, good.images)}:
         raise UserError(
             f"{min(both)} is both a known-good image and a reference, so that its score is too low for a"
             " threshold. Use different images."

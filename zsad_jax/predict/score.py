@@ -24,10 +24,11 @@ from zsad_jax.data.preprocess import (
     open_image,
     resize_image,
 )
-from zsad_jax.detector import Detector, check_references, choose_params, make_detector, resize
+from zsad_jax.detector import Detector, choose_params, make_detector, resize
 from zsad_jax.experiment.cache import inputs_key, prediction_key
 from zsad_jax.experiment.config import Experiment
 from zsad_jax.methods import config_class
+from zsad_jax.methods.base import check_references
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.predict.figure import LONGEST_PANEL, resize_panel
 from zsad_jax.predict.folders import Folders
