@@ -186,8 +186,14 @@ def finish(processes: Sequence[subprocess.Popen], seconds: float = SECONDS_LIMIT
         raise
 
 
-def wait_for_handler(process: subprocess.Popen) -> None:
-    """Waits until a process handles SIGTERM: before, Python starts and imports the package."""
+def wait_for_start(process: subprocess.Popen, command: Command, folder: pathlib.Path) -> None:
+    """Waits until a process handles SIGTERM: before, Python starts and imports the package.
+
+    One of several is also connected: a process that was never there is not lost, and the others wait for it.
+    """
+    config = folder / command.output / "config.json"
+    while command.processes > 1 and process.poll() is None and not config.exists():
+        time.sleep(0.1)
     status = pathlib.Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         (caught,) = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
@@ -233,10 +239,7 @@ def kill(
         processes = start(command, folder)
         process = processes[victim]
         others = [one for one in processes if one is not process]
-        wait_for_handler(process)
-        # A process that has never connected is not lost: the others wait longer for it.
-        while others and not (folder / command.output / "config.json").exists():
-            time.sleep(0.1)
+        wait_for_start(process, command, folder)
         time.sleep(seconds)
         if number == signal.SIGINT and process.poll() is None:
             os.killpg(process.pid, number)  # like a terminal
@@ -283,7 +286,7 @@ def draw_cases(
         if name not in names and command.output not in starts:
             continue
         processes = start(command, whole)
-        wait_for_handler(processes[0])
+        wait_for_start(processes[0], command, whole)
         began = time.monotonic()
         said = "".join(finish(processes))
         if any(one.returncode for one in processes):
