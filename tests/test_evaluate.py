@@ -14,7 +14,7 @@ from zsad_jax.backbones import Backbone, feature_cache
 from zsad_jax.backbones.feature_cache import Features, FeaturesConfig
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.evaluate import Contender, evaluate
+from zsad_jax.evaluate import Contender, encode_prototypes, evaluate
 from zsad_jax.experiment import cache
 from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.base import encoder_of
@@ -389,3 +389,29 @@ def test_rejects_dataset_without_readable_image():
         UserError, match=r"No image of .*\(2 images\)\. The first issue: 1\.png: the image cannot"
     ):
         run(data=Samples("squares", samples))
+
+
+@pytest.mark.parametrize(
+    ("references", "calls"), [("required", [("a",), ("b",)]), ("optional", [("a", "b")])]
+)
+def test_prototypes_of_references_are_those_of_all_categories(references, calls):
+    """Uses three images of each category, and one more view of each, in batches of four."""
+    found = []
+
+    def prototypes(frozen, params, class_names, references):
+        found.append(class_names)
+        return references.sum(axis=2)
+
+    method = Method(**dict.fromkeys(Method._fields))._replace(
+        prototypes=prototypes,
+        features=lambda frozen, params, images: images.mean((1, 2)),
+        cacheable=True,
+        references=references,
+        reference_views=lambda images, key: np.concatenate([images, images[:, ::-1] // 2]),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, SIZE, SIZE, 3), np.uint8)
+    encoders = {encoder_of(method)[0]: lambda frozen, images: method.features(frozen, {}, images)}
+    given = Contender(method, {}), encoders, {}, ("a", "b"), [*images], make_mesh()
+    means = np.stack([images, images // 2], axis=1).mean((3, 4)).reshape(2, 6, 3).sum(axis=2)
+    np.testing.assert_allclose(encode_prototypes(*given, rows=4), means, rtol=1e-6)
+    assert found == calls

@@ -303,21 +303,28 @@ def encode_prototypes(
     encode = encoders[encoder_of(method)[0]]
     if encode:
         encode = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+    # Class names are static, since they are tokenized on the host.
+    compute = jax.jit(method.prototypes, static_argnums=2)
+    # Those of methods without text are computed for one category at a time: features are often larger.
+    alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
             images = method.reference_views(images, jax.random.key(number))
-        count = len(images)  # the same in each category
+        count = len(images)
         size = min(rows, sharding.round_up(count, mesh))
         padded = np.pad(images, [(0, -count % size), *[(0, 0)] * 3])
         parts = (
             encode(frozen, sharding.split_batch(part[sharding.own_rows(size, mesh)], mesh))
             for part in padded.reshape(-1, size, *images.shape[1:])
         )
-        encoded.append(jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    given = [jax.tree.map(lambda *x: jnp.stack(x)[:, :count], *encoded)] if encoded else []
-    # Class names are static, since they are tokenized on the host.
-    compute = jax.jit(method.prototypes, static_argnums=2)
-    return compute(frozen, contender.params, tuple(class_names), *given)
+        own = jax.tree.map(lambda *x, n=count: jnp.concatenate(x)[None, :n], *parts)
+        if alone:
+            own = compute(frozen, contender.params, (class_names[number],), own)
+        encoded.append(own)
+    if not encoded:
+        return compute(frozen, contender.params, tuple(class_names))
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *encoded)
+    return joined if alone else compute(frozen, contender.params, tuple(class_names), joined)
 
 
 def dataset_scores(evaluation: Evaluation, image_score: str) -> DatasetScores:
