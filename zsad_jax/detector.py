@@ -19,13 +19,7 @@ from zsad_jax.backbones import Backbone, load_backbone
 from zsad_jax.backbones.feature_cache import CompiledEncoders
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.issues import DOUBTFUL
-from zsad_jax.data.preprocess import (
-    Decoded,
-    Preprocess,
-    image_from_array,
-    open_image,
-    resize_image,
-)
+from zsad_jax.data.preprocess import Decoded, Preprocess, image_from_array, open_image, resize_image
 from zsad_jax.evaluate import Contender, encode_prototypes, make_scorer
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.base import check_references, encoder_of

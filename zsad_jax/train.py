@@ -207,12 +207,12 @@ def members_at_once(mesh: Mesh) -> int | None:
 def make_steps(step: Step, mesh: Mesh) -> Steps:
     """Returns the compiled function that takes several steps of all members; it donates the states."""
     step = jax.jit(step)  # traced once, although its shapes are asked for
-    at_once = members_at_once(mesh)
+    at_once, over_data = members_at_once(mesh), sharding.over_data(mesh)
 
     def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: np.ndarray):
         def step_one(state: TrainState, positions: Int[Array, " rows"]) -> Any:
             taken = jax.tree.map(lambda x: x[positions], stored)
-            features, truth = sharding.constrain_batch(taken, mesh)
+            features, truth = jax.lax.with_sharding_constraint(taken, over_data)
             # The position -1 is that of the last image.
             truth = _zero_rows(truth.valid & (positions >= 0), truth)
             arguments = frozen, state, features, truth

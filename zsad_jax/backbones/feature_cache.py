@@ -304,7 +304,7 @@ def _compile(
         return jax.lax.reduce_precision(x, 8, 7) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     def run(frozen: Params, images: UInt8[Array, "b S S 3"]) -> PyTree:
-        images = sharding.constrain_batch(images, mesh)
+        images = jax.lax.with_sharding_constraint(images, sharding.over_data(mesh))
         found = encode(frozen, {}, preprocess.normalize(images))
         return jax.tree.map(round_floats, found) if dtype else found
 

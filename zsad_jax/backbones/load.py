@@ -5,9 +5,6 @@ import importlib
 import inspect
 from typing import Any
 
-import jax
-from absl import logging
-
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import DTYPES, Family, LoadOptions
 from zsad_jax.backbones.registry import LINEAGES, RELEASES, WeightFiles, find_release, locate
@@ -106,9 +103,6 @@ def load_backbone(
     options = LoadOptions(
         image_size, DTYPES[dtype], num_heads, text_num_heads, activation, attention, overrides
     )
-    if dtype == "float32" and jax.default_backend() == "gpu":
-        words = "On GPUs, %s is several times faster with --config.backbone.dtype=bfloat16."
-        logging.info(words, name)
     backbone = _find_family(name).load(name, located, RELEASES.get(name), options)
     check_image_size(name, backbone.preprocess.image_size, backbone.patch_size)
     preprocess = dataclasses.replace(backbone.preprocess, bit_depth=bit_depth)

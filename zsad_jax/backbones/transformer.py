@@ -280,9 +280,8 @@ class PatchEmbedding(nn.Module):
         embedded = patches @ kernel.reshape(-1, self.width).astype(self.dtype)
         if not self.use_bias:
             return embedded
-        return embedded + self.param("bias", nn.initializers.zeros, (self.width,)).astype(
-            self.dtype
-        )
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return embedded + bias.astype(self.dtype)
 
 
 def layer_norm(epsilon: float, *, name: str | None = None) -> nn.LayerNorm:

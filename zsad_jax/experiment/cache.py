@@ -62,10 +62,7 @@ def training_key(
 
 
 def evaluation_key(
-    experiment: Experiment,
-    backbone: Backbone,
-    contender: Contender,
-    dataset: Sequence[Any],
+    experiment: Experiment, backbone: Backbone, contender: Contender, dataset: Sequence[Any]
 ) -> str:
     """Returns the key of the evaluation of a method on a dataset, of which all that matters is given."""
     return fingerprint(

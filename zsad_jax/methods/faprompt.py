@@ -19,13 +19,7 @@ from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, Terms, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts
 from zsad_jax.methods.shared.config import MAX_SIGMA, TRAINING, VISION_DEPTH, Fields, Recipe
-from zsad_jax.methods.shared.similarity import (
-    compare,
-    cosines,
-    normalize,
-    same_for_each,
-    scale_of,
-)
+from zsad_jax.methods.shared.similarity import compare, cosines, normalize, same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
 
 IMAGE_SCORES = ("combined", "global", "patch")

@@ -12,14 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import (
-    Category,
-    Method,
-    Scores,
-    nothing_learned,
-    score_fn,
-    vision_side,
-)
+from zsad_jax.methods.base import Category, Method, Scores, nothing_learned, score_fn, vision_side
 from zsad_jax.methods.knn import distances
 from zsad_jax.methods.shared import prompts
 from zsad_jax.methods.shared.config import MAX_SIGMA, Fields, MethodConfig, Recipe, check_texts

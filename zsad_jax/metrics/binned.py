@@ -18,22 +18,8 @@ BITS = 12  # of the codes of a segment
 # Shares of the map from the start of each segment on: most codes are for high scores, on which all metrics but
 # AUROC depend. The last segment is the highest score.
 SHARES = (
-    1,
-    0.999,
-    0.9,
-    0.6,
-    0.4,
-    0.25,
-    0.15,
-    0.09,
-    0.05,
-    0.03,
-    0.015,
-    0.008,
-    0.004,
-    0.002,
-    5e-4,
-    0,
+    *(1, 0.999, 0.9, 0.6, 0.4, 0.25, 0.15, 0.09),
+    *(0.05, 0.03, 0.015, 0.008, 0.004, 0.002, 5e-4, 0),
 )
 SIDE = 64  # of the grid of pixels from which quantiles are taken
 

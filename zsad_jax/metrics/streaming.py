@@ -75,8 +75,10 @@ def update(
       UserError: on non-finite maps, or shapes that do not match.
     """
     maps, masks = checks.check_maps(maps, masks, (np.float32,))
+    if not masks.size:
+        return state
     images: Any = map(BinnedMaps, *maps) if isinstance(maps, BinnedMaps) else maps
-    pairs = zip(images, masks if masks.size else (), strict=False)
+    pairs = zip(images, masks, strict=True)
     # Threads do not change the order in which images are added, and so not the rounding of sums.
     counted: Iterator[Any] = map_in_threads(_count, pairs, num_workers=num_cores())
     for keys, *counts, regions in counted:

@@ -80,9 +80,8 @@ class Description:
     map_range: Sequence[float] | None
     demonstration: bool
     key: str  # of everything but the image and its category that scores and maps depend on
-    inputs: (
-        str  # of the options and files that the model is made of, known without reading the weights
-    )
+    # Of the options and files that the model is made of, known without reading the weights.
+    inputs: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

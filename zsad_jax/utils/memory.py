@@ -7,9 +7,8 @@ import re
 import resource
 import sys
 
-CONTAINER = pathlib.Path(
-    "/sys/fs/cgroup"
-)  # the limits of a container, in version 2 of control groups
+# The limits of a container, in version 2 of control groups.
+CONTAINER = pathlib.Path("/sys/fs/cgroup")
 
 
 def peak_memory() -> int:

@@ -53,8 +53,6 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     def put(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
-            return leaf
         # Unlike `device_put`, this does not send every array to all processes for a comparison.
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -68,7 +66,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Splits the first axis of host arrays over "data"; of this process's rows, see `own_rows`.
+    """Splits the first axis of host arrays, this process's rows (see `own_rows`), over "data".
 
     They are padded with zeros to a multiple of the number of its devices.
     """
@@ -84,16 +82,14 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def own_rows(rows: int, mesh: Mesh) -> slice:
-    """Returns which of the rows of a batch, a multiple of the size of "data", this process has."""
+    """Returns the slice of a batch's rows that this process loads.
+
+    `rows`, their number, is a multiple of the size of "data".
+    """
     own = [one.process_index == jax.process_index() for one in mesh.devices[:, 0]]
     per_device = rows // len(own)
     first = own.index(True) * per_device
     return slice(first, first + sum(own) * per_device)
-
-
-def constrain_batch(tree: Any, mesh: Mesh) -> Any:
-    """Splits the first axis over devices, in a compiled function."""
-    return jax.lax.with_sharding_constraint(tree, over_data(mesh))
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -102,17 +98,12 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 
 
 def to_host(tree: Any) -> Any:
-    """Copies every leaf to a numpy array; of one that is split over "data", this process's rows."""
+    """Copies every leaf to a numpy array: this process's rows of an array that is split over "data"."""
+    from jax.experimental.multihost_utils import global_array_to_host_local_array
 
-    def copy(array: Any) -> np.ndarray:
-        if (
-            not isinstance(array, jax.Array)
-            or array.is_fully_addressable
-            or array.is_fully_replicated
-        ):
-            return np.asarray(array)
-        # Devices along "model" have the same rows.
-        parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
-        return np.concatenate([parts[start] for start in sorted(parts)])
+    def copy(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            x = global_array_to_host_local_array(x, x.sharding.mesh, x.sharding.spec)
+        return np.asarray(x)
 
     return jax.tree.map(copy, tree)

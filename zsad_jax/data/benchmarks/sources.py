@@ -151,9 +151,8 @@ def _search(folder: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]) -> 
     for _ in range(SEARCH_DEPTH + 1):
         below: list[pathlib.Path] = []
         for one in level:
-            with contextlib.suppress(
-                PermissionError
-            ):  # for example lost+found, or a folder below it
+            # For example lost+found, or a folder below it.
+            with contextlib.suppress(PermissionError):
                 if is_wanted(one):
                     return one
             with contextlib.suppress(PermissionError):

@@ -96,10 +96,10 @@ class Scene:
         chosen = rng.integers(len(rows))
         return np.array([columns[chosen], rows[chosen]], float)
 
-    def color(self, point, radius: int = 12) -> Float[np.ndarray, " 3"]:
+    def color(self, point) -> Float[np.ndarray, " 3"]:
         """Returns the mean color of the surface around a point."""
         x, y = (int(value) for value in point)
-        window = (slice(max(0, y - radius), y + radius), slice(max(0, x - radius), x + radius))
+        window = (slice(max(0, y - 12), y + 12), slice(max(0, x - 12), x + 12))
         inside = self.region[window]
         return self.image[window][inside].mean(0)
 
