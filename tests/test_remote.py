@@ -229,7 +229,7 @@ def test_resumes_after_a_kill_on_another_machine(bucket, inputs, run, tmp_path, 
 
 
 def test_stores_whole_files_in_the_order_of_writing(bucket, tmp_path):
-    with remote.alone("gs://bucket/run", (), "--workdir") as place:
+    with remote.open_workdir("gs://bucket/run", (), "--workdir") as place:
         for name in ("b.json", "a.json"):
             files.write_json(place.local / name, list(range(9)))
         place.push()
@@ -241,11 +241,11 @@ def test_stores_whole_files_in_the_order_of_writing(bucket, tmp_path):
 
 
 def test_remote_directory_is_the_truth(bucket, home):
-    with remote.alone("gs://bucket/run", (), "--workdir") as place:
+    with remote.open_workdir("gs://bucket/run", (), "--workdir") as place:
         (place.local / "stored").write_text("1")
     (place.local / "lost").write_text("2")
     bucket.put("bucket/run/stored", b"3", 99)
-    with remote.alone("gs://bucket/run", (), "--workdir") as place:
+    with remote.open_workdir("gs://bucket/run", (), "--workdir") as place:
         assert (place.local / "stored").read_text() == "3"
         assert not (place.local / "lost").exists()
 
@@ -254,7 +254,7 @@ def test_rejects_a_directory_of_the_user(bucket):
     bucket.put("bucket/mine/results.json", b"[]")
     with (
         pytest.raises(UserError, match="which was not written by zsad_jax"),
-        remote.alone("gs://bucket/mine", ["results.json"], "--workdir"),
+        remote.open_workdir("gs://bucket/mine", ["results.json"], "--workdir"),
     ):
         pass
     assert not bucket.writes
@@ -340,7 +340,7 @@ def test_one_of_several_processes_copies(bucket, inputs):
 
 def test_one_run_uses_a_directory(bucket):
     def lock():
-        return remote.alone("gs://bucket/run", (), "--workdir")
+        return remote.open_workdir("gs://bucket/run", (), "--workdir")
 
     with lock(), pytest.raises(UserError, match="in use by another process"), lock():
         pass

@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
         distributed.initialize()
     given = default_workdir(config_flag.config_file()) if _WORKDIR.value is None else _WORKDIR.value
     with contextlib.ExitStack() as stack:
-        if not distributed.is_main():  # so that no place that writes has to know
+        if not distributed.is_main():  # so that code that writes files needs no check of its own
             given = stack.enter_context(distributed.scratch_folder())
-        place = stack.enter_context(remote.alone(given, OUTPUTS, "--workdir"))
-        run_experiment(experiment, place, changed)
+        workdir = stack.enter_context(remote.open_workdir(given, OUTPUTS, "--workdir"))
+        run_experiment(experiment, workdir, changed)
 
 
 if __name__ == "__main__":

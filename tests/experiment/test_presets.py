@@ -219,8 +219,8 @@ def test_accepts_other_methods_as_comparisons():
     comparisons = {"plain": {"name": "clip"}, "middle": {"position": "middle"}}
     made = make_variants(Experiment(**options, targets=("visa",), comparisons=comparisons))
     _, plain, middle = (one.experiment.method_on("visa") for one in made)
-    assert (plain.name, plain.config) == ("clip", config_class("clip")())
-    assert (middle.config.sigma, middle.config.position) == (2.0, "middle")
+    assert plain == config_class("clip")()
+    assert (middle.sigma, middle.position) == (2.0, "middle")
     wrong = {"plain": {"name": "clip", "position": "end"}}
     experiment = Experiment(**options, targets=("visa",), comparisons=wrong)
     with pytest.raises(UserError, match=r"comparisons\['plain'\].*Unknown key 'position'"):

@@ -12,7 +12,7 @@ from zsad_jax.experiment.run import run_experiment
 from zsad_jax.experiment.start import open_datasets, start_run
 from zsad_jax.experiment.variants import make_variants
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.remote import Place
+from zsad_jax.utils.remote import Workdir
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_results_are_means_over_draws(parts, tmp_path):
 )
 def test_rejects_shots_that_do_not_fit_the_method(parts, tmp_path, fields, words):
     with pytest.raises(UserError, match=words):
-        start_run(made(parts, **fields), Place(tmp_path, tmp_path))
+        start_run(made(parts, **fields), Workdir(tmp_path, tmp_path))
 
 
 def test_rejects_targets_without_enough_normal_images(parts, tmp_path):

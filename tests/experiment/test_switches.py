@@ -219,7 +219,7 @@ LEARNED = [name for name in METHODS if config_class(name).scoring_only]
 @pytest.mark.parametrize(("name", "over"), itertools.product(LEARNED, ["tips-nano", "clip-nano"]))
 def test_scoring_only_options_leave_training_unchanged(name, over):
     """Compares compiler input: equal programs have bit-equal parameters, losses and gradients."""
-    backbone, base = load(over), demo(name, over).method_on().config
+    backbone, base = load(over), demo(name, over).method_on()
 
     def lower(**changes):
         method = make_method(name, backbone, dataclasses.replace(base, **changes))

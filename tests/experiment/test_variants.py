@@ -34,9 +34,9 @@ def test_comparison_with_another_method_has_its_own_fields_alone():
         image_score="second",
     )
     assert found["CLIP"].experiment.method == {"name": "clip"}
-    assert found["CLIP"].experiment.method_on("synthetic_target").config.sigma != 9.0
+    assert found["CLIP"].experiment.method_on("synthetic_target").sigma != 9.0
     assert found["CLIP"].experiment.image_score is None
-    assert found[""].experiment.method_on("synthetic_target").config.sigma == 9.0
+    assert found[""].experiment.method_on("synthetic_target").sigma == 9.0
 
 
 def test_comparison_has_sections_of_its_own():
@@ -97,8 +97,8 @@ def test_comparison_takes_precedence_over_fields_of_a_target():
         method_for=fields, comparisons={"a": {"sigma": 1.0}}, sweep={"method.sigma": [5.0]}
     )
     specs = {name: one.experiment.method_on("synthetic_target") for name, one in found.items()}
-    assert {name: one.config.sigma for name, one in specs.items()} == {"": 9, "a": 1, "sigma=5": 5}
-    assert {one.config.temperature for one in specs.values()} == {0.5}
+    assert {name: one.sigma for name, one in specs.items()} == {"": 9, "a": 1, "sigma=5": 5}
+    assert {one.temperature for one in specs.values()} == {0.5}
 
 
 def test_order_of_swept_keys_has_no_effect():

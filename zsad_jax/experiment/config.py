@@ -43,17 +43,6 @@ def is_one_of(key: str, keys: Collection[str]) -> bool:
     return key in keys or key.partition(".")[0] in keys
 
 
-class MethodSpec(NamedTuple):
-    """A method with its config dataclass."""
-
-    name: str
-    config: MethodConfig
-
-    def make(self, backbone: Backbone) -> Method:
-        """Returns the method over a backbone."""
-        return make_method(self.name, backbone, self.config)
-
-
 class Target(NamedTuple):
     """A dataset to evaluate, by its key in results and as `open_dataset` takes it.
 
@@ -205,24 +194,24 @@ class Experiment:
         """Returns the dataset whose prompts serve a target, None if nothing is learned."""
         return self.auxiliary_for.get(target, self.auxiliary)
 
-    def method_on(self, target: str = "") -> MethodSpec:
-        """Returns the method as evaluated on a target; "": as it is trained."""
-        return self._specs.get(target, self._specs[""])
+    def method_on(self, target: str = "") -> MethodConfig:
+        """Returns the config of the method as evaluated on a target; "": as it is trained."""
+        return self._configs.get(target, self._configs[""])
 
     def main_method(self, backbone: Backbone) -> Method:
         """Returns the method over a backbone, as it is trained."""
-        return self.method_on().make(backbone)
+        return make_method(self.method["name"], backbone, self.method_on())
 
     @functools.cached_property
-    def _specs(self) -> dict[str, MethodSpec]:
-        """The method on the targets with fields of their own, and on all others ("")."""
-        return {name: self._specify(name) for name in ("", *self.method_for)}
+    def _configs(self) -> dict[str, MethodConfig]:
+        """The method's config on the targets with fields of their own, and on all others ("")."""
+        return {name: self._configure(name) for name in ("", *self.method_for)}
 
-    def _specify(self, target: str) -> MethodSpec:
+    def _configure(self, target: str) -> MethodConfig:
         options = {**self.method, **self.method_for.get(target, {})}
         name = options.pop("name")
         with located(f"config.method_for[{target!r}]" if target else "config.method"):
-            return MethodSpec(name, config_from(config_class(name), options))
+            return config_from(config_class(name), options)
 
     def auxiliaries(self) -> tuple[str, ...]:
         """Returns every auxiliary dataset that the targets need, each once."""
@@ -276,8 +265,8 @@ class Experiment:
         if main:
             self._check_main(self.main_method(over), over)
         # Equal ones are traced once.
-        for spec in {repr(one): one for one in self._specs.values()}.values():
-            method = spec.make(over)
+        for config in {repr(one): one for one in self._configs.values()}.values():
+            method = make_method(config.name, over, config)
             params = param_shapes(method, over)
             check_references(method, bool(self.shots))
             if params and not all(target.auxiliary for target in self.resolved):

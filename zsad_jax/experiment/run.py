@@ -4,10 +4,9 @@ Everything that an earlier run with the same settings finished is reused.
 """
 
 import pathlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import logging
 
 from zsad_jax.backbones import Backbone
@@ -25,10 +24,9 @@ from zsad_jax.report.compare import IMAGES, WITHOUT_MASK, find_deviations, words
 from zsad_jax.report.rows import combine_seeds
 from zsad_jax.utils import distributed, files
 from zsad_jax.utils.images import scale_of
-from zsad_jax.utils.remote import Place
+from zsad_jax.utils.remote import Workdir
 
 AT_ONCE = 8  # contenders that are scored in one pass over images
-Scorers = dict[Hashable, jax.stages.Wrapped]  # by the methods that they were compiled for
 OUTPUTS = (
     *("config.json", "results.json", "results_by_seed.json", "comparisons.json", "run.json"),
     *("results.md", "results.csv", "results.tex", "report.html"),
@@ -37,7 +35,9 @@ OUTPUTS = (
 
 
 def run_experiment(
-    experiment: Experiment, workdir: pathlib.Path | Place, changed: Mapping[str, Any] | None = None
+    experiment: Experiment,
+    workdir: pathlib.Path | Workdir,
+    changed: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains what must be trained, evaluates every target, and writes the report.
 
@@ -47,18 +47,16 @@ def run_experiment(
       UserError: something is wrong or missing; it is raised before any long work.
     """
     clock = run_info.Stopwatch()
-    place = workdir if isinstance(workdir, Place) else Place(workdir, workdir)
-    workdir = place.local
-    check_workdir(workdir, experiment, place.path)
-    console.show(console.describe_setting(experiment, place.path))
-    run = start_run(experiment, place)
+    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir, workdir)
+    check_workdir(workdir.local, experiment, workdir.path)
+    console.show(console.describe_setting(experiment, workdir.path))
+    run = start_run(experiment, workdir)
     clock.lap("start")
     prompts = obtain_prompts(run)
     clock.lap("prompts")
-    scorers: Scorers = {}  # one compilation for all targets with the same methods
     results = []
     for target in run.targets:
-        results.append(evaluate_target(run, target, prompts, scorers))
+        results.append(evaluate_target(run, target, prompts))
         clock.lap(f"evaluate {target.name}")
     info = run_info.describe_process(clock)
     info |= run_info.describe_evaluations([one.evaluation for one in results])
@@ -78,15 +76,15 @@ def run_experiment(
     trainings = dict.fromkeys(one.folder for one in of_main if one.folder)
     report = make_report(run, results, info, trainings)
     # Without times and versions, which are in run.json, so that the same run writes the same bytes.
-    files.write_json(workdir / "results.json", report.rows)
-    files.write_json(workdir / "comparisons.json", report.comparisons)
-    (workdir / "results_by_seed.json").unlink(missing_ok=True)
+    files.write_json(workdir.local / "results.json", report.rows)
+    files.write_json(workdir.local / "comparisons.json", report.comparisons)
+    (workdir.local / "results_by_seed.json").unlink(missing_ok=True)
     if experiment.seeds > 1:
-        files.write_json(workdir / "results_by_seed.json", report.by_seed)
+        files.write_json(workdir.local / "results_by_seed.json", report.by_seed)
     issues = {name: issues_to_json(found) for name, found in report.issues.items()}
-    files.write_json(workdir / "run.json", info | {"issues": issues})
-    write_report(workdir, report)
-    console.show(console.describe_results(report, place.path))
+    files.write_json(workdir.local / "run.json", info | {"issues": issues})
+    write_report(workdir.local, report)
+    console.show(console.describe_results(report, workdir.path))
 
 
 def make_report(
@@ -110,7 +108,7 @@ def make_report(
         cases=cases,
         history=[line for folder in trainings for line in read_curves(folder)],
         issues={one.dataset: one.issues for one in evaluations},
-        config_text=(run.workdir / "config.json").read_text(encoding="utf-8"),
+        config_text=(run.workdir.local / "config.json").read_text(encoding="utf-8"),
         run=info,
         demonstration=any(one.demonstration for one in run.backbones.values()),
         map_scale=run.method().map_range or scale_of(case.anomaly_map for case in cases),
@@ -118,11 +116,9 @@ def make_report(
     )
 
 
-def evaluate_target(
-    run: Run, target: Target, prompts: AllPrompts, scorers: Scorers
-) -> TargetResults:
-    """Evaluates all variants on a target, except finished ones; `scorers` holds those of earlier targets."""
-    dataset, place = run.datasets[target.name], run.workdir / "evaluations"
+def evaluate_target(run: Run, target: Target, prompts: AllPrompts) -> TargetResults:
+    """Evaluates all variants on a target, except finished ones."""
+    dataset, place = run.datasets[target.name], run.workdir.local / "evaluations"
     identity = target.name, run.fingerprints[target.name], dataset.prompt_names
     contenders: list[tuple[pathlib.Path, Contender, Prompts, Backbone]] = []
     main_key = ""
@@ -155,7 +151,7 @@ def evaluate_target(
             if found[path] is None and own is backbone
         }
         if pending:
-            found |= _evaluate(run, target.name, backbone, pending, main, scorers)
+            found |= _evaluate(run, target.name, backbone, pending, main)
     made = [
         Result(contender, learned, backbone, evaluation)
         for path, contender, learned, backbone in contenders
@@ -175,7 +171,6 @@ def _evaluate(
     backbone: Backbone,
     pending: Mapping[pathlib.Path, Contender],
     main: pathlib.Path,
-    scorers: Scorers,
 ) -> dict[pathlib.Path, Evaluation]:
     """Evaluates contenders over one backbone and stores the results; that of `main` has pictures."""
     experiment, found = run.experiment, {}
@@ -189,9 +184,9 @@ def _evaluate(
         methods = tuple(one.method for one in contenders)
         key = tuple(one.score for one in methods)  # arrays in configs have no hash
         selected = features.select(dict(map(encoder_of, methods)))
-        if key not in scorers:
+        if key not in run.scorers:  # one compilation for all targets with the same methods
             binned = not experiment.exact_metrics
-            scorers[key] = make_scorer(
+            run.scorers[key] = make_scorer(
                 methods, backbone, selected.encoders, mesh=run.mesh, binned=binned
             )
         evaluations = evaluate(
@@ -199,12 +194,12 @@ def _evaluate(
             selected,
             backbone,
             mesh=run.mesh,
-            scorer=scorers[key],
+            scorer=run.scorers[key],
             exact=experiment.exact_metrics,
             cases_by=run.image_score if paths[0] == main else None,
         )
         for path, evaluation in zip(paths, evaluations, strict=True):
             cache.save(path, evaluation)
             found[path] = evaluation
-        run.push()
+        run.workdir.push()
     return found

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -18,13 +18,13 @@ from zsad_jax.data.references import References, draw_references
 from zsad_jax.experiment import config_files, console
 from zsad_jax.experiment.config import Experiment, Target, to_json
 from zsad_jax.experiment.variants import Variant, make_variants
-from zsad_jax.methods import Method, image_score, param_shapes
+from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
-from zsad_jax.utils.remote import Place
+from zsad_jax.utils.remote import Workdir
 
 AllReferences = dict[tuple[str, int, int], References]
 
@@ -35,20 +35,19 @@ class Run:
 
     `datasets` are targets, and auxiliary datasets to train on; `skipped` targets have a reason. `references`
     are by target, number of images of each category and seed, `backbones` by their options, and `methods` also
-    by their specification. The tables show the `image_score` of the main method. `push` copies what is new in
-    `workdir` to a remote directory, if there is one.
+    by their name and config; `scorers` are by methods. The tables show the `image_score` of the main method.
     """
 
     experiment: Experiment
-    workdir: pathlib.Path
+    workdir: Workdir
     variants: tuple[Variant, ...]
     backbones: dict[str, Backbone]
     datasets: dict[str, Dataset]
     skipped: dict[str, str]
     references: AllReferences
-    push: Callable[[], None]
     mesh: Mesh
-    methods: dict[tuple[str, str], Method] = dataclasses.field(default_factory=dict)
+    methods: dict[tuple[str, str, str], Method] = dataclasses.field(default_factory=dict)
+    scorers: dict[Hashable, jax.stages.Wrapped] = dataclasses.field(default_factory=dict)
 
     @property
     def targets(self) -> list[Target]:
@@ -62,11 +61,11 @@ class Run:
     def method(self, variant: Variant | None = None, target: str = "") -> Method:
         """Returns the method of a variant (None: the main one) on a target; "": as it is trained."""
         options = _options(variant or self.variants[0])
-        spec = (variant or self.variants[0]).experiment.method_on(target)
+        config = (variant or self.variants[0]).experiment.method_on(target)
         # Equal methods must be one object: compiled functions are found by identity.
-        key = options, repr(spec)
+        key = options, config.name, repr(config)
         if key not in self.methods:
-            self.methods[key] = spec.make(self.backbones[options])
+            self.methods[key] = make_method(config.name, self.backbones[options], config)
         return self.methods[key]
 
     def seeds(self, variant: Variant) -> range:
@@ -97,7 +96,7 @@ class Run:
         return {name: one.fingerprint() for name, one in self.datasets.items()}
 
 
-def start_run(experiment: Experiment, place: Place) -> Run:
+def start_run(experiment: Experiment, workdir: Workdir) -> Run:
     """Checks the experiment, opens its datasets, loads the backbones and writes config.json."""
     # First what needs no files, then datasets, then weights: mistakes show before long waits.
     mesh = sharding.make_mesh(model=experiment.model_devices)
@@ -124,24 +123,23 @@ def start_run(experiment: Experiment, place: Place) -> Run:
                 check_learning_rates(one.experiment.training_config, method)
     run = Run(
         experiment=experiment,
-        workdir=place.local,
+        workdir=workdir,
         variants=variants,
         backbones=backbones,
         datasets=datasets,
         skipped=skipped,
         references=references,
-        push=place.push,
         mesh=mesh,
     )
-    common = to_json(experiment), [one.digest for one in backbones.values()]
     sizes = [(name, len(one), one.categories) for name, one in datasets.items()]
-    if any(one != (*common, sizes) for one in distributed.gather((*common, sizes))):
+    setting = to_json(experiment), [one.digest for one in backbones.values()], sizes
+    if any(one != setting for one in distributed.gather(setting)):
         raise UserError(
             "The processes of this run have different configs, data or weights. Start all of them with the same"
             " command and the same files."
         )
     # After all checks: a rejected config must not replace the one behind earlier results.
-    files.write_json(place.local / "config.json", to_json(experiment))
+    files.write_json(workdir.local / "config.json", setting[0])
     learned = bool(param_shapes(run.method(), run.backbone()))
     console.show(console.describe_inputs(experiment, datasets, learned=learned))
     return run

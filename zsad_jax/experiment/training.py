@@ -84,7 +84,7 @@ def _list_trainings(run: Run, variant: Variant, auxiliary: str) -> dict[pathlib.
         names = run.fingerprints[auxiliary], run.datasets[auxiliary].prompt_names
         return cache.training_key(experiment, backbone, method, (auxiliary, *names), member)
 
-    common, place = key(None), run.workdir / "training"
+    common, place = key(None), run.workdir.local / "training"
     return {
         place / f"{files.safe_name(auxiliary)}-{key(member)}": Training(
             backbone, method, auxiliary, member, common
@@ -162,7 +162,7 @@ def _train(
     # Checkpoints hold the states of all members.
     together = f"{files.safe_name(first.auxiliary)}-{fingerprint([one.name for one in folders])}"
     place = folders[0] if len(folders) == 1 else folders[0].with_name(together)
-    saver = OrbaxSaver(place / "checkpoints", on_save=run.push)
+    saver = OrbaxSaver(place / "checkpoints", on_save=run.workdir.push)
     learned: list[PyTree] | None = None
     while learned is None:
         done = saver.latest()
@@ -181,6 +181,6 @@ def _train(
     saver.close()
     for folder, params in zip(folders, learned, strict=True):
         prompt_files.save(folder / "prompts.npz", sharding.to_host(params))
-    run.push()
+    run.workdir.push()
     # Read again: results of a first and of a resumed run are of the same stored numbers.
     return {folder: _read(folder, one) for folder, one in trainings.items()}

@@ -20,8 +20,8 @@ Stamps = dict[pathlib.Path, tuple[int, int]]  # size and time of change (ns) of 
 def fetch(path: files.PathLike, what: str = "The path", *, missing_ok: bool = False) -> str:
     """Returns a local path with `~` expanded, or the local copy of a remote file or folder.
 
-    Unchanged files are copied once, also by several processes. Raises `UserError`, about `what`, if it is not a
-    path, or if a remote one cannot be read.
+    Unchanged files are copied once: of several processes, one copies and the others wait. Raises `UserError`,
+    about `what`, if it is not a path, or if a remote one cannot be read.
     """
     text = files.user_path(path, what, remote=True)
     if not text.startswith(files.REMOTE):
@@ -30,7 +30,7 @@ def fetch(path: files.PathLike, what: str = "The path", *, missing_ok: bool = Fa
         return os.fspath(local)
 
 
-class Place(NamedTuple):
+class Workdir(NamedTuple):
     """A working directory: its path, its local folder, and a function that stores new results in it."""
 
     path: Any
@@ -39,16 +39,17 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def alone(path: files.PathLike, outputs: Sequence[str], what: str) -> Iterator[Place]:
+def open_workdir(path: files.PathLike, outputs: Sequence[str], what: str) -> Iterator[Workdir]:
     """Locks a working directory, see `files.alone`; a remote one must be readable and writable."""
     text = files.user_path(path, what, remote=True)
     if not text.startswith(files.REMOTE):
         with files.alone(text, outputs):
-            yield Place(pathlib.Path(text), pathlib.Path(text))
+            yield Workdir(pathlib.Path(text), pathlib.Path(text))
         return
     copied = _copied(text, missing_ok=True, wait=False)
     with copied as (target, local, stored), files.alone(local, outputs):
-        stored.pop(local / files.LOCK, None)  # stored again, as a test
+        # Written again at once, so that a read-only directory is an error now.
+        stored.pop(local / files.LOCK, None)
 
         def push() -> None:
             now = {one: _stamp(one) for one in local.rglob("*") if one.is_file()}
@@ -64,7 +65,7 @@ def alone(path: files.PathLike, outputs: Sequence[str], what: str) -> Iterator[P
                     del stored[one]
 
         push()
-        yield Place(target, local, push)
+        yield Workdir(target, local, push)
         push()
 
 

@@ -103,7 +103,8 @@ def to_host(tree: Any) -> Any:
 
     def copy(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            x = global_array_to_host_local_array(x, x.sharding.mesh, x.sharding.spec)
+            named: Any = x.sharding
+            x = global_array_to_host_local_array(x, named.mesh, named.spec)
         return np.asarray(x)
 
     return jax.tree.map(copy, tree)
