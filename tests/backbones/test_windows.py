@@ -29,7 +29,7 @@ def mix(tokens):
 def test_windows_equal_loops(grid, sizes, before, seed):
     h, w = grid
     tokens = np.random.default_rng(seed).normal(size=(2, before + h * w, 3)).astype(np.float32)
-    for size, found in zip(sizes, encode_windows(mix, tokens, grid, sizes), strict=True):
+    for size, found in zip(sizes, encode_windows(mix, (), tokens, grid, sizes), strict=True):
         assert found.shape == (2, h - size + 1, w - size + 1, 2, 3)
         for row, column in np.ndindex(found.shape[1:3]):
             inside = [before + (row + y) * w + column + x for y in range(size) for x in range(size)]

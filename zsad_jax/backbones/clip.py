@@ -37,7 +37,6 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
-    as_function,
     encode_windows,
     layer_norm,
     tree_of,
@@ -126,8 +125,7 @@ class VisionEncoder(VisionTower):
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
         finish = functools.partial(projected, normed=cls_norm)
-        run = as_function(tower)
-        found = encode_windows(lambda y: run(y)[0][:, :1], tokens, (h, w), windows)
+        found = encode_windows(lambda y, run: run(y)[0][:, :1], [tower], tokens, (h, w), windows)
         return VisionFeatures(finish(x[:, :1]), stacked, tuple(map(finish, found)))
 
     def _tokens(

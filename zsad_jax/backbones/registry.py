@@ -187,13 +187,14 @@ def clip_sizes(
     text_depth: int = 12,
     vocabulary: int = 49_408,
     head_width: int = 64,
+    activation: str = "quick_gelu",
 ) -> tuple[Sizes, Sizes]:
     """Returns the sizes of a CLIP ViT (Radford et al. 2021, table 20); MLPs are four times as wide."""
 
     def tower(width: int, depth: int) -> Sizes:
         heads = width // head_width
         sizes = {"width": width, "depth": depth, "num_heads": heads, "mlp_dim": 4 * width}
-        return {**sizes, "embed_dim": embed_dim}
+        return {**sizes, "embed_dim": embed_dim, "activation": activation}
 
     vision = {"patch_size": patch_size, "grid": grid, **tower(width, depth)}
     return vision, {"vocabulary": vocabulary, "length": 77, **tower(text_width, text_depth)}
@@ -282,21 +283,11 @@ def _tips_v2(size: str, *stems: str) -> Release:
     return Release("tips", f"tipsv2-{size}", *sizes, sources, 448, _tips_files, TIPS_LICENSE)
 
 
-def _clip(
-    name: str,
-    source: str,
-    *,
-    patch_size: int,
-    grid: int,
-    training: str = "openai",
-    activation: str = "quick_gelu",
-    **sizes: int,
-) -> Release:
+def _clip(name: str, source: str, *, patch_size: int, grid: int, **sizes: Any) -> Release:
     towers = clip_sizes(patch_size=patch_size, grid=grid, **sizes)
-    vision, text = ({**tower, "activation": activation} for tower in towers)
     # As open_clip's authors publish them, the same files for either lineage.
-    sources = dict.fromkeys(LINEAGES, (f"{source}.{training}",))
-    return Release("clip", name, vision, text, sources, patch_size * grid, _clip_files, "MIT")
+    sources = dict.fromkeys(LINEAGES, (source,))
+    return Release("clip", name, *towers, sources, patch_size * grid, _clip_files, "MIT")
 
 
 def _one_file(release: Release, lineage: str) -> dict[str, File]:
@@ -369,18 +360,18 @@ RELEASES: dict[str, Release] = {
         # The release's readme says so14, its download script so400m14.
         _tips_v2("so400m14", "so14", "so400m14"),
         _tips_v2("g14", "g14"),
-        _clip("clip-vit-b32", "vit_base_patch32_clip_224", patch_size=32, grid=7, **_BASE),
-        _clip("clip-vit-b16", "vit_base_patch16_clip_224", patch_size=16, grid=14, **_BASE)._replace(
+        _clip("clip-vit-b32", "vit_base_patch32_clip_224.openai", patch_size=32, grid=7, **_BASE),
+        _clip("clip-vit-b16", "vit_base_patch16_clip_224.openai", patch_size=16, grid=14, **_BASE)._replace(
             recorded_sha256=dict.fromkeys(
                 ((lineage, "weights") for lineage in LINEAGES),
                 "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
             )
         ),
-        _clip("clip-vit-l14", "vit_large_patch14_clip_224", patch_size=14, grid=16, **_LARGE),
-        _clip("clip-vit-l14-336", "vit_large_patch14_clip_336", patch_size=14, grid=24, **_LARGE),
+        _clip("clip-vit-l14", "vit_large_patch14_clip_224.openai", patch_size=14, grid=16, **_LARGE),
+        _clip("clip-vit-l14-336", "vit_large_patch14_clip_336.openai", patch_size=14, grid=24, **_LARGE),
         _clip(
-            "clip-vit-b16-plus-240", "vit_base_patch16_plus_clip_240", patch_size=16, grid=15,
-            training="laion400m_e31", activation="gelu", width=896, depth=12, text_width=640, embed_dim=640,
+            "clip-vit-b16-plus-240", "vit_base_patch16_plus_clip_240.laion400m_e31", patch_size=16, grid=15,
+            width=896, depth=12, text_width=640, embed_dim=640, activation="gelu",
         ),
         _dinov2("s14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
         _dinov2("b14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),

@@ -330,24 +330,22 @@ class VisionTower(nn.Module):
     sizes: VisionTowerSizes
 
 
-def as_function(module: nn.Module) -> Callable[..., Any]:
-    """Returns a bound module as a pure function, which can be called in `jax.lax.map`."""
-    unbound, variables = module.unbind()
-    return functools.partial(unbound.apply, variables)
-
-
 def encode_windows(
-    encode: Callable[[Float[Array, "n t d"]], Float[Array, "n g e"]],
+    encode: Callable[..., Float[Array, "n g e"]],
+    modules: Sequence[nn.Module],
     tokens: Float[Array, "b n d"],
     grid: tuple[int, int],
     sizes: Sequence[int],
 ) -> tuple[Float[Array, "b rows columns g e"], ...]:
-    """Returns what `encode` returns for all windows of size x size patches, for each of the sizes.
+    """Returns `encode` of all windows of size x size patches, for each of the sizes.
 
     A window is the sequence of the tokens before the patches and its own patches: a mask over all patches would
-    give the same at many times the cost.
+    give the same at many times the cost. `encode` gets sequences [n, t, d] and the modules as pure functions.
     """
     (h, w), (b, n, d) = grid, tokens.shape
+    # Within `lax.map`, Flax rejects calls of bound modules.
+    parts = [module.unbind() for module in modules]
+    functions = [functools.partial(unbound.apply, variables) for unbound, variables in parts]
     before, patches = jnp.split(tokens, [n - h * w], axis=1)
     patches = patches.reshape(b, h, w, d)
 
@@ -359,7 +357,7 @@ def encode_windows(
             inside = jax.lax.dynamic_slice_in_dim(patches, top, size, axis=1)[:, :, columns]
             inside = inside.swapaxes(1, 2).reshape(b, len(columns), size * size, d)
             sequences = jnp.concatenate([first, inside], axis=2)
-            found = encode(sequences.reshape(b * len(columns), -1, d))
+            found = encode(sequences.reshape(b * len(columns), -1, d), *functions)
             return found.reshape(b, len(columns), *found.shape[1:])
 
         # A row of windows at a time, which has fewer tokens than the images, so that memory is bounded.

@@ -1,7 +1,6 @@
 """The vision tower that TIPS, DINOv2 and SigLIP share: patches with positions, pre-LN blocks, a final norm."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import flax.linen as nn
@@ -19,7 +18,6 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
-    as_function,
     encode_windows,
     layer_norm,
 )
@@ -119,21 +117,22 @@ class _Encoder(nn.Module):
         finish = norm if options.get("patch_norm", True) else jnp.float32
         patches = jnp.stack([finish(y[:, -h * w :]) for y in outputs], axis=1)
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
-        # A MAP head was trained on normalized tokens alone.
         last = [norm, MapHead(s, name="MAPHead_0")] if s.map_head else [norm]
 
-        def pool(x: Array, norm: Callable[..., Any], head: Callable[..., Any] | None = None) -> Any:
-            if head is not None:
-                return head(norm(x))
+        def pool(x: Array, norm: Any, *head: Any) -> Any:
+            if head:  # trained on normalized tokens alone
+                return head[0](norm(x))
             tokens = x[:, : s.num_global_tokens]
             return norm(tokens) if options.get("cls_norm", True) else tokens
 
-        global_tokens = pool(x, *last)
-        run, *pure = map(as_function, (tower, *last))
-        windows = encode_windows(
-            lambda y: pool(run(y)[0], *pure), tokens, (h, w), options.get("windows", ())
+        return VisionFeatures(
+            pool(x, *last),
+            patches,
+            encode_windows(
+                lambda y, run, *last: pool(run(y)[0], *last),
+                *([tower, *last], tokens, (h, w), options.get("windows", ())),
+            ),
         )
-        return VisionFeatures(global_tokens, patches, windows)
 
 
 class VisionEncoder(VisionTower):

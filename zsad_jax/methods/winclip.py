@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
@@ -99,7 +100,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         )
     scale = scale_of(backbone, config.temperature)
     states = config.normal_states, config.abnormal_states
-    family = prompts.PromptFamily(*states, config.templates)
+    family = prompts.PromptFamily(*states, config.templates, unit=False)
 
     def scales(features: VisionFeatures) -> list[tuple[int, Float[Array, "*b rows columns d"]]]:
         """Returns (size, tokens) of the patches of each layer, as windows of one patch, and of windows."""
@@ -111,7 +112,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> dict[str, Any]:
         """Returns the two texts of each class, and unit-norm tokens of the references for each scale."""
-        text = prompts.encode_pairs(backbone, frozen, family, class_names, unit=False)
+        text = prompts.encode_pairs(backbone, frozen, family, class_names)
         if references is None:
             return {"text": text}
         tokens = [normalize(x) for _, x in scales(references)]
@@ -176,14 +177,12 @@ def window_map(scores: Float[Array, "b rows columns"], size: int) -> Float[Array
 
     The windows are all those of size x size patches, by their positions.
     """
-
-    def add(x: Float[Array, "b rows columns"]) -> Float[Array, "b h w"]:
-        around = [(0, 0), (size - 1, size - 1), (size - 1, size - 1)]
-        window = (1, size, size)
-        total: Array = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1), around)
-        return total
-
-    return add(jnp.ones_like(scores)) / add(1 / scores)
+    around = [(0, 0), (size - 1, size - 1), (size - 1, size - 1)]
+    window = (1, size, size)
+    total = jax.lax.reduce_window(1 / scores, 0.0, jax.lax.add, window, (1, 1, 1), around)
+    # The number of windows over each row and column, on the host: XLA folds such constants slowly.
+    counts = [np.convolve(np.ones(n), np.ones(size)).astype(np.float32) for n in scores.shape[1:]]
+    return jnp.asarray(np.outer(*counts) / total)
 
 
 def harmonic_mean(maps: Float[Array, "n *b"]) -> Float[Array, "*b"]:

@@ -24,11 +24,13 @@ class PromptFamily:
     Attributes:
       normal, anomalous: states; `{}` is the class name.
       templates: sentences; `{}` is the filled state.
+      unit: whether the features of sentences are normalized before their mean.
     """
 
     normal: tuple[str, ...]
     anomalous: tuple[str, ...]
     templates: tuple[str, ...]
+    unit: bool = True
 
     def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
         """Returns the normal and the anomalous sentences of a class, the templates of a state together."""
@@ -169,8 +171,8 @@ def ensemble(
     """Returns one prototype per group of texts: the normalized mean of the normalized embeddings.
 
     g = n(sum_j e_j / max(|e_j|, 1e-3)) over the texts j of a group, with n(x) = x / |x|.
-    `groups` has the index of the group of each text; every group has at least one text. With `unit=False` the
-    embeddings are not normalized before the mean.
+    `groups` has the index of the group of each text; every group has at least one text. For `unit` see
+    `PromptFamily`.
     """
     if unit:
         embeddings = normalize(embeddings, floor=SENTENCE_NORM_FLOOR)
@@ -181,7 +183,7 @@ def ensemble(
 def encode_ensembles(
     backbone: Backbone, frozen: Params, ensembles: Sequence[Sequence[str]], *, unit: bool = True
 ) -> Float[Array, "ensembles d"]:
-    """Returns a unit-norm prototype for each ensemble of sentences; for `unit` see `ensemble`.
+    """Returns a unit-norm prototype for each ensemble of sentences.
 
     Each distinct sentence is encoded once, in chunks that bound the memory.
     """
@@ -203,14 +205,9 @@ def encode_ensembles(
 
 
 def encode_pairs(
-    backbone: Backbone,
-    frozen: Params,
-    family: PromptFamily,
-    class_names: Sequence[str],
-    *,
-    unit: bool = True,
+    backbone: Backbone, frozen: Params, family: PromptFamily, class_names: Sequence[str]
 ) -> Float[Array, "classes 2 d"]:
-    """Returns the (normal, anomalous) prototypes of each class; for `unit` see `ensemble`."""
+    """Returns the (normal, anomalous) prototypes of each class."""
     ensembles = [sentences for name in class_names for sentences in family.sentences(name)]
-    pairs = encode_ensembles(backbone, frozen, ensembles, unit=unit)
+    pairs = encode_ensembles(backbone, frozen, ensembles, unit=family.unit)
     return pairs.reshape(len(class_names), 2, -1)
