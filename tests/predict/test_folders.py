@@ -108,11 +108,14 @@ def references(pictures, tmp_path):
     return write
 
 
-def test_other_references_rescore_the_images(few_shot, pictures, job, references):
+def test_other_references_rescore_the_images(few_shot, pictures, job, references, capsys):
     for copied, reused in ((["a/0.png"], 0), (["a/0.png"], 5), (["a/1.png"], 0)):
         folders = Folders(Folder(references=references("good", *copied)))
         job.predict(few_shot, [pictures], folders=folders)
         assert job.run_info()["num_reused"] == reused
+        assert (
+            f"compared  with the images of {folders.default.references}" in capsys.readouterr().out
+        )
         scores = {row["path"][-len("a/0.png") :]: row["score"] for row in job.rows()}
         assert scores[copied[0]] == pytest.approx(0, abs=1e-5)
         assert max(scores.values()) > 1e-3

@@ -306,6 +306,8 @@ def _print_model(model: Model, images: Sequence[str]) -> None:
     family = shown.method_config.get("prompt_family")
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
+    for place in sorted({of(image).references or "" for image in images} - {""}):
+        print(f"compared  with the images of {place}")
     categories = dict.fromkeys(f'"{of(image).category}"' for image in images)
     print(f"category  {', '.join(categories)}; image score: {shown.image_score}")
     if model.warning:
