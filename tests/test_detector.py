@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -268,6 +269,14 @@ for one in detector, split:
     score, _ = one.predict([images[name] for name in images])
     print(jax.device_count(), *one.mesh.shape.values(), one.batch_size, *score)
 """
+
+
+def test_rejects_model_devices_whatever_the_batch_size(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=0, id=number) for number in range(8)]
+    parts = zsad_jax.load_detector("clip", "clip-nano", category="metal nut")
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    with pytest.raises(UserError, match="model_devices=3 does not divide 8"):
+        detectors.make_detector(parts.backbone, parts.method, {}, prompts="", model_devices=3)
 
 
 def test_splits_batch_or_weights_over_devices(images, expected, tmp_path):

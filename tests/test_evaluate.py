@@ -174,6 +174,25 @@ def test_across_receives_all_features_of_category():
         assert case.score <= 1
 
 
+def broken(categories):
+    """Returns the dataset with unreadable images in these categories."""
+    samples = [*dataset()]
+    for number, sample in enumerate(samples):
+        if sample.category in categories:
+            samples[number] = dataclasses.replace(sample, image=b"broken")
+    return Samples("squares", samples)
+
+
+def test_across_skips_categories_without_readable_images():
+    calls, gain = [], {"gain": jnp.float32(1)}
+    contenders = [Contender(method(across=scale_across(method().score, calls)), gain)]
+    (found,) = run(contenders, broken(["left"]))
+    assert [category for category, _ in calls] == [1]
+    assert {*found.categories} == {*found.scored.metrics} == {"right"}
+    with pytest.raises(UserError, match=r"No image of squares could be read \(11 images\)"):
+        run(contenders, broken(["left", "right"]))
+
+
 @pytest.mark.parametrize(("share", "encoded"), [(0.25, 12), (0.0, 24)])
 def test_features_are_encoded_once_if_they_fit_on_the_device(monkeypatch, share, encoded):
     rows = []

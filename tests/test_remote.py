@@ -191,7 +191,7 @@ def test_results_of_remote_paths_equal_those_of_local_ones(
     for name in ("results.json", "comparisons.json", "results.md"):
         assert stored[name] == local[name]
     # Another machine reads what is stored; this one has the inputs, each of which it has copied once.
-    shutil.rmtree(home / "remote/bucket/run")
+    shutil.rmtree(home / "remote/runs")
     monkeypatch.setattr(runner, "evaluate", None)
     assert run("gs://bucket", "gs://bucket/run") == (0, "")
     assert bucket.below("bucket/run")["results.json"] == local["results.json"]
@@ -250,6 +250,36 @@ def test_remote_directory_is_the_truth(bucket, home):
         assert not (place.local / "lost").exists()
 
 
+def test_copies_of_a_parent_folder_leave_a_run_alone(bucket):
+    bucket.put("bucket/all/image.png", b"1")
+    with remote.alone("gs://bucket/all/run", (), "--workdir") as place:
+        (place.local / "result").write_text("2")
+        folder = pathlib.Path(remote.fetch("gs://bucket/all"))
+        assert (place.local / "result").read_text() == "2"
+    assert bucket.below("bucket/all/run")["result"] == b"2"
+    assert (folder / "image.png").read_bytes() == b"1"
+
+
+def test_removes_only_what_the_bucket_does_not_have(bucket):
+    bucket.put("bucket/tree/a", b"a")
+    bucket.put("bucket/tree/b/c", b"c")
+    folder = pathlib.Path(remote.fetch("gs://bucket/tree"))
+    kept = (folder / "a").stat().st_ino
+    del bucket.objects["bucket/tree/b/c"]
+    bucket.put("bucket/tree/b", b"now a file")
+    remote.fetch("gs://bucket/tree")
+    assert (folder / "b").read_bytes() == b"now a file"
+    assert (folder / "a").stat().st_ino == kept
+
+
+def test_does_not_copy_its_own_results_again(bucket):
+    for _ in range(2):
+        with remote.alone("gs://bucket/run", (), "--workdir") as place:
+            (place.local / "result").write_text("1")
+            place.push()
+    assert "bucket/run/result" not in bucket.reads
+
+
 def test_rejects_a_directory_of_the_user(bucket):
     bucket.put("bucket/mine/results.json", b"[]")
     with (
@@ -264,7 +294,7 @@ def test_copies_again_what_has_changed(bucket, home):
     for name in ("a", "b", "deep/c"):
         bucket.put(f"bucket/tree/{name}", name.encode())
     folder = pathlib.Path(remote.fetch("gs://bucket/tree/"))
-    assert folder == home / "remote/bucket/tree"
+    assert folder == home / "remote/inputs/bucket/tree"
     assert (folder / "deep/c").read_text() == "deep/c"
     assert (folder / "a").stat().st_mtime_ns == 10**9
     bucket.reads.clear()
@@ -317,10 +347,14 @@ def test_missing_dataset_and_weights(bucket):
 
 
 def test_finds_remote_images(inputs, home):
-    folder = home / "remote/bucket/parts"
-    expected = [str(folder / name) for name in ("bad/0.png", "bad/1.png", "good/0.png")]
     found = find_images(["gs://bucket/parts/bad", "gs://bucket/parts/good/0.png"])
-    assert found.images == expected
+    places = [pathlib.Path(path) for path in found.images]
+    assert all(place.is_relative_to(home / "remote/inputs") for place in places)
+    assert [place.name for place in places] == ["0.png", "1.png", "0.png"]
+    contents = [
+        (inputs / "parts" / name).read_bytes() for name in ("bad/0.png", "bad/1.png", "good/0.png")
+    ]
+    assert [place.read_bytes() for place in places] == contents
 
 
 def test_commands_read_remote_folders(inputs, capsys):
@@ -328,7 +362,7 @@ def test_commands_read_remote_folders(inputs, capsys):
     assert "parts: all files can be read" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         report(["gs://bucket/parts"])
-    assert "remote/bucket/parts has no results.json" in capsys.readouterr().err
+    assert "remote/inputs/bucket/parts has no results.json" in capsys.readouterr().err
 
 
 def test_one_of_several_processes_copies(bucket, inputs):

@@ -285,7 +285,8 @@ def make_detector(
             f"Without references, {method.name} scores the images of a category together, so it cannot score"
             " single images. Pass references, or evaluate a folder of images with python -m zsad_jax.main."
         )
-    mesh = sharding.make_mesh(jax.local_devices()[: batch_size * model_devices], model_devices)
+    groups = sharding.make_mesh(jax.local_devices(), model_devices).devices
+    mesh = sharding.make_mesh(groups[:batch_size].ravel().tolist(), model_devices)
     return Detector(
         backbone=dataclasses.replace(backbone, params=place(backbone.params, mesh)),
         method=method,

@@ -1,11 +1,12 @@
 """Evaluation of methods on a dataset: scores, and the metrics of every category."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -354,6 +355,10 @@ def choose_cases(scores: DatasetScores) -> list[int]:
     return sorted(chosen)
 
 
+class _NoImageError(Exception):
+    """No image of a category can be read."""
+
+
 def _score_across(
     across: AcrossFn, features: Features, frozen: PyTree, params: PyTree, prototypes: PyTree
 ) -> Scores:
@@ -362,13 +367,20 @@ def _score_across(
     samples = [read_sample(dataset, position) for position in range(len(dataset))]
     of_images = np.array([getattr(sample, "category", None) for sample in samples], object)
     valid = np.zeros(len(dataset), bool)
+    issues: list[Issue] = []
     found, order = [], []
 
     def blocks(read: Callable[[], FeatureStream]) -> Iterator[tuple[PyTree, np.ndarray]]:
+        readable = False
         for batch, by_key in read():
             interrupts.check()
-            valid[batch.index[batch.valid]] = True
-            yield by_key[key], batch.valid
+            issues.extend(itertools.chain(*batch.issues))
+            if batch.valid.any():
+                readable = True
+                valid[batch.index[batch.valid]] = True
+                yield by_key[key], batch.valid
+        if not readable:
+            raise _NoImageError
 
     categories = progress(
         enumerate(dataset.categories),
@@ -380,10 +392,12 @@ def _score_across(
         (members,) = np.nonzero(of_images == name)
         if not len(members):
             continue
-        with located(f"category {name}"):
+        with located(f"category {name}"), contextlib.suppress(_NoImageError):
             of_category = functools.partial(blocks, features.replay(members))
             found.append(across(frozen, params, prototypes, of_category, number))
-        order.append(members[valid[members]])
+            order.append(members[valid[members]])
+    if not found:
+        _reject_unreadable(dataset, issues)
 
     def at_positions(*of_categories: np.ndarray) -> np.ndarray:
         joined = np.concatenate(of_categories)
@@ -464,12 +478,8 @@ def _gather(
     issues = [*itertools.chain(*(batch.issues[row] for row in by_position))]
     notes = itertools.chain(*(batch.notes[row] for row in by_position))
     doubtful = (note for note in notes if note.kind in DOUBTFUL)
-    unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
     if not len(rows):
-        raise UserError(
-            f"No image of {dataset.name} could be read ({plural(len(unreadable), 'image')}). The first issue:"
-            f" {unreadable[0]}. Check the files of the dataset."
-        )
+        _reject_unreadable(dataset, issues)
     log_issues(dataset.name, issues)  # the loader logs notes
     first, *others = (tally.scored(order) for tally in tallies)
     evaluation = Evaluation(
@@ -482,9 +492,18 @@ def _gather(
         cases=(),
         # Preparation may have recorded the same issues.
         issues=tuple(dict.fromkeys((*dataset.issues, *issues, *doubtful))),
-        num_unreadable=len(unreadable),
+        num_unreadable=sum(issue.kind in UNREADABLE for issue in issues),
     )
     return evaluation, *(evaluation._replace(scored=scored) for scored in others)
+
+
+def _reject_unreadable(dataset: Dataset, issues: Sequence[Issue]) -> NoReturn:
+    """Raises `UserError`, since none of the images can be read."""
+    unreadable = [issue for issue in issues if issue.kind in UNREADABLE]
+    raise UserError(
+        f"No image of {dataset.name} could be read ({plural(len(unreadable), 'image')}). The first issue:"
+        f" {unreadable[0]}. Check the files of the dataset."
+    )
 
 
 def _case(

@@ -72,10 +72,24 @@ def test_gpu_without_cudnn_uses_the_plain_form():
     assert FUSED not in lower(attend, *random())
 
 
-@pytest.mark.parametrize(("capability", "fused"), [("7.5", False), ("8.0", True), ("10.3", True)])
-def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, fused):
+@pytest.mark.parametrize(
+    ("capability", "version", "fused"),
+    [
+        ("7.5", 91_100, False),
+        ("8.0", 91_000, True),
+        ("10.3", 91_000, False),
+        ("10.3", 91_100, True),
+        ("8.0", None, False),
+    ],
+)
+def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, version, fused):
     devices = [types.SimpleNamespace(compute_capability=capability)]
-    monkeypatch.setattr(jax, "local_devices", lambda backend: devices)
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: devices)
+    module = "jax._src.cudnn.fused_attention_stablehlo"
+    if version:
+        monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: version)
+    monkeypatch.setattr(f"{module}.is_cuda_compute_capability_equal", capability.__eq__)
+    jax.clear_caches()  # the checks are made while tracing
     assert transformer._has_fused_attention.__wrapped__() == fused
 
 

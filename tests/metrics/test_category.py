@@ -1,10 +1,12 @@
 """Tests of metrics accumulated over batches for a category, and of their mean over categories."""
 
+import jax
 import numpy as np
 import pytest
 
 from zsad_jax import metrics
 from zsad_jax.metrics import category
+from zsad_jax.metrics.binned import bin_maps
 from zsad_jax.utils.errors import UserError
 
 
@@ -36,6 +38,14 @@ def test_batches_match_compute(images, exact, batch):
     }
     assert found.values == pytest.approx(expected, abs=1e-9 if exact else 1e-4)
     assert found.reasons == {}
+
+
+def test_exact_metrics_reject_binned_maps(images):
+    scores, labels, maps, masks = images
+    with pytest.raises(UserError, match="Pass the maps that were binned"):
+        category.update(
+            category.init(exact=True), scores, labels, jax.device_get(bin_maps(maps)), masks
+        )
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -82,6 +82,7 @@ def config(tokenizer):
         "targets": ("synthetic_target",),
         "auxiliary": "synthetic_aux",
         "batch_size": 4,
+        "distributed": False,
     }
 
 

@@ -40,6 +40,7 @@ def forbid_loading(monkeypatch):
         (["{images}", "--out={images}/a/0.png"], "cannot be written to"),
         (["{images}", "--out={out}", "--config.method.sigmar=1"], "sigmar"),
         (["{images}", "--out={out}", "--config.bach_size=1"], "config.batch_size"),
+        (["{images}", "--out={out}", "--config.distributed"], "config.distributed has no effect"),
         (
             ["{images}", "--out={out}", "sigma=8"],
             r"'sigma=8'. Did you mean --config.method.sigma=8\?",

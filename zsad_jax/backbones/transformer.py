@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -94,7 +95,9 @@ def _attend_plain(
     *,
     causal: bool = False,
 ) -> Float[Array, "b n h k"]:
-    """Computes softmax attention in one piece, with logits and softmax in float32; `query` is scaled."""
+    """Computes softmax attention in one piece, with logits and softmax in float32."""
+    # The n k numbers of the queries are scaled and not the n m logits, of which an image has more.
+    query = query * query.shape[-1] ** -0.5
     # A bfloat16 logit near 10 has an error of up to 0.03, which would change its weight by 3 %.
     logits = jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
     # A finite minimum, so that a text that is all padding gives a uniform row and not NaN.
@@ -115,6 +118,7 @@ def _attend_by_head(
     # On a CPU the [n m] weights of a single head stay in the cache, which at 1,370 tokens is three times
     # faster than writing those of all heads to memory.
     b, n, h, k = query.shape
+    query = query * k**-0.5
 
     def one(head: tuple[Array, Array, Array]) -> Array:
         q, kk, v = head
@@ -133,7 +137,7 @@ def _attend_by_head(
 
 # cuDNN's form keeps the [n m] weights in the cache of a GPU. JAX rejects its gradient for an odd number of
 # tokens, for which the plain form has one.
-_attend_fused = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
+_attend_fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 _attend_fused_odd = jax.custom_vjp(_attend_fused)
 _attend_fused_odd.defvjp(functools.partial(jax.vjp, _attend_plain), lambda pull, out: pull(out))
 
@@ -142,9 +146,17 @@ _attend_fused_odd.defvjp(functools.partial(jax.vjp, _attend_plain), lambda pull,
 def _has_fused_attention() -> bool:
     """Returns whether cuDNN's fused attention runs on the GPUs of this process, from Ampere on."""
     try:
-        return all(float(one.compute_capability) >= 8 for one in jax.local_devices(backend="cuda"))
+        devices = jax.local_devices(backend="cuda")
     except RuntimeError:  # there is no CUDA
         return False
+    if any(float(one.compute_capability) < 8 for one in devices):
+        return False
+    try:
+        jax.eval_shape(_attend_fused, *[jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)] * 3)
+    except RuntimeError as error:  # no cuDNN, or one that is too old for the GPU
+        logging.warning("Attention takes the plain form, which is slower: %s", error)
+        return False
+    return True
 
 
 def attend(
@@ -162,8 +174,6 @@ def attend(
     "auto" is that of the device: one head at a time on a CPU, cuDNN's on a GPU where the compute type has two
     bytes, and the plain one elsewhere, and for short or masked sequences.
     """
-    # The n k numbers of the queries are scaled and not the n m logits, of which an image has more.
-    query = query * (query.shape[-1] ** -0.5)
     # Masks are those of texts, which are short: only vision towers take other forms.
     masked = causal or valid is not None
     if form == "plain" or masked or key.shape[1] <= PLAIN_ATTENTION_TOKENS:

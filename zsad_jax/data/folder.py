@@ -149,7 +149,7 @@ def read_folder(
     root = pathlib.Path(user_path(path))
     if not root.is_dir():
         raise UserError(f"The folder {root.absolute()} does not exist.")
-    masks = None if masks is None else user_path(masks, "`masks`")
+    masks = None if masks is None else fetch(masks, "`masks`")
     name = name or root.resolve().name
     classes = _find_classes(root, split)
     if len(classes) > 1 and (category or masks):

@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from zsad_jax.metrics import checks
+from zsad_jax.metrics.binned import BinnedMaps
 from zsad_jax.metrics.curve import curve_of
 from zsad_jax.metrics.regions import region_overlap
 from zsad_jax.metrics.result import AUPRO_200STEP, Metrics, pixel_metrics
 from zsad_jax.metrics.stepped import Thresholds
+from zsad_jax.utils.errors import UserError
 
 
 class State(NamedTuple):
@@ -26,6 +28,10 @@ def update(
     state: State, maps: Float[np.ndarray, "b H W"], *, masks: Bool[np.ndarray, "b H W"]
 ) -> State:
     """Adds images; arguments and errors as for `streaming.update`."""
+    if isinstance(maps, BinnedMaps):
+        raise UserError(
+            "Exact metrics need all bits of the scores. Pass the maps that were binned."
+        )
     for image, mask in zip(*checks.check_maps(maps, masks), strict=True):
         overlap, count = region_overlap(mask)
         state = merge(state, State((image[~mask],), (image[mask],), (overlap,), count))

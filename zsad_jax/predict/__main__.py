@@ -93,6 +93,11 @@ def main(argv: list[str]) -> None:
 
 def _read_experiment() -> Experiment:
     experiment = config_flag.read_experiment()
+    if experiment.distributed:
+        raise UserError(
+            "config.distributed has no effect on predict, which runs in one process. Set it to False, and give"
+            " each process its own images and --out."
+        )
     depth = {} if _DEPTH.value is None else {"bit_depth": _DEPTH.value}
     backbone, size = {**experiment.backbone, **depth}, _BATCH_SIZE.value or experiment.batch_size
     return dataclasses.replace(experiment, backbone=backbone, batch_size=size)

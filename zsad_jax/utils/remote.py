@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ def fetch(path: files.PathLike, what: str = "The path", *, missing_ok: bool = Fa
     text = files.user_path(path, what, remote=True)
     if not text.startswith(files.REMOTE):
         return text
-    with _copied(text, missing_ok, wait=True) as (_, local, _):
+    with _copied(text, "inputs", missing_ok) as (_, local, _):
         return os.fspath(local)
 
 
@@ -46,7 +45,7 @@ def open_workdir(path: files.PathLike, outputs: Sequence[str], what: str) -> Ite
         with files.alone(text, outputs):
             yield Workdir(pathlib.Path(text), pathlib.Path(text))
         return
-    copied = _copied(text, missing_ok=True, wait=False)
+    copied = _copied(text, "runs", missing_ok=True)
     with copied as (target, local, stored), files.alone(local, outputs):
         # Written again at once, so that a read-only directory is an error now.
         stored.pop(local / files.LOCK, None)
@@ -58,8 +57,11 @@ def open_workdir(path: files.PathLike, outputs: Sequence[str], what: str) -> Ite
                 for one in sorted(now, key=lambda one: now[one][1]):
                     if stored.get(one) != now[one]:
                         # In one call, so that an error never leaves a part of a file.
-                        (target / one.relative_to(local)).write_bytes(one.read_bytes())
-                        stored[one] = now[one]
+                        path = target / one.relative_to(local)
+                        path.write_bytes(one.read_bytes())
+                        # As after a copy, so that the next run does not copy it again.
+                        os.utime(one, ns=(path.stat().mtime * 10**9,) * 2)
+                        stored[one] = _stamp(one)
                 for one in stored.keys() - now.keys():
                     (target / one.relative_to(local)).unlink(missing_ok=True)
                     del stored[one]
@@ -70,12 +72,13 @@ def open_workdir(path: files.PathLike, outputs: Sequence[str], what: str) -> Ite
 
 
 @contextlib.contextmanager
-def _copied(text: str, missing_ok: bool, wait: bool) -> Iterator[tuple[Any, pathlib.Path, Stamps]]:
+def _copied(text: str, kind: str, missing_ok: bool) -> Iterator[tuple[Any, pathlib.Path, Stamps]]:
     """Yields a remote path, its copy, which no other process changes meanwhile, and the copied files."""
     from etils import epath
 
     source, root = epath.Path(text), files.home() / "remote"
-    local = root.joinpath(*source.parts[2:])
+    # Each address has a folder of its own: a folder that contains a working directory may be an input.
+    local = root / kind / files.safe_name("/".join(source.parts[2:-1])) / source.name
     stamps: Stamps = {}
 
     def copy(path: pathlib.Path) -> None:
@@ -85,9 +88,9 @@ def _copied(text: str, missing_ok: bool, wait: bool) -> Iterator[tuple[Any, path
             os.utime(temporary, ns=(stamps[path][1],) * 2)
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors before it raises them
-    lock = root / ".locks" / files.safe_name(text)
+    lock = root / ".locks" / files.safe_name(f"{kind}/{source}")
     lock.mkdir(parents=True, exist_ok=True)
-    with files.alone(lock, wait=wait):
+    with files.alone(lock, wait=kind == "inputs"):
         with _reporting(f"Cannot read {source}"):
             with contextlib.suppress(*[FileNotFoundError] * missing_ok):
                 # epath's own `walk` yields paths without "gs://".
@@ -99,8 +102,12 @@ def _copied(text: str, missing_ok: bool, wait: bool) -> Iterator[tuple[Any, path
                     else:
                         path = local / one.relative_to(source)
                         stamps[path] = (status.length, status.mtime * 10**9)
-            if any(path not in stamps for path in local.rglob("*") if path.is_file()):
-                shutil.rmtree(local)
+            for one in sorted([local, *local.rglob("*")], reverse=True):  # folders last
+                if one.is_dir():
+                    with contextlib.suppress(OSError):  # it is not empty
+                        one.rmdir()
+                elif one not in stamps:
+                    one.unlink(missing_ok=True)
             absent = [one for one in stamps if not one.is_file() or _stamp(one) != stamps[one]]
             made = map_in_threads(copy, absent, num_workers=THREADS)
             list(progress(made, total=len(absent), label=f"copy {source}", unit="file"))
