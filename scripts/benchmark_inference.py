@@ -31,7 +31,6 @@ import math
 import multiprocessing
 import os
 import pathlib
-import resource
 import sys
 import tempfile
 import time
@@ -45,6 +44,7 @@ from PIL import Image
 
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.memory import peak_memory
 from zsad_jax.utils.text_table import TextTable
 
 # Worker threads may spin for a while after their work; the pause lets them stop before the next run.
@@ -125,8 +125,8 @@ def serve(
         value = getattr(made, what)(*given)
         seconds = time.perf_counter() - start
         processor = time.process_time() - processor_start
-        host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send(Turn(seconds, processor, value, (made.device_bytes() or host_bytes) / 2**30))
+        used = made.device_bytes() or peak_memory()
+        pipe.send(Turn(seconds, processor, value, used / 2**30))
 
 
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:

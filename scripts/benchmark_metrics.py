@@ -12,7 +12,6 @@ first maps and all of them.
 import argparse
 import os
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from benchmark_inference import report
 from zsad_jax.metrics import AUPRO_200STEP, category
 from zsad_jax.metrics.binned import bin_maps
 from zsad_jax.utils import command_line
+from zsad_jax.utils.memory import peak_memory
 
 BATCH = 8  # maps per update
 
@@ -102,7 +102,7 @@ def library_metrics(
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, Any]:

@@ -252,7 +252,7 @@ def test_remote_directory_is_the_truth(bucket, home):
 
 def test_copies_of_a_parent_folder_leave_a_run_alone(bucket):
     bucket.put("bucket/all/image.png", b"1")
-    with remote.alone("gs://bucket/all/run", (), "--workdir") as place:
+    with remote.open_workdir("gs://bucket/all/run", (), "--workdir") as place:
         (place.local / "result").write_text("2")
         folder = pathlib.Path(remote.fetch("gs://bucket/all"))
         assert (place.local / "result").read_text() == "2"
@@ -274,7 +274,7 @@ def test_removes_only_what_the_bucket_does_not_have(bucket):
 
 def test_does_not_copy_its_own_results_again(bucket):
     for _ in range(2):
-        with remote.alone("gs://bucket/run", (), "--workdir") as place:
+        with remote.open_workdir("gs://bucket/run", (), "--workdir") as place:
             (place.local / "result").write_text("1")
             place.push()
     assert "bucket/run/result" not in bucket.reads

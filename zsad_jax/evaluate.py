@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
@@ -110,8 +109,8 @@ class Evaluation(NamedTuple):
       cases: images to show; () for all but the first of several contenders.
       issues: of the dataset as a whole, then images that could not be read and masks that could not be used.
       num_unreadable: number of images that could not be read.
-      device_wait_share: share of the time in which the devices waited for the host while images were encoded
-        and scored; None for stored evaluations and for all but the first of several contenders.
+      device_wait_share: share of the time in which the devices waited for the host while the images were
+        encoded and, so far, scored; None for stored evaluations and all but the first of several contenders.
     """
 
     dataset: str
@@ -152,26 +151,25 @@ def make_scorer(
     """Returns the compiled function that scores a batch by every method, with a `Result` of each.
 
     It takes the frozen parameters; of each method, its parameters, its prototypes and the batch's features
-    (None: they are encoded, once for equal keys of `encoder_of`) or, of a method with `across`, its scores;
-    the 8-bit images (None: all features are given); and the categories. `encoders` are those of `Features`.
+    or, of a method with `across`, its scores; the 8-bit images (None: all features are given); and the
+    categories. Features that are None are encoded, once for methods with equal keys of `encoder_of`.
+    `encoders` are those of `Features`.
     Results are split over the mesh. With `binned`, maps have 16 bits a pixel, see `bin_maps`.
     """
     keys = [encoder_of(method)[0] for method in methods]
 
     @functools.partial(jax.jit, out_shardings=sharding.over_data(mesh))
     def score(frozen, params, prototypes, features, images, category) -> list[Result]:
-        missing = {key for key, own in zip(keys, features, strict=True) if own is None}
-        encoded = {
-            key: jax.tree.map(_as_stored, encode(frozen, images))
-            for key, encode in encoders.items()
-            if encode and key in missing
-        }
+        @functools.cache
+        def encode(key: Hashable) -> PyTree:
+            return jax.tree.map(_as_stored, encoders[key](frozen, images))
+
         results = []
         each = zip(methods, keys, params, prototypes, features, strict=True)
         for method, key, learned, texts, own in each:
             if not method.cacheable:
                 own = method.features(frozen, learned, backbone.preprocess.normalize(images))
-            own = encoded[key] if own is None else own
+            own = encode(key) if own is None else own
             if not isinstance(own, Scores):
                 own = method.score(frozen, learned, texts, own, category)
             maps = method.anomaly_map(own.patches, backbone.preprocess.image_size)
@@ -266,10 +264,7 @@ def evaluate(
     }
     scored = show(run(np.arange(len(dataset))), "evaluate", len(dataset))
     main, *others = _gather(scored, dataset, methods, exact=exact)
-    share = features.clock.waited / features.clock.total
-    words = "%s: devices waited for the host %.1f%% of the time."
-    logging.info(words, dataset.name, 100 * share)
-    main = main._replace(device_wait_share=share)
+    main = main._replace(device_wait_share=features.clock.waited / features.clock.total)
     if cases_by:
         image_scores = dataset_scores(main, cases_by)
         chosen = choose_cases(image_scores)

@@ -8,7 +8,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -23,7 +23,7 @@ from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.backbones.transformer import place
 from zsad_jax.data.dataset import ImageBatch
-from zsad_jax.data.issues import Issue
+from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
 from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.config import LARGEST, check_fields, within
@@ -295,7 +295,7 @@ def train(
     per_call, resident = 1, None
     if found := features.resident():
         images, by_key = found
-        _log_issues(images.issues, f"train {dataset.name}")
+        log_issues(f"train {dataset.name}", itertools.chain(*images.issues))
         resident = by_key[key], sharding.replicate(truth_of(images), mesh)
         # Calls of equal length need one compilation.
         per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
@@ -308,11 +308,11 @@ def train(
             yield from ((resident, part) for part in np.split(order, len(order) // per_call))
             return
         positions = np.arange(order[0].size).reshape(1, *order.shape[1:])
-        issues: list[Sequence[Issue]] = []
+        issues: list[Issue] = []
         for images, by_key in features.read(order.ravel(), positions.size):
-            issues += images.issues
+            issues += itertools.chain(*images.issues)
             yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), positions
-        _log_issues(itertools.chain(*distributed.gather(issues)), label)
+        log_issues(label, itertools.chain(*distributed.gather(issues)))
 
     def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
@@ -386,11 +386,6 @@ def _make_order(
     order = padded.reshape(len(orders), steps, size).swapaxes(0, 1)
     missing = sharding.round_up(size, mesh) - size
     return np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
-
-
-def _log_issues(of_images: Iterable[Sequence[Issue]], label: str) -> None:
-    for issue in itertools.chain(*of_images):
-        logging.warning("%s: %s", label, issue)
 
 
 def _describe(member: Member, members: Sequence[Member]) -> str:

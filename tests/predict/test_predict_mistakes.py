@@ -49,6 +49,7 @@ def forbid_loading(monkeypatch):
         (["{images}", "--out={out}", "--category="], "The category is empty"),
         (["{images}", "--out="], "--out is ''. Expected a file or a folder"),
         (["{images}/a=b", "--out={out}"], "a=b.* does not exist"),
+        (["{images}", "--out={out}", "--config.distributed"], "has no effect on predict"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(

@@ -228,7 +228,7 @@ class Features:
     def resident(self) -> tuple[ImageBatch, FeaturesByKey] | None:
         """Returns all images, without pixels, with features on every device; None if they do not fit.
 
-        Only features in memory are, and those that "auto" has put on disk.
+        This is for features in memory, and for those that "auto" has put on disk.
         """
         stores = self._stores.values()
         share = SHARE_OF_DEVICE * (1 if any(store.folder for store in stores) else 2)

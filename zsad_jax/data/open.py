@@ -177,8 +177,9 @@ def _find_opener(name: str, data_dir: PathLike) -> Callable[[str, Naming], Datas
 
         return PreparedDataset(name, root.parent, split, naming=naming)
 
-    for folder in (name, DATASETS[name].folder if name in DATASETS else ""):
-        root = pathlib.Path(fetch(os.path.join(data_dir, folder or name), missing_ok=True))
+    other = DATASETS[name].folder if name in DATASETS else None
+    for folder in dict.fromkeys((name, other or name)):
+        root = pathlib.Path(fetch(os.path.join(data_dir, folder), missing_ok=True))
         if benchmarks.is_prepared(name, root.parent):
             return open_prepared
         if (root / META_JSON).is_file():

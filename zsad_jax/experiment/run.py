@@ -200,6 +200,9 @@ def _evaluate(
         )
         for path, evaluation in zip(paths, evaluations, strict=True):
             cache.save(path, evaluation)
+            if path == main and (share := evaluation.device_wait_share) is not None:
+                words = "%s: devices waited for the host %.1f%% of the time."
+                logging.info(words, target, 100 * share)
             found[path] = evaluation
         run.workdir.push()
     return found

@@ -60,7 +60,8 @@ def bin_maps(maps: Float[Array, "b H W"]) -> BinnedMaps:
     sample = jnp.sort(jnp.concatenate([grid, keys.max(axis=2), keys.min(axis=2)], axis=1), axis=1)
     starts = sample[:, np.rint(np.subtract(1, SHARES) * (sample.shape[1] - 1)).astype(int)]
     widths = jnp.diff(starts, append=starts[:, -1:]).view(jnp.uint32)
-    # The fewest bits of keys that must be dropped; by rounding, a segment has up to two codes more.
+    # The fewest bits of keys that must be dropped. Four codes of a segment (2^-(BITS - 2) of them) are left
+    # free, since rounding adds up to two.
     bits = 32 - jax.lax.clz(widths + (widths >> (BITS - 2))).astype(jnp.int32)
     shifts = jnp.maximum(bits - BITS, 0)
     codes = jnp.zeros_like(keys)

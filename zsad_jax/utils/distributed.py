@@ -35,7 +35,7 @@ HEARTBEAT_SECONDS = 20
 SHUTDOWN_SECONDS = 600
 SCRATCH = "zsad_jax-process-"
 LOST = (
-    "error: Another process of this run has ended or cannot be reached; its own output has the reason. Start"
+    "error: Another process of this run has ended or cannot be reached; see its output for the reason. Start"
     " all processes again with the same command to resume."
 )
 # Words in errors of the libraries that connect processes (gloo, NCCL, gRPC).
@@ -56,8 +56,7 @@ def initialize() -> None:
     jax.config.update("jax_enable_preemption_service", False)
     try:
         names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        given: Any
-        given = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+        given: Any = {key: int(os.environ[x]) for key, x in names.items() if x in os.environ}
         jax.distributed.initialize(
             **given,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -142,7 +141,8 @@ def ended_together(run: Callable[[], Any]) -> Any:
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        if any(word in str(error) for word in _OF_CONNECTIONS):
+        words = _OF_CONNECTIONS if isinstance(error, jax.errors.JaxRuntimeError) else ()
+        if any(word in str(error) for word in words):
             _end_lost()
         traceback.print_exc()
     if code and jax.distributed.is_initialized():
