@@ -3,7 +3,7 @@
 import pytest
 
 from zsad_jax.experiment.config import Experiment
-from zsad_jax.experiment.variants import make_variants
+from zsad_jax.experiment.variants import drop_foreign_options, make_variants
 from zsad_jax.utils.errors import UserError
 
 MAIN = {
@@ -140,3 +140,27 @@ def test_seeds_are_for_any_trained_setting():
 def test_rejects_mistakes(fields, expected):
     with pytest.raises(UserError, match=expected):
         made(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "expected"),
+    [
+        ("siglip2-b16-384", {}, {"dtype": "float32"}),
+        ("clip-vit-l14-336", {}, {"dtype": "float32", "image_size": 518}),
+        ("siglip2-b16-384", {"lineage": "native"}, {"dtype": "float32", "lineage": "native"}),
+        ("siglip2-b16-384", {"image_size": 400}, {"dtype": "float32", "image_size": 400}),
+    ],
+)
+def test_another_family_drops_options_of_the_config_file(name, changed, expected):
+    backbone = {"lineage": "pytorch", "image_size": 518, "dtype": "float32", **changed}
+    config = {"backbone": {"name": name, **backbone}, "image_score": "second"}
+    keys = {"backbone.name", *(f"backbone.{key}" for key in changed)}
+    found = drop_foreign_options(config, "tips-l14-hr", keys)
+    assert found == {"backbone": {"name": name, **expected}, "image_score": None}
+    found = drop_foreign_options(config, "tips-l14-hr", {*keys, "image_score"})
+    assert found["image_score"] == "second"
+
+
+def test_backbones_of_one_family_share_options():
+    config = {"backbone": {"name": "tips-s14-hr", "lineage": "pytorch"}, "image_score": "second"}
+    assert drop_foreign_options(config, "tips-l14-hr", {"backbone.name"}) == config

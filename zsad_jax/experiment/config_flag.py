@@ -14,9 +14,10 @@ from ml_collections import ConfigDict, config_flags
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
 from zsad_jax.experiment.config_keys import describe_keys, flatten
-from zsad_jax.experiment.variants import make_variants
+from zsad_jax.experiment.variants import drop_foreign_options, make_variants
 from zsad_jax.methods import config_class
 from zsad_jax.utils import command_line, compilations, distributed
+from zsad_jax.utils.config import plain
 from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 
 
@@ -121,7 +122,9 @@ def read_config() -> ConfigDict:
 
 def read_experiment() -> Experiment:
     """Returns the experiment of the flag --config and its overrides; raises `UserError` on any mistake."""
-    experiment = from_config(read_config())
+    config, changed = plain(read_config()), changed_keys()
+    before = cast(_Parser, flags.FLAGS["config"].parser).original.get("backbone.name")
+    experiment = from_config(drop_foreign_options(config, before, changed))
     make_variants(experiment)  # for their mistakes
     return experiment
 

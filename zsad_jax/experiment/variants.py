@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import load_config
 from zsad_jax.report.wording import describe_value, short_keys
@@ -36,6 +37,29 @@ class Variant(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """Returns the sections in which settings may differ."""
         return {name: getattr(self.experiment, name) for name in SECTIONS}
+
+
+def drop_foreign_options(
+    config: dict[str, Any], before: str | None, changed: Collection[str]
+) -> dict[str, Any]:
+    """Returns a config without options for the backbone `before`, if its backbone is of another family.
+
+    Options that all backbones have, an image size that the backbone can have, and `changed` dotted keys stay.
+    """
+    if "backbone.name" not in changed:
+        return config
+    name = config["backbone"]["name"]
+    old, new = (RELEASES[one].family if one in RELEASES else one for one in (before, name))
+    if old == new:
+        return config
+    patch = RELEASES[name].vision["patch_size"] if name in RELEASES else 1
+    kept = {"name", *_OF_ANY}
+    if (config["backbone"].get("image_size") or 0) % patch:
+        kept.remove("image_size")
+    kept |= {key.removeprefix("backbone.") for key in changed}
+    backbone = {key: value for key, value in config["backbone"].items() if key in kept}
+    score = config.get("image_score") if "image_score" in changed else None
+    return {**config, "backbone": backbone, "image_score": score}
 
 
 def make_variants(experiment: Experiment) -> tuple[Variant, ...]:
