@@ -141,7 +141,8 @@ def ended_together(run: Callable[[], Any]) -> Any:
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
-        words = _OF_CONNECTIONS if isinstance(error, jax.errors.JaxRuntimeError) else ()
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)  # the latter from gloo
+        words = _OF_CONNECTIONS if of_jax else ()
         if any(word in str(error) for word in words):
             _end_lost()
         traceback.print_exc()
