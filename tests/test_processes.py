@@ -174,3 +174,19 @@ def test_one_process_gathers_its_own_value():
     assert distributed.once(lambda: "b") == "b"
     with pytest.raises(ZeroDivisionError):
         distributed.once(lambda: 1 / 0)
+
+
+def test_rejects_exact_metrics():
+    config = {"method": {"name": "clip"}, "backbone": {"name": "clip-nano"}, "targets": ("visa",)}
+    with pytest.raises(UserError, match="exact_metrics is True"):
+        from_config(config | {"distributed": True, "exact_metrics": True})
+
+
+def test_scratch_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"{distributed.SCRATCH}left"
+    left.mkdir()
+    with distributed.scratch_folder() as first, distributed.scratch_folder() as second:
+        assert not left.exists()
+        assert {path.parent for path in map(type(left), (first, second))} == {*tmp_path.iterdir()}
+    assert not any(tmp_path.iterdir())

@@ -142,6 +142,11 @@ class Experiment:
                 "config.features.cache is 'disk', but runs of several processes (config.distributed=True) keep"
                 " features in memory. Set it to 'auto', 'memory' or 'none'."
             )
+        if self.distributed and self.exact_metrics:
+            raise UserError(
+                "config.exact_metrics is True, but runs of several processes (config.distributed=True) do not"
+                " send the scores of all pixels. Set one of them to False."
+            )
         for source in () if self.train else self.checkpoints.values():
             prompt_files.find(source)
 

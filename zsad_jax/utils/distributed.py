@@ -6,6 +6,7 @@ run of one process, `once` calls its function and `gather` returns a list of one
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import pathlib
@@ -110,12 +111,22 @@ def once(make: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[str]:
-    """Yields a temporary folder, which `files.alone` is to lock; removes those of killed processes."""
-    for left in pathlib.Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with contextlib.suppress(OSError, UserError), files.alone(left):
-            shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
-        yield folder
+    """Yields the path of a temporary folder; removes those of killed processes."""
+    place = tempfile.gettempdir()
+    with contextlib.ExitStack() as stack:
+        # Locked, so that no other process finds the folder before it is locked.
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in pathlib.Path(place).glob(f"{SCRATCH}*"):
+                with contextlib.suppress(OSError, UserError), files.alone(left):
+                    shutil.rmtree(left)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH))
+            stack.enter_context(files.alone(folder))
+        finally:
+            os.close(handle)
+        yield os.path.join(folder, "run")
 
 
 def by_main(function: F) -> F:
