@@ -368,8 +368,8 @@ def test_equal_features_are_shared(clip):
 
 
 def test_rejects_adjective_of_several_tokens(clip):
-    ids = np.array([[49406, 886, 49407, 0], [49406, 5, 6, 49407]])
-    paddings = np.array([[0, 0, 0, 1], [0, 0, 0, 0]])
+    ids = np.array([[49406, 886, 49407, 0], [49406, 5, 6, 49407], [49406, 49407, 0, 0]])
+    paddings = np.array([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]])
     text = dataclasses.replace(clip.text, tokenize=lambda texts: (ids, paddings))
     two = dataclasses.replace(clip, text=text)
     with pytest.raises(UserError, match="The adjective 'quite bad' is 2 tokens for"):
@@ -383,7 +383,7 @@ def test_adjectives_are_tokenized_once(clip):
         asked.append(tuple(texts))
         if len(asked) == 1:
             raise UserError("There is no tokenizer.")
-        return clip.tokenize(["good", "damaged"])
+        return clip.tokenize(texts)
 
     method = vip2clip(
         dataclasses.replace(clip, text=dataclasses.replace(clip.text, tokenize=tokenize))
@@ -392,7 +392,7 @@ def test_adjectives_are_tokenized_once(clip):
     assert len(asked) == 1
     for _ in range(2):
         jax.eval_shape(lambda params: method.prototypes(clip.params, params, CLASSES), params)
-    assert asked == [("good", "damaged")] * 2
+    assert asked == [("good", "damaged", "")] * 2
 
 
 def test_rejects_prompt_that_is_too_long(clip):

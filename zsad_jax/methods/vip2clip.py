@@ -126,7 +126,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     scale = scale_of(backbone, config.temperature)
     score_name = "patch" if config.utpa else "global"  # what the image score comes from
 
-    words = functools.cache(lambda: prompts.tokenize(backbone, config.adjectives))
+    words = functools.cache(lambda: prompts.tokenize(backbone, (*config.adjectives, "")))
     try:
         tokens = words()
     except UserError:
@@ -255,12 +255,12 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
 def _check_adjectives(backbone: Backbone, adjectives: Sequence[str], tokens: Tokens) -> None:
     """Raises UserError if an adjective is not a single token."""
     _, paddings = tokens
-    # Each start token comes with an end token.
-    counts = (paddings == 0).sum(axis=1) - 2 * backbone.num_start_tokens
+    # The last text is empty: it has at most a start and an end token.
+    *counts, ends = (paddings == 0).sum(axis=1)
     for adjective, count in zip(adjectives, counts, strict=True):
-        if count != 1:
+        if count - ends != 1:
             raise UserError(
-                f"The adjective {adjective!r} is {count} tokens for {backbone.name}. Use 'adjectives'"
+                f"The adjective {adjective!r} is {count - ends} tokens for {backbone.name}. Use 'adjectives'"
                 " of one token each, for example ('normal', 'abnormal')."
             )
 

@@ -1,0 +1,67 @@
+"""Table of methods and backbone families in docs/methods.md: `python scripts/update_method_table.py`.
+
+A method that is not made over all released checkpoints of a family that has what it needs is an error.
+"""
+
+import argparse
+import collections
+import pathlib
+import sys
+
+from zsad_jax.backbones import registry
+from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.load import FAMILIES, describe_backbone
+from zsad_jax.methods import METHODS, Method, config_class, make_method
+from zsad_jax.utils import command_line, files
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
+BEGIN, END = "<!-- written by scripts/update_method_table.py -->\n", "<!-- end -->"
+RUNS, NO_TEXT = "runs", "not possible: no text side"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    argparse.ArgumentParser(description=__doc__.split(":")[0]).parse_args(arguments)
+    return command_line.guarded(
+        lambda: files.write_text(PAGE, fill_in(PAGE.read_text(encoding="utf-8")))
+    )
+
+
+def fill_in(text: str) -> str:
+    """Returns the page with its table written anew."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + make_table() + END + rest.partition(END)[2]
+
+
+def make_table() -> str:
+    families = collections.defaultdict(list)
+    for name, release in registry.RELEASES.items():
+        families[release.family].append(describe_backbone(name))
+    header = ["method", "uses", *(f"`{family}`" for family in FAMILIES)]
+    rows = [header, ["---"] * len(header)]
+    for name in METHODS:
+        over = {family: make_all(name, backbones) for family, backbones in families.items()}
+        made = next(method for methods in over.values() for method in methods)
+        cells = (RUNS if over[family] else NO_TEXT for family in FAMILIES)
+        rows.append([f"`{name}`", describe_inputs(made), *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def make_all(name: str, backbones: list[Backbone]) -> list[Method]:
+    """Returns the method over each backbone; [] if it needs text and one has none."""
+    if config_class(name).needs_text and not all(one.text for one in backbones):
+        return []
+    return [make_method(name, backbone) for backbone in backbones]
+
+
+def describe_inputs(method: Method) -> str:
+    """Returns what a method uses besides the image."""
+    inputs = ["text"] if method.config.needs_text else []
+    if method.across:
+        inputs.append("all images of a category")
+    if method.references != "unused":
+        inputs.append(f"references ({method.references})")
+    return ", ".join(inputs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
