@@ -24,6 +24,14 @@ from zsad_jax.utils.sharding import make_mesh
 SIZE = 16
 
 
+@pytest.fixture(scope="module", autouse=True)
+def binned_maps():
+    """Lets the small maps here have 16 bits a pixel, like large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zsad_jax.evaluate.NUM_CODES", SIZE**2 - 1)
+        yield
+
+
 def encoded(pixels):
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "png")

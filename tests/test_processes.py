@@ -112,15 +112,16 @@ def finish(*processes):
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_two_processes_equal_one(folder, cache):
     arguments = [*RUN, f"--config.features.cache={cache}"]
+    # Not beside the runs with the other cache, whose finished training would be copied.
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    one = [*arguments, f"--workdir=one/{cache}"]
+    one = [*arguments, f"--workdir=one/{cache}/run"]
     ((code, _, warnings),) = finish(start(folder, one, f"one-{cache}", XLA_FLAGS=flags))
     assert code == 0, warnings
-    two = [*arguments, f"--workdir=two/{cache}"]
+    two = [*arguments, f"--workdir=two/{cache}/run"]
     first, second = finish(*start_two(folder, two, two, name=f"two-{cache}"))
     assert first[0] == second[0] == 0, first[2] + second[2]
     for name in ("results", "comparisons", "results_by_seed"):
-        path = f"{cache}/{name}.json"
+        path = f"{cache}/run/{name}.json"
         assert (folder / "two" / path).read_text() == (folder / "one" / path).read_text()
     # Only the first process says something, and each issue once.
     assert re.sub(r"(?m)^\[Gloo\].*\n", "", second[1] + second[2]) == ""

@@ -30,7 +30,7 @@ from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.references import References
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
 from zsad_jax.metrics import Metrics
-from zsad_jax.metrics.binned import BinnedMaps, bin_maps
+from zsad_jax.metrics.binned import NUM_CODES, BinnedMaps, bin_maps
 from zsad_jax.utils import distributed, interrupts, sharding
 from zsad_jax.utils.errors import UserError, located, plural
 from zsad_jax.utils.progress import one_late, progress
@@ -154,8 +154,11 @@ def make_scorer(
     or, of a method with `across`, its scores; the 8-bit images (None: all features are given); and the
     categories. Features that are None are encoded, once for methods with equal keys of `encoder_of`.
     `encoders` are those of `Features`.
-    Results are split over the mesh. With `binned`, maps have 16 bits a pixel, see `bin_maps`.
+    Results are split over the mesh. With `binned`, maps with more pixels than codes have 16 bits a pixel, see
+    `bin_maps`.
     """
+    size = backbone.preprocess.image_size
+    binned = binned and size**2 > NUM_CODES
     keys = [encoder_of(method)[0] for method in methods]
 
     @functools.partial(jax.jit, out_shardings=sharding.over_data(mesh))
@@ -172,7 +175,7 @@ def make_scorer(
             own = encode(key) if own is None else own
             if not isinstance(own, Scores):
                 own = method.score(frozen, learned, texts, own, category)
-            maps = method.anomaly_map(own.patches, backbone.preprocess.image_size)
+            maps = method.anomaly_map(own.patches, size)
             results.append(Result(own.image, bin_maps(maps) if binned else maps))
         return results
 

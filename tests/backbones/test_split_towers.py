@@ -43,7 +43,7 @@ for name, options, model, feed_forward in (
     @jax.jit
     def encode(params, images):
         features = backbone.encode_image(params, images, layers=(2, 3), vv_from=3)
-        return *features, backbone.encode_text(params, ids, paddings)
+        return jax.tree.leaves((features, backbone.encode_text(params, ids, paddings)))
 
     found = []
     for mesh in sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh(model=model):

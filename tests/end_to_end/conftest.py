@@ -9,6 +9,7 @@ from PIL import Image
 from zsad_jax import main
 from zsad_jax.experiment import config as experiment_config
 from zsad_jax.experiment import run as runner
+from zsad_jax.experiment import start as experiment_start
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -82,7 +83,8 @@ def run_main(run_app):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(runner, "evaluate", evaluate)
             patch.setattr(main, "log_plainly", lambda: None)  # remains in effect after the run
-            patch.setattr(experiment_config, "make_method", make_with_init)
+            for module in (experiment_config, experiment_start):
+                patch.setattr(module, "make_method", make_with_init)
             code = run_app(main.main, "zsad_jax.main", argv)
         assert not code
         return Run(workdir, evaluations)
