@@ -464,15 +464,14 @@ class Ours(JaxSide):
 
     def values(self) -> Values:
         """Returns the scores and maps of the last call."""
-        import jax
+        from zsad_jax.metrics.binned import BinnedMaps
 
         if not hasattr(self.last, "image"):
             return tuple(self.last)
-        each = [
-            jax.tree.map(lambda x, r=row: x[r], self.last.maps) for row in range(len(self.images))
-        ]
-        scores = self.last.image[self.detector.image_score]
-        return scores, np.stack([one.decode() for one in each])
+        maps, count = self.last.maps, len(self.images)
+        if isinstance(maps, BinnedMaps):  # small maps are not
+            maps = np.stack([maps[row].decode() for row in range(count)])
+        return self.last.image[self.detector.image_score], maps[:count]
 
     def pipeline(self) -> int:
         from zsad_jax.evaluate import Contender, evaluate
