@@ -10,6 +10,7 @@ from absl import logging
 
 from zsad_jax.backbones import load_backbone, transformer
 from zsad_jax.backbones.transformer import attend
+from zsad_jax.experiment.config import Experiment
 from zsad_jax.utils.errors import UserError
 
 FUSED = "__cudnn$fmhaSoftmax"
@@ -131,5 +132,6 @@ def test_log_recommends_bfloat16_on_gpus(monkeypatch, dtype, device, logged):
     lines = []
     monkeypatch.setattr(jax, "default_backend", lambda: device)
     monkeypatch.setattr(logging, "info", lambda words, *args: lines.append(words % args))
-    load_backbone("clip-nano", dtype=dtype)
+    backbone = {"name": "clip-nano", "dtype": dtype}
+    Experiment(method={"name": "clip"}, backbone=backbone, targets=("visa",)).load_backbone()
     assert any("--config.backbone.dtype=bfloat16" in line for line in lines) == logged
