@@ -6,6 +6,8 @@ import mmap
 import os
 import pathlib
 import runpy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -132,6 +134,23 @@ def user_environment():
     quick = known_flags()
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in quick]
     return variables | {"XLA_FLAGS": " ".join(flags)}
+
+
+@pytest.fixture(scope="session")
+def run_on_eight_devices():
+    """Returns a function that runs a script on eight simulated devices and returns what it prints."""
+
+    def run(script, *arguments, **variables):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | variables,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

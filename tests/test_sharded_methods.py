@@ -1,7 +1,6 @@
 """Tests that training and image-conditioned prompts give the same results on eight devices as on one."""
 
 import os
-import subprocess
 import sys
 
 SCRIPT = """
@@ -66,15 +65,6 @@ print("equal")
 """
 
 
-def test_training_and_image_conditioned_prompts_on_eight_devices(tmp_path):
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "equal"
+def test_training_and_image_conditioned_prompts_on_eight_devices(tmp_path, run_on_eight_devices):
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    assert run_on_eight_devices(SCRIPT, tmp_path, PYTHONPATH=path) == "equal"

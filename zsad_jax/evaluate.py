@@ -304,7 +304,7 @@ def encode_prototypes(
         encode = jax.jit(encode, out_shardings=sharding.replicated(mesh))
     # Class names are static, since they are tokenized on the host.
     compute = jax.jit(method.prototypes, static_argnums=2)
-    # Those of methods without text are computed for one category at a time: features are often larger.
+    # Where references are required, one category at a time: their features are often larger than prototypes.
     alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
@@ -362,7 +362,8 @@ def _score_across(
 ) -> Scores:
     """Returns the scores of all images, by position; those of unreadable images are zeros."""
     dataset, (key,) = features.dataset, features.encoders
-    samples = [read_sample(dataset, position) for position in range(len(dataset))]
+    # Without the samples themselves, which can hold encoded images.
+    samples = (read_sample(dataset, position) for position in range(len(dataset)))
     of_images = np.array([getattr(sample, "category", None) for sample in samples], object)
     valid = np.zeros(len(dataset), bool)
     issues: list[Issue] = []

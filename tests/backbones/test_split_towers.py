@@ -1,9 +1,6 @@
 """Tests that towers whose weights are split over devices give the same features and take less memory."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SCRIPT = """
@@ -60,14 +57,5 @@ print("equal")
 """
 
 
-def test_split_towers_give_the_same_features_with_less_memory():
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(GOLDENS)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "equal"
+def test_split_towers_give_the_same_features_with_less_memory(run_on_eight_devices):
+    assert run_on_eight_devices(SCRIPT, GOLDENS) == "equal"

@@ -16,6 +16,7 @@ from zsad_jax.data.inspect.summary import Findings, describe, describe_verdict
 from zsad_jax.data.synthetic import CATEGORIES
 from zsad_jax.utils import command_line, files, remote
 from zsad_jax.utils.errors import UserError, plural, suggest
+from zsad_jax.utils.threads import num_cores
 
 PROGRAM = "python -m zsad_jax.data"
 
@@ -37,7 +38,7 @@ def _make_parser() -> argparse.ArgumentParser:
     threads.add_argument(
         "--workers",
         type=_positive,
-        default=os.cpu_count() or 1,
+        default=num_cores(),
         help="decoding threads (default: one per core)",
     )
     threads.add_argument("--all", action="store_true", help="list every file that has an issue")

@@ -1,6 +1,7 @@
 """Category and threshold of each image, by its folder."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -51,7 +52,7 @@ class Folders:
         inside = (self.listed.get(str(one)) for one in (place, *place.parents))
         return next((one for one in inside if one), self.default)
 
-    @property
+    @functools.cached_property
     def kinds(self) -> tuple[tuple[str, str | None], ...]:
         """The different categories with the folders of their references; only those with some if any has."""
         every = dict.fromkeys(one.kind for one in (self.default, *self.listed.values()))

@@ -23,7 +23,7 @@ from zsad_jax.utils.errors import UserError, agree, located, plural
 from zsad_jax.utils.images import printable
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.records import sealed
-from zsad_jax.utils.threads import map_in_threads
+from zsad_jax.utils.threads import map_in_threads, num_cores
 
 MAX_WRITERS = 4
 SHOWN = 5  # highest scores
@@ -49,14 +49,14 @@ def predict(experiment: Experiment, options: Options) -> None:
     for place, entry in options.folders.listed.items():
         if not any(one is entry for one in used):
             logging.warning("There are no images in %s, which --folders lists.", place)
-    _check_references(options, found, good)
+    references = _find_references(options, found, good)
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
         files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
         journal = _open_journal(options.out / "predictions.jsonl", found.images)
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
-        model = score.prepare_model(experiment, options, num_images=num_images)
+        model = score.prepare_model(experiment, options, references, num_images=num_images)
         _check_thresholds(options, model)
         _print_model(model, found.images)
         warning = options.out / "WARNING.txt"  # of the outputs that cannot hold it, such as maps
@@ -113,8 +113,11 @@ def _check_categories(options: Options, found: Found, good: Found) -> None:
         )
 
 
-def _check_references(options: Options, found: Found, good: Found) -> None:
-    """Rejects images without references where others have them, and known-good images that are references."""
+def _find_references(options: Options, found: Found, good: Found) -> score.References:
+    """Returns the references.
+
+    Rejects images without references where others have them, and known-good images that are references.
+    """
     every = [*found.images, *good.images]
     without = [one for one in every if options.folders.of(one).kind not in options.folders.kinds]
     if without:
@@ -122,12 +125,14 @@ def _check_references(options: Options, found: Found, good: Found) -> None:
             f"There are no references for {without[0]}. Name a folder of normal images with --references, or in"
             " --folders."
         )
-    references = itertools.chain(*score.find_references(options.folders).values())
-    if both := {*map(os.path.realpath, references)} & {*map(os.path.realpath, good.images)}:
+    references = score.find_references(options.folders)
+    compared = itertools.chain(*references.values())
+    if both := {*map(os.path.realpath, compared)} & {*map(os.path.realpath, good.images)}:
         raise UserError(
             f"{min(both)} is both a known-good image and a reference, so that its score is too low for a"
             " threshold. Use different images."
         )
+    return references
 
 
 def _open_journal(path: pathlib.Path, images: Sequence[str]) -> Journal:
@@ -274,7 +279,7 @@ def _write_all(
             return Issue("output_failed", path, f"{type(error).__name__}: {error}")
         return None
 
-    num_writers = min(os.cpu_count() or 1, MAX_WRITERS)
+    num_writers = min(num_cores(), MAX_WRITERS)
     issues = [issue for issue in map_in_threads(write, found, num_workers=num_writers) if issue]
     for issue in issues:
         logging.warning("Skipping %s", issue)

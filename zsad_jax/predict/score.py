@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +38,9 @@ from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.images import Picture
 from zsad_jax.utils.progress import progress
 from zsad_jax.utils.records import fingerprint, parse_json, unsealed
-from zsad_jax.utils.threads import map_in_threads
+from zsad_jax.utils.threads import map_in_threads, num_cores
+
+References = dict[str | None, list[str]]  # images by folder
 
 MAX_THREADS = 4  # that decode
 PREPROCESS = ("image_size", "bit_depth", "resize", "rgb_first")  # kept in run.json
@@ -142,11 +143,14 @@ class ScoredImage(NamedTuple):
     seconds: float
 
 
-def prepare_model(experiment: Experiment, options: Options, *, num_images: int) -> Model:
+def prepare_model(
+    experiment: Experiment, options: Options, references: References, *, num_images: int
+) -> Model:
     """Prepares the model; weights are not read if an earlier run with the same files described it.
 
     Prompts: the given checkpoint, else the config's for its auxiliary dataset, else those included with the
-    backbone, else fixed prompts with a warning. `num_images` bounds the batch.
+    backbone, else fixed prompts with a warning. `references` are those of `find_references`, and `num_images`
+    bounds the batch.
 
     Raises `UserError` if something is unknown, missing or does not fit.
     """
@@ -164,8 +168,7 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
         prompt_files.find(options.checkpoint)
     # Batches are padded to one size, so a single image would cost as much as a full batch.
     batch_size = min(experiment.batch_size, num_images)
-    num_workers = experiment.num_workers or min(os.cpu_count() or 1, MAX_THREADS)
-    references = find_references(options.folders)
+    num_workers = experiment.num_workers or min(num_cores(), MAX_THREADS)
     digests = {place: fingerprint(*map(files.digest, one)) for place, one in references.items()}
     load = functools.partial(_load, experiment, options, batch_size, references)
     inputs = _describe_inputs(experiment, options)
@@ -191,10 +194,10 @@ def prepare_model(experiment: Experiment, options: Options, *, num_images: int) 
     return Model(earlier, options.folders, batch_size, num_workers, load_known, digests)
 
 
-def find_references(folders: Folders) -> dict[str | None, list[str]]:
+def find_references(folders: Folders) -> References:
     """Finds the images in each folder of references; raises `UserError` if their numbers differ."""
     places = dict.fromkeys(place for _, place in folders.kinds if place)
-    found: dict[str | None, list[str]] = {place: find_images([place]).images for place in places}
+    found: References = {place: find_images([place]).images for place in places}
     if len({*map(len, found.values())}) > 1:
         counts = ", ".join(f"{place}: {len(images)}" for place, images in found.items())
         raise UserError(
@@ -204,10 +207,7 @@ def find_references(folders: Folders) -> dict[str | None, list[str]]:
 
 
 def _load(
-    experiment: Experiment,
-    options: Options,
-    batch_size: int,
-    references: Mapping[str | None, Sequence[str]],
+    experiment: Experiment, options: Options, batch_size: int, references: References
 ) -> Detector:
     backbone = experiment.load_backbone()
     method = experiment.main_method(backbone)

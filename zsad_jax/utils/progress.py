@@ -60,9 +60,8 @@ def progress(
     There are `total` units in all, `step` of them per item, such as the batch size. Raises `KeyboardInterrupt`
     after a signal, see `interrupts`.
     """
-    if (
-        sys.stderr.isatty() and logging.level_info()
-    ):  # other processes than the first log only errors
+    # Other processes than the first log only errors.
+    if sys.stderr.isatty() and logging.level_info():
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True) as bar:
