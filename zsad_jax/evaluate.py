@@ -235,6 +235,7 @@ def evaluate(
             one.references and one.references.read(backbone.preprocess),
             mesh,
             rows=rows,
+            seed=one.references.seed if one.references else 0,
         )
         for one, learned in zip(contenders, params, strict=True)
     ]
@@ -291,12 +292,13 @@ def encode_prototypes(
     mesh: Mesh,
     *,
     rows: int,
+    seed: int = 0,
 ) -> PyTree:
     """Returns the prototypes of all categories, on every device of a mesh.
 
     `encoders` are as for `make_scorer`, `frozen` and the contender's parameters are on every device, and
     `references` are normal images of each category, the same number; None: none are given. Up to `rows` of
-    them, a multiple of the number of devices, are encoded at a time.
+    them, a multiple of the number of devices, are encoded at a time. `seed` is that of random views.
     """
     method, encoded = contender.method, []
     encode = encoders[encoder_of(method)[0]]
@@ -308,7 +310,8 @@ def encode_prototypes(
     alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
-            images = method.reference_views(images, jax.random.key(number))
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            images = method.reference_views(images, key)
         count = len(images)
         size = min(rows, sharding.round_up(count, mesh))
         padded = np.pad(images, [(0, -count % size), *[(0, 0)] * 3])

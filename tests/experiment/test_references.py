@@ -68,6 +68,15 @@ def test_results_are_means_over_draws(parts, tmp_path):
     assert "shots 1" in (places[0] / "results.md").read_text()
 
 
+def test_random_views_follow_the_seed(parts, tmp_path):
+    """Draws of all images differ by their views alone."""
+    method = {"name": "knn", "variant": "subspace", "views": "random", "num_views": 2, "tau": 0.5}
+    run_experiment(made(parts, method=method, shots=3, seeds=2), tmp_path / "run")
+    scores = [load(path).scored.image_scores for path in (tmp_path / "run/evaluations").iterdir()]
+    assert len(scores) == 2
+    assert (scores[0]["top_mean"] != scores[1]["top_mean"]).all()
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

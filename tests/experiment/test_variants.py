@@ -153,10 +153,21 @@ def test_rejects_mistakes(fields, expected):
 )
 def test_another_family_drops_options_of_the_config_file(name, changed, expected):
     backbone = {"lineage": "pytorch", "image_size": 518, "dtype": "float32", **changed}
-    config = {"backbone": {"name": name, **backbone}, "image_score": "second"}
+    checkpoints = {"visa": "tipsomaly-l14-hr-visa-epoch2", "btad": "prompts.npz"}
+    config = {
+        "backbone": {"name": name, **backbone},
+        "checkpoints": checkpoints,
+        "image_score": "second",
+    }
     keys = {"backbone.name", *(f"backbone.{key}" for key in changed)}
     found = drop_foreign_options(config, "tips-l14-hr", keys)
-    assert found == {"backbone": {"name": name, **expected}, "image_score": None}
+    assert found == {
+        "backbone": {"name": name, **expected},
+        "checkpoints": {"btad": "prompts.npz"},
+        "image_score": None,
+    }
+    found = drop_foreign_options(config, "tips-l14-hr", {*keys, "checkpoints.visa"})
+    assert found["checkpoints"] == checkpoints
     found = drop_foreign_options(config, "tips-l14-hr", {*keys, "image_score"})
     assert found["image_score"] == "second"
 

@@ -21,11 +21,13 @@ class References(NamedTuple):
       source: the dataset that has them, a train split.
       positions: of the images of each category in the source.
       file_names: of these images, by category.
+      seed: of the draw, and of random views of the images.
     """
 
     source: Dataset
     positions: tuple[tuple[int, ...], ...]
     file_names: dict[str, list[str]]
+    seed: int
 
     @property
     def shots(self) -> int:
@@ -34,8 +36,8 @@ class References(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A text that changes with the images."""
-        return fingerprint(self.source.fingerprint(), self.positions)
+        """A text that changes with the images and their views."""
+        return fingerprint(self.source.fingerprint(), self.positions, self.seed)
 
     def read(self, preprocess: Preprocess) -> Iterator[UInt8[np.ndarray, "k S S 3"]]:
         """Yields the resized images of each category.
@@ -90,6 +92,7 @@ def draw_references(
         source=source,
         positions=tuple(tuple(position for position, _ in images) for images in drawn.values()),
         file_names={name: [file for _, file in images] for name, images in drawn.items()},
+        seed=seed,
     )
 
 

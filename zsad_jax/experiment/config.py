@@ -279,6 +279,9 @@ class Experiment:
                     f"config.auxiliary is missing, but {method.name} as configured needs learned prompts. Name"
                     " the dataset that they are trained on."
                 )
+            if params and not (self.train or self.skip_missing):
+                for auxiliary in self.auxiliaries():
+                    self.choose_prompts(method.name, auxiliary)
             if backbone is not None and method.references != "required":
                 # Tracing finds errors of shape in prompts without computing anything.
                 encode = jax.jit(method.prototypes, static_argnums=2)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from zsad_jax.backbones.registry import RELEASES
 from zsad_jax.experiment.config import Experiment, from_config
 from zsad_jax.experiment.config_files import load_config
+from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report.wording import describe_value, short_keys
 from zsad_jax.utils.errors import UserError, did_you_mean, located, nearest, suggest
 
@@ -44,7 +45,8 @@ def drop_foreign_options(
 ) -> dict[str, Any]:
     """Returns a config without options for the backbone `before`, if its backbone is of another family.
 
-    Options that all backbones have, an image size that the backbone can have, and `changed` dotted keys stay.
+    Released prompts that were learned over another family are options of this kind, too. Options that all
+    backbones have, an image size that the backbone can have, and `changed` dotted keys stay.
     """
     if "backbone.name" not in changed:
         return config
@@ -59,7 +61,13 @@ def drop_foreign_options(
     kept |= {key.removeprefix("backbone.") for key in changed}
     backbone = {key: value for key, value in config["backbone"].items() if key in kept}
     score = config.get("image_score") if "image_score" in changed else None
-    return {**config, "backbone": backbone, "image_score": score}
+    released = () if new == RELEASES[prompt_files.BACKBONE].family else prompt_files.RELEASES
+    checkpoints = {
+        key: source
+        for key, source in config.get("checkpoints", {}).items()
+        if source not in released or f"checkpoints.{key}" in changed
+    }
+    return {**config, "backbone": backbone, "checkpoints": checkpoints, "image_score": score}
 
 
 def make_variants(experiment: Experiment) -> tuple[Variant, ...]:

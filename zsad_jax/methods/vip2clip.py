@@ -260,8 +260,9 @@ def _check_adjectives(backbone: Backbone, adjectives: Sequence[str], tokens: Tok
     for adjective, count in zip(adjectives, counts, strict=True):
         if count - ends != 1:
             raise UserError(
-                f"The adjective {adjective!r} is {count - ends} tokens for {backbone.name}. Use 'adjectives'"
-                " of one token each, for example ('normal', 'abnormal')."
+                f"The adjective {adjective!r} is {count - ends} tokens for {backbone.name}. Expected one token."
+                " Choose other words, for example --config.method.adjectives=\"('normal', 'abnormal')\", or"
+                " from Python adjectives=('normal', 'abnormal')."
             )
 
 
