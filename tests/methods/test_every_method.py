@@ -156,7 +156,7 @@ def test_config_sets_vision_options(load_golden_clip, name, switches, options):
     method.features({}, {}, np.zeros((1, 56, 56, 3)))
     names = ("layers", "vv_from", "cls_norm", "patch_norm")
     assert calls == [dict(zip(names, options := (*options, True), strict=True))]
-    assert method.features_key == options
+    assert method.features_key == (*options, "openai")
     assert method.cacheable
 
 

@@ -146,6 +146,8 @@ class Backbone:
       digest: SHA-256 over the weight files, which identifies them in results.
       tokenizer_digest: SHA-256 of the tokenizer's file; None where there is none.
       options: those that change features but neither `digest` nor `preprocess`: dtype, heads, activation.
+      form: how the parameters are used, where code bases differ; see `in_form`.
+      forms: form -> the functions of that form, as fields.
       demonstration: whether it is one of the demo models, whose outputs are not for decisions.
       text: None for a vision-only model. What it holds can be reached directly as well
         (`backbone.encode_text`, `backbone.text_width`), which raises a UserError where there is no text side.
@@ -168,6 +170,8 @@ class Backbone:
     logit_bias: float | None = None
     tokenizer_digest: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    form: str = ""
+    forms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         text = f"text {self.text.width} x {self.text.depth}" if self.text else "no text side"
@@ -175,6 +179,16 @@ class Backbone:
             f"Backbone({self.name!r}, vision {self.vision_width} x {self.vision_depth}, {text},"
             f" image_size={self.preprocess.image_size}, patch_size={self.patch_size})"
         )
+
+    def in_form(self, form: str) -> "Backbone":
+        """Returns the backbone with the same parameters, used as in another code base.
+
+        CLIP has the forms "openai", as loaded, and "open_clip", with the exact GELU in both towers and
+        positions resized bicubically with antialias. Without such a form, returns the backbone itself.
+        """
+        if form not in self.forms:
+            return self
+        return dataclasses.replace(self, form=form, **self.forms[form])
 
     def need_text(self, user: str = "what was asked for") -> TextSide:
         """Returns the text side.

@@ -55,11 +55,12 @@ NORMAL = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSizes(VisionTowerSizes):
-    """Sizes and options of a vision tower."""
+    """Sizes and options of a vision tower; `bicubic` is that of `resize_positions`."""
 
     embed_dim: int
     activation: str = "quick_gelu"
     num_global_tokens: int = 1
+    bicubic: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,18 +73,20 @@ class TextSizes(TextTowerSizes):
 
 
 def resize_positions(
-    table: Float[Array, "n d"], size: tuple[int, int]
+    table: Float[Array, "n d"], size: tuple[int, int], *, bicubic: bool = False
 ) -> tuple[Float[Array, " d"], Float[Array, "h w d"]]:
     """Returns the position of the class token, and those of the patches on a grid of this size.
 
-    Bilinear with half-pixel centers and without antialias, in float32, always from the stored table.
+    With half-pixel centers, in float32, always from the stored table: bilinear without antialias as in OpenAI's
+    lineage of detectors, or bicubic with it as in open_clip.
     """
     # The published detectors overwrite the table, so that a second size starts from the first one.
     side = round((table.shape[0] - 1) ** 0.5)
     grid = table[1:].reshape(side, side, -1).astype(jnp.float32)
     if size != (side, side):
-        # jax.image.resize would antialias when shrinking, which PyTorch's interpolate does not.
-        grid = jax.image.resize(grid, (*size, grid.shape[-1]), "bilinear", antialias=False)
+        # By default, jax.image.resize antialiases when shrinking and PyTorch's interpolate does not.
+        kind = "bicubic" if bicubic else "bilinear"
+        grid = jax.image.resize(grid, (*size, grid.shape[-1]), kind, antialias=bicubic)
     return table[0], grid
 
 
@@ -139,7 +142,7 @@ class VisionEncoder(VisionTower):
         h, w = x.shape[1:3]
         token = self.param("class_embedding", NORMAL, (s.width,))
         table = self.param("positional_embedding", NORMAL, (1 + s.grid**2, s.width))
-        first, grid = resize_positions(table, (h, w))
+        first, grid = resize_positions(table, (h, w), bicubic=s.bicubic)
         x = (x + grid).reshape(x.shape[0], h * w, s.width)
         first = jnp.broadcast_to(token + first, (x.shape[0], 1, s.width))
         x = layer_norm(NORM_EPSILON, name="ln_pre")(jnp.concatenate([first, x], axis=1))
@@ -245,10 +248,13 @@ def load(
 
 
 def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
+    # Detectors that started from open_clip run OpenAI's weights with its GELU, unlike their training.
+    exact_vision = dataclasses.replace(vision, activation="gelu", bicubic=True)
+    exact_text = dataclasses.replace(text, activation="gelu")
+    towers = VisionEncoder(vision), TextEncoder(text)
     return assemble(
         loaded,
-        VisionEncoder(vision),
-        TextEncoder(text),
+        *towers,
         tokenize_bpe,
         family="clip",
         embed_dim=vision.embed_dim,
@@ -260,6 +266,11 @@ def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
             # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
             rgb_first=False,
         ),
+        form="openai",
+        forms={
+            "openai": towers,
+            "open_clip": (VisionEncoder(exact_vision), TextEncoder(exact_text)),
+        },
     )
 
 

@@ -279,6 +279,8 @@ def assemble(
     family: str,
     embed_dim: int,
     preprocess: Preprocess,
+    form: str = "",
+    forms: Mapping[str, tuple[VisionTower, TextTower]] = {},
 ) -> Backbone:
     """Returns the backbone of a vision tower and, where there is one, a text tower.
 
@@ -286,7 +288,8 @@ def assemble(
       loaded: what was read.
       vision, text: the modules.
       tokenize: a function of `tokenizers`, with a text tower.
-      family, embed_dim, preprocess: fields of `Backbone`.
+      family, embed_dim, preprocess, form: fields of `Backbone`.
+      forms: the modules of all forms.
     """
     sizes = vision.sizes
     # With another temperature, all scores would be inverted or not finite.
@@ -298,13 +301,17 @@ def assemble(
     # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
     path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
     towers: dict[str, VisionTower | TextTower] = {"vision": vision}
-    side = None
-    if text and tokenize:
+    if text:
         towers["text"] = text
+
+    def functions(vision: VisionTower, text: TextTower | None) -> dict[str, Any]:
+        encode = image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size)
+        if not (text and tokenize):
+            return {"encode_image": encode}
         length, vocabulary = text.sizes.length, text.sizes.vocabulary
-        side = text_side(
-            text, functools.partial(tokenize, path=path, length=length, vocabulary=vocabulary)
-        )
+        words = functools.partial(tokenize, path=path, length=length, vocabulary=vocabulary)
+        return {"encode_image": encode, "text": text_side(text, words)}
+
     return Backbone(
         name=loaded.name,
         family=family,
@@ -320,8 +327,9 @@ def assemble(
         digest=loaded.digest,
         tokenizer_digest=files.digest(path) if path and path.is_file() else None,
         demonstration=loaded.release is not None and loaded.release.demo,
-        encode_image=image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size),
-        text=side,
+        form=form,
+        forms={other: functions(*modules) for other, modules in forms.items()},
+        **functions(vision, text),
     )
 
 

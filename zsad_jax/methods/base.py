@@ -368,5 +368,5 @@ def vision_side(
         "features": features,
         "anomaly_map": functools.partial(anomaly_map.anomaly_map, sigma=config.sigma),
         "map_range": (0.0, float(num_maps or len(layers))),
-        "features_key": tuple(options.values()),
+        "features_key": (*options.values(), backbone.form),
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
@@ -87,6 +87,17 @@ class MethodConfig:
         scoring_only = vars(type(self)).get("scoring_only", ())  # not an inherited one
         options = dataclasses.asdict(self)
         return {name: value for name, value in options.items() if name not in scoring_only}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenClipConfig(MethodConfig):
+    """Options of methods whose published code started from open_clip.
+
+    Attributes:
+      tower: how CLIP's parameters are used, see `Backbone.in_form`; other families have one form.
+    """
+
+    tower: Literal["open_clip", "openai"] = "open_clip"
 
 
 def scale_block(block: int, depth: int, *, of: int = VISION_DEPTH) -> int:
