@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from benchmark_inference import report
+from benchmark_sides import report
 
 from zsad_jax.metrics import METRICS
 from zsad_jax.utils import command_line

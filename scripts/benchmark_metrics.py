@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.ndimage as ndimage
-from benchmark_inference import report
+from benchmark_sides import report
 
 from zsad_jax.metrics import AUPRO_200STEP, category
 from zsad_jax.metrics.binned import bin_maps

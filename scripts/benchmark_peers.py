@@ -26,7 +26,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
 
 Weights = Mapping[str, Tensor]
-Features = tuple[Tensor, Tensor]  # class tokens [g, d] and patches [layers, n, d]
+# Class tokens [g, d] and patches [layers, n, d], or what a method compares in their place.
+Features = tuple[Tensor, Any]
 
 
 def on_device(array: Any) -> Tensor:
@@ -100,6 +101,22 @@ class Clip:
         self, image: np.ndarray, layers: list[int], vv_from: int | None, *, cls_norm: bool
     ) -> Features:
         """Returns the features of an 8-bit image [S, S, 3]."""
+        x = self.embed(image)
+        outputs, stream = {}, None
+        for i in range(1, self.depth("visual.") + 1):
+            stream = x if i == vv_from else stream
+            x, stream = self.block(f"visual.transformer.resblocks.{i - 1}", x, stream)
+            if i in layers:
+                seen = (x if stream is None else stream)[0, 1:]
+                outputs[i] = self.project(seen)
+        token = self.project(x[0, :1], normed=cls_norm)
+        return token, torch.stack([outputs[i] for i in layers])
+
+    def project(self, x: Tensor, *, normed: bool = True) -> Tensor:
+        return (self.norm("visual.ln_post", x) if normed else x) @ self.weights["visual.proj"]
+
+    def embed(self, image: np.ndarray) -> Tensor:
+        """Returns the class token and the patches of an 8-bit image, [1, 1 + n, d]."""
         w = self.weights
         x = (on_device(image).float() / 255 - self.mean) / self.std
         x = F.conv2d(x.permute(2, 0, 1)[None], w["visual.conv1.weight"], stride=self.patch)
@@ -109,16 +126,15 @@ class Clip:
         positions = F.interpolate(positions, (grid, grid), mode="bilinear", align_corners=False)
         x = (x + positions).flatten(2).transpose(1, 2)
         first = (w["visual.class_embedding"] + table[0]).expand(1, 1, -1)
-        x = self.norm("visual.ln_pre", torch.cat([first, x], dim=1))
-        outputs, stream = {}, None
-        for i in range(1, self.depth("visual.") + 1):
-            stream = x if i == vv_from else stream
-            x, stream = self.block(f"visual.transformer.resblocks.{i - 1}", x, stream)
-            if i in layers:
-                seen = (x if stream is None else stream)[0, 1:]
-                outputs[i] = self.norm("visual.ln_post", seen) @ w["visual.proj"]
-        token = self.norm("visual.ln_post", x[0, :1]) if cls_norm else x[0, :1]
-        return token @ w["visual.proj"], torch.stack([outputs[i] for i in layers])
+        return self.norm("visual.ln_pre", torch.cat([first, x], dim=1))
+
+    def encode_windows(self, image: np.ndarray, windows: Tensor) -> Tensor:
+        """Returns class tokens of the sequences of the class token and some patches [w, p], by number."""
+        [tokens] = self.embed(image)
+        x = torch.cat([tokens[:1].expand(len(windows), 1, -1), tokens[1:][windows]], dim=1)
+        for i in range(self.depth("visual.")):
+            x, _ = self.block(f"visual.transformer.resblocks.{i}", x)
+        return self.project(x[:, 0])
 
     def encode_prompts(self, rows: Tensor, ends: Tensor, deep: Tensor | None = None) -> Tensor:
         """Returns the features of [t, 77, e] at the positions `ends`; `deep` is [blocks, t or 1, p, e]."""
@@ -347,6 +363,42 @@ class ViP2CLIP(Peer):
 LAYERS = [f"{name}/{part}" for name in ("first", "second") for part in ("kernel", "bias")]
 
 
+class WinCLIP(Peer):
+    """WinCLIP: windows and the whole image; harmonic means patch by patch, as in the published code.
+
+    Features are the class tokens of the image and of the windows of each size.
+    """
+
+    def prepare(self) -> None:
+        found = self.clip.encode_prompts(self.rows, self.ids.argmax(dim=-1))
+        states = on_device(self.setup["states"])
+        self.texts = torch.stack([found[states == state].mean(dim=0) for state in (0, 1)])
+        side = int(self.setup["grid"])
+        patches = torch.arange(side**2, dtype=torch.float32, device=DEVICE).reshape(
+            1, 1, side, side
+        )
+        # Patches of each window, and windows of each patch.
+        self.windows = [F.unfold(patches, int(size))[0].T.long() for size in self.setup["windows"]]
+        self.around = [
+            [(one == patch).any(dim=1) for patch in range(side**2)] for one in self.windows
+        ]
+
+    def features(self, image: np.ndarray) -> Features:
+        token, _ = super().features(image)
+        return token, [self.clip.encode_windows(image, one) for one in self.windows]
+
+    def score(self, features: Features) -> tuple[Tensor, Tensor]:
+        [token], windows = features
+        image = compare(token, self.texts)[1]
+        total = 1 / image
+        for tokens, around in zip(windows, self.around, strict=True):
+            scores = compare(tokens, self.texts)[:, 1]
+            means = [inside.sum() / (1 / scores[inside]).sum() for inside in around]
+            total = total + 1 / torch.stack(means)
+        found = (1 + len(windows)) / total
+        return image, torch.stack([1 - found, found], dim=-1)[None]
+
+
 class TIPSomaly(Peer):
     """TIPSomaly: fixed prompts for the image, a learned pair for the patches."""
 
@@ -438,6 +490,7 @@ PEERS: dict[str, type[Peer]] = {
     "faprompt": FAPrompt,
     "tps": TPS,
     "vip2clip": ViP2CLIP,
+    "winclip": WinCLIP,
 }
 
 

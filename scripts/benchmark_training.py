@@ -18,6 +18,7 @@ are those of matrix products in the library's programs, and ratios are to the la
 """
 
 import argparse
+import math
 import os
 import pathlib
 import shutil
@@ -27,9 +28,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import benchmark_inference as shared
+import benchmark_sides as shared
 import numpy as np
-from benchmark_inference import Turn
+from benchmark_sides import Turn
 
 from zsad_jax.utils import command_line, compilations
 from zsad_jax.utils.errors import UserError
@@ -160,7 +161,7 @@ def timed(side: shared.Side, *call: Any) -> Turn:
     """Times one call, and adds the rate of plain matrix products to its value."""
     turn = side.time(*call)
     products = [side.time("products") for _ in range(3)]
-    peak = max(shared.PRODUCTS * one.value / one.seconds for one in products)
+    peak = max(math.prod(one.value) / one.seconds for one in products)
     return turn._replace(value={**(turn.value or {}), "peak": peak})
 
 

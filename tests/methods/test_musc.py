@@ -95,10 +95,14 @@ def test_windows_match_golden(golden, facts, features):
         np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=TOLERANCE)
 
 
+def all_scores(*given):
+    return np.concatenate([*mutual_scores(*given)])
+
+
 def test_mutual_scores_match_golden(golden, facts, features):
     for degree, layer in itertools.product(facts["r_list"], range(facts["layers"])):
         patches = describe(features.patches[:, layer], degree)
-        found = mutual_scores(in_blocks(patches, 4), facts["topmin_max"])
+        found = all_scores(in_blocks(patches, 4), facts["topmin_max"])
         expected = golden[f"out/msm_r{degree}_l{layer}"]
         np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=TOLERANCE)
 
@@ -135,7 +139,7 @@ def test_mutual_scores_equal_loops(patches, share, nearby, rows, per_pass):
     """Compares sets from two images, in blocks and passes of several sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "IMAGES_PER_PASS", per_pass)
-        found = mutual_scores(in_blocks(patches, rows), share, nearby)
+        found = all_scores(in_blocks(patches, rows), share, nearby)
     np.testing.assert_allclose(found, expected_scores(patches, share, nearby), rtol=0, atol=1e-6)
 
 
@@ -158,14 +162,14 @@ def test_invalid_images_do_not_count():
     """They are neither scored nor compared with, wherever they are in a block."""
     patches, valid = random_images(9), np.arange(9) % 4 > 0
     blocks = [(patches[at : at + 3], valid[at : at + 3]) for at in (0, 3, 6)]
-    found, expected = mutual_scores(lambda: blocks), mutual_scores(in_blocks(patches[valid], 3))
+    found, expected = all_scores(lambda: blocks), all_scores(in_blocks(patches[valid], 3))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_two_similar_images_have_the_lowest_scores():
     patches = random_images(6)
     patches[4] = patches[1]
-    scores = mutual_scores(in_blocks(patches, 3), 0.0).mean(axis=(1, 2))
+    scores = all_scores(in_blocks(patches, 3), 0.0).mean(axis=(1, 2))
     # Errors of a cosine near 1 become their root.
     assert scores[[1, 4]].max() < 1e-3 < 0.1 < scores[[0, 2, 3, 5]].min()
 

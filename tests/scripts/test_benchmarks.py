@@ -13,7 +13,7 @@ import pytest
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 # Over CLIP, these methods use only words that are known without a merge file.
 METHODS = {"tipsomaly": "tips-nano"} | dict.fromkeys(
-    ("anomalyclip", "faprompt", "tps", "vip2clip"), "clip-nano"
+    ("anomalyclip", "faprompt", "tps", "vip2clip", "winclip"), "clip-nano"
 )
 
 
@@ -21,9 +21,9 @@ METHODS = {"tipsomaly": "tips-nano"} | dict.fromkeys(
 def benchmark(monkeypatch, tmp_path):
     """Returns a function that imports a benchmark, whose sides run in this process."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    inference = importlib.import_module("benchmark_inference")
+    shared = importlib.import_module("benchmark_sides")
 
-    class LocalSide(inference.Side):
+    class LocalSide(shared.Side):
         def __init__(self, make, cores, *arguments):
             self._made = make(*arguments)
 
@@ -33,28 +33,28 @@ def benchmark(monkeypatch, tmp_path):
         def time(self, what, *arguments):
             start = time.perf_counter()
             value = getattr(self._made, what)(*arguments)
-            return inference.Turn(time.perf_counter() - start, 1.0, value, 1.0)
+            return shared.Turn(time.perf_counter() - start, 1.0, value, 1.0)
 
-    monkeypatch.setattr(inference, "PRODUCT_SIDES", {"cpu": 32})
+    monkeypatch.setattr(shared, "PRODUCTS", {"cpu": (32, 2)})
     # Variables that the benchmarks set are restored afterwards.
     for name in ("ZSAD_JAX_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
-    monkeypatch.setattr(inference, "Side", LocalSide)
+    monkeypatch.setattr(shared, "Side", LocalSide)
     yield lambda name: importlib.import_module(f"benchmark_{name}")
     if "torch" in sys.modules:
         sys.modules["torch"].set_grad_enabled(True)
 
 
-def make_options(inference, folder, method):
+def make_options(shared, folder, method):
     options = argparse.Namespace(
         method=method, options={}, backbone=METHODS[method], image_size=42, dtype="float32",
         cores=None, batch_size=2, images=2, folder=folder,
     )  # fmt: skip
-    inference.settle(options)
-    inference.write_weights(options)
-    inference.draw_dataset(folder / "images", 3, 42)
+    shared.settle(options)
+    shared.write_weights(options)
+    shared.draw_dataset(folder / "images", 3, 42)
     return options
 
 
@@ -64,11 +64,11 @@ def test_both_sides_agree(benchmark, tmp_path, method):
     pytest.importorskip("torch")
     pytest.importorskip("transformers.models.tipsv2", reason="transformers without TIPSv2")
     inference = benchmark("inference")
-    options = make_options(inference, tmp_path, method)
+    options = make_options(benchmark("sides"), tmp_path, method)
     sides = [make(options) for make in (inference.Ours, inference.Theirs)]
     for side in sides:
         side.step()
-    difference, span = inference.compare_values(*(side.values() for side in sides))
+    difference, span = benchmark("sides").compare_values(*(side.values() for side in sides))
     assert 0 < difference <= 1e-3 * span
 
 
@@ -77,7 +77,7 @@ def test_both_sides_have_the_same_losses(benchmark, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers.models.tipsv2", reason="transformers without TIPSv2")
     training = benchmark("training")
-    options = make_options(benchmark("inference"), tmp_path, "tipsomaly")
+    options = make_options(benchmark("sides"), tmp_path, "tipsomaly")
     ours = training.Ours(options)
     ours.export()
     mine = ours.train("none", [0], 2)["losses"]
@@ -93,7 +93,7 @@ def test_reports_every_stage(benchmark, monkeypatch, tmp_path, capsys, peer):
     if peer:
         pytest.importorskip("transformers.models.tipsv2", reason="needs torch and transformers")
     else:
-        monkeypatch.setattr(inference, "has_peer", lambda options: False)
+        monkeypatch.setattr(benchmark("sides"), "has_peer", lambda options: False)
     out = tmp_path / "results.json"
     small = "--backbone tips-nano --image_size 42 --images 4 --batch_size 2 --file_size 50"
     command = [*small.split(), "--runs", "2", "--latencies", "3", "--json", str(out)]
@@ -103,20 +103,23 @@ def test_reports_every_stage(benchmark, monkeypatch, tmp_path, capsys, peer):
     rows = found["results"]
     sides = ["zsad_jax", "PyTorch"][: 1 + peer]
     expected = [(stage, side) for stage in inference.STAGES for side in sides]
+    if peer:
+        expected.remove(("histograms", "PyTorch"))
     assert [(row["stage"], row["side"]) for row in rows] == expected
     for row in rows:
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["peak_gib"] > 0
-        worked = row["stage"] in ("products", "tower", "step", "predict", "pipeline")
-        assert (row["share_of_peak"] is not None) == (row["gflop"] is not None) == worked
-        assert (row["time_ratio"] is not None) == peer
+        without = row["stage"] in ("load", "heads", "metrics")
+        assert (row["share_of_peak"] is None) == (row["gflop"] is None) == without
+        assert (row["time_ratio"] is None) == (row["ratio_over_products"] is None)
+        assert (row["time_ratio"] is not None) == (peer and row["stage"] != "histograms")
     assert capsys.readouterr().out.count("| tower |") == len(sides)
 
 
 def test_counts_operations_of_the_tower(benchmark, tmp_path):
     """4 blocks of width 128 over 9 patches and two class tokens, and the embedding of the patches."""
     inference = benchmark("inference")
-    ours = inference.Ours(make_options(inference, tmp_path, "tipsomaly"))
+    ours = inference.Ours(make_options(benchmark("sides"), tmp_path, "tipsomaly"))
     tokens, width, mlp, patch = 11, 128, 512, 14 * 14 * 3
     dense = 4 * width * width + 2 * width * mlp
     block = 2 * tokens * dense + 4 * tokens * tokens * width
@@ -134,7 +137,7 @@ def test_counts_operations_of_loops_and_branches(benchmark):
         _, products = jax.lax.scan(lambda carry, one: (carry, one @ one), 0, jnp.stack([x, x, x]))
         return jax.lax.cond(True, lambda x: product(product(x)), product, x), products
 
-    count = benchmark("inference").count_flops
+    count = benchmark("sides").count_flops
     one = count(product, jnp.ones((5, 5)))
     assert one == 2 * 5**3
     assert count(jax.jit(loop), jnp.ones((5, 5))) == (3 + 2) * one
@@ -166,7 +169,7 @@ def test_training_reports_ratios_to_the_last_side(benchmark, monkeypatch, tmp_pa
             if what == "flops":
                 return training.Turn(0, 0, (1e12, 1e10))
             if what == "products":
-                return training.Turn(training.shared.PRODUCTS, 1.0, 10**12)
+                return training.Turn(4, 1.0, (4, 10**12))
             cache, seeds, epochs = arguments
             calls.append((what, cache, seeds, epochs))
             value = {"losses": [0.5] * epochs, "seeds": seeds, "encoded": 1}
@@ -221,14 +224,17 @@ def test_metrics_agree_with_the_published_procedure(benchmark, tmp_path):
     assert found["results"][2]["times_as_fast_as_loop"] == 1
 
 
-def test_musc_agrees_with_loops_over_images(benchmark, tmp_path):
+@pytest.mark.parametrize(("queries", "pairs"), [([], 24), (["--queries", "2"], 12)])
+def test_musc_agrees_with_loops_over_images(benchmark, monkeypatch, tmp_path, queries, pairs):
     pytest.importorskip("torch")
+    monkeypatch.setattr("zsad_jax.methods.musc.IMAGES_PER_PASS", 256)  # which the benchmark changes
     out = tmp_path / "results.json"
-    small = "--images 5 --grid 4 --width 8 --size 30 --batch_size 2 --cores 1"
-    assert benchmark("musc").main([*small.split(), "--json", str(out)]) == 0
+    small = "--images 5 --grid 4 --width 8 --size 30 --batch_size 2 --cores 1 --layers 2"
+    assert benchmark("musc").main([*small.split(), *queries, "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert [row["side"] for row in found["results"]] == ["zsad_jax", "PyTorch"]
     assert found["setting"]["difference"] < 1e-6
+    assert [row["pairs"] for row in found["results"]] == [pairs, 10 if queries else 25]
 
 
 def test_grid_compares_both_sides(benchmark, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -125,7 +125,7 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
             return lambda: ((describe(x.patches[:, layer], degree), valid) for x, valid in blocks())
 
         found = (mutual_scores(described(*one), config.share, config.nearby) for one in settings)
-        patches: Any = np.mean([*found], axis=0)[..., None]
+        patches: Any = np.mean([np.concatenate([*one]) for one in found], axis=0)[..., None]
         image: Any = np.concatenate([peaks(one[None]) for one in patches])
         if config.neighbors:
             tokens = [np.asarray(x.global_tokens)[valid] for x, valid in blocks()]
@@ -195,8 +195,8 @@ def count_share(share: float, count: int) -> int:
 
 def mutual_scores(
     blocks: Blocks, share: float = 0.3, nearby: int | None = None
-) -> Float[np.ndarray, "n h w"]:
-    """Returns the score of each patch p of each valid image i: the mean of its smallest distances (MSM).
+) -> Iterator[Float[np.ndarray, "b h w"]]:
+    """Yields by block the score of each patch p of each valid image i: its mean smallest distance (MSM).
 
     d_j(p) = min |p - q| over the patches q of image j, for all images j other than i. The score is the mean of
     the smallest ones, as many as `MuScConfig.share` says. The features of the blocks are unit-norm patches.
@@ -204,7 +204,6 @@ def mutual_scores(
     Raises:
       UserError: there is only one valid image.
     """
-    scores: list[np.ndarray] = []
     valid: dict[int, np.ndarray] = {}  # by block; complete after the first pass
     start, back = 0, None
     while start in valid or not valid:
@@ -234,9 +233,8 @@ def mutual_scores(
             first = sum(len(valid[block]) for block in range(query))
             of_block[np.arange(len(of_block)), first + np.arange(len(of_block))] = np.inf
             smallest = np.partition(of_block[valid[query]], count - 1, axis=1)[:, :count]
-            scores.append(smallest.mean(axis=1))
+            yield smallest.mean(axis=1)
         start += len(queries)
-    return np.concatenate(scores)
 
 
 def rescore(
