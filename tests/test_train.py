@@ -341,6 +341,23 @@ def test_schedule_without_warmup_starts_at_peak():
     assert make_schedule(TrainingConfig(), 0.002, 1e-5, 4, 3) == 0.002
 
 
+def test_halves_rates_after_milestones():
+    halved = TrainingConfig(milestones=(2, 5))
+    rates = [float(make_schedule(halved, 0.4, 1e-5, 9, 1)(step)) for step in range(7)]
+    np.testing.assert_allclose(rates, [0.4, 0.4, 0.2, 0.2, 0.2, 0.1, 0.1])
+
+
+def test_adamw_decays_apart_from_the_update(tmp_path):
+    """Runs a full-batch step by hand: x = x - rate (sign of the gradient + decay x)."""
+    options = {"optimizer": "adamw", "weight_decay": 0.5, "epochs": 1}
+    params, _ = run(tmp_path, batch_size=5, **options)
+    level = first_level()
+    mean = np.mean([40 * number / 255 for number in range(5)])
+    expected = level - 0.1 * (np.sign(level - mean) + 0.5 * level)
+    assert float(params["level"]) == pytest.approx(expected, rel=1e-4)
+    assert float(params["other"]) == pytest.approx(1 - 0.1 * 0.5, rel=1e-6)  # without a gradient
+
+
 def test_sgd_with_momentum_and_decay(tmp_path):
     """Runs two full-batch steps of v = 0.9 v + gradient + decay x, x = x - rate v by hand."""
     options = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.5, "epochs": 2}
@@ -442,3 +459,28 @@ def test_names_member_with_non_finite_loss(tmp_path, cache):
     words = r"at step 2 \(train gray epoch 1, seed 5, learning_rate=1000\.0\)\. Lower"
     with pytest.raises(UserError, match=words):
         run_members(tmp_path, *members, toy=storable(loss=loss), cache=cache)
+
+
+def drawing():
+    """Returns a method whose losses are random numbers of the key of each step."""
+
+    def loss(frozen, params, features, batch):
+        each = jax.vmap(jax.random.normal)(jax.random.split(batch.key, len(features)))
+        return params["level"] + jnp.sum(each * batch.valid), {}
+
+    return storable(loss=loss)
+
+
+def test_draws_of_a_loss_depend_on_seed_and_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "MAX_STEPS", 2)
+    options = {"toy": drawing(), "learning_rate": 0.0, "epochs": 3}
+    _, lines = run_members(tmp_path / "all", *SEEDS, cache="memory", **options)
+    losses = [loss for own in lines for _, loss in own]
+    assert len(set(losses)) == len(SEEDS) * 9
+    for number, one in enumerate(SEEDS):
+        _, (alone,) = run_members(tmp_path / str(number), one, **options)
+        np.testing.assert_allclose(alone, lines[number], rtol=1e-6)
+    with pytest.raises(KilledError):
+        run_members(tmp_path / "cut", *SEEDS, saver=KilledAfter(tmp_path / "cut", 1), **options)
+    _, rest = run_members(tmp_path / "cut", *SEEDS, **options)
+    assert rest == [own[-6:] for own in lines]

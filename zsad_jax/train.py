@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import itertools
 import os
@@ -17,7 +16,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Int, PyTree, UInt8, UInt32
 
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
@@ -46,10 +45,12 @@ class TrainingConfig:
       batch_size: images per step; the last batch is padded and masked, never dropped.
       learning_rate: for every parameter group that `learning_rates` does not name.
       learning_rates: of single parameter groups, by name.
-      optimizer: "adam", or "sgd" with `momentum` and `weight_decay`, as CoOp was trained.
-      b1, b2, eps: the constants of "adam".
-      momentum, weight_decay: the constants of "sgd".
+      optimizer: "adam", "adamw" with `weight_decay`, or "sgd" with `momentum` and `weight_decay`.
+      b1, b2, eps: the constants of "adam" and "adamw".
+      momentum: the constant of "sgd".
+      weight_decay: added to the gradient by "sgd", as CoOp was trained, and to the update by "adamw".
       schedule: of the rate, epoch by epoch: "constant", or "cosine", which falls from the peak towards zero.
+      milestones: numbers of steps after each of which the rate is halved.
       warmup_epochs: epochs at `warmup_rate` before it, which delay the cosine but do not shorten its period of
         `epochs`: the last `warmup_epochs` epochs of the period are never reached, as in CoOp's code.
       warmup_rate: learning rate of every group in the warm-up.
@@ -65,10 +66,11 @@ class TrainingConfig:
     b1: float = within(0.5, 0, 1)
     b2: float = within(0.999, 0, 1)
     eps: float = within(1e-8, 0)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = within(0.9, 0, 1)
     weight_decay: float = within(5e-4, 0)
     schedule: Literal["constant", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()
     warmup_epochs: int = within(0, 0)
     warmup_rate: float = within(1e-5, 0)
     shuffle: bool = False
@@ -97,11 +99,13 @@ class TrainState(NamedTuple):
 
 # A step of the optimizer on one batch: (frozen, state, features, batch) -> (state, losses).
 Step = Callable[[PyTree, TrainState, PyTree, Batch], tuple[TrainState, Terms]]
-# Steps of all members: (frozen, states, features and truth of images, [steps, 1 or members, rows] positions of
-# images in them) -> (states, [steps, members] whether any image was valid, and losses). The position -1 is
-# padding.
+# The images of steps, [steps, 1 or members, rows] as positions of which -1 is padding, and [steps, members, 2]
+# the random numbers of their keys.
+Order = tuple[Int[np.ndarray, "steps orders rows"], UInt32[np.ndarray, "steps members 2"]]
+# Steps of all members: (frozen, states, features and truth of images, their order) -> (states, [steps, members]
+# whether any image was valid, and losses).
 Steps = Callable[
-    [PyTree, TrainState, tuple[PyTree, Batch], np.ndarray],
+    [PyTree, TrainState, tuple[PyTree, Batch], Order],
     tuple[TrainState, tuple[Bool[Array, "steps members"], Terms]],
 ]
 
@@ -133,6 +137,9 @@ def make_optimizer(
         rate = make_schedule(config, peak, warmup_rate, epochs, steps_per_epoch)
         if config.optimizer == "adam":
             return optax.adam(rate, config.b1, config.b2, config.eps)
+        if config.optimizer == "adamw":
+            betas = config.b1, config.b2
+            return optax.adamw(rate, *betas, config.eps, weight_decay=weight_decay)
         decay = optax.add_decayed_weights(weight_decay)
         return optax.chain(decay, optax.sgd(rate, config.momentum))
 
@@ -158,14 +165,16 @@ def check_learning_rates(config: TrainingConfig, method: Method) -> None:
 def make_schedule(
     config: TrainingConfig, peak: Any, warmup_rate: Any, epochs: int, steps_per_epoch: int
 ) -> Any:
-    """Returns the rate of each step, which is constant within an epoch: a number, or an optax schedule."""
-    if config.schedule == "constant" and not config.warmup_epochs:
+    """Returns the rate of each step: a number, or an optax schedule."""
+    if config.schedule == "constant" and not config.warmup_epochs and not config.milestones:
         return peak
 
     def rate(step: Any) -> Any:
         epoch = step // steps_per_epoch
         progress = (epoch - config.warmup_epochs) / epochs
         share = jnp.cos(jnp.pi * progress) / 2 + 0.5 if config.schedule == "cosine" else 1
+        for milestone in config.milestones:
+            share *= jnp.where(step < milestone, 1.0, 0.5)
         return jnp.where(epoch < config.warmup_epochs, warmup_rate, peak * share)
 
     return rate
@@ -209,12 +218,15 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
     step = jax.jit(step)  # traced once, although its shapes are asked for
     at_once, over_data = members_at_once(mesh), sharding.over_data(mesh)
 
-    def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: np.ndarray):
-        def step_one(state: TrainState, positions: Int[Array, " rows"]) -> Any:
+    def run(frozen: PyTree, states: TrainState, stored: tuple[PyTree, Batch], order: Order):
+        def step_one(
+            state: TrainState, positions: Int[AnyArray, " rows"], draws: UInt32[AnyArray, "2"]
+        ) -> Any:
             taken = jax.tree.map(lambda x: x[positions], stored)
             features, truth = jax.lax.with_sharding_constraint(taken, over_data)
             # The position -1 is that of the last image.
             truth = _zero_rows(truth.valid & (positions >= 0), truth)
+            truth = dataclasses.replace(truth, key=jax.random.wrap_key_data(jnp.asarray(draws)))
             arguments = frozen, state, features, truth
             _, losses = jax.eval_shape(step, *arguments)
             unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
@@ -224,14 +236,16 @@ def make_steps(step: Step, mesh: Mesh) -> Steps:
             stepped, losses = jax.lax.cond(used, step, lambda *_: (state, unused), *arguments)
             return stepped, (used, losses)
 
-        def step_all(states: TrainState, positions: Int[AnyArray, "orders rows"]) -> Any:
-            if len(jax.tree.leaves(states)[0]) == 1:
-                stepped = step_one(jax.tree.map(lambda x: x[0], states), positions[0])
+        def step_all(states: TrainState, order: Order) -> Any:
+            positions, draws = order
+            if len(draws) == 1:
+                stepped = step_one(jax.tree.map(lambda x: x[0], states), positions[0], draws[0])
                 return jax.tree.map(lambda x: x[None], stepped)
             if len(positions) == 1:  # not copied for each member
-                step_shared = functools.partial(step_one, positions=positions[0])
-                return jax.lax.map(step_shared, states, batch_size=at_once)
-            return jax.lax.map(lambda x: step_one(*x), (states, positions), batch_size=at_once)
+                step_shared = lambda x: step_one(x[0], positions[0], x[1])  # noqa: E731
+                return jax.lax.map(step_shared, (states, draws), batch_size=at_once)
+            each = states, positions, draws
+            return jax.lax.map(lambda x: step_one(*x), each, batch_size=at_once)
 
         return jax.lax.scan(step_all, states, order)
 
@@ -273,10 +287,10 @@ def train(
       DamagedCheckpointError: by the saver. Training can start again.
     """
     dataset, config = features.dataset, members[0].config
-    # One key per epoch, derived from its number, so that a resumed run shuffles like an uninterrupted one.
-    keys = [jax.random.split(jax.random.key(member.seed)) for member in members]
+    # One key per epoch, derived from its number, so that a resumed run draws like an uninterrupted one.
+    keys = [jax.random.split(jax.random.key(member.seed), 3) for member in members]
     frozen = place(backbone.params, mesh)
-    params = [method.init(init_key, frozen) for init_key, _ in keys]
+    params = [method.init(init_key, frozen) for init_key, *_ in keys]
     if not jax.tree.leaves(params):
         raise UserError(
             f"{method.name} has no learnable parameters with this config. Set config.train to False."
@@ -300,30 +314,33 @@ def train(
         # Calls of equal length need one compilation.
         per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
 
-    def load(order: np.ndarray, label: str) -> Iterator[tuple[tuple[PyTree, Batch], np.ndarray]]:
-        """Yields images on devices, and the positions among them for the steps of the next call."""
+    def load(order: Order, label: str) -> Iterator[tuple[tuple[PyTree, Batch], Order]]:
+        """Yields images on devices, and the order among them of the steps of the next call."""
+        positions, draws = order
         if resident is not None:
-            missing = -len(order) % per_call
-            order = np.pad(order, [(0, missing), (0, 0), (0, 0)], constant_values=-1)
-            yield from ((resident, part) for part in np.split(order, len(order) // per_call))
+            missing = [(0, -len(draws) % per_call), (0, 0), (0, 0)]
+            padded = np.pad(positions, missing, constant_values=-1), np.pad(draws, missing)
+            parts = (np.split(x, len(x) // per_call) for x in padded)
+            yield from ((resident, part) for part in zip(*parts, strict=True))
             return
-        positions = np.arange(order[0].size).reshape(1, *order.shape[1:])
+        own = np.arange(positions[0].size).reshape(1, *positions.shape[1:])
         issues: list[Issue] = []
-        for images, by_key in features.read(order.ravel(), positions.size):
+        batches = features.read(positions.ravel(), own.size)
+        for draw, (images, by_key) in zip(draws, batches, strict=True):
             issues += itertools.chain(*images.issues)
-            yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), positions
+            yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), (own, draw[None])
         log_issues(label, itertools.chain(*distributed.gather(issues)))
 
     def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
         label = f"train {dataset.name} epoch {epoch + 1}"
-        seeds = [jax.random.fold_in(order_key, epoch) for _, order_key in keys]
-        order = _make_order(config, len(dataset), seeds, mesh)
+        of_epoch = [[jax.random.fold_in(key, epoch) for key in own] for _, *own in keys]
+        order = _make_order(config, len(dataset), of_epoch, mesh)
 
         def run_steps() -> Iterator[tuple[Bool[Array, "steps members"], Terms]]:
             nonlocal states
-            for stored, positions in load(order, label):
-                states, results = run(frozen, states, stored, positions)
+            for stored, part in load(order, label):
+                states, results = run(frozen, states, stored, part)
                 yield results
 
         size = config.batch_size * per_call
@@ -374,18 +391,20 @@ def train(
 
 
 def _make_order(
-    config: TrainingConfig, count: int, keys: Sequence[jax.Array], mesh: Mesh
-) -> Int[np.ndarray, "steps orders rows"]:
-    """Returns the positions of the images in an epoch: in order, or shuffled with the key of each member."""
+    config: TrainingConfig, count: int, keys: Sequence[Sequence[Array]], mesh: Mesh
+) -> Order:
+    """Returns the order of an epoch, given two keys of each member: for shuffling, and for its steps."""
     orders = [np.arange(count)]
     if config.shuffle:
-        seeds = [int(jax.random.randint(key, (), 0, 2**31 - 1)) for key in keys]
+        seeds = [int(jax.random.randint(key, (), 0, 2**31 - 1)) for key, _ in keys]
         orders = [np.random.default_rng(seed).permutation(count) for seed in seeds]
     size, steps = config.batch_size, config.steps(count)
     padded = np.pad(orders, [(0, 0), (0, steps * size - count)], constant_values=-1)
     order = padded.reshape(len(orders), steps, size).swapaxes(0, 1)
     missing = sharding.round_up(size, mesh) - size
-    return np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
+    positions = np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
+    draws = [jax.random.key_data(jax.random.split(key, steps)) for _, key in keys]
+    return positions, np.stack(draws, axis=1)
 
 
 def _describe(member: Member, members: Sequence[Member]) -> str:

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from zsad_jax.methods.shared.anomaly_map import anomaly_map, gaussian_matrix, map_matrix, upsample
+from zsad_jax.methods.shared.anomaly_map import (
+    anomaly_map,
+    gaussian_matrix,
+    map_matrix,
+    margin_map,
+    upsample,
+)
 
 
 def resize_bilinear(image, size):
@@ -87,3 +93,13 @@ def test_operator_is_cached_and_read_only():
     assert map_matrix(7, 31, 4.0) is matrix
     with pytest.raises(ValueError, match="read-only"):
         matrix[0, 0] = 1
+
+
+@pytest.mark.parametrize(("weights", "sigma"), [(None, 0.0), ((0.2, 0.3, 0.5), 2.0)])
+def test_margin_map_is_the_softmax_of_upsampled_logits(weights, sigma):
+    logits = np.random.default_rng(3).normal(0, 9, (2, 4, 3, 3, 2)).astype(np.float32)
+    pixels = jnp.stack([upsample(logits[..., i], 11, align_corners=True) for i in (0, 1)], axis=-1)
+    expected = jax.nn.softmax(pixels)[..., 1] @ jnp.asarray(weights or (1.0, 1.0, 1.0))
+    found = margin_map(logits[..., 1] - logits[..., 0], 11, weights=weights, sigma=sigma)
+    for one, layers in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, gaussian_filter(layers, sigma), atol=1e-5)

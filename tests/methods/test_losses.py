@@ -1,5 +1,6 @@
 """Tests of the losses by hand."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from zsad_jax.methods.base import Batch
 from zsad_jax.methods.shared import losses
+from zsad_jax.methods.shared.anomaly_map import upsample
 
 ONES = jnp.ones(1)
 
@@ -87,6 +89,22 @@ def test_segmentation_losses_select_rows():
     )
     # Normal images need no mask; anomalous images without ground truth are excluded.
     assert losses.segmentation_rows(batch).tolist() == [True, True, True, False, False]
+
+
+def test_margin_terms_are_those_of_the_softmax_of_each_layer():
+    generator = np.random.default_rng(1)
+    logits = generator.normal(0, 3, (3, 2, 2, 2, 2)).astype(np.float32)
+    masks = generator.random((3, 5, 5)) > 0.5
+    batch = dataclasses.replace(labeled([1, 0, 1], [True, True, False]), masks=masks.astype(float))
+    found = losses.margin_terms(logits[..., 1] - logits[..., 0], batch)
+    of_layers = [
+        losses.pixel_terms(
+            jax.nn.softmax(upsample(logits[..., layer, :], 5, align_corners=True)), batch
+        )
+        for layer in (0, 1)
+    ]
+    for name, value in found.items():
+        np.testing.assert_allclose(value, sum(one[name] for one in of_layers), rtol=1e-5)
 
 
 def test_losses_and_gradients_match_published_code():

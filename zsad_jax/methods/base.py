@@ -44,7 +44,8 @@ class Batch:
     """The ground truth of a training batch; rows with `valid=False` are ignored.
 
     `class_names` is static: the prompt names that `category` indexes, for methods whose prompts are
-    conditioned on the class.
+    conditioned on the class. `key` is that of the step and member, for losses that draw random numbers; draws
+    for single images do not depend on padding if each has a key of `jax.random.split(key, b)`.
     """
 
     category: Category
@@ -53,6 +54,7 @@ class Batch:
     has_mask: Bool[AnyArray, " b"]
     valid: Bool[AnyArray, " b"]
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    key: Array | None = None
 
 
 class InitFn(Protocol):

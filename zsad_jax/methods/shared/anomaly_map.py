@@ -6,6 +6,7 @@ columns.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +89,30 @@ def anomaly_map(
 ) -> Float[Array, "b H W"]:
     """Returns the anomaly map A S Bᵀ of patch scores, summed over channels; `sigma` is in output pixels."""
     return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]
+
+
+def margin_probabilities(margins: Float[Array, "b h w l"], size: Size) -> Float[Array, "b H W l"]:
+    """Returns the probability of an anomaly at each pixel, from margins that are up-sampled first.
+
+    A margin is the logit of the anomalous state less that of the normal one: as up-sampling is linear, its
+    sigmoid is the softmax of both logits. Outermost centers coincide, as in APRIL-GAN and its successors.
+    """
+    return jax.nn.sigmoid(upsample(margins, size, align_corners=True))
+
+
+def margin_map(
+    margins: Float[Array, "b h w l"],
+    size: Size,
+    *,
+    weights: Sequence[float] | None = None,
+    sigma: float = 0.0,
+) -> Float[Array, "b H W"]:
+    """Returns the sum of `margin_probabilities` over l, smoothed with a Gaussian of `sigma` output pixels.
+
+    `weights` are those of each of l in the sum; None: all are 1.
+    """
+    probabilities = margin_probabilities(margins, size)
+    if weights is not None:
+        probabilities *= jnp.asarray(weights)
+    summed = probabilities.sum(axis=-1, keepdims=True)
+    return (upsample(summed, size, sigma=sigma) if sigma else summed)[..., 0]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import AnyArray
 from zsad_jax.methods.base import Batch, Loss, Terms
-from zsad_jax.methods.shared.anomaly_map import upsample
+from zsad_jax.methods.shared.anomaly_map import margin_probabilities, upsample
 from zsad_jax.methods.shared.similarity import Comparison
 
 FOCAL_SMOOTHING = 1e-5
@@ -70,9 +70,31 @@ def dice_loss(
 
 def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> Terms:
     """Returns {"focal", "dice_abnormal", "dice_normal"} of one unsmoothed map at the size of the masks."""
-    rows = segmentation_rows(batch).astype(jnp.float32)
     # Probabilities are up-sampled, not cosines, and not smoothed, as in the published training.
-    pixels = upsample(probabilities, (batch.masks.shape[1], batch.masks.shape[2]))
+    return pixel_terms(upsample(probabilities, _size(batch)), batch)
+
+
+def margin_terms(margins: Float[Array, "b h w l"], batch: Batch) -> Terms:
+    """Returns the terms of `pixel_terms`, summed over l maps of `margin_probabilities`.
+
+    This is the segmentation loss of APRIL-GAN and its successors, of which some use no "dice_normal".
+    """
+
+    def terms(margins: Float[Array, "b h w"]) -> Terms:
+        # Of both signs: 1 - p would round small probabilities to 0.
+        both = jnp.stack([-margins, margins], axis=-1)
+        return pixel_terms(margin_probabilities(both, _size(batch)), batch)
+
+    return {name: x.sum() for name, x in jax.vmap(terms, in_axes=-1)(margins).items()}
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    return batch.masks.shape[1], batch.masks.shape[2]
+
+
+def pixel_terms(pixels: Float[Array, "b H W 2"], batch: Batch) -> Terms:
+    """Returns {"focal", "dice_abnormal", "dice_normal"} of probabilities at each pixel of the masks."""
+    rows = segmentation_rows(batch).astype(jnp.float32)
     return {
         "focal": focal_loss(pixels, batch.masks, rows),
         "dice_abnormal": dice_loss(pixels[..., 1], batch.masks, rows),
