@@ -23,28 +23,29 @@ def source(counts=(9, 8), label=0):
 
 
 def test_draw_depends_on_the_seed_alone():
-    drawn = [draw_references(source(), CATEGORIES, 3, seed) for seed in (0, 0, 1)]
-    assert drawn[0].file_names == drawn[1].file_names != drawn[2].file_names
-    assert drawn[0].digest == drawn[1].digest != drawn[2].digest
-    for name, of_category in drawn[0].file_names.items():
-        assert len({*of_category}) == 3
+    drawn = draw_references(source(), CATEGORIES, [(3, 0), (3, 1)])
+    [again] = draw_references(source(), CATEGORIES, [(3, 0)]).values()
+    assert drawn[3, 0].images == again.images != drawn[3, 1].images
+    assert drawn[3, 0].digest == again.digest != drawn[3, 1].digest
+    for name, of_category in again.images.items():
+        assert len({*of_category.values()}) == len(of_category) == 3
         assert all(file.startswith(f"{name}/") for file in of_category)
 
 
 def test_fewer_images_are_part_of_more():
-    few, many = (draw_references(source(), CATEGORIES, shots, 5) for shots in (2, 5))
-    assert all({*few.file_names[name]} < {*many.file_names[name]} for name in CATEGORIES)
+    few, many = draw_references(source(), CATEGORIES, [(2, 5), (5, 5)]).values()
+    assert all(few.images[name].items() < many.images[name].items() for name in CATEGORIES)
 
 
 def test_uses_normal_images_only():
-    drawn = draw_references(source((9, 8)), CATEGORIES, 8, 0)
-    assert "bad.png" not in drawn.file_names["nut"]
+    [drawn] = draw_references(source((9, 8)), CATEGORIES, [(8, 0)]).values()
+    assert "bad.png" not in drawn.images["nut"]
     with pytest.raises(
         UserError, match=r"parts has 8 normal images of the category bolt .* 9 of each"
     ):
-        draw_references(source(), CATEGORIES, 9, 0)
+        draw_references(source(), CATEGORIES, [(9, 0)])
     with pytest.raises(NoSplitError, match="parts has 0 normal images of the category nut"):
-        draw_references(source(label=1), CATEGORIES, 1, 0)
+        draw_references(source(label=1), CATEGORIES, [(1, 0)])
 
 
 def test_synthetic_train_split_has_other_images():
@@ -72,8 +73,8 @@ def parts(tmp_path):
 
 def test_reads_drawn_images_of_a_folder(parts):
     train = open_train_split({"folder": str(parts)}, "")
-    drawn = draw_references(train, ("parts",), 2, 0)
-    assert drawn.file_names == {"parts": ["train/good/0.png", "train/good/1.png"]}
+    [drawn] = draw_references(train, ("parts",), [(2, 0)]).values()
+    assert drawn.images == {"parts": {"train/good/0.png": 0, "train/good/1.png": 1}}
     [images] = drawn.read(Preprocess(image_size=4))
     assert images[:, 0, 0, 0].tolist() == [0, 50]
     (parts / "train/good/1.png").write_bytes(b"broken")

@@ -1,7 +1,7 @@
 """Normal reference images of each category, drawn from the train split of a dataset."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,25 +19,23 @@ class References(NamedTuple):
 
     Attributes:
       source: the dataset that has them, a train split.
-      positions: of the images of each category in the source.
-      file_names: of these images, by category.
+      images: of each category, the positions in the source by file name.
       seed: of the draw, and of random views of the images.
     """
 
     source: Dataset
-    positions: tuple[tuple[int, ...], ...]
-    file_names: dict[str, list[str]]
+    images: dict[str, dict[str, int]]
     seed: int
 
     @property
     def shots(self) -> int:
         """The number of images of each category."""
-        return len(self.positions[0])
+        return len(next(iter(self.images.values())))
 
     @property
     def digest(self) -> str:
         """A text that changes with the images and their views."""
-        return fingerprint(self.source.fingerprint(), self.positions, self.seed)
+        return fingerprint(self.source.fingerprint(), self.images, self.seed)
 
     def read(self, preprocess: Preprocess) -> Iterator[UInt8[np.ndarray, "k S S 3"]]:
         """Yields the resized images of each category.
@@ -45,7 +43,7 @@ class References(NamedTuple):
         Raises:
           UserError: an image cannot be read.
         """
-        indices = [position for of_category in self.positions for position in of_category]
+        indices = [at for drawn in self.images.values() for at in sorted(drawn.values())]
         for batch in load_batches(
             self.source, preprocess, batch_size=self.shots, indices=indices, num_workers=0
         ):
@@ -58,9 +56,11 @@ class References(NamedTuple):
 
 
 def draw_references(
-    source: Dataset, categories: Sequence[str], shots: int, seed: int
-) -> References:
-    """Draws normal images of each category; with the same seed, fewer are a part of more.
+    source: Dataset, categories: Sequence[str], draws: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], References]:
+    """Draws normal images of each category, for each of several (number of images, seed).
+
+    A smaller draw is a subset of a larger one with the same seed.
 
     Raises:
       NoSplitError: the source has fewer of a category.
@@ -68,38 +68,30 @@ def draw_references(
     Example:
       >>> from zsad_jax.data import open_dataset
       >>> source = open_dataset("synthetic_target:train", "datasets")
-      >>> draw_references(source, ["marble"], shots=2, seed=0).file_names
-      {'marble': ['marble/good/034.png', 'marble/good/037.png']}
+      >>> draw_references(source, ["marble"], [(2, 0)])[2, 0].images
+      {'marble': {'marble/good/037.png': 37, 'marble/good/034.png': 34}}
     """
-    found: dict[str, list[tuple[int, str]]] = {name: [] for name in categories}
-    missing = shots * len(found)
-    # In random order over all categories, so that few of the samples of a large dataset are read.
-    for position in np.random.default_rng(seed).permutation(len(source)).tolist():
-        if not missing:
-            break
-        category, file_name = _identify_normal(source, position) or (None, "")  # type: ignore[arg-type]
-        if category in found and len(found[category]) < shots:
-            found[category].append((position, file_name))
-            missing -= 1
-    few = min(found, key=lambda name: len(found[name]))
-    if missing:
+
+    @functools.cache  # for all draws: a synthetic sample takes 50 ms
+    def identify(position: int) -> tuple[str | None, str]:
+        sample = read_sample(source, position)
+        if isinstance(sample, Sample) and not sample.label:
+            return sample.category, sample.file_name
+        return None, ""
+
+    def draw(shots: int, seed: int) -> References:
+        images: dict[str, dict[str, int]] = {name: {} for name in categories}
+        # In random order over all categories, so that few of the samples of a large dataset are read.
+        for position in np.random.default_rng(seed).permutation(len(source)).tolist():
+            category, file_name = identify(position)
+            if category in images and len(images[category]) < shots:
+                images[category][file_name] = position
+                if all(len(drawn) == shots for drawn in images.values()):
+                    return References(source, images, seed)
+        few = min(images, key=lambda name: len(images[name]))
         raise NoSplitError(
-            f"{source.name} has {plural(len(found[few]), 'normal image')} of the category {few} for training,"
+            f"{source.name} has {plural(len(images[few]), 'normal image')} of the category {few} for training,"
             f" but {shots} of each are required as references. Use fewer, or another dataset."
         )
-    drawn = {name: sorted(images) for name, images in found.items()}
-    return References(
-        source=source,
-        positions=tuple(tuple(position for position, _ in images) for images in drawn.values()),
-        file_names={name: [file for _, file in images] for name, images in drawn.items()},
-        seed=seed,
-    )
 
-
-@functools.lru_cache(maxsize=4096)  # for draws with other seeds: a synthetic sample takes 50 ms
-def _identify_normal(source: Dataset, position: int) -> tuple[str, str] | None:
-    """Returns the category and the file name of a normal sample; None for any other."""
-    sample = read_sample(source, position)
-    if isinstance(sample, Sample) and not sample.label:
-        return sample.category, sample.file_name
-    return None
+    return {one: draw(*one) for one in draws}

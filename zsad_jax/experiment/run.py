@@ -66,7 +66,7 @@ def run_experiment(
         points = {one.label: one.point for one in run.variants if one.point}
         info["sweep"] = {"points": points}
     info["references"] = {
-        f"{target}, shots {shots}, seed {seed}": drawn.file_names
+        f"{target}, shots {shots}, seed {seed}": drawn.images
         for (target, shots, seed), drawn in run.references.items()
     }
     # Also of other configs, whose files may change.

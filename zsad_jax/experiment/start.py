@@ -214,7 +214,8 @@ def _draw_references(
         return {}
     with located(f"References of {target}"):
         source = open_train_split(spec, main.data_folder)
-        return {(target, *one): draw_references(source, categories, *one) for one in sorted(draws)}
+        drawn = draw_references(source, categories, sorted(draws))
+        return {(target, *one): references for one, references in drawn.items()}
 
 
 def _hints(experiment: Experiment) -> list[str]:

@@ -14,11 +14,12 @@ from zsad_jax.report import names
 from zsad_jax.utils.config import describe_type, fits
 
 SHOTS = "shots"  # a column of results with reference images alone
-IDENTITY_COLUMNS = ("dataset", "category", *(name for name in names.COLUMNS if name != SHOTS))
+IDENTITY_COLUMNS = ("dataset", "category", *names.COLUMNS)
 OPTION_COLUMNS = ("prompt_family", "sigma")  # fields of the configs of methods
 COUNT_COLUMNS = ("n_images", "n_anomalous")
 METRIC_COLUMNS = (*METRICS, AUPRO_200STEP)
-RESULT_COLUMNS = IDENTITY_COLUMNS + COUNT_COLUMNS + METRIC_COLUMNS
+# Of every row: all but `SHOTS`, the last of these columns.
+RESULT_COLUMNS = IDENTITY_COLUMNS[:-1] + COUNT_COLUMNS + METRIC_COLUMNS
 STD_OF = {metric: f"{metric}_std" for metric in METRIC_COLUMNS}
 SEED_COLUMNS = ("seeds", *STD_OF.values())  # of rows that combine several seeds
 _TYPES: dict[str, Any] = {
@@ -93,8 +94,8 @@ def singles(row: Row) -> Sequence[Row]:
 def seedless(row: Row) -> tuple[Any, ...]:
     """Returns what a row has in common with those of other seeds: all but seed, checkpoint and metrics."""
     # Prompts of a file have no seed: another file is another setting.
-    varies = {*METRIC_COLUMNS, *("seed", "checkpoint") * (row["seed"] is not None)}
-    return tuple(row.get(name) for name in (*RESULT_COLUMNS, SHOTS) if name not in varies)
+    varies = ("seed", "checkpoint") * (row["seed"] is not None)
+    return tuple(row.get(name) for name in IDENTITY_COLUMNS + COUNT_COLUMNS if name not in varies)
 
 
 def combine_seeds(rows: Iterable[Row]) -> list[Row]:

@@ -15,7 +15,7 @@ from zsad_jax.report.rows import (
     COUNT_COLUMNS,
     IDENTITY_COLUMNS,
     MEAN,
-    SHOTS,
+    RESULT_COLUMNS,
     STD_OF,
     Row,
     spread_over_seeds,
@@ -184,9 +184,7 @@ def _with_score(rows: Sequence[Row], score: str | None) -> list[Row]:
     """Drops rows that differ only by their image score from one with this score."""
 
     def setting(row: Row) -> tuple[str, ...]:
-        return tuple(
-            str(row.get(key)) for key in (*IDENTITY_COLUMNS, SHOTS) if key != "image_score"
-        )
+        return tuple(str(row.get(key)) for key in IDENTITY_COLUMNS if key != "image_score")
 
     known = {setting(row) for row in rows if row["image_score"] == score}
     return [row for row in rows if row["image_score"] == score or setting(row) not in known]
@@ -206,8 +204,8 @@ def results_csv(
     precedes the notes of every row.
     """
     several = any("seeds" in row for row in (*rows, *comparisons))
-    shots = any(SHOTS in row for row in (*rows, *comparisons))
-    identity = (*IDENTITY_COLUMNS, *[SHOTS] * shots, *["seeds"] * several, *COUNT_COLUMNS)
+    given = {*RESULT_COLUMNS}.union(*rows, *comparisons)
+    identity = [name for name in (*IDENTITY_COLUMNS, "seeds", *COUNT_COLUMNS) if name in given]
     heads = ["table", *identity]
     for metric, paper in PAPER_METRIC.items():
         heads += [metric, *[STD_OF[metric]] * several]

@@ -231,7 +231,7 @@ def _read_rows(rows: Any) -> list[Row]:
             checked.append(result_row(**row))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        first = known.setdefault(tuple(map(checked[-1].get, (*IDENTITY_COLUMNS, SHOTS))), number)
+        first = known.setdefault(tuple(map(checked[-1].get, IDENTITY_COLUMNS)), number)
         if first != number:
             raise ValueError(f"{place}: the row repeats row {first}")
     return checked
