@@ -15,6 +15,8 @@ export PYTHONPATH=$PWD
 
 python scripts/benchmark_inference.py "${model[@]}" --batch_size "${BATCH:-32}" \
   --images "${IMAGES:-128}" --runs "${RUNS:-20}" --latencies $((10 * ${RUNS:-20})) --json "$out/inference.json"
+python scripts/benchmark_inference.py --method winclip --backbone clip-vit-b16-plus-240 --image_size 240 \
+  --batch_size 8 --images 8 --stages products heads --json "$out/winclip.json"
 # The auxiliary set of the published training: 1,725 images in two epochs.
 python scripts/benchmark_training.py "${model[@]}" --images "${TRAIN_IMAGES:-1725}" --epochs 2 \
   --parts cache --json "$out/training.json"

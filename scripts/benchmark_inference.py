@@ -289,9 +289,8 @@ class Files:
 
 SIDES = {"zsad_jax": Ours, "PyTorch": Theirs}
 STAGES = (
-    *("products", "load", "tower", "step", "histograms", "heads", "metrics", "predict"),
-    "pipeline",
-)
+    "products", "load", "tower", "step", "histograms", "heads", "metrics", "predict", "pipeline",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,11 +36,9 @@ DISTINCT_FILES = 48  # further ones are links
 # Options by method, for texts of words that CLIP knows without a list of merges.
 KNOWN_WORDS = {
     "winclip": {
-        "normal_states": ["{}", "flawless {}"],
-        "abnormal_states": ["damaged {}"],
-        "templates": ["a {}.", "the {}."],
+        "normal_states": ["{}", "flawless {}"], "abnormal_states": ["damaged {}"], "templates": ["a {}."],
     }
-}
+}  # fmt: skip
 
 Values = tuple[np.ndarray, np.ndarray]  # scores [b] and maps [b, S, S]
 
@@ -115,7 +113,7 @@ def serve(
 
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     """Prints the setting and the table, and writes both to the file of --json."""
-    hidden = "json", "folder", "patches", "sizes", "stages", "parts", "family", "before"
+    hidden = "json", "folder", "patches", "shape", "sizes", "stages", "parts", "family", "before"
     setting = {k: v for k, v in vars(options).items() if k not in hidden}
     setting |= {"load": round(os.getloadavg()[0], 2), **more}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
