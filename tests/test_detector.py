@@ -202,6 +202,8 @@ def test_rejects_references_that_do_not_fit_the_method(backbone, few_shot, image
         zsad_jax.load_detector(backbone=backbone, references=images[:1])
     with pytest.raises(UserError, match="Without references, musc scores the images"):
         zsad_jax.load_detector("musc", "tips-nano")
+    with pytest.raises(UserError, match="references is empty"):
+        zsad_jax.load_detector("winclip", "clip-nano", references=[])
 
 
 def test_repr_is_one_short_line(detector):

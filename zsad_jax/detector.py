@@ -233,14 +233,17 @@ def load_detector(
     made = make_method(method, backbone, method_options)
     given = None if checkpoint is None else os.fspath(checkpoint)
     params, file = choose_params(made, backbone, given)
-    resized = [resize(one, backbone.preprocess) for one in references or ()]
+    if references is not None:
+        references = [resize(one, backbone.preprocess) for one in references]
+        if not references:
+            raise UserError("references is empty. Pass normal images of the category, or None.")
     detector = make_detector(
         backbone,
         made,
         params,
         prompts=file.description,
         categories=(category,),
-        references=resized and (np.stack(resized),),
+        references=references and [np.stack(references)],
         score=score,
         batch_size=batch_size,
     )
@@ -279,8 +282,8 @@ def make_detector(
         )
     if not 1 <= batch_size <= sharding.MAX_BATCH:
         raise UserError(f"batch_size={batch_size} must be between 1 and {sharding.MAX_BATCH}.")
-    check_references(method, bool(references))
-    if not references and method.across:
+    check_references(method, references is not None)
+    if references is None and method.across:
         raise UserError(
             f"Without references, {method.name} scores the images of a category together, so it cannot score"
             " single images. Pass references, or evaluate a folder of images with python -m zsad_jax.main."
@@ -293,7 +296,7 @@ def make_detector(
         params=sharding.replicate(params, mesh),
         prompts=prompts,
         categories=tuple(categories),
-        references=references or None,
+        references=references,
         image_score=image_score(method, score),
         batch_size=sharding.round_up(batch_size, mesh),
         mesh=mesh,

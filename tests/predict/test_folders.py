@@ -26,7 +26,7 @@ def test_innermost_folder_decides(pictures, write_table):
     (pictures / "a/deep").mkdir()
     table = {"a": {"category": "nut", "threshold": 0.5}, "a/deep": {"category": "bolt"}}
     folders = read_folders(write_table(table), Folder())
-    assert folders.kinds == (("object", None), ("nut", None), ("bolt", None))
+    assert folders.categories == ("object", "nut", "bolt")
     found = [folders.of(str(pictures / name)) for name in ("a/0.png", "a/deep/x/1.png", "b/0.png")]
     assert found == [Folder("nut", 0.5), Folder("bolt"), Folder("object")]
 
@@ -110,51 +110,27 @@ def references(pictures, tmp_path):
 
 def test_other_references_rescore_the_images(few_shot, pictures, job, references, capsys):
     for copied, reused in ((["a/0.png"], 0), (["a/0.png"], 5), (["a/1.png"], 0)):
-        folders = Folders(Folder(references=references("good", *copied)))
-        job.predict(few_shot, [pictures], folders=folders)
+        place = references("good", *copied)
+        job.predict(few_shot, [pictures], references=place)
         assert job.run_info()["num_reused"] == reused
-        assert (
-            f"compared  with the images of {folders.default.references}" in capsys.readouterr().out
-        )
+        assert [*job.run_info()["references"]] == [f"{place}/0.png"]
+        assert f"compared  with the images of {place}" in capsys.readouterr().out
         scores = {row["path"][-len("a/0.png") :]: row["score"] for row in job.rows()}
         assert scores[copied[0]] == pytest.approx(0, abs=1e-5)
         assert max(scores.values()) > 1e-3
 
 
-def test_folders_have_their_own_references(few_shot, pictures, write_table, job, references):
-    table = {
-        name: {"category": "nut", "references": references(name, f"{name}/0.png")} for name in "ab"
-    }
-    folders = read_folders(write_table(table), Folder())
-    assert folders.kinds == tuple(("nut", table[name]["references"]) for name in "ab")
-    job.predict(few_shot, [pictures], folders=folders)
-    scores = [row["score"] for row in job.rows() if row["path"].endswith("0.png")]
-    assert scores == pytest.approx([0, 0], abs=1e-5)
-
-
-def test_listed_folder_inherits_references_with_the_category(pictures, write_table):
-    table = {"a": {"threshold": 0.5}, "b": {"category": "bolt"}}
-    folders = read_folders(write_table(table), Folder("nut", references="good"))
-    assert folders.kinds == (("nut", "good"),)
-    assert folders.of(str(pictures / "b/0.png")).references is None
-
-
 def test_rejects_references_that_do_not_fit(few_shot, experiment, pictures, job, references):
-    one, two = references("one", "a/0.png"), references("two", "a/0.png", "b/0.png")
+    good = references("good", "a/0.png")
+    several = Folders(listed={str(pictures / "a"): Folder("nut")})
 
-    def check(words, model, *, threshold=None, default=None, **listed):
-        listed = {str(pictures / name): Folder(references=place) for name, place in listed.items()}
-        options = {"folders": Folders(Folder(references=default), listed), "threshold": threshold}
+    def check(words, model, **options):
         with pytest.raises(UserError, match=words):
             job.predict(model, [pictures], **options)
 
     check("knn requires normal reference images .*--references FOLDER", few_shot)
-    check("tipsomaly takes no reference images", experiment, default=one)
-    check("no references for .*b/0.png. Name a folder .*--references", few_shot, a=one)
-    check(r"different numbers of images \(.*one: 1, .*two: 2\)", few_shot, a=one, b=two)
-    check(
-        "both a known-good image and a reference",
-        few_shot,
-        default=one,
-        threshold=parse_threshold(f"{one}:0.9"),
-    )
+    check("tipsomaly takes no reference images", experiment, references=good)
+    check("name several: object, nut. Name one", few_shot, references=good, folders=several)
+    threshold = parse_threshold(f"{good}:0.9")
+    words = "both a known-good image and a reference"
+    check(words, few_shot, references=good, threshold=threshold)

@@ -137,8 +137,7 @@ def test_all_outputs_state_that_model_is_a_demonstration(
 
 def load(experiment, num_images=9, out=pathlib.Path("none"), **changes):
     options = score.Options(paths=[], out=out, **changes)
-    references = score.find_references(options.folders)
-    return score.prepare_model(experiment, options, references, num_images=num_images)
+    return score.prepare_model(experiment, options, [], num_images=num_images)
 
 
 def test_prompts_come_from_flag_then_config_then_package(

@@ -36,9 +36,8 @@ _CATEGORY = flags.DEFINE_string(
 _FOLDERS = flags.DEFINE_string(
     "folders",
     None,
-    "JSON file with a category and, optionally, a threshold and a folder of references for each of several"
-    f" folders of images, relative to the file: {EXAMPLE}. --category, --threshold and --references apply to"
-    " all others.",
+    "JSON file with a category and, optionally, a threshold for each of several folders of images, relative"
+    f" to the file: {EXAMPLE}. --category and --threshold apply to all others.",
 )
 _REFERENCES = flags.DEFINE_string(
     "references",
@@ -109,7 +108,7 @@ def _read_options(paths: Sequence[str]) -> Options:
     if not paths:
         raise UserError("No images are given. Name files, folders or glob patterns.")
     scale, threshold = _SCALE.value, _THRESHOLD.value
-    folders = Folders(Folder(_CATEGORY.value, references=_REFERENCES.value))
+    folders = Folders(Folder(_CATEGORY.value))
     if _FOLDERS.value is not None:
         folders = read_folders(files.user_path(_FOLDERS.value, "--folders"), folders.default)
     return Options(
@@ -117,6 +116,7 @@ def _read_options(paths: Sequence[str]) -> Options:
         out=pathlib.Path(files.user_path(_OUT.value, "--out")),
         checkpoint=_CHECKPOINT.value,
         folders=folders,
+        references=_REFERENCES.value,
         include_masks=_INCLUDE_MASKS.value,
         prompt_family=_PROMPTS.value,
         scale=None if scale is None else parse_scale(scale),

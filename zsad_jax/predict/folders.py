@@ -20,21 +20,15 @@ EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The category of the images in a folder, their own threshold and the folder of references, if any."""
+    """The category of the images in a folder, and their own threshold, if any."""
 
     category: str = "object"
     threshold: float | None = None
-    references: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.category.strip():
             raise UserError("The category is empty. Name what is shown, such as 'metal nut'.")
-
-    @property
-    def kind(self) -> tuple[str, str | None]:
-        """The category and the folder of references."""
-        return self.category, self.references
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +47,9 @@ class Folders:
         return next((one for one in inside if one), self.default)
 
     @functools.cached_property
-    def kinds(self) -> tuple[tuple[str, str | None], ...]:
-        """The different categories with the folders of their references; only those with some if any has."""
-        every = dict.fromkeys(one.kind for one in (self.default, *self.listed.values()))
-        return tuple(kind for kind in every if kind[1]) or tuple(every)
+    def categories(self) -> tuple[str, ...]:
+        """The different categories."""
+        return tuple(dict.fromkeys(one.category for one in (self.default, *self.listed.values())))
 
 
 def read_folders(path: str, default: Folder) -> Folders:
@@ -79,11 +72,7 @@ def read_folders(path: str, default: Folder) -> Folders:
                 mistakes.append(_describe_missing(pathlib.Path(path).parent, name))
             if place in listed:
                 mistakes.append(f"{name!r} is listed twice.")
-            read = _read_entry(name, entry, default)
-            if "references" in entry:
-                folder = os.path.join(os.path.dirname(path), str(read.references))
-                read = dataclasses.replace(read, references=folder)
-            listed[place] = read
+            listed[place] = _read_entry(name, entry, default)
         except (UserError, ValueError) as error:
             mistakes.append(str(error))
     if mistakes:
@@ -109,5 +98,4 @@ def _read_entry(name: str, entry: Any, default: Folder) -> Folder:
         threshold = entry.get("threshold")
         if not fits(threshold, float | None):
             raise UserError(f'"threshold" is {json.dumps(threshold)}. Expected a number, unquoted.')
-        inherited = {} if "category" in entry else {"references": default.references}
-        return config_from(Folder, {"category": default.category} | inherited | entry)
+        return config_from(Folder, {"category": default.category} | entry)

@@ -49,7 +49,7 @@ def predict(experiment: Experiment, options: Options) -> None:
     for place, entry in options.folders.listed.items():
         if not any(one is entry for one in used):
             logging.warning("There are no images in %s, which --folders lists.", place)
-    references = _find_references(options, found, good)
+    references = _find_references(options, good)
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
         files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
@@ -58,7 +58,7 @@ def predict(experiment: Experiment, options: Options) -> None:
         num_images = max(len(found.images), len(good.images))
         model = score.prepare_model(experiment, options, references, num_images=num_images)
         _check_thresholds(options, model)
-        _print_model(model, found.images)
+        _print_model(model, found.images, options)
         warning = options.out / "WARNING.txt"  # of the outputs that cannot hold it, such as maps
         warning.unlink(missing_ok=True)  # of an earlier run with another model
         if model.warning:
@@ -113,21 +113,17 @@ def _check_categories(options: Options, found: Found, good: Found) -> None:
         )
 
 
-def _find_references(options: Options, found: Found, good: Found) -> score.References:
-    """Returns the references.
-
-    Rejects images without references where others have them, and known-good images that are references.
-    """
-    every = [*found.images, *good.images]
-    without = [one for one in every if options.folders.of(one).kind not in options.folders.kinds]
-    if without:
+def _find_references(options: Options, good: Found) -> list[str]:
+    """Returns the references; rejects several categories, and known-good images that are references."""
+    if options.references is None:
+        return []
+    if len(options.folders.categories) > 1:
         raise UserError(
-            f"There are no references for {without[0]}. Name a folder of normal images with --references, or in"
-            " --folders."
+            "--references has images of one category, but --category and --folders name several:"
+            f" {', '.join(options.folders.categories)}. Name one, or score each with its own references."
         )
-    references = score.find_references(options.folders)
-    compared = itertools.chain(*references.values())
-    if both := {*map(os.path.realpath, compared)} & {*map(os.path.realpath, good.images)}:
+    references = find_images([options.references]).images
+    if both := {*map(os.path.realpath, references)} & {*map(os.path.realpath, good.images)}:
         raise UserError(
             f"{min(both)} is both a known-good image and a reference, so that its score is too low for a"
             " threshold. Use different images."
@@ -300,19 +296,20 @@ def _write_run(
         "model": sealed(dataclasses.asdict(model.description)),
         "settings": {name: getattr(writer, name) for name in SETTINGS}
         | {"folders": dataclasses.asdict(writer.folders)},
+        "references": model.references,
         "threshold": threshold,
         "columns": outputs.COLUMNS,
     }
     files.write_json(writer.folder / "run.json", run)
 
 
-def _print_model(model: Model, images: Sequence[str]) -> None:
+def _print_model(model: Model, images: Sequence[str], options: Options) -> None:
     shown, of = model.description, model.folders.of
     family = shown.method_config.get("prompt_family")
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
-    for place in sorted({of(image).references or "" for image in images} - {""}):
-        print(f"compared  with the images of {place}")
+    if options.references:
+        print(f"compared  with the images of {options.references}")
     categories = dict.fromkeys(f'"{of(image).category}"' for image in images)
     print(f"category  {', '.join(categories)}; image score: {shown.image_score}")
     if model.warning:

@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.backbones.registry import RELEASES
-from zsad_jax.data.folder import find_images
 from zsad_jax.data.issues import Issue
 from zsad_jax.data.preprocess import (
     Preprocess,
@@ -40,8 +39,6 @@ from zsad_jax.utils.progress import progress
 from zsad_jax.utils.records import fingerprint, parse_json, unsealed
 from zsad_jax.utils.threads import map_in_threads, num_cores
 
-References = dict[str | None, list[str]]  # images by folder
-
 MAX_THREADS = 4  # that decode
 PREPROCESS = ("image_size", "bit_depth", "resize", "rgb_first")  # kept in run.json
 
@@ -54,6 +51,7 @@ class Options:
     out: pathlib.Path
     checkpoint: str | None = None
     folders: Folders = dataclasses.field(default_factory=Folders)
+    references: str | None = None
     include_masks: bool = False
     prompt_family: str | None = None
     scale: tuple[float, float] | None = None
@@ -99,7 +97,7 @@ class Model:
     batch_size: int
     num_workers: int  # threads that decode
     load: Callable[[], Detector]
-    references: Mapping[str | None, str]  # folder -> digest of the images
+    references: Mapping[str, str]  # the SHA-256 of each image
 
     @functools.cached_property
     def detector(self) -> Detector:
@@ -113,9 +111,8 @@ class Model:
 
     def key_of(self, image: str) -> str:
         """Returns the key of all that the score and the map of an image depend on, but its file."""
-        category, references = self.folders.of(image).kind
-        used = [self.references[references]] if references else []
-        return fingerprint(self.description.key, category, *used)
+        category = self.folders.of(image).category
+        return fingerprint(self.description.key, category, *self.references.values())
 
     @property
     def warning(self) -> str:
@@ -144,13 +141,13 @@ class ScoredImage(NamedTuple):
 
 
 def prepare_model(
-    experiment: Experiment, options: Options, references: References, *, num_images: int
+    experiment: Experiment, options: Options, references: Sequence[str], *, num_images: int
 ) -> Model:
     """Prepares the model; weights are not read if an earlier run with the same files described it.
 
     Prompts: the given checkpoint, else the config's for its auxiliary dataset, else those included with the
-    backbone, else fixed prompts with a warning. `references` are those of `find_references`, and `num_images`
-    bounds the batch.
+    backbone, else fixed prompts with a warning. `references` are image files of the only category, and
+    `num_images` bounds the batch.
 
     Raises `UserError` if something is unknown, missing or does not fit.
     """
@@ -169,7 +166,7 @@ def prepare_model(
     # Batches are padded to one size, so a single image would cost as much as a full batch.
     batch_size = min(experiment.batch_size, num_images)
     num_workers = experiment.num_workers or min(num_cores(), MAX_THREADS)
-    digests = {place: fingerprint(*map(files.digest, one)) for place, one in references.items()}
+    digests = {image: files.digest(image) for image in references}
     load = functools.partial(_load, experiment, options, batch_size, references)
     inputs = _describe_inputs(experiment, options)
     earlier = _earlier_description(options.out)
@@ -194,36 +191,21 @@ def prepare_model(
     return Model(earlier, options.folders, batch_size, num_workers, load_known, digests)
 
 
-def find_references(folders: Folders) -> References:
-    """Finds the images in each folder of references; raises `UserError` if their numbers differ."""
-    places = dict.fromkeys(place for _, place in folders.kinds if place)
-    found: References = {place: find_images([place]).images for place in places}
-    if len({*map(len, found.values())}) > 1:
-        counts = ", ".join(f"{place}: {len(images)}" for place, images in found.items())
-        raise UserError(
-            f"The folders of references have different numbers of images ({counts}). Use the same number."
-        )
-    return found
-
-
 def _load(
-    experiment: Experiment, options: Options, batch_size: int, references: References
+    experiment: Experiment, options: Options, batch_size: int, references: Sequence[str]
 ) -> Detector:
     backbone = experiment.load_backbone()
     method = experiment.main_method(backbone)
     default = experiment.checkpoints.get(experiment.auxiliary or "")
     params, file = choose_params(method, backbone, options.checkpoint, default=default)
+    resized = [resize(image, backbone.preprocess) for image in references]
     return make_detector(
         backbone,
         method,
         params,
         prompts=file.description,
-        categories=[category for category, _ in options.folders.kinds],
-        references=[
-            np.stack([resize(image, backbone.preprocess) for image in references[place]])
-            for _, place in options.folders.kinds
-            if place
-        ],
+        categories=options.folders.categories,
+        references=[np.stack(resized)] if resized else None,
         score=experiment.image_score,
         batch_size=batch_size,
         model_devices=experiment.model_devices,
@@ -291,10 +273,10 @@ def score_images(
         detector = model.detector
         _ = detector.scorer  # compiled here for the first batch, not in the seconds below
         start = time.monotonic()
-        kinds = [model.folders.of(one.path).kind for one in readable]
+        shown = (model.folders.of(one.path).category for one in readable)
         predicted = detector.predict_resized(
             np.stack([one.pixels for one in readable]),
-            np.array([model.folders.kinds.index(one) for one in kinds], np.int32),
+            np.array([detector.categories.index(one) for one in shown], np.int32),
         )
         seconds = (time.monotonic() - start) / len(readable)
         for one, score, anomaly_map in zip(readable, *predicted, strict=True):
