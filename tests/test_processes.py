@@ -51,11 +51,12 @@ UNREADABLE = "cloth/3.png"
 
 
 def write_dataset(root, num_images, seed):
-    """Writes a dataset with a meta.json: bright squares on noise, in two categories."""
+    """Writes a dataset with a meta.json: bright squares on noise; the 13th image has its own category."""
     rng = np.random.default_rng(seed)
-    entries = {"plate": [], "cloth": []}
+    entries = {"plate": [], "cloth": [], "wood": []}
     for number in range(num_images):
-        category, label = ("plate", "cloth")[number % 2], number // 2 % 2
+        category = ("plate", "cloth")[number % 2] if number != 12 else "wood"
+        label = number // 2 % 2
         image, mask = rng.integers(60, 120, (64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
         mask[20:40, 10:30] = 255 * label
         image[mask > 0] = 255
@@ -65,7 +66,8 @@ def write_dataset(root, num_images, seed):
             PIL.Image.fromarray(pixels).save(root / name)
         fields = {"img_path": names[0], "mask_path": names[1] if label else "", "anomaly": label}
         entries[category].append(fields | {"cls_name": category, "specie_name": "square"})
-    (root / "meta.json").write_text(json.dumps({"train": {}, "test": entries}))
+    found = {category: images for category, images in entries.items() if images}
+    (root / "meta.json").write_text(json.dumps({"train": {}, "test": found}))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +92,12 @@ def start(folder, arguments, name, **variables):
     )  # fmt: skip
 
 
-def start_two(folder, *arguments, name="two"):
-    """Starts two processes, each with its own arguments."""
+def start_all(folder, *arguments, name="all"):
+    """Starts processes, each with its own arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
     return [
         start(folder, [*own, "--config.distributed=True"], name, JAX_PROCESS_ID=str(i), **variables)
         for i, own in enumerate(arguments)
@@ -109,38 +111,47 @@ def finish(*processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["none", "memory"])
-def test_two_processes_equal_one(folder, cache):
+@pytest.mark.parametrize(("cache", "count"), [("none", 3), ("memory", 2)])
+def test_processes_equal_one(folder, cache, count):
+    """Runs as many processes as the other run has devices; one category has a single image."""
     arguments = [*RUN, f"--config.features.cache={cache}"]
     # Not beside the runs with the other cache, whose finished training would be copied.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     one = [*arguments, f"--workdir=one/{cache}/run"]
     ((code, _, warnings),) = finish(start(folder, one, f"one-{cache}", XLA_FLAGS=flags))
     assert code == 0, warnings
-    two = [*arguments, f"--workdir=two/{cache}/run"]
-    first, second = finish(*start_two(folder, two, two, name=f"two-{cache}"))
-    assert first[0] == second[0] == 0, first[2] + second[2]
+    command = [*arguments, f"--workdir=all/{cache}/run"]
+    first, *others = finish(*start_all(folder, *[command] * count, name=f"all-{cache}"))
+    assert not any(code for code, *_ in (first, *others)), [first[2], others]
     for name in ("results", "comparisons", "results_by_seed"):
         path = f"{cache}/run/{name}.json"
-        assert (folder / "two" / path).read_text() == (folder / "one" / path).read_text()
+        assert (folder / "all" / path).read_text() == (folder / "one" / path).read_text()
     # Only the first process says something, and each issue once.
-    assert re.sub(r"(?m)^\[Gloo\].*\n", "", second[1] + second[2]) == ""
+    for _, *said in others:
+        assert re.sub(r"(?m)^\[Gloo\].*\n", "", "".join(said)) == ""
     assert "target" in first[1]
     assert warnings.count(UNREADABLE) == first[2].count(UNREADABLE) > 0
     reads = [
         collections.Counter((folder / f"{name}-{cache}.reads").read_text().splitlines())
-        for name in ("one", "two")
+        for name in ("one", "all")
     ]
     assert reads[0] == reads[1]
     if cache == "memory":  # some of the target once more, for pictures
         assert [reads[1][f"auxiliary {number}"] for number in range(10)] == [1] * 10
-        assert reads[1].total() <= 10 + 13 + 8
+        assert reads[1].total() <= 10 + 13 + 9
+        # With another number of processes, everything is reused.
+        results = (folder / "all/memory/run/results.json").read_text()
+        again = finish(*start_all(folder, *[command] * 3, name="again"))
+        assert not any(code for code, *_ in again), again
+        assert "Reusing the results of target" in again[0][2]
+        assert (folder / "all/memory/run/results.json").read_text() == results
+        assert not (folder / "again.reads").exists()
 
 
 @pytest.mark.slow
 def test_error_of_one_process_ends_the_other(folder):
     other = "--config.data_dir=missing"
-    first, second = finish(*start_two(folder, [*RUN], [*RUN, other]))
+    first, second = finish(*start_all(folder, [*RUN], [*RUN, other]))
     assert second[0] == 2
     assert "missing" in second[2]
     assert (first[0], first[2].count(distributed.LOST)) == (1, 1)
@@ -148,7 +159,7 @@ def test_error_of_one_process_ends_the_other(folder):
 
 @pytest.mark.slow
 def test_rejects_different_configs(folder):
-    ended = finish(*start_two(folder, [*RUN], [*RUN, "--config.seed=5"]))
+    ended = finish(*start_all(folder, [*RUN], [*RUN, "--config.seed=5"]))
     for code, _, said in ended:
         assert code in (1, 2)
         assert "different configs" in said or distributed.LOST in said
@@ -175,6 +186,12 @@ def test_one_process_gathers_its_own_value():
     assert distributed.once(lambda: "b") == "b"
     with pytest.raises(ZeroDivisionError):
         distributed.once(lambda: 1 / 0)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch):
+    found = [("a", 100), ("b", 90), ("a", 80)]
+    monkeypatch.setattr(distributed, "gather", lambda own: found)
+    assert distributed.memory_share() == 40
 
 
 def test_rejects_exact_metrics():

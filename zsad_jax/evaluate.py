@@ -482,7 +482,7 @@ def _gather(
     doubtful = (note for note in notes if note.kind in DOUBTFUL)
     if not len(rows):
         _reject_unreadable(dataset, issues)
-    log_issues(dataset.name, issues)  # the loader logs notes
+    distributed.by_main(log_issues)(dataset.name, issues)  # the loader logs notes
     first, *others = (tally.scored(order) for tally in tallies)
     evaluation = Evaluation(
         dataset=dataset.name,

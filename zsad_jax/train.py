@@ -284,7 +284,7 @@ def train(
 
     Raises:
       UserError: the dataset is empty, the method learns nothing, or a loss is not finite.
-      DamagedCheckpointError: by the saver. Training can start again.
+      DamagedCheckpointError: the newest checkpoint cannot be restored. Training can start again.
     """
     dataset, config = features.dataset, members[0].config
     # One key per epoch, derived from its number, so that a resumed run draws like an uninterrupted one.
@@ -306,10 +306,10 @@ def train(
         return Batch(*fields, class_names=tuple(dataset.prompt_names))
 
     per_epoch = config.steps(len(dataset))
-    per_call, resident = 1, None
+    per_call, resident, log = 1, None, distributed.by_main(log_issues)
     if found := features.resident():
         images, by_key = found
-        log_issues(f"train {dataset.name}", itertools.chain(*images.issues))
+        log(f"train {dataset.name}", itertools.chain(*images.issues))
         resident = by_key[key], sharding.replicate(truth_of(images), mesh)
         # Calls of equal length need one compilation.
         per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
@@ -329,7 +329,7 @@ def train(
         for draw, (images, by_key) in zip(draws, batches, strict=True):
             issues += itertools.chain(*images.issues)
             yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), (own, draw[None])
-        log_issues(label, itertools.chain(*distributed.gather(issues)))
+        log(label, itertools.chain(*distributed.gather(issues)))
 
     def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
         """Passes once over the data."""
@@ -378,7 +378,10 @@ def train(
             first_epoch = last_epoch
             continue
         if done > first_epoch:
-            states = sharding.replicate(saver.restore(done, states), mesh)
+            restored = saver.restore(done, states)
+            if restored is None:
+                raise DamagedCheckpointError(f"epoch {done}")
+            states = sharding.replicate(restored, mesh)
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh)
@@ -452,10 +455,10 @@ class OrbaxSaver:
         return self._manager.latest_step()
 
     @distributed.by_main
-    def restore(self, epoch: int, like: PyTree) -> PyTree:
+    def restore(self, epoch: int, like: PyTree) -> PyTree | None:
         """Returns the state after `epoch`, in the structure of `like`, as host arrays.
 
-        A damaged one raises `DamagedCheckpointError`; the next newest can be restored instead.
+        A damaged one is removed, for None; the next newest can be restored instead.
         """
         shapes = jax.tree.map(lambda x: np.zeros(jnp.shape(x), x.dtype), like)
         stored = {"state": shapes, "digest": np.zeros(32, np.uint8)}
@@ -464,11 +467,11 @@ class OrbaxSaver:
             if not np.array_equal(restored["digest"], _digest(restored["state"])):
                 raise ValueError("its digest differs")
             return restored["state"]
-        except Exception as error:  # its storage raises errors of many kinds
+        except Exception:  # its storage raises errors of many kinds
             words = "Removing the damaged checkpoint of epoch %d in %s. An earlier one is used."
             logging.warning(words, epoch, self._manager.directory)
             self._manager.delete(epoch)
-            raise DamagedCheckpointError(f"epoch {epoch}") from error
+            return None
 
     @distributed.by_main
     def save(self, epoch: int, state: PyTree) -> None:

@@ -16,6 +16,7 @@ from zsad_jax.backbones.__main__ import main
 from zsad_jax.backbones.feature_cache import Features, FeaturesConfig, Store
 from zsad_jax.data.dataset import Sample, Samples
 from zsad_jax.data.preprocess import Preprocess
+from zsad_jax.utils import distributed
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.sharding import make_mesh
 
@@ -160,7 +161,7 @@ def test_nothing_is_resident_where_it_was_not_asked_for(cache):
 def test_features_too_large_for_the_device_are_not_resident(monkeypatch):
     features = open_features("auto")
     assert features.resident() is not None
-    monkeypatch.setattr(feature_cache, "available_memory", lambda: 1000)
+    monkeypatch.setattr(distributed, "available_memory", lambda: 1000)
     assert features.resident() is None
 
 
@@ -337,7 +338,7 @@ def test_rejects_sets_that_do_not_fit(monkeypatch, caplog):
             UserError, match=r"needs .* but 1e-07 GB of features\.max_gb=1e-07 are left"
         ):
             open_features(cache, max_gb=1e-7)
-    monkeypatch.setattr(feature_cache, "available_memory", lambda: 3.9e9 * size)
+    monkeypatch.setattr(distributed, "available_memory", lambda: 3.9e9 * size)
     with caplog.at_level("INFO", logger="absl"):
         features = open_features("auto", max_gb=1e-7)
     assert "11 images" in caplog.text
@@ -346,10 +347,10 @@ def test_rejects_sets_that_do_not_fit(monkeypatch, caplog):
     disk = shutil.disk_usage("/")._replace(free=2e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     assert not open_features("auto")._stores
-    monkeypatch.setattr(feature_cache, "available_memory", lambda: 4e9 * size)
+    monkeypatch.setattr(distributed, "available_memory", lambda: 4e9 * size)
     assert open_features("auto")._stores[KEY].folder is None
     assert shards() == []
-    monkeypatch.setattr(feature_cache, "available_memory", lambda: 1.9e9 * size)
+    monkeypatch.setattr(distributed, "available_memory", lambda: 1.9e9 * size)
     with pytest.raises(UserError, match="of memory are available"):
         open_features("memory")
 

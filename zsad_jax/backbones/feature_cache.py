@@ -33,7 +33,6 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.config import check_fields, within
 from zsad_jax.utils.errors import UserError
-from zsad_jax.utils.memory import available_memory
 from zsad_jax.utils.progress import DeviceClock, one_late, progress
 from zsad_jax.utils.records import fingerprint, parse_json, sealed, unsealed
 
@@ -121,8 +120,9 @@ class Features:
         self._backbone, self._config, self._mesh = backbone, config, mesh
         preprocess, size = backbone.preprocess, backbone.preprocess.image_size
         self._load = functools.partial(load_batches, dataset, preprocess, num_workers=num_workers)
+        report = distributed.by_main(report_notes)
         # Cached, so that each note is logged once, however often the images are read.
-        self._report_notes = functools.cache(functools.partial(report_notes, dataset.name))
+        self._report_notes = functools.cache(functools.partial(report, dataset.name))
         self._frozen = place(backbone.params, mesh)
         fixed = preprocess, mesh, self.rows, config.dtype
         self.encoders: CompiledEncoders
@@ -220,7 +220,7 @@ class Features:
 
     def _free_memory(self) -> float:
         """Returns the free memory of a device, in bytes; the smallest of all processes."""
-        free = available_memory() / self._mesh.local_mesh.size  # on the CPU
+        free = distributed.memory_share() / self._mesh.local_mesh.size  # on the CPU
         if stats := self._mesh.local_devices[0].memory_stats():
             free = stats["bytes_limit"] - stats["bytes_in_use"]
         return float(min(distributed.gather(free)))
@@ -286,10 +286,11 @@ class Features:
 
 def _gather(batch: ImageBatch, features: FeaturesByKey) -> tuple[ImageBatch, FeaturesByKey]:
     """Returns the rows of all processes, without images, on the host."""
-    own = batch._replace(images=None), sharding.to_host([*features.values()])
-    parts, found = zip(*distributed.gather(own), strict=True)
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *found)
-    return join_batches(parts), dict(zip(features, joined, strict=True))
+    from jax.experimental.multihost_utils import process_allgather
+
+    parts = distributed.gather(batch._replace(images=None))
+    found = process_allgather([*features.values()], tiled=True)
+    return join_batches(parts), dict(zip(features, found, strict=True))
 
 
 # Kept, so that each tower is compiled once for all datasets.
@@ -461,7 +462,7 @@ def _open_stores(stores: Collection[Store], config: FeaturesConfig) -> bool:
         total, _, free = (x / 1e9 for x in shutil.disk_usage(root()))
         disk = max(free - min(FREE_SHARE * total, FREE_GB), 0)
     share = 4 if config.cache == "auto" else 2
-    memory = min(distributed.gather(available_memory())) / 1e9 / share
+    memory = distributed.memory_share() / 1e9 / share
     on_disk = left <= max(min(disk, config.max_gb - used), 0) and os.access(root(), os.W_OK)
     on_disk = on_disk and config.cache in ("auto", "disk") and not jax.distributed.is_initialized()
     in_memory = config.cache in ("auto", "memory") and needed <= min(memory, config.max_gb)

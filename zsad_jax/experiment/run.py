@@ -58,6 +58,8 @@ def run_experiment(
     for target in run.targets:
         results.append(evaluate_target(run, target, prompts))
         clock.lap(f"evaluate {target.name}")
+    if not distributed.is_main():
+        return
     info = run_info.describe_process(clock)
     info |= run_info.describe_evaluations([one.evaluation for one in results])
     elsewhere = {*WITHOUT_EFFECT, *IN_TABLES}
@@ -160,7 +162,8 @@ def evaluate_target(run: Run, target: Target, prompts: AllPrompts) -> TargetResu
     results = collect(made, dataset, run.image_score)
     without_mask = {WITHOUT_MASK: run_info.count_without_mask([results.evaluation])}
     deviations = find_deviations(results.rows, without_mask)
-    for words in words_on(deviations, [target.name], kinds=IMAGES):
+    sentences = words_on(deviations, [target.name], kinds=IMAGES)
+    for words in sentences if distributed.is_main() else ():
         logging.warning("%s Differences to published results are omitted.", words)
     return results
 

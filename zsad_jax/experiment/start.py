@@ -10,9 +10,10 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+import zsad_jax
 from zsad_jax.backbones import Backbone, registry, transformer
 from zsad_jax.backbones.feature_cache import Features
-from zsad_jax.data.dataset import Dataset
+from zsad_jax.data.dataset import Dataset, read_sample
 from zsad_jax.data.open import Spec, open_dataset, open_train_split
 from zsad_jax.data.references import References, draw_references
 from zsad_jax.experiment import config_files, console
@@ -131,18 +132,28 @@ def start_run(experiment: Experiment, workdir: Workdir) -> Run:
         references=references,
         mesh=mesh,
     )
-    sizes = [(name, len(one), one.categories) for name, one in datasets.items()]
-    setting = to_json(experiment), [one.digest for one in backbones.values()], sizes
+    config, versions = to_json(experiment), (jax.__version__, zsad_jax.__version__)
+    data = [*map(_describe_data, datasets.values())] if experiment.distributed else []
+    setting = config, versions, data, [one.digest for one in backbones.values()]
     if any(one != setting for one in distributed.gather(setting)):
         raise UserError(
-            "The processes of this run have different configs, data or weights. Start all of them with the same"
-            " command and the same files."
+            "The processes of this run have different configs, data, weights or versions. Start all of them"
+            " with the same command, files and versions."
         )
+    if experiment.distributed:  # from here on, warnings of the processes differ
+        logging.set_verbosity(max(logging.get_verbosity(), logging.WARNING))
     # After all checks: a rejected config must not replace the one behind earlier results.
-    files.write_json(workdir.local / "config.json", setting[0])
+    files.write_json(workdir.local / "config.json", config)
     learned = bool(param_shapes(run.method(), run.backbone()))
     console.show(console.describe_inputs(experiment, datasets, learned=learned))
     return run
+
+
+def _describe_data(dataset: Dataset) -> Any:
+    # Reading the records of all samples would take long.
+    samples = (read_sample(dataset, i) for i in range(0, len(dataset), len(dataset) // 64 + 1))
+    named = [(getattr(one, "file_name", ""), getattr(one, "label", -1)) for one in samples]
+    return dataset.name, len(dataset), dataset.categories, named
 
 
 def _options(variant: Variant) -> str:

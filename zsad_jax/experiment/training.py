@@ -63,7 +63,8 @@ def obtain_prompts(run: Run) -> AllPrompts:
             assert auxiliary is not None  # see `Experiment.check_method`
             if not experiment.train:
                 file = experiment.choose_prompts(method.name, auxiliary)
-                params = prompt_files.load(file, method, backbone)
+                # The files of other processes may differ.
+                params = distributed.by_main(prompt_files.load)(file, method, backbone)
                 prompts[key] = [Prompts(params, auxiliary, file.name, file.epoch)]
                 continue
             found = _list_trainings(run, variant, auxiliary)

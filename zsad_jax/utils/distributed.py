@@ -13,10 +13,13 @@ import pathlib
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import traceback
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -26,14 +29,11 @@ from absl import logging
 
 from zsad_jax.utils import files, interrupts
 from zsad_jax.utils.errors import UserError
+from zsad_jax.utils.memory import available_memory
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# A lost process is noticed after this time at the latest, without a signal from its machine.
-HEARTBEAT_SECONDS = 20
-# At the end, process 0 may still write its report.
-SHUTDOWN_SECONDS = 600
 SCRATCH = "zsad_jax-process-"
 LOST = (
     "error: Another process of this run has ended or cannot be reached; see its output for the reason. Start"
@@ -60,8 +60,9 @@ def initialize() -> None:
         given: Any = {key: int(os.environ[x]) for key, x in names.items() if x in os.environ}
         jax.distributed.initialize(
             **given,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=20,  # until a machine that sends nothing is lost
+            shutdown_timeout_seconds=24 * 3600,  # the others wait for the report of process 0
         )
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
@@ -85,28 +86,33 @@ def gather(value: T) -> list[T]:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = process_allgather(np.array(len(data))).ravel()
-    # Powers of two, since each size is compiled.
-    room = 1 << int(sizes.max()).bit_length()
-    found = process_allgather(np.pad(data, (0, room - len(data)))).reshape(len(sizes), room)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(found, sizes, strict=True)]
+    return _exchange(value, process_allgather)
 
 
 def once(make: Callable[[], T]) -> T:
-    """Returns what `make` returns in process 0, in every process; its exceptions are raised in all, too."""
+    """Returns what `make` returns in process 0, in every process. Its exceptions end the others, too."""
     if not jax.distributed.is_initialized():
         return make()
-    outcome: Any = None, None
-    if is_main():
-        try:
-            outcome = make(), None
-        except Exception as error:
-            outcome = None, error
-    value, failure = gather(outcome)[0]
-    if failure is not None:
-        raise failure
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    (value,) = _exchange(make() if is_main() else None, broadcast_one_to_all)
     return value
+
+
+def _exchange(value: Any, send: Callable[[np.ndarray], Any]) -> list[Any]:
+    """Returns the values that `send`, which needs arrays of equal shape in all processes, yields."""
+    data = zlib.compress(pickle.dumps(value), 1)  # histograms are nearly empty
+    size = int(np.max(send(np.array(len(data)))))
+    # Powers of two, since each size is compiled.
+    padded = np.frombuffer(data.ljust(1 << size.bit_length(), b"\0"), np.uint8)
+    return [pickle.loads(zlib.decompress(row)) for row in np.atleast_2d(send(padded))]
+
+
+def memory_share() -> float:
+    """Returns the memory that each process can take, in bytes, if all take the same."""
+    found = gather((socket.gethostname(), available_memory()))
+    processes = Counter(host for host, _ in found)
+    return min(free / processes[host] for host, free in found)
 
 
 @contextlib.contextmanager
@@ -131,11 +137,7 @@ def scratch_folder() -> Iterator[str]:
 
 def by_main(function: F) -> F:
     """Makes a function run by process 0 alone, see `once`."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        return once(lambda: function(*args, **options))
-
+    wrapped = functools.wraps(function)(lambda *x, **options: once(lambda: function(*x, **options)))
     return cast(F, wrapped)
 
 
@@ -153,9 +155,8 @@ def ended_together(run: Callable[[], Any]) -> Any:
         if not jax.distributed.is_initialized():
             raise
         of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)  # the latter from gloo
-        words = _OF_CONNECTIONS if of_jax else ()
-        if any(word in str(error) for word in words):
-            _end_lost()
+        if of_jax and any(word in str(error) for word in _OF_CONNECTIONS):
+            _end_lost(f"Reason: {str(error).splitlines()[0]}")
         traceback.print_exc()
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -167,16 +168,18 @@ def ended_together(run: Callable[[], Any]) -> Any:
 _lock = threading.Lock()
 
 
-def _end_lost(*_: Any) -> None:
+def _end_lost(reason: str) -> None:
     _lock.acquire()  # never released: only one thread reports it
     try:
         interrupts.check()
     except KeyboardInterrupt:  # all processes were interrupted, and another one has ended first
         os._exit(interrupts.exit_code())
-    os.write(2, f"{LOST}\n".encode())
+    os.write(2, f"{LOST} {reason}\n".encode())
     os._exit(1)
 
 
 # In a thread of JAX, which ends the process by abort() when another one is lost and has no other hook. Python's
 # own handlers would run in the main thread, after the end.
-_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end_lost)
+_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+    lambda _: _end_lost("JAX has aborted this process; the lines above have the reason.")
+)
