@@ -177,6 +177,16 @@ def test_compares_with_references(few_shot, images):
     assert min(own.score[1], other.score[0]) > 1e-3
 
 
+def test_takes_references_in_the_forms_of_images(few_shot, images):
+    given = [np.asarray(image)[:20, :20] for image in images[:2]]
+
+    def score(references):
+        return few_shot(references, num_views=1).predict(images[2]).score
+
+    assert score(np.stack(given)) == score(given) == score(map(Image.fromarray, given))
+    assert score(given[0]) == score(given[:1]) != score(given)
+
+
 def test_encodes_references_in_batches(images):
     """Uses eight views of two images, in batches of 1, 3 and 16, the last of them padded."""
     sizes, backbone = [], zsad_jax.load_backbone("tips-nano", image_size=28)

@@ -117,16 +117,7 @@ class Detector:
           >>> anomaly_map.shape
           (1, 252, 252)
         """
-        one: Any = images
-        if isinstance(one, str | os.PathLike | PIL.Image.Image) or (
-            is_array(one) and one.ndim != 4
-        ):
-            one = [one]
-        if not isinstance(one, Iterable) or isinstance(one, Mapping | bytes | io.IOBase):
-            raise UserError(
-                f"The images have the type {type(one).__name__}. Pass arrays, Pillow images or paths of files."
-            )
-        resized = [resize(image, self.backbone.preprocess) for image in one]
+        resized = resize_all(images, self.backbone.preprocess)
         if not resized:
             raise UserError("There are no images to score. Pass at least one.")
         return self.predict_resized(np.stack(resized))
@@ -169,6 +160,22 @@ class Detector:
         return self.backbone.params, [self.params], [self.prototypes], [None], *split
 
 
+def resize_all(
+    images: Image | Iterable[Image], preprocess: Preprocess
+) -> list[UInt8[np.ndarray, "S S 3"]]:
+    """Resizes images in one of the forms of `Detector.predict`, which may be an iterable without any."""
+    given: Any = images
+    if isinstance(given, str | os.PathLike | PIL.Image.Image) or (
+        is_array(given) and given.ndim != 4
+    ):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes | io.IOBase):
+        raise UserError(
+            f"The images have the type {type(given).__name__}. Pass arrays, Pillow images or paths of files."
+        )
+    return [resize(image, preprocess) for image in given]
+
+
 def resize(image: Image, preprocess: Preprocess) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes an image to the backbone's size, still 8-bit; see `Detector.predict`."""
     name = "image"
@@ -194,7 +201,7 @@ def load_detector(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     category: str = "object",
-    references: Iterable[Any] | None = None,
+    references: Image | Iterable[Image] | None = None,
     score: str | None = None,
     batch_size: int = 1,
     backbone_options: Mapping[str, Any] | None = None,
@@ -233,17 +240,16 @@ def load_detector(
     made = make_method(method, backbone, method_options)
     given = None if checkpoint is None else os.fspath(checkpoint)
     params, file = choose_params(made, backbone, given)
-    if references is not None:
-        references = [resize(one, backbone.preprocess) for one in references]
-        if not references:
-            raise UserError("references is empty. Pass normal images of the category, or None.")
+    resized = None if references is None else resize_all(references, backbone.preprocess)
+    if resized == []:
+        raise UserError("references is empty. Pass normal images of the category, or None.")
     detector = make_detector(
         backbone,
         made,
         params,
         prompts=file.description,
         categories=(category,),
-        references=references and [np.stack(references)],
+        references=resized and [np.stack(resized)],
         score=score,
         batch_size=batch_size,
     )
