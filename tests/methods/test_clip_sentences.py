@@ -101,7 +101,7 @@ def test_has_no_parameters(clip):
     backbone, _ = clip
     method = make_method("clip", backbone)
     assert method.init(jax.random.key(0), backbone.params) == {}
-    with pytest.raises(UserError, match="'clip' has nothing to learn"):
+    with pytest.raises(UserError, match="has nothing to learn"):
         method.loss(backbone.params, {}, None, None)
 
 

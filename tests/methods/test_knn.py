@@ -402,12 +402,3 @@ def test_features_are_the_mean_of_layers(load_golden_clip):
     assert knn(clip, options).features_key[0] == (5, 6)
     with pytest.raises(UserError, match="at least one block between 1 and 40"):
         knn(clip, options | {"feature_layers": (41,)})
-
-
-def test_requires_references(model):
-    method = knn(model)
-    assert method.references == "required"
-    with pytest.raises(UserError, match="'knn' needs normal reference images"):
-        method.prototypes({}, {}, CLASSES)
-    with pytest.raises(UserError, match="'knn' has nothing to learn"):
-        method.loss({}, {}, None, None)

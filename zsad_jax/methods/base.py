@@ -299,21 +299,16 @@ def score_fn(compute: ComputeScoresFn, *, whole: bool = False) -> ScoreFn:
     return score
 
 
-class NothingLearned(TypedDict):
-    """The fields of `Method` that follow from having nothing to learn."""
-
-    init: InitFn
-    loss: LossFn
-    group_names: tuple[str, ...]
+def _no_loss(*_: Any) -> NoReturn:
+    raise UserError("The method has nothing to learn. Set config.train=False.")
 
 
-def nothing_learned(config: MethodConfig) -> NothingLearned:
-    """Returns the fields of a `Method` whose params are always {}."""
-
-    def loss(*_: Any) -> NoReturn:
-        raise UserError(f"Method '{config.name}' has nothing to learn. Set config.train=False.")
-
-    return {"init": lambda key, frozen: {}, "loss": loss, "group_names": ()}
+# The fields of a `Method` whose params are always {}.
+NOTHING_LEARNED: dict[str, Any] = {
+    "init": lambda key, frozen: {},
+    "loss": _no_loss,
+    "group_names": (),
+}
 
 
 class VisionSide(TypedDict):

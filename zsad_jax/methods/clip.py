@@ -12,7 +12,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Method, Scores, nothing_learned, score_fn, vision_side
+from zsad_jax.methods.base import NOTHING_LEARNED, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared import prompts, similarity
 from zsad_jax.methods.shared.config import Fields, MethodConfig, check_texts
 from zsad_jax.utils.config import config_from
@@ -101,6 +101,6 @@ def clip(backbone: Backbone, config: ClipConfig | Fields | None = None) -> Metho
         prototypes=prototypes,
         score=score_fn(compute),
         score_range=(0.0, 1.0),
-        **nothing_learned(config),
+        **NOTHING_LEARNED,
         **vision_side(backbone, config),
     )

@@ -19,11 +19,11 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt8
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.feature_cache import Images
 from zsad_jax.methods.base import (
+    NOTHING_LEARNED,
     Category,
     Method,
     Patches,
     Scores,
-    nothing_learned,
     score_fn,
     vision_side,
 )
@@ -31,7 +31,6 @@ from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
-from zsad_jax.utils.errors import UserError
 
 MAX_ANGLE = 345.0  # degrees, of random rotations
 # A foreground fills more than this share of the middle of the grid, which is between these shares of its sides.
@@ -117,11 +116,6 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> References:
-        if references is None:
-            raise UserError(
-                f"Method '{config.name}' needs normal reference images of each category. Set config.shots, or"
-                " pass references."
-            )
         names = config.mask_only or class_names
         masked = jnp.array([config.mask and name in names for name in class_names])
         if subspace:
@@ -164,7 +158,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
         image_scores=("top_mean",),
         references="required",
         reference_views=rotate if config.num_views > 1 else None,
-        **nothing_learned(config),
+        **NOTHING_LEARNED,
         **side,
     )
     key = (*side["features_key"], "mean of patches")

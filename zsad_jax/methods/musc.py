@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Blocks, Method, Scores, nothing_learned, score_fn, vision_side
+from zsad_jax.methods.base import NOTHING_LEARNED, Blocks, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared.anomaly_map import Size, upsample
 from zsad_jax.methods.shared.config import CLIP, MAX_SIGMA, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
@@ -61,13 +61,8 @@ class MuScConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         odd = bool(self.degrees) and all(one > 0 and one % 2 for one in self.degrees)
-        for key, fits, expected in (
-            ("degrees", odd, "at least one odd number, such as 3"),
-            ("neighbors", all(one > 0 for one in self.neighbors), "numbers of images from 1"),
-        ):
-            if not fits:
-                value = getattr(self, key)
-                raise UserError(f"Config key '{key}' is {value!r}. Expected {expected}.")
+        self.require("degrees", odd, "at least one odd number, such as 3")
+        self.require("neighbors", min(self.neighbors, default=1) > 0, "numbers of images from 1")
 
 
 def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Method:
@@ -101,11 +96,6 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
     ) -> Scores:
         """Returns scores of images by their distances to the references."""
         bank, category = compared
-        if bank is None:
-            raise UserError(
-                "Method 'musc' scores the images of a category together. To score single images, pass normal"
-                " ones as references."
-            )
 
         def describe_all(patches: Float[Array, "l h w d"]) -> Float[Array, "s 1 h w d"]:
             return jnp.stack([describe(patches[None, layer], degree) for layer, degree in settings])
@@ -140,7 +130,7 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
         score_range=(0.0, 2.0),
         across=across,
         references="optional",
-        **nothing_learned(config),
+        **NOTHING_LEARNED,
         **vision_side(backbone, config, patch_norm=False),
     )._replace(anomaly_map=make_map, map_range=None)
 

@@ -89,11 +89,10 @@ class TPSConfig(learner.LearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("learned_texts", "hand_written_texts"):
-            if len(getattr(self, key)) != len(LEARNERS) * len(STATES):
-                raise UserError(
-                    f"Config key '{key}' is {getattr(self, key)!r}. Expected four texts: normal and anomalous"
-                    " of the image, normal and anomalous of the pixels."
-                )
+            four = (
+                "four texts: normal and anomalous of the image, normal and anomalous of the pixels"
+            )
+            self.require(key, len(getattr(self, key)) == len(LEARNERS) * len(STATES), four)
         check_texts(self, "hand_written_texts")
 
 

@@ -89,10 +89,7 @@ class ViP2CLIPConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.adjectives) != 2:
-            raise UserError(
-                f"Config key 'adjectives' is {self.adjectives!r}. Expected two words, the normal one first."
-            )
+        self.require("adjectives", len(self.adjectives) == 2, "two words, the normal one first")
 
 
 class Alignment(NamedTuple):

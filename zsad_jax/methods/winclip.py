@@ -13,37 +13,22 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
-from zsad_jax.methods.base import Category, Method, Scores, nothing_learned, score_fn, vision_side
+from zsad_jax.methods.base import NOTHING_LEARNED, Category, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.knn import distances
 from zsad_jax.methods.shared import prompts
 from zsad_jax.methods.shared.config import MAX_SIGMA, Fields, MethodConfig, Recipe, check_texts
 from zsad_jax.methods.shared.similarity import cosines, normalize, scale_of
 from zsad_jax.utils.config import config_from, within
-from zsad_jax.utils.errors import UserError
 
 # In the published order, in which one is listed twice, and counts twice.
-TEMPLATES = (
-    "a cropped photo of the {}.",
-    "a close-up photo of a {}.",
-    "a close-up photo of the {}.",
-    "a bright photo of a {}.",
-    "a bright photo of the {}.",
-    "a dark photo of the {}.",
-    "a dark photo of a {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a blurry photo of the {}.",
-    "a blurry photo of a {}.",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a photo of a small {}.",
-    "a photo of the small {}.",
-    "a photo of a large {}.",
-    "a photo of the large {}.",
-    "a photo of the {} for visual inspection.",
-    "a photo of a {} for visual inspection.",
-    "a photo of the {} for anomaly detection.",
-    "a photo of a {} for anomaly detection.",
+TEMPLATES = prompts.texts(
+    "a cropped photo of the {}., a close-up photo of a {}., a close-up photo of the {}.,"
+    " a bright photo of a {}., a bright photo of the {}., a dark photo of the {}., a dark photo of a {}.,"
+    " a jpeg corrupted photo of the {}., a jpeg corrupted photo of the {}., a blurry photo of the {}.,"
+    " a blurry photo of a {}., a photo of a {}., a photo of the {}., a photo of a small {}.,"
+    " a photo of the small {}., a photo of a large {}., a photo of the large {}.,"
+    " a photo of the {} for visual inspection., a photo of a {} for visual inspection.,"
+    " a photo of the {} for anomaly detection., a photo of a {} for anomaly detection."
 )
 
 
@@ -66,11 +51,8 @@ class WinCLIPConfig(MethodConfig):
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
     normal_states: tuple[str, ...] = prompts.PROMPT_FAMILIES["industrial"].normal
-    abnormal_states: tuple[str, ...] = (
-        "damaged {}",
-        "{} with flaw",
-        "{} with defect",
-        "{} with damage",
+    abnormal_states: tuple[str, ...] = prompts.texts(
+        "damaged {}, {} with flaw, {} with defect, {} with damage"
     )
     templates: tuple[str, ...] = TEMPLATES
     windows: tuple[int, ...] = (2, 3)
@@ -93,11 +75,9 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
     """
     config = config_from(WinCLIPConfig, config)
     grid = backbone.preprocess.image_size // backbone.patch_size
-    if not config.windows or not all(1 <= size <= grid for size in config.windows):
-        raise UserError(
-            f"Config key 'windows' is {config.windows!r}. Expected at least one size between 1 and {grid}:"
-            f" images of {backbone.preprocess.image_size} pixels have {grid} x {grid} patches."
-        )
+    fits = bool(config.windows) and all(1 <= size <= grid for size in config.windows)
+    images = f"images of {backbone.preprocess.image_size} pixels have {grid} x {grid} patches"
+    config.require("windows", fits, f"at least one size between 1 and {grid}: {images}")
     scale = scale_of(backbone, config.temperature)
     states = config.normal_states, config.abnormal_states
     family = prompts.PromptFamily(*states, config.templates, unit=False)
@@ -149,7 +129,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         if config.full_image:
             whole = jnp.broadcast_to(image[:, None, None], maps.shape[1:])
             maps = jnp.concatenate([maps, whole[None]])
-        patches = harmonic_mean(maps)
+        patches = len(maps) / (1 / maps).sum(axis=0)  # the harmonic mean; 0 if a value is 0
         if "banks" in references:
             found = []
             for (size, x), bank in zip(tokens, references["banks"], strict=True):
@@ -167,7 +147,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         score=score_fn(compute, whole=True),
         score_range=(0.0, 1.0),
         references="optional",
-        **nothing_learned(config),
+        **NOTHING_LEARNED,
         **vision_side(backbone, config, num_maps=1, patch_norm=False, windows=config.windows),
     )
 
@@ -183,8 +163,3 @@ def window_map(scores: Float[Array, "b rows columns"], size: int) -> Float[Array
     # The number of windows over each row and column, on the host: XLA folds such constants slowly.
     counts = [np.convolve(np.ones(n), np.ones(size)).astype(np.float32) for n in scores.shape[1:]]
     return jnp.asarray(np.outer(*counts) / total)
-
-
-def harmonic_mean(maps: Float[Array, "n *b"]) -> Float[Array, "*b"]:
-    """Returns the harmonic mean over the first axis, which is 0 if a value is 0."""
-    return len(maps) / (1 / maps).sum(axis=0)

@@ -75,12 +75,17 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        blocks = self.feature_layers
-        if not blocks or not all(1 <= block <= self.tower_depth for block in blocks):
-            raise UserError(
-                f"Config key 'feature_layers' is {blocks!r}. Expected at least one block between 1 and"
-                f" {self.tower_depth}, which is scaled to the depth of the tower."
-            )
+        blocks, depth = self.feature_layers, self.tower_depth
+        expected = (
+            f"at least one block between 1 and {depth}, which is scaled to the depth of the tower"
+        )
+        fits = bool(blocks) and all(1 <= block <= depth for block in blocks)
+        self.require("feature_layers", fits, expected)
+
+    def require(self, key: str, fits: bool, expected: str) -> None:
+        """Raises UserError if the value of a key does not fit."""
+        if not fits:
+            raise UserError(f"Config key '{key}' is {getattr(self, key)!r}. Expected {expected}.")
 
     def training_options(self) -> dict[str, Any]:
         """Returns the options that training sees."""
@@ -113,6 +118,6 @@ def check_texts(config: MethodConfig, *keys: str, place: str = "") -> None:
     for key in keys:
         value = getattr(config, key)
         texts = (value,) if isinstance(value, str) else value
-        if not texts or not all(text.strip() and place in text for text in texts):
-            expected = f"text with {place}, where a name is inserted" if place else "text"
-            raise UserError(f"Config key '{key}' is {value!r}. Expected {expected}.")
+        fits = bool(texts) and all(text.strip() and place in text for text in texts)
+        expected = f"text with {place}, where a name is inserted" if place else "text"
+        config.require(key, fits, expected)

@@ -43,34 +43,35 @@ class PromptFamily:
         return fill(self.normal), fill(self.anomalous)
 
 
-def _texts(joined: str) -> tuple[str, ...]:
+def texts(joined: str) -> tuple[str, ...]:
+    """Returns texts that are joined by ", "."""
     return tuple(joined.split(", "))
 
 
 # The sentences of TIPSomaly (arXiv 2602.03594), in the order of the published code.
 PROMPT_FAMILIES: dict[str, PromptFamily] = {
     "industrial": PromptFamily(
-        normal=_texts(
+        normal=texts(
             "{}, flawless {}, perfect {}, unblemished {}, {} without flaw, {} without defect,"
             " {} without damage"
         ),
-        anomalous=_texts("damaged {}, broken {}, {} with flaw, {} with defect, {} with damage"),
-        templates=_texts(
+        anomalous=texts("damaged {}, broken {}, {} with flaw, {} with defect, {} with damage"),
+        templates=texts(
             "a bad photo of a {}., a low resolution photo of the {}., a bad photo of the {}.,"
             " a cropped photo of the {}."
         ),
     ),
     "medical": PromptFamily(
-        normal=_texts(
+        normal=texts(
             "normal {}, intact {}, {} with uniform structure, {} showing clear tissue,"
             " {} with normal anatomy, {} showing no distortion, {} with symmetric appearance,"
             " {} looking normal, {} with even texture, {} with regular shape"
         ),
-        anomalous=_texts(
+        anomalous=texts(
             "abnormal {}, {} with spot, {} with abnormality, diseased {}, {} showing distortion,"
             " {} with irregular area, {} with irregular shape, {} with uneven texture"
         ),
-        templates=_texts(
+        templates=texts(
             "a medical image of a {}., a medical image of the {}., a diagnostic scan of a {}.,"
             " a diagnostic scan of the {}., a slice showing a {}., a slice showing the {}.,"
             " a scan of the {}., a clinical brain scan of a {}."
