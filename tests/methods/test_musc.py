@@ -208,8 +208,6 @@ def test_rejects_single_image_without_references(features, make):
     one = jax.tree.map(lambda x: x[:1], features)
     with pytest.raises(UserError, match=r"which has 1 image\. Expected at least 2\. .*references"):
         method.across({}, {}, None, in_blocks(one, 4), 0)
-    with pytest.raises(UserError, match="To score single images, pass normal ones as references"):
-        method.score({}, {}, None, one, np.zeros(1, int))
 
 
 @pytest.mark.parametrize("options", [{"degrees": (1, 2)}, {"degrees": ()}, {"neighbors": (0,)}])
