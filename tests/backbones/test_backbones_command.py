@@ -112,8 +112,8 @@ def test_rejects_archive_of_other_model(tmp_path, openai, capsys):
     incomplete = {name: array for name, array in openai.items() if "ln_2" not in name}
     write_state_dict(tmp_path / "some.pt", incomplete)
     message = read_error(["convert", str(tmp_path / "some.pt")], capsys)
-    assert "2 missing: " in message
-    assert "transformer/encoderblock_0/LayerNorm_1/scale" in message
+    assert "4 missing: " in message
+    assert "visual.transformer.resblocks.0.ln_2.weight (vision tower)" in message
     assert [path.name for path in tmp_path.iterdir()] == ["some.pt"]
 
 

@@ -666,5 +666,5 @@ def test_errors_name_the_file(arrays, tmp_path):
     assert "visual.transformer.resblocks.3.attn.in_proj_weight (vision tower)" in str(error.value)
     assert "ln_final.bias (text tower)" in str(error.value)
     path = save(tmp_path / "other.npz", {"norm.weight": np.zeros(3)})
-    with pytest.raises(UserError, match=r"other\.npz is not a CLIP file"):
+    with pytest.raises(UserError, match=r"other\.npz has no array 'visual\.class_embedding"):
         load(weights=path)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import Backbone, VisionFeatures
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.family import (
     Family,
     Loaded,
@@ -217,14 +217,14 @@ def load(
     source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"
     known = [s["num_heads"] for s in (release.vision, release.text) if s] if release else []
     vision_heads, text_heads = known or (None, None)
-    vision, text = clip_checkpoints.from_arrays(
+    native = clip_checkpoints.from_arrays(
         arrays,
         num_heads=options.num_heads or vision_heads,
         # What is known of a released text tower precedes `num_heads`, which may be meant for images alone.
         text_num_heads=options.text_num_heads or text_heads or options.num_heads,
         source=source,
     )
-    shown = (clip_checkpoints.read_sizes_vision(vision), clip_checkpoints.read_sizes_text(text))
+    shown = clip_checkpoints.read_sizes(native)
     apply_options(name, {}, options.overrides, shown)
     chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
     chosen["activation"] = activation
@@ -234,11 +234,8 @@ def load(
             f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers,"
             " so the two towers are not of one model. Pass files of the same model."
         )
-    tree = fit_tree(
-        {"vision": vision, "text": text},
-        {"vision": tree_of(VisionEncoder(sizes[0])), "text": tree_of(TextEncoder(sizes[1]))},
-        source=source,
-        name_in_file=clip_checkpoints.names_in_file(arrays),
+    tree = native.fit(
+        {"vision": tree_of(VisionEncoder(sizes[0])), "text": tree_of(TextEncoder(sizes[1]))}
     )
     params = jax.tree.map(jnp.asarray, tree)
     # The file holds the logarithm of the factor of cosines, 1 / temperature.

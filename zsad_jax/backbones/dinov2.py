@@ -96,7 +96,7 @@ def load(
     arrays = read_arrays(located.weights)
     native = dinov2_checkpoints.from_arrays(arrays, options.num_heads, source)
     registers = native.arrays[f"{vit_checkpoints.TOKENS}/cls"].shape[1] - 1
-    shown = {**native.vision_sizes(), "num_registers": registers}
+    shown = {**vit_checkpoints.vision_sizes(native), "num_registers": registers}
     chosen = apply_options(name, {"position_rule": None}, options.overrides, (shown, {}))
     if (rule := chosen["position_rule"]) not in (None, *get_args(PositionRule)):
         hint = suggest(str(rule), get_args(PositionRule))

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones import vit
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints import siglip as siglip_checkpoints
+from zsad_jax.backbones.checkpoints import vit as vit_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.family import (
     Family,
@@ -134,7 +135,7 @@ def load(
         "length": len(native.need("text/positional_embedding", None, width)),
         "embed_dim": native.need("text/head/kernel", width, None).shape[1],
     }
-    vision = native.vision_sizes("vision/")
+    vision = vit_checkpoints.vision_sizes(native, "vision/")
     apply_options(name, {}, options.overrides, (vision, text))
     chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
     chosen["activation"] = options.activation or "gelu_tanh"

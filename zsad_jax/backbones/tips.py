@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from zsad_jax.backbones import vit
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.checkpoints.torch_layout import check_same_heads
 from zsad_jax.backbones.family import (
     Family,
@@ -230,19 +230,14 @@ class _Tower(NamedTuple):
 
 def _read(path: PathLike, side: str, heads: int | None) -> _Tower:
     source, arrays = f"The {side} file {path}", read_arrays(path)
-    name_in_file = tips_checkpoints.names_in_file(arrays, side)
-    if pytorch := tips_checkpoints.is_pytorch(arrays):
-        arrays = tips_checkpoints.from_pytorch(arrays, side, heads, source)
-    sizes = tips_checkpoints.read_sizes(arrays, side, source, name_in_file)
+    native = tips_checkpoints.from_arrays(arrays, side, heads, source)
+    sizes = tips_checkpoints.read_sizes(native, side)
     check_same_heads(sizes["num_heads"], heads, source)
-    temperature = arrays.get("temperature_contrastive")
-    if temperature is not None and temperature.size == 1:  # published with the shape () or (1,)
-        arrays = {**arrays, "temperature_contrastive": temperature.reshape(())}
     vision = side == "vision"
     tower = VisionEncoder(VisionSizes(**sizes)) if vision else TextEncoder(TextSizes(**sizes))
-    tree = fit_tree(arrays, tree_of(tower), source=source, name_in_file=name_in_file)
+    params = jax.tree.map(jnp.asarray, native.fit(tree_of(tower)))
     # Put on the device here, so that the host's copy is gone before the other file is read.
-    return _Tower(path, jax.tree.map(jnp.asarray, tree), sizes, pytorch)
+    return _Tower(path, params, sizes, tips_checkpoints.is_pytorch(arrays))
 
 
 def _choose_sizes(

@@ -14,6 +14,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     HUGGING_FACE_PARTS,
     OPENAI_PARTS,
     Layout,
+    Native,
     below,
     check_heads,
     check_same_heads,
@@ -23,8 +24,6 @@ from zsad_jax.utils.errors import UserError
 
 SIDES = ("vision", "text")
 BLOCK = "transformer/encoderblock_"
-_QUERY = f"{BLOCK}0/{ATTENTION}/query/kernel"
-_HIDDEN = f"{BLOCK}0/MlpBlock_0/Dense_0/kernel"
 HEAD_WIDTH = 64  # in every published CLIP
 
 _OPENAI = {
@@ -93,18 +92,6 @@ _MARKS = (
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.class_embedding",
 )
-# The arrays that show the sizes, and their numbers of dimensions.
-_TELLING = {
-    "vision/embedding/kernel": 4,
-    "vision/class_embedding": 1,
-    "vision/positional_embedding": 2,
-    "vision/projection": 2,
-    "text/token_embedding": 2,
-    "text/positional_embedding": 2,
-    "text/projection": 2,
-    **{f"{side}/{_QUERY}": 3 for side in SIDES},
-    **{f"{side}/{_HIDDEN}": 2 for side in SIDES},
-}
 # A constant that is added to all logits changes no softmax over prompts; the others say what the arrays show.
 _IGNORED = (
     "input_resolution",
@@ -118,7 +105,7 @@ _IGNORED = (
 
 def from_arrays(
     arrays: Arrays, *, num_heads: int | None = None, text_num_heads: int | None = None, source: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> Native:
     """Returns the two towers of a CLIP model in native names and layouts, mostly as views of the given arrays.
 
     Args:
@@ -129,45 +116,45 @@ def from_arrays(
       source: the file or files, for errors ("The file clip.safetensors").
 
     Returns:
-      {name: array} of the vision and of the text tower. What is missing, unknown or misshapen is left for
-      `checkpoints.fit_tree` to list.
+      Names begin with "vision/" and "text/". Arrays that are missing, unknown or misshapen are left for
+      `fit_tree` to list.
 
     Raises:
       UserError: the arrays are not those of a CLIP model, or the heads do not fit them.
     """
-    heads = {"vision": num_heads, "text": text_num_heads or num_heads}
-    if _is_native(arrays):
-        towers = {side: below(arrays, f"{side}/") for side in heads}
-        _check_telling(towers, arrays, source)
-        for side, tower in towers.items():
-            check_same_heads(tower[_QUERY].shape[1], heads[side], f"{source} ({side} tower)")
-        return towers["vision"], towers["text"]
+    given = {"vision": num_heads, "text": text_num_heads or num_heads}
+    if any(name.startswith(("vision/", "text/")) for name in arrays):
+        file = Native(arrays, source)
+        for side, heads in given.items():
+            query = file.need(f"{side}/{BLOCK}0/{ATTENTION}/query/kernel", None, None, None)
+            check_same_heads(query.shape[1], heads, f"{source} ({side} tower)")
+        return file
     sides, layouts = _sort(arrays), _layouts(arrays)
+
+    def lay_out(num_heads: Mapping[str, int]) -> Native:
+        towers = {side: layouts[side].to_native(sides[side], num_heads[side]) for side in SIDES}
+        native = {
+            f"{side}/{k}": array for side, tower in towers.items() for k, array in tower.items()
+        }
+        return Native(native, source, _names_in_file(arrays, layouts))
+
     # With one head all is laid out that can be, whatever the width.
-    towers = {side: layouts[side].to_native(sides[side], 1) for side in SIDES}
-    _check_telling(towers, arrays, source)
+    file = lay_out(dict.fromkeys(SIDES, 1))
     widths = {
-        "vision": len(towers["vision"]["class_embedding"]),
-        "text": towers["text"]["token_embedding"].shape[1],
+        "vision": len(file.need("vision/class_embedding", None)),
+        "text": file.need("text/token_embedding", None, None).shape[1],
     }
-    vision, text = (
-        layouts[side].to_native(sides[side], _choose_heads(heads[side], widths[side], source))
-        for side in SIDES
-    )
-    return vision, text
+    return lay_out({side: _choose_heads(given[side], widths[side], source) for side in SIDES})
 
 
-def names_in_file(arrays: Arrays) -> Callable[[str], str]:
+def _names_in_file(arrays: Arrays, layouts: Mapping[str, Layout]) -> Callable[[str], str]:
     """Returns a function from a native name ("vision/ln_post/bias") to that in a file of these arrays.
 
     The array may be missing. The name comes with its tower, which OpenAI's names do not always show.
     """
-    if _is_native(arrays):
-        return str
     prefix = _prefix(arrays)
     # open_clip nests the text side under "text." where it is a module of its own.
     below_text = "text." if any(name.startswith(f"{prefix}text.") for name in arrays) else ""
-    layouts = _layouts(arrays)
 
     def name_in_file(native: str) -> str:
         side, _, rest = native.partition("/")
@@ -187,34 +174,6 @@ def _layouts(arrays: Arrays) -> dict[str, Layout]:
         side: (_HUGGING_FACE if any(name.startswith(mark) for name in arrays) else _OPENAI)[side]
         for side, mark in marks.items()
     }
-
-
-def _is_native(arrays: Arrays) -> bool:
-    return any(name.startswith(("vision/", "text/")) for name in arrays)
-
-
-def _check_telling(towers: Mapping[str, Arrays], arrays: Arrays, source: str) -> None:
-    """Raises one error if the arrays do not show the sizes of both towers."""
-    known = {side: {name for name in _TELLING if name.startswith(f"{side}/")} for side in SIDES}
-    found = {f"{side}/{name}": array for side in SIDES for name, array in towers[side].items()}
-    absent = [side for side in SIDES if not known[side] & found.keys()]
-    if absent:
-        raise UserError(
-            f"{source} is not a CLIP file of both towers. It has no arrays of the"
-            f" {' and the '.join(absent)} tower (its first names are {', '.join(sorted(arrays)[:3])})."
-            " Pass one with OpenAI's, open_clip's or Hugging Face's names."
-        )
-    name_in_file = names_in_file(arrays)
-    wrong = [
-        f"{name_in_file(name)} is {'missing' if name not in found else 'of the wrong shape'}"
-        for name, dimensions in _TELLING.items()
-        if name not in found or found[name].ndim != dimensions or not found[name].size
-    ]
-    if wrong:
-        raise UserError(
-            f"{source}: cannot infer the sizes of the model ({'; '.join(wrong)}). Check that it is a complete"
-            " file with OpenAI's, open_clip's or Hugging Face's names, or fetch it again."
-        )
 
 
 def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
@@ -256,31 +215,22 @@ def _lay_out(name: str, array: np.ndarray) -> np.ndarray:
     return array.T if name.endswith("_projection.weight") else array
 
 
-def read_sizes_vision(arrays: Arrays) -> dict[str, Any]:
-    """Returns the fields of `clip.VisionSizes` that the native arrays of `from_arrays` show."""
-    kernel = arrays["embedding/kernel"]
-    return {
-        "patch_size": kernel.shape[0],
-        "width": kernel.shape[-1],
-        **_tower_sizes(arrays),
-        "grid": round((len(arrays["positional_embedding"]) - 1) ** 0.5),
-    }
-
-
-def read_sizes_text(arrays: Arrays) -> dict[str, Any]:
-    """Returns the fields of `clip.TextSizes` that the native arrays of `from_arrays` show."""
-    vocabulary, width = arrays["token_embedding"].shape
-    length = len(arrays["positional_embedding"])
-    return {"vocabulary": vocabulary, "width": width, **_tower_sizes(arrays), "length": length}
-
-
-def _tower_sizes(arrays: Arrays) -> dict[str, int]:
-    return {
-        "depth": count_blocks(arrays, BLOCK),
-        "num_heads": arrays[_QUERY].shape[1],
-        "mlp_dim": arrays[_HIDDEN].shape[1],
-        "embed_dim": arrays["projection"].shape[1],
-    }
+def read_sizes(native: Native) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the fields of `clip.VisionSizes` and `clip.TextSizes` that arrays of `from_arrays` show."""
+    kernel = native.need("vision/embedding/kernel", None, None, 3, None)
+    positions = native.need("vision/positional_embedding", None, None)
+    vocabulary, width = native.need("text/token_embedding", None, None).shape
+    length = len(native.need("text/positional_embedding", None, None))
+    vision, text = (
+        {
+            **native.block_sizes(f"{side}/{BLOCK}"),
+            "embed_dim": native.need(f"{side}/projection", None, None).shape[1],
+        }
+        for side in SIDES
+    )
+    vision |= {"patch_size": kernel.shape[0], "width": kernel.shape[-1]}
+    vision |= {"grid": round((len(positions) - 1) ** 0.5)}
+    return vision, {**text, "vocabulary": vocabulary, "width": width, "length": length}
 
 
 def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:

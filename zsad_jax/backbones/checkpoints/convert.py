@@ -7,7 +7,7 @@ import numpy as np
 
 from zsad_jax.backbones import clip
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
-from zsad_jax.backbones.checkpoints.read import fit_tree, read_arrays
+from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.utils import files
 from zsad_jax.utils.errors import UserError
@@ -43,9 +43,12 @@ def to_openai_names(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> dic
     """Returns the arrays of a CLIP model in OpenAI's names, after a check of all names and shapes."""
     source = f"The file {path}"
     # The names do not depend on the number of heads, and a single head fits any width.
-    vision, text = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
-    sizes = clip_checkpoints.read_sizes_vision(vision), clip_checkpoints.read_sizes_text(text)
-    fit_tree(vision, tree_of(clip.VisionEncoder(clip.VisionSizes(**sizes[0]))), source=source)
-    fit_tree(text, tree_of(clip.TextEncoder(clip.TextSizes(**sizes[1]))), source=source)
-    named = clip_checkpoints.to_openai({"vision": vision, "text": text})
+    native = clip_checkpoints.from_arrays(arrays, num_heads=1, source=source)
+    vision, text = clip_checkpoints.read_sizes(native)
+    towers = (
+        clip.VisionEncoder(clip.VisionSizes(**vision)),
+        clip.TextEncoder(clip.TextSizes(**text)),
+    )
+    native.fit({"vision": tree_of(towers[0]), "text": tree_of(towers[1])})
+    named = clip_checkpoints.to_openai(native.arrays)
     return {name: np.asarray(array, order="C") for name, array in named.items()}

@@ -9,6 +9,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     DINOV2_PARTS,
     QUERY_KEY_VALUE,
     Layout,
+    Native,
 )
 
 _GATED, _LAST = DINOV2_PARTS["mlp.w12"], DINOV2_PARTS["mlp.w3"]
@@ -43,13 +44,11 @@ _HUGGING_FACE = Layout(
 )
 
 
-def from_arrays(arrays: Arrays, num_heads: int | None, source: str) -> vit.Native:
+def from_arrays(arrays: Arrays, num_heads: int | None, source: str) -> Native:
     """Returns native arrays, see `vit.from_pytorch`."""
-    layout = _layout(arrays)
     # With registers, timm adds the position of the class token to the token, as is done here.
     merged = "reg_token" in arrays
-    native = vit.from_pytorch(arrays, layout, num_heads, source, class_position=not merged)
-    return vit.Native(native, source, layout.name_in_file)
+    return vit.from_pytorch(arrays, _layout(arrays), num_heads, source, class_position=not merged)
 
 
 def _layout(arrays: Arrays) -> Layout:

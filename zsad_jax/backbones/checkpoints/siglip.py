@@ -12,13 +12,14 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     HUGGING_FACE_PARTS,
     QUERY_KEY_VALUE,
     Layout,
+    Native,
     below,
     check_heads,
     check_same_heads,
 )
 from zsad_jax.backbones.registry import SIGLIP_TOWERS
 
-PREFIXES = ("params/", "opt/target/", "siglip.")
+PREFIXES = ("params/", "opt/target/")
 TEXT_BLOCKS = "text/transformer/encoderblock_"
 _TOKENS, _BLOCKS, _HEAD = (
     f"vision/{name}" for name in (vit.TOKENS, vit.BLOCKS, "encoder/MAPHead_")
@@ -67,14 +68,13 @@ _LAYOUTS = {
     "vision": Layout(_OUTSIDE, "vision_model.encoder.layers.", _BLOCKS, HUGGING_FACE_PARTS),
     "head": Layout({}, "vision_model.head.", _HEAD, _HEAD_PARTS),
 }
-_NUM_HEADS = {tower.width: tower.num_heads for tower in SIGLIP_TOWERS.values()}
 # Arrays that files have with more axes of length 1 than our tree.
 _DIMENSIONS = {"text/positional_embedding": 2, "text/logit_scale": 0, "text/logit_bias": 0}
 
 
 def from_arrays(
     arrays: Arrays, num_heads: int | None, text_num_heads: int | None, source: str
-) -> vit.Native:
+) -> Native:
     """Returns native arrays, whose names begin with "vision/" and "text/".
 
     Arrays that are missing, unknown or misshapen are left for `fit_tree` to list.
@@ -85,10 +85,10 @@ def from_arrays(
     if any("/" in name for name in arrays):
         native = {_rename(_BIG_VISION, name): x for name, x in _one_by_one(arrays).items()}
         names = {ours: theirs for theirs, ours in _BIG_VISION.items()}
-        file = vit.Native(native, source, functools.partial(_rename, names))
+        file = Native(native, source, functools.partial(_rename, names))
     else:
         native = _from_hugging_face(arrays, given, source)
-        file = vit.Native(native, source, _name_in_hugging_face)
+        file = Native(native, source, _name_in_hugging_face)
     for name, dimensions in _DIMENSIONS.items():
         while name in native and native[name].ndim > dimensions and len(native[name]) == 1:
             native[name] = native[name][0]
@@ -129,7 +129,7 @@ def _one_by_one(arrays: Arrays) -> dict[str, np.ndarray]:
 def _from_hugging_face(
     arrays: Arrays, num_heads: Mapping[str, int | None], source: str
 ) -> dict[str, np.ndarray]:
-    file = vit.Native(arrays, source)
+    file = Native(arrays, source)
     widths = {
         "vision": len(file.need(_KERNEL, None, 3, None, None)),
         "text": file.need(_TABLE, None, None).shape[1],
@@ -143,7 +143,7 @@ def _from_hugging_face(
     for side, layout in _LAYOUTS.items():
         tower = "text" if side == "text" else "vision"
         width = widths[tower]
-        heads = num_heads[tower] or _NUM_HEADS.get(width, max(width // 64, 1))
+        heads = num_heads[tower] or vit.default_heads(width, SIGLIP_TOWERS)
         native = layout.to_native(native, check_heads(heads, width, source))
     return native
 

@@ -1,6 +1,5 @@
 """TIPS files: their lineage and sizes, and the PyTorch layout."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     DINOV2_PARTS,
     OPENAI_PARTS,
     Layout,
+    Native,
     check_heads,
 )
 
@@ -35,35 +35,34 @@ def is_pytorch(arrays: Arrays) -> bool:
     return not any("/" in name for name in arrays)
 
 
-def names_in_file(arrays: Arrays, side: str) -> Callable[[str], str]:
-    """Returns a function from a native name to that in a file of these arrays, which may lack the array."""
-    return _LAYOUTS[side].name_in_file if is_pytorch(arrays) else str
-
-
-def from_pytorch(
-    arrays: Arrays, side: str, num_heads: int | None, source: str
-) -> dict[str, np.ndarray]:
-    """Returns a PyTorch file in native names and layouts, with LayerScale folded into dense layers.
+def from_arrays(arrays: Arrays, side: str, num_heads: int | None, source: str) -> Native:
+    """Returns a tower in native names and layouts, with LayerScale folded into dense layers.
 
     Arrays that are missing, unknown or misshapen are left for `fit_tree` to list.
     """
     layout = _LAYOUTS[side]
-    if side == "vision":
-        return vit.from_pytorch(arrays, layout, num_heads, source, num_registers=1)
-    native = vit.Native(layout.to_native(arrays, 1), source, layout.name_in_file)
-    width = native.need("token_emb/emb_var", None, None).shape[1]
-    heads = check_heads(num_heads or vit.default_heads(width), width, source)
-    return layout.to_native(arrays, heads)
+    if not is_pytorch(arrays):
+        native = Native(arrays, source)
+    elif side == "vision":
+        native = vit.from_pytorch(arrays, layout, num_heads, source, num_registers=1)
+    else:
+        native = Native(layout.to_native(arrays, 1), source, layout.name_in_file)
+        width = native.need("token_emb/emb_var", None, None).shape[1]
+        heads = check_heads(num_heads or vit.default_heads(width), width, source)
+        native = native._replace(arrays=layout.to_native(arrays, heads))
+    temperature = native.arrays.get("temperature_contrastive", np.empty(0))
+    if temperature.size != 1:
+        return native
+    # Published with the shape () or (1,).
+    scalar = {"temperature_contrastive": temperature.reshape(())}
+    return native._replace(arrays={**native.arrays, **scalar})
 
 
-def read_sizes(
-    arrays: Arrays, side: str, source: str, name_in_file: Callable[[str], str]
-) -> dict[str, Any]:
+def read_sizes(native: Native, side: str) -> dict[str, Any]:
     """Returns the fields of `VisionSizes` or `TextSizes` that native arrays show."""
-    native = vit.Native(arrays, source, name_in_file)
     if side == "vision":
         tokens = native.need(f"{vit.TOKENS}/cls", 1, None, None).shape[1]
-        return {**native.vision_sizes(), "num_global_tokens": tokens}
+        return {**vit.vision_sizes(native), "num_global_tokens": tokens}
     vocabulary, width = native.need("token_emb/emb_var", None, None).shape
     # So400m's text tower has 27 blocks, the others 12: the file says, not the name.
     blocks = native.block_sizes(_LAYOUTS[side].native_blocks)

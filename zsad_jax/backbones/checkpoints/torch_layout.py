@@ -5,12 +5,12 @@ the rows of one matrix, and so may the two branches of a SwiGLU.
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.backbones.checkpoints.read import Arrays, Tree, fit_tree
 from zsad_jax.utils.errors import UserError
 
 Parts = Mapping[str, tuple[str, ...]]  # PyTorch's name of a layer -> its native ones
@@ -92,6 +92,43 @@ class Layout(NamedTuple):
                     own = f"{part}{joint}{'bias' if leaf == 'bias' else 'weight'}"
             return f"{self.blocks}{match[1]}.{own}"
         return next((name for name, own in self.outside.items() if own == native), native)
+
+
+class Native(NamedTuple):
+    """Arrays by native names, their file in words, and a function from a native name to that in the file."""
+
+    arrays: Arrays
+    source: str
+    name_in_file: Callable[[str], str] = str
+
+    def need(self, name: str, *shape: int | None) -> np.ndarray:
+        """Returns an array that shows sizes; None in the shape stands for any length."""
+        found = self.arrays[name].shape if name in self.arrays else ()
+        if len(found) != len(shape) or any(
+            m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
+        ):
+            first = ", ".join(sorted(map(self.name_in_file, self.arrays))[:3])
+            raise UserError(
+                f"{self.source} has no array {self.name_in_file(name)!r} of the expected shape (its first names"
+                f" are {first}). Check that it is a complete file of the named model, and that no two files are"
+                " swapped."
+            )
+        return self.arrays[name]
+
+    def fit(self, expected: Mapping[str, Any]) -> Tree:
+        """Returns the arrays as the tree that modules expect; see `fit_tree`."""
+        return fit_tree(self.arrays, expected, source=self.source, name_in_file=self.name_in_file)
+
+    def block_sizes(self, blocks: str) -> dict[str, Any]:
+        """Returns the sizes that the blocks of a tower show, whose names begin with `blocks`."""
+        gated = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in self.arrays
+        dense = "FFNSwiGluFused_0" if gated else "MlpBlock_0"
+        return {
+            "depth": count_blocks(self.arrays, blocks),
+            "num_heads": self.need(f"{blocks}0/{ATTENTION}/query/kernel", *[None] * 3).shape[1],
+            "mlp_dim": self.need(f"{blocks}0/{dense}/Dense_0/kernel", None, None).shape[1],
+            **({"feed_forward": "swiglu"} if gated else {}),
+        }
 
 
 def lay_out(name: str, array: np.ndarray, parts: Parts, num_heads: int) -> dict[str, np.ndarray]:

@@ -1,15 +1,20 @@
 """Files of the vision towers of `backbones.vit`: their PyTorch layouts, and the sizes that arrays show."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from zsad_jax.backbones.checkpoints.read import Arrays, Tree, fit_tree
-from zsad_jax.backbones.checkpoints.torch_layout import ATTENTION, Layout, check_heads, count_blocks
-from zsad_jax.backbones.registry import TIPS_TOWERS
-from zsad_jax.utils.errors import UserError
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.backbones.checkpoints.torch_layout import (
+    ATTENTION,
+    Layout,
+    Native,
+    check_heads,
+    count_blocks,
+)
+from zsad_jax.backbones.registry import TIPS_TOWERS, TowerSize
 
 TOKENS = "encoder/ToTokenSequence_0"
 BLOCKS = "encoder/transformer/encoderblock_"
@@ -27,60 +32,15 @@ DINOV2_NAMES = {
 }
 # The dense layers whose outputs the two LayerScales of a block scale; the last one of a SwiGLU is Dense_2.
 _SCALED = ((f"{ATTENTION}/out",), ("MlpBlock_0/Dense_1", "FFNSwiGluFused_0/Dense_2"))
-# Head counts by width, for files whose arrays do not show them (PyTorch's fused matrices).
-NUM_HEADS = {tower.width: tower.num_heads for tower in TIPS_TOWERS.values()}
 
 
-def default_heads(width: int) -> int:
-    """Returns the released number of heads for a width; 64 per head where no release has that width."""
-    return NUM_HEADS.get(width, max(width // 64, 1))
+def default_heads(width: int, released: Mapping[str, TowerSize] = TIPS_TOWERS) -> int:
+    """Returns the number of heads of the released tower of this width; else one for each 64 of the width.
 
-
-class Native(NamedTuple):
-    """Arrays by native names, their file in words, and a function from a native name to that in the file."""
-
-    arrays: Arrays
-    source: str
-    name_in_file: Callable[[str], str] = str
-
-    def need(self, name: str, *shape: int | None) -> np.ndarray:
-        """Returns an array that shows sizes; None in the shape stands for any length."""
-        found = self.arrays[name].shape if name in self.arrays else ()
-        if len(found) != len(shape) or any(
-            m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
-        ):
-            first = ", ".join(sorted(map(self.name_in_file, self.arrays))[:3])
-            raise UserError(
-                f"{self.source} has no array {self.name_in_file(name)!r} of the expected shape (its first names"
-                f" are {first}). Check that it is a complete file of the named model, and that no two files are"
-                " swapped."
-            )
-        return self.arrays[name]
-
-    def fit(self, expected: Mapping[str, Any]) -> Tree:
-        """Returns the arrays as the tree that modules expect; see `fit_tree`."""
-        return fit_tree(self.arrays, expected, source=self.source, name_in_file=self.name_in_file)
-
-    def block_sizes(self, blocks: str) -> dict[str, Any]:
-        """Returns the sizes that the blocks of a tower show, whose names begin with `blocks`."""
-        gated = f"{blocks}0/FFNSwiGluFused_0/Dense_0/kernel" in self.arrays
-        dense = "FFNSwiGluFused_0" if gated else "MlpBlock_0"
-        return {
-            "depth": count_blocks(self.arrays, blocks),
-            "num_heads": self.need(f"{blocks}0/{ATTENTION}/query/kernel", *[None] * 3).shape[1],
-            "mlp_dim": self.need(f"{blocks}0/{dense}/Dense_0/kernel", None, None).shape[1],
-            **({"feed_forward": "swiglu"} if gated else {}),
-        }
-
-    def vision_sizes(self, begin: str = "") -> dict[str, Any]:
-        """Returns the fields of `vit.ViTSizes` that arrays show, whose names begin with `begin`."""
-        kernel = self.need(f"{begin}{TOKENS}/embedding/kernel", None, None, 3, None)
-        return {
-            "patch_size": kernel.shape[0],
-            "width": kernel.shape[-1],
-            **self.block_sizes(f"{begin}{BLOCKS}"),
-            "grid": self.need(f"{begin}{TOKENS}/posembed_input", 1, None, None, None).shape[1],
-        }
+    The arrays of PyTorch files do not show it.
+    """
+    heads = {tower.width: tower.num_heads for tower in released.values()}
+    return heads.get(width, max(width // 64, 1))
 
 
 def from_pytorch(
@@ -91,7 +51,7 @@ def from_pytorch(
     *,
     num_registers: int | None = None,
     class_position: bool = True,
-) -> dict[str, np.ndarray]:
+) -> Native:
     """Returns a tower in native names and layouts, with class and register tokens in one array.
 
     LayerScale is folded into dense layers, and the position of the class token into that token. Arrays that
@@ -133,4 +93,16 @@ def from_pytorch(
         f"{TOKENS}/posembed_input": table[:, class_position:].reshape(1, grid, grid, width),
         f"{TOKENS}/cls": np.concatenate(tokens, axis=1),
     }
-    return {name: array for name, array in native.items() if name not in folded}
+    kept = {name: array for name, array in native.items() if name not in folded}
+    return Native(kept, source, layout.name_in_file)
+
+
+def vision_sizes(native: Native, begin: str = "") -> dict[str, Any]:
+    """Returns the fields of `vit.ViTSizes` that arrays show, whose names begin with `begin`."""
+    kernel = native.need(f"{begin}{TOKENS}/embedding/kernel", None, None, 3, None)
+    return {
+        "patch_size": kernel.shape[0],
+        "width": kernel.shape[-1],
+        **native.block_sizes(f"{begin}{BLOCKS}"),
+        "grid": native.need(f"{begin}{TOKENS}/posembed_input", 1, None, None, None).shape[1],
+    }
