@@ -127,7 +127,7 @@ def test_describes_wrong_options(run_main, argument, expected):
 def test_reports_mistake_in_config_file(run_main):
     code, said = run_main("--config.seed=3", variant=":broken")
     assert code == 2
-    assert re.match("error: Cannot load .*config.py:broken ", said)
+    assert re.match(r"error: Cannot load .*config.py:broken, line \d+ ", said)
     assert "no_such_key" in said
 
 

@@ -2,9 +2,11 @@
 
 import pathlib
 import runpy
+import traceback
 
 from ml_collections import ConfigDict
 
+from zsad_jax.experiment.config_keys import flatten
 from zsad_jax.utils.errors import UserError, suggest
 from zsad_jax.utils.files import user_path
 
@@ -41,17 +43,27 @@ def load_config(named: str) -> ConfigDict:
     """Returns the config of FILE or FILE:VARIANT.
 
     Raises:
-      UserError: there is no such file, or running it raises an error.
+      UserError: there is no such file, running it raises an error, or it returns no config.
     """
-    path, _, variant = find_config(named).partition(":")
+    path, colon, variant = find_config(named).partition(":")
     try:
         # Run by path: a config is a file of its own, not a module of a package.
-        return runpy.run_path(path)["get_config"](variant)
+        config = runpy.run_path(path)["get_config"](*[variant] * len(colon))
+        if config is None:
+            raise UserError(f"get_config of {named} returns None. Return the config.")
+        flatten(config)  # fails if it is anything else
+        return config
     except UserError:
         raise
     except Exception as error:  # a config file is a program, which may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [one.lineno for one in frames if one.filename == path]
+        place = f", line {lines[-1]}" if lines else ""
+        remedy = "Correct the config file."
+        if isinstance(error, ModuleNotFoundError):
+            remedy = "Correct the import, or add the module's folder to PYTHONPATH."
         raise UserError(
-            f"Cannot load {named} ({type(error).__name__}: {error}). Correct the config file."
+            f"Cannot load {named}{place} ({type(error).__name__}: {error}). {remedy}"
         ) from error
 
 

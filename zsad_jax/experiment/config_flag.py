@@ -4,15 +4,14 @@ import contextlib
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from zsad_jax.experiment.config import Experiment, from_config
-from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, find_config
+from zsad_jax.experiment.config_files import LIST_COMMAND, describe_configs, load_config
 from zsad_jax.experiment.config_keys import describe_keys, flatten
 from zsad_jax.experiment.variants import drop_foreign_options, make_variants
 from zsad_jax.methods import config_class
@@ -24,42 +23,21 @@ from zsad_jax.utils.errors import UserError, did_you_mean, nearest, suggest
 class _Parser(flags.ArgumentParser):
     """The parser of the flag --config, which loads local files and included ones."""
 
-    def __init__(self, load: Callable[[str], ConfigDict]) -> None:
-        super().__init__()
-        self._load = load
-        self.original: dict[str, Any] = {}  # the values before overrides, by dotted name
+    original: Mapping[str, Any] = {}
 
     def parse(self, argument: str) -> ConfigDict:
-        path = find_config(argument)
-        try:
-            config = self._load(path)
-            if config is None:
-                raise UserError(f"get_config of {argument} returns None. Return the config.")
-            # Fails if the file cannot be read, or returns anything but a config.
-            self.original = flatten(config)
-            return config
-        except UserError:
-            raise
-        except Exception as error:  # a config file is a program, which may raise anything
-            # The message of ml_collections is a whole traceback, of the error that the config file raised.
-            cause = error.__context__ or error
-            frames = traceback.extract_tb(cause.__traceback__)
-            lines = [one.lineno for one in frames if one.filename == path.partition(":")[0]]
-            place = f", line {lines[-1]}" if lines else ""
-            remedy = "Correct the config file."
-            if isinstance(cause, ModuleNotFoundError):
-                remedy = "Correct the import, or add the module's folder to PYTHONPATH."
-            raise UserError(
-                f"Cannot load {argument}{place} ({type(cause).__name__}: {cause}). {remedy}"
-            ) from error
+        config = load_config(argument)
+        self.original = flatten(config)
+        if isinstance(config, ConfigDict):
+            config.lock()  # other keys on the command line are errors
+        return config
 
 
 def define(**options: Any) -> flags.FlagHolder:
     """Defines the flag --config; options are those of `DEFINE_config_file`."""
     help_text = f"The config: FILE or FILE:VARIANT. To list the included ones: {LIST_COMMAND}"
     holder = config_flags.DEFINE_config_file("config", None, help_text, **options)
-    flag = options.get("flag_values", flags.FLAGS)["config"]
-    flag.parser = _Parser(flag.parser.parse)
+    options.get("flag_values", flags.FLAGS)["config"].parser = _Parser()
     return holder
 
 
