@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from zsad_jax.backbones import clip, load_backbone, registry
+from zsad_jax.backbones.base import Adapters
 from zsad_jax.backbones.transformer import TowerSizes, Transformer
 from zsad_jax.data.preprocess import Preprocess, decode_mask, resize_image, resize_mask
 from zsad_jax.methods.shared.anomaly_map import bilinear_matrix
@@ -114,8 +115,8 @@ def attend(params, query, key, value, *, causal=False):
     return np.einsum("bnhk,hkw->bnw", mixed, params["out"]["kernel"]) + params["out"]["bias"]
 
 
-def run_block(block, x, *, activation, epsilon, causal=False):
-    """Returns a block's output, and its value-value attention on the same input."""
+def run_block(block, x, *, activation, epsilon, causal=False, through=False):
+    """Returns a block's output, and its value-value attention on the same input, which may be in its path."""
     attention = block["MultiHeadDotProductAttention_0"]
     y = norm(block["LayerNorm_0"], x, epsilon)
     query, key, value = (
@@ -123,7 +124,7 @@ def run_block(block, x, *, activation, epsilon, causal=False):
         for name in ("query", "key", "value")
     )
     by_value = attend(attention, value, value, value, causal=causal)
-    x = x + attend(attention, query, key, value, causal=causal)
+    x = x + (by_value if through else attend(attention, query, key, value, causal=causal))
     y = norm(block["LayerNorm_1"], x, epsilon)
     first, second = (block["MlpBlock_0"][f"Dense_{i}"] for i in (0, 1))
     hidden = activation(y @ first["kernel"] + first["bias"])
@@ -269,6 +270,34 @@ def test_vision_options_of_tips(tips, vv_from, cls_norm, patch_norm):
         assert_close(features.patches[:, index].reshape(*expected.shape), expected)
 
 
+def test_learned_options_of_tips(tips):
+    """Covers prompts of fewer blocks than the tower has, adapters, and value-value attention in the path."""
+    with np.load(GOLDENS / "tips" / "vision_mlp_golden.npz") as arrays:
+        images = arrays["native/image"]
+    encoder, rng = as_float64(tips.params["vision"]["encoder"]), np.random.default_rng(0)
+    x = tips_tokens(encoder, images.astype(np.float64))
+    b, n, width = x.shape
+    prompts = rng.normal(size=(2, b, 3, width)).astype(np.float32)
+    kernels = rng.normal(size=(2, width, width)).astype(np.float32)
+    expected = []
+    for i, block in enumerate(blocks_of(encoder)):
+        x = np.concatenate([x[:, :n], prompts[i] if i < 2 else x[:, n:]], axis=1)
+        x, _ = run_block(block, x, activation=gelu_tanh, epsilon=1e-6, through=i >= 1)
+        if i < 2:
+            y = x @ kernels[i]
+            y = np.where(y > 0, y, 0.01 * y)
+            y *= np.linalg.norm(x, axis=-1, keepdims=True) / np.linalg.norm(
+                y, axis=-1, keepdims=True
+            )
+            x = 0.7 * x + 0.3 * y
+        expected.append(x[:, 2:n])
+    options = {"prompts": prompts, "adapters": Adapters(kernels, 0.3), "vv_path": "through"}
+    features = encode_image(tips, images, layers=(3, 1), vv_from=2, patch_norm=False, **options)
+    for index, layer in enumerate((3, 1)):
+        found = features.patches[:, index].reshape(b, n - 2, width)
+        assert_close(found, expected[layer - 1])
+
+
 def test_long_sequences_match_value_value_stream(model):
     """Uses long sequences, for which the CPU computes attention one head at a time."""
     images = jax.random.normal(jax.random.key(0), (1, 14 * 17, 14 * 16, 3))
@@ -288,9 +317,19 @@ def test_long_sequences_match_value_value_stream(model):
         ({"layers": ["last"]}, r"layers=\['last'\] is not valid"),
         ({"vv_from": 0}, "vv_from=0 is not valid. The vision tower has the blocks 1 to 8"),
         ({"vv_from": 9}, "vv_from=9"),
+        ({"vv_path": "over"}, "vv_path='over' is not valid. Available: beside, through"),
+        (
+            {"prompts": np.zeros((9, 1, 2, 64), np.float32)},
+            r"The prompts are float32 \[9, 1, 2, 64\]; ",
+        ),
+        (
+            {"prompts": np.zeros((2, 3, 2, 64), np.float32)},
+            r"expected floating-point \[2, 1, tokens, 64\]",
+        ),
+        ({"adapters": Adapters(np.zeros((9, 64, 64), np.float32))}, r"expected .* \[8, 64, 64\]"),
     ],
 )
-def test_rejects_blocks_out_of_range(model, options, message):
+def test_rejects_options_that_do_not_fit(model, options, message):
     with pytest.raises(UserError, match=message):
         model.encode_image(model.params, np.zeros((1, 56, 56, 3), np.float32), **options)
 

@@ -80,6 +80,15 @@ def test_cut_texts_are_extended_by_padding(model, golden):
         )
 
 
+def test_text_without_projection(model, golden):
+    ids = golden["text_ids"]
+    paddings = (ids == siglip.PAD).astype(np.int32)
+    text = model.encode_text(model.params, ids, paddings, project=False)
+    head = model.params["text"]["head"]
+    projected = text @ head["kernel"] + head["bias"]
+    assert_close(projected, model.encode_text(model.params, ids, paddings))
+
+
 def looped(arrays):
     apart = {}
     for name, array in arrays.items():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.backbones import load_backbone, tips
+from zsad_jax.backbones.base import Adapters
 from zsad_jax.utils.errors import UserError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tips"
@@ -121,6 +122,21 @@ def test_padding_only_text_is_zero():
     model = backbone()
     text = model.encode_text(model.params, np.zeros((1, 4), np.int32), np.ones((1, 4), np.int32))
     np.testing.assert_array_equal(text, 0)
+
+
+def test_inserted_prompts_do_not_depend_on_padding():
+    """Compares a text with and without padding; prompts are valid tokens that are not pooled."""
+    data, model = golden("text"), backbone()
+    kernels = np.random.default_rng(0).normal(size=(2, 64, 64)).astype(np.float32)
+    embeddings = model.embed_tokens(model.params, data["ids"][2:3])
+
+    def encode(length, insert):
+        texts = embeddings[:, :length], data["paddings"][2:3, :length]
+        options = {"insert": insert, "adapters": Adapters(kernels)}
+        return model.encode_prompts(model.params, *texts, data["deep_tokens"][:, None], **options)
+
+    assert_close(encode(16, True), encode(7, True))
+    assert np.abs(encode(7, True) - encode(7, False)).max() > 1e-3
 
 
 def test_deep_prompts_are_used_and_then_removed():

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
@@ -29,23 +29,66 @@ class VisionFeatures(NamedTuple):
     windows: tuple[Float[Array, "b rows columns g d"], ...] = ()
 
 
+class Adapters(NamedTuple):
+    """Residual adapters of the first k blocks of a tower (AA-CLIP).
+
+    The output x of a block becomes (1 - share) x + share y, where y = leaky_relu(x W), with the slope 0.01, is
+    scaled to the norm of x for each token.
+
+    Attributes:
+      kernels: W of each block.
+    """
+
+    kernels: Float[AnyArray, "k d d"]
+    share: float = 0.1
+
+
+VVPath = Literal["beside", "through", "through_batch"]
+
+
 class VisionOptions(TypedDict, total=False):
     """Options of a vision tower.
 
     Attributes:
       layers: blocks whose patch tokens are returned, counted from 1; None: the last.
-      vv_from: patch tokens come from the value-value stream that starts at this block.
+      vv_from: first block with value-value attention, in which values are queries and keys as well.
+      vv_path: "beside": patch tokens are those of a stream of this attention that branches off there and has no
+        feed-forward part (CLIP Surgery, AnomalyCLIP); "through": it takes the place of attention in the blocks;
+        "through_batch": likewise, over the images of the batch at each position, as AA-CLIP's code does.
+      prompts: learned tokens behind the patches, which are not returned: row 0 goes into the first block, and
+        row j takes its place before block j+1; the last row stays. Axis 1 is 1, or one set per image.
+      adapters: of the first blocks.
       cls_norm: False returns class tokens without the final norm; a MAP head has none.
       patch_norm: False returns patch tokens as they leave their blocks, without final norm and projection.
       windows: sides of the windows, in patches, that are encoded as well: each alone, with the positions that
-        its patches have in the image.
+        its patches have in the image, and without prompts, adapters and value-value attention.
     """
 
     layers: Sequence[int] | None
     vv_from: int | None
+    vv_path: VVPath
+    prompts: Float[AnyArray, "deep #b p d"] | None
+    adapters: Adapters | None
     cls_norm: bool
     patch_norm: bool
     windows: Sequence[int]
+
+
+class TextOptions(TypedDict, total=False):
+    """Options of a text tower.
+
+    Attributes:
+      insert: deep prompts are further tokens behind any start token, without positions: row 0 goes into the
+        first block, row j takes its place before block j+1, and none is read or pooled (VCP-CLIP).
+      adapters: of the first blocks.
+      extra_norm: scale and bias of a norm between the last block and the final norm (VCP-CLIP).
+      project: False returns the text as the final norm leaves it, without projection.
+    """
+
+    insert: bool
+    adapters: Adapters | None
+    extra_norm: Mapping[str, Float[AnyArray, " d"]] | None
+    project: bool
 
 
 class EncodeImageFn(Protocol):
@@ -85,7 +128,11 @@ class EncodeTextFn(Protocol):
     """A function that encodes token ids: the text tower."""
 
     def __call__(
-        self, params: Params, token_ids: Int[AnyArray, "t n"], paddings: Int[AnyArray, "t n"]
+        self,
+        params: Params,
+        token_ids: Int[AnyArray, "t n"],
+        paddings: Int[AnyArray, "t n"],
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]: ...
 
 
@@ -98,8 +145,9 @@ class EncodePromptsFn(Protocol):
         embeddings: Float[AnyArray, "t n e"],
         paddings: Int[AnyArray, "t n"],
         deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
-        """Encodes prompts.
+        """Encodes prompts; see `TextOptions`.
 
         Row j of the deep prompts goes into block j+2: CLIP puts them in place of the tokens behind the start
         token, TIPS in front of all tokens.
@@ -183,8 +231,9 @@ class Backbone:
     def in_form(self, form: str) -> "Backbone":
         """Returns the backbone with the same parameters, used as in another code base.
 
-        CLIP has the forms "openai", as loaded, and "open_clip", with the exact GELU in both towers and
-        positions resized bicubically with antialias. Without such a form, returns the backbone itself.
+        CLIP has the forms "openai", as loaded; "open_clip", with the exact GELU in both towers and positions
+        resized bicubically with antialias; and "adaclip", which is the latter without antialias. A backbone
+        without the form is returned as it is.
         """
         if form not in self.forms:
             return self

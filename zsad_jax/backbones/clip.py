@@ -6,8 +6,7 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones.base import Backbone, VisionFeatures
+from zsad_jax.backbones import vit
+from zsad_jax.backbones.base import Backbone, TextOptions, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.family import (
@@ -37,6 +37,7 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
+    encode_tokens,
     encode_windows,
     layer_norm,
     tree_of,
@@ -51,16 +52,17 @@ NORM_EPSILON = 1e-5
 NUM_START_TOKENS = 1  # rows before the words of a text; deep prompts take the rows behind them
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 NORMAL = nn.initializers.normal(0.02)
+PositionRule = Literal["bilinear", "bicubic", "antialias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionSizes(VisionTowerSizes):
-    """Sizes and options of a vision tower; `bicubic` is that of `resize_positions`."""
+    """Sizes and options of a vision tower; `position_rule` is that of `resize_positions`."""
 
     embed_dim: int
     activation: str = "quick_gelu"
     num_global_tokens: int = 1
-    bicubic: bool = False
+    position_rule: PositionRule = "bilinear"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +75,24 @@ class TextSizes(TextTowerSizes):
 
 
 def resize_positions(
-    table: Float[Array, "n d"], size: tuple[int, int], *, bicubic: bool = False
+    table: Float[Array, "n d"], size: tuple[int, int], rule: PositionRule = "bilinear"
 ) -> tuple[Float[Array, " d"], Float[Array, "h w d"]]:
     """Returns the position of the class token, and those of the patches on a grid of this size.
 
-    With half-pixel centers, in float32, always from the stored table: bilinear without antialias as in OpenAI's
-    lineage of detectors, or bicubic with it as in open_clip.
+    With half-pixel centers and in float32, always from the stored table. "antialias" is bicubic; the others
+    do not antialias.
     """
     # The published detectors overwrite the table, so that a second size starts from the first one.
     side = round((table.shape[0] - 1) ** 0.5)
     grid = table[1:].reshape(side, side, -1).astype(jnp.float32)
     if size != (side, side):
+        if rule == "bicubic":
+            matrices = (vit.cubic_matrix(side, target) for target in size)
+            return table[0], vit.resize_by(grid[None], *matrices)[0]
         # By default, jax.image.resize antialiases when shrinking and PyTorch's interpolate does not.
-        kind = "bicubic" if bicubic else "bilinear"
-        grid = jax.image.resize(grid, (*size, grid.shape[-1]), kind, antialias=bicubic)
+        antialias = rule == "antialias"
+        kind = "bicubic" if antialias else "bilinear"
+        grid = jax.image.resize(grid, (*size, grid.shape[-1]), kind, antialias=antialias)
     return table[0], grid
 
 
@@ -97,14 +103,7 @@ class VisionEncoder(VisionTower):
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b H W 3"],
-        *,
-        layers: Sequence[int] | None = None,
-        vv_from: int | None = None,
-        cls_norm: bool = True,
-        patch_norm: bool = True,
-        windows: Sequence[int] = (),
+        self, images: Float[Array, "b H W 3"], **options: Unpack[VisionOptions]
     ) -> VisionFeatures:
         """Encodes normalized RGB images; see `EncodeImageFn`.
 
@@ -115,7 +114,7 @@ class VisionEncoder(VisionTower):
         tower = Transformer(
             s, activation=s.activation, norm_epsilon=NORM_EPSILON, name="transformer"
         )
-        x, outputs = tower(tokens, layers=layers or (s.depth,), vv_from=vv_from)
+        x, outputs = encode_tokens(tower, tokens, options)
         norm = layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
@@ -124,10 +123,12 @@ class VisionEncoder(VisionTower):
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        patches = [projected(y[:, 1:]) if patch_norm else jnp.float32(y[:, 1:]) for y in outputs]
+        finish_patches = projected if options.get("patch_norm", True) else jnp.float32
+        patches = [finish_patches(y[:, 1:]) for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
-        finish = functools.partial(projected, normed=cls_norm)
+        finish = functools.partial(projected, normed=options.get("cls_norm", True))
+        windows = options.get("windows", ())
         found = encode_windows(lambda y, run: run(y)[0][:, :1], [tower], tokens, (h, w), windows)
         return VisionFeatures(finish(x[:, :1]), stacked, tuple(map(finish, found)))
 
@@ -142,7 +143,7 @@ class VisionEncoder(VisionTower):
         h, w = x.shape[1:3]
         token = self.param("class_embedding", NORMAL, (s.width,))
         table = self.param("positional_embedding", NORMAL, (1 + s.grid**2, s.width))
-        first, grid = resize_positions(table, (h, w), bicubic=s.bicubic)
+        first, grid = resize_positions(table, (h, w), s.position_rule)
         x = (x + grid).reshape(x.shape[0], h * w, s.width)
         first = jnp.broadcast_to(token + first, (x.shape[0], 1, s.width))
         x = layer_norm(NORM_EPSILON, name="ln_pre")(jnp.concatenate([first, x], axis=1))
@@ -181,6 +182,7 @@ class TextEncoder(TextTower):
         embeddings: Float[Array, "t n e"],
         paddings: Int[Array, "t n"],
         deep_prompts: Float[Array, "deep #t p e"] | None = None,
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
         """Returns text embeddings of token embeddings, read at the last token that is not padding.
 
@@ -189,12 +191,13 @@ class TextEncoder(TextTower):
         s = self.sizes
         self.check_length(embeddings)
         x = embeddings + self.positional_embedding[: embeddings.shape[1]]
-        x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
+        x = self.run(self.transformer, x, deep_prompts, options)
         # By count, where the published code takes the largest id: learned tokens have no ids.
         last = jnp.maximum(jnp.sum(jnp.asarray(paddings) == 0, axis=1) - 1, 0)
         # One row of each text is enough: norm and projection do not mix rows.
-        x = self.ln_final(x[jnp.arange(x.shape[0]), last]).astype(s.dtype)
-        out: Array = (x @ self.projection.astype(s.dtype)).astype(jnp.float32)
+        out: Array = self.ln_final(x[jnp.arange(x.shape[0]), last])
+        if options.get("project", True):
+            out = (out.astype(s.dtype) @ self.projection.astype(s.dtype)).astype(jnp.float32)
         return out
 
 
@@ -245,10 +248,13 @@ def load(
 
 
 def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
-    # Detectors that started from open_clip run OpenAI's weights with its GELU, unlike their training.
-    exact_vision = dataclasses.replace(vision, activation="gelu", bicubic=True)
-    exact_text = dataclasses.replace(text, activation="gelu")
     towers = VisionEncoder(vision), TextEncoder(text)
+
+    # Detectors that started from open_clip run OpenAI's weights with its GELU, unlike their training.
+    def exact(rule: PositionRule) -> tuple[VisionEncoder, TextEncoder]:
+        sizes = dataclasses.replace(vision, activation="gelu", position_rule=rule)
+        return VisionEncoder(sizes), TextEncoder(dataclasses.replace(text, activation="gelu"))
+
     return assemble(
         loaded,
         *towers,
@@ -266,7 +272,8 @@ def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
         form="openai",
         forms={
             "openai": towers,
-            "open_clip": (VisionEncoder(exact_vision), TextEncoder(exact_text)),
+            "open_clip": exact("antialias"),
+            "adaclip": exact("bicubic"),
         },
     )
 

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.backbones import vit
@@ -66,23 +65,7 @@ def resize_position_grid(
     if rule == "antialias":
         return jnp.asarray(jax.image.resize(grid, (1, *size, grid.shape[-1]), "cubic"))
     offset = 0.1 if rule == "offset" else 0.0
-    return vit.resize_by(grid, *(_cubic_matrix(side, target, offset) for target in size))
-
-
-def _cubic_matrix(side: int, target: int, offset: float) -> Float[np.ndarray, "target side"]:
-    """Returns the matrix of a cubic resize without antialiasing, as in PyTorch.
-
-    With `antialias=False`, `jax.image.resize` has another kernel and other borders, which is off by a third.
-    """
-    x = (np.arange(target)[:, None] + 0.5) * side / (target + offset) - 0.5
-    taps = np.floor(x).astype(int) + np.arange(-1, 3)
-    d = np.abs(x - taps)
-    # The cubic kernel with a = -0.75.
-    near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
-    # At the border, the weights of several taps belong to one position.
-    columns = np.clip(taps, 0, side - 1)[..., None] == np.arange(side)
-    weights = np.where(d <= 1, near, far)[..., None] * columns
-    return np.asarray(weights.sum(axis=1), np.float32)
+    return vit.resize_by(grid, *(vit.cubic_matrix(side, target, offset) for target in size))
 
 
 def load(

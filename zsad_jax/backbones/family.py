@@ -4,7 +4,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack, get_args
 
 import flax.errors
 import flax.linen as nn
@@ -16,15 +16,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.base import (
+    Adapters,
     AnyArray,
     Backbone,
     EncodeImageFn,
     Params,
+    TextOptions,
     TextSide,
     TokenizeFn,
     Tokens,
     VisionFeatures,
     VisionOptions,
+    VVPath,
 )
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import TokenizeWithFn
@@ -89,7 +92,7 @@ class Family(NamedTuple):
     lineages: bool = False
 
 
-def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeImageFn:
+def image_encoder(tower: VisionTower, *, depth: int, patch_size: int) -> EncodeImageFn:
     """Returns `Backbone.encode_image` over a vision module with this number of blocks.
 
     Sides that are not multiples of `patch_size` are warned about: the published towers pad or cut them.
@@ -123,6 +126,15 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeIma
                 f"vv_from={vv_from} is not valid. The vision tower has the blocks 1 to {depth}. Pass one of"
                 " them, or None."
             )
+        if (path := options.get("vv_path", "beside")) not in get_args(VVPath):
+            hint = suggest(path, get_args(VVPath))
+            raise UserError(f"vv_path={path!r} is not valid. {hint}")
+        _check_adapters(options.get("adapters"), tower)
+        if (prompts := options.get("prompts")) is not None:
+            rows = min((*np.shape(prompts)[:1], depth))
+            sets = 1 if np.shape(prompts)[1:2] == (1,) else len(images)
+            shape = (rows, sets, "tokens", tower.sizes.width)
+            _check_array("The prompts", prompts, shape, _PROMPTS)
         windows, shortest = options.get("windows", ()), min(images.shape[1:3]) // patch_size
         if not all(1 <= size <= shortest for size in windows):
             raise UserError(
@@ -138,8 +150,8 @@ def image_encoder(tower: nn.Module, *, depth: int, patch_size: int) -> EncodeIma
 def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
     """Returns the text side over a module with the methods `embed` and `encode`."""
 
-    def apply(params: Params, *arrays: AnyArray | None, method: str) -> Array:
-        out: Array = _apply(tower, params, "text", *arrays, method=method)
+    def apply(params: Params, *arrays: AnyArray | None, **options: Any) -> Array:
+        out: Array = _apply(tower, params, "text", *arrays, **options)
         return out
 
     def tokenize_texts(texts: Sequence[str]) -> Tokens:
@@ -166,7 +178,9 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
         embeddings: Float[AnyArray, "t n e"],
         paddings: Int[AnyArray, "t n"],
         deep_prompts: Float[AnyArray, "deep #t p e"] | None = None,
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
+        _check_adapters(options.get("adapters"), tower)
         axes = ("texts", "tokens", tower.sizes.width)
         _check_array("The embeddings", embeddings, axes, _EMBEDDINGS)
         _check_array("The paddings", paddings, embeddings.shape[:2], _TOKENS)
@@ -174,12 +188,15 @@ def text_side(tower: TextTower, tokenize: TokenizeFn) -> TextSide:
             sets = 1 if np.shape(deep_prompts)[1:2] == (1,) else embeddings.shape[0]
             shape = ("blocks", sets, "tokens", tower.sizes.width)
             _check_array("The deep prompts", deep_prompts, shape, _DEEP_PROMPTS)
-        return apply(params, embeddings, paddings, deep_prompts, method="encode")
+        return apply(params, embeddings, paddings, deep_prompts, method="encode", **options)
 
     def encode_text(
-        params: Params, token_ids: Int[AnyArray, "t n"], paddings: Int[AnyArray, "t n"]
+        params: Params,
+        token_ids: Int[AnyArray, "t n"],
+        paddings: Int[AnyArray, "t n"],
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
-        return encode_prompts(params, embed_tokens(params, token_ids), paddings)
+        return encode_prompts(params, embed_tokens(params, token_ids), paddings, **options)
 
     return TextSide(
         width=tower.sizes.width,
@@ -203,6 +220,16 @@ _IMAGES = (
 _TOKENS = jnp.integer, "integer", "Pass what backbone.tokenize(texts) returns."
 _EMBEDDINGS = jnp.floating, "floating-point", "Pass what backbone.embed_tokens returns."
 _DEEP_PROMPTS = jnp.floating, "floating-point", "Pass one set for all texts, or one for each."
+_PROMPTS = jnp.floating, "floating-point", "Pass one set for all images, or one for each."
+_ADAPTERS = jnp.floating, "floating-point", "Pass one matrix for each of the first blocks."
+
+
+def _check_adapters(adapters: Adapters | None, tower: VisionTower | TextTower) -> None:
+    """Raises UserError if there are adapters of another width, or for more blocks than there are."""
+    if adapters is not None:
+        s, kernels = tower.sizes, adapters.kernels
+        rows = min((*np.shape(kernels)[:1], s.depth))
+        _check_array("The adapters", kernels, (rows, s.width, s.width), _ADAPTERS)
 
 
 def _check_array(

@@ -12,7 +12,7 @@ Sources: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (ICCV 2023)
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones import vit
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import Backbone, TextOptions
 from zsad_jax.backbones.checkpoints import siglip as siglip_checkpoints
 from zsad_jax.backbones.checkpoints import vit as vit_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
@@ -104,6 +104,7 @@ class TextEncoder(TextTower):
         embeddings: Float[Array, "t n e"],
         paddings: Int[Array, "t n"],
         deep_prompts: Float[Array, "deep #t p e"] | None = None,
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
         """Returns text embeddings of token embeddings, which padding extends to the full length."""
         s = self.sizes
@@ -111,8 +112,10 @@ class TextEncoder(TextTower):
         t, n, e = embeddings.shape
         rest = jnp.broadcast_to(self.token_embedding[PAD], (t, s.length - n, e))
         x = jnp.concatenate([embeddings, rest], axis=1) + self.positional_embedding
-        x, _ = self.transformer(x.astype(s.dtype), deep_prompts=deep_prompts)
-        out: Array = self.head(self.ln_final(x[:, -1]).astype(s.dtype)).astype(jnp.float32)
+        x = self.run(self.transformer, x, deep_prompts, options)
+        out: Array = self.ln_final(x[:, -1])
+        if options.get("project", True):
+            out = self.head(out.astype(s.dtype)).astype(jnp.float32)
         return out
 
 

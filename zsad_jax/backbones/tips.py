@@ -18,7 +18,7 @@ from absl import logging
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones import vit
-from zsad_jax.backbones.base import Backbone, Params, VisionFeatures, VisionOptions
+from zsad_jax.backbones.base import Backbone, Params, TextOptions, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.checkpoints.torch_layout import check_same_heads
@@ -165,12 +165,13 @@ class TextEncoder(TextTower):
         embeddings: Float[Array, "t n d"],
         paddings: Int[Array, "t n"],
         deep_prompts: Float[Array, "deep #t p d"] | None = None,
+        **options: Unpack[TextOptions],
     ) -> Float[Array, "t d"]:
         """Returns text embeddings of token embeddings; zeros for a text that is all padding."""
         s = self.sizes
         valid = paddings == 0
         x = embeddings + sinusoid(embeddings.shape[1], s.width)
-        x, _ = self.transformer(x.astype(s.dtype), valid=valid, deep_prompts=deep_prompts)
+        x = self.run(self.transformer, x, deep_prompts, options, valid)
         # Learned tokens are valid ones, so they take part in the mean.
         x = self.text_encoder_norm(x) * valid[..., None]
         # The small number keeps a text that is all padding at zero instead of NaN.

@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from zsad_jax.backbones.base import Params
+from zsad_jax.backbones.base import Adapters, AnyArray, Params, TextOptions, VisionOptions, VVPath
 from zsad_jax.utils import sharding
 from zsad_jax.utils.errors import UserError
 
 AttentionForm = Literal["auto", "plain"]
 # Up to this many tokens the plain form is as fast, and its gradient is cheaper.
 PLAIN_ATTENTION_TOKENS = 256
+EXTRA_NORM_EPSILON = 1e-6  # of the norm that VCP-CLIP learns
 FUSED_HEAD_SIZES = range(8, 129, 8)  # of cuDNN on every GPU that has its fused attention
 
 # Weights need the one that they were trained with: the tanh form is off the exact one by up to 5e-4, the quick
@@ -204,10 +205,13 @@ class Attention(nn.Module):
         valid: Bool[Array, "b n"] | None,
         stream: Float[Array, "b n d"] | None = None,
         attended_to: Float[Array, "b m d"] | None = None,
+        *,
+        by_value: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
         """Returns the attention, and the value-value stream with its own added, if there is one.
 
-        `attended_to` are the tokens that keys and values are of; None: x.
+        `attended_to` are the tokens that keys and values are of; None: x. With `by_value`, values are queries
+        and keys as well.
         """
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
@@ -226,8 +230,10 @@ class Attention(nn.Module):
 
         # Values as queries and keys: a patch attends to patches with similar values (CLIP Surgery). The stream
         # has no feed-forward part, as published.
-        by_value = None if stream is None else stream + attended(value, value)
-        return attended(query, key), by_value
+        if by_value:
+            return attended(value, value), None
+        stream = None if stream is None else stream + attended(value, value)
+        return attended(query, key), stream
 
 
 class Mlp(nn.Module):
@@ -317,6 +323,7 @@ class Block(nn.Module):
         x: Float[Array, "b n d"],
         valid: Bool[Array, "b n"] | None = None,
         stream: Float[Array, "b n d"] | None = None,
+        vv_path: VVPath = "beside",
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
         """Returns the block's output for x, and the next state of the value-value stream if there is one."""
         s = self.sizes
@@ -325,7 +332,10 @@ class Block(nn.Module):
         attention = Attention(
             s.num_heads, s.dtype, self.causal, s.attention, name="MultiHeadDotProductAttention_0"
         )
-        mixed, stream = attention(y, valid, stream)
+        if vv_path == "through_batch":  # each position is a sequence of images
+            mixed = attention(y.swapaxes(0, 1), None, by_value=True)[0].swapaxes(0, 1)
+        else:
+            mixed, stream = attention(y, valid, stream, by_value=vv_path == "through")
         x = x + mixed
         y = layer_norm(self.norm_epsilon, name="LayerNorm_1")(x).astype(s.dtype)
         if self.feed_forward == "swiglu":
@@ -387,6 +397,30 @@ class TextTower(nn.Module):
         """Returns text embeddings of token ids, by the methods `embed` and `encode` of each family."""
         out: Array = self.encode(self.embed(token_ids), paddings)
         return out
+
+    def run(
+        self,
+        blocks: "Transformer",
+        x: Float[Array, "t n d"],
+        deep_prompts: Float[Array, "deep #t p d"] | None,
+        options: TextOptions,
+        valid: Bool[Array, "t n"] | None = None,
+    ) -> Float[Array, "t n d"]:
+        """Returns the tokens before the final norm, with the given options."""
+        s = self.sizes
+        x, _ = blocks(
+            x.astype(s.dtype),
+            valid=valid,
+            deep_prompts=deep_prompts,
+            insert_at=s.num_start_tokens if options.get("insert") else None,
+            adapters=options.get("adapters"),
+        )
+        if (extra := options.get("extra_norm")) is not None:
+            x = x.astype(jnp.float32)
+            variance = jnp.var(x, axis=-1, keepdims=True)
+            x = jax.nn.standardize(x, variance=variance, epsilon=EXTRA_NORM_EPSILON)
+            x = x * extra["scale"] + extra["bias"]
+        return x
 
     def check_length(self, embeddings: Float[Array, "t n e"]) -> None:
         """Raises UserError if texts have more tokens than the tower has positions."""
@@ -471,8 +505,11 @@ class Transformer(nn.Module):
         *,
         valid: Bool[Array, "b n"] | None = None,
         layers: Sequence[int] = (),
-        deep_prompts: Float[Array, "deep #b p d"] | None = None,
+        deep_prompts: Float[AnyArray, "deep #b p d"] | None = None,
+        insert_at: int | None = None,
+        adapters: Adapters | None = None,
         vv_from: int | None = None,
+        vv_path: VVPath = "beside",
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
         """Returns the last block's output, and those of the blocks `layers` (counted from 1).
 
@@ -482,13 +519,21 @@ class Transformer(nn.Module):
           layers: blocks whose outputs are returned as well, in this order.
           deep_prompts: row j goes into block j+2 (the first block has the prompts of its own input); axis 1
             is 1, or one set per sequence.
-          vv_from: the value-value stream branches off before this block (CLIP Surgery, AnomalyCLIP): the
-            outputs of `layers` from there on are its own, while the last output stays the ordinary one.
+          insert_at: the row at which deep prompts are further tokens, which no output contains: row 0 goes into
+            the first block, and row j takes its place before block j+1. None: see `overwrite_from`.
+          adapters: of the first blocks.
+          vv_from, vv_path: see `VisionOptions`. The last output is always that of the ordinary path.
 
         Raises:
-          ValueError: both `deep_prompts` and `vv_from` are given.
+          ValueError: for `vv_from` with deep prompts that are in front of the tokens.
         """
-        if deep_prompts is not None and vv_from is not None:
+        start, rows = self.overwrite_from, () if deep_prompts is None else deep_prompts
+        inserted = slice(0, 0)
+        if deep_prompts is not None and insert_at is not None:
+            start, rows = insert_at, deep_prompts[1:]
+            inserted = slice(start, start + deep_prompts.shape[2])
+            x, valid = _insert(x, valid, deep_prompts[0], start)
+        if deep_prompts is not None and vv_from is not None and start is None:
             raise ValueError(
                 "A block with deep prompts has no value-value stream. Pass deep_prompts or vv_from, not both."
             )
@@ -503,30 +548,67 @@ class Transformer(nn.Module):
                 causal=self.causal,
                 name=f"encoderblock_{i}",
             )
-            if i + 1 == vv_from:
+            through = vv_path if vv_from is not None and i + 1 >= vv_from else "beside"
+            if i + 1 == vv_from and vv_path == "beside":
                 stream = x  # beside the ordinary tokens, which stay unchanged for the global one
             # Here blocks count from 0: row j is for block j + 1, and the rows may end before the blocks do.
-            if deep_prompts is not None and 1 <= i <= deep_prompts.shape[0]:
-                x = self._with_prompts(block, x, valid, deep_prompts[i - 1])
+            # No position is added to deep prompts: positions entered x once, before the first block.
+            row = rows[i - 1] if 1 <= i <= len(rows) else None
+            if row is not None and start is None:
+                longer, all_valid = _insert(x, valid, row, 0)
+                x = block(longer, all_valid)[0][:, row.shape[1] :]
             else:
-                x, stream = block(x, valid, stream)
+                if row is not None and start is not None:
+                    x = x.at[:, start : start + row.shape[1]].set(row.astype(x.dtype))
+                x, stream = block(x, valid, stream, through)
+            if adapters is not None and i < len(adapters.kernels):
+                x = _adapt(x, adapters.kernels[i], adapters.share)
             outputs[i + 1] = x if stream is None else stream
-        return x, [outputs[layer] for layer in layers]
 
-    def _with_prompts(
-        self,
-        block: Block,
-        x: Float[Array, "b n d"],
-        valid: Bool[Array, "b n"] | None,
-        prompts: Float[Array, "#b p d"],
-    ) -> Float[Array, "b n d"]:
-        """Returns a block's output for x with `prompts` in place of, or for its time before, tokens."""
-        b, p = x.shape[0], prompts.shape[1]
-        # No position is added to deep prompts: positions entered x once, before the first block.
-        prompts = jnp.broadcast_to(prompts.astype(x.dtype), (b, p, x.shape[2]))
-        if self.overwrite_from is not None:
-            start = self.overwrite_from
-            return block(x.at[:, start : start + p].set(prompts), valid)[0]
-        if valid is not None:
-            valid = jnp.concatenate([jnp.ones((b, p), bool), valid], axis=1)
-        return block(jnp.concatenate([prompts, x], axis=1), valid)[0][:, p:]
+        def without_inserted(x: Array) -> Array:
+            return jnp.concatenate([x[:, : inserted.start], x[:, inserted.stop :]], axis=1)
+
+        found = [x, *(outputs[layer] for layer in layers)]
+        if inserted.stop:
+            found = [without_inserted(x) for x in found]
+        return found[0], found[1:]
+
+
+def _insert(
+    x: Float[Array, "b n d"],
+    valid: Bool[Array, "b n"] | None,
+    prompts: Float[AnyArray, "#b p d"],
+    at: int,
+) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"] | None]:
+    """Returns the tokens, and which are valid, with those of `prompts` from row `at` on."""
+    b, p = x.shape[0], prompts.shape[1]
+    further = jnp.broadcast_to(jnp.asarray(prompts, x.dtype), (b, p, x.shape[2]))
+    if valid is not None:
+        valid = jnp.concatenate([valid[:, :at], jnp.ones((b, p), bool), valid[:, at:]], axis=1)
+    return jnp.concatenate([x[:, :at], further, x[:, at:]], axis=1), valid
+
+
+def _adapt(
+    x: Float[Array, "b n d"], kernel: Float[AnyArray, "d d"], share: Float[ArrayLike, ""]
+) -> Float[Array, "b n d"]:
+    """Returns (1 - share) x + share y, see `Adapters`."""
+
+    y = nn.leaky_relu(x @ jnp.asarray(kernel, x.dtype))
+    norms = [jnp.linalg.norm(jnp.float32(z), axis=-1, keepdims=True) for z in (x, y)]
+    adapted: Array = (1 - share) * x + share * (norms[0] / norms[1]) * y
+    return adapted.astype(x.dtype)
+
+
+def encode_tokens(
+    tower: Transformer, tokens: Float[Array, "b n d"], options: VisionOptions
+) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+    """Returns the outputs of a vision tower's last block and of `layers`, with the given options."""
+    return tower(
+        tokens,
+        layers=options.get("layers") or (tower.sizes.depth,),
+        deep_prompts=options.get("prompts"),
+        insert_at=tokens.shape[1],
+        adapters=options.get("adapters"),
+        vv_from=options.get("vv_from"),
+        vv_path=options.get("vv_path", "beside"),
+    )

@@ -18,6 +18,7 @@ from zsad_jax.backbones.transformer import (
     Transformer,
     VisionTower,
     VisionTowerSizes,
+    encode_tokens,
     encode_windows,
     layer_norm,
 )
@@ -52,6 +53,22 @@ def resize_by(
     highest = jax.lax.Precision.HIGHEST
     resized: Array = jnp.einsum("bgkd,hg,wk->bhwd", grid, rows, columns, precision=highest)
     return resized
+
+
+def cubic_matrix(side: int, target: int, offset: float = 0.0) -> Float[np.ndarray, "target side"]:
+    """Returns the matrix of a cubic resize without antialiasing, as in PyTorch.
+
+    With `antialias=False`, `jax.image.resize` has another kernel and other borders, which is off by a third.
+    """
+    x = (np.arange(target)[:, None] + 0.5) * side / (target + offset) - 0.5
+    taps = np.floor(x).astype(int) + np.arange(-1, 3)
+    d = np.abs(x - taps)
+    # The cubic kernel with a = -0.75.
+    near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+    # At the border, the weights of several taps belong to one position.
+    columns = np.clip(taps, 0, side - 1)[..., None] == np.arange(side)
+    weights = np.where(d <= 1, near, far)[..., None] * columns
+    return np.asarray(weights.sum(axis=1), np.float32)
 
 
 class _TokenSequence(nn.Module):
@@ -109,8 +126,7 @@ class _Encoder(nn.Module):
         tower = Transformer(
             s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
         )
-        layers = options.get("layers") or (s.depth,)
-        x, outputs = tower(tokens, layers=layers, vv_from=options.get("vv_from"))
+        x, outputs = encode_tokens(tower, tokens, options)
         # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
         # methods that compare several layers.
         norm = layer_norm(NORM_EPSILON, name="encoder_norm")
