@@ -307,6 +307,7 @@ def encode_prototypes(
     # Class names are static, since they are tokenized on the host.
     compute = jax.jit(method.prototypes, static_argnums=2)
     # Where references are required, one category at a time: their features are often larger than prototypes.
+    # The method compiles what does not depend on the name.
     alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
@@ -321,7 +322,7 @@ def encode_prototypes(
         )
         own = jax.tree.map(lambda *x, n=count: jnp.concatenate(x)[None, :n], *parts)
         if alone:
-            own = compute(frozen, contender.params, (class_names[number],), own)
+            own = method.prototypes(frozen, contender.params, (class_names[number],), own)
         encoded.append(own)
     if not encoded:
         return compute(frozen, contender.params, tuple(class_names))

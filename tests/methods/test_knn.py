@@ -151,6 +151,17 @@ def test_euclidean_distances_equal_brute_force(score):
         np.testing.assert_allclose(patches**2, expected**2, atol=1e-6 * (tests**2).sum(-1).max())
 
 
+def test_prototypes_are_compiled_once_for_all_categories(model, monkeypatch):
+    compiled, fit = [], knn_module.fit_subspace
+    monkeypatch.setattr(
+        knn_module, "fit_subspace", lambda *x, **k: compiled.append(x) or fit(*x, **k)
+    )
+    method = knn(model, SUBSPACE)
+    for name in CLASSES:
+        method.prototypes({}, {}, (name,), draw(0, 1, 2, 4, 4))
+    assert len(compiled) == 1
+
+
 @pytest.mark.parametrize("metric", ["cosine", "L2"])
 def test_k_above_the_number_of_patches_takes_all(score, metric):
     references, tests = draw(0, 1, 1, 3, 3), draw_tests(1, (3, 6), 1)[:, :, :3]

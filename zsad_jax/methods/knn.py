@@ -117,7 +117,12 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> References:
         names = config.mask_only or class_names
-        masked = jnp.array([config.mask and name in names for name in class_names])
+        masked = np.array([config.mask and name in names for name in class_names])
+        found: References = prepare(references, masked)
+        return found
+
+    @jax.jit  # once for all categories, whatever their names
+    def prepare(references: Features, masked: Bool[Array, " c"]) -> References:
         if subspace:
             fit = functools.partial(fit_subspace, tau=config.tau)
             return {"masked": masked, **jax.lax.map(fit, references)}
