@@ -53,14 +53,15 @@ largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[3]))
 for a, b in zip(jax.tree.leaves(one[3]), jax.tree.leaves(eight[3]), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4 * largest)
 
-found = []
-for devices, cache in ((jax.devices()[:1], "none"), (jax.devices(), "none"), (jax.devices(), "memory")):
-    test_train.make_mesh = lambda: sharding.make_mesh(devices)
-    folder = pathlib.Path(sys.argv[1], str(len(found)))
-    options = {"data": test_train.dataset(7), "batch_size": 5, "shuffle": True, "cache": cache}
-    found.append(test_train.run_members(folder, *test_train.SEEDS, toy=test_train.storable(), **options))
-for other in found[1:]:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), other, found[0])
+for toy in (test_train.storable(), test_train.in_two_stages()):
+    found = []
+    for devices, cache in ((jax.devices()[:1], "none"), (jax.devices(), "none"), (jax.devices(), "memory")):
+        test_train.make_mesh = lambda: sharding.make_mesh(devices)
+        folder = pathlib.Path(sys.argv[1], str(len(toy.stages)), str(len(found)))
+        options = {"data": test_train.dataset(7), "batch_size": 5, "shuffle": True, "cache": cache}
+        found.append(test_train.run_members(folder, *test_train.SEEDS, toy=toy, **options))
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), other, found[0])
 print("equal")
 """
 

@@ -24,6 +24,7 @@ from zsad_jax.train import (
     Member,
     OrbaxSaver,
     TrainingConfig,
+    count_steps,
     make_schedule,
     train,
 )
@@ -122,12 +123,12 @@ def run_members(
     features = Features(
         dataset() if data is None else data,
         tower,
-        dict([encoder_of(toy)]),
+        dict(encoder_of(toy, stage) for stage in toy.stages),
         FeaturesConfig(cache=cache),
         mesh=mesh,
         rows=config["batch_size"],
     )
-    assert (features.resident() is None) == (cache == "none")
+    assert (features.resident() is None) == (cache == "none" or None in features.encoders)
     params = train(
         toy,
         tower,
@@ -287,7 +288,10 @@ def test_stages_train_their_groups_in_turn(tmp_path):
     def second(frozen, params, features, batch):
         return jnp.square(params["other"]), {}
 
-    toy = method(stages=(Stage(("level",), epochs=1), Stage(("other",), second, epochs=1)))
+    once = {"epochs": 1}
+    toy = method(
+        stages=(Stage(("level",), training=once), Stage(("other",), second, training=once))
+    )
     params, lines = run(tmp_path, toy=toy)
     assert float(params["level"]) != first_level()
     assert float(params["other"]) < 1
@@ -300,7 +304,12 @@ def test_stages_train_their_groups_in_turn(tmp_path):
 
 def test_resumes_late_in_second_stage(tmp_path):
     """Resumes when the checkpoints of the first stage no longer exist."""
-    toy = method(stages=(Stage(("level",), epochs=2), Stage(("other", "level"), epochs=4)))
+    toy = method(
+        stages=(
+            Stage(("level",), training={"epochs": 2}),
+            Stage(("other", "level"), training={"epochs": 4}),
+        )
+    )
     whole, lines = run(tmp_path / "whole", toy=toy)
     with pytest.raises(KilledError):
         run(tmp_path / "killed", toy=toy, saver=KilledAfter(tmp_path / "killed", 5))
@@ -327,23 +336,23 @@ def test_rejects_data_and_methods_that_cannot_be_trained(tmp_path):
 
 def test_schedule_matches_coop():
     """Runs eight epochs of the original code: a warm-up epoch, then a cosine of period 8 from its start."""
-    config = TrainingConfig(schedule="cosine", warmup_epochs=1)
-    rate = make_schedule(config, 0.002, 1e-5, 8, 3)
+    config = TrainingConfig(schedule="cosine", warmup_epochs=1, epochs=8)
+    rate = make_schedule(config, 0.002, 1e-5, 3)
     rates = [float(rate(step)) for step in range(24)]
     original = [1e-5, 0.002, 0.001924, 0.001707, 0.001383, 0.001, 0.000617, 0.000293]
     np.testing.assert_allclose(rates, np.repeat(original, 3), atol=5e-7)  # one rate per epoch
 
 
 def test_schedule_without_warmup_starts_at_peak():
-    cosine = make_schedule(TrainingConfig(schedule="cosine"), 0.002, 1e-5, 4, 1)
+    cosine = make_schedule(TrainingConfig(schedule="cosine", epochs=4), 0.002, 1e-5, 1)
     expected = [0.001 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
     np.testing.assert_allclose([float(cosine(step)) for step in range(4)], expected, rtol=1e-5)
-    assert make_schedule(TrainingConfig(), 0.002, 1e-5, 4, 3) == 0.002
+    assert make_schedule(TrainingConfig(), 0.002, 1e-5, 3) == 0.002
 
 
 def test_halves_rates_after_milestones():
     halved = TrainingConfig(milestones=(2, 5))
-    rates = [float(make_schedule(halved, 0.4, 1e-5, 9, 1)(step)) for step in range(7)]
+    rates = [float(make_schedule(halved, 0.4, 1e-5, 1)(step)) for step in range(7)]
     np.testing.assert_allclose(rates, [0.4, 0.4, 0.2, 0.2, 0.2, 0.1, 0.1])
 
 
@@ -484,3 +493,68 @@ def test_draws_of_a_loss_depend_on_seed_and_step(tmp_path, monkeypatch):
         run_members(tmp_path / "cut", *SEEDS, saver=KilledAfter(tmp_path / "cut", 1), **options)
     _, rest = run_members(tmp_path / "cut", *SEEDS, **options)
     assert rest == [own[-6:] for own in lines]
+
+
+def in_two_stages():
+    """Returns a method with other features in its first stage, and changed images in its second one."""
+
+    def encode(frozen, params, images):
+        return params["other"] * images.mean((1, 2, 3))
+
+    def augment(key, image, mask):
+        image = image * jax.random.uniform(key)
+        return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image), 1 - mask
+
+    def second(frozen, params, features, batch):
+        loss, terms = method().loss(frozen, params, features, batch)
+        return loss + 0.01 * jax.random.normal(batch.key), terms | {"mask": batch.masks.mean()}
+
+    first = {"features": method().features, "features_key": ("brightness",)}
+    of_first, of_second = {"epochs": 2, "batch_size": 4}, {"milestones": (2,)}
+    stages = (
+        Stage(("level",), training=of_first, **first),
+        Stage(loss=second, training=of_second, augment=augment, mosaic=0.5),
+    )
+    return method(features=encode, cacheable=False, stages=stages)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_stages_with_changed_images_resume_bit_equal(tmp_path, epoch):
+    """Stops within the first stage, between both, and within the second one."""
+    members = [(0, {}), (7, {})]
+    options = {"toy": in_two_stages(), "cache": "memory", "epochs": 3}
+    whole, lines = run_members(tmp_path / "whole", *members, **options)
+    assert [step for step, _ in lines[0]] == [*range(1, 2 * 2 + 3 * 3 + 1)]
+    with pytest.raises(KilledError):
+        run_members(
+            tmp_path / "cut", *members, saver=KilledAfter(tmp_path / "cut", epoch), **options
+        )
+    resumed, rest = run_members(tmp_path / "cut", *members, **options)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    steps = count_steps(options["toy"], TrainingConfig(epochs=3, batch_size=2), 5, epoch)
+    assert rest == [own[steps:] for own in lines]
+    assert lines[0][4:] != lines[1][4:]
+    for number, one in enumerate(members if epoch == 1 else ()):
+        (alone,), (own,) = run_members(tmp_path / str(number), one, **options)
+        jax.tree.map(np.testing.assert_array_equal, alone, whole[number])
+        assert own == lines[number]
+
+
+def test_mosaics_are_of_the_category(tmp_path):
+    """Uses two categories of which all images have one gray value, so that mosaics have it as well."""
+    seen = []
+
+    def loss(frozen, params, features, batch):
+        jax.debug.callback(lambda *arrays: seen.append(arrays), features, batch.category)
+        return params["level"], {}
+
+    samples = [
+        Sample(image=encoded(np.full((SIZE, SIZE, 3), gray, np.uint8)), category=str(gray))
+        for gray in (0, 255, 0, 255, 255)
+    ]
+    toy = method(loss=loss, stages=(Stage(mosaic=1.0),))
+    run(tmp_path, data=Samples("two", samples), toy=toy, epochs=1, batch_size=5, shuffle=True)
+    jax.effects_barrier()
+    ((brightness, category),) = seen
+    np.testing.assert_allclose(brightness, category, atol=1e-6)
+    assert sorted(category.tolist()) == [0, 0, 1, 1, 1]

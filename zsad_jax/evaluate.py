@@ -25,7 +25,7 @@ from zsad_jax.backbones.feature_cache import (
     FeatureStream,
 )
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_sample
+from zsad_jax.data.dataset import Dataset, ImageBatch, join_batches, read_categories
 from zsad_jax.data.issues import DOUBTFUL, UNREADABLE, Issue, log_issues
 from zsad_jax.data.references import References
 from zsad_jax.methods.base import AcrossFn, Method, Scores, encoder_of
@@ -366,9 +366,7 @@ def _score_across(
 ) -> Scores:
     """Returns the scores of all images, by position; those of unreadable images are zeros."""
     dataset, (key,) = features.dataset, features.encoders
-    # Without the samples themselves, which can hold encoded images.
-    samples = (read_sample(dataset, position) for position in range(len(dataset)))
-    of_images = np.array([getattr(sample, "category", None) for sample in samples], object)
+    of_images = read_categories(dataset)
     valid = np.zeros(len(dataset), bool)
     issues: list[Issue] = []
     found, order = [], []

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt8, UInt32
 from zsad_jax.backbones.base import AnyArray, Backbone
 from zsad_jax.backbones.feature_cache import Features
 from zsad_jax.backbones.transformer import place
-from zsad_jax.data.dataset import ImageBatch
+from zsad_jax.data.dataset import ImageBatch, read_categories
 from zsad_jax.data.issues import Issue, log_issues
 from zsad_jax.methods.base import Batch, Method, Stage, Terms, encoder_of
 from zsad_jax.utils import distributed, files, sharding
@@ -82,6 +82,10 @@ class TrainingConfig:
         """Returns the number of steps per epoch."""
         return -(-num_images // self.batch_size)
 
+    def at(self, stage: Stage) -> "TrainingConfig":
+        """Returns the options of a stage."""
+        return dataclasses.replace(self, **stage.training)
+
 
 class Member(NamedTuple):
     """A training that runs together with others, whose configs differ only in the fields `SWEPT`."""
@@ -101,7 +105,7 @@ class TrainState(NamedTuple):
 Step = Callable[[PyTree, TrainState, PyTree, Batch], tuple[TrainState, Terms]]
 # The images of steps, [steps, 1 or members, rows] as positions of which -1 is padding, and [steps, members, 2]
 # the random numbers of their keys.
-Order = tuple[Int[np.ndarray, "steps orders rows"], UInt32[np.ndarray, "steps members 2"]]
+Order = tuple[Int[np.ndarray, "steps orders rows ..."], UInt32[np.ndarray, "steps members 2"]]
 # Steps of all members: (frozen, states, features and truth of images, their order) -> (states, [steps, members]
 # whether any image was valid, and losses).
 Steps = Callable[
@@ -128,13 +132,12 @@ def make_optimizer(
 
     Its state has the values of the fields `SWEPT`, so that one compiled step serves all members.
     """
-    groups = method.groups(params)
+    groups, config = method.groups(params), config.at(stage)
     names = set(jax.tree.leaves(groups))
     check_learning_rates(config, method)
 
     def make(peak: Any, warmup_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
-        epochs = stage.epochs or config.epochs
-        rate = make_schedule(config, peak, warmup_rate, epochs, steps_per_epoch)
+        rate = make_schedule(config, peak, warmup_rate, steps_per_epoch)
         if config.optimizer == "adam":
             return optax.adam(rate, config.b1, config.b2, config.eps)
         if config.optimizer == "adamw":
@@ -162,16 +165,14 @@ def check_learning_rates(config: TrainingConfig, method: Method) -> None:
             )
 
 
-def make_schedule(
-    config: TrainingConfig, peak: Any, warmup_rate: Any, epochs: int, steps_per_epoch: int
-) -> Any:
+def make_schedule(config: TrainingConfig, peak: Any, warmup_rate: Any, steps_per_epoch: int) -> Any:
     """Returns the rate of each step: a number, or an optax schedule."""
     if config.schedule == "constant" and not config.warmup_epochs and not config.milestones:
         return peak
 
     def rate(step: Any) -> Any:
         epoch = step // steps_per_epoch
-        progress = (epoch - config.warmup_epochs) / epochs
+        progress = (epoch - config.warmup_epochs) / config.epochs
         share = jnp.cos(jnp.pi * progress) / 2 + 0.5 if config.schedule == "cosine" else 1
         for milestone in config.milestones:
             share *= jnp.where(step < milestone, 1.0, 0.5)
@@ -184,11 +185,12 @@ def make_step(
     method: Method, backbone: Backbone, optimizer: optax.GradientTransformation, stage: Stage
 ) -> Step:
     """Returns the training step of one member, on features of `encoder_of`; it is not compiled."""
-    loss_of = stage.loss or method.loss
+    loss_of, encode = stage.loss or method.loss, stage.features or method.features
+    from_images = encoder_of(method, stage)[1] is None  # in place of features
 
     def loss(params: PyTree, frozen: PyTree, features: PyTree, batch: Batch):
-        if not method.cacheable:  # then they are the images
-            features = method.features(frozen, params, backbone.preprocess.normalize(features))
+        if from_images:
+            features = encode(frozen, params, features)
         features = _zero_rows(batch.valid, features)
         return loss_of(frozen, params, features, batch)
 
@@ -199,6 +201,14 @@ def make_step(
         # conversion with the losses, whose last bits change.
         masks = jax.lax.optimization_barrier(batch.masks.astype(jnp.float32))
         batch = dataclasses.replace(batch, masks=masks)
+        if from_images:
+            features = backbone.preprocess.normalize(features)
+        if stage.augment:
+            assert batch.key is not None  # see `make_steps`
+            augmenting, key = jax.random.split(batch.key)
+            each = jax.random.split(augmenting, len(masks)), features, masks
+            features, masks = jax.vmap(stage.augment)(*each)
+            batch = dataclasses.replace(batch, masks=masks, key=key)
         (total, terms), gradient = differentiate(state.params, frozen, features, batch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -275,9 +285,9 @@ def train(
     Args:
       method: the method to train.
       backbone: the frozen model; its towers are placed on the mesh.
-      features: of the auxiliary set, with the encoder of the method.
-      members: what is trained together. A seed is for the initial parameters and, with `shuffle`, the order
-        of the images.
+      features: of the auxiliary set, with the encoder of each stage.
+      members: what is trained together. A seed is for the initial parameters, for what a loss or an
+        augmentation draws and, with `shuffle`, the order of the images.
       mesh: the devices.
       saver: keeps the state after each epoch.
       curves: of each member, for the losses of each step.
@@ -299,53 +309,24 @@ def train(
         raise UserError(
             f"The auxiliary dataset {dataset.name} has no images. Check its folder or its split."
         )
-    key, _ = encoder_of(method)
 
-    def truth_of(images: ImageBatch) -> Batch:
-        fields = images.category, images.labels, images.masks, images.has_mask, images.valid
-        return Batch(*fields, class_names=tuple(dataset.prompt_names))
-
-    per_epoch = config.steps(len(dataset))
-    per_call, resident, log = 1, None, distributed.by_main(log_issues)
-    if found := features.resident():
-        images, by_key = found
-        log(f"train {dataset.name}", itertools.chain(*images.issues))
-        resident = by_key[key], sharding.replicate(truth_of(images), mesh)
-        # Calls of equal length need one compilation.
-        per_call = -(-per_epoch // -(-per_epoch // MAX_STEPS))
-
-    def load(order: Order, label: str) -> Iterator[tuple[tuple[PyTree, Batch], Order]]:
-        """Yields images on devices, and the order among them of the steps of the next call."""
-        positions, draws = order
-        if resident is not None:
-            missing = [(0, -len(draws) % per_call), (0, 0), (0, 0)]
-            padded = np.pad(positions, missing, constant_values=-1), np.pad(draws, missing)
-            parts = (np.split(x, len(x) // per_call) for x in padded)
-            yield from ((resident, part) for part in zip(*parts, strict=True))
-            return
-        own = np.arange(positions[0].size).reshape(1, *positions.shape[1:])
-        issues: list[Issue] = []
-        batches = features.read(positions.ravel(), own.size)
-        for draw, (images, by_key) in zip(draws, batches, strict=True):
-            issues += itertools.chain(*images.issues)
-            yield (by_key[key], sharding.split_batch(truth_of(images), mesh)), (own, draw[None])
-        log(label, itertools.chain(*distributed.gather(issues)))
-
-    def train_epoch(run: Steps, states: TrainState, epoch: int) -> TrainState:
+    def train_epoch(
+        stage: Stage, images: "_Images", run: Steps, states: TrainState, epoch: int
+    ) -> TrainState:
         """Passes once over the data."""
         label = f"train {dataset.name} epoch {epoch + 1}"
         of_epoch = [[jax.random.fold_in(key, epoch) for key in own] for _, *own in keys]
-        order = _make_order(config, len(dataset), of_epoch, mesh)
+        order = _make_order(config.at(stage), stage.mosaic, images.categories, of_epoch, mesh)
 
         def run_steps() -> Iterator[tuple[Bool[Array, "steps members"], Terms]]:
             nonlocal states
-            for stored, part in load(order, label):
+            for stored, part in images.load(order, label):
                 states, results = run(frozen, states, stored, part)
                 yield results
 
-        size = config.batch_size * per_call
+        size = config.at(stage).batch_size * images.steps_per_call
         calls = progress(one_late(run_steps()), total=len(dataset), label=label, step=size)
-        number, trained = epoch * per_epoch, False
+        number, trained = count_steps(method, config, len(dataset), epoch), False
         for results in calls:
             used, values = sharding.to_host(results)
             for row, learned in enumerate(used):
@@ -367,12 +348,13 @@ def train(
 
     done, first_epoch = saver.latest() or 0, 0
     for stage in method.stages:
-        each = []
+        each, of_stage = [], config.at(stage)
+        per_epoch = of_stage.steps(len(dataset))
         for (_, own), one in zip(members, params, strict=True):
             optimizer = make_optimizer(own, method, one, stage, steps_per_epoch=per_epoch)
             each.append(TrainState(one, optimizer.init(one)))
         states = sharding.replicate(jax.tree.map(lambda *x: jnp.stack(x), *each), mesh)
-        last_epoch = first_epoch + (stage.epochs or config.epochs)
+        last_epoch = first_epoch + of_stage.epochs
         # Each stage has an optimizer of its own, so a state fits only the stage that saved it.
         if done > last_epoch:  # its parameters are part of a later stage's state
             first_epoch = last_epoch
@@ -385,27 +367,97 @@ def train(
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh)
+        images = _Images(features, method, stage, per_epoch, mesh)
         for epoch in range(max(first_epoch, done), last_epoch):
-            states = train_epoch(run, states, epoch)
+            states = train_epoch(stage, images, run, states, epoch)
             saver.save(epoch + 1, states)
         params = [jax.tree.map(lambda x, i=i: x[i], states.params) for i in range(len(members))]
         first_epoch = last_epoch
     return params
 
 
+class _Images:
+    """The images of the auxiliary set, as the steps of a stage receive them."""
+
+    def __init__(
+        self, features: Features, method: Method, stage: Stage, steps_per_epoch: int, mesh: Mesh
+    ):
+        self._key, _ = encoder_of(method, stage)
+        self._features, self._mesh = features.select([self._key]), mesh
+        self._dataset = dataset = features.dataset
+        self.categories = read_categories(dataset) if stage.mosaic else np.empty(len(dataset))
+        self._resident, self.steps_per_call = None, 1
+        self._log = distributed.by_main(log_issues)
+        if found := self._features.resident():
+            images, by_key = found
+            self._log(f"train {dataset.name}", itertools.chain(*images.issues))
+            self._resident = by_key[self._key], sharding.replicate(self._truth(images), mesh)
+            # Calls of equal length need one compilation.
+            self.steps_per_call = -(-steps_per_epoch // -(-steps_per_epoch // MAX_STEPS))
+
+    def load(self, order: Order, label: str) -> Iterator[tuple[tuple[PyTree, Batch], Order]]:
+        """Yields images on devices, and the order among them of the steps of the next call."""
+        positions, draws = order
+        if self._resident is not None:
+            missing = [(0, -len(draws) % self.steps_per_call), (0, 0), (0, 0)]
+            padded = np.pad(positions, missing, constant_values=-1), np.pad(draws, missing)
+            parts = (np.split(x, len(x) // self.steps_per_call) for x in padded)
+            yield from ((self._resident, part) for part in zip(*parts, strict=True))
+            return
+        orders, rows, *parts_of_mosaics = positions.shape[1:]
+        own = np.arange(orders * rows).reshape(1, orders, rows)
+        read = self._features.read(positions.reshape(-1, *parts_of_mosaics), own.size)
+        issues: list[Issue] = []
+        for draw, (images, by_key) in zip(draws, read, strict=True):
+            issues += itertools.chain(*images.issues)
+            truth = sharding.split_batch(self._truth(images), self._mesh)
+            yield (by_key[self._key], truth), (own, draw[None])
+        self._log(label, itertools.chain(*distributed.gather(issues)))
+
+    def _truth(self, images: ImageBatch) -> Batch:
+        fields = images.category, images.labels, images.masks, images.has_mask, images.valid
+        return Batch(*fields, class_names=tuple(self._dataset.prompt_names))
+
+
+def count_steps(method: Method, config: TrainingConfig, num_images: int, epochs: int) -> int:
+    """Returns the number of steps in the first epochs of a training, over all stages."""
+    count = 0
+    for one in map(config.at, method.stages):
+        count += min(epochs, one.epochs) * one.steps(num_images)
+        epochs -= min(epochs, one.epochs)
+    return count
+
+
 def _make_order(
-    config: TrainingConfig, count: int, keys: Sequence[Sequence[Array]], mesh: Mesh
+    config: TrainingConfig,
+    mosaic: float,
+    categories: np.ndarray,
+    keys: Sequence[Sequence[Array]],
+    mesh: Mesh,
 ) -> Order:
-    """Returns the order of an epoch, given two keys of each member: for shuffling, and for its steps."""
+    """Returns the order of an epoch, given two keys of each member: for its images, and for its steps.
+
+    The first one shuffles, and draws the images of mosaics from each image's category: each image then has four
+    positions along a further axis, of which the last three are -1 where it is no mosaic.
+    """
+    count = len(categories)
     orders = [np.arange(count)]
-    if config.shuffle:
+    if config.shuffle or mosaic:
         seeds = [int(jax.random.randint(key, (), 0, 2**31 - 1)) for key, _ in keys]
-        orders = [np.random.default_rng(seed).permutation(count) for seed in seeds]
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        orders = [one.permutation(count) if config.shuffle else orders[0] for one in generators]
+    if mosaic:
+        members = {name: np.flatnonzero(categories == name) for name in {*categories}}
+        for number, (own, one) in enumerate(zip(orders, generators, strict=True)):
+            orders[number] = np.pad(own[:, None], [(0, 0), (0, 3)], constant_values=-1)
+            for row in np.flatnonzero(one.random(count) < mosaic):
+                orders[number][row] = one.choice(members[categories[own[row]]], 4)
     size, steps = config.batch_size, config.steps(count)
-    padded = np.pad(orders, [(0, 0), (0, steps * size - count)], constant_values=-1)
-    order = padded.reshape(len(orders), steps, size).swapaxes(0, 1)
+    rest = [(0, 0)] * (np.ndim(orders) - 2)
+    padded = np.pad(orders, [(0, 0), (0, steps * size - count), *rest], constant_values=-1)
+    order = padded.reshape(len(orders), steps, size, *padded.shape[2:]).swapaxes(0, 1)
     missing = sharding.round_up(size, mesh) - size
-    positions = np.pad(order, [(0, 0), (0, 0), (0, missing)], constant_values=-1)
+    positions = np.pad(order, [(0, 0), (0, 0), (0, missing), *rest], constant_values=-1)
     draws = [jax.random.key_data(jax.random.split(key, steps)) for _, key in keys]
     return positions, np.stack(draws, axis=1)
 

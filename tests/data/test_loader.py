@@ -68,6 +68,39 @@ def assert_same(left, right):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("size", [24, 25])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mosaics_have_four_resized_images(dataset, size, workers):
+    """Sample 5 is anomalous without ground truth; an odd size overlaps the halves by a pixel."""
+    indices = [(3, -1, -1, -1), (2, 1, 4, 8), (0, 2, 4, 6), (3, 5, 0, 0)]
+    square, half = (Preprocess(image_size=one) for one in (size, (size + 1) // 2))
+    (batch,) = load_batches(
+        dataset, square, batch_size=4, indices=indices, num_workers=workers, mask_threshold=0
+    )
+    (alone,) = load_batches(dataset, square, batch_size=1, indices=[3], num_workers=0)
+    for field in ("images", "masks", "has_mask", "labels", "category", "index", "valid"):
+        np.testing.assert_array_equal(getattr(batch, field)[:1], getattr(alone, field))
+    assert batch.index.tolist() == [3, 2, 0, 3]
+    assert batch.labels.tolist() == [1, 1, 0, 1]
+    assert batch.has_mask.tolist() == [True, True, True, False]
+    (parts,) = load_batches(dataset, half, batch_size=4, indices=indices[1], num_workers=0)
+    rest = slice(size // 2, None)
+    for whole, found in ((batch.images[1], parts.images), (batch.masks[1], parts.masks)):
+        np.testing.assert_array_equal(whole[rest, rest], found[3])
+        np.testing.assert_array_equal(whole[: size // 2, rest], found[1][: size // 2])
+        np.testing.assert_array_equal(whole[rest, : size // 2], found[2][:, : size // 2])
+        np.testing.assert_array_equal(
+            whole[: size // 2, : size // 2], found[0][: size // 2, : size // 2]
+        )
+
+
+def test_mosaic_with_unreadable_image_is_not_valid(dataset):
+    samples = [*dataset, Sample(image=b"nothing", category="a", file_name="bad.png")]
+    (batch,) = load(Samples("made", samples), indices=[(0, 1, 11, 2), (0, 1, 3, 2)])
+    assert batch.valid.tolist() == [False, True, False, False]
+    assert [[issue.file for issue in row] for row in batch.issues] == [["bad.png"], [], [], []]
+
+
 def test_order_contents_and_padding(dataset):
     batches = load(dataset)
     assert [batch.index.tolist() for batch in batches] == [

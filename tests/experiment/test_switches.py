@@ -122,13 +122,14 @@ def batch():
         has_mask=np.ones(2, bool),
         valid=np.ones(2, bool),
         class_names=CLASSES,
+        key=jax.random.key(0),
     )
 
 
-def trace_features(method, backbone):
-    """Traces what training steps and the scorer receive."""
+def trace_features(method, backbone, stage=None):
+    """Traces what the steps of a stage, or the scorer, receive."""
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8)
-    _, encode = encoder_of(method)
+    _, encode = encoder_of(method, stage)
     if encode is None:
         return images
     normalize = backbone.preprocess.normalize
@@ -140,8 +141,8 @@ def trace_features(method, backbone):
 def trace_step(method, backbone, training):
     """Traces a training step of each stage."""
     params = param_shapes(method, backbone)
-    features = trace_features(method, backbone)
     for stage in method.stages if params else ():
+        features = trace_features(method, backbone, stage)
         optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
         state = TrainState(params, jax.eval_shape(optimizer.init, params))
         step = make_step(method, backbone, optimizer, stage)

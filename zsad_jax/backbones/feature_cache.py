@@ -159,19 +159,26 @@ class Features:
         return selected
 
     def read(
-        self, order: Int[np.ndarray, " n"], rows: int, *, pixels: bool = False, encode: bool = True
+        self,
+        order: Int[np.ndarray, "n ..."],
+        rows: int,
+        *,
+        pixels: bool = False,
+        encode: bool = True,
     ) -> FeatureStream:
         """Yields batches of `rows` images in an order, the last one padded, with their features by key.
 
-        The position -1 is a row of padding, whose features can have any value. `rows` is a multiple of the
-        number of devices, over which features are split. The batches have images only with `pixels`; without
-        them, notes on the images are logged at the end. Without `encode`, features that are not stored are
-        missing, and the key None has the images that they are encoded from.
+        The position -1 is a row of padding, whose features can have any value. If nothing is stored, mosaics
+        can be read as well, see `load_batches`. `rows` is a multiple of the number of devices, over which
+        features are split. The batches have images only with `pixels`; without them, notes on the images are
+        logged at the end. Without `encode`, features that are not stored are missing, and the key None has the
+        images that they are encoded from.
         """
         batches = self._own_rows(order, rows)
         loaded: Iterator[ImageBatch | None] = itertools.repeat(None)
         if pixels or not self.stored:
-            loaded = self._load(batch_size=batches.shape[1], indices=batches.ravel().tolist())
+            indices = batches.reshape(-1, *order.shape[1:]).tolist()
+            loaded = self._load(batch_size=batches.shape[1], indices=indices)
         notes: list[Issue] = []
         for positions, batch in zip(batches, loaded, strict=False):
             found = {key: store.read(positions) for key, store in self._stores.items()}
@@ -188,10 +195,14 @@ class Features:
         if not pixels:
             self._report_notes(tuple(sorted(itertools.chain(*distributed.gather(notes)))))
 
-    def _own_rows(self, order: Int[np.ndarray, " n"], rows: int) -> Int[np.ndarray, "batches r"]:
+    def _own_rows(
+        self, order: Int[np.ndarray, "n ..."], rows: int
+    ) -> Int[np.ndarray, "batches r ..."]:
         """Returns the positions in each batch of an order that this process loads."""
-        padded = np.pad(order, (0, -len(order) % rows), constant_values=-1)
-        return padded.reshape(-1, rows)[:, sharding.own_rows(rows, self._mesh)]
+        missing = [(0, -len(order) % rows), *[(0, 0)] * (order.ndim - 1)]
+        padded = np.pad(order, missing, constant_values=-1)
+        batches = padded.reshape(-1, rows, *order.shape[1:])
+        return batches[:, sharding.own_rows(rows, self._mesh)]
 
     def replay(self, order: Int[np.ndarray, " n"]) -> Callable[[], FeatureStream]:
         """Returns a function that yields what `read` does, at each call; what fits is kept on the devices.

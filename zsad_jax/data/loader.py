@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import functools
 import gc
+import itertools
 import os
 import pathlib
 import pickle
@@ -56,7 +57,7 @@ def load_batches(
     *,
     batch_size: int,
     num_workers: int | None = None,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | Sequence[Sequence[int]] | None = None,
     mask_threshold: int = 0,
 ) -> Iterator[ImageBatch]:
     """Decodes and resizes a dataset in the background and returns it in batches of constant shape.
@@ -69,7 +70,9 @@ def load_batches(
       preprocess: the preparation of images for the backbone.
       batch_size: rows of every batch.
       num_workers: processes that decode; 0 = threads; None = one per core, at most 16, 0 for small datasets.
-      indices: the samples to load, in this order, with -1 for a row of padding; None = all.
+      indices: the samples to load, in this order, with -1 for a row of padding; None = all. Four of them in
+        place of one are a mosaic (row by row), or a sample alone where the last three are -1. A mosaic has the
+        index and the file name of its first sample, and is anomalous if any of them is.
       mask_threshold: largest gray value (of 255) in a mask that is not a defect.
 
     Yields:
@@ -176,9 +179,10 @@ def _take(iterator: Iterator[ImageBatch], name: str, workers: int) -> ImageBatch
     return ImageBatch._make(fields)
 
 
-# From the position in a selection to the index and the sample, the issue of a damaged record, or None for
-# padding.
-_Read = Callable[[int], tuple[int, Sample | Issue | None]]
+# An index and its sample, the issue of a damaged record, or None for padding.
+_Item = tuple[int, Sample | Issue | None]
+# From the position in a selection to the item of a row, or the four of a mosaic.
+_Read = Callable[[int], list[_Item]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +190,10 @@ class _Selection:
     dataset: Dataset
     order: np.ndarray
 
-    def read(self, position: int) -> tuple[int, Sample | Issue | None]:
-        index = int(self.order[position])
-        return index, None if index < 0 else read_sample(self.dataset, index)
+    def read(self, position: int) -> list[_Item]:
+        first, *others = np.atleast_1d(self.order[position]).tolist()
+        indices = [first, *(index for index in others if index >= 0)]
+        return [(i, None if i < 0 else read_sample(self.dataset, i)) for i in indices]
 
 
 # Read once per process: every sample of a worker asks for it.
@@ -198,7 +203,7 @@ def _load_selection(path: str) -> _Selection:
         return pickle.load(file)
 
 
-def _read_from_file(path: str, position: int) -> tuple[int, Sample | Issue | None]:
+def _read_from_file(path: str, position: int) -> list[_Item]:
     return _load_selection(path).read(position)
 
 
@@ -233,8 +238,35 @@ class _Steps:
     batch_size: int
     categories: tuple[str, ...]
 
-    def decode(self, item: tuple[int, Sample | Issue | None]) -> Row:
-        index, sample = item
+    def decode(self, items: list[_Item]) -> Row:
+        """Returns the row of a sample, or the mosaic of four."""
+        if len(items) == 1:
+            return self._decode_one(*items[0])
+        side = -(-self.preprocess.image_size // 2)
+        half = dataclasses.replace(
+            self, preprocess=dataclasses.replace(self.preprocess, image_size=side)
+        )
+        rows = [half._decode_one(*item) for item in items]
+        images = [row.image for row in rows]
+        masks = [np.zeros((side, side), bool) if row.mask is None else row.mask for row in rows]
+        samples = [row.sample for row in rows]
+        known = all(sample.has_mask or not sample.label for sample in samples)
+        label = max(sample.label for sample in samples)
+        whole = dataclasses.replace(samples[0], label=label, has_mask=known)
+        issues = tuple(itertools.chain(*(row.issues for row in rows)))
+        image = None if any(one is None for one in images) else self._tile(images)
+        return Row(rows[0].position, whole, image, self._tile(masks), issues)
+
+    def _tile(self, parts: Sequence[Any]) -> np.ndarray:
+        """Returns a square of four parts, which overlap by a pixel if its side is odd."""
+        size, side = self.preprocess.image_size, len(parts[0])
+        whole = np.zeros((size, size, *parts[0].shape[2:]), parts[0].dtype)
+        for i, part in enumerate(parts):
+            row, column = (half * (size - side) for half in divmod(i, 2))
+            whole[row : row + side, column : column + side] = part
+        return whole
+
+    def _decode_one(self, index: int, sample: Sample | Issue | None) -> Row:
         if sample is None:
             return Row(index, Sample(image=b""))
         if isinstance(sample, Issue):
@@ -268,7 +300,7 @@ class _Steps:
 
     def collate(self, rows: Sequence[Row]) -> ImageBatch:
         b, size = self.batch_size, self.preprocess.image_size
-        rows = [*rows, *[self.decode((-1, None))] * (b - len(rows))]
+        rows = [*rows, *[self._decode_one(-1, None)] * (b - len(rows))]
         # Eight bits a channel: float32 would take four times the memory and the transfer to the device.
         images = np.zeros((b, size, size, 3), np.uint8)
         batch = ImageBatch(

@@ -177,7 +177,8 @@ def _evaluate(
 ) -> dict[pathlib.Path, Evaluation]:
     """Evaluates contenders over one backbone and stores the results; that of `main` has pictures."""
     experiment, found = run.experiment, {}
-    features = run.features(target, backbone, (one.method for one in pending.values()))
+    encoders = dict(encoder_of(one.method) for one in pending.values())
+    features = run.features(target, backbone, encoders)
     # With stored features each result is stored by itself, so that a killed run keeps it; images are read
     # once for several.
     size = 1 if features.stored else AT_ONCE

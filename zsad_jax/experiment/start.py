@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import zsad_jax
 from zsad_jax.backbones import Backbone, registry, transformer
-from zsad_jax.backbones.feature_cache import Features
+from zsad_jax.backbones.feature_cache import Encoders, Features
 from zsad_jax.data.dataset import Dataset, read_sample
 from zsad_jax.data.open import Spec, open_dataset, open_train_split
 from zsad_jax.data.references import References, draw_references
@@ -20,7 +20,6 @@ from zsad_jax.experiment import config_files, console
 from zsad_jax.experiment.config import Experiment, Target, to_json
 from zsad_jax.experiment.variants import Variant, make_variants
 from zsad_jax.methods import Method, image_score, make_method, param_shapes
-from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import distributed, files, sharding
@@ -74,12 +73,12 @@ class Run:
         first = variant.experiment.seed
         return range(first, first + self.experiment.seeds)
 
-    def features(self, name: str, backbone: Backbone, methods: Iterable[Method]) -> Features:
-        """Returns the features that methods need of a dataset, in one pass over what is not stored."""
+    def features(self, name: str, backbone: Backbone, encoders: Encoders) -> Features:
+        """Returns the features of a dataset by each encoder, in one pass over what is not stored."""
         return Features(
             self.datasets[name],
             backbone,
-            dict(map(encoder_of, methods)),
+            encoders,
             self.experiment.features_config,
             mesh=self.mesh,
             rows=self.experiment.batch_size,

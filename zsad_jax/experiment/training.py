@@ -20,7 +20,7 @@ from zsad_jax.methods import Method, param_shapes
 from zsad_jax.methods.base import encoder_of
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.report import CurveWriter, curve_files
-from zsad_jax.train import DamagedCheckpointError, Member, OrbaxSaver, train
+from zsad_jax.train import DamagedCheckpointError, Member, OrbaxSaver, count_steps, train
 from zsad_jax.utils import distributed, files, sharding
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import fingerprint
@@ -97,7 +97,7 @@ def _list_trainings(run: Run, variant: Variant, auxiliary: str) -> dict[pathlib.
 def _describe(folder: pathlib.Path, training: Training, params: PyTree) -> Prompts:
     """Returns what results record of a training."""
     member = training.member
-    epochs = sum(stage.epochs or member.config.epochs for stage in training.method.stages)
+    epochs = sum(member.config.at(stage).epochs for stage in training.method.stages)
     return Prompts(params, training.auxiliary, folder.name, epochs, member.seed, folder)
 
 
@@ -113,7 +113,8 @@ def _obtain(run: Run, trainings: Mapping[pathlib.Path, Training]) -> dict[pathli
     for (auxiliary, backbone), groups in places.items():
         # The images are read once for all trainings on them.
         methods = (trainings[folders[0]].method for folders in groups.values())
-        features = run.features(auxiliary, backbone, methods)
+        stages = ((method, stage) for method in methods for stage in method.stages)
+        features = run.features(auxiliary, backbone, dict(itertools.starmap(encoder_of, stages)))
         for folders in groups.values():
             for start in range(0, len(folders), TOGETHER):
                 part = folders[start : start + TOGETHER]
@@ -158,8 +159,8 @@ def _train(
 ) -> dict[pathlib.Path, PyTree]:
     """Trains together what differs only in the members, or resumes from the last finished epoch."""
     folders, (first, *_) = list(trainings), trainings.values()
-    key, _ = encoder_of(first.method)
-    steps = first.member.config.steps(len(features.dataset))
+    keys = [encoder_of(first.method, stage)[0] for stage in first.method.stages]
+    setting = first.method, first.member.config, len(features.dataset)
     # Checkpoints hold the states of all members.
     together = f"{files.safe_name(first.auxiliary)}-{fingerprint([one.name for one in folders])}"
     place = folders[0] if len(folders) == 1 else folders[0].with_name(together)
@@ -168,12 +169,12 @@ def _train(
     while learned is None:
         done = saver.latest()
         # The curves are cut at the restored epoch: later steps are trained again.
-        resumed = None if done is None else done * steps
+        resumed = None if done is None else count_steps(*setting, done)
         with contextlib.suppress(DamagedCheckpointError), contextlib.ExitStack() as stack:
             learned = train(
                 first.method,
                 first.backbone,
-                features.select([key]),
+                features.select(keys),
                 [one.member for one in trainings.values()],
                 mesh=run.mesh,
                 saver=saver,

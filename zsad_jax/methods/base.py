@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypedDict
 
 import jax
@@ -157,18 +157,35 @@ class ReferenceViewsFn(Protocol):
     ) -> UInt8[np.ndarray, "v*k S S 3"]: ...
 
 
+class AugmentFn(Protocol):
+    """A function that returns a changed image, normalized for the tower, and its mask; it is vmapped."""
+
+    def __call__(
+        self, key: Array, image: Float[Array, "S S 3"], mask: Float[Array, "S S"], /
+    ) -> tuple[Float[Array, "S S 3"], Float[Array, "S S"]]: ...
+
+
 class Stage(NamedTuple):
-    """A stage of training: which parameter groups are trained, on which loss, and for how long.
+    """A stage of training: which parameter groups are trained, on which loss and images, and for how long.
 
     Attributes:
       groups: names of the parameter groups that are trained; None: all.
       loss: replaces the method's loss; None: the method's.
-      epochs: number of epochs; None: that of the training config.
+      training: fields of the training config that differ in this stage, such as epochs and batch_size.
+      features: replaces the method's features by ones that do not depend on `params`; None: the method's.
+      features_key: as `Method.features_key`, for `features`.
+      augment: changes every image and its mask in every step; None: none is changed.
+      mosaic: probability that an image is replaced by a mosaic of four random images of its category, of half
+        the size, which is anomalous if any of them is.
     """
 
     groups: tuple[str, ...] | None = None
     loss: LossFn | None = None
-    epochs: int | None = None
+    training: Mapping[str, Any] = {}
+    features: FeaturesFn | None = None
+    features_key: Hashable = None
+    augment: AugmentFn | None = None
+    mosaic: float = 0.0
 
 
 def grouped(**groups: str) -> GroupsFn:
@@ -196,7 +213,7 @@ class Method(NamedTuple):
       score_range: (low, high) of the image scores; None if it is unknown.
       features_key: equal (and not None) for methods that compute the same features over one backbone,
         which are then computed once for all of them.
-      cacheable: whether `features` ignores `params` and nothing is augmented.
+      cacheable: whether `features` ignores `params`.
       stages: the stages of training.
       across: used in place of `score` where no references are given; None if the scores of an image do not
         depend on other images.
@@ -246,13 +263,18 @@ def param_shapes(method: Method, backbone: Backbone) -> Params:
     return jax.eval_shape(method.init, jax.random.key(0), backbone.params)
 
 
-def encoder_of(method: Method) -> tuple[Hashable, FeaturesFn | None]:
-    """Returns the key of a method's features and their encoder; both None if they depend on its parameters."""
-    if not method.cacheable:
+def encoder_of(method: Method, stage: Stage | None = None) -> tuple[Hashable, FeaturesFn | None]:
+    """Returns the key of a method's features and their encoder, to score images, or in a stage of training.
+
+    Both are None if features depend on parameters, or the stage changes images: they cannot be stored.
+    """
+    cacheable, encode, key = method.cacheable, method.features, method.features_key
+    if stage and stage.features:
+        cacheable, encode, key = True, stage.features, stage.features_key
+    if not cacheable or (stage and (stage.augment or stage.mosaic)):
         return None, None
     # The function is a key that no other method has.
-    key: Any = method.features if method.features_key is None else method.features_key
-    return key, method.features
+    return encode if key is None else key, encode
 
 
 def check_references(method: Method, given: bool) -> None:
