@@ -18,6 +18,7 @@ from zsad_jax.evaluate import Contender, encode_prototypes, evaluate
 from zsad_jax.experiment import cache
 from zsad_jax.methods import Method, Scores
 from zsad_jax.methods.base import encoder_of
+from zsad_jax.methods.shared.scaling import scale_over_category
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.sharding import make_mesh
 
@@ -83,7 +84,7 @@ def brightness(images):
 def method(**changes):
     """Returns a method whose score is the brightness, scaled by its parameter."""
 
-    def score(frozen, params, prototypes, features, category):
+    def score(frozen, params, prototypes, features, category, *, extras=()):
         patches = features * params["gain"]
         return Scores({"mean": patches.mean((1, 2, 3)), "max": patches.max((1, 2, 3))}, patches)
 
@@ -180,6 +181,49 @@ def test_across_receives_all_features_of_category():
     for case in found.cases:
         assert case.score == pytest.approx(case.anomaly_map.max(), rel=1e-6)
         assert case.score <= 1
+
+
+@pytest.mark.parametrize("cacheable", [True, False])
+def test_scales_scores_and_maps_over_a_category(cacheable):
+    """Uses two categories in several blocks, and another one of equal images, which become 0."""
+
+    def score(frozen, params, prototypes, features, category):
+        scores = method().score(frozen, params, prototypes, features, category)
+        return scores._replace(image=scores.image | {"min": scores.patches.min((1, 2, 3))})
+
+    def fuse(image, peaks):
+        return {"mean": image["mean"], "max": peaks}
+
+    gain, plain = {"gain": jnp.float32(-2)}, method(score=score, cacheable=cacheable)
+    equal = [Sample(image=encoded(np.full((9, 9, 3), 50, np.uint8)), category="equal")] * 3
+    scaled = scale_over_category(plain, backbone(), fuse)
+    contenders = [Contender(scaled, gain), Contender(plain, gain, "raw")]
+    found, raw = run(contenders, Samples("squares", [*dataset(), *equal]), exact=True)
+    for category in ("left", "right"):
+        rows = np.array(found.categories) == category
+        ours, expected = (
+            {k: x[rows] for k, x in one.scored.image_scores.items()} for one in (found, raw)
+        )
+        for name, lowest in (("mean", "mean"), ("max", "min")):
+            values, low = expected[name], expected[lowest].min()
+            np.testing.assert_allclose(ours[name], (values - low) / (values.max() - low), atol=1e-6)
+    rows = np.array(found.categories) == "equal"
+    assert not any(x[rows].any() for x in found.scored.image_scores.values())
+    for case in found.cases:
+        assert case.anomaly_map.max() == pytest.approx(case.score, abs=1e-6)
+        assert case.anomaly_map.min() >= 0
+
+
+def test_images_alone_have_raw_scores_and_maps():
+    scaled = scale_over_category(
+        method(), backbone(), lambda image, peaks: {**image, "peak": peaks}
+    )
+    features = jnp.arange(2.0 * SIZE * SIZE).reshape(2, SIZE, SIZE, 1)
+    arguments = {}, {"gain": jnp.float32(3)}, None, features, np.zeros(2, int)
+    found, raw = scaled.score(*arguments), method().score(*arguments)
+    for name, expected in (("mean", raw.image["mean"]), ("peak", raw.image["max"])):
+        np.testing.assert_array_equal(found.image[name], expected)
+    np.testing.assert_array_equal(scaled.anomaly_map(found.patches, SIZE), raw.patches[..., 0])
 
 
 def broken(categories):

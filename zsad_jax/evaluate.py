@@ -170,10 +170,10 @@ def make_scorer(
         results = []
         each = zip(methods, keys, params, prototypes, features, strict=True)
         for method, key, learned, texts, own in each:
-            if not method.cacheable:
-                own = method.features(frozen, learned, backbone.preprocess.normalize(images))
-            own = encode(key) if own is None else own
             if not isinstance(own, Scores):
+                if not method.cacheable:
+                    own = method.features(frozen, learned, backbone.preprocess.normalize(images))
+                own = encode(key) if own is None else own
                 own = method.score(frozen, learned, texts, own, category)
             maps = method.anomaly_map(own.patches, size)
             results.append(Result(own.image, bin_maps(maps) if binned else maps))

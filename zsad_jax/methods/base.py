@@ -130,8 +130,9 @@ class AcrossFn(Protocol):
     """A function that returns the scores of all images of one category, which may depend on one another.
 
     It runs on the host, once per category; `prototypes` are those of all categories. `blocks()` yields the
-    features of consecutive images, in the order of the dataset, and which of them are valid, anew at each call:
-    those of all images need not fit into memory. The returned arrays have a row for each valid image.
+    features of consecutive images (8-bit images if features are not `Method.cacheable`), in the order of the
+    dataset, and which of them are valid, anew at each call: those of all images need not fit into memory. The
+    returned arrays have a row for each valid image.
     """
 
     def __call__(
@@ -216,7 +217,7 @@ class Method(NamedTuple):
       cacheable: whether `features` ignores `params`.
       stages: the stages of training.
       across: used in place of `score` where no references are given; None if the scores of an image do not
-        depend on other images.
+        depend on other images. Of a method that takes no references, `score` serves images alone.
       references: whether `prototypes` takes the features of normal images of each category.
       reference_views: the views in which reference images are encoded; None: the images themselves.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
