@@ -184,6 +184,7 @@ class Peer(abc.ABC):
       folder: of their weights.
     """
 
+    family = "clip"  # of its towers
     averaged = False  # whether maps are averaged rather than summed
 
     def __init__(self, setup: Mapping[str, np.ndarray], sizes: Any, folder: pathlib.Path):
@@ -401,6 +402,8 @@ class WinCLIP(Peer):
 
 class TIPSomaly(Peer):
     """TIPSomaly: fixed prompts for the image, a learned pair for the patches."""
+
+    family = "tips"
 
     def load(self, sizes: Any, folder: pathlib.Path) -> None:
         from transformers.models import tipsv2

@@ -164,7 +164,8 @@ def has_peer(options: argparse.Namespace) -> bool:
         return False
     import benchmark_peers
 
-    return options.method in benchmark_peers.PEERS
+    peer = benchmark_peers.PEERS.get(options.method)
+    return peer is not None and peer.family == options.family
 
 
 def write_weights(options: argparse.Namespace) -> None:
