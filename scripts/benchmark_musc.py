@@ -2,7 +2,7 @@
 
     python scripts/benchmark_musc.py --images 200 --cores 1
     python scripts/benchmark_musc.py --images 200 --grid 37 --queries 8 --layers 1 --degrees 3
-    python scripts/benchmark_musc.py --images 1000 --grid 37 --queries 1 --batch_size 1 --alone
+    python scripts/benchmark_musc.py --images 1000 --grid 37 --queries 8 --layers 1 --degrees 3 --alone
 
 Features are random and stored in a file, with the sizes of a ViT-S/14 at 252 pixels (--grid 37: 518). The
 PyTorch side has the steps of the published code: for each image, the distances of its patches to those of all

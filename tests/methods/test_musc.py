@@ -150,6 +150,14 @@ def test_distances_have_both_directions(nearby):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_distances_do_not_depend_on_memory(monkeypatch):
+    x, y = random_images(3), random_images(3, seed=1)
+    expected = distances(x, y)
+    monkeypatch.setattr(module, "MAX_COSINES", 72)  # of two images, the third is alone
+    for one, other in zip(distances.__wrapped__(x, y), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("share", "count", "expected"),
     [(0.3, 1, 1), (0.3, 4, 2), (0.3, 10, 3), (0.07, 100, 7), (0.0, 9, 1), (1.0, 9, 9)],

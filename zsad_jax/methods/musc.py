@@ -26,6 +26,8 @@ from zsad_jax.utils.errors import UserError, plural
 
 # Images whose distances to all others are in memory at a time: 1.4 GB among 1,000 images of 1,369 patches.
 IMAGES_PER_PASS = 256
+# Cosines in memory at a time: on a CPU, matrices that its cache does not hold take several times as long.
+MAX_COSINES = 2**21
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,17 +165,21 @@ def distances(
     row, column = np.divmod(np.arange(h * w), w)
     steps = np.maximum(abs(row - row[:, None]), abs(column - column[:, None]))
 
-    def compare(patches: Float[Array, "n d"]) -> tuple[Float[Array, "c n"], Float[Array, "c n"]]:
+    def compare(
+        patches: Float[Array, "n d"], other: Float[Array, "m d"]
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         # Full precision: near 1, the errors of an accelerator's default would exceed most distances.
-        highest = jax.lax.Precision.HIGHEST
-        cosines = jnp.einsum("cmd,nd->cmn", y.reshape(-1, h * w, d), patches, precision=highest)
+        cosines = jnp.einsum("md,nd->mn", other, patches, precision=jax.lax.Precision.HIGHEST)
         if nearby is not None:
             cosines = jnp.where(steps <= nearby, cosines, -1)
         # Both directions of one product, which takes nearly all of the time.
-        return cosines.max(axis=1), cosines.max(axis=2)
+        return cosines.max(axis=0), cosines.max(axis=1)
 
-    # An image at a time: the product with all patches of a whole block can take gigabytes.
-    there, back = jax.lax.map(compare, x.reshape(-1, h * w, d))
+    def compare_all(patches: Float[Array, "n d"]) -> Any:
+        others, together = y.reshape(-1, h * w, d), max(MAX_COSINES // (h * w) ** 2, 1)
+        return jax.lax.map(functools.partial(compare, patches), others, batch_size=together)
+
+    there, back = jax.lax.map(compare_all, x.reshape(-1, h * w, d))
     there, back = (jnp.sqrt(jnp.maximum(2 - 2 * cosines, 0)) for cosines in (there, back))
     return there.reshape(*there.shape[:2], h, w), back.swapaxes(0, 1).reshape(len(y), -1, h, w)
 
