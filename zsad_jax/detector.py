@@ -288,12 +288,7 @@ def make_detector(
         )
     if not 1 <= batch_size <= sharding.MAX_BATCH:
         raise UserError(f"batch_size={batch_size} must be between 1 and {sharding.MAX_BATCH}.")
-    check_references(method, references is not None)
-    if references is None and method.across and method.references != "unused":
-        raise UserError(
-            f"Without references, {method.name} scores the images of a category together, so it cannot score"
-            " single images. Pass references, or evaluate a folder of images with python -m zsad_jax.main."
-        )
+    check_references(method, references is not None, single=True)
     groups = sharding.make_mesh(jax.local_devices(), model_devices).devices
     mesh = sharding.make_mesh(groups[:batch_size].ravel().tolist(), model_devices)
     return Detector(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
@@ -311,7 +312,8 @@ def encode_prototypes(
     alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
-            key = jax.random.fold_in(jax.random.key(seed), number)
+            name = zlib.crc32(class_names[number].encode())  # not the position among others
+            key = jax.random.fold_in(jax.random.key(seed), name)
             images = method.reference_views(images, key)
         count = len(images)
         size = min(rows, sharding.round_up(count, mesh))

@@ -95,6 +95,25 @@ def hugging_face(arrays):
     return renamed
 
 
+def in_memory(arrays):
+    """Returns the names that transformers 5 holds in memory, where the branches of a SwiGLU are apart."""
+    names = {".attention.output.dense.": ".attention.o_proj.", ".weights_out.": ".down_proj."}
+    names |= {
+        f".attention.attention.{one}.": f".attention.{one[0]}_proj."
+        for one in ("query", "key", "value")
+    }
+    renamed = {}
+    for name, array in hugging_face(arrays).items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        if ".weights_in." in name:
+            for part, rows in zip(("gate_proj", "up_proj"), np.split(array, 2), strict=True):
+                renamed[name.replace("weights_in", part)] = rows
+        else:
+            renamed[name] = array
+    return renamed
+
+
 def write(path, arrays):
     np.savez(path, **arrays)
     return path
@@ -118,7 +137,9 @@ def test_all_formats_give_bit_equal_trees(load, registers, gated):
     ours = load(arrays)
     prefixed = {f"dinov2.{name}": array for name, array in hugging_face(arrays).items()}
     prefixed["classifier.weight"] = np.zeros((2, WIDTH), np.float32)
-    for other in (timm(arrays), hugging_face(arrays), prefixed):
+    training = {f"teacher.backbone.{name}": array for name, array in arrays.items()}
+    training["teacher.dino_head.weight"] = np.zeros((2, WIDTH), np.float32)
+    for other in (timm(arrays), hugging_face(arrays), in_memory(arrays), prefixed, training):
         jax.tree.map(np.testing.assert_array_equal, load(other).params, ours.params)
 
 
@@ -205,6 +226,14 @@ def test_names_missing_array_as_in_the_file(load, convert, name):
     del arrays[name]
     with pytest.raises(UserError, match=rf"dinov2\.npz .*{name}"):
         load(arrays)
+
+
+def test_names_arrays_of_a_foreign_file_as_they_are():
+    foreign = registry.locate("tips-nano").vision
+    with pytest.raises(
+        UserError, match=r"no array 'pos_embed' .*first names are encoder/ToTokenSeq"
+    ):
+        load_backbone("dinov2", weights=foreign)
 
 
 def test_methods_that_need_text_raise_error():

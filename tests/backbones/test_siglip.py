@@ -60,7 +60,7 @@ def test_image_features_match_golden(model, golden):
 
 def test_text_features_and_probabilities_match_golden(model, golden):
     ids = golden["text_ids"]
-    paddings = (ids == siglip.PAD).astype(np.int32)
+    paddings = (ids == 0).astype(np.int32)
     text = model.encode_text(model.params, ids, paddings)
     assert_close(unit(text), golden["txt_embedding"])
     image = model.encode_image(model.params, golden["images"]).global_tokens[:, 0]
@@ -70,7 +70,7 @@ def test_text_features_and_probabilities_match_golden(model, golden):
 
 
 def test_cut_texts_are_extended_by_padding(model, golden):
-    ids = np.where(np.arange(64) < 9, golden["text_ids"], siglip.PAD)
+    ids = np.where(np.arange(64) < 9, golden["text_ids"], 0)
     paddings = np.broadcast_to((np.arange(64) >= 9).astype(np.int32), ids.shape)
     full = model.encode_text(model.params, ids, paddings)
     assert_close(model.encode_text(model.params, ids[:, :9], paddings[:, :9]), full, 1e-6)
@@ -82,11 +82,27 @@ def test_cut_texts_are_extended_by_padding(model, golden):
 
 def test_text_without_projection(model, golden):
     ids = golden["text_ids"]
-    paddings = (ids == siglip.PAD).astype(np.int32)
+    paddings = (ids == 0).astype(np.int32)
     text = model.encode_text(model.params, ids, paddings, project=False)
     head = model.params["text"]["head"]
     projected = text @ head["kernel"] + head["bias"]
     assert_close(projected, model.encode_text(model.params, ids, paddings))
+
+
+def test_siglip_1_is_padded_with_the_end_token(golden, tmp_path):
+    arrays = read("native")
+    table = np.resize(arrays["params/txt/Embed_0/embedding"], (siglip.OF_SIGLIP1[0], 48))
+    np.savez(tmp_path / "siglip.npz", **{**arrays, "params/txt/Embed_0/embedding": table})
+    tokenizer = SENTENCEPIECE if SENTENCEPIECE.exists() else None
+    model = load_backbone("siglip", weights=tmp_path / "siglip.npz", tokenizer=tokenizer)
+    ids = np.where(np.arange(64) < 9, golden["text_ids"], siglip.END)
+    full = model.encode_text(model.params, ids, np.zeros_like(ids))
+    assert_close(
+        model.encode_text(model.params, ids[:, :9], np.zeros((len(ids), 9), int)), full, 1e-6
+    )
+    if tokenizer:
+        ids, paddings = model.tokenize(["a photo"])
+        assert set(ids[paddings == 1]) == {siglip.END}
 
 
 def looped(arrays):
@@ -173,7 +189,7 @@ def test_texts_are_lower_case_and_end_with_one_token():
     count = int((words != 0).sum())
     np.testing.assert_array_equal(ids[0, : count + 1], [*words[0, :count], siglip.END])
     assert (paddings[0] == 0).sum() == count + 1
-    with pytest.raises(UserError, match="but the text tower has 96 tokens"):
+    with pytest.raises(UserError, match="has 32000 tokens, but the text tower has 96"):
         model.tokenize(["a photo"])
     with pytest.raises(UserError, match="has 65 tokens, but the text tower reads 64"):
         tokenize([" ".join(["a"] * 64)], **options, end=(siglip.END,))

@@ -77,6 +77,20 @@ def test_random_views_follow_the_seed(parts, tmp_path):
     assert (scores[0]["top_mean"] != scores[1]["top_mean"]).all()
 
 
+def test_views_do_not_depend_on_other_categories(parts, tmp_path):
+    method = {"name": "knn", "variant": "subspace", "views": "random", "num_views": 3, "tau": 0.5}
+    alone = {"folder": f"{parts['folder']}/nut", "name": "nut"}
+    run_experiment(made(None, targets=(parts, alone), method=method, shots=3), tmp_path / "run")
+    scores = {}
+    for path in (tmp_path / "run/evaluations").iterdir():
+        found = load(path)
+        scores[found.dataset] = found.scored.image_scores["top_mean"][
+            np.array(found.categories) == "nut"
+        ]
+    assert len(scores["parts"]) == 2
+    np.testing.assert_allclose(scores["parts"], scores["nut"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

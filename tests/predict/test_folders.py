@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import re
 import shutil
 
 import pytest
@@ -114,10 +116,18 @@ def test_other_references_rescore_the_images(few_shot, pictures, job, references
         job.predict(few_shot, [pictures], references=place)
         assert job.run_info()["num_reused"] == reused
         assert [*job.run_info()["references"]] == [f"{place}/0.png"]
-        assert f"compared  with the images of {place}" in capsys.readouterr().out
+        assert f"compared  with 1 image of {place}" in capsys.readouterr().out
         scores = {row["path"][-len("a/0.png") :]: row["score"] for row in job.rows()}
         assert scores[copied[0]] == pytest.approx(0, abs=1e-5)
         assert max(scores.values()) > 1e-3
+
+
+def test_reports_ignored_files_among_references(few_shot, pictures, job, references, caplog):
+    place = references("good", "a/0.png", "a/1.png")
+    os.rename(f"{place}/1.png", f"{place}/0_mask.png")
+    job.predict(few_shot, [pictures / "a"], references=place)
+    assert [*job.run_info()["references"]] == [f"{place}/0.png"]
+    assert re.search("Ignoring .*0_mask.png", caplog.text)
 
 
 def test_rejects_references_that_do_not_fit(few_shot, experiment, pictures, job, references):

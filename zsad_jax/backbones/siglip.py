@@ -48,7 +48,8 @@ from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
 NORMAL = nn.initializers.normal(0.02)
-PAD, END = 0, 1  # token ids
+END = 1  # token id
+OF_SIGLIP1 = (32_000, 250_000)  # sizes of the vocabularies, English and multilingual
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,11 @@ class TextSizes(TextTowerSizes):
     embed_dim: int
     activation: str = "gelu_tanh"
     num_start_tokens: int = 0
+
+    @property
+    def pad(self) -> int:
+        """The id of padding: 0 in SigLIP2; SigLIP repeats the end token."""
+        return END if self.vocabulary in OF_SIGLIP1 else 0
 
 
 class TextEncoder(TextTower):
@@ -110,7 +116,7 @@ class TextEncoder(TextTower):
         s = self.sizes
         self.check_length(embeddings)
         t, n, e = embeddings.shape
-        rest = jnp.broadcast_to(self.token_embedding[PAD], (t, s.length - n, e))
+        rest = jnp.broadcast_to(self.token_embedding[s.pad], (t, s.length - n, e))
         x = jnp.concatenate([embeddings, rest], axis=1) + self.positional_embedding
         x = self.run(self.transformer, x, deep_prompts, options)
         out: Array = self.ln_final(x[:, -1])
@@ -159,7 +165,7 @@ def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
         loaded,
         vit.VisionEncoder(vision),
         TextEncoder(text),
-        functools.partial(tokenize_sentencepiece, end=(END,)),
+        functools.partial(tokenize_sentencepiece, end=(END,), pad=text.pad),
         family="siglip",
         embed_dim=vision.width,
         preprocess=Preprocess(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3),

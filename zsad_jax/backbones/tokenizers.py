@@ -27,6 +27,7 @@ CLIP_WORDS = {
     "parts": 5149, "flawless": 15531, "the": 518, "part": 1551, "good": 886,
 }  # fmt: skip
 WORDS_SHOWN = 8  # of a text, in errors
+MAX_UNUSED = 1024  # rows of an embedding table without a token, which make its size a round number
 # Runs of letters, single digits, runs of anything else; the special tokens and English endings go first.
 WORDS = (
     r"(?i)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -48,6 +49,7 @@ def tokenize_sentencepiece(
     length: int,
     vocabulary: int,
     end: Sequence[int] = (),
+    pad: int = 0,
 ) -> Tokens:
     """Tokenizes for TIPS and SigLIP: lower case, no start token.
 
@@ -56,25 +58,25 @@ def tokenize_sentencepiece(
     Args:
       texts: sentences.
       path: the sentencepiece model. None is an error only here, where a text is tokenized.
-      length: tokens per text; shorter texts are padded with id 0.
-      vocabulary: rows of the model's embedding table, which no id may exceed.
+      length: tokens per text; shorter texts are padded.
+      vocabulary: rows of the model's embedding table, of which nearly all have a token.
       end: ids after each text.
+      pad: id of padding.
 
     Raises:
       UserError: the model is missing, is not readable or does not fit the vocabulary; or a text is too long.
     """
     model = _sentencepiece(_existing(path, "the sentencepiece model"))
+    if not 0 <= vocabulary - model.vocab_size() < MAX_UNUSED:
+        raise UserError(
+            f"The tokenizer {path} has {model.vocab_size()} tokens, but the text tower has {vocabulary}."
+            " Pass the tokenizer that was published with the weights."
+        )
     encoded = [[*model.encode(text.lower()), *end] for text in texts]
     for text, tokens in zip(texts, encoded, strict=True):
         _check_length(text, len(tokens), length)
     # The published code takes every id 0 for padding.
-    ids, paddings = _pad(encoded, length)
-    if ids.max(initial=0) >= vocabulary:
-        raise UserError(
-            f"The tokenizer {path} has ids up to {ids.max()}, but the text tower has {vocabulary} tokens."
-            " Pass the tokenizer that was published with the weights."
-        )
-    return ids, paddings
+    return _pad(encoded, length, pad)
 
 
 def tokenize_bpe(
@@ -122,9 +124,9 @@ def _check_length(text: str, found: int, length: int) -> None:
         )
 
 
-def _pad(rows: Sequence[Sequence[int]], length: int) -> Tokens:
-    """Pads by count, so that a real token of id 0 is not padding."""
-    ids = np.zeros((len(rows), length), np.int32)
+def _pad(rows: Sequence[Sequence[int]], length: int, pad: int = 0) -> Tokens:
+    """Pads by count, so that a real token of the id `pad` is not padding."""
+    ids = np.full((len(rows), length), pad, np.int32)
     paddings = np.ones((len(rows), length), np.int32)
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens

@@ -278,8 +278,11 @@ def encoder_of(method: Method, stage: Stage | None = None) -> tuple[Hashable, Fe
     return encode if key is None else key, encode
 
 
-def check_references(method: Method, given: bool) -> None:
-    """Raises `UserError` if a method requires references and none are given, or takes none."""
+def check_references(method: Method, given: bool, *, single: bool = False) -> None:
+    """Raises `UserError` if a method requires references and none are given, or takes none.
+
+    With `single`, images are scored one by one, for which a method with `across` requires references.
+    """
     if given and method.references == "unused":
         raise UserError(
             f"{method.name} takes no reference images. Remove them (config.shots, references, --references), or"
@@ -290,6 +293,11 @@ def check_references(method: Method, given: bool) -> None:
             f"{method.name} requires normal reference images of each category. Draw them from the train splits"
             " of the targets (--config.shots=4), or give your own: references=[PATH, …] from Python, or"
             " --references FOLDER for python -m zsad_jax.predict."
+        )
+    if single and not given and method.across and method.references != "unused":
+        raise UserError(
+            f"Without references, {method.name} scores the images of a category together, so it cannot score"
+            " single images. Pass references, or evaluate a folder of images with python -m zsad_jax.main."
         )
 
 

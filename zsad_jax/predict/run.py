@@ -42,21 +42,22 @@ def predict(experiment: Experiment, options: Options) -> None:
         with located("--threshold"):
             good = _find([options.threshold.good], options)
             _check_categories(options, found, good)
-    # A file may be among the images and among the known-good ones.
-    for kind in group_issues(dict.fromkeys((*found.ignored, *good.ignored))):
+    references = _find_references(options, good)
+    # A file may be among several of them.
+    ignored = dict.fromkeys((*found.ignored, *good.ignored, *references.ignored))
+    for kind in group_issues(ignored):
         logging.warning("Ignoring %s", summarize_issues(kind))
     used = [options.folders.of(image) for image in (*found.images, *good.images)]
     for place, entry in options.folders.listed.items():
         if not any(one is entry for one in used):
             logging.warning("There are no images in %s, which --folders lists.", place)
-    references = _find_references(options, good)
     # Two runs that share a folder would replace each other's records.
     with files.alone(options.out, (*outputs.FILES, "masks")):
         files.sweep(options.out, [folder for folder, _ in outputs.OUTPUTS.values()])
         journal = _open_journal(options.out / "predictions.jsonl", found.images)
         # One compilation serves both.
         num_images = max(len(found.images), len(good.images))
-        model = score.prepare_model(experiment, options, references, num_images=num_images)
+        model = score.prepare_model(experiment, options, references.images, num_images=num_images)
         _check_thresholds(options, model)
         _print_model(model, found.images, options)
         warning = options.out / "WARNING.txt"  # of the outputs that cannot hold it, such as maps
@@ -113,17 +114,19 @@ def _check_categories(options: Options, found: Found, good: Found) -> None:
         )
 
 
-def _find_references(options: Options, good: Found) -> list[str]:
+def _find_references(options: Options, good: Found) -> Found:
     """Returns the references; rejects several categories, and known-good images that are references."""
     if options.references is None:
-        return []
+        return Found([], [])
     if len(options.folders.categories) > 1:
         raise UserError(
             "--references has images of one category, but --category and --folders name several:"
             f" {', '.join(options.folders.categories)}. Name one, or score each with its own references."
         )
-    references = find_images([options.references]).images
-    if both := {*map(os.path.realpath, references)} & {*map(os.path.realpath, good.images)}:
+    with located("--references"):
+        references = _find([options.references], options)
+    images, known = ({*map(os.path.realpath, one.images)} for one in (references, good))
+    if both := images & known:
         raise UserError(
             f"{min(both)} is both a known-good image and a reference, so that its score is too low for a"
             " threshold. Use different images."
@@ -309,7 +312,7 @@ def _print_model(model: Model, images: Sequence[str], options: Options) -> None:
     print(f"model     {shown.method} on {shown.backbone}, {shown.image_size} px")
     print(f"prompts   {shown.prompts}" + (f"; prompt family: {family}" if family else ""))
     if options.references:
-        print(f"compared  with the images of {options.references}")
+        print(f"compared  with {plural(len(model.references), 'image')} of {options.references}")
     categories = dict.fromkeys(f'"{of(image).category}"' for image in images)
     print(f"category  {', '.join(categories)}; image score: {shown.image_score}")
     if model.warning:

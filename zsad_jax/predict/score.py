@@ -173,7 +173,7 @@ def prepare_model(
     if earlier is None or earlier.inputs != inputs:
         if experiment.backbone["name"] in RELEASES:  # before weights are downloaded
             over = describe_backbone(experiment.backbone["name"])
-            check_references(experiment.main_method(over), bool(references))
+            check_references(experiment.main_method(over), bool(references), single=True)
         detector = load()
         described = describe_detector(experiment, detector, inputs)
         return Model(described, options.folders, batch_size, num_workers, lambda: detector, digests)

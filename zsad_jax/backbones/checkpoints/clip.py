@@ -136,7 +136,7 @@ def from_arrays(
         native = {
             f"{side}/{k}": array for side, tower in towers.items() for k, array in tower.items()
         }
-        return Native(native, source, _names_in_file(arrays, layouts))
+        return Native(native, source, _names_in_file(arrays, layouts), arrays)
 
     # With one head all is laid out that can be, whatever the width.
     file = lay_out(dict.fromkeys(SIDES, 1))

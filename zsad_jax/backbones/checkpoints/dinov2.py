@@ -10,8 +10,10 @@ from zsad_jax.backbones.checkpoints.torch_layout import (
     QUERY_KEY_VALUE,
     Layout,
     Native,
+    below,
 )
 
+_DENSE = ("query", "key", "value", "out")
 _GATED, _LAST = DINOV2_PARTS["mlp.w12"], DINOV2_PARTS["mlp.w3"]
 
 _REGISTERS = {"reg_token": f"{vit.TOKENS}/registers"}  # in timm
@@ -33,6 +35,11 @@ _HUGGING_FACE = Layout(
     vit.BLOCKS,
     {
         **{name: DINOV2_PARTS[name] for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+        # First the names in memory since transformers 5, which its files do not have.
+        **{f"attention.{one[0]}_proj": (f"{ATTENTION}/{one}",) for one in _DENSE},
+        "mlp.gate_proj": _GATED[:1],
+        "mlp.up_proj": _GATED[1:],
+        "mlp.down_proj": _LAST,
         "attention.attention.query": QUERY_KEY_VALUE[:1],
         "attention.attention.key": QUERY_KEY_VALUE[1:2],
         "attention.attention.value": QUERY_KEY_VALUE[2:],
@@ -46,6 +53,8 @@ _HUGGING_FACE = Layout(
 
 def from_arrays(arrays: Arrays, num_heads: int | None, source: str) -> Native:
     """Returns native arrays, see `vit.from_pytorch`."""
+    for prefix in ("teacher.", "backbone."):  # of training
+        arrays = below(arrays, prefix) or arrays
     # With registers, timm adds the position of the class token to the token, as is done here.
     merged = "reg_token" in arrays
     return vit.from_pytorch(arrays, _layout(arrays), num_heads, source, class_position=not merged)

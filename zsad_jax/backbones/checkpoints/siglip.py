@@ -85,10 +85,10 @@ def from_arrays(
     if any("/" in name for name in arrays):
         native = {_rename(_BIG_VISION, name): x for name, x in _one_by_one(arrays).items()}
         names = {ours: theirs for theirs, ours in _BIG_VISION.items()}
-        file = Native(native, source, functools.partial(_rename, names))
+        file = Native(native, source, functools.partial(_rename, names), arrays)
     else:
         native = _from_hugging_face(arrays, given, source)
-        file = Native(native, source, _name_in_hugging_face)
+        file = Native(native, source, _name_in_hugging_face, arrays)
     for name, dimensions in _DIMENSIONS.items():
         while name in native and native[name].ndim > dimensions and len(native[name]) == 1:
             native[name] = native[name][0]

@@ -46,7 +46,7 @@ def from_arrays(arrays: Arrays, side: str, num_heads: int | None, source: str) -
     elif side == "vision":
         native = vit.from_pytorch(arrays, layout, num_heads, source, num_registers=1)
     else:
-        native = Native(layout.to_native(arrays, 1), source, layout.name_in_file)
+        native = Native(layout.to_native(arrays, 1), source, layout.name_in_file, arrays)
         width = native.need("token_emb/emb_var", None, None).shape[1]
         heads = check_heads(num_heads or vit.default_heads(width), width, source)
         native = native._replace(arrays=layout.to_native(arrays, heads))

@@ -5,7 +5,7 @@ the rows of one matrix, and so may the two branches of a SwiGLU.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,11 +95,18 @@ class Layout(NamedTuple):
 
 
 class Native(NamedTuple):
-    """Arrays by native names, their file in words, and a function from a native name to that in the file."""
+    """Arrays by native names, and for errors their file.
+
+    Attributes:
+      source: the file in words.
+      name_in_file: returns the name of an array in the file.
+      names: of the arrays in the file; (): the native ones.
+    """
 
     arrays: Arrays
     source: str
     name_in_file: Callable[[str], str] = str
+    names: Collection[str] = ()
 
     def need(self, name: str, *shape: int | None) -> np.ndarray:
         """Returns an array that shows sizes; None in the shape stands for any length."""
@@ -107,7 +114,7 @@ class Native(NamedTuple):
         if len(found) != len(shape) or any(
             m == 0 or n not in (None, m) for n, m in zip(shape, found, strict=True)
         ):
-            first = ", ".join(sorted(map(self.name_in_file, self.arrays))[:3])
+            first = ", ".join(sorted(self.names or self.arrays)[:3])
             raise UserError(
                 f"{self.source} has no array {self.name_in_file(name)!r} of the expected shape (its first names"
                 f" are {first}). Check that it is a complete file of the named model, and that no two files are"

@@ -64,7 +64,7 @@ def from_pytorch(
       class_position: whether the first row of the position table is that of the class token.
     """
     native = layout.to_native(arrays, 1)  # heads do not matter yet
-    need = Native(native, source, layout.name_in_file).need
+    need = Native(native, source, layout.name_in_file, arrays).need
     count, width = need(f"{TOKENS}/posembed_input", 1, None, None).shape[1:]
     heads = check_heads(num_heads or default_heads(width), width, source)
     native |= layout.to_native(arrays, heads)
@@ -94,7 +94,7 @@ def from_pytorch(
         f"{TOKENS}/cls": np.concatenate(tokens, axis=1),
     }
     kept = {name: array for name, array in native.items() if name not in folded}
-    return Native(kept, source, layout.name_in_file)
+    return Native(kept, source, layout.name_in_file, arrays)
 
 
 def vision_sizes(native: Native, begin: str = "") -> dict[str, Any]:
