@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -16,20 +17,7 @@ from zsad_jax.experiment.config import from_config
 from zsad_jax.utils import distributed
 from zsad_jax.utils.errors import UserError
 
-# Runs the command and notes each sample that is read.
-COMMAND = """
-import os, runpy, sys
-from zsad_jax.data import loader
-read = loader.read_sample
-
-def note(dataset, index):
-    with open(os.environ["READS"], "a") as file:
-        file.write(f"{dataset.name} {index}\\n")
-    return read(dataset, index)
-
-loader.read_sample = note
-runpy.run_module("zsad_jax.main", run_name="__main__", alter_sys=True)
-"""
+READER = str(pathlib.Path(__file__).with_name("main_noting_reads.py"))
 DEMO = (
     "--config=configs/tipsomaly.py:demo",
     "--config.backbone.image_size=56",
@@ -86,7 +74,7 @@ def start(folder, arguments, name, **variables):
         "ZSAD_JAX_HOME": str(folder / "home"),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments],
+        [sys.executable, READER, *arguments],
         cwd=folder, env=environment | variables, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import pickle
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
+from zlib import compress, decompress
 
 import jax
 import jax.numpy as jnp
@@ -420,6 +422,7 @@ class _Tally:
     exact: bool
     image_scores: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
     states: dict[str, metrics.category.State] = dataclasses.field(default_factory=dict)
+    packed: dict[str, bytes] = dataclasses.field(default_factory=dict)
     found: dict[str, dict[str, Metrics]] = dataclasses.field(default_factory=dict)
 
     def add(self, batch: ImageBatch, rows: Int[np.ndarray, " r"], result: Result) -> None:
@@ -428,8 +431,11 @@ class _Tally:
         # A batch may contain the end of one category and the beginning of the next.
         for category in dict.fromkeys(batch.category[rows].tolist()):
             name = self.dataset.categories[category]
-            if self.dataset.contiguous and not jax.distributed.is_initialized():
-                self._complete([one for one in self.states if one != name])
+            done = [one for one in self.states if one != name and self.dataset.contiguous]
+            if jax.distributed.is_initialized():  # others may have more images of them
+                self.packed |= {x: compress(pickle.dumps(self.states.pop(x)), 1) for x in done}
+            else:
+                self._complete(done)
             members = rows[batch.category[rows] == category]
             self.states[name] = metrics.category.update(
                 self.states.get(name) or metrics.category.init(exact=self.exact),
@@ -451,11 +457,12 @@ class _Tally:
     def _complete(self, categories: Sequence[str]) -> None:
         """Computes the metrics of categories and drops their states of 24 MB each."""
         for category in categories:
-            parts = [*filter(None, distributed.gather(self.states.pop(category, None)))]
-            if parts:
-                state = functools.reduce(metrics.category.merge, parts)
+            own: Any = self.packed.pop(category, None) or self.states.pop(category, None)
+            if parts := [*filter(None, distributed.gather(own))]:
+                states = (pickle.loads(decompress(x)) if isinstance(x, bytes) else x for x in parts)
+                state = functools.reduce(metrics.category.merge, states)
                 self.found[category] = {
-                    name: metrics.category.compute(
+                    name: distributed.by_main(metrics.category.compute)(
                         state, image_score=name, thresholds=self.method.aupro_thresholds
                     )
                     for name in state.scores

@@ -360,8 +360,7 @@ def train(
             first_epoch = last_epoch
             continue
         if done > first_epoch:
-            restored = saver.restore(done, states)
-            if restored is None:
+            if (restored := saver.restore(done, states)) is None:
                 raise DamagedCheckpointError(f"epoch {done}")
             states = sharding.replicate(restored, mesh)
         # All optimizers have the same update, which reads what differs from the state.
