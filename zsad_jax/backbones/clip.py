@@ -173,10 +173,6 @@ class TextEncoder(TextTower):
         # ln(1 / 0.07), where training starts; released files hold the trained value.
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6593), ())
 
-    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
-        """Looks up token embeddings, without positions; learned tokens enter here."""
-        return self.token_embedding[token_ids]
-
     def encode(
         self,
         embeddings: Float[Array, "t n e"],

@@ -125,7 +125,7 @@ class Release(NamedTuple):
 
 
 class TowerSize(NamedTuple):
-    """A size of TIPS, DINOv2 (the vision towers of TIPS) or SigLIP; both towers are equally wide."""
+    """A size of DINOv2, whose vision towers TIPS has too, or of SigLIP; text towers are equally wide."""
 
     width: int
     num_heads: int
@@ -150,10 +150,7 @@ def swiglu_hidden(mlp_dim: int) -> int:
 
 
 def vit_sizes(tower: TowerSize, *, grid: int, vocabulary: int = 32_000) -> tuple[Sizes, Sizes]:
-    """Returns the sizes of a TIPS model whose native files hold a position grid of this side.
-
-    Records of other families change what differs.
-    """
+    """Returns the sizes of the vision and of the text tower; `grid` is the side of the position table."""
     shared = {"width": tower.width, "num_heads": tower.num_heads}
     vision = {
         "patch_size": 14,

@@ -101,10 +101,6 @@ class TextEncoder(TextTower):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.3026), ())
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
-    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
-        """Looks up token embeddings, without positions; learned tokens enter here."""
-        return self.token_embedding[token_ids]
-
     def encode(
         self,
         embeddings: Float[Array, "t n e"],

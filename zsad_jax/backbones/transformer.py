@@ -204,22 +204,19 @@ class Attention(nn.Module):
         x: Float[Array, "b n d"],
         valid: Bool[Array, "b n"] | None,
         stream: Float[Array, "b n d"] | None = None,
-        attended_to: Float[Array, "b m d"] | None = None,
         *,
         by_value: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"] | None]:
         """Returns the attention, and the value-value stream with its own added, if there is one.
 
-        `attended_to` are the tokens that keys and values are of; None: x. With `by_value`, values are queries
-        and keys as well.
+        With `by_value`, values are queries and keys as well.
         """
         b, n, width = x.shape
         heads = (self.num_heads, width // self.num_heads)
         rows = as_rows(x)
-        others = rows if attended_to is None else as_rows(attended_to)
         query, key, value = (
-            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(of).reshape(b, -1, *heads)
-            for name, of in (("query", rows), ("key", others), ("value", others))
+            nn.DenseGeneral(heads, dtype=self.dtype, name=name)(rows).reshape(b, n, *heads)
+            for name in ("query", "key", "value")
         )
         out = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")
 
@@ -397,6 +394,11 @@ class TextTower(nn.Module):
         """Returns text embeddings of token ids, by the methods `embed` and `encode` of each family."""
         out: Array = self.encode(self.embed(token_ids), paddings)
         return out
+
+    def embed(self, token_ids: Int[Array, "t n"]) -> Float[Array, "t n e"]:
+        """Looks up token embeddings, without positions; learned tokens enter here."""
+        found: Array = self.token_embedding[token_ids]
+        return found
 
     def run(
         self,

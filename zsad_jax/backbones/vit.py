@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from zsad_jax.backbones.base import VisionFeatures, VisionOptions
 from zsad_jax.backbones.transformer import (
-    Attention,
     FeedForward,
     Mlp,
     PatchEmbedding,
@@ -105,10 +104,11 @@ class MapHead(nn.Module):
         s = self.sizes
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, s.width))
         probe = jnp.broadcast_to(probe.astype(s.dtype), (len(tokens), 1, s.width))
-        attention = Attention(
-            s.num_heads, s.dtype, form=s.attention, name="MultiHeadDotProductAttention_0"
+        # One query needs none of the forms of `transformer.Attention`.
+        attention = nn.MultiHeadDotProductAttention(
+            s.num_heads, dtype=s.dtype, force_fp32_for_softmax=True
         )
-        x, _ = attention(probe, None, attended_to=tokens.astype(s.dtype))
+        x: Array = attention(probe, tokens.astype(s.dtype))
         y = layer_norm(NORM_EPSILON, name="LayerNorm_0")(x).astype(s.dtype)
         y = Mlp(s.mlp_dim, s.activation, s.dtype, name="MlpBlock_0")(y, None)
         return (x + y).astype(jnp.float32)

@@ -8,18 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from zsad_jax.backbones.checkpoints import torch_layout
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.backbones.checkpoints.torch_layout import (
-    ATTENTION,
-    HUGGING_FACE_PARTS,
-    OPENAI_PARTS,
-    Layout,
-    Native,
-    below,
-    check_heads,
-    check_same_heads,
-    count_blocks,
-)
 from zsad_jax.utils.errors import UserError
 
 SIDES = ("vision", "text")
@@ -27,7 +17,7 @@ BLOCK = "transformer/encoderblock_"
 HEAD_WIDTH = 64  # in every published CLIP
 
 _OPENAI = {
-    "vision": Layout(
+    "vision": torch_layout.Layout(
         {
             "visual.conv1.weight": "embedding/kernel",
             "visual.class_embedding": "class_embedding",
@@ -40,9 +30,9 @@ _OPENAI = {
         },
         "visual.transformer.resblocks.",
         BLOCK,
-        OPENAI_PARTS,
+        torch_layout.OPENAI_PARTS,
     ),
-    "text": Layout(
+    "text": torch_layout.Layout(
         {
             "token_embedding.weight": "token_embedding",
             "positional_embedding": "positional_embedding",
@@ -53,11 +43,11 @@ _OPENAI = {
         },
         "transformer.resblocks.",
         BLOCK,
-        OPENAI_PARTS,
+        torch_layout.OPENAI_PARTS,
     ),
 }
 _HUGGING_FACE = {
-    "vision": Layout(
+    "vision": torch_layout.Layout(
         {
             "vision_model.embeddings.patch_embedding.weight": "embedding/kernel",
             "vision_model.embeddings.class_embedding": "class_embedding",
@@ -70,9 +60,9 @@ _HUGGING_FACE = {
         },
         "vision_model.encoder.layers.",
         BLOCK,
-        HUGGING_FACE_PARTS,
+        torch_layout.HUGGING_FACE_PARTS,
     ),
-    "text": Layout(
+    "text": torch_layout.Layout(
         {
             "text_model.embeddings.token_embedding.weight": "token_embedding",
             "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -82,7 +72,7 @@ _HUGGING_FACE = {
         },
         "text_model.encoder.layers.",
         BLOCK,
-        HUGGING_FACE_PARTS,
+        torch_layout.HUGGING_FACE_PARTS,
     ),
 }
 # Any of these shows the prefix of all names in a file; several, since one may be missing.
@@ -105,7 +95,7 @@ _IGNORED = (
 
 def from_arrays(
     arrays: Arrays, *, num_heads: int | None = None, text_num_heads: int | None = None, source: str
-) -> Native:
+) -> torch_layout.Native:
     """Returns the two towers of a CLIP model in native names and layouts, mostly as views of the given arrays.
 
     Args:
@@ -124,19 +114,21 @@ def from_arrays(
     """
     given = {"vision": num_heads, "text": text_num_heads or num_heads}
     if any(name.startswith(("vision/", "text/")) for name in arrays):
-        file = Native(arrays, source)
+        file = torch_layout.Native(arrays, source)
         for side, heads in given.items():
-            query = file.need(f"{side}/{BLOCK}0/{ATTENTION}/query/kernel", None, None, None)
-            check_same_heads(query.shape[1], heads, f"{source} ({side} tower)")
+            query = file.need(
+                f"{side}/{BLOCK}0/{torch_layout.ATTENTION}/query/kernel", None, None, None
+            )
+            torch_layout.check_same_heads(query.shape[1], heads, f"{source} ({side} tower)")
         return file
     sides, layouts = _sort(arrays), _layouts(arrays)
 
-    def lay_out(num_heads: Mapping[str, int]) -> Native:
+    def lay_out(num_heads: Mapping[str, int]) -> torch_layout.Native:
         towers = {side: layouts[side].to_native(sides[side], num_heads[side]) for side in SIDES}
         native = {
             f"{side}/{k}": array for side, tower in towers.items() for k, array in tower.items()
         }
-        return Native(native, source, _names_in_file(arrays, layouts), arrays)
+        return torch_layout.Native(native, source, _names_in_file(arrays, layouts), arrays)
 
     # With one head all is laid out that can be, whatever the width.
     file = lay_out(dict.fromkeys(SIDES, 1))
@@ -147,7 +139,9 @@ def from_arrays(
     return lay_out({side: _choose_heads(given[side], widths[side], source) for side in SIDES})
 
 
-def _names_in_file(arrays: Arrays, layouts: Mapping[str, Layout]) -> Callable[[str], str]:
+def _names_in_file(
+    arrays: Arrays, layouts: Mapping[str, torch_layout.Layout]
+) -> Callable[[str], str]:
     """Returns a function from a native name ("vision/ln_post/bias") to that in a file of these arrays.
 
     The array may be missing. The name comes with its tower, which OpenAI's names do not always show.
@@ -166,7 +160,7 @@ def _names_in_file(arrays: Arrays, layouts: Mapping[str, Layout]) -> Callable[[s
     return name_in_file
 
 
-def _layouts(arrays: Arrays) -> dict[str, Layout]:
+def _layouts(arrays: Arrays) -> dict[str, torch_layout.Layout]:
     """Returns the layouts of both sides, each as its names show it."""
     prefix = _prefix(arrays)
     marks = {"vision": (f"{prefix}vision_", f"{prefix}visual_"), "text": (f"{prefix}text_model",)}
@@ -182,7 +176,7 @@ def _choose_heads(num_heads: int | None, width: int, source: str) -> int:
             f"{source} does not show its attention heads, and its width of {width} is not a multiple of"
             f" {HEAD_WIDTH}. Pass num_heads (and text_num_heads)."
         )
-    return check_heads(num_heads or width // HEAD_WIDTH, width, source)
+    return torch_layout.check_heads(num_heads or width // HEAD_WIDTH, width, source)
 
 
 def _prefix(arrays: Arrays) -> str:
@@ -215,7 +209,7 @@ def _lay_out(name: str, array: np.ndarray) -> np.ndarray:
     return array.T if name.endswith("_projection.weight") else array
 
 
-def read_sizes(native: Native) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_sizes(native: torch_layout.Native) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the fields of `clip.VisionSizes` and `clip.TextSizes` that arrays of `from_arrays` show."""
     kernel = native.need("vision/embedding/kernel", None, None, 3, None)
     positions = native.need("vision/positional_embedding", None, None)
@@ -247,9 +241,9 @@ def to_openai(params: Mapping[str, Any]) -> dict[str, Any]:
     }
     arrays["visual.conv1.weight"] = arrays["visual.conv1.weight"].transpose(3, 2, 0, 1)
     for side, layout in _OPENAI.items():
-        tower = below(flat, f"{side}/{BLOCK}")
-        for number in range(count_blocks(tower, "")):
-            block = below(tower, f"{number}/")
+        tower = torch_layout.below(flat, f"{side}/{BLOCK}")
+        for number in range(torch_layout.count_blocks(tower, "")):
+            block = torch_layout.below(tower, f"{number}/")
             for part, targets in layout.parts.items():
                 for kind, array in _openai_part(block, targets).items():
                     joint = "_" if len(targets) > 1 else "."

@@ -6,17 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from zsad_jax.backbones.checkpoints import vit
+from zsad_jax.backbones.checkpoints import torch_layout, vit
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.backbones.checkpoints.torch_layout import (
-    HUGGING_FACE_PARTS,
-    QUERY_KEY_VALUE,
-    Layout,
-    Native,
-    below,
-    check_heads,
-    check_same_heads,
-)
 from zsad_jax.backbones.registry import SIGLIP_TOWERS
 
 PREFIXES = ("params/", "opt/target/")
@@ -56,17 +47,18 @@ _OUTSIDE = {
     "logit_scale": "text/logit_scale",
     "logit_bias": "text/logit_bias",
 }
+_PARTS = torch_layout.HUGGING_FACE_PARTS
 _HEAD_PARTS = {
     "layernorm": ("LayerNorm_0",),
-    "attention.in_proj": QUERY_KEY_VALUE,
-    "attention.out_proj": HUGGING_FACE_PARTS["self_attn.out_proj"],
-    **{name: HUGGING_FACE_PARTS[name] for name in ("mlp.fc1", "mlp.fc2")},
+    "attention.in_proj": torch_layout.QUERY_KEY_VALUE,
+    "attention.out_proj": _PARTS["self_attn.out_proj"],
+    **{name: _PARTS[name] for name in ("mlp.fc1", "mlp.fc2")},
 }
 # One after the other; the MAP head is read as a block with the number 0.
 _LAYOUTS = {
-    "text": Layout({}, "text_model.encoder.layers.", TEXT_BLOCKS, HUGGING_FACE_PARTS),
-    "vision": Layout(_OUTSIDE, "vision_model.encoder.layers.", _BLOCKS, HUGGING_FACE_PARTS),
-    "head": Layout({}, "vision_model.head.", _HEAD, _HEAD_PARTS),
+    "text": torch_layout.Layout({}, "text_model.encoder.layers.", TEXT_BLOCKS, _PARTS),
+    "vision": torch_layout.Layout(_OUTSIDE, "vision_model.encoder.layers.", _BLOCKS, _PARTS),
+    "head": torch_layout.Layout({}, "vision_model.head.", _HEAD, _HEAD_PARTS),
 }
 # Arrays that files have with more axes of length 1 than our tree.
 _DIMENSIONS = {"text/positional_embedding": 2, "text/logit_scale": 0, "text/logit_bias": 0}
@@ -74,21 +66,21 @@ _DIMENSIONS = {"text/positional_embedding": 2, "text/logit_scale": 0, "text/logi
 
 def from_arrays(
     arrays: Arrays, num_heads: int | None, text_num_heads: int | None, source: str
-) -> Native:
+) -> torch_layout.Native:
     """Returns native arrays, whose names begin with "vision/" and "text/".
 
     Arrays that are missing, unknown or misshapen are left for `fit_tree` to list.
     """
     for prefix in PREFIXES:
-        arrays = below(arrays, prefix) or arrays
+        arrays = torch_layout.below(arrays, prefix) or arrays
     given = {"vision": num_heads, "text": text_num_heads or num_heads}
     if any("/" in name for name in arrays):
         native = {_rename(_BIG_VISION, name): x for name, x in _one_by_one(arrays).items()}
         names = {ours: theirs for theirs, ours in _BIG_VISION.items()}
-        file = Native(native, source, functools.partial(_rename, names), arrays)
+        file = torch_layout.Native(native, source, functools.partial(_rename, names), arrays)
     else:
         native = _from_hugging_face(arrays, given, source)
-        file = Native(native, source, _name_in_hugging_face, arrays)
+        file = torch_layout.Native(native, source, _name_in_hugging_face, arrays)
     for name, dimensions in _DIMENSIONS.items():
         while name in native and native[name].ndim > dimensions and len(native[name]) == 1:
             native[name] = native[name][0]
@@ -99,7 +91,7 @@ def from_arrays(
             native[f"{_TOKENS}/posembed_input"] = rows.reshape(1, grid, grid, -1)
     for side, blocks in (("vision", _BLOCKS), ("text", TEXT_BLOCKS)):
         found = file.block_sizes(blocks)["num_heads"]
-        check_same_heads(found, given[side], f"{source} ({side} tower)")
+        torch_layout.check_same_heads(found, given[side], f"{source} ({side} tower)")
     return file
 
 
@@ -129,7 +121,7 @@ def _one_by_one(arrays: Arrays) -> dict[str, np.ndarray]:
 def _from_hugging_face(
     arrays: Arrays, num_heads: Mapping[str, int | None], source: str
 ) -> dict[str, np.ndarray]:
-    file = Native(arrays, source)
+    file = torch_layout.Native(arrays, source)
     widths = {
         "vision": len(file.need(_KERNEL, None, 3, None, None)),
         "text": file.need(_TABLE, None, None).shape[1],
@@ -144,7 +136,7 @@ def _from_hugging_face(
         tower = "text" if side == "text" else "vision"
         width = widths[tower]
         heads = num_heads[tower] or vit.default_heads(width, SIGLIP_TOWERS)
-        native = layout.to_native(native, check_heads(heads, width, source))
+        native = layout.to_native(native, torch_layout.check_heads(heads, width, source))
     return native
 
 

@@ -4,19 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from zsad_jax.backbones.checkpoints import vit
+from zsad_jax.backbones.checkpoints import torch_layout, vit
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.backbones.checkpoints.torch_layout import (
-    DINOV2_PARTS,
-    OPENAI_PARTS,
-    Layout,
-    Native,
-    check_heads,
-)
 
 _LAYOUTS = {
-    "vision": Layout(vit.DINOV2_NAMES, "blocks.", vit.BLOCKS, DINOV2_PARTS),
-    "text": Layout(
+    "vision": torch_layout.Layout(
+        vit.DINOV2_NAMES, "blocks.", vit.BLOCKS, torch_layout.DINOV2_PARTS
+    ),
+    "text": torch_layout.Layout(
         {
             "token_embedding.weight": "token_emb/emb_var",
             "ln_final.weight": "text_encoder_norm/scale",
@@ -25,7 +20,7 @@ _LAYOUTS = {
         },
         "transformer.resblocks.",
         "transformer/encoderblock_",
-        OPENAI_PARTS,
+        torch_layout.OPENAI_PARTS,
     ),
 }
 
@@ -35,20 +30,24 @@ def is_pytorch(arrays: Arrays) -> bool:
     return not any("/" in name for name in arrays)
 
 
-def from_arrays(arrays: Arrays, side: str, num_heads: int | None, source: str) -> Native:
+def from_arrays(
+    arrays: Arrays, side: str, num_heads: int | None, source: str
+) -> torch_layout.Native:
     """Returns a tower in native names and layouts, with LayerScale folded into dense layers.
 
     Arrays that are missing, unknown or misshapen are left for `fit_tree` to list.
     """
     layout = _LAYOUTS[side]
     if not is_pytorch(arrays):
-        native = Native(arrays, source)
+        native = torch_layout.Native(arrays, source)
     elif side == "vision":
         native = vit.from_pytorch(arrays, layout, num_heads, source, num_registers=1)
     else:
-        native = Native(layout.to_native(arrays, 1), source, layout.name_in_file, arrays)
+        native = torch_layout.Native(
+            layout.to_native(arrays, 1), source, layout.name_in_file, arrays
+        )
         width = native.need("token_emb/emb_var", None, None).shape[1]
-        heads = check_heads(num_heads or vit.default_heads(width), width, source)
+        heads = torch_layout.check_heads(num_heads or vit.default_heads(width), width, source)
         native = native._replace(arrays=layout.to_native(arrays, heads))
     temperature = native.arrays.get("temperature_contrastive", np.empty(0))
     if temperature.size != 1:
@@ -58,7 +57,7 @@ def from_arrays(arrays: Arrays, side: str, num_heads: int | None, source: str) -
     return native._replace(arrays={**native.arrays, **scalar})
 
 
-def read_sizes(native: Native, side: str) -> dict[str, Any]:
+def read_sizes(native: torch_layout.Native, side: str) -> dict[str, Any]:
     """Returns the fields of `VisionSizes` or `TextSizes` that native arrays show."""
     if side == "vision":
         tokens = native.need(f"{vit.TOKENS}/cls", 1, None, None).shape[1]

@@ -6,14 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from zsad_jax.backbones.checkpoints import torch_layout
 from zsad_jax.backbones.checkpoints.read import Arrays
-from zsad_jax.backbones.checkpoints.torch_layout import (
-    ATTENTION,
-    Layout,
-    Native,
-    check_heads,
-    count_blocks,
-)
 from zsad_jax.backbones.registry import TIPS_TOWERS, TowerSize
 
 TOKENS = "encoder/ToTokenSequence_0"
@@ -31,7 +25,7 @@ DINOV2_NAMES = {
     "mask_token": "mask_token",
 }
 # The dense layers whose outputs the two LayerScales of a block scale; the last one of a SwiGLU is Dense_2.
-_SCALED = ((f"{ATTENTION}/out",), ("MlpBlock_0/Dense_1", "FFNSwiGluFused_0/Dense_2"))
+_SCALED = ((f"{torch_layout.ATTENTION}/out",), ("MlpBlock_0/Dense_1", "FFNSwiGluFused_0/Dense_2"))
 
 
 def default_heads(width: int, released: Mapping[str, TowerSize] = TIPS_TOWERS) -> int:
@@ -45,13 +39,13 @@ def default_heads(width: int, released: Mapping[str, TowerSize] = TIPS_TOWERS) -
 
 def from_pytorch(
     arrays: Arrays,
-    layout: Layout,
+    layout: torch_layout.Layout,
     num_heads: int | None,
     source: str,
     *,
     num_registers: int | None = None,
     class_position: bool = True,
-) -> Native:
+) -> torch_layout.Native:
     """Returns a tower in native names and layouts, with class and register tokens in one array.
 
     LayerScale is folded into dense layers, and the position of the class token into that token. Arrays that
@@ -64,9 +58,9 @@ def from_pytorch(
       class_position: whether the first row of the position table is that of the class token.
     """
     native = layout.to_native(arrays, 1)  # heads do not matter yet
-    need = Native(native, source, layout.name_in_file, arrays).need
+    need = torch_layout.Native(native, source, layout.name_in_file, arrays).need
     count, width = need(f"{TOKENS}/posembed_input", 1, None, None).shape[1:]
-    heads = check_heads(num_heads or default_heads(width), width, source)
+    heads = torch_layout.check_heads(num_heads or default_heads(width), width, source)
     native |= layout.to_native(arrays, heads)
     # The other rows are those of the patches, row by row.
     grid = math.isqrt(max(count - class_position, 0))
@@ -79,7 +73,7 @@ def from_pytorch(
     if num_registers or f"{TOKENS}/registers" in native:
         tokens.append(need(f"{TOKENS}/registers", 1, num_registers, width))
     folded = {f"{TOKENS}/registers", "mask_token"}  # the latter is of pre-training
-    for block in (f"{BLOCKS}{i}/" for i in range(count_blocks(native, BLOCKS))):
+    for block in (f"{BLOCKS}{i}/" for i in range(torch_layout.count_blocks(native, BLOCKS))):
         for scale, targets in zip(layout.scales, _SCALED, strict=True):
             gamma = need(f"{block}{scale}", width)
             folded.add(f"{block}{scale}")
@@ -94,10 +88,10 @@ def from_pytorch(
         f"{TOKENS}/cls": np.concatenate(tokens, axis=1),
     }
     kept = {name: array for name, array in native.items() if name not in folded}
-    return Native(kept, source, layout.name_in_file, arrays)
+    return torch_layout.Native(kept, source, layout.name_in_file, arrays)
 
 
-def vision_sizes(native: Native, begin: str = "") -> dict[str, Any]:
+def vision_sizes(native: torch_layout.Native, begin: str = "") -> dict[str, Any]:
     """Returns the fields of `vit.ViTSizes` that arrays show, whose names begin with `begin`."""
     kernel = native.need(f"{begin}{TOKENS}/embedding/kernel", None, None, 3, None)
     return {
