@@ -22,9 +22,11 @@ def get_config(variant: str = "") -> ConfigDict:
     return presets.vary(config, variant, {"demo": _demo, "demo_tips": _demo_tips})
 
 
-def _demo(config: ConfigDict) -> None:
-    presets.demo(config, train=False)
+def _demo(config: ConfigDict, backbone: str = "clip-nano") -> None:
+    presets.demo(config, backbone=backbone, train=False)
+    config.comparisons = {"4-shot": {"shots": 4}, **config.comparisons}
+    config.seeds = 3  # draws of the four references
 
 
 def _demo_tips(config: ConfigDict) -> None:
-    presets.demo(config, backbone="tips-nano", train=False)
+    _demo(config, "tips-nano")

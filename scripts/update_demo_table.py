@@ -14,7 +14,7 @@ from typing import Any
 
 from zsad_jax.experiment.config import WITHOUT_EFFECT, is_one_of
 from zsad_jax.experiment.config_keys import flatten
-from zsad_jax.report.rows import MEAN
+from zsad_jax.report.rows import MEAN, STD_OF
 from zsad_jax.utils import command_line, files
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.records import fingerprint
@@ -22,8 +22,14 @@ from zsad_jax.utils.records import fingerprint
 ROOT = pathlib.Path(__file__).parents[1]
 README, STORED = ROOT / "README.md", ROOT / "docs" / "results" / "demos.json"
 BACKBONES = ("clip-nano", "tips-nano")
-BASELINE = "fixed prompts"  # a row of its own: a comparison in the demos of TIPSomaly
+BASELINE = "fixed prompts"  # a comparison in the demos of TIPSomaly
 METRICS = ("image_auroc", "pixel_auroc")
+
+# A method, or one of its comparisons: "| `winclip`, 4-shot | ".
+ROW = (
+    rf"^(?P<kept>\| (?:`(?P<method>\w+)`(?:, (?P<label>[\w-]+))?|{BASELINE}) \|[^|]*\|[^|]*\|)"
+    r"[^|]*/[^|]*\|[^|]*/[^|]*\|$"
+)
 
 Runs = dict[str, dict[str, Any]]  # by method and backbone
 
@@ -45,7 +51,10 @@ def update(workdirs: Sequence[pathlib.Path]) -> None:
 
 
 def condense(workdir: pathlib.Path) -> Runs:
-    """Returns what is stored of a run: the fingerprint of its setting, and its means."""
+    """Returns what is stored of a run: the fingerprint of its setting, and its means and deviations.
+
+    The means are those of its method in the main setting ("") and in comparisons.
+    """
     config, results, comparisons = (
         json.loads((workdir / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("config", "results", "comparisons")
@@ -53,13 +62,14 @@ def condense(workdir: pathlib.Path) -> Runs:
     row = next(row for row in results if row["category"] == MEAN)
     if row["backbone"] not in BACKBONES:
         raise UserError(f"{workdir} is not a run of a demo. Give runs of configs/METHOD.py:demo.")
+    own = ("category", "method", "image_score")
     means = {
-        other["variant"]: {metric: other[metric] for metric in METRICS}
-        for other in comparisons
-        if (other["category"], other["variant"]) == (MEAN, BASELINE)
-        and other["image_score"] == row["image_score"]
+        other["variant"]: {
+            name: other[name] for m in METRICS for name in (m, STD_OF[m]) if name in other
+        }
+        for other in (row, *comparisons)
+        if all(other[name] == row[name] for name in own)
     }
-    means[""] = {metric: row[metric] for metric in METRICS}
     return {
         f"{row['method']} on {row['backbone']}": {"setting": setting_of(config), "means": means}
     }
@@ -76,19 +86,24 @@ def fill_in(text: str, runs: Runs) -> str:
     """Returns the README with the last two columns of its table written anew."""
 
     def row(found: re.Match[str]) -> str:
-        name = found["name"]
-        method, label = (name[1:-1], "") if name != BASELINE else ("tipsomaly", BASELINE)
+        method, label = found["method"], found["label"] or ""
+        if not method:
+            method, label = "tipsomaly", BASELINE
         keys = [f"{method} on {backbone}" for backbone in BACKBONES]
         if missing := [key for key in keys if key not in runs]:
             raise UserError(
                 f"No stored run of {missing[0]}. Run its demo and give the working directory."
             )
         values = (runs[key]["means"][label] for key in keys)
-        shown = (" / ".join(f"{mean[metric]:.3f}" for metric in METRICS) for mean in values)
+        shown = (" / ".join(_show(mean, metric) for metric in METRICS) for mean in values)
         return f"{found['kept']} {' | '.join(shown)} |"
 
-    rows = rf"^(?P<kept>\| (?P<name>`\w+`|{BASELINE}) \|[^|]*\|[^|]*\|)[^|]*/[^|]*\|[^|]*/[^|]*\|$"
-    return re.sub(rows, row, text, flags=re.MULTILINE)
+    return re.sub(ROW, row, text, flags=re.MULTILINE)
+
+
+def _show(mean: Mapping[str, float], metric: str) -> str:
+    std = mean.get(STD_OF[metric])
+    return f"{mean[metric]:.3f}" + ("" if std is None else f" ± {std:.3f}")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ def test_table_shows_the_stored_runs():
     stale = {name: run | {"means": {key: {} for key in run["means"]}} for name, run in RUNS.items()}
     with pytest.raises(KeyError):  # every row is written from the runs
         SCRIPT["fill_in"](README, stale)
-    rows = re.findall(
-        r"^\| (`\w+`|fixed prompts) \|.*\d\.\d{3} / \d\.\d{3} \|$", README, re.MULTILINE
-    )
-    assert sorted(rows) == sorted([*(f"`{name}`" for name in METHODS), "fixed prompts"])
+    rows = [
+        (row["method"], row["label"]) for row in re.finditer(SCRIPT["ROW"], README, re.MULTILINE)
+    ]
+    compared = [(None, None), ("knn", "subspace"), ("musc", "4-shot"), ("winclip", "4-shot")]
+    assert {*rows} == {*((name, None) for name in METHODS), *compared}
 
 
 @pytest.mark.parametrize("backbone", SCRIPT["BACKBONES"])
@@ -39,19 +40,22 @@ def test_stored_runs_have_the_setting_of_the_demos(method, backbone):
 
 def test_condenses_a_run(tmp_path):
     mean = {"category": "mean", "method": "clip", "variant": "", "backbone": "tips-nano"}
-    rows = [mean | {"image_score": name, "image_auroc": 0.75, "pixel_auroc": 0.5} for name in "ab"]
+    values = {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_auroc_std": 0.1}
+    rows = [mean | values | {"image_score": name, "seeds": 3} for name in "ab"]
     config = {"method": "clip", "backbone": {"name": "tips-nano", "text": None}}
     contents = {
         "config": config | {"data_dir": "x"},
         "results": [rows[0] | {"category": "gear"}, rows[0]],
-        "comparisons": [row | {"variant": "fixed prompts"} for row in rows],
+        "comparisons": [
+            *(row | {"variant": "4-shot"} for row in rows),
+            rows[0] | {"variant": "other", "method": "tps"},
+        ],
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    values = {"image_auroc": 0.75, "pixel_auroc": 0.5}
     assert SCRIPT["condense"](tmp_path) == {
         "clip on tips-nano": {
             "setting": SCRIPT["setting_of"](config | {"backbone": {"name": "tips-nano"}}),
-            "means": {"fixed prompts": values, "": values},
+            "means": {"4-shot": values, "": values},
         }
     }
