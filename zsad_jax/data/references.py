@@ -34,7 +34,7 @@ class References(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A text that changes with the images and their views."""
+        """A digest of the source, the positions of the images and the seed."""
         return fingerprint(self.source.fingerprint(), self.images, self.seed)
 
     def read(self, preprocess: Preprocess) -> Iterator[UInt8[np.ndarray, "k S S 3"]]:
