@@ -2,7 +2,8 @@
 
     python -m zsad_jax.main --config configs/knn.py[:VARIANT]
 
-Nothing is learned and no text is read, so that any backbone serves: --config.backbone.name=tips-l14-hr.
+Nothing is learned and no text is read, so that any backbone serves: --config.backbone.name=tips-l14-hr. Only
+dinov2-s14 has masks of the background.
 """
 
 from ml_collections import ConfigDict

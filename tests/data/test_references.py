@@ -1,5 +1,6 @@
 """Tests of the draw of reference images from train splits."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,15 +12,18 @@ from zsad_jax.data.references import draw_references
 from zsad_jax.utils.errors import NoSplitError, UserError
 
 CATEGORIES = ("nut", "bolt")
+PIXEL = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes()
 
 
 def source(counts=(9, 8), label=0):
     names = [name for name, count in zip(CATEGORIES, counts, strict=True) for _ in range(count)]
     made = [
-        Sample(image="", label=label, category=name, file_name=f"{name}/{number}.png")
+        Sample(image=PIXEL, label=label, category=name, file_name=f"{name}/{number}.png")
         for number, name in enumerate(names)
     ]
-    return Samples("parts", [*made, Sample(image="", label=1, category="nut", file_name="bad.png")])
+    return Samples(
+        "parts", [*made, Sample(image=PIXEL, label=1, category="nut", file_name="bad.png")]
+    )
 
 
 def test_draw_depends_on_the_seed_alone():
@@ -80,6 +84,8 @@ def test_reads_drawn_images_of_a_folder(parts):
     (parts / "train/good/1.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"reference image cannot be read: .*good/1.png"):
         list(drawn.read(Preprocess(image_size=4)))
+    with pytest.raises(UserError, match=r"reference image cannot be read: .*good/1.png"):
+        draw_references(train, ("parts",), [(1, 0), (2, 0)])
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,7 @@ RECIPES = {
             "degrees": (1, 3, 5),
             "share": 0.3,
             "nearby": None,
+            "patch_norm": None,
             "neighbors": (1, 2, 3),
             "feature_layers": (6, 12, 18, 24),
             "vv_from": None,
@@ -326,9 +327,9 @@ RECIPES = {
             "top_share": 0.01,
             "smoothing": "gaussian",
             "sigma": 4.0,
-            "mask": False,
+            "mask_threshold": None,
+            "mask_backbones": (),
             "mask_only": (),
-            "mask_threshold": 10.0,
             "k": 1,
             "metric": "cosine",
             "mask_references": False,
@@ -340,10 +341,11 @@ RECIPES = {
         backbone=CLIP | {"name": "dinov2-s14", "image_size": 448},
         method_for={
             "mvtec_ad": {
-                "mask": True,
+                "mask_threshold": 10.0,
+                "mask_backbones": ("dinov2-s14",),
                 "mask_only": ("capsule", "hazelnut", "pill", "screw", "toothbrush"),
             },
-            "visa": {"mask": True},
+            "visa": {"mask_threshold": 10.0, "mask_backbones": ("dinov2-s14",)},
         },
     ),
     "winclip": Recipe(

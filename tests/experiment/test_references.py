@@ -1,5 +1,6 @@
 """Tests of runs with reference images: several draws, what results record, and mistakes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -127,3 +128,11 @@ def test_rejects_targets_without_enough_normal_images(parts, tmp_path):
     assert [*datasets] == ["parts"]
     assert [*skipped] == ["flat"]
     assert [*references] == [("parts", 1, 0)]
+
+
+def test_rejects_single_images_before_anything_is_encoded(parts, tmp_path):
+    experiment = made(parts, method={"name": "musc"}, shots=None)
+    (tmp_path / "parts/nut/test/bent/0.png").unlink()
+    with pytest.raises(UserError, match="parts has 1 image of the category nut, but musc needs 2"):
+        start_run(experiment, Workdir(tmp_path, tmp_path))
+    start_run(dataclasses.replace(experiment, shots=1), Workdir(tmp_path, tmp_path))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import zsad_jax.methods.knn as knn_module
-from zsad_jax.methods.knn import knn
+from zsad_jax.methods.knn import KnnConfig, knn
+from zsad_jax.methods.shared.config import scale_block
 from zsad_jax.utils.errors import UserError
 
 WIDTH, RANK = 24, 6
@@ -328,23 +329,68 @@ def test_masks_the_background_of_named_classes(score):
     mask = np.stack([brute_mask(one, 10.0) for one in tests])
     assert mask.any()
     assert not mask.all()
-    image, masked, _ = score(references, tests, [0, 1], mask=True)
+    image, masked, _ = score(references, tests, [0, 1], mask_threshold=10.0)
     np.testing.assert_array_equal(masked, np.where(mask, plain, 0))
     # Patches of the background stay in the set of which the top share is taken.
     np.testing.assert_allclose(image, [brute_top(one) for one in np.float64(masked)], rtol=1e-6)
     mask[0] = True
-    _, masked, _ = score(references, tests, [0, 1], mask=True, mask_only=("b",))
+    _, masked, _ = score(references, tests, [0, 1], mask_threshold=10.0, mask_only=("b",))
     np.testing.assert_array_equal(masked, np.where(mask, plain, 0))
-    image, masked, _ = score(references, tests, [0, 1], mask=True, mask_threshold=1e5)
+    image, masked, _ = score(references, tests, [0, 1], mask_threshold=1e5)
     assert not masked.any()
     assert not image.any()
+
+
+def test_masks_of_named_backbones_alone(score, model):
+    references, tests = draw(0, 2, 2, 12, 15), draw_object(0, (12, 15))[None]
+    _, plain, _ = score(references, tests)
+    for backbones, same in ((("dinov2-s14",), True), ((model.name,), False)):
+        options = {"mask_threshold": 10.0, "mask_backbones": backbones}
+        _, found, _ = score(references, tests, **options)
+        assert np.array_equal(found, plain) == same
+    for of_dataset in KnnConfig.recipe.method_for.values():
+        assert of_dataset["mask_backbones"] == (KnnConfig.recipe.backbone["name"],)
+
+
+def test_names_of_masked_categories_may_have_underscores(score):
+    references, tests = draw(0, 1, 2, 12, 15), draw_object(0, (12, 15))[None]
+    found = [
+        score(references, tests, names=(name,), mask_threshold=10.0, mask_only=("metal_nut",))[1]
+        for name in ("metal nut", "metal_nut", "nut")
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] == 0).sum() > (found[2] == 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tau": 0.9}, "'tau' is 0.9. Expected 0.99, since .* with variant='neighbors'"),
+        ({**SUBSPACE, "k": 2}, "'k' is 2. Expected 1, since .* with variant='subspace'"),
+        ({**SUBSPACE, "metric": "L2"}, "'metric' is 'L2'. Expected 'cosine'"),
+        ({"mask_only": ("nut",)}, "'mask_only' is .* no effect without mask_threshold"),
+        ({"mask_references": True}, "'mask_references' is .* no effect without mask_threshold"),
+    ],
+)
+def test_rejects_options_without_effect(model, options, words):
+    with pytest.raises(UserError, match=words):
+        knn(model, options)
+
+
+def test_blocks_that_are_scaled_to_one_count_once(model):
+    """Compares the default blocks of the subspace over a shallow tower with the same blocks, each once."""
+    blocks = (23, 24, 25, 26, 27, 28, 29)
+    deep = knn(model, {"feature_layers": blocks, "tower_depth": 40})
+    scaled = dict.fromkeys(scale_block(one, model.vision_depth, of=40) for one in blocks)
+    assert len(scaled) < len(blocks)
+    assert deep.features_key[0] == (*scaled,)
 
 
 def test_ignores_the_background_of_references(score):
     references = np.stack([draw_object(seed, (12, 15)) for seed in range(2)])[None]
     tests = draw_tests(1, (12, 15))
     mask = np.stack([brute_mask(one, 10.0) for one in references[0]])
-    options = {"mask": True, "mask_references": True, "k": 3}
+    options = {"mask_threshold": 10.0, "mask_references": True, "k": 3}
     _, found, _ = score(references, tests, **options)
     shown = np.stack([brute_mask(one, 10.0) for one in tests])
     expected = brute_neighbors(references[0][mask], tests, k=3)

@@ -209,6 +209,9 @@ def test_rescoring_by_hand():
     # More neighbors than images are all of them; equal scores stay equal.
     np.testing.assert_allclose(rescore(scores, tokens, (3, 9)), rescore(scores, tokens, (3,)))
     np.testing.assert_allclose(rescore(np.ones(3), tokens, (1, 2)), 0)
+    # Images with negative cosines do not count, and one with the token 0 has its own score.
+    tokens = np.array([[1, 0], [-1, 0.001], [0, -1], [0, 0]])
+    np.testing.assert_allclose(rescore(np.arange(4.0), tokens, (3, 4)), np.arange(4) / 3, atol=1e-6)
 
 
 def test_rejects_single_image_without_references(features, make):
@@ -222,3 +225,16 @@ def test_rejects_single_image_without_references(features, make):
 def test_rejects_wrong_options(make, options):
     with pytest.raises(UserError, match=rf"'{next(iter(options))}' is .* Expected"):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "norm"),
+    [
+        ("clip-vit-b16", {}, False),
+        ("dinov2-s14", {}, True),
+        ("dinov2-s14", {"patch_norm": False}, False),
+    ],
+)
+def test_final_norm_is_that_of_the_published_code(name, options, norm):
+    """Both over CLIP (raw tokens) and over DINOv2 (its own intermediate layers)."""
+    assert musc(describe_backbone(name), options).features_key[3] is norm

@@ -318,6 +318,7 @@ def test_mean_and_deviation_over_seeds_are_in_every_format(by_seed):
     assert (first.number, first.difference) == ("84.0 ± 4.0", -9.4)  # sqrt((4² + 0 + 4²) / 2)
     assert cell_of(table, 1, "image_auroc").number == "71.0 ± 1.4"  # of two values: 2 / sqrt(2)
     assert table.footnotes[-1] == "Mean ± standard deviation over 3 seeds (3 to 5)."
+    assert f"\n{table.footnotes[-1]}" in formats.to_text(table)  # no row refers to it by a number
     assert "84.0 ± 4.0 (93.4, −9.4)" in formats.render("table.md", table=table)
     assert "84.0 ± 4.0<small>93.4" in formats.render("table.html", table=table)
     assert r"84.0 $\pm$ 4.0" in formats.render("table.tex", table=table, label="x")

@@ -64,6 +64,7 @@ def draw_references(
 
     Raises:
       NoSplitError: the source has fewer of a category.
+      UserError: a drawn image cannot be read.
 
     Example:
       >>> from zsad_jax.data import open_dataset
@@ -94,4 +95,9 @@ def draw_references(
             f" but {shots} of each are required as references. Use fewer, or another dataset."
         )
 
-    return {one: draw(*one) for one in draws}
+    drawn = {one: draw(*one) for one in draws}
+    images = (of_category for one in drawn.values() for of_category in one.images.values())
+    every = References(source, {"": functools.reduce(dict.__or__, images, {})}, 0)
+    for _ in every.read(Preprocess(image_size=1)):  # now, and not after other long work
+        pass
+    return drawn

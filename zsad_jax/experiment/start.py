@@ -1,12 +1,15 @@
 """The start of a run: everything is checked, opened and loaded before any long work."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -23,7 +26,7 @@ from zsad_jax.methods import Method, image_score, make_method, param_shapes
 from zsad_jax.methods.shared import prompt_files
 from zsad_jax.train import check_learning_rates
 from zsad_jax.utils import distributed, files, sharding
-from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located
+from zsad_jax.utils.errors import NoSplitError, NotPreparedError, UserError, located, plural
 from zsad_jax.utils.remote import Workdir
 
 AllReferences = dict[tuple[str, int, int], References]
@@ -131,6 +134,11 @@ def start_run(experiment: Experiment, workdir: Workdir) -> Run:
         references=references,
         mesh=mesh,
     )
+    for one, target in itertools.product(variants, run.targets):
+        method = run.method(one, target.name)
+        if method.min_images > 1 and not one.experiment.shots:
+            with _naming(one):
+                _check_counts(datasets[target.name], method)
     config, versions = to_json(experiment), (jax.__version__, zsad_jax.__version__)
     data = [*map(_describe_data, datasets.values())] if experiment.distributed else []
     setting = config, versions, data, [one.digest for one in backbones.values()]
@@ -153,6 +161,22 @@ def _describe_data(dataset: Dataset) -> Any:
     samples = (read_sample(dataset, i) for i in range(0, len(dataset), len(dataset) // 64 + 1))
     named = [(getattr(one, "file_name", ""), getattr(one, "label", -1)) for one in samples]
     return dataset.name, len(dataset), dataset.categories, named
+
+
+def _check_counts(dataset: Dataset, method: Method) -> None:
+    """Raises UserError if a category has images, but fewer than the method needs."""
+    counts: collections.Counter[str | None] = collections.Counter()
+    # In random order, so that few of the samples of a large dataset are read.
+    for position in np.random.default_rng(0).permutation(len(dataset)).tolist():
+        counts[getattr(read_sample(dataset, position), "category", None)] += 1
+        if all(counts[name] >= method.min_images for name in dataset.categories):
+            return
+    for name in dataset.categories:
+        if 0 < counts[name] < method.min_images:
+            raise UserError(
+                f"{dataset.name} has {plural(counts[name], 'image')} of the category {name}, but {method.name}"
+                f" needs {method.min_images} to compare. Add images, or use references (--config.shots)."
+            )
 
 
 def _options(variant: Variant) -> str:

@@ -218,6 +218,7 @@ class Method(NamedTuple):
       stages: the stages of training.
       across: used in place of `score` where no references are given; None if the scores of an image do not
         depend on other images. Of a method that takes no references, `score` serves images alone.
+      min_images: number of images of a category that `across` needs.
       references: whether `prototypes` takes the features of normal images of each category.
       reference_views: the views in which reference images are encoded; None: the images themselves.
       works_untrained: whether empty params ({}) mean fixed prompts, for a method that can learn.
@@ -243,6 +244,7 @@ class Method(NamedTuple):
     cacheable: bool = True
     stages: tuple[Stage, ...] = (Stage(),)
     across: AcrossFn | None = None
+    min_images: int = 1
     references: Literal["unused", "optional", "required"] = "unused"
     reference_views: ReferenceViewsFn | None = None
     works_untrained: bool = False
@@ -360,11 +362,12 @@ def vision_side(
     num_maps: int | None = None,
     patch_norm: bool = True,
     windows: tuple[int, ...] = (),
+    distinct: bool = False,
 ) -> VisionSide:
     """Returns name and config of a `Method`, and its fields that follow from the shared options.
 
     `num_maps` is the number of maps in [0, 1] that are summed; None: one per layer. `patch_norm` and `windows`
-    are those of `VisionOptions`.
+    are those of `VisionOptions`. With `distinct`, blocks that are scaled to the same one are one layer.
 
     Raises:
       UserError: if the backbone does not have the global token.
@@ -378,6 +381,8 @@ def vision_side(
     depth = backbone.vision_depth
     counted = config.tower_depth
     layers = tuple(scale_block(block, depth, of=counted) for block in config.feature_layers)
+    if distinct:
+        layers = tuple(dict.fromkeys(layers))
     options: VisionOptions = {
         "layers": layers,
         "vv_from": config.vv_from and scale_block(config.vv_from, depth),

@@ -18,15 +18,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt8
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.backbones.feature_cache import Images
-from zsad_jax.methods.base import (
-    NOTHING_LEARNED,
-    Category,
-    Method,
-    Patches,
-    Scores,
-    score_fn,
-    vision_side,
-)
+from zsad_jax.methods import base
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, Recipe
 from zsad_jax.methods.shared.similarity import normalize
@@ -35,6 +27,8 @@ from zsad_jax.utils.config import config_from, within
 MAX_ANGLE = 345.0  # degrees, of random rotations
 # A foreground fills more than this share of the middle of the grid, which is between these shares of its sides.
 FILLED, MIDDLE = 0.35, (0.2, 0.8)
+# The threshold is that of DINOv2 S/14 after its final norm.
+MASKS = {"mask_threshold": 10.0, "mask_backbones": ("dinov2-s14",)}
 MASKED = ("capsule", "hazelnut", "pill", "screw", "toothbrush")  # of MVTec AD
 HIGHEST = jax.lax.Precision.HIGHEST  # others round cosines by as much as 1 - cosine
 Metric = Literal["cosine", "L2"]
@@ -50,7 +44,7 @@ class KnnConfig(MethodConfig):
 
     Attributes:
       variant: distances to the nearest reference patches, or from the subspace of all.
-      feature_layers: vision blocks whose patch tokens are averaged.
+      feature_layers: vision blocks whose patch tokens are averaged, each once if scaled to the same block.
       tower_depth: number of blocks of the tower in which these are counted.
       patch_norm: whether patch tokens pass the final norm (and the projection) of the vision tower.
       views: rotations in which references are compared as well: by equal angles, interpolated and mirrored at
@@ -59,12 +53,13 @@ class KnnConfig(MethodConfig):
       top_share: share of the patches ("subspace": pixels of the map) with the highest scores, whose mean is the
         image score; at least one.
       smoothing: by the whole Gaussian, or by its 3 x 3 pixels in the middle.
-      mask: whether patches have the score 0 in the background, by the first principal component of an image.
-      mask_only: class names for which `mask` holds; (): all.
-      mask_threshold: of the component; the default is for DINOv2 S/14 after its final norm.
+      mask_threshold: of the first principal component of an image; below it is the background, whose patches
+        have the score 0; None: no masks.
+      mask_backbones: names of the backbones that have masks; (): all.
+      mask_only: categories that have masks; (): all.
       k: "neighbors": number of nearest patches whose distances are averaged.
       metric: "neighbors": 1 - cosine, or the Euclidean distance.
-      mask_references: "neighbors": whether `mask` holds for references, whose background is ignored, too.
+      mask_references: "neighbors": whether the background of references is ignored.
       tau: "subspace": share of the variance that the principal components explain.
     """
 
@@ -73,7 +68,7 @@ class KnnConfig(MethodConfig):
     needs_text: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe(
         backbone={"name": "dinov2-s14", "image_size": 448},
-        method_for={"mvtec_ad": {"mask": True, "mask_only": MASKED}, "visa": {"mask": True}},
+        method_for={"mvtec_ad": {**MASKS, "mask_only": MASKED}, "visa": MASKS},
     )
     cls_norm: ClassVar[bool] = True  # type: ignore[misc]
     global_token: ClassVar[int] = 0  # type: ignore[misc]
@@ -87,16 +82,28 @@ class KnnConfig(MethodConfig):
     num_views: int = within(8, 1, 360)
     top_share: float = within(0.01, 0, 1)
     smoothing: Literal["gaussian", "3x3"] = "gaussian"
-    mask: bool = False
+    mask_threshold: float | None = within(None, 0)
+    mask_backbones: tuple[str, ...] = ()
     mask_only: tuple[str, ...] = ()
-    mask_threshold: float = within(10.0, 0)
     k: int = within(1, 1, 1000)
     metric: Metric = "cosine"
     mask_references: bool = False
     tau: float = within(0.99, 0.01, 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = ("tau",) if self.variant == "neighbors" else ("k", "metric", "mask_references")
+        unused = dict.fromkeys(others, f"with variant={self.variant!r}")
+        if self.mask_threshold is None:
+            of_masks = ("mask_backbones", "mask_only", "mask_references")
+            unused |= dict.fromkeys(of_masks, "without mask_threshold")
+        for name, reason in unused.items():
+            default = getattr(type(self), name)
+            fits = getattr(self, name) == default
+            self.require(name, fits, f"{default!r}, since it has no effect {reason}")
 
-def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
+
+def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> base.Method:
     """Returns the comparison with normal reference images over any backbone.
 
     Its params are {}; its features are patch tokens [b, h, w, d], its maps have one channel.
@@ -105,9 +112,13 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
       UserError: for an unknown key or a bad value.
     """
     config = config_from(KnnConfig, config)
-    side = vision_side(backbone, config, patch_norm=config.patch_norm)
+    side = base.vision_side(backbone, config, patch_norm=config.patch_norm, distinct=True)
     size, subspace = backbone.preprocess.image_size, config.variant == "subspace"
-    show = jax.vmap(functools.partial(foreground, threshold=config.mask_threshold))
+    threshold = config.mask_threshold
+    if config.mask_backbones and backbone.name not in config.mask_backbones:
+        threshold = None
+    show = jax.vmap(functools.partial(foreground, threshold=threshold or 0.0))
+    with_masks = {name.replace("_", " ") for name in config.mask_only}
 
     def features(frozen: Params, params: Params, images: Images) -> Features:
         encoded: VisionFeatures = side["features"](frozen, params, images)
@@ -116,8 +127,8 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
     def prototypes(
         frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
     ) -> References:
-        names = config.mask_only or class_names
-        masked = np.array([config.mask and name in names for name in class_names])
+        names = (name.replace("_", " ") for name in class_names)
+        masked = np.array([not with_masks or name in with_masks for name in names])
         found: References = prepare(references, masked)
         return found
 
@@ -128,42 +139,42 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> Method:
             return {"masked": masked, **jax.lax.map(fit, references)}
         bank = _rows(references, config.metric)
         valid = jnp.ones(bank.shape[:3], bool)
-        if config.mask_references:
+        if config.mask_references and threshold is not None:
             shown = jax.lax.map(show, references).reshape(valid.shape)
             shown |= ~masked[:, None, None]
             # References without any foreground are compared as a whole.
             valid = shown | ~shown.any(axis=(1, 2), keepdims=True)
         return {"masked": masked, "bank": bank, "valid": valid}
 
-    def smooth(patches: Patches, size: anomaly_map.Size) -> Float[Array, "b H W"]:
+    def smooth(patches: base.Patches, size: anomaly_map.Size) -> Float[Array, "b H W"]:
         if config.smoothing == "gaussian":
             return anomaly_map.anomaly_map(patches, size, sigma=config.sigma)
         return blur_3x3(anomaly_map.anomaly_map(patches, size, sigma=0.0), config.sigma)
 
     def compute(
-        frozen: Params, params: Params, compared: tuple[References, Category], patches: Array
-    ) -> Scores:
+        frozen: Params, params: Params, compared: tuple[References, base.Category], patches: Array
+    ) -> base.Scores:
         references, category = compared
         if subspace:
             found = residuals(references, category, patches)
         else:
             found = distances(references, category, patches, k=config.k, metric=config.metric)
-        if config.mask:
+        if threshold is not None:
             unmasked = ~references["masked"][category][:, None, None]
             found = jnp.where(show(patches) | unmasked, found, 0)
         found = found[..., None]
         values = (smooth(found, size) if subspace else found).reshape(len(found), -1)
         count = max(int(config.top_share * values.shape[1]), 1)
-        return Scores({"top_mean": jax.lax.top_k(values, count)[0].mean(axis=1)}, found)
+        return base.Scores({"top_mean": jax.lax.top_k(values, count)[0].mean(axis=1)}, found)
 
     rotate = functools.partial(rotate_views, num_views=config.num_views, views=config.views)
-    method = Method(
+    method = base.Method(
         prototypes=prototypes,
-        score=score_fn(compute, whole=True),
+        score=base.score_fn(compute, whole=True),
         image_scores=("top_mean",),
         references="required",
         reference_views=rotate if config.num_views > 1 else None,
-        **NOTHING_LEARNED,
+        **base.NOTHING_LEARNED,
         **side,
     )
     key = (*side["features_key"], "mean of patches")
@@ -193,7 +204,7 @@ def rotate_views(
 
 
 def distances(
-    references: References, category: Category, patches: Features, *, k: int, metric: Metric
+    references: References, category: base.Category, patches: Features, *, k: int, metric: Metric
 ) -> Float[Array, "b h w"]:
     """Returns the mean distance to the k nearest reference patches, or to all of them where there are fewer.
 
@@ -233,7 +244,9 @@ def fit_subspace(references: Float[Array, "r h w d"], *, tau: float) -> Referenc
     return {"mean": mean, "outside": directions * outside}
 
 
-def residuals(subspace: References, category: Category, patches: Features) -> Float[Array, "b h w"]:
+def residuals(
+    subspace: References, category: base.Category, patches: Features
+) -> Float[Array, "b h w"]:
     """Returns the squared distance of patches from the subspace of their category, see `fit_subspace`."""
     centered = patches.astype(jnp.float32) - subspace["mean"][category][:, None, None]
     directions = subspace["outside"][category]  # rather than |x|² - |Pᵀ x|², which cancels

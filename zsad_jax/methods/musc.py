@@ -40,6 +40,8 @@ class MuScConfig(MethodConfig):
       share: share of the other images whose distances count, the smallest ones. Their number is rounded up; the
         published code rounds it down, so that it needs five images.
       nearby: compare patches that are at most so many rows and columns apart, for aligned images; None: all.
+      patch_norm: whether patch tokens pass the final norm (and the projection) of the vision tower; None: over
+        vision-only backbones, as in the published code.
       neighbors: numbers of images over which image scores are averaged, see `rescore`; (): they are not.
     """
 
@@ -58,6 +60,7 @@ class MuScConfig(MethodConfig):
     degrees: tuple[int, ...] = (1, 3, 5)
     share: float = within(0.3, 0, 1)
     nearby: int | None = within(None, 0)
+    patch_norm: bool | None = None
     neighbors: tuple[int, ...] = (1, 2, 3)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
       UserError: for an unknown key or a bad value.
     """
     config = config_from(MuScConfig, config)
+    norm = backbone.text is None if config.patch_norm is None else config.patch_norm
     settings = tuple(itertools.product(range(len(config.feature_layers)), config.degrees))
 
     def make_map(patches: Float[Array, "b h w 1"], size: Size) -> Float[Array, "b H W"]:
@@ -131,9 +135,10 @@ def musc(backbone: Backbone, config: MuScConfig | Fields | None = None) -> Metho
         image_scores=("patch",),
         score_range=(0.0, 2.0),
         across=across,
+        min_images=2,
         references="optional",
         **NOTHING_LEARNED,
-        **vision_side(backbone, config, patch_norm=False),
+        **vision_side(backbone, config, patch_norm=norm),
     )._replace(anomaly_map=make_map, map_range=None)
 
 
@@ -239,11 +244,12 @@ def rescore(
     """Returns scores that are scaled to [0, 1] and averaged over images with similar global tokens (RsCIN).
 
     For each k of `neighbors`: the mean over the k images with the largest cosines, the image itself included,
-    weighted by the cosines. The result is the mean of these means.
+    weighted by the cosines, negative ones by 0. The result is the mean of these means.
     """
     scaled = (scores - scores.min()) / (np.ptp(scores) or 1)
     unit = np.asarray(normalize(jnp.asarray(tokens)))
-    cosines = unit @ unit.T
+    cosines = np.maximum(unit @ unit.T, 0)
+    np.fill_diagonal(cosines, 1)  # also where a token is zero
     order = np.argsort(-cosines, axis=1)
     weights = np.take_along_axis(cosines, order, axis=1)
     means = [

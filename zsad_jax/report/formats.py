@@ -182,7 +182,8 @@ def to_text(table: Table) -> str:
         below = (("  ± std", spreads), ("  paper", papers), ("  difference", differences))
         for name, shown in below:
             lines += [row(name, *[""] * (count - 1), *shown)] * any(shown)
-    notes = [f"[{number}] {words}" for number, words in enumerate(table.footnotes, start=1)]
+    numbered = enumerate(table.footnotes, start=1)
+    notes = [words if words in table.remarks else f"[{i}] {words}" for i, words in numbered]
     return "\n".join([*lines, *[""] * bool(notes), *notes])
 
 

@@ -115,7 +115,7 @@ class Table:
       columns: of the numbers.
       lines: with as many labels and cells as there are columns.
       compared: what the numbers are compared with.
-      remarks: footnotes on the whole.
+      remarks: footnotes on the whole, without a number.
       keys: CSV entries of every number.
       setting: what differs from the config file, shown after the title.
     """

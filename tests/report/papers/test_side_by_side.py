@@ -267,7 +267,7 @@ def test_other_training_is_compared_with_numbers_of_that_training(make_ours):
         "| BrainMRI | 92.4 | 96.8 | 95.0 (−1.8) |\n"
         "| Br35H | 96.2 | 98.4 | 96.0 (−2.4) |\n"
         "\n"
-        "[1] † TPS, variant: trained on medical data (HeadCT), HeadCT: suspicious: the training dataset of this"
+        "† TPS, variant: trained on medical data (HeadCT), HeadCT: suspicious: the training dataset of this"
         " variant is the test dataset.  \n"
     )
     main = make_table(sheet_of("tps", "1", "image_auroc"), [ours])
