@@ -115,6 +115,9 @@ def command(folder, workdir, *overrides):
 
 def environment(folder):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+        "0"  # JAX's default, a second, is longer than most
+    )
     return os.environ | cache | {"ZSAD_JAX_HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
 
 
@@ -335,21 +338,10 @@ def test_reuses_prompts_of_another_run(folder, finished):
     assert other["checkpoint"] == "prompts.npz"
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("--config.sead=2", r"config.sead does not exist. Did you mean config.seed"),
-        (
-            "--config.method.n_deep=2",
-            "n_deep does not exist. It was renamed to config.method.num_deep_prompts",
-        ),
-        ("--config=nowhere.py", r"nowhere.py"),
-    ],
-)
-def test_rejects_command_line_mistakes_without_traceback(folder, override, expected):
-    done = run(folder, "mistaken", override)
+def test_rejects_command_line_mistakes_without_traceback(folder):
+    done = run(folder, "mistaken", "--config=nowhere.py")
     assert done.returncode == 2, done.stderr
-    assert re.search(expected, done.stderr), done.stderr
+    assert "nowhere.py" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "mistaken").exists()
 

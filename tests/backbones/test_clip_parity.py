@@ -122,10 +122,14 @@ def pixels(images):
 
 def test_image_side(reference, ours, images):
     model = reference[1]
+
+    @jax.jit
+    def encode(params, images):
+        options = {}, {"layers": (1, 3, 4)}, {"cls_norm": False}
+        return [ours.encode_image(params, images, **one) for one in options]
+
     with jax.default_matmul_precision("highest"):
-        features = ours.encode_image(ours.params, images)
-        several = ours.encode_image(ours.params, images, layers=(1, 3, 4))
-        unnormed = ours.encode_image(ours.params, images, cls_norm=False)
+        features, several, unnormed = encode(ours.params, images)
     with torch.no_grad():
         vision = model.vision_model(pixels(images), output_hidden_states=True)
         pooled = model.visual_projection(vision.pooler_output)
@@ -146,8 +150,8 @@ def test_text_side_and_logits(reference, ours, images, texts):
         expected = model.text_projection(model.text_model(ids).pooler_output)
         logits = model(input_ids=ids, pixel_values=pixels(images)).logits_per_image
     with jax.default_matmul_precision("highest"):
-        text = ours.encode_text(ours.params, *texts)
-        image = ours.encode_image(ours.params, images).global_tokens[:, 0]
+        text = jax.jit(ours.encode_text)(ours.params, *texts)
+        image = jax.jit(ours.encode_image)(ours.params, images).global_tokens[:, 0]
     assert_close(text, expected)
     unit = [np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True)) for x in (image, text)]
     assert ours.temperature == pytest.approx(np.exp(-3.0), rel=1e-6)

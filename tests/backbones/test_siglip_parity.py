@@ -83,8 +83,8 @@ def test_both_towers_and_logits(reference, ours):
         text = reference.text_model(torch.from_numpy(ids).long()).pooler_output
         logits = reference(torch.from_numpy(ids).long(), pixels).logits_per_image
     with jax.default_matmul_precision("highest"):
-        features = ours.encode_image(ours.params, images)
-        embedded = ours.encode_text(ours.params, ids, paddings)
+        features = jax.jit(ours.encode_image)(ours.params, images)
+        embedded = jax.jit(ours.encode_text)(ours.params, ids, paddings)
     assert_close(features.global_tokens[:, 0], vision.pooler_output)
     assert_close(features.patches.reshape(3, 9, 48), vision.last_hidden_state)
     assert_close(embedded, text)

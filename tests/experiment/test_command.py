@@ -88,6 +88,11 @@ def test_rejects_stray_arguments(run_main, arguments, expected):
             "config.sead does not exist. Did you mean config.seed or config.seeds?",
         ),
         (
+            ["--config.method.local_loss=True"],
+            "config.method.local_loss does not exist. It was renamed to"
+            " config.method.lam (1.0 for True, 0.0 for False).",
+        ),
+        (
             ["--noconfig.trian"],
             "config.trian does not exist. Did you mean config.train?",
         ),
