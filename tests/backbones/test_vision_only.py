@@ -56,7 +56,7 @@ def load(name, located, release, options):
 @pytest.fixture
 def backbone(monkeypatch, tmp_path):
     module = types.ModuleType("toy_family")
-    module.FAMILY = Family(load, describe=None, needs="weights=PATH")
+    module.FAMILY = Family("toy", load, "weights=PATH")
     monkeypatch.setitem(sys.modules, "toy_family", module)
     monkeypatch.setitem(FAMILIES, "toy", "toy_family")
     kernel = np.random.default_rng(0).normal(size=(PATCH * PATCH * 3, WIDTH)).astype(np.float32)

@@ -14,34 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones import vit
+from zsad_jax.backbones import family, transformer, vit
 from zsad_jax.backbones.base import Backbone, TextOptions, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import clip as clip_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
-from zsad_jax.backbones.family import (
-    Family,
-    Loaded,
-    LoadOptions,
-    apply_options,
-    assemble,
-    check_activation,
-    describer,
-    loaded_from,
-)
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_bpe
-from zsad_jax.backbones.transformer import (
-    PatchEmbedding,
-    TextTower,
-    TextTowerSizes,
-    Transformer,
-    VisionTower,
-    VisionTowerSizes,
-    encode_tokens,
-    encode_windows,
-    layer_norm,
-    tree_of,
-)
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
@@ -56,17 +34,16 @@ PositionRule = Literal["bilinear", "bicubic", "antialias"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionSizes(VisionTowerSizes):
+class VisionSizes(transformer.VisionTowerSizes):
     """Sizes and options of a vision tower; `position_rule` is that of `resize_positions`."""
 
-    embed_dim: int
     activation: str = "quick_gelu"
     num_global_tokens: int = 1
     position_rule: PositionRule = "bilinear"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes(TextTowerSizes):
+class TextSizes(transformer.TextTowerSizes):
     """Sizes and options of a text tower."""
 
     embed_dim: int
@@ -96,7 +73,7 @@ def resize_positions(
     return table[0], grid
 
 
-class VisionEncoder(VisionTower):
+class VisionEncoder(transformer.VisionTower):
     """The image side: one class token and the patch tokens, in the joint space."""
 
     sizes: VisionSizes
@@ -111,11 +88,11 @@ class VisionEncoder(VisionTower):
         """
         s = self.sizes
         tokens, (h, w) = self._tokens(images)
-        tower = Transformer(
+        tower = transformer.Transformer(
             s, activation=s.activation, norm_epsilon=NORM_EPSILON, name="transformer"
         )
-        x, outputs = encode_tokens(tower, tokens, options)
-        norm = layer_norm(NORM_EPSILON, name="ln_post")
+        x, outputs = transformer.encode_tokens(tower, tokens, options)
+        norm = transformer.layer_norm(NORM_EPSILON, name="ln_post")
         projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
 
         def projected(x: Float[Array, "*b d"], *, normed: bool = True) -> Float[Array, "*b e"]:
@@ -129,7 +106,9 @@ class VisionEncoder(VisionTower):
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.
         finish = functools.partial(projected, normed=options.get("cls_norm", True))
         windows = options.get("windows", ())
-        found = encode_windows(lambda y, run: run(y)[0][:, :1], [tower], tokens, (h, w), windows)
+        found = transformer.encode_windows(
+            lambda y, run: run(y)[0][:, :1], [tower], tokens, (h, w), windows
+        )
         return VisionFeatures(finish(x[:, :1]), stacked, tuple(map(finish, found)))
 
     def _tokens(
@@ -137,7 +116,9 @@ class VisionEncoder(VisionTower):
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         """Returns the class token and the patches, with their positions, after the first norm."""
         s = self.sizes
-        embed = PatchEmbedding(s.patch_size, s.width, s.dtype, use_bias=False, name="embedding")
+        embed = transformer.PatchEmbedding(
+            s.patch_size, s.width, s.dtype, use_bias=False, name="embedding"
+        )
         # Positions and the first norm are float32 in a bfloat16 tower too.
         x = embed(images).astype(jnp.float32)
         h, w = x.shape[1:3]
@@ -146,11 +127,11 @@ class VisionEncoder(VisionTower):
         first, grid = resize_positions(table, (h, w), s.position_rule)
         x = (x + grid).reshape(x.shape[0], h * w, s.width)
         first = jnp.broadcast_to(token + first, (x.shape[0], 1, s.width))
-        x = layer_norm(NORM_EPSILON, name="ln_pre")(jnp.concatenate([first, x], axis=1))
+        x = transformer.layer_norm(NORM_EPSILON, name="ln_pre")(jnp.concatenate([first, x], axis=1))
         return x.astype(s.dtype), (h, w)
 
 
-class TextEncoder(TextTower):
+class TextEncoder(transformer.TextTower):
     """The text side: causal, read at the last valid token (the end token of a tokenized text)."""
 
     sizes: TextSizes
@@ -161,14 +142,14 @@ class TextEncoder(TextTower):
         self.positional_embedding = self.param(
             "positional_embedding", nn.initializers.normal(0.01), (s.length, s.width)
         )
-        self.transformer = Transformer(
+        self.transformer = transformer.Transformer(
             s,
             activation=s.activation,
             norm_epsilon=NORM_EPSILON,
             causal=True,
             overwrite_from=s.num_start_tokens,
         )
-        self.ln_final = layer_norm(NORM_EPSILON)
+        self.ln_final = transformer.layer_norm(NORM_EPSILON)
         self.projection = self.param("projection", NORMAL, (s.width, s.embed_dim))
         # ln(1 / 0.07), where training starts; released files hold the trained value.
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6593), ())
@@ -198,7 +179,7 @@ class TextEncoder(TextTower):
 
 
 def load(
-    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+    name: str, located: WeightFiles, release: Release | None, options: family.LoadOptions
 ) -> Backbone:
     """Reads CLIP from one file with both towers, or one file each; see `family.LoadFn`.
 
@@ -210,7 +191,7 @@ def load(
     """
     recorded = release.vision.get("activation") if release else None
     activation = options.activation or recorded or "quick_gelu"
-    check_activation(activation, ACTIVATIONS, "CLIP")
+    family.check_activation(activation, ACTIVATIONS, "CLIP")
     paths = [path for path in (located.weights, located.vision, located.text) if path is not None]
     arrays = {key: array for path in paths for key, array in read_arrays(path).items()}
     source = f"The file {paths[0]}" if len(paths) == 1 else f"The files {paths[0]} and {paths[1]}"
@@ -224,7 +205,7 @@ def load(
         source=source,
     )
     shown = clip_checkpoints.read_sizes(native)
-    apply_options(name, {}, options.overrides, shown)
+    family.apply_options(name, {}, options.overrides, shown)
     chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
     chosen["activation"] = activation
     sizes = VisionSizes(**shown[0], **chosen), TextSizes(**shown[1], **chosen)
@@ -233,47 +214,35 @@ def load(
             f"{source} project images to {sizes[0].embed_dim} and texts to {sizes[1].embed_dim} numbers,"
             " so the two towers are not of one model. Pass files of the same model."
         )
-    tree = native.fit(
-        {"vision": tree_of(VisionEncoder(sizes[0])), "text": tree_of(TextEncoder(sizes[1]))}
-    )
-    params = jax.tree.map(jnp.asarray, tree)
+    towers = VisionEncoder(sizes[0]), TextEncoder(sizes[1])
+    params = jax.tree.map(jnp.asarray, native.fit(family.trees_of(towers)))
     # The file holds the logarithm of the factor of cosines, 1 / temperature.
     temperature = float(np.exp(-float(params["text"]["logit_scale"])))
-    loaded = loaded_from(name, located, release, options, params, temperature=temperature)
-    return _assemble(loaded, *sizes)
+    return FAMILY.assemble(name, located, release, options, towers, params, temperature)
 
 
-def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
-    towers = VisionEncoder(vision), TextEncoder(text)
-
+def _forms(vision: VisionEncoder, text: TextEncoder) -> dict[str, Any]:
     # Detectors that started from open_clip run OpenAI's weights with its GELU, unlike their training.
     def exact(rule: PositionRule) -> tuple[VisionEncoder, TextEncoder]:
-        sizes = dataclasses.replace(vision, activation="gelu", position_rule=rule)
-        return VisionEncoder(sizes), TextEncoder(dataclasses.replace(text, activation="gelu"))
+        sizes = dataclasses.replace(vision.sizes, activation="gelu", position_rule=rule)
+        return VisionEncoder(sizes), TextEncoder(dataclasses.replace(text.sizes, activation="gelu"))
 
-    return assemble(
-        loaded,
-        *towers,
-        tokenize_bpe,
-        family="clip",
-        embed_dim=vision.embed_dim,
-        preprocess=Preprocess(
-            image_size=loaded.image_size or vision.grid * vision.patch_size,
-            resize="bicubic",
-            mean=MEAN,
-            std=STD,
-            # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
-            rgb_first=False,
-        ),
-        form="openai",
-        forms={
-            "openai": towers,
-            "open_clip": exact("antialias"),
-            "adaclip": exact("bicubic"),
-        },
-    )
+    return {"openai": (vision, text), "open_clip": exact("antialias"), "adaclip": exact("bicubic")}
 
 
-FAMILY = Family(
-    load, describer(_assemble, VisionSizes, TextSizes), "vision=PATH and text=PATH, or weights=PATH"
+FAMILY = family.Family(
+    "clip",
+    load,
+    "vision=PATH and text=PATH, or weights=PATH",
+    [(VisionEncoder, VisionSizes), (TextEncoder, TextSizes)],
+    tokenize_bpe,
+    functools.partial(
+        Preprocess,
+        resize="bicubic",
+        mean=MEAN,
+        std=STD,
+        # The published detectors resize before they convert to RGB, which matters for palettes and alpha.
+        rgb_first=False,
+    ),
+    _forms,
 )

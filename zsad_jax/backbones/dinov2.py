@@ -5,27 +5,18 @@ Sources: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervis
 """
 
 import dataclasses
+import functools
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones import vit
+from zsad_jax.backbones import family, vit
 from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.checkpoints import dinov2 as dinov2_checkpoints
 from zsad_jax.backbones.checkpoints import vit as vit_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
-from zsad_jax.backbones.family import (
-    Family,
-    Loaded,
-    LoadOptions,
-    apply_options,
-    assemble,
-    check_activation,
-    describer,
-    loaded_from,
-)
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.transformer import tree_of
 from zsad_jax.data.preprocess import Preprocess
@@ -69,37 +60,31 @@ def resize_position_grid(
 
 
 def load(
-    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+    name: str, located: WeightFiles, release: Release | None, options: family.LoadOptions
 ) -> Backbone:
     """Reads DINOv2 from one file; see `family.LoadFn`."""
     if located.weights is None or located.tokenizer is not None:
         raise UserError("DINOv2 is one file, and has no text side. Pass weights=PATH alone.")
-    check_activation(options.activation, ("gelu",), "DINOv2")
+    family.check_activation(options.activation, ("gelu",), "DINOv2")
     source = f"The file {located.weights}"
     arrays = read_arrays(located.weights)
     native = dinov2_checkpoints.from_arrays(arrays, options.num_heads, source)
     registers = native.arrays[f"{vit_checkpoints.TOKENS}/cls"].shape[1] - 1
     shown = {**vit_checkpoints.vision_sizes(native), "num_registers": registers}
-    chosen = apply_options(name, {"position_rule": None}, options.overrides, (shown, {}))
+    chosen = family.apply_options(name, {"position_rule": None}, options.overrides, (shown, {}))
     if (rule := chosen["position_rule"]) not in (None, *get_args(PositionRule)):
         hint = suggest(str(rule), get_args(PositionRule))
         raise UserError(f"position_rule={rule!r} is not a rule. {hint}")
     sizes = VisionSizes(**shown, **chosen, dtype=options.dtype, attention=options.attention)
-    tree = native.fit(tree_of(vit.VisionEncoder(sizes)))
-    params = {"vision": jax.tree.map(jnp.asarray, tree)}
-    loaded = loaded_from(name, located, release, options, params)
-    return _assemble(loaded, sizes)
+    tower = vit.VisionEncoder(sizes)
+    params = {"vision": jax.tree.map(jnp.asarray, native.fit(tree_of(tower)))}
+    return FAMILY.assemble(name, located, release, options, [tower], params)
 
 
-def _assemble(loaded: Loaded, sizes: VisionSizes) -> Backbone:
-    size = loaded.image_size or sizes.grid * sizes.patch_size
-    return assemble(
-        loaded,
-        vit.VisionEncoder(sizes),
-        family="dinov2",
-        embed_dim=sizes.width,
-        preprocess=Preprocess(image_size=size, resize="bicubic", mean=MEAN, std=STD),
-    )
-
-
-FAMILY = Family(load, describer(_assemble, VisionSizes), "weights=PATH")
+FAMILY = family.Family(
+    "dinov2",
+    load,
+    "weights=PATH",
+    [(vit.VisionEncoder, VisionSizes)],
+    preprocess=functools.partial(Preprocess, resize="bicubic", mean=MEAN, std=STD),
+)

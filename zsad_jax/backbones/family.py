@@ -81,15 +81,97 @@ class Family(NamedTuple):
     """A family of backbones; its module defines one as `FAMILY`.
 
     Attributes:
-      describe: makes a backbone of a release record: its `params` are shapes.
       needs: the arguments of `load_backbone` that give its files, in words.
+      towers: the module of the vision side and, where there is one, of the text side, each with a function from
+        the fields of a record to its sizes.
+      tokenize: a function of `tokenizers`, with a text side.
+      preprocess: from the image size to the field of `Backbone`.
+      forms: from the towers to those of all forms (see `Backbone.in_form`), the default first.
       lineages: whether released names have several lineages of files.
     """
 
+    name: str
     load: LoadFn
-    describe: Callable[[Release], Backbone]
     needs: str
+    towers: Sequence[tuple[Callable[[Any], Any], Callable[..., Any]]] = ()
+    tokenize: TokenizeWithFn | None = None
+    preprocess: Callable[..., Preprocess] = Preprocess
+    forms: Callable[..., Mapping[str, Sequence[Any]]] = lambda *towers: {"": towers}
     lineages: bool = False
+
+    def describe(self, release: Release) -> Backbone:
+        """Returns the backbone of a record, whose `params` are shapes."""
+        records = release.vision, release.text or {}
+        towers = [of(sizes(**one)) for (of, sizes), one in zip(self.towers, records, strict=False)]
+        return self.assemble(release.name, WeightFiles(), release, LoadOptions(), towers)
+
+    def assemble(
+        self,
+        name: str,
+        located: WeightFiles,
+        release: Release | None,
+        options: LoadOptions,
+        towers: Sequence[Any],
+        params: Params | None = None,
+        temperature: float = 1.0,
+        logit_bias: float | None = None,
+    ) -> Backbone:
+        """Returns the backbone of a vision tower and, where there is one, a text tower.
+
+        Args:
+          name, located, release, options: as for `LoadFn`.
+          towers: the modules.
+          params: None: their shapes.
+          temperature, logit_bias: fields of `Backbone`.
+        """
+        # With another temperature, all scores would be inverted or not finite.
+        if not 0 < temperature < float("inf"):
+            raise UserError(
+                f"The weights of {name} have the temperature {temperature:g}; expected a positive number. Fetch"
+                " the file again."
+            )
+        sizes = towers[0].sizes
+        # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
+        path = None if located.tokenizer is None else pathlib.Path(located.tokenizer)
+
+        def functions(vision: VisionTower, *text: TextTower) -> dict[str, Any]:
+            encode = image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size)
+            if not (text and self.tokenize):
+                return {"encode_image": encode}
+            length, vocabulary = text[0].sizes.length, text[0].sizes.vocabulary
+            words = functools.partial(
+                self.tokenize, path=path, length=length, vocabulary=vocabulary
+            )
+            return {"encode_image": encode, "text": text_side(text[0], words)}
+
+        forms = {form: functions(*modules) for form, modules in self.forms(*towers).items()}
+        form = next(iter(forms))
+        weights = [file for file in located[:3] if file is not None]
+        trained_on = release.image_size if release else sizes.grid * sizes.patch_size
+        return Backbone(
+            name=name,
+            family=self.name,
+            params=params or trees_of(towers),
+            preprocess=self.preprocess(image_size=options.image_size or trained_on),
+            temperature=temperature,
+            logit_bias=logit_bias,
+            patch_size=sizes.patch_size,
+            embed_dim=sizes.embed_dim or sizes.width,
+            num_global_tokens=sizes.num_global_tokens,
+            vision_width=sizes.width,
+            vision_depth=sizes.depth,
+            digest=joint_digest(weights) if weights else "",
+            tokenizer_digest=files.digest(path) if path and path.is_file() else None,
+            demonstration=release is not None and release.demo,
+            form=form,
+            forms=forms,
+            **forms[form],
+        )
+
+
+def trees_of(towers: Sequence[VisionTower | TextTower]) -> Params:
+    """Returns names and shapes of the parameters of a vision tower and, where there is one, a text tower."""
+    return dict(zip(("vision", "text"), map(tree_of, towers), strict=False))
 
 
 def image_encoder(tower: VisionTower, *, depth: int, patch_size: int) -> EncodeImageFn:
@@ -261,119 +343,6 @@ def _apply(tower: nn.Module, params: Params, side: str, *arrays: Any, **options:
         raise UserError(
             f"The {side!r} parameters are not those of this backbone. Pass its own backbone.params."
         ) from error
-
-
-class Loaded(NamedTuple):
-    """Parts of a model that a family has read, besides the sizes of its towers.
-
-    Attributes:
-      release: its record; None: files of the user's own.
-      params: None stands for the shapes alone.
-      tokenizer: the file.
-      image_size: chosen by the caller; None: that of the training.
-    """
-
-    name: str
-    release: Release | None
-    params: Params | None = None
-    temperature: float = 1.0
-    logit_bias: float | None = None
-    tokenizer: PathLike | None = None
-    image_size: int | None = None
-    digest: str = ""
-
-
-def loaded_from(
-    name: str,
-    located: WeightFiles,
-    release: Release | None,
-    options: LoadOptions,
-    params: Params,
-    **trained: Any,
-) -> Loaded:
-    """Returns the parts of a model that was read from files; `trained` are the temperature and the bias."""
-    paths = [path for path in located[:3] if path is not None]
-    trained |= {"tokenizer": located.tokenizer, "image_size": options.image_size}
-    return Loaded(name, release, params, digest=joint_digest(paths), **trained)
-
-
-def assemble(
-    loaded: Loaded,
-    vision: VisionTower,
-    text: TextTower | None = None,
-    tokenize: TokenizeWithFn | None = None,
-    *,
-    family: str,
-    embed_dim: int,
-    preprocess: Preprocess,
-    form: str = "",
-    forms: Mapping[str, tuple[VisionTower, TextTower]] = {},
-) -> Backbone:
-    """Returns the backbone of a vision tower and, where there is one, a text tower.
-
-    Args:
-      loaded: what was read.
-      vision, text: the modules.
-      tokenize: a function of `tokenizers`, with a text tower.
-      family, embed_dim, preprocess, form: fields of `Backbone`.
-      forms: the modules of all forms.
-    """
-    sizes = vision.sizes
-    # With another temperature, all scores would be inverted or not finite.
-    if not 0 < loaded.temperature < float("inf"):
-        raise UserError(
-            f"The weights of {loaded.name} have the temperature {loaded.temperature:g}; expected a positive"
-            " number. Fetch the file again."
-        )
-    # A missing tokenizer is reported where a text is tokenized: images can be encoded without it.
-    path = None if loaded.tokenizer is None else pathlib.Path(loaded.tokenizer)
-    towers: dict[str, VisionTower | TextTower] = {"vision": vision}
-    if text:
-        towers["text"] = text
-
-    def functions(vision: VisionTower, text: TextTower | None) -> dict[str, Any]:
-        encode = image_encoder(vision, depth=sizes.depth, patch_size=sizes.patch_size)
-        if not (text and tokenize):
-            return {"encode_image": encode}
-        length, vocabulary = text.sizes.length, text.sizes.vocabulary
-        words = functools.partial(tokenize, path=path, length=length, vocabulary=vocabulary)
-        return {"encode_image": encode, "text": text_side(text, words)}
-
-    return Backbone(
-        name=loaded.name,
-        family=family,
-        params=loaded.params or {name: tree_of(tower) for name, tower in towers.items()},
-        preprocess=preprocess,
-        temperature=loaded.temperature,
-        logit_bias=loaded.logit_bias,
-        patch_size=sizes.patch_size,
-        embed_dim=embed_dim,
-        num_global_tokens=sizes.num_global_tokens,
-        vision_width=sizes.width,
-        vision_depth=sizes.depth,
-        digest=loaded.digest,
-        tokenizer_digest=files.digest(path) if path and path.is_file() else None,
-        demonstration=loaded.release is not None and loaded.release.demo,
-        form=form,
-        forms={other: functions(*modules) for other, modules in forms.items()},
-        **functions(vision, text),
-    )
-
-
-def describer(
-    assemble: Callable[..., Backbone],
-    vision: Callable[..., Any],
-    text: Callable[..., Any] | None = None,
-) -> Callable[[Release], Backbone]:
-    """Returns `Family.describe`, given functions from the fields of a record to the sizes of each tower."""
-
-    def describe(release: Release) -> Backbone:
-        sizes = [vision(**release.vision)]
-        if text is not None:
-            sizes.append(text(**(release.text or {})))
-        return assemble(Loaded(release.name, release), *sizes)
-
-    return describe
 
 
 def apply_options(

@@ -312,9 +312,8 @@ def _siglip2(size: str, patch_size: int, image_size: int) -> Release:
     vision |= {"patch_size": patch_size, "num_global_tokens": 1}
     sources = dict.fromkeys(LINEAGES, (f"{SIGLIP_URL}_{size}{patch_size}_{image_size}.npz",))
     name = f"siglip2-{size}{patch_size}-{image_size}"
-    return Release(
-        "siglip", name, vision, text, sources, image_size, _one_file, license="Apache-2.0"
-    )
+    whole = image_size // patch_size * patch_size
+    return Release("siglip", name, vision, text, sources, whole, _one_file, license="Apache-2.0")
 
 
 def _dinov2(size: str, sha256: str, *, registers: int = 0) -> Release:

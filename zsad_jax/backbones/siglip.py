@@ -12,6 +12,7 @@ Sources: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (ICCV 2023)
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import flax.linen as nn
@@ -20,36 +21,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones import vit
-from zsad_jax.backbones.base import Backbone, TextOptions
+from zsad_jax.backbones import family, transformer, vit
+from zsad_jax.backbones.base import Backbone, TextOptions, Tokens
 from zsad_jax.backbones.checkpoints import siglip as siglip_checkpoints
 from zsad_jax.backbones.checkpoints import vit as vit_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
-from zsad_jax.backbones.family import (
-    Family,
-    Loaded,
-    LoadOptions,
-    apply_options,
-    assemble,
-    check_activation,
-    describer,
-    loaded_from,
-)
 from zsad_jax.backbones.registry import Release, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
-from zsad_jax.backbones.transformer import (
-    TextTower,
-    TextTowerSizes,
-    Transformer,
-    layer_norm,
-    tree_of,
-)
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
 NORMAL = nn.initializers.normal(0.02)
 END = 1  # token id
 OF_SIGLIP1 = (32_000, 250_000)  # sizes of the vocabularies, English and multilingual
+
+
+def pad_of(vocabulary: int) -> int:
+    """Returns the id of padding: 0 in SigLIP2; SigLIP repeats the end token."""
+    return END if vocabulary in OF_SIGLIP1 else 0
+
+
+def tokenize(texts: Sequence[str], *, vocabulary: int, **given: Any) -> Tokens:
+    """Returns ids and paddings of texts; see `tokenize_sentencepiece`."""
+    given |= {"end": (END,), "pad": pad_of(vocabulary), "vocabulary": vocabulary}
+    return tokenize_sentencepiece(texts, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,20 +67,15 @@ class VisionSizes(vit.ViTSizes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes(TextTowerSizes):
+class TextSizes(transformer.TextTowerSizes):
     """Sizes and options of a text tower."""
 
     embed_dim: int
     activation: str = "gelu_tanh"
     num_start_tokens: int = 0
 
-    @property
-    def pad(self) -> int:
-        """The id of padding: 0 in SigLIP2; SigLIP repeats the end token."""
-        return END if self.vocabulary in OF_SIGLIP1 else 0
 
-
-class TextEncoder(TextTower):
+class TextEncoder(transformer.TextTower):
     """The text side: bidirectional without a mask, read at the last position."""
 
     sizes: TextSizes
@@ -94,8 +84,8 @@ class TextEncoder(TextTower):
         s = self.sizes
         self.token_embedding = self.param("token_embedding", NORMAL, (s.vocabulary, s.width))
         self.positional_embedding = self.param("positional_embedding", NORMAL, (s.length, s.width))
-        self.transformer = Transformer(s, activation=s.activation)
-        self.ln_final = layer_norm(vit.NORM_EPSILON)
+        self.transformer = transformer.Transformer(s, activation=s.activation)
+        self.ln_final = transformer.layer_norm(vit.NORM_EPSILON)
         self.head = nn.Dense(s.embed_dim, dtype=s.dtype)
         # ln 10 and -10, where training starts; released files hold the trained values.
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.3026), ())
@@ -112,7 +102,7 @@ class TextEncoder(TextTower):
         s = self.sizes
         self.check_length(embeddings)
         t, n, e = embeddings.shape
-        rest = jnp.broadcast_to(self.token_embedding[s.pad], (t, s.length - n, e))
+        rest = jnp.broadcast_to(self.token_embedding[pad_of(s.vocabulary)], (t, s.length - n, e))
         x = jnp.concatenate([embeddings, rest], axis=1) + self.positional_embedding
         x = self.run(self.transformer, x, deep_prompts, options)
         out: Array = self.ln_final(x[:, -1])
@@ -122,12 +112,12 @@ class TextEncoder(TextTower):
 
 
 def load(
-    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+    name: str, located: WeightFiles, release: Release | None, options: family.LoadOptions
 ) -> Backbone:
     """Reads SigLIP from one file with both towers; see `family.LoadFn`."""
     if located.weights is None:
         raise UserError("SigLIP is published as one file. Pass weights=PATH.")
-    check_activation(options.activation, ("gelu_tanh", "gelu"), "SigLIP")
+    family.check_activation(options.activation, ("gelu_tanh", "gelu"), "SigLIP")
     source = f"The file {located.weights}"
     native = siglip_checkpoints.from_arrays(
         read_arrays(located.weights), options.num_heads, options.text_num_heads, source
@@ -141,31 +131,24 @@ def load(
         "embed_dim": native.need("text/head/kernel", width, None).shape[1],
     }
     vision = vit_checkpoints.vision_sizes(native, "vision/")
-    apply_options(name, {}, options.overrides, (vision, text))
+    family.apply_options(name, {}, options.overrides, (vision, text))
     chosen: dict[str, Any] = {"dtype": options.dtype, "attention": options.attention}
     chosen["activation"] = options.activation or "gelu_tanh"
     sizes = VisionSizes(**vision, **chosen), TextSizes(**text, **chosen)
     towers = vit.VisionEncoder(sizes[0]), TextEncoder(sizes[1])
-    tree = native.fit({"vision": tree_of(towers[0]), "text": tree_of(towers[1])})
+    tree = native.fit(family.trees_of(towers))
     scale, bias = (float(tree["text"][f"logit_{name}"]) for name in ("scale", "bias"))
     # The file holds the logarithm of the factor of cosines, 1 / temperature.
-    trained = {"temperature": math.exp(-scale), "logit_bias": bias}
+    trained = math.exp(-scale), bias
     params = jax.tree.map(jnp.asarray, tree)
-    loaded = loaded_from(name, located, release, options, params, **trained)
-    return _assemble(loaded, *sizes)
+    return FAMILY.assemble(name, located, release, options, towers, params, *trained)
 
 
-def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
-    size = loaded.image_size or vision.grid * vision.patch_size
-    return assemble(
-        loaded,
-        vit.VisionEncoder(vision),
-        TextEncoder(text),
-        functools.partial(tokenize_sentencepiece, end=(END,), pad=text.pad),
-        family="siglip",
-        embed_dim=vision.width,
-        preprocess=Preprocess(image_size=size, mean=(0.5,) * 3, std=(0.5,) * 3),
-    )
-
-
-FAMILY = Family(load, describer(_assemble, VisionSizes, TextSizes), "weights=PATH")
+FAMILY = family.Family(
+    "siglip",
+    load,
+    "weights=PATH",
+    [(vit.VisionEncoder, VisionSizes), (TextEncoder, TextSizes)],
+    tokenize,
+    functools.partial(Preprocess, mean=(0.5,) * 3, std=(0.5,) * 3),
+)

@@ -17,31 +17,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.backbones import vit
+from zsad_jax.backbones import family, transformer, vit
 from zsad_jax.backbones.base import Backbone, Params, TextOptions, VisionFeatures, VisionOptions
 from zsad_jax.backbones.checkpoints import tips as tips_checkpoints
 from zsad_jax.backbones.checkpoints.read import read_arrays
 from zsad_jax.backbones.checkpoints.torch_layout import check_same_heads
-from zsad_jax.backbones.family import (
-    Family,
-    Loaded,
-    LoadOptions,
-    apply_options,
-    assemble,
-    check_activation,
-    describer,
-    loaded_from,
-)
 from zsad_jax.backbones.registry import Release, Sizes, WeightFiles
 from zsad_jax.backbones.tokenizers import tokenize_sentencepiece
-from zsad_jax.backbones.transformer import (
-    TextTower,
-    TextTowerSizes,
-    Transformer,
-    layer_norm,
-    tree_of,
-)
-from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 from zsad_jax.utils.files import PathLike
 
@@ -89,7 +71,7 @@ class VisionSizes(vit.ViTSizes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextSizes(TextTowerSizes):
+class TextSizes(transformer.TextTowerSizes):
     """Sizes and options of a text tower."""
 
     length: int = TEXT_LENGTH
@@ -141,7 +123,7 @@ class TokenEmbedding(nn.Module):
         return embedded
 
 
-class TextEncoder(TextTower):
+class TextEncoder(transformer.TextTower):
     """The text side: bidirectional over the valid tokens, pooled by their mean after the final norm."""
 
     sizes: TextSizes
@@ -150,8 +132,8 @@ class TextEncoder(TextTower):
         s = self.sizes
         self.token_emb = TokenEmbedding(s.vocabulary, s.width)
         # ReLU in every size, and no SwiGLU even where the vision tower has one (g/14).
-        self.transformer = Transformer(s, activation="relu", norm_epsilon=s.text_ln_eps)
-        self.text_encoder_norm = layer_norm(s.text_ln_eps)
+        self.transformer = transformer.Transformer(s, activation="relu", norm_epsilon=s.text_ln_eps)
+        self.text_encoder_norm = transformer.layer_norm(s.text_ln_eps)
         self.temperature_contrastive = self.param(
             "temperature_contrastive", nn.initializers.constant(0.05), ()
         )
@@ -179,7 +161,7 @@ class TextEncoder(TextTower):
 
 
 def load(
-    name: str, located: WeightFiles, release: Release | None, options: LoadOptions
+    name: str, located: WeightFiles, release: Release | None, options: family.LoadOptions
 ) -> Backbone:
     """Reads TIPS from its two files; see `family.LoadFn`.
 
@@ -190,7 +172,7 @@ def load(
         raise UserError(
             "TIPS is published as two files. Pass vision=PATH and text=PATH instead of weights=PATH."
         )
-    check_activation(options.activation, ACTIVATIONS, "TIPS")
+    family.check_activation(options.activation, ACTIVATIONS, "TIPS")
     text_heads = options.text_num_heads or options.num_heads
     vision = _read(located.vision, "vision", options.num_heads)
     towers = vision, _read(located.text, "text", text_heads)
@@ -203,21 +185,8 @@ def load(
     params = {"vision": towers[0].params, "text": towers[1].params}
     # Published as the divisor itself, where CLIP has the logarithm of a factor.
     temperature = float(params["text"]["temperature_contrastive"])
-    loaded = loaded_from(name, located, release, options, params, temperature=temperature)
-    return _assemble(loaded, *sizes)
-
-
-def _assemble(loaded: Loaded, vision: VisionSizes, text: TextSizes) -> Backbone:
-    size = loaded.release.image_size if loaded.release else vision.grid * vision.patch_size
-    return assemble(
-        loaded,
-        VisionEncoder(vision),
-        TextEncoder(text),
-        tokenize_sentencepiece,
-        family="tips",
-        embed_dim=vision.width,
-        preprocess=Preprocess(image_size=loaded.image_size or size),
-    )
+    encoders = VisionEncoder(sizes[0]), TextEncoder(sizes[1])
+    return FAMILY.assemble(name, located, release, options, encoders, params, temperature)
 
 
 class _Tower(NamedTuple):
@@ -236,13 +205,13 @@ def _read(path: PathLike, side: str, heads: int | None) -> _Tower:
     check_same_heads(sizes["num_heads"], heads, source)
     vision = side == "vision"
     tower = VisionEncoder(VisionSizes(**sizes)) if vision else TextEncoder(TextSizes(**sizes))
-    params = jax.tree.map(jnp.asarray, native.fit(tree_of(tower)))
+    params = jax.tree.map(jnp.asarray, native.fit(transformer.tree_of(tower)))
     # Put on the device here, so that the host's copy is gone before the other file is read.
     return _Tower(path, params, sizes, tips_checkpoints.is_pytorch(arrays))
 
 
 def _choose_sizes(
-    name: str, towers: tuple[_Tower, _Tower], options: LoadOptions, release: Release | None
+    name: str, towers: tuple[_Tower, _Tower], options: family.LoadOptions, release: Release | None
 ) -> tuple[VisionSizes, TextSizes]:
     """Returns the sizes with the defaults of the lineage and the caller's options."""
     vision, text = towers
@@ -251,7 +220,7 @@ def _choose_sizes(
         "posemb_stage": None,
         "text_ln_eps": 1e-5 if text.pytorch else 1e-6,
     }
-    chosen = apply_options(name, defaults, options.overrides, (vision.sizes, text.sizes))
+    chosen = family.apply_options(name, defaults, options.overrides, (vision.sizes, text.sizes))
     tanh = chosen["gelu_approximate"]
     if not isinstance(tanh, bool | None):
         raise UserError(f"gelu_approximate={tanh!r} is not a boolean. Pass True or False.")
@@ -289,6 +258,11 @@ def _read_stage(stage: Any) -> tuple[int, int] | None:
     return sides
 
 
-FAMILY = Family(
-    load, describer(_assemble, VisionSizes, TextSizes), "vision=PATH and text=PATH", lineages=True
+FAMILY = family.Family(
+    "tips",
+    load,
+    "vision=PATH and text=PATH",
+    [(VisionEncoder, VisionSizes), (TextEncoder, TextSizes)],
+    tokenize_sentencepiece,
+    lineages=True,
 )

@@ -61,11 +61,17 @@ class TowerSizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionTowerSizes(TowerSizes):
-    """Sizes that the vision towers of all families have; `grid` is the side of the position table."""
+    """Sizes that the vision towers of all families have.
+
+    Attributes:
+      grid: side of the position table.
+      embed_dim: width of the joint space; None: that of the tower.
+    """
 
     patch_size: int
     grid: int
     num_global_tokens: int
+    embed_dim: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

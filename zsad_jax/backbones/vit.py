@@ -9,24 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zsad_jax.backbones import transformer
 from zsad_jax.backbones.base import VisionFeatures, VisionOptions
-from zsad_jax.backbones.transformer import (
-    FeedForward,
-    Mlp,
-    PatchEmbedding,
-    Transformer,
-    VisionTower,
-    VisionTowerSizes,
-    encode_tokens,
-    encode_windows,
-    layer_norm,
-)
 
 NORM_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTSizes(VisionTowerSizes):
+class ViTSizes(transformer.VisionTowerSizes):
     """Sizes and options of the tower; a family adds how it resizes positions.
 
     Attributes:
@@ -35,7 +25,7 @@ class ViTSizes(VisionTowerSizes):
     """
 
     activation: str
-    feed_forward: FeedForward = "mlp"
+    feed_forward: transformer.FeedForward = "mlp"
     num_registers: int = 0
     map_head: bool = False
 
@@ -80,7 +70,7 @@ class _TokenSequence(nn.Module):
         self, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         s = self.sizes
-        x = PatchEmbedding(s.patch_size, s.width, s.dtype, name="embedding")(images)
+        x = transformer.PatchEmbedding(s.patch_size, s.width, s.dtype, name="embedding")(images)
         b, h, w, d = x.shape
         normal = nn.initializers.normal(0.02)
         grid = self.param("posembed_input", normal, (1, s.grid, s.grid, d))
@@ -109,8 +99,8 @@ class MapHead(nn.Module):
             s.num_heads, dtype=s.dtype, force_fp32_for_softmax=True
         )
         x: Array = attention(probe, tokens.astype(s.dtype))
-        y = layer_norm(NORM_EPSILON, name="LayerNorm_0")(x).astype(s.dtype)
-        y = Mlp(s.mlp_dim, s.activation, s.dtype, name="MlpBlock_0")(y, None)
+        y = transformer.layer_norm(NORM_EPSILON, name="LayerNorm_0")(x).astype(s.dtype)
+        y = transformer.Mlp(s.mlp_dim, s.activation, s.dtype, name="MlpBlock_0")(y, None)
         return (x + y).astype(jnp.float32)
 
 
@@ -123,13 +113,13 @@ class _Encoder(nn.Module):
     ) -> VisionFeatures:
         s = self.sizes
         tokens, (h, w) = _TokenSequence(s, name="ToTokenSequence_0")(images)
-        tower = Transformer(
+        tower = transformer.Transformer(
             s, feed_forward=s.feed_forward, activation=s.activation, name="transformer"
         )
-        x, outputs = encode_tokens(tower, tokens, options)
+        x, outputs = transformer.encode_tokens(tower, tokens, options)
         # The norm was trained on the last block alone. Patches of earlier blocks pass it too, as over CLIP in
         # methods that compare several layers.
-        norm = layer_norm(NORM_EPSILON, name="encoder_norm")
+        norm = transformer.layer_norm(NORM_EPSILON, name="encoder_norm")
         finish = norm if options.get("patch_norm", True) else jnp.float32
         patches = jnp.stack([finish(y[:, -h * w :]) for y in outputs], axis=1)
         patches = patches.reshape(*patches.shape[:2], h, w, s.width)
@@ -144,14 +134,14 @@ class _Encoder(nn.Module):
         return VisionFeatures(
             pool(x, *last),
             patches,
-            encode_windows(
+            transformer.encode_windows(
                 lambda y, run, *last: pool(run(y)[0], *last),
                 *([tower, *last], tokens, (h, w), options.get("windows", ())),
             ),
         )
 
 
-class VisionEncoder(VisionTower):
+class VisionEncoder(transformer.VisionTower):
     """The image side: global tokens and the patch tokens, all through the final norm."""
 
     sizes: ViTSizes
