@@ -314,8 +314,8 @@ def encode_prototypes(
     alone = method.references == "required"
     for number, images in enumerate(references or ()):
         if method.reference_views:
-            name = zlib.crc32(class_names[number].encode())  # not the position among others
-            key = jax.random.fold_in(jax.random.key(seed), name)
+            # By name: independent of the other categories.
+            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(class_names[number].encode()))
             images = method.reference_views(images, key)
         count = len(images)
         size = min(rows, sharding.round_up(count, mesh))

@@ -357,3 +357,13 @@ def test_matches_transformers(merge_file, tmp_path):
     ids, paddings = tokenize_bpe(texts, path=merge_file, length=60, vocabulary=VOCABULARY)
     for row, text in enumerate(texts):
         assert ids[row, : (paddings[row] == 0).sum()].tolist() == theirs(text)["input_ids"]
+
+
+@pytest.mark.parametrize("vocabulary", [2047, 2048 + tokenizers.MAX_UNUSED])
+def test_rejects_sentencepiece_models_of_other_sizes(vocabulary):
+    """Checks one token too many, and fewer than a table of the model's own would have."""
+    options = {"path": TIPS_NANO, "length": 8}
+    ids, _ = tokenize_sentencepiece(["a photo"], **options, vocabulary=2050)
+    assert ids.max() < 2048
+    with pytest.raises(UserError, match=f"has 2048 tokens, but the text tower has {vocabulary}"):
+        tokenize_sentencepiece(["a photo"], **options, vocabulary=vocabulary)

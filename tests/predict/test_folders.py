@@ -140,6 +140,9 @@ def test_rejects_references_that_do_not_fit(few_shot, experiment, pictures, job,
 
     check("knn requires normal reference images .*--references FOLDER", few_shot)
     check("tipsomaly takes no reference images", experiment, references=good)
+    large = {"name": "tips-l14-hr"}  # which is not downloaded first
+    alone = dataclasses.replace(few_shot, method={"name": "musc"}, backbone=large)
+    check("Without references, musc scores the images of a category together", alone)
     check("name several: object, nut. Name one", few_shot, references=good, folders=several)
     threshold = parse_threshold(f"{good}:0.9")
     words = "both a known-good image and a reference"

@@ -168,12 +168,12 @@ def prepare_model(
     num_workers = experiment.num_workers or min(num_cores(), MAX_THREADS)
     digests = {image: files.digest(image) for image in references}
     load = functools.partial(_load, experiment, options, batch_size, references)
-    inputs = _describe_inputs(experiment, options)
     earlier = _earlier_description(options.out)
+    if earlier is None and experiment.backbone["name"] in RELEASES:  # before weights are downloaded
+        over = describe_backbone(experiment.backbone["name"])
+        check_references(experiment.main_method(over), bool(references), single=True)
+    inputs = _describe_inputs(experiment, options)
     if earlier is None or earlier.inputs != inputs:
-        if experiment.backbone["name"] in RELEASES:  # before weights are downloaded
-            over = describe_backbone(experiment.backbone["name"])
-            check_references(experiment.main_method(over), bool(references), single=True)
         detector = load()
         described = describe_detector(experiment, detector, inputs)
         return Model(described, options.folders, batch_size, num_workers, lambda: detector, digests)

@@ -95,13 +95,7 @@ class Layout(NamedTuple):
 
 
 class Native(NamedTuple):
-    """Arrays by native names, and for errors their file.
-
-    Attributes:
-      source: the file in words.
-      name_in_file: returns the name of an array in the file.
-      names: of the arrays in the file; (): the native ones.
-    """
+    """Arrays by native names; for errors, their file in words and its names, if they are others."""
 
     arrays: Arrays
     source: str
