@@ -95,10 +95,14 @@ class Member(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The state from which training resumes: of one member, or of all along a leading axis."""
+    """The state from which training resumes: of one member, or of all along a leading axis.
+
+    `fixed` is that of the batches, computed from the parameters: checkpoints do not have it.
+    """
 
     params: PyTree
     optimizer: PyTree
+    fixed: PyTree = None
 
 
 # A step of the optimizer on one batch: (frozen, state, features, batch) -> (state, losses).
@@ -200,7 +204,7 @@ def make_step(
         # Masks are kept as bool, which takes a quarter of the memory. Without the barrier, XLA fuses the
         # conversion with the losses, whose last bits change.
         masks = jax.lax.optimization_barrier(batch.masks.astype(jnp.float32))
-        batch = dataclasses.replace(batch, masks=masks)
+        batch = dataclasses.replace(batch, masks=masks, fixed=state.fixed)
         if from_images:
             features = backbone.preprocess.normalize(features)
         if stage.augment:
@@ -212,7 +216,7 @@ def make_step(
         (total, terms), gradient = differentiate(state.params, frozen, features, batch)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, optimizer_state), {"loss": total, **terms}
+        return state._replace(params=params, optimizer=optimizer_state), {"loss": total, **terms}
 
     return step
 
@@ -363,13 +367,21 @@ def train(
             if (restored := saver.restore(done, states)) is None:
                 raise DamagedCheckpointError(f"epoch {done}")
             states = sharding.replicate(restored, mesh)
+        if stage.fixed:
+            compute = jax.jit(stage.fixed, static_argnums=2)
+            names = tuple(dataset.prompt_names)
+            fixed = (
+                compute(frozen, jax.tree.map(lambda x, i=i: x[i], states.params), names)
+                for i in range(len(members))
+            )
+            states = states._replace(fixed=jax.tree.map(lambda *x: jnp.stack(x), *fixed))
         # All optimizers have the same update, which reads what differs from the state.
         step = make_step(method, backbone, optimizer, stage)
         run = make_steps(step, mesh)
         images = _Images(features, method, stage, per_epoch, mesh)
         for epoch in range(max(first_epoch, done), last_epoch):
             states = train_epoch(stage, images, run, states, epoch)
-            saver.save(epoch + 1, states)
+            saver.save(epoch + 1, states._replace(fixed=None))
         params = [jax.tree.map(lambda x, i=i: x[i], states.params) for i in range(len(members))]
         first_epoch = last_epoch
     return params

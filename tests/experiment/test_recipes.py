@@ -10,6 +10,7 @@ import scipy.ndimage
 
 from zsad_jax.backbones.load import describe_backbone
 from zsad_jax.methods import METHODS, config_class, image_score, make_method
+from zsad_jax.methods.shared import prompts
 
 # The recipe of AnomalyCLIP. For FAPrompt, TPS and ViP²-CLIP, shuffling is an assumption.
 ADAM = {
@@ -291,6 +292,25 @@ RECIPES = {
         cls_norm=True,
         training=None,
     ),
+    "aprilgan": Recipe(
+        source="ByChelsea/VAND-APRIL-GAN, its scripts; VisA's set trains for 15 epochs",
+        method={
+            "tower": "open_clip",
+            "normal_states": prompts.PROMPT_FAMILIES["industrial"].normal,
+            "abnormal_states": prompts.PROMPT_FAMILIES["industrial"].anomalous,
+            "mosaic": 0.2,
+            "feature_layers": (6, 12, 18, 24),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 0.0,
+            "temperature": 0.01,
+        },
+        layers=(6, 12, 18, 24),
+        cls_norm=True,
+        patch_norm=False,
+        map_range=(0.0, 4.0),
+        training={**ADAM, "epochs": 3},
+    ),
     "musc": Recipe(
         source="xrli-U/MuSc as run: OpenAI's weights with the exact GELU; the share is rounded up here",
         method={
@@ -407,7 +427,7 @@ def describe(name):
 
     described = describe_backbone(RECIPES[name].backbone["name"])
     assert described.vision_depth == (12 if name in ("knn", "winclip") else 24)
-    return dataclasses.replace(described, encode_image=encode_image, vision_depth=24)
+    return dataclasses.replace(described, encode_image=encode_image, vision_depth=24, forms={})
 
 
 class Asked(dict):
@@ -435,8 +455,8 @@ def test_method_defaults(name):
     assert method.aupro_thresholds == recipe.aupro_thresholds
 
 
-# Those of MuSc are resized otherwise.
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "musc"])
+# The others are resized otherwise.
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("aprilgan", "musc")])
 def test_maps_use_sigma_of_recipe(name):
     patches = np.random.default_rng(0).uniform(size=(1, 3, 3, 1)).astype(np.float32)
     found = make_method(name, describe(name)).anomaly_map(patches, 42)

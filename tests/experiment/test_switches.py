@@ -144,7 +144,11 @@ def trace_step(method, backbone, training):
     for stage in method.stages if params else ():
         features = trace_features(method, backbone, stage)
         optimizer = make_optimizer(training, method, params, stage, steps_per_epoch=3)
-        state = TrainState(params, jax.eval_shape(optimizer.init, params))
+        fixed = None
+        if stage.fixed:
+            compute = jax.jit(stage.fixed, static_argnums=2)
+            fixed = jax.eval_shape(compute, backbone.params, params, CLASSES)
+        state = TrainState(params, jax.eval_shape(optimizer.init, params), fixed)
         step = make_step(method, backbone, optimizer, stage)
         new, losses = jax.eval_shape(step, backbone.params, state, features, batch())
         assert jax.tree.map(jax.numpy.shape, new) == jax.tree.map(jax.numpy.shape, state)
@@ -200,7 +204,9 @@ def test_method_options_work_or_are_rejected_early(name, over):
     for changes in variations(config_class(name)()):
         try:
             options = {**base.method, **changes}
-            experiment = dataclasses.replace(base, method=options, train=False, comparisons={})
+            # Nothing needs to be learned, or to be there.
+            ready = {"train": False, "skip_missing": True, "comparisons": {}}
+            experiment = dataclasses.replace(base, method=options, **ready)
             experiment.check_method(backbone)
         except UserError:
             continue
@@ -229,7 +235,9 @@ def test_scoring_only_options_leave_training_unchanged(name, over):
             params = method.init(key, frozen)
             features = method.features(frozen, params, images)
             of_loss = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
-            return params, of_loss(frozen, params, features, batch())
+            fixed = [one.fixed(frozen, params, CLASSES) for one in method.stages if one.fixed]
+            truth = dataclasses.replace(batch(), fixed=fixed[-1] if fixed else None)
+            return params, of_loss(frozen, params, features, truth)
 
         images = np.zeros((2, SIZE, SIZE, 3), np.float32)
         return jax.jit(start).lower(backbone.params, jax.random.key(0), images).as_text()

@@ -55,6 +55,7 @@ METHODS = {
     "winclip": _included("winclip", "WinCLIPConfig"),
     "musc": _included("musc", "MuScConfig"),
     "knn": _included("knn", "KnnConfig"),
+    "aprilgan": _included("aprilgan", "AprilGANConfig"),
 }
 
 __all__ = [

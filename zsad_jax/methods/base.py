@@ -45,7 +45,8 @@ class Batch:
 
     `class_names` is static: the prompt names that `category` indexes, for methods whose prompts are
     conditioned on the class. `key` is that of the step and member, for losses that draw random numbers; draws
-    for single images do not depend on padding if each has a key of `jax.random.split(key, b)`.
+    for single images do not depend on padding if each has a key of `jax.random.split(key, b)`. `fixed` is what
+    `Stage.fixed` returned.
     """
 
     category: Category
@@ -55,6 +56,7 @@ class Batch:
     valid: Bool[AnyArray, " b"]
     class_names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     key: Array | None = None
+    fixed: PyTree = None
 
 
 class InitFn(Protocol):
@@ -178,6 +180,8 @@ class Stage(NamedTuple):
       augment: changes every image and its mask in every step; None: none is changed.
       mosaic: probability that an image is replaced by a mosaic of four random images of its category, of half
         the size, which is anomalous if any of them is.
+      fixed: computes what losses read and the stage does not change, such as texts: once, from the parameters;
+        None: nothing.
     """
 
     groups: tuple[str, ...] | None = None
@@ -187,6 +191,7 @@ class Stage(NamedTuple):
     features_key: Hashable = None
     augment: AugmentFn | None = None
     mosaic: float = 0.0
+    fixed: PrototypesFn | None = None
 
 
 def grouped(**groups: str) -> GroupsFn:

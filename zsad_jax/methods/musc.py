@@ -19,7 +19,14 @@ from jaxtyping import Array, Float, PyTree
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import NOTHING_LEARNED, Blocks, Method, Scores, score_fn, vision_side
 from zsad_jax.methods.shared.anomaly_map import Size, upsample
-from zsad_jax.methods.shared.config import CLIP, MAX_SIGMA, Fields, MethodConfig, Recipe
+from zsad_jax.methods.shared.config import (
+    CLIP,
+    FOUR_LAYERS,
+    MAX_SIGMA,
+    Fields,
+    MethodConfig,
+    Recipe,
+)
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError, plural
@@ -55,7 +62,7 @@ class MuScConfig(MethodConfig):
     temperature: ClassVar[None] = None  # type: ignore[misc]
     init_std: ClassVar[float] = 0.0  # type: ignore[misc]
 
-    feature_layers: tuple[int, ...] = (6, 12, 18, 24)
+    feature_layers: tuple[int, ...] = FOUR_LAYERS
     sigma: float = within(0.0, 0, MAX_SIGMA)
     degrees: tuple[int, ...] = (1, 3, 5)
     share: float = within(0.3, 0, 1)

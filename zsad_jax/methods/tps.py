@@ -21,7 +21,7 @@ from zsad_jax.backbones.transformer import ACTIVATIONS
 from zsad_jax.data.protocols import clean_class_name
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, learner, losses, prompts, similarity
-from zsad_jax.methods.shared.config import TRAINING, Fields, Recipe, check_texts
+from zsad_jax.methods.shared.config import FOUR_LAYERS, TRAINING, Fields, Recipe, check_texts
 from zsad_jax.methods.shared.learner import STATES
 from zsad_jax.methods.shared.similarity import same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
@@ -81,7 +81,7 @@ class TPSConfig(learner.LearnerConfig):
         "a photo of the flawless part",
         "a photo of the damaged part",
     )
-    feature_layers: tuple[int, ...] = (6, 12, 18, 24)
+    feature_layers: tuple[int, ...] = FOUR_LAYERS
     segmentation: Literal["per_layer", "summed"] = "per_layer"
     pathway_heads: int = within(8, 1)
     cls_norm: bool = False

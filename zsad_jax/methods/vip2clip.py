@@ -19,7 +19,14 @@ from zsad_jax.backbones.base import Backbone, Params, Tokens, VisionFeatures
 from zsad_jax.backbones.checkpoints.read import Arrays
 from zsad_jax.methods.base import Batch, Loss, Method, Scores, grouped, score_fn, vision_side
 from zsad_jax.methods.shared import layers, losses, prompts
-from zsad_jax.methods.shared.config import MAX_SIGMA, TRAINING, Fields, MethodConfig, Recipe
+from zsad_jax.methods.shared.config import (
+    FOUR_LAYERS,
+    MAX_SIGMA,
+    TRAINING,
+    Fields,
+    MethodConfig,
+    Recipe,
+)
 from zsad_jax.methods.shared.learner import STATES, without_prefix
 from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each, scale_of
 from zsad_jax.utils.config import config_from, within
@@ -83,7 +90,7 @@ class ViP2CLIPConfig(MethodConfig):
     score_pooling: Literal["pooled", "per_layer"] = "pooled"
     global_loss: Literal["pooled", "per_layer"] = "pooled"
     lam: float = within(1.0, 0)
-    feature_layers: tuple[int, ...] = (6, 12, 18, 24)
+    feature_layers: tuple[int, ...] = FOUR_LAYERS
     cls_norm: bool = False
     sigma: float = within(8.0, 0, MAX_SIGMA)
 

@@ -9,6 +9,7 @@ from zsad_jax.utils.errors import UserError
 
 VISION_DEPTH = 24  # of the tower that block numbers in configs refer to: ViT-L
 MAX_SIGMA = 1000  # of the smoothing, in pixels
+FOUR_LAYERS = (6, 12, 18, 24)  # whose patch tokens many methods over CLIP compare
 TEXT_DEPTH = 12
 CLIP = {"name": "clip-vit-l14-336", "image_size": 518}
 # The recipe of AnomalyCLIP, used by most methods over CLIP.
