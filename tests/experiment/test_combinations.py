@@ -8,7 +8,6 @@ import runpy
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import zsad_jax
@@ -22,6 +21,8 @@ from zsad_jax.methods import (
     count_parameters,
     make_method,
 )
+from zsad_jax.methods.base import encoder_of
+from zsad_jax.train import TrainingConfig, TrainState, make_optimizer, make_step
 from zsad_jax.utils.errors import UserError
 
 DEMOS = [name for name, one in registry.RELEASES.items() if one.demo]
@@ -49,6 +50,7 @@ def batch():
         has_mask=np.ones(2, bool),
         valid=np.ones(2, bool),
         class_names=CLASSES,
+        key=jax.random.key(2),
     )
 
 
@@ -57,15 +59,16 @@ def batch():
 def test_trains_two_steps_then_scores(backbones, largest_entries, method, backbone):
     model = backbones[backbone]
     made = make_method(method, model, OVER_NANO.get(method))
-    images = jax.random.uniform(jax.random.key(0), (2, SIZE, SIZE, 3))
+    images = jax.random.randint(jax.random.key(0), (2, SIZE, SIZE, 3), 0, 256, np.uint8)
     params = made.init(jax.random.key(1), model.params)
-    features = jax.jit(made.features)(model.params, params, images)
     if params:
-        trained = _train(made, model.params, params, features)
+        trained = _train(made, model, params, images)
         moved = jax.tree.map(lambda after, before: after - before, trained, params)
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
         assert min(largest_entries(method, moved).values()) > 1e-3
         params = trained
+    normalized = model.preprocess.normalize(images)
+    features = jax.jit(made.features)(model.params, params, normalized)
 
     # Without references, MuSc scores no single images.
     compared = None if made.references == "unused" else features
@@ -87,22 +90,24 @@ def test_trains_two_steps_then_scores(backbones, largest_entries, method, backbo
     assert all(low <= one.min() <= one.max() <= high for one in image.values())
 
 
-def _train(made, frozen, params, features):
-    """Returns the parameters after two steps of Adam."""
-    optimizer = optax.adam(1e-3)
-
-    @jax.jit
-    def step(params, state):
-        (loss, _), gradient = jax.value_and_grad(
-            lambda p: made.loss(frozen, p, features, batch()), has_aux=True
-        )(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    state = optimizer.init(params)
-    for _ in range(2):
-        params, state, loss = step(params, state)
-        assert jnp.isfinite(loss)
+def _train(made, model, params, images):
+    """Returns the parameters after two steps of each stage."""
+    config = TrainingConfig(learning_rate=1e-3)
+    for stage in made.stages:
+        _, encode = encoder_of(made, stage)
+        given = images
+        if encode:
+            given = jax.jit(encode)(model.params, {}, model.preprocess.normalize(images))
+        optimizer = make_optimizer(config, made, params, stage)
+        fixed = stage.fixed and jax.jit(stage.fixed, static_argnums=2)(
+            model.params, params, CLASSES
+        )
+        state = TrainState(params, optimizer.init(params), fixed)
+        step = jax.jit(make_step(made, model, optimizer, stage))
+        for _ in range(2):
+            state, terms = step(model.params, state, given, batch())
+            assert jnp.isfinite(terms["loss"])
+        params = state.params
     return params
 
 

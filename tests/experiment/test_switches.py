@@ -104,14 +104,20 @@ def demo(method, backbone):
 def load(name):
     """Loads an included backbone whose towers are traced once per shape."""
     backbone = zsad_jax.load_backbone(name, image_size=SIZE)
-    options = ("layers", "vv_from", "cls_norm", "patch_norm", "windows")
-    text = dataclasses.replace(
-        backbone.text,
-        encode_prompts=jax.jit(backbone.encode_prompts),
-        encode_text=jax.jit(backbone.encode_text),
-    )
-    encode_image = jax.jit(backbone.encode_image, static_argnames=options)
-    return dataclasses.replace(backbone, encode_image=encode_image, text=text)
+    options = ("layers", "vv_from", "vv_path", "cls_norm", "patch_norm", "project", "windows")
+
+    def traced_once(encode_image, text):
+        encoders = {
+            name: jax.jit(getattr(text, name), static_argnames=("insert", "project"))
+            for name in ("encode_prompts", "encode_text")
+        }
+        return {
+            "encode_image": jax.jit(encode_image, static_argnames=options),
+            "text": dataclasses.replace(text, **encoders),
+        }
+
+    forms = {form: traced_once(**functions) for form, functions in backbone.forms.items()}
+    return dataclasses.replace(backbone, forms=forms, **forms[backbone.form])
 
 
 def batch():

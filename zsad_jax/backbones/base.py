@@ -60,6 +60,7 @@ class VisionOptions(TypedDict, total=False):
       adapters: of the first blocks.
       cls_norm: False returns class tokens without the final norm; a MAP head has none.
       patch_norm: False returns patch tokens as they leave their blocks, without final norm and projection.
+      project: False returns patch tokens as the final norm leaves them, without projection.
       windows: sides of the windows, in patches, that are encoded as well: each alone, with the positions that
         its patches have in the image, and without prompts, adapters and value-value attention.
     """
@@ -71,6 +72,7 @@ class VisionOptions(TypedDict, total=False):
     adapters: Adapters | None
     cls_norm: bool
     patch_norm: bool
+    project: bool
     windows: Sequence[int]
 
 

@@ -100,7 +100,9 @@ class VisionEncoder(transformer.VisionTower):
             x = (norm(x) if normed else x).astype(s.dtype)
             return (x @ projection.astype(s.dtype)).astype(jnp.float32)
 
-        finish_patches = projected if options.get("patch_norm", True) else jnp.float32
+        finish_patches = projected if options.get("project", True) else norm
+        if not options.get("patch_norm", True):
+            finish_patches = jnp.float32
         patches = [finish_patches(y[:, 1:]) for y in outputs]
         stacked = jnp.stack(patches, axis=1).reshape(x.shape[0], len(patches), h, w, -1)
         # Row 0 is the class token, which AnomalyCLIP and its successors project without the final norm.

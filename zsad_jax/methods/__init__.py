@@ -53,6 +53,7 @@ METHODS = {
     "coop": _included("coop", "CoOpConfig"),
     "cocoop": _included("coop", "CoCoOpConfig"),
     "winclip": _included("winclip", "WinCLIPConfig"),
+    "aaclip": _included("aaclip", "AACLIPConfig"),
     "musc": _included("musc", "MuScConfig"),
     "knn": _included("knn", "KnnConfig"),
     "aprilgan": _included("aprilgan", "AprilGANConfig"),

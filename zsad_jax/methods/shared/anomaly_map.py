@@ -7,6 +7,7 @@ columns.
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +38,26 @@ def bilinear_matrix(
     return matrix
 
 
-def gaussian_matrix(size: int, sigma: float) -> Float[np.ndarray, "n n"]:
+def gaussian_matrix(
+    size: int, sigma: float, *, radius: int | None = None, border: Literal["half", "whole"] = "half"
+) -> Float[np.ndarray, "n n"]:
     """Returns the 1-D Gaussian filter of scipy.ndimage: cut at 4 sigmas, border "reflect".
 
     Away from the borders, G[i, j] is proportional to exp(-(i - j)² / (2 sigma²)); each row adds up to 1.
-    `sigma` is in samples; 0 gives the identity.
+    `sigma` is in samples; 0 gives the identity. With a `radius` it is cut there, and with the border "whole"
+    reflected at the outermost samples, which is "reflect" in PyTorch.
     """
     if sigma == 0:
         return np.eye(size)
-    radius = int(4 * sigma + 0.5)
+    radius = int(4 * sigma + 0.5) if radius is None else radius
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
-    # Reflection at half a sample (d c b a | a b c d | d c b a), as often as the radius requires.
-    sources = (np.arange(size)[:, None] + offsets) % (2 * size)
-    sources = np.where(sources < size, sources, 2 * size - 1 - sources)
+    # Reflection at half a sample (d c b a | a b c d | d c b a), or a whole one (d c b | a b c d | c b a), as
+    # often as the radius requires.
+    whole = int(border == "whole")
+    sources = (np.arange(size)[:, None] + offsets) % max(2 * (size - whole), 1)
+    sources = np.where(sources < size, sources, 2 * size - 1 - whole - sources)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], sources), weights)
     return matrix
@@ -89,6 +95,22 @@ def anomaly_map(
 ) -> Float[Array, "b H W"]:
     """Returns the anomaly map A S Bᵀ of patch scores, summed over channels; `sigma` is in output pixels."""
     return upsample(patches.sum(axis=-1, keepdims=True), size, sigma=sigma)[..., 0]
+
+
+def grid_map(
+    patches: Float[Array, "b h w c"], size: Size, *, sigma: float, radius: int
+) -> Float[Array, "b H W"]:
+    """Returns the sum over channels, smoothed on the grid of patches, then up-sampled, as in AA-CLIP.
+
+    `sigma` and `radius` of the Gaussian are in patches. Outermost centers coincide.
+    """
+    rows, columns = (
+        gaussian_matrix(length, sigma, radius=radius, border="whole").astype(np.float32)
+        for length in patches.shape[1:3]
+    )
+    highest = jax.lax.Precision.HIGHEST
+    grid = jnp.einsum("bhwc,Hh,Ww->bHW", patches, rows, columns, precision=highest)
+    return upsample(grid[..., None], size, align_corners=True)[..., 0]
 
 
 def margin_probabilities(margins: Float[Array, "b h w l"], size: Size) -> Float[Array, "b H W l"]:

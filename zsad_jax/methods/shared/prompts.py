@@ -34,10 +34,13 @@ class PromptFamily:
 
     def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
         """Returns the normal and the anomalous sentences of a class, the templates of a state together."""
-        name = clean_class_name(class_name)
+        return self.describe(clean_class_name(class_name))
+
+    def describe(self, words: str) -> tuple[list[str], list[str]]:
+        """Returns the sentences with these words as they are in place of the class name."""
 
         def fill(states: Sequence[str]) -> list[str]:
-            named = [state.replace("{}", name) for state in states]
+            named = [state.replace("{}", words) for state in states]
             return [text.replace("{}", state) for state in named for text in self.templates]
 
         return fill(self.normal), fill(self.anomalous)
@@ -80,6 +83,25 @@ PROMPT_FAMILIES: dict[str, PromptFamily] = {
     # The class name is still inserted: agnostic only where the class is called "object".
     "object_agnostic": PromptFamily(normal=("{}",), anomalous=("damaged {}",), templates=("{}",)),
 }
+
+# Words of AA-CLIP for classes of MVTec AD, VisA and medical sets, by class name. Its code also describes those
+# of MPDD and BTAD, which keep their names here.
+DESCRIPTIONS = dict(
+    one.split(": ", 1)
+    for one in texts(
+        "bottle: dark bottle, cable: top view of three cables, capsule: black and orange capsule,"
+        " carpet: gray carpet, grid: metal or plastic mesh, hazelnut: single brown hazelnut,"
+        " leather: brown leather, metal nut: metal nut which has four notched edges,"
+        " pill: oval white pill with small red speckles and the letters 'FF' engraved,"
+        " tile: speckled tile surface, transistor: a three-legged transistor placed vertically,"
+        " toothbrush: toothbrush head, wood: wood surface, zipper: a black zipper,"
+        " pcb1: dual ultrasonic distance sensor pcb module, pcb2: integrated circuits board,"
+        " pcb3: infrared sensor pcb module, pcb4: battery charging pcb module,"
+        " macaroni1: orange macaroni, macaroni2: scattered yellow macaroni, cashew: cashew nut,"
+        " pipe fryum: pipe-shaped fryum, fryum: wheel-shaped fryum snack, chewinggum: chewing gum,"
+        " brain: scan, liver: scan, retina: scan, colon: colon endoscopy image"
+    )
+)
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str]) -> Tokens:

@@ -1,0 +1,311 @@
+"""AA-CLIP (arXiv 2503.06661): residual adapters, first of the text tower, then of the vision tower.
+
+The first stage separates the texts of normal and anomalous objects, on fixed features of value-value attention.
+The second one trains the vision tower's adapters and heads on the resulting texts, with changed images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from zsad_jax.backbones.base import (
+    Adapters,
+    AnyArray,
+    Backbone,
+    Params,
+    TextOptions,
+    VisionFeatures,
+    VisionOptions,
+)
+from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.data.benchmarks.facts import DATASETS
+from zsad_jax.data.protocols import clean_class_name
+from zsad_jax.methods.base import Batch, Loss, Method, Scores, Stage, grouped, score_fn, vision_side
+from zsad_jax.methods.shared import anomaly_map, augmentation, losses, prompts
+from zsad_jax.methods.shared.config import (
+    CLIP,
+    FOUR_LAYERS,
+    TEXT_DEPTH,
+    VISION_DEPTH,
+    Fields,
+    OpenClipConfig,
+    Recipe,
+    check_texts,
+    scale_block,
+)
+from zsad_jax.methods.shared.scaling import ImageScores, scale_over_category
+from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.utils.config import config_from, within
+
+# Radius and standard deviation, in patches, of the Gaussian that smooths the scores of patches.
+BLUR = {"industrial": (3, 1.0), "medical": (4, 1.5)}
+HIGHEST = jax.lax.Precision.HIGHEST
+VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the second stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AACLIPConfig(OpenClipConfig):
+    """Options of AA-CLIP; the defaults are those of the published numbers, except for `vv_axis`.
+
+    Numbers of blocks scale with the depth of a tower, as block numbers do.
+
+    Attributes:
+      normal_states, abnormal_states: `{}` is the class name.
+      templates: sentences around a state, whose features are averaged; `{}` is the filled state.
+      descriptions: classes are described as in the published code ("bottle" becomes "dark bottle").
+      text_adapters, image_adapters: number of blocks of a tower that have adapters, from the first.
+      adapter_share: of an adapter in the output of its block.
+      relu_proj: the heads of the vision tower end with a leaky ReLU.
+      vv_from: first block of the first stage's value-value attention; None: ordinary attention.
+      vv_axis: it is over the patches of an image, or, as in the published code, over the images of the batch at
+        each position; then features of the first stage cannot be stored.
+      stage1_layers: the first stage learns from the last layer (the code), or from all of them (the paper).
+      orthogonality: square of the batch's mean cosine of the two texts (the code), or mean square (the paper).
+      orthogonality_weight: of this term in the loss of the first stage.
+      text_epochs, text_batch_size: of the first stage; those of the training config are for the second one.
+      augment: probability of each of rotation, shift and two flips of an image in the second stage.
+      domain: which Gaussian smooths the scores, and whether the image score is the largest value of the map
+        ("medical") or its mean with the score of the image ("industrial").
+      normalize: maps and image scores of a category are scaled to [0, 1]. Images alone are not scaled.
+    """
+
+    name: ClassVar[str] = "aaclip"
+    title: ClassVar[str] = "AA-CLIP"
+    recipe: ClassVar[Recipe] = Recipe(
+        training={
+            **{"epochs": 20, "batch_size": 2, "learning_rate": 5e-4, "b1": 0.5, "shuffle": True},
+            **{"learning_rates": {"text": 1e-5}, "milestones": (16_000, 32_000)},
+        },
+        backbone=CLIP,
+        method_for={
+            key: {"domain": "medical"} for key, one in DATASETS.items() if one.domain == "medical"
+        },
+    )
+    scoring_only: ClassVar[tuple[str, ...]] = ("domain", "normalize")
+    sigma: ClassVar[float] = 0.0  # type: ignore[misc]
+    init_std: ClassVar[float] = 0.0  # type: ignore[misc]
+
+    normal_states: tuple[str, ...] = prompts.texts("{}, a {}, the {}")
+    abnormal_states: tuple[str, ...] = prompts.texts(
+        "a damaged {}, a broken {}, a {} with flaw, a {} with defect, a {} with damage"
+    )
+    templates: tuple[str, ...] = prompts.texts("{}., a photo of {}.")
+    descriptions: bool = True
+    text_adapters: int = within(3, 1, TEXT_DEPTH)
+    image_adapters: int = within(6, 1, VISION_DEPTH)
+    adapter_share: float = within(0.1, 0, 1)
+    relu_proj: bool = False
+    feature_layers: tuple[int, ...] = FOUR_LAYERS
+    vv_from: int | None = within(6, 1, VISION_DEPTH)
+    vv_axis: Literal["token", "batch"] = "token"
+    stage1_layers: Literal["last", "all"] = "last"
+    orthogonality: Literal["batch", "image"] = "batch"
+    orthogonality_weight: float = within(0.1, 0)
+    text_epochs: int = within(5, 1)
+    text_batch_size: int = within(16, 1)
+    augment: float = within(0.5, 0, 1)
+    domain: Literal["industrial", "medical"] = "industrial"
+    normalize: Literal["category", "none"] = "category"
+    temperature: float = within(0.01, 1e-6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_texts(self, "normal_states", "abnormal_states", "templates", place="{}")
+
+
+def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> Method:
+    """Returns AA-CLIP over a backbone with a text side.
+
+    Its params are kernels without biases: {"text_adapters" [k, d, d], "text_head"} in the group "text", and
+    {"image_adapters" [k, d, d], "patch_heads" [layers, d, e], "image_head"} in the group "vision". Its image
+    scores are "global" of the mean of the patches, "map", the largest value of the map, and "fused", that of
+    `config.domain`. Its extra is "text_features".
+
+    Raises:
+      UserError: for an unknown key, a bad value, or one that the backbone does not support.
+    """
+    config = config_from(AACLIPConfig, config)
+    backbone = backbone.in_form(config.tower)
+    text_side = backbone.need_text()
+    depth, count = backbone.vision_depth, len(config.feature_layers)
+    family = prompts.PromptFamily(config.normal_states, config.abnormal_states, config.templates)
+    layers = tuple(scale_block(block, depth) for block in config.feature_layers)
+    surgery: VisionOptions = {
+        "layers": layers[-1:] if config.stage1_layers == "last" else layers,
+        "vv_from": config.vv_from and scale_block(config.vv_from, depth),
+        "vv_path": "through" if config.vv_axis == "token" else "through_batch",
+    }
+
+    def init(key: Array, frozen: Params) -> Params:
+        """Returns kernels from Xavier's uniform distribution."""
+        blocks = scale_block(config.text_adapters, text_side.depth, of=TEXT_DEPTH)
+        vision, text, joint = backbone.vision_width, text_side.width, backbone.embed_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "text_adapters": (blocks, text, text),
+            "text_head": (text, joint),
+            "image_adapters": (scale_block(config.image_adapters, depth), vision, vision),
+            "patch_heads": (count, vision, joint),
+            "image_head": (vision, joint),
+        }
+        keys = jax.random.split(key, len(shapes))
+        return {
+            name: jax.nn.initializers.glorot_uniform(batch_axis=range(len(shape) - 2))(one, shape)
+            for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    def features(frozen: Params, params: Params, images: Array) -> VisionFeatures:
+        """Returns patches of the tower with adapters, through its final norm."""
+        adapters = Adapters(params["image_adapters"], config.adapter_share)
+        options: VisionOptions = {"layers": layers, "project": False, "adapters": adapters}
+        return backbone.encode_image(frozen, images, **options)
+
+    def fixed_features(
+        frozen: Params, params: Params, images: Array
+    ) -> Float[Array, "b layers h w d"]:
+        """Returns unit-norm patches of value-value attention plus the unit-norm token of ordinary attention."""
+        found = backbone.encode_image(frozen, images, cls_norm=config.cls_norm)
+        token = normalize(found.global_tokens[:, config.global_token])
+        patches = backbone.encode_image(frozen, images, **surgery).patches
+        return normalize(patches) + token[:, None, None, None]
+
+    def encode_text(
+        frozen: Params, params: Params, class_names: Sequence[str], references: PyTree = None
+    ) -> Float[Array, "c 2 d"]:
+        """Returns the texts of each class, with a head in place of the projection of the text tower."""
+        adapters = Adapters(params["text_adapters"], config.adapter_share)
+        head = params["text_head"]
+
+        def encode(
+            params: Params, token_ids: AnyArray, paddings: AnyArray, **_: Unpack[TextOptions]
+        ) -> Array:
+            tokens = token_ids, paddings
+            hidden = text_side.encode_text(params, *tokens, adapters=adapters, project=False)
+            return jax.nn.leaky_relu(jnp.matmul(hidden, head, precision=HIGHEST))
+
+        text = dataclasses.replace(text_side, encode_text=encode)
+        model = dataclasses.replace(backbone, text=text)
+        names = [clean_class_name(name) for name in class_names]
+        if config.descriptions:
+            names = [prompts.DESCRIPTIONS.get(name, name) for name in names]
+        ensembles = [sentences for name in names for sentences in family.describe(name)]
+        return prompts.encode_ensembles(model, frozen, ensembles).reshape(len(names), 2, -1)
+
+    def project(x: Float[Array, "*b d"], kernel: Float[Array, "*l d e"]) -> Float[Array, "*b e"]:
+        """Returns the unit-norm output of a head of the vision tower."""
+        y = jnp.matmul(x, kernel, precision=HIGHEST)
+        return normalize(jax.nn.leaky_relu(y) if config.relu_proj else y)
+
+    def margins(
+        patches: Float[Array, "b layers h w d"], text: Float[Array, "b 2 d"]
+    ) -> Float[Array, "b h w layers"]:
+        """Returns (x t_a - x t_n) / tau of the patches x."""
+        values = _products(patches, text)
+        return jnp.moveaxis(values[..., 1] - values[..., 0], 1, -1) / config.temperature
+
+    def compare(
+        params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
+    ) -> tuple[Float[Array, "b 2"], Float[Array, "b h w layers"]]:
+        """Returns (d t_n, d t_a) of the mean d of unit-norm patches of the last layer, and margins."""
+        patches = features.patches.astype(jnp.float32)
+        whole = project(patches[:, -1], params["image_head"]).mean(axis=(1, 2))
+        found = project(patches, params["patch_heads"][:, None])
+        return _products(whole, text), margins(found, text)
+
+    def compute(
+        frozen: Params, params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
+    ) -> Scores:
+        """Returns (1 + d t_a) / 2 of the image, and (1 + margin) / 2 of its patches in each layer."""
+        image, patches = compare(params, text, features)
+        scores = {"global": (1 + image[:, 1]) / 2}
+        return Scores(scores, (1 + patches) / 2, {"text_features": text})
+
+    def make_map(patches: Float[Array, "b h w c"], size: anomaly_map.Size) -> Float[Array, "b H W"]:
+        radius, sigma = BLUR[config.domain]
+        return anomaly_map.grid_map(patches, size, sigma=sigma, radius=radius)
+
+    def fuse(image: ImageScores, peaks: Float[Array, " b"]) -> ImageScores:
+        fused = peaks if config.domain == "medical" else (peaks + image["global"]) / 2
+        return {"fused": fused, "global": image["global"], "map": peaks}
+
+    def text_loss(
+        frozen: Params, params: Params, features: Float[Array, "b layers h w d"], batch: Batch
+    ) -> Loss:
+        """Returns the segmentation losses of fixed features, and the squared cosine of the two texts."""
+        text = encode_text(frozen, params, batch.class_names)[batch.category]
+        terms = losses.margin_terms(margins(features, text), batch)
+        mean = functools.partial(losses.weighted_mean, weights=batch.valid.astype(jnp.float32))
+        alike = (text[:, 0] * text[:, 1]).sum(axis=-1)
+        square = mean(alike) ** 2 if config.orthogonality == "batch" else mean(alike**2)
+        terms["orthogonality"] = config.orthogonality_weight * square
+        return sum(terms.values(), start=jnp.zeros(())), terms
+
+    def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
+        """Returns the cross-entropy of the image, without a temperature, plus the segmentation losses."""
+        assert batch.fixed is not None  # see `Stage`
+        image, patches = compare(params, batch.fixed[batch.category], features)
+        terms = losses.margin_terms(patches, batch)
+        terms["cross_entropy"] = losses.image_cross_entropy(image[:, None], batch)
+        return sum(terms.values(), start=jnp.zeros(())), terms
+
+    def import_params(state: Arrays) -> Params:
+        """Reads both files of the published code in one: {"text_adapter": …, "image_adapter": …}."""
+        shapes = jax.eval_shape(init, jax.random.key(0), None)
+        end, texts = "fc.0" if config.relu_proj else "fc", len(shapes["text_adapters"])
+        names = {
+            "text_adapters": "text_adapter.{}.fc.0",
+            "text_head": f"text_adapter.{texts}.fc.0",
+            "image_adapters": "image_adapter.layer_adapters.{}.fc.0",
+            "patch_heads": f"image_adapter.seg_proj.{{}}.{end}",
+            "image_head": f"image_adapter.det_proj.{end}",
+        }
+
+        def read(ours: str, theirs: str) -> np.ndarray:
+            several = range(len(shapes[ours])) if "{}" in theirs else [0]
+            kernels = np.stack([np.asarray(state[f"{theirs.format(i)}.weight"]).T for i in several])
+            return kernels if "{}" in theirs else kernels[0]
+
+        return {ours: read(ours, theirs) for ours, theirs in names.items()}
+
+    move = functools.partial(augmentation.move, probability=config.augment)
+    text_stage = Stage(
+        groups=("text",),
+        loss=text_loss,
+        training={"epochs": config.text_epochs, "batch_size": config.text_batch_size}
+        | {"milestones": ()},
+        features=fixed_features,
+        features_key=(*surgery.values(), config.cls_norm, config.global_token, backbone.form),
+        # Features that depend on the images of a batch cannot be stored. Those of a stage that changes images,
+        # here not at all, are computed in each step.
+        augment=None if config.vv_axis == "token" else lambda key, image, mask: (image, mask),
+    )
+    side = vision_side(backbone, config)
+    side["features"], side["anomaly_map"] = features, make_map
+    made = Method(
+        init=init,
+        prototypes=encode_text,
+        score=score_fn(compute),
+        loss=loss,
+        groups=grouped(text_adapters="text", text_head="text", **dict.fromkeys(VISION, "vision")),
+        group_names=("text", "vision"),
+        image_scores=("fused", "global", "map"),
+        cacheable=False,
+        stages=(
+            text_stage,
+            Stage(("vision",), augment=move if config.augment else None, fixed=encode_text),
+        ),
+        import_params=import_params,
+        **side,
+    )
+    scaled = scale_over_category(made, backbone, fuse)
+    return scaled if config.normalize == "category" else scaled._replace(across=None)
+
+
+def _products(x: Float[Array, "b *n d"], text: Float[Array, "b 2 d"]) -> Float[Array, "b *n 2"]:
+    """Returns the products of each image's features, which need no unit norm, with its own texts."""
+    return jnp.einsum("b...d,bkd->b...k", x, text, precision=HIGHEST)
