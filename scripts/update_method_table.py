@@ -39,18 +39,29 @@ def make_table() -> str:
     header = ["method", "uses", *(f"`{family}`" for family in FAMILIES)]
     rows = [header, ["---"] * len(header)]
     for name in METHODS:
-        over = {family: make_all(name, backbones) for family, backbones in families.items()}
-        made = next(method for methods in over.values() for method in methods)
-        cells = (RUNS if over[family] else NO_TEXT for family in FAMILIES)
-        rows.append([f"`{name}`", describe_inputs(made), *cells])
+        over = {family: usable(name, backbones) for family, backbones in families.items()}
+        made = [make_method(name, backbone) for used in over.values() for backbone in used]
+        cells = (describe_family(families[family], over[family]) for family in FAMILIES)
+        rows.append([f"`{name}`", describe_inputs(made[0]), *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def make_all(name: str, backbones: list[Backbone]) -> list[Method]:
-    """Returns the method over each backbone; [] if it needs text and one has none."""
-    if config_class(name).needs_text and not all(one.text for one in backbones):
-        return []
-    return [make_method(name, backbone) for backbone in backbones]
+def usable(name: str, backbones: list[Backbone]) -> list[Backbone]:
+    """Returns the backbones that have what the method needs."""
+    config = config_class(name)
+    if config.needs_text:
+        backbones = [one for one in backbones if one.text]
+    if config.needs_joint_text:
+        backbones = [one for one in backbones if one.text_width == one.embed_dim]
+    return backbones
+
+
+def describe_family(backbones: list[Backbone], used: list[Backbone]) -> str:
+    """Returns the cell of a family: whether a method runs, and over which backbones it does not."""
+    if not used:
+        return NO_TEXT
+    missing = ", ".join(f"`{one.name}`" for one in backbones if one not in used)
+    return f"{RUNS}, except {missing}" if missing else RUNS
 
 
 def describe_inputs(method: Method) -> str:

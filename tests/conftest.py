@@ -106,6 +106,8 @@ NO_EFFECT = {
         "['pathway']['norms']['global']['bias']",
     },
     "vip2clip": {"['fgp']['key']['bias']"},
+    # The bias of the filter adds a number to all features of a token, which the norms subtract again.
+    "vcpclip": {"['attention']['key']['bias']", "['filter']['bias']"},
 }
 
 

@@ -436,6 +436,41 @@ RECIPES = {
         training=None,
         backbone=CLIP | {"name": "clip-vit-b16-plus-240", "image_size": None},
     ),
+    "vcpclip": Recipe(
+        source="xiaozhen228/VCP-CLIP at 7c95411: train.sh, and test.py",
+        method={
+            "tower": "open_clip",
+            "normal_text": "a photo of a good {}",
+            "abnormal_text": "a photo of a damaged {}",
+            "num_class_prompts": 2,
+            "pre_vcp": True,
+            "num_deep_prompts": 1,
+            "post_vcp": True,
+            "post_vcp_heads": 8,
+            "alpha": 0.2,
+            "top_pixels": 2000,
+            "normalize": "category",
+            "mosaic": 0.2,
+            "feature_layers": (6, 12, 18, 24),
+            "cls_norm": True,
+            "global_token": 0,
+            "sigma": 8.0,
+            "temperature": 0.07,
+            "init_std": 1.0,
+        },
+        layers=(6, 12, 18, 24),
+        cls_norm=True,
+        patch_norm=False,
+        image_score="patch",
+        map_range=None,
+        training={
+            **ADAM,
+            "learning_rate": 2e-5,  # of training on MVTec AD
+            "learning_rates": {"log_scales": 0.01},
+            "batch_size": 32,
+            "epochs": 10,
+        },
+    ),
 }
 
 
@@ -504,7 +539,7 @@ def test_method_defaults(name):
     assert method.aupro_thresholds == recipe.aupro_thresholds
 
 
-RESIZED_OTHERWISE = "aaclip", "aprilgan", "musc"
+RESIZED_OTHERWISE = "aaclip", "aprilgan", "musc", "vcpclip"
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in RESIZED_OTHERWISE])

@@ -251,7 +251,8 @@ def test_scoring_only_options_leave_training_unchanged(name, over):
     hints, program = typing.get_type_hints(type(base)), lower()
     for key in base.scoring_only:
         # The first other value; those after it may be invalid.
-        value = alternatives(hints[key], getattr(base, key), (None, None))[0]
+        bounds = base.__dataclass_fields__[key].metadata.get("within", (None, None))
+        value = alternatives(hints[key], getattr(base, key), bounds)[0]
         assert lower(**{key: value}) == program, key
     assert lower(temperature=0.5) != program
 

@@ -57,6 +57,7 @@ METHODS = {
     "musc": _included("musc", "MuScConfig"),
     "knn": _included("knn", "KnnConfig"),
     "aprilgan": _included("aprilgan", "AprilGANConfig"),
+    "vcpclip": _included("vcpclip", "VCPCLIPConfig"),
 }
 
 __all__ = [
@@ -133,8 +134,8 @@ def make_method(
       config: the method's config dataclass, or a mapping of its keys; None: the defaults.
 
     Raises:
-      UserError: for an unknown name, an unknown config key or a bad value, or if the backbone lacks the text
-        side that the method needs.
+      UserError: for an unknown name, an unknown config key or a bad value, or if the backbone lacks what the
+        method needs.
 
     Example:
       >>> from zsad_jax.backbones import load_backbone
@@ -145,6 +146,12 @@ def make_method(
     factory, config_type = _registered(name)
     if config_type.needs_text:
         backbone.need_text(f"the method {name}")
+    if config_type.needs_joint_text and backbone.text_width != backbone.embed_dim:
+        raise UserError(
+            f"The method {name} adds image features to text tokens, but those of {backbone.name} have"
+            f" {backbone.embed_dim} and {backbone.text_width} numbers. Use a backbone where both are equal, for"
+            " example clip-vit-l14-336."
+        )
     return factory(backbone, config_from(config_type, config))
 
 

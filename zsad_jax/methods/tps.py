@@ -114,7 +114,8 @@ def tps(backbone: Backbone, config: TPSConfig | Fields | None = None) -> Method:
     if config.learned:
         learner.check_deep_prompts(backbone, config)
         if config.pathway:
-            layers.check_joint_heads(backbone, "pathway_heads", config.pathway_heads)
+            what = f"an embedding of {backbone.name}"
+            layers.check_heads("pathway_heads", config.pathway_heads, backbone.embed_dim, what)
     scale = scale_of(backbone, config.temperature)
     num_pathways = 1 if config.shared_pathway else len(config.feature_layers)
     words = functools.cache(lambda: prompts.tokenize(backbone, config.learned_texts))

@@ -32,8 +32,7 @@ from zsad_jax.methods.shared.similarity import cosines, normalize, same_for_each
 from zsad_jax.utils.config import config_from, within
 from zsad_jax.utils.errors import UserError
 
-# Projections of the perception attention, and modules of the learned arrays, by the authors' names.
-FGP = {"query": "q_proj_pre", "key": "k_proj_pre_1", "value": "v_proj_pre_1", "out": "proj_post_t"}
+# Modules of the learned arrays, by the authors' names.
 MODULES = ("prompt_learner", "Zero_try", "ica", "fgp")
 
 
@@ -126,7 +125,8 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
     """
     config = config_from(ViP2CLIPConfig, config)
     if config.fgp:
-        layers.check_joint_heads(backbone, "fgp_heads", config.fgp_heads)
+        what = f"an embedding of {backbone.name}"
+        layers.check_heads("fgp_heads", config.fgp_heads, backbone.embed_dim, what)
     scale = scale_of(backbone, config.temperature)
     score_name = "patch" if config.utpa else "global"  # what the image score comes from
 
@@ -152,10 +152,7 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
             own_keys = jax.random.split(meta, config.num_class_prompts)
             params["meta_net"] = jax.vmap(lambda k: layers.init_bottleneck(k, *widths))(own_keys)
         if config.fgp:
-            params["fgp"] = {
-                name: layers.init_linear(one, joint, joint)
-                for one, name in zip(jax.random.split(fgp, 4), FGP, strict=True)
-            }
+            params["fgp"] = layers.init_perception(fgp, joint, joint)
         return params
 
     def encode(
@@ -202,12 +199,13 @@ def vip2clip(backbone: Backbone, config: ViP2CLIPConfig | Fields | None = None) 
         """
         attention = None
         if config.fgp:
-            texts, attention = _perceive(params["fgp"], text, features.patches, config.fgp_heads)
+            perceive = functools.partial(layers.perceive, num_heads=config.fgp_heads)
+            texts, attention = perceive(params["fgp"], text, features.patches)
             texts = normalize(texts)
         else:
             layer_shape = (*features.patches.shape[:2], *text.shape[1:])
             texts = jnp.broadcast_to(text[:, None], layer_shape)
-        # The compiler merges this normalization of the patches with that of `perceive`.
+        # The compiler merges this normalization of the patches with that of `layers.perceive`.
         values = cosines(features.patches, texts)
         probabilities = scale.probabilities(values)
         if config.utpa:
@@ -270,24 +268,6 @@ def _check_adjectives(backbone: Backbone, adjectives: Sequence[str], tokens: Tok
             )
 
 
-def _perceive(
-    network: Params,
-    text: Float[Array, "b 2 d"],
-    patches: Float[Array, "b layers h w d"],
-    num_heads: int,
-) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
-    """Returns the perception attention of texts to unit-norm patches of each layer, and its weights.
-
-    T_l = (softmax((T W_q)(F_l W_k)ᵀ) F_l W_v) W_o by heads, without the biases, for texts T and patches F_l.
-    Like the published code, it does not divide the logits by the root of the heads' width.
-    """
-    unit = normalize(patches)
-    unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
-    attend = functools.partial(layers.attend_folded, network, num_heads=num_heads, scale=1.0)
-    # Outside: the images. Inside: the layers, which share an image's texts.
-    return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
-
-
 def _pool_strongest(
     values: Float[Array, "b layers h w 2"],
     probabilities: Float[Array, "b layers h w 2"],
@@ -319,5 +299,5 @@ def _import_params(config: ViP2CLIPConfig, state: Arrays) -> Params:
         params["meta_bias"] = state["cls_prompter.bias"].reshape(-1)
         params["meta_net"] = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
     if config.fgp:
-        params["fgp"] = layers.linears_from_torch(state, **FGP)
+        params["fgp"] = layers.linears_from_torch(state, **layers.PERCEPTION)
     return params

@@ -15,7 +15,6 @@ OTHER_METHODS = {
     "anovl": "AnoVL",
     "adaclip": "AdaCLIP",
     "aaclip": "AA-CLIP",
-    "vcpclip": "VCP-CLIP",
     "musc": "MuSc",
     "patchcore": "PatchCore",
     "rd4ad": "RD4AD",

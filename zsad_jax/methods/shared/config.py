@@ -44,6 +44,7 @@ class MethodConfig:
       name: the method's key ("tipsomaly").
       title: its name as its paper prints it.
       needs_text: whether the method needs the text side of a backbone.
+      needs_joint_text: whether text tokens must be as wide as the joint space.
       recipe: the setting of its published numbers.
       tower_depth: number of blocks of the tower in which `feature_layers` are counted.
       renamed: former keys, and what replaced them.
@@ -61,6 +62,7 @@ class MethodConfig:
     name: ClassVar[str]
     title: ClassVar[str]
     needs_text: ClassVar[bool] = True
+    needs_joint_text: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe()
     tower_depth: ClassVar[int] = VISION_DEPTH
     renamed: ClassVar[Mapping[str, str]] = {}

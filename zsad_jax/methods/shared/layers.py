@@ -3,6 +3,7 @@
 A linear layer is {"kernel": [inputs, outputs], "bias": [outputs]}.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
@@ -10,11 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zsad_jax.backbones.base import AnyArray, Backbone
+from zsad_jax.backbones.base import AnyArray
 from zsad_jax.backbones.checkpoints.read import Arrays
+from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.errors import UserError
 
 Linear = Mapping[str, Float[AnyArray, "..."]]
+# Projections of the perception attention, by the names in the code of VCP-CLIP and ViP2-CLIP.
+PERCEPTION = {
+    "query": "q_proj_pre",
+    "key": "k_proj_pre_1",
+    "value": "v_proj_pre_1",
+    "out": "proj_post_t",
+}
 
 
 def init_tokens(
@@ -62,23 +71,23 @@ def bottleneck(
     return linear(params["second"], activation(linear(params["first"], x)))
 
 
-def check_joint_heads(backbone: Backbone, key: str, heads: int) -> None:
-    """Raises UserError if the attention heads of a config key do not divide the joint width."""
-    if backbone.embed_dim % heads:
+def check_heads(key: str, heads: int, width: int, vector: str) -> None:
+    """Raises UserError if the attention heads of a config key do not divide the width of a vector."""
+    if width % heads:
         raise UserError(
-            f"Config key '{key}' is {heads}, which does not divide the {backbone.embed_dim} numbers of an"
-            f" embedding of {backbone.name}. Use a divisor."
+            f"Config key '{key}' is {heads}, which does not divide the {width} numbers of {vector}. Use a"
+            " divisor."
         )
 
 
 def attend_folded(
     params: Mapping[str, Linear],
-    queries: Float[Array, "n d"],
+    queries: Float[Array, "n c"],
     tokens: Float[Array, "m d"],
     *,
     num_heads: int,
     scale: float,
-) -> tuple[Float[Array, "n d"], Float[Array, "h n m"]]:
+) -> tuple[Float[Array, "n e"], Float[Array, "h n m"]]:
     """Returns multi-head attention of few queries to many tokens, both keys and values, and its weights.
 
     The key and value kernels are applied to the few queries instead of the many tokens: q (t W_k)ᵀ equals
@@ -104,7 +113,34 @@ def attend_folded(
     mixed = jnp.einsum("hnm,md->hnd", weights, tokens, precision=highest)
     heads = jnp.einsum("hnd,dhk->nhk", mixed, value, precision=highest)
     # The weights of a query add up to 1, so the bias of the values is added once, after mixing.
-    return linear(params["out"], heads.reshape(queries.shape) + params["value"]["bias"]), weights
+    return linear(params["out"], heads.reshape(len(queries), -1) + params["value"]["bias"]), weights
+
+
+def init_perception(key: Array, queries: int, tokens: int) -> dict[str, Linear]:
+    """Returns the projections of the perception attention, whose output is as wide as the tokens."""
+    return {
+        name: init_linear(one, queries if name == "query" else tokens, tokens)
+        for one, name in zip(jax.random.split(key, 4), PERCEPTION, strict=True)
+    }
+
+
+def perceive(
+    params: Mapping[str, Linear],
+    text: Float[Array, "b 2 c"],
+    patches: Float[Array, "b layers h w d"],
+    *,
+    num_heads: int,
+) -> tuple[Float[Array, "b layers 2 d"], Float[Array, "b layers heads 2 n"]]:
+    """Returns the perception attention of texts to the normalized patches of each layer, and its weights.
+
+    T_l = (softmax((T W_q)(F_l W_k)ᵀ) F_l W_v) W_o by heads, without the biases, for texts T and patches F_l.
+    Like the published code, it does not divide the logits by the root of the heads' width.
+    """
+    unit = normalize(patches)
+    unit = unit.reshape(*unit.shape[:2], -1, unit.shape[-1])
+    attend = functools.partial(attend_folded, params, num_heads=num_heads, scale=1.0)
+    # Outside: the images. Inside: the layers, which share an image's texts.
+    return jax.vmap(jax.vmap(attend, in_axes=(None, 0)))(text, unit)
 
 
 def round_to_float16(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
