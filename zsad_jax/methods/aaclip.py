@@ -7,7 +7,7 @@ The second one trains the vision tower's adapters and heads on the resulting tex
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ from zsad_jax.methods.shared.scaling import ImageScores, scale_over_category
 from zsad_jax.methods.shared.similarity import normalize
 from zsad_jax.utils.config import config_from, within
 
-# Radius and standard deviation, in patches, of the Gaussian that smooths the scores of patches.
-BLUR = {"industrial": (3, 1.0), "medical": (4, 1.5)}
+# Of the Gaussian that smooths the scores of patches, in patches.
+INDUSTRIAL, MEDICAL = {"sigma": 1.0, "radius": 3}, {"sigma": 1.5, "radius": 4}
 HIGHEST = jax.lax.Precision.HIGHEST
 VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the second stage
 
@@ -53,13 +53,11 @@ VISION = "image_adapters", "patch_heads", "image_head"  # parameters of the seco
 class AACLIPConfig(OpenClipConfig):
     """Options of AA-CLIP; the defaults are those of the published numbers, except for `vv_axis`.
 
-    Numbers of blocks scale with the depth of a tower, as block numbers do.
-
     Attributes:
       normal_states, abnormal_states: `{}` is the class name.
       templates: sentences around a state, whose features are averaged; `{}` is the filled state.
       descriptions: classes are described as in the published code ("bottle" becomes "dark bottle").
-      text_adapters, image_adapters: number of blocks of a tower that have adapters, from the first.
+      text_adapters, image_adapters: number of the first blocks of a tower with adapters; scaled to its depth.
       adapter_share: of an adapter in the output of its block.
       relu_proj: the heads of the vision tower end with a leaky ReLU.
       vv_from: first block of the first stage's value-value attention; None: ordinary attention.
@@ -184,15 +182,14 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         def encode(
             params: Params, token_ids: AnyArray, paddings: AnyArray, **_: Unpack[TextOptions]
         ) -> Array:
-            tokens = token_ids, paddings
-            hidden = text_side.encode_text(params, *tokens, adapters=adapters, project=False)
+            options: TextOptions = {"adapters": adapters, "project": False}
+            hidden = text_side.encode_text(params, token_ids, paddings, **options)
             return jax.nn.leaky_relu(jnp.matmul(hidden, head, precision=HIGHEST))
 
         text = dataclasses.replace(text_side, encode_text=encode)
         model = dataclasses.replace(backbone, text=text)
-        names = [clean_class_name(name) for name in class_names]
-        if config.descriptions:
-            names = [prompts.DESCRIPTIONS.get(name, name) for name in names]
+        known = prompts.DESCRIPTIONS if config.descriptions else {}
+        names = [known.get(name, name) for name in map(clean_class_name, class_names)]
         ensembles = [sentences for name in names for sentences in family.describe(name)]
         return prompts.encode_ensembles(model, frozen, ensembles).reshape(len(names), 2, -1)
 
@@ -224,10 +221,6 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         image, patches = compare(params, text, features)
         scores = {"global": (1 + image[:, 1]) / 2}
         return Scores(scores, (1 + patches) / 2, {"text_features": text})
-
-    def make_map(patches: Float[Array, "b h w c"], size: anomaly_map.Size) -> Float[Array, "b H W"]:
-        radius, sigma = BLUR[config.domain]
-        return anomaly_map.grid_map(patches, size, sigma=sigma, radius=radius)
 
     def fuse(image: ImageScores, peaks: Float[Array, " b"]) -> ImageScores:
         fused = peaks if config.domain == "medical" else (peaks + image["global"]) / 2
@@ -280,12 +273,14 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         | {"milestones": ()},
         features=fixed_features,
         features_key=(*surgery.values(), config.cls_norm, config.global_token, backbone.form),
-        # Features that depend on the images of a batch cannot be stored. Those of a stage that changes images,
-        # here not at all, are computed in each step.
+        # Features that depend on the batch cannot be stored, as those of a stage that changes images are not.
         augment=None if config.vv_axis == "token" else lambda key, image, mask: (image, mask),
     )
+    vision_stage = Stage(("vision",), augment=move if config.augment else None, fixed=encode_text)
     side = vision_side(backbone, config)
-    side["features"], side["anomaly_map"] = features, make_map
+    side["features"] = features
+    blur: Any = MEDICAL if config.domain == "medical" else INDUSTRIAL
+    side["anomaly_map"] = functools.partial(anomaly_map.grid_map, **blur)
     made = Method(
         init=init,
         prototypes=encode_text,
@@ -295,10 +290,7 @@ def aaclip(backbone: Backbone, config: AACLIPConfig | Fields | None = None) -> M
         group_names=("text", "vision"),
         image_scores=("fused", "global", "map"),
         cacheable=False,
-        stages=(
-            text_stage,
-            Stage(("vision",), augment=move if config.augment else None, fixed=encode_text),
-        ),
+        stages=(text_stage, vision_stage),
         import_params=import_params,
         **side,
     )
