@@ -14,7 +14,6 @@ OTHER_METHODS = {
     "aprilgan": "APRIL-GAN",
     "anovl": "AnoVL",
     "adaclip": "AdaCLIP",
-    "aaclip": "AA-CLIP",
     "musc": "MuSc",
     "patchcore": "PatchCore",
     "rd4ad": "RD4AD",
