@@ -9,14 +9,14 @@ import pathlib
 import sys
 
 from zsad_jax.backbones import registry
-from zsad_jax.backbones.base import Backbone
+from zsad_jax.backbones.base import NO_TEXT, Backbone
 from zsad_jax.backbones.load import FAMILIES, describe_backbone
 from zsad_jax.methods import METHODS, Method, config_class, make_method
 from zsad_jax.utils import command_line, files
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- written by scripts/update_method_table.py -->\n", "<!-- end -->"
-RUNS, NO_TEXT = "runs", "not possible: no text side"
+RUNS, IMPOSSIBLE = "runs", f"not possible: {NO_TEXT}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def usable(name: str, backbones: list[Backbone]) -> list[Backbone]:
 def describe_family(backbones: list[Backbone], used: list[Backbone]) -> str:
     """Returns the cell of a family: whether a method runs, and over which backbones it does not."""
     if not used:
-        return NO_TEXT
+        return IMPOSSIBLE
     missing = ", ".join(f"`{one.name}`" for one in backbones if one not in used)
     return f"{RUNS}, except {missing}" if missing else RUNS
 

@@ -10,7 +10,6 @@ import pytest
 
 from zsad_jax.backbones import dinov2, load_backbone, registry
 from zsad_jax.backbones.load import describe_backbone
-from zsad_jax.methods import make_method
 from zsad_jax.utils.errors import UserError
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared/weights"
@@ -236,15 +235,6 @@ def test_names_arrays_of_a_foreign_file_as_they_are():
         UserError, match=r"no array 'pos_embed' .*first names are encoder/ToTokenSeq"
     ):
         load_backbone("dinov2", weights=foreign)
-
-
-def test_methods_that_need_text_raise_error():
-    backbone = describe_backbone("dinov2-s14")
-    assert backbone.text is None
-    with pytest.raises(
-        UserError, match=r"dinov2-s14 has no text side, which the method clip needs"
-    ):
-        make_method("clip", backbone)
 
 
 # Values in the released files, less the mask token, the class token's position and LayerScale (folded in).

@@ -14,7 +14,6 @@ from zsad_jax.backbones.base import Backbone
 from zsad_jax.backbones.family import Family, image_encoder, joint_digest
 from zsad_jax.backbones.load import FAMILIES
 from zsad_jax.data.preprocess import Preprocess
-from zsad_jax.methods import METHODS, config_class, make_method
 from zsad_jax.utils.errors import UserError
 
 PATCH, WIDTH = 7, 5
@@ -73,12 +72,6 @@ def test_encodes_images(backbone):
         features.global_tokens[:, 0], features.patches[:, 0].mean((1, 2)), rtol=1e-6
     )
     assert "no text side" in repr(backbone)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if config_class(name).needs_text])
-def test_methods_that_need_text_raise_error(backbone, name):
-    with pytest.raises(UserError, match=f"toy has no text side, which the method {name} needs"):
-        make_method(name, backbone)
 
 
 @pytest.mark.parametrize(

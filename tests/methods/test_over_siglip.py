@@ -1,4 +1,4 @@
-"""Tests of methods over SigLIP, whose probabilities are sigmoids and whose texts are not masked."""
+"""Tests of scores over SigLIP, whose probabilities are sigmoids."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ import pytest
 
 import zsad_jax
 from zsad_jax.backbones import registry
-from zsad_jax.methods import Batch, make_method
+from zsad_jax.methods import make_method
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "goldens/siglip2/siglip2_native.npz"
 
@@ -24,23 +24,14 @@ def siglip(tmp_path_factory):
     return zsad_jax.load_backbone("siglip", weights=path, tokenizer=tokenizer)
 
 
-def make_batch():
-    masks = np.zeros((2, 64, 64), np.float32)
-    masks[1, :20, :20] = 1
-    yes = np.ones(2, bool)
-    return Batch(np.array([0, 0]), np.array([0, 1]), masks, yes, yes, ("metal nut",))
-
-
 @pytest.mark.parametrize("name", ["tipsomaly", "anomalyclip"])
 @pytest.mark.parametrize("temperature", [None, 0.07])
-def test_trains_and_scores(siglip, name, temperature):
+def test_probabilities_follow_the_temperature(siglip, name, temperature):
     method = make_method(name, siglip, {"temperature": temperature})
     images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     frozen = siglip.params
     params = method.init(jax.random.key(0), frozen)
     features = method.features(frozen, params, images)
-    gradient = jax.grad(lambda one: method.loss(frozen, one, features, make_batch())[0])(params)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     prototypes = method.prototypes(frozen, params, ["metal nut"])
     extras = ("patch_cosines", "patch_probabilities")
     scores = method.score(frozen, params, prototypes, features, np.zeros(2, int), extras=extras)

@@ -241,8 +241,3 @@ def test_scores_each_class_token_of_tips(token):
 def test_rejects_mistakes(options, message):
     with pytest.raises(UserError, match=message):
         make_method("winclip", describe_backbone("clip-vit-b16-plus-240"), options)
-
-
-def test_rejects_backbone_without_text():
-    with pytest.raises(UserError, match="has no text side, which the method winclip needs"):
-        make_method("winclip", describe_backbone("dinov2-s14"))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from zsad_jax.data.preprocess import Preprocess
 from zsad_jax.utils.errors import UserError
 
+NO_TEXT = "no text side"  # of a vision-only model, in messages and tables
 Params: TypeAlias = PyTree  # of arrays
 AnyArray = Array | np.ndarray
 Tokens = tuple[Int[np.ndarray, "t n"], Int[np.ndarray, "t n"]]  # ids and paddings (1 = pad)
@@ -191,8 +192,7 @@ class Backbone:
       preprocess: from a decoded image to the tower's input.
       temperature: divides the cosine before a softmax or sigmoid (the trained one).
       logit_bias: is added before a sigmoid; None: the model was trained with a softmax.
-      patch_size, embed_dim, vision_width, vision_depth, num_global_tokens: sizes of the vision side;
-        embed_dim is the width of the joint space.
+      patch_size, embed_dim (of the joint space), vision_width, vision_depth, num_global_tokens: vision sizes.
       digest: SHA-256 over the weight files, which identifies them in results.
       tokenizer_digest: SHA-256 of the tokenizer's file; None where there is none.
       options: those that change features but neither `digest` nor `preprocess`: dtype, heads, activation.
@@ -224,7 +224,7 @@ class Backbone:
     forms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        text = f"text {self.text.width} x {self.text.depth}" if self.text else "no text side"
+        text = f"text {self.text.width} x {self.text.depth}" if self.text else NO_TEXT
         return (
             f"Backbone({self.name!r}, vision {self.vision_width} x {self.vision_depth}, {text},"
             f" image_size={self.preprocess.image_size}, patch_size={self.patch_size})"
@@ -252,7 +252,7 @@ class Backbone:
         """
         if self.text is None:
             raise UserError(
-                f"The backbone {self.name} has no text side, which {user} needs. Use a vision-language model,"
+                f"The backbone {self.name} has {NO_TEXT}, which {user} needs. Use a vision-language model,"
                 " for example tips-l14-hr or clip-vit-l14-336."
             )
         return self.text

@@ -170,13 +170,16 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         return Scores({"global": image}, patches, {"text_features": text})
 
     def make_map(patches: Float[Array, "b h w c"], size: anomaly_map.Size) -> Float[Array, "b H W"]:
-        """Returns sum_l sigmoid(U m_l) + sum_l U d_l of margins m_l and distances d_l, up-sampled by U."""
+        """Returns sum_l sigmoid(U m_l) of margins m_l, up-sampled by U.
+
+        With the distances d_l it is a third of sum_l sigmoid(U m_l) + sum_l U d_l, for the same range.
+        """
         pixels = anomaly_map.margin_map(patches[..., :count], size, sigma=config.sigma)
-        if patches.shape[-1] > count:
-            near = patches[..., count:].sum(axis=-1, keepdims=True)
-            options: dict[str, Any] = {"sigma": config.sigma, "align_corners": True}
-            pixels += anomaly_map.upsample(near, size, **options)[..., 0]
-        return pixels
+        if patches.shape[-1] == count:
+            return pixels
+        near = patches[..., count:].sum(axis=-1, keepdims=True)
+        distance = anomaly_map.upsample(near, size, sigma=config.sigma, align_corners=True)
+        return (pixels + distance[..., 0]) / 3
 
     def loss(frozen: Params, params: Params, features: VisionFeatures, batch: Batch) -> Loss:
         """Returns the sum of focal and Dice losses over layers; the class token is not trained on."""
