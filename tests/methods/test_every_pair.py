@@ -158,7 +158,7 @@ def test_pair_trains_and_scores_or_is_rejected_as_stated(largest_entries, name, 
     assert not moved or min(largest_entries(name, moved).values()) > 1e-5
     if method.across:  # on the host
         prototypes = method.prototypes(backbone.params, params, batch.class_names)
-        blocks = [(features, yes)]
+        blocks = [(given[0], yes)]
         scores = method.across(backbone.params, params, prototypes, lambda: blocks, 0)
         found.append((scores, method.anomaly_map(scores.patches, SIZE)))
     low, high = method.map_range or (-np.inf, np.inf)
