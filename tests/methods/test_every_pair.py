@@ -150,9 +150,9 @@ def test_pair_trains_and_scores_or_is_rejected_as_stated(largest_entries, name, 
             prototypes = method.prototypes(frozen, params, batch.class_names, compared)
             scores = method.score(frozen, params, prototypes, features, category)
             found.append((scores, method.anomaly_map(scores.patches, SIZE)))
-        return params, moved, losses, features, found
+        return params, moved, losses, found
 
-    params, moved, losses, features, found = run(backbone.params, params, *given, batch)
+    params, moved, losses, found = run(backbone.params, params, *given, batch)
     assert all(np.isfinite(value) for value in losses.values())
     # The first step of Adam moves an array by the learning rate wherever it has a gradient.
     assert not moved or min(largest_entries(name, moved).values()) > 1e-5

@@ -363,8 +363,9 @@ def test_reads_authors_files(clip, golden, params):
 
 
 def test_equal_features_are_shared(clip):
-    assert vip2clip(clip).features_key == ((2, 4, 6, 8), None, False, True)
-    assert vip2clip(clip, {"cls_norm": True}).features_key == ((2, 4, 6, 8), None, True, True)
+    assert vip2clip(clip).features_key == ((2, 4, 6, 8), None, False, True, "openai")
+    other = vip2clip(clip, {"cls_norm": True}).features_key
+    assert other == ((2, 4, 6, 8), None, True, True, "openai")
 
 
 def test_rejects_adjective_of_several_tokens(clip):
