@@ -246,11 +246,14 @@ def kill(
         else:
             process.send_signal(number)
         (said,) = finish([process])
-        if process.returncode == 0:  # it ended before the signal
-            finish(others)
+        ended = process.returncode == 0
+        words_of_others = finish(others, SECONDS_LIMIT if ended else SECONDS_AFTER_LOSS)
+        # It ended before the signal, or only process 0 had something left to do, its report.
+        if ended or (others and not any(one.returncode for one in others)):
+            compare_outputs(command, whole, folder)
             kill(command, whole, number, 0.7 * seconds, victim)
             return
-        for other, words in zip(others, finish(others, SECONDS_AFTER_LOSS), strict=True):
+        for other, words in zip(others, words_of_others, strict=True):
             if other.returncode != 1 or words.count(distributed.LOST) != 1 or "Traceback" in words:
                 raise WrongError(f"code {other.returncode} of another process\n{words[-3000:]}")
         if process.returncode != SIGNALS[number] or "Traceback" in said:
@@ -264,14 +267,15 @@ def kill(
         left = [str(path) for path in folder.rglob("*") if TEMPORARY.fullmatch(path.name)]
         if left or any((folder / "tmp").iterdir()):
             raise WrongError(f"temporary files: {left} {os.listdir(folder / 'tmp')}")
-        expected, found = (
-            read_outputs(whole / command.output),
-            read_outputs(folder / command.output),
-        )
-        if differing := [
-            name for name in expected | found if expected.get(name) != found.get(name)
-        ]:
-            raise WrongError(f"other outputs: {differing}")
+        compare_outputs(command, whole, folder)
+
+
+def compare_outputs(command: Command, whole: pathlib.Path, folder: pathlib.Path) -> None:
+    """Raises WrongError if the outputs in `folder` differ from those of the undisturbed run."""
+    expected, found = (read_outputs(place / command.output) for place in (whole, folder))
+    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
+    if differing:
+        raise WrongError(f"other outputs: {differing}")
 
 
 def draw_cases(
