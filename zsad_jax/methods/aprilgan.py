@@ -24,7 +24,6 @@ from zsad_jax.methods.base import (
     score_fn,
     vision_side,
 )
-from zsad_jax.methods.knn import distances
 from zsad_jax.methods.shared import anomaly_map, layers, losses, prompts
 from zsad_jax.methods.shared.config import (
     CLIP,
@@ -35,7 +34,8 @@ from zsad_jax.methods.shared.config import (
     Recipe,
     check_texts,
 )
-from zsad_jax.methods.shared.similarity import cosines, normalize
+from zsad_jax.methods.shared.nearest import distances, patch_rows
+from zsad_jax.methods.shared.similarity import cosines
 from zsad_jax.utils.config import config_from, within
 
 # In the published order.
@@ -123,9 +123,8 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         text = encode_text(frozen, params, class_names)
         if references is None:
             return {"text": text}
-        # [category, image, layer, h, w, d] -> of each layer [category, image, h w, d]
-        tokens = jnp.moveaxis(normalize(references.patches), 2, 0)
-        return {"text": text, "banks": tokens.reshape(*tokens.shape[:3], -1, tokens.shape[-1])}
+        # The axes are [category, image, layer, h, w, d].
+        return {"text": text, "banks": jnp.moveaxis(patch_rows(references.patches, "cosine"), 2, 0)}
 
     def margins(
         params: Params, text: Float[Array, "b 2 d"], features: VisionFeatures
@@ -158,12 +157,10 @@ def aprilgan(backbone: Backbone, config: AprilGANConfig | Fields | None = None) 
         image = jax.nn.sigmoid(_margin(cosines(tokens, text)))
         patches = margins(params, text, features)
         if "banks" in known:
-            found = []
-            for i, bank in enumerate(known["banks"]):
-                near = {"bank": bank, "valid": jnp.ones(bank.shape[:-1], bool)}
-                found.append(
-                    distances(near, category, features.patches[:, i], k=1, metric="cosine")
-                )
+            found = [
+                distances(bank, category, features.patches[:, i])
+                for i, bank in enumerate(known["banks"])
+            ]
             distance = jnp.stack(found, axis=-1)
             image = (image + distance.mean(axis=-1).max(axis=(1, 2)) / 2) / 2
             patches = jnp.concatenate([patches, distance], axis=-1)

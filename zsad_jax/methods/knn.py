@@ -9,7 +9,7 @@ rotates references at their original size, and AnomalyDINO's keeps the aspect an
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from zsad_jax.backbones.feature_cache import Images
 from zsad_jax.methods import base
 from zsad_jax.methods.shared import anomaly_map
 from zsad_jax.methods.shared.config import VISION_DEPTH, Fields, MethodConfig, Recipe
-from zsad_jax.methods.shared.similarity import normalize
+from zsad_jax.methods.shared.nearest import Metric, distances, patch_rows
 from zsad_jax.utils.config import config_from, within
 
 MAX_ANGLE = 345.0  # degrees, of random rotations
@@ -30,8 +30,7 @@ FILLED, MIDDLE = 0.35, (0.2, 0.8)
 # The threshold is that of DINOv2 S/14 after its final norm.
 MASKS = {"mask_threshold": 10.0, "mask_backbones": ("dinov2-s14",)}
 MASKED = ("capsule", "hazelnut", "pill", "screw", "toothbrush")  # of MVTec AD
-HIGHEST = jax.lax.Precision.HIGHEST  # others round cosines by as much as 1 - cosine
-Metric = Literal["cosine", "L2"]
+HIGHEST = jax.lax.Precision.HIGHEST  # others would hide small residuals
 Features = Float[Array, "b h w d"]
 References = dict[str, Array]
 
@@ -137,7 +136,7 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> base.Me
         if subspace:
             fit = functools.partial(fit_subspace, tau=config.tau)
             return {"masked": masked, **jax.lax.map(fit, references)}
-        bank = _rows(references, config.metric)
+        bank = patch_rows(references, config.metric)
         valid = jnp.ones(bank.shape[:3], bool)
         if config.mask_references and threshold is not None:
             shown = jax.lax.map(show, references).reshape(valid.shape)
@@ -158,7 +157,8 @@ def knn(backbone: Backbone, config: KnnConfig | Fields | None = None) -> base.Me
         if subspace:
             found = residuals(references, category, patches)
         else:
-            found = distances(references, category, patches, k=config.k, metric=config.metric)
+            options: Any = {"k": config.k, "metric": config.metric, "valid": references["valid"]}
+            found = distances(references["bank"], category, patches, **options)
         if threshold is not None:
             unmasked = ~references["masked"][category][:, None, None]
             found = jnp.where(show(patches) | unmasked, found, 0)
@@ -201,35 +201,6 @@ def rotate_views(
         return np.asarray(cv2.warpAffine(image, turn, (side, side), flags=flags, borderMode=border))
 
     return np.stack([rotate(*pair) for row in angles for pair in zip(images, row, strict=True)])
-
-
-def distances(
-    references: References, category: base.Category, patches: Features, *, k: int, metric: Metric
-) -> Float[Array, "b h w"]:
-    """Returns the mean distance to the k nearest reference patches, or to all of them where there are fewer.
-
-    "L2" is the root of the mean square. Of the references, {"bank": [c r n d], "valid": [c r n]}, one image of
-    each category is compared at a time, so that only the distances to its patches are in memory.
-    """
-    bank, valid = references["bank"], references["valid"]
-    tokens = _rows(patches, metric)
-    k = min(k, bank.shape[1] * bank.shape[2])
-
-    def compare(nearest: Array, number: Array) -> tuple[Array, None]:
-        others = bank[category, number]
-        found = 1 - (products := jnp.einsum("bnd,bmd->bnm", tokens, others, precision=HIGHEST))
-        if metric == "L2":
-            x, y = (jnp.square(rows).sum(axis=-1) for rows in (tokens, others))
-            found = jnp.maximum(x[..., None] + y[:, None] - 2 * products, 0)  # 0 but for rounding
-        found = jnp.where(valid[category, number][:, None], found, jnp.inf)
-        if k == 1:  # much faster than to sort
-            return jnp.minimum(nearest, found.min(axis=-1, keepdims=True)), None
-        return -jax.lax.top_k(-jnp.concatenate([nearest, found], axis=-1), k)[0], None
-
-    start = jnp.full((*tokens.shape[:2], k), jnp.inf)
-    nearest, _ = jax.lax.scan(compare, start, jnp.arange(bank.shape[1]))
-    found = nearest.mean(axis=-1, where=jnp.isfinite(nearest))
-    return (found if metric == "cosine" else jnp.sqrt(found)).reshape(patches.shape[:3])
 
 
 def fit_subspace(references: Float[Array, "r h w d"], *, tau: float) -> References:
@@ -283,12 +254,6 @@ def blur_3x3(maps: Float[Array, "b H W"], sigma: float) -> Float[Array, "b H W"]
     rows = sum(weights[i] * padded[:, i : i + height] for i in range(3))
     blurred: Array = sum(weights[i] * rows[:, :, i : i + width] for i in range(3))
     return blurred
-
-
-def _rows(patches: Float[Array, "*b h w d"], metric: Metric) -> Float[Array, "*b n d"]:
-    """Returns patch tokens as rows, with unit norm for cosines."""
-    rows = patches.astype(jnp.float32).reshape(*patches.shape[:-3], -1, patches.shape[-1])
-    return normalize(rows) if metric == "cosine" else rows
 
 
 def principal_components(patches: Float[Array, "*n d"]) -> tuple[Array, Array, Array, Array]:

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, PyTree
 
 from zsad_jax.backbones.base import Backbone, Params, VisionFeatures
 from zsad_jax.methods.base import NOTHING_LEARNED, Category, Method, Scores, score_fn, vision_side
-from zsad_jax.methods.knn import distances
 from zsad_jax.methods.shared import prompts
 from zsad_jax.methods.shared.config import MAX_SIGMA, Fields, MethodConfig, Recipe, check_texts
-from zsad_jax.methods.shared.similarity import cosines, normalize, scale_of
+from zsad_jax.methods.shared.nearest import distances, patch_rows
+from zsad_jax.methods.shared.similarity import cosines, scale_of
 from zsad_jax.utils.config import config_from, within
 
 # In the published order, in which one is listed twice, and counts twice.
@@ -95,8 +95,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         text = prompts.encode_pairs(backbone, frozen, family, class_names)
         if references is None:
             return {"text": text}
-        tokens = [normalize(x) for _, x in scales(references)]
-        banks = [x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in tokens]
+        banks = [patch_rows(x, "cosine") for _, x in scales(references)]
         return {"text": text, "banks": banks}
 
     def compute(
@@ -133,8 +132,7 @@ def winclip(backbone: Backbone, config: WinCLIPConfig | Fields | None = None) ->
         if "banks" in references:
             found = []
             for (size, x), bank in zip(tokens, references["banks"], strict=True):
-                near = {"bank": bank, "valid": jnp.ones(bank.shape[:-1], bool)}
-                distance = distances(near, category, x, k=1, metric="cosine")
+                distance = distances(bank, category, x)
                 # Rounding can make it negative, whose harmonic mean would be any number.
                 found.append(window_map(jnp.maximum(distance, 0) / 2, size))
             association = jnp.stack(found).mean(axis=0)

@@ -113,15 +113,6 @@ def grid_map(
     return upsample(grid[..., None], size, align_corners=True)[..., 0]
 
 
-def margin_probabilities(margins: Float[Array, "b h w l"], size: Size) -> Float[Array, "b H W l"]:
-    """Returns the probability of an anomaly at each pixel, from margins that are up-sampled first.
-
-    A margin is the logit of the anomalous state less that of the normal one: as up-sampling is linear, its
-    sigmoid is the softmax of both logits. Outermost centers coincide, as in APRIL-GAN and its successors.
-    """
-    return jax.nn.sigmoid(upsample(margins, size, align_corners=True))
-
-
 def margin_map(
     margins: Float[Array, "b h w l"],
     size: Size,
@@ -129,11 +120,13 @@ def margin_map(
     weights: Sequence[float] | None = None,
     sigma: float = 0.0,
 ) -> Float[Array, "b H W"]:
-    """Returns the sum of `margin_probabilities` over l, smoothed with a Gaussian of `sigma` output pixels.
+    """Returns the sum over l of the probabilities of an anomaly, smoothed with a Gaussian of `sigma` pixels.
 
-    `weights` are those of each of l in the sum; None: all are 1.
+    A margin is the logit of the anomalous state less that of the normal one. Margins are up-sampled, with
+    outermost centers that coincide, as in APRIL-GAN and its successors: as that is linear, the sigmoid of a
+    pixel is the softmax of both logits. `weights` are those of each of l in the sum; None: all are 1.
     """
-    probabilities = margin_probabilities(margins, size)
+    probabilities = jax.nn.sigmoid(upsample(margins, size, align_corners=True))
     if weights is not None:
         probabilities *= jnp.asarray(weights)
     summed = probabilities.sum(axis=-1, keepdims=True)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from zsad_jax.backbones.base import AnyArray
 from zsad_jax.methods.base import Batch, Loss, Terms
-from zsad_jax.methods.shared.anomaly_map import margin_probabilities, upsample
+from zsad_jax.methods.shared.anomaly_map import upsample
 from zsad_jax.methods.shared.similarity import Comparison
 
 FOCAL_SMOOTHING = 1e-5
@@ -75,17 +75,17 @@ def segmentation_terms(probabilities: Float[Array, "b h w 2"], batch: Batch) -> 
 
 
 def margin_terms(margins: Float[Array, "b h w l"], batch: Batch) -> Terms:
-    """Returns the terms of `pixel_terms`, summed over l maps of `margin_probabilities`.
+    """Returns the terms of `pixel_terms`, summed over l maps as in `margin_map`.
 
     This is the segmentation loss of APRIL-GAN and its successors, of which some use no "dice_normal".
     """
 
-    def terms(margins: Float[Array, "b h w"]) -> Terms:
+    def terms(logits: Float[Array, "b H W"]) -> Terms:
         # Of both signs: 1 - p would round small probabilities to 0.
-        both = jnp.stack([-margins, margins], axis=-1)
-        return pixel_terms(margin_probabilities(both, _size(batch)), batch)
+        return pixel_terms(jax.nn.sigmoid(jnp.stack([-logits, logits], axis=-1)), batch)
 
-    return {name: x.sum() for name, x in jax.vmap(terms, in_axes=-1)(margins).items()}
+    pixels = upsample(margins, _size(batch), align_corners=True)
+    return {name: x.sum() for name, x in jax.vmap(terms, in_axes=-1)(pixels).items()}
 
 
 def _size(batch: Batch) -> tuple[int, int]:
